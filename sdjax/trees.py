@@ -1,0 +1,107 @@
+"""Parameter trees addressed by dotted name, and random keys addressed by name and example.
+
+A Linen tree is nested dicts whose keys may hold dots themselves ("down_blocks.0"), so ".".join(path) is the key of the
+same weight in a diffusers file.  `unflatten` therefore needs a tree of the same structure; names are never parsed.
+
+    matching(sd.unet, r"attn\\d\\.to_q\\.kernel$")
+    edit(sd.unet, r"attn\\d\\.to_q\\.kernel$", lambda name, w: w * 2)
+"""
+
+import hashlib
+import re
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def _walk(tree, path=()):
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _walk(value, (*path, key))
+    else:
+        yield path, tree
+
+
+def names(tree):
+    """Returns {dotted name: path} of every leaf, in the tree's order."""
+    return {".".join(path): path for path, _ in _walk(tree)}
+
+
+def flatten(tree):
+    """Returns {dotted name: leaf} of a tree of nested dicts, in the tree's order."""
+    return {".".join(path): leaf for path, leaf in _walk(tree)}
+
+
+def unflatten(flat, like):
+    """Returns a tree of the structure of `like` with the leaves of `flat`, {dotted name: leaf}.
+
+    Raises ValueError when a name of `like` is missing in `flat` or the other way round.
+    """
+    wanted = names(like)
+    missing, extra = sorted(wanted.keys() - flat.keys()), sorted(flat.keys() - wanted.keys())
+    if missing or extra:
+        raise ValueError(f"weights do not fit: missing {listing(missing)}; unexpected {listing(extra)}")
+    return map_names(lambda name, _: flat[name], like)
+
+
+def listing(items, most=10):
+    """Returns up to `most` items as text and how many there are: "a, b, ... (12)"."""
+    items = list(items)
+    shown = ", ".join(str(item) for item in items[:most])
+    return (f"{shown}, ... ({len(items)})" if len(items) > most else shown) or "none"
+
+
+def map_names(change, tree, path=()):
+    """Returns the tree with every leaf replaced by change(dotted name, leaf)."""
+    if isinstance(tree, dict):
+        return {key: map_names(change, value, (*path, key)) for key, value in tree.items()}
+    return change(".".join(path), tree)
+
+
+def matching(tree, pattern):
+    """Returns {dotted name: leaf} of the leaves whose name contains a match of the regular expression."""
+    found = re.compile(pattern)
+    return {name: leaf for name, leaf in flatten(tree).items() if found.search(name)}
+
+
+def edit(tree, pattern, change):
+    """Returns the tree with change(name, leaf) in place of every leaf whose name matches the regular expression."""
+    found = re.compile(pattern)
+    return map_names(lambda name, leaf: change(name, leaf) if found.search(name) else leaf, tree)
+
+
+def cast(tree, dtype):
+    """Returns the tree with every floating-point leaf in `dtype`; integers and keys stay."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def copy(tree):
+    """Returns the tree with every leaf in a buffer of its own, so that the original survives donation."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+
+def count(tree):
+    """Returns the number of numbers in a tree of arrays."""
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def digest(tree):
+    """Returns the first 16 hex digits of a SHA-256 over names, types, shapes and bytes: which weights these are."""
+    total = hashlib.sha256()
+    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(tree), key=lambda pair: jax.tree_util.keystr(pair[0])):
+        array = np.asarray(leaf)
+        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        total.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
+    return total.hexdigest()[:16]
+
+
+def named_key(key, name):
+    """Returns the key of a named use, fold_in(key, crc32(name)): the same whatever other names there are."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
+
+
+def example_keys(key, index):
+    """Returns one key per example, fold_in(key, index[b]): independent of the batch that the example sits in.  index: int [B]."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
