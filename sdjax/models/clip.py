@@ -1,0 +1,327 @@
+"""CLIP's two towers, and its way of preparing pictures.
+
+Submodules are named as in transformers' CLIPTextModel (with the prefix text_model) and CLIPVisionModelWithProjection.
+
+Shapes: B batch, L tokens, C text width, N patches + 1, D vision width, P projection width, s picture side of the tower.
+
+    text = TextEncoder(TextConfig.from_json(json.load(file)))
+    context = text.apply(params, text.apply(params, ids, method="embed"), skip=0)  # [B L C]
+    embeds, class_tokens, hidden = image.apply(params, clip_pixels(pixels, 224))  # [B P] [B layers D] [B N D]
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sdjax.models.layers import Conv, Dense, LayerNorm, attend
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of [0, 1] pictures; openai/CLIP, clip.py, _transform
+STD = (0.26862954, 0.26130258, 0.27577711)  # the same place
+LEGACY_EOS = 2  # config.json files older than transformers PR 24773 hold this wrong id
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # openai/CLIP, model.py, QuickGELU
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # the erf form; OpenCLIP's towers
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The text_encoder/config.json of a diffusers folder; defaults are those of transformers' CLIPTextConfig."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    projection_dim: int = 512
+    bos_token_id: int = 49406
+    eos_token_id: int = 49407
+    pad_token_id: int = 1
+
+    @classmethod
+    def from_json(cls, values):
+        """Returns the config of a parsed config.json.  Keys that CLIP does not read are ignored, as transformers does.
+
+        Raises ValueError for another model type, a config of both towers, and options that we do not have.
+        """
+        return _read(cls, values, "clip_text_model")
+
+    def to_json(self):
+        """Returns the dict for config.json that transformers' CLIPTextModel reads."""
+        return {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **dataclasses.asdict(self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageConfig:
+    """The image_encoder/config.json of a diffusers folder; defaults are those of transformers' CLIPVisionConfig."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 32
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    projection_dim: int = 512
+
+    @classmethod
+    def from_json(cls, values):
+        """Returns the config of a parsed config.json.  Raises ValueError as TextConfig.from_json does."""
+        config = _read(cls, values, "clip_vision_model")
+        if config.num_channels != 3:
+            raise ValueError(f"num_channels={config.num_channels!r}: pictures have 3 channels")
+        if config.image_size < config.patch_size:
+            raise ValueError(f"patch_size={config.patch_size}: at most image_size={config.image_size}")
+        return config
+
+    def to_json(self):
+        """Returns the dict for config.json that transformers' CLIPVisionModelWithProjection reads."""
+        kind = {"architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model"}
+        return {**kind, **dataclasses.asdict(self)}
+
+
+def _read(cls, values, model_type):
+    nested = [name for name in ("text_config", "vision_config") if values.get(name) is not None]
+    if nested:
+        raise ValueError(f"{nested[0]}: a CLIPConfig holds both towers; expected one tower's config ({model_type})")
+    if values.get("model_type", model_type) != model_type:
+        raise ValueError(f"model_type={values['model_type']!r}: expected {model_type!r}")
+    if values.get("attention_dropout"):
+        raise ValueError(f"attention_dropout={values['attention_dropout']!r}: only 0 is supported")
+    known = {field.name: values.get(field.name, field.default) for field in dataclasses.fields(cls)}
+    for field in dataclasses.fields(cls):
+        known[field.name] = _checked(field, known[field.name])
+    config = cls(**known)
+    if config.hidden_act not in ACTIVATIONS:
+        raise ValueError(f"hidden_act={config.hidden_act!r}: expected one of {', '.join(ACTIVATIONS)}")
+    if config.hidden_size % config.num_attention_heads:
+        heads, width = config.num_attention_heads, config.hidden_size
+        raise ValueError(f"num_attention_heads={heads}: must divide hidden_size={width}")
+    return config
+
+
+def _checked(field, value):
+    if value is None:
+        return field.default
+    if field.type is float and isinstance(value, int):
+        value = float(value)
+    if type(value) is not field.type:
+        raise ValueError(f"{field.name}={value!r}: expected one {field.type.__name__}")
+    if field.type is int and value < (0 if field.name.endswith("token_id") else 1):
+        raise ValueError(f"{field.name}={value!r}: expected a positive number")
+    return value
+
+
+class TextEncoder(nn.Module):
+    """CLIP's causal text tower: embed() looks words up, calling it runs the layers on the rows.
+
+    Between the two a caller may put rows of its own (textual inversion).  init with `method="initialise"`.
+    """
+
+    config: TextConfig
+    dtype: object = jnp.float32
+
+    def setup(self):
+        self.text_model = _TextModel(self.config, self.dtype)
+
+    def embed(self, ids):
+        """Returns the token rows [B L C] of ids [B L], without positions; NaN for ids beyond the vocabulary."""
+        return self.text_model.embeddings.token_embedding(ids)
+
+    def __call__(self, embeddings, skip=0):
+        """Returns the context [B L C]: positions added, causal layers without the last `skip`, final norm.
+
+        skip: clip skip as a number of layers left out, 0 to num_hidden_layers - 1; diffusers' clip_skip.
+        Raises ValueError for another skip or more tokens than there are positions.
+        """
+        return self.text_model(embeddings, skip)
+
+    def initialise(self, ids):
+        """Returns the context of ids [B L]; touches every parameter."""
+        return self(self.embed(ids))
+
+
+class ImageEncoder(nn.Module):
+    """CLIP's vision transformer with its projection."""
+
+    config: ImageConfig
+    dtype: object = jnp.float32
+
+    def setup(self):
+        start = nn.initializers.normal(self.config.hidden_size**-0.5)
+        self.vision_model = _VisionModel(self.config, self.dtype)
+        self.visual_projection = Dense(self.config.projection_dim, use_bias=False, dtype=self.dtype, kernel_init=start)
+
+    def __call__(self, pixels):
+        """Returns (embeds [B P], class_tokens [B layers D], hidden [B N D]) of CLIP-normalised pixels [B s s 3].
+
+        embeds = projection(post_layernorm(class token)); class_tokens are those after each block and hidden the last
+        block's output, both before post_layernorm.  Raises ValueError for pictures of another side than image_size.
+        """
+        states = self.states(pixels)
+        embeds = self.visual_projection(self.vision_model.post_layernorm(states[-1][:, 0]))
+        return embeds, jnp.stack([state[:, 0] for state in states[1:]], axis=1), states[-1]
+
+    def states(self, pixels):
+        """Returns the tuple of all hidden states [B N D]: the normed input of the blocks, then each block's output."""
+        return self.vision_model(pixels)
+
+
+class _TextEmbeddings(nn.Module):
+    config: TextConfig
+    dtype: object
+
+    def setup(self):
+        config = self.config
+        self.token_embedding = _embed(config.vocab_size, config.hidden_size, 0.02, self.dtype)
+        self.position_embedding = _embed(config.max_position_embeddings, config.hidden_size, 0.01, self.dtype)
+
+
+class _TextModel(nn.Module):
+    config: TextConfig
+    dtype: object
+
+    def setup(self):
+        self.embeddings = _TextEmbeddings(self.config, self.dtype)
+        self.encoder = _Blocks(self.config, self.dtype)
+        self.final_layer_norm = LayerNorm(self.config.layer_norm_eps, self.dtype)
+
+    def __call__(self, embeddings, skip):
+        length, most = embeddings.shape[1], self.config.max_position_embeddings
+        if length > most:
+            raise ValueError(f"{length} tokens: the text encoder takes at most {most} (max_position_embeddings)")
+        if not 0 <= skip < self.config.num_hidden_layers:
+            raise ValueError(f"skip={skip}: expected 0 to {self.config.num_hidden_layers - 1}")
+        positions = self.embeddings.position_embedding(jnp.arange(length)[None])  # [1 L C]
+        causal = jnp.tril(jnp.ones((length, length), bool))[None, None]  # [1 1 L L]
+        states = self.encoder(embeddings.astype(self.dtype) + positions, causal)
+        return self.final_layer_norm(states[-1 - skip])
+
+
+class _ImageEmbeddings(nn.Module):
+    config: ImageConfig
+    dtype: object
+
+    @nn.compact
+    def __call__(self, pixels):
+        width, patch, side = self.config.hidden_size, self.config.patch_size, self.config.image_size
+        if pixels.shape[1:] != (side, side, 3):
+            raise ValueError(f"picture of shape {pixels.shape[1:]}: the image encoder takes {(side, side, 3)}")
+        options = {"strides": patch, "padding": 0, "use_bias": False, "dtype": self.dtype}
+        patches = Conv(width, patch, **options, name="patch_embedding")(pixels)
+        patches = patches.reshape(len(patches), -1, width)  # [B N-1 D]
+        first = self.param("class_embedding", nn.initializers.normal(width**-0.5), (width,)).astype(self.dtype)
+        tokens = jnp.concatenate([jnp.broadcast_to(first, (len(patches), 1, width)), patches], axis=1)  # [B N D]
+        table = _embed(tokens.shape[1], width, width**-0.5, self.dtype, name="position_embedding")
+        return tokens + table(jnp.arange(tokens.shape[1])[None])
+
+
+class _VisionModel(nn.Module):
+    config: ImageConfig
+    dtype: object
+
+    def setup(self):
+        norm = (self.config.layer_norm_eps, self.dtype)
+        self.embeddings = _ImageEmbeddings(self.config, self.dtype)
+        self.pre_layrnorm = LayerNorm(*norm)  # the spelling of the checkpoints
+        self.encoder = _Blocks(self.config, self.dtype)
+        self.post_layernorm = LayerNorm(*norm)
+
+    def __call__(self, pixels):
+        return self.encoder(self.pre_layrnorm(self.embeddings(pixels)), None)
+
+
+class _Blocks(nn.Module):
+    config: object
+    dtype: object
+
+    @nn.compact
+    def __call__(self, x, mask):
+        states = [x]
+        for i in range(self.config.num_hidden_layers):
+            states.append(_Block(self.config, self.dtype, name=f"layers.{i}")(states[-1], mask))
+        return tuple(states)
+
+
+class _Block(nn.Module):
+    config: object
+    dtype: object
+
+    @nn.compact
+    def __call__(self, x, mask):
+        norm = (self.config.layer_norm_eps, self.dtype)
+        x = x + _Attention(self.config, self.dtype, name="self_attn")(LayerNorm(*norm, name="layer_norm1")(x), mask)
+        return x + _Mlp(self.config, self.dtype, name="mlp")(LayerNorm(*norm, name="layer_norm2")(x))
+
+
+class _Attention(nn.Module):
+    config: object
+    dtype: object
+
+    @nn.compact
+    def __call__(self, x, mask):
+        width = self.config.hidden_size
+        q, k, v = (_dense(width, width**-0.5, self.dtype, f"{name}_proj")(x) for name in "qkv")
+        out = attend(q, k, v, self.config.num_attention_heads, mask=mask)
+        return _dense(width, _residual_std(self.config), self.dtype, "out_proj")(out)
+
+
+class _Mlp(nn.Module):
+    config: object
+    dtype: object
+
+    @nn.compact
+    def __call__(self, x):
+        width = self.config.hidden_size
+        hidden = _dense(self.config.intermediate_size, (2 * width) ** -0.5, self.dtype, "fc1")(x)
+        hidden = ACTIVATIONS[self.config.hidden_act](hidden)
+        return _dense(width, _residual_std(self.config), self.dtype, "fc2")(hidden)
+
+
+# Standard deviations at the start: openai/CLIP, model.py, initialize_parameters.
+def _residual_std(config):
+    return (2 * config.hidden_size * config.num_hidden_layers) ** -0.5
+
+
+def _dense(features, std, dtype, name):
+    return Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(std), name=name)
+
+
+def _embed(rows, width, std, dtype, name=None):
+    return nn.Embed(rows, width, dtype=dtype, embedding_init=nn.initializers.normal(std), name=name)
+
+
+def pooled(hidden, ids, eos):
+    """Returns the row of each text's first EOS token [B C] (row 0 where there is none).
+
+    hidden: output of TextEncoder [B L C]; ids int [B L]; eos: config.eos_token_id.  eos = 2 stands in old config.json
+    files whose true EOS is the largest id, so then the row of the largest id is taken.
+    Source: transformers, CLIPTextModel.
+    """
+    position = jnp.argmax(ids if eos == LEGACY_EOS else ids == eos, axis=1)
+    return jnp.take_along_axis(hidden, position[:, None, None], axis=1)[:, 0]
+
+
+def clip_pixels(pixels, size):
+    """Returns the pictures as CLIP's towers take them, [B size size 3] float32: resized, cropped, (x - MEAN) / STD.
+
+    pixels: [B H W 3] in [-1, 1].  The shorter side is resized to `size`, the longer is cropped at the centre.
+    The resize is bicubic with Keys' a = -0.5, widened when shrinking: Pillow's BICUBIC and torch's with antialias=True
+    (equal to 1e-5 in tests); transformers' processor also rounds to 1/255 between, which we leave out.
+    """
+    batch, height, width, channels = pixels.shape
+    short = min(height, width)
+    height, width = height * size // short, width * size // short
+    unit = pixels.astype(jnp.float32) / 2 + 0.5
+    unit = jax.image.resize(unit, (batch, height, width, channels), "cubic", antialias=True)
+    top, left = (height - size) // 2, (width - size) // 2
+    unit = jnp.clip(unit[:, top : top + size, left : left + size], 0, 1)
+    return (unit - jnp.array(MEAN)[None, None, None]) / jnp.array(STD)[None, None, None]
