@@ -1,0 +1,310 @@
+"""Words to numbers: CLIP's byte-pair tokenizer, plus placeholder words that stand for one or several trained vectors.
+
+    tokenizer = Tokenizer.load("model/tokenizer").add("<me>", 2)
+    ids = tokenizer(["a photo of <me>"])                          # int32 [1 L]
+
+The ids equal those of transformers' CLIPTokenizer; both stand on the `tokenizers` package, imported on first use.
+A word of several vectors is kept as the tokens "word", "word_1", "word_2", ..., as diffusers names them.
+Source: "Learning Transferable Visual Models From Natural Language Supervision", Radford et al. 2021, section 2.4.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+
+import numpy as np
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+# One piece of text before merging: an apostrophe ending, a run of letters, one digit, or a run of anything else.
+PIECES = "|".join(
+    [r"<\|startoftext\|>", r"<\|endoftext\|>", "'s", "'t", "'re", "'ve", "'m", "'ll", "'d"]
+    + [r"[\p{L}]+", r"[\p{N}]", r"[^\s\p{L}\p{N}]+"]
+)
+FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """CLIP's tokenizer as a value: `add` returns a new one.
+
+    vocabulary: {token: id}; merges: pairs in order of rank; roles: {"bos_token": token, ...}; added: the tokens matched
+    in the text before merging, each a dict of "content" and matching flags; length: L, both ends included.
+    All tokenizers compare equal: a compiled function never sees a word and is not compiled again for a new one.
+    """
+
+    vocabulary: dict
+    merges: tuple
+    roles: dict
+    added: tuple
+    length: int = 77
+
+    def __eq__(self, other):
+        return isinstance(other, Tokenizer)
+
+    def __hash__(self):
+        return hash(Tokenizer)
+
+    @classmethod
+    def load(cls, folder):
+        """Returns the tokenizer of a folder with vocab.json and merges.txt, or tokenizer.json.
+
+        Raises ValueError naming the file that is missing or cannot be read.
+        """
+        folder = pathlib.Path(folder)
+        config = _json(folder / "tokenizer_config.json", {})
+        whole = _json(folder / "tokenizer.json", None)
+        vocabulary, merges = _vocabulary(folder, whole)
+        decoder, roles, special = _special_tokens(folder, config, whole)
+        tokenizer = cls(vocabulary, tuple(merges), roles, _added(decoder, special), _length(config, folder))
+        try:
+            backend = tokenizer.backend
+        except Exception as error:  # the Rust side raises plain Exception
+            raise ValueError(f"{folder}: the merges do not fit the vocabulary: {error}") from None
+        for number, token in decoder.items():
+            if backend.token_to_id(token["content"]) != number:
+                raise ValueError(f"{folder}: id {number} of added token {token['content']!r} leaves a gap in the ids")
+        return tokenizer
+
+    @classmethod
+    def train(cls, texts, size, length=32):
+        """Returns a tokenizer whose vocabulary of `size` tokens is made from nothing; padding is the end token."""
+        vocabulary, merges = train_vocabulary(texts, size)
+        return cls.of(vocabulary, merges, length)
+
+    @classmethod
+    def of(cls, vocabulary, merges, length=77, pad=EOS):
+        """Returns the tokenizer of a vocabulary {token: id} and merges [(left, right)] without placeholder words."""
+        roles = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": pad}
+        special = [_token(token, special=True) for token in roles.values()]
+        return cls(dict(vocabulary), tuple(map(tuple, merges)), roles, _added({}, special), length)
+
+    def save(self, folder):
+        """Writes the files that transformers 4 and 5 read, placeholder words included, into an existing folder."""
+        folder = pathlib.Path(folder)
+        decoder = dict(sorted((self.backend.token_to_id(token["content"]), token) for token in self.added))
+        config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.length, "add_prefix_space": False}
+        config |= {"do_lower_case": True, "errors": "replace", **self.roles, "added_tokens_decoder": decoder}
+        vocabulary = dict(sorted(self.vocabulary.items(), key=lambda item: item[1]))
+        _write(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
+        _write(folder / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, self.merges)]))
+        _write(folder / "special_tokens_map.json", json.dumps(self.roles, indent=2, ensure_ascii=False))
+        _write(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False))
+
+    @functools.cached_property
+    def backend(self):
+        """The `tokenizers` object: normalisation, pieces, merges and the added tokens."""
+        return _backend(self.vocabulary, self.merges, self.roles["unk_token"], self.added)
+
+    @functools.cached_property
+    def words(self):
+        """The placeholder words, {word: (its ids)}, in the order of their ids."""
+        words, last = {}, None
+        for token in self.added:
+            if not token["special"]:
+                content, number = token["content"], self.backend.token_to_id(token["content"])
+                if last is not None and (content, number) == (f"{last}_{len(words[last])}", words[last][-1] + 1):
+                    words[last] += (number,)
+                else:
+                    last, words[content] = content, (number,)
+        return words
+
+    @property
+    def size(self):
+        """The number of rows that a token embedding needs: the highest id + 1."""
+        return 1 + max(*self.vocabulary.values(), *(self.backend.token_to_id(token["content"]) for token in self.added))
+
+    @property
+    def bos(self):
+        return self.backend.token_to_id(self.roles["bos_token"])
+
+    @property
+    def eos(self):
+        return self.backend.token_to_id(self.roles["eos_token"])
+
+    @property
+    def pad(self):
+        return self.backend.token_to_id(self.roles["pad_token"])
+
+    def add(self, word, vectors=1):
+        """Returns a tokenizer with a placeholder word of `vectors` new ids, or itself where it has that very word.
+
+        Raises ValueError for a word that is one token already, or that exists with another number of vectors.
+        """
+        if not word or word.split() != [word]:
+            raise ValueError(f"word={word!r}: a placeholder word must not be empty or hold white space")
+        if vectors < 1:
+            raise ValueError(f"vectors={vectors}: a placeholder word has at least 1 vector")
+        word = self.backend.normalizer.normalize_str(word)
+        if word in self.words and len(self.words[word]) == vectors:
+            return self
+        tokens = [word, *(f"{word}_{i}" for i in range(1, vectors))]
+        for token in tokens:
+            if len(self._encode(token)) == 1:
+                raise ValueError(f"word={word!r}: {token!r} is one token already; choose another, such as '<{word}>'")
+        return dataclasses.replace(self, added=(*self.added, *(_token(token, normalized=True) for token in tokens)))
+
+    def _encode(self, text):
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def ids(self, text):
+        """Returns the ids of a text, list[int], without begin and end; a placeholder word gives all of its ids."""
+        several = {ids[0]: ids for ids in self.words.values()}
+        return [number for first in self._encode(text) for number in several.get(first, (first,))]
+
+    def count(self, text):
+        """Returns how many tokens a text has without begin and end; what is beyond length - 2 is cut off by a call."""
+        return len(self.ids(text))
+
+    def __call__(self, texts):
+        """Returns int32 [B L]: begin, the text's tokens (cut at L - 2), end, padding."""
+        texts = [texts] if isinstance(texts, str) else texts
+        rows = np.full((len(texts), self.length), self.pad, np.int32)
+        for row, text in zip(rows, texts, strict=True):
+            ids = [self.bos, *self.ids(text)[: self.length - 2], self.eos]
+            row[: len(ids)] = ids
+        return rows
+
+
+def train_vocabulary(texts, size):
+    """Returns ({token: id}, [(left, right)]): a byte-pair vocabulary in CLIP's layout, learnt from texts.
+
+    256 bytes, 256 bytes that end a word, at most size - 514 merges (fewer where the texts have no more), begin, end.
+    The same texts give the same vocabulary.  Raises ValueError when `size` is below 514.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, trainers
+
+    letters = _bytes()
+    if size < 2 * len(letters) + 2:
+        raise ValueError(f"size={size}: a byte-pair vocabulary has at least {2 * len(letters) + 2} tokens")
+    base = [*letters, *(letter + "</w>" for letter in letters)]
+    # The base is given as special tokens so that its ids, and with them the order among equal counts, are fixed.
+    ending = {"end_of_word_suffix": "</w>"}
+    trainer = trainers.BpeTrainer(vocab_size=size - 2, special_tokens=base, show_progress=False, **ending)
+    learner = Backend(models.BPE(**ending))
+    _split_as_clip(learner)
+    learner.train_from_iterator(texts, trainer)
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    tokens = [*base, *(left + right for left, right in merges), BOS, EOS]
+    return {token: number for number, token in enumerate(dict.fromkeys(tokens))}, merges
+
+
+def byte_vocabulary(size=514):
+    """Returns ({token: id}, []): single bytes only, begin and end as the last two of `size` ids, for random weights."""
+    vocabulary, merges = train_vocabulary([], 514)
+    return {**vocabulary, BOS: size - 2, EOS: size - 1}, merges
+
+
+def _bytes():
+    """The printable stand-ins of the 256 bytes in CLIP's order, which is that of their code points."""
+    from tokenizers import pre_tokenizers
+
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def _split_as_clip(backend):
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    blanks = normalizers.Replace(Regex(r"\s+"), " ")
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), blanks, normalizers.Lowercase()])
+    pieces = pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+
+
+def _backend(vocabulary, merges, unknown, added):
+    from tokenizers import AddedToken, models
+    from tokenizers import Tokenizer as Backend
+
+    affixes = {"end_of_word_suffix": "</w>", "continuing_subword_prefix": ""}
+    backend = Backend(models.BPE(vocab=vocabulary, merges=list(merges), unk_token=unknown, **affixes))
+    _split_as_clip(backend)
+    for token in added:
+        backend.add_tokens([AddedToken(token["content"], **{flag: token[flag] for flag in FLAGS})])
+    return backend
+
+
+def _token(token, **flags):
+    """Returns the full record of an added token given as text or as a record without some flags or with others."""
+    given = token if isinstance(token, dict) else {"content": token}
+    record = {"content": given["content"], **dict.fromkeys(FLAGS, False)}
+    return record | {flag: given[flag] for flag in FLAGS if flag in given} | flags
+
+
+def _content(token):
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _json(path, default):
+    """Returns the JSON object of a file, or `default` where there is no file."""
+    if not path.is_file():
+        return default
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: a JSON object is expected, not {type(value).__name__}")
+    return value
+
+
+def _vocabulary(folder, whole):
+    """Returns ({token: id}, [(left, right)]) of tokenizer.json, or without one of vocab.json and merges.txt."""
+    if whole is not None:
+        model = whole.get("model", {})
+        if "vocab" not in model or "merges" not in model:
+            raise ValueError(f"{folder / 'tokenizer.json'}: not a byte-pair tokenizer")
+        return model["vocab"], [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+    for name in ("vocab.json", "merges.txt"):
+        if not (folder / name).is_file():
+            accepted = "a tokenizer folder holds vocab.json and merges.txt, or tokenizer.json"
+            raise ValueError(f"{folder / name}: no such file; {accepted}")
+    from tokenizers import models
+
+    try:
+        return models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    except Exception as error:  # the Rust side raises plain Exception
+        raise ValueError(f"{folder}: vocab.json or merges.txt cannot be read: {error}") from None
+
+
+def _special_tokens(folder, config, whole):
+    """Returns ({id: added token}, {role: token}, [special tokens]), each source overruling as in transformers.
+
+    A list by id in tokenizer_config.json ("added_tokens_decoder") stands alone; without it special_tokens_map.json,
+    added_tokens.json and the list inside tokenizer.json are read.
+    """
+    decoder, settings = dict(config.get("added_tokens_decoder", {})), dict(config)
+    if "added_tokens_decoder" not in config:
+        settings |= _json(folder / "special_tokens_map.json", {})
+        special = {_content(settings[role]) for role in ROLES if settings.get(role)}
+        for content, number in _json(folder / "added_tokens.json", {}).items():
+            decoder[number] = _token(content, special=content in special, normalized=content not in special)
+        decoder |= {token["id"]: token for token in (whole or {}).get("added_tokens", ())}
+    decoder = {int(number): _token(token) for number, token in decoder.items()}
+    roles = {role: settings.get(role) or (BOS if role == "bos_token" else EOS) for role in ROLES}
+    more = (
+        token for name in ("additional_special_tokens", "extra_special_tokens") for token in settings.get(name) or ()
+    )
+    special = [_token(token, special=True) for token in (*roles.values(), *more)]
+    return dict(sorted(decoder.items())), {role: _content(token) for role, token in roles.items()}, special
+
+
+def _added(decoder, special):
+    """Returns the added tokens in the order of their ids: those with an id, then special tokens that have none yet."""
+    added = {token["content"]: token for token in decoder.values()}
+    for token in special:
+        added[token["content"]] = {**added.get(token["content"], token), "special": True}
+    return tuple(added.values())
+
+
+def _length(config, folder):
+    length = config.get("model_max_length", 77)
+    if not isinstance(length, int) or length < 2:
+        where = folder / "tokenizer_config.json"
+        raise ValueError(f"{where}: model_max_length={length!r}, an integer from 2 on is expected")
+    return length if length < 10**6 else 77  # transformers writes 10**30 for "no limit"
+
+
+def _write(path, text):
+    path.write_text(text + "\n", encoding="utf-8")
