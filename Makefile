@@ -1,0 +1,95 @@
+# make demo   personalise the embedded model from one image; pictures and timings in outputs/demo/
+# make test   the whole test suite
+# Both make .venv and install what they need first.  Everything else is the same programs with their main arguments:
+#   MODEL   pocket, a diffusers folder, a single file or a hub id        IMAGE   one photo
+#   DATA    pocketland, or a folder of images                            CONFIG  a recipe in configs/
+#   ARGS    further a.b=value overrides, or --flags of the program       ACCEL   cpu, cuda or tpu
+
+ACCEL ?= cpu
+MODEL ?= pocket
+DATA ?= pocketland
+CONFIG ?=
+IMAGE ?=
+ARGS ?=
+PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell command -v python$(version))) python3)
+
+PY := .venv/bin/python
+CORE := .venv/installed-$(ACCEL)
+TEST := .venv/installed-test
+
+ifeq ($(filter $(ACCEL),cpu cuda tpu),)
+$(error ACCEL=$(ACCEL): expected cpu, cuda or tpu)
+endif
+
+.PHONY: help install demo test test-slow train-encoder tune compare verify-pytorch bench lint format clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile
+
+install: $(CORE)
+
+demo: $(CORE)
+	$(PY) sample/demo.py --model $(MODEL) --out outputs/demo $(ARGS)
+
+test: $(TEST)
+	$(PY) -m pytest $(ARGS)
+
+test-slow: $(TEST)
+	$(PY) -m pytest -m slow $(ARGS)
+
+train-encoder: CONFIG := $(or $(CONFIG),configs/e4t_pretrain.py)
+train-encoder: $(CORE)
+	$(PY) train/run.py $(CONFIG) model=$(MODEL) data.path=$(DATA) $(ARGS)
+
+tune: CONFIG := $(or $(CONFIG),configs/e4t_tune.py)
+tune: $(CORE)
+	@test -n "$(IMAGE)" || { echo "IMAGE is empty: expected a photo, as in make tune IMAGE=photo.png" >&2; exit 2; }
+	$(PY) train/run.py $(CONFIG) model=$(MODEL) data.path=$(IMAGE) $(ARGS)
+
+compare: $(CORE)
+	$(PY) benchmarks/compare.py --model $(MODEL) --out outputs/compare $(ARGS)
+
+verify-pytorch: $(TEST)
+	$(PY) benchmarks/verify_pytorch.py --model $(MODEL) --out outputs/verify-pytorch $(ARGS)
+
+bench: $(TEST)
+	$(PY) benchmarks/bench.py --model $(MODEL) $(ARGS)
+
+lint: $(TEST)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(TEST)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf .venv build outputs *.egg-info
+
+# The environment.  The stamps make the second time instant; a change of the requirements installs again.
+# uv is ten times faster than pip, but reads no pip.conf: where it finds nothing, pip does it.
+
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --prefer-binary -c constraints.txt
+define install
+$(PIP) uv
+@$(PY) -m uv pip install --quiet --python $(PY) -c constraints.txt -e "$(1)" || $(PIP) -e "$(1)"
+endef
+
+.venv/bin/python:
+	@echo "making .venv with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v < (3, 14) and "Python %d.%d: expected 3.11, 3.12 or 3.13 (make PYTHON=/path/to/python3.11 ...)" % v)'
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+# The last line compiles the modules that every start needs, and only those.
+$(CORE): setup.py constraints.txt | .venv/bin/python
+	@echo "installing what sdjax needs ($(ACCEL))"
+	@$(call install,.$(if $(filter cpu,$(ACCEL)),,[$(ACCEL)]))
+	@env -u PYTHONDONTWRITEBYTECODE $(PY) -W ignore -c "import flax.linen, grain, optax, orbax.checkpoint, transformers.models.clip, jax" 2>/dev/null
+	@touch $@
+
+# torch comes first and by its exact version, so that a wheel for CPUs at hand is taken before a larger one.
+$(TEST): $(CORE)
+	@echo "installing what the tests need"
+	@$(PY) -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	@$(call install,.[test])
+	@touch $@

@@ -1,0 +1,38 @@
+"""Installs sdjax: `pip install -e .[test] -c constraints.txt`, or `make demo` and `make test`, which do that by themselves."""
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "jax>=0.10,<0.12",
+    "flax>=0.12",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12",
+    "grain>=0.2.18",
+    "transformers>=5",
+    "safetensors>=0.6",
+    "huggingface_hub>=1",
+    "numpy>=2",
+    "pillow>=11",
+    "tqdm>=4.66",
+]
+TORCH = ["torch==2.13.0", "diffusers>=0.40", "peft>=0.18"]
+LOGGING = ["tensorboardX>=2.6"]
+
+setup(
+    name="sdjax",
+    version="0.1.0",
+    description="Stable Diffusion personalization in JAX: from one image, in seconds, to files that every PyTorch tool reads",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["sdjax", "sdjax.*"]),
+    package_data={"sdjax": ["pocket/**"]},
+    install_requires=CORE,
+    extras_require={
+        "torch": TORCH,
+        "test": ["pytest>=8", "ruff>=0.14", *TORCH, *LOGGING],
+        "ui": ["gradio>=6"],
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+        "logging": [*LOGGING, "wandb>=0.20"],
+    },
+)
