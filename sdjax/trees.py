@@ -72,6 +72,25 @@ def edit(tree, pattern, change):
     return map_names(lambda name, leaf: change(name, leaf) if found.search(name) else leaf, tree)
 
 
+def partition(tree, pattern):
+    """Returns (chosen, rest): the tree's leaves whose names match the regular expression, and the others; no empty branches."""
+    found = re.compile(pattern)
+    chosen, rest = {}, {}
+    for path, leaf in _walk(tree):
+        branch = chosen if found.search(".".join(path)) else rest
+        for key in path[:-1]:
+            branch = branch.setdefault(key, {})
+        branch[path[-1]] = leaf
+    return chosen, rest
+
+
+def merge(one, other):
+    """Returns the tree that holds the leaves of both; a leaf that both have is taken from `other`."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return other
+    return {key: merge(one[key], other[key]) if key in one and key in other else (one | other)[key] for key in one | other}
+
+
 def cast(tree, dtype):
     """Returns the tree with every floating-point leaf in `dtype`; integers and keys stay."""
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)

@@ -1,0 +1,122 @@
+"""Batches as a function of the step: what a run sees at step n depends on the seed and n, never on how it got there.
+
+    data = build(Data(path="photos/cat", word="a sks cat", batch=4), sd, seed=0)
+    for batch in data.iterate(start=400): ...
+
+A batch: "ids" int32 [B L], "index" int32 [B] (the example's number in the stream), "weight" float32 [B], and either
+"pixels" float32 [B S S 3] in [-1, 1] or, from a cache, "moments" [B h w 2c]; "mask" [B h w 1] and "concept" [B S S 3]
+where asked for.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from sdjax.data import cache, sources
+from sdjax.stable_diffusion import to_pixels
+
+CONCEPTS = ("", "same", "other")
+THREADS, AHEAD = 2, 8  # decoding threads, and examples that wait for the device
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which pictures and words.
+
+    path: a folder of images, one image, or "pocketland" (the drawn world).  word: what captions call the subject.
+    templates: "captions" (beside the pictures), "object", "style", "face", "art", or a template file.
+    size: pixels of the square picture, 0 for the model's.  crop: "center" or "random".  flip: probability.
+    dropout: probability of the empty prompt, for guidance.  cache: folder for encoded pictures, "" for none.
+    concept: also give E4T's encoder a picture: "same", or "other" view of the subject where the source knows one.
+    mask: weight the loss by the image's alpha channel or its mask file.  only: of a drawn world, one domain.
+    """
+
+    path: str = ""
+    word: str = ""
+    templates: str = "captions"
+    size: int = 0
+    batch: int = 4
+    crop: str = "center"
+    flip: float = 0.0
+    dropout: float = 0.0
+    cache: str = ""
+    concept: str = ""
+    mask: bool = False
+    count: int = 60000
+
+    def __post_init__(self):
+        if self.concept not in CONCEPTS:
+            raise ValueError(f"data.concept={self.concept!r}: accepted are {', '.join(map(repr, CONCEPTS))}")
+        if self.batch < 1:
+            raise ValueError(f"data.batch={self.batch}: must be at least 1")
+
+
+class Batches:
+    """The stream of a run; `single`: the pixels [S S 3] where the source is one picture, else None."""
+
+    def __init__(self, data, source, tokenizer, factor, seed):
+        self.data, self.source, self.tokenizer, self.factor, self.seed = data, source, tokenizer, factor, seed
+        self.single = to_pixels(source.example(0, np.random.default_rng(0))["picture"]) if len(source) == 1 else None
+        self.rows = data.batch // jax.process_count()
+        if data.batch % jax.process_count():
+            raise ValueError(f"data.batch={data.batch}: {jax.process_count()} processes must divide it")
+
+    def __getitem__(self, step):
+        """Returns this process's rows of the batch of a step."""
+        return next(self.iterate(step, threads=0))
+
+    def iterate(self, start=0, threads=THREADS):
+        """Yields this process's rows of the batches of steps start, start + 1, ...; decoding runs ahead in threads."""
+        import grain
+
+        order = grain.MapDataset.range(len(self.source)).seed(self.seed).shuffle().repeat()
+        first = start * self.rows
+        stream = grain.MapDataset.range(first, 1 << 40).map(lambda q: self._example(self._position(q), order))
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD * self.rows if threads else 0)
+        return iter(stream.batch(self.rows).to_iter_dataset(options))
+
+    def _position(self, q):
+        """Returns the place in the global stream of this process's q-th example."""
+        return q // self.rows * self.data.batch + jax.process_index() * self.rows + q % self.rows
+
+    def _example(self, position, order):
+        random = np.random.default_rng((self.seed, position))
+        i = int(order[position])
+        item = self.source.example(i, random)
+        caption = "" if random.random() < self.data.dropout else item["caption"]
+        example = {
+            "ids": np.asarray(self.tokenizer([caption])[0], np.int32),
+            "index": np.int32(position % (1 << 31)),
+            "weight": np.float32(1),
+        }
+        if "moments" in item:
+            example["moments"] = item["moments"].astype(np.float32)
+        else:
+            example["pixels"] = to_pixels(item["picture"])
+        if self.data.concept:
+            seen = item if self.data.concept == "same" else self.source.example(self.source.other(i, random), random)
+            example["concept"] = to_pixels(seen["picture"])
+        if self.data.mask:
+            example["mask"] = _shrink(item["mask"], self.factor)
+        return example
+
+
+def _shrink(mask, factor):
+    """Returns the mean of every factor x factor tile of a mask [S S], as [S/factor S/factor 1]."""
+    side = mask.shape[0] // factor
+    return mask.reshape(side, factor, side, factor).mean((1, 3), dtype=np.float32)[..., None]
+
+
+def build(data, sd, seed):
+    """Returns the Batches of a run for a model (its tokenizer, its picture size, its autoencoder for the cache).
+
+    Raises ValueError for a path that holds no pictures, and for sizes that the autoencoder cannot halve evenly.
+    """
+    size = data.size or sd.networks.unet.config.sample_size * sd.factor
+    if size % sd.factor:
+        raise ValueError(f"data.size={size}: must be a multiple of {sd.factor} for this model")
+    source = sources.open(data, size)
+    if data.cache:
+        source = cache.cached(source, sd, data.cache, size)
+    return Batches(data, source, sd.tokenizer, sd.factor, seed)

@@ -1,0 +1,35 @@
+"""Several methods at once: pivotal tuning (TextualInversion, Lora), E4T's tuning (E4T, Full).
+
+    Chain((E4T(), Full(("unet",))))
+"""
+
+from dataclasses import dataclass
+
+import jax
+
+from sdjax.methods.full import Full
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Splits its parts in order and joins them in reverse, so that the first part sees what the later ones put back."""
+
+    parts: tuple = ()
+
+    def __post_init__(self):
+        takes = [isinstance(part, Full) for part in self.parts]
+        if any(takes[:-1]):
+            raise ValueError("method.parts: Full takes weights away, so it comes last and only once in a Chain")
+
+    def split(self, sd, key):
+        """Returns ({"0": trained of the first part, ...}, what is left of sd)."""
+        trained = {}
+        for i, part in enumerate(self.parts):
+            trained[str(i)], sd = part.split(sd, jax.random.fold_in(key, i))
+        return trained, sd
+
+    def join(self, frozen, trained, key=None):
+        """Returns sd with every part joined, the last first."""
+        for i, part in reversed(list(enumerate(self.parts))):
+            frozen = part.join(frozen, trained[str(i)], None if key is None else jax.random.fold_in(key, i))
+        return frozen

@@ -1,0 +1,76 @@
+"""Contrastive text-image training of the text and image encoders.
+
+    Clip()      with batches of {"pixels", "ids"}; the loss is over the whole global batch
+
+Source: Radford et al. 2021 (arXiv 2103.00020), figure 3; temperature as there, learned and at most 100.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sdjax import trees
+from sdjax.models.clip import clip_pixels, pooled
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Trains both encoders, the text projection and the temperature; the loss needs the global batch at once."""
+
+    whole_batch = True  # accumulation would change the loss, so the training loop refuses it
+
+    def split(self, sd, key):
+        """Returns ({"text_encoder", "image_encoder", "text_projection" [C P], "logit_scale"}, sd without the encoders).
+
+        Raises ValueError when the model has no image encoder.
+        """
+        if sd.image_encoder is None:
+            raise ValueError("method=Clip: the model has no image_encoder; give it one with vision=FOLDER")
+        width, out = sd.networks.text_encoder.config.hidden_size, sd.networks.image_encoder.config.projection_dim
+        trained = {
+            "text_encoder": trees.copy(trees.cast(sd.text_encoder, jnp.float32)),
+            "image_encoder": trees.copy(trees.cast(sd.image_encoder, jnp.float32)),
+            "text_projection": jax.random.normal(key, (width, out)) * width**-0.5,  # CLIP's own initialisation
+            "logit_scale": jnp.log(1 / 0.07),  # 0.07: the paper's starting temperature
+        }
+        return trained, sd.replace(text_encoder={}, image_encoder={})
+
+    def join(self, frozen, trained, key=None):
+        """Returns sd with the trained encoders."""
+        return frozen.replace(text_encoder=trained["text_encoder"], image_encoder=trained["image_encoder"])
+
+    def loss(self, frozen, trained, batch, key, step, axis=None):
+        """Returns the mean of both cross entropies of scale * cos(image_i, text_j) over the global batch, and its accuracy.
+
+        axis: the mapped axis over which embeddings are gathered, where the batch is split over one (pmap).
+        """
+        sd = self.join(frozen, trained)
+        image, text = embed_images(sd, batch["pixels"]), embed_texts(sd, batch["ids"], trained["text_projection"])
+        labels = jnp.arange(len(image))
+        all_image, all_text = image, text
+        if axis is not None:
+            all_image, all_text = (jax.lax.all_gather(x, axis, tiled=True) for x in (image, text))
+            labels = labels + jax.lax.axis_index(axis) * len(image)
+        scale = jnp.exp(jnp.minimum(trained["logit_scale"], jnp.log(100.0)))
+        by_image, by_text = scale * image @ all_text.T, scale * text @ all_image.T  # [B G]
+        entropy = optax.softmax_cross_entropy_with_integer_labels
+        loss = (entropy(by_image, labels).mean() + entropy(by_text, labels).mean()) / 2
+        return loss, {"accuracy": jnp.mean(jnp.argmax(by_image, axis=1) == labels)}
+
+
+def embed_images(sd, pixels):
+    """Returns unit image embeddings [B P] of pixels [B H W 3] in [-1, 1]."""
+    seen = clip_pixels(pixels, sd.networks.image_encoder.config.image_size)
+    return _unit(sd.call("image_encoder", seen)[0])
+
+
+def embed_texts(sd, ids, projection):
+    """Returns unit text embeddings [B P]: the output at the first end token [B C] times projection [C P]."""
+    hidden = sd.encode_text(sd.embed(ids))
+    return _unit(pooled(hidden, ids, sd.tokenizer.eos) @ projection)
+
+
+def _unit(x):
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

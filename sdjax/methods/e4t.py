@@ -1,0 +1,168 @@
+"""E4T: an encoder that turns one image into a word, and weight offsets that teach the UNet a domain.
+
+    E4T(word="*s", domain="face")                                      pre-training on a domain
+    Chain((E4T(word="*s", domain="face"), Full(("unet",))))            5 to 15 steps on one image
+
+The encoder sees the class tokens of every second CLIP layer of the concept image, and the features of the *pretrained*
+UNet on the current noisy latents with the empty prompt.  Its offset E moves the domain's row of the token table:
+
+    v* = e_domain + s E(image, z_t, t),     loss = |eps - U(z_t, t, T(prompt with v*))|^2 + lambda |E|^2
+
+Source: Gal et al. 2023, "Encoder-based Domain Tuning" (arXiv 2302.12228), figure 2 and section 4.  Open in the paper
+and our choice: one linear map per CLIP layer, the UNet's maps that are pooled, a zero start of the last map, the penalty
+on E (per example, summed over C) rather than on v*.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from sdjax import trees
+from sdjax.methods import offsets
+from sdjax.models.clip import clip_pixels
+from sdjax.stable_diffusion import TOKENS
+
+HALF = r"^(conv_in|time_embedding|class_embedding|down_blocks|mid_block)\b"  # what `features_only` runs
+
+
+@dataclass(frozen=True)
+class E4T:
+    """Trains the encoder's head, the offsets and, where asked for, the vision tower.
+
+    scale: s, the paper's 0.1.  penalty: lambda; the unofficial code's 0.01 for pre-training.
+    features: "all" maps of the UNet's down half (13 for SD 1.5) or the last of each "level" (4).
+    vision: train a copy of the image encoder too.
+    """
+
+    word: str = "*s"
+    domain: str = "face"
+    scale: float = 0.1
+    penalty: float = 0.01
+    features: str = "all"
+    vision: bool = False
+
+    def __post_init__(self):
+        if self.features not in ("all", "level"):
+            raise ValueError(f"method.features={self.features!r}: accepted are 'all' and 'level'")
+
+    def split(self, sd, key):
+        """Returns ({"head", "offsets"[, "vision"]}, sd that knows the word and keeps its pretrained half as reference).
+
+        Raises ValueError when the domain word is not one token or the model has no image encoder.
+        """
+        if sd.image_encoder is None:
+            raise ValueError("method=E4T: the model has no image_encoder; give it one with vision=FOLDER")
+        domain = sd.tokenizer.ids(self.domain)
+        if len(domain) != 1:
+            raise ValueError(f"method.domain={self.domain!r}: is {len(domain)} tokens for this model; it must be one")
+        sd = sd.add_word(self.word, 1, self.domain)
+        k_head, k_offsets = jax.random.split(key)
+        if not (sd.reference and "unet" in sd.reference):
+            empty = sd.condition(sd.tokenize([""]))["context"]  # [1 L C]
+            half, _ = trees.partition(sd.unet, HALF)
+            sd = sd.replace(reference={**(sd.reference or {}), "unet": half, "empty": empty})
+        sd = sd.replace(reference={**sd.reference, "domain": jnp.array(domain, jnp.int32)})
+        trained = {"head": self._head(sd, k_head), "offsets": offsets.create(sd.unet, k_offsets)}
+        if self.vision:
+            trained["vision"] = trees.copy(trees.cast(sd.image_encoder, jnp.float32))
+        return trained, sd
+
+    def join(self, frozen, trained, key=None):
+        """Returns sd with the offsets in its weights and the encoder as a conditioner."""
+        tower = trained.get("vision", frozen.image_encoder)
+        return frozen.replace(unet=offsets.apply(frozen.unet, trained["offsets"])).add(
+            conditioners=Encoder(
+                trained["head"], tower, frozen.words[self.word], self.scale, self.penalty, self.features == "level"
+            )
+        )
+
+    def _head(self, sd, key):
+        """Returns the head's parameters: {"clip": {layer: linear D -> D}, "final": linear -> C, zero}."""
+        vision, unet = sd.networks.image_encoder.config, sd.networks.unet.config
+        width, layers = vision.hidden_size, vision.num_hidden_layers // 2
+        maps = map_widths(unet)
+        pooled = sum(maps[i] for i in level_maps(unet)) if self.features == "level" else sum(maps)
+        keys = jax.random.split(key, layers)
+        clip = {
+            str(i): {"kernel": jax.random.normal(keys[i], (width, width)) * width**-0.5, "bias": jnp.zeros(width)}
+            for i in range(layers)
+        }
+        context = trees.flatten(sd.text_encoder)[TOKENS].shape[1]
+        return {"clip": clip, "final": {"kernel": jnp.zeros((width + pooled, context)), "bias": jnp.zeros(context)}}
+
+
+def map_widths(config):
+    """Returns the channels of the UNet's feature maps: conv_in, every block of every level, the downsamplers, the middle.
+
+    SD 1.5: 13 maps, 10880 channels together.
+    """
+    channels, last = config.block_out_channels, len(config.block_out_channels) - 1
+    widths = [channels[0]]
+    for level, width in enumerate(channels):
+        widths += [width] * (config.layers_per_block + (level < last))
+    return (*widths, channels[-1])
+
+
+def level_maps(config):
+    """Returns the positions, among the maps, of the last map before each downsampler and of the middle: (2, 5, 8, 12) for SD 1.5."""
+    per_level, levels = config.layers_per_block + 1, len(config.block_out_channels)
+    inner = tuple(per_level * level + per_level - 1 for level in range(levels - 1))
+    return (*inner, len(map_widths(config)) - 1)
+
+
+class Encoder(struct.PyTreeNode):
+    """E4T's encoder as a conditioner: predicts v* at every denoising step and encodes the prompt again with it."""
+
+    head: object
+    tower: object
+    word: object  # int32 [1]
+    scale: object
+    penalty: object
+    level: bool = struct.field(pytree_node=False, default=False)
+
+    def __call__(self, sd, z, t, i, cond):
+        move = self.offset(sd, z, t, cond)  # [B C]
+        emb = sd.embed(cond["ids"])  # [B L C]
+        row = sd.embed(sd.reference["domain"][None])[0]  # [1 C]
+        vector = row + self.scale * move
+        emb = jnp.where((cond["ids"] == self.word[0])[..., None], vector[:, None].astype(emb.dtype), emb)
+        return {**cond, "context": sd.encode_text(emb)}, {"penalty": self.penalty * jnp.sum(move**2, axis=1)}
+
+    def offset(self, sd, z, t, cond):
+        """Returns E [B C] for latents z [B h w c] at times t [B]: the final map of [clip part, pooled maps], all LeakyReLU."""
+        classes = sd.reference["classes"] if "classes" in sd.reference else self.see(sd, cond["concept"])  # [B n D]
+        layers = [
+            classes[:, 2 * k + 1] @ linear["kernel"] + linear["bias"]  # layers 2, 4, ... counted from 1
+            for k, linear in sorted((int(name), linear) for name, linear in self.head["clip"].items())
+        ]
+        clip = jax.nn.leaky_relu(sum(layers) / len(layers))  # [B D]; slope 0.01, torch's default
+        clip = jnp.broadcast_to(clip, (len(z), clip.shape[1]))
+        maps = self.maps(sd, z, t)
+        pooled = [jax.nn.leaky_relu(m.astype(jnp.float32).mean((1, 2))) for m in maps]
+        seen = jnp.concatenate([clip, *pooled], axis=1)
+        return seen @ self.head["final"]["kernel"] + self.head["final"]["bias"]
+
+    def maps(self, sd, z, t):
+        """Returns the pretrained UNet's feature maps of z with the empty prompt, without offsets and hooks."""
+        empty = jnp.broadcast_to(sd.reference["empty"], (len(z), *sd.reference["empty"].shape[1:]))
+        _, maps = sd.networks.unet.apply({"params": sd.reference["unet"]}, z, t, empty, features_only=True)
+        return [maps[k] for k in level_maps(sd.networks.unet.config)] if self.level else maps
+
+    def see(self, sd, pixels):
+        """Returns the class tokens of all CLIP layers [B n D], float32, for pixels [B H W 3] in [-1, 1]."""
+        network = sd.networks.image_encoder
+        _, classes, _ = network.apply({"params": self.tower}, clip_pixels(pixels, network.config.image_size))
+        return classes.astype(jnp.float32)
+
+
+def look(sd, pixels):
+    """Returns sd whose E4T encoder looks at one image, pixels [H W 3] in [-1, 1]: its CLIP features are kept, not computed per step.
+
+    Raises ValueError when sd has no E4T encoder.
+    """
+    encoders = [c for c in sd.conditioners if isinstance(c, Encoder)]
+    if len(encoders) != 1:
+        raise ValueError(f"the model has {len(encoders)} E4T encoders; one is needed to look at an image")
+    return sd.replace(reference={**sd.reference, "classes": encoders[0].see(sd, pixels[None])})

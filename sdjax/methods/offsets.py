@@ -1,0 +1,62 @@
+"""E4T's weight offsets: W' = W * (1 + D), where D has rank three, starts at zero and has a generator of its own per weight.
+
+With kernels as Flax stores them, [in, out], a learned constant v and two linear maps a = L1(v) [in], b = L2(v) [out]:
+
+    M0 = a b^T                       M1 = Wc M0 + bc 1^T                   D = M1 Wr^T + 1 br^T          (as published)
+    D  = (Wc a)(Wr b)^T + bc (Wr 1)^T + 1 br^T                                                           (as computed)
+
+so three outer products replace the products of full matrices.  Wr and br start at zero (our choice; the paper's
+initialisation is not known, and the prior must survive the first step), hence D = 0 at the start.
+
+Source: Gal et al. 2023 (arXiv 2302.12228), figure 2, "Weight Offsets".
+"""
+
+import jax
+import jax.numpy as jnp
+
+from sdjax import trees
+
+TARGETS = r"attn[12]\.to_[qkv]\.kernel$"  # self- and cross-attention, queries, keys and values; to_out is not in the figure
+
+
+def create(unet, key):
+    """Returns {weight's name: generator} for every target of the UNet's tree; all offsets are zero."""
+    return {
+        name: _generator(*weight.shape, trees.named_key(key, name))
+        for name, weight in trees.matching(unet, TARGETS).items()
+    }
+
+
+def _generator(rows, columns, key):
+    """Returns one generator, 1 + 2 in + 2 out + in^2 + in + out^2 + out numbers, initialised as torch's Linear."""
+    k_first, k_first_bias, k_second, k_second_bias, k_column, k_column_bias = jax.random.split(key, 6)
+
+    def uniform(k, shape, fan_in):
+        return jax.random.uniform(k, shape, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)
+
+    return {
+        "v": jnp.ones(1),
+        "linear1": {"kernel": uniform(k_first, (1, rows), 1), "bias": uniform(k_first_bias, (rows,), 1)},
+        "linear2": {"kernel": uniform(k_second, (1, columns), 1), "bias": uniform(k_second_bias, (columns,), 1)},
+        "linear_column": {"kernel": uniform(k_column, (rows, rows), rows), "bias": uniform(k_column_bias, (rows,), rows)},
+        "linear_row": {"kernel": jnp.zeros((columns, columns)), "bias": jnp.zeros(columns)},
+    }
+
+
+def offset(generator):
+    """Returns D [in out] of one generator as the sum of three outer products (the module's formula)."""
+    a = generator["v"] @ generator["linear1"]["kernel"] + generator["linear1"]["bias"]  # [in]
+    b = generator["v"] @ generator["linear2"]["kernel"] + generator["linear2"]["bias"]  # [out]
+    column, row = generator["linear_column"], generator["linear_row"]
+    left = jnp.stack([a @ column["kernel"], column["bias"], jnp.ones_like(a)], axis=1)  # [in 3]
+    right = jnp.stack([b @ row["kernel"], row["kernel"].sum(0), row["bias"]])  # [3 out]
+    return left @ right
+
+
+def apply(unet, generators):
+    """Returns the UNet's tree with W (1 + D) in place of every W that has a generator; the product is float32, cast once."""
+
+    def change(name, weight):
+        return (weight.astype(jnp.float32) * (1 + offset(generators[name]))).astype(weight.dtype)
+
+    return trees.edit(unet, TARGETS, change)

@@ -1,0 +1,35 @@
+"""Textual inversion: one or several new rows of the token table, and nothing else.
+
+    TextualInversion(word="<cat-toy>", init="toy", vectors=2)
+
+Source: Gal et al. 2022, "An Image is Worth One Word" (arXiv 2208.01618), section 3.
+"""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from sdjax import trees
+from sdjax.stable_diffusion import TOKENS
+
+
+@dataclass(frozen=True)
+class TextualInversion:
+    """Trains `vectors` rows for the placeholder `word`, which start from the rows of the text `init`."""
+
+    word: str = "<new>"
+    init: str = ""
+    vectors: int = 1
+
+    def split(self, sd, key):
+        """Returns ({"rows" [vectors C]}, sd that knows the word).
+
+        Raises ValueError when the model knows the word with another number of vectors.
+        """
+        sd = sd.add_word(self.word, self.vectors, self.init or None)
+        rows = trees.flatten(sd.text_encoder)[TOKENS][sd.words[self.word]]
+        return {"rows": rows.astype(jnp.float32)}, sd
+
+    def join(self, frozen, trained, key=None):
+        """Returns sd whose word stands for the trained rows."""
+        return frozen.with_rows(frozen.words[self.word], trained["rows"])

@@ -1,0 +1,119 @@
+"""Autoencoder training: reconstruction, perceptual distance, KL, and a patch discriminator that joins later.
+
+    Vae(recon="l1", perceptual=1.0, critic=0.5, critic_start=50001)        LDM's recipe
+    Vae(recon="l2", perceptual=0.0, critic=0.0)                            plain, for high PSNR
+
+Both players learn from one scalar, autoencoder loss + discriminator loss; each sees the other through stop_gradient.
+
+Source: Rombach et al. 2022, LDM's contperceptual.py, written per pixel here: LDM sums over pixels and averages over the
+batch, so its weights of the KL (1e-6) and of the critic stand against a sum; ours are divided by the number of
+pixels alike, which leaves the balance as it was.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from sdjax import trees
+from sdjax.models import critics
+from sdjax.models.clip import clip_pixels
+
+RECONS = ("l1", "l2")
+
+
+@dataclass(frozen=True)
+class Vae:
+    """Trains the autoencoder and a discriminator.
+
+    recon: "l1" or "l2".  perceptual: weight of the distance between features of the model's own image encoder.
+    kl: weight of the summed KL, both divided by the number of pixel values.  critic: weight of the adversarial part, 0 for none; critic_start: its first step.
+    critic_channels, critic_layers: the discriminator's size; 64 and 3 are LDM's.
+    """
+
+    recon: str = "l1"
+    perceptual: float = 0.0
+    kl: float = 1e-6
+    critic: float = 0.0
+    critic_start: int = 50001  # LDM, autoencoder_kl_32x32x4.yaml
+    critic_channels: int = 64
+    critic_layers: int = 3
+
+    def __post_init__(self):
+        if self.recon not in RECONS:
+            raise ValueError(f"method.recon={self.recon!r}: accepted are {', '.join(RECONS)}")
+
+    def split(self, sd, key):
+        """Returns ({"vae"[, "critic"]}, sd without the autoencoder's weights)."""
+        if self.perceptual and sd.image_encoder is None:
+            raise ValueError("method.perceptual: the model has no image_encoder; set it to 0")
+        trained = {"vae": trees.copy(trees.cast(sd.vae, jnp.float32))}
+        if self.critic:
+            trained["critic"] = self._critic().init(key, jnp.zeros((1, 64, 64, 3)))["params"]
+        return trained, sd.replace(vae={})
+
+    def join(self, frozen, trained, key=None):
+        """Returns sd with the trained autoencoder."""
+        return frozen.replace(vae=trained["vae"])
+
+    def loss(self, frozen, trained, batch, key, step, axis=None):
+        """Returns (autoencoder loss + discriminator loss, metrics) of pixels [B H W 3] in [-1, 1]."""
+        sd, x = self.join(frozen, trained), batch["pixels"]
+        moments = sd.moments(x)
+        z = sd.latents(moments, trees.example_keys(key, batch["index"]))
+        mean, logvar = jnp.split(moments, 2, axis=-1)
+        kl = 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1 - logvar) / x.size
+        made = sd.decode(z)
+        error = self._distance(sd, x, made)
+        loss = error + self.kl * kl
+        metrics = {"error": error, "kl": kl, "psnr": jnp.mean(-10 * jnp.log10(jnp.mean((x - made) ** 2 / 4, (1, 2, 3))))}
+        if self.critic:
+            more, seen = self._adversarial(sd, trained, x, z, made, step)
+            loss, metrics = loss + more, {**metrics, **seen}
+        return loss, metrics
+
+    def finish(self, frozen, trained, data):
+        """Returns (frozen, trained) whose latents have unit variance: scaling_factor = 1 / std over 16 batches of means."""
+        sd = self.join(frozen, trained)
+        encode = jax.jit(lambda sd, x: jnp.split(sd.moments(x), 2, axis=-1)[0])
+        means = [encode(sd, batch["pixels"]) for batch, _ in zip(data.iterate(), range(16), strict=False)]
+        factor = round(float(1 / jnp.std(jnp.stack(means))), 5)
+        network = frozen.networks.vae
+        network = network.clone(config=dataclasses.replace(network.config, scaling_factor=factor))
+        return frozen.replace(networks=dataclasses.replace(frozen.networks, vae=network)), trained
+
+    def _distance(self, sd, x, made):
+        error = jnp.mean(jnp.abs(x - made)) if self.recon == "l1" else jnp.mean((x - made) ** 2)
+        if not self.perceptual:
+            return error
+        size = sd.networks.image_encoder.config.image_size
+        features = [sd.call("image_encoder", clip_pixels(pixels, size), method="states") for pixels in (x, made)]
+        return error + self.perceptual * jnp.mean(critics.feature_distance(*features))
+
+    def _critic(self):
+        return critics.PatchDiscriminator(channels=self.critic_channels, layers=self.critic_layers)
+
+    def _adversarial(self, sd, trained, x, z, made, step):
+        """Returns (weight * gate * generator part + gate * hinge part, metrics); the weight balances gradients at conv_out.
+
+        weight = critic * clip(|grad nll| / (|grad g| + 1e-4), 0, 1e4) with respect to the decoder's last kernel.
+        """
+        judge, still = self._critic(), jax.lax.stop_gradient
+        gate = (step >= self.critic_start).astype(jnp.float32)
+
+        def fool(pixels):
+            return -jnp.mean(judge.apply({"params": still(trained["critic"])}, pixels))
+
+        def decode(kernel):  # XLA finds that this decoding is the one already made
+            return sd.replace(vae=trees.edit(sd.vae, r"^decoder\.conv_out\.kernel$", lambda _, w: kernel)).decode(still(z))
+
+        last = trees.flatten(sd.vae)["decoder.conv_out.kernel"]
+        by_error = jax.grad(lambda k: self._distance(sd, x, decode(k)))(still(last))
+        by_fool = jax.grad(lambda k: fool(decode(k)))(still(last))
+        weight = jnp.clip(jnp.linalg.norm(by_error.ravel()) / (jnp.linalg.norm(by_fool.ravel()) + 1e-4), 0, 1e4)
+        real = judge.apply({"params": trained["critic"]}, x)
+        fake = judge.apply({"params": trained["critic"]}, still(made))
+        hinge = 0.5 * (jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake)))
+        weight = still(self.critic * weight)
+        return gate * (weight * fool(made) + hinge), {"critic": hinge, "critic_weight": weight}

@@ -1,0 +1,192 @@
+"""Stable Diffusion as one pytree: parameters, and what methods put around the noise predictor.
+
+The parts' parameters are leaves, the networks that use them are static, so a StableDiffusion goes through jit, grad and
+checkpoints like any tree.  Nothing here knows of files (convert), of pictures (generate) or of training.
+
+    sd = sdjax.load("pocket")
+    cond = sd.condition(sd.tokenize(["a photo of a face"]))
+    prediction, aux = sd.denoise(z, t, cond)            # z [B h w 4], t [B]
+
+Shapes: B batch, H W pixels, h w latent pixels, c latent channels, L tokens, C text width.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from sdjax import trees
+from sdjax.models import hooks as layer_hooks
+
+TOKENS = "text_model.embeddings.token_embedding.embedding"
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The Linen modules of the parts; sizes are in their configs, compute types in their `dtype`."""
+
+    unet: object
+    vae: object
+    text_encoder: object
+    image_encoder: object = None
+
+
+class StableDiffusion(struct.PyTreeNode):
+    """Parameters of the parts, and the conditioners, wrappers and hooks that methods add (design.md section 2).
+
+    words: {placeholder: int32 [n]}, the rows of the token table that a placeholder stands for.
+    reference: {part: parameters} of pretrained parts that a method looks at while it changes them.
+    """
+
+    unet: object
+    vae: object
+    text_encoder: object
+    image_encoder: object = None
+    reference: object = None
+    words: object = struct.field(default_factory=dict)
+    conditioners: tuple = ()
+    wrappers: tuple = ()
+    hooks: tuple = ()
+    networks: Networks = struct.field(pytree_node=False, default=None)
+    schedule: object = struct.field(pytree_node=False, default=None)
+    tokenizer: object = struct.field(pytree_node=False, default=None)
+
+    # ---- words ---------------------------------------------------------------------------------
+
+    def tokenize(self, prompts):
+        """Returns token ids int32 [B L] of a list of prompts."""
+        return self.tokenizer(list(prompts))
+
+    def embed(self, ids):
+        """Returns the token table's rows [B L C] of ids [B L], before positions are added."""
+        return self.call("text_encoder", ids, method="embed")
+
+    def encode_text(self, embeddings, skip=0):
+        """Returns the text encoder's output [B L C] for input rows [B L C]; the last `skip` layers are left out."""
+        return self.call("text_encoder", embeddings, skip=skip)
+
+    def condition(self, ids, skip=0):
+        """Returns the whole cond of a prompt: {"ids" [B L], "context" [B L C]}."""
+        return {"ids": ids, "context": self.encode_text(self.embed(ids), skip)}
+
+    def add_word(self, word, vectors=1, init=None):
+        """Returns sd that knows the placeholder `word`, `vectors` new rows of the token table.
+
+        init: a text whose tokens' rows the new rows start from, repeated in order; None for the mean row.
+        A word that sd knows already stays as it is.
+        Raises ValueError when the known word has another number of vectors.
+        """
+        if word in self.words:
+            if len(self.words[word]) != vectors:
+                raise ValueError(f"word={word!r}: the model knows it with {len(self.words[word])} vectors, not {vectors}")
+            return self
+        table = trees.flatten(self.text_encoder)[TOKENS]
+        start = self.tokenizer.ids(init) if init else []
+        rows = [table[start[i % len(start)]] if start else table.mean(0) for i in range(vectors)]
+        tokenizer = self.tokenizer.add(word, vectors)
+        ids = tokenizer.ids(word)
+        grown = jnp.concatenate([table, jnp.zeros((max(max(ids) + 1 - len(table), 0), table.shape[1]), table.dtype)])
+        return self.replace(
+            tokenizer=tokenizer,
+            words={**self.words, word: jnp.array(ids, jnp.int32)},
+        ).with_rows(jnp.array(ids), jnp.stack(rows), grown)
+
+    def with_rows(self, ids, rows, table=None):
+        """Returns sd with rows [n C] of the token table at ids [n] replaced; `table`: a larger table to start from."""
+        old = trees.flatten(self.text_encoder)[TOKENS] if table is None else table
+        new = old.at[ids].set(rows.astype(old.dtype))
+        return self.replace(text_encoder=trees.edit(self.text_encoder, f"^{TOKENS}$", lambda name, w: new))
+
+    # ---- pictures ------------------------------------------------------------------------------
+
+    @property
+    def scaling(self):
+        """The factor between the autoencoder's latents and the diffusion's, 0.18215 for SD 1 and 2."""
+        return self.networks.vae.config.scaling_factor
+
+    @property
+    def factor(self):
+        """Pixels per latent pixel along one side, 8 for SD 1 and 2."""
+        return 2 ** (len(self.networks.vae.config.block_out_channels) - 1)
+
+    def moments(self, pixels):
+        """Returns the posterior's mean and log variance, [B h w 2c], of pixels [B H W 3] in [-1, 1]."""
+        return jnp.concatenate(self.call("vae", pixels, method="encode"), axis=-1)
+
+    def latents(self, moments, keys=None):
+        """Returns scaled latents [B h w c]: scaling * (mean + exp(logvar / 2) * noise), noise 0 without keys.
+
+        moments [B h w 2c]; keys: one key per example, [B].  Source: Rombach et al. 2022, LDM's DiagonalGaussian.
+        """
+        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+        if keys is not None:
+            noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
+            mean = mean + jnp.exp(0.5 * logvar) * noise
+        return self.scaling * mean
+
+    def encode(self, pixels, keys=None):
+        """Returns scaled latents [B h w c] of pixels [B H W 3] in [-1, 1]; sampled where keys [B] are given."""
+        return self.latents(self.moments(pixels), keys)
+
+    def decode(self, latents):
+        """Returns pixels [B H W 3], about [-1, 1], of scaled latents [B h w c]."""
+        return self.call("vae", latents / self.scaling, method="decode").astype(jnp.float32)
+
+    # ---- noise ---------------------------------------------------------------------------------
+
+    def call(self, part, *args, **kwargs):
+        """Returns the output of one part's network with this model's parameters and hooks."""
+        return layer_hooks.call(part, getattr(self.networks, part), getattr(self, part), self.hooks, *args, **kwargs)
+
+    def predict(self, z, t, cond):
+        """Returns the UNet's prediction [B h w c] as float32, without conditioners and wrappers."""
+        prediction, _ = self.call(
+            "unet", z, t, cond["context"], class_labels=cond.get("class_labels"), residuals=cond.get("residuals")
+        )
+        return prediction.astype(jnp.float32)
+
+    def denoise(self, z, t, cond, i=0):
+        """Returns (prediction [B h w c], aux) at latents z [B h w c], times t [B], denoising step i.
+
+        Conditioners come first, on B rows; then the wrappers, outermost first by rank; then the UNet.
+        aux: what conditioners want the loss to see, such as {"penalty" [B]}.
+        """
+        aux = {}
+        for conditioner in self.conditioners:
+            cond, more = conditioner(self, z, t, i, cond)
+            aux |= more
+        call = self.predict
+        for wrapper in sorted(self.wrappers, key=lambda w: -w.rank):  # innermost first
+            call = functools.partial(wrapper, self, call)
+        return call(z, t, cond), aux
+
+    def add(self, **kinds):
+        """Returns sd with one more conditioner, wrapper or hook: sd.add(hooks=hook)."""
+        return self.replace(**{kind: (*getattr(self, kind), item) for kind, item in kinds.items()})
+
+    def with_dtype(self, dtype, remat=None):
+        """Returns sd whose networks compute in `dtype` (parameters stay as they are); remat: recompute activations."""
+
+        def change(network):
+            if network is None:
+                return None
+            fields = {"dtype": jnp.dtype(dtype)}
+            if remat is not None and hasattr(network, "remat"):
+                fields["remat"] = remat
+            return network.clone(**fields)
+
+        parts = {name: change(getattr(self.networks, name)) for name in ("unet", "vae", "text_encoder", "image_encoder")}
+        return self.replace(networks=Networks(**parts))
+
+
+def to_pixels(pictures):
+    """Returns float32 in [-1, 1] of uint8 pictures: x / 127.5 - 1."""
+    return np.asarray(pictures, np.float32) / 127.5 - 1
+
+
+def to_pictures(pixels):
+    """Returns uint8 pictures of pixels in [-1, 1]: round(127.5 (x + 1)), clipped."""
+    return np.asarray(jnp.round(jnp.clip((pixels + 1) * 127.5, 0, 255)).astype(jnp.uint8))

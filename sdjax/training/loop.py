@@ -1,0 +1,217 @@
+"""The training loop: one program for every method.
+
+    train(Train(model="pocket", method=TextualInversion(word="<cat>"), data=Data(path="photos/cat")), out)
+
+Order of a run: model, split, data, optimizer, checkpoint (the newest whole one, else `init`, else fresh), steps, export.
+Run again with the same folder, it goes on from the newest checkpoint, to the same bits.
+"""
+
+import json
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax import config as configs
+from sdjax import trees
+from sdjax.convert import export, pipeline
+from sdjax.data import batches
+from sdjax.data.batches import Data
+from sdjax.diffusion.loss import diffusion_loss
+from sdjax.methods.full import Full
+from sdjax.training import optim as optimizers
+from sdjax.training import parallel, preview
+from sdjax.training.checkpoint import Checkpoints
+from sdjax.training.log import Log
+from sdjax.training.optim import Optim
+
+BEFORE_STOP = 143  # exit status after SIGTERM, as shells count it: 128 + 15
+
+
+@dataclass(frozen=True)
+class Train:
+    """A run's settings.
+
+    model: "pocket", a diffusers folder, a hub id or a built-in shape ("random:tiny").  vision: a folder with an image
+    encoder for a model that has none.  init: a file or folder to start the trained weights from.
+    ema: decay of the moving average of the trained weights, 0 for none.  compute, frozen: "float32" or "bfloat16".
+    min_snr: gamma of min-SNR weighting, 0 for none.  checkpoint, preview, log: every so many steps, 0 for never.
+    """
+
+    model: str = "pocket"
+    vision: str = ""
+    method: object = field(default_factory=Full)
+    data: Data = field(default_factory=Data)
+    optim: Optim = field(default_factory=Optim)
+    steps: int = 1000
+    seed: int = 0
+    parallel: str = "single"
+    init: str = ""
+    out: str = ""
+    ema: float = 0.0
+    compute: str = "float32"
+    frozen: str = "float32"
+    remat: bool = False
+    min_snr: float = 0.0
+    noise_offset: float = 0.0
+    checkpoint: int = 500
+    keep: int = 3
+    log: int = 10
+    preview: int = 0
+    prompts: tuple[str, ...] = ()
+
+
+def make_step(method, tx, root, *, loss=None, accumulate=1, ema=0.0):
+    """Returns the pure step(state, frozen, batch, axis=None) -> (state, metrics).
+
+    state: {"step", "trained", "opt"[, "ema"]}.  loss(frozen, trained, batch, key, step, axis) -> (scalar, metrics) is the
+    method's own where it has one, else `loss`.  The gradient is the mean over `accumulate` microbatches of equal size.
+    """
+    loss = getattr(method, "loss", loss)
+
+    def step(state, frozen, batch, axis=None):
+        key = jax.random.fold_in(root, state["step"])
+
+        def gradient(microbatch):
+            compute = jax.value_and_grad(lambda trained: loss(frozen, trained, microbatch, key, state["step"], axis), has_aux=True)
+            (value, metrics), grads = compute(state["trained"])
+            return {"loss": value, **metrics}, grads
+
+        if accumulate == 1:
+            metrics, grads = gradient(batch)
+        else:
+            parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+            shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts))
+            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            total, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, gradient(part)), None), zero, parts)
+            metrics, grads = jax.tree.map(lambda x: x / accumulate, total)
+        if axis is not None:
+            metrics, grads = jax.lax.pmean((metrics, grads), axis)
+        updates, opt = tx.update(grads, state["opt"], state["trained"])
+        trained = jax.tree.map(lambda x, u: (x + u).astype(x.dtype), state["trained"], updates)
+        new = {"step": state["step"] + 1, "trained": trained, "opt": opt}
+        if ema:
+            new["ema"] = optimizers.moving_average(state["ema"], trained, ema, state["step"])
+        return new, metrics
+
+    return step
+
+
+def initial_state(trained, tx, ema=0.0):
+    """Returns the state before the first step; `trained` is copied, since the state is donated."""
+    state = {"step": jnp.int32(0), "trained": trees.copy(trained), "opt": tx.init(trained)}
+    return {**state, "ema": trees.copy(trained)} if ema else state
+
+
+def default_loss(method, settings):
+    """Returns the diffusion loss of a method's joined model, with the run's weighting."""
+
+    def loss(frozen, trained, batch, key, step, axis=None):
+        sd = method.join(frozen, trained, trees.named_key(key, "join"))
+        return diffusion_loss(sd, batch, key, step, min_snr=settings.min_snr or None, noise_offset=settings.noise_offset)
+
+    return loss
+
+
+def train(settings, out):
+    """Runs a config to its last step in the folder `out`, going on where its checkpoints end; returns the joined model.
+
+    Writes config.json metrics.jsonl checkpoints/ samples/ export/.
+    Raises ValueError for settings that do not fit, FloatingPointError at a loss that is not finite (nothing is written
+    over the last good checkpoint), SystemExit(143) after SIGTERM, with a checkpoint written.
+    """
+    out = Path(out)
+    method, root = settings.method, jax.random.key(settings.seed)
+    if settings.optim.accumulate > 1 and getattr(method, "whole_batch", False):
+        raise ValueError(f"optim.accumulate={settings.optim.accumulate}: {type(method).__name__} needs the whole batch at once; use 1")
+    sd = pipeline.load(settings.model, dtype=settings.frozen, **({"vision": settings.vision} if settings.vision else {}))
+    sd = sd.with_dtype(settings.compute, remat=settings.remat)
+    trained, frozen = method.split(sd, trees.named_key(root, "split"))
+    if settings.init:
+        trained, frozen = export.start(method, trained, frozen, settings.init)
+    data = batches.build(settings.data, frozen, settings.seed)
+    if data.single and hasattr(method, "look"):
+        frozen = method.look(frozen, trained, data.single)
+    tx = optimizers.transform(settings.optim, settings.steps)
+    state = initial_state(trained, tx, settings.ema)
+    base = trees.digest((frozen, settings.init and trained))
+
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(out / "checkpoints", settings.keep)
+    found = checkpoints.restore(state, base)
+    state = state if found is None else jax.tree.map(jnp.asarray, found)
+    (out / "config.json").write_text(json.dumps(configs.to_json(settings), indent=1))
+
+    step = make_step(
+        method, tx, trees.named_key(root, "steps"), loss=default_loss(method, settings),
+        accumulate=settings.optim.accumulate, ema=settings.ema,
+    )  # fmt: skip
+    place, run = parallel.compile(step, settings.parallel, settings.data.batch)
+    state, fixed = place.state(state), place.frozen(frozen)
+
+    def joined(state):
+        tree = place.gather(state)
+        return method.join(frozen, tree["ema"] if settings.ema else tree["trained"])
+
+    start = int(place.gather(state)["step"])
+    print(f"{type(method).__name__}: {trees.count(trained):,} numbers trained, {trees.count(frozen):,} frozen; "
+          f"{'resumed at step ' + str(start) if start else 'from the start'}; in {out}")  # fmt: skip
+    log = Log(out, start, settings.steps, out.name)
+    stop = _Stop()
+    previous, schedule = None, optimizers.rate(settings.optim, settings.steps)
+    try:
+        for n, batch in zip(range(start, settings.steps), data.iterate(start), strict=False):
+            state, metrics = run(state, fixed, place.batch(batch))
+            _finite(previous)  # one step late, so that the device never waits
+            previous = (n + 1, metrics)
+            due = settings.checkpoint and (n + 1) % settings.checkpoint == 0
+            if due or stop.asked or n + 1 == settings.steps:
+                _finite(previous)
+                checkpoints.save(place.gather(state), base, wait=stop.asked)
+            if stop.asked:
+                log.event(n + 1, "stopped")
+                raise SystemExit(BEFORE_STOP)
+            if settings.log and ((n + 1) % settings.log == 0 or n + 1 == settings.steps):
+                log.metrics(n + 1, {**metrics, "rate": schedule(n)})
+            log.advance(n + 1)
+            if settings.preview and (n + 1) % settings.preview == 0:
+                preview.write(out / "samples" / f"{n + 1:07d}.png", method, joined(state), data, settings)
+    finally:
+        stop.release()
+        checkpoints.wait()
+        checkpoints.close()
+        log.close()
+    final = place.gather(state)
+    weights = final["ema"] if settings.ema else final["trained"]
+    if hasattr(method, "finish"):
+        frozen, weights = method.finish(frozen, weights, data)
+    print(f"result: {export.write(method, frozen, weights, out / 'export')}")
+    return method.join(frozen, weights)
+
+
+def _finite(pair):
+    if pair and not np.isfinite(float(pair[1]["loss"])):
+        raise FloatingPointError(f"the loss of step {pair[0]} is {float(pair[1]['loss'])}; the last good checkpoint is untouched; a lower optim.lr may help")
+
+
+class _Stop:
+    """Remembers a SIGTERM until the step is over."""
+
+    def __init__(self):
+        self.asked = False
+        self.when = None
+        try:
+            self.before = signal.signal(signal.SIGTERM, self._ask)
+        except ValueError:  # not the main thread, as in a web server: somebody else handles signals there
+            self.before = None
+
+    def _ask(self, *_):
+        self.asked, self.when = True, time.monotonic()
+
+    def release(self):
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)

@@ -1,0 +1,97 @@
+"""Optimizers from optax: rate schedules, clipping, per-name rates, and factored or 8-bit-sized states for large models.
+
+    Optim(lr=1e-4, schedule="cosine", warmup=100)
+"""
+
+import re
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sdjax import trees
+
+KINDS = ("adamw", "adafactor", "sgd")
+SCHEDULES = ("constant", "cosine", "linear")
+
+
+@dataclass(frozen=True)
+class Optim:
+    """An optimizer's settings.
+
+    kind: adamw; adafactor (second moments factored, no first: about 1/100 of AdamW's state); sgd.
+    schedule: of the rate after `warmup` steps, falling to `end` times lr at the run's last step.
+    clip: largest global norm of a gradient; None for no clipping.  accumulate: microbatches per step.
+    rates: (pattern, factor) pairs; a trained weight whose dotted name matches learns at factor * lr (the first match counts).
+    """
+
+    kind: str = "adamw"
+    lr: float = 1e-4
+    schedule: str = "constant"
+    warmup: int = 0
+    end: float = 0.0
+    weight_decay: float = 0.01  # torch's AdamW default
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float | None = 1.0
+    accumulate: int = 1
+    rates: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self):
+        for name, value, accepted in (("kind", self.kind, KINDS), ("schedule", self.schedule, SCHEDULES)):
+            if value not in accepted:
+                raise ValueError(f"optim.{name}={value!r}: accepted are {', '.join(accepted)}")
+        if self.accumulate < 1:
+            raise ValueError(f"optim.accumulate={self.accumulate}: must be at least 1")
+
+
+def rate(optim, steps):
+    """Returns the schedule step -> learning rate for a run of `steps` steps."""
+    body = {
+        "constant": lambda n: optax.constant_schedule(optim.lr),
+        "cosine": lambda n: optax.cosine_decay_schedule(optim.lr, n, alpha=optim.end),
+        "linear": lambda n: optax.linear_schedule(optim.lr, optim.end * optim.lr, n),
+    }[optim.schedule](max(steps - optim.warmup, 1))
+    if not optim.warmup:
+        return body
+    return optax.join_schedules([optax.linear_schedule(0.0, optim.lr, optim.warmup), body], [optim.warmup])
+
+
+def transform(optim, steps):
+    """Returns the optax transformation of these settings for a run of `steps` steps."""
+    b1, b2 = optim.betas
+    scale = {
+        "adamw": lambda: optax.scale_by_adam(b1, b2),
+        "adafactor": lambda: optax.scale_by_factored_rms(),
+        "sgd": lambda: optax.identity(),
+    }[optim.kind]()
+    parts = [optax.clip_by_global_norm(optim.clip)] if optim.clip else []
+    parts += [scale]
+    if optim.kind == "adafactor":
+        parts += [optax.clip_by_block_rms(1.0)]  # Shazeer and Stern 2018, section 6: d = 1
+    if optim.weight_decay:
+        parts += [optax.add_decayed_weights(optim.weight_decay)]
+    if optim.rates:
+        parts += [_by_name(optim.rates)]
+    return optax.chain(*parts, optax.scale_by_learning_rate(rate(optim, steps)))
+
+
+def _by_name(rates):
+    """Returns a transformation that multiplies each update by the factor of the first pattern that its name matches."""
+
+    def factor(name):
+        return next((value for pattern, value in rates if re.search(pattern, name)), 1.0)
+
+    def update(updates, state, params=None):
+        return trees.map_names(lambda name, x: factor(name) * x, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def moving_average(ema, trained, decay, step):
+    """Returns decay' * ema + (1 - decay') * trained, decay' = min(decay, (1 + step) / (10 + step)).
+
+    The ramp lets the average forget the start.  Source: TensorFlow's ExponentialMovingAverage with num_updates.
+    """
+    now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda e, x: now * e + (1 - now) * x, ema, trained)

@@ -1,0 +1,42 @@
+"""Trains any method.
+
+    python train/run.py CONFIG [a.b=value ...] [out=DIR]
+
+CONFIG is a Python file with a function config(), such as configs/textual_inversion.py; every setting can be changed on
+the command line, e.g. optim.lr=1e-4 method.vectors=2 data.path=photos/cat.  DIR (default outputs/NAME of the config)
+gets config.json metrics.jsonl checkpoints/ samples/ export/.  Run the same line again and it goes on where it stopped.
+
+    python train/run.py CONFIG --help      what the config does, and all its settings
+"""
+
+import sys
+from pathlib import Path
+
+from sdjax import config as configs
+
+
+def main(arguments):
+    """Runs one config; returns the exit status."""
+    if not arguments or arguments == ["--help"]:
+        print(__doc__)
+        return 0
+    path, *overrides = arguments
+    try:
+        if "--help" in overrides:
+            print(configs.describe(path))
+            return 0
+        settings = configs.load(path, overrides)
+        from sdjax.training.loop import train
+
+        train(settings, settings.out or Path("outputs") / Path(path).stem)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; run the same line again to go on from the newest checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
