@@ -1,0 +1,380 @@
+"""The denoising network of Stable Diffusion 1.x and 2.x: a UNet whose maps attend to a text.
+
+B batch, h w latent pixels, L tokens, C text width, D channels, N positions, T width of the time embedding.  Submodule
+names are the keys of diffusers' UNet2DConditionModel, so a weight's dotted name is its name in the file.
+
+    config = UNetConfig.from_json(json.load(open("unet/config.json")))
+    unet = UNet(config, dtype=jnp.bfloat16)
+    prediction, features = unet.apply({"params": params}, z, t, context)
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from sdjax.models.layers import (
+    Conv,
+    Dense,
+    Downsample,
+    GroupNorm,
+    LayerNorm,
+    ResnetBlock,
+    Upsample,
+    attend,
+    timestep_embedding,
+    zeros,
+)
+
+# Options of UNet2DConditionModel that we hold at one value; several where they mean the same.
+FIXED = {
+    "center_input_sample": (False,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "downsample_padding": (1,),
+    "mid_block_scale_factor": (1,),
+    "dropout": (0,),
+    "act_fn": ("silu", "swish"),
+    "transformer_layers_per_block": (1,),
+    "reverse_transformer_layers_per_block": (None,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "num_attention_heads": (None,),
+    "dual_cross_attention": (False,),
+    "class_embed_type": (None,),
+    "addition_embed_type": (None,),
+    "addition_time_embed_dim": (None,),
+    "resnet_time_scale_shift": ("default",),
+    "resnet_skip_time_act": (False,),
+    "resnet_out_scale_factor": (1,),
+    "time_embedding_type": ("positional",),
+    "time_embedding_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "timestep_post_act": (None,),
+    "time_cond_proj_dim": (None,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "projection_class_embeddings_input_dim": (None,),
+    "attention_type": ("default",),
+    "class_embeddings_concat": (False,),
+    "cross_attention_norm": (None,),
+}
+
+# Options without effect on the numbers of these blocks, and what averaged weights leave in a config.json.
+IGNORED = {
+    "mid_block_only_cross_attention",
+    "addition_embed_type_num_heads",
+    "decay",
+    "min_decay",
+    "inv_gamma",
+    "power",
+    "optimization_step",
+    "update_after_step",
+    "use_ema_warmup",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """The sizes of a UNet, named and with defaults as in its config.json; lists are tuples here.
+
+    attention_head_dim: the number of heads, for all levels or one per level (the file's name for it is historical).
+    layers_per_block, only_cross_attention: likewise for all levels or one per level, finest first.
+    num_class_embeds: rows of the table of class labels (noise levels of the x4 upscaler), or None.
+    Raises ValueError where the sizes do not fit each other.
+    Source: the format of diffusers' UNet2DConditionModel.
+    """
+
+    sample_size: int | tuple | None = None
+    in_channels: int = 4
+    out_channels: int = 4
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    down_block_types: tuple = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
+    up_block_types: tuple = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
+    only_cross_attention: bool | tuple = False
+    block_out_channels: tuple = (320, 640, 1280, 1280)
+    layers_per_block: int | tuple = 2
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: int = 1280
+    attention_head_dim: int | tuple = 8
+    use_linear_projection: bool = False
+    num_class_embeds: int | None = None
+    upcast_attention: bool = False
+
+    def __post_init__(self):
+        levels = len(self.block_out_channels)
+        allowed = {
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        }
+        for name, kinds in allowed.items():
+            value = getattr(self, name)
+            if len(value) != levels or not set(value) <= set(kinds):
+                raise ValueError(f"unet {name}={value}: expected {levels} of {kinds}, one per block_out_channels")
+        for name in ("only_cross_attention", "layers_per_block", "attention_head_dim"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != levels:
+                raise ValueError(f"unet {name}={value}: expected one value or {levels}, one per block_out_channels")
+        if not isinstance(self.cross_attention_dim, int):
+            raise ValueError(f"unet cross_attention_dim={self.cross_attention_dim}: expected one number for all levels")
+        if not isinstance(self.norm_num_groups, int):
+            raise ValueError(f"unet norm_num_groups={self.norm_num_groups}: expected a number")
+        for width, heads in zip(self.block_out_channels, self.levels("attention_head_dim"), strict=True):
+            if width % self.norm_num_groups:
+                raise ValueError(f"unet norm_num_groups={self.norm_num_groups}: must divide block_out_channels {width}")
+            if width % heads:
+                raise ValueError(f"unet attention_head_dim={heads} (number of heads): must divide {width} channels")
+
+    def levels(self, name):
+        """Returns an option's values, one per level, finest level first."""
+        value = getattr(self, name)
+        return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
+
+    @classmethod
+    def from_json(cls, options):
+        """Returns the config of a parsed config.json.
+
+        Raises ValueError that names an option which is unknown, or whose value these networks do not cover.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name, value in options.items():
+            if name in FIXED and value not in FIXED[name]:
+                raise ValueError(f"unet {name}={value!r} is not supported; expected {FIXED[name][0]!r}")
+            if not name.startswith("_") and name not in known | FIXED.keys() | IGNORED:
+                raise ValueError(f"unet {name}={value!r}: unknown option; supported are {', '.join(sorted(known))}")
+        found = {name: value for name, value in options.items() if name in known}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+
+    def to_json(self):
+        """Returns the content of a config.json from which diffusers builds the same network."""
+        options = dataclasses.asdict(self)
+        options = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+        return {"_class_name": "UNet2DConditionModel", **options}
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x [B N D] to itself or to a context [B L C], with its projections."""
+
+    heads: int
+    upcast: bool = False
+    dtype: object = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, context=None):
+        width, source = x.shape[-1], x if context is None else context
+        q = Dense(width, use_bias=False, dtype=self.dtype, name="to_q")(x)
+        k = Dense(width, use_bias=False, dtype=self.dtype, name="to_k")(source)
+        v = Dense(width, use_bias=False, dtype=self.dtype, name="to_v")(source)
+        return Dense(width, dtype=self.dtype, name="to_out.0")(attend(q, k, v, self.heads, upcast=self.upcast))
+
+
+class FeedForward(nn.Module):
+    """A gated feed-forward layer W2 (a * gelu(b)), [a b] = W1 x, four times as wide inside.
+
+    Source: Shazeer 2020, GEGLU, with the exact gelu.
+    """
+
+    dtype: object = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        width = x.shape[-1]
+        value, gate = jnp.split(Dense(8 * width, dtype=self.dtype, name="net.0.proj")(x), 2, axis=-1)
+        return Dense(width, dtype=self.dtype, name="net.2")(value * nn.gelu(gate, approximate=False))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention (attention to the context where only_cross), attention to the context, feed-forward; on [B N D]."""
+
+    heads: int
+    only_cross: bool = False
+    upcast: bool = False
+    dtype: object = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, context):
+        def norm(name):
+            return LayerNorm(dtype=self.dtype, name=name)
+
+        def attention(name):
+            return Attention(self.heads, self.upcast, self.dtype, name=name)
+
+        x = x + attention("attn1")(norm("norm1")(x), context if self.only_cross else None)
+        x = x + attention("attn2")(norm("norm2")(x), context)
+        return x + FeedForward(self.dtype, name="ff")(norm("norm3")(x))
+
+
+class Transformer(nn.Module):
+    """A transformer block over the positions of a map [B h w D], between two projections, added to the map."""
+
+    config: UNetConfig
+    level: int
+    only_cross: bool = False
+    dtype: object = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, context):
+        config, width = self.config, x.shape[-1]
+        heads = config.levels("attention_head_dim")[self.level]
+
+        def projection(name, **options):
+            if config.use_linear_projection:
+                return Dense(width, dtype=self.dtype, name=name, **options)
+            return Conv(width, 1, dtype=self.dtype, name=name, **options)
+
+        # The epsilon 1e-6 is this norm's own: ldm/modules/attention.py.
+        y = GroupNorm(config.norm_num_groups, 1e-6, self.dtype, name="norm")(x)
+        y = projection("proj_in")(y).reshape(len(x), -1, width)  # [B N D]
+        block = TransformerBlock(heads, self.only_cross, config.upcast_attention, self.dtype, name="transformer_blocks.0")
+        y = block(y, context).reshape(x.shape)
+        return x + projection("proj_out", kernel_init=zeros)(y)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Makes the residual blocks and transformers of one level inside a Linen module; `remat` recomputes their insides."""
+
+    config: UNetConfig
+    level: int
+    dtype: object = jnp.float32
+    remat: bool = False
+
+    @property
+    def width(self):
+        return self.config.block_out_channels[self.level]
+
+    def resnet(self, i):
+        block = nn.remat(ResnetBlock) if self.remat else ResnetBlock
+        config = self.config
+        return block(self.width, config.norm_num_groups, config.norm_eps, True, self.dtype, name=f"resnets.{i}")
+
+    def transformer(self, i, only_cross=False):
+        block = nn.remat(Transformer) if self.remat else Transformer
+        return block(self.config, self.level, only_cross, self.dtype, name=f"attentions.{i}")
+
+
+class DownBlock(nn.Module):
+    """A level on the way down: returns the maps after each layer and, but at the coarsest level, after halving."""
+
+    layers: Layers
+
+    @nn.compact
+    def __call__(self, x, time, context):
+        layers, config, level = self.layers, self.layers.config, self.layers.level
+        attention = config.down_block_types[level] == "CrossAttnDownBlock2D"
+        maps = []
+        for i in range(config.levels("layers_per_block")[level]):
+            x = layers.resnet(i)(x, time)
+            if attention:
+                x = layers.transformer(i, config.levels("only_cross_attention")[level])(x, context)
+            maps.append(x)
+        if level + 1 < len(config.block_out_channels):
+            maps.append(Downsample(layers.width, dtype=layers.dtype, name="downsamplers.0")(x))
+        return maps
+
+
+class MidBlock(nn.Module):
+    """The coarsest map: residual block, transformer, residual block."""
+
+    layers: Layers
+
+    @nn.compact
+    def __call__(self, x, time, context):
+        x = self.layers.resnet(0)(x, time)
+        x = self.layers.transformer(0)(x, context)
+        return self.layers.resnet(1)(x, time)
+
+
+class UpBlock(nn.Module):
+    """A level on the way up: each layer takes the last of `skips` as well; then resized to `size` (h, w) unless None."""
+
+    layers: Layers
+
+    @nn.compact
+    def __call__(self, x, skips, time, context, size=None):
+        layers, config, level = self.layers, self.layers.config, self.layers.level
+        attention = config.up_block_types[-1 - level] == "CrossAttnUpBlock2D"
+        for i, skip in enumerate(reversed(skips)):
+            x = layers.resnet(i)(jnp.concatenate([x, skip], axis=-1), time)
+            if attention:
+                x = layers.transformer(i, config.levels("only_cross_attention")[level])(x, context)
+        return x if size is None else Upsample(layers.width, dtype=layers.dtype, name="upsamplers.0")(x, size)
+
+
+class TimeEmbedding(nn.Module):
+    """Two layers on the sines of the time: [B D] -> [B features]."""
+
+    features: int
+    dtype: object = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.silu(Dense(self.features, dtype=self.dtype, name="linear_1")(x))
+        return Dense(self.features, dtype=self.dtype, name="linear_2")(x)
+
+
+def embed_time(config, t, class_labels=None, dtype=jnp.float32):
+    """Returns the time embedding [B T], made inside the calling module; T is four times the finest level's width.
+
+    Raises ValueError when class labels are missing, or given to a network without them.
+    """
+    if (class_labels is None) != (config.num_class_embeds is None):
+        raise ValueError(f"class_labels={class_labels}: expected them exactly where num_class_embeds is a number, "
+                         f"here {config.num_class_embeds}")
+    width = config.block_out_channels[0]
+    sines = timestep_embedding(t, width, config.flip_sin_to_cos, config.freq_shift).astype(dtype)
+    time = TimeEmbedding(4 * width, dtype, name="time_embedding")(sines)
+    if class_labels is not None:
+        time = time + nn.Embed(config.num_class_embeds, 4 * width, dtype=dtype, name="class_embedding")(class_labels)
+    return time
+
+
+def descend(config, x, time, context, dtype=jnp.float32, remat=False):
+    """Returns the skip maps of the way down, finest first and `x` [B h w D] among them, and the middle's map.
+
+    Makes its blocks inside the calling module.
+    """
+    skips = [x]
+    for level in range(len(config.block_out_channels)):
+        layers = Layers(config, level, dtype, remat)
+        skips += DownBlock(layers, name=f"down_blocks.{level}")(skips[-1], time, context)
+    return tuple(skips), MidBlock(layers, name="mid_block")(skips[-1], time, context)
+
+
+class UNet(nn.Module):
+    """The UNet: noisy latents, time and text in; the prediction of noise, velocity or image out.
+
+    dtype: type of the computation.  remat: recompute each block's insides in the backward pass instead of storing them.
+    """
+
+    config: UNetConfig
+    dtype: object = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, z, t, context, class_labels=None, residuals=None, features_only=False):
+        """Returns (prediction [B h w out], features); the prediction is None where features_only.
+
+        z: [B h w in].  t: [B], 0..999.  context: [B L C].  class_labels: int [B] where the config has num_class_embeds.
+        residuals: (a tuple added to the skip maps, a map added to the middle), as ControlNet makes them.
+        features: the skip maps, finest first, then the middle's map, all before residuals are added.
+        """
+        config, context = self.config, context.astype(self.dtype)
+        time = embed_time(config, t, class_labels, self.dtype)
+        x = Conv(config.block_out_channels[0], dtype=self.dtype, name="conv_in")(z)
+        skips, x = descend(config, x, time, context, self.dtype, self.remat)
+        features = (*skips, x)
+        if features_only:
+            return None, features
+        if residuals is not None:
+            skips = tuple(skip + extra for skip, extra in zip(skips, residuals[0], strict=True))
+            x = x + residuals[1]
+        for i, level in enumerate(reversed(range(len(config.block_out_channels)))):
+            count = config.levels("layers_per_block")[level] + 1
+            skips, own = skips[:-count], skips[-count:]
+            size = skips[-1].shape[1:3] if skips else None
+            layers = Layers(config, level, self.dtype, self.remat)
+            x = UpBlock(layers, name=f"up_blocks.{i}")(x, own, time, context, size)
+        x = nn.silu(GroupNorm(config.norm_num_groups, config.norm_eps, self.dtype, name="conv_norm_out")(x))
+        return Conv(config.out_channels, dtype=self.dtype, kernel_init=zeros, name="conv_out")(x), features
