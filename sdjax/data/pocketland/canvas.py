@@ -1,0 +1,208 @@
+"""What a style does to flat shapes: colours, outlines, shading while drawing, and a finish on the small picture.
+
+Relies on numpy and Pillow.  Coordinates are pixels of a 64-pixel picture; shapes are drawn `FINE` times larger and
+averaged, so edges are smooth.
+
+    canvas = Canvas("comic")
+    canvas.shape(ellipse(32, 32, 10, 12), (250, 220, 200))
+    pixels = canvas.finish(place)                                    # uint8 [64 64 3]
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+SIZE = 64  # pixels; other sizes are scaled
+FINE = 4  # drawn pixels per picture pixel
+
+
+def mix(first, second, share):
+    """Returns the colour `share` of the way from first to second."""
+    (a, b, c), (x, y, z) = first, second
+    return a + (x - a) * share, b + (y - b) * share, c + (z - c) * share
+
+
+def luma(color):
+    """Returns how bright a colour is, 0 to 255 (ITU-R BT.601 weights)."""
+    return 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+
+
+def _glowing(color):
+    """The colour of a neon tube: own hue, bright, black turned to a dim violet grey."""
+    top = max(max(color), 1)
+    bright = 255 * (0.42 + 0.58 * top / 255)
+    mean = sum(color) / 3
+    vivid = [max(0.0, mean + (channel - mean) * 1.5) for channel in color]
+    top = max(max(vivid), 1)
+    return tuple(min(255.0, 14 + channel / top * bright) for channel in vivid)
+
+
+@dataclass(frozen=True)
+class Style:
+    """fill, edge: colour to colour; edge width in pixels, 0 for none; shades: whether solids are rounded by shading."""
+
+    fill: object
+    edge: object
+    width: float
+    shades: bool = False
+
+
+STYLES = {
+    "photo": Style(lambda c: c, lambda c: mix(c, (0, 0, 0), 0.4), 0.0, shades=True),
+    "pencil": Style(lambda c: mix((252, 250, 244), c, 0.5), lambda c: mix(c, (58, 56, 60), 0.8), 0.8),
+    "watercolor": Style(lambda c: mix(c, (255, 252, 246), 0.3), lambda c: mix(c, (60, 40, 70), 0.25), 0.6, shades=True),
+    "mosaic": Style(lambda c: c, lambda c: mix(c, (0, 0, 0), 0.5), 0.0),
+    "neon": Style(lambda c: tuple(6 + 0.34 * channel for channel in c), _glowing, 0.9),
+    "comic": Style(lambda c: tuple(_vivid(c)), lambda c: (18, 16, 26), 1.25),
+}
+
+
+def _vivid(color):
+    mean = sum(color) / 3
+    return (min(255.0, max(0.0, mean + (channel - mean) * 1.3)) for channel in color)
+
+
+@lru_cache(256)
+def _circle(corners):
+    angle = np.arange(corners) * (2 * math.pi / corners)
+    return np.stack([np.cos(angle), np.sin(angle)], 1)
+
+
+def ellipse(x, y, width, height, corners=24):
+    """Returns the outline of an ellipse around (x, y) with half axes width and height, [corners 2]."""
+    return _circle(corners) * (width, height) + (x, y)
+
+
+class Canvas:
+    """A picture being drawn.  `place(points)` maps a shape's own coordinates to the picture; set it to pose a head."""
+
+    def __init__(self, style):
+        self.style, self.name = STYLES[style], style
+        self.image = Image.new("RGB", (SIZE * FINE, SIZE * FINE))
+        self.pen = ImageDraw.Draw(self.image)
+        self.dim = 1.0  # 0.6 for what is far away in the neon style
+        self.pose(None)
+
+    def pose(self, matrix, shift=(0.0, 0.0)):
+        """Poses what is drawn from now on: points @ matrix + shift; matrix None for none."""
+        self.matrix, self.shift = matrix, shift
+
+    def _points(self, points):
+        points = np.asarray(points, np.float64)
+        if self.matrix is not None:
+            points = points @ self.matrix + self.shift
+        return (points * FINE).ravel().tolist()
+
+    def _ink(self, color, change):
+        red, green, blue = change(color)
+        return int(red * self.dim), int(green * self.dim), int(blue * self.dim)
+
+    def shape(self, points, color, edge=True, bright=False):
+        """Fills a polygon; edge: whether styles with outlines outline it; bright: keeps its colour in dark styles."""
+        flat = self._points(points)
+        fill = _glowing if bright and self.name == "neon" else self.style.fill
+        self.pen.polygon(flat, self._ink(color, fill))
+        if edge and self.style.width:
+            width = max(1, round(self.style.width * FINE * (0.75 if self.dim < 1 else 1.0)))
+            self.pen.line(flat + flat[:4], self._ink(color, self.style.edge), width)
+
+    def solid(self, points, color, depth=1.0):
+        """A shape that is rounded by shading, lighter inside, where the style shades."""
+        if not self.style.shades:
+            return self.shape(points, color)
+        points = np.asarray(points, np.float64)
+        middle = (points.min(0) + points.max(0)) / 2
+        self.shape(points, mix(color, (20, 0, 20), 0.20 * depth))
+        self.shape((points - middle) * 0.93 + middle + (-0.3, -0.3), mix(color, (20, 0, 20), 0.08 * depth), edge=False)
+        self.shape((points - middle) * 0.82 + middle + (-0.7, -0.6), color, edge=False)
+
+    def line(self, points, color, width, bright=False):
+        """A line of a width in pixels; in the neon style it is a tube."""
+        ink = _glowing if self.name == "neon" and bright else self.style.fill
+        if self.name == "pencil":
+            ink = self.style.edge
+        self.pen.line(self._points(points), self._ink(color, ink), max(1, round(width * FINE)), "curve")
+
+    def bands(self, top, bottom, first, last, count=10):
+        """Fills the rows from `first` to `last` with `count` bands from one colour to the other."""
+        for index in range(count):
+            y = [round(FINE * (first + (last - first) * (index + i) / count)) for i in (0, 1)]
+            self.pen.rectangle(
+                (0, y[0], SIZE * FINE, y[1]), self._ink(mix(top, bottom, index / (count - 1)), self.style.fill)
+            )
+
+    def end_background(self):
+        """Softens the background in the photo style, as a lens does; all that is drawn later is near."""
+        if self.name == "photo":
+            small = self.image.reduce(FINE).filter(ImageFilter.BoxBlur(0.7))
+            self.image.paste(small.resize(self.image.size, Image.Resampling.BILINEAR))
+        self.dim = 1.0
+
+    def finish(self, place):
+        """Returns the picture as uint8 [64 64 3] with the style's finish and the scene's light."""
+        image = self.image.reduce(FINE)
+        if self.name == "mosaic":
+            return _lit(_mosaic(image), place)
+        if self.name == "watercolor":
+            soft = np.asarray(image.filter(ImageFilter.GaussianBlur(1.2)), np.float32)
+            picture = 0.55 * np.asarray(image, np.float32) + 0.45 * soft
+            picture = picture * _stains() + (1 - _paper()) * (np.float32([253, 250, 244]) - picture * _stains())
+            return _lit(picture, place, 0.5)
+        picture = np.asarray(image, np.float32)
+        if self.name == "neon":
+            glow = np.asarray(image.filter(ImageFilter.GaussianBlur(2.5)), np.float32)
+            return _lit(picture + 0.55 * glow, place, 0.5)
+        if self.name == "pencil":
+            paper = np.float32([252, 250, 244])
+            return _lit(paper + (picture * _hatch() - paper) * _paper(soft=True), place, 0.3)
+        if self.name == "photo":
+            side = np.linspace(-1, 1, SIZE, dtype=np.float32)
+            lean = 0.10 * (1 if place.gaze > 0 else -1)
+            return _lit(picture * (1.03 - lean * side[None, :, None] - 0.05 * side[:, None, None]), place)
+        return _lit(picture, place)
+
+
+def _lit(picture, place, strength=1.0):
+    warm = 0.06 * place.warmth
+    gain = (1 + 0.09 * strength * place.brightness) * (1 + strength * np.float32([warm, 0, -warm]))
+    return np.clip(picture * gain + 0.5, 0, 255).astype(np.uint8)
+
+
+def _mosaic(image):
+    """Tiles of two pixels, every fourth one beginning with a joint of mortar."""
+    tiles = np.asarray(image.reduce(2).resize((SIZE, SIZE), Image.Resampling.NEAREST), np.float32)
+    sharp = np.asarray(image, np.float32)
+    joint = np.float32([48, 46, 52])
+    return joint + (0.6 * tiles + 0.4 * sharp - joint) * _mortar()
+
+
+@lru_cache(1)
+def _mortar():
+    y, x = np.mgrid[:SIZE, :SIZE]
+    return np.where((x % 4 == 3) | (y % 4 == 3), 0.72, 1.0).astype(np.float32)[..., None]
+
+
+@lru_cache(1)
+def _hatch():
+    y, x = np.mgrid[:SIZE, :SIZE]
+    return (1 - 0.045 * (1 + np.cos((x + y) * (2 * math.pi / 4)))).astype(np.float32)[..., None]
+
+
+@lru_cache(1)
+def _stains():
+    y, x = np.mgrid[:SIZE, :SIZE] / SIZE
+    wave = np.sin(9 * x + 4 * np.sin(7 * y)) * np.sin(8 * y + 3 * np.sin(6 * x + 1))
+    return (1 + 0.045 * wave).astype(np.float32)[..., None]
+
+
+@lru_cache(2)
+def _paper(soft=False):
+    """1 where paint lies, 0 at the paper's free edge."""
+    y, x = (np.mgrid[:SIZE, :SIZE] + 0.5) / SIZE
+    wave = 0 if soft else 0.008 * (np.sin(15 * x + 1) + np.sin(17 * y + 2) + np.sin(31 * (x - y)))
+    distance = np.minimum(np.minimum(x, 1 - x), np.minimum(y, 1 - y)) + wave
+    ramp = (distance + 0.01) / 0.10 if soft else (distance - 0.02) / 0.035
+    return np.clip(ramp, 0, 1).astype(np.float32)[..., None]

@@ -1,0 +1,113 @@
+"""Words for pictures of Pocketland.
+
+caption(person, place, 3)   # "a watercolor of a face with short red hair and pale skin wearing a hat on the beach"
+word_prompt(place, "*s")    # "a watercolor painting of *s wearing a hat on the beach"
+prompt({"domain": "face", "style": "neon", "context": "space", "hair_color": "blue"})
+"""
+
+from sdjax.data.pocketland.world import (
+    ACCESSORIES,
+    ATTRIBUTES,
+    CONTEXTS,
+    DOMAINS,
+    STYLES,
+    _pick,
+    _random,
+    attributes,
+    check,
+)
+
+STYLE_WORDS = {
+    "photo": ("a photo of", "a photograph of"),
+    "pencil": ("a pencil sketch of", "a pencil drawing of"),
+    "watercolor": ("a watercolor painting of", "a watercolor of"),
+    "mosaic": ("a mosaic of", "a tile mosaic of"),
+    "neon": ("a neon sign of", "a neon drawing of"),
+    "comic": ("a comic book drawing of", "a comic of"),
+}
+CONTEXT_WORDS = {
+    "beach": ("on the beach", "at the beach"),
+    "snow": ("in the snow", "in snow"),
+    "city": ("in the city at night", "in a city at night"),
+    "forest": ("in the forest", "in a forest"),
+    "space": ("in space", "in outer space"),
+    "desert": ("in the desert", "in a desert"),
+    "meadow": ("in a meadow", "in the meadow"),
+    "room": ("in a room", "in the room"),
+    "mountains": ("in the mountains", "in front of mountains"),
+    "underwater": ("underwater", "under water"),
+}
+ACCESSORY_WORDS = {
+    "none": ("",),
+    "hat": ("wearing a hat", "with a hat", "in a hat"),
+    "glasses": ("wearing glasses", "with glasses"),
+    "scarf": ("wearing a scarf", "with a scarf", "in a scarf"),
+}
+
+
+def _looks(named):
+    """The words before the noun and the phrase after it that say what somebody looks like."""
+    before = [named[kind] for kind in ("age", "face_shape", "pattern") if kind in named]
+    after = []
+    if named.get("hair_style") == "bald":
+        after.append("a bald head")
+    elif "hair_style" in named or "hair_color" in named:
+        after.append(" ".join([named[kind] for kind in ("hair_style", "hair_color") if kind in named] + ["hair"]))
+    for kinds, noun in ((("skin",), "skin"), (("eye_size", "eye_color"), "eyes"), (("fur",), "fur")):
+        words = [named[kind] for kind in kinds if kind in named]
+        if words:
+            after.append(" ".join([*words, noun]))
+    if "marks" in named:
+        after.append("freckles")
+    if "beard" in named:
+        after.append("a " + named["beard"])
+    return before, "with " + ", ".join(after[:-1]) + " and " * (len(after) > 1) + after[-1] if after else ""
+
+
+def prompt(named, seed=None, subject=None):
+    """Returns the caption that names `named`, {kind: word}, all kinds optional: domain, style, context, accessory, attributes.
+
+    seed chooses among phrasings, None takes the first ones; subject stands for "a face" when given, say a learnt word.
+    Raises ValueError for an unknown kind or word.
+    """
+    kinds = {"domain": DOMAINS, "style": STYLES, "context": CONTEXTS, "accessory": ACCESSORIES} | ATTRIBUTES
+    for kind, word in named.items():
+        check("kind", kind, tuple(kinds))
+        check(kind, word, kinds[kind])
+    u = [0.0] * 4 if seed is None else [float(number) for number in _random(seed, 4)(4)]
+    before, after = _looks(named)
+    if subject is None:
+        noun = " ".join([*before, named.get("domain", "face")])
+        subject = ("an " if noun[0] in "aeiou" else "a ") + noun
+    ends = [_pick(u[1], ACCESSORY_WORDS[named.get("accessory", "none")])]
+    if "context" in named:
+        ends.append(_pick(u[2], CONTEXT_WORDS[named["context"]]))
+    if u[3] > 0.5:
+        ends.reverse()
+    start = _pick(u[0], STYLE_WORDS[named["style"]]) if "style" in named else ""
+    return " ".join(part for part in (start, subject, after, *ends) if part)
+
+
+def _setting(place):
+    return {"style": place.style, "context": place.context, "accessory": place.accessory}
+
+
+def caption(who, place, seed):
+    """Returns a caption: domain, style, context, accessory always; in half of the captions one to four attributes too."""
+    return prompt(named(who, place, seed), seed)
+
+
+def named(who, place, seed):
+    """Returns {kind: word} of what `caption` of the same arguments names."""
+    u = [float(number) for number in _random(seed, 5)(16)]
+    words = {"domain": who.domain, **_setting(place)}
+    if u[0] < 0.5:
+        return words
+    true = list(attributes(who, place).items())
+    order = sorted(range(len(true)), key=lambda index: u[index + 2])
+    return words | dict(true[index] for index in order[: 1 + int(u[1] * 4)])
+
+
+def word_prompt(place, word, seed=None):
+    """Returns the caption of a scene with `word` in place of the class noun and no attributes, for personalisation."""
+    return prompt(_setting(place), seed, subject=word)
