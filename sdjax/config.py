@@ -1,0 +1,237 @@
+"""Settings as nested frozen dataclasses: recipes in Python, overrides as a.b=value, and JSON that names no code.
+
+    settings = load("configs/e4t_tune.py", ["steps=15", "method.parts.0.scale=0.1", "optim.clip=None"])
+    text = json.dumps(to_json(settings))                    # {"class": "Train", "model": "pocket", ...}
+    settings = from_json(json.loads(text), {"Train": Train, ...})
+
+A recipe is a Python file with a function `config()`; it is a program that the user runs.  JSON is data: the classes
+that it may name are given by the caller.  Types are those of the fields' annotations.
+"""
+
+import ast
+import dataclasses
+import difflib
+import math
+import runpy
+import types
+import typing
+from pathlib import Path
+
+CLASS = "class"  # the key of a dataclass's name in JSON; no field can be called so
+WORDS = {"true": True, "false": False, "none": None}
+
+
+def load(path, overrides=()):
+    """Returns config() of the Python file at `path` with overrides such as "optim.lr=1e-4" in it.
+
+    Raises ValueError for a file that is missing or has no config(), and for an override that does not fit.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"config {str(path)!r}: no such file; expected a Python file with a function config()")
+    make = runpy.run_path(str(path)).get("config")
+    if not callable(make):
+        raise ValueError(f"config {str(path)!r}: has no function config()")
+    return override(make(), overrides)
+
+
+def override(config, items):
+    """Returns a copy of a nested dataclass with "a.b=value" items in it; a number in a name is a place in a tuple.
+
+    All items of one dataclass come in together, so its own checks see only the result; of two for one name the later
+    wins.
+    Raises ValueError naming the item for an unknown name (with the nearest one) or a value of another type.
+    """
+    changes = {}
+    for item in items:
+        name, equals, text = item.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{item!r}: expected name=value, as in steps=100 or optim.lr=1e-4")
+        node, *rest = changes, *name.split(".")
+        for head in rest[:-1]:
+            node = node.setdefault(head, {})
+            if isinstance(node, str):
+                raise ValueError(f"{name}: a part of it is set as a whole by another override")
+        if isinstance(node.get(rest[-1]), dict):
+            raise ValueError(f"{name}: parts of it are set by other overrides")
+        node[rest[-1]] = text
+    return _changed(config, type(config), changes, "")
+
+
+def to_json(config):
+    """Returns a nested dataclass as dicts, lists and plain values; a dataclass's name is under "class".
+
+    Raises ValueError for a value that JSON cannot hold, naming its place.
+    """
+    return _plain(config, "")
+
+
+def from_json(data, classes):
+    """Returns the nested dataclass of what `to_json` gave; classes: {name: dataclass} of all that it may name.
+
+    Raises ValueError for a class outside the table, an unknown or missing field, a value of another type.
+    """
+    return _built(data, classes, "")
+
+
+def _changed(old, kind, changes, name):
+    """Returns `old`, a field of type `kind`, with a tree of changes {head: text or tree} in it."""
+    if isinstance(changes, str):
+        if _is_dataclass(old):
+            raise ValueError(
+                f"{name}={changes}: a {type(old).__name__} is set by its fields: {', '.join(_fields(old))}"
+            )
+        return _parse(changes, kind, name)
+    if _is_dataclass(old):
+        kinds = typing.get_type_hints(type(old))
+        fields = _fields(old)
+        for head in changes:
+            if head not in fields:
+                raise ValueError(f"{_join(name, head)}: {_unknown(head, type(old).__name__, fields)}")
+        new = {
+            head: _changed(getattr(old, head), kinds[head], part, _join(name, head)) for head, part in changes.items()
+        }
+        return dataclasses.replace(old, **new)
+    if isinstance(old, tuple):
+        return _changed_items(old, kind, changes, name)
+    raise ValueError(f"{_join(name, next(iter(changes)))}: {name} is {old!r} and has no fields")
+
+
+def _changed_items(old, kind, changes, name):
+    items = list(old)
+    for head, part in changes.items():
+        if not head.isdecimal() or int(head) >= len(items):
+            raise ValueError(f"{_join(name, head)}: {name} has {len(items)} items, numbered from 0")
+        i = int(head)
+        items[i] = _changed(items[i], _item_kind(kind, i), part, _join(name, head))
+    return tuple(items)
+
+
+def _item_kind(kind, i):
+    """Returns the type of item i of a field of type `kind`, `object` where the annotation does not say."""
+    for option in _options(kind):
+        inner = typing.get_args(option)
+        if typing.get_origin(option) is tuple and inner:
+            return inner[0] if inner[-1] is Ellipsis else inner[i]
+    return object
+
+
+def _parse(text, kind, name):
+    """Returns the value that a command line's text stands for in a field of type `kind`."""
+    options = _options(kind)
+    if text.lower() in WORDS and not (str in options and type(None) not in options and bool not in options):
+        value = WORDS[text.lower()]
+    else:
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            value = text
+        if str in options and not isinstance(value, str) and not _fits(value, [o for o in options if o is not str]):
+            value = text
+    fitted = _fit(value, kind)
+    if fitted is _WRONG:
+        raise ValueError(f"{name}={text}: expected {_shown(kind)}")
+    return fitted
+
+
+_WRONG = object()
+
+
+def _fit(value, kind):
+    """Returns `value` as the type `kind` wants it (an int as float, a list as tuple), or _WRONG."""
+    options = _options(kind)
+    if typing.Any in options or object in options:
+        return _tuples(value)
+    for option in options:
+        origin, inner = typing.get_origin(option) or option, typing.get_args(option)
+        if origin is typing.Literal and value in inner:
+            return value
+        if origin is tuple and isinstance(value, (list, tuple)):
+            if inner and inner[-1] is Ellipsis:
+                inner = (inner[0],) * len(value)
+            items = [_fit(v, k) for v, k in zip(value, inner or (object,) * len(value), strict=False)]
+            if len(items) == len(value) == len(inner or value) and _WRONG not in items:
+                return tuple(items)
+        elif isinstance(origin, type) and type(value) is origin:
+            return value
+        elif isinstance(origin, type) and dataclasses.is_dataclass(origin) and isinstance(value, origin):
+            return value
+    if float in options and type(value) is int:
+        return float(value)
+    return _WRONG
+
+
+def _fits(value, options):
+    return any(_fit(value, option) is not _WRONG for option in options)
+
+
+def _options(kind):
+    """Returns the members of a union, or the type itself as the only one."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+
+
+def _shown(kind):
+    """Returns a type as a reader wants it: "float or None", "tuple[str, ...], as in ('a', 'b')"."""
+    names = " or ".join(
+        "None" if k is type(None) else k.__name__ if type(k) is type else str(k) for k in _options(kind)
+    )
+    return names + (", as in ('a', 'b')" if "tuple[str" in names else "")
+
+
+def _tuples(value):
+    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def _is_dataclass(value):
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _fields(config):
+    return [field.name for field in dataclasses.fields(config) if field.init]
+
+
+def _join(name, head):
+    return f"{name}.{head}" if name else head
+
+
+def _unknown(head, owner, accepted):
+    near = difflib.get_close_matches(head, accepted, 1)
+    return f"{owner} has no {head!r}; " + (f"did you mean {near[0]!r}?" if near else f"accepted: {', '.join(accepted)}")
+
+
+def _plain(value, name):
+    if _is_dataclass(value):
+        fields = {field: _plain(getattr(value, field), _join(name, field)) for field in _fields(value)}
+        return {CLASS: type(value).__name__, **fields}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, _join(name, str(i))) for i, item in enumerate(value)]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value) and CLASS not in value:
+        return {key: _plain(item, _join(name, key)) for key, item in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
+        return value
+    raise ValueError(f"{name}={value!r}: cannot be written; expected a number, text, tuple or dataclass")
+
+
+def _built(data, classes, name):
+    if isinstance(data, list):
+        return tuple(_built(item, classes, _join(name, str(i))) for i, item in enumerate(data))
+    if not isinstance(data, dict):
+        return data
+    if CLASS not in data:
+        return {key: _built(item, classes, _join(name, key)) for key, item in data.items()}
+    if data[CLASS] not in classes:
+        raise ValueError(f"{_join(name, CLASS)}={data[CLASS]!r}: accepted are {', '.join(sorted(classes))}")
+    made = classes[data[CLASS]]
+    kinds, values = typing.get_type_hints(made), {}
+    for key in data.keys() - {CLASS}:
+        if key not in _fields(made):
+            raise ValueError(f"{_join(name, key)}: {_unknown(key, made.__name__, _fields(made))}")
+        value = _built(data[key], classes, _join(name, key))
+        values[key] = _fit(value, kinds[key])
+        if values[key] is _WRONG:
+            raise ValueError(f"{_join(name, key)}={value!r}: expected {_shown(kinds[key])}")
+    try:
+        return made(**values)
+    except TypeError as error:
+        raise ValueError(f"{name or made.__name__}: {error}") from None

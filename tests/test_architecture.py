@@ -1,0 +1,123 @@
+"""The shape of the house: imports run one way, importing has no effects and costs little, files stay small."""
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sdjax
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "sdjax").rglob("*.py"))
+PROGRAMS = [
+    path for folder in ("train", "sample", "configs", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))
+]
+# A module may import from its own floor and from those below it.
+FLOORS = (
+    ("trees", "config", "tokenizer"),
+    ("models",),
+    ("diffusion",),
+    ("stable_diffusion",),
+    ("generate", "methods"),
+    ("convert",),
+    ("data",),
+    ("training",),
+)
+FLOOR = {unit: i for i, floor in enumerate(FLOORS) for unit in floor}
+EXTRAS = {"torch", "diffusers", "gradio", "peft", "wandb"}
+MAKES_LAYERS = ("models", "methods/hypernetwork.py")
+
+
+def imported(path):
+    """Returns the dotted names of all modules that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def unit(name):
+    """Returns the part of the house that a dotted name or a file's parts lie in: "models" of sdjax.models.unet."""
+    return name.split(".")[1] if name.count(".") else ""
+
+
+def names(paths):
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def python(program):
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert run.returncode == 0, run.stderr
+    return run
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=names(SOURCES))
+def test_imports_run_one_way(path):
+    own = unit(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    if own == "__init__":
+        assert not {name for name in imported(path) if name.startswith("sdjax")}
+        return
+    assert own in FLOOR, f"{own} has no floor in this test"
+    for name in imported(path):
+        top = name.split(".")[0]
+        assert top not in EXTRAS, f"{path} imports {name}: an extra"
+        assert top not in {"train", "sample", "configs", "tests", "benchmarks"}, f"{path} imports {name}"
+        if top == "sdjax" and unit(name) in FLOOR:
+            assert FLOOR[unit(name)] <= FLOOR[own], f"{path} imports {name}, which lies above it"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=names(SOURCES))
+def test_only_models_and_the_hypernetwork_make_layers(path):
+    inside = path.relative_to(ROOT / "sdjax").as_posix().startswith(MAKES_LAYERS)
+    assert inside or not {"flax.linen", "flax.nnx"} & imported(path)
+
+
+@pytest.mark.parametrize("path", SOURCES + PROGRAMS, ids=names(SOURCES + PROGRAMS))
+def test_files_are_short(path):
+    assert len(path.read_text().splitlines()) <= 500
+
+
+@pytest.mark.parametrize("name", sdjax.PUBLIC)
+def test_public_names_resolve(name):
+    if not (ROOT / sdjax.PUBLIC[name].replace(".", "/")).with_suffix(".py").exists():
+        pytest.skip(f"{sdjax.PUBLIC[name]} is not part of this version")
+    assert callable(getattr(sdjax, name)) and name in dir(sdjax)
+
+
+def test_an_unknown_public_name_lists_the_known():
+    with pytest.raises(AttributeError, match="text2img"):
+        sdjax.txt2img  # noqa: B018
+
+
+def test_import_takes_at_most_a_second():
+    """The time of `import sdjax` in a fresh process, interpreter's start left out; the least of three."""
+    program = "import time; t = time.perf_counter(); import sdjax; print(time.perf_counter() - t)"
+    assert min(float(python(program).stdout) for _ in range(3)) <= 1.0
+
+
+def test_importing_every_module_has_no_effects():
+    """No backend is started, no extra is loaded, nothing is printed, and no setting of JAX changes."""
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in SOURCES]
+    program = f"""
+import importlib, json, os, random, sys
+import flax, jax, numpy, optax, orbax.checkpoint, grain
+before = (dict(jax.config.values), dict(os.environ), random.getstate()[1][:3], list(sys.path))
+for name in {modules!r}: importlib.import_module(name)
+after = (dict(jax.config.values), dict(os.environ), random.getstate()[1][:3], list(sys.path))
+extras = sorted(set(sys.modules) & {EXTRAS!r})
+print(json.dumps([before == after, jax._src.xla_bridge.backends_are_initialized(), extras]))
+"""
+    run = python(program)
+    assert json.loads(run.stdout) == [True, False, []] and run.stderr == ""
+
+
+def test_the_package_is_found_where_it_stands():
+    assert Path(importlib.util.find_spec("sdjax").origin).parent == ROOT / "sdjax"
