@@ -1,0 +1,84 @@
+"""The training loss of every method that does not bring its own.
+
+    loss, metrics = diffusion_loss(sd, batch, key, min_snr=5.0)
+
+`sd` needs: schedule, scaling, encode(pixels, keys), condition(ids), denoise(z, t, cond, i) -> (prediction, aux).
+Everything random about an example comes from fold_in(key, its index), so its loss does not depend on the batch, the
+device or the process that it sits in.  Shapes: B batch, h w latent pixels, c latent channels.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from sdjax import trees
+from sdjax.diffusion import schedule as noising
+
+
+def diffusion_loss(sd, batch, key, step=None, *, min_snr=None, noise_offset=0.0):
+    """Returns (mean over the batch of weight * (error + penalty), metrics), all float32.
+
+    error: the mean squared error of the prediction of one example; over the area of batch["mask"] [B h w 1] where there
+    is one: sum(mask * square) / sum(mask), so that a small subject counts as much as a large one (our choice; dividing
+    by the whole area is the other custom).  A mask of zeros gives no error.
+    penalty: aux["penalty"] [B] of the conditioners, e.g. the size of an encoder's offset.
+    min_snr: gamma, usually 5; weighs errors by the clamped signal-to-noise ratio (see snr_weight).  None: all times
+    alike.
+    noise_offset: standard deviation of a constant added to each channel's noise, 0.05 to 0.1 for darker and brighter
+    pictures.
+    batch: "pixels" [B H W 3] or "moments" [B h w 2c] (mean and log-variance of the unscaled latent), "ids" [B L],
+    "index" [B], "weight" [B] if not all 1; whatever else it holds goes to the conditioners and wrappers through cond.
+    """
+    k_latent, k_time, k_noise, k_offset = jax.random.split(key, 4)
+    index, schedule = batch["index"], sd.schedule
+    z = latents(sd, batch, trees.example_keys(k_latent, index))
+    t = jax.vmap(lambda k: jax.random.randint(k, (), 0, schedule.num_train_timesteps))(
+        trees.example_keys(k_time, index)
+    )
+    noise = draw(trees.example_keys(k_noise, index), z.shape[1:])
+    if noise_offset:
+        noise += noise_offset * draw(trees.example_keys(k_offset, index), (1,) * (z.ndim - 2) + z.shape[-1:])
+
+    cond = {**batch, **sd.condition(batch["ids"])}
+    prediction, aux = sd.denoise(noising.add_noise(schedule, z, noise, t), t, cond, i=0)
+    square = (prediction.astype(jnp.float32) - noising.target(schedule, z, noise, t)) ** 2
+    error = masked_mean(square, batch.get("mask"))
+    penalty = jnp.broadcast_to(jnp.asarray(aux.get("penalty", 0.0), jnp.float32), error.shape)
+    factor = 1.0 if min_snr is None else snr_weight(schedule, t, min_snr)
+    loss = jnp.mean(batch.get("weight", 1.0) * (factor * error + penalty))
+    return loss, {"error": jnp.mean(error), "penalty": jnp.mean(penalty)}
+
+
+def latents(sd, batch, keys):
+    """Returns scaled latents [B h w c], drawn from the cached moments or encoded from the pixels.  keys: [B]."""
+    if "moments" not in batch:
+        return sd.encode(batch["pixels"], keys).astype(jnp.float32)
+    mean, logvar = jnp.split(batch["moments"].astype(jnp.float32), 2, axis=-1)
+    std = jnp.exp(0.5 * jnp.clip(logvar, -30.0, 20.0))  # the range of the autoencoder's own code
+    return sd.scaling * (mean + std * draw(keys, mean.shape[1:]))
+
+
+def draw(keys, shape):
+    """Returns one standard normal array per key, float32 [B *shape]."""
+    return jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(keys)
+
+
+def masked_mean(square, mask=None):
+    """Returns the mean over everything behind the batch axis, weighted by mask [B h w 1] where given.  [B]"""
+    axes = tuple(range(1, square.ndim))
+    if mask is None:
+        return jnp.mean(square, axes)
+    area = jnp.broadcast_to(mask.astype(jnp.float32), square.shape)
+    return jnp.sum(area * square, axes) / jnp.maximum(jnp.sum(area, axes), 1e-6)
+
+
+def snr_weight(schedule, t, gamma):
+    """Returns min(snr, gamma) in units of the network's own weighting, float32 [B].
+
+    An error of x0 counts min(snr, gamma); an error of the noise is snr times, one of v is snr + 1 times that of x0.
+    Source: Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", section 3.4.
+    """
+    snr = noising.snr(schedule, t)
+    if schedule.prediction_type == "epsilon":
+        return jnp.minimum(1.0, gamma / snr)  # finite at zero SNR
+    clamped = jnp.minimum(snr, gamma)
+    return clamped / (snr + 1.0) if schedule.prediction_type == "v_prediction" else clamped

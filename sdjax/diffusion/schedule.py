@@ -1,0 +1,197 @@
+"""The noise schedule of a model: how much signal and how much noise a latent holds at each training time.
+
+    schedule = Schedule.from_json(json.load(open("scheduler/scheduler_config.json")))
+    z_t = add_noise(schedule, z, noise, t)          # a_t z + s_t noise
+    loss = (prediction - target(schedule, z, noise, t)) ** 2
+
+`a` is the signal's factor, sqrt(alpha_bar), `s` the noise's, sqrt(1 - alpha_bar): a² + s² = 1.  Tables are made on the
+host in float64; what a compiled function computes is float32.  Shapes: B batch, h w latent pixels, c latent channels.
+"""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+SPACINGS = ("leading", "linspace", "trailing")
+CLASS_NAME = "DDIMScheduler"  # what our scheduler_config.json is to diffusers: the one that knows all of our fields
+
+
+def _linear(start, end, steps):
+    return np.linspace(start, end, steps)
+
+
+def _scaled_linear(start, end, steps):
+    """Betas linear in their square roots; the original Stable Diffusion code calls this one "linear"."""
+    return np.linspace(start**0.5, end**0.5, steps) ** 2
+
+
+def _squared_cosine(start, end, steps):
+    """Source: Nichol and Dhariwal 2021, equation 17, with its s = 0.008 and the cap of 0.999."""
+    alpha_bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+
+
+BETAS = {"scaled_linear": _scaled_linear, "linear": _linear, "squaredcos_cap_v2": _squared_cosine}
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """What scheduler_config.json says about a model; names and meaning are diffusers'.
+
+    timestep_spacing: leading, linspace or trailing; None leaves the choice to the sampler, as a file without it does.
+    steps_offset: added to the times of the spacing "leading".
+    set_alpha_to_one: whether DDIM's last step ends at alpha_bar = 1 instead of alpha_bar_0.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"
+    prediction_type: str = "epsilon"
+    set_alpha_to_one: bool = False
+    steps_offset: int = 1
+    timestep_spacing: str | None = None
+    rescale_betas_zero_snr: bool = False
+    trained_betas: tuple | None = None
+
+    def __post_init__(self):
+        _check("beta_schedule", self.beta_schedule, BETAS)
+        _check("prediction_type", self.prediction_type, PREDICTIONS)
+        _check("timestep_spacing", self.timestep_spacing, (*SPACINGS, None))
+        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+            raise ValueError(
+                f"trained_betas: {len(self.trained_betas)} values; expected num_train_timesteps={self.num_train_timesteps}"
+            )
+
+    @classmethod
+    def from_json(cls, config):
+        """Returns the schedule of a scheduler_config.json of any diffusers class.
+
+        Keys that belong to one sampler (use_karras_sigmas, solver_order, ...) are left out: sampler and noise schedule
+        are chosen apart from the model.  An absent key has the value of diffusers' DDIMScheduler, but steps_offset is
+        1 and samples are not clipped, as diffusers' Stable Diffusion pipelines have it whatever the file says.
+        Raises ValueError for a beta_schedule, prediction_type or timestep_spacing that we do not know, and for flow
+        matching and thresholding.
+        """
+        for key in ("use_flow_sigmas", "thresholding"):
+            _check(key, bool(config.get(key)), (False,))
+        if "Flow" in config.get("_class_name", ""):
+            raise ValueError(
+                f"_class_name={config['_class_name']!r}: expected a scheduler of discrete-time Gaussian diffusion"
+            )
+        known = {field.name for field in dataclasses.fields(cls)}
+        values = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "set_alpha_to_one": True}
+        values |= {key: value for key, value in config.items() if key in known}
+        if values.get("trained_betas") is not None:
+            values["trained_betas"] = tuple(float(beta) for beta in values["trained_betas"])
+        return cls(**values)
+
+    def to_json(self):
+        """Returns the content of a scheduler_config.json that diffusers loads as the same schedule."""
+        config = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        if "trained_betas" in config:
+            config["trained_betas"] = list(config["trained_betas"])
+        return {"_class_name": CLASS_NAME, "clip_sample": False, **config}
+
+    @property
+    def alphas_cumprod(self):
+        """alpha_bar_t, t = 0 ... num_train_timesteps - 1, falling: float64 [T], read-only."""
+        return _alphas_cumprod(self)
+
+
+def _check(name, value, accepted):
+    if value not in accepted:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(str(item) for item in accepted)}")
+
+
+@functools.lru_cache(maxsize=32)
+def _alphas_cumprod(schedule):
+    betas = schedule.trained_betas
+    if betas is None:
+        betas = BETAS[schedule.beta_schedule](schedule.beta_start, schedule.beta_end, schedule.num_train_timesteps)
+    alphas_cumprod = np.cumprod(1 - np.asarray(betas, np.float64))
+    if schedule.rescale_betas_zero_snr:
+        alphas_cumprod = _zero_terminal_snr(alphas_cumprod)
+    alphas_cumprod.flags.writeable = False
+    return alphas_cumprod
+
+
+def _zero_terminal_snr(alphas_cumprod):
+    """Returns alpha_bar with sqrt(alpha_bar) shifted to 0 at the last time and scaled to keep the first.
+
+    Source: Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps Are Flawed", algorithm 1.
+    """
+    root = np.sqrt(alphas_cumprod)
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+
+
+def signal_noise(schedule, t):
+    """Returns (a, s), each float32 of t's shape: z_t = a z + s noise.
+
+    t: integer times, or fractional ones, between which the angle atan2(s, a) is linear (finite at zero SNR).
+    """
+    alpha_bar = schedule.alphas_cumprod
+    if jnp.issubdtype(jnp.result_type(t), jnp.integer):
+        return jnp.asarray(np.sqrt(alpha_bar), jnp.float32)[t], jnp.asarray(np.sqrt(1 - alpha_bar), jnp.float32)[t]
+    angle = jnp.asarray(np.arccos(np.sqrt(alpha_bar)), jnp.float32)
+    angle = jnp.interp(t, jnp.arange(len(alpha_bar), dtype=jnp.float32), angle)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def _columns(schedule, z, t):
+    """signal_noise with one axis of length 1 for each of z's axes behind the batch."""
+    shape = (-1, *[1] * (z.ndim - 1))
+    return (factor.reshape(shape) for factor in signal_noise(schedule, t))
+
+
+def add_noise(schedule, z, noise, t):
+    """Returns z_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) noise, float32.  z, noise: [B ...]; t: [B].
+
+    z: scaled latents, standard deviation near 1.  t: 0 (nearly clean) to T - 1; out of range clamps, as JAX indexing
+    does.
+    Source: Ho et al. 2020, equation 4.
+    """
+    a, s = _columns(schedule, z, t)
+    return a * z + s * noise
+
+
+def target(schedule, z, noise, t):
+    """Returns what the network shall predict at time t: the noise, v = a noise - s z, or z itself.  [B ...]
+
+    Source: Ho et al. 2020, equation 14; v: Salimans and Ho 2022, section 4.
+    """
+    a, s = _columns(schedule, z, t)
+    return {"epsilon": noise, "v_prediction": a * noise - s * z, "sample": z}[schedule.prediction_type]
+
+
+def to_x0(schedule, prediction, z_t, t):
+    """Returns the clean latent that a prediction at z_t stands for, [B ...]."""
+    a, s = _columns(schedule, z_t, t)
+    if schedule.prediction_type == "epsilon":
+        return (z_t - s * prediction) / a
+    return a * z_t - s * prediction if schedule.prediction_type == "v_prediction" else prediction
+
+
+def to_epsilon(schedule, prediction, z_t, t):
+    """Returns the noise that a prediction at z_t stands for, [B ...]."""
+    a, s = _columns(schedule, z_t, t)
+    if schedule.prediction_type == "sample":
+        return (z_t - a * prediction) / s
+    return s * z_t + a * prediction if schedule.prediction_type == "v_prediction" else prediction
+
+
+def from_x0(schedule, x0, z_t, t):
+    """Returns the prediction at z_t that stands for the clean latent x0, the inverse of to_x0, [B ...]."""
+    a, s = _columns(schedule, z_t, t)
+    if schedule.prediction_type == "epsilon":
+        return (z_t - a * x0) / s
+    return (a * z_t - x0) / s if schedule.prediction_type == "v_prediction" else x0
+
+
+def snr(schedule, t):
+    """Returns the signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t), float32 [B]."""
+    a, s = signal_noise(schedule, t)
+    return (a / s) ** 2

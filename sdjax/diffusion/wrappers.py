@@ -1,0 +1,105 @@
+"""What stands around the network while sampling: mask paste-back, guidance, extra input channels.
+
+A wrapper is called as wrapper(sd, call, z, t, cond) -> prediction, where call(z, t, cond) is all that lies further
+inside; `rank` sorts wrappers, 0 is outermost.  Wrappers are pytrees: their arrays are arguments of the compiled
+function, so another guidance scale or mask does not recompile.  cond is a dict of arrays whose first axis is the
+batch; a negative prompt is a whole cond.
+
+    sd = sd.wrap(Guidance(scale=7.5, negative=sd.condition(sd.tokenize([""]))))
+
+Shapes: B batch, h w latent pixels, c latent channels, E extra channels.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from sdjax.diffusion import schedule as noising
+
+PASTE_BACK, GUIDANCE, CONTROLNET, EXTRA_CHANNELS = range(4)  # ranks, outermost first
+
+
+class Guidance(struct.PyTreeNode):
+    """Classifier-free guidance, negative + scale (positive - negative), in one call of 2B rows (negative rows first).
+
+    scale, rescale: one number, or one per example [B].
+    negative: a cond of B rows; keys that only one side has are taken from the other.
+    rescale: 0 to 1, how far the result gets the standard deviation of the positive prediction (0.7 in the paper).
+    first, last: guidance acts at times first <= t <= last, elsewhere the prediction is the positive one.
+    Source: Ho and Salimans 2022, equation 6; rescale: Lin et al. 2023, section 3.4; interval: Kynkäänniemi et al. 2024.
+    """
+
+    scale: object
+    negative: dict
+    rescale: object = 0.0
+    first: object = 0.0
+    last: object = jnp.inf
+    rank: int = struct.field(pytree_node=False, default=GUIDANCE)
+
+    def __call__(self, sd, call, z, t, cond):
+        both = _stack({**cond, **self.negative}, {**self.negative, **cond})
+        negative, positive = jnp.split(call(_stack(z, z), _stack(t, t), both), 2)
+        scale, rescale, inside = (
+            jnp.reshape(x, (-1, *[1] * (z.ndim - 1)))
+            for x in (self.scale, self.rescale, (self.first <= t) & (t <= self.last))
+        )
+        guided = rescaled(negative + scale * (positive - negative), positive, rescale)
+        return jnp.where(inside, guided, positive)
+
+
+def rescaled(guided, positive, amount):
+    """Returns guided with its standard deviation per example moved by `amount` (0 to 1) to that of positive.
+
+    Source: Lin et al. 2023, equations 15 and 16.
+    """
+    axes = tuple(range(1, guided.ndim))
+    ratio = jnp.std(positive, axes, keepdims=True) / jnp.maximum(jnp.std(guided, axes, keepdims=True), 1e-12)
+    return guided * (amount * ratio + (1 - amount))
+
+
+class KnownRegion(struct.PyTreeNode):
+    """Inpainting with a model that knows no masks: outside the mask the network sees, and predicts, the given picture.
+
+    mask: [B h w 1], 1 where to paint, 0 where `z` is known; between them it blends.
+    z: scaled latents of the given picture [B h w c].  noise: the sampler's start noise [B h w c].
+    Before each call the known region is the given picture with noise of the current time; after it, the prediction
+    there is the one that leads to the given picture.  Pixels are pasted back after decoding, which is not done here.
+    """
+
+    mask: object
+    z: object
+    noise: object
+    rank: int = struct.field(pytree_node=False, default=PASTE_BACK)
+
+    def __call__(self, sd, call, z, t, cond):
+        known = noising.add_noise(sd.schedule, self.z, self.noise, t)
+        seen = self.mask * z + (1 - self.mask) * known
+        x0 = noising.to_x0(sd.schedule, call(seen, t, cond), seen, t)
+        return noising.from_x0(sd.schedule, self.mask * x0 + (1 - self.mask) * self.z, z, t)
+
+
+class ExtraChannels(struct.PyTreeNode):
+    """Channels that the network reads beside the latent: cond[name] [B h w E] behind z, as they are at every time.
+
+    9-channel inpainting: `mask_channels`, E = 5.  x4 upscaler: the noisy low-resolution picture, E = 3, with its noise level
+    in cond["class_labels"].  Guidance doubles cond, so both of its halves see the same channels.
+    """
+
+    name: str = struct.field(pytree_node=False, default="extra")
+    rank: int = struct.field(pytree_node=False, default=EXTRA_CHANNELS)
+
+    def __call__(self, sd, call, z, t, cond):
+        return call(jnp.concatenate([z, cond[self.name].astype(z.dtype)], axis=-1), t, cond)
+
+
+def mask_channels(mask, masked_z):
+    """Returns the extra channels of a 9-channel inpainting network, [B h w 5]: mask, then latent of the masked picture.
+
+    mask: [B h w 1], 1 where to paint, from the pixels' mask by nearest neighbour.  masked_z: scaled latents [B h w 4]
+    of the picture with 0 (mid-grey) where to paint.  Source: the original stable-diffusion inpainting checkpoints.
+    """
+    return jnp.concatenate([mask.astype(masked_z.dtype), masked_z], axis=-1)
+
+
+def _stack(a, b):
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), a, b)

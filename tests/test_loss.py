@@ -1,0 +1,144 @@
+"""The diffusion loss on a stand-in model: its formula, its independence of the batch, weights, masks, min-SNR."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax.diffusion import schedule as noising
+from sdjax.diffusion.loss import diffusion_loss, snr_weight
+from sdjax.diffusion.schedule import Schedule
+
+
+@dataclasses.dataclass
+class Fake:
+    """What the loss asks of a model: `predict(z, t, cond)` is the network."""
+
+    predict: object = staticmethod(lambda z, t, cond: 0.5 * z * cond["context"].mean((1, 2))[:, None, None, None])
+    schedule: Schedule = Schedule()
+    scaling: float = 0.18215
+    penalty: object = None
+
+    def encode(self, pixels, keys):
+        return pixels[:, ::2, ::2] + 0.1 * jax.vmap(lambda k: jax.random.normal(k, (4, 4, 3)))(keys)
+
+    def condition(self, ids):
+        return {"ids": ids, "context": jnp.ones((*ids.shape, 8)) * ids[..., None]}
+
+    def denoise(self, z, t, cond, i=0):
+        return self.predict(z, t, cond), {} if self.penalty is None else {"penalty": self.penalty(cond)}
+
+
+@pytest.fixture
+def batch(key):
+    k1, k2 = jax.random.split(key)
+    return {
+        "pixels": jax.random.normal(k1, (6, 8, 8, 3)), "ids": jax.random.randint(k2, (6, 5), 0, 3),
+        "index": jnp.arange(10, 16), "weight": jnp.linspace(0.5, 2.0, 6),
+    }  # fmt: skip
+
+
+def rows(batch, select):
+    return {name: x[select] for name, x in batch.items()}
+
+
+def test_loss_of_an_example_is_its_own(batch):
+    loss = jax.jit(lambda batch: diffusion_loss(Fake(), batch, jax.random.key(5), min_snr=5.0, noise_offset=0.1)[0])
+    alone = [loss(rows(batch, slice(i, i + 1))) for i in range(6)]
+    np.testing.assert_allclose(loss(batch), np.mean(alone), rtol=1e-6)
+    shuffled = rows(batch, np.array([3, 1, 5, 0, 2, 4]))
+    np.testing.assert_allclose(loss(shuffled), loss(batch), rtol=1e-6)
+    assert len({round(float(x), 6) for x in alone}) == 6
+    assert float(loss({**batch, "index": batch["index"] + 1})) != float(loss(batch))
+
+
+@pytest.mark.parametrize("prediction", noising.PREDICTIONS)
+def test_perfect_predictor_has_no_loss(prediction, batch):
+    schedule = Schedule(prediction_type=prediction)
+    seen = {}
+
+    def oracle(z_t, t, cond):  # the clean latent is known here: pixels encode without noise
+        seen.update(t=t)
+        z = cond["pixels"][:, ::2, ::2]
+        return noising.from_x0(schedule, z, z_t, t)
+
+    sd = Fake(predict=oracle, schedule=schedule)
+    sd.encode = lambda pixels, keys: pixels[:, ::2, ::2]
+    loss, metrics = diffusion_loss(sd, batch, jax.random.key(1))
+    assert float(loss) < 1e-6 and float(metrics["error"]) < 1e-6
+    assert seen["t"].dtype == jnp.int32 and len(set(seen["t"].tolist())) > 3
+
+
+def test_weights_penalty_and_metrics(batch):
+    ones = {**batch, "weight": jnp.ones(6)}
+    base, _ = diffusion_loss(Fake(), ones, jax.random.key(2))
+    doubled, _ = diffusion_loss(Fake(), {**batch, "weight": 2 * jnp.ones(6)}, jax.random.key(2))
+    np.testing.assert_allclose(doubled, 2 * base, rtol=1e-6)
+    without = {name: x for name, x in batch.items() if name != "weight"}
+    np.testing.assert_allclose(diffusion_loss(Fake(), without, jax.random.key(2))[0], base, rtol=1e-6)
+    sd = Fake(penalty=lambda cond: jnp.arange(6.0))
+    loss, metrics = diffusion_loss(sd, ones, jax.random.key(2))
+    np.testing.assert_allclose(loss, base + 2.5, rtol=1e-6)
+    np.testing.assert_allclose(metrics["penalty"], 2.5)
+    np.testing.assert_allclose(metrics["error"], base, rtol=1e-6)
+
+
+def test_moments_are_drawn_and_scaled(batch):
+    mean = jnp.full((6, 4, 4, 2), 3.0)
+    drawn = {name: x for name, x in batch.items() if name != "pixels"}
+    seen = {}
+
+    def keep(z, t, cond):
+        seen.update(z=z, t=t)
+        return z
+
+    for logvar in (-100.0, 0.0):  # clamped at -30: no noise at all in float32
+        drawn["moments"] = jnp.concatenate([mean, jnp.full_like(mean, logvar)], -1)
+        sd = Fake(predict=keep, schedule=Schedule(trained_betas=(0.0,), num_train_timesteps=1))
+        diffusion_loss(sd, drawn, jax.random.key(3))
+        spread = float(jnp.std(seen["z"])) / sd.scaling
+        np.testing.assert_allclose(float(jnp.mean(seen["z"])) / sd.scaling, 3.0, atol=1e-6 if logvar < 0 else 0.3)
+        assert spread < 1e-5 if logvar < 0 else 0.8 < spread < 1.2
+
+
+def test_mask_counts_only_its_area(batch):
+    mask = jnp.zeros((6, 4, 4, 1)).at[:, :2].set(1.0)
+    noisy_outside = lambda z, t, cond: z.at[:, 2:].add(1e3)
+    inside = diffusion_loss(Fake(predict=noisy_outside), {**batch, "mask": mask}, jax.random.key(4))[0]
+    np.testing.assert_allclose(
+        inside, diffusion_loss(Fake(predict=lambda z, t, cond: z), {**batch, "mask": mask}, jax.random.key(4))[0]
+    )
+    half = diffusion_loss(Fake(), {**batch, "mask": jnp.full((6, 4, 4, 1), 0.5)}, jax.random.key(4))[0]
+    np.testing.assert_allclose(half, diffusion_loss(Fake(), batch, jax.random.key(4))[0], rtol=1e-5)
+    assert float(diffusion_loss(Fake(), {**batch, "mask": jnp.zeros((6, 4, 4, 1))}, jax.random.key(4))[0]) == 0
+
+
+def test_min_snr_weights_are_those_of_the_paper():
+    t = jnp.array([0, 100, 500, 999])
+    alpha_bar = Schedule().alphas_cumprod[np.asarray(t)]
+    snr = alpha_bar / (1 - alpha_bar)
+    np.testing.assert_allclose(snr_weight(Schedule(), t, 5.0), np.minimum(snr, 5) / snr, rtol=1e-5)
+    v = Schedule(prediction_type="v_prediction")
+    np.testing.assert_allclose(snr_weight(v, t, 5.0), np.minimum(snr, 5) / (snr + 1), rtol=1e-5)
+    np.testing.assert_allclose(snr_weight(Schedule(prediction_type="sample"), t, 5.0), np.minimum(snr, 5), rtol=1e-5)
+    for prediction in noising.PREDICTIONS:
+        flat = snr_weight(Schedule(prediction_type=prediction, rescale_betas_zero_snr=True), t, 5.0)
+        assert bool(jnp.all(jnp.isfinite(flat)))
+
+
+def test_noise_offset_is_constant_over_a_channel(batch):
+    seen = []
+    predict = lambda z, t, cond: seen.append(z) or z
+    sd = Fake(predict=predict)
+    for offset in (0.0, 0.5):
+        diffusion_loss(sd, batch, jax.random.key(6), noise_offset=offset)
+    shift = seen[1] - seen[0]
+    np.testing.assert_allclose(shift, jnp.broadcast_to(shift[:, :1, :1], shift.shape), atol=1e-5)
+    assert float(jnp.abs(shift).max()) > 0.05
+
+
+def test_gradient_flows_to_the_network(batch):
+    grad = jax.grad(lambda w: diffusion_loss(Fake(predict=lambda z, t, cond: w * z), batch, jax.random.key(7))[0])(0.3)
+    assert np.isfinite(float(grad)) and abs(float(grad)) > 1e-3
