@@ -7,7 +7,8 @@ Relies on numpy and Pillow.  Everything is a pure function of whole-number seeds
     words = pocketland.caption(who, place, 11)
     PocketlandSource(60_000)[5]["picture"]                   # the data that the embedded model is trained on
 
-Identities: seeds below 10,000,000 (`TRAIN`) may be trained on, `HELDOUT` is for final figures, `VALIDATION` for choices.
+Identities: seeds below 10,000,000 (`TRAIN`) may be trained on; `HELDOUT` is for final figures,
+`VALIDATION` for choices.
 """
 
 from dataclasses import dataclass
@@ -40,15 +41,36 @@ from sdjax.data.pocketland.world import (
 )
 
 __all__ = [
-    "ABSENT", "ACCESSORIES", "ATTRIBUTES", "CONTEXTS", "DOMAINS", "HELDOUT", "STYLES", "TRAIN", "VALIDATION", "Cat", "Face",
-    "PocketlandSource", "Scene", "attributes", "caption", "draw", "example", "grid", "identity", "labels", "named", "prompt",
-    "scene", "word_prompt",
-]  # fmt: skip
+    "ABSENT",
+    "ACCESSORIES",
+    "ATTRIBUTES",
+    "CONTEXTS",
+    "DOMAINS",
+    "HELDOUT",
+    "STYLES",
+    "TRAIN",
+    "VALIDATION",
+    "Cat",
+    "Face",
+    "PocketlandSource",
+    "Scene",
+    "attributes",
+    "caption",
+    "draw",
+    "example",
+    "grid",
+    "identity",
+    "labels",
+    "named",
+    "prompt",
+    "scene",
+    "word_prompt",
+]
 WORD = "*s"  # stands for the learnt word in captions for personalisation
 
 
 def draw(who, place, size=SIZE):
-    """Returns the picture of an identity in a scene, uint8 [size size 3]; drawn at 64 pixels, other sizes are resampled."""
+    """Returns the picture of an identity in a scene, uint8 [size size 3]; drawn at 64 pixels and resampled."""
     canvas = Canvas(place.style)
     canvas.dim = 0.62 if place.style == "neon" else 1.0
     BACKGROUNDS[place.context](canvas, place.layout)
@@ -74,8 +96,8 @@ def example(index, views=4, cats=0.05, first=0):
 class PocketlandSource:
     """A data source of `count` drawn examples: len() and [index], as grain's MapDataset.source takes it.
 
-    An item is a dict: picture uint8 [64 64 3], caption, word_caption (with "*s" for the subject), identity (its seed), and
-    other, the index of another view of the same identity.
+    An item is a dict: picture uint8 [64 64 3], caption, word_caption (with "*s" for the subject), identity (its seed),
+    and other, the index of another view of the same identity.
     """
 
     count: int
@@ -95,12 +117,16 @@ class PocketlandSource:
         if who is None:
             who, place = example(index, self.views, self.cats, self.first)
         start, step = index - index % self.views, 1 + place.seed * 7919 % max(1, self.views - 1)
-        return {"caption": caption(who, place, place.seed), "word_caption": word_prompt(place, WORD, place.seed),
-                "identity": who.seed, "other": start + (index - start + step) % self.views}  # fmt: skip
+        return {
+            "caption": caption(who, place, place.seed),
+            "word_caption": word_prompt(place, WORD, place.seed),
+            "identity": who.seed,
+            "other": start + (index - start + step) % self.views,
+        }
 
 
 def grid(pictures, columns):
-    """Returns pictures [N s s 3] as one picture of `columns` columns, row by row; a last row that is not full ends white."""
+    """Returns pictures [N s s 3] as one picture of `columns` columns, row by row; an unfilled last row ends white."""
     pictures = np.asarray(pictures)
     count, height, width, channels = pictures.shape
     rows = -(-count // columns)

@@ -143,8 +143,14 @@ def mountains(canvas, u):
         color = (122, 122, 152) if index == 0 else (92, 94, 126)
         canvas.shape([(x - half, 54), (x, top), (x + half, 54)], color)
         cap, share = (54 - top) * 0.3, half * 0.3
-        teeth = [(x - share, top + cap), (x, top), (x + share, top + cap), (x + share / 3, top + cap * 0.7), (x, top + cap * 1.15),
-                 (x - share / 3, top + cap * 0.7)]  # fmt: skip
+        teeth = [
+            (x - share, top + cap),
+            (x, top),
+            (x + share, top + cap),
+            (x + share / 3, top + cap * 0.7),
+            (x, top + cap * 1.15),
+            (x - share / 3, top + cap * 0.7),
+        ]
         canvas.shape(teeth, (252, 252, 255), False, True)
     _ground(canvas, (58, 92, 78), 51, 2, u[5], 1.2)
 
@@ -166,5 +172,7 @@ def underwater(canvas, u):
         canvas.shape(ellipse(x, y, 1.5, 1.5, 10), (196, 240, 250), False, True)
 
 
-BACKGROUNDS = {function.__name__: function for function in (
-    beach, snow, city, forest, space, desert, meadow, room, mountains, underwater)}  # fmt: skip
+BACKGROUNDS = {
+    function.__name__: function
+    for function in (beach, snow, city, forest, space, desert, meadow, room, mountains, underwater)
+}

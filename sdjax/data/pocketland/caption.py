@@ -65,7 +65,9 @@ def _looks(named):
 
 
 def prompt(named, seed=None, subject=None):
-    """Returns the caption that names `named`, {kind: word}, all kinds optional: domain, style, context, accessory, attributes.
+    """Returns the caption that names `named`, {kind: word}, every kind optional.
+
+    Kinds are domain, style, context, accessory and those of ATTRIBUTES.
 
     seed chooses among phrasings, None takes the first ones; subject stands for "a face" when given, say a learnt word.
     Raises ValueError for an unknown kind or word.
@@ -93,7 +95,7 @@ def _setting(place):
 
 
 def caption(who, place, seed):
-    """Returns a caption: domain, style, context, accessory always; in half of the captions one to four attributes too."""
+    """Returns a caption: domain, style, context, accessory always, and in half of them one to four attributes."""
     return prompt(named(who, place, seed), seed)
 
 

@@ -66,8 +66,20 @@ def layout(who, place):
     c, s = np.cos(angle), np.sin(angle)
     power = np.where(s > 0, 0.48 + 0.8 * who.jaw, 1.0 - 0.45 * who.forehead)
     outline = np.stack([a * np.sign(c) * np.abs(c) ** power, b * s], 1)
-    return Layout(a, b, skin, hair, facial, 2.4 * place.yaw, eye_y, eye_x, (half, half * (0.55 + 0.4 * who.eye_open)),
-                  nose_y, mouth_y, outline)  # fmt: skip
+    return Layout(
+        a,
+        b,
+        skin,
+        hair,
+        facial,
+        2.4 * place.yaw,
+        eye_y,
+        eye_x,
+        (half, half * (0.55 + 0.4 * who.eye_open)),
+        nose_y,
+        mouth_y,
+        outline,
+    )
 
 
 def pose(canvas, place, down=0.0):
@@ -89,8 +101,15 @@ def draw_face(canvas, who, place):
         _long_hair(canvas, who, part)
     if who.hair_style == "curly":
         _curls(canvas, who, part, hat)
-    canvas.shape([(-0.45 * part.a, 0.5 * part.b), (0.45 * part.a, 0.5 * part.b), (0.5 * part.a, part.b + 5),
-                  (-0.5 * part.a, part.b + 5)], mix(part.skin, (60, 10, 20), 0.22))  # fmt: skip
+    canvas.shape(
+        [
+            (-0.45 * part.a, 0.5 * part.b),
+            (0.45 * part.a, 0.5 * part.b),
+            (0.5 * part.a, part.b + 5),
+            (-0.5 * part.a, part.b + 5),
+        ],
+        mix(part.skin, (60, 10, 20), 0.22),
+    )
     if place.accessory == "scarf":
         wear_scarf(canvas, place, part.a, part.b)
     _head(canvas, who, part)
@@ -114,8 +133,16 @@ def _body(canvas, part, place, middle):
     matrix, shift = canvas.matrix, canvas.shift
     canvas.pose(None)
     x = middle[0]
-    shirt = [(x - 24, 67), (x - 21, y + 8), (x - 13, y + 3.5), (x - 6, y + 1), (x + 6, y + 1), (x + 13, y + 3.5), (x + 21, y + 8),
-             (x + 24, 67)]  # fmt: skip
+    shirt = [
+        (x - 24, 67),
+        (x - 21, y + 8),
+        (x - 13, y + 3.5),
+        (x - 6, y + 1),
+        (x + 6, y + 1),
+        (x + 13, y + 3.5),
+        (x + 21, y + 8),
+        (x + 24, 67),
+    ]
     canvas.solid(shirt, color(place.cloth, 0.4, 0.35))
     canvas.pose(matrix, shift)
 
@@ -125,8 +152,13 @@ def _long_hair(canvas, who, part):
     wide, end = a * (1.14 + 0.22 * who.hair_volume) + 0.8, b * (0.62 + 0.75 * who.hair_length)
     top = part.outline[22:] * (wide / a, 1.1 + 0.08 * who.hair_volume)
     flare = wide * (0.92 + 0.25 * who.hair_volume)
-    canvas.solid(np.concatenate([top, [(wide, 0), (flare, end - 2), (flare - 2, end), (2 - flare, end), (-flare, end - 2), (-wide, 0)]]),
-                 part.hair, 0.8)  # fmt: skip
+    canvas.solid(
+        np.concatenate(
+            [top, [(wide, 0), (flare, end - 2), (flare - 2, end), (2 - flare, end), (-flare, end - 2), (-wide, 0)]]
+        ),
+        part.hair,
+        0.8,
+    )
 
 
 def _curls(canvas, who, part, hat):
@@ -146,8 +178,12 @@ def _head(canvas, who, part):
     a, b, skin = part.a, part.b, part.skin
     dark = mix(skin, (70, 15, 20), 0.25)
     for side in (-1, 1):
-        canvas.shape(ellipse(side * (a - 0.2 + 0.8 * who.ears), part.eye_y + 1.5, 1.3 + 2.3 * who.ears, 2.0 + 3.0 * who.ears, 14),
-                     mix(skin, (90, 20, 20), 0.1))  # fmt: skip
+        canvas.shape(
+            ellipse(
+                side * (a - 0.2 + 0.8 * who.ears), part.eye_y + 1.5, 1.3 + 2.3 * who.ears, 2.0 + 3.0 * who.ears, 14
+            ),
+            mix(skin, (90, 20, 20), 0.1),
+        )
     canvas.solid(part.outline, skin)
     red = mix(skin, (238, 84, 96), 0.04 + 0.34 * who.blush)
     for side in (-1, 1):
@@ -183,8 +219,14 @@ def _beard(canvas, who, part):
             [np.zeros(21), np.sin(np.linspace(0, math.pi, 21)) * (0.5 + 4 * who.beard_size)], 1
         )
         top = part.nose_y + 0.3 * (part.mouth_y - part.nose_y)
-        inner = [(-0.86 * a, 0.2 * b), (-0.6 * a + x, top + 1), (-0.2 * a + x, top), (0.2 * a + x, top), (0.6 * a + x, top + 1),
-                 (0.86 * a, 0.2 * b)]  # fmt: skip
+        inner = [
+            (-0.86 * a, 0.2 * b),
+            (-0.6 * a + x, top + 1),
+            (-0.2 * a + x, top),
+            (0.2 * a + x, top),
+            (0.6 * a + x, top + 1),
+            (0.86 * a, 0.2 * b),
+        ]
         return canvas.shape(np.concatenate([outer, inner]), part.facial)
     y, wide, tall = (
         part.nose_y + 0.52 * (part.mouth_y - part.nose_y),
@@ -218,10 +260,23 @@ def _nose(canvas, who, part):
     wide, y = 1.3 + 2.9 * who.nose_width, part.nose_y
     x, top = 1.35 * part.shift, part.eye_y - 0.02 * part.b
     side = mix(part.skin, (110, 36, 26), 0.2)
-    canvas.shape([(x - 0.7, top), (x + 0.7, top), (x + wide, y - 0.9), (x + 0.7 * wide, y + 0.5), (x - 0.7 * wide, y + 0.5),
-                  (x - wide, y - 0.9)], side, edge=False)  # fmt: skip
-    canvas.shape([(x - 0.4, top), (x + 0.5, top), (x + 0.45 * wide, y - 1.1), (x - 0.5 * wide, y - 1.1)], mix(part.skin, (255, 245, 235), 0.16),
-                 edge=False)  # fmt: skip
+    canvas.shape(
+        [
+            (x - 0.7, top),
+            (x + 0.7, top),
+            (x + wide, y - 0.9),
+            (x + 0.7 * wide, y + 0.5),
+            (x - 0.7 * wide, y + 0.5),
+            (x - wide, y - 0.9),
+        ],
+        side,
+        edge=False,
+    )
+    canvas.shape(
+        [(x - 0.4, top), (x + 0.5, top), (x + 0.45 * wide, y - 1.1), (x - 0.5 * wide, y - 1.1)],
+        mix(part.skin, (255, 245, 235), 0.16),
+        edge=False,
+    )
     ink = mix(part.skin, (70, 14, 14), 0.55)
     canvas.line(
         [(x - wide, y - 0.9), (x - 0.7 * wide, y + 0.4), (x, y + 0.7), (x + 0.7 * wide, y + 0.4), (x + wide, y - 0.9)],
@@ -259,8 +314,13 @@ def _brows(canvas, who, part, place):
     for side in (-1, 1):
         x = side * part.eye_x + part.shift
         inner, outer = x - side * half, x + side * half
-        points = [(inner, y + rise - thick / 2), (x, y - 0.7 - thick / 2), (outer, y - rise), (x, y - 0.7 + thick / 2),
-                  (inner, y + rise + thick / 2)]  # fmt: skip
+        points = [
+            (inner, y + rise - thick / 2),
+            (x, y - 0.7 - thick / 2),
+            (outer, y - rise),
+            (x, y - 0.7 + thick / 2),
+            (inner, y + rise + thick / 2),
+        ]
         canvas.shape(points, part.facial, edge=False, bright=True)
 
 

@@ -1,7 +1,7 @@
 """Who and what is in a picture of Pocketland: identities (faces and cats) and scenes, each a pure function of its seed.
 
-Relies on numpy alone.  An identity is a frozen dataclass of numbers in [0, 1]; a scene adds what varies between pictures
-of the same identity.  `labels` says what words are true of a picture, with a dead band between opposite words.
+Relies on numpy alone.  An identity is a frozen dataclass of numbers in [0, 1]; a scene adds what varies between
+pictures of the same identity.  `labels` says what words are true of a picture, with a dead band between opposite words.
 
     person = identity(7)                          # a face; identity(7, "cat") for a cat
     place = scene(11, context="beach")
@@ -63,7 +63,7 @@ SKIN = {"pale": (0.0, 0.17), "tan": (0.38, 0.56), "dark": (0.80, 1.0)}
 
 @dataclass(frozen=True)
 class Face:
-    """A person: every field that is a float lies in [0, 1] unless said otherwise; `hair` and `iris` are RGB in [0, 1]."""
+    """A person: floats lie in [0, 1] unless said otherwise; `hair` and `iris` are RGB in [0, 1]."""
 
     seed: int
     head_width: float
@@ -298,7 +298,7 @@ def _side(value, low, high, words):
 
 
 def labels(who, place):
-    """Returns {kind: word, ABSENT or None} for every kind of ATTRIBUTES: None is "cannot be said" (unclear or not visible).
+    """Returns {kind: word, ABSENT or None} for every kind of ATTRIBUTES: None where it is unclear or not visible.
 
     What can be said depends on the picture: not the colour of eyes behind glasses, not the length of hair under a hat.
     """
