@@ -146,7 +146,9 @@ def test_keys_of_one_side_serve_both(scene):
         seen.append((z.shape, cond["extra"][:, 0, 0, 0]))
         return predict(z, t, cond)
 
-    inner = lambda z, t, cond: ExtraChannels()(None, call, z, t, cond)
+    def inner(z, t, cond):
+        return ExtraChannels()(None, call, z, t, cond)
+
     Guidance(2.0, negative)(None, inner, z, t, {**cond, "extra": extra})
     assert seen[0][0] == (6, 4, 4, 7)
     np.testing.assert_array_equal(seen[0][1], [0, 1, 2, 0, 1, 2])

@@ -63,7 +63,8 @@ class Schedule:
         _check("timestep_spacing", self.timestep_spacing, (*SPACINGS, None))
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             raise ValueError(
-                f"trained_betas: {len(self.trained_betas)} values; expected num_train_timesteps={self.num_train_timesteps}"
+                f"trained_betas has {len(self.trained_betas)} values: expected num_train_timesteps,"
+                f" {self.num_train_timesteps}"
             )
 
     @classmethod

@@ -81,8 +81,8 @@ class KnownRegion(struct.PyTreeNode):
 class ExtraChannels(struct.PyTreeNode):
     """Channels that the network reads beside the latent: cond[name] [B h w E] behind z, as they are at every time.
 
-    9-channel inpainting: `mask_channels`, E = 5.  x4 upscaler: the noisy low-resolution picture, E = 3, with its noise level
-    in cond["class_labels"].  Guidance doubles cond, so both of its halves see the same channels.
+    9-channel inpainting: `mask_channels`, E = 5.  x4 upscaler: the noisy low-resolution picture, E = 3, with its noise
+    level in cond["class_labels"].  Guidance doubles cond, so both of its halves see the same channels.
     """
 
     name: str = struct.field(pytree_node=False, default="extra")
