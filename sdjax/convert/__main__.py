@@ -1,0 +1,37 @@
+"""Converts a model: python -m sdjax.convert SRC DST [--format diffusers] [--dtype float16] ..."""
+
+import argparse
+import sys
+import time
+
+from sdjax.convert import files, pipeline
+
+
+def main(arguments=None):
+    """Returns the exit status; prints what is done and where the result lies, or the error in one line."""
+    parser = argparse.ArgumentParser(prog="python -m sdjax.convert", description="Converts a model from SRC to DST.")
+    parser.add_argument(
+        "source", metavar="SRC", help="pocket, a diffusers folder, a hub id, or random:sd15 and the like"
+    )
+    parser.add_argument("destination", metavar="DST", help="the folder to write")
+    parser.add_argument("--format", default="diffusers", help="diffusers")
+    parser.add_argument("--dtype", help=f"{', '.join(pipeline.DTYPES)}; default: as stored")
+    parser.add_argument("--variant", help="which weights of the source: fp16; default: the plain ones, else fp16")
+    parser.add_argument("--vision", help="take the image encoder from this folder or hub id")
+    parser.add_argument("--shard-size", type=float, default=files.SHARD_SIZE / 1e9, help="GB per file; default 10")
+    options = parser.parse_args(arguments)
+    start = time.monotonic()
+    try:
+        sd = pipeline.load(options.source, options.dtype, variant=options.variant, vision=options.vision)
+        print(f"read {options.source} in {time.monotonic() - start:.1f} s", flush=True)
+        size = int(options.shard_size * 1e9)
+        folder = pipeline.save(sd, options.destination, options.format, dtype=options.dtype, shard_size=size)
+    except (ValueError, OSError) as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 1
+    print(f"wrote {folder} in {time.monotonic() - start:.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

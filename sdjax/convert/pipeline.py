@@ -1,0 +1,303 @@
+"""Whole models: a diffusers folder, a hub id or a built-in shape in; a folder that diffusers loads out.
+
+sd = load("pocket")                                      # or "folder", "owner/name", "random:sd15"
+sd = load("folder", "float16", vision="openai/clip-vit-large-patch14")
+save(sd, "out")                                          # StableDiffusionPipeline.from_pretrained("out")
+"""
+
+import os
+import pathlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from sdjax.convert import files, names, shapes
+from sdjax.diffusion.schedule import Schedule
+from sdjax.models.clip import MEAN, STD, ImageConfig, ImageEncoder, TextConfig, TextEncoder
+from sdjax.models.unet import UNet, UNetConfig
+from sdjax.models.vae import AutoencoderKL, VaeConfig
+from sdjax.stable_diffusion import TOKENS, Networks, StableDiffusion
+from sdjax.tokenizer import Tokenizer, byte_vocabulary
+
+POCKET = pathlib.Path(__file__).parents[1] / "pocket"
+INDEX = "model_index.json"
+WRITTEN_AS = "0.42.1"  # the diffusers version whose config.json files ours are; absent, old defaults would be applied
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Part:
+    """How one part of a model lies in its folder: class in model_index.json, file of weights, config, network."""
+
+    library: str
+    class_name: str
+    stem: str
+    config: type
+    network: Callable
+
+
+PARTS = {
+    "unet": Part("diffusers", "UNet2DConditionModel", "diffusion_pytorch_model", UNetConfig, UNet),
+    "vae": Part("diffusers", "AutoencoderKL", "diffusion_pytorch_model", VaeConfig, AutoencoderKL),
+    "text_encoder": Part("transformers", "CLIPTextModel", "model", TextConfig, TextEncoder),
+    "image_encoder": Part("transformers", "CLIPVisionModelWithProjection", "model", ImageConfig, ImageEncoder),
+}
+REQUIRED = ("unet", "vae", "text_encoder")
+TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+# Pipelines by how many channels the UNet takes for c latent channels (noisy latents, then mask or image).
+PIPELINES = {
+    "StableDiffusionPipeline": lambda c: c,
+    "StableDiffusionInstructPix2PixPipeline": lambda c: 2 * c,
+    "StableDiffusionInpaintPipeline": lambda c: 2 * c + 1,
+}
+ALSO_READ = ("StableDiffusionImg2ImgPipeline", "StableDiffusionControlNetPipeline")
+# Everything that belongs to a model folder; a save replaces these and keeps the rest (README.md, ...).
+ENTRIES = (INDEX, *PARTS, "tokenizer", "scheduler", "feature_extractor", "safety_checker", "e4t")
+
+
+def _patterns(kind):
+    """Returns the hub files of a model with weights of one kind ("" or ".fp16"); single-file copies do not travel."""
+    small = [INDEX, "config.json", "*/config.json", "*/scheduler_config.json", "tokenizer/*.json", "tokenizer/*.txt"]
+    weights = []
+    for folder, stem in [(f"{name}/", part.stem) for name, part in PARTS.items()] + [("", "model"), ("e4t/", "*")]:
+        weights += [f"{folder}{stem}{kind}.safetensors", f"{folder}{stem}{kind}-?????-of-?????.safetensors"]
+        weights += [f"{folder}{stem}-?????-of-?????{kind}.safetensors", f"{folder}{stem}.safetensors.index{kind}.json"]
+    return [*small, *weights, "e4t/*.json"]
+
+
+def locate(source, variant=None):
+    """Returns the local folder of "pocket", a folder or a hub id (fetched into the hub's cache).
+
+    Raises ValueError naming the source when there is no such model.
+    """
+    if str(source) == "pocket":
+        source = POCKET
+    if str(source).startswith("random:"):
+        raise ValueError(f"model {str(source)!r}: a built-in shape has no folder; save it first")
+    kinds = [f".{variant}"] if variant else ["", ".fp16"]
+    return files.locate(source, [_patterns(kind) for kind in kinds], lambda folder: any(folder.rglob("*.safetensors")))
+
+
+# ---- loading -----------------------------------------------------------------------------------
+
+
+def load(source, dtype="float32", *, variant=None, vision=None):
+    """Returns the StableDiffusion of a diffusers folder, a hub id "owner/name", "pocket", or "random:NAME".
+
+    dtype: type of the weights and of the networks' computation ("float32", "float16", "bfloat16"); None keeps every
+    weight as stored and computes in float32.  variant: "fp16" takes those files of the folder.
+    vision: take the image encoder from there (a folder or hub id of a CLIPModel or CLIPVisionModel, a model with an
+    image encoder, or "random:vit-l", "random:vit-h").  Beside the weights at most a few tensors are in memory.
+    Raises ValueError in one line, naming the file and what in it is missing, unknown or does not fit.
+    """
+    if dtype not in (*DTYPES, None):
+        raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+    if str(source).startswith("random:"):
+        sd = _random(str(source).removeprefix("random:"), dtype or "float32")
+    else:
+        sd = _load_folder(locate(source, variant), dtype, variant)
+    if vision is not None:
+        network, params = _load_vision(vision, dtype, variant)
+        parts = {name: getattr(sd.networks, name) for name in REQUIRED}
+        sd = sd.replace(image_encoder=params, networks=Networks(**parts, image_encoder=network))
+    return sd
+
+
+def assemble(networks, params, schedule, tokenizer):
+    """Returns the StableDiffusion of {part: network}, {part: parameters}, a schedule and a tokenizer.
+
+    Raises ValueError when the tokenizer has more ids than the text encoder's token table has rows.
+    """
+    rows = networks["text_encoder"].config.vocab_size
+    if tokenizer.size > rows:
+        raise ValueError(f"tokenizer: {tokenizer.size} ids, but the text encoder's vocab_size is {rows}")
+    words = {word: jnp.array(ids, jnp.int32) for word, ids in tokenizer.words.items()}
+    return StableDiffusion(**params, words=words, networks=Networks(**networks), schedule=schedule, tokenizer=tokenizer)
+
+
+def _load_folder(folder, dtype, variant):
+    index = files.read_json(folder / INDEX)
+    present = [name for name in PARTS if name in REQUIRED or index.get(name, [None, None])[1]]
+    _check_index(index, folder / INDEX, present)
+    schedule = _read(folder / "scheduler" / "scheduler_config.json", Schedule.from_json)
+    try:
+        tokenizer = Tokenizer.load(folder / "tokenizer")
+        networks = {name: _network(folder / name, PARTS[name], dtype) for name in present}
+        # The small files are read first, so that most mistakes show before gigabytes are read.
+        opened = {name: files.open_weights(folder / name, PARTS[name].stem, variant) for name in present}
+        params = {name: names.read(opened[name], networks[name], name, dtype) for name in present}
+        return assemble(networks, params, schedule, tokenizer)
+    except ValueError as error:
+        raise _named(error, folder) from None
+
+
+def _check_index(index, path, present):
+    pipeline = index.get("_class_name")
+    if pipeline not in (*PIPELINES, *ALSO_READ):
+        raise ValueError(f"{path}: _class_name={pipeline!r}: expected one of {', '.join((*PIPELINES, *ALSO_READ))}")
+    expected = {name: (PARTS[name].class_name,) for name in present} | {"tokenizer": TOKENIZERS}
+    for name, accepted in expected.items():
+        entry = index.get(name)
+        if not isinstance(entry, list) or len(entry) != 2 or entry[1] not in accepted:
+            raise ValueError(f"{path}: {name}={entry!r}: expected the class {' or '.join(accepted)}")
+
+
+def _read(path, make):
+    values = files.read_json(path)
+    try:
+        return make(values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
+
+
+def _named(error, folder):
+    """Returns the error with the model's folder in it, where it is not there yet."""
+    return error if str(folder) in str(error) else ValueError(f"{folder}: {error}")
+
+
+def _network(folder, part, dtype):
+    return part.network(_read(folder / "config.json", part.config.from_json), jnp.dtype(dtype or "float32"))
+
+
+def _load_vision(source, dtype, variant):
+    """Returns (network, parameters) of an image encoder."""
+    if str(source).startswith("random:"):
+        name = str(source).removeprefix("random:")
+        if name not in shapes.TOWERS:
+            raise ValueError(f"vision={str(source)!r}: expected one of {_known(shapes.TOWERS)}")
+        network = ImageEncoder(ImageConfig(**shapes.TOWERS[name]), jnp.dtype(dtype or "float32"))
+        return network, names.random_parameters(network, dtype or "float32")
+    folder = locate(source, variant)
+    if not (folder / "config.json").is_file() and (folder / "image_encoder").is_dir():
+        folder = folder / "image_encoder"
+    config = _read(folder / "config.json", _tower)
+    network = ImageEncoder(config, jnp.dtype(dtype or "float32"))
+    # A CLIPVisionModel has no projection; its embeddings are then zero, its class tokens are all there.
+    bare = "CLIPVisionModel" in (files.read_json(folder / "config.json").get("architectures") or ())
+    weights = files.open_weights(folder, "model", variant)
+    return network, names.read(weights, network, "image_encoder", dtype, ("visual_projection.weight",) if bare else ())
+
+
+def _tower(values):
+    """Returns the ImageConfig of a tower's config.json, or of a CLIPModel's, which holds both towers."""
+    if values.get("vision_config") is not None:
+        values = {**values["vision_config"], "projection_dim": values.get("projection_dim", 512)}
+    return ImageConfig.from_json(values)
+
+
+def _known(table):
+    return ", ".join(f"random:{name}" for name in table)
+
+
+def _random(name, dtype):
+    """Returns the model of a built-in shape with random weights of seed 0."""
+    if name not in shapes.SHAPES:
+        raise ValueError(f"model 'random:{name}': expected one of {_known(shapes.SHAPES)}")
+    shape = shapes.SHAPES[name]
+    tokenizer = _made(**shape["tokenizer"])
+    text = {"vocab_size": tokenizer.size, "bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
+    text |= {"pad_token_id": tokenizer.pad}
+    configs = {part: PARTS[part].config(**shape[part]) for part in PARTS if part in shape and part != "text_encoder"}
+    configs["text_encoder"] = TextConfig(**shape["text_encoder"], **text)
+    networks = {part: PARTS[part].network(config, jnp.dtype(dtype)) for part, config in configs.items()}
+    params = {part: names.random_parameters(network, dtype) for part, network in networks.items()}
+    return assemble(networks, params, Schedule(**shape["schedule"]), tokenizer)
+
+
+def _made(size, length, texts=None, pad="<|endoftext|>"):
+    if texts is None:
+        return Tokenizer.of(*byte_vocabulary(size), length, pad)
+    return Tokenizer.train(texts, size, length)
+
+
+# ---- saving ------------------------------------------------------------------------------------
+
+
+def save(sd, destination, format="diffusers", *, dtype=None, shard_size=files.SHARD_SIZE, extras=()):
+    """Writes a folder that diffusers' from_pretrained loads bit for bit, whole or not at all; returns its path.
+
+    dtype: type of the weights in the files; None keeps each as it is.  shard_size: bytes of weights per file.
+    extras: functions (sd, folder) that add further folders, such as e4t/, before the new folder takes its place.
+    An old model in the destination is replaced; its README.md and other files that are no part of a model stay.
+    Raises ValueError when hooks hold weights that the files would lack, or the destination holds something else.
+    """
+    if format != "diffusers":
+        raise ValueError(f"format={format!r}: expected 'diffusers'")
+    if dtype not in (*DTYPES, None):
+        raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+    if sd.hooks:
+        held = ", ".join(type(hook).__name__ for hook in sd.hooks)
+        raise ValueError(f"{destination}: the model computes with {held} beside its weights; merge before saving")
+    configs = _configs(sd)
+    tensors = {name: names.write(getattr(sd, name), dtype) for name in configs}
+    size = sum(tensor.bytes for part in tensors.values() for tensor in part.values())
+    index = _index(sd, configs)
+    with files.new_folder(destination, INDEX, ENTRIES, size) as folder:
+        for name, config in configs.items():
+            (folder / name).mkdir()
+            files.write_json(folder / name / "config.json", config)
+            files.write_weights(folder / name, PARTS[name].stem, tensors[name], shard_size)
+        for name in ("tokenizer", "scheduler"):
+            (folder / name).mkdir()
+        sd.tokenizer.save(folder / "tokenizer")
+        scheduler = {**sd.schedule.to_json(), "_diffusers_version": WRITTEN_AS}
+        files.write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+        if "image_encoder" in configs:
+            (folder / "feature_extractor").mkdir()
+            processor = _processor(sd.networks.image_encoder.config.image_size)
+            files.write_json(folder / "feature_extractor" / "preprocessor_config.json", processor)
+        for add in extras:
+            add(sd, folder)
+        files.write_json(folder / INDEX, index)
+    return pathlib.Path(os.path.realpath(destination))
+
+
+def _configs(sd):
+    """Returns {part: content of its config.json} of the parts that sd has."""
+    configs = {}
+    for name, part in PARTS.items():
+        network = getattr(sd.networks, name)
+        if network is not None:
+            configs[name] = network.config.to_json()
+            if part.library == "diffusers":
+                configs[name] |= {"_class_name": part.class_name, "_diffusers_version": WRITTEN_AS}
+    # Words may have been added since the config was read.
+    configs["text_encoder"]["vocab_size"] = len(names.trees.flatten(sd.text_encoder)[TOKENS])
+    return configs
+
+
+def _index(sd, configs):
+    """Returns the content of model_index.json; the pipeline's class follows from the UNet's input channels."""
+    entering, latent = sd.networks.unet.config.in_channels, sd.networks.vae.config.latent_channels
+    fitting = [name for name, channels in PIPELINES.items() if channels(latent) == entering]
+    if not fitting:
+        raise ValueError(
+            f"unet in_channels={entering}: no pipeline of diffusers takes that with {latent} latent channels"
+        )
+    index = {"_class_name": fitting[0], "_diffusers_version": WRITTEN_AS, "requires_safety_checker": False}
+    index |= dict.fromkeys(("safety_checker", "image_encoder", "feature_extractor"), [None, None])
+    index |= {name: [PARTS[name].library, PARTS[name].class_name] for name in configs}
+    index |= {"tokenizer": ["transformers", TOKENIZERS[0]]}
+    index |= {"scheduler": ["diffusers", sd.schedule.to_json()["_class_name"]]}
+    if "image_encoder" in configs:
+        index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    return index
+
+
+def _processor(size):
+    """Returns the preprocessor_config.json of CLIP's way to prepare pictures for an encoder of `size` pixels."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "crop_size": {"height": size, "width": size},
+        "size": {"shortest_edge": size},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(MEAN),
+        "image_std": list(STD),
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+    }

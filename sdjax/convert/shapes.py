@@ -1,0 +1,93 @@
+"""Built-in shapes: the sizes of real models, for measurements without their weights, and a tiny model for tests.
+
+Each entry holds options of the parts' config.json files, and how the tokenizer is made: `size` ids, `length` tokens.
+Source: the published config.json files of Stable Diffusion 1.5 and 2.1, OpenAI's ViT-L/14 and OpenCLIP's ViT-H/14.
+"""
+
+SENTENCES = (
+    "a photo of a face on the beach",
+    "a pencil sketch of a face in the snow with a hat",
+    "a watercolor of a face in the forest with red hair",
+    "a mosaic of a cat in the city at night",
+)
+
+SHAPES = {
+    "sd15": {
+        "unet": dict(sample_size=64, cross_attention_dim=768),
+        "vae": dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512),
+        "text_encoder": dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768),
+        "schedule": dict(),
+        "tokenizer": dict(size=49408, length=77),
+    },
+    "sd21": {
+        "unet": dict(
+            sample_size=96,
+            cross_attention_dim=1024,
+            attention_head_dim=(5, 10, 20, 20),
+            use_linear_projection=True,
+            upcast_attention=True,
+        ),
+        "vae": dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=768),
+        "text_encoder": dict(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_attention_heads=16,
+            num_hidden_layers=23,
+            hidden_act="gelu",
+        ),
+        "schedule": dict(prediction_type="v_prediction"),
+        "tokenizer": dict(size=49408, length=77, pad="!"),
+    },
+    "tiny": {
+        "unet": dict(
+            sample_size=16,
+            cross_attention_dim=32,
+            attention_head_dim=4,
+            norm_num_groups=8,
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        ),
+        "vae": dict(block_out_channels=(16, 32), norm_num_groups=8, sample_size=32),
+        "text_encoder": dict(
+            hidden_size=32,
+            intermediate_size=64,
+            num_attention_heads=4,
+            num_hidden_layers=2,
+            max_position_embeddings=16,
+            projection_dim=32,
+        ),
+        "image_encoder": dict(
+            hidden_size=32,
+            intermediate_size=64,
+            num_attention_heads=4,
+            num_hidden_layers=3,
+            image_size=32,
+            patch_size=8,
+            projection_dim=32,
+        ),
+        "schedule": dict(),
+        "tokenizer": dict(texts=SENTENCES, size=600, length=16),
+    },
+}
+
+TOWERS = {
+    "vit-l": dict(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_attention_heads=16,
+        num_hidden_layers=24,
+        patch_size=14,
+        projection_dim=768,
+    ),
+    "vit-h": dict(
+        hidden_size=1280,
+        intermediate_size=5120,
+        num_attention_heads=16,
+        num_hidden_layers=32,
+        patch_size=14,
+        projection_dim=1024,
+        hidden_act="gelu",
+    ),
+}
