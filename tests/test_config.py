@@ -39,7 +39,7 @@ class Run:
     pair: Pair = field(default_factory=Pair)
     betas: tuple[float, float] = (0.9, 0.999)
     prompts: tuple[str, ...] = ()
-    rates: tuple[tuple[str, float], ...] = ()
+    rates: tuple[tuple[str, float], ...] = (("to_k", 1.0),)
     clip: float | None = 1.0
     name: str | None = None
     size: int | str = 0
@@ -69,6 +69,7 @@ def changed(*items):
         ("prompts=('a, b', 'c')", lambda c: c.prompts, ("a, b", "c")),
         ("prompts=()", lambda c: c.prompts, ()),
         ("rates=(('to_q', 2),)", lambda c: c.rates, (("to_q", 2.0),)),
+        ("rates.0.1=2", lambda c: c.rates, (("to_k", 2.0),)),
         ("clip=None", lambda c: c.clip, None),
         ("clip=3", lambda c: c.clip, 3.0),
         ("name=none", lambda c: c.name, None),
