@@ -153,7 +153,7 @@ def write_safetensors(path, tensors, metadata):
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, tensor in tensors.items():
-            array = np.ascontiguousarray(tensor.array())
+            array = np.asarray(tensor.array(), order="C")
             if array.shape != tensor.shape or str(array.dtype) != tensor.dtype:
                 raise ValueError(
                     f"{name}: {array.dtype} {array.shape} where {tensor.dtype} {tensor.shape} was announced"

@@ -86,6 +86,11 @@ def random_parameters(network, dtype, seed=0):
     return trees.map_names(draw, template(network))
 
 
+def new_parameters(network, dtype, seed=0):
+    """Returns the parameters with which training from nothing begins, of seed `seed`."""
+    return trees.cast(jax.jit(initialise, static_argnums=0)(network, jax.random.key(seed)), dtype)
+
+
 def file_names(tree):
     """Returns {name in a file: dotted name} of every leaf of a parameter tree."""
     return {".".join([*path[:-1], LEAVES.get(path[-1], path[-1])]): name for name, path in trees.names(tree).items()}
@@ -171,7 +176,7 @@ def _array(weights, name, leaf, shape, dtype):
     if _is_kernel(leaf):
         array = array.reshape(_file_shape(leaf, shape)).transpose(FROM_FILE[len(shape)])
     stored = jnp.float32 if weights.dtype(name) == "F64" else array.dtype
-    return jnp.asarray(np.ascontiguousarray(_cast(array, dtype or stored, f"{weights.path}: {name}")))
+    return jnp.asarray(np.asarray(_cast(array, dtype or stored, f"{weights.path}: {name}"), order="C"))
 
 
 def _cast(array, dtype, what):

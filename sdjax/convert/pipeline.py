@@ -83,7 +83,7 @@ def locate(source, variant=None):
 
 
 def load(source, dtype="float32", *, variant=None, vision=None):
-    """Returns the StableDiffusion of a diffusers folder, a hub id "owner/name", "pocket", or "random:NAME".
+    """Returns the StableDiffusion of a diffusers folder, a hub id "owner/name", "pocket", "random:NAME" or "new:NAME".
 
     dtype: type of the weights and of the networks' computation ("float32", "float16", "bfloat16"); None keeps every
     weight as stored and computes in float32.  variant: "fp16" takes those files of the folder.
@@ -93,8 +93,9 @@ def load(source, dtype="float32", *, variant=None, vision=None):
     """
     if dtype not in (*DTYPES, None):
         raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
-    if str(source).startswith("random:"):
-        sd = _random(str(source).removeprefix("random:"), dtype or "float32")
+    kind, _, shape = str(source).partition(":")
+    if kind in ("random", "new") and shape:
+        sd = _built_in(kind, shape, dtype or "float32")
     else:
         sd = _load_folder(locate(source, variant), dtype, variant)
     if vision is not None:
@@ -190,10 +191,10 @@ def _known(table):
     return ", ".join(f"random:{name}" for name in table)
 
 
-def _random(name, dtype):
-    """Returns the model of a built-in shape with random weights of seed 0."""
+def _built_in(kind, name, dtype):
+    """Returns the model of a built-in shape: "random" weights without zeros, or "new" ones, from which training begins."""
     if name not in shapes.SHAPES:
-        raise ValueError(f"model 'random:{name}': expected one of {_known(shapes.SHAPES)}")
+        raise ValueError(f"model '{kind}:{name}': expected one of {_known(shapes.SHAPES)}")
     shape = shapes.SHAPES[name]
     tokenizer = _made(**shape["tokenizer"])
     text = {"vocab_size": tokenizer.size, "bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
@@ -201,11 +202,14 @@ def _random(name, dtype):
     configs = {part: PARTS[part].config(**shape[part]) for part in PARTS if part in shape and part != "text_encoder"}
     configs["text_encoder"] = TextConfig(**shape["text_encoder"], **text)
     networks = {part: PARTS[part].network(config, jnp.dtype(dtype)) for part, config in configs.items()}
-    params = {part: names.random_parameters(network, dtype) for part, network in networks.items()}
+    make = {"random": names.random_parameters, "new": names.new_parameters}[kind]
+    params = {part: make(network, dtype) for part, network in networks.items()}
     return assemble(networks, params, Schedule(**shape["schedule"]), tokenizer)
 
 
-def _made(size, length, texts=None, pad="<|endoftext|>"):
+def _made(size=0, length=77, texts=None, pad="<|endoftext|>", folder=None):
+    if folder is not None:
+        return Tokenizer.load(POCKET.parent / folder)
     if texts is None:
         return Tokenizer.of(*byte_vocabulary(size), length, pad)
     return Tokenizer.train(texts, size, length)

@@ -38,6 +38,40 @@ SHAPES = {
         "schedule": dict(prediction_type="v_prediction"),
         "tokenizer": dict(size=49408, length=77, pad="!"),
     },
+    # The embedded model.  Its vocabulary lies in the package; weights from nothing by "new:pocket".
+    "pocket": {
+        "unet": dict(
+            sample_size=16,
+            cross_attention_dim=160,
+            attention_head_dim=(2, 3, 5),
+            norm_num_groups=16,
+            block_out_channels=(64, 96, 160),
+            layers_per_block=1,
+            use_linear_projection=True,
+            down_block_types=("CrossAttnDownBlock2D",) * 3,
+            up_block_types=("CrossAttnUpBlock2D",) * 3,
+        ),
+        "vae": dict(block_out_channels=(32, 64, 64), norm_num_groups=16, sample_size=64, scaling_factor=1.0),
+        "text_encoder": dict(
+            hidden_size=160,
+            intermediate_size=640,
+            num_attention_heads=5,
+            num_hidden_layers=4,
+            max_position_embeddings=32,
+            projection_dim=160,
+        ),
+        "image_encoder": dict(
+            hidden_size=160,
+            intermediate_size=640,
+            num_attention_heads=5,
+            num_hidden_layers=4,
+            image_size=64,
+            patch_size=8,
+            projection_dim=160,
+        ),
+        "schedule": dict(),
+        "tokenizer": dict(folder="pocket/tokenizer"),
+    },
     "tiny": {
         "unet": dict(
             sample_size=16,

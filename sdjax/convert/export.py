@@ -1,0 +1,76 @@
+"""What a run leaves for others, and what a run can start from: one function each way, for every method.
+
+    write(method, frozen, trained, "outputs/cat/export")    # a diffusers folder, or one adapter file
+    trained, frozen = start(method, trained, frozen, "learned_embeds.safetensors")
+"""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.convert import e4t, files, pipeline
+from sdjax.methods.chain import Chain
+from sdjax.methods.e4t import E4T
+from sdjax.methods.textual_inversion import TextualInversion
+
+
+def write(method, frozen, trained, destination):
+    """Writes what a method learned and returns the path: an embedding file, a folder with e4t/, or a plain folder."""
+    destination = Path(destination)
+    if isinstance(method, TextualInversion):
+        return _write_rows(method, trained, destination)
+    for part, tree in _parts(method, trained):
+        if isinstance(part, E4T):
+            return e4t.save(part, method, frozen, trained, tree, destination)
+    return pipeline.save(method.join(frozen, trained), destination)
+
+
+def start(method, trained, frozen, source):
+    """Returns (trained, frozen) with the trained weights that a file or folder holds in place of fresh ones.
+
+    Raises ValueError when no part of the method can start from a file, or what it holds does not fit.
+    """
+    if isinstance(method, Chain):
+        able = [str(i) for i, part in enumerate(method.parts) if isinstance(part, TextualInversion | E4T)]
+        if not able:
+            raise ValueError(f"init={source!r}: no part of this Chain starts from a file")
+        for i in able:
+            tree, frozen = start(method.parts[int(i)], trained[i], frozen, source)
+            trained = {**trained, i: tree}
+        return trained, frozen
+    if isinstance(method, E4T):
+        return e4t.start(method, trained, frozen, source)
+    if isinstance(method, TextualInversion):
+        return _read_rows(trained, source), frozen
+    raise ValueError(f"init={source!r}: {type(method).__name__} starts from its model; give model={source!r} instead")
+
+
+def _parts(method, trained):
+    if isinstance(method, Chain):
+        return [(part, trained[str(i)]) for i, part in enumerate(method.parts)]
+    return [(method, trained)]
+
+
+def _write_rows(method, trained, destination):
+    """Writes {word: rows [vectors C]}, the layout of diffusers' learned_embeds.safetensors."""
+    destination.mkdir(parents=True, exist_ok=True)
+    path = destination / "learned_embeds.safetensors"
+    rows = np.asarray(trained["rows"], np.float32)
+    with files.new_file(path) as temporary:
+        tensor = files.Tensor(rows.shape, "float32", lambda: rows)
+        files.write_safetensors(temporary, {method.word: tensor}, {"format": "pt"})
+    return path
+
+
+def _read_rows(trained, source):
+    weights = files.open_weights(Path(source).parent, Path(source).stem)
+    (name,) = weights.names if len(weights.names) == 1 else (None,)
+    if name is None:
+        raise ValueError(f"init={source!r}: holds {len(weights.names)} tensors; an embedding file holds one")
+    rows = np.atleast_2d(weights.read(name)).astype(np.float32)
+    if rows.shape != trained["rows"].shape:
+        raise ValueError(f"init={source!r}: rows {rows.shape} where this method has {trained['rows'].shape}")
+    return {"rows": jnp.asarray(rows)}
+
+
