@@ -1,0 +1,261 @@
+"""Noise levels: at which times, and how much noise, a sampler looks at the latent.
+
+    path = levels(schedule, steps=20, spacing="karras", grid="sigmas")
+    for i, here, there in path.moves(): ...
+
+A level is (t, a, s): the time that the network is told, the factors of signal and noise, a² + s² = 1.  sigma = s / a is
+k-diffusion's noise level, lam = log(a / s) DPM-Solver's.  Everything here runs on the host in float64.
+
+`normal` and `karras` mean what the sampler's counterpart in diffusers does when built with from_config on the model's
+scheduler_config.json; counterparts differ in spacing and rounding, which is what a grid names (see GRIDS).  The other
+spacings mean what A1111 calls so.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+ALPHA_BAR_FLOOR = 2.0**-24  # diffusers' stand-in for alpha_bar = 0 where a sampler divides by it
+# grid: (default spacing of "normal", does "karras" round its times)
+GRIDS = {
+    "times": ("leading", True),  # DDIM, DDPM, PNDM: training times, levels read from the table
+    "sigmas": ("linspace", False),  # Euler, Heun, LMS: times between the training times
+    "sigmas_rounded": ("linspace", True),  # DPM2
+    "intervals": ("linspace", True),  # DPM-Solver++, UniPC, DEIS: steps + 1 points, the last left out
+    "distilled": (None, True),  # LCM, TCD: a part of the 50 times that the model was distilled at
+}
+DISTILLED_TIMES = 50
+# Source: Sabour et al. 2024, "Align Your Steps", the 10-step schedule for Stable Diffusion 1.5.
+ALIGN_YOUR_STEPS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+
+
+class Level(NamedTuple):
+    """A noise level; t is None where no network looks."""
+
+    t: float | None
+    a: float
+    s: float
+
+    @property
+    def sigma(self):
+        return self.s / self.a
+
+    @property
+    def lam(self):
+        return np.log(self.a / self.s) if self.s else np.inf
+
+
+CLEAN = Level(None, 1.0, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Path:
+    """The levels of a run: the network looks at levels[i], step i leads to ends[i] (nearly always levels[i + 1]).
+
+    steps: length of the whole path; shorter than it are levels and ends where img2img starts late.
+    scale: factor of unit-variance noise at the start of a run from pure noise.
+    at: level of an integer training time.  time: the (fractional) time of a sigma.
+    """
+
+    levels: tuple
+    ends: tuple
+    steps: int
+    scale: float
+    at: object
+    time: object
+    prediction_type: str
+
+    def moves(self):
+        """Yields (i, here, there) of each step."""
+        yield from zip(range(len(self.levels)), self.levels, self.ends, strict=True)
+
+    def start(self, first):
+        """Returns the path without its first steps."""
+        return dataclasses.replace(self, levels=self.levels[first:], ends=self.ends[first:])
+
+
+# ---- spacings by sigma: each returns sigmas [steps], falling ----
+
+
+def karras(high, low, steps, rho=7.0):
+    """Source: Karras et al. 2022, equation 5; rho = 7 as there."""
+    return np.linspace(high ** (1 / rho), low ** (1 / rho), steps) ** rho
+
+
+def exponential(high, low, steps):
+    """Sigmas linear in their logarithm."""
+    return np.exp(np.linspace(np.log(high), np.log(low), steps))
+
+
+def polyexponential(high, low, steps, rho=0.5):
+    """Logarithms of sigma as the rho-th power of a line; k-diffusion's, where rho = 1 would be `exponential`.
+
+    The default lies between karras (about 0.7) and the times' own spacing.
+    """
+    return low * (high / low) ** (np.linspace(1, 0, steps) ** rho)
+
+
+def align_your_steps(steps):
+    """The published schedule, interpolated in its logarithm for other step counts."""
+    position = np.linspace(0, 1, len(ALIGN_YOUR_STEPS))
+    return np.exp(np.interp(np.linspace(0, 1, steps), position, np.log(ALIGN_YOUR_STEPS)))
+
+
+def _sigma_spacings(table, steps):
+    high, low = table[-1], table[0]
+    return {
+        "karras": lambda: karras(high, low, steps),
+        "exponential": lambda: exponential(high, low, steps),
+        "polyexponential": lambda: polyexponential(high, low, steps),
+        "align_your_steps": lambda: align_your_steps(steps),
+    }
+
+
+# ---- spacings by time: each returns times [steps], falling ----
+
+
+def sgm_uniform(total, steps):
+    """A line from the last time to the first, whose end is left out: Stability's generative-models."""
+    return np.linspace(total - 1, 0, steps + 1)[:-1]
+
+
+def simple(total, steps):
+    """Every (T / steps)-th entry of the table, from its end."""
+    return total - 1 - np.floor(np.arange(steps) * total / steps)
+
+
+def ddim_uniform(total, steps):
+    """1, 1 + T // steps, ...: the original DDIM code's."""
+    return leading(total, steps, 1)
+
+
+def leading(total, steps, offset):
+    """Multiples of T // steps and the offset, which shrinks where the last would lie behind the table."""
+    ratio = total // steps
+    return (np.arange(steps)[::-1] * ratio + min(offset, total - 1 - (steps - 1) * ratio)).astype(float)
+
+
+def trailing(total, steps):
+    return np.round(total - np.arange(steps) * total / steps) - 1
+
+
+TIME_SPACINGS = {"sgm_uniform": sgm_uniform, "simple": simple, "ddim_uniform": ddim_uniform}
+SPACINGS = ("normal", "karras", "exponential", "polyexponential", "align_your_steps", *TIME_SPACINGS)
+
+
+def normal(schedule, steps, grid):
+    """Returns the times [steps] of the grid's counterparts in diffusers, falling; not rounded for grid "sigmas"."""
+    total = schedule.num_train_timesteps
+    if grid == "distilled":
+        return distilled(total, steps)
+    spacing = schedule.timestep_spacing or GRIDS[grid][0]
+    points = steps + 1 if grid == "intervals" else steps
+    if spacing == "trailing":
+        return trailing(total, steps)
+    if spacing == "leading":
+        return leading(total, points, schedule.steps_offset)[:steps]
+    times = np.linspace(total - 1, 0, points)[:steps]
+    return times if grid.startswith("sigmas") else np.round(times)
+
+
+def distilled(total, steps):
+    """A part of 50 trailing times, which consistency distillation of Stable Diffusion trains at.
+
+    Source: Luo et al. 2023, "Latent Consistency Models", section 4.3 (skipping step k = 20).
+    """
+    times = np.arange(DISTILLED_TIMES, 0, -1) * (total // DISTILLED_TIMES) - 1
+    return times[np.floor(np.linspace(0, DISTILLED_TIMES, steps, endpoint=False)).astype(int)].astype(float)
+
+
+# ---- paths ----
+
+
+def levels(schedule, steps, spacing="normal", grid="times", end="clean", first=0, discard=False):
+    """Returns the Path of `steps` levels.
+
+    end: where the last step leads: "clean" (no noise); "file", the level that set_alpha_to_one in the model's scheduler
+    config tells, as long as the spacing is "normal"; "lowest", the level of time 0.
+    discard: one more level is made and the last but one left out, as A1111 does for DPM2.
+    Raises ValueError when steps, spacing or first are out of range.
+    """
+    most = DISTILLED_TIMES if grid == "distilled" else schedule.num_train_timesteps
+    if not 1 <= steps <= most:
+        raise ValueError(f"steps={steps}: expected 1 to {most} for this sampler and model")
+    if not 0 <= first < steps:
+        raise ValueError(f"start={first}: expected 0 to steps - 1 = {steps - 1}")
+    if spacing not in SPACINGS:
+        raise ValueError(f"schedule={spacing!r}: expected one of {', '.join(SPACINGS)} or automatic")
+
+    exact = grid in ("times", "distilled")
+    at = functools.partial(_level_at, _exact(schedule) if exact else _floored(schedule))
+    made = _spaced(schedule, steps + discard, spacing, grid)
+    if discard:
+        made = [*made[:-2], made[-1]]
+    if not exact and any(after.sigma >= before.sigma for before, after in zip(made, made[1:], strict=False)):
+        raise ValueError(f"steps={steps}: too many for schedule={spacing!r}, two levels are the same")
+
+    ends = [*made[1:], _last(schedule, at, spacing, end)]
+    if end == "file" and spacing == "normal":  # what diffusers steps to, also where that is not its next time
+        back = schedule.num_train_timesteps // steps
+        ends = [at(level.t - back) if level.t >= back else ends[-1] for level in made]
+    full = schedule.timestep_spacing == "leading" and spacing in ("normal", "karras")
+    scale = 1.0 if full or not grid.startswith("sigmas") else made[0].s
+    time = functools.partial(_time_of, _sigma_table(schedule))
+    return Path(tuple(made), tuple(ends), steps, scale, at, time, schedule.prediction_type).start(first)
+
+
+def _spaced(schedule, steps, spacing, grid):
+    """Returns the levels [steps] of a spacing."""
+    table = _sigma_table(schedule)
+    if spacing == "normal" or spacing in TIME_SPACINGS:
+        total = schedule.num_train_timesteps
+        times = normal(schedule, steps, grid) if spacing == "normal" else TIME_SPACINGS[spacing](total, steps)
+        sigmas = np.interp(times, np.arange(total), table)
+    else:
+        if spacing == "karras" and grid.startswith("sigmas"):  # between the ends of "normal"
+            ends = np.interp(normal(schedule, steps, grid)[[0, -1]], np.arange(len(table)), table)
+            sigmas = karras(*ends, steps)
+        else:
+            sigmas = _sigma_spacings(table, steps)[spacing]()
+        times = _time_of(table, sigmas)
+        if spacing == "karras" and GRIDS[grid][1]:
+            times = np.round(times)
+    if grid in ("times", "distilled"):  # samplers of discrete time know the levels of the table only
+        return [_level_at(_exact(schedule), np.round(t)) for t in times]
+    return [
+        Level(float(t), 1 / np.hypot(1, sigma), sigma / np.hypot(1, sigma))
+        for t, sigma in zip(times, sigmas, strict=True)
+    ]
+
+
+def _last(schedule, at, spacing, end):
+    if end == "lowest" or end == "file" and spacing == "normal" and not schedule.set_alpha_to_one:
+        return at(0)
+    return CLEAN
+
+
+def _floored(schedule):
+    """Returns alpha_bar [T] without an exact zero at its end."""
+    alpha_bar = schedule.alphas_cumprod
+    return alpha_bar if alpha_bar[-1] > 0 else np.append(alpha_bar[:-1], ALPHA_BAR_FLOOR)
+
+
+def _exact(schedule):
+    """Returns alpha_bar [T] for samplers that can start without any signal, which a prediction of noise cannot."""
+    return _floored(schedule) if schedule.prediction_type == "epsilon" else schedule.alphas_cumprod
+
+
+def _sigma_table(schedule):
+    """Returns sigma of each training time [T], rising."""
+    return np.sqrt(1 / _floored(schedule) - 1)
+
+
+def _time_of(table, sigmas):
+    """Returns the times of sigmas: linear in log sigma between the training times."""
+    return np.interp(np.log(sigmas), np.log(table), np.arange(len(table)))
+
+
+def _level_at(alpha_bar, t):
+    return Level(float(t), float(np.sqrt(alpha_bar[int(t)])), float(np.sqrt(1 - alpha_bar[int(t)])))
