@@ -224,7 +224,7 @@ def _built(data, classes, name):
         raise ValueError(f"{_join(name, CLASS)}={data[CLASS]!r}: accepted are {', '.join(sorted(classes))}")
     made = classes[data[CLASS]]
     kinds, values = typing.get_type_hints(made), {}
-    for key in data.keys() - {CLASS}:
+    for key in sorted(data.keys() - {CLASS}):
         if key not in _fields(made):
             raise ValueError(f"{_join(name, key)}: {_unknown(key, made.__name__, _fields(made))}")
         value = _built(data[key], classes, _join(name, key))
