@@ -84,7 +84,7 @@ endef
 $(CORE): setup.py constraints.txt | .venv/bin/python
 	@echo "installing what sdjax needs ($(ACCEL))"
 	@$(call install,.$(if $(filter cpu,$(ACCEL)),,[$(ACCEL)]))
-	@env -u PYTHONDONTWRITEBYTECODE $(PY) -W ignore -c "import flax.linen, grain, optax, orbax.checkpoint, transformers.models.clip, jax" 2>/dev/null
+	@env -u PYTHONDONTWRITEBYTECODE $(PY) -W ignore -c "import flax.linen, grain, optax, orbax.checkpoint, safetensors.numpy, tokenizers" 2>/dev/null
 	@touch $@
 
 # torch comes first and by its exact version, so that a wheel for CPUs at hand is taken before a larger one.

@@ -9,6 +9,7 @@ CORE = [
     "orbax-checkpoint>=0.12",
     "grain>=0.2.18",
     "transformers>=5",
+    "tokenizers>=0.21",
     "safetensors>=0.6",
     "huggingface_hub>=1",
     "numpy>=2",
