@@ -11,7 +11,7 @@ Shapes: B batch, H W pixels, h w latent pixels, c latent channels, L tokens, C t
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -89,9 +89,12 @@ class StableDiffusion(struct.PyTreeNode):
         tokenizer = self.tokenizer.add(word, vectors)
         ids = tokenizer.ids(word)
         grown = jnp.concatenate([table, jnp.zeros((max(max(ids) + 1 - len(table), 0), table.shape[1]), table.dtype)])
+        text_encoder = self.networks.text_encoder
+        text_encoder = text_encoder.clone(config=replace(text_encoder.config, vocab_size=len(grown)))
         return self.replace(
             tokenizer=tokenizer,
             words={**self.words, word: jnp.array(ids, jnp.int32)},
+            networks=replace(self.networks, text_encoder=text_encoder),
         ).with_rows(jnp.array(ids), jnp.stack(rows), grown)
 
     def with_rows(self, ids, rows, table=None):

@@ -4,6 +4,7 @@
     trained, frozen = start(method, trained, frozen, "learned_embeds.safetensors")
 """
 
+import functools
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ def write(method, frozen, trained, destination):
         return _write_rows(method, trained, destination)
     for part, tree in _parts(method, trained):
         if isinstance(part, E4T):
-            return e4t.save(part, method, frozen, trained, tree, destination)
+            return _write_e4t(part, method, frozen, trained, tree, destination)
     return pipeline.save(method.join(frozen, trained), destination)
 
 
@@ -40,7 +41,7 @@ def start(method, trained, frozen, source):
             trained = {**trained, i: tree}
         return trained, frozen
     if isinstance(method, E4T):
-        return e4t.start(method, trained, frozen, source)
+        return e4t.start(method, trained, frozen, pipeline.locate(source))
     if isinstance(method, TextualInversion):
         return _read_rows(trained, source), frozen
     raise ValueError(f"init={source!r}: {type(method).__name__} starts from its model; give model={source!r} instead")
@@ -50,6 +51,16 @@ def _parts(method, trained):
     if isinstance(method, Chain):
         return [(part, trained[str(i)]) for i, part in enumerate(method.parts)]
     return [(method, trained)]
+
+
+def _write_e4t(part, method, frozen, trained, tree, destination):
+    """Writes a model whose e4t/ holds `part`'s tree; the other parts of a Chain go into the weights beside it."""
+    tuned = isinstance(method, Chain)
+    plain = frozen
+    for i, other in reversed(list(enumerate(method.parts)) if tuned else []):
+        plain = plain if other is part else other.join(plain, trained[str(i)])
+    add = functools.partial(e4t.write, part, tree, frozen.reference, tuned)
+    return pipeline.save(plain, destination, extras=[lambda sd, folder: add(folder / "e4t")])
 
 
 def _write_rows(method, trained, destination):

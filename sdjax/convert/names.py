@@ -41,9 +41,13 @@ def initialise(network, key):
     return network.init(key, **_example(network))["params"]
 
 
-@functools.lru_cache(maxsize=64)
 def template(network):
-    """Returns the tree of shapes and types of a network's parameters; computes nothing."""
+    """Returns the tree of shapes of a network's parameters; computes nothing."""
+    return _template(network.clone(dtype=jnp.float32))  # one template for all types of computation
+
+
+@functools.lru_cache(maxsize=64)
+def _template(network):
     return jax.eval_shape(lambda: initialise(network, jax.random.key(0)))
 
 
@@ -102,8 +106,13 @@ def read(weights, network, part, dtype=None, zero=()):
     zero: file names that may be missing and are then zeros.
     Raises ValueError that names the file and up to ten missing, unexpected or misshapen weights and their number.
     """
-    shapes = trees.flatten(template(network))
-    places = {leaf: name for name, leaf in file_names(template(network)).items()}
+    return read_tree(weights, template(network), dtype, part, zero)
+
+
+def read_tree(weights, like, dtype=None, part=None, zero=()):
+    """Returns a tree of the structure of `like`, whose leaves need shapes only, from Weights; otherwise as `read`."""
+    shapes = trees.flatten(like)
+    places = {leaf: name for name, leaf in file_names(like).items()}
     found, unexpected = _look_up(weights.names, places, part)
     missing = sorted(name for leaf, name in places.items() if leaf not in found and name not in zero)
     misshapen = sorted(filter(None, (_misfit(weights, name, leaf, shapes[leaf].shape) for leaf, name in found.items())))
@@ -117,7 +126,7 @@ def read(weights, network, part, dtype=None, zero=()):
             return jnp.zeros(shape.shape, dtype or jnp.float32)
         return _array(weights, found[leaf], leaf, shape.shape, dtype)
 
-    return trees.map_names(take, template(network))
+    return trees.map_names(take, like)
 
 
 def _listing(names):

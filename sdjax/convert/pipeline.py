@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from sdjax.convert import files, names, shapes
+from sdjax.convert import e4t, files, names, shapes
 from sdjax.diffusion.schedule import Schedule
 from sdjax.models.clip import MEAN, STD, ImageConfig, ImageEncoder, TextConfig, TextEncoder
 from sdjax.models.unet import UNet, UNetConfig
@@ -89,6 +89,7 @@ def load(source, dtype="float32", *, variant=None, vision=None):
     weight as stored and computes in float32.  variant: "fp16" takes those files of the folder.
     vision: take the image encoder from there (a folder or hub id of a CLIPModel or CLIPVisionModel, a model with an
     image encoder, or "random:vit-l", "random:vit-h").  Beside the weights at most a few tensors are in memory.
+    A folder whose e4t/ keeps a picture comes with E4T's encoder looking at it.
     Raises ValueError in one line, naming the file and what in it is missing, unknown or does not fit.
     """
     if dtype not in (*DTYPES, None):
@@ -97,7 +98,8 @@ def load(source, dtype="float32", *, variant=None, vision=None):
     if kind in ("random", "new") and shape:
         sd = _built_in(kind, shape, dtype or "float32")
     else:
-        sd = _load_folder(locate(source, variant), dtype, variant)
+        folder = locate(source, variant)
+        sd = e4t.attached(_load_folder(folder, dtype, variant), folder)
     if vision is not None:
         network, params = _load_vision(vision, dtype, variant)
         parts = {name: getattr(sd.networks, name) for name in REQUIRED}

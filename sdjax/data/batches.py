@@ -27,9 +27,11 @@ class Data:
     path: a folder of images, one image, or "pocketland" (the drawn world).  word: what captions call the subject.
     templates: "captions" (beside the pictures), "object", "style", "face", "art", or a template file.
     size: pixels of the square picture, 0 for the model's.  crop: "center" or "random".  flip: probability.
-    dropout: probability of the empty prompt, for guidance.  cache: folder for encoded pictures, "" for none.
+    dropout: probability of the empty prompt, for guidance.  cache: folder for pictures decoded
+    once and, with `encode`, for their latents; "" for none.
     concept: also give E4T's encoder a picture: "same", or "other" view of the subject where the source knows one.
-    mask: weight the loss by the image's alpha channel or its mask file.  only: of a drawn world, one domain.
+    mask: weight the loss by the image's alpha channel or its mask file.
+    count, domain: of the drawn world, how many pictures, and only those of a "face" or a "cat".
     """
 
     path: str = ""
@@ -41,9 +43,11 @@ class Data:
     flip: float = 0.0
     dropout: float = 0.0
     cache: str = ""
+    encode: bool = True
     concept: str = ""
     mask: bool = False
     count: int = 60000
+    domain: str = ""
 
     def __post_init__(self):
         if self.concept not in CONCEPTS:
@@ -116,7 +120,9 @@ def build(data, sd, seed):
     size = data.size or sd.networks.unet.config.sample_size * sd.factor
     if size % sd.factor:
         raise ValueError(f"data.size={size}: must be a multiple of {sd.factor} for this model")
-    source = sources.open(data, size)
+    source = opened = sources.open(data, size)
     if data.cache:
-        source = cache.cached(source, sd, data.cache, size)
+        source = cache.cached(source, sd, data.cache, size, data.encode)
+    if data.domain:
+        source = sources.Only(source, sources.of_domain(opened, data.domain))
     return Batches(data, source, sd.tokenizer, sd.factor, seed)

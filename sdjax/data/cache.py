@@ -1,11 +1,12 @@
 """Pictures decoded once and encoded once: files on disk, made whole, found again by what they hold.
 
-The folder's name is a digest of the pictures' source, the size and the autoencoder's weights, so nothing stale is used.
+A file's name holds a digest of the pictures' source, the size and, for latents, the autoencoder's weights, so nothing
+stale is used.
 """
 
 import hashlib
 import json
-import shutil
+import os
 from pathlib import Path
 
 import jax
@@ -19,15 +20,21 @@ CHUNK = 64  # pictures per call of the autoencoder
 
 
 class Cached:
-    """A source whose pictures and moments come from a cache; captions stay the source's."""
+    """A source whose pictures, and moments where they are encoded, come from files; captions stay the source's."""
 
-    def __init__(self, source, folder):
-        self.source = source
-        self.pictures = np.load(folder / "pictures.npy", mmap_mode="r")
-        self.latents = np.load(folder / "moments.npy", mmap_mode="r") if (folder / "moments.npy").exists() else None
+    def __init__(self, source, pictures, moments=None):
+        self.source, self.pictures, self.moments = source, pictures, moments
 
     def __len__(self):
         return len(self.source)
+
+    def picture(self, i):
+        """Returns picture i, uint8 [S S 3]."""
+        return self.pictures[i]
+
+    def caption(self, i, random):
+        """Returns a caption of picture i."""
+        return self.source.caption(i, random)
 
     def other(self, i, random):
         """Returns the number of another picture of the same subject."""
@@ -36,37 +43,49 @@ class Cached:
     def example(self, i, random):
         """Returns {"picture", "caption"[, "moments"]} of picture i."""
         item = {"picture": self.pictures[i], "caption": self.source.caption(i, random)}
-        return item if self.latents is None else {**item, "moments": self.latents[i]}
+        return item if self.moments is None else {**item, "moments": self.moments[i]}
 
 
-def cached(source, sd, folder, size):
-    """Returns the source read from a cache below `folder`, which is made on first use.
+def cached(source, sd, folder, size, encode=True):
+    """Returns the source with its pictures, without random augmentation, read from files below `folder`.
 
-    Pictures are the source's without random augmentation; moments float16 [n h w 2c].
+    encode: also the autoencoder's moments, float16 [n h w 2c].  What is missing is made now.
     """
-    name = hashlib.sha256(json.dumps([source.fingerprint(), size, trees.digest(sd.vae)]).encode()).hexdigest()[:16]
-    done = Path(folder) / name
+    pictures = _file(folder, ["pictures", source.fingerprint(), size], lambda file: _draw(source, file))
+    if not encode:
+        return Cached(source, pictures)
+    name = ["moments", source.fingerprint(), size, trees.digest(sd.vae)]
+    return Cached(source, pictures, _file(folder, name, lambda file: _encode(pictures, sd, file)))
+
+
+def _file(folder, name, make):
+    """Returns the array in the file named by a digest of `name`, read as it is needed; made whole or not at all."""
+    digest = hashlib.sha256(json.dumps(name).encode()).hexdigest()[:16]
+    done = Path(folder) / f"{name[0]}-{digest}.npy"
     if not done.exists():
-        work = done.with_name(name + ".part")
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        _fill(source, sd, work)
+        done.parent.mkdir(parents=True, exist_ok=True)
+        work = done.with_suffix(f".part{os.getpid()}")
+        make(work)
         work.rename(done)
-    return Cached(source, done)
+    return np.load(done, mmap_mode="r")
 
 
-def _fill(source, sd, folder):
+def _draw(source, file):
+    first = source.picture(0)
+    pictures = np.lib.format.open_memmap(file, "w+", np.uint8, (len(source), *first.shape))
+    for i in tqdm(range(len(source)), desc="pictures", unit="picture", dynamic_ncols=True):
+        pictures[i] = source.picture(i)
+    pictures.flush()
+
+
+def _encode(pictures, sd, file):
     moments = jax.jit(lambda sd, pixels: sd.moments(pixels))
-    pictures = latents = None
-    for first in tqdm(range(0, len(source), CHUNK), desc="cache", unit="chunk", dynamic_ncols=True):
-        numbers = range(first, min(first + CHUNK, len(source)))
-        block = np.stack([source.picture(i) for i in numbers])
+    out = None
+    for first in tqdm(range(0, len(pictures), CHUNK), desc="latents", unit="chunk", dynamic_ncols=True):
+        block = np.asarray(pictures[first : first + CHUNK])
         padded = np.concatenate([block, np.repeat(block[:1], CHUNK - len(block), 0)])
         encoded = np.asarray(moments(sd, to_pixels(padded))[: len(block)], np.float16)
-        if pictures is None:
-            make = np.lib.format.open_memmap
-            pictures = make(folder / "pictures.npy", "w+", np.uint8, (len(source), *block.shape[1:]))
-            latents = make(folder / "moments.npy", "w+", np.float16, (len(source), *encoded.shape[1:]))
-        pictures[first : first + len(block)], latents[first : first + len(block)] = block, encoded
-    pictures.flush()
-    latents.flush()
+        if out is None:
+            out = np.lib.format.open_memmap(file, "w+", np.float16, (len(pictures), *encoded.shape[1:]))
+        out[first : first + len(block)] = encoded
+    out.flush()

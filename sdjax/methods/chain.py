@@ -33,3 +33,9 @@ class Chain:
         for i, part in reversed(list(enumerate(self.parts))):
             frozen = part.join(frozen, trained[str(i)], None if key is None else jax.random.fold_in(key, i))
         return frozen
+
+    def look(self, frozen, trained, pixels):
+        """Returns frozen that every part which looks at a run's one picture has seen; pixels [H W 3] in [-1, 1]."""
+        for i, part in enumerate(self.parts):
+            frozen = part.look(frozen, trained[str(i)], pixels) if hasattr(part, "look") else frozen
+        return frozen

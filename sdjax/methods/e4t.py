@@ -78,6 +78,13 @@ class E4T:
             )
         )
 
+    def look(self, frozen, trained, pixels):
+        """Returns frozen that has seen the one picture of a run, pixels [H W 3] in [-1, 1]; as it is where the tower trains."""
+        if self.vision:
+            return frozen
+        seen = look(self.join(frozen, trained), pixels)
+        return frozen.replace(reference=seen.reference)
+
     def _head(self, sd, key):
         """Returns the head's parameters: {"clip": {layer: linear D -> D}, "final": linear -> C, zero}."""
         vision, unet = sd.networks.image_encoder.config, sd.networks.unet.config
@@ -165,4 +172,4 @@ def look(sd, pixels):
     encoders = [c for c in sd.conditioners if isinstance(c, Encoder)]
     if len(encoders) != 1:
         raise ValueError(f"the model has {len(encoders)} E4T encoders; one is needed to look at an image")
-    return sd.replace(reference={**sd.reference, "classes": encoders[0].see(sd, pixels[None])})
+    return sd.replace(reference={**sd.reference, "concept": pixels, "classes": encoders[0].see(sd, pixels[None])})

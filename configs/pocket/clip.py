@@ -1,0 +1,21 @@
+"""Step 2 of the embedded model: text and image encoders, trained to tell which caption belongs to which picture.
+
+    python train/run.py configs/pocket/clip.py
+"""
+
+from sdjax.data.batches import Data
+from sdjax.methods.clip import Clip
+from sdjax.training.loop import Train
+from sdjax.training.optim import Optim
+
+
+def config():
+    """Returns the run's settings."""
+    return Train(
+        model="outputs/vae/export",
+        method=Clip(),
+        data=Data(path="pocketland", cache="outputs/cache", encode=False, batch=128),
+        optim=Optim(lr=1e-3, schedule="cosine", warmup=200, weight_decay=0.05),
+        steps=3000,
+        checkpoint=250,
+    )

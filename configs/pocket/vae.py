@@ -1,0 +1,25 @@
+"""Step 1 of the embedded model: the autoencoder, from nothing.
+
+    python train/run.py configs/pocket/vae.py
+
+4 latent channels at a quarter of the picture's side; squared error and a little KL, because the target is PSNR.
+"""
+
+from sdjax.data.batches import Data
+from sdjax.methods.vae import Vae
+from sdjax.training.loop import Train
+from sdjax.training.optim import Optim
+
+
+def config():
+    """Returns the run's settings."""
+    return Train(
+        model="new:pocket",
+        method=Vae(recon="l2", kl=1e-5),
+        data=Data(path="pocketland", cache="outputs/cache", encode=False, batch=32),
+        optim=Optim(lr=2e-3, schedule="cosine", warmup=200, weight_decay=0.0, betas=(0.9, 0.99)),
+        steps=12000,
+        ema=0.999,
+        checkpoint=500,
+        preview=2000,
+    )

@@ -1,0 +1,112 @@
+"""The e4t/ folder of a model: E4T's encoder and offsets, beside the parts and unknown to model_index.json.
+
+    config.json             the method's settings and which files there are
+    encoder.safetensors     head.*, and vision.* where the tower was trained
+    offsets.safetensors     one generator per attention weight
+    reference.safetensors   the pretrained UNet's down half, where the UNet itself was tuned
+    concept.png             the image that the word stands for, where there is one
+
+The parts beside it hold no offsets, so other programs load the base model.
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from sdjax.convert import files, names
+from sdjax.methods.e4t import E4T, look
+from sdjax.stable_diffusion import to_pictures, to_pixels
+
+FIELDS = tuple(field.name for field in dataclasses.fields(E4T))
+
+
+def write(part, tree, reference, tuned, folder):
+    """Writes the folder of an E4T method: its trained tree, and the reference where the UNet itself was `tuned`."""
+    folder.mkdir()
+    encoder = {name: tree[name] for name in ("head", "vision") if name in tree}
+    files.write_weights(folder, "encoder", names.write(encoder))
+    files.write_weights(folder, "offsets", names.write(tree["offsets"]))
+    if tuned:
+        files.write_weights(folder, "reference", names.write({name: reference[name] for name in ("unet", "empty")}))
+    if "concept" in reference:
+        Image.fromarray(to_pictures(reference["concept"])).save(folder / "concept.png")
+    files.write_json(folder / "config.json", {**dataclasses.asdict(part), "reference": tuned})
+
+
+def start(method, trained, frozen, source):
+    """Returns (trained, frozen) of an E4T method from the e4t/ folder of a model.
+
+    A trained vision tower becomes the model's image encoder where this method does not train one.
+    Raises ValueError when there is no such folder, or its settings are not the method's.
+    """
+    folder = Path(source) / "e4t"
+    config = files.read_json(folder / "config.json")
+    for name in ("domain", "features"):
+        if config[name] != getattr(method, name):
+            raise ValueError(f"method.{name}={getattr(method, name)!r}: {folder} was trained with {config[name]!r}")
+    like = {"head": trained["head"]}
+    if config["vision"]:
+        like["vision"] = frozen.image_encoder
+    encoder = names.read_tree(files.open_weights(folder, "encoder"), like, "float32")
+    offsets = names.read_tree(files.open_weights(folder, "offsets"), trained["offsets"], "float32")
+    if config["vision"] and not method.vision:
+        frozen = frozen.replace(image_encoder=encoder.pop("vision"))
+    if config["reference"]:
+        half = {name: frozen.reference[name] for name in ("unet", "empty")}
+        read = names.read_tree(files.open_weights(folder, "reference"), half, "float32")
+        frozen = frozen.replace(reference={**frozen.reference, **read})
+    return {**trained, **encoder, "offsets": offsets}, frozen
+
+
+def personalise(sd, source, picture=None):
+    """Returns sd whose word looks at a picture, uint8 [H W 3], through the encoder in the model folder `source`.
+
+    picture: None for the one that was kept with the model.
+    Raises ValueError when there is no e4t/ folder, or no picture.
+    """
+    folder = Path(source) / "e4t"
+    config = files.read_json(folder / "config.json")
+    method = E4T(**{name: config[name] for name in FIELDS} | {"vision": False})
+    trained, frozen = method.split(sd, jax.random.key(0))
+    trained, frozen = start(method, trained, frozen, source)
+    if picture is None:
+        path = folder / "concept.png"
+        if not path.is_file():
+            raise ValueError(f"{folder}: holds no concept.png; give a picture")
+        picture = np.asarray(Image.open(path).convert("RGB"))
+    return look(method.join(frozen, trained), jnp.asarray(to_pixels(picture)))
+
+
+def attached(sd, folder):
+    """Returns sd with the encoder and the picture of its folder's e4t/, or sd itself where no picture is kept."""
+    return personalise(sd, folder) if (Path(folder) / "e4t" / "concept.png").is_file() else sd
+
+
+def carry(source, dtype=None):
+    """Returns a function (sd, folder) that copies the e4t/ folder of a model, weights in `dtype`; see pipeline.save."""
+    old = Path(source) / "e4t"
+
+    def add(sd, folder):
+        new = folder / "e4t"
+        new.mkdir()
+        for path in old.iterdir():
+            if path.suffix != ".safetensors":
+                shutil.copy(path, new / path.name)
+                continue
+            weights = files.open_weights(old, path.stem)
+            tensors = {name: _recast(weights, name, dtype) for name in weights.names}
+            files.write_weights(new, path.stem, tensors)
+
+    return add if old.is_dir() else None
+
+
+def _recast(weights, name, dtype):
+    kind = dtype or {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[weights.dtype(name)]
+    return files.Tensor(weights.shape(name), kind, lambda: weights.read(name).astype(jnp.dtype(kind)))
+
+

@@ -1,0 +1,100 @@
+"""Where pictures and words come from: an image folder, one image, or the drawn world.
+
+A source has len(), example(i, random) -> {"picture" uint8 [S S 3], "caption"[, "mask" [S S]]}, picture(i) without random
+augmentation, caption(i, random), other(i, random) -> the number of another picture of the same subject, fingerprint().
+"""
+
+from sdjax.data import pocketland
+
+
+def open(data, size):
+    """Returns the source that a run's Data settings name, at `size` pixels.
+
+    Raises ValueError for a path that is empty, does not exist or holds no pictures.
+    """
+    if data.path == "pocketland":
+        return Drawn(data.count, size, data.word)
+    if not data.path:
+        raise ValueError("data.path='': no pictures; give a folder of images, one image, or 'pocketland'")
+    from sdjax.data.folder import Folder
+
+    return Folder(data, size)
+
+
+class Drawn:
+    """`count` pictures of Pocketland's training identities, four scenes each; words are drawn anew every time."""
+
+    def __init__(self, count, size, word=""):
+        self.source, self.size, self.word = pocketland.PocketlandSource(count), size, word
+
+    def __len__(self):
+        return len(self.source)
+
+    def _item(self, i):
+        return pocketland.example(i, self.source.views, self.source.cats, self.source.first)
+
+    def picture(self, i):
+        """Returns picture i, uint8 [size size 3]."""
+        return pocketland.draw(*self._item(i), self.size)
+
+    def caption(self, i, random):
+        """Returns a caption of picture i; with a word, one that names the scene and calls the subject by the word."""
+        who, place = self._item(i)
+        seed = int(random.integers(1 << 31))
+        return pocketland.word_prompt(place, self.word, seed) if self.word else pocketland.caption(who, place, seed)
+
+    def other(self, i, random):
+        """Returns the number of another scene of the same identity."""
+        views = self.source.views
+        return i - i % views + (i % views + int(random.integers(1, views))) % views
+
+    def example(self, i, random):
+        """Returns {"picture", "caption"} of picture i."""
+        return {"picture": self.picture(i), "caption": self.caption(i, random)}
+
+    def domain(self, i):
+        """Returns "face" or "cat": what picture i shows."""
+        return self._item(i)[0].domain
+
+    def fingerprint(self):
+        """Returns what decides the pictures, for a cache's name."""
+        return ["pocketland", len(self), self.source.views, self.source.cats, self.source.first]
+
+
+class Only:
+    """Some of a source's pictures, by number; `other` must lead to pictures that are among them."""
+
+    def __init__(self, source, numbers):
+        self.source, self.numbers = source, list(numbers)
+        self.place = {number: i for i, number in enumerate(self.numbers)}
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def picture(self, i):
+        """Returns picture i, uint8 [S S 3]."""
+        return self.source.picture(self.numbers[i])
+
+    def caption(self, i, random):
+        """Returns a caption of picture i."""
+        return self.source.caption(self.numbers[i], random)
+
+    def other(self, i, random):
+        """Returns the number of another picture of the same subject."""
+        return self.place[self.source.other(self.numbers[i], random)]
+
+    def example(self, i, random):
+        """Returns {"picture", "caption", ...} of picture i."""
+        return self.source.example(self.numbers[i], random)
+
+
+def of_domain(drawn, domain):
+    """Returns the numbers of a Drawn source's pictures that show a "face" or a "cat".
+
+    Raises ValueError for another domain.
+    """
+    if domain not in pocketland.DOMAINS:
+        raise ValueError(f"data.domain={domain!r}: accepted are {', '.join(pocketland.DOMAINS)}")
+    views = drawn.source.views
+    firsts = [i for i in range(0, len(drawn), views) if drawn.domain(i) == domain]
+    return [i + k for i in firsts for k in range(views) if i + k < len(drawn)]
