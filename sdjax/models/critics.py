@@ -92,7 +92,7 @@ class Lpips(nn.Module):
 
 
 def feature_distance(ours, theirs):
-    """Returns the distance of pictures in a transformer's eyes [B]: the mean over layers and patches of |f(x) - f(y)|^2.
+    """Returns the distance of pictures in a transformer's eyes [B]: mean over layers and patches of |f(x) - f(y)|^2.
 
     ours, theirs: tuples of hidden states [B N D], class token first (ImageEncoder.states).  f is scaled to length 1, so
     each term lies in [0, 4].  LPIPS' formula with equal weights, for models that bring no VGG.
