@@ -194,7 +194,7 @@ def _known(table):
 
 
 def _built_in(kind, name, dtype):
-    """Returns the model of a built-in shape: "random" weights without zeros, or "new" ones, from which training begins."""
+    """Returns a built-in shape with "random" weights, none of them zero, or "new" ones, from which training begins."""
     if name not in shapes.SHAPES:
         raise ValueError(f"model '{kind}:{name}': expected one of {_known(shapes.SHAPES)}")
     shape = shapes.SHAPES[name]
