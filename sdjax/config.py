@@ -57,6 +57,24 @@ def override(config, items):
     return _changed(config, type(config), changes, "")
 
 
+def describe(path):
+    """Returns a recipe's docstring and all its settings with their values, a line each: what --help shows."""
+    config = load(path)
+    text = runpy.run_path(str(path)).get("__doc__") or ""
+    return text.strip() + "\n\nsettings (change them with name=value):\n" + "\n".join(_lines(config, ""))
+
+
+def _lines(value, name):
+    if _is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _lines(getattr(value, field.name), _join(name, field.name))
+    elif isinstance(value, tuple) and value and all(map(_is_dataclass, value)):
+        for i, item in enumerate(value):
+            yield from _lines(item, _join(name, str(i)))
+    else:
+        yield f"  {name} = {value!r}"
+
+
 def to_json(config):
     """Returns a nested dataclass as dicts, lists and plain values; a dataclass's name is under "class".
 

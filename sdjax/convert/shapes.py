@@ -51,7 +51,7 @@ SHAPES = {
             down_block_types=("CrossAttnDownBlock2D",) * 3,
             up_block_types=("CrossAttnUpBlock2D",) * 3,
         ),
-        "vae": dict(block_out_channels=(32, 64, 64), norm_num_groups=16, sample_size=64, scaling_factor=1.0),
+        "vae": dict(block_out_channels=(16, 32, 64), norm_num_groups=8, sample_size=64, scaling_factor=1.0),
         "text_encoder": dict(
             hidden_size=160,
             intermediate_size=640,
