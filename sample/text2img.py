@@ -47,10 +47,11 @@ def main(arguments=None):
 
 def run(options):
     """Writes the pictures that the options ask for and returns their paths."""
-    from sdjax import generate
+    from sdjax import compiled, generate
     from sdjax.convert import e4t, pipeline
     from sdjax.data import images
 
+    compiled.keep()
     sd = pipeline.load(options.model, options.dtype)
     if options.image:
         size = generate.latent_shape(sd)[0] * sd.factor

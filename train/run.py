@@ -26,8 +26,10 @@ def main(arguments):
             print(configs.describe(path))
             return 0
         settings = configs.load(path, overrides)
+        from sdjax import compiled
         from sdjax.training.loop import train
 
+        compiled.keep()
         train(settings, settings.out or Path("outputs") / Path(path).stem)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,9 +16,9 @@ def config():
     return Train(
         model="new:pocket",
         method=Vae(recon="l2", kl=1e-5),
-        data=Data(path="pocketland", cache="outputs/cache", encode=False, batch=16),
+        data=Data(path="pocketland", cache="outputs/cache", encode=False, batch=8),
         optim=Optim(lr=2e-3, schedule="cosine", warmup=100, weight_decay=0.0, betas=(0.9, 0.99)),
-        steps=3000,
+        steps=2800,
         ema=0.999,
         checkpoint=500,
         preview=2000,

@@ -25,7 +25,7 @@ class Data:
     """Which pictures and words.
 
     path: a folder of images, one image, or "pocketland" (the drawn world).  word: what captions call the subject.
-    templates: "captions" (beside the pictures), "object", "style", "face", "art", or a template file.
+    templates: "captions" (beside the pictures), "object", "style", "face", "art", ... or a template file.
     size: pixels of the square picture, 0 for the model's.  crop: "center" or "random".  flip: probability.
     dropout: probability of the empty prompt, for guidance.  cache: folder for pictures decoded
     once and, with `encode`, for their latents; "" for none.
@@ -52,6 +52,10 @@ class Data:
     def __post_init__(self):
         if self.concept not in CONCEPTS:
             raise ValueError(f"data.concept={self.concept!r}: accepted are {', '.join(map(repr, CONCEPTS))}")
+        if self.crop not in ("center", "random"):
+            raise ValueError(f"data.crop={self.crop!r}: accepted are center, random")
+        if self.cache and (self.crop == "random" or self.flip or self.mask):
+            raise ValueError("data.cache: pictures are kept as they are; accepted are crop=center, flip=0, mask=False")
         if self.batch < 1:
             raise ValueError(f"data.batch={self.batch}: must be at least 1")
 

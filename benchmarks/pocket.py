@@ -1,0 +1,222 @@
+"""Figures of the embedded model, by judges that are no part of it, on identities, prompts and seeds held out from training.
+
+    python benchmarks/pocket.py vae                          PSNR of reconstructions
+    python benchmarks/pocket.py prompts                      400 prompts: how much of what they name is there
+    python benchmarks/pocket.py e4t --identities 64          identity and prompts after 0, 1, 2, 5, 10, 15 steps, with and without the encoder
+
+--model takes another folder than the embedded model.  Results go to outputs/pocket/NAME.json, curves to NAME.png.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw
+
+sys.path.insert(0, str(Path(__file__).parent))
+import judges
+
+from sdjax import compiled, config, generate, trees
+from sdjax.convert import export, pipeline
+from sdjax.data import batches, pocketland
+from sdjax.methods.chain import Chain
+from sdjax.methods.textual_inversion import TextualInversion
+from sdjax.stable_diffusion import to_pictures, to_pixels
+from sdjax.training import optim as optimizers
+from sdjax.training.loop import default_loss, initial_state, make_step
+
+HELDOUT = pocketland.HELDOUT[0] + 3_000_000  # seeds that neither training nor the judges' own figures use
+SCENES = 80_000_000
+SAMPLING = {"steps": 20, "sampler": "dpmpp_2m", "schedule": "karras", "guidance": 5.0}
+MARKS = (0, 1, 2, 5, 10, 15)
+PLACES = (  # of the 8 prompts per identity: context, style, accessory
+    ("beach", "photo", "none"), ("forest", "pencil", "none"), ("snow", "watercolor", "none"), ("city", "neon", "none"),
+    ("meadow", "mosaic", "hat"), ("space", "comic", "none"), ("desert", "photo", "glasses"), ("room", "photo", "scarf"),
+)  # fmt: skip
+SEEDS = (0, 1)
+
+
+def interval(values, draws=2000):
+    """Returns the 95 % bootstrap interval of a mean, (low, high)."""
+    values, random = np.asarray(values, float), np.random.default_rng(0)
+    means = values[random.integers(len(values), size=(draws, len(values)))].mean(1)
+    return [round(float(x), 4) for x in np.percentile(means, (2.5, 97.5))]
+
+
+def vae(options):
+    """Returns the mean PSNR over held-out pictures of encode, decode, rounded to bytes: 10 log10(255^2 / mse)."""
+    sd = pipeline.load(options.model)
+    count = options.count or 256
+    pictures = np.stack([pocketland.draw(pocketland.identity(HELDOUT + i), pocketland.scene(SCENES + i)) for i in range(count)])
+    again = jax.jit(lambda sd, x: sd.decode(sd.encode(x)))
+    made = np.concatenate([to_pictures(again(sd, to_pixels(pictures[i : i + 32]))) for i in range(0, count, 32)])
+    error = np.mean((made.astype(float) - pictures) ** 2, axis=(1, 2, 3))
+    psnr = 10 * np.log10(255**2 / np.maximum(error, 1e-3))
+    Image.fromarray(pocketland.grid(np.concatenate([pictures[:16], made[:16]]), 16)).save(options.out / "vae.png")
+    return {"pictures": count, "psnr": round(float(psnr.mean()), 2), "interval": interval(psnr)}
+
+
+def named(index):
+    """Returns {kind: word} of held-out prompt `index`; contexts, styles and accessories take turns, words are random."""
+    place = pocketland.scene(
+        SCENES + index, pocketland.CONTEXTS[index % 10], pocketland.STYLES[index // 10 % 6], pocketland.ACCESSORIES[index // 60 % 4]
+    )
+    words = pocketland.named(pocketland.identity(HELDOUT + index), place, SCENES + index)
+    return words
+
+
+def prompts(options):
+    """Returns the share of what prompts name that the judges see, per kind and in all, and of prompts wholly right."""
+    sd, judge = pipeline.load(options.model), judges.load()
+    wanted = [named(i) for i in range(options.count or 400)]
+    texts = [pocketland.prompt(words, SCENES + i) for i, words in enumerate(wanted)]
+    made = np.concatenate([
+        generate.text2img(sd, texts[i : i + 20], seeds=range(i, i + len(texts[i : i + 20])), **SAMPLING)
+        for i in range(0, len(texts), 20)
+    ])  # fmt: skip
+    seen = judges.classify(judge, made)
+    right = [[seen[kind][i] == word for kind, word in words.items() if kind in seen] for i, words in enumerate(wanted)]
+    kinds = sorted({kind for words in wanted for kind in words if kind in seen})
+    table = {
+        kind: round(float(np.mean([seen[kind][i] == words[kind] for i, words in enumerate(wanted) if kind in words])), 4)
+        for kind in kinds
+    }
+    Image.fromarray(pocketland.grid(made[:80], 10)).save(options.out / "prompts.png")
+    share = [float(np.mean(row)) for row in right]
+    return {
+        "prompts": len(texts), "right": round(float(np.mean(share)), 4), "interval": interval(share),
+        "all right": round(float(np.mean([all(row) for row in right])), 4), "kinds": table,
+    }  # fmt: skip
+
+
+class Tuner:
+    """Tunes a model on one picture after another with one compiled step."""
+
+    def __init__(self, options, with_encoder):
+        recipe = Path(__file__).parents[1] / "configs" / "e4t_tune.py"
+        self.settings = config.load(recipe, [f"model={options.model}", f"init={options.model}", *options.overrides])
+        encoder, *rest = self.settings.method.parts
+        word = TextualInversion(encoder.word, encoder.domain)  # the same word and start, the same UNet, no encoder
+        self.method = self.settings.method if with_encoder else Chain((word, *rest))
+        self.with_encoder, self.sd = with_encoder, pipeline.load(options.model)
+        self.tx = optimizers.transform(self.settings.optim, self.settings.steps)
+        step = make_step(self.method, self.tx, jax.random.key(1), loss=default_loss(self.method, self.settings))
+        self.step = jax.jit(step, donate_argnums=0)
+
+    def stages(self, path):
+        """Yields (steps, sd) at each of MARKS while the model is tuned on the picture in `path`."""
+        trained, frozen = self.method.split(self.sd, jax.random.key(0))
+        if self.with_encoder:
+            trained, frozen = export.start(self.method, trained, frozen, self.settings.init)
+        data = batches.build(dataclasses.replace(self.settings.data, path=str(path)), frozen, 0)
+        if self.with_encoder:
+            frozen = self.method.look(frozen, trained, jnp.asarray(data.single))
+        state, stream = initial_state(trained, self.tx), data.iterate()
+        for done in range(MARKS[-1] + 1):
+            if done in MARKS:
+                yield done, self.method.join(frozen, trees.copy(state["trained"]))
+            if done < MARKS[-1]:
+                state, _ = self.step(state, frozen, next(stream))
+
+
+def e4t(options):
+    """Returns identity, prompts and ranks after each number of steps, with the encoder and without it."""
+    judge, count, folder = judges.load(), options.identities, options.out / "inputs"
+    folder.mkdir(exist_ok=True)
+    result = {}
+    for name, with_encoder in (("encoder", True), ("without", False)):
+        tuner, rows = Tuner(options, with_encoder), {mark: [] for mark in MARKS}
+        for i in range(count):
+            who, path = pocketland.identity(HELDOUT + 10_000 + i), folder / f"{i}.png"
+            place = pocketland.scene(SCENES + 10_000 + i, style="photo", accessory="none")
+            Image.fromarray(pocketland.draw(who, place)).save(path)
+            for steps, sd in tuner.stages(path):
+                rows[steps].append(_judged(judge, sd, who, i, path, options.out / f"{name}-{i}-{steps}.png" if i < 8 else None))
+        result[name] = {steps: _summary(found) for steps, found in rows.items()}
+        print(name, json.dumps(result[name], indent=1))
+    _plot(result, options.out / "e4t.png")
+    return {"identities": count, **result}
+
+
+def _judged(judge, sd, who, number, path, show):
+    """Returns what the judges say of one person's 16 pictures: s, s0, s1, prompts right, first among 64."""
+    texts = [pocketland.prompt({"context": c, "style": s, "accessory": a}, subject="*s") for c, s, a in PLACES]
+    seeds = [1000 * number + seed for seed in SEEDS for _ in texts]
+    made = generate.text2img(sd, texts * len(SEEDS), seeds=seeds, **SAMPLING)
+    if show:
+        Image.fromarray(pocketland.grid(made, len(texts))).save(show)
+    asked = judges.identity(judge, np.asarray(Image.open(path))[None])[0]
+    scenes = [pocketland.scene(SCENES + 20_000 + 8 * number + k, *kind) for k, kind in enumerate(PLACES)]
+    other = pocketland.identity(HELDOUT + 20_000 + number)
+    same, different = (judges.identity(judge, np.stack([pocketland.draw(p, x) for x in scenes])) @ asked for p in (who, other))
+    crowd = [who, *(pocketland.identity(HELDOUT + 30_000 + 64 * number + k, hair=who, skin=who) for k in range(63))]
+    view = pocketland.scene(SCENES + 30_000 + number, context="room", style="photo", accessory="none")
+    gallery = judges.identity(judge, np.stack([pocketland.draw(person, view) for person in crowd]))
+    vectors, seen = judges.identity(judge, made), judges.classify(judge, made)
+    right = [
+        np.mean([seen[kind][i] == word for kind, word in zip(("context", "style", "accessory"), PLACES[i % 8], strict=True)])
+        for i in range(len(made))
+    ]
+    return {
+        "s": float((vectors @ asked).mean()), "s0": float(different.mean()), "s1": float(same.mean()),
+        "prompts": float(np.mean(right)), "first": float(((vectors @ gallery.T).argmax(1) == 0).mean()),
+    }  # fmt: skip
+
+
+def _summary(rows):
+    s, s0, s1 = (np.array([row[name] for row in rows]) for name in ("s", "s0", "s1"))
+    scores = (s - s0.mean()) / (s1.mean() - s0.mean())
+    table = {"identity": scores} | {name: [row[name] for row in rows] for name in ("prompts", "first")}
+    return {name: {"mean": round(float(np.mean(x)), 4), "interval": interval(x)} for name, x in table.items()}
+
+
+def _plot(result, path):
+    """Draws identity and prompts against steps, with the encoder (solid) and without it (thin)."""
+    width, height, edge = 640, 400, 50
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+
+    def at(steps, value):
+        return edge + steps / MARKS[-1] * (width - 2 * edge), height - edge - max(value, 0) * (height - 2 * edge)
+
+    for value in (0, 0.25, 0.5, 0.75, 1):
+        draw.line([at(0, value), at(MARKS[-1], value)], fill="lightgray")
+        draw.text((10, at(0, value)[1] - 6), f"{value:.2f}", fill="black")
+    for mark in MARKS:
+        draw.text((at(mark, 0)[0] - 4, height - edge + 8), str(mark), fill="black")
+    for measure, color in (("identity", "crimson"), ("prompts", "steelblue"), ("first", "darkorange")):
+        for name, line in (("encoder", 4), ("without", 1)):
+            points = [at(steps, row[measure]["mean"]) for steps, row in result[name].items()]
+            draw.line(points, fill=color, width=line)
+            draw.text((points[-1][0] - 110, points[-1][1] - 14), f"{measure}, {name}", fill=color)
+    draw.text((width // 2 - 60, height - 20), "tuning steps", fill="black")
+    sheet.save(path)
+
+
+def main():
+    """Runs one measurement and writes its figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=("vae", "prompts", "e4t"))
+    parser.add_argument("--model", default="pocket")
+    parser.add_argument("--identities", type=int, default=64)
+    parser.add_argument("--count", type=int, help="pictures or prompts; default 256 and 400")
+    parser.add_argument("--out", type=Path, default=Path("outputs/pocket"))
+    parser.add_argument("overrides", nargs="*", help="settings of configs/e4t_tune.py, such as optim.lr=1e-4")
+    options = parser.parse_args()
+    compiled.keep()
+    options.out.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+    result = {"vae": vae, "prompts": prompts, "e4t": e4t}[options.task](options)
+    result |= {"model": options.model, "seconds": round(time.monotonic() - begin, 1)}
+    (options.out / f"{options.task}.json").write_text(json.dumps(result, indent=1))
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""E4T's encoder and weight offsets for a domain, from a folder of many pictures of it.
+
+    make train-encoder MODEL=models/sd15 DATA=photos/faces ARGS="vision=openai/clip-vit-large-patch14"
+
+Settings of the unofficial code (rate 1.6e-5 at batch 16, 30,000 steps for faces); the paper's own are not published.
+"""
+
+from sdjax.data.batches import Data
+from sdjax.methods.e4t import E4T
+from sdjax.training.loop import Train
+from sdjax.training.optim import Optim
+
+
+def config():
+    """Returns the run's settings."""
+    return Train(
+        model="pocket",
+        method=E4T(word="*s", domain="face"),
+        data=Data(path="pocketland", word="*s", templates="face", domain="", concept="same", batch=16),
+        optim=Optim(lr=1.6e-5, clip=None),
+        steps=30000,
+        checkpoint=500,
+    )

@@ -1,0 +1,143 @@
+"""One image in, pictures of its subject out: the embedded model, personalised in seconds.
+
+    make demo                                    # somebody whom the model has never seen
+    python sample/demo.py --image photo.png      # a picture of your own
+
+Rows of the grid: the model without the image, E4T's encoder alone, and after tuning.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+PROMPTS = (
+    "a photo of {} on the beach",
+    "a pencil sketch of {} in the forest",
+    "a watercolor painting of {} in the snow",
+    "a neon sign of {} in the city at night",
+    "a mosaic of {} in the meadow wearing a hat",
+    "a comic of {} in space",
+    "a photo of {} in the desert wearing glasses",
+    "a photo of {} in a room with a scarf",
+)
+SEED = 10_000_003  # an identity that was held out from training
+SCALE = 2  # the grid's pictures are shown at twice their size
+EDGE, LINE = 8, 26  # pixels of the grid's margins and of a caption's two lines
+
+
+def parser():
+    """Returns the command line's parser."""
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    made.add_argument("--model", default="pocket", help="a model with an e4t/ folder")
+    made.add_argument("--image", help="one picture; default: a drawn face that the model has never seen")
+    made.add_argument("--steps", type=int, default=15, help="tuning steps")
+    made.add_argument("--seed", type=int, default=0, help="of the pictures")
+    made.add_argument("--out", default="outputs/demo", help="folder")
+    return made
+
+
+def main(arguments=None):
+    """Runs the demo; returns the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        result = run(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 1
+    print(f"\nlook at {result}")
+    return 0
+
+
+def run(options):
+    """Personalises the model, writes grid.png and timings.json, and returns the grid's path."""
+    clock = _Clock()
+    from sdjax import compiled, config, generate
+    from sdjax.convert import e4t, pipeline
+    from sdjax.training.loop import train
+
+    compiled.keep()
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    path = options.image or _stranger(out / "input.png")
+    clock.lap("start")
+    base = pipeline.load(options.model)
+    size = generate.latent_shape(base)[0] * base.factor
+    picture = np.asarray(Image.open(path).convert("RGB").resize((size, size), Image.Resampling.LANCZOS))
+    seen = e4t.personalise(base, pipeline.locate(options.model), picture)
+    clock.lap("load")
+    recipe = Path(__file__).parents[1] / "configs" / "e4t_tune.py"
+    wanted = [f"model={options.model}", f"init={options.model}", f"data.path={path}", f"steps={options.steps}"]
+    tuned = train(config.load(recipe, wanted), _fresh(out / "run"))
+    clock.lap("tuning, compilation included")
+
+    def pictures(sd, word):
+        prompts = [prompt.format(word) for prompt in PROMPTS]
+        return generate.text2img(sd, prompts, seeds=[options.seed] * len(prompts), progress=True)
+
+    after = pictures(tuned, "*s")
+    clock.lap("first pictures, compilation included")
+    again = pictures(tuned, "*s")
+    clock.lap(f"{len(again)} pictures once more")
+    rows = [("without", pictures(base, "a face")), ("encoder", pictures(seen, "*s")), (f"{options.steps} steps", after)]
+    Image.fromarray(_grid(picture, rows)).save(out / "grid.png")
+    for prompt, made in zip(PROMPTS, after, strict=True):
+        Image.fromarray(made).save(out / f"{prompt.format('s').replace(' ', '-')}.png")
+    (out / "timings.json").write_text(json.dumps(clock.laps, indent=1))
+    return out / "grid.png"
+
+
+def _stranger(path):
+    from sdjax.data import pocketland
+
+    place = pocketland.scene(SEED, context="room", style="photo", accessory="none")
+    Image.fromarray(pocketland.draw(pocketland.identity(SEED), place)).save(path)
+    return path
+
+
+def _fresh(folder):
+    """Returns a folder of a new run; the one before it is removed, since the demo never resumes."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def _grid(picture, rows):
+    """Returns the grid: the input on the left, then a row per stage with the prompts above."""
+    side = len(picture) * SCALE
+    step = side + EDGE
+    sheet = Image.new("RGB", (EDGE + (len(PROMPTS) + 1) * step, 2 * LINE + len(rows) * step), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, prompt in enumerate(PROMPTS, start=1):
+        words = prompt.format("*s").split()
+        half = (len(words) + 1) // 2
+        text = " ".join(words[:half]) + "\n" + " ".join(words[half:])
+        draw.text((EDGE + column * step, EDGE), text, fill="black", font_size=10)
+    for row, (name, pictures) in enumerate(rows):
+        top = 2 * LINE + row * step
+        draw.text((EDGE, top + side // 2), f"{name}", fill="black", font_size=14)
+        for column, made in enumerate(pictures, start=1):
+            sheet.paste(Image.fromarray(made).resize((side, side), Image.Resampling.NEAREST), (EDGE + column * step, top))
+    sheet.paste(Image.fromarray(picture).resize((side // 2, side // 2)), (EDGE, EDGE))
+    return np.asarray(sheet)
+
+
+class _Clock:
+    """Prints and keeps how long each part took."""
+
+    def __init__(self):
+        self.laps, self.last = {}, time.monotonic()
+
+    def lap(self, name):
+        now = time.monotonic()
+        self.laps[name], self.last = round(now - self.last, 2), now
+        print(f"{self.laps[name]:7.1f} s  {name}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

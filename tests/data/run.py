@@ -1,0 +1,10 @@
+"""A small run that saves at every step, for tests that kill it."""
+
+from sdjax.data.batches import Data
+from sdjax.methods.textual_inversion import TextualInversion
+from sdjax.training.loop import Train
+
+
+def config():
+    """Returns the run's settings."""
+    return Train(method=TextualInversion("<new>", "face"), data=Data(batch=4), checkpoint=1)

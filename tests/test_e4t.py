@@ -1,0 +1,125 @@
+"""E4T against its specification: sizes on Stable Diffusion 1.5, rank and start of the offsets, the word, its folder."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import sdjax
+from sdjax import trees
+from sdjax.convert import e4t, export, names, pipeline
+from sdjax.methods import offsets
+from sdjax.methods.chain import Chain
+from sdjax.methods.e4t import E4T, level_maps, look, map_widths
+from sdjax.methods.full import Full
+from sdjax.models.unet import UNet, UNetConfig
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return pipeline.load("random:tiny")
+
+
+def noised(tree):
+    keys = iter(jax.random.split(jax.random.key(9), len(jax.tree.leaves(tree))))
+    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), tree)
+
+
+def test_sizes_on_stable_diffusion_1_5():
+    config = UNetConfig(sample_size=64, cross_attention_dim=768)
+    assert (len(map_widths(config)), sum(map_widths(config))) == (13, 10880)
+    assert sum(map_widths(config)[i] for i in level_maps(config)) == 3520
+    unet = names.template(UNet(config))
+    weights = trees.matching(unet, offsets.TARGETS)
+    shapes = collections.Counter(leaf.shape[::-1] for leaf in weights.values())  # (out, in)
+    expected = {(320, 320): 20, (640, 640): 20, (1280, 1280): 24, (320, 768): 10, (640, 768): 10, (1280, 768): 12}
+    assert shapes == expected
+    generators = jax.eval_shape(lambda: offsets.create(unet, jax.random.key(0)))
+    assert trees.count(generators) == 143_226_592
+
+
+def test_three_outer_products_equal_the_published_products(key):
+    generator = noised(offsets._generator(6, 5, key))
+    a = generator["v"] @ generator["linear1"]["kernel"] + generator["linear1"]["bias"]
+    b = generator["v"] @ generator["linear2"]["kernel"] + generator["linear2"]["bias"]
+    column, row = generator["linear_column"], generator["linear_row"]
+    first = column["kernel"].T @ jnp.outer(a, b) + column["bias"][:, None] * jnp.ones((1, 5))
+    second = first @ row["kernel"] + jnp.ones((6, 1)) * row["bias"][None]
+    np.testing.assert_allclose(offsets.offset(generator), second, rtol=1e-5, atol=1e-6)
+    assert np.linalg.matrix_rank(np.asarray(offsets.offset(generator)), tol=1e-5) == 3
+
+
+def test_offsets_start_at_zero_and_leave_the_unet_bit_for_bit(sd, key):
+    made = offsets.apply(sd.unet, offsets.create(sd.unet, key))
+    assert trees.digest(made) == trees.digest(sd.unet)
+
+
+def test_scale_zero_is_the_class_word(sd, key):
+    method = E4T(scale=0.0)
+    trained, frozen = method.split(sd, key)
+    plain = frozen.denoise(*_inputs(frozen, "a face"))[0]
+    trained = {**trained, "head": noised(trained["head"])}
+    word = method.join(frozen, trained).denoise(*_inputs(frozen, "a *s"))[0]
+    np.testing.assert_allclose(word, plain, atol=1e-6)
+
+
+def test_encoder_moves_the_word_and_only_the_word(sd, key):
+    method = E4T()
+    trained, frozen = method.split(sd, key)
+    joined = method.join(frozen, {**trained, "head": noised(trained["head"])})
+    change = [
+        float(jnp.abs(joined.denoise(*_inputs(frozen, text))[0] - frozen.denoise(*_inputs(frozen, text))[0]).max())
+        for text in ("a *s", "a face")
+    ]
+    assert change[0] > 1e-3 and change[1] < 1e-5
+
+
+def test_features_come_from_the_pretrained_unet(sd, key):
+    method = Chain((E4T(), Full()))
+    trained, frozen = method.split(sd, key)
+    z, t, cond = _inputs(frozen, "a *s")
+    maps = [
+        method.join(frozen, tree).conditioners[0].maps(method.join(frozen, tree), z, t)
+        for tree in (trained, {**trained, "1": noised(trained["1"])})
+    ]
+    for one, other in zip(*maps, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def _inputs(sd, text):
+    cond = {**sd.condition(sd.tokenize([text])), "concept": jnp.full((1, 32, 32, 3), 0.3)}
+    return jax.random.normal(jax.random.key(1), (1, 16, 16, 4)), jnp.array([300.0]), cond
+
+
+def test_domain_must_be_one_token(sd, key):
+    with pytest.raises(ValueError, match="method.domain='watercolor face': is 2 tokens"):
+        E4T(domain="watercolor face").split(sd, key)
+
+
+@pytest.mark.parametrize("vision", [False, True])
+def test_folder_round_trip(sd, key, tmp_path, vision):
+    method = E4T(vision=vision)
+    trained, frozen = method.split(sd, key)
+    trained = noised(trained)
+    export.write(method, frozen, trained, tmp_path / "pretrained")
+    picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    mine = look(method.join(frozen, trained), jnp.asarray(picture / 127.5 - 1, jnp.float32))
+    read = e4t.personalise(sdjax.load(tmp_path / "pretrained"), tmp_path / "pretrained", picture)
+    z, t, cond = _inputs(frozen, "a *s")
+    np.testing.assert_allclose(mine.denoise(z, t, cond)[0], read.denoise(z, t, cond)[0], atol=1e-5)
+
+
+def test_tuned_folder_loads_with_its_picture(sd, key, tmp_path):
+    method = Chain((E4T(), Full()))
+    trained, frozen = method.split(sd, key)
+    trained = noised(trained)
+    picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    frozen = method.look(frozen, trained, jnp.asarray(picture / 127.5 - 1, jnp.float32))
+    folder = export.write(method, frozen, trained, tmp_path / "tuned")
+    assert np.array_equal(np.asarray(Image.open(folder / "e4t" / "concept.png")), picture)
+    z, t, cond = _inputs(frozen, "a *s")
+    mine, read = method.join(frozen, trained), sdjax.load(folder)
+    np.testing.assert_allclose(mine.denoise(z, t, cond)[0], read.denoise(z, t, cond)[0], atol=1e-5)

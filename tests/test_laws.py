@@ -1,0 +1,135 @@
+"""What every method owes: join after split changes nothing, gradients reach what is trained and nothing else, loss falls."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sdjax import trees
+from sdjax.convert import pipeline
+from sdjax.methods.chain import Chain
+from sdjax.methods.clip import Clip
+from sdjax.methods.e4t import E4T
+from sdjax.methods.full import Full
+from sdjax.methods.textual_inversion import TextualInversion
+from sdjax.methods.vae import Vae
+from sdjax.training.loop import Train, default_loss, initial_state, make_step
+
+METHODS = {
+    "full": Full(),
+    "full text": Full(("unet", "text_encoder")),
+    "full by name": Full(("unet",), r"attn2\.to_(k|v)\.kernel$"),
+    "textual inversion": TextualInversion("<cat>", "cat", 2),
+    "e4t": E4T(penalty=1e-3),
+    "e4t level vision": E4T(features="level", vision=True),
+    "e4t tuning": Chain((E4T(), Full())),
+    "pivotal": Chain((TextualInversion("<cat>", "cat"), Full(("unet",), "attn2"))),
+    "vae": Vae(recon="l2", critic=0.5, critic_start=0, critic_channels=8, critic_layers=2),
+    "clip": Clip(),
+}
+SIZE = 4
+
+
+@functools.cache
+def model():
+    return pipeline.load("random:tiny")
+
+
+def batch(sd, size=SIZE):
+    random = np.random.default_rng(0)
+    words = sorted(sd.words) or ["face"]
+    return {
+        "pixels": random.uniform(-1, 1, (size, 32, 32, 3)).astype(np.float32),
+        "concept": random.uniform(-1, 1, (size, 32, 32, 3)).astype(np.float32),
+        "ids": sd.tokenize([f"a photo of a {words[i % len(words)]}" for i in range(size)]),
+        "index": np.arange(size, dtype=np.int32),
+        "weight": np.ones(size, np.float32),
+    }
+
+
+def loss_of(method):
+    return getattr(method, "loss", None) or default_loss(method, Train(method=method))
+
+
+def noised(tree, scale=0.02):
+    leaves, shape = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(7), len(leaves))
+    return jax.tree.unflatten(shape, [x + scale * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+
+
+@pytest.fixture(params=METHODS, scope="module")
+def method(request):
+    return METHODS[request.param]
+
+
+@pytest.fixture(scope="module")
+def parts(method):
+    return method.split(model(), jax.random.key(1))
+
+
+def test_join_after_split_changes_nothing(method, parts):
+    trained, frozen = parts
+    before, after = model(), method.join(frozen, trained)
+    prompts = before.tokenize(["a photo of a face", "a cat in the snow"])
+    z, t = jax.random.normal(jax.random.key(2), (2, 16, 16, 4)), jnp.array([10.0, 700.0])
+    more = {"concept": batch(before)["concept"][:2]}
+    run = jax.jit(lambda sd: (sd.denoise(z, t, {**sd.condition(prompts), **more})[0], sd.decode(z)))
+    for one, other in zip(run(before), run(after), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * float(jnp.abs(one).max()))
+
+
+def test_gradients_reach_all_that_is_trained(method, parts):
+    trained, frozen = parts
+    rows = batch(frozen)
+    grads = jax.jit(jax.grad(lambda trained: loss_of(method)(frozen, trained, rows, jax.random.key(3), jnp.int32(5), None)[0]))
+    idle = [name for name, x in trees.flatten(grads(noised(trained))).items() if not float(jnp.abs(x).max()) > 0]
+    # A key's bias moves all scores of a query alike, which the softmax forgets; nothing reads the last layer's patches.
+    idle = [name for name in idle if not name.endswith(("k_proj.bias", "to_k.bias")) and "token_embedding" not in name]
+    unread = r"post_layernorm|visual_projection|layers\.2\." if isinstance(method, E4T) else "^$"
+    import re
+
+    assert [name for name in idle if not re.search(unread, name)] == []
+
+
+def test_three_steps_train_and_leave_the_rest(method, parts):
+    trained, frozen = parts
+    before = trees.digest(frozen)
+    tx, rows = optax.adam(3e-3), batch(frozen)
+    step = jax.jit(make_step(method, tx, jax.random.key(4), loss=default_loss(method, Train(method=method))))
+    state = initial_state(trained, tx)
+    for _ in range(3):
+        state, metrics = step(state, frozen, rows)
+        assert np.isfinite(float(metrics["loss"]))
+    assert int(state["step"]) == 3
+    assert trees.digest(frozen) == before
+    assert trees.digest(state["trained"]) != trees.digest(trained)
+
+
+@pytest.mark.parametrize("name", ["full", "e4t tuning", "textual inversion"])
+def test_microbatches_give_the_gradient_of_the_batch(name):
+    method = METHODS[name]
+    trained, frozen = method.split(model(), jax.random.key(1))
+    tx, rows = optax.sgd(0.1), batch(frozen)
+    states = []
+    for accumulate in (1, 2):
+        step = make_step(method, tx, jax.random.key(4), loss=default_loss(method, Train(method=method)), accumulate=accumulate)
+        states.append(jax.jit(step)(initial_state(trained, tx), frozen, rows)[0]["trained"])
+    for one, other in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_loss_of_an_example_does_not_depend_on_its_batch():
+    method = METHODS["full"]
+    trained, frozen = method.split(model(), jax.random.key(1))
+    rows = batch(frozen)
+    value = jax.jit(lambda rows: default_loss(method, Train())(frozen, trained, rows, jax.random.key(3), jnp.int32(0))[0])
+    alone = [float(value(jax.tree.map(lambda x, i=i: x[i : i + 1], rows))) for i in range(SIZE)]
+    assert float(value(rows)) == pytest.approx(np.mean(alone), rel=1e-5)
+
+
+def test_full_must_come_last_in_a_chain():
+    with pytest.raises(ValueError, match="Full takes weights away"):
+        Chain((Full(), E4T()))
