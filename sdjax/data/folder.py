@@ -1,54 +1,89 @@
-"""An image folder, or one image, as a source of training examples.
+"""An image folder, or one image, as a source: picture i with its prompt, augmented by a generator of its own.
 
-    source = Folder(Data(path="photos/cat", word="a sks cat", templates="object"), size=512)
-    source.example(0, np.random.default_rng(0))     # {"picture" uint8 [512 512 3], "caption"[, "mask" [512 512]]}
+source = Folder(Data(path="photos/cat", word="<cat>", templates="object", crop="random", flip=0.5), size=512)
+source.example(0, np.random.default_rng(7))         # {"picture" uint8 [512 512 3], "caption"[, "mask" [512 512]]}
 """
+
+import collections
+import functools
 
 import numpy as np
 
 from sdjax.data import images, prompts
 
-CENTRE = (0.5, 0.5)
+CROPS = ("center", "random")
+KEPT = 16  # decoded pictures kept: a folder for personalisation is read once
 
 
 class Folder:
-    """The pictures of a folder; what is random about an example comes from the generator that is given."""
+    """The pictures that a run's Data settings name, at `size` pixels.
+
+    Raises ValueError for settings out of range, a folder without pictures, pictures without a caption where prompts
+    need one, and data.mask where no picture brings a mask.
+    """
 
     def __init__(self, data, size):
-        self.data, self.size = data, size
-        self.items = images.find(data.path)
+        if data.crop not in CROPS:
+            raise ValueError(f"data.crop={data.crop!r}: accepted are {', '.join(CROPS)}")
+        if not 0 <= data.flip <= 1:
+            raise ValueError(f"data.flip={data.flip}: expected a probability from 0 to 1")
+        self.items, self.size, self.crop, self.flip, self.masked = (
+            images.find(data.path),
+            size,
+            data.crop,
+            data.flip,
+            data.mask,
+        )
         self.prompts = prompts.make(data.templates, data.word)
-        groups = {}
+        bare = [] if data.word else [item.path for item in self.items if not item.caption]
+        if bare and any(prompts.CAPTION in template for template in self.prompts.templates):
+            raise ValueError(
+                f"{bare[0]} ({len(bare)} of {len(self.items)} pictures): no caption; write one to "
+                f"{bare[0].with_suffix('.txt').name}, or set data.word, or data.templates=none"
+            )
+        if data.mask and not any(images.has_mask(item) for item in self.items):
+            raise ValueError(
+                f"data.mask=True: no picture of data.path={data.path!r} has an alpha channel or a .mask.png"
+            )
+        self.subjects = collections.defaultdict(list)
         for i, item in enumerate(self.items):
-            groups.setdefault(item.subject, []).append(i)
-        self.groups = groups
+            self.subjects[item.subject].append(i)
+        self._decoded = functools.lru_cache(KEPT if len(self.items) <= KEPT else 0)(self._decode)
 
     def __len__(self):
         return len(self.items)
 
+    def _decode(self, i):
+        return images.decode(self.items[i], self.size, self.masked)
+
     def picture(self, i):
-        """Returns picture i, uint8 [size size 3], its centre."""
-        return images.square(images.decode(self.items[i], self.size)[0], self.size)
+        """Returns the middle of picture i, uint8 [size size 3]."""
+        return images.square(self._decoded(i)[0], self.size)
 
     def caption(self, i, random):
-        """Returns a caption: a template drawn at random, filled with the word and the picture's own caption."""
+        """Returns a prompt for picture i."""
         return self.prompts(self.items[i].caption, random)
 
     def other(self, i, random):
-        """Returns the number of another picture of the same sub-folder, or i where there is none."""
-        rest = [j for j in self.groups[self.items[i].subject] if j != i]
-        return rest[int(random.integers(len(rest)))] if rest else i
+        """Returns the number of another picture in the same sub-folder; i itself where there is none."""
+        subject = self.items[i].subject
+        same = self.subjects[subject] if subject else [i]
+        step = random.integers(1, len(same)) if len(same) > 1 else 0
+        return same[(same.index(i) + step) % len(same)]
 
     def example(self, i, random):
-        """Returns {"picture", "caption"[, "mask" float32 in [0, 1]]} of picture i, cut and flipped as the settings say."""
-        place = tuple(random.random(2)) if self.data.crop == "random" else CENTRE
-        flip = bool(random.random() < self.data.flip)
-        picture, mask = images.decode(self.items[i], self.size, masked=self.data.mask)
-        item = {"picture": images.square(picture, self.size, place, flip), "caption": self.caption(i, random)}
-        if mask is not None:
-            item["mask"] = images.square(mask, self.size, place, flip).astype(np.float32) / 255
-        return item
+        """Returns {"picture", "caption"} of picture i, with data.mask also "mask", float32 [size size] in [0, 1]."""
+        x, y, mirror = random.random(3)
+        cut = functools.partial(
+            images.square,
+            size=self.size,
+            place=(x, y) if self.crop == "random" else (0.5, 0.5),
+            flip=mirror < self.flip,
+        )
+        picture, mask = self._decoded(i)
+        example = {"picture": cut(picture), "caption": self.caption(i, random)}
+        return {**example, "mask": cut(mask).astype(np.float32) / 255} if self.masked else example
 
     def fingerprint(self):
         """Returns what decides the pictures, for a cache's name."""
-        return ["folder", images.digest(self.items)]
+        return ["folder", len(self), images.digest(self.items)]
