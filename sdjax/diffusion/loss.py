@@ -2,7 +2,8 @@
 
     loss, metrics = diffusion_loss(sd, batch, key, min_snr=5.0)
 
-`sd` needs: schedule, scaling, encode(pixels, keys), condition(ids), denoise(z, t, cond, i) -> (prediction, aux).
+`sd` needs: schedule, encode(pixels, keys), latents(moments, keys), condition(ids) and
+denoise(z, t, cond, i) -> (prediction, aux).
 Everything random about an example comes from fold_in(key, its index), so its loss does not depend on the batch, the
 device or the process that it sits in.  Shapes: B batch, h w latent pixels, c latent channels.
 """
@@ -30,10 +31,9 @@ def diffusion_loss(sd, batch, key, step=None, *, min_snr=None, noise_offset=0.0)
     """
     k_latent, k_time, k_noise, k_offset = jax.random.split(key, 4)
     index, schedule = batch["index"], sd.schedule
+    draw_time = jax.vmap(lambda k: jax.random.randint(k, (), 0, schedule.num_train_timesteps))
     z = latents(sd, batch, trees.example_keys(k_latent, index))
-    t = jax.vmap(lambda k: jax.random.randint(k, (), 0, schedule.num_train_timesteps))(
-        trees.example_keys(k_time, index)
-    )
+    t = draw_time(trees.example_keys(k_time, index))
     noise = draw(trees.example_keys(k_noise, index), z.shape[1:])
     if noise_offset:
         noise += noise_offset * draw(trees.example_keys(k_offset, index), (1,) * (z.ndim - 2) + z.shape[-1:])
@@ -50,11 +50,8 @@ def diffusion_loss(sd, batch, key, step=None, *, min_snr=None, noise_offset=0.0)
 
 def latents(sd, batch, keys):
     """Returns scaled latents [B h w c], drawn from the cached moments or encoded from the pixels.  keys: [B]."""
-    if "moments" not in batch:
-        return sd.encode(batch["pixels"], keys).astype(jnp.float32)
-    mean, logvar = jnp.split(batch["moments"].astype(jnp.float32), 2, axis=-1)
-    std = jnp.exp(0.5 * jnp.clip(logvar, -30.0, 20.0))  # the range of the autoencoder's own code
-    return sd.scaling * (mean + std * draw(keys, mean.shape[1:]))
+    z = sd.latents(batch["moments"], keys) if "moments" in batch else sd.encode(batch["pixels"], keys)
+    return z.astype(jnp.float32)
 
 
 def draw(keys, shape):

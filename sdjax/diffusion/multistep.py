@@ -42,17 +42,16 @@ def lms(path, eta, order=4):
     Source: Katherine Crowson's k-diffusion, sample_lms.
     """
     for i, here, there in path.moves():
-        known = [path.levels[i - k].sigma for k in range(min(i + 1, order))]
-        weights = _integrated_lagrange(known, here.sigma, there.sigma)
+        known = [path.levels[i - k].sigma - here.sigma for k in range(min(i + 1, order))]
+        weights = _integrated_lagrange(known, there.sigma - here.sigma)
         yield Row(here, i, there.a * (X / here.a + sum(w * m for w, m in zip(weights, M, strict=False))))
 
 
-def _integrated_lagrange(nodes, start, stop):
-    """Returns the integral from start to stop of each Lagrange polynomial of the nodes."""
+def _integrated_lagrange(nodes, stop):
+    """Yields the integral from 0 to stop of each Lagrange polynomial of the nodes."""
     for k, node in enumerate(nodes):
-        others = np.poly1d([other for j, other in enumerate(nodes) if j != k], r=True)
-        integral = (others / others(node)).integ()
-        yield integral(stop) - integral(start)
+        others = [other for j, other in enumerate(nodes) if j != k]
+        yield np.poly1d(others, r=True).integ()(stop) / np.prod([node - other for other in others])
 
 
 def deis(path, eta):
@@ -92,8 +91,10 @@ def dpmpp_2m(path, eta):
 
 
 def dpmpp_3m(path, eta):
-    """The third-order multistep solver of the same SDE: DPM++ 3M SDE.
+    """The multistep solver of the same SDE with the last three x0: DPM++ 3M SDE.
 
+    `curve` is half of the second derivative, where phi_3 wants the whole: the formula in use everywhere, of order 2
+    without noise (measured).
     Source: Katherine Crowson's k-diffusion, sample_dpmpp_3m_sde.
     """
     for i, here, there in path.moves():

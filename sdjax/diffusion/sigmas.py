@@ -156,7 +156,7 @@ def normal(schedule, steps, grid):
         return trailing(total, steps)
     if spacing == "leading":
         return leading(total, points, schedule.steps_offset)[:steps]
-    times = np.linspace(total - 1, 0, points)[:steps]
+    times = np.linspace(0, total - 1, points)[::-1][:steps]  # from 0 up: halves round as theirs do
     return times if grid.startswith("sigmas") else np.round(times)
 
 
@@ -165,8 +165,9 @@ def distilled(total, steps):
 
     Source: Luo et al. 2023, "Latent Consistency Models", section 4.3 (skipping step k = 20).
     """
-    times = np.arange(DISTILLED_TIMES, 0, -1) * (total // DISTILLED_TIMES) - 1
-    return times[np.floor(np.linspace(0, DISTILLED_TIMES, steps, endpoint=False)).astype(int)].astype(float)
+    count = min(DISTILLED_TIMES, total)
+    times = np.arange(count, 0, -1) * (total // count) - 1
+    return times[np.floor(np.linspace(0, count, steps, endpoint=False)).astype(int)].astype(float)
 
 
 # ---- paths ----
@@ -180,7 +181,7 @@ def levels(schedule, steps, spacing="normal", grid="times", end="clean", first=0
     discard: one more level is made and the last but one left out, as A1111 does for DPM2.
     Raises ValueError when steps, spacing or first are out of range.
     """
-    most = DISTILLED_TIMES if grid == "distilled" else schedule.num_train_timesteps
+    most = min(schedule.num_train_timesteps, DISTILLED_TIMES if grid == "distilled" else np.inf)
     if not 1 <= steps <= most:
         raise ValueError(f"steps={steps}: expected 1 to {most} for this sampler and model")
     if not 0 <= first < steps:
