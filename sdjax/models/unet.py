@@ -22,6 +22,7 @@ from sdjax.models.layers import (
     ResnetBlock,
     Upsample,
     attend,
+    gelu,
     timestep_embedding,
     zeros,
 )
@@ -181,11 +182,11 @@ class FeedForward(nn.Module):
     def __call__(self, x):
         width = x.shape[-1]
         value, gate = jnp.split(Dense(8 * width, dtype=self.dtype, name="net.0.proj")(x), 2, axis=-1)
-        return Dense(width, dtype=self.dtype, name="net.2")(value * nn.gelu(gate, approximate=False))
+        return Dense(width, dtype=self.dtype, name="net.2")(value * gelu(gate))
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention (attention to the context where only_cross), attention to the context, feed-forward; on [B N D]."""
+    """Attention to itself (to the context where only_cross), to the context, feed-forward; on [B N D]."""
 
     heads: int
     only_cross: bool = False
@@ -216,7 +217,7 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, x, context):
         config, width = self.config, x.shape[-1]
-        heads = config.levels("attention_head_dim")[self.level]
+        heads, upcast = config.levels("attention_head_dim")[self.level], config.upcast_attention
 
         def projection(name, **options):
             if config.use_linear_projection:
@@ -226,14 +227,14 @@ class Transformer(nn.Module):
         # The epsilon 1e-6 is this norm's own: ldm/modules/attention.py.
         y = GroupNorm(config.norm_num_groups, 1e-6, self.dtype, name="norm")(x)
         y = projection("proj_in")(y).reshape(len(x), -1, width)  # [B N D]
-        block = TransformerBlock(heads, self.only_cross, config.upcast_attention, self.dtype, name="transformer_blocks.0")
+        block = TransformerBlock(heads, self.only_cross, upcast, self.dtype, name="transformer_blocks.0")
         y = block(y, context).reshape(x.shape)
         return x + projection("proj_out", kernel_init=zeros)(y)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """Makes the residual blocks and transformers of one level inside a Linen module; `remat` recomputes their insides."""
+    """Makes the residual blocks and transformers of one level inside a Linen module; remat: see UNet."""
 
     config: UNetConfig
     level: int
@@ -287,7 +288,7 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """A level on the way up: each layer takes the last of `skips` as well; then resized to `size` (h, w) unless None."""
+    """A level on the way up: each layer takes the last skip map left too; then resized to `size` (h, w) unless None."""
 
     layers: Layers
 
