@@ -15,7 +15,7 @@ def config():
         model="outputs/vae/export",
         method=Clip(),
         data=Data(path="pocketland", cache="outputs/cache", encode=False, batch=128),
-        optim=Optim(lr=1e-3, schedule="cosine", warmup=200, weight_decay=0.05),
-        steps=3000,
-        checkpoint=250,
+        optim=Optim(lr=1e-3, schedule="cosine", warmup=50, weight_decay=0.05),
+        steps=300,
+        checkpoint=100,
     )

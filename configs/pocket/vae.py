@@ -18,8 +18,8 @@ def config():
         method=Vae(recon="l2", kl=1e-5),
         data=Data(path="pocketland", cache="outputs/cache", encode=False, batch=8),
         optim=Optim(lr=2e-3, schedule="cosine", warmup=100, weight_decay=0.0, betas=(0.9, 0.99)),
-        steps=2800,
+        steps=1600,
         ema=0.999,
         checkpoint=500,
-        preview=2000,
+        preview=1000,
     )

@@ -48,8 +48,8 @@ SHAPES = {
             block_out_channels=(64, 96, 160),
             layers_per_block=1,
             use_linear_projection=True,
-            down_block_types=("CrossAttnDownBlock2D",) * 3,
-            up_block_types=("CrossAttnUpBlock2D",) * 3,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         ),
         "vae": dict(block_out_channels=(16, 32, 64), norm_num_groups=8, sample_size=64, scaling_factor=1.0),
         "text_encoder": dict(

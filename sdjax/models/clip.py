@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdjax.models.layers import Conv, Dense, LayerNorm, attend
+from sdjax.models.layers import Conv, Dense, LayerNorm, attend, gelu
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of [0, 1] pictures; openai/CLIP, clip.py, _transform
 STD = (0.26862954, 0.26130258, 0.27577711)  # the same place
@@ -23,7 +23,7 @@ LEGACY_EOS = 2  # config.json files older than transformers PR 24773 hold this w
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # openai/CLIP, model.py, QuickGELU
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # the erf form; OpenCLIP's towers
+    "gelu": gelu,  # the erf form; OpenCLIP's towers
 }
 
 

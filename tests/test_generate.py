@@ -1,0 +1,108 @@
+"""Pictures against diffusers' pipeline, and what a picture may depend on."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+import sdjax
+from sdjax import generate, trees
+from sdjax.convert import pipeline
+
+PROMPTS = ["a photo of a face on the beach", "a mosaic of a cat"]
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return pipeline.load("random:tiny")
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def pair(request, tmp_path_factory):
+    """Our model and diffusers' pipeline of the folder that we wrote; every leaf holds noise."""
+    from diffusers import StableDiffusionPipeline
+
+    sd = pipeline.load("random:tiny")
+    keys = iter(jax.random.split(jax.random.key(3), 2000))
+    noised = {
+        part: jax.tree.map(lambda x: x + 0.03 * jax.random.normal(next(keys), x.shape), getattr(sd, part))
+        for part in ("unet", "vae", "text_encoder")
+    }
+    import dataclasses
+
+    sd = sd.replace(**noised, schedule=dataclasses.replace(sd.schedule, prediction_type=request.param))
+    folder = tmp_path_factory.mktemp(request.param) / "model"
+    sdjax.save(sd, folder)
+    return sd, StableDiffusionPipeline.from_pretrained(folder, low_cpu_mem_usage=False), request.param
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "dpmpp_2m"])
+def test_twenty_steps_give_the_picture_of_diffusers(pair, sampler):
+    import diffusers
+
+    sd, pipe, _ = pair
+    classes = {"ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler", "dpmpp_2m": "DPMSolverMultistepScheduler"}
+    pipe.scheduler = getattr(diffusers, classes[sampler]).from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    noise = np.random.default_rng(0).standard_normal((2, 16, 16, 4)).astype(np.float32)
+    theirs = pipe(
+        PROMPTS, negative_prompt=["red hair", ""], num_inference_steps=20, guidance_scale=5.0, output_type="np",
+        latents=torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()), height=32, width=32,
+    ).images  # fmt: skip
+    ours = sdjax.text2img(sd, PROMPTS, negative=["red hair", ""], guidance=5.0, steps=20, sampler=sampler, noise=noise)
+    assert np.abs(ours.astype(int) - np.round(theirs * 255).astype(int)).max() <= 1
+
+
+def test_a_picture_depends_on_its_own_seed_only(sd):
+    together = sdjax.text2img(sd, [PROMPTS[0]] * 3, seeds=[5, 6, 7], steps=4, sampler="euler_a")
+    alone = sdjax.text2img(sd, [PROMPTS[0]], seeds=[6], steps=4, sampler="euler_a")
+    assert np.abs(together[1].astype(int) - alone[0]).max() <= 1
+    assert np.abs(together[0].astype(int) - together[1]).max() > 8
+
+
+def test_steps_seeds_prompts_and_guidance_compile_nothing_new(sd):
+    sdjax.text2img(sd, PROMPTS, seeds=[1, 2], steps=3)
+    before = generate._sample._cache_size()
+    sdjax.text2img(sd, PROMPTS[::-1], seeds=[8, 9], steps=5, guidance=3.0, negative="a cat")
+    assert generate._sample._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "ouler"}, "sampler='ouler'"),
+        ({"size": 33}, "size=33"),
+        ({"seeds": [1]}, "2 prompts, 1 seeds"),
+        ({"noise": np.zeros((2, 8, 8, 4))}, "expected"),
+        ({"schedule": "linear"}, "linear"),
+    ],
+)
+def test_options_that_do_not_fit(sd, options, message):
+    with pytest.raises(ValueError, match=message):
+        sdjax.text2img(sd, PROMPTS, **options)
+
+
+def test_words_of_several_vectors_are_rows_of_the_table(sd):
+    grown = sd.add_word("<cat>", 2, "cat")
+    rows = grown.embed(grown.tokenize(["a <cat>"]))[0]
+    table = trees.flatten(sd.text_encoder)["text_model.embeddings.token_embedding.embedding"]
+    np.testing.assert_array_equal(rows[2:4], np.repeat(table[sd.tokenizer.ids("cat")[0]][None], 2, 0))
+    assert grown.add_word("<cat>", 2) is grown
+    with pytest.raises(ValueError, match="knows it with 2 vectors, not 3"):
+        grown.add_word("<cat>", 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--model", "no/where/at/all"], "no/where"), (["--sampler", "x"], "sampler='x'"), (["--image", "setup.py"], "setup.py")],
+)
+def test_command_line_errors_are_one_line(arguments, message, tmp_path):
+    command = [sys.executable, "sample/text2img.py", "--model", "random:tiny", "--prompt", "a face", "--out", str(tmp_path), *arguments]
+    env = {**os.environ, "PYTHONPATH": ".", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == 1 and len(lines) == 1 and message in lines[0] and "Traceback" not in done.stderr
