@@ -30,7 +30,7 @@ setup(
     install_requires=CORE,
     extras_require={
         "torch": TORCH,
-        "test": ["pytest>=8", "ruff>=0.14", *TORCH, *LOGGING],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", *TORCH, *LOGGING],
         "ui": ["gradio>=6"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],

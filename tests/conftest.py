@@ -8,6 +8,7 @@ import jax
 import pytest
 
 jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_disable_most_optimizations", True)  # tiny models: compiling them is what takes time
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

@@ -1,6 +1,7 @@
-"""What every method owes: join after split changes nothing, gradients reach what is trained and nothing else, loss falls."""
+"""What every method owes: join after split changes nothing, gradients reach what is trained and nothing else."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,7 @@ from sdjax.methods.vae import Vae
 from sdjax.training.loop import Train, default_loss, initial_state, make_step
 
 METHODS = {
-    "full": Full(),
-    "full text": Full(("unet", "text_encoder")),
+    "full": Full(("unet", "text_encoder")),
     "full by name": Full(("unet",), r"attn2\.to_(k|v)\.kernel$"),
     "textual inversion": TextualInversion("<cat>", "cat", 2),
     "e4t": E4T(penalty=1e-3),
@@ -81,34 +81,24 @@ def test_join_after_split_changes_nothing(method, parts):
         np.testing.assert_allclose(one, other, atol=1e-5 * float(jnp.abs(one).max()))
 
 
-def test_gradients_reach_all_that_is_trained(method, parts):
+def test_training_moves_all_that_is_trained_and_nothing_else(method, parts):
+    """Plain gradient steps, so that what has no gradient stays bit for bit."""
     trained, frozen = parts
-    rows = batch(frozen)
-    grads = jax.jit(jax.grad(lambda trained: loss_of(method)(frozen, trained, rows, jax.random.key(3), jnp.int32(5), None)[0]))
-    idle = [name for name, x in trees.flatten(grads(noised(trained))).items() if not float(jnp.abs(x).max()) > 0]
-    # A key's bias moves all scores of a query alike, which the softmax forgets; nothing reads the last layer's patches.
+    trained, before = noised(trained), trees.digest(frozen)
+    tx, rows = optax.sgd(1.0), batch(frozen)
+    step = jax.jit(make_step(method, tx, jax.random.key(4), loss=default_loss(method, Train(method=method))))
+    state, metrics = step(initial_state(trained, tx), frozen, rows)
+    assert np.isfinite(float(metrics["loss"])) and int(state["step"]) == 1
+    after = trees.flatten(state["trained"])
+    idle = [name for name, x in trees.flatten(trained).items() if bool(jnp.all(x == after[name]))]
+    # A key's bias moves all scores of a query alike, which the softmax forgets; rows of words that do not occur stay.
     idle = [name for name in idle if not name.endswith(("k_proj.bias", "to_k.bias")) and "token_embedding" not in name]
     unread = r"post_layernorm|visual_projection|layers\.2\." if isinstance(method, E4T) else "^$"
-    import re
-
     assert [name for name in idle if not re.search(unread, name)] == []
-
-
-def test_three_steps_train_and_leave_the_rest(method, parts):
-    trained, frozen = parts
-    before = trees.digest(frozen)
-    tx, rows = optax.adam(3e-3), batch(frozen)
-    step = jax.jit(make_step(method, tx, jax.random.key(4), loss=default_loss(method, Train(method=method))))
-    state = initial_state(trained, tx)
-    for _ in range(3):
-        state, metrics = step(state, frozen, rows)
-        assert np.isfinite(float(metrics["loss"]))
-    assert int(state["step"]) == 3
     assert trees.digest(frozen) == before
-    assert trees.digest(state["trained"]) != trees.digest(trained)
 
 
-@pytest.mark.parametrize("name", ["full", "e4t tuning", "textual inversion"])
+@pytest.mark.parametrize("name", ["e4t tuning"])
 def test_microbatches_give_the_gradient_of_the_batch(name):
     method = METHODS[name]
     trained, frozen = method.split(model(), jax.random.key(1))

@@ -141,7 +141,7 @@ class Encoder(struct.PyTreeNode):
         """Returns E [B C] for latents z [B h w c] at times t [B]: the final map of [clip part, pooled maps], all LeakyReLU."""
         classes = sd.reference["classes"] if "classes" in sd.reference else self.see(sd, cond["concept"])  # [B n D]
         layers = [
-            classes[:, 2 * k + 1] @ linear["kernel"] + linear["bias"]  # layers 2, 4, ... counted from 1
+            _linear(linear, classes[:, 2 * k + 1])  # layers 2, 4, ... counted from 1
             for k, linear in sorted((int(name), linear) for name, linear in self.head["clip"].items())
         ]
         clip = jax.nn.leaky_relu(sum(layers) / len(layers))  # [B D]; slope 0.01, torch's default
@@ -149,7 +149,7 @@ class Encoder(struct.PyTreeNode):
         maps = self.maps(sd, z, t)
         pooled = [jax.nn.leaky_relu(m.astype(jnp.float32).mean((1, 2))) for m in maps]
         seen = jnp.concatenate([clip, *pooled], axis=1)
-        return seen @ self.head["final"]["kernel"] + self.head["final"]["bias"]
+        return _linear(self.head["final"], seen)
 
     def maps(self, sd, z, t):
         """Returns the pretrained UNet's feature maps of z with the empty prompt, without offsets and hooks."""
@@ -162,6 +162,10 @@ class Encoder(struct.PyTreeNode):
         network = sd.networks.image_encoder
         _, classes, _ = network.apply({"params": self.tower}, clip_pixels(pixels, network.config.image_size))
         return classes.astype(jnp.float32)
+
+
+def _linear(layer, x):
+    return x @ layer["kernel"] + layer["bias"][None]
 
 
 def look(sd, pixels):
