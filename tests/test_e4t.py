@@ -123,3 +123,20 @@ def test_tuned_folder_loads_with_its_picture(sd, key, tmp_path):
     z, t, cond = _inputs(frozen, "a *s")
     mine, read = method.join(frozen, trained), sdjax.load(folder)
     np.testing.assert_allclose(mine.denoise(z, t, cond)[0], read.denoise(z, t, cond)[0], atol=1e-5)
+
+
+def test_plain_model_runs_no_encoder_and_stands_for_the_same_word(sd, key, tmp_path):
+    from sdjax.methods.e4t import plain
+
+    method = E4T()
+    trained, frozen = method.split(sd, key)
+    trained = noised(trained)
+    seen = look(method.join(frozen, trained), jnp.full((32, 32, 3), 0.2))
+    row = plain(seen)
+    assert row.conditioners == () and row.reference is None
+    z, t, cond = _inputs(frozen, "a *s")
+    full = seen.denoise(z, t, cond)[0]
+    far, near = (float(jnp.abs(other.denoise(z, t, other.condition(cond["ids"]))[0] - full).max()) for other in (frozen, row))
+    assert near < far / 2
+    sdjax.save(row, tmp_path / "plain")
+    assert not (tmp_path / "plain" / "e4t").exists()

@@ -1,10 +1,15 @@
-"""Converts a model: python -m sdjax.convert SRC DST [--format diffusers] [--dtype float16] ..."""
+"""Converts a model: python -m sdjax.convert SRC DST [--format diffusers] [--dtype float16] ...
+
+A model with an e4t/ keeps it; one that looks at a picture becomes a plain model, with the offsets in its weights and the
+word as a row of its token table.
+"""
 
 import argparse
 import sys
 import time
 
-from sdjax.convert import files, pipeline
+from sdjax.convert import e4t, files, pipeline
+from sdjax.methods.e4t import Encoder, plain
 
 
 def main(arguments=None):
@@ -23,9 +28,14 @@ def main(arguments=None):
     start = time.monotonic()
     try:
         sd = pipeline.load(options.source, options.dtype, variant=options.variant, vision=options.vision)
+        extras = []
+        if any(isinstance(conditioner, Encoder) for conditioner in sd.conditioners):
+            sd = plain(sd)
+        elif not options.source.startswith(("random:", "new:")):
+            extras = e4t.carried(pipeline.locate(options.source, options.variant), options.dtype)
         print(f"read {options.source} in {time.monotonic() - start:.1f} s", flush=True)
         size = int(options.shard_size * 1e9)
-        folder = pipeline.save(sd, options.destination, options.format, dtype=options.dtype, shard_size=size)
+        folder = pipeline.save(sd, options.destination, options.format, dtype=options.dtype, shard_size=size, extras=extras)
     except (ValueError, OSError) as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1

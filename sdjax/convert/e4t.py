@@ -87,8 +87,8 @@ def attached(sd, folder):
     return personalise(sd, folder) if (Path(folder) / "e4t" / "concept.png").is_file() else sd
 
 
-def carry(source, dtype=None):
-    """Returns a function (sd, folder) that copies the e4t/ folder of a model, weights in `dtype`; see pipeline.save."""
+def carried(source, dtype=None):
+    """Returns [a function (sd, folder)] that copies the e4t/ of a model folder, weights in `dtype`, for pipeline.save; [] without one."""
     old = Path(source) / "e4t"
 
     def add(sd, folder):
@@ -102,7 +102,7 @@ def carry(source, dtype=None):
             tensors = {name: _recast(weights, name, dtype) for name in weights.names}
             files.write_weights(new, path.stem, tensors)
 
-    return add if old.is_dir() else None
+    return [add] if old.is_dir() else []
 
 
 def _recast(weights, name, dtype):

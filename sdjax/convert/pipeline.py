@@ -226,14 +226,14 @@ def save(sd, destination, format="diffusers", *, dtype=None, shard_size=files.SH
     dtype: type of the weights in the files; None keeps each as it is.  shard_size: bytes of weights per file.
     extras: functions (sd, folder) that add further folders, such as e4t/, before the new folder takes its place.
     An old model in the destination is replaced; its README.md and other files that are no part of a model stay.
-    Raises ValueError when hooks hold weights that the files would lack, or the destination holds something else.
+    Raises ValueError when hooks or conditioners hold weights that the files would lack, or the destination holds something else.
     """
     if format != "diffusers":
         raise ValueError(f"format={format!r}: expected 'diffusers'")
     if dtype not in (*DTYPES, None):
         raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
-    if sd.hooks:
-        held = ", ".join(type(hook).__name__ for hook in sd.hooks)
+    if sd.hooks or sd.conditioners:
+        held = ", ".join(type(item).__name__ for item in (*sd.hooks, *sd.conditioners))
         raise ValueError(f"{destination}: the model computes with {held} beside its weights; merge before saving")
     configs = _configs(sd)
     tensors = {name: names.write(getattr(sd, name), dtype) for name in configs}

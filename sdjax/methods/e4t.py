@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from sdjax import trees
+from sdjax.diffusion.schedule import add_noise
 from sdjax.methods import offsets
 from sdjax.models.clip import clip_pixels
 from sdjax.stable_diffusion import TOKENS
@@ -177,3 +178,24 @@ def look(sd, pixels):
     if len(encoders) != 1:
         raise ValueError(f"the model has {len(encoders)} E4T encoders; one is needed to look at an image")
     return sd.replace(reference={**sd.reference, "concept": pixels, "classes": encoders[0].see(sd, pixels[None])})
+
+
+def plain(sd, levels=32):
+    """Returns sd without its encoder: the word's row is the mean of v* over `levels` noise levels of its own picture.
+
+    What programs can load that run no encoder between the steps; the offsets are in the weights already.
+    Our choice: times evenly spread over the schedule, noise of fixed seeds, one row for all times.
+    Raises ValueError when sd has no E4T encoder that looks at a picture.
+    """
+    encoders = [c for c in sd.conditioners if isinstance(c, Encoder)]
+    if len(encoders) != 1 or "concept" not in (sd.reference or {}):
+        raise ValueError("the model has no E4T encoder that looks at a picture")
+    (encoder,) = encoders
+    t = jnp.linspace(0, sd.schedule.num_train_timesteps - 1, levels).round().astype(jnp.int32)
+    z = sd.encode(sd.reference["concept"][None])
+    noise = jax.random.normal(jax.random.key(0), (levels, *z.shape[1:]))
+    noisy = add_noise(sd.schedule, jnp.broadcast_to(z, noise.shape), noise, t)
+    move = jax.jit(lambda sd: encoder.offset(sd, noisy, t.astype(jnp.float32), {}))(sd).mean(0)
+    row = sd.embed(sd.reference["domain"][None])[0] + encoder.scale * move[None]  # [1 C]
+    others = tuple(c for c in sd.conditioners if c is not encoder)
+    return sd.replace(conditioners=others, reference=None).with_rows(encoder.word, row)

@@ -1,0 +1,22 @@
+"""Textual inversion of a few pictures of one thing: new rows of the token table, everything else frozen.
+
+    python train/run.py configs/textual_inversion.py data.path=photos/cat method.init=cat
+
+Writes export/learned_embeds.safetensors, which diffusers' load_textual_inversion reads.
+"""
+
+from sdjax.data.batches import Data
+from sdjax.methods.textual_inversion import TextualInversion
+from sdjax.training.loop import Train
+from sdjax.training.optim import Optim
+
+
+def config():
+    """Returns the run's settings."""
+    return Train(
+        method=TextualInversion(word="<new>", init=""),
+        data=Data(word="<new>", templates="object", batch=4),
+        optim=Optim(lr=5e-3, weight_decay=0.0),  # the rate of the original code and of the web UI
+        steps=3000,
+        prompts=("a photo of <new>",),
+    )
