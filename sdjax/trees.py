@@ -98,6 +98,11 @@ def cast(tree, dtype):
 
 def copy(tree):
     """Returns the tree with every leaf in a buffer of its own, so that the original survives donation."""
+    return _copy(tree)
+
+
+@jax.jit
+def _copy(tree):  # one program for the whole tree, where a copy per leaf would compile one per shape
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
 

@@ -93,7 +93,8 @@ def test_training_moves_all_that_is_trained_and_nothing_else(method, parts):
     idle = [name for name, x in trees.flatten(trained).items() if bool(jnp.all(x == after[name]))]
     # A key's bias moves all scores of a query alike, which the softmax forgets; rows of words that do not occur stay.
     idle = [name for name in idle if not name.endswith(("k_proj.bias", "to_k.bias")) and "token_embedding" not in name]
-    unread = r"post_layernorm|visual_projection|layers\.2\." if isinstance(method, E4T) else "^$"
+    # The two halves of the hinge loss cancel on the last bias as long as both are active.
+    unread = r"post_layernorm|visual_projection|layers\.2\." if isinstance(method, E4T) else r"^critic\.main\.8\.bias$"
     assert [name for name in idle if not re.search(unread, name)] == []
     assert trees.digest(frozen) == before
 

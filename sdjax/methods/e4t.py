@@ -61,7 +61,7 @@ class E4T:
         sd = sd.add_word(self.word, 1, self.domain)
         k_head, k_offsets = jax.random.split(key)
         if not (sd.reference and "unet" in sd.reference):
-            empty = sd.condition(sd.tokenize([""]))["context"]  # [1 L C]
+            empty = jax.jit(lambda sd, ids: sd.condition(ids)["context"])(sd, sd.tokenize([""]))  # [1 L C]
             half, _ = trees.partition(sd.unet, HALF)
             sd = sd.replace(reference={**(sd.reference or {}), "unet": half, "empty": empty})
         sd = sd.replace(reference={**sd.reference, "domain": jnp.array(domain, jnp.int32)})
@@ -92,11 +92,8 @@ class E4T:
         width, layers = vision.hidden_size, vision.num_hidden_layers // 2
         maps = map_widths(unet)
         pooled = sum(maps[i] for i in level_maps(unet)) if self.features == "level" else sum(maps)
-        keys = jax.random.split(key, layers)
-        clip = {
-            str(i): {"kernel": jax.random.normal(keys[i], (width, width)) * width**-0.5, "bias": jnp.zeros(width)}
-            for i in range(layers)
-        }
+        kernels = jax.random.normal(key, (layers, width, width)) * width**-0.5
+        clip = {str(i): {"kernel": kernels[i], "bias": jnp.zeros(width)} for i in range(layers)}
         context = trees.flatten(sd.text_encoder)[TOKENS].shape[1]
         return {"clip": clip, "final": {"kernel": jnp.zeros((width + pooled, context)), "bias": jnp.zeros(context)}}
 
@@ -177,7 +174,8 @@ def look(sd, pixels):
     encoders = [c for c in sd.conditioners if isinstance(c, Encoder)]
     if len(encoders) != 1:
         raise ValueError(f"the model has {len(encoders)} E4T encoders; one is needed to look at an image")
-    return sd.replace(reference={**sd.reference, "concept": pixels, "classes": encoders[0].see(sd, pixels[None])})
+    classes = jax.jit(lambda encoder, sd: encoder.see(sd, pixels[None]))(encoders[0], sd)
+    return sd.replace(reference={**sd.reference, "concept": pixels, "classes": classes})
 
 
 def plain(sd, levels=32):

@@ -13,6 +13,7 @@ Source: Gal et al. 2023 (arXiv 2302.12228), figure 2, "Weight Offsets".
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdjax import trees
 
@@ -20,7 +21,7 @@ TARGETS = r"attn[12]\.to_[qkv]\.kernel$"  # self- and cross-attention, queries, 
 
 
 def create(unet, key):
-    """Returns {weight's name: generator} for every target of the UNet's tree; all offsets are zero."""
+    """Returns {weight's name: generator} for every target of the UNet's tree, leaves or shapes; all offsets are zero."""
     return {
         name: _generator(*weight.shape, trees.named_key(key, name))
         for name, weight in trees.matching(unet, TARGETS).items()
@@ -29,17 +30,20 @@ def create(unet, key):
 
 def _generator(rows, columns, key):
     """Returns one generator, 1 + 2 in + 2 out + in^2 + in + out^2 + out numbers, initialised as torch's Linear."""
-    k_first, k_first_bias, k_second, k_second_bias, k_column, k_column_bias = jax.random.split(key, 6)
+    random = np.random.default_rng(np.asarray(jax.random.key_data(key)))  # on the host: nothing to compile per shape
 
-    def uniform(k, shape, fan_in):
-        return jax.random.uniform(k, shape, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)
+    def uniform(shape, fan_in):
+        return jnp.asarray(random.uniform(-(fan_in**-0.5), fan_in**-0.5, shape).astype(np.float32))
 
     return {
         "v": jnp.ones(1),
-        "linear1": {"kernel": uniform(k_first, (1, rows), 1), "bias": uniform(k_first_bias, (rows,), 1)},
-        "linear2": {"kernel": uniform(k_second, (1, columns), 1), "bias": uniform(k_second_bias, (columns,), 1)},
-        "linear_column": {"kernel": uniform(k_column, (rows, rows), rows), "bias": uniform(k_column_bias, (rows,), rows)},
-        "linear_row": {"kernel": jnp.zeros((columns, columns)), "bias": jnp.zeros(columns)},
+        "linear1": {"kernel": uniform((1, rows), 1), "bias": uniform((rows,), 1)},
+        "linear2": {"kernel": uniform((1, columns), 1), "bias": uniform((columns,), 1)},
+        "linear_column": {"kernel": uniform((rows, rows), rows), "bias": uniform((rows,), rows)},
+        "linear_row": {
+            "kernel": jnp.asarray(np.zeros((columns, columns), np.float32)),
+            "bias": jnp.asarray(np.zeros(columns, np.float32)),
+        },
     }
 
 

@@ -39,7 +39,8 @@ class Train:
     model: "pocket", a diffusers folder, a hub id or a built-in shape ("random:tiny").  vision: a folder with an image
     encoder for a model that has none.  init: a file or folder to start the trained weights from.
     ema: decay of the moving average of the trained weights, 0 for none.  compute, frozen: "float32" or "bfloat16".
-    min_snr: gamma of min-SNR weighting, 0 for none.  checkpoint, preview, log: every so many steps, 0 for never.
+    min_snr: gamma of min-SNR weighting, 0 for none.  checkpoint, preview, log: every so many steps, 0 for never
+    (a SIGTERM still saves).
     """
 
     model: str = "pocket"
@@ -77,7 +78,8 @@ def make_step(method, tx, root, *, loss=None, accumulate=1, ema=0.0):
         key = jax.random.fold_in(root, state["step"])
 
         def gradient(microbatch):
-            compute = jax.value_and_grad(lambda trained: loss(frozen, trained, microbatch, key, state["step"], axis), has_aux=True)
+            same = jax.random.clone(key)  # examples fold their index in, so microbatches may share the step's key
+            compute = jax.value_and_grad(lambda trained: loss(frozen, trained, microbatch, same, state["step"], axis), has_aux=True)
             (value, metrics), grads = compute(state["trained"])
             return {"loss": value, **metrics}, grads
 
@@ -103,7 +105,8 @@ def make_step(method, tx, root, *, loss=None, accumulate=1, ema=0.0):
 
 def initial_state(trained, tx, ema=0.0):
     """Returns the state before the first step; `trained` is copied, since the state is donated."""
-    state = {"step": jnp.int32(0), "trained": trees.copy(trained), "opt": tx.init(trained)}
+    own = trees.copy(trained)
+    state = {"step": jnp.int32(0), "trained": own, "opt": jax.jit(tx.init)(trained)}
     return {**state, "ema": trees.copy(trained)} if ema else state
 
 
@@ -134,7 +137,7 @@ def train(settings, out):
     if settings.init:
         trained, frozen = export.start(method, trained, frozen, settings.init)
     data = batches.build(settings.data, frozen, settings.seed)
-    if data.single and hasattr(method, "look"):
+    if data.single is not None and hasattr(method, "look"):
         frozen = method.look(frozen, trained, data.single)
     tx = optimizers.transform(settings.optim, settings.steps)
     state = initial_state(trained, tx, settings.ema)
@@ -169,7 +172,7 @@ def train(settings, out):
             _finite(previous)  # one step late, so that the device never waits
             previous = (n + 1, metrics)
             due = settings.checkpoint and (n + 1) % settings.checkpoint == 0
-            if due or stop.asked or n + 1 == settings.steps:
+            if due or stop.asked or (settings.checkpoint and n + 1 == settings.steps):
                 _finite(previous)
                 checkpoints.save(place.gather(state), base, wait=stop.asked)
             if stop.asked:
