@@ -1,4 +1,4 @@
-"""Installs sdjax: `pip install -e .[test] -c constraints.txt`, or `make demo` and `make test`, which do that by themselves."""
+"""Installs sdjax: `pip install -e .[test] -c constraints.txt`, or `make demo` and `make test`, which do that."""
 
 from setuptools import find_packages, setup
 
@@ -22,7 +22,7 @@ LOGGING = ["tensorboardX>=2.6"]
 setup(
     name="sdjax",
     version="0.1.0",
-    description="Stable Diffusion personalization in JAX: from one image, in seconds, to files that every PyTorch tool reads",
+    description="Stable Diffusion personalization in JAX: from one image, in seconds, to files for every PyTorch tool",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["sdjax", "sdjax.*"]),

@@ -1,8 +1,8 @@
-"""Figures of the embedded model, by judges that are no part of it, on identities, prompts and seeds held out from training.
+"""Figures of the embedded model, by judges that are no part of it, on held-out identities, prompts and seeds.
 
     python benchmarks/pocket.py vae                          PSNR of reconstructions
     python benchmarks/pocket.py prompts                      400 prompts: how much of what they name is there
-    python benchmarks/pocket.py e4t --identities 64          identity and prompts after 0, 1, 2, 5, 10, 15 steps, with and without the encoder
+    python benchmarks/pocket.py e4t --identities 64          identity and prompts, 0-15 steps, with encoder and without
 
 --model takes another folder than the embedded model.  Results go to outputs/pocket/NAME.json, curves to NAME.png.
 """
@@ -53,7 +53,9 @@ def vae(options):
     """Returns the mean PSNR over held-out pictures of encode, decode, rounded to bytes: 10 log10(255^2 / mse)."""
     sd = pipeline.load(options.model)
     count = options.count or 256
-    pictures = np.stack([pocketland.draw(pocketland.identity(HELDOUT + i), pocketland.scene(SCENES + i)) for i in range(count)])
+    pictures = np.stack(
+        [pocketland.draw(pocketland.identity(HELDOUT + i), pocketland.scene(SCENES + i)) for i in range(count)]
+    )
     again = jax.jit(lambda sd, x: sd.decode(sd.encode(x)))
     made = np.concatenate([to_pictures(again(sd, to_pixels(pictures[i : i + 32]))) for i in range(0, count, 32)])
     error = np.mean((made.astype(float) - pictures) ** 2, axis=(1, 2, 3))
@@ -63,9 +65,12 @@ def vae(options):
 
 
 def named(index):
-    """Returns {kind: word} of held-out prompt `index`; contexts, styles and accessories take turns, words are random."""
+    """Returns {kind: word} of held-out prompt `index`; contexts, styles, accessories in turn, random words."""
     place = pocketland.scene(
-        SCENES + index, pocketland.CONTEXTS[index % 10], pocketland.STYLES[index // 10 % 6], pocketland.ACCESSORIES[index // 60 % 4]
+        SCENES + index,
+        pocketland.CONTEXTS[index % 10],
+        pocketland.STYLES[index // 10 % 6],
+        pocketland.ACCESSORIES[index // 60 % 4],
     )
     words = pocketland.named(pocketland.identity(HELDOUT + index), place, SCENES + index)
     return words
@@ -84,7 +89,9 @@ def prompts(options):
     right = [[seen[kind][i] == word for kind, word in words.items() if kind in seen] for i, words in enumerate(wanted)]
     kinds = sorted({kind for words in wanted for kind in words if kind in seen})
     table = {
-        kind: round(float(np.mean([seen[kind][i] == words[kind] for i, words in enumerate(wanted) if kind in words])), 4)
+        kind: round(
+            float(np.mean([seen[kind][i] == words[kind] for i, words in enumerate(wanted) if kind in words])), 4
+        )
         for kind in kinds
     }
     Image.fromarray(pocketland.grid(made[:80], 10)).save(options.out / "prompts.png")
@@ -137,7 +144,9 @@ def e4t(options):
             place = pocketland.scene(SCENES + 10_000 + i, style="photo", accessory="none")
             Image.fromarray(pocketland.draw(who, place)).save(path)
             for steps, sd in tuner.stages(path):
-                rows[steps].append(_judged(judge, sd, who, i, path, options.out / f"{name}-{i}-{steps}.png" if i < 8 else None))
+                rows[steps].append(
+                    _judged(judge, sd, who, i, path, options.out / f"{name}-{i}-{steps}.png" if i < 8 else None)
+                )
         result[name] = {steps: _summary(found) for steps, found in rows.items()}
         print(name, json.dumps(result[name], indent=1))
     _plot(result, options.out / "e4t.png")
@@ -154,13 +163,17 @@ def _judged(judge, sd, who, number, path, show):
     asked = judges.identity(judge, np.asarray(Image.open(path))[None])[0]
     scenes = [pocketland.scene(SCENES + 20_000 + 8 * number + k, *kind) for k, kind in enumerate(PLACES)]
     other = pocketland.identity(HELDOUT + 20_000 + number)
-    same, different = (judges.identity(judge, np.stack([pocketland.draw(p, x) for x in scenes])) @ asked for p in (who, other))
+    same, different = (
+        judges.identity(judge, np.stack([pocketland.draw(p, x) for x in scenes])) @ asked for p in (who, other)
+    )
     crowd = [who, *(pocketland.identity(HELDOUT + 30_000 + 64 * number + k, hair=who, skin=who) for k in range(63))]
     view = pocketland.scene(SCENES + 30_000 + number, context="room", style="photo", accessory="none")
     gallery = judges.identity(judge, np.stack([pocketland.draw(person, view) for person in crowd]))
     vectors, seen = judges.identity(judge, made), judges.classify(judge, made)
     right = [
-        np.mean([seen[kind][i] == word for kind, word in zip(("context", "style", "accessory"), PLACES[i % 8], strict=True)])
+        np.mean(
+            [seen[kind][i] == word for kind, word in zip(("context", "style", "accessory"), PLACES[i % 8], strict=True)]
+        )
         for i in range(len(made))
     ]
     return {

@@ -1,7 +1,7 @@
 """Full fine-tuning of the UNet on a folder of pictures with captions.
 
-    python train/run.py configs/full.py data.path=photos
-    python train/run.py configs/full.py data.path=photos 'method.parts=("unet", "text_encoder")'
+python train/run.py configs/full.py data.path=photos
+python train/run.py configs/full.py data.path=photos 'method.parts=("unet", "text_encoder")'
 """
 
 from sdjax.data.batches import Data

@@ -122,7 +122,9 @@ def _grid(picture, rows):
         top = 2 * LINE + row * step
         draw.text((EDGE, top + side // 2), f"{name}", fill="black", font_size=14)
         for column, made in enumerate(pictures, start=1):
-            sheet.paste(Image.fromarray(made).resize((side, side), Image.Resampling.NEAREST), (EDGE + column * step, top))
+            sheet.paste(
+                Image.fromarray(made).resize((side, side), Image.Resampling.NEAREST), (EDGE + column * step, top)
+            )
     sheet.paste(Image.fromarray(picture).resize((side // 2, side // 2)), (EDGE, EDGE))
     return np.asarray(sheet)
 

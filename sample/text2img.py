@@ -1,6 +1,6 @@
 """Makes pictures from words.
 
-    python sample/text2img.py --model pocket --prompt "a photo of a face on the beach" --seed 1 --batch 4
+python sample/text2img.py --model pocket --prompt "a photo of a face on the beach" --seed 1 --batch 4
 """
 
 import argparse
@@ -18,7 +18,9 @@ def parser():
     add("--model", default="pocket", help="pocket, a diffusers folder, a hub id, or random:sd15 and the like")
     add("--prompt", required=True, nargs="+", help="one prompt, or several")
     add("--negative-prompt", default="", help="what the pictures should not show")
-    add("--image", help="a picture of the subject, for a model with an E4T encoder; the prompt names it by its word, *s")
+    add(
+        "--image", help="a picture of the subject, for a model with an E4T encoder; the prompt names it by its word, *s"
+    )
     add("--seed", type=int, default=0, help="of the first picture; the others count on")
     add("--steps", type=int, default=20, help="denoising steps")
     add("--sampler", default="ddim", help="ddim, euler, dpmpp_2m, ...")

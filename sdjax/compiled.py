@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def keep(folder=None):
-    """Lets JAX keep compiled programs in `folder`, by default ~/.cache/sdjax/compiled; called by programs, not by imports.
+    """Lets JAX keep compiled programs in `folder`, by default ~/.cache/sdjax/compiled; for programs, not imports.
 
     JAX_COMPILATION_CACHE_DIR, where set, goes before the default.  The folder is trusted: whoever can write there can
     run code.

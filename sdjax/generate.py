@@ -3,7 +3,7 @@
     images = text2img(sd, ["a photo of a face"], seeds=[0], steps=20, guidance=7.5)     # uint8 [B H W 3]
 
 Image i depends on its own prompt and seed, never on the batch that it is made in.  Another prompt, seed, guidance or
-number of steps compiles nothing; another size, batch or sampler does.
+number of steps compiles nothing, nor does another sampler of the same kind of noise; another size or batch does.
 
 Shapes: B batch, H W pixels, h w latent pixels, c latent channels.
 """
@@ -38,7 +38,9 @@ def text2img(
     seeds = range(len(prompts)) if seeds is None else [seeds] if isinstance(seeds, int) else list(seeds)
     negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
     if not prompts or not len(prompts) == len(seeds) == len(negatives):
-        raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds, {len(negatives)} negative prompts: expected equal numbers, at least 1")
+        raise ValueError(
+            f"{len(prompts)} prompts, {len(seeds)} seeds, {len(negatives)} negative prompts: expected as many"
+        )
     shape = latent_shape(sd, size)
     if noise is not None and noise.shape != (len(prompts), *shape):
         raise ValueError(f"noise {tuple(noise.shape)}: expected {(len(prompts), *shape)}")
@@ -81,7 +83,7 @@ def _decode(sd, z):
 
 @functools.partial(jax.jit, static_argnames=("shape", "skip", "tick"))
 def _sample(sd, ids, unwanted, noise, keys, plan, values, *, shape, skip, tick):
-    start, fresh = jax.vmap(lambda key: jax.random.split(key))(keys).swapaxes(0, 1)
+    start, fresh = jax.vmap(lambda key: tuple(jax.random.split(key)))(keys)
     if noise is None:
         noise = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(start)
     if unwanted is not None:

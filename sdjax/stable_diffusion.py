@@ -81,7 +81,9 @@ class StableDiffusion(struct.PyTreeNode):
         """
         if word in self.words:
             if len(self.words[word]) != vectors:
-                raise ValueError(f"word={word!r}: the model knows it with {len(self.words[word])} vectors, not {vectors}")
+                raise ValueError(
+                    f"word={word!r}: the model knows it with {len(self.words[word])} vectors, not {vectors}"
+                )
             return self
         table = trees.flatten(self.text_encoder)[TOKENS]
         start = self.tokenizer.ids(init) if init else []
@@ -181,7 +183,9 @@ class StableDiffusion(struct.PyTreeNode):
                 fields["remat"] = remat
             return network.clone(**fields)
 
-        parts = {name: change(getattr(self.networks, name)) for name in ("unet", "vae", "text_encoder", "image_encoder")}
+        parts = {
+            name: change(getattr(self.networks, name)) for name in ("unet", "vae", "text_encoder", "image_encoder")
+        }
         return self.replace(networks=Networks(**parts))
 
 

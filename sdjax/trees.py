@@ -73,7 +73,7 @@ def edit(tree, pattern, change):
 
 
 def partition(tree, pattern):
-    """Returns (chosen, rest): the tree's leaves whose names match the regular expression, and the others; no empty branches."""
+    """Returns (chosen, rest): the tree's leaves whose names match a regular expression, and the others."""
     found = re.compile(pattern)
     chosen, rest = {}, {}
     for path, leaf in _walk(tree):
@@ -88,7 +88,9 @@ def merge(one, other):
     """Returns the tree that holds the leaves of both; a leaf that both have is taken from `other`."""
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return other
-    return {key: merge(one[key], other[key]) if key in one and key in other else (one | other)[key] for key in one | other}
+    return {
+        key: merge(one[key], other[key]) if key in one and key in other else (one | other)[key] for key in one | other
+    }
 
 
 def cast(tree, dtype):
@@ -127,5 +129,5 @@ def named_key(key, name):
 
 
 def example_keys(key, index):
-    """Returns one key per example, fold_in(key, index[b]): independent of the batch that the example sits in.  index: int [B]."""
+    """Returns one key per example, fold_in(key, index[b]): whatever batch it sits in.  index: int [B]."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)

@@ -1,5 +1,7 @@
 """What every test runs under: four CPU devices, no reused keys, no silent rank promotion, warnings are errors."""
+
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
@@ -7,6 +9,11 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 import jax
 import pytest
 
+# Programs that several tests, processes and runs compile alike are compiled once.
+CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_disable_most_optimizations", True)  # tiny models: compiling them is what takes time
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -11,7 +11,16 @@ from sdjax.training.loop import train
 
 ROOT = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(ROOT.rglob("*.py"))
-SMALL = ["model=random:tiny", "steps=2", "data.batch=2", "checkpoint=0", "preview=0", "data.size=32", "data.count=8", "data.cache=''"]
+SMALL = [
+    "model=random:tiny",
+    "steps=2",
+    "data.batch=2",
+    "checkpoint=0",
+    "preview=0",
+    "data.size=32",
+    "data.count=8",
+    "data.cache=''",
+]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -21,7 +30,14 @@ def test_recipe_describes_itself(path):
     assert "optim.lr = " in text
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+QUICK = ("e4t_tune", "textual_inversion")  # the laws train every method; the other recipes run in `make test-slow`
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=() if path.stem in QUICK else pytest.mark.slow) for path in RECIPES],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_recipe_runs(path, tmp_path):
     settings = config.load(path)
     more = [] if not settings.init else ["init=''"]

@@ -1,4 +1,5 @@
 """The UNet against diffusers': names, shapes, predictions, features, residuals; its config; gradients."""
+
 import pathlib
 
 import jax
@@ -29,7 +30,9 @@ SHAPES = {
     "sd1": CROSS | {"attention_head_dim": 4, "layers_per_block": 2},
     "sd2": CROSS | {"attention_head_dim": [2, 4], "use_linear_projection": True, "upcast_attention": True},
     "inpainting": CROSS | {"in_channels": 9, "attention_head_dim": 2, "flip_sin_to_cos": False, "freq_shift": 1},
-    "upscaler": CROSS | THREE | {
+    "upscaler": CROSS
+    | THREE
+    | {
         "in_channels": 7,
         "attention_head_dim": 8,
         "num_class_embeds": 10,
@@ -137,7 +140,9 @@ def test_features_are_the_skip_maps_and_the_middle():
     for block in model.down_blocks:
         layers += list(getattr(block, "attentions", block.resnets)) + list(block.downsamplers or [])
     for layer in [*layers, model.mid_block]:
-        layer.register_forward_hook(lambda _, __, out: seen.append(from_torch(out[0] if isinstance(out, tuple) else out)))
+        layer.register_forward_hook(
+            lambda _, __, out: seen.append(from_torch(out[0] if isinstance(out, tuple) else out))
+        )
     torch_call(model, *inputs)
     prediction, features = UNet(config).apply({"params": params}, *inputs, features_only=True)
     assert prediction is None
@@ -187,7 +192,10 @@ def test_config_makes_the_same_network_in_diffusers(shape):
         ({"addition_embed_type": "text_time"}, ["addition_embed_type", "text_time", "None"]),
         ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, ["mid_block_type", "UNetMidBlock2DCrossAttn"]),
         ({"turbo": 3}, ["turbo", "unknown option", "block_out_channels"]),
-        ({"down_block_types": ["DownBlock2D", "AttnDownBlock2D"]}, ["down_block_types", "AttnDownBlock2D", "DownBlock2D"]),
+        (
+            {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"]},
+            ["down_block_types", "AttnDownBlock2D", "DownBlock2D"],
+        ),
         ({"attention_head_dim": [1, 2, 3]}, ["attention_head_dim", "(1, 2, 3)"]),
         ({"attention_head_dim": 5}, ["attention_head_dim", "5", "32"]),
         ({"norm_num_groups": 24}, ["norm_num_groups", "24", "32"]),
@@ -259,7 +267,9 @@ def test_bfloat16_is_near_and_keeps_its_type():
     _, config, params = pair(SHAPES["sd2"])
     inputs = example(config)
     exact, _ = jax.jit(UNet(config).apply)({"params": params}, *inputs)
-    rough, features = jax.jit(UNet(config, dtype=jnp.bfloat16).apply)({"params": trees.cast(params, jnp.bfloat16)}, *inputs)
+    rough, features = jax.jit(UNet(config, dtype=jnp.bfloat16).apply)(
+        {"params": trees.cast(params, jnp.bfloat16)}, *inputs
+    )
     assert rough.dtype == jnp.bfloat16
     assert all(x.dtype == jnp.bfloat16 for x in features)
     assert np.abs(np.asarray(rough, np.float32) - exact).mean() < 0.05 * np.abs(exact).mean()

@@ -1,6 +1,6 @@
 """Makes the embedded model's vocabulary from Pocketland's captions, in CLIP's format.
 
-    python train/vocabulary.py sdjax/pocket/tokenizer
+python train/vocabulary.py sdjax/pocket/tokenizer
 """
 
 import sys

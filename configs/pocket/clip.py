@@ -1,6 +1,6 @@
 """Step 2 of the embedded model: text and image encoders, trained to tell which caption belongs to which picture.
 
-    python train/run.py configs/pocket/clip.py
+python train/run.py configs/pocket/clip.py
 """
 
 from sdjax.data.batches import Data

@@ -18,7 +18,9 @@ def config():
         model="outputs/unet/export",
         method=E4T(word="*s", domain="face", penalty=1e-4, vision=True),
         data=Data(path="pocketland", word="*s", domain="face", batch=64, cache="outputs/cache", concept="other"),
-        optim=Optim(lr=1e-3, schedule="cosine", warmup=200, weight_decay=0.0, betas=(0.9, 0.99), rates=(("^vision", 0.3),)),
+        optim=Optim(
+            lr=1e-3, schedule="cosine", warmup=200, weight_decay=0.0, betas=(0.9, 0.99), rates=(("^vision", 0.3),)
+        ),
         steps=8000,
         ema=0.999,
         checkpoint=250,

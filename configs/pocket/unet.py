@@ -1,6 +1,6 @@
 """Step 3 of the embedded model: the UNet, from nothing, and the text encoder with it.
 
-    python train/run.py configs/pocket/unet.py
+python train/run.py configs/pocket/unet.py
 """
 
 from sdjax.data.batches import Data
@@ -15,7 +15,14 @@ def config():
         model="outputs/clip/export",
         method=Full(("unet", "text_encoder")),
         data=Data(path="pocketland", batch=64, dropout=0.1, cache="outputs/cache"),
-        optim=Optim(lr=1e-3, schedule="cosine", warmup=300, weight_decay=0.01, betas=(0.9, 0.99), rates=(("^text_encoder", 0.3),)),
+        optim=Optim(
+            lr=1e-3,
+            schedule="cosine",
+            warmup=300,
+            weight_decay=0.01,
+            betas=(0.9, 0.99),
+            rates=(("^text_encoder", 0.3),),
+        ),
         steps=12000,
         ema=0.9995,
         min_snr=5.0,

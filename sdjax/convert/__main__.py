@@ -1,7 +1,7 @@
 """Converts a model: python -m sdjax.convert SRC DST [--format diffusers] [--dtype float16] ...
 
-A model with an e4t/ keeps it; one that looks at a picture becomes a plain model, with the offsets in its weights and the
-word as a row of its token table.
+A model with an e4t/ keeps it; one that looks at a picture becomes a plain model, with the offsets in its weights and
+the word as a row of its token table.
 """
 
 import argparse
@@ -35,7 +35,9 @@ def main(arguments=None):
             extras = e4t.carried(pipeline.locate(options.source, options.variant), options.dtype)
         print(f"read {options.source} in {time.monotonic() - start:.1f} s", flush=True)
         size = int(options.shard_size * 1e9)
-        folder = pipeline.save(sd, options.destination, options.format, dtype=options.dtype, shard_size=size, extras=extras)
+        folder = pipeline.save(
+            sd, options.destination, options.format, dtype=options.dtype, shard_size=size, extras=extras
+        )
     except (ValueError, OSError) as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1

@@ -88,7 +88,7 @@ def attached(sd, folder):
 
 
 def carried(source, dtype=None):
-    """Returns [a function (sd, folder)] that copies the e4t/ of a model folder, weights in `dtype`, for pipeline.save; [] without one."""
+    """Returns [a function (sd, folder) that copies the e4t/ of a model folder, weights in `dtype`]; [] without one."""
     old = Path(source) / "e4t"
 
     def add(sd, folder):
@@ -108,5 +108,3 @@ def carried(source, dtype=None):
 def _recast(weights, name, dtype):
     kind = dtype or {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[weights.dtype(name)]
     return files.Tensor(weights.shape(name), kind, lambda: weights.read(name).astype(jnp.dtype(kind)))
-
-

@@ -1,7 +1,7 @@
 """What a run leaves for others, and what a run can start from: one function each way, for every method.
 
-    write(method, frozen, trained, "outputs/cat/export")    # a diffusers folder, or one adapter file
-    trained, frozen = start(method, trained, frozen, "learned_embeds.safetensors")
+write(method, frozen, trained, "outputs/cat/export")    # a diffusers folder, or one adapter file
+trained, frozen = start(method, trained, frozen, "learned_embeds.safetensors")
 """
 
 import functools
@@ -83,5 +83,3 @@ def _read_rows(trained, source):
     if rows.shape != trained["rows"].shape:
         raise ValueError(f"init={source!r}: rows {rows.shape} where this method has {trained['rows'].shape}")
     return {"rows": jnp.asarray(rows)}
-
-

@@ -226,7 +226,8 @@ def save(sd, destination, format="diffusers", *, dtype=None, shard_size=files.SH
     dtype: type of the weights in the files; None keeps each as it is.  shard_size: bytes of weights per file.
     extras: functions (sd, folder) that add further folders, such as e4t/, before the new folder takes its place.
     An old model in the destination is replaced; its README.md and other files that are no part of a model stay.
-    Raises ValueError when hooks or conditioners hold weights that the files would lack, or the destination holds something else.
+    Raises ValueError when hooks or conditioners hold weights that the files would lack, or the destination holds
+    something else.
     """
     if format != "diffusers":
         raise ValueError(f"format={format!r}: expected 'diffusers'")

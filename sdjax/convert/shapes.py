@@ -42,6 +42,8 @@ SHAPES = {
     "pocket": {
         "unet": dict(
             sample_size=16,
+            in_channels=8,
+            out_channels=8,
             cross_attention_dim=160,
             attention_head_dim=(2, 3, 5),
             norm_num_groups=16,
@@ -51,7 +53,9 @@ SHAPES = {
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         ),
-        "vae": dict(block_out_channels=(16, 32, 64), norm_num_groups=8, sample_size=64, scaling_factor=1.0),
+        "vae": dict(
+            block_out_channels=(16, 32, 64), latent_channels=8, norm_num_groups=8, sample_size=64, scaling_factor=1.0
+        ),
         "text_encoder": dict(
             hidden_size=160,
             intermediate_size=640,

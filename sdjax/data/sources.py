@@ -1,7 +1,8 @@
 """Where pictures and words come from: an image folder, one image, or the drawn world.
 
-A source has len(), example(i, random) -> {"picture" uint8 [S S 3], "caption"[, "mask" [S S]]}, picture(i) without random
-augmentation, caption(i, random), other(i, random) -> the number of another picture of the same subject, fingerprint().
+A source has len(), example(i, random) -> {"picture" uint8 [S S 3], "caption"[, "mask" [S S]]}, picture(i) without
+random augmentation, caption(i, random), other(i, random) -> the number of another picture of the same subject,
+fingerprint().
 """
 
 from sdjax.data import pocketland

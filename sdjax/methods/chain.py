@@ -1,6 +1,6 @@
 """Several methods at once: pivotal tuning (TextualInversion, Lora), E4T's tuning (E4T, Full).
 
-    Chain((E4T(), Full(("unet",))))
+Chain((E4T(), Full(("unet",))))
 """
 
 from dataclasses import dataclass

@@ -42,7 +42,7 @@ class Clip:
         return frozen.replace(text_encoder=trained["text_encoder"], image_encoder=trained["image_encoder"])
 
     def loss(self, frozen, trained, batch, key, step, axis=None):
-        """Returns the mean of both cross entropies of scale * cos(image_i, text_j) over the global batch, and its accuracy.
+        """Returns the mean of both cross entropies of scale * cos(image_i, text_j) over the global batch; its accuracy.
 
         axis: the mapped axis over which embeddings are gathered, where the batch is split over one (pmap).
         """

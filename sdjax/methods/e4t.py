@@ -9,8 +9,8 @@ UNet on the current noisy latents with the empty prompt.  Its offset E moves the
     v* = e_domain + s E(image, z_t, t),     loss = |eps - U(z_t, t, T(prompt with v*))|^2 + lambda |E|^2
 
 Source: Gal et al. 2023, "Encoder-based Domain Tuning" (arXiv 2302.12228), figure 2 and section 4.  Open in the paper
-and our choice: one linear map per CLIP layer, the UNet's maps that are pooled, a zero start of the last map, the penalty
-on E (per example, summed over C) rather than on v*.
+and our choice: one linear map per CLIP layer, the UNet's maps that are pooled, a zero start of the last map, the
+penalty on E (per example, summed over C) rather than on v*.
 """
 
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ class E4T:
         )
 
     def look(self, frozen, trained, pixels):
-        """Returns frozen that has seen the one picture of a run, pixels [H W 3] in [-1, 1]; as it is where the tower trains."""
+        """Returns frozen that has seen the one picture of a run, [H W 3] in [-1, 1]; as it is if the tower trains."""
         if self.vision:
             return frozen
         seen = look(self.join(frozen, trained), pixels)
@@ -99,7 +99,7 @@ class E4T:
 
 
 def map_widths(config):
-    """Returns the channels of the UNet's feature maps: conv_in, every block of every level, the downsamplers, the middle.
+    """Returns the channels of the UNet's feature maps: conv_in, every block and downsampler, the middle.
 
     SD 1.5: 13 maps, 10880 channels together.
     """
@@ -111,7 +111,7 @@ def map_widths(config):
 
 
 def level_maps(config):
-    """Returns the positions, among the maps, of the last map before each downsampler and of the middle: (2, 5, 8, 12) for SD 1.5."""
+    """Returns which maps are the last before each downsampler and the middle: (2, 5, 8, 12) for SD 1.5."""
     per_level, levels = config.layers_per_block + 1, len(config.block_out_channels)
     inner = tuple(per_level * level + per_level - 1 for level in range(levels - 1))
     return (*inner, len(map_widths(config)) - 1)
@@ -136,7 +136,7 @@ class Encoder(struct.PyTreeNode):
         return {**cond, "context": sd.encode_text(emb)}, {"penalty": self.penalty * jnp.sum(move**2, axis=1)}
 
     def offset(self, sd, z, t, cond):
-        """Returns E [B C] for latents z [B h w c] at times t [B]: the final map of [clip part, pooled maps], all LeakyReLU."""
+        """Returns E [B C] for latents z [B h w c] at times t [B]: the last map of [clip, pooled maps], LeakyReLU."""
         classes = sd.reference["classes"] if "classes" in sd.reference else self.see(sd, cond["concept"])  # [B n D]
         layers = [
             _linear(linear, classes[:, 2 * k + 1])  # layers 2, 4, ... counted from 1
@@ -167,7 +167,7 @@ def _linear(layer, x):
 
 
 def look(sd, pixels):
-    """Returns sd whose E4T encoder looks at one image, pixels [H W 3] in [-1, 1]: its CLIP features are kept, not computed per step.
+    """Returns sd whose E4T encoder looks at one image, pixels [H W 3] in [-1, 1]; its CLIP features are computed once.
 
     Raises ValueError when sd has no E4T encoder.
     """

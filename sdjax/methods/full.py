@@ -1,7 +1,7 @@
 """Full fine-tuning of any weights, chosen by part and by regular expression: fine-tuning, DreamBooth, Custom Diffusion.
 
-    Full(("unet", "text_encoder"))
-    Full(("unet",), r"attn2\\.to_(k|v)\\.kernel$")        # the weights of Custom Diffusion
+Full(("unet", "text_encoder"))
+Full(("unet",), r"attn2\\.to_(k|v)\\.kernel$")        # the weights of Custom Diffusion
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,9 @@ class Full:
         for part in self.parts:
             tree = getattr(sd, part, None)
             if not isinstance(tree, dict):
-                raise ValueError(f"method.parts={part!r}: the model has no such part; accepted: unet, vae, text_encoder, image_encoder")
+                raise ValueError(
+                    f"method.parts={part!r}: no such part; accepted: unet, vae, text_encoder, image_encoder"
+                )
             chosen, rest[part] = trees.partition(tree, self.pattern)
             if not chosen:
                 raise ValueError(f"method.pattern={self.pattern!r}: matches no weight of {part}")

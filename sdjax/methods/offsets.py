@@ -1,4 +1,4 @@
-"""E4T's weight offsets: W' = W * (1 + D), where D has rank three, starts at zero and has a generator of its own per weight.
+"""E4T's weight offsets: W' = W * (1 + D), where D has rank three, starts at zero and has its own generator per weight.
 
 With kernels as Flax stores them, [in, out], a learned constant v and two linear maps a = L1(v) [in], b = L2(v) [out]:
 
@@ -17,11 +17,13 @@ import numpy as np
 
 from sdjax import trees
 
-TARGETS = r"attn[12]\.to_[qkv]\.kernel$"  # self- and cross-attention, queries, keys and values; to_out is not in the figure
+TARGETS = (
+    r"attn[12]\.to_[qkv]\.kernel$"  # self- and cross-attention, queries, keys and values; to_out is not in the figure
+)
 
 
 def create(unet, key):
-    """Returns {weight's name: generator} for every target of the UNet's tree, leaves or shapes; all offsets are zero."""
+    """Returns {weight's name: generator} for every target of the UNet's tree, leaves or shapes; offsets are zero."""
     return {
         name: _generator(*weight.shape, trees.named_key(key, name))
         for name, weight in trees.matching(unet, TARGETS).items()
@@ -58,7 +60,7 @@ def offset(generator):
 
 
 def apply(unet, generators):
-    """Returns the UNet's tree with W (1 + D) in place of every W that has a generator; the product is float32, cast once."""
+    """Returns the UNet's tree with W (1 + D) for every W that has a generator; the product is float32, cast once."""
 
     def change(name, weight):
         return (weight.astype(jnp.float32) * (1 + offset(generators[name]))).astype(weight.dtype)

@@ -28,7 +28,8 @@ class Vae:
     """Trains the autoencoder and a discriminator.
 
     recon: "l1" or "l2".  perceptual: weight of the distance between features of the model's own image encoder.
-    kl: weight of the summed KL, both divided by the number of pixel values.  critic: weight of the adversarial part, 0 for none; critic_start: its first step.
+    kl: weight of the summed KL, both divided by the number of pixel values.
+    critic: weight of the adversarial part, 0 for none; critic_start: its first step.
     critic_channels, critic_layers: the discriminator's size; 64 and 3 are LDM's.
     """
 
@@ -67,14 +68,18 @@ class Vae:
         made = sd.decode(z)
         error = self._distance(sd, x, made)
         loss = error + self.kl * kl
-        metrics = {"error": error, "kl": kl, "psnr": jnp.mean(-10 * jnp.log10(jnp.mean((x - made) ** 2 / 4, (1, 2, 3))))}
+        metrics = {
+            "error": error,
+            "kl": kl,
+            "psnr": jnp.mean(-10 * jnp.log10(jnp.mean((x - made) ** 2 / 4, (1, 2, 3)))),
+        }
         if self.critic:
             more, seen = self._adversarial(sd, trained, x, z, made, step)
             loss, metrics = loss + more, {**metrics, **seen}
         return loss, metrics
 
     def finish(self, frozen, trained, data):
-        """Returns (frozen, trained) whose latents have unit variance: scaling_factor = 1 / std over 16 batches of means."""
+        """Returns (frozen, trained) whose latents have unit variance: scaling_factor = 1 / std of 16 batches' means."""
         sd = self.join(frozen, trained)
         encode = jax.jit(lambda sd, x: jnp.split(sd.moments(x), 2, axis=-1)[0])
         means = [encode(sd, batch["pixels"]) for batch, _ in zip(data.iterate(), range(16), strict=False)]
@@ -95,7 +100,7 @@ class Vae:
         return critics.PatchDiscriminator(channels=self.critic_channels, layers=self.critic_layers)
 
     def _adversarial(self, sd, trained, x, z, made, step):
-        """Returns (weight * gate * generator part + gate * hinge part, metrics); the weight balances gradients at conv_out.
+        """Returns (weight * gate * generator part + gate * hinge part, metrics); weight balances gradients.
 
         weight = critic * clip(|grad nll| / (|grad g| + 1e-4), 0, 1e4) with respect to the decoder's last kernel.
         """
@@ -106,7 +111,9 @@ class Vae:
             return -jnp.mean(judge.apply({"params": still(trained["critic"])}, pixels))
 
         def decode(kernel):  # XLA finds that this decoding is the one already made
-            return sd.replace(vae=trees.edit(sd.vae, r"^decoder\.conv_out\.kernel$", lambda _, w: kernel)).decode(still(z))
+            return sd.replace(vae=trees.edit(sd.vae, r"^decoder\.conv_out\.kernel$", lambda _, w: kernel)).decode(
+                still(z)
+            )
 
         last = trees.flatten(sd.vae)["decoder.conv_out.kernel"]
         by_error = jax.grad(lambda k: self._distance(sd, x, decode(k)))(still(last))

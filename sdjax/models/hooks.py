@@ -1,7 +1,7 @@
 """Calls a network with hooks around its layers: the one place where methods reach what a layer computes.
 
-A hook is a pytree with `intercept(part, layer, args, kwargs, at) -> output`, where `part` is "unet", "text_encoder", ...,
-`layer` the next call and `at` Flax's context (`at.module.name`, `at.module.path`, `at.method_name`).
+A hook is a pytree with `intercept(part, layer, args, kwargs, at) -> output`, where `part` is "unet", "text_encoder",
+..., `layer` the next call and `at` Flax's context (`at.module.name`, `at.module.path`, `at.method_name`).
 """
 
 import contextlib

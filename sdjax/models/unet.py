@@ -321,8 +321,10 @@ def embed_time(config, t, class_labels=None, dtype=jnp.float32):
     Raises ValueError when class labels are missing, or given to a network without them.
     """
     if (class_labels is None) != (config.num_class_embeds is None):
-        raise ValueError(f"class_labels={class_labels}: expected them exactly where num_class_embeds is a number, "
-                         f"here {config.num_class_embeds}")
+        raise ValueError(
+            f"class_labels={class_labels}: expected them exactly where num_class_embeds is a number, "
+            f"here {config.num_class_embeds}"
+        )
     width = config.block_out_channels[0]
     sines = timestep_embedding(t, width, config.flip_sin_to_cos, config.freq_shift).astype(dtype)
     time = TimeEmbedding(4 * width, dtype, name="time_embedding")(sines)

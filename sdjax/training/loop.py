@@ -2,8 +2,8 @@
 
     train(Train(model="pocket", method=TextualInversion(word="<cat>"), data=Data(path="photos/cat")), out)
 
-Order of a run: model, split, data, optimizer, checkpoint (the newest whole one, else `init`, else fresh), steps, export.
-Run again with the same folder, it goes on from the newest checkpoint, to the same bits.
+Order of a run: model, split, data, optimizer, checkpoint (the newest whole one, else `init`, else fresh), steps,
+export.  Run again with the same folder, it goes on from the newest checkpoint, to the same bits.
 """
 
 import json
@@ -69,8 +69,8 @@ class Train:
 def make_step(method, tx, root, *, loss=None, accumulate=1, ema=0.0):
     """Returns the pure step(state, frozen, batch, axis=None) -> (state, metrics).
 
-    state: {"step", "trained", "opt"[, "ema"]}.  loss(frozen, trained, batch, key, step, axis) -> (scalar, metrics) is the
-    method's own where it has one, else `loss`.  The gradient is the mean over `accumulate` microbatches of equal size.
+    state: {"step", "trained", "opt"[, "ema"]}.  loss(frozen, trained, batch, key, step, axis) -> (scalar, metrics) is
+    the method's own where it has one, else `loss`.  The gradient is the mean over `accumulate` equal microbatches.
     """
     loss = getattr(method, "loss", loss)
 
@@ -79,7 +79,9 @@ def make_step(method, tx, root, *, loss=None, accumulate=1, ema=0.0):
 
         def gradient(microbatch):
             same = jax.random.clone(key)  # examples fold their index in, so microbatches may share the step's key
-            compute = jax.value_and_grad(lambda trained: loss(frozen, trained, microbatch, same, state["step"], axis), has_aux=True)
+            compute = jax.value_and_grad(
+                lambda trained: loss(frozen, trained, microbatch, same, state["step"], axis), has_aux=True
+            )
             (value, metrics), grads = compute(state["trained"])
             return {"loss": value, **metrics}, grads
 
@@ -115,7 +117,9 @@ def default_loss(method, settings):
 
     def loss(frozen, trained, batch, key, step, axis=None):
         sd = method.join(frozen, trained, trees.named_key(key, "join"))
-        return diffusion_loss(sd, batch, key, step, min_snr=settings.min_snr or None, noise_offset=settings.noise_offset)
+        return diffusion_loss(
+            sd, batch, key, step, min_snr=settings.min_snr or None, noise_offset=settings.noise_offset
+        )
 
     return loss
 
@@ -130,8 +134,12 @@ def train(settings, out):
     out = Path(out)
     method, root = settings.method, jax.random.key(settings.seed)
     if settings.optim.accumulate > 1 and getattr(method, "whole_batch", False):
-        raise ValueError(f"optim.accumulate={settings.optim.accumulate}: {type(method).__name__} needs the whole batch at once; use 1")
-    sd = pipeline.load(settings.model, dtype=settings.frozen, **({"vision": settings.vision} if settings.vision else {}))
+        raise ValueError(
+            f"optim.accumulate={settings.optim.accumulate}: {type(method).__name__} needs the whole batch; use 1"
+        )
+    sd = pipeline.load(
+        settings.model, dtype=settings.frozen, **({"vision": settings.vision} if settings.vision else {})
+    )
     sd = sd.with_dtype(settings.compute, remat=settings.remat)
     trained, frozen = method.split(sd, trees.named_key(root, "split"))
     if settings.init:
@@ -198,7 +206,8 @@ def train(settings, out):
 
 def _finite(pair):
     if pair and not np.isfinite(float(pair[1]["loss"])):
-        raise FloatingPointError(f"the loss of step {pair[0]} is {float(pair[1]['loss'])}; the last good checkpoint is untouched; a lower optim.lr may help")
+        said = f"the loss of step {pair[0]} is {float(pair[1]['loss'])}"
+        raise FloatingPointError(f"{said}; the last good checkpoint is untouched; a lower optim.lr may help")
 
 
 class _Stop:

@@ -1,6 +1,6 @@
 """Optimizers from optax: rate schedules, clipping, per-name rates, and factored or 8-bit-sized states for large models.
 
-    Optim(lr=1e-4, schedule="cosine", warmup=100)
+Optim(lr=1e-4, schedule="cosine", warmup=100)
 """
 
 import re
@@ -23,7 +23,7 @@ class Optim:
     kind: adamw; adafactor (second moments factored, no first: about 1/100 of AdamW's state); sgd.
     schedule: of the rate after `warmup` steps, falling to `end` times lr at the run's last step.
     clip: largest global norm of a gradient; None for no clipping.  accumulate: microbatches per step.
-    rates: (pattern, factor) pairs; a trained weight whose dotted name matches learns at factor * lr (the first match counts).
+    rates: (pattern, factor) pairs; a trained weight whose dotted name matches learns at factor * lr (first match).
     """
 
     kind: str = "adamw"

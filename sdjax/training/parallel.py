@@ -38,7 +38,12 @@ def parse(text):
         axes = {name: int(size) for name, size in (item.split("=") for item in rest.split(",") if item)}
     except ValueError:
         axes = None
-    if mode not in ("single", "mesh", "pmap") or axes is None or set(axes) - {"data", "fsdp"} or (axes and mode != "mesh"):
+    if (
+        mode not in ("single", "mesh", "pmap")
+        or axes is None
+        or set(axes) - {"data", "fsdp"}
+        or (axes and mode != "mesh")
+    ):
         raise ValueError(f"parallel={text!r}: accepted are single, pmap, mesh, mesh:data=N,fsdp=M")
     if math.prod(axes.values()) > jax.device_count():
         raise ValueError(f"parallel={text!r}: needs {math.prod(axes.values())} devices; there are {jax.device_count()}")
@@ -56,7 +61,9 @@ def compile(step, parallel, batch_size):
     if mode == "mesh" and not axes:
         devices = jax.device_count()
     if batch_size % devices:
-        raise ValueError(f"data.batch={batch_size}: parallel={parallel!r} spreads it over {devices} devices, which must divide it")
+        raise ValueError(
+            f"data.batch={batch_size}: parallel={parallel!r} spreads it over {devices} devices, which must divide it"
+        )
     return {"single": _single, "mesh": _mesh, "pmap": _pmap}[mode](step, axes or {"data": devices, "fsdp": 1})
 
 
@@ -69,7 +76,9 @@ def _single(step, axes):
 
 def _mesh(step, axes):
     sizes = (axes.get("data", 1), axes.get("fsdp", 1))
-    mesh = jax.make_mesh(sizes, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[: math.prod(sizes)])
+    mesh = jax.make_mesh(
+        sizes, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[: math.prod(sizes)]
+    )
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
     def layout(leaf):
@@ -112,7 +121,9 @@ def _pmap(step, axes):
     def first(tree):
         return jax.tree.map(lambda x: x[0], tree)
 
-    mapped = jax.pmap(lambda state, frozen, rows: step(state, frozen, rows, axis=AXIS), axis_name=AXIS, donate_argnums=0)
+    mapped = jax.pmap(
+        lambda state, frozen, rows: step(state, frozen, rows, axis=AXIS), axis_name=AXIS, donate_argnums=0
+    )
 
     def run(state, frozen, rows):
         state, metrics = mapped(state, frozen, rows)

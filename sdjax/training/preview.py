@@ -12,7 +12,7 @@ SEEDS, STEPS = 4, 20
 
 
 def write(path, method, sd, data, settings):
-    """Writes a grid: prompts by seeds, or for an autoencoder pictures above their reconstructions.  Nothing for Clip."""
+    """Writes a grid: prompts by seeds, or for an autoencoder pictures above their reconstructions.  None for Clip."""
     if isinstance(method, Clip):
         return
     if isinstance(method, Vae):
