@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 PROMPTS = (
     "a photo of {} on the beach",
@@ -27,7 +27,6 @@ PROMPTS = (
 )
 SEED = 10_000_003  # an identity that was held out from training
 SCALE = 2  # the grid's pictures are shown at twice their size
-EDGE, LINE = 8, 26  # pixels of the grid's margins and of a caption's two lines
 
 
 def parser():
@@ -56,7 +55,7 @@ def main(arguments=None):
 def run(options):
     """Personalises the model, writes grid.png and timings.json, and returns the grid's path."""
     clock = _Clock()
-    from sdjax import compiled, config, generate
+    from sdjax import compiled, config, generate, grid
     from sdjax.convert import e4t, pipeline
     from sdjax.training.loop import train
 
@@ -84,7 +83,9 @@ def run(options):
     again = pictures(tuned, "*s")
     clock.lap(f"{len(again)} pictures once more")
     rows = [("without", pictures(base, "a face")), ("encoder", pictures(seen, "*s")), (f"{options.steps} steps", after)]
-    Image.fromarray(_grid(picture, rows)).save(out / "grid.png")
+    pages = [[picture if row == 0 else None, *made] for row, (_, made) in enumerate(rows)]
+    heads = ["input", *(prompt.format("*s") for prompt in PROMPTS)]
+    Image.fromarray(grid.sheet(pages, [name for name, _ in rows], heads, SCALE)).save(out / "grid.png")
     for prompt, made in zip(PROMPTS, after, strict=True):
         Image.fromarray(made).save(out / f"{prompt.format('s').replace(' ', '-')}.png")
     (out / "timings.json").write_text(json.dumps(clock.laps, indent=1))
@@ -105,28 +106,6 @@ def _fresh(folder):
 
     shutil.rmtree(folder, ignore_errors=True)
     return folder
-
-
-def _grid(picture, rows):
-    """Returns the grid: the input on the left, then a row per stage with the prompts above."""
-    side = len(picture) * SCALE
-    step = side + EDGE
-    sheet = Image.new("RGB", (EDGE + (len(PROMPTS) + 1) * step, 2 * LINE + len(rows) * step), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, prompt in enumerate(PROMPTS, start=1):
-        words = prompt.format("*s").split()
-        half = (len(words) + 1) // 2
-        text = " ".join(words[:half]) + "\n" + " ".join(words[half:])
-        draw.text((EDGE + column * step, EDGE), text, fill="black", font_size=10)
-    for row, (name, pictures) in enumerate(rows):
-        top = 2 * LINE + row * step
-        draw.text((EDGE, top + side // 2), f"{name}", fill="black", font_size=14)
-        for column, made in enumerate(pictures, start=1):
-            sheet.paste(
-                Image.fromarray(made).resize((side, side), Image.Resampling.NEAREST), (EDGE + column * step, top)
-            )
-    sheet.paste(Image.fromarray(picture).resize((side // 2, side // 2)), (EDGE, EDGE))
-    return np.asarray(sheet)
 
 
 class _Clock:

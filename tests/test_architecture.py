@@ -18,7 +18,7 @@ PROGRAMS = [
 ]
 # A module may import from its own floor and from those below it.
 FLOORS = (
-    ("trees", "config", "tokenizer", "compiled"),
+    ("trees", "config", "tokenizer", "compiled", "grid"),
     ("models",),
     ("diffusion",),
     ("stable_diffusion",),

@@ -19,7 +19,7 @@ def config():
         method=Vae(recon="l2", kl=1e-5),
         data=Data(path="pocketland", cache="outputs/cache", encode=False, batch=8),
         optim=Optim(lr=2e-3, schedule="cosine", warmup=100, weight_decay=0.0, betas=(0.9, 0.99)),
-        steps=5000,
+        steps=3600,
         ema=0.999,
         checkpoint=500,
         preview=1000,

@@ -1,0 +1,64 @@
+"""Sheets of pictures with words at their edges.
+
+    Image.fromarray(sheet([[a, b], [c, d]], rows=["before", "after"], columns=["beach", "snow"])).save("grid.png")
+"""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+EDGE, SIZE = 8, 13  # pixels: of the margins, of the letters
+
+
+def sheet(pictures, rows=(), columns=(), scale=1):
+    """Returns uint8 [height width 3]: rows of pictures uint8 [H W 3] of one size, with words left of rows, above columns.
+
+    pictures: a list of rows, None for an empty place.  scale: a whole number, by which pictures are enlarged.
+    Raises ValueError when there are no pictures, or they differ in size.
+    """
+    shown = [picture for row in pictures for picture in row if picture is not None]
+    sizes = {picture.shape for picture in shown}
+    if len(sizes) != 1:
+        raise ValueError(f"pictures of sizes {sorted(sizes)}: expected one size")
+    height, width = (side * scale for side in shown[0].shape[:2])
+    left = [_lines(text, 110) for text in rows]
+    above = [_lines(text, width) for text in columns]
+    x0 = EDGE + (max(map(_width, left)) + EDGE if left else 0)
+    y0 = EDGE + (max(map(_height, above)) + EDGE if above else 0)
+    count = max(map(len, pictures))
+    page = Image.new("RGB", (x0 + count * (width + EDGE), y0 + len(pictures) * (height + EDGE)), "white")
+    draw = ImageDraw.Draw(page)
+    for column, text in enumerate(above):
+        draw.multiline_text((x0 + column * (width + EDGE), EDGE), text, "black", _font())
+    for y, row in enumerate(pictures):
+        top = y0 + y * (height + EDGE)
+        if y < len(left):
+            draw.multiline_text((EDGE, top + (height - _height(left[y])) // 2), left[y], "black", _font())
+        for x, picture in enumerate(row):
+            if picture is not None:
+                large = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
+                page.paste(large, (x0 + x * (width + EDGE), top))
+    return np.asarray(page)
+
+
+def _font():
+    return ImageFont.load_default(SIZE)
+
+
+def _lines(text, width):
+    """Returns the text with line breaks, so that no line is wider than `width` pixels where words allow it."""
+    lines = [""]
+    for word in str(text).split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and _font().getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
+
+
+def _width(text):
+    return int(max(_font().getlength(line) for line in text.split("\n")))
+
+
+def _height(text):
+    return (SIZE + 4) * len(text.split("\n"))
