@@ -21,7 +21,7 @@ FLOORS = (
     ("trees", "config", "tokenizer", "compiled", "grid"),
     ("models",),
     ("diffusion",),
-    ("stable_diffusion",),
+    ("stable_diffusion", "prompt", "noise", "records"),
     ("generate", "methods"),
     ("convert",),
     ("data",),

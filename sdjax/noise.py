@@ -1,0 +1,214 @@
+"""Noise of a seed as other programs draw it, so that a seed from elsewhere means the same picture here.
+
+    noise = start("torch-cpu", seeds=[1, 2], shape=(64, 64, 4))          # [B h w c], a sampler's start
+    fresh = steps("torch-cpu", [1, 2], (64, 64, 4), count=plan.draws)    # [n B h w c], its `step_noise`
+
+    jax        our own: what generate.text2img draws by itself
+    torch-cpu  torch.Generator("cpu").manual_seed(seed): diffusers with a generator per picture, A1111's RNG "CPU"
+    philox     torch's CUDA generator: A1111's RNG "NV" and, for as many numbers as the card has threads, "GPU"
+
+Every picture has a generator of its own, whose first draw is the start noise and whose next draws are the fresh noise
+of stochastic samplers, one after another; draws have the channels first, as in PyTorch, and are given channels last.
+(k-diffusion's SDE samplers take theirs from a Brownian tree instead, which is not imitated.)
+
+Shapes: B pictures, h w latent pixels, c latent channels, n draws.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SOURCES = ("jax", "torch-cpu", "philox")
+ROOM = 64  # `steps` makes at least so many draws, so that few numbers of steps compile anything
+f32 = np.float32
+
+
+def start(source, seeds, shape):
+    """Returns standard normal noise [B h w c], float32: the first draw of each seed; shape: (h, w, c).
+
+    Raises ValueError for an unknown source.
+    """
+    if source == "jax":
+        return np.asarray(_jax_start(np.array([seed % (1 << 32) for seed in seeds], np.uint32), tuple(shape)))
+    return np.stack([_last(draw(source, seed, [_first(shape)])[0]) for seed in seeds])
+
+
+def steps(source, seeds, shape, count, delta=0):
+    """Returns the draws after the first, [n B h w c] with n = ROOM or the next power of two that holds `count`.
+
+    None for the source "jax", whose fresh noise samplers draw by themselves from keys.
+    delta: A1111's ENSD: where it is not 0, draws are those of the seeds + delta, from their first on.
+    Raises ValueError for an unknown source.
+    """
+    if source == "jax":
+        return None
+    room = max(ROOM, 1 << max(0, int(count) - 1).bit_length())
+    fresh = np.zeros((room, len(seeds), *shape), f32)
+    for b, seed in enumerate(seeds):
+        drawn = draw(source, seed + delta, [_first(shape)] * (int(count) + (delta == 0)))
+        for n, values in enumerate(drawn[delta == 0 :]):
+            fresh[n, b] = _last(values)
+    return fresh
+
+
+def draw(source, seed, shapes):
+    """Returns what a generator of `seed` gives when asked for standard normals of these shapes, one after another.
+
+    seed: any whole number; torch-cpu uses its lowest 32 bits, philox 64.  Numbers are float32 and equal torch's bit
+    for bit (torch-cpu, on processors with AVX2) or to a few units of the seventh digit (philox).
+    Raises ValueError for a source that is not torch-cpu or philox.
+    """
+    if source not in ("torch-cpu", "philox"):
+        raise ValueError(f"noise={source!r}: expected one of {', '.join(SOURCES)}")
+    counts = [int(np.prod(shape)) for shape in shapes]
+    drawn = (_torch_cpu if source == "torch-cpu" else _philox)(int(seed), counts)
+    return [values.reshape(shape) for values, shape in zip(drawn, shapes, strict=True)]
+
+
+def slerp(noise, other, amount):
+    """Returns noise [B h w c] turned by `amount` (0 to 1) of the way to `other`: A1111's variation seed and strength.
+
+    sin((1 - a) w) / sin w * noise + sin(a w) / sin w * other, w the angle between them, taken per column of each
+    channel as A1111 does; linear where they point the same way.
+    """
+    noise, other = np.asarray(noise, np.float64), np.asarray(other, np.float64)
+    length = np.sum(noise**2, 1, keepdims=True) * np.sum(other**2, 1, keepdims=True)
+    angle = np.arccos(np.clip(np.sum(noise * other, 1, keepdims=True) / np.sqrt(length), -1, 1))
+    straight = np.sin(angle) < 1e-6
+    sine = np.where(straight, 1, np.sin(angle))
+    first = np.where(straight, 1 - amount, np.sin((1 - amount) * angle) / sine)
+    second = np.where(straight, amount, np.sin(amount * angle) / sine)
+    return (first * noise + second * other).astype(f32)
+
+
+def _first(shape):
+    height, width, channels = shape
+    return channels, height, width
+
+
+def _last(values):
+    return np.moveaxis(values, 0, -1)
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _jax_start(seeds, shape):
+    def one(seed):
+        first, _ = jax.random.split(jax.random.key(seed))  # the other key is for fresh noise
+        return jax.random.normal(first, shape, jnp.float32)
+
+    return jax.vmap(one)(seeds)
+
+
+# ---- torch on a CPU: Mersenne Twister, and Box-Muller by Cephes' single-precision functions ----
+
+
+def _torch_cpu(seed, counts):
+    """Source: PyTorch, ATen/native/cpu/DistributionTemplates.h, normal_fill and normal_distribution."""
+    bits = np.random.RandomState(seed & 0xFFFFFFFF)
+    words = functools.partial(bits.randint, 0, 1 << 32, dtype=np.uint32)
+    drawn, spare = [], None
+    for count in counts:
+        if count < 16:
+            values = np.empty(count, f32)
+            for i in range(count):
+                spare, values[i] = (None, spare) if spare is not None else _pair(words(4))
+        else:
+            values = _blocks(words(count)) if count % 16 == 0 else _blocks(np.pad(words(count), (0, -count % 16)))
+            values = values[:count]
+            if count % 16:  # the last 16 are drawn again
+                values[-16:] = _blocks(words(16))
+        drawn.append(values)
+    return drawn
+
+
+def _pair(words):
+    """Returns the two normals of one Box-Muller step in double precision, the second first; it is kept for later."""
+    high, low = words.astype(np.uint64).reshape(2, 2).T
+    u, v = ((high << np.uint64(32) | low) & np.uint64((1 << 53) - 1)) * 2.0**-53
+    radius, angle = np.sqrt(-2 * np.log1p(-v)), 2 * np.pi * u
+    return radius * np.sin(angle), radius * np.cos(angle)
+
+
+def _blocks(words):
+    """Returns normals of random words, both [n], n a multiple of 16: in each 16, the second 8 give the angles."""
+    uniform = (words & 0xFFFFFF).astype(f32) * f32(2**-24)
+    u, v = uniform.reshape(-1, 2, 8).swapaxes(0, 1)
+    radius = np.sqrt(f32(-2) * _log(1 - u))
+    sine, cosine = _sincos(v * f32(2 * np.pi))
+    return np.stack([radius * cosine, radius * sine], 1).reshape(-1)
+
+
+def _fma(a, b, c):
+    """Returns a * b + c rounded once to single precision: the product is exact in double."""
+    return (np.multiply(a, b, dtype=np.float64) + c).astype(f32)
+
+
+def _horner(coefficients, x):
+    return functools.reduce(lambda y, c: _fma(y, x, f32(c)), coefficients[1:], np.full_like(x, coefficients[0]))
+
+
+# Source of the constants: Moshier, Cephes, single/logf.c and single/sinf.c.
+LOG = (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1)
+LOG += (2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)
+LN2 = (-2.12194440e-4, 0.693359375)  # their sum is log 2
+COSINE = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
+SINE = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
+QUARTER_PI = (-0.78515625, -2.4187564849853515625e-4, -3.77489497744594108e-8)  # their sum is -pi / 4
+
+
+def _log(x):
+    """Returns log x of single-precision x > 0, in the order of operations and the roundings of torch's vector code."""
+    mantissa, exponent = np.frexp(x)
+    small = mantissa < f32(0.5**0.5)
+    m = mantissa - 1 + np.where(small, mantissa, f32(0))
+    e = (exponent - small).astype(f32)
+    square = m * m
+    y = _fma(_horner(LOG, m) * m, square, e * f32(LN2[0]))
+    return _fma(e, f32(LN2[1]), m + _fma(square, f32(-0.5), y))
+
+
+def _sincos(x):
+    """Returns (sin x, cos x) of single-precision x >= 0, as `_log` does."""
+    octant = (x * f32(4 / np.pi)).astype(np.int32) + 1 & ~1
+    for part in QUARTER_PI:
+        x = _fma(octant.astype(f32), f32(part), x)
+    square = x * x
+    cosine = _fma(_horner(COSINE, square) * square, square, square * f32(-0.5)) + 1
+    sine = _fma(_horner(SINE, square) * square, x, x)
+    straight = octant & 2 == 0
+    sine, cosine = np.where(straight, sine, cosine), np.where(straight, cosine, sine)
+    return np.where(octant & 4, -sine, sine), np.where((octant - 2) & 4, cosine, -cosine)
+
+
+# ---- torch on a GPU: Philox, and Box-Muller by cuRAND ----
+
+
+def _philox(seed, counts):
+    """Source: Salmon et al. 2011, "Parallel random numbers"; its use: cuRAND's curand_normal4, one thread a number.
+
+    Equal to torch's numbers as long as the card runs as many threads as numbers are asked for at once (2048 per
+    multiprocessor on most cards), which the latents of one picture seldom exceed.
+    """
+    key = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
+    drawn = []
+    for n, count in enumerate(counts):
+        counter = np.zeros((4, count), np.uint32)
+        counter[0], counter[2] = n, np.arange(count)
+        x, y = philox4x32(counter, key)[:2].astype(f32)
+        u = _fma(x, f32(2**-32), f32(2**-33)).astype(np.float64)
+        v = _fma(y, f32(2**-31 * np.pi), f32(2**-32 * np.pi)).astype(np.float64)
+        drawn.append((np.sqrt(-2 * np.log(u)) * np.sin(v)).astype(f32))
+    return drawn
+
+
+def philox4x32(counter, key, rounds=10):
+    """Returns random words uint32 [4 n] of counters uint32 [4 n] and a key of two 32-bit numbers."""
+    c = list(counter.astype(np.uint64))
+    half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
+    for i in range(rounds):
+        k = [np.uint64((key[j] + i * step) & 0xFFFFFFFF) for j, step in enumerate((0x9E3779B9, 0xBB67AE85))]
+        one, two = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
+        c = [two >> half ^ c[1] ^ k[0], two & low, one >> half ^ c[3] ^ k[1], one & low]
+    return np.array(c, np.uint64).astype(np.uint32)
