@@ -1,10 +1,11 @@
-"""Converts a model: python -m sdjax.convert SRC DST [--format diffusers] [--dtype float16] ...
+"""Converts a model: python -m sdjax.convert SRC DST [--format diffusers|single-file] [--dtype float16] ...
 
 A model with an e4t/ keeps it; one that looks at a picture becomes a plain model, with the offsets in its weights and
 the word as a row of its token table.
 """
 
 import argparse
+import os
 import sys
 import time
 
@@ -16,28 +17,33 @@ def main(arguments=None):
     """Returns the exit status; prints what is done and where the result lies, or the error in one line."""
     parser = argparse.ArgumentParser(prog="python -m sdjax.convert", description="Converts a model from SRC to DST.")
     parser.add_argument(
-        "source", metavar="SRC", help="pocket, a diffusers folder, a hub id, or random:sd15 and the like"
+        "source", metavar="SRC", help="pocket, a diffusers folder, a checkpoint, a hub id, or random:sd15 and the like"
     )
-    parser.add_argument("destination", metavar="DST", help="the folder to write")
-    parser.add_argument("--format", default="diffusers", help="diffusers")
+    parser.add_argument("destination", metavar="DST", help="the folder to write, or FILE.safetensors")
+    parser.add_argument("--format", help=f"{', '.join(pipeline.FORMATS)}; default: what DST looks like")
     parser.add_argument("--dtype", help=f"{', '.join(pipeline.DTYPES)}; default: as stored")
     parser.add_argument("--variant", help="which weights of the source: fp16; default: the plain ones, else fp16")
     parser.add_argument("--vision", help="take the image encoder from this folder or hub id")
     parser.add_argument("--shard-size", type=float, default=files.SHARD_SIZE / 1e9, help="GB per file; default 10")
+    parser.add_argument("--ema", action="store_true", help="of a checkpoint: the averaged weights")
+    parser.add_argument("--prediction-type", help="of a checkpoint: epsilon, v_prediction; default: found out")
+    parser.add_argument("--tokenizer", help="of a checkpoint: a folder or hub id with CLIP's vocabulary")
     options = parser.parse_args(arguments)
+    single = {name: getattr(options, name) for name in ("ema", "prediction_type", "tokenizer")}
+    form = options.format or ("single-file" if options.destination.endswith(".safetensors") else "diffusers")
     start = time.monotonic()
     try:
-        sd = pipeline.load(options.source, options.dtype, variant=options.variant, vision=options.vision)
+        sd = pipeline.load(options.source, options.dtype, variant=options.variant, vision=options.vision, **single)
         extras = []
         if any(isinstance(conditioner, Encoder) for conditioner in sd.conditioners):
             sd = plain(sd)
-        elif not options.source.startswith(("random:", "new:")):
+        elif form == "single-file" and sd.image_encoder is not None:
+            print("left out: the image encoder, for which a single file has no place")
+        elif not os.path.isfile(options.source) and not options.source.startswith(("random:", "new:")):
             extras = e4t.carried(pipeline.locate(options.source, options.variant), options.dtype)
         print(f"read {options.source} in {time.monotonic() - start:.1f} s", flush=True)
         size = int(options.shard_size * 1e9)
-        folder = pipeline.save(
-            sd, options.destination, options.format, dtype=options.dtype, shard_size=size, extras=extras
-        )
+        folder = pipeline.save(sd, options.destination, form, dtype=options.dtype, shard_size=size, extras=extras)
     except (ValueError, OSError) as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1

@@ -1,8 +1,9 @@
-"""Whole models: a diffusers folder, a hub id or a built-in shape in; a folder that diffusers loads out.
+"""Whole models: a diffusers folder, a single file, a hub id or a built-in shape in; what diffusers loads out.
 
-sd = load("pocket")                                      # or "folder", "owner/name", "random:sd15"
+sd = load("pocket")                                      # or "folder", "v1-5.ckpt", "owner/name", "random:sd15"
 sd = load("folder", "float16", vision="openai/clip-vit-large-patch14")
 save(sd, "out")                                          # StableDiffusionPipeline.from_pretrained("out")
+save(sd, "out.safetensors", "single-file")               # one checkpoint, as A1111 and ComfyUI have them
 """
 
 import os
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from sdjax.convert import e4t, files, names, shapes
+from sdjax.convert import e4t, files, names, shapes, single_file
 from sdjax.diffusion.schedule import Schedule
 from sdjax.models.clip import MEAN, STD, ImageConfig, ImageEncoder, TextConfig, TextEncoder
 from sdjax.models.unet import UNet, UNetConfig
@@ -24,6 +25,7 @@ POCKET = pathlib.Path(__file__).parents[1] / "pocket"
 INDEX = "model_index.json"
 WRITTEN_AS = "0.42.1"  # the diffusers version whose config.json files ours are; absent, old defaults would be applied
 DTYPES = ("float32", "float16", "bfloat16")
+FORMATS = ("diffusers", "single-file")
 
 
 @dataclass(frozen=True)
@@ -82,20 +84,27 @@ def locate(source, variant=None):
 # ---- loading -----------------------------------------------------------------------------------
 
 
-def load(source, dtype="float32", *, variant=None, vision=None):
-    """Returns the StableDiffusion of a diffusers folder, a hub id "owner/name", "pocket", "random:NAME" or "new:NAME".
+def load(source, dtype="float32", *, variant=None, vision=None, prediction_type=None, ema=False, tokenizer=None):
+    """Returns the StableDiffusion of a diffusers folder, a single-file checkpoint, a hub id "owner/name", "pocket",
+    "random:NAME" or "new:NAME".
 
     dtype: type of the weights and of the networks' computation ("float32", "float16", "bfloat16"); None keeps every
     weight as stored and computes in float32.  variant: "fp16" takes those files of the folder.
     vision: take the image encoder from there (a folder or hub id of a CLIPModel or CLIPVisionModel, a model with an
     image encoder, or "random:vit-l", "random:vit-h").  Beside the weights at most a few tensors are in memory.
     A folder whose e4t/ keeps a picture comes with E4T's encoder looking at it.
+    prediction_type, ema, tokenizer: of a single file only, as single_file.read has them.
     Raises ValueError in one line, naming the file and what in it is missing, unknown or does not fit.
     """
     if dtype not in (*DTYPES, None):
         raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
     kind, _, shape = str(source).partition(":")
-    if kind in ("random", "new") and shape:
+    if os.path.isfile(source):
+        options = {"prediction_type": prediction_type, "ema": ema, "tokenizer": tokenizer}
+        sd = assemble(*single_file.read(source, dtype, **options))
+    elif prediction_type or ema or tokenizer:
+        raise ValueError(f"{source}: prediction_type, ema and tokenizer are for single files; this is none")
+    elif kind in ("random", "new") and shape:
         sd = _built_in(kind, shape, dtype or "float32")
     else:
         folder = locate(source, variant)
@@ -223,19 +232,22 @@ def _made(size=0, length=77, texts=None, pad="<|endoftext|>", folder=None):
 def save(sd, destination, format="diffusers", *, dtype=None, shard_size=files.SHARD_SIZE, extras=()):
     """Writes a folder that diffusers' from_pretrained loads bit for bit, whole or not at all; returns its path.
 
+    format: "diffusers", or "single-file" for one checkpoint (single_file.write), without shards and extras.
     dtype: type of the weights in the files; None keeps each as it is.  shard_size: bytes of weights per file.
     extras: functions (sd, folder) that add further folders, such as e4t/, before the new folder takes its place.
     An old model in the destination is replaced; its README.md and other files that are no part of a model stay.
     Raises ValueError when hooks or conditioners hold weights that the files would lack, or the destination holds
     something else.
     """
-    if format != "diffusers":
-        raise ValueError(f"format={format!r}: expected 'diffusers'")
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
     if dtype not in (*DTYPES, None):
         raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
     if sd.hooks or sd.conditioners:
         held = ", ".join(type(item).__name__ for item in (*sd.hooks, *sd.conditioners))
         raise ValueError(f"{destination}: the model computes with {held} beside its weights; merge before saving")
+    if format == "single-file":
+        return single_file.write(sd, destination, dtype)
     configs = _configs(sd)
     tensors = {name: names.write(getattr(sd, name), dtype) for name in configs}
     size = sum(tensor.bytes for part in tensors.values() for tensor in part.values())

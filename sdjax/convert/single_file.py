@@ -1,0 +1,395 @@
+"""Whole models in one file with the names of the original code: .safetensors, and .ckpt through our own reader.
+
+    networks, params, schedule, tokenizer = read("v1-5-pruned.ckpt", "float16", ema=True)
+    write(sd, "cat.safetensors", "float16")
+
+Such files tell no sizes, no schedule and no words: sizes follow from the shapes, the rest is that of Stable Diffusion 1
+and 2.  Files that we write tell all of it, as JSON in their metadata, so that models of any size come back.
+Source: the names: ldm.py; Stability-AI's ModelSpec 1.0.1 for metadata; openai/clip-vit-large-patch14 for the words.
+"""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.convert import files, ldm, names, pickles, sizes
+from sdjax.diffusion.schedule import Schedule
+from sdjax.models.clip import TextConfig, TextEncoder
+from sdjax.models.unet import UNet, UNetConfig
+from sdjax.models.vae import AutoencoderKL, VaeConfig
+from sdjax.tokenizer import Tokenizer
+
+UNET, VAE, EMA = "model.diffusion_model.", "first_stage_model.", "model_ema."
+CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."  # the text encoder of 1 and of 2
+NETWORKS = {"unet": (UNetConfig, UNet), "vae": (VaeConfig, AutoencoderKL), "text_encoder": (TextConfig, TextEncoder)}
+# Entries that no part needs.
+IGNORED = (
+    f"{VAE}loss.",
+    *(f"{CLIP}{name}" for name in ("logit_scale", "text_projection.")),
+    *(f"{OPEN_CLIP}{name}" for name in ("logit_scale", "text_projection", "attn_mask", "visual.")),
+)
+QKV = ("q_proj", "k_proj", "v_proj")
+VOCABULARY = "openai/clip-vit-large-patch14"
+VOCABULARY_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
+LANDMARKS = {"a</w>": 320, "photo</w>": 1125, "<|endoftext|>": 49407}  # ids by which CLIP's vocabulary is known
+UPSCALER = {"beta_start": 0.0001, "beta_end": 0.02}  # stablediffusion, configs/stable-diffusion/x4-upscaling.yaml
+BASE_STEPS = 875_000  # global_step of 512-base-ema.ckpt: the model of 2.0 that predicts noise
+PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # modelspec.prediction_type
+NOTES = "sdjax"  # the key of our metadata
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+def read(path, dtype="float32", *, prediction_type=None, ema=False, tokenizer=None):
+    """Returns ({part: network}, {part: parameters}, Schedule, Tokenizer) of a single-file checkpoint, by content.
+
+    dtype: of weights and computation; None keeps every weight as stored.  ema: take the UNet's averaged weights.
+    prediction_type: what the UNet predicts; None takes what the file tells, its size, or, for 2.x with four channels,
+    where neither decides, what the network itself does with a picture that is all noise.
+    tokenizer: a folder or hub id with CLIP's vocabulary; None takes the file's own, or openai/clip-vit-large-patch14.
+    Raises ValueError in one line, naming the file, for weights that are missing, unexpected or misshapen, averaged
+    weights that are not there, and files of other kinds.
+    """
+    try:
+        return _read(path, dtype, prediction_type, ema, tokenizer)
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from None
+
+
+def _read(path, dtype, prediction_type, ema, tokenizer):
+    weights, metadata, steps = _open(path)
+    notes = _notes(metadata)
+    text = OPEN_CLIP if any(name.startswith(OPEN_CLIP) for name in weights.names) else CLIP
+    tokenizer = _tokenizer(tokenizer, notes, text)
+    configs = _configs(weights, notes, text, tokenizer)
+    networks = {name: NETWORKS[name][1](config, jnp.dtype(dtype or "float32")) for name, config in configs.items()}
+    prefixes = {"unet": UNET, "vae": VAE, "text_encoder": text}
+    views = {name: _view(weights, network, prefixes[name], ema) for name, network in networks.items()}
+    params = {name: names.read(views[name], network, name, dtype) for name, network in networks.items()}
+    schedule = _schedule(weights, notes, configs["unet"])
+    if not notes:
+        prediction_type = (
+            prediction_type
+            or _told(weights, metadata, steps, configs["unet"])
+            or _shown(networks["unet"], params["unet"])
+        )
+        if prediction_type == "v_prediction" and _is_two(configs["unet"]):
+            networks["unet"] = UNet(dataclasses.replace(configs["unet"], sample_size=96), networks["unet"].dtype)
+    schedule = dataclasses.replace(schedule, prediction_type=prediction_type or schedule.prediction_type)
+    return networks, params, schedule, tokenizer
+
+
+def _open(path):
+    """Returns (Weights, metadata, number of training steps or None) of a file, whatever its name ends in."""
+    path = pathlib.Path(path)
+    with open(path, "rb") as file:
+        safe = file.read(9)[8:] == b"{"
+    if not safe:
+        value = pickles.read(path)
+        state = value.get("state_dict", value) if type(value) is dict else None
+        if type(state) is not dict:
+            raise ValueError("holds no weights by name")
+        arrays = {name: array for name, array in state.items() if type(array) is np.ndarray}
+        return _Arrays(path, arrays), {}, value.get("global_step")
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        handle = safe_open(str(path), "np")
+    except SafetensorError as error:
+        raise ValueError(f"not a whole safetensors file: {str(error).splitlines()[0]}") from None
+    return files.Weights(path, dict.fromkeys(handle.keys(), handle)), handle.metadata() or {}, None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Arrays:
+    """Arrays by name, to be read as files.Weights is."""
+
+    path: pathlib.Path
+    arrays: dict
+
+    @property
+    def names(self):
+        return self.arrays.keys()
+
+    def shape(self, name):
+        return self.arrays[name].shape
+
+    def dtype(self, name):
+        return files.TYPES.get(self.arrays[name].dtype.name, self.arrays[name].dtype.name)
+
+    def read(self, name):
+        return self.arrays[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """The weights of one part under our names, to be read as files.Weights is.
+
+    places: {our name: (name in the file, which third of its rows, or None for all)}.
+    """
+
+    weights: object
+    places: dict
+
+    @property
+    def path(self):
+        return self.weights.path
+
+    @property
+    def names(self):
+        return self.places.keys()
+
+    def shape(self, name):
+        place, third = self.places[name]
+        rows, *others = self.weights.shape(place) or (None,)
+        return self.weights.shape(place) if third is None else (rows // 3, *others)
+
+    def dtype(self, name):
+        return self.weights.dtype(self.places[name][0])
+
+    def read(self, name):
+        place, third = self.places[name]
+        array = self.weights.read(place)
+        return array if third is None else np.split(array, 3)[third]
+
+
+def _view(weights, network, prefix, ema=False):
+    """Returns the part of a file under a prefix, with our names; what has no place there keeps its own name."""
+    there = {name for name in weights.names if name.startswith(prefix) and not name.startswith(IGNORED)}
+    if prefix == CLIP:
+        return _View(weights, {name.removeprefix(CLIP): (name, None) for name in there})
+    if prefix == OPEN_CLIP:  # the layer behind the last one that is used
+        last = f"{OPEN_CLIP}transformer.resblocks.{network.config.num_hidden_layers}."
+        there = {name for name in there if not name.startswith(last)}
+    places = _places(network, prefix)
+    if prefix == UNET and ema:
+        places = {name: (averaged(place), third) for name, (place, third) in places.items()}
+        there = {name for name in weights.names if name.startswith(EMA)} - {f"{EMA}decay", f"{EMA}num_updates"}
+        if not there:
+            raise ValueError("ema=True: the file holds no averaged weights (model_ema.)")
+    found = {name: place for name, place in places.items() if place[0] in there}
+    unknown = there - {place for place, _ in found.values()}
+    return _View(weights, found | {name: (name, None) for name in unknown})
+
+
+def averaged(name):
+    """Returns the name of a weight's running average: without "model." in front, and without dots.
+
+    Source: CompVis latent-diffusion, ldm/modules/ema.py.
+    """
+    return EMA + name.removeprefix("model.").replace(".", "")
+
+
+def _places(network, prefix):
+    """Returns {our name: (name in a single file, third of its rows or None)} of all weights of a network."""
+    make = {UNET: ldm.unet_modules, VAE: ldm.vae_modules, OPEN_CLIP: ldm.open_clip_modules, CLIP: lambda config: {}}
+    modules = make[prefix](network.config)
+    ours = names.file_names(names.template(network))
+    return {name: (prefix + ldm.rename(name, modules), _third(name, prefix)) for name in ours}
+
+
+def _third(name, prefix):
+    """Returns which third of the rows of OpenCLIP's one matrix for queries, keys and values a weight is, or None."""
+    part = name.split(".")[-2]
+    return QKV.index(part) if prefix == OPEN_CLIP and part in QKV else None
+
+
+def _notes(metadata):
+    """Returns what a file that we wrote says of itself, {} for another's."""
+    try:
+        notes = json.loads(metadata.get(NOTES, "{}"))
+    except (ValueError, RecursionError):
+        raise ValueError(f"metadata {NOTES!r} is not JSON") from None
+    if notes and not (type(notes) is dict and all(type(notes.get(name)) is dict for name in (*NETWORKS, "scheduler"))):
+        raise ValueError(f"metadata {NOTES!r}: expected the configs of {', '.join(NETWORKS)} and scheduler")
+    return notes
+
+
+def _configs(weights, notes, text, tokenizer):
+    """Returns {part: config}, as the file says or as its shapes have it."""
+    if notes:
+        return {name: config.from_json(notes[name]) for name, (config, _) in NETWORKS.items()}
+
+    def shapes(prefix):
+        found = {name.removeprefix(prefix): weights.shape(name) for name in weights.names if name.startswith(prefix)}
+        if not found:
+            raise ValueError(f"no weights {prefix}*: not a whole Stable Diffusion 1 or 2 with the original names")
+        return found
+
+    ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+    unet = sizes.unet_config(shapes(UNET))
+    read_text = sizes.clip_config if text == CLIP else sizes.open_clip_config
+    vae = sizes.vae_config(shapes(VAE), unet)
+    return {"unet": unet, "vae": vae, "text_encoder": read_text(shapes(text), ids)}
+
+
+def _tokenizer(source, notes, text):
+    if source is None and "tokenizer" in notes:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in VOCABULARY_FILES:
+                pathlib.Path(folder, name).write_text(str(notes["tokenizer"].get(name, "{}")), encoding="utf-8")
+            return Tokenizer.load(folder)
+    try:
+        folder = files.locate(source or VOCABULARY, [list(VOCABULARY_FILES)], lambda folder: True)
+    except ValueError as error:
+        raise ValueError(f"a single file has no vocabulary; give tokenizer=FOLDER with CLIP's: {error}") from None
+    tokenizer = Tokenizer.load(folder)
+    if text == OPEN_CLIP and tokenizer.pad == tokenizer.eos:
+        return Tokenizer.of(tokenizer.vocabulary, tokenizer.merges, tokenizer.length, pad="!")  # open_clip: id 0
+    return tokenizer
+
+
+def _schedule(weights, notes, unet):
+    """Returns the schedule that a file tells, else that of its kind; what is predicted is left open."""
+    if notes:
+        return Schedule.from_json(notes["scheduler"])
+    zero = {"rescale_betas_zero_snr": "ztsnr" in weights.names}
+    usual = Schedule(**zero, **({} if unet.num_class_embeds is None else UPSCALER))
+    if "betas" not in weights.names or weights.dtype("betas") not in ("F32", "F64"):
+        return usual
+    betas = weights.read("betas").astype(np.float64)
+    ends = {"beta_start": float(betas[0]), "beta_end": float(betas[-1]), "num_train_timesteps": len(betas)}
+    made = [usual] + [Schedule(**ends, **zero, beta_schedule=kind) for kind in ("scaled_linear", "linear")]
+    fitting = [one for one in made if _has(one, betas)]
+    return fitting[0] if fitting else Schedule(num_train_timesteps=len(betas), trained_betas=tuple(betas.tolist()))
+
+
+def _has(schedule, betas):
+    """Returns whether a schedule is that of these betas, to float32 rounding."""
+    plain = dataclasses.replace(schedule, rescale_betas_zero_snr=False)
+    same = plain.num_train_timesteps == len(betas)
+    return same and np.allclose(plain.alphas_cumprod, np.cumprod(1 - betas), rtol=1e-4, atol=0)
+
+
+def _told(weights, metadata, steps, unet):
+    """Returns what the file says that the UNet predicts, or all of its kind predict; None for the others.
+
+    Of 2.0 and 2.1, 512-base predicts noise and 768 velocity, with weights of the same shapes.
+    """
+    said = metadata.get("modelspec.prediction_type"), metadata.get("modelspec.architecture", "")
+    if "v_pred" in weights.names or said[1].endswith("-768-v"):
+        return "v_prediction"
+    if said[0] in PREDICTIONS:
+        return PREDICTIONS[said[0]]
+    if unet.num_class_embeds is not None:
+        return "v_prediction"  # the x4 upscaler
+    return None if _is_two(unet) and steps != BASE_STEPS else "epsilon"
+
+
+def _is_two(unet):
+    """Returns whether these are the sizes of 2.0 and 2.1, which came in two kinds."""
+    return unet.use_linear_projection and unet.in_channels == unet.out_channels
+
+
+def _shown(network, params):
+    """Returns what a UNet predicts, from what it makes of an even map at the noisiest time.
+
+    A network that predicts noise gives about that map back; the velocity there is far below.
+    Source: AUTOMATIC1111 stable-diffusion-webui, sd_models_config.py, is_using_v_parameterization_for_sd2.
+    """
+    z = jnp.full((1, 8, 8, network.config.in_channels), 0.5)
+    context = jnp.full((1, 2, network.config.cross_attention_dim), 0.5)
+    prediction, _ = jax.jit(network.apply)({"params": params}, z, jnp.array([999.0]), context)
+    return "v_prediction" if (prediction - z).mean() < -1 else "epsilon"
+
+
+# ---- writing -----------------------------------------------------------------------------------
+
+
+def write(sd, destination, dtype=None):
+    """Writes unet, vae and text encoder as one .safetensors file that other tools load; returns its path.
+
+    An image encoder and what belongs to E4T have no place there.  dtype: type of the weights; None keeps each.
+    Raises ValueError for another ending, and for added words beside CLIP's vocabulary, which other tools refuse.
+    """
+    path = pathlib.Path(destination)
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise ValueError(f"{path}: a single file; a name that ends in .safetensors is expected")
+    usual = all(sd.tokenizer.vocabulary.get(token) == number for token, number in LANDMARKS.items())
+    if usual and sd.tokenizer.words:
+        words = ", ".join(sd.tokenizer.words)
+        raise ValueError(f"{path}: a single file has no place for the words {words}; save a diffusers folder instead")
+    open_clip = sd.networks.text_encoder.config.hidden_act == "gelu"
+    prefixes = {"unet": UNET, "vae": VAE, "text_encoder": OPEN_CLIP if open_clip else CLIP}
+    tensors = {}
+    for part, prefix in prefixes.items():
+        tensors |= _renamed(names.write(getattr(sd, part), dtype), getattr(sd.networks, part), prefix)
+    metadata = {"format": "pt", NOTES: json.dumps(_said(sd, usual)), **_modelspec(sd, path.stem)}
+    with files.new_file(path) as temporary:
+        files.write_safetensors(temporary, tensors, metadata)
+    return path
+
+
+def _renamed(tensors, network, prefix):
+    """Returns {name in a single file: Tensor} of {our name: Tensor}."""
+    places, fused, written = _places(network, prefix), {}, {}
+    for name, tensor in tensors.items():
+        place, third = places[name]
+        if third is not None:
+            fused.setdefault(place, [None] * 3)[third] = tensor
+        elif prefix == VAE and ".mid.attn_1." in place and len(tensor.shape) == 2:
+            written[place] = _reshaped(tensor, (*tensor.shape, 1, 1))  # LDM has 1x1 convolutions there
+        else:
+            written[place] = tensor
+    written |= {place: _joined(parts) for place, parts in fused.items()}
+    return written | _unused(written, network.config) if prefix == OPEN_CLIP else written
+
+
+def _reshaped(tensor, shape):
+    return files.Tensor(shape, tensor.dtype, lambda: tensor.array().reshape(shape))
+
+
+def _joined(parts):
+    rows, *others = parts[0].shape
+    return files.Tensor((3 * rows, *others), parts[0].dtype, lambda: np.concatenate([part.array() for part in parts]))
+
+
+def _unused(written, config):
+    """Returns the weights of OpenCLIP that Stable Diffusion 2 never uses, but whose absence old loaders refuse."""
+    last, behind = (f"{OPEN_CLIP}transformer.resblocks.{config.num_hidden_layers - 1 + i}." for i in range(2))
+    layer = {behind + name.removeprefix(last): one for name, one in written.items() if name.startswith(last)}
+    width, dtype = config.hidden_size, next(iter(layer.values())).dtype
+    projection = files.Tensor((width, width), dtype, lambda: np.eye(width).astype(jnp.dtype(dtype)))
+    return {**layer, f"{OPEN_CLIP}text_projection": projection}
+
+
+def _said(sd, usual):
+    """Returns all that the file's weights do not tell, of CLIP's vocabulary only that it is the usual one."""
+    notes = {name: getattr(sd.networks, name).config.to_json() for name in NETWORKS}
+    notes["scheduler"] = sd.schedule.to_json()
+    if not usual:
+        with tempfile.TemporaryDirectory() as folder:
+            sd.tokenizer.save(folder)
+            texts = {name: pathlib.Path(folder, name).read_text(encoding="utf-8") for name in VOCABULARY_FILES}
+        notes["tokenizer"] = texts
+    return notes
+
+
+def _modelspec(sd, title):
+    """Returns the metadata by which other tools know a model of a known architecture, {} for other sizes."""
+    unet = sd.networks.unet.config
+    velocity, size = sd.schedule.prediction_type == "v_prediction", unet.sample_size * sd.factor
+    kinds = {
+        (768, 4): "stable-diffusion-v1",
+        (768, 9): "stable-diffusion-v1-inpainting",
+        (1024, 4): "stable-diffusion-v2-768-v" if velocity else "stable-diffusion-v2-512",
+        (1024, 5): "stable-diffusion-v2-depth",
+        (1024, 9): "stable-diffusion-v2-inpainting",
+    }
+    kind = kinds.get((unet.cross_attention_dim, unet.in_channels))
+    if kind is None:
+        return {}
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": kind,
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": title,
+        "modelspec.resolution": f"{size}x{size}",
+        "modelspec.prediction_type": "v" if velocity else "epsilon",
+    }

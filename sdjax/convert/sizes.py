@@ -1,0 +1,134 @@
+"""Sizes of networks from the shapes of their weights in files of the original code, which hold no config.json.
+
+    unet_config({"input_blocks.0.0.weight": (320, 4, 3, 3), ...})   # UNetConfig(block_out_channels=(320, ...), ...)
+
+shapes: {name in the original code, without the part's prefix: shape in the file}.  All raise ValueError naming a weight
+that every Stable Diffusion 1 or 2 has and this file has not.
+Source: CompVis latent-diffusion and Stability-AI stablediffusion, configs/; what shapes cannot tell is theirs.
+"""
+
+from sdjax.models.clip import TextConfig
+from sdjax.models.unet import UNetConfig
+from sdjax.models.vae import VaeConfig
+
+HEADS = 8  # of the UNets of Stable Diffusion 1 and of the upscaler
+HEAD_WIDTH = 64  # of Stable Diffusion 2's UNets, and of all text encoders
+SCALING, UPSCALER_SCALING = 0.18215, 0.08333
+
+
+def _shape(shapes, name):
+    if name not in shapes:
+        raise ValueError(f"no weight {name}: not a whole Stable Diffusion 1 or 2")
+    return shapes[name]
+
+
+def _alike(values):
+    """Returns the one value of all levels, or the tuple of values."""
+    return values[0] if len(set(values)) == 1 else tuple(values)
+
+
+def unet_config(shapes):
+    """Returns the UNetConfig of a UNet; sample_size is that of 512 pixels."""
+    blocks = "transformer_blocks.0."
+    context = _shape(shapes, f"middle_block.1.{blocks}attn2.to_k.weight")[1]
+    linear = len(_shape(shapes, "middle_block.1.proj_in.weight")) == 2
+    levels, place = [[]], 1
+    while f"input_blocks.{place}.0.op.weight" in shapes or f"input_blocks.{place}.0.in_layers.2.weight" in shapes:
+        if f"input_blocks.{place}.0.op.weight" in shapes:
+            levels.append([])
+        else:
+            levels[-1].append(f"input_blocks.{place}.")
+        place += 1
+    first = [_shape(shapes, f"{level[0]}0.in_layers.2.weight") if level else () for level in levels]
+    if () in first:
+        raise ValueError(f"input_blocks.{place}: a level without layers: not a whole Stable Diffusion 1 or 2")
+    widths = tuple(shape[0] for shape in first)
+    attends = [f"{level[0]}1.norm.weight" in shapes for level in levels]
+    # Keys as wide as the context instead of the map: the layer looks at the text alone.
+    keys = [shapes.get(f"{level[0]}1.{blocks}attn1.to_k.weight", (1, 1)) for level in levels]
+    labels = shapes.get("label_emb.weight", (None,))[0]
+    return UNetConfig(
+        sample_size=64 if labels is None else 128,
+        in_channels=_shape(shapes, "input_blocks.0.0.weight")[1],
+        out_channels=_shape(shapes, "out.2.weight")[0],
+        block_out_channels=widths,
+        layers_per_block=_alike([len(level) for level in levels]),
+        down_block_types=tuple("CrossAttnDownBlock2D" if one else "DownBlock2D" for one in attends),
+        up_block_types=tuple("CrossAttnUpBlock2D" if one else "UpBlock2D" for one in attends[::-1]),
+        only_cross_attention=_alike([shape[1] != shape[0] for shape in keys]),
+        cross_attention_dim=context,
+        attention_head_dim=_heads(widths) if linear and labels is None else HEADS,
+        use_linear_projection=linear,
+        num_class_embeds=labels,
+        # In half precision the scores of 2.1 overflow, and nothing tells 2.1 from 2.0.
+        upcast_attention=linear and labels is None,
+    )
+
+
+def _heads(widths):
+    return tuple(max(1, width // HEAD_WIDTH) for width in widths)
+
+
+def vae_config(shapes, unet):
+    """Returns the VaeConfig of the autoencoder beside a UNet of this UNetConfig."""
+    widths, layers = [], 0
+    while f"encoder.down.{len(widths)}.block.0.conv1.weight" in shapes:
+        widths.append(shapes[f"encoder.down.{len(widths)}.block.0.conv1.weight"][0])
+    while f"encoder.down.0.block.{layers}.conv1.weight" in shapes:
+        layers += 1
+    return VaeConfig(
+        in_channels=_shape(shapes, "encoder.conv_in.weight")[1],
+        out_channels=_shape(shapes, "decoder.conv_out.weight")[0],
+        block_out_channels=tuple(widths),
+        layers_per_block=layers,
+        latent_channels=_shape(shapes, "decoder.conv_in.weight")[1],
+        sample_size=unet.sample_size * 2 ** (len(widths) - 1),
+        scaling_factor=SCALING if unet.num_class_embeds is None else UPSCALER_SCALING,
+        use_quant_conv="quant_conv.weight" in shapes,
+        use_post_quant_conv="post_quant_conv.weight" in shapes,
+        mid_block_add_attention="encoder.mid.attn_1.norm.weight" in shapes,
+    )
+
+
+def clip_config(shapes, tokens):
+    """Returns the TextConfig of Stable Diffusion 1's text encoder, named as in transformers, with or without
+    text_model.  tokens: {"bos_token_id": ..., ...} of the tokenizer."""
+    shapes = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
+    rows, width = _shape(shapes, "embeddings.token_embedding.weight")
+    return TextConfig(
+        vocab_size=rows,
+        hidden_size=width,
+        intermediate_size=_shape(shapes, "encoder.layers.0.mlp.fc1.weight")[0],
+        num_hidden_layers=_count(shapes, "encoder.layers.{}.mlp.fc1.weight"),
+        num_attention_heads=max(1, width // HEAD_WIDTH),
+        max_position_embeddings=_shape(shapes, "embeddings.position_embedding.weight")[0],
+        projection_dim=width,
+        **tokens,
+    )
+
+
+def open_clip_config(shapes, tokens):
+    """Returns the TextConfig of Stable Diffusion 2's text encoder, named as in OpenCLIP, without its last layer.
+
+    The context is the last but one layer's; some converters leave the last of 24 out.
+    """
+    rows, width = _shape(shapes, "token_embedding.weight")
+    layers = _count(shapes, "transformer.resblocks.{}.mlp.c_fc.weight")
+    return TextConfig(
+        vocab_size=rows,
+        hidden_size=width,
+        intermediate_size=_shape(shapes, "transformer.resblocks.0.mlp.c_fc.weight")[0],
+        num_hidden_layers=layers if layers == 23 else layers - 1,
+        num_attention_heads=max(1, width // HEAD_WIDTH),
+        max_position_embeddings=_shape(shapes, "positional_embedding")[0],
+        hidden_act="gelu",
+        projection_dim=width,
+        **tokens,
+    )
+
+
+def _count(shapes, pattern):
+    count = 0
+    while pattern.format(count) in shapes:
+        count += 1
+    return count
