@@ -1,6 +1,6 @@
 """The whole way at full size: a checkpoint on disk, E4T tuning on a photograph, pictures, export, and diffusers.
 
-    python benchmarks/full_size.py --image photo.jpg [--shape sd15] [--vision vit-l] [--steps 2] [--size 256] [--batch 4]
+    python benchmarks/full_size.py --image photo.jpg [--shape sd15] [--vision vit-l] [--steps 2] [--size 256]
 
 The weights are random (float16 on disk, in the real layout); what is measured is memory and time.  Every stage is a
 process of its own; printed are its seconds and its peak resident memory.  Settings that make the tuning fit: frozen
@@ -28,7 +28,7 @@ image.save(sys.argv[4])
 
 
 def stage(name, command):
-    """Runs a command and returns {"seconds", "bytes"}: its time and peak resident memory; its errors end the program."""
+    """Runs a command and returns {"seconds", "bytes"}: of which an error ends the program."""
     print(f"--- {name}: {' '.join(map(str, command[1:6]))} ...", flush=True)
     start = time.monotonic()
     child = subprocess.Popen(list(map(str, command)))
@@ -65,14 +65,16 @@ def main():
     tune += ["frozen=bfloat16", "compute=bfloat16", "remat=true", "optim.kind=adafactor", "optim.lr=1e-5", f"out={run}"]
     found["tuning"] = stage("tuning", tune)
     sample = [python, "sample/text2img.py", "--model", run / "export", "--prompt", "a photo of *s on the beach"]
-    sample += ["--size", options.size, "--steps", options.sampling, "--dtype", "bfloat16", "--out", options.out / "pictures"]
+    sample += ["--size", options.size, "--steps", options.sampling, "--dtype", "bfloat16"]
+    sample += ["--out", options.out / "pictures"]
     found["pictures"] = stage("pictures", sample)
     found["export"] = stage("export", [python, "-m", "sdjax.convert", run / "export", plain, "--dtype", "float16"])
     picture = options.out / "diffusers.png"
     found["diffusers"] = stage(
         "diffusers", [python, "-c", IN_DIFFUSERS, plain, options.size, options.sampling, picture]
     )
-    (options.out / "full_size.json").write_text(json.dumps({**vars(options), "out": str(options.out), **found}, indent=1))
+    settings = {**vars(options), "out": str(options.out)}
+    (options.out / "full_size.json").write_text(json.dumps({**settings, **found}, indent=1))
     peak = max(one["bytes"] for one in found.values())
     print(f"peak {peak / 1e9:.2f} GB (limit {LIMIT / 1e9:.0f}), {sum(one['seconds'] for one in found.values()):.0f} s")
     return int(peak > LIMIT)

@@ -1,11 +1,11 @@
 """Judges of Pocketland pictures: what a picture shows, and who is in it.  No part of any generator.
 
-One small convolutional network, trained on drawn pictures of training identities: heads for domain, context, style,
-accessory and every kind of attribute, and a unit vector of who it is.  Vectors are trained by contrast between two
-scenes of the same identity, against others who mostly share its exact hair and skin colour, and to predict
-`Identity.vector()`.
+Two small convolutional networks, trained on drawn pictures of training identities: `what` names domain, context, style,
+accessory and every kind of attribute; `who` gives a unit vector of the identity.  Vectors are trained by contrast
+between two scenes of the same identity, against others who mostly share its exact hair and skin colour, and to
+predict `Identity.vector()`.
 
-    python benchmarks/judges.py train [--seconds 700] [--draw 40000] [--data outputs/judges]
+    python benchmarks/judges.py train --judge what [--seconds 700] [--draw 40000] [--data outputs/judges]
     python benchmarks/judges.py check                 # figures on held-out identities, the table of judges/README.md
 
     judges = load()
@@ -42,26 +42,38 @@ FIRST = 5_000_000  # seed of the first identity that the judges are trained on, 
 
 
 class Judge(nn.Module):
-    """Pictures [N 64 64 3] in [-1, 1] to ({kind: logits [N classes + 1]}, unit vectors [N 128], {domain: numbers}).
+    """Pictures [N 64 64 3] in [-1, 1] to ({kind: logits [N classes]}, unit vectors [N 128], {domain: numbers}).
 
-    The last class of every kind is "cannot be said".
+    stem: (channels, size, stride) of the first convolution; layers: (channels, stride) of the 3x3 ones.
+    vectors: also who it is, not only what is shown; the last two are None without.
     """
 
-    widths: tuple = (96, 96, 192, 192)  # 8 x 8, twice; 4 x 4, twice
+    stem: tuple
+    layers: tuple
+    vectors: bool = False
 
     @nn.compact
     def __call__(self, x, train=False):
-        x = nn.Conv(48, (8, 8), strides=4, use_bias=False, name="eye")(x)  # [N 16 16 48]
-        for index, width in enumerate(self.widths):
+        width, size, stride = self.stem
+        x = nn.Conv(width, (size, size), strides=stride, use_bias=False, name="eye")(x)
+        for width, stride in self.layers:
             x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.95)(x))
-            x = Conv(width, strides=2 - index % 2, use_bias=False)(x)
+            x = Conv(width, strides=stride, use_bias=False)(x)
         x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.95)(x))
         where = nn.Conv(16, (1, 1))(x).reshape(x.shape[0], -1)
-        x = jnp.concatenate([x.mean((1, 2)), nn.relu(where)], -1)  # [N 448]
-        logits = {kind: nn.Dense(len(words) + 1, name=kind)(x) for kind, words in CLASSES.items()}
+        x = jnp.concatenate([x.mean((1, 2)), nn.relu(where)], -1)
+        logits = {kind: nn.Dense(len(words), name=kind)(x) for kind, words in CLASSES.items()}
+        if not self.vectors:
+            return logits, None, None
         vector = nn.Dense(128, name="identity")(x)
         numbers = {domain: nn.Dense(count, name=f"{domain}_numbers")(vector) for domain, count in NUMBERS.items()}
         return logits, vector / jnp.linalg.norm(vector + 1e-6, axis=-1, keepdims=True), numbers
+
+
+JUDGES = {  # freckles and wrinkles are single pixels: what is shown needs a finer first layer than who it is
+    "what": Judge((32, 4, 2), ((64, 2), (64, 1), (128, 2), (128, 1))),
+    "who": Judge((48, 8, 4), ((96, 2), (96, 1), (192, 2), (192, 1)), vectors=True),
+}
 
 
 def label(who, place):
@@ -71,26 +83,26 @@ def label(who, place):
     return [words.index(true[k]) if true[k] in words else len(words) for k, words in CLASSES.items()]
 
 
-def crowd(group, first):
-    """Returns the GROUP identities number `group`: one in ten is of cats, others share hair and skin."""
+def crowd(group, first, cats):
+    """Returns the GROUP identities number `group`: one group in `cats` is of cats, others share hair and skin."""
     seeds = range(first + group * GROUP, first + (group + 1) * GROUP)
-    if group % 10 == 9:
+    if group % cats == cats - 1:
         return [land.identity(seed, "cat") for seed in seeds]
     model = land.identity(seeds[0])
     return [land.identity(seed, hair=model, skin=model) for seed in seeds]
 
 
-def drawn(count, folder, first=FIRST):
+def drawn(count, folder, cats=10, first=FIRST):
     """Returns training data of `count` pictures, drawn into `folder` once."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = {name: folder / f"{name}-{count}.npy" for name in ("pictures", "classes", "numbers")}
+    files = {name: folder / f"{name}-{count}-{cats}.npy" for name in ("pictures", "classes", "numbers")}
     if not all(path.exists() for path in files.values()):
         pictures = np.empty((count, 64, 64, 3), np.uint8)
         classes = np.empty((count, len(CLASSES)), np.int8)
         numbers = np.zeros((count // VIEWS, max(NUMBERS.values())), np.float32)
         index, start = 0, time.time()
         for group in range(count // (GROUP * VIEWS)):
-            for who in crowd(group, first):
+            for who in crowd(group, first, cats):
                 numbers[index // VIEWS, : NUMBERS[who.domain]] = who.vector()
                 for _ in range(VIEWS):
                     place = land.scene(FIRST * VIEWS + index)
@@ -103,36 +115,41 @@ def drawn(count, folder, first=FIRST):
     return {name: np.load(path, mmap_mode="r") for name, path in files.items()}
 
 
-def disturb(pictures, key):
-    """Returns uint8 pictures as float in [-1, 1], moved, blurred, relit and made noisy as a generator's may be."""
+def disturb(pictures, key, mirror=False):
+    """Returns uint8 pictures as float in [-1, 1], moved, blurred, relit and made noisy as a generator's may be.
+
+    mirror: half of them also left to right, which changes who it is and not what is shown.
+    """
     x = pictures.astype(jnp.float32) / 127.5 - 1
-    k_blur, k_light, k_tint, k_noise, k_level, k_move = jax.random.split(key, 6)
+    k_blur, k_light, k_tint, k_noise, k_level, k_move, k_mirror = jax.random.split(key, 7)
     count = x.shape[0]
+    if mirror:
+        x = jnp.where(jax.random.bernoulli(k_mirror, shape=(count, 1, 1, 1)), x[:, :, ::-1], x)
     padded = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
     corner = jax.random.randint(k_move, (count, 2), 0, 5)
     x = jax.vmap(lambda p, c: jax.lax.dynamic_slice(p, (c[0], c[1], 0), (64, 64, 3)))(padded, corner)
     soft = x
     for axis in (1, 2):
         soft = 0.5 * soft + 0.25 * (jnp.roll(soft, 1, axis) + jnp.roll(soft, -1, axis))
-    x += jax.random.uniform(k_blur, (count, 1, 1, 1), minval=-0.3, maxval=1.0) * (soft - x)
+    x += jax.random.uniform(k_blur, (count, 1, 1, 1), minval=-0.3, maxval=0.7) * (soft - x)
     light = 1 + 0.08 * jax.random.normal(k_light, (count, 1, 1, 1)) + 0.02 * jax.random.normal(k_tint, (count, 1, 1, 3))
-    level = jax.random.uniform(k_level, (count, 1, 1, 1), maxval=0.1)
+    level = jax.random.uniform(k_level, (count, 1, 1, 1), maxval=0.08)
     return (x + 1) * light - 1 + level * jax.random.uniform(k_noise, x.shape, minval=-1.0)
 
 
-def losses(params, stats, batch, key):
+def losses(params, stats, batch, key, judge):
     """Returns (loss, (batch statistics, parts)): cross entropies + contrast of two views + error of the numbers.
 
     batch: pictures [2 P 64 64 3], first all first views then all second views; classes; numbers and domain of [P].
+    Cross entropies are means over the pictures of which a kind can be said.
     """
-    x = disturb(batch["pictures"], key)
-    (logits, vectors, numbers), new = Judge().apply(
+    x = disturb(batch["pictures"], key, mirror=not judge.vectors)
+    (logits, vectors, numbers), new = judge.apply(
         {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
     )
-    named = sum(
-        optax.softmax_cross_entropy_with_integer_labels(logits[kind], batch["classes"][:, index]).mean()
-        for index, kind in enumerate(CLASSES)
-    )
+    named = sum(_surprise(logits[kind], batch["classes"][:, index]) for index, kind in enumerate(CLASSES))
+    if not judge.vectors:
+        return named, (new["batch_stats"], {"named": named})
     first, second = jnp.split(vectors, 2)
     alike = first @ second.T * 16.0  # [P P], a temperature of 1/16
     same = -(jnp.diag(jax.nn.log_softmax(alike)) + jnp.diag(jax.nn.log_softmax(alike.T))).mean() / 2
@@ -141,6 +158,13 @@ def losses(params, stats, batch, key):
     errors = [((numbers[d] - truth[:, :c]) ** 2).mean(-1, keepdims=True) for d, c in NUMBERS.items()]
     error = jnp.where(cat == 0, *errors).mean()
     return 0.5 * named + same + error, (new["batch_stats"], {"named": named, "same": same, "numbers": error})
+
+
+def _surprise(logits, classes):
+    """Returns the mean cross entropy over the pictures [N] whose class is one of the logits' [N classes]."""
+    said = classes < logits.shape[-1]
+    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(said, classes, 0))
+    return jnp.sum(said * entropy) / jnp.maximum(jnp.sum(said), 1)
 
 
 def batches(data, pairs, seed):
@@ -162,17 +186,17 @@ def matrices(params):
     return jax.tree.map(lambda leaf: MuonDimensionNumbers((0, 1, 2), 3) if leaf.ndim == 4 else None, params)
 
 
-def train(seconds, count, folder, steps=None, pairs=64, seed=0, rate=3e-3):
-    """Trains for `steps` (default: as many as fit into `seconds`) and writes judges/judge.safetensors in float16."""
-    data = drawn(count, folder)
-    variables = Judge().init(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)))
+def train(name, seconds, count, folder, cats, steps=None, pairs=64, seed=0, rate=3e-3):
+    """Trains a judge for `steps` (default: as many as fit into `seconds`) and writes judges/NAME.safetensors."""
+    judge, data = JUDGES[name], drawn(count, folder, cats)
+    variables = judge.init(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)))
     params, stats = variables["params"], variables["batch_stats"]
     optimizer = muon(1.0, weight_decay=0.02, consistent_rms=0.2, muon_weight_dimension_numbers=matrices)
     opt = optimizer.init(params)
 
     @partial(jax.jit, donate_argnums=(0, 1, 2))
     def step(params, stats, opt, batch, key, rate):
-        gradients, (stats, parts) = jax.grad(losses, has_aux=True)(params, stats, batch, key)
+        gradients, (stats, parts) = jax.grad(losses, has_aux=True)(params, stats, batch, key, judge)
         updates, opt = optimizer.update(gradients, opt, params)
         return optax.apply_updates(params, jax.tree.map(lambda u: rate * u, updates)), stats, opt, parts
 
@@ -184,35 +208,39 @@ def train(seconds, count, folder, steps=None, pairs=64, seed=0, rate=3e-3):
         now = jnp.float32(rate * min(1.0, (number + 1) / 60) * (0.5 + 0.5 * np.cos(np.pi * done)))
         params, stats, opt, parts = step(params, stats, opt, batch, jax.random.fold_in(root, number), now)
         if number % 300 == 299:
-            keep(params, stats)
+            keep(name, params, stats)
         if number % 50 == 0:
             shown = ", ".join(f"{name} {float(value):.3f}" for name, value in parts.items())
             print(f"step {number}: {shown}; {time.time() - start:.0f} s", flush=True)
     print(f"{number} steps of {2 * pairs} pictures in {time.time() - start:.0f} s")
-    keep(params, stats)
+    keep(name, params, stats)
 
 
-def keep(params, stats):
-    """Writes judges/judge.safetensors in float16."""
+def keep(name, params, stats):
+    """Writes judges/NAME.safetensors in float16."""
     flat = trees.flatten({"params": params, "batch_stats": stats})
     FOLDER.mkdir(exist_ok=True)
-    save_file({name: np.asarray(leaf).astype(np.float16) for name, leaf in flat.items()}, FOLDER / "judge.safetensors")
+    small = {path: np.asarray(leaf).astype(np.float16) for path, leaf in flat.items()}
+    save_file(small, FOLDER / f"{name}.safetensors")
 
 
 @lru_cache(1)
-def load(path=FOLDER / "judge.safetensors"):
-    """Returns the judges' variables, float32, as the other functions take them."""
-    like = jax.eval_shape(Judge().init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    flat = load_file(path)
-    return trees.unflatten({name: jnp.asarray(leaf, jnp.float32) for name, leaf in flat.items()}, dict(like))
+def load(folder=FOLDER):
+    """Returns {judge: variables}, float32, as the other functions take them."""
+    found = {}
+    for name, judge in JUDGES.items():
+        like = jax.eval_shape(judge.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+        flat = load_file(Path(folder) / f"{name}.safetensors")
+        found[name] = trees.unflatten({name: jnp.asarray(leaf, jnp.float32) for name, leaf in flat.items()}, dict(like))
+    return found
 
 
-@jax.jit
-def _judge(variables, pictures):
-    return Judge().apply(variables, pictures.astype(jnp.float32) / 127.5 - 1)
+@partial(jax.jit, static_argnames="name")
+def _judge(name, variables, pictures):
+    return JUDGES[name].apply(variables, pictures.astype(jnp.float32) / 127.5 - 1)
 
 
-def _run(variables, pictures, size=128):
+def _run(name, judges, pictures, size=128):
     """Outputs of the network for uint8 [N 64 64 3], in batches of one size, so that it compiles once."""
     pictures = np.asarray(pictures)
     if pictures.dtype != np.uint8 or pictures.shape[1:] != (64, 64, 3):
@@ -221,19 +249,19 @@ def _run(variables, pictures, size=128):
     for start in range(0, len(pictures), size):
         part = pictures[start : start + size]
         full = np.concatenate([part, np.zeros((size - len(part), 64, 64, 3), np.uint8)])
-        parts.append(jax.tree.map(lambda leaf, n=len(part): np.asarray(leaf)[:n], _judge(variables, full)))
+        parts.append(jax.tree.map(lambda leaf, n=len(part): np.asarray(leaf)[:n], _judge(name, judges[name], full)))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def classify(variables, pictures):
-    """Returns {kind: words [N]}, the likeliest word of each kind, "cannot be said" left out."""
-    logits = _run(variables, pictures)[0]
-    return {kind: np.array(words)[logits[kind][:, :-1].argmax(-1)] for kind, words in CLASSES.items()}
+def classify(judges, pictures):
+    """Returns {kind: words [N]}, the likeliest word of each kind."""
+    logits = _run("what", judges, pictures)[0]
+    return {kind: np.array(words)[logits[kind].argmax(-1)] for kind, words in CLASSES.items()}
 
 
-def identity(variables, pictures):
+def identity(judges, pictures):
     """Returns unit vectors [N 128]; their dot product is the similarity s of two pictures' identities."""
-    return _run(variables, pictures)[1]
+    return _run("who", judges, pictures)[1]
 
 
 def identity_score(s, s0, s1):
@@ -319,13 +347,15 @@ def check(count=4000, trials=20, first=land.HELDOUT[0]):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("task", choices=("train", "check"))
+    parser.add_argument("--judge", choices=JUDGES, default="what", help="which one to train")
     parser.add_argument("--seconds", type=float, default=700, help="training time after drawing")
     parser.add_argument("--steps", type=int, help="number of steps instead of a time")
     parser.add_argument("--draw", type=int, default=40_000, help="number of training pictures")
+    parser.add_argument("--cats", type=int, default=10, help="one group of identities in so many is of cats")
     parser.add_argument("--data", type=Path, default=Path("outputs/judges"), help="where drawn pictures are kept")
     options = parser.parse_args()
     if options.task == "train":
-        train(options.seconds, options.draw, options.data, options.steps)
+        train(options.judge, options.seconds, options.draw, options.data, options.cats, options.steps)
     print(json.dumps(check(), indent=1))
 
 

@@ -3,8 +3,10 @@
     python benchmarks/pocket.py vae                          PSNR of reconstructions
     python benchmarks/pocket.py prompts                      400 prompts: how much of what they name is there
     python benchmarks/pocket.py e4t --identities 64          identity and prompts, 0-15 steps, with encoder and without
+    python benchmarks/pocket.py e4t --arm encoder            one of the two alone; the other run then draws the curves
 
 --model takes another folder than the embedded model.  Results go to outputs/pocket/NAME.json, curves to NAME.png.
+An arm of e4t keeps what it measured, person by person, and goes on from there when it is started again.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent))
 import judges
@@ -34,12 +37,13 @@ from sdjax.training.loop import default_loss, initial_state, make_step
 HELDOUT = pocketland.HELDOUT[0] + 3_000_000  # seeds that neither training nor the judges' own figures use
 SCENES = 80_000_000
 SAMPLING = {"steps": 20, "sampler": "dpmpp_2m", "schedule": "karras", "guidance": 5.0}
-MARKS = (0, 1, 2, 5, 10, 15)
+MARKS = (0, 5, 10, 15)
 PLACES = (  # of the 8 prompts per identity: context, style, accessory
     ("beach", "photo", "none"), ("forest", "pencil", "none"), ("snow", "watercolor", "none"), ("city", "neon", "none"),
     ("meadow", "mosaic", "hat"), ("space", "comic", "none"), ("desert", "photo", "glasses"), ("room", "photo", "scarf"),
 )  # fmt: skip
 SEEDS = (0, 1)
+ARMS = ("encoder", "without")
 
 
 def interval(values, draws=2000):
@@ -134,23 +138,35 @@ class Tuner:
 
 def e4t(options):
     """Returns identity, prompts and ranks after each number of steps, with the encoder and without it."""
-    judge, count, folder = judges.load(), options.identities, options.out / "inputs"
-    folder.mkdir(exist_ok=True)
     result = {}
-    for name, with_encoder in (("encoder", True), ("without", False)):
-        tuner, rows = Tuner(options, with_encoder), {mark: [] for mark in MARKS}
-        for i in range(count):
-            who, path = pocketland.identity(HELDOUT + 10_000 + i), folder / f"{i}.png"
-            place = pocketland.scene(SCENES + 10_000 + i, style="photo", accessory="none")
-            Image.fromarray(pocketland.draw(who, place)).save(path)
-            for steps, sd in tuner.stages(path):
-                rows[steps].append(
-                    _judged(judge, sd, who, i, path, options.out / f"{name}-{i}-{steps}.png" if i < 8 else None)
-                )
-        result[name] = {steps: _summary(found) for steps, found in rows.items()}
-        print(name, json.dumps(result[name], indent=1))
-    _plot(result, options.out / "e4t.png")
-    return {"identities": count, **result}
+    for name in ARMS:
+        kept = options.out / f"e4t-{name}.jsonl"
+        if options.arm in (None, name):
+            _measure(options, name, kept)
+        if kept.exists():
+            rows = [json.loads(line) for line in kept.read_text().splitlines()][: options.identities]
+            result[name] = {mark: _summary([row[str(mark)] for row in rows]) for mark in MARKS}
+            result[name]["identities"] = len(rows)
+    _plot({name: {mark: table[mark] for mark in MARKS} for name, table in result.items()}, options.out / "e4t.png")
+    return result
+
+
+def _measure(options, name, kept):
+    """Adds to the file `kept` a line {steps: figures} for each person that it lacks."""
+    folder, tuner, judge = options.out / "inputs", Tuner(options, name == "encoder"), judges.load()
+    folder.mkdir(exist_ok=True)
+    done = len(kept.read_text().splitlines()) if kept.exists() else 0
+    for i in tqdm(range(done, options.identities), desc=name, unit="person", dynamic_ncols=True):
+        who, path = pocketland.identity(HELDOUT + 10_000 + i), folder / f"{i}.png"
+        place = pocketland.scene(SCENES + 10_000 + i, style="photo", accessory="none")
+        Image.fromarray(pocketland.draw(who, place)).save(path)
+        shown = [options.out / f"{name}-{i}-{mark}.png" if i < 8 else None for mark in MARKS]
+        row = {
+            steps: _judged(judge, sd, who, i, path, show)
+            for (steps, sd), show in zip(tuner.stages(path), shown, strict=True)
+        }
+        with kept.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def _judged(judge, sd, who, number, path, show):
@@ -218,6 +234,7 @@ def main():
     parser.add_argument("task", choices=("vae", "prompts", "e4t"))
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--identities", type=int, default=64)
+    parser.add_argument("--arm", choices=ARMS, help="measure one arm only")
     parser.add_argument("--count", type=int, help="pictures or prompts; default 256 and 400")
     parser.add_argument("--out", type=Path, default=Path("outputs/pocket"))
     parser.add_argument("overrides", nargs="*", help="settings of configs/e4t_tune.py, such as optim.lr=1e-4")

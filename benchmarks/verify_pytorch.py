@@ -3,8 +3,8 @@
     make verify-pytorch                                  the embedded model
     make verify-pytorch MODEL=outputs/cat/export         what a run left
 
-Writes the model to OUT/model, runs StableDiffusionPipeline on it in float32 and prints, for each prompt, the largest and
-the mean difference of the pictures, 0 to 255.  Ends with status 1 where one is larger than 1.
+Writes the model to OUT/model, runs StableDiffusionPipeline on it in float32 and prints, for each prompt, the largest
+and the mean difference of the pictures, 0 to 255.  Ends with status 1 where one is larger than 1.
 """
 
 import argparse
@@ -63,7 +63,8 @@ def main():
     rows, worst = [], 0
     for sampler in SAMPLERS:
         settings = {"steps": options.steps, "guidance": options.guidance, "sampler": sampler}
-        ours, other = generate.text2img(sd, prompts, noise=noise, **settings), theirs(pipe, sampler, noise, options, prompts)
+        ours = generate.text2img(sd, prompts, noise=noise, **settings)
+        other = theirs(pipe, sampler, noise, options, prompts)
         rows += [list(ours), list(other)]
         gaps = np.abs(ours.astype(int) - other)
         worst = max(worst, gaps.max())

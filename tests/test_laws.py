@@ -27,6 +27,7 @@ METHODS = {
     "e4t level vision": E4T(features="level", vision=True),
     "e4t tuning": Chain((E4T(), Full())),
     "pivotal": Chain((TextualInversion("<cat>", "cat"), Full(("unet",), "attn2"))),
+    "decoder": Vae(recon="l2", pattern=r"^(decoder|post_quant_conv)\."),
     "vae": Vae(recon="l2", critic=0.5, critic_start=0, critic_channels=8, critic_layers=2),
     "clip": Clip(),
 }

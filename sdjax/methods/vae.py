@@ -1,7 +1,8 @@
 """Autoencoder training: reconstruction, perceptual distance, KL, and a patch discriminator that joins later.
 
     Vae(recon="l1", perceptual=1.0, critic=0.5, critic_start=50001)        LDM's recipe
-    Vae(recon="l2", perceptual=0.0, critic=0.0)                            plain, for high PSNR
+    Vae(recon="l2")                                                        plain, for high PSNR
+    Vae(recon="l2", pattern=r"^(decoder|post_quant_conv)\\.")               better pictures of the same latents
 
 Both players learn from one scalar, autoencoder loss + discriminator loss; each sees the other through stop_gradient.
 
@@ -27,6 +28,8 @@ RECONS = ("l1", "l2")
 class Vae:
     """Trains the autoencoder and a discriminator.
 
+    pattern: the weights that train, by a regular expression of their dotted names; all of them where it is empty.  With
+    the decoder alone, models of the autoencoder's latents stay valid (as sd-vae-ft-mse was made).
     recon: "l1" or "l2".  perceptual: weight of the distance between features of the model's own image encoder.
     kl: weight of the summed KL, both divided by the number of pixel values.
     critic: weight of the adversarial part, 0 for none; critic_start: its first step.
@@ -40,23 +43,30 @@ class Vae:
     critic_start: int = 50001  # LDM, autoencoder_kl_32x32x4.yaml
     critic_channels: int = 64
     critic_layers: int = 3
+    pattern: str = ""
 
     def __post_init__(self):
         if self.recon not in RECONS:
             raise ValueError(f"method.recon={self.recon!r}: accepted are {', '.join(RECONS)}")
 
     def split(self, sd, key):
-        """Returns ({"vae"[, "critic"]}, sd without the autoencoder's weights)."""
+        """Returns ({"vae"[, "critic"]}, sd without the autoencoder's trained weights).
+
+        Raises ValueError when no weight matches `pattern`, and for a perceptual loss without an image encoder.
+        """
         if self.perceptual and sd.image_encoder is None:
             raise ValueError("method.perceptual: the model has no image_encoder; set it to 0")
-        trained = {"vae": trees.copy(trees.cast(sd.vae, jnp.float32))}
+        chosen, rest = trees.partition(sd.vae, self.pattern)
+        if not chosen:
+            raise ValueError(f"method.pattern={self.pattern!r}: matches no weight of vae")
+        trained = {"vae": trees.copy(trees.cast(chosen, jnp.float32))}
         if self.critic:
             trained["critic"] = self._critic().init(key, jnp.zeros((1, 64, 64, 3)))["params"]
-        return trained, sd.replace(vae={})
+        return trained, sd.replace(vae=rest)
 
     def join(self, frozen, trained, key=None):
         """Returns sd with the trained autoencoder."""
-        return frozen.replace(vae=trained["vae"])
+        return frozen.replace(vae=trees.merge(frozen.vae, trained["vae"]))
 
     def loss(self, frozen, trained, batch, key, step, axis=None):
         """Returns (autoencoder loss + discriminator loss, metrics) of pixels [B H W 3] in [-1, 1]."""
@@ -79,7 +89,12 @@ class Vae:
         return loss, metrics
 
     def finish(self, frozen, trained, data):
-        """Returns (frozen, trained) whose latents have unit variance: scaling_factor = 1 / std of 16 batches' means."""
+        """Returns (frozen, trained) whose latents have unit variance: scaling_factor = 1 / std of 16 batches' means.
+
+        Where the encoder did not train, the factor stays as it is.
+        """
+        if not any(name.startswith("encoder.") for name in trees.flatten(trained["vae"])):
+            return frozen, trained
         sd = self.join(frozen, trained)
         encode = jax.jit(lambda sd, x: jnp.split(sd.moments(x), 2, axis=-1)[0])
         means = [encode(sd, batch["pixels"]) for batch, _ in zip(data.iterate(), range(16), strict=False)]

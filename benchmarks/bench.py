@@ -1,0 +1,84 @@
+"""The benchmark table: time and memory of what people wait for, one row each, as Markdown.
+
+    make bench                                            everything that needs no full-size model
+    make bench ARGS=--full                                also SD 1.5 in full size against PyTorch (8 minutes, 12 GB)
+
+Each row is a program of its own in a fresh process, so its peak of resident memory is its own; compilation is kept
+between runs in JAX's cache, and the first row of a shape pays for it.
+"""
+
+import argparse
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PICTURES = """
+import sys, time
+from sdjax import compiled, generate
+from sdjax.convert import pipeline
+compiled.keep()
+sd, count = pipeline.load(sys.argv[1]), int(sys.argv[2])
+make = lambda seed: generate.text2img(sd, ["a photo of a face"] * count, seeds=range(seed, seed + count), steps=20)
+start = time.perf_counter(); make(0); first = time.perf_counter() - start
+start = time.perf_counter(); make(count); seconds = time.perf_counter() - start
+print(f"{count / seconds:.2f} pictures/s ({first:.1f} s for the first call)")
+"""
+
+
+def rows(options):
+    """Returns [(what, command, pattern of the line that holds the figure)]."""
+    python = [sys.executable]
+    timed = "import time; t = time.perf_counter(); import sdjax; print(f'{time.perf_counter() - t:.2f} s')"
+    found = [
+        ("import sdjax", [*python, "-c", timed], r".* s$"),
+        ("1 picture, 20 steps, guidance", [*python, "-c", PICTURES, options.model, "1"], r".*pictures/s.*"),
+        ("8 pictures, 20 steps, guidance", [*python, "-c", PICTURES, options.model, "8"], r".*pictures/s.*"),
+        (
+            "training a UNet of pocket's size",
+            [*python, "benchmarks/train_step.py", "channels=64,96,160", "attention=-cc", "batch=64"],
+            r".*images/s.*",
+        ),
+    ]
+    if options.full:
+        found += [
+            ("loading SD 1.5, float16", [*python, "benchmarks/load_memory.py"], r"peak.*"),
+            ("SD 1.5's UNet against PyTorch", [*python, "benchmarks/unet.py"], r"medians.*"),
+        ]
+    return found
+
+
+def measure(command, pattern):
+    """Returns (the last line that matches, peak resident bytes) of a program; its error in place of the line."""
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    text = child.stdout.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    lines = [line for line in text.splitlines() if re.fullmatch(pattern, line)]
+    if child.returncode or not lines:
+        return f"failed: {(text.strip().splitlines() or ['no output'])[-1]}", usage.ru_maxrss * 1024
+    return lines[-1], usage.ru_maxrss * 1024
+
+
+def main():
+    """Prints the table and returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="pocket", help="what sdjax.load takes")
+    parser.add_argument("--full", action="store_true", help="also SD 1.5 in full size")
+    options = parser.parse_args()
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    print(f"{machine}, {time.strftime('%Y-%m-%d')}\n\n| what | figure | peak memory |\n| --- | --- | --- |", flush=True)
+    failed = 0
+    for what, command, pattern in rows(options):
+        line, peak = measure(command, pattern)
+        failed += line.startswith("failed")
+        print(f"| {what} | {line} | {peak / 1e9:.1f} GB |", flush=True)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
