@@ -1,0 +1,67 @@
+"""Every command in the documents: its program exists and takes the arguments, its recipe and settings are known."""
+
+import ast
+import importlib.util
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sdjax import config
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("sdjax/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
+)
+START = re.compile(r"^([A-Z_]+=\S+ )*(make|python|python3) ")
+
+
+def commands(page):
+    """Returns the commands of a page: indented lines and code spans that start as one, without their comments."""
+    lines = [line[4:] for line in page.read_text().splitlines() if line.startswith("    ")]
+    spans = re.findall(r"`([^`\n]+)`", page.read_text())
+    return sorted({part.split("  #")[0].split(" [")[0].strip() for part in [*lines, *spans] if START.match(part)})
+
+
+COMMANDS = sorted({command for page in PAGES for command in commands(page)})
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) > 15
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_is_understood(command):
+    words = [word for word in shlex.split(command) if not re.match(r"^[A-Z_]+=", word)]
+    settings = [word for word in shlex.split(command) if re.match(r"^[A-Z]+=", word)]
+    if words[0] == "make":
+        run = subprocess.run(["make", "-n", *words[1:], *settings], cwd=ROOT, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+    elif words[1] == "-m":
+        assert importlib.util.find_spec(words[2]), words[2]
+    elif words[1] == "train/run.py":
+        if words[2] != "CONFIG":
+            config.load(ROOT / words[2], [word for word in words[3:] if "=" in word])
+    else:
+        accepted = options(ROOT / words[1])
+        given = {word.split("=")[0] for word in words[2:] if word.startswith("--")}
+        assert not given - accepted, f"{words[1]} has no {given - accepted}"
+
+
+def options(path):
+    """Returns the options that a program's source declares with add_argument or a function named add."""
+    found = {"--help"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            if str(node.args[0].value).startswith("--"):
+                found.add(node.args[0].value)
+    return found
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page}: {target}"
