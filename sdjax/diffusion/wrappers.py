@@ -23,10 +23,14 @@ class Guidance(struct.PyTreeNode):
     """Classifier-free guidance, negative + scale (positive - negative), in one call of 2B rows (negative rows first).
 
     scale, rescale: one number, or one per example [B].
-    negative: a cond of B rows; keys that only one side has are taken from the other.
+    negative: a cond of B rows; keys that only one side has are taken from the other.  A conditioner may change some of
+    it in a step: cond["negative"] goes before it.
+    Several prompts at once: cond["also"] is a tuple of further conds, cond["share"] [B prompts] their weights w, the
+    first one's included; positive is then negative + sum of w (their prediction - negative), in one call of all rows.
     rescale: 0 to 1, how far the result gets the standard deviation of the positive prediction (0.7 in the paper).
     first, last: guidance acts at times first <= t <= last, elsewhere the prediction is the positive one.
-    Source: Ho and Salimans 2022, equation 6; rescale: Lin et al. 2023, section 3.4; interval: Kynkäänniemi et al. 2024.
+    Source: Ho and Salimans 2022, equation 6; rescale: Lin et al. 2023, section 3.4; interval: Kynkäänniemi et al. 2024;
+    several prompts: Liu et al. 2022, "Compositional Visual Generation with Composable Diffusion Models", equation 11.
     """
 
     scale: object
@@ -37,8 +41,16 @@ class Guidance(struct.PyTreeNode):
     rank: int = struct.field(pytree_node=False, default=GUIDANCE)
 
     def __call__(self, sd, call, z, t, cond):
-        both = _stack({**cond, **self.negative}, {**self.negative, **cond})
-        negative, positive = jnp.split(call(_stack(z, z), _stack(t, t), both), 2)
+        cond = dict(cond)
+        unwanted = {**self.negative, **cond.pop("negative", {})}
+        also, share = cond.pop("also", ()), cond.pop("share", None)
+        conds = [{**cond, **unwanted}, *({**unwanted, **cond, **one} for one in ({}, *also))]
+        count = len(conds)
+        negative, positive, *others = jnp.split(call(_stack(*[z] * count), _stack(*[t] * count), _stack(*conds)), count)
+        if share is not None:
+            share = share.reshape(*share.shape, *[1] * (z.ndim - 1))  # [B prompts 1 1 1]
+            each = enumerate((positive, *others))
+            positive = negative + sum(share[:, k] * (prediction - negative) for k, prediction in each)
         scale, rescale, inside = (
             jnp.reshape(x, (-1, *[1] * (z.ndim - 1)))
             for x in (self.scale, self.rescale, (self.first <= t) & (t <= self.last))
@@ -101,5 +113,5 @@ def mask_channels(mask, masked_z):
     return jnp.concatenate([mask.astype(masked_z.dtype), masked_z], axis=-1)
 
 
-def _stack(a, b):
-    return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), a, b)
+def _stack(*trees):
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)

@@ -1,0 +1,287 @@
+"""The grammar of prompts: adapters, several texts at once, texts that change while sampling, weights of words.
+
+    text, wanted = adapters("a [cat:dog:0.5] (on snow:1.3) AND night :0.5 <lora:ink:0.8>")
+    (first, 1.0), (second, 0.5) = parts(text)
+    (10, before), (20, after) = schedule(first, steps=20)
+    emphasis(after)                                             # (("a dog ", 1.0), ("on snow", 1.3))
+
+Sources: AUTOMATIC1111's stable-diffusion-webui 1.10, prompt_parser and extra_networks, and ComfyUI's sd1_clip: their
+behaviour, constants and published examples.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+ROUND, SQUARE = 1.1, 1 / 1.1  # what a pair of brackets multiplies a weight by, in all of these tools
+DEPTH = 100  # of brackets in brackets
+KINDS = {"lora": "lora", "lyco": "lora", "hypernet": "hypernet"}
+BREAK = ("BREAK", -1.0)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A <kind:name:strength> of a prompt; unet: the strength there, where it is another than the text encoder's."""
+
+    kind: str
+    name: str
+    strength: float = 1.0
+    unet: float = 1.0
+
+
+ADAPTER = re.compile(r"<(\w+):([^>]+)>")
+
+
+def adapters(text):
+    """Returns (text without its <lora:name:w> and <hypernet:name:w>, the Adapters that they ask for, in order).
+
+    <lora:name:0.8> sets both strengths, <lora:name:0.8:0.5> or <lora:name:te=0.8:unet=0.5> the text encoder's and the
+    UNet's.  Names are looked up by the caller and are no paths.
+    Raises ValueError for another kind and for a strength that is no number.
+    """
+    return ADAPTER.sub("", text), tuple(_adapter(match) for match in ADAPTER.finditer(text))
+
+
+def _adapter(match):
+    kind, (name, *values) = match[1], match[2].split(":")
+    if kind not in KINDS:
+        raise ValueError(f"{match[0]!r}: expected <lora:name:strength> or <hypernet:name:strength>")
+    named = dict(value.split("=", 1) for value in values if "=" in value)
+    places = [value for value in values if "=" not in value]
+    strength = named.pop("te", places[0] if places else "1")
+    unet = named.pop("unet", places[1] if len(places) > 1 else strength)
+    if named or len(places) > 2:
+        raise ValueError(f"{match[0]!r}: expected at most two strengths, te and unet")
+    return Adapter(KINDS[kind], name, _number(strength, match[0]), _number(unet, match[0]))
+
+
+def _number(text, where):
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{where!r}: {text!r} is no number")
+    return value
+
+
+def parts(text):
+    """Returns the texts between ANDs with their weights, ((text, weight), ...): "a AND b :0.5" has 1 and 0.5."""
+    found = []
+    for part in re.split(r"\bAND\b", text):
+        weight = re.search(r"\s*:\s*([-+]?(?:\d+\.?|\d*\.\d+))\s*$", part)
+        found.append((part[: weight.start()], float(weight[1])) if weight else (part.rstrip(), 1.0))
+    return tuple(found)
+
+
+def schedule(text, steps, before=None):
+    """Returns the texts of a run with the last step of each, ((step, text), ...), steps counted from 1.
+
+    A number with a point is a part of `steps`, one without is a step; options of [a|b] take turns.  A text whose
+    brackets do not fit this grammar stays as it is.
+    before: steps of the first of two passes, for the second: numbers count on from it, parts from 1.
+    Raises ValueError for brackets nested deeper than DEPTH.
+    """
+    tree = _tree(text)
+    if tree is None:
+        return ((steps, text),)
+
+    def bound(number):
+        offset = 0 if before is None else 1 if "." in number else before
+        return min(steps, int((float(number) - offset) * (steps if "." in number else 1)))
+
+    ends = {steps}
+    for node in _nodes(tree):
+        ends |= set(range(1, steps + 1)) if isinstance(node, _Turns) else {bound(node.number)}
+    return tuple((step, _text(tree, step, bound)) for step in sorted(ends) if step >= 1)
+
+
+@dataclass(frozen=True)
+class _Change:
+    before: list
+    after: list
+    number: str
+
+
+@dataclass(frozen=True)
+class _Turns:
+    options: list
+
+
+LETTERS = re.compile(r"(?:[^\\\[\]():|]|\\.)+")
+UNTIL = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\]")
+
+
+def _tree(text):
+    """Returns the text as a list of texts, lists, _Changes and _Turns; None where it does not fit the grammar.
+
+    Brackets and colons that belong to no pair are letters; a bar outside of square brackets fits nothing.
+    """
+    items, at = [], 0
+    while True:
+        more, at = _sequence(text, at, 0)
+        items += more
+        if at == len(text):
+            return items
+        if text[at] not in "[]():":
+            return None
+        items.append(text[at])
+        at += 1
+
+
+def _sequence(text, at, depth):
+    """Returns (items, where they end): letters and pairs of brackets from `at` on."""
+    items = []
+    while at < len(text):
+        letters = LETTERS.match(text, at)
+        if letters:
+            items.append(letters[0])
+            at = letters.end()
+            continue
+        pair = _pair(text, at, depth + 1) if text[at] in "([" else None
+        if pair is None:
+            break
+        items.append(pair[0])
+        at = pair[1]
+    return items, at
+
+
+def _pair(text, at, depth):
+    """Returns (item, where it ends) of the brackets that open at `at`, None where they do not make a pair."""
+    if depth > DEPTH:
+        raise ValueError(f"prompt {text[:20]!r}...: brackets nested deeper than {DEPTH}")
+    first, end = _sequence(text, at + 1, depth)
+    if text[at] == "(":
+        items = ["(", first]
+        if text.startswith(":", end):
+            second, end = _sequence(text, end + 1, depth)
+            items += [":", second]
+        return ([*items, ")"], end + 1) if text.startswith(")", end) else None
+    if text.startswith("|", end):
+        options = [first]
+        while text.startswith("|", end):
+            option, end = _sequence(text, end + 1, depth)
+            options.append(option)
+        return (_Turns(options), end + 1) if text.startswith("]", end) else None
+    if text.startswith(":", end):
+        before, after, until = [], first, UNTIL.match(text, end + 1)
+        if not until:
+            before, (after, end) = first, _sequence(text, end + 1, depth)
+            until = UNTIL.match(text, end + 1) if text.startswith(":", end) else None
+        return (_Change(before, after, until[1]), until.end()) if until else None
+    return (["[", first, "]"], end + 1) if text.startswith("]", end) else None
+
+
+def _nodes(item):
+    """Yields the _Changes and _Turns of a tree, nested ones too."""
+    if isinstance(item, _Change):
+        yield item
+        item = [item.before, item.after]
+    elif isinstance(item, _Turns):
+        yield item
+        item = item.options
+    if isinstance(item, list):
+        for inner in item:
+            yield from _nodes(inner)
+
+
+def _text(item, step, bound):
+    """Returns the text of a tree at a step."""
+    if isinstance(item, str):
+        return item
+    if isinstance(item, _Change):
+        item = item.before if step <= bound(item.number) else item.after
+    elif isinstance(item, _Turns):
+        item = item.options[(step - 1) % len(item.options)]
+    return "".join(_text(inner, step, bound) for inner in item)
+
+
+WEIGHTS = re.compile(r"\\[()\[\]\\]?|[(\[)\]]|:\s*([+-]?[.\d]+)\s*\)|[^\\()\[\]:]+|:")
+
+
+def emphasis(text):
+    """Returns A1111's ((text, weight), ...); BREAK stands for the beginning of a new chunk.
+
+    Brackets without a partner reach to the end of the text, or are letters where they close nothing.
+    Raises ValueError for a weight such as 1.2.3.
+    """
+    found, opened = [], {"(": [], "[": []}
+
+    def close(bracket, factor):
+        for pair in found[opened[bracket].pop() :]:
+            pair[1] *= factor
+
+    for match in WEIGHTS.finditer(text):
+        piece, number = match[0], match[1]
+        if piece[0] == "\\":
+            found.append([piece[1:], 1.0])
+        elif piece in opened:
+            opened[piece].append(len(found))
+        elif number and opened["("]:
+            close("(", _number(number, piece))
+        elif piece == ")" and opened["("]:
+            close("(", ROUND)
+        elif piece == "]" and opened["["]:
+            close("[", SQUARE)
+        else:
+            first, *others = re.split(r"\s*\bBREAK\b\s*", piece)
+            found.append([first, 1.0])
+            for other in others:
+                found += [list(BREAK), [other, 1.0]]
+    for bracket, factor in (("(", ROUND), ("[", SQUARE)):
+        for _ in list(opened[bracket]):
+            close(bracket, factor)
+    return tuple(_joined(found))
+
+
+def _joined(pairs):
+    """Returns the pairs with neighbours of one weight made one."""
+    joined = []
+    for text, weight in pairs:
+        if joined and joined[-1][1] == weight:
+            joined[-1] = (joined[-1][0] + text, weight)
+        else:
+            joined.append((text, weight))
+    return joined or [("", 1.0)]
+
+
+def comfy_emphasis(text, weight=1.0):
+    """Returns ComfyUI's ((text, weight), ...): a number replaces the weight around it, brackets alone multiply it."""
+    hidden = text.replace("\\)", "\0\1").replace("\\(", "\0\2")
+    return tuple((t.replace("\0\1", ")").replace("\0\2", "("), w) for t, w in _comfy(hidden, weight, 0))
+
+
+def _comfy(text, weight, depth):
+    if depth > DEPTH:
+        raise ValueError(f"prompt {text[:20]!r}...: brackets nested deeper than {DEPTH}")
+    found = []
+    for piece in _comfy_pieces(text):
+        if len(piece) >= 2 and piece[0] == "(" and piece[-1] == ")":
+            inside, inner = piece[1:-1], weight * ROUND
+            head, colon, number = inside.rpartition(":")
+            if colon and head:
+                try:
+                    inside, inner = (head, float(number)) if math.isfinite(float(number)) else (inside, inner)
+                except ValueError:
+                    pass  # a colon of the text
+            found += _comfy(inside, inner, depth + 1)
+        else:
+            found.append((piece, weight))
+    return found
+
+
+def _comfy_pieces(text):
+    """Returns the text cut before and after its outermost pairs of round brackets."""
+    pieces, start, depth = [], 0, 0
+    for i, letter in enumerate(text):
+        if letter == "(":
+            if depth == 0:
+                pieces.append(text[start:i])
+                start = i
+            depth += 1
+        elif letter == ")":
+            depth -= 1
+            if depth == 0:
+                pieces.append(text[start : i + 1])
+                start = i + 1
+    return [piece for piece in (*pieces, text[start:]) if piece]
