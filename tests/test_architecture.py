@@ -18,7 +18,7 @@ PROGRAMS = [
 ]
 # A module may import from its own floor and from those below it.
 FLOORS = (
-    ("trees", "config", "tokenizer", "compiled", "grid"),
+    ("trees", "config", "tokenizer", "compiled", "grid", "grammar", "jobs"),
     ("models",),
     ("diffusion",),
     ("stable_diffusion", "prompt", "noise", "records"),
