@@ -18,6 +18,7 @@ CORE = [
 ]
 TORCH = ["torch==2.13.0", "diffusers>=0.40", "peft>=0.18"]
 LOGGING = ["tensorboardX>=2.6"]
+TABLES = ["pyarrow>=20"]  # parquet lists of jobs
 
 setup(
     name="sdjax",
@@ -30,7 +31,8 @@ setup(
     install_requires=CORE,
     extras_require={
         "torch": TORCH,
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", *TORCH, *LOGGING],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", *TORCH, *LOGGING, *TABLES],
+        "tables": TABLES,
         "ui": ["gradio>=6"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],

@@ -1,0 +1,104 @@
+"""Lists of pictures to make: what rows mean, what combinations they become, and what is wrong with bad ones."""
+
+import json
+
+import pytest
+
+from sdjax import jobs
+
+
+def write(folder, rows, name="jobs.jsonl"):
+    path = folder / name
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+def test_rows_become_pictures_with_defaults(tmp_path):
+    path = write(tmp_path, [{"prompt": "a fox", "seed": 7}, {"prompt": "an owl", "steps": 9, "name": "owl"}])
+    pictures, errors = jobs.read(path, {"steps": 20})
+    assert errors == []
+    assert pictures == [
+        jobs.Picture("000001", 1, {"prompt": "a fox", "seed": 7, "steps": 20}),
+        jobs.Picture("owl", 2, {"prompt": "an owl", "steps": 9}),
+    ]
+
+
+def test_lists_are_a_matrix_first_field_slowest(tmp_path):
+    path = write(tmp_path, [{"prompt": ["a", "b"], "seed": "3-5", "guidance": "2|7.5"}])
+    pictures, _ = jobs.read(path)
+    assert len(pictures) == 12
+    assert [p.name for p in pictures][:2] == ["000001-00000", "000001-00001"]
+    assert pictures[1].settings == {"prompt": "a", "seed": 3, "guidance": 7.5}
+    assert pictures[-1].settings == {"prompt": "b", "seed": 5, "guidance": 7.5}
+
+
+def test_csv_reads_the_same(tmp_path):
+    path = write(tmp_path, ["prompt,seed,size,guidance", '"a fox, red",0-1,512x768,', "b,4,64|96,3"], "jobs.csv")
+    pictures, errors = jobs.read(path)
+    assert errors == []
+    assert [p.settings for p in pictures] == [
+        {"prompt": "a fox, red", "seed": 0, "size": (512, 768)},
+        {"prompt": "a fox, red", "seed": 1, "size": (512, 768)},
+        {"prompt": "b", "seed": 4, "size": 64, "guidance": 3.0},
+        {"prompt": "b", "seed": 4, "size": 96, "guidance": 3.0},
+    ]
+
+
+def test_parquet_reads_the_same(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.table({"prompt": ["a", "b"], "seed": [1, None]})
+    parquet.write_table(table, tmp_path / "jobs.parquet")
+    pictures, errors = jobs.read(tmp_path / "jobs.parquet")
+    assert [p.settings for p in pictures] == [{"prompt": "a", "seed": 1}, {"prompt": "b"}] and errors == []
+
+
+@pytest.mark.parametrize(
+    "row, said",
+    [
+        ({"seed": 1}, "prompt: missing"),
+        ({"prompt": "a", "colour": "red"}, "colour: no such field; accepted are prompt,"),
+        ({"prompt": "a", "seed": "x"}, "seed='x': expected a whole number"),
+        ({"prompt": "a", "seed": 1.5}, "seed=1.5: expected a whole number"),
+        ({"prompt": "a", "steps": True}, "steps=True: expected a whole number"),
+        ({"prompt": "a", "guidance": []}, r"guidance=\[\]: expected at least one value"),
+        ({"prompt": 3}, "prompt=3: expected a text"),
+        ({"prompt": "a", "size": "big"}, "size='big': expected pixels, or height x width"),
+        ({"prompt": "a", "name": "../a"}, "name='../a': expected letters"),
+        ({"prompt": "a", "name": "/etc/a"}, "name='/etc/a': expected letters"),
+        ({"prompt": "a", "seed": "0-99999999"}, "seed='0-99999999': expected at most 100000 numbers"),
+        ({"prompt": ["a"] * 400, "seed": "0-400"}, "160400 pictures of one row: expected 1 to 100000"),
+        ("{broken", "'{broken': "),
+        ("[1]", r"'\[1\]': expected an object"),
+    ],
+)
+def test_bad_rows_are_named_and_the_others_stay(tmp_path, row, said):
+    pictures, errors = jobs.read(write(tmp_path, [{"prompt": "first"}, row, {"prompt": "last"}]))
+    assert [p.settings["prompt"] for p in pictures] == ["first", "last"]
+    assert [error["row"] for error in errors] == [2]
+    with pytest.raises(ValueError, match=said):
+        raise ValueError(errors[0]["error"])
+
+
+def test_a_name_is_taken_once(tmp_path):
+    _, errors = jobs.read(write(tmp_path, [{"prompt": "a", "name": "x"}, {"prompt": "b", "name": "x"}]))
+    assert errors == [{"row": 2, "error": "name='x': there is a picture of this name already"}]
+
+
+def test_groups_share_all_but_words_seeds_and_files(tmp_path):
+    rows = [
+        {"prompt": "a", "seed": 1, "steps": 5},
+        {"prompt": "b", "seed": 2, "steps": 9},
+        {"prompt": "c", "seed": 3, "steps": 5, "negative": "grey"},
+        {"prompt": "d", "steps": 5, "image": "d.png"},
+    ]
+    found = [(shared, [p.row for p in group]) for shared, group in jobs.grouped(jobs.read(write(tmp_path, rows))[0])]
+    assert found == [({"steps": 5}, [1, 3]), ({"steps": 9}, [2]), ({"steps": 5}, [4])]
+
+
+@pytest.mark.parametrize("name", ["jobs.txt", "missing.jsonl"])
+def test_files_that_are_none(tmp_path, name):
+    (tmp_path / "jobs.txt").write_text("a")
+    with pytest.raises(ValueError, match="expected a file ending in|no such file"):
+        jobs.read(tmp_path / name)
