@@ -1,0 +1,221 @@
+"""Adapters to sample with: embeddings, LoRA and its relatives, hypernetworks, told apart by what a file holds.
+
+    sd = attach(sd, "cat.safetensors", 0.8)          # again with another strength: that strength instead
+    sd = attach(sd, "style.pt")                      # several act together, in whatever order they came
+    sd = detach(sd, "cat.safetensors")               # without reading the model again
+    sd = detach(sd)                                  # the model as it was, bit for bit
+
+An adapter acts in the three ways of a method: edits of weights, words, a hook.  What it was attached to stays beside
+the model (sd.reference["adapters"]), so every change starts from those weights.  Another strength compiles nothing,
+nor does another file of the same kind that edits weights.
+"""
+
+import functools
+import json
+import pathlib
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+from flax import struct
+
+from sdjax import trees
+from sdjax.convert import embeddings, files, hypernetworks, lora, pickles
+from sdjax.stable_diffusion import StableDiffusion
+
+# What a folder may hold, in the order of choice: diffusers' and peft's names.
+FILES = [
+    f"{stem}{kind}"
+    for kind in (".safetensors", ".bin")
+    for stem in ("pytorch_lora_weights", "adapter_model", "learned_embeds")
+]
+KEY = "adapters"
+METADATA = "lora_adapter_metadata"  # diffusers: PEFT's settings in a safetensors header, "unet.lora_alpha" and so on
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """What a file brings: {part: {weight's name: Edit}}, {word: rows}, and a hook or None."""
+
+    edits: dict
+    words: dict
+    hook: object = None
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """One adapter of a model, the file that it came from, and how strongly it acts."""
+
+    path: pathlib.Path
+    adapter: Adapter
+    strength: float
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """The adapters of a model.  All compare equal: a compiled function never sees them."""
+
+    items: tuple = ()
+
+    def __eq__(self, other):
+        return isinstance(other, Stack)
+
+    def __hash__(self):
+        return hash(Stack)
+
+
+class Attached(struct.PyTreeNode):
+    """What stands beside a model with adapters: the model before the first of them, and the adapters."""
+
+    base: StableDiffusion
+    stack: Stack = struct.field(pytree_node=False)
+
+
+def attach(sd, source, strength=1.0, *, word=None, keep=True):
+    """Returns sd with the adapter of a file, or of a folder that diffusers or peft wrote; weights W + sum_i s_i D_i.
+
+    strength: s, any number; 0 is off, of LoRA negative ones are of use.  A file that is attached already gets the new
+    strength.  word: the word of an embedding in prompts; None for the file's, else its name without the ending.
+    keep: False lets go of the weights before: half the memory, but the adapter cannot be detached.
+    Raises ValueError in one line where the file is no adapter, of a kind that is not supported, or for another model.
+    """
+    path = _locate(source)
+    adapter = _read(path, path.stat().st_mtime_ns, path.stat().st_size, word, sd.networks)
+    if adapter.words and not adapter.edits and strength != 1:
+        raise ValueError(f"{path}: strength={strength!r}: an embedding has none; weigh its word in the prompt instead")
+    base, items = _taken(sd)
+    items = (*(item for item in items if item.path != path), Attachment(path, adapter, float(strength)))
+    sd = _put(sd, base, items)
+    return sd if keep else _without_record(sd)
+
+
+def detach(sd, source=None):
+    """Returns sd without one adapter, or without all: then the weights, words and hooks from before, bit for bit.
+
+    What was changed in these since the first adapter came, by training or by new words, goes with it.
+    Raises ValueError where the adapter is not attached.
+    """
+    base, items = _taken(sd)
+    left = tuple(item for item in items if source is not None and item.path != pathlib.Path(_locate(source)))
+    if len(left) == len(items):
+        there = trees.listing(item.path for item in items)
+        raise ValueError(f"{'all' if source is None else source}: not attached; attached: {there}")
+    return _put(sd, base, left)
+
+
+def attach_all(sd, named):
+    """Returns sd with the adapters of a command line, ["FILE", "FILE:0.8", ...], which cannot be detached."""
+    for text in named:
+        file, _, strength = text.rpartition(":")
+        if pathlib.Path(text).exists() or not file:
+            file, strength = text, "1"
+        try:
+            strength = float(strength)
+        except ValueError:
+            raise ValueError(f"adapter {text!r}: no such file; expected FILE or FILE:STRENGTH") from None
+        sd = attach(sd, file, strength)
+    return _without_record(sd)
+
+
+# ---- the stack ---------------------------------------------------------------------------------
+
+
+def _taken(sd):
+    """Returns (the model before its first adapter, its attachments)."""
+    record = (sd.reference or {}).get(KEY)
+    return (record.base, record.stack.items) if record else (sd, ())
+
+
+def _without_record(sd):
+    others = {name: tree for name, tree in (sd.reference or {}).items() if name != KEY}
+    return sd.replace(reference=others or None)
+
+
+def _put(sd, base, items):
+    """Returns sd with the weights, words and hooks of `base` and these attachments in place of those it has."""
+    _, old = _taken(sd)
+    first, added = len(base.hooks), sum(item.adapter.hook is not None for item in old)
+    hooks = (item.adapter.hook.replace(strength=jnp.float32(item.strength)) for item in items if item.adapter.hook)
+    text_encoder = sd.networks.text_encoder.clone(config=base.networks.text_encoder.config)
+    made = _without_record(sd).replace(
+        unet=_merged(base, "unet", items),
+        text_encoder=_merged(base, "text_encoder", items),
+        words=base.words,
+        tokenizer=base.tokenizer,
+        networks=replace(sd.networks, text_encoder=text_encoder),
+        hooks=(*sd.hooks[:first], *hooks, *sd.hooks[first + added :]),
+    )
+    for item in items:
+        made = embeddings.add(made, item.adapter.words, item.path)
+    if not items:
+        return made
+    return made.replace(reference={**(made.reference or {}), KEY: Attached(base, Stack(items))})
+
+
+def _merged(base, part, items):
+    stacks = {}
+    for item in items:
+        for name, edit in item.adapter.edits.get(part, {}).items():
+            stacks[name] = (*stacks.get(name, ()), (edit, item.strength))
+    return lora.merge(getattr(base, part), stacks) if stacks else getattr(base, part)
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+
+def _locate(source):
+    path = pathlib.Path(source).resolve()
+    if path.is_dir():
+        found = [path / name for name in FILES if (path / name).is_file()]
+        if not found:
+            raise ValueError(f"{source}: a folder without {', '.join(FILES)}")
+        return found[0]
+    if not path.is_file():
+        raise ValueError(f"{source}: no such file")
+    return path
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path, time, size, word, networks):
+    """Returns the Adapter of a file; time and size: of the file, so that a new one is read again."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    metadata = {}
+    if head.startswith(b"\x89PNG"):
+        state = embeddings.from_picture(path)
+    elif head[8:] == b"{":
+        state, metadata = _safetensors(path)
+    else:
+        state = pickles.read(path)
+    if hypernetworks.recognised(state):
+        return Adapter({}, {}, hypernetworks.read(state, path))
+    words, tensors = embeddings.bundled(state, path) if isinstance(state, dict) else ({}, {})
+    if lora.recognised(tensors):
+        return Adapter(lora.read(tensors, networks, _peft_settings(path, tensors, metadata), path), words)
+    return Adapter({}, words or embeddings.read(state, path, word))
+
+
+def _safetensors(path):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file: {str(error).splitlines()[0]}") from None
+
+
+def _peft_settings(path, tensors, metadata):
+    """Returns {part: PEFT's settings}, from diffusers' metadata or from the adapter_config.json beside PEFT's file."""
+    if METADATA in metadata:
+        try:
+            settings = json.loads(metadata[METADATA])
+        except ValueError as error:
+            raise ValueError(f"{path}: {METADATA} is no JSON: {error}") from None
+        flat = {f"{part}.": part for part in lora.PARTS}
+        return {
+            part: {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
+            for prefix, part in flat.items()
+        }
+    if any(name.startswith("base_model.model.") for name in tensors):
+        return dict.fromkeys(lora.PARTS, files.read_json(path.parent / "adapter_config.json"))
+    return {}

@@ -1,0 +1,150 @@
+"""Textual inversions in every layout, as torch.save and safetensors write them, against diffusers with them loaded."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from adapter_files import assert_same, fresh, made
+from PIL import Image, PngImagePlugin
+from test_pipeline import TEXTS
+
+import sdjax
+from sdjax import trees
+from sdjax.stable_diffusion import TOKENS
+
+WORD = "<toy>"
+PROMPTS = [f"a photo of a {WORD} on the beach", TEXTS[1]]
+ROWS = 0.3 * torch.randn(3, 32, generator=torch.Generator().manual_seed(2))
+A1111 = {"string_to_token": {"*": 265}, "step": 99, "sd_checkpoint": None, "sd_checkpoint_name": None}
+
+
+def original(rows):
+    """Returns what the original code saves: parameters in a ParameterDict, tokens as tensors."""
+    held = torch.nn.ParameterDict({"*": torch.nn.Parameter(rows)})
+    return {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": held}
+
+
+def picture(rows, path):
+    """Writes a picture as A1111 does, the embedding in its text."""
+    values = {**A1111, "name": "toy", "string_to_param": {"*": {"TORCHTENSOR": rows.tolist()}}}
+    info = PngImagePlugin.PngInfo()
+    info.add_text("sd-ti-embedding", base64.b64encode(json.dumps(values).encode()).decode())
+    Image.new("RGB", (8, 8)).save(path, pnginfo=info)
+
+
+save = safetensors.torch.save_file
+LAYOUTS = {
+    "A1111": (f"{WORD}.pt", lambda rows, path: torch.save({**A1111, "string_to_param": {"*": rows}}, path)),
+    "original": (f"{WORD}.pt", lambda rows, path: torch.save(original(rows), path)),
+    "picture": (f"{WORD}.png", picture),
+    "diffusers": ("learned_embeds.safetensors", lambda rows, path: save({WORD: rows}, path)),
+    "diffusers, pickled": ("learned_embeds.bin", lambda rows, path: torch.save({WORD: rows}, path)),
+    "bare": (f"{WORD}.bin", torch.save),
+    "sd-scripts": (f"{WORD}.safetensors", lambda rows, path: save({"emb_params": rows}, path)),
+    "OneTrainer": (f"{WORD}.safetensors", lambda rows, path: save({"emp_params": rows}, path)),
+    "text encoder's name": (f"{WORD}.safetensors", lambda rows, path: save({"clip_l": rows}, path)),
+    "half precision": ("any.safetensors", lambda rows, path: save({WORD: rows.half()}, path)),
+}
+
+
+@pytest.fixture(scope="module", params=["sd1", "sd2"])
+def learned(request):
+    """diffusers' pipeline that knows the word, by number of rows and type, and our model that does not."""
+    pipes = {}
+
+    def pipe(count, half=False):
+        if (count, half) not in pipes:
+            pipes[count, half] = fresh(request.param)
+            rows = ROWS[:count].half().float() if half else ROWS[:count]
+            pipes[count, half].load_textual_inversion({WORD: rows}, token=WORD)
+        return pipes[count, half]
+
+    return pipe, made(request.param)[1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(learned, layout, tmp_path):
+    name, write = LAYOUTS[layout]
+    write(ROWS.clone(), tmp_path / name)
+    pipe, base = learned
+    sd = sdjax.attach(base, tmp_path / name)
+    assert_same(sd, pipe(3, layout == "half precision"), texts=PROMPTS)
+    assert len(sd.tokenizer.words[WORD]) == 3
+
+
+def test_one_row_without_an_axis_and_a_folder(learned, tmp_path):
+    torch.save({WORD: ROWS[0].clone()}, tmp_path / "learned_embeds.bin")
+    pipe, base = learned
+    assert_same(sdjax.attach(base, tmp_path), pipe(1), texts=PROMPTS)
+
+
+def test_a_word_of_ones_own(tmp_path):
+    save({"<cat>": ROWS}, tmp_path / "cat.safetensors")
+    base = made("sd1")[1]
+    sd = sdjax.attach(base, tmp_path / "cat.safetensors", word="<dog>")
+    assert list(sd.tokenizer.words) == ["<dog>"]
+    rows = trees.flatten(sd.text_encoder)[TOKENS]
+    np.testing.assert_array_equal(rows[np.asarray(sd.words["<dog>"])], ROWS)
+    size = base.tokenizer.size
+    np.testing.assert_array_equal(rows[:size], trees.flatten(base.text_encoder)[TOKENS][:size])
+
+
+def test_tables_grow_in_blocks(tmp_path):
+    """Embeddings of 27 and of 30 rows leave the same shapes, so that one program serves both."""
+    save({"<cat>": ROWS.repeat(9, 1)}, tmp_path / "cat.safetensors")
+    save({"<dog>": ROWS.repeat(10, 1)}, tmp_path / "dog.safetensors")
+    both = [sdjax.attach(made("sd1")[1], tmp_path / f"{name}.safetensors", keep=False) for name in ("cat", "dog")]
+    sizes = {trees.flatten(sd.text_encoder)[TOKENS].shape for sd in both}
+    assert sizes == {(576, 32)} and both[0].networks == both[1].networks
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"emb_params": torch.zeros(2, 48)}, "rows of width 48; this model's text encoder takes 32"),
+        ({"clip_l": torch.zeros(2, 32), "clip_g": torch.zeros(2, 64)}, "an embedding for SDXL"),
+        ({"emp_params": torch.zeros(2, 32), "emp_params_out": torch.zeros(2, 32)}, "emp_params_out"),
+        ({"<a>": torch.zeros(2, 32), "<b>": torch.zeros(2, 32)}, "holds 2 tensors; an embedding file holds one"),
+        ({"emb_params": torch.zeros(2, 2, 32)}, r"a tensor \[2, 2, 32\]; an embedding has rows"),
+    ],
+)
+def test_what_is_no_embedding_for_this_model(state, message, tmp_path):
+    save(state, tmp_path / "<x>.safetensors")
+    with pytest.raises(ValueError, match=message):
+        sdjax.attach(made("sd1")[1], tmp_path / "<x>.safetensors")
+
+
+def test_words_that_are_there_and_strengths(tmp_path):
+    for name in ("one", "two"):
+        save({WORD: ROWS}, tmp_path / f"{name}.safetensors")
+    sd = sdjax.attach(made("sd1")[1], tmp_path / "one.safetensors")
+    with pytest.raises(ValueError, match="word='<toy>': the model knows it already"):
+        sdjax.attach(sd, tmp_path / "two.safetensors")
+    with pytest.raises(ValueError, match="strength=0.5: an embedding has none"):
+        sdjax.attach(sd, tmp_path / "two.safetensors", 0.5)
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    with pytest.raises(ValueError, match="a picture without the text sd-ti-embedding"):
+        sdjax.attach(sd, tmp_path / "plain.png")
+    several = {**A1111, "string_to_param": {"*": ROWS, "+": ROWS}}
+    torch.save(several, tmp_path / "several.pt")
+    with pytest.raises(ValueError, match="string_to_param: one word's rows are expected"):
+        sdjax.attach(sd, tmp_path / "several.pt")
+
+
+def test_embeddings_bundled_with_lora(tmp_path):
+    """Layouts of A1111 and OneTrainer; the word is part of the tensor's name."""
+    name = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    factors = {f"{name}.lora_down.weight": torch.randn(2, 32), f"{name}.lora_up.weight": torch.randn(32, 2)}
+    bundle = {"bundle_emb.<one>.string_to_param.*": ROWS, "bundle_emb.<two>.clip_l": ROWS[:1].clone()}
+    save({**factors, **bundle}, tmp_path / "both.safetensors")
+    base = made("sd1")[1]
+    sd = sdjax.attach(base, tmp_path / "both.safetensors", 0.5)
+    assert sorted(sd.tokenizer.words) == ["<one>", "<two>"]
+    np.testing.assert_array_equal(trees.flatten(sd.text_encoder)[TOKENS][np.asarray(sd.words["<one>"])], ROWS)
+    changed = trees.flatten(sd.text_encoder)["text_model.encoder.layers.0.self_attn.q_proj.kernel"]
+    wanted = 0.5 * (factors[f"{name}.lora_up.weight"] @ factors[f"{name}.lora_down.weight"]).numpy().T
+    start = trees.flatten(base.text_encoder)["text_model.encoder.layers.0.self_attn.q_proj.kernel"]
+    np.testing.assert_allclose(changed - start, wanted, atol=1e-5)

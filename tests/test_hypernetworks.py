@@ -1,0 +1,162 @@
+"""A1111's hypernetworks against its formula in float64, around the attention layers of diffusers' UNet."""
+
+import numpy as np
+import pytest
+import torch
+from adapter_files import assert_same, fresh, made
+
+import sdjax
+from sdjax.convert import hypernetworks
+
+WIDTHS = (32, 64)  # of the attention layers and, 32, of the text
+CLASSES = {
+    "relu": torch.nn.ReLU,
+    "leakyrelu": torch.nn.LeakyReLU,
+    "elu": torch.nn.ELU,
+    "swish": torch.nn.Hardswish,
+    "tanh": torch.nn.Tanh,
+    "sigmoid": torch.nn.Sigmoid,
+}
+CASES = {
+    "default": {"layer_structure": [1, 2, 1], "activation_func": "linear"},
+    "relu": {"layer_structure": [1, 2, 1], "activation_func": "relu", "activate_output": False},
+    "deep": {
+        "layer_structure": [1, 1.5, 2, 1],
+        "activation_func": "leakyrelu",
+        "activate_output": True,
+        "is_layer_norm": True,
+        "dropout_structure": [0, 0.1, 0, 0],
+        "use_dropout": True,
+    },
+    "dropout of older files": {
+        "layer_structure": [1, 2, 2, 1],
+        "activation_func": "elu",
+        "use_dropout": True,
+        "last_layer_dropout": True,
+    },
+    "norms": {"layer_structure": [1, 1], "activation_func": "tanh", "is_layer_norm": True},
+    "without settings": {},
+}
+
+
+def network(width, seed, settings):
+    """Returns A1111's network of one width as a row of torch's modules, with noise in every weight."""
+    structure = settings.get("layer_structure", [1, 2, 1])
+    act, last = settings.get("activation_func"), len(structure) - 2
+    rates = settings.get("dropout_structure")
+    if rates is None and settings.get("use_dropout"):
+        rates = [0] + [0.3] * (len(structure) - 3) + [0.3 * settings.get("last_layer_dropout", False), 0]
+    rows = []
+    for i in range(len(structure) - 1):
+        rows.append(torch.nn.Linear(int(width * structure[i]), int(width * structure[i + 1])))
+        if act not in (None, "linear") and (i < last or settings.get("activate_output", True)):
+            rows.append(CLASSES[act]())
+        if settings.get("is_layer_norm"):
+            rows.append(torch.nn.LayerNorm(int(width * structure[i + 1])))
+        if rates and rates[i + 1] > 0:
+            rows.append(torch.nn.Dropout(rates[i + 1]))
+    made = torch.nn.Sequential(*rows).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
+    return made
+
+
+def write(path, settings, seed=0):
+    """Writes a file and returns its networks {width: (for keys, for values)}."""
+    pairs = {
+        width: (network(width, seed + width, settings), network(width, seed - width, settings)) for width in WIDTHS
+    }
+    states = {
+        width: tuple({f"linear.{name}": value for name, value in one.state_dict().items()} for one in pair)
+        for width, pair in pairs.items()
+    }
+    torch.save({**states, "step": 5, "name": "x", "sd_checkpoint": None, **settings}, path)
+    return pairs
+
+
+def hang(unet, pairs, strength):
+    """Puts x + s N(x) in front of every to_k and to_v of diffusers' UNet."""
+
+    def hook(i):
+        return lambda module, args: (args[0] + strength * pairs[args[0].shape[-1]][i](args[0]),)
+
+    for name, module in unet.named_modules():
+        if name.endswith((".to_k", ".to_v")):
+            module.register_forward_pre_hook(hook(name.endswith("v")))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_formula(name, tmp_path):
+    pairs = write(tmp_path / "x.pt", CASES[name])
+    theirs, base = fresh("sd1"), made("sd1")[1]
+    hang(theirs.unet, {width: tuple(one.double() for one in pair) for width, pair in pairs.items()}, 0.7)
+    sd = sdjax.attach(base, tmp_path / "x.pt", 0.7)
+    assert_same(sd, Double(theirs), moved=base)
+
+
+class Double:
+    """A pipeline whose UNet computes in float64."""
+
+    def __init__(self, pipe):
+        self.text_encoder, self.tokenizer, self.config = pipe.text_encoder, pipe.tokenizer, pipe.unet.config
+        self.double, self.maybe_convert_prompt = pipe.unet.double(), pipe.maybe_convert_prompt
+        self.unet = self
+
+    def __call__(self, z, t, context):
+        return self.double(z.double(), t, context.double())
+
+
+def test_two_act_one_after_the_other(tmp_path):
+    one, other = write(tmp_path / "1.pt", CASES["relu"]), write(tmp_path / "2.pt", CASES["default"], seed=9)
+    theirs, base = fresh("sd2"), made("sd2")[1]
+    hang(theirs.unet, one, 1.0)
+    hang(theirs.unet, other, -0.5)
+    assert_same(sdjax.attach(sdjax.attach(base, tmp_path / "1.pt"), tmp_path / "2.pt", -0.5), theirs, moved=base)
+
+
+def test_names_of_old_files(tmp_path):
+    pairs = write(tmp_path / "new.pt", {})
+    names = {
+        "0.weight": "linear1.weight",
+        "0.bias": "linear1.bias",
+        "1.weight": "linear2.weight",
+        "1.bias": "linear2.bias",
+    }
+    old = {
+        width: tuple({names[name]: value for name, value in one.state_dict().items()} for one in pair)
+        for width, pair in pairs.items()
+    }
+    torch.save(old, tmp_path / "old.pt")
+    base = made("sd1")[1]
+    new, old = (sdjax.attach(base, tmp_path / f"{name}.pt").hooks[0] for name in ("new", "old"))
+    for width in WIDTHS:
+        for name in ("to_k", "to_v"):
+            for ours, theirs in zip(new.networks[width][name], old.networks[width][name], strict=True):
+                np.testing.assert_array_equal(ours["kernel"], theirs["kernel"])
+
+
+@pytest.mark.parametrize("name", hypernetworks.ACTIVATIONS)
+def test_activations_are_torchs(name):
+    classes = {cls.lower(): getattr(torch.nn, cls) for cls in torch.nn.modules.activation.__all__}
+    theirs = CLASSES["swish"] if name == "swish" else classes[name]
+    x = np.linspace(-4, 4, 41, dtype=np.float32)
+    np.testing.assert_allclose(hypernetworks.ACTIVATIONS[name](x), theirs()(torch.from_numpy(x)), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"activation_func": "rrelu"}, "activation_func='rrelu': expected linear or one of relu"),
+        ({"layer_structure": [1, 2, 2]}, r"layer_structure=\[1, 2, 2\]: expected numbers that begin and end with 1"),
+        ({"layer_structure": [1, 2, 2, 1]}, "32 to_k: does not fit layer_structure: linear.1.bias"),
+        ({32: ({},)}, "32: a pair of networks"),
+    ],
+)
+def test_what_does_not_fit(settings, message, tmp_path):
+    write(tmp_path / "x.pt", {})
+    state = torch.load(tmp_path / "x.pt") | settings
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=message):
+        sdjax.attach(made("sd1")[1], tmp_path / "x.pt")
