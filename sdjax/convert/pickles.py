@@ -25,7 +25,7 @@ from sdjax.convert.archives import check, records
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # torch/serialization.py: how the older container begins
 PICKLE_SIZE = 64 * 2**20  # bytes, tensors not counted; Stable Diffusion with its optimizer has fewer than 2**20
-STEPS = 2_000_000  # of the machine; also values that can be reached from the result
+STEPS = 1_000_000  # of the machine; also values that can be reached from the result
 DEPTH = 100  # of values within values
 REPEATS = 4  # tensors may lie on the same numbers; their sizes together: at most this often the file's
 INTEGER_BITS = 128  # MAGIC has 77
@@ -132,7 +132,7 @@ def _tensor(storage, offset, size, stride, *_):
     check(len(size) == len(stride), "a tensor with other strides than sizes")
     kind, number = storage.dtype, math.prod(size)
     if not number:
-        return np.empty(size, kind)
+        return np.frombuffer(b"", kind).reshape(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     check(last < len(storage), f"a tensor reaches to number {last} of a storage of {len(storage)}")
     check(number <= len(storage), f"a tensor of {number} numbers on a storage of {len(storage)}")
@@ -198,6 +198,10 @@ def _scalar(kind, raw):
     return np.frombuffer(raw, kind)[0].item()
 
 
+def _no_bytes():
+    return b""
+
+
 def _encode(text, encoding):
     """Returns the bytes of Latin-1 text: how protocol 2 holds bytes."""
     check(type(text) is str and encoding == "latin1", "bytes that are not Latin-1")
@@ -205,6 +209,7 @@ def _encode(text, encoding):
 
 
 CALLS = {
+    "__builtin__ bytes": _no_bytes,  # of protocol 2, which knows others only as encoded text
     "__builtin__ set": _set,
     "_codecs encode": _encode,
     "builtins set": _set,
@@ -373,6 +378,7 @@ def _build(machine, _):
         own = type(value) is np.ndarray and value.flags.owndata
         check(own, f"the pickle sets the state of a {type(value).__name__}")
         value.__setstate__(_array_state(*state))
+        value.flags.writeable = False
 
 
 PLAIN_TYPE = (("<", None, None, None), ("|", None, None, None))  # byte order, sub-array, names, fields
