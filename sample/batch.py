@@ -99,14 +99,12 @@ class Maker:
     def __init__(self, options, out):
         import sdjax
         from sdjax import trees
+        from sdjax.convert import adapters
 
         self.out, self.batch, self.folder = out, options.batch, Path(options.jobs).resolve().parent
-        self.sd = sdjax.load(options.model, options.dtype)
-        for adapter in options.adapter:
-            path, _, strength = adapter.partition(":")
-            self.sd = sdjax.attach(self.sd, path, float(strength or 1))
+        self.sd = adapters.attach_all(sdjax.load(options.model, options.dtype), options.adapter)
         weights = {part: getattr(self.sd, part) for part in ("unet", "vae", "text_encoder")}
-        self.model = {"model": options.model, "adapters": options.adapter, "weights": trees.digest(weights)[:16]}
+        self.model = {"model": options.model, "adapters": options.adapter, "weights": trees.digest(weights)}
 
     def record(self, picture):
         """Returns what NAME.json says of a picture: everything that it depends on."""

@@ -109,7 +109,7 @@ def _several(name, value):
             return list(range(first, last + 1))
     if name not in TEXTS and isinstance(value, str) and "|" in value:
         return [_one(name, part) for part in value.split("|")]
-    if name != "size" and isinstance(value, list):
+    if isinstance(value, list):
         if not value:
             raise ValueError(f"{name}=[]: expected at least one value")
         return [_one(name, part) for part in value]
@@ -134,16 +134,14 @@ def _one(name, value):
 
 
 def _size(value):
-    """Returns pixels, or (height, width), of 64, "64", [64, 96] or "64x96" (height x width)."""
-    parts = re.split(r"[x,]", value) if isinstance(value, str) else value
-    parts = parts if isinstance(parts, list | tuple) else [parts]
+    """Returns pixels of 64 and "64", (height, width) of "WIDTHxHEIGHT"."""
     try:
-        sides = [int(part) for part in parts]
-    except (TypeError, ValueError):
+        sides = [int(part) for part in str(value).lower().split("x")]
+    except ValueError:
         sides = []
-    if len(sides) not in (1, 2) or min(sides, default=0) < 1:
-        raise ValueError(f"size={value!r}: expected pixels, or height x width such as 512x768")
-    return sides[0] if len(sides) == 1 else tuple(sides)
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise ValueError(f"size={value!r}: expected pixels, or WIDTHxHEIGHT such as 768x512")
+    return sides[0] if len(sides) == 1 else tuple(reversed(sides))
 
 
 def _rows(path):

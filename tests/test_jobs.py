@@ -37,8 +37,8 @@ def test_csv_reads_the_same(tmp_path):
     pictures, errors = jobs.read(path)
     assert errors == []
     assert [p.settings for p in pictures] == [
-        {"prompt": "a fox, red", "seed": 0, "size": (512, 768)},
-        {"prompt": "a fox, red", "seed": 1, "size": (512, 768)},
+        {"prompt": "a fox, red", "seed": 0, "size": (768, 512)},
+        {"prompt": "a fox, red", "seed": 1, "size": (768, 512)},
         {"prompt": "b", "seed": 4, "size": 64, "guidance": 3.0},
         {"prompt": "b", "seed": 4, "size": 96, "guidance": 3.0},
     ]
@@ -64,7 +64,7 @@ def test_parquet_reads_the_same(tmp_path):
         ({"prompt": "a", "steps": True}, "steps=True: expected a whole number"),
         ({"prompt": "a", "guidance": []}, r"guidance=\[\]: expected at least one value"),
         ({"prompt": 3}, "prompt=3: expected a text"),
-        ({"prompt": "a", "size": "big"}, "size='big': expected pixels, or height x width"),
+        ({"prompt": "a", "size": "big"}, "size='big': expected pixels, or WIDTHxHEIGHT"),
         ({"prompt": "a", "name": "../a"}, "name='../a': expected letters"),
         ({"prompt": "a", "name": "/etc/a"}, "name='/etc/a': expected letters"),
         ({"prompt": "a", "seed": "0-99999999"}, "seed='0-99999999': expected at most 100000 numbers"),
