@@ -14,9 +14,16 @@ __version__ = "0.1.0"
 PUBLIC = {
     "StableDiffusion": "sdjax.stable_diffusion",
     "attach": "sdjax.convert.adapters",
+    "hires": "sdjax.upscaling",
+    "img2img": "sdjax.generate",
+    "inpaint": "sdjax.inpainting",
+    "interpolate": "sdjax.generate",
     "load": "sdjax.convert.pipeline",
+    "load_control": "sdjax.convert.controlnet",
     "save": "sdjax.convert.pipeline",
+    "save_control": "sdjax.convert.controlnet",
     "text2img": "sdjax.generate",
+    "upscale": "sdjax.upscaling",
 }
 
 __all__ = ["__version__", *PUBLIC]

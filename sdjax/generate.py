@@ -1,13 +1,17 @@
 """Words in, pictures out.
 
     images = text2img(sd, ["a photo of a face"], seeds=[0], steps=20, guidance=7.5)     # uint8 [B H W 3]
+    images = img2img(sd, ["a sketch of a face"], images, strength=0.6)
 
-Image i depends on its own prompt and seed, never on the batch that it is made in.  Another prompt, seed, guidance or
-number of steps compiles nothing, nor does another sampler of the same kind of noise; another size or batch does.
+Every task is a Job, which says how to sample, and one call of `run`; inpainting.py, upscaling.py and mixing.py stand on
+the same two.  Image i depends on its own prompt, picture and seed, never on the batch that it is made in.  Another
+prompt, seed, guidance, strength or number of steps compiles nothing, nor does another sampler of the same kind of
+noise; another size or batch does.
 
 Shapes: B batch, H W pixels, h w latent pixels, c latent channels.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -15,44 +19,136 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from sdjax import control, mixing, tiles
 from sdjax.diffusion import samplers
-from sdjax.diffusion.wrappers import Guidance
-from sdjax.stable_diffusion import to_pictures
+from sdjax.diffusion.wrappers import ExtraChannels, Guidance, mask_channels
+from sdjax.resize import fitted, pad
+from sdjax.stable_diffusion import to_pictures, to_pixels
 
-DECODE_AT_ONCE = 1 << 20  # pixels; a full-size decoder needs about 3 GB for them
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What to make and how to sample it: the arguments that all tasks share, checked and one per picture.
+
+    prompts, negative, seeds: one text or int, or one per picture; seeds count from 0 where None.
+    guidance: 1 for none.  rescale: of guidance, 0 to 1.
+    noise: standard normal [B h w c] in place of the seeds'.  eta: fresh noise of samplers that take it.
+    skip: the text encoder's last layers left out ("clip skip 2" is 1).
+    control: ControlNets with their pictures, see control.Control.
+    variation: (seed, amount 0 to 1), the share of another seed's noise in the start; see mixing.slerp.
+    progress: a bar over the steps.
+    Raises ValueError for counts that differ.
+    """
+
+    prompts: list
+    seeds: object = None
+    steps: int = 20
+    guidance: float = 7.5
+    sampler: str = "ddim"
+    schedule: str = "normal"
+    negative: object = ""
+    noise: object = None
+    eta: float | None = None
+    skip: int = 0
+    rescale: float = 0.0
+    control: tuple = ()
+    variation: tuple = (0, 0.0)
+    progress: bool = False
+
+    def __post_init__(self):
+        prompts = [self.prompts] if isinstance(self.prompts, str) else list(self.prompts)
+        seeds = range(len(prompts)) if self.seeds is None else self.seeds
+        seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+        negative = [self.negative] * len(prompts) if isinstance(self.negative, str) else list(self.negative)
+        if not prompts or not len(prompts) == len(seeds) == len(negative):
+            raise ValueError(
+                f"{len(prompts)} prompts, {len(seeds)} seeds, {len(negative)} negative prompts: expected as many"
+            )
+        controls = (self.control,) if isinstance(self.control, control.Control) else tuple(self.control)
+        for name, value in (("prompts", prompts), ("seeds", seeds), ("negative", negative), ("control", controls)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def keys(self):
+        """One key per picture [B]."""
+        return _keys(self.seeds)
+
+    def start_noise(self, shape):
+        """Returns the noise from which sampling begins, standard normal [B h w c]; shape: (h, w, c).
+
+        Raises ValueError when the job's own noise has another shape.
+        """
+        if self.noise is not None:
+            if self.noise.shape != (len(self.prompts), *shape):
+                raise ValueError(f"noise {tuple(self.noise.shape)}: expected {(len(self.prompts), *shape)}")
+            return jnp.asarray(self.noise, jnp.float32)
+        noise = _normal(self.keys, shape)
+        seed, amount = self.variation
+        if not amount:
+            return noise
+        return mixing.slerp(noise, _normal(_keys([seed + i for i in range(len(self.seeds))]), shape), amount)
 
 
-def text2img(
-    sd, prompts, *, seeds=None, steps=20, guidance=7.5, sampler="ddim", schedule="normal", negative="", size=None,
-    noise=None, eta=None, skip=0, rescale=0.0, progress=False,
-):  # fmt: skip
+def text2img(sd, prompts, *, size=None, **settings):
     """Returns pictures uint8 [B H W 3], one per prompt.
 
-    seeds: one int per prompt; None counts from 0.  guidance: 1 for none.  negative: a text, or one per prompt.
-    size: pixels, or (height, width); None is the model's.  noise: standard normal [B h w c] in place of the seeds'.
-    eta: fresh noise of samplers that take it.  skip: the text encoder's last layers left out ("clip skip 2" is 1).
-    rescale: of guidance, 0 to 1.  progress: a bar over the steps.
-    Raises ValueError for an unknown sampler or schedule, counts that differ, and a size that the model cannot make.
+    size: pixels, or (height, width); None is the model's.  settings: see Job.
+    Raises ValueError for settings that do not fit each other or the model, and for a size that it cannot make.
     """
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    seeds = range(len(prompts)) if seeds is None else [seeds] if isinstance(seeds, int) else list(seeds)
-    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
-    if not prompts or not len(prompts) == len(seeds) == len(negatives):
-        raise ValueError(
-            f"{len(prompts)} prompts, {len(seeds)} seeds, {len(negatives)} negative prompts: expected as many"
-        )
-    shape = latent_shape(sd, size)
-    if noise is not None and noise.shape != (len(prompts), *shape):
-        raise ValueError(f"noise {tuple(noise.shape)}: expected {(len(prompts), *shape)}")
-    keys = jax.vmap(jax.random.key)(np.array([seed % (1 << 32) for seed in seeds], np.uint32))
-    plan = samplers.tabulate(sd.schedule, sampler, steps, schedule, eta)
-    ids = sd.tokenize(prompts)
-    unwanted = sd.tokenize(negatives) if guidance != 1 else None
-    values = {"guidance": np.float32(guidance), "rescale": np.float32(rescale)}
-    with _bar(int(plan.rows), progress) as tick:
-        z = _sample(sd, ids, unwanted, noise, keys, plan, values, shape=shape, skip=skip, tick=tick)
-        z.block_until_ready()
-    return decode(sd, z)
+    job = Job(prompts, **settings)
+    return decode(sd, run(sd, job, job.start_noise(latent_shape(sd, size))))
+
+
+def img2img(sd, prompts, pictures, *, strength=0.75, size=None, resize="crop", **settings):
+    """Returns pictures uint8 [B H W 3] that keep as much of the given ones as `strength` leaves.
+
+    pictures: uint8 [H W 3], one for all prompts or one per prompt.
+    strength: 0 to 1, the part of the steps that is done, from the picture with as much noise as belongs there.
+    size: pixels, or (height, width), to which the pictures are brought by resize.fit; None is the first one's own.
+    Any size is made: the picture is continued to what the model can make, and cut off again.
+    Source: Meng et al. 2022 (SDEdit); steps are counted as diffusers does.
+    """
+    job = Job(prompts, **settings)
+    start = first_step(job.steps, strength)
+    pixels = fitted(pictures, len(job.prompts), size, resize)
+    z = encode(sd, pad(pixels, sd.factor), job.keys)
+    made = decode(sd, run(sd, job, job.start_noise(z.shape[1:]), z=z, start=start))
+    return made[:, : pixels.shape[1], : pixels.shape[2]]
+
+
+def interpolate(sd, prompts, frames, *, seeds=(0, 0), size=None, **settings):
+    """Returns `frames` pictures uint8 [frames H W 3] on the way from one prompt and seed to another.
+
+    prompts: two, or one.  seeds: two, or one.  The start's noise moves on an arc (mixing.slerp), the texts' encodings
+    on a line.  settings: see Job.
+    Raises ValueError for different prompts with a model whose encoder reads them anew at every step, such as E4T's.
+    """
+    (first, last), ends = ([ends, ends] if isinstance(ends, (str, int)) else list(ends) for ends in (prompts, seeds))
+    job = Job([first] * frames, seeds=[ends[0]] * frames, **settings)
+    share = jnp.linspace(0, 1, frames)
+    noise = job.start_noise(latent_shape(sd, size))
+    other = dataclasses.replace(job, seeds=[ends[1]] * frames).start_noise(noise.shape[1:])
+    noise = mixing.slerp(noise, other, share[:, None, None, None])
+    if first == last:
+        return decode(sd, run(sd, job, noise))
+    if sd.conditioners:
+        raise ValueError("prompts: a model that reads them at every step has no way between two; expected one prompt")
+    one, two = (words(sd, [text] * frames, job.skip)["context"] for text in (first, last))
+    share = share[:, None, None]
+    return decode(sd, run(sd, job, noise, cond={"context": (1 - share) * one + share * two}))
+
+
+def first_step(steps, strength):
+    """Returns how many steps image-to-image leaves out at the noisy end: steps - int(steps * strength).
+
+    Raises ValueError for a strength out of range, and where no step would be left.
+    """
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength={strength}: expected more than 0, to 1")
+    kept = min(int(steps * strength), steps)
+    if not kept:
+        raise ValueError(f"strength={strength}: none of {steps} steps is left; expected at least {1 / steps:.3g}")
+    return steps - kept
 
 
 def latent_shape(sd, size=None):
@@ -66,36 +162,110 @@ def latent_shape(sd, size=None):
         return (*sides, sd.networks.vae.config.latent_channels)
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < sd.factor or height % sd.factor or width % sd.factor:
-        raise ValueError(f"size={size!r}: sides must be positive multiples of {sd.factor}")
+        near = tuple(max(sd.factor, round(side / sd.factor) * sd.factor) for side in (height, width))
+        raise ValueError(f"size={size!r}: sides must be positive multiples of {sd.factor}, such as {near}")
     return height // sd.factor, width // sd.factor, sd.networks.vae.config.latent_channels
 
 
+# ---- between pixels and latents ------------------------------------------------------------------
+
+
+def encode(sd, pictures, keys):
+    """Returns scaled latents [B h w c], one draw each, of pictures uint8 [B H W 3]; large ones in tiles.
+
+    keys: one per picture [B]; the draw is of its own, apart from the sampling noise of the same key.
+    """
+    return _draw_latents(sd, tiles.moments(sd, to_pixels(pictures)), keys)
+
+
 def decode(sd, z):
-    """Returns pictures uint8 [B H W 3] of scaled latents [B h w c]; large ones one after the other, to save memory."""
-    rows = max(1, DECODE_AT_ONCE // (z.shape[1] * z.shape[2] * sd.factor**2))
-    return np.concatenate([to_pictures(_decode(sd, z[i : i + rows])) for i in range(0, len(z), rows)])
+    """Returns pictures uint8 [B H W 3] of scaled latents [B h w c]; large ones in tiles, to save memory."""
+    return to_pictures(tiles.decode(sd, z))
+
+
+# ---- sampling ------------------------------------------------------------------------------------
+
+
+def run(sd, job, noise, *, z=None, start=0, cond=None, extra=None):
+    """Returns the scaled latents [B h w c] that a job leads to.
+
+    noise: standard normal [B h w c].  z: the latents that image-to-image begins with, `start` steps late.
+    cond: what to add to the prompts' own, for both sides of guidance.  extra: channels for a network that reads more
+    than the latent [B h w E].
+    Raises ValueError for an unknown sampler or schedule, and for extra channels that the network does not take.
+    """
+    plan = samplers.tabulate(sd.schedule, job.sampler, job.steps, job.schedule, job.eta, start)
+    cond = {**words(sd, job.prompts, job.skip), **(cond or {})}
+    extra = _extra_channels(sd, noise, extra)
+    if extra is not None:
+        sd, cond["extra"] = sd.add(wrappers=ExtraChannels()), extra
+    negative = words(sd, job.negative, job.skip) if job.guidance != 1 else None
+    size = tuple(side * sd.factor for side in noise.shape[1:3])
+    sd, cond, negative = control.attach(sd, job.control, cond, negative, int(plan.steps), size)
+    if negative is not None:
+        sd = sd.add(wrappers=Guidance(np.float32(job.guidance), negative, np.float32(job.rescale)))
+    with _bar(int(plan.rows), job.progress) as tick:
+        return _sample(sd, cond, noise, job.keys, plan, z, tick=tick).block_until_ready()
+
+
+def words(sd, prompts, skip=0):
+    """Returns the cond of a list of prompts."""
+    return _condition(sd, sd.tokenize(prompts), skip)
+
+
+def _extra_channels(sd, noise, extra):
+    """Returns the extra channels that the UNet takes beside the latent; an inpainting model without any sees a hole."""
+    taken, latent = sd.networks.unet.config.in_channels, noise.shape[-1]
+    given = 0 if extra is None else extra.shape[-1]
+    if extra is None and taken == 2 * latent + 1:
+        grey = jnp.zeros((1, *(side * sd.factor for side in noise.shape[1:3]), 3))
+        masked = jnp.broadcast_to(sd.latents(tiles.moments(sd, grey)), noise.shape)
+        return mask_channels(jnp.ones((*noise.shape[:3], 1)), masked)
+    if latent + given != taken:
+        raise ValueError(
+            f"the UNet takes {taken} channels, this task has {latent} + {given}: expected a model for this task"
+        )
+    return extra
+
+
+def _keys(seeds):
+    return jax.vmap(jax.random.key)(np.array([seed % (1 << 32) for seed in seeds], np.uint32))
+
+
+def _split(keys):
+    """Returns the keys [B] of the start, of the noise between the steps and of the given picture's latent."""
+    return jax.vmap(lambda key: tuple(jax.random.split(key, 3)))(keys)
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _normal(keys, shape):
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(_split(keys)[0])
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def picture_noise(keys, shape):
+    """Returns standard normal noise [B *shape] for the given picture, apart from the noise of sampling."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(_split(keys)[2])
 
 
 @jax.jit
-def _decode(sd, z):
-    return sd.decode(z)
+def _draw_latents(sd, moments, keys):
+    return sd.latents(moments, _split(keys)[2])
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "skip", "tick"))
-def _sample(sd, ids, unwanted, noise, keys, plan, values, *, shape, skip, tick):
-    start, fresh = jax.vmap(lambda key: tuple(jax.random.split(key)))(keys)
-    if noise is None:
-        noise = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(start)
-    if unwanted is not None:
-        sd = sd.add(wrappers=Guidance(values["guidance"], sd.condition(unwanted, skip), values["rescale"]))
-    cond = sd.condition(ids, skip)
+@functools.partial(jax.jit, static_argnames="skip")
+def _condition(sd, ids, skip):
+    return sd.condition(ids, skip)
 
+
+@functools.partial(jax.jit, static_argnames="tick")
+def _sample(sd, cond, noise, keys, plan, z, *, tick):
     def denoise(z, t, i):
         if tick is not None:
             jax.debug.callback(tick)
         return sd.denoise(z, t, cond, i)[0]
 
-    return samplers.sample(denoise, noise, plan, fresh)
+    return samplers.sample(denoise, noise, plan, _split(keys)[1], z=z)
 
 
 class _bar:

@@ -39,6 +39,7 @@ class StableDiffusion(struct.PyTreeNode):
 
     words: {placeholder: int32 [n]}, the rows of the token table that a placeholder stands for.
     reference: {part: parameters} of pretrained parts that a method looks at while it changes them.
+    low_schedule: of the noise on an upscaler's small picture; None where it is `schedule`.
     """
 
     unet: object
@@ -53,6 +54,7 @@ class StableDiffusion(struct.PyTreeNode):
     networks: Networks = struct.field(pytree_node=False, default=None)
     schedule: object = struct.field(pytree_node=False, default=None)
     tokenizer: object = struct.field(pytree_node=False, default=None)
+    low_schedule: object = struct.field(pytree_node=False, default=None)
 
     # ---- words ---------------------------------------------------------------------------------
 

@@ -18,11 +18,11 @@ PROGRAMS = [
 ]
 # A module may import from its own floor and from those below it.
 FLOORS = (
-    ("trees", "config", "tokenizer", "compiled", "grid", "grammar", "jobs"),
+    ("trees", "config", "tokenizer", "compiled", "grid", "grammar", "jobs", "resize", "mixing"),
     ("models",),
     ("diffusion",),
-    ("stable_diffusion", "prompt", "noise", "records"),
-    ("generate", "methods"),
+    ("stable_diffusion", "prompt", "noise", "records", "control", "tiles"),
+    ("generate", "inpainting", "upscaling", "methods"),
     ("convert",),
     ("data",),
     ("training",),

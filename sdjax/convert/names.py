@@ -16,6 +16,7 @@ import numpy as np
 from sdjax import trees
 from sdjax.convert.files import TYPES, Tensor
 from sdjax.models.clip import ImageEncoder, TextEncoder
+from sdjax.models.controlnet import ControlNet
 from sdjax.models.unet import UNet
 from sdjax.models.vae import AutoencoderKL
 
@@ -55,10 +56,11 @@ def _example(network):
     """Returns the smallest inputs that touch all parameters of a network."""
     config = network.config
     if isinstance(network, UNet):
-        side = 2 ** (len(config.block_out_channels) - 1)
-        labels = None if config.num_class_embeds is None else jnp.zeros(1, jnp.int32)
-        z, context = jnp.zeros((1, side, side, config.in_channels)), jnp.zeros((1, 1, config.cross_attention_dim))
-        return {"z": z, "t": jnp.zeros(1), "context": context, "class_labels": labels}
+        return _unet_example(config)
+    if isinstance(network, ControlNet):
+        example = _unet_example(config.unet)
+        side = example["z"].shape[1] * 2 ** (len(config.conditioning_embedding_out_channels) - 1)
+        return {**example, "hint": jnp.zeros((1, side, side, config.conditioning_channels))}
     if isinstance(network, AutoencoderKL):
         side = 2 ** (len(config.block_out_channels) - 1)
         return {"x": jnp.zeros((1, side, side, config.in_channels)), "key": jax.random.key(0)}
@@ -67,6 +69,13 @@ def _example(network):
     if isinstance(network, ImageEncoder):
         return {"pixels": jnp.zeros((1, config.image_size, config.image_size, 3))}
     raise TypeError(f"no example input for {type(network).__name__}")
+
+
+def _unet_example(config):
+    side = 2 ** (len(config.block_out_channels) - 1)
+    labels = None if config.num_class_embeds is None else jnp.zeros(1, jnp.int32)
+    z, context = jnp.zeros((1, side, side, config.in_channels)), jnp.zeros((1, 1, config.cross_attention_dim))
+    return {"z": z, "t": jnp.zeros(1), "context": context, "class_labels": labels}
 
 
 def random_parameters(network, dtype, seed=0):

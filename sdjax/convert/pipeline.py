@@ -52,10 +52,12 @@ PIPELINES = {
     "StableDiffusionPipeline": lambda c: c,
     "StableDiffusionInstructPix2PixPipeline": lambda c: 2 * c,
     "StableDiffusionInpaintPipeline": lambda c: 2 * c + 1,
+    "StableDiffusionUpscalePipeline": lambda c: c + 3,
 }
+LOW_SCHEDULER = "low_res_scheduler"  # of the upscaler: the noise on its small picture
 ALSO_READ = ("StableDiffusionImg2ImgPipeline", "StableDiffusionControlNetPipeline")
 # Everything that belongs to a model folder; a save replaces these and keeps the rest (README.md, ...).
-ENTRIES = (INDEX, *PARTS, "tokenizer", "scheduler", "feature_extractor", "safety_checker", "e4t")
+ENTRIES = (INDEX, *PARTS, "tokenizer", "scheduler", LOW_SCHEDULER, "feature_extractor", "safety_checker", "e4t")
 
 
 def _patterns(kind):
@@ -139,7 +141,11 @@ def _load_folder(folder, dtype, variant):
         # The small files are read first, so that most mistakes show before gigabytes are read.
         opened = {name: files.open_weights(folder / name, PARTS[name].stem, variant) for name in present}
         params = {name: names.read(opened[name], networks[name], name, dtype) for name in present}
-        return assemble(networks, params, schedule, tokenizer)
+        sd = assemble(networks, params, schedule, tokenizer)
+        if index.get(LOW_SCHEDULER):
+            low = _read(folder / LOW_SCHEDULER / "scheduler_config.json", Schedule.from_json)
+            sd = sd.replace(low_schedule=low)
+        return sd
     except ValueError as error:
         raise _named(error, folder) from None
 
@@ -257,11 +263,11 @@ def save(sd, destination, format="diffusers", *, dtype=None, shard_size=files.SH
             (folder / name).mkdir()
             files.write_json(folder / name / "config.json", config)
             files.write_weights(folder / name, PARTS[name].stem, tensors[name], shard_size)
-        for name in ("tokenizer", "scheduler"):
-            (folder / name).mkdir()
+        (folder / "tokenizer").mkdir()
         sd.tokenizer.save(folder / "tokenizer")
-        scheduler = {**sd.schedule.to_json(), "_diffusers_version": WRITTEN_AS}
-        files.write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+        for name, scheduler in _schedulers(sd, index).items():
+            (folder / name).mkdir()
+            files.write_json(folder / name / "scheduler_config.json", scheduler)
         if "image_encoder" in configs:
             (folder / "feature_extractor").mkdir()
             processor = _processor(sd.networks.image_encoder.config.image_size)
@@ -299,9 +305,21 @@ def _index(sd, configs):
     index |= {name: [PARTS[name].library, PARTS[name].class_name] for name in configs}
     index |= {"tokenizer": ["transformers", TOKENIZERS[0]]}
     index |= {"scheduler": ["diffusers", sd.schedule.to_json()["_class_name"]]}
+    if index["_class_name"] == "StableDiffusionUpscalePipeline":
+        index[LOW_SCHEDULER] = ["diffusers", "DDPMScheduler"]
     if "image_encoder" in configs:
         index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
     return index
+
+
+def _schedulers(sd, index):
+    """Returns {folder: content of its scheduler_config.json}."""
+    version = {"_diffusers_version": WRITTEN_AS}
+    made = {"scheduler": {**sd.schedule.to_json(), **version}}
+    if LOW_SCHEDULER in index:
+        low = {**(sd.low_schedule or sd.schedule).to_json(), **version, "_class_name": index[LOW_SCHEDULER][1]}
+        made[LOW_SCHEDULER] = {name: value for name, value in low.items() if name != "set_alpha_to_one"}  # DDIM's own
+    return made
 
 
 def _processor(size):

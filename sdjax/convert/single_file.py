@@ -63,7 +63,7 @@ def read(path, dtype="float32", *, prediction_type=None, ema=False, tokenizer=No
 
 
 def _read(path, dtype, prediction_type, ema, tokenizer):
-    weights, metadata, steps = _open(path)
+    weights, metadata, steps = open_file(path)
     notes = _notes(metadata)
     text = OPEN_CLIP if any(name.startswith(OPEN_CLIP) for name in weights.names) else CLIP
     tokenizer = _tokenizer(tokenizer, notes, text)
@@ -85,7 +85,7 @@ def _read(path, dtype, prediction_type, ema, tokenizer):
     return networks, params, schedule, tokenizer
 
 
-def _open(path):
+def open_file(path):
     """Returns (Weights, metadata, number of training steps or None) of a file, whatever its name ends in."""
     path = pathlib.Path(path)
     with open(path, "rb") as file:
@@ -128,7 +128,7 @@ class _Arrays:
 
 
 @dataclasses.dataclass(frozen=True)
-class _View:
+class View:
     """The weights of one part under our names, to be read as files.Weights is.
 
     places: {our name: (name in the file, which third of its rows, or None for all)}.
@@ -163,7 +163,7 @@ def _view(weights, network, prefix, ema=False):
     """Returns the part of a file under a prefix, with our names; what has no place there keeps its own name."""
     there = {name for name in weights.names if name.startswith(prefix) and not name.startswith(IGNORED)}
     if prefix == CLIP:
-        return _View(weights, {name.removeprefix(CLIP): (name, None) for name in there})
+        return View(weights, {name.removeprefix(CLIP): (name, None) for name in there})
     if prefix == OPEN_CLIP:  # the layer behind the last one that is used
         last = f"{OPEN_CLIP}transformer.resblocks.{network.config.num_hidden_layers}."
         there = {name for name in there if not name.startswith(last)}
@@ -175,7 +175,7 @@ def _view(weights, network, prefix, ema=False):
             raise ValueError("ema=True: the file holds no averaged weights (model_ema.)")
     found = {name: place for name, place in places.items() if place[0] in there}
     unknown = there - {place for place, _ in found.values()}
-    return _View(weights, found | {name: (name, None) for name in unknown})
+    return View(weights, found | {name: (name, None) for name in unknown})
 
 
 def averaged(name):

@@ -1,4 +1,4 @@
-"""What stands around the network while sampling: mask paste-back, guidance, extra input channels.
+"""What stands around the network while sampling: mask paste-back, guidance, ControlNets, extra input channels.
 
 A wrapper is called as wrapper(sd, call, z, t, cond) -> prediction, where call(z, t, cond) is all that lies further
 inside; `rank` sorts wrappers, 0 is outermost.  Wrappers are pytrees: their arrays are arguments of the compiled
@@ -12,9 +12,11 @@ Shapes: B batch, h w latent pixels, c latent channels, E extra channels.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from sdjax.diffusion import schedule as noising
+from sdjax.models import hooks as layer_hooks
 
 PASTE_BACK, GUIDANCE, CONTROLNET, EXTRA_CHANNELS = range(4)  # ranks, outermost first
 
@@ -88,6 +90,52 @@ class KnownRegion(struct.PyTreeNode):
         seen = self.mask * z + (1 - self.mask) * known
         x0 = noising.to_x0(sd.schedule, call(seen, t, cond), seen, t)
         return noising.from_x0(sd.schedule, self.mask * x0 + (1 - self.mask) * self.z, z, t)
+
+
+class ControlNet(struct.PyTreeNode):
+    """Adds what a ControlNet makes of its picture to the maps of the UNet; several add up.
+
+    cond["control"][name] holds "hint", pictures [B H W 3] in [0, 1], and "weight" [B], 1 where it is absent.  Where no
+    weight is other than 0 the network does not run.
+    guess: acts only where cond["positive"] [B] is 1, and less on fine maps (see guess_scales).
+    network: the Linen module of params.
+    """
+
+    params: object
+    name: str = struct.field(pytree_node=False, default="control")
+    network: object = struct.field(pytree_node=False, default=None)
+    guess: bool = struct.field(pytree_node=False, default=False)
+    rank: int = struct.field(pytree_node=False, default=CONTROLNET)
+
+    def __call__(self, sd, call, z, t, cond):
+        own = cond["control"][self.name]
+        weight = own.get("weight", jnp.ones(len(z))) * (cond["positive"] if self.guess else 1)
+        inputs = z, t, cond["context"], own["hint"], cond.get("class_labels")
+
+        def run(inputs):
+            maps, middle = layer_hooks.call("controlnet", self.network, self.params, sd.hooks, *inputs)
+            scales = guess_scales(len(maps) + 1) if self.guess else np.ones(len(maps) + 1, np.float32)
+            *maps, middle = (
+                (weight.reshape(-1, 1, 1, 1) * scale).astype(x.dtype) * x
+                for x, scale in zip((*maps, middle), scales, strict=True)
+            )
+            return tuple(maps), middle
+
+        def nothing(inputs):
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, inputs))
+
+        made = jax.lax.cond(jnp.any(weight != 0), run, nothing, inputs)
+        if "residuals" in cond:
+            made = jax.tree.map(jnp.add, cond["residuals"], made)
+        return call(z, t, {**cond, "residuals": made})
+
+
+def guess_scales(count):
+    """Returns the factors of `count` residuals in guess mode, 0.1 to 1 in equal ratios, finest map first.
+
+    Source: the ControlNet repository's guess mode, and diffusers' torch.logspace(-1, 0, count).
+    """
+    return np.logspace(-1, 0, count, dtype=np.float32)
 
 
 class ExtraChannels(struct.PyTreeNode):

@@ -129,6 +129,7 @@ _convolve3.defvjp(lambda x, kernel: (_convolve3(x, kernel), (x, kernel)), _convo
 class GroupNorm(nn.Module):
     """Group normalisation of [B ... D] over the positions and the channels of each group; parameters scale and bias.
 
+    moments: (mean, variance) [B groups] to normalise by in place of x's own, where x is a part of something larger.
     Source: Wu and He 2018.
     """
 
@@ -137,21 +138,23 @@ class GroupNorm(nn.Module):
     dtype: object = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, moments=None):
         width = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones_init(), (width,), jnp.float32).astype(jnp.float32)
         bias = self.param("bias", zeros, (width,), jnp.float32).astype(jnp.float32)
         space = tuple(range(1, x.ndim - 1))
         rows = x.astype(jnp.float32)
 
-        def mean(values):  # [B ... D] -> [B 1 .. D], the mean of each channel's group
-            channel = values.mean(space)  # [B D]
-            group = channel.reshape(len(x), self.groups, -1)
-            group = jnp.broadcast_to(group.mean(-1, keepdims=True), group.shape)
-            return group.reshape(len(x), *(1,) * len(space), width)
+        def spread(groups):  # [B groups] -> [B 1 .. D]
+            each = jnp.broadcast_to(groups[..., None], (len(x), self.groups, width // self.groups))
+            return each.reshape(len(x), *(1,) * len(space), width)
 
-        centre = mean(rows)
-        factor = lax.rsqrt(mean(jnp.square(rows - centre)) + self.eps) * scale.reshape((1,) * (x.ndim - 1) + (width,))
+        def mean(values):  # [B ... D] -> [B groups]
+            return values.mean(space).reshape(len(x), self.groups, -1).mean(-1)
+
+        centre = spread(mean(rows) if moments is None else moments[0])
+        variance = spread(mean(jnp.square(rows - centre)) if moments is None else moments[1])
+        factor = lax.rsqrt(variance + self.eps) * scale.reshape((1,) * (x.ndim - 1) + (width,))
         offset = bias.reshape((1,) * (x.ndim - 1) + (width,)) - centre * factor
         return (rows * factor + offset).astype(self.dtype)
 

@@ -102,22 +102,28 @@ class AutoencoderKL(nn.Module):
         if config.use_post_quant_conv:
             self.post_quant_conv = Conv(config.latent_channels, 1, dtype=self.dtype)
 
-    def encode(self, x):
+    def encode(self, x, only=None):
         """Returns (mean, logvar) of the latents, float32 [B h w c] each, logvar in [-30, 20]; not scaled.
 
         x: pixels [B H W 3] in [-1, 1].
+        only: "fine" ends before the middle, with the map [B h w D] from which "coarse" goes on.
         """
-        moments = self.encoder(x)
+        moments = self.encoder(x, only)
+        if only == "fine":
+            return moments
         if self.config.use_quant_conv:
             moments = self.quant_conv(moments)
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return mean, jnp.clip(logvar, -30, 20)  # limits: CompVis latent-diffusion, DiagonalGaussianDistribution
 
-    def decode(self, z):
-        """Returns the pixels, float32 [B H W 3], about [-1, 1] but not clipped, of latents that are not scaled."""
-        if self.config.use_post_quant_conv:
+    def decode(self, z, only=None):
+        """Returns the pixels, float32 [B H W 3], about [-1, 1] but not clipped, of latents that are not scaled.
+
+        only: "coarse" ends behind the middle, with the map [B h w D] from which "fine" goes on.
+        """
+        if self.config.use_post_quant_conv and only != "fine":
             z = self.post_quant_conv(z)
-        return self.decoder(z).astype(jnp.float32)
+        return self.decoder(z, only).astype(jnp.float32)
 
     def __call__(self, x, key):
         """Returns (decode(z), mean, logvar) with z = mean + exp(logvar / 2) noise."""
@@ -132,13 +138,16 @@ class _Encoder(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, only=None):
         config, widths = self.config, self.config.block_out_channels
-        x = Conv(widths[0], dtype=self.dtype, name="conv_in")(x)
-        for i, width in enumerate(widths):
-            last = i == len(widths) - 1
-            block = _DownBlock(config, width, not last, self.dtype, self.remat, name=f"down_blocks.{i}")
-            x = block(x)
+        if only != "coarse":
+            x = Conv(widths[0], dtype=self.dtype, name="conv_in")(x)
+            for i, width in enumerate(widths):
+                last = i == len(widths) - 1
+                block = _DownBlock(config, width, not last, self.dtype, self.remat, name=f"down_blocks.{i}")
+                x = block(x)
+        if only == "fine":
+            return x
         x = _MidBlock(config, self.dtype, self.remat, name="mid_block")(x)
         return _out(x, 2 * config.latent_channels, config, self.dtype)
 
@@ -149,10 +158,14 @@ class _Decoder(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, z):
+    def __call__(self, z, only=None):
         config, widths = self.config, self.config.block_out_channels[::-1]
-        x = Conv(widths[0], dtype=self.dtype, name="conv_in")(z)
-        x = _MidBlock(config, self.dtype, self.remat, name="mid_block")(x)
+        x = z
+        if only != "fine":
+            x = Conv(widths[0], dtype=self.dtype, name="conv_in")(x)
+            x = _MidBlock(config, self.dtype, self.remat, name="mid_block")(x)
+        if only == "coarse":
+            return x
         for i, width in enumerate(widths):
             last = i == len(widths) - 1
             x = _UpBlock(config, width, not last, self.dtype, self.remat, name=f"up_blocks.{i}")(x)

@@ -1,0 +1,38 @@
+"""Makes a picture four times as large, with Stable Diffusion's x4 upscaler.
+
+python sample/upscale.py --model x4-upscaler --image small.png --prompt "a white cat"
+python sample/upscale.py --model x4-upscaler --image small.png --prompt "" --preset 64-256
+"""
+
+import sys
+
+import options as common
+
+PRESETS = {"64-256": 64, "128-512": 128}  # the sizes of the original super-resolution, and of the upscaler's training
+
+
+def parser():
+    """Returns the command line's parser."""
+    made = common.parser(__doc__, "upscale", guidance=9.0, steps=75)
+    common.picture_options(made)
+    add = made.add_argument
+    add("--noise-level", type=int, default=20, help="0 to 350, noise put on the small picture: more invents more")
+    add("--preset", choices=PRESETS, help="bring the picture to the first size, make the second of it")
+    add("--tile", type=int, help="do squares of so many small pixels one after the other")
+    return made
+
+
+def run(options):
+    """Writes the pictures that the options ask for and returns their paths."""
+    from sdjax import upscaling
+
+    sd, picture = common.load(options), common.picture(options.image)
+    task = dict(noise_level=options.noise_level, size=options.size, resize=options.resize, tile=options.tile)
+    if options.preset:
+        task["size"] = PRESETS[options.preset]
+    made = upscaling.upscale(sd, common.prompts(options), picture, **task, **common.settings(options))
+    return common.write(made, options)
+
+
+if __name__ == "__main__":
+    sys.exit(common.main(parser(), run))

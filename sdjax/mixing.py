@@ -1,0 +1,24 @@
+"""Between two seeds and between two prompts: variations of a picture, and ways from one picture to another.
+
+Shapes: B batch, h w latent pixels, c latent channels.
+"""
+
+import jax.numpy as jnp
+
+
+def slerp(low, high, amount):
+    """Returns noise [B h w c] on the arc from low (amount 0) to high (1), by columns of h numbers each.
+
+    (sin((1 - v) w) low + sin(v w) high) / sin w with w the angle between two columns; the line where they are parallel.
+    Source: the variation seeds of A1111, whose arcs run over columns too, so that strengths mean the same.
+    """
+
+    def unit(x):
+        return x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+    cosine = jnp.clip(jnp.sum(unit(low) * unit(high), axis=1, keepdims=True), -1, 1)
+    angle = jnp.arccos(cosine)
+    flat = jnp.abs(cosine) > 0.9995
+    sine = jnp.where(flat, 1, jnp.sin(angle))
+    arc = (jnp.sin((1 - amount) * angle) * low + jnp.sin(amount * angle) * high) / sine
+    return jnp.where(flat, (1 - amount) * low + amount * high, arc)

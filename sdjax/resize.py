@@ -1,0 +1,67 @@
+"""Pictures of any size brought to the size that a model makes.
+
+    fit(picture, (512, 768), "crop")          # uint8 [512 768 3]
+    pad(pictures, 8)                          # sides up to multiples of 8, the edge repeated
+
+Shapes: H W pixels.  A size is (height, width).
+"""
+
+import numpy as np
+from PIL import Image
+
+MODES = ("crop", "fill", "stretch")
+
+
+def fit(picture, size, mode="crop"):
+    """Returns a picture uint8 [H W 3], or a mask [H W], with `size` pixels; one of that size as it is.
+
+    mode: crop, what sticks out of the size after scaling is cut off on both sides; fill, all of it is seen and its
+    edges are repeated in the rest; stretch, both sides are scaled on their own.
+    Source: the resize modes of A1111's image-to-image.
+    Raises ValueError for another mode.
+    """
+    if mode not in MODES:
+        raise ValueError(f"resize={mode!r}: expected one of {', '.join(MODES)}")
+    if picture.shape[:2] == tuple(size):
+        return picture
+    if mode == "stretch":
+        return _scaled(picture, size)
+    ratios = [wanted / given for wanted, given in zip(size, picture.shape, strict=False)]
+    ratio = max(ratios) if mode == "crop" else min(ratios)
+    inner = [max(1, round(given * ratio)) for given in picture.shape[:2]]
+    scaled = _scaled(picture, inner)
+    if mode == "crop":
+        top, left = ((has - wanted) // 2 for has, wanted in zip(inner, size, strict=True))
+        return np.ascontiguousarray(scaled[top : top + size[0], left : left + size[1]])
+    rest = [wanted - has for has, wanted in zip(inner, size, strict=True)]
+    return np.pad(scaled, [(n // 2, n - n // 2) for n in rest] + [(0, 0)] * (picture.ndim - 2), "edge")
+
+
+def _scaled(picture, size):
+    smooth = Image.Resampling.LANCZOS if picture.ndim == 3 else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), smooth))
+
+
+def pad(pictures, multiple):
+    """Returns pictures [B H W ...] whose sides are multiples of a number, by repeating the lower and the right edge."""
+    sides = [(0, -side % multiple) for side in pictures.shape[1:3]]
+    return np.pad(pictures, [(0, 0), *sides] + [(0, 0)] * (pictures.ndim - 3), "edge")
+
+
+def fitted(pictures, count, size=None, mode="crop", channels=3):
+    """Returns `count` pictures of one size, uint8 [B H W 3] (masks: channels=None, [B H W]), from one or several.
+
+    pictures: one array, PIL image or the like, or a list; one alone is repeated.  size: None for the first one's own.
+    Raises ValueError for another number of pictures, and for what is no uint8 picture.
+    """
+    shape = "[H W 3]" if channels else "[H W]"
+    many = isinstance(pictures, (list, tuple)) or np.ndim(pictures) == (4 if channels else 3)
+    arrays = [np.asarray(picture) for picture in (pictures if many else [pictures])]
+    for array in arrays:
+        if array.dtype != np.uint8 or array.shape[2:] != ((channels,) if channels else ()) or array.ndim < 2:
+            raise ValueError(f"a picture of type {array.dtype} {list(array.shape)}: expected uint8 {shape}")
+    if len(arrays) not in (1, count):
+        raise ValueError(f"{len(arrays)} pictures for {count} prompts: expected one, or as many")
+    size = arrays[0].shape[:2] if size is None else (size, size) if isinstance(size, int) else tuple(size)
+    fitted = [fit(array, size, mode) for array in arrays]
+    return np.stack(fitted * (count // len(fitted)))
