@@ -3,7 +3,7 @@
     noise = start("torch-cpu", seeds=[1, 2], shape=(64, 64, 4))          # [B h w c], a sampler's start
     fresh = steps("torch-cpu", [1, 2], (64, 64, 4), count=plan.draws)    # [n B h w c], its `step_noise`
 
-    jax        our own: what generate.text2img draws by itself
+    jax        our own, which sampling draws by itself: `start` and `steps` give None
     torch-cpu  torch.Generator("cpu").manual_seed(seed): diffusers with a generator per picture, A1111's RNG "CPU"
     philox     torch's CUDA generator: A1111's RNG "NV" and, for as many numbers as the card has threads, "GPU"
 
@@ -16,8 +16,6 @@ Shapes: B pictures, h w latent pixels, c latent channels, n draws.
 
 import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 SOURCES = ("jax", "torch-cpu", "philox")
@@ -26,20 +24,19 @@ f32 = np.float32
 
 
 def start(source, seeds, shape):
-    """Returns standard normal noise [B h w c], float32: the first draw of each seed; shape: (h, w, c).
+    """Returns standard normal noise [B h w c], float32: the first draw of each seed; None for "jax".
 
-    Raises ValueError for an unknown source.
+    shape: (h, w, c).  Raises ValueError for an unknown source.
     """
     if source == "jax":
-        return np.asarray(_jax_start(np.array([seed % (1 << 32) for seed in seeds], np.uint32), tuple(shape)))
+        return None
     return np.stack([_last(draw(source, seed, [_first(shape)])[0]) for seed in seeds])
 
 
 def steps(source, seeds, shape, count, delta=0):
     """Returns the draws after the first, [n B h w c] with n = ROOM or the next power of two that holds `count`.
 
-    None for the source "jax", whose fresh noise samplers draw by themselves from keys.
-    delta: A1111's ENSD: where it is not 0, draws are those of the seeds + delta, from their first on.
+    None for "jax".  delta: A1111's ENSD; where it is not 0, the draws are those of the seeds + delta, from the first.
     Raises ValueError for an unknown source.
     """
     if source == "jax":
@@ -67,22 +64,6 @@ def draw(source, seed, shapes):
     return [values.reshape(shape) for values, shape in zip(drawn, shapes, strict=True)]
 
 
-def slerp(noise, other, amount):
-    """Returns noise [B h w c] turned by `amount` (0 to 1) of the way to `other`: A1111's variation seed and strength.
-
-    sin((1 - a) w) / sin w * noise + sin(a w) / sin w * other, w the angle between them, taken per column of each
-    channel as A1111 does; linear where they point the same way.
-    """
-    noise, other = np.asarray(noise, np.float64), np.asarray(other, np.float64)
-    length = np.sum(noise**2, 1, keepdims=True) * np.sum(other**2, 1, keepdims=True)
-    angle = np.arccos(np.clip(np.sum(noise * other, 1, keepdims=True) / np.sqrt(length), -1, 1))
-    straight = np.sin(angle) < 1e-6
-    sine = np.where(straight, 1, np.sin(angle))
-    first = np.where(straight, 1 - amount, np.sin((1 - amount) * angle) / sine)
-    second = np.where(straight, amount, np.sin(amount * angle) / sine)
-    return (first * noise + second * other).astype(f32)
-
-
 def _first(shape):
     height, width, channels = shape
     return channels, height, width
@@ -90,15 +71,6 @@ def _first(shape):
 
 def _last(values):
     return np.moveaxis(values, 0, -1)
-
-
-@functools.partial(jax.jit, static_argnames="shape")
-def _jax_start(seeds, shape):
-    def one(seed):
-        first, _ = jax.random.split(jax.random.key(seed))  # the other key is for fresh noise
-        return jax.random.normal(first, shape, jnp.float32)
-
-    return jax.vmap(one)(seeds)
 
 
 # ---- torch on a CPU: Mersenne Twister, and Box-Muller by Cephes' single-precision functions ----

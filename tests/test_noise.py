@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-import sdjax
 from sdjax import noise
-from sdjax.convert import pipeline
 
 SHAPES = [(4, 8, 8), (3,), (17,), (2, 3, 5), (16,), (1,), (15,), (4, 16, 24), (33,), (7,)]
 SEEDS = [*range(94), 2**31, 2**32 - 1, 2**32 + 7, 2**63 - 1, -1, 123456789012]
@@ -96,7 +94,7 @@ def test_start_and_steps_are_what_a1111_and_diffusers_draw(delta):
     assert (fresh[count:] == 0).all()
 
 
-@pytest.mark.parametrize("source", noise.SOURCES)
+@pytest.mark.parametrize("source", ["torch-cpu", "philox"])
 def test_a_seed_gives_its_noise_in_any_batch(source):
     together = noise.start(source, [1, 2, 3], (4, 4, 4))
     np.testing.assert_array_equal(together[1], noise.start(source, [2], (4, 4, 4))[0])
@@ -105,27 +103,11 @@ def test_a_seed_gives_its_noise_in_any_batch(source):
 
 def test_room_for_steps_is_one_of_few_sizes():
     counts = {noise.steps("philox", [0], (2, 2, 1), count).shape[0] for count in (1, 60, 65, 130, 300)}
-    assert counts == {64, 128, 256, 512} and noise.steps("jax", [0], (2, 2, 1), 4) is None
+    assert counts == {64, 128, 256, 512}
 
 
-def test_the_default_source_is_what_sampling_draws_by_itself():
-    sd = pipeline.load("random:tiny")
-    options = {"seeds": [7], "steps": 2, "guidance": 1}
-    given = sdjax.text2img(sd, ["a face"], noise=noise.start("jax", [7], (16, 16, 4)), **options)
-    assert np.abs(given.astype(int) - sdjax.text2img(sd, ["a face"], **options)).max() <= 1
-
-
-@pytest.mark.parametrize("amount", [0.0, 0.3, 1.0])
-def test_slerp_is_that_of_variation_seeds(amount):
-    """Along the height of each channel, as the formula that A1111 took over has it for [c h w]."""
-    low, high = (torch.from_numpy(randn(seed, [(4, 6, 5)])[0]) for seed in (1, 2))
-    dot = (low / low.norm(dim=1, keepdim=True) * high / high.norm(dim=1, keepdim=True)).sum(1, keepdim=True)
-    omega = torch.acos(dot)
-    theirs = torch.sin((1 - amount) * omega) / torch.sin(omega) * low
-    theirs = theirs + torch.sin(amount * omega) / torch.sin(omega) * high
-    ours = noise.slerp(*(x.permute(1, 2, 0).numpy()[None] for x in (low, high)), amount)
-    np.testing.assert_allclose(ours[0], theirs.permute(1, 2, 0).numpy(), atol=1e-5)
-    np.testing.assert_allclose(noise.slerp(ours, ours, amount), ours, atol=1e-6)
+def test_sampling_draws_the_default_noise_by_itself():
+    assert noise.start("jax", [0], (2, 2, 1)) is noise.steps("jax", [0], (2, 2, 1), 4) is None
 
 
 def test_unknown_source():
