@@ -48,7 +48,7 @@ def outputs_there(theirs, texts=TEXTS):
 
 
 @jax.jit
-def _compute(sd, ids, z, t):
+def compute(sd, ids, z, t):
     cond = sd.condition(ids)
     return cond["context"], sd.predict(z, t, cond)
 
@@ -56,7 +56,7 @@ def _compute(sd, ids, z, t):
 def outputs_here(sd, texts=TEXTS):
     """Returns (context, prediction) of our model at noise of seed 0; with or without adapters it is one program."""
     sd = sd.replace(reference=None, words={})
-    return _compute(sd, sd.tokenize(texts), *_inputs(len(texts), 4))
+    return compute(sd, sd.tokenize(texts), *_inputs(len(texts), 4))
 
 
 def _inputs(rows, channels):

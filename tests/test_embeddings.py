@@ -107,7 +107,7 @@ def test_tables_grow_in_blocks(tmp_path):
         ({"emb_params": torch.zeros(2, 48)}, "rows of width 48; this model's text encoder takes 32"),
         ({"clip_l": torch.zeros(2, 32), "clip_g": torch.zeros(2, 64)}, "an embedding for SDXL"),
         ({"emp_params": torch.zeros(2, 32), "emp_params_out": torch.zeros(2, 32)}, "emp_params_out"),
-        ({"<a>": torch.zeros(2, 32), "<b>": torch.zeros(2, 32)}, "holds 2 tensors; an embedding file holds one"),
+        ({"<a>": torch.zeros(2, 32), "<b>": torch.zeros(2, 32)}, "an embedding file holds one tensor, not 2"),
         ({"emb_params": torch.zeros(2, 2, 32)}, r"a tensor \[2, 2, 32\]; an embedding has rows"),
     ],
 )

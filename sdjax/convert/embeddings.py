@@ -45,7 +45,7 @@ def read(state, path, word=None):
     if "emp_params_out" in state:
         raise ValueError(f"{path}: holds emp_params_out, rows behind the text encoder; only rows before it are read")
     if len(state) != 1:
-        raise ValueError(f"{path}: holds {len(state)} tensors; an embedding file holds one")
+        raise ValueError(f"{path}: no LoRA or hypernetwork, and an embedding file holds one tensor, not {len(state)}")
     ((key, rows),) = state.items()
     return {word or (path.stem if key in UNNAMED else key): _rows(rows, path)}
 

@@ -18,6 +18,7 @@ sd-scripts, LyCORIS.
 """
 
 import functools
+import re
 import weakref
 from dataclasses import dataclass
 
@@ -58,13 +59,13 @@ FACTORS = (
     ),
 )
 RANKED = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")  # tensors whose first axis is the rank
-UNSUPPORTED = {  # by a piece of a tensor's name
-    "OFT": (".oft_", ".boft_"),
-    "IA3": (".on_input", ".ia3_l"),
-    "GLoRA": (".a1.weight", ".b1.weight"),
-    "changes of norms": (".w_norm", ".b_norm"),
-    "LoRA with biases": (".lora_B.bias", ".lora_up.bias"),
-    "cloneofsimo's LoRA by position": (":up", ":down"),
+UNSUPPORTED = {  # by what a tensor's name contains
+    "OFT": re.compile(r"\.b?oft_"),
+    "IA3": re.compile(r"\.on_input$|\.ia3_l"),
+    "GLoRA": re.compile(r"\.[ab][12]\.weight$"),
+    "changes of norms": re.compile(r"\.[wb]_norm$"),
+    "LoRA with biases": re.compile(r"\.lora_(B|up)\.bias$"),
+    "cloneofsimo's LoRA by position": re.compile(r":\d+:(up|down)$"),
 }
 KEPT = 2  # merged copies of a weight that are kept for attaching again
 
@@ -81,8 +82,13 @@ class Edit:
 
 def recognised(tensors):
     """Returns whether a file's tensors {name: array} are those of LoRA or a relative, supported or not."""
-    ends = (*SUFFIXES, *(piece for pieces in UNSUPPORTED.values() for piece in pieces))
-    return any(name.endswith(ends) for name in tensors)
+    ends = tuple(SUFFIXES)
+    return any(name.endswith(ends) or _unsupported(name) for name in tensors)
+
+
+def _unsupported(name):
+    """Returns the kind that a tensor's name belongs to and that is not read, or None."""
+    return next((kind for kind, pattern in UNSUPPORTED.items() if pattern.search(name)), None)
 
 
 def read(tensors, networks, configs, path):
@@ -92,9 +98,8 @@ def read(tensors, networks, configs, path):
     alpha of its own; without them alpha is the rank.
     Raises ValueError naming the file and the kinds or tensors that have no place in this model.
     """
-    for kind, pieces in UNSUPPORTED.items():
-        if any(piece in name for name in tensors for piece in pieces):
-            raise ValueError(f"{path}: {kind}: not supported; LoRA, DoRA, LoHa, LoKr and full differences are")
+    for kind in filter(None, map(_unsupported, tensors)):
+        raise ValueError(f"{path}: {kind}: not supported; LoRA, DoRA, LoHa, LoKr and full differences are")
     places, modules, unknown = spellings(networks.unet, networks.text_encoder), {}, []
     for name in tensors:
         place, role = _place(name, places)

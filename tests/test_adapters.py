@@ -1,0 +1,210 @@
+"""Adapters together: sums, detaching, strengths, what is kept and what is compiled, pictures, the command line."""
+
+import gc
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from adapter_files import assert_same_picture, compute, fresh, made
+from test_hypernetworks import CASES, hang
+from test_hypernetworks import write as write_hypernetwork
+from test_lora import ATTENTION, kohya
+
+import sdjax
+from sdjax import trees
+from sdjax.convert import lora
+from sdjax.convert.adapters import attach_all, detach
+
+WORD = "<toy>"
+ROWS = 0.3 * torch.randn(2, 32, generator=torch.Generator().manual_seed(2))
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """cat and dog (LoRA of different rank), toy (an embedding), style (a hypernetwork)."""
+    folder, pipe = tmp_path_factory.mktemp("adapters"), made("sd1")[0]
+    write = safetensors.torch.save_file
+    write(kohya(pipe, rank=3), folder / "cat.safetensors")
+    write(kohya(pipe, ATTENTION, rank=5, alpha=1.0), folder / "dog.safetensors")
+    write({WORD: ROWS}, folder / "toy.safetensors")
+    write_hypernetwork(folder / "style.pt", CASES["relu"])
+    return folder
+
+
+def equal(one, other):
+    """Asserts that two models are the same tree with the same bits."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    assert trees.digest(one) == trees.digest(other)
+    assert one.tokenizer.words == other.tokenizer.words
+
+
+def weights(sd):
+    return {name: np.asarray(leaf, np.float64) for name, leaf in trees.flatten(sd.unet).items()}
+
+
+def test_stacked_adapters_add_up_in_any_order(folder):
+    base = made("sd1")[1]
+    cat, dog = (sdjax.attach(base, folder / f"{name}.safetensors") for name in ("cat", "dog"))
+    both = sdjax.attach(sdjax.attach(base, folder / "cat.safetensors", 0.5), folder / "dog.safetensors", -1.5)
+    start, one, other, sums = map(weights, (base, cat, dog, both))
+    for name, weight in start.items():
+        wanted = weight + 0.5 * (one[name] - weight) - 1.5 * (other[name] - weight)
+        np.testing.assert_allclose(sums[name], wanted, atol=2e-6 * np.abs(wanted).max(), err_msg=name)
+    turned = sdjax.attach(sdjax.attach(base, folder / "dog.safetensors", -1.5), folder / "cat.safetensors", 0.5)
+    equal(both, turned)
+
+
+def test_detaching_all_gives_the_model_from_before_bit_for_bit(folder):
+    base, sd = made("sd1")[1], made("sd1")[1]
+    for name in ("cat.safetensors", "toy.safetensors", "style.pt", "dog.safetensors"):
+        sd = sdjax.attach(sd, folder / name)
+    assert trees.digest(sd.unet) != trees.digest(base.unet) and sd.hooks and WORD in sd.words
+    equal(detach(sd), base)
+
+
+def test_detaching_one_leaves_the_others(folder):
+    base = made("sd1")[1]
+    names = ("cat.safetensors", "toy.safetensors", "style.pt", "dog.safetensors")
+    for left_out in names:
+        sd, others = base, base
+        for name in names:
+            sd = sdjax.attach(sd, folder / name)
+            others = others if name == left_out else sdjax.attach(others, folder / name)
+        equal(detach(sd, folder / left_out), others)
+    with pytest.raises(ValueError, match="cat.safetensors: not attached; attached: none"):
+        detach(base, folder / "cat.safetensors")
+    with pytest.raises(ValueError, match="all: not attached"):
+        detach(base)
+
+
+def test_attaching_again_sets_the_strength(folder):
+    base = made("sd1")[1]
+    again = sdjax.attach(sdjax.attach(base, folder / "cat.safetensors", 0.3), folder / "cat.safetensors", 0.9)
+    equal(again, sdjax.attach(base, folder / "cat.safetensors", 0.9))
+    off = sdjax.attach(base, folder / "cat.safetensors", 0.0)
+    assert trees.digest(off.unet) == trees.digest(base.unet)
+
+
+def test_what_else_changed_stays(folder):
+    """Compute types, hooks and conditioners that came before and after."""
+    base = made("sd1")[1].add(hooks=Nothing("first"))
+    sd = sdjax.attach(base, folder / "style.pt").add(hooks=Nothing("last")).with_dtype("bfloat16")
+    sd = sdjax.attach(sd, folder / "cat.safetensors")
+    assert [getattr(hook, "name", "style") for hook in sd.hooks] == ["first", "style", "last"]
+    sd = detach(sd, folder / "style.pt")
+    assert [hook.name for hook in sd.hooks] == ["first", "last"] and sd.networks.unet.dtype == jnp.bfloat16
+    assert detach(sd).networks == base.with_dtype("bfloat16").networks
+
+
+@jax.tree_util.register_static
+class Nothing:
+    """A hook that leaves layers as they are."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def intercept(self, part, layer, args, kwargs, at):
+        return layer(*args, **kwargs)
+
+
+def test_sums_are_rounded_once(folder):
+    base = made("sd1")[1]
+    half = base.replace(unet=trees.cast(base.unet, jnp.bfloat16))
+    start = base.replace(unet=trees.cast(half.unet, jnp.float32))
+    names = [(folder / "cat.safetensors", 0.7), (folder / "dog.safetensors", 0.4)]
+    for path, strength in names:
+        half, start = sdjax.attach(half, path, strength), sdjax.attach(start, path, strength)
+    assert trees.digest(half.unet) == trees.digest(trees.cast(start.unet, jnp.bfloat16))
+
+
+def test_merged_weights_are_kept_as_long_as_the_model(folder):
+    base = made("sd1")[1]
+    sd = base.replace(unet=trees.copy(base.unet))
+    first = jax.tree.leaves(sdjax.attach(sd, folder / "cat.safetensors", 0.8).unet)
+    sdjax.attach(sd, folder / "dog.safetensors")
+    again = jax.tree.leaves(sdjax.attach(sd, folder / "cat.safetensors", 0.8).unet)
+    assert all(one is other for one, other in zip(first, again, strict=True))
+    before = len(lora._copies)
+    del sd, first, again
+    gc.collect()
+    assert len(lora._copies) < before
+
+
+def test_a_changed_file_is_read_again(folder, tmp_path):
+    path, base = tmp_path / "x.safetensors", made("sd1")[1]
+    path.write_bytes((folder / "cat.safetensors").read_bytes())
+    first = sdjax.attach(base, path)
+    path.write_bytes((folder / "dog.safetensors").read_bytes())
+    os.utime(path, ns=(1, 1))
+    assert trees.digest(sdjax.attach(base, path).unet) != trees.digest(first.unet)
+
+
+def test_strengths_and_other_files_compile_nothing_new(folder):
+    base = made("sd1")[1]
+
+    def programs(*sds):
+        for sd in sds:
+            compute(sd, sd.tokenize(["a photo"]), np.zeros((1, 8, 8, 4), np.float32), np.ones(1, np.float32))
+        return compute._cache_size()
+
+    cat, dog, style = folder / "cat.safetensors", folder / "dog.safetensors", folder / "style.pt"
+    before = programs(base, sdjax.attach(base, cat), sdjax.attach(base, style, keep=False))
+    one, two = sdjax.attach(base, cat, 0.2), sdjax.attach(sdjax.attach(base, dog, 3), cat)
+    plain = [detach(one), sdjax.attach(base, cat, keep=False), sdjax.attach(base, style, 0.1, keep=False)]
+    assert programs(one, two, *plain) == before
+
+
+def test_letting_go_of_the_weights_before(folder):
+    base = made("sd1")[1]
+    sd = sdjax.attach(base, folder / "cat.safetensors", keep=False)
+    assert sd.reference is None and jax.tree.structure(sd) == jax.tree.structure(base)
+    with pytest.raises(ValueError, match="cat.safetensors: not attached"):
+        detach(sd, folder / "cat.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["lora", "embedding", "hypernetwork"])
+def test_pictures(kind, folder):
+    theirs, base = fresh("sd1"), made("sd1")[1]
+    if kind == "lora":
+        theirs.load_lora_weights(folder / "cat.safetensors", adapter_name="cat")
+        theirs.set_adapters(["cat"], [0.5])
+        sd, text = sdjax.attach(base, folder / "cat.safetensors", 0.5), "a photo of a woman"
+    elif kind == "embedding":
+        theirs.load_textual_inversion({WORD: ROWS}, token=WORD)
+        sd, text = sdjax.attach(base, folder / "toy.safetensors"), f"a sketch of {WORD}"
+    else:
+        hang(theirs.unet, write_hypernetwork(folder / "again.pt", CASES["relu"]), 0.5)
+        sd, text = sdjax.attach(base, folder / "style.pt", 0.5), "a photo of a man"
+    assert_same_picture(sd, theirs, text)
+
+
+def test_files_of_a_command_line(folder):
+    base = made("sd1")[1]
+    cat, dog = folder / "cat.safetensors", folder / "dog.safetensors"
+    ours = attach_all(base, [f"{cat}:0.5", str(dog)])
+    wanted = sdjax.attach(sdjax.attach(base, cat, 0.5), dog)
+    assert trees.digest(ours.unet) == trees.digest(wanted.unet) and ours.reference is None
+    for text, message in {
+        "no.pt": "no.pt: no such file",
+        "no.pt:1": "no.pt: no such file",
+        "no.pt:x": "adapter 'no.pt:x': no such file; expected FILE or FILE:STRENGTH",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            attach_all(base, [text])
+    with pytest.raises(ValueError, match="a folder without pytorch_lora_weights.safetensors"):
+        sdjax.attach(base, folder)
+
+
+def test_damaged_files_are_one_line(folder, tmp_path):
+    whole = (folder / "cat.safetensors").read_bytes()
+    for name, data in {"cut.safetensors": whole[:5000], "empty.pt": b"", "text.pt": b"hello, world"}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=rf"{name}: (not|cannot be) ") as error:
+            sdjax.attach(made("sd1")[1], tmp_path / name)
+        assert "\n" not in str(error.value)
