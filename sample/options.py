@@ -26,7 +26,12 @@ def parser(doc, name, guidance=7.5, steps=20):
     add("--eta", type=float, help="fresh noise, 0 to 1, of samplers that take it")
     add("--variation-seed", type=int, default=0, help="another seed, of which the pictures get a part")
     add("--variation", type=float, default=0.0, help="that part, 0 to 1")
-    add("--adapter", nargs="+", default=[], help="FILE or FILE:STRENGTH, one or several: LoRA, embedding, hypernetwork")
+    add(
+        "--adapter", nargs="+", action="extend", default=[], metavar="FILE[:STRENGTH]",
+        help="LoRA, embeddings or hypernetworks, one or several",
+    )  # fmt: skip
+    add("--grammar", default="plain", help="what brackets in prompts mean: plain (nothing), a1111, comfyui")
+    add("--noise-source", default="jax", help="whose numbers a seed stands for: jax, torch-cpu, philox")
     add("--dtype", default="float32", help="float32, bfloat16, float16")
     add("--out", default=f"outputs/{name}", help="folder")
     return made
@@ -85,6 +90,8 @@ def settings(options):
         negative=options.negative_prompt,
         eta=options.eta,
         skip=options.clip_skip,
+        grammar=options.grammar,
+        noise_source=options.noise_source,
         variation=(options.variation_seed, options.variation),
         progress=True,
     )
