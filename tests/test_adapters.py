@@ -1,7 +1,9 @@
 """Adapters together: sums, detaching, strengths, what is kept and what is compiled, pictures, the command line."""
 
 import gc
+import importlib
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -208,3 +210,19 @@ def test_damaged_files_are_one_line(folder, tmp_path):
         with pytest.raises(ValueError, match=rf"{name}: (not|cannot be) ") as error:
             sdjax.attach(made("sd1")[1], tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+def test_text2img_takes_adapters(folder, tmp_path, capsys, monkeypatch):
+    programs = Path(__file__).parents[1] / "sample"
+    monkeypatch.syspath_prepend(programs)
+    program = importlib.import_module("text2img")
+    sdjax.save(made("sd1")[1], tmp_path / "model")
+    begin = ["--model", str(tmp_path / "model"), "--prompt", f"a {WORD}", "--steps", "1", "--size", "16"]
+    begin += ["--out", str(tmp_path / "out"), "--adapter"]
+
+    def run(*adapters):
+        return program.common.main(program.parser(), program.run, [*begin, *adapters])
+
+    assert run(f"{folder / 'cat.safetensors'}:0.5", str(folder / "toy.safetensors")) == 0
+    assert run(str(folder / "cat.safetensors"), "nothing.pt") == 1
+    assert "nothing.pt: no such file" in capsys.readouterr().err

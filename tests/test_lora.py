@@ -1,6 +1,7 @@
 """LoRA files in every layout, as diffusers, peft and torch.save write them, against diffusers with that file loaded."""
 
 import re
+from collections import Counter
 
 import diffusers
 import numpy as np
@@ -15,6 +16,9 @@ from peft.utils import get_peft_model_state_dict
 
 import sdjax
 from sdjax import trees
+from sdjax.convert import lora, shapes
+from sdjax.models.clip import TextConfig, TextEncoder
+from sdjax.models.unet import UNet, UNetConfig
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 WIDE = (
@@ -29,6 +33,9 @@ WIDE = (
     "time_emb_proj",
 )
 TEXT = ("q_proj", "k_proj", "v_proj", "out_proj")
+KEY = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"  # [32 32]
+CONV = "down_blocks.0.resnets.0.conv1"  # [32 32 3 3]
+WIDER = "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj"  # [256 32]
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -213,7 +220,11 @@ PEFT = {
     "plain": peft.LoraConfig(r=4, lora_alpha=8, target_modules=list(WIDE)),
     "rslora": peft.LoraConfig(r=4, lora_alpha=3, use_rslora=True, target_modules=list(ATTENTION)),
     "patterns": peft.LoraConfig(
-        r=4, lora_alpha=8, target_modules=list(ATTENTION), alpha_pattern={"to_k": 2}, rank_pattern={"to_q": 2}
+        r=4,
+        lora_alpha=8,
+        target_modules=list(ATTENTION),
+        alpha_pattern={"attn1.to_k": 2, f"^{KEY}": 5},
+        rank_pattern={"to_q": 2},
     ),
     "dora": peft.LoraConfig(r=4, lora_alpha=8, use_dora=True, target_modules=list(WIDE)),
     "loha": peft.LoHaConfig(r=4, alpha=3, target_modules=list(WIDE)),
@@ -243,11 +254,32 @@ def test_peft_needs_its_settings(tmp_path):
         sdjax.attach(made("sd1")[1], tmp_path)
 
 
-# ---- kinds that diffusers and peft do not read: formulas in float64 -----------------------------
+def test_patterns_that_are_no_names(tmp_path):
+    config = peft.LoraConfig(r=4, target_modules=["to_k"], alpha_pattern={"attn[12].to_k": 2})
+    peft.get_peft_model(fresh("sd1").unet, config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"alpha_pattern: 'attn\[12\].to_k': expected a module's name or its end"):
+        sdjax.attach(made("sd1")[1], tmp_path)
 
-KEY = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"  # [32 32]
-CONV = "down_blocks.0.resnets.0.conv1"  # [32 32 3 3]
-WIDER = "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj"  # [256 32]
+
+@pytest.mark.parametrize("shape", ["sd15", "sd21"])
+def test_names_at_full_size(shape):
+    """192 layers in the transformers and 86 around them, 72 of SD 1's text encoder; no two share a name."""
+    sizes = shapes.SHAPES[shape]
+    unet = UNet(UNetConfig(**sizes["unet"]))
+    text_encoder = TextEncoder(TextConfig(**sizes["text_encoder"]))
+    found = lora.spellings(unet, text_encoder)
+    kohya = [name for name in found if name.startswith(("lora_unet_down", "lora_unet_mid_", "lora_unet_up"))]
+    inside = [name for name in kohya if "_attentions_" in name]
+    assert (len(inside), len(kohya) - len(inside)) == (192, 86)
+    text = [name for name in found if name.startswith("lora_te_text_model_encoder_layers_")]
+    assert len(text) == {"sd15": 72, "sd21": 138}[shape]
+    assert "lora_unet_output_blocks_5_2_conv" in found and "lora_unet_input_blocks_4_1_proj_in" in found
+    counts = Counter(found.values())
+    assert {number for (part, _), number in counts.items() if part == "unet"} == {6, 8}  # attention has old names
+    assert {number for (part, _), number in counts.items() if part == "text_encoder"} == {12, 14}
+
+
+# ---- kinds that diffusers and peft do not read: formulas in float64 -----------------------------
 
 
 def noise(*shape, seed=0):

@@ -146,13 +146,21 @@ def _prepared(factors, module, config, where):
 def _scale(factors, module, config):
     """Returns alpha / rank, alpha / sqrt(rank) for PEFT's rslora; 1 where there is no alpha, or no rank."""
     rank = next((len(factors[name]) for name in RANKED if name in factors), config.get("r"))
-    pattern = config.get("alpha_pattern") or {}
-    alpha = next((pattern[key] for key in pattern if f".{module}".endswith(f".{key}")), None)
+    patterns = config.get("alpha_pattern") or {}
+    alpha = next((patterns[key] for key in patterns if _fits(key, module)), None)
     alpha = config.get("lora_alpha", config.get("alpha")) if alpha is None else alpha
     alpha = float(factors["alpha"].reshape(())) if "alpha" in factors else alpha
     if not rank or not alpha or "diff" in factors:  # sd-scripts writes 0 for "the rank"
         return 1.0
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _fits(key, module):
+    """Returns whether a key of PEFT's alpha_pattern names a module: its last names, or after ^ the whole of it."""
+    if not re.fullmatch(r"\^?[\w.]+", key):
+        raise ValueError(f"alpha_pattern: {key!r}: expected a module's name or its end, not another pattern")
+    ends = (module, module.removeprefix("text_model."))
+    return key[1:] in ends if key[0] == "^" else f".{module}".endswith(f".{key}")
 
 
 def _check_shapes(edits, template, path):
