@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from sdjax import control, mixing, tiles
+from sdjax import control, mixing, noise, prompt, tiles
 from sdjax.diffusion import samplers
 from sdjax.diffusion.wrappers import ExtraChannels, Guidance, mask_channels
 from sdjax.resize import fitted, pad
@@ -34,6 +34,8 @@ class Job:
     guidance: 1 for none.  rescale: of guidance, 0 to 1.
     noise: standard normal [B h w c] in place of the seeds'.  eta: fresh noise of samplers that take it.
     skip: the text encoder's last layers left out ("clip skip 2" is 1).
+    grammar: plain, a1111 or comfyui: what brackets and the like in prompts mean, see prompt.py.
+    noise_source: jax, torch-cpu or philox: whose numbers a seed stands for, see noise.py.
     control: ControlNets with their pictures, see control.Control.
     variation: (seed, amount 0 to 1), the share of another seed's noise in the start; see mixing.slerp.
     progress: a bar over the steps.
@@ -51,6 +53,8 @@ class Job:
     eta: float | None = None
     skip: int = 0
     rescale: float = 0.0
+    grammar: str = "plain"
+    noise_source: str = "jax"
     control: tuple = ()
     variation: tuple = (0, 0.0)
     progress: bool = False
@@ -71,7 +75,12 @@ class Job:
     @property
     def keys(self):
         """One key per picture [B]."""
-        return _keys(self.seeds)
+        return jax.vmap(jax.random.key)(np.array([seed % (1 << 32) for seed in self.seeds], np.uint32))
+
+    @property
+    def guided(self):
+        """Whether both sides of guidance are needed: also for prompts joined by AND, which are weighed against it."""
+        return self.guidance != 1 or self.grammar == "a1111" and any(" AND " in prompt for prompt in self.prompts)
 
     def start_noise(self, shape):
         """Returns the noise from which sampling begins, standard normal [B h w c]; shape: (h, w, c).
@@ -82,11 +91,14 @@ class Job:
             if self.noise.shape != (len(self.prompts), *shape):
                 raise ValueError(f"noise {tuple(self.noise.shape)}: expected {(len(self.prompts), *shape)}")
             return jnp.asarray(self.noise, jnp.float32)
-        noise = _normal(self.keys, shape)
+        drawn = noise.start(self.noise_source, self.seeds, shape)
+        start = _normal(self.keys, shape) if drawn is None else jnp.asarray(drawn)
         seed, amount = self.variation
         if not amount:
-            return noise
-        return mixing.slerp(noise, _normal(_keys([seed + i for i in range(len(self.seeds))]), shape), amount)
+            return start
+        others = [seed + i for i in range(len(self.seeds))]
+        other = dataclasses.replace(self, seeds=others, variation=(0, 0.0)).start_noise(shape)
+        return mixing.slerp(start, other, amount)
 
 
 def text2img(sd, prompts, *, size=None, **settings):
@@ -109,10 +121,10 @@ def img2img(sd, prompts, pictures, *, strength=0.75, size=None, resize="crop", *
     Source: Meng et al. 2022 (SDEdit); steps are counted as diffusers does.
     """
     job = Job(prompts, **settings)
-    start = first_step(job.steps, strength)
+    skipped = first_step(job.steps, strength)
     pixels = fitted(pictures, len(job.prompts), size, resize)
     z = encode(sd, pad(pixels, sd.factor), job.keys)
-    made = decode(sd, run(sd, job, job.start_noise(z.shape[1:]), z=z, start=start))
+    made = decode(sd, run(sd, job, job.start_noise(z.shape[1:]), z=z, skipped=skipped))
     return made[:, : pixels.shape[1], : pixels.shape[2]]
 
 
@@ -121,21 +133,21 @@ def interpolate(sd, prompts, frames, *, seeds=(0, 0), size=None, **settings):
 
     prompts: two, or one.  seeds: two, or one.  The start's noise moves on an arc (mixing.slerp), the texts' encodings
     on a line.  settings: see Job.
-    Raises ValueError for different prompts with a model whose encoder reads them anew at every step, such as E4T's.
+    Raises ValueError for different prompts that are read anew at every step, as E4T's encoder and grammars do.
     """
     (first, last), ends = ([ends, ends] if isinstance(ends, (str, int)) else list(ends) for ends in (prompts, seeds))
     job = Job([first] * frames, seeds=[ends[0]] * frames, **settings)
     share = jnp.linspace(0, 1, frames)
-    noise = job.start_noise(latent_shape(sd, size))
-    other = dataclasses.replace(job, seeds=[ends[1]] * frames).start_noise(noise.shape[1:])
-    noise = mixing.slerp(noise, other, share[:, None, None, None])
+    start = job.start_noise(latent_shape(sd, size))
+    other = dataclasses.replace(job, seeds=[ends[1]] * frames).start_noise(start.shape[1:])
+    start = mixing.slerp(start, other, share[:, None, None, None])
     if first == last:
-        return decode(sd, run(sd, job, noise))
-    if sd.conditioners:
-        raise ValueError("prompts: a model that reads them at every step has no way between two; expected one prompt")
+        return decode(sd, run(sd, job, start))
+    if sd.conditioners or job.grammar != "plain":
+        raise ValueError("prompts: those that are read anew at every step have no way between them; expected one")
     one, two = (words(sd, [text] * frames, job.skip)["context"] for text in (first, last))
     share = share[:, None, None]
-    return decode(sd, run(sd, job, noise, cond={"context": (1 - share) * one + share * two}))
+    return decode(sd, run(sd, job, start, cond={"context": (1 - share) * one + share * two}))
 
 
 def first_step(steps, strength):
@@ -186,26 +198,35 @@ def decode(sd, z):
 # ---- sampling ------------------------------------------------------------------------------------
 
 
-def run(sd, job, noise, *, z=None, start=0, cond=None, extra=None):
+def run(sd, job, start, *, z=None, skipped=0, cond=None, extra=None):
     """Returns the scaled latents [B h w c] that a job leads to.
 
-    noise: standard normal [B h w c].  z: the latents that image-to-image begins with, `start` steps late.
+    start: standard normal noise [B h w c].  z: the latents that image-to-image begins with, `skipped` steps late.
     cond: what to add to the prompts' own, for both sides of guidance.  extra: channels for a network that reads more
     than the latent [B h w E].
     Raises ValueError for an unknown sampler or schedule, and for extra channels that the network does not take.
     """
-    plan = samplers.tabulate(sd.schedule, job.sampler, job.steps, job.schedule, job.eta, start)
-    cond = {**words(sd, job.prompts, job.skip), **(cond or {})}
-    extra = _extra_channels(sd, noise, extra)
+    plan = samplers.tabulate(sd.schedule, job.sampler, job.steps, job.schedule, job.eta, skipped)
+    sd, own, negative = _texts(sd, job)
+    cond = {**own, **(cond or {})}
+    extra = _extra_channels(sd, start, extra)
     if extra is not None:
         sd, cond["extra"] = sd.add(wrappers=ExtraChannels()), extra
-    negative = words(sd, job.negative, job.skip) if job.guidance != 1 else None
-    size = tuple(side * sd.factor for side in noise.shape[1:3])
+    size = tuple(side * sd.factor for side in start.shape[1:3])
     sd, cond, negative = control.attach(sd, job.control, cond, negative, int(plan.steps), size)
     if negative is not None:
         sd = sd.add(wrappers=Guidance(np.float32(job.guidance), negative, np.float32(job.rescale)))
+    fresh = noise.steps(job.noise_source, job.seeds, start.shape[1:], plan.draws) if plan.stochastic else None
     with _bar(int(plan.rows), job.progress) as tick:
-        return _sample(sd, cond, noise, job.keys, plan, z, tick=tick).block_until_ready()
+        return _sample(sd, cond, start, job.keys, plan, z, fresh, tick=tick).block_until_ready()
+
+
+def _texts(sd, job):
+    """Returns (sd, cond, negative), negative None without guidance."""
+    if job.grammar != "plain":
+        options = dict(steps=job.steps, skip=job.skip, grammar=job.grammar)
+        return prompt.condition(sd, job.prompts, job.negative if job.guided else None, **options)
+    return sd, words(sd, job.prompts, job.skip), words(sd, job.negative, job.skip) if job.guided else None
 
 
 def words(sd, prompts, skip=0):
@@ -213,23 +234,19 @@ def words(sd, prompts, skip=0):
     return _condition(sd, sd.tokenize(prompts), skip)
 
 
-def _extra_channels(sd, noise, extra):
+def _extra_channels(sd, start, extra):
     """Returns the extra channels that the UNet takes beside the latent; an inpainting model without any sees a hole."""
-    taken, latent = sd.networks.unet.config.in_channels, noise.shape[-1]
+    taken, latent = sd.networks.unet.config.in_channels, start.shape[-1]
     given = 0 if extra is None else extra.shape[-1]
     if extra is None and taken == 2 * latent + 1:
-        grey = jnp.zeros((1, *(side * sd.factor for side in noise.shape[1:3]), 3))
-        masked = jnp.broadcast_to(sd.latents(tiles.moments(sd, grey)), noise.shape)
-        return mask_channels(jnp.ones((*noise.shape[:3], 1)), masked)
+        grey = jnp.zeros((1, *(side * sd.factor for side in start.shape[1:3]), 3))
+        masked = jnp.broadcast_to(sd.latents(tiles.moments(sd, grey)), start.shape)
+        return mask_channels(jnp.ones((*start.shape[:3], 1)), masked)
     if latent + given != taken:
         raise ValueError(
             f"the UNet takes {taken} channels, this task has {latent} + {given}: expected a model for this task"
         )
     return extra
-
-
-def _keys(seeds):
-    return jax.vmap(jax.random.key)(np.array([seed % (1 << 32) for seed in seeds], np.uint32))
 
 
 def _split(keys):
@@ -259,13 +276,13 @@ def _condition(sd, ids, skip):
 
 
 @functools.partial(jax.jit, static_argnames="tick")
-def _sample(sd, cond, noise, keys, plan, z, *, tick):
+def _sample(sd, cond, start, keys, plan, z, fresh, *, tick):
     def denoise(z, t, i):
         if tick is not None:
             jax.debug.callback(tick)
         return sd.denoise(z, t, cond, i)[0]
 
-    return samplers.sample(denoise, noise, plan, _split(keys)[1], z=z)
+    return samplers.sample(denoise, start, plan, _split(keys)[1], z=z, step_noise=fresh)
 
 
 class _bar:

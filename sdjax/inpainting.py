@@ -92,7 +92,7 @@ def _depth(hole, most):
 def _painted(sd, prompts, pixels, holes, strength, settings):
     """Returns pictures [B H W 3] as the model makes them, painted or not."""
     job = generate.Job(prompts, **settings)
-    start = generate.first_step(job.steps, strength)
+    skipped = generate.first_step(job.steps, strength)
     whole, hidden = pad(pixels, sd.factor), pad(holes, sd.factor)
     generate.latent_shape(sd, whole.shape[1:3])
     knows_masks = sd.networks.unet.config.in_channels > sd.networks.vae.config.latent_channels
@@ -109,7 +109,7 @@ def _painted(sd, prompts, pixels, holes, strength, settings):
     if not knows_masks:
         sd = sd.add(wrappers=KnownRegion(_any(hidden, sd.factor), z, noise))
     z = z if strength < 1 else None
-    made = generate.decode(sd, generate.run(sd, job, noise, z=z, start=start, extra=extra))
+    made = generate.decode(sd, generate.run(sd, job, noise, z=z, skipped=skipped, extra=extra))
     return made[:, : pixels.shape[1], : pixels.shape[2]]
 
 

@@ -57,7 +57,7 @@ def hires(sd, prompts, *, scale=2.0, strength=0.7, method="latent", hires_steps=
         raise ValueError(f"method={method!r}: expected one of {', '.join(METHODS)}")
     job = generate.Job(prompts, **settings)
     second = generate.Job(prompts, **{**settings, "steps": hires_steps or job.steps, "noise": None})
-    start = generate.first_step(second.steps, strength)
+    skipped = generate.first_step(second.steps, strength)
     h, w, channels = generate.latent_shape(sd, size)
     large = round(h * scale), round(w * scale), channels
     z = generate.run(sd, job, job.start_noise((h, w, channels)))
@@ -66,4 +66,4 @@ def hires(sd, prompts, *, scale=2.0, strength=0.7, method="latent", hires_steps=
     else:
         pixels = tuple(side * sd.factor for side in large[:2])
         z = generate.encode(sd, fitted(list(generate.decode(sd, z)), len(z), pixels), job.keys)
-    return generate.decode(sd, generate.run(sd, second, second.start_noise(large), z=z, start=start))
+    return generate.decode(sd, generate.run(sd, second, second.start_noise(large), z=z, skipped=skipped))
