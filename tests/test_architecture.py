@@ -21,9 +21,9 @@ FLOORS = (
     ("trees", "config", "tokenizer", "compiled", "grid", "grammar", "jobs", "resize", "mixing"),
     ("models",),
     ("diffusion",),
-    ("stable_diffusion", "prompt", "noise", "records", "control", "tiles"),
+    ("stable_diffusion", "prompt", "noise", "control", "tiles"),
     ("generate", "inpainting", "upscaling", "methods"),
-    ("convert",),
+    ("convert", "records"),
     ("data",),
     ("training",),
 )

@@ -1,0 +1,326 @@
+"""Records: A1111's text both ways, files whole or not at all, and what other programs read in them."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdjax import records
+from sdjax.records import Record, parse, public, read, save, text
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+FULL = Record(
+    prompt='a (cat:1.3), "quoted"\nsecond line: 1, 2',
+    negative="ugly, [blurry]\nbad: hands",
+    steps=28,
+    sampler="dpmpp_2m",
+    schedule="karras",
+    guidance=6.5,
+    seed=2**40 + 1,
+    size=(768, 512),
+    grammar="a1111",
+    weighting="comfyui",
+    noise="torch-cpu",
+    skip=1,
+    rescale=0.7,
+    strength=0.55,
+    eta=0.3,
+    ensd=31337,
+    variation=(99, 0.25),
+    model="my, model: v1",
+    vae="vae-ft-mse",
+    hashes={"model": "6ce0161689", "vae": "f921fb3f29", "lora ink": "0123456789ab", "embedding <me>": "aabbccddee"},
+    more={"Hires upscale": "2", "Comment": "a, b: c", "Civitai resources": '[{"x": 1, "y": "z"}]'},
+)
+
+# As A1111 1.10 writes them, and what they stand for.
+WRITTEN = {
+    "a cat\nNegative prompt: dog\nSteps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 1, "
+    "Size: 512x768, Model hash: 6ce0161689, Model: v1-5-pruned-emaonly, Denoising strength: 0.7, Clip skip: 2, "
+    'ENSD: 31337, RNG: CPU, Hires upscale: 2, Hires upscaler: Latent, Lora hashes: "ink: 0123456789ab, b: 22", '
+    'TI hashes: "bad-hands-5: aa7651be154c", Version: v1.10.1': Record(
+        prompt="a cat",
+        negative="dog",
+        sampler="dpmpp_2m",
+        schedule="karras",
+        guidance=7.0,
+        seed=1,
+        size=(768, 512),
+        grammar="a1111",
+        noise="torch-cpu",
+        skip=1,
+        strength=0.7,
+        ensd=31337,
+        model="v1-5-pruned-emaonly",
+        hashes={
+            "model": "6ce0161689",
+            "lora ink": "0123456789ab",
+            "lora b": "22",
+            "embedding bad-hands-5": "aa7651be154c",
+        },
+        more={"Hires upscale": "2", "Hires upscaler": "Latent"},
+    ),
+    "girl with an artist's beret, determined, ((eyeshadow)), intricate\nNegative prompt: ugly, fat, [blurry]\n"
+    "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 965400086, Size: 512x512, Model hash: 45dee52b": Record(
+        prompt="girl with an artist's beret, determined, ((eyeshadow)), intricate",
+        negative="ugly, fat, [blurry]",
+        sampler="euler_a",
+        schedule="automatic",
+        guidance=7.0,
+        seed=965400086,
+        grammar="a1111",
+        noise="philox",
+        hashes={"model": "45dee52b"},
+    ),
+    "Steps: 5, Sampler: DPM++ 2M SDE Karras, CFG scale: 3.5, Seed: 2, Variation seed: 7, Variation seed strength: 0.1, "
+    "Size: 64x32, Hypernet: old, Hypernet strength: 0.5": Record(
+        prompt="<hypernet:old:0.5>",
+        steps=5,
+        sampler="dpmpp_2m_sde",
+        schedule="karras",
+        guidance=3.5,
+        seed=2,
+        size=(32, 64),
+        grammar="a1111",
+        noise="philox",
+        variation=(7, 0.1),
+    ),
+    "one\ntwo\n\nNegative prompt: a\nb\nSteps: 30, Sampler: Restart, Schedule type: KL Optimal, Seed: 3": Record(
+        prompt="one\ntwo\n",
+        negative="a\nb",
+        steps=30,
+        sampler="Restart",
+        schedule="KL Optimal",
+        guidance=7.0,
+        seed=3,
+        grammar="a1111",
+        noise="philox",
+    ),
+}
+
+
+@pytest.mark.parametrize("written", WRITTEN, ids=range(len(WRITTEN)))
+def test_what_a1111_wrote_is_understood(written):
+    assert parse(written) == WRITTEN[written]
+
+
+def test_the_text_is_a1111s():
+    record = Record(
+        prompt="a cat", negative="dog", sampler="dpmpp_2m", schedule="karras", guidance=7.0, seed=1, size=(768, 512),
+        grammar="a1111", noise="torch-cpu", skip=1, strength=0.5, model="v1-5",
+        hashes={"model": "6ce0161689", "lora ink": "012345"}, more={"Hires upscale": "2"},
+    )  # fmt: skip
+    head, version = text(record).split(", Version: sdjax ")
+    assert head == (
+        "a cat\nNegative prompt: dog\nSteps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 1, "
+        "Size: 512x768, Model hash: 6ce0161689, Model: v1-5, Denoising strength: 0.5, Clip skip: 2, RNG: CPU, "
+        'Hires upscale: 2, Lora hashes: "ink: 012345"'
+    )
+    assert version.count(".") == 2
+
+
+def test_every_setting_survives_the_text():
+    assert parse(text(FULL)) == FULL
+    for name, value in {"sampler": records.SAMPLERS, "schedule": records.SCHEDULES, "noise": records.NOISE}.items():
+        for choice in value:
+            record = dataclasses.replace(FULL, **{name: choice})
+            assert parse(text(record)) == record
+
+
+def test_the_names_are_those_of_the_samplers_and_noises():
+    from sdjax import noise
+    from sdjax.diffusion import samplers, sigmas
+
+    assert set(records.SAMPLERS) == set(samplers.SAMPLERS)
+    assert set(records.SCHEDULES) == {"automatic", *sigmas.SPACINGS}
+    assert set(records.NOISE) == set(noise.SOURCES)
+
+
+AWKWARD = Record(
+    prompt="  Negative prompt: x\nSteps: 1, Sampler: Euler, Seed: 5", negative="日本語 \U0001f642\n", eta=1e-5
+)
+
+
+@pytest.mark.parametrize("record", [Record(), FULL, AWKWARD], ids=["least", "full", "awkward"])
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "b c.JPEG"])
+def test_files_give_back_what_was_saved(tmp_path, name, record):
+    """Exactly, in every format, where A1111's text alone could not; pixels too where the format keeps them."""
+    path = tmp_path / name
+    save(path, PICTURE, record, quality=100)
+    assert read(path) == read(path.with_suffix(".json")) == record
+    assert sorted(os.listdir(tmp_path)) == sorted([name, path.with_suffix(".json").name])
+    pixels = np.asarray(Image.open(path))
+    assert pixels.shape == PICTURE.shape
+    if path.suffix in (".png", ".webp"):
+        np.testing.assert_array_equal(pixels, PICTURE)
+
+
+def png_chunks(data):
+    """{keyword: text} of the tEXt and iTXt chunks, by the PNG specification."""
+    at, found = 8, {}
+    while at < len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        body = data[at + 8 : at + 8 + length]
+        assert struct.unpack(">I", data[at + 8 + length : at + 12 + length])[0] == zlib.crc32(kind + body)
+        if kind == b"tEXt":
+            word, _, value = body.partition(b"\0")
+            found[word.decode()] = value.decode("latin-1")
+        elif kind == b"iTXt":
+            word, _, rest = body.partition(b"\0")
+            found[word.decode()] = rest[2:].split(b"\0", 2)[2].decode("utf-8")
+        at += 12 + length
+    return found
+
+
+@pytest.mark.parametrize("record", [FULL, AWKWARD])
+def test_png_holds_the_text_under_a1111s_word(tmp_path, record):
+    save(tmp_path / "a.png", PICTURE, record)
+    chunks = png_chunks((tmp_path / "a.png").read_bytes())
+    assert chunks["parameters"] == text(record) and json.loads(chunks["sdjax"])["seed"] == record.seed
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
+def test_exif_holds_the_text_as_piexif_writes_it(tmp_path, name):
+    """piexif's "unicode": eight bytes UNICODE, then UTF-16 with the high byte first."""
+    save(tmp_path / name, PICTURE, FULL)
+    assert b"UNICODE\0" + text(FULL).encode("utf-16-be") in (tmp_path / name).read_bytes()
+    entry = struct.pack(">HHI", 0x9286, 7, 8 + 2 * len(text(FULL)))  # the tag, of type UNDEFINED
+    assert entry in (tmp_path / name).read_bytes()
+    with Image.open(tmp_path / name) as image:
+        exif = image.getexif()
+    assert exif.get_ifd(0x8769) == {0x9286: b"UNICODE\0" + text(FULL).encode("utf-16-be")} and len(exif) == 2
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        b"UNICODE\0" + "ä cat\nSteps: 3, Sampler: Euler, Seed: 4".encode("utf-16-be"),
+        b"UNICODE\0" + "ä cat\nSteps: 3, Sampler: Euler, Seed: 4".encode("utf-16-le"),
+        b"ASCII\0\0\0" + "ä cat\nSteps: 3, Sampler: Euler, Seed: 4".encode(),
+    ],
+)
+def test_comments_of_other_programs(tmp_path, comment):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = comment
+    Image.fromarray(PICTURE).save(tmp_path / "a.jpg", exif=exif)
+    record = read(tmp_path / "a.jpg")
+    assert (record.prompt, record.steps, record.sampler, record.seed) == ("ä cat", 3, "euler", 4)
+
+
+def test_pictures_of_a1111(tmp_path):
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    written = next(iter(WRITTEN))
+    info.add_text("parameters", written)
+    Image.fromarray(PICTURE).save(tmp_path / "a.png", pnginfo=info)
+    assert read(tmp_path / "a.png") == WRITTEN[written]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_private_things_are_left_out_everywhere(tmp_path, name):
+    save(tmp_path / name, PICTURE, FULL, private=False)
+    assert read(tmp_path / name) == public(FULL)
+    assert (public(FULL).seed, public(FULL).steps, public(FULL).sampler) == (FULL.seed, 28, "dpmpp_2m")
+    everything = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    for word in ("cat", "ugly", "my, model", "6ce0161689", "0123456789ab", "ink", "vae-ft", "Civitai"):
+        assert word.encode() not in everything and word.encode("utf-16-be") not in everything
+
+
+def test_nothing_stands_half_written(tmp_path, monkeypatch):
+    save(tmp_path / "a.png", PICTURE, FULL)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(image, path, *args, **options):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path / "a.png", PICTURE, FULL)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path / "b.png", PICTURE, FULL, beside=False)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def refused(call, *words):
+    with pytest.raises(ValueError) as error:
+        call()
+    message = str(error.value)
+    assert "\n" not in message and all(str(word) in message for word in words), message
+
+
+def test_what_is_no_record_is_refused_in_one_line(tmp_path):
+    Image.fromarray(PICTURE).save(tmp_path / "bare.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "bare.png").read_bytes()[:30])
+    (tmp_path / "text.png").write_text("a cat")
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "deep.json").write_text("[" * 20000)
+    (tmp_path / "other.json").write_text('{"class": "Path", "x": 1}')
+    (tmp_path / "inner.json").write_text('{"class": "Record", "more": {"a": {"class": "Record"}}}')
+    (tmp_path / "type.json").write_text('{"class": "Record", "steps": "many"}')
+    for name, word in (
+        ("none.png", "no such file"),
+        ("bare.png", "holds no record"),
+        ("broken.png", ""),
+        ("text.png", "cannot identify"),
+        ("list.json", "no record"),
+        ("deep.json", "nested too deep"),
+        ("other.json", "class='Path'"),
+        ("inner.json", "no record"),
+        ("type.json", "steps='many'"),
+    ):
+        refused(lambda name=name: read(tmp_path / name), tmp_path / name, word)
+    refused(lambda: save(tmp_path / "a.gif", PICTURE, FULL), "'.gif'", ".png, .jpg")
+    refused(lambda: text(Record(sampler="restart")), "sampler='restart'", "euler_a")
+    refused(lambda: parse("only a prompt"), "no parameters in 'only a prompt'")
+    refused(lambda: parse("x\nSteps: many, Sampler: Euler, Seed: 1"), "Steps: 'many'", "a whole number")
+    refused(lambda: parse("x\nSteps: 2, Sampler: Euler, Size: 5"), "Size: '5'", "WIDTHxHEIGHT")
+    refused(lambda: parse("x\nSteps: 2, Sampler: Euler, RNG: Dice"), "RNG: 'Dice'", "GPU, JAX, CPU, NV")
+
+
+def test_text_made_to_take_long_does_not(tmp_path):
+    for written in ("a" * 60000, " " * 60000 + "x", 'ab:",' * 12000, "a:" * 30000, "ab: " + "\\" * 60000):
+        refused(lambda written=written: parse("x\n" + written), "no parameters")
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("parameters", "x" * (records.MOST_TEXT + 1))
+    Image.fromarray(PICTURE).save(tmp_path / "long.png", pnginfo=info)
+    refused(lambda: read(tmp_path / "long.png"), "65537 characters", "at most 65536")
+
+
+def test_hashes_are_a1111s_and_civitais(tmp_path):
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "x.safetensors"
+    save_file({"a": np.arange(6, dtype=np.float32)}, path, {"format": "pt"})
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    assert records.model_hash(path) == records.embedding_hash(path) == hashlib.sha256(data).hexdigest()[:10]
+    assert records.adapter_hash(path) == hashlib.sha256(data[8 + length :]).hexdigest()[:12]
+    save_file({"a": np.arange(6, dtype=np.float32)}, path, {"format": "pt", "note": "another header"})
+    assert records.adapter_hash(path) == hashlib.sha256(data[8 + length :]).hexdigest()[:12]
+    (tmp_path / "y.pt").write_bytes(b"123")
+    assert records.adapter_hash(tmp_path / "y.pt") == hashlib.sha256(b"123").hexdigest()[:12]
+
+
+def test_a_folder_has_a_hash_of_its_weights(tmp_path):
+    from safetensors.numpy import save_file
+
+    for part in ("unet", "vae"):
+        (tmp_path / part).mkdir()
+        save_file({"a": np.zeros(3, np.float32)}, tmp_path / part / "w.safetensors")
+    first = records.model_hash(tmp_path)
+    (tmp_path / "README.md").write_text("words do not count")
+    assert records.model_hash(tmp_path) == first and len(first) == 10
+    save_file({"a": np.ones(3, np.float32)}, tmp_path / "vae" / "w.safetensors")
+    os.utime(tmp_path / "vae" / "w.safetensors", ns=(1, 1))
+    assert records.model_hash(tmp_path) != first
+    refused(lambda: records.model_hash(tmp_path / "none"), "none", "no such file")
