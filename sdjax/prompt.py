@@ -184,7 +184,7 @@ def condition(
 
     tables = [_table(sd.tokenizer, texts, grammar, steps) for stream in streams for _, texts in stream]
     plain = sd.replace(conditioners=(), wrappers=(), reference=None)
-    made = _encoded(plain, _stacked(tables), skip=skip, comfy=weighting == "comfyui")
+    made = _encoded(plain, _stacked(tables, ROOM if grammar == "a1111" else 1), skip=skip, comfy=weighting == "comfyui")
     batch = len(prompts)
     made = [jax.tree.map(lambda x, k=k: x[k * batch : (k + 1) * batch], made) for k in range(len(streams))]
     texts = Texts(made[0], tuple(made[1:count]), made[count] if negatives is not None else None)
@@ -290,11 +290,11 @@ def _table(tokenizer, texts, grammar, steps):
     return {"made": made, "uses": np.bincount(place), "index": index, "tokenizer": tokenizer}
 
 
-def _stacked(tables):
+def _stacked(tables, room):
     """Returns {"ids", "weights" [B R n L], "uses" [B R], "index" [B S], "count": most different texts, "empty" [L]}."""
     tokenizer = tables[0]["tokenizer"]
     count = max(len(table["made"]) for table in tables)
-    room = max(ROOM, 1 << (count - 1).bit_length())
+    room = max(room, 1 << (count - 1).bit_length())
     long = max(len(made) for table in tables for made in table["made"])
     filled = [[rows(tokenizer, made, long) for made in [*t["made"], *[[]] * (room - len(t["made"]))]] for t in tables]
     uses = np.zeros((len(tables), room), np.float32)

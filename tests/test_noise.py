@@ -1,10 +1,17 @@
 """Noise against torch.randn bit for bit, and Philox against its published vectors and torch's CUDA numbers."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
-from sdjax import noise
+import sdjax
+from sdjax import noise, prompt
+from sdjax.convert import pipeline
+from sdjax.diffusion import samplers
+from sdjax.diffusion.wrappers import Guidance
+from sdjax.stable_diffusion import to_pictures
 
 SHAPES = [(4, 8, 8), (3,), (17,), (2, 3, 5), (16,), (1,), (15,), (4, 16, 24), (33,), (7,)]
 SEEDS = [*range(94), 2**31, 2**32 - 1, 2**32 + 7, 2**63 - 1, -1, 123456789012]
@@ -108,6 +115,42 @@ def test_room_for_steps_is_one_of_few_sizes():
 
 def test_sampling_draws_the_default_noise_by_itself():
     assert noise.start("jax", [0], (2, 2, 1)) is noise.steps("jax", [0], (2, 2, 1), 4) is None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
+def test_a_seed_of_diffusers_gives_its_picture(tmp_path):
+    """Start and fresh noise from one torch generator per picture, prompts with weights and in two chunks."""
+    from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
+
+    sd, random = pipeline.load("random:tiny"), np.random.default_rng(3)
+    parts = {name: getattr(sd, name) for name in ("unet", "vae", "text_encoder")}
+    sd = sd.replace(
+        **jax.tree.map(lambda x: jnp.asarray(x + 0.03 * random.standard_normal(x.shape, np.float32)), parts)
+    )
+    sdjax.save(sd, tmp_path / "model")
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "model", low_cpu_mem_usage=False)
+    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+
+    texts, seeds = ["a (photo:1.4) of a [face] on the (beach:0.6), a mosaic of a cat", "a cat"], [5, 2**33 + 1]
+    sd, cond, negative = prompt.condition(sd, texts, ["", "(red:1.2)"], steps=4)
+    plan = samplers.tabulate(sd.schedule, "euler_a", 4)
+    start, fresh = (make("torch-cpu", seeds, (16, 16, 4), *n) for make, n in ((noise.start, ()), (noise.steps, (4,))))
+    guided = sd.add(wrappers=Guidance(5.0, negative))
+
+    @jax.jit
+    def run(sd, cond, plan, start, fresh):
+        z = samplers.sample(lambda z, t, i: sd.denoise(z, t, cond, i)[0], start, plan, step_noise=fresh)
+        return sd.decode(z)
+
+    ours = to_pictures(run(guided, cond, plan, start, fresh))
+    theirs = pipe(
+        prompt_embeds=torch.from_numpy(np.array(cond["context"])), num_inference_steps=4, guidance_scale=5.0,
+        negative_prompt_embeds=torch.from_numpy(np.array(negative["context"])), height=32, width=32,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds], output_type="np",
+    ).images  # fmt: skip
+    assert np.abs(ours.astype(int) - np.round(theirs * 255).astype(int)).max() <= 1
+    assert np.abs(ours[0].astype(int) - ours[1]).max() > 8
 
 
 def test_unknown_source():
