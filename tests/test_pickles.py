@@ -519,7 +519,7 @@ def refused(path, *words):
         pickles.read(path)
     message = str(error.value)
     assert message.startswith(f"{path}: ") and "\n" not in message and len(message) < len(str(path)) + 400, message
-    assert message.isprintable() and all(word in message for word in words), message
+    assert message.isprintable() and all(word in message.removeprefix(str(path)) for word in words), message
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -679,7 +679,7 @@ CONTAINERS = {
     "nothing but a signature": plain(b"PK\3\4"),
     "an end and nothing else": plain(b"PK\5\6" + bytes(18)),
     "something behind the end": lambda folder: changed(archive(folder, GOOD, DATA), lambda raw: raw + b"x"),
-    "program with another checksum": rename(b"FloatStorage", b"HalfStorages"),
+    "program with another checksum": rename(b"cpu", b"gpu"),
     "big-endian": beside(byteorder=b"big"),
     "row: numbers cut off": a_row(["0"], struct.pack("<q", 4) + NUMBERS[:-1]),
     "row: no numbers": a_row(["0"], b""),
