@@ -34,10 +34,21 @@ SMALL |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "block_out_chan
 TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 1, "max_position_embeddings": 16}
 TEXT |= {"num_hidden_layers": 2, "hidden_act": "quick_gelu", "projection_dim": 64}
 TWO = {"use_linear_projection": True, "attention_head_dim": (1, 1), "upcast_attention": True}
+UPSCALING = {"use_linear_projection": True, "in_channels": 7, "num_class_embeds": 1000, "sample_size": 128}
+UPSCALING |= {"only_cross_attention": (True, False)}
 KINDS = {
     "sd1": (SMALL | {"layers_per_block": 2}, TEXT),
     "inpaint": (SMALL | {"in_channels": 9}, TEXT),
     "sd2": (SMALL | TWO, TEXT | {"hidden_act": "gelu", "num_hidden_layers": 23}),
+    "upscaler": (SMALL | UPSCALING, TEXT | {"hidden_act": "gelu", "num_hidden_layers": 23}),
+}
+
+
+PIPELINES = {
+    "sd1": diffusers.StableDiffusionPipeline,
+    "inpaint": diffusers.StableDiffusionInpaintPipeline,
+    "sd2": diffusers.StableDiffusionPipeline,
+    "upscaler": diffusers.StableDiffusionUpscalePipeline,
 }
 
 
@@ -46,28 +57,27 @@ def pipeline_of(kind, folder):
     unet, text = KINDS[kind]
     Tokenizer.train(TEXTS, 560, length=16).save(folder)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
-    pad = tokenizer.convert_tokens_to_ids("!") if kind == "sd2" else tokenizer.eos_token_id
+    pad = tokenizer.convert_tokens_to_ids("!") if kind in ("sd2", "upscaler") else tokenizer.eos_token_id
     text |= {"vocab_size": 560, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     vae = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     parts = {
         "unet": diffusers.UNet2DConditionModel(**unet),
-        "vae": diffusers.AutoencoderKL(**vae, block_out_channels=(32, 64), sample_size=128),
+        "vae": diffusers.AutoencoderKL(**vae, block_out_channels=(32, 64), sample_size=2 * unet["sample_size"]),
         "text_encoder": transformers.CLIPTextModel(transformers.CLIPTextConfig(**text, pad_token_id=pad)),
     }
+    if kind == "upscaler":
+        parts["vae"].register_to_config(scaling_factor=0.08333)
     for i, module in enumerate(parts.values()):
         torch_weights.fill(module, i)
     scheduler = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     scheduler |= {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
-    scheduler |= {"prediction_type": "v_prediction" if kind == "sd2" else "epsilon"}
-    make = diffusers.StableDiffusionInpaintPipeline if kind == "inpaint" else diffusers.StableDiffusionPipeline
-    theirs = make(
-        **parts,
-        tokenizer=tokenizer,
-        scheduler=diffusers.DDIMScheduler(**scheduler),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    scheduler |= {"prediction_type": "v_prediction" if kind in ("sd2", "upscaler") else "epsilon"}
+    if kind == "upscaler":
+        scheduler |= {"beta_start": 0.0001, "beta_end": 0.02}
+        parts["low_res_scheduler"] = diffusers.DDPMScheduler(beta_start=0.0001, beta_end=0.02)
+    others = {"safety_checker": None, "feature_extractor": None}
+    others |= {"watermarker": None} if kind == "upscaler" else {"requires_safety_checker": False}
+    theirs = PIPELINES[kind](**parts, tokenizer=tokenizer, scheduler=diffusers.DDIMScheduler(**scheduler), **others)
     theirs.save_pretrained(folder / "model")
     return theirs
 
@@ -126,7 +136,8 @@ def refused(call, *words):
 
 def test_diffusers_loads_what_we_wrote(saved):
     kind, theirs, folder, path = saved
-    again = type(theirs).from_single_file(path, config=str(folder), local_files_only=True, safety_checker=None)
+    options = {"local_files_only": True, "safety_checker": None}
+    again = type(theirs).from_single_file(path, config=str(folder), **options)
     for part in ("unet", "vae", "text_encoder"):
         there, here = getattr(theirs, part).state_dict(), getattr(again, part).state_dict()
         assert there.keys() == here.keys()
@@ -141,12 +152,8 @@ def test_what_others_wrote_comes_with_its_sizes(saved, tmp_path):
     asked = {"prediction_type": "v_prediction"} if kind == "sd2" else {}
     ours = pipeline.load(foreign(path, tmp_path / "other"), tokenizer=folder / "tokenizer", **asked)
     if kind == "sd2":  # 768 pixels, which nothing in the folder's sizes says
-        assert ours.networks.unet.config.sample_size == 96
-        judge = judge.replace(networks=dataclasses.replace(judge.networks, unet=ours.networks.unet))
-    assert (
-        dataclasses.replace(ours.networks.unet.config, sample_size=64).to_json() | {"sample_size": 64}
-        == UNetConfig.from_json(json.loads((folder / "unet" / "config.json").read_text())).to_json()
-    )
+        larger = UNet(dataclasses.replace(judge.networks.unet.config, sample_size=96))
+        judge = judge.replace(networks=dataclasses.replace(judge.networks, unet=larger))
     same_model(ours, judge)
     assert ours.schedule == dataclasses.replace(judge.schedule, timestep_spacing=None)  # a sampler's, not a model's
     assert ours.tokenizer.pad == judge.networks.text_encoder.config.pad_token_id
@@ -157,7 +164,7 @@ def test_our_notes_bring_back_any_model(tiny, saved):
     for sd, path in (tiny, (pipeline.load(saved[2]), saved[3])):
         ours = pipeline.load(path)
         same_model(ours, sd)
-        assert ours.schedule == sd.schedule
+        assert ours.schedule == sd.schedule and ours.low_schedule == sd.low_schedule
         np.testing.assert_array_equal(ours.tokenize(TEXTS), sd.tokenize(TEXTS))
 
 

@@ -103,7 +103,8 @@ def load(source, dtype="float32", *, variant=None, vision=None, prediction_type=
     kind, _, shape = str(source).partition(":")
     if os.path.isfile(source):
         options = {"prediction_type": prediction_type, "ema": ema, "tokenizer": tokenizer}
-        sd = assemble(*single_file.read(source, dtype, **options))
+        *parts, low = single_file.read(source, dtype, **options)
+        sd = assemble(*parts).replace(low_schedule=low)
     elif prediction_type or ema or tokenizer:
         raise ValueError(f"{source}: prediction_type, ema and tokenizer are for single files; this is none")
     elif kind in ("random", "new") and shape:

@@ -1,6 +1,6 @@
 """Whole models in one file with the names of the original code: .safetensors, and .ckpt through our own reader.
 
-    networks, params, schedule, tokenizer = read("v1-5-pruned.ckpt", "float16", ema=True)
+    networks, params, schedule, tokenizer, low = read("v1-5-pruned.ckpt", "float16", ema=True)
     write(sd, "cat.safetensors", "float16")
 
 Such files tell no sizes, no schedule and no words: sizes follow from the shapes, the rest is that of Stable Diffusion 1
@@ -40,15 +40,16 @@ LANDMARKS = {"a</w>": 320, "photo</w>": 1125, "<|endoftext|>": 49407}  # ids by 
 UPSCALER = {"beta_start": 0.0001, "beta_end": 0.02}  # stablediffusion, configs/stable-diffusion/x4-upscaling.yaml
 BASE_STEPS = 875_000  # global_step of 512-base-ema.ckpt: the model of 2.0 that predicts noise
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # modelspec.prediction_type
-NOTES = "sdjax"  # the key of our metadata
+NOTES, LOW = "sdjax", "low_res_scheduler"  # the key of our metadata; in it, the schedule of an upscaler's picture
 
 
 # ---- reading -----------------------------------------------------------------------------------
 
 
 def read(path, dtype="float32", *, prediction_type=None, ema=False, tokenizer=None):
-    """Returns ({part: network}, {part: parameters}, Schedule, Tokenizer) of a single-file checkpoint, by content.
+    """Returns ({part: network}, {part: parameters}, Schedule, Tokenizer, low) of a single-file checkpoint, by content.
 
+    low: the Schedule of an upscaler's small picture, None where it is that of the latents.
     dtype: of weights and computation; None keeps every weight as stored.  ema: take the UNet's averaged weights.
     prediction_type: what the UNet predicts; None takes what the file tells, its size, or, for 2.x with four channels,
     where neither decides, what the network itself does with a picture that is all noise.
@@ -82,11 +83,15 @@ def _read(path, dtype, prediction_type, ema, tokenizer):
         if prediction_type == "v_prediction" and _is_two(configs["unet"]):
             networks["unet"] = UNet(dataclasses.replace(configs["unet"], sample_size=96), networks["unet"].dtype)
     schedule = dataclasses.replace(schedule, prediction_type=prediction_type or schedule.prediction_type)
-    return networks, params, schedule, tokenizer
+    low = Schedule.from_json(notes[LOW]) if LOW in notes else None
+    return networks, params, schedule, tokenizer, low
 
 
 def open_file(path):
-    """Returns (Weights, metadata, number of training steps or None) of a file, whatever its name ends in."""
+    """Returns (Weights, metadata, number of training steps or None) of a file, whatever its name ends in.
+
+    Raises ValueError naming a file that is damaged or holds something else.
+    """
     path = pathlib.Path(path)
     with open(path, "rb") as file:
         safe = file.read(9)[8:] == b"{"
@@ -94,7 +99,7 @@ def open_file(path):
         value = pickles.read(path)
         state = value.get("state_dict", value) if type(value) is dict else None
         if type(state) is not dict:
-            raise ValueError("holds no weights by name")
+            raise ValueError(f"{path}: holds no weights by name")
         arrays = {name: array for name, array in state.items() if type(array) is np.ndarray}
         return _Arrays(path, arrays), {}, value.get("global_step")
     from safetensors import SafetensorError, safe_open
@@ -102,7 +107,7 @@ def open_file(path):
     try:
         handle = safe_open(str(path), "np")
     except SafetensorError as error:
-        raise ValueError(f"not a whole safetensors file: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path}: not a whole safetensors file: {str(error).splitlines()[0]}") from None
     return files.Weights(path, dict.fromkeys(handle.keys(), handle)), handle.metadata() or {}, None
 
 
@@ -206,8 +211,12 @@ def _notes(metadata):
         notes = json.loads(metadata.get(NOTES, "{}"))
     except (ValueError, RecursionError):
         raise ValueError(f"metadata {NOTES!r} is not JSON") from None
-    if notes and not (type(notes) is dict and all(type(notes.get(name)) is dict for name in (*NETWORKS, "scheduler"))):
-        raise ValueError(f"metadata {NOTES!r}: expected the configs of {', '.join(NETWORKS)} and scheduler")
+    if notes == {}:
+        return notes
+    needed = (*NETWORKS, "scheduler")
+    whole = type(notes) is dict and all(type(one) is dict for one in notes.values()) and notes.keys() >= set(needed)
+    if not whole:
+        raise ValueError(f"metadata {NOTES!r}: expected the configs of {', '.join(needed)}")
     return notes
 
 
@@ -363,6 +372,8 @@ def _said(sd, usual):
     """Returns all that the file's weights do not tell, of CLIP's vocabulary only that it is the usual one."""
     notes = {name: getattr(sd.networks, name).config.to_json() for name in NETWORKS}
     notes["scheduler"] = sd.schedule.to_json()
+    if sd.low_schedule is not None:
+        notes[LOW] = sd.low_schedule.to_json()
     if not usual:
         with tempfile.TemporaryDirectory() as folder:
             sd.tokenizer.save(folder)
