@@ -74,6 +74,11 @@ def parts(text):
     return tuple(found)
 
 
+def weighed(text):
+    """Returns whether a prompt is weighed against the negative one, which it then needs: by AND, or as "a cat:1.5"."""
+    return [weight for _, weight in parts(text)] != [1.0]
+
+
 def schedule(text, steps, before=None):
     """Returns the texts of a run with the last step of each, ((step, text), ...), steps counted from 1.
 

@@ -34,6 +34,7 @@ GRAMMARS = ("plain", "a1111", "comfyui")
 WEIGHTINGS = ("a1111", "comfyui")
 BACKTRACK = 20  # tokens: a text after a comma so near to a chunk's end moves to the next; A1111's default
 WHOLE = 8  # tokens: ComfyUI breaks only stretches of one weight of so many and more at a chunk's end
+SHALLOW = 1e-3  # of the mean size of a number; our choice: behind a fresh layer norm the mean is 0 but for rounding
 ROOM, STEPS = 8, 1024  # different texts of a prompt, and steps, that there is always room for
 
 
@@ -240,15 +241,16 @@ def _weighed(z, weights, empty, uses=1.0):
 
     empty [B L C]: the empty text's vectors, for empty + w (z - empty).  None: w z, times the factor that gives each
     chunk its old mean; A1111 encodes the texts of a schedule together, so its mean is over all of them, as often as
-    they are used (`uses` [B R]).
+    they are used (`uses` [B R]).  Where the old mean is next to nothing beside the vectors (SHALLOW), it is left alone:
+    the factor would be rounding errors.
     """
     w, z, kind = weights[..., None], z.astype(jnp.float32), z.dtype
     if empty is not None:
         empty = empty[:, None, None].astype(jnp.float32)
         return jnp.where(w == 1, z, empty + w * (z - empty)).astype(kind)
     uses = jnp.broadcast_to(uses, z.shape[:2])[..., None]  # [B R 1]
-    old, new = (jnp.sum(uses * jnp.mean(x, (-2, -1)), 1) for x in (z, w * z))  # [B n]
-    alike = jnp.all((weights == 1) | (uses == 0)[..., None], (1, 3))  # [B n]
+    old, new, size = (jnp.sum(uses * jnp.mean(x, (-2, -1)), 1) for x in (z, w * z, jnp.abs(z)))  # [B n]
+    alike = jnp.all((weights == 1) | (uses == 0)[..., None], (1, 3)) | (jnp.abs(old) <= SHALLOW * size)  # [B n]
     factor = jnp.where(alike, 1, old / jnp.where(alike, 1, new))
     return (w * z * factor[:, None, :, None, None]).astype(kind)
 

@@ -3,6 +3,7 @@
     record = Record("a cat", seed=7, size=(512, 768), model="v1-5", hashes={"model": model_hash("v1-5.safetensors")})
     save("cat.png", picture, record)              # or .jpg, .webp; cat.json beside it
     record = read("cat.png")                      # A1111's own pictures too
+    again = text2img(sd, **settings(record))      # and records.of(job, i, size) makes them
 
 PNG files hold A1111's text under `parameters` and the record itself, exactly, under `sdjax`; JPEG and WebP files hold
 the text in EXIF's UserComment and the record in its ImageDescription.  Settings that A1111 has no word for are written
@@ -103,6 +104,41 @@ class Record:
     vae: str = ""
     hashes: dict = field(default_factory=dict)
     more: dict = field(default_factory=dict)
+
+
+def of(job, i, size, **more):
+    """Returns the Record of picture i of a generate.Job; size: (height, width) in pixels; more: other fields of it."""
+    seed, amount = job.variation
+    return Record(
+        prompt=job.prompts[i],
+        negative=job.negative[i],
+        steps=job.steps,
+        sampler=job.sampler,
+        schedule=job.schedule,
+        guidance=float(job.guidance),
+        seed=int(job.seeds[i]),
+        size=tuple(map(int, size)),
+        grammar=job.grammar,
+        noise=job.noise_source,
+        skip=job.skip,
+        rescale=float(job.rescale),
+        eta=job.eta,
+        variation=(int(seed) + i, float(amount)) if amount else None,
+        **more,
+    )
+
+
+def settings(record):
+    """Returns the arguments of generate.text2img that make a record's picture again: {"prompts": [text], ...}.
+
+    Model and adapters are the caller's to load; `strength` and a picture belong to img2img.  `weighting` and `ensd` are
+    among them only where the record has them.
+    """
+    made = {name: getattr(record, name) for name in ("negative", "steps", "sampler", "schedule", "guidance", "size")}
+    made |= {name: getattr(record, name) for name in ("grammar", "skip", "rescale", "eta")}
+    made |= {"prompts": [record.prompt], "seeds": [record.seed], "noise_source": record.noise}
+    made["variation"] = record.variation or (0, 0.0)
+    return made | {name: getattr(record, name) for name in ("weighting", "ensd") if getattr(record, name)}
 
 
 PRIVATE = ("prompt", "negative", "model", "vae", "hashes", "more")

@@ -3,7 +3,7 @@
 import pytest
 
 from sdjax import grammar
-from sdjax.grammar import Adapter, adapters, comfy_emphasis, emphasis, parts, schedule
+from sdjax.grammar import Adapter, adapters, comfy_emphasis, emphasis, parts, schedule, weighed
 
 
 def alternating(*texts, steps=10):
@@ -165,6 +165,7 @@ def test_weights_of_comfyui(text):
 )
 def test_several_at_once(text, expected):
     assert list(parts(text)) == expected
+    assert weighed(text) == (expected[0][1] != 1 or len(expected) > 1)
 
 
 @pytest.mark.parametrize(

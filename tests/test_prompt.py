@@ -158,13 +158,13 @@ def test_rows_have_begin_end_and_padding(tokenizer):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Our model, and transformers' text encoder of the folder that we wrote; no weight is zero."""
+    """Our model, and transformers' text encoder of the folder that we wrote; no weight of it is zero."""
     sd, random = pipeline.load("random:tiny"), np.random.default_rng(3)
 
-    def noised(tree):
-        return jax.tree.map(lambda x: jnp.asarray(x + 0.1 * random.standard_normal(x.shape, np.float32)), tree)
+    def noised(x):
+        return np.asarray(x) + np.float32(0.1) * random.standard_normal(x.shape, np.float32)
 
-    sd = sd.replace(text_encoder=noised(sd.text_encoder), unet=noised(sd.unet))
+    sd = sd.replace(text_encoder=jax.tree.map(noised, sd.text_encoder))
     folder = tmp_path_factory.mktemp("model") / "model"
     sdjax.save(sd, folder)
     return sd, transformers.CLIPTextModel.from_pretrained(folder / "text_encoder").eval()
@@ -230,6 +230,18 @@ def test_the_texts_of_a_schedule_share_their_mean(pair):
     for step, text in ((0, 0), (1, 0), (2, 1)):
         made, _ = sd.conditioners[0](sd, None, None, step, cond)
         np.testing.assert_allclose(made["context"][0], expected[text].numpy(), atol=2e-5)
+
+
+def test_a_mean_of_nothing_is_not_restored():
+    """Behind a fresh layer norm the mean is 0 up to rounding: its restoration would be noise, another in each batch."""
+    fresh = pipeline.load("random:tiny")
+    _, three, _ = prompt.condition(fresh, ["a cat", "(cat:1.5)", "a"])
+    _, alone, _ = prompt.condition(fresh, ["(cat:1.5)"])
+    z = _conditioned(fresh, fresh.tokenize(["cat"]))["context"][0]
+    expected = z * np.where(np.arange(16) == 1, 1.5, 1)[:, None].astype(np.float32)
+    assert len(fresh.tokenizer.ids("cat")) == 1
+    np.testing.assert_allclose(three["context"][1], expected, atol=1e-5)
+    np.testing.assert_allclose(alone["context"][0], expected, atol=1e-5)
 
 
 def shown(text, steps, prompts_of):

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from sdjax import records
+from sdjax.convert import pipeline
+from sdjax.generate import Job, text2img
 from sdjax.records import Record, parse, public, read, save, text
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
@@ -247,6 +249,21 @@ def test_nothing_stands_half_written(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path / "b.png", PICTURE, FULL, beside=False)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_picture_is_made_again_from_its_file(tmp_path):
+    sd = pipeline.load("random:tiny")
+    job = Job(
+        ["a cat", "a (face:1.3) in the [snow:night:0.5]"], seeds=[3, 4], steps=3, sampler="euler_a", guidance=4.0,
+        negative="red", grammar="a1111", noise_source="torch-cpu", variation=(9, 0.2),
+    )  # fmt: skip
+    pictures = text2img(sd, **vars(job))
+    for i in (0, 1):
+        save(tmp_path / f"{i}.png", pictures[i], records.of(job, i, pictures[i].shape[:2], model="random:tiny"))
+    record = read(tmp_path / "1.png")
+    assert record == parse(text(record)) and record.seed == 4 and record.variation == (10, 0.2)
+    again = text2img(sd, **records.settings(record))
+    assert np.abs(again[0].astype(int) - pictures[1]).max() <= 1 < np.abs(pictures[0].astype(int) - pictures[1]).max()
 
 
 def refused(call, *words):
