@@ -143,6 +143,10 @@ def test_diffusers_loads_what_we_wrote(saved):
         assert there.keys() == here.keys()
         for name, tensor in there.items():
             assert torch.equal(here[name], tensor), name
+    # What diffusers reads either way, the original code has as 1x1 convolutions.
+    state, _ = state_of(path)
+    assert state[f"{VAE}encoder.mid.attn_1.q.weight"].shape == (64, 64, 1, 1)
+    assert state[f"{UNET}input_blocks.1.1.proj_in.weight"].ndim == (4 if kind in ("sd1", "inpaint") else 2)
 
 
 def test_what_others_wrote_comes_with_its_sizes(saved, tmp_path):
