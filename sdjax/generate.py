@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from sdjax import control, mixing, noise, prompt, tiles
+from sdjax import control, memory, mixing, noise, prompt, tiles
 from sdjax.diffusion import samplers
 from sdjax.diffusion.wrappers import ExtraChannels, Guidance, mask_channels
 from sdjax.resize import fitted, pad
@@ -166,7 +166,8 @@ def first_step(steps, strength):
 def latent_shape(sd, size=None):
     """Returns (h, w, c) of the latents of pictures of `size` pixels, (height, width), or the model's size.
 
-    Raises ValueError for a side that is not a positive multiple of what the model halves it to.
+    Raises ValueError for a side that is not a positive multiple of what the model halves it to, and for a picture that
+    would not fit into memory.
     """
     config = sd.networks.unet.config
     if size is None:
@@ -176,6 +177,7 @@ def latent_shape(sd, size=None):
     if min(height, width) < sd.factor or height % sd.factor or width % sd.factor:
         near = tuple(max(sd.factor, round(side / sd.factor) * sd.factor) for side in (height, width))
         raise ValueError(f"size={size!r}: sides must be positive multiples of {sd.factor}, such as {near}")
+    memory.check(sd, (height // sd.factor, width // sd.factor), 1)
     return height // sd.factor, width // sd.factor, sd.networks.vae.config.latent_channels
 
 
@@ -204,12 +206,14 @@ def run(sd, job, start, *, z=None, skipped=0, cond=None, extra=None):
     start: standard normal noise [B h w c].  z: the latents that image-to-image begins with, `skipped` steps late.
     cond: what to add to the prompts' own, for both sides of guidance.  extra: channels for a network that reads more
     than the latent [B h w E].
-    Raises ValueError for an unknown sampler or schedule, and for extra channels that the network does not take.
+    Raises ValueError for an unknown sampler or schedule, for extra channels that the network does not take, and for
+    what does not fit into memory.
     """
     plan = samplers.tabulate(sd.schedule, job.sampler, job.steps, job.schedule, job.eta, skipped)
+    memory.check(sd, start.shape[1:3], len(start) * (1 + job.guided))
     sd, own, negative = _texts(sd, job)
     cond = {**own, **(cond or {})}
-    extra = _extra_channels(sd, start, extra)
+    extra = _extra_channels(sd, job, start, extra)
     if extra is not None:
         sd, cond["extra"] = sd.add(wrappers=ExtraChannels()), extra
     size = tuple(side * sd.factor for side in start.shape[1:3])
@@ -234,14 +238,13 @@ def words(sd, prompts, skip=0):
     return _condition(sd, sd.tokenize(prompts), skip)
 
 
-def _extra_channels(sd, start, extra):
+def _extra_channels(sd, job, start, extra):
     """Returns the extra channels that the UNet takes beside the latent; an inpainting model without any sees a hole."""
     taken, latent = sd.networks.unet.config.in_channels, start.shape[-1]
     given = 0 if extra is None else extra.shape[-1]
     if extra is None and taken == 2 * latent + 1:
-        grey = jnp.zeros((1, *(side * sd.factor for side in start.shape[1:3]), 3))
-        masked = jnp.broadcast_to(sd.latents(tiles.moments(sd, grey)), start.shape)
-        return mask_channels(jnp.ones((*start.shape[:3], 1)), masked)
+        grey = np.full((len(start), *(side * sd.factor for side in start.shape[1:3]), 3), 127.5, np.float32)
+        return mask_channels(jnp.ones((*start.shape[:3], 1)), encode(sd, grey, job.keys))
     if latent + given != taken:
         raise ValueError(
             f"the UNet takes {taken} channels, this task has {latent} + {given}: expected a model for this task"

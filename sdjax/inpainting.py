@@ -32,11 +32,11 @@ def inpaint(
     count = len(generate.Job(prompts, **settings).prompts)
     pixels, holes = prepare(pictures, masks, count, size, resize)
     if margin is None:
-        return paste(_painted(sd, prompts, pixels, holes, strength, settings), pixels, holes, feather)
+        return paste(painted(sd, prompts, pixels, holes, strength, settings), pixels, holes, feather)
     box, inner = _box(holes, margin), np.array(generate.latent_shape(sd)[:2]) * sd.factor
     shown, hidden = prepare(list(pixels[box]), list(255 * np.uint8(holes[box])), count, tuple(inner), "stretch")
     made = pixels.copy()
-    small = _painted(sd, prompts, shown, hidden, strength, settings)
+    small = painted(sd, prompts, shown, hidden, strength, settings)
     made[box] = fitted(list(small), count, made[box].shape[1:3], "stretch")
     return paste(made, pixels, holes, feather)
 
@@ -89,7 +89,7 @@ def _depth(hole, most):
     return depth
 
 
-def _painted(sd, prompts, pixels, holes, strength, settings):
+def painted(sd, prompts, pixels, holes, strength, settings):
     """Returns pictures [B H W 3] as the model makes them, painted or not."""
     job = generate.Job(prompts, **settings)
     skipped = generate.first_step(job.steps, strength)

@@ -23,7 +23,7 @@ from sdjax.models.layers import GroupNorm
 AT_ONCE = 1 << 20  # pixels; a full-size decoder needs about 3 GB for them
 TILE = 1024  # pixels along a side
 OVERLAP = 16  # latent pixels that neighbours share, at most half a tile
-PASSES = 3
+PASSES = 4  # 1, 2, 3, 4, 6, 9: 0.9, 1.3, 0.8, 0.5, 0.2, 0.1 of 255 from the whole, pocket, 16 tiles of 64 pixels
 
 
 def decode(sd, z, tile=None):

@@ -21,7 +21,7 @@ FLOORS = (
     ("trees", "config", "tokenizer", "compiled", "grid", "grammar", "jobs", "resize", "mixing"),
     ("models",),
     ("diffusion",),
-    ("stable_diffusion", "prompt", "noise", "control", "tiles"),
+    ("stable_diffusion", "prompt", "noise", "control", "tiles", "memory"),
     ("generate", "inpainting", "upscaling", "methods"),
     ("convert", "records"),
     ("data",),

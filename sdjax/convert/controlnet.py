@@ -92,7 +92,7 @@ def _original(weights):
     table = modules(config)
     ours = names.file_names(names.template(ControlNet(config)))
     places = {name: there[place] for name in ours if (place := ldm.rename(name, table)) in there}
-    unknown = there.values() - places.values()
+    unknown = set(there.values()) - set(places.values())
     known = {name: (place, None) for name, place in places.items()}
     return single_file.View(weights, known | {name: (name, None) for name in unknown}), config
 

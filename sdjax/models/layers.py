@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 zeros = nn.initializers.zeros_init()
+SCORES_AT_ONCE = 1 << 31  # bytes of attention scores from which on they are made in parts on every device
 
 
 def precision(dtype):
@@ -210,11 +211,17 @@ def attend(q, k, v, heads, mask=None, upcast=False):
     q, k, v = (x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2) for x in (q, k, v))  # [B heads N d]
     if mask is not None:
         mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
-    if jax.default_backend() == "cpu" and mask is None and q.shape[2] * k.shape[2] >= 512 * 512:
-        out = _attend_mapped(q, k, v)
+    if mask is None and in_parts(q.shape[0] * heads, q.shape[2], k.shape[2]):
+        out = _attend_mapped(q, k, v, 256 if jax.default_backend() == "cpu" else 2048)
     else:
         out = _attend(q, k, v, mask)
     return out.swapaxes(1, 2).reshape(q.shape[0], q.shape[2], -1).astype(dtype)
+
+
+def in_parts(heads, length, others):
+    """Returns whether attention of `heads` maps [length others] is made in parts: where it is faster, or must be."""
+    cpu = jax.default_backend() == "cpu"
+    return cpu and length * others >= 512 * 512 or 4 * heads * length * others > SCORES_AT_ONCE
 
 
 def _attend(q, k, v, mask=None):
@@ -234,8 +241,8 @@ def _product(a, b):
     return lax.dot_general(a, b, (contract, (batch, batch)), precision=precision(a.dtype))
 
 
-def _attend_mapped(q, k, v, rows=256):
-    """Returns `_attend` by one head and `rows` queries at a time, so that the scores stay in a CPU's cache.
+def _attend_mapped(q, k, v, rows):
+    """Returns `_attend` by one head and `rows` queries at a time: scores that stay in a CPU's cache, or fit at all.
 
     The backward pass recomputes the scores.
     """

@@ -1,0 +1,184 @@
+"""ControlNets: pictures against diffusers' pipelines, files in both namings, and when they act."""
+
+import dataclasses
+import json
+
+import diffusers
+import jax
+import numpy as np
+import pytest
+import tasks
+import torch
+from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+from PIL import Image
+
+import sdjax
+from sdjax import generate
+from sdjax.control import Control
+from sdjax.convert import controlnet, files, ldm, names
+from sdjax.diffusion import wrappers
+from sdjax.models.controlnet import ControlNet, ControlNetConfig
+from sdjax.models.unet import UNetConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return tasks.model()
+
+
+@pytest.fixture(scope="module")
+def controls():
+    one = sdjax.load_control("random:tiny")
+    config = dataclasses.replace(one.network.config, controlnet_conditioning_channel_order="bgr")
+    return [
+        dataclasses.replace(one, params=tasks.noised(one.params, 7)),
+        dataclasses.replace(one, params=tasks.noised(one.params, 8), network=ControlNet(config)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def pipe(sd, controls, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("control")
+    nets = []
+    for i, control in enumerate(controls):
+        sdjax.save_control(control, folder / f"{i}")
+        nets.append(diffusers.ControlNetModel.from_pretrained(folder / f"{i}", low_cpu_mem_usage=False))
+    return tasks.theirs(sd, folder / "model", diffusers.StableDiffusionControlNetPipeline, controlnet=nets), folder
+
+
+CASES = {
+    "one": dict(count=1, weights=[0.8], guess=False),
+    "two": dict(count=2, weights=[0.7, 1.2], guess=False, starts=[0.0, 0.3], ends=[0.6, 1.0]),
+    "guess": dict(count=1, weights=[1.0], guess=True),
+    "guess two": dict(count=2, weights=[0.5, 1.0], guess=True),
+    "guess, no guidance": dict(count=1, weights=[1.0], guess=True, guidance=1.0),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gives_the_picture_of_diffusers(sd, controls, pipe, case):
+    case = {"starts": [0.0, 0.0], "ends": [1.0, 1.0], "guidance": 4.0, **CASES[case]}
+    count, many, hints = case["count"], pipe[0].controlnet.nets, tasks.pictures(2, seed=1)
+    kind = diffusers.StableDiffusionControlNetPipeline
+    theirs = kind(**{**pipe[0].components, "controlnet": many[0] if count == 1 else list(many)})
+    theirs.set_progress_bar_config(disable=True)
+    noise = tasks.start_noise([4, 5])
+
+    def first(values):
+        return values[0] if count == 1 else list(values)
+
+    seen = [Image.fromarray(hint) for hint in hints]  # for both prompts
+    wanted = theirs(
+        tasks.PROMPTS, image=first(seen), num_inference_steps=10, guidance_scale=case["guidance"],
+        negative_prompt=tasks.NEGATIVE, controlnet_conditioning_scale=first(case["weights"]), guess_mode=case["guess"],
+        control_guidance_start=first(case["starts"]), control_guidance_end=first(case["ends"]), output_type="np",
+        latents=torch.from_numpy(np.array(noise).transpose(0, 3, 1, 2).copy()),
+    ).images  # fmt: skip
+    acting = [
+        control.on(hint, weight, start, end, case["guess"])
+        for control, hint, weight, start, end in zip(
+            controls[:count], hints, case["weights"], case["starts"], case["ends"], strict=False
+        )
+    ]
+    made = sdjax.text2img(
+        sd, tasks.PROMPTS, steps=10, guidance=case["guidance"], negative=tasks.NEGATIVE, seeds=[4, 5], control=acting
+    )
+    assert tasks.difference(made, wanted) <= 1
+    assert np.abs(made.astype(int) - sdjax.text2img(sd, tasks.PROMPTS, steps=10, seeds=[4, 5])).mean() > 3
+
+
+def test_files_in_both_namings_hold_the_same(sd, tmp_path):
+    """A file with the original names, read by us and by diffusers, with and without the prefix."""
+    config = ControlNetConfig.of(sd.networks.unet.config, 8)  # diffusers reads no other hint encoder from such files
+    network = ControlNet(config)
+    control = Control(tasks.noised(names.random_parameters(network, "float32")), network)
+    folder = sdjax.save_control(control, tmp_path / "folder")
+    modules = controlnet.modules(config)
+    original = {ldm.rename(name, modules): tensor for name, tensor in names.write(control.params).items()}
+    assert {"input_hint_block.0.weight", "zero_convs.0.0.bias", "middle_block_out.0.weight"} <= original.keys()
+    for prefix in ("", "control_model."):
+        path = tmp_path / f"{prefix}x.safetensors"
+        others = {"cond_stage_model.w": original["time_embed.0.bias"]} if prefix else {}
+        files.write_safetensors(path, {prefix + name: one for name, one in original.items()} | others, {"format": "pt"})
+        again = sdjax.load_control(path)
+        assert again.network.config.unet.block_out_channels == config.unet.block_out_channels
+        hint = again.network.config.conditioning_embedding_out_channels
+        assert hint == config.conditioning_embedding_out_channels
+        jax.tree.map(np.testing.assert_array_equal, again.params, control.params)
+    tensors = {name: torch.tensor(np.array(one.array())) for name, one in original.items()}
+    theirs = convert_controlnet_checkpoint(dict(tensors), json.loads((folder / "config.json").read_text()))
+    ours = names.write(control.params)
+    assert theirs.keys() == ours.keys()
+    for name, tensor in ours.items():
+        np.testing.assert_array_equal(theirs[name].numpy(), tensor.array())
+    torch.save({"state_dict": tensors}, tmp_path / "x.pth")
+    jax.tree.map(np.testing.assert_array_equal, sdjax.load_control(tmp_path / "x.pth").params, control.params)
+    jax.tree.map(np.testing.assert_array_equal, sdjax.load_control(folder).params, control.params)
+
+
+def test_sizes_of_the_published_ones():
+    """340 tensors and 361,279,120 numbers, as counted in lllyasviel's control_v11p_sd15_*."""
+    config = ControlNetConfig.of(UNetConfig(cross_attention_dim=768), 8)
+    shapes = jax.tree.leaves(names.template(ControlNet(config)))
+    assert (len(shapes), sum(one.size for one in shapes)) == (340, 361_279_120)
+    assert ControlNetConfig.from_json(config.to_json()) == config
+
+
+def test_weights_steps_and_pictures_compile_nothing(sd, controls):
+    hints = tasks.pictures(2, seed=1)
+    sdjax.text2img(sd, ["a cat"], steps=4, control=controls[0].on(hints[0]))
+    before = generate._sample._cache_size()
+    sdjax.text2img(sd, ["a cat"], steps=6, control=controls[0].on(hints[1], weight=0.3, start=0.2, end=0.5))
+    assert generate._sample._cache_size() == before
+
+
+def test_a_weight_of_zero_is_no_control(sd, controls):
+    without = sdjax.text2img(sd, ["a cat"], steps=4)
+    hint = tasks.pictures(1, seed=1)[0]
+    idle = sdjax.text2img(sd, ["a cat"], steps=4, control=controls[0].on(hint, weight=0.0))
+    assert np.abs(without.astype(int) - idle).max() <= 1
+
+
+def test_steps_in_which_it_acts(controls):
+    weights = controls[0].on(None, weight=2.0, start=0.25, end=0.75).weights(8)
+    np.testing.assert_array_equal(weights[:9], [0, 0, 2, 2, 2, 2, 0, 0, 0])
+
+
+def test_pooled_residuals_equal_diffusers(controls):
+    """global_pool_conditions: the residuals are means over the picture."""
+    config = dataclasses.replace(controls[0].network.config, global_pool_conditions=True)
+    theirs = diffusers.ControlNetModel.from_config(json.loads(json.dumps(config.to_json()))).eval()
+    state = {name: torch.tensor(np.array(one.array())) for name, one in names.write(controls[0].params).items()}
+    theirs.load_state_dict(state)
+    random = np.random.default_rng(0)
+    z, context = random.standard_normal((1, 8, 8, 4), np.float32), random.standard_normal((1, 5, 32), np.float32)
+    hint, t = random.random((1, 16, 16, 3), np.float32), np.array([17.0], np.float32)
+    maps, middle = ControlNet(config).apply({"params": controls[0].params}, z, t, context, hint)
+
+    def first(x):
+        return torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+
+    with torch.no_grad():
+        wanted, last = theirs(first(z), torch.tensor([17.0]), torch.from_numpy(context), first(hint), return_dict=False)
+    for ours, one in zip((*maps, middle), (*wanted, last), strict=True):
+        np.testing.assert_allclose(ours, one.permute(0, 2, 3, 1), atol=2e-5)
+
+
+def test_guess_scales_are_those_of_torch():
+    np.testing.assert_allclose(wrappers.guess_scales(13), torch.logspace(-1, 0, 13), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda control: control, "a ControlNet without a picture"),
+        (lambda control: control.on(tasks.pictures(1)[0], start=0.5, end=0.5), "start=0.5, end=0.5"),
+        (lambda control: sdjax.load_control("random:sd9"), "random:sd15"),
+        (lambda control: sdjax.load_control("no/such/one/here"), "no/such"),
+    ],
+)
+def test_what_does_not_fit(sd, controls, make, message):
+    with pytest.raises(ValueError, match=message):
+        sdjax.text2img(sd, ["a cat"], control=make(controls[0]))

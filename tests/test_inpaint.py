@@ -1,0 +1,114 @@
+"""Inpainting: with mask channels against diffusers, with plain models, and what must stay as it is."""
+
+import dataclasses
+
+import diffusers
+import diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint as inpaint_module
+import numpy as np
+import pytest
+import tasks
+from PIL import Image
+
+import sdjax
+from sdjax import generate, inpainting
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return tasks.model()
+
+
+def hole(size=32):
+    mask = np.zeros((size, size), np.uint8)
+    mask[6:21, 9:24] = 255
+    return mask
+
+
+def make_both(sd, pipe, given, mask, strength):
+    theirs = pipe(
+        tasks.PROMPTS, image=[Image.fromarray(one) for one in given], mask_image=[Image.fromarray(mask)] * 2,
+        strength=strength, num_inference_steps=10, guidance_scale=5.0, negative_prompt=tasks.NEGATIVE,
+        output_type="np", height=32, width=32,
+    ).images  # fmt: skip
+    settings = dict(steps=10, guidance=5.0, negative=tasks.NEGATIVE, seeds=[4, 5])
+    ours = inpainting.painted(sd, tasks.PROMPTS, given, np.stack([mask] * 2) > 127, strength, settings)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_nine_channels_give_the_picture_of_diffusers(strength, tmp_path, monkeypatch):
+    sd, given = tasks.model(in_channels=9), tasks.pictures()
+    pipe = tasks.theirs(sd, tmp_path / "model", diffusers.StableDiffusionInpaintPipeline)
+    start, own = tasks.start_noise([4, 5]), tasks.picture_noise([4, 5])
+    left = tasks.give(monkeypatch, inpaint_module, *([start, own] if strength == 1 else [own, start, own]))
+    ours, theirs = make_both(sd, pipe, given, hole(), strength)
+    assert not left and tasks.difference(ours, theirs) <= 1
+
+
+def test_a_plain_model_gives_the_picture_of_diffusers(plain, tmp_path, monkeypatch):
+    """From noised pictures on; diffusers' first step from pure noise does not see the known region yet."""
+    # Steps end at the picture itself, where diffusers puts the known region after the last one.
+    plain = plain.replace(schedule=dataclasses.replace(plain.schedule, set_alpha_to_one=True))
+    pipe = tasks.theirs(plain, tmp_path / "model", diffusers.StableDiffusionInpaintPipeline)
+    own = tasks.picture_noise([4, 5])
+    left = tasks.give(monkeypatch, inpaint_module, own, tasks.start_noise([4, 5]), own)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[6:20, 8:24] = 255  # whole latent pixels: between, diffusers takes one pixel's mask and we any pixel's
+    ours, theirs = make_both(plain, pipe, tasks.pictures(), mask, 0.7)
+    assert not left and tasks.difference(ours, theirs) <= 1
+
+
+@pytest.mark.parametrize("options", [{}, {"strength": 0.5, "sampler": "euler_a"}, {"margin": 4}, {"feather": 0}])
+def test_what_lies_outside_the_mask_is_returned_bit_for_bit(plain, options):
+    given = tasks.pictures(1, 39)[0][:37]  # a size that the model cannot make
+    mask = np.zeros((37, 39), np.uint8)
+    mask[10:20, 11:30], mask[36, 38], mask[0, 5] = 255, 200, 127
+    made = sdjax.inpaint(plain, ["a cat"], given, mask, steps=3, **options)[0]
+    np.testing.assert_array_equal(made[mask < 128], given[mask < 128])
+    assert np.abs(made[12:18, 13:28].astype(int) - given[12:18, 13:28]).mean() > 3
+
+
+def test_the_painted_region_fades_in():
+    given, made = np.zeros((1, 20, 20, 3), np.uint8), np.full((1, 20, 20, 3), 250, np.uint8)
+    holes = np.zeros((1, 20, 20), bool)
+    holes[:, 5:15, 5:] = True
+    row = inpainting.paste(made, given, holes, feather=4)[0, 10, :, 0]
+    np.testing.assert_array_equal(row[4:11], [0, 50, 100, 150, 200, 250, 250])
+    assert row[-1] == 250  # the picture's edge is no edge of the mask
+    np.testing.assert_array_equal(inpainting.paste(made, given, holes)[0, :, :, 0], np.where(holes[0], 250, 0))
+
+
+def test_an_inpainting_model_makes_pictures_from_words_alone():
+    sd = tasks.model(in_channels=9)
+    made = sdjax.text2img(sd, ["a cat"], steps=3, seeds=[2])
+    grey, everywhere = np.full((32, 32, 3), 128, np.uint8), np.full((32, 32), 255, np.uint8)
+    again = sdjax.inpaint(sd, ["a cat"], grey, everywhere, steps=3, seeds=[2], feather=0)
+    assert np.abs(made.astype(int) - again).max() <= 1
+
+
+def test_strength_and_mask_compile_nothing(plain):
+    given = tasks.pictures(1)[0]
+    sdjax.inpaint(plain, ["a cat"], given, hole(), steps=4, strength=0.5)
+    before = generate._sample._cache_size()
+    sdjax.inpaint(plain, ["a cat"], given, hole().T, steps=6, strength=0.8)
+    assert generate._sample._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((32, 32), np.uint8), "the mask is empty: expected white where to paint"),
+        (np.full((16, 32), 255, np.uint8), "a mask of .16, 32. pixels for a picture of .32, 32."),
+        (np.ones((32, 32), bool), "type bool"),
+    ],
+)
+def test_masks_that_do_not_fit(plain, mask, message):
+    with pytest.raises(ValueError, match=message):
+        sdjax.inpaint(plain, ["a cat"], tasks.pictures(1)[0], mask)
+
+
+def test_a_model_for_another_task_is_refused():
+    with pytest.raises(ValueError, match="the UNet takes 7 channels, this task has 4 . 0"):
+        sdjax.text2img(tasks.model(in_channels=7), ["a cat"], steps=3)

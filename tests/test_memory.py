@@ -1,0 +1,60 @@
+"""Sizes that do not fit are errors which name one that does; large attention is made in parts."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import sdjax
+from sdjax import memory
+from sdjax.models import layers
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return sdjax.load("random:tiny")
+
+
+def test_a_size_that_does_not_fit_names_one_that_does(sd):
+    limit = memory.needed(sd, (64, 64), 2)
+    memory.check(sd, (64, 64), 2, limit)
+    with pytest.raises(ValueError, match="the largest that fits is") as error:
+        memory.check(sd, (256, 512), 2, limit)
+    height, width = map(int, re.search(r"fits is \((\d+), (\d+)\)", str(error.value)).groups())
+    assert abs(height * 2 - width) <= 2 * sd.factor and height % sd.factor == 0
+    memory.check(sd, (height // sd.factor, width // sd.factor), 2, limit)
+    with pytest.raises(ValueError):
+        memory.check(sd, (height // sd.factor + 1, width // sd.factor + 2), 2, limit)
+
+
+def test_a_hopeless_size_is_an_error_before_anything_is_made(sd):
+    with pytest.raises(ValueError, match=r"size=\(20000000, 20000000\): needs about"):
+        sdjax.text2img(sd, ["a cat"], size=20_000_000)
+
+
+def test_the_estimate_is_what_xla_counts():
+    """For a UNet whose finest level attends, as Stable Diffusion's does; half to twice is near enough."""
+    sd = sdjax.load("random:tiny")
+    z, t = jax.ShapeDtypeStruct((2, 32, 32, 4), np.float32), jax.ShapeDtypeStruct((2,), np.float32)
+    context = jax.ShapeDtypeStruct((2, 16, 32), np.float32)
+    call = jax.jit(lambda params, *inputs: sd.networks.unet.apply({"params": params}, *inputs)[0])
+    taken = call.lower(sd.unet, z, t, context).compile().memory_analysis().temp_size_in_bytes
+    assert 0.5 <= memory.unet(sd, (32, 32), 2) / taken <= 2
+
+
+def test_available_memory_is_a_number_on_linux():
+    assert memory.available() > 1 << 20
+
+
+@pytest.mark.parametrize("backend", ["gpu", "tpu"])
+def test_scores_beyond_a_limit_are_made_in_parts_on_every_device(monkeypatch, backend):
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 300, 16)).astype(np.float32)
+    whole = layers.attend(q, k, v, 2)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    used = []
+    monkeypatch.setattr(layers, "SCORES_AT_ONCE", 4 * 2 * 2 * 300 * 300 - 1)
+    mapped = layers._attend_mapped
+    monkeypatch.setattr(layers, "_attend_mapped", lambda *args: used.append(args[-1]) or mapped(*args))
+    np.testing.assert_allclose(layers.attend(q, k, v, 2), whole, atol=1e-6)
+    assert used == [2048]
