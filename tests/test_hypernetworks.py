@@ -1,5 +1,7 @@
 """A1111's hypernetworks against its formula in float64, around the attention layers of diffusers' UNet."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -28,7 +30,8 @@ CASES = {
         "dropout_structure": [0, 0.1, 0, 0],
         "use_dropout": True,
     },
-    "dropout of older files": {
+    "dropout of older files": {"layer_structure": [1, 2, 2, 1], "activation_func": "elu", "use_dropout": True},
+    "behind the last layer too": {
         "layer_structure": [1, 2, 2, 1],
         "activation_func": "elu",
         "use_dropout": True,
@@ -88,29 +91,22 @@ def hang(unet, pairs, strength):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_formula(name, tmp_path):
+def test_networks(name, tmp_path):
+    """x + s N(x) of every width, for keys and for values."""
     pairs = write(tmp_path / "x.pt", CASES[name])
-    theirs, base = fresh("sd1"), made("sd1")[1]
-    hang(theirs.unet, {width: tuple(one.double() for one in pair) for width, pair in pairs.items()}, 0.7)
-    sd = sdjax.attach(base, tmp_path / "x.pt", 0.7)
-    assert_same(sd, Double(theirs), moved=base)
-
-
-class Double:
-    """A pipeline whose UNet computes in float64."""
-
-    def __init__(self, pipe):
-        self.text_encoder, self.tokenizer, self.config = pipe.text_encoder, pipe.tokenizer, pipe.unet.config
-        self.double, self.maybe_convert_prompt = pipe.unet.double(), pipe.maybe_convert_prompt
-        self.unet = self
-
-    def __call__(self, z, t, context):
-        return self.double(z.double(), t, context.double())
+    (hook,) = sdjax.attach(made("sd1")[1], tmp_path / "x.pt", 0.7).hooks
+    for width, pair in pairs.items():
+        x = np.random.default_rng(width).standard_normal((2, 3, width)).astype(np.float32)
+        for projection, theirs in zip(("to_k", "to_v"), pair, strict=True):
+            at = SimpleNamespace(module=SimpleNamespace(name=projection), method_name="__call__")
+            ours = hook.intercept("unet", lambda x: x, (x,), {}, at)
+            wanted = x + 0.7 * theirs.double()(torch.from_numpy(x).double()).detach().numpy()
+            np.testing.assert_allclose(ours, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_two_act_one_after_the_other(tmp_path):
     one, other = write(tmp_path / "1.pt", CASES["relu"]), write(tmp_path / "2.pt", CASES["default"], seed=9)
-    theirs, base = fresh("sd2"), made("sd2")[1]
+    theirs, base = fresh("sd1"), made("sd1")[1]
     hang(theirs.unet, one, 1.0)
     hang(theirs.unet, other, -0.5)
     assert_same(sdjax.attach(sdjax.attach(base, tmp_path / "1.pt"), tmp_path / "2.pt", -0.5), theirs, moved=base)

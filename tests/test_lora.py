@@ -33,6 +33,7 @@ WIDE = (
     "time_emb_proj",
 )
 TEXT = ("q_proj", "k_proj", "v_proj", "out_proj")
+FEW = ["to_k", "proj_in", "ff.net.2", "conv2"]
 KEY = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"  # [32 32]
 CONV = "down_blocks.0.resnets.0.conv1"  # [32 32 3 3]
 WIDER = "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj"  # [256 32]
@@ -140,7 +141,7 @@ def test_kohya(kind, alpha, tmp_path):
 
 def test_kohya_from_a_pickle_in_half_precision(tmp_path):
     theirs, base = fresh("sd1"), made("sd1")[1]
-    tensors = {name: tensor.half() for name, tensor in kohya(theirs).items()}
+    tensors = {name: tensor.half() for name, tensor in kohya(theirs, ATTENTION).items()}
     torch.save(tensors, tmp_path / "cat.pt")
     theirs.load_lora_weights({name: tensor.float() for name, tensor in tensors.items()})
     assert_same(sdjax.attach(base, tmp_path / "cat.pt"), theirs, moved=base)
@@ -226,10 +227,10 @@ PEFT = {
         alpha_pattern={"attn1.to_k": 2, f"^{KEY}": 5},
         rank_pattern={"to_q": 2},
     ),
-    "dora": peft.LoraConfig(r=4, lora_alpha=8, use_dora=True, target_modules=list(WIDE)),
-    "loha": peft.LoHaConfig(r=4, alpha=3, target_modules=list(WIDE)),
-    "loha, convolutions": peft.LoHaConfig(r=4, alpha=3, use_effective_conv2d=True, target_modules=["conv1", "conv2"]),
-    "lokr": peft.LoKrConfig(r=2, alpha=3, target_modules=list(WIDE)),
+    "dora": peft.LoraConfig(r=4, lora_alpha=8, use_dora=True, target_modules=FEW),
+    "loha": peft.LoHaConfig(r=4, alpha=3, target_modules=FEW),
+    "loha, convolutions": peft.LoHaConfig(r=4, alpha=3, use_effective_conv2d=True, target_modules=["conv2"]),
+    "lokr": peft.LoKrConfig(r=2, alpha=3, target_modules=FEW),
     "lokr, convolutions": peft.LoKrConfig(
         r=2, alpha=3, use_effective_conv2d=True, decompose_both=True, target_modules=["conv1", "to_q"]
     ),

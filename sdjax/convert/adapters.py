@@ -75,14 +75,13 @@ def attach(sd, source, strength=1.0, *, word=None, keep=True):
 
     strength: s, any number; 0 is off, of LoRA negative ones are of use.  A file that is attached already gets the new
     strength.  word: the word of an embedding in prompts; None for the file's, else its name without the ending.
-    keep: False lets go of the weights before: half the memory, but the adapter cannot be detached.
+    keep: False lets go of the weights before: less memory, but what is attached so far cannot be detached.
     Raises ValueError in one line where the file is no adapter, of a kind that is not supported, or for another model.
     """
-    path = _locate(source)
-    adapter = _read(path, path.stat().st_mtime_ns, path.stat().st_size, word, sd.networks)
+    path, (base, items) = _locate(source), _taken(sd)
+    adapter = _read(path, path.stat().st_mtime_ns, path.stat().st_size, word, base.networks)
     if adapter.words and not adapter.edits and strength != 1:
         raise ValueError(f"{path}: strength={strength!r}: an embedding has none; weigh its word in the prompt instead")
-    base, items = _taken(sd)
     items = (*(item for item in items if item.path != path), Attachment(path, adapter, float(strength)))
     sd = _put(sd, base, items)
     return sd if keep else _without_record(sd)
@@ -95,7 +94,9 @@ def detach(sd, source=None):
     Raises ValueError where the adapter is not attached.
     """
     base, items = _taken(sd)
-    left = tuple(item for item in items if source is not None and item.path != pathlib.Path(_locate(source)))
+    path = source if source is None else pathlib.Path(source).resolve()
+    path = _locate(source) if path is not None and path.is_dir() else path  # a file may be gone by now
+    left = tuple(item for item in items if path is not None and item.path != path)
     if len(left) == len(items):
         there = trees.listing(item.path for item in items)
         raise ValueError(f"{'all' if source is None else source}: not attached; attached: {there}")
