@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sdjax import trees
+from sdjax import prompt, trees
 from sdjax.diffusion.schedule import add_noise
 from sdjax.methods import offsets
 from sdjax.models.clip import clip_pixels
@@ -133,7 +133,7 @@ class Encoder(struct.PyTreeNode):
         row = sd.embed(sd.reference["domain"][None])[0]  # [1 C]
         vector = row + self.scale * move
         emb = jnp.where((cond["ids"] == self.word[0])[..., None], vector[:, None].astype(emb.dtype), emb)
-        return {**cond, "context": sd.encode_text(emb)}, {"penalty": self.penalty * jnp.sum(move**2, axis=1)}
+        return {**cond, "context": prompt.encode(sd, emb, cond)}, {"penalty": self.penalty * jnp.sum(move**2, axis=1)}
 
     def offset(self, sd, z, t, cond):
         """Returns E [B C] for latents z [B h w c] at times t [B]: the last map of [clip, pooled maps], LeakyReLU."""
