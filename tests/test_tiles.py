@@ -39,8 +39,8 @@ def test_decoding_in_tiles_is_decoding_the_whole(sd, pixels):
     assert made.shape == whole.shape == (1, 4 * TILE, 4 * TILE, 3)
     error = made - whole
     assert np.abs(error).mean() <= 1
-    for axis in (1, 2):  # a seam would be a line where the error steps, more than it does everywhere
-        assert jumps(error, axis)[4:-4].max() <= 0.5
+    for axis in (1, 2):  # a seam is a line where the error steps: 37 of 255 without overlap, 3 with norms of their own
+        assert jumps(error, axis).max() <= 1
 
 
 def test_encoding_in_tiles_is_encoding_the_whole(sd, pixels):
