@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 PUBLIC = {
     "StableDiffusion": "sdjax.stable_diffusion",
     "attach": "sdjax.convert.adapters",
+    "detach": "sdjax.convert.adapters",
     "hires": "sdjax.upscaling",
     "img2img": "sdjax.generate",
     "inpaint": "sdjax.inpainting",
