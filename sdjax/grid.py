@@ -1,6 +1,6 @@
 """Sheets of pictures with words at their edges.
 
-    Image.fromarray(sheet([[a, b], [c, d]], rows=["before", "after"], columns=["beach", "snow"])).save("grid.png")
+Image.fromarray(sheet([[a, b], [c, d]], rows=["before", "after"], columns=["beach", "snow"])).save("grid.png")
 """
 
 import numpy as np
