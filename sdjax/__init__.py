@@ -23,6 +23,7 @@ PUBLIC = {
     "load_control": "sdjax.convert.controlnet",
     "save": "sdjax.convert.pipeline",
     "save_control": "sdjax.convert.controlnet",
+    "spread": "sdjax.devices",
     "text2img": "sdjax.generate",
     "upscale": "sdjax.upscaling",
 }

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from sdjax import control, memory, mixing, noise, prompt, tiles
+from sdjax import control, devices, memory, mixing, noise, prompt, tiles
+from sdjax import grammar as written
 from sdjax.diffusion import samplers
 from sdjax.diffusion.wrappers import ExtraChannels, Guidance, mask_channels
 from sdjax.resize import fitted, pad
@@ -35,11 +36,13 @@ class Job:
     noise: standard normal [B h w c] in place of the seeds'.  eta: fresh noise of samplers that take it.
     skip: the text encoder's last layers left out ("clip skip 2" is 1).
     grammar: plain, a1111 or comfyui: what brackets and the like in prompts mean, see prompt.py.
+    weighting: how weights in prompts act, a1111 or comfyui; None is the grammar's own.
     noise_source: jax, torch-cpu or philox: whose numbers a seed stands for, see noise.py.
+    ensd: A1111's, added to the seed for fresh noise of the other sources.
     control: ControlNets with their pictures, see control.Control.
     variation: (seed, amount 0 to 1), the share of another seed's noise in the start; see mixing.slerp.
     progress: a bar over the steps.
-    Raises ValueError for counts that differ.
+    Raises ValueError for counts that differ, and for an ensd where JAX draws.
     """
 
     prompts: list
@@ -54,7 +57,9 @@ class Job:
     skip: int = 0
     rescale: float = 0.0
     grammar: str = "plain"
+    weighting: str | None = None
     noise_source: str = "jax"
+    ensd: int = 0
     control: tuple = ()
     variation: tuple = (0, 0.0)
     progress: bool = False
@@ -68,6 +73,8 @@ class Job:
             raise ValueError(
                 f"{len(prompts)} prompts, {len(seeds)} seeds, {len(negative)} negative prompts: expected as many"
             )
+        if self.ensd and self.noise_source == "jax":
+            raise ValueError(f"ensd={self.ensd}: noise_source='jax' has none; expected 0, or torch-cpu or philox")
         controls = (self.control,) if isinstance(self.control, control.Control) else tuple(self.control)
         for name, value in (("prompts", prompts), ("seeds", seeds), ("negative", negative), ("control", controls)):
             object.__setattr__(self, name, value)
@@ -79,8 +86,8 @@ class Job:
 
     @property
     def guided(self):
-        """Whether both sides of guidance are needed: also for prompts joined by AND, which are weighed against it."""
-        return self.guidance != 1 or self.grammar == "a1111" and any(" AND " in prompt for prompt in self.prompts)
+        """Whether both sides of guidance are needed: also for prompts that are weighed against the negative one."""
+        return self.guidance != 1 or self.grammar == "a1111" and any(map(written.weighed, self.prompts))
 
     def start_noise(self, shape):
         """Returns the noise from which sampling begins, standard normal [B h w c]; shape: (h, w, c).
@@ -189,12 +196,14 @@ def encode(sd, pictures, keys):
 
     keys: one per picture [B]; the draw is of its own, apart from the sampling noise of the same key.
     """
-    return _draw_latents(sd, tiles.moments(sd, to_pixels(pictures)), keys)
+    sd, place = devices.share(sd.bare, len(pictures))
+    return _draw_latents(sd, tiles.moments(sd, place(to_pixels(pictures))), place(keys))
 
 
 def decode(sd, z):
     """Returns pictures uint8 [B H W 3] of scaled latents [B h w c]; large ones in tiles, to save memory."""
-    return to_pictures(tiles.decode(sd, z))
+    sd, place = devices.share(sd.bare, len(z))
+    return to_pictures(tiles.decode(sd, place(z)))
 
 
 # ---- sampling ------------------------------------------------------------------------------------
@@ -210,7 +219,9 @@ def run(sd, job, start, *, z=None, skipped=0, cond=None, extra=None):
     what does not fit into memory.
     """
     plan = samplers.tabulate(sd.schedule, job.sampler, job.steps, job.schedule, job.eta, skipped)
-    memory.check(sd, start.shape[1:3], len(start) * (1 + job.guided))
+    sd, place = devices.share(sd, len(start))
+    start = place(start)
+    memory.check(sd, start.shape[1:3], len(start) // devices.count(start) * (1 + job.guided))
     sd, own, negative = _texts(sd, job)
     cond = {**own, **(cond or {})}
     extra = _extra_channels(sd, job, start, extra)
@@ -219,23 +230,26 @@ def run(sd, job, start, *, z=None, skipped=0, cond=None, extra=None):
     size = tuple(side * sd.factor for side in start.shape[1:3])
     sd, cond, negative = control.attach(sd, job.control, cond, negative, int(plan.steps), size)
     if negative is not None:
-        sd = sd.add(wrappers=Guidance(np.float32(job.guidance), negative, np.float32(job.rescale)))
-    fresh = noise.steps(job.noise_source, job.seeds, start.shape[1:], plan.draws) if plan.stochastic else None
+        sd = sd.add(wrappers=Guidance(np.float32(job.guidance), place(negative), np.float32(job.rescale)))
+    fresh = None
+    if plan.stochastic:
+        fresh = noise.steps(job.noise_source, job.seeds, start.shape[1:], plan.draws, job.ensd)
+    cond, keys, z = place((cond, job.keys, z))
     with _bar(int(plan.rows), job.progress) as tick:
-        return _sample(sd, cond, start, job.keys, plan, z, fresh, tick=tick).block_until_ready()
+        return _sample(sd.bare, cond, start, keys, plan, z, fresh, tick=tick).block_until_ready()
 
 
 def _texts(sd, job):
     """Returns (sd, cond, negative), negative None without guidance."""
     if job.grammar != "plain":
-        options = dict(steps=job.steps, skip=job.skip, grammar=job.grammar)
+        options = dict(steps=job.steps, skip=job.skip, grammar=job.grammar, weighting=job.weighting)
         return prompt.condition(sd, job.prompts, job.negative if job.guided else None, **options)
     return sd, words(sd, job.prompts, job.skip), words(sd, job.negative, job.skip) if job.guided else None
 
 
 def words(sd, prompts, skip=0):
     """Returns the cond of a list of prompts."""
-    return _condition(sd, sd.tokenize(prompts), skip)
+    return _condition(sd.bare, sd.tokenize(prompts), skip)
 
 
 def _extra_channels(sd, job, start, extra):

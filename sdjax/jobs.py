@@ -17,8 +17,10 @@ import json
 import re
 from pathlib import Path
 
-NUMBERS = {"seed": int, "steps": int, "skip": int, "guidance": float, "eta": float, "rescale": float, "strength": float}
-TEXTS = ("prompt", "negative", "sampler", "schedule", "image", "mask", "resize", "grammar", "noise_source", "name")
+NUMBERS = {"seed": int, "steps": int, "skip": int, "ensd": int}
+NUMBERS |= {"guidance": float, "eta": float, "rescale": float, "strength": float}
+TEXTS = ("prompt", "negative", "sampler", "schedule", "image", "mask", "resize")
+TEXTS += ("grammar", "weighting", "noise_source", "name")
 FIELDS = (*TEXTS, *NUMBERS, "size")
 SHARED = ("prompt", "negative", "seed", "image", "mask", "name")  # what may differ between pictures of one call
 READERS = ("jsonl", "csv", "parquet")

@@ -119,10 +119,12 @@ def of(job, i, size, **more):
         seed=int(job.seeds[i]),
         size=tuple(map(int, size)),
         grammar=job.grammar,
+        weighting=job.weighting,
         noise=job.noise_source,
         skip=job.skip,
         rescale=float(job.rescale),
         eta=job.eta,
+        ensd=job.ensd,
         variation=(int(seed) + i, float(amount)) if amount else None,
         **more,
     )
@@ -131,14 +133,12 @@ def of(job, i, size, **more):
 def settings(record):
     """Returns the arguments of generate.text2img that make a record's picture again: {"prompts": [text], ...}.
 
-    Model and adapters are the caller's to load; `strength` and a picture belong to img2img.  `weighting` and `ensd` are
-    among them only where the record has them.
+    Model and adapters are the caller's to load; `strength` and a picture belong to img2img.
     """
     made = {name: getattr(record, name) for name in ("negative", "steps", "sampler", "schedule", "guidance", "size")}
-    made |= {name: getattr(record, name) for name in ("grammar", "skip", "rescale", "eta")}
+    made |= {name: getattr(record, name) for name in ("grammar", "weighting", "skip", "rescale", "eta", "ensd")}
     made |= {"prompts": [record.prompt], "seeds": [record.seed], "noise_source": record.noise}
-    made["variation"] = record.variation or (0, 0.0)
-    return made | {name: getattr(record, name) for name in ("weighting", "ensd") if getattr(record, name)}
+    return made | {"variation": record.variation or (0, 0.0)}
 
 
 PRIVATE = ("prompt", "negative", "model", "vae", "hashes", "more")

@@ -22,6 +22,7 @@ from sdjax import trees
 from sdjax.models import hooks as layer_hooks
 
 TOKENS = "text_model.embeddings.token_embedding.embedding"
+ADAPTERS = "adapters"  # in `reference`: what convert.adapters attached and to what
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class StableDiffusion(struct.PyTreeNode):
     words: {placeholder: int32 [n]}, the rows of the token table that a placeholder stands for.
     reference: {part: parameters} of pretrained parts that a method looks at while it changes them.
     low_schedule: of the noise on an upscaler's small picture; None where it is `schedule`.
+    LDM-SR reads no words: its text_encoder and tokenizer are None.
     """
 
     unet: object
@@ -55,6 +57,15 @@ class StableDiffusion(struct.PyTreeNode):
     schedule: object = struct.field(pytree_node=False, default=None)
     tokenizer: object = struct.field(pytree_node=False, default=None)
     low_schedule: object = struct.field(pytree_node=False, default=None)
+
+    @property
+    def bare(self):
+        """sd without what no compiled function looks at: the placeholders' names and what adapters were attached to.
+
+        So that another word or adapter of a kind is the same tree and compiles nothing.
+        """
+        reference = {name: tree for name, tree in (self.reference or {}).items() if name != ADAPTERS}
+        return self.replace(words={}, reference=reference or None)
 
     # ---- words ---------------------------------------------------------------------------------
 
@@ -151,7 +162,7 @@ class StableDiffusion(struct.PyTreeNode):
     def predict(self, z, t, cond):
         """Returns the UNet's prediction [B h w c] as float32, without conditioners and wrappers."""
         prediction, _ = self.call(
-            "unet", z, t, cond["context"], class_labels=cond.get("class_labels"), residuals=cond.get("residuals")
+            "unet", z, t, cond.get("context"), class_labels=cond.get("class_labels"), residuals=cond.get("residuals")
         )
         return prediction.astype(jnp.float32)
 

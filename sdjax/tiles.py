@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdjax import devices
 from sdjax.models import hooks
 from sdjax.models.layers import GroupNorm
 
@@ -54,8 +55,10 @@ def _fits(x, area):
 
 
 def _rows(apply, x, area):
-    """Returns apply(x), as many rows at once as fit."""
-    rows = max(1, AT_ONCE // (x.shape[1] * x.shape[2] * area))
+    """Returns apply(x), as many rows at once as fit on each device."""
+    rows = max(1, AT_ONCE // (x.shape[1] * x.shape[2] * area)) * devices.count(x)
+    if len(x) <= rows:
+        return apply(x)
     return jnp.concatenate([apply(x[i : i + rows]) for i in range(0, len(x), rows)])
 
 

@@ -18,7 +18,7 @@ PROGRAMS = [
 ]
 # A module may import from its own floor and from those below it.
 FLOORS = (
-    ("trees", "config", "tokenizer", "compiled", "grid", "grammar", "jobs", "resize", "mixing"),
+    ("trees", "config", "tokenizer", "compiled", "grid", "grammar", "jobs", "resize", "mixing", "devices"),
     ("models",),
     ("diffusion",),
     ("stable_diffusion", "prompt", "noise", "control", "tiles", "memory"),

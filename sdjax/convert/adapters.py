@@ -20,7 +20,7 @@ from flax import struct
 
 from sdjax import trees
 from sdjax.convert import embeddings, files, hypernetworks, lora, pickles
-from sdjax.stable_diffusion import StableDiffusion
+from sdjax.stable_diffusion import ADAPTERS, StableDiffusion
 
 # What a folder may hold, in the order of choice: diffusers' and peft's names.
 FILES = [
@@ -28,7 +28,6 @@ FILES = [
     for kind in (".safetensors", ".bin")
     for stem in ("pytorch_lora_weights", "adapter_model", "learned_embeds")
 ]
-KEY = "adapters"
 METADATA = "lora_adapter_metadata"  # diffusers: PEFT's settings in a safetensors header, "unet.lora_alpha" and so on
 
 
@@ -122,12 +121,12 @@ def attach_all(sd, named):
 
 def _taken(sd):
     """Returns (the model before its first adapter, its attachments)."""
-    record = (sd.reference or {}).get(KEY)
+    record = (sd.reference or {}).get(ADAPTERS)
     return (record.base, record.stack.items) if record else (sd, ())
 
 
 def _without_record(sd):
-    others = {name: tree for name, tree in (sd.reference or {}).items() if name != KEY}
+    others = {name: tree for name, tree in (sd.reference or {}).items() if name != ADAPTERS}
     return sd.replace(reference=others or None)
 
 
@@ -149,7 +148,7 @@ def _put(sd, base, items):
         made = embeddings.add(made, item.adapter.words, item.path)
     if not items:
         return made
-    return made.replace(reference={**(made.reference or {}), KEY: Attached(base, Stack(items))})
+    return made.replace(reference={**(made.reference or {}), ADAPTERS: Attached(base, Stack(items))})
 
 
 def _merged(base, part, items):

@@ -1,0 +1,59 @@
+"""Sampling on several devices: a copy of the model on each, the pictures of a batch divided among them.
+
+    sd = spread(sd)                                     # once; from then on whatever is made with sd is divided
+    sd, place = share(sd, len(z))                       # sd on as many of its devices as divide the rows
+    z = place(z)                                        # each device's rows on that device
+
+A model that was not spread stays where it is.  A picture does not depend on the number of devices, because its noise
+belongs to its seed.
+"""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = "pictures"  # also tells our own meshes from those of training
+
+
+def spread(sd, devices=None):
+    """Returns sd with a copy on each device, by default all of this process; with one device sd as it is."""
+    devices = jax.local_devices() if devices is None else list(devices)
+    return sd if len(devices) == 1 else jax.device_put(sd, NamedSharding(_mesh(devices), PartitionSpec()))
+
+
+def share(sd, rows):
+    """Returns (sd, place): sd on as many of its devices as divide `rows`, and what puts a tree of rows there.
+
+    Nothing is copied: each device has the model already.
+    """
+    mesh = next((mesh for mesh in map(_mesh_of, jax.tree.leaves(sd)) if mesh is not None), None)
+    if mesh is None:
+        return sd, lambda tree: tree
+    count = max(n for n in range(1, mesh.size + 1) if rows % n == 0)
+    mesh = _mesh(mesh.devices.flat[:count])
+    whole, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+    return jax.tree.map(lambda x: _narrowed(x, whole), sd), lambda tree: jax.device_put(tree, divided)
+
+
+def count(x):
+    """Returns on how many devices an array lies."""
+    return len(x.sharding.device_set) if isinstance(x, jax.Array) else 1
+
+
+def _mesh(devices):
+    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def _mesh_of(x):
+    mesh = getattr(getattr(x, "sharding", None), "mesh", None)
+    return mesh if mesh is not None and mesh.axis_names == (AXIS,) else None
+
+
+def _narrowed(x, sharding):
+    """Returns a leaf that has copies on more devices with those of the sharding alone; other leaves as they are."""
+    if count(x) <= len(sharding.device_set) or not x.is_fully_replicated:
+        return x
+    copies = {shard.device: shard.data for shard in x.addressable_shards}
+    return jax.make_array_from_single_device_arrays(
+        x.shape, sharding, [copies[device] for device in sharding.mesh.devices.flat]
+    )
