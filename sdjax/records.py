@@ -1,6 +1,6 @@
 """What a picture was made from, written into its file as A1111 writes it and read back from there.
 
-    record = Record("a cat", seed=7, size=(512, 768), model="v1-5", hashes={"model": model_hash("v1-5.safetensors")})
+    record = Record("a cat", seed=7, size=(512, 768), model="v1-5", hashes={"model": "6ce0161689"})    # see sources.py
     save("cat.png", picture, record)              # or .jpg, .webp; cat.json beside it
     record = read("cat.png")                      # A1111's own pictures too
     again = text2img(sd, **settings(record))      # and records.of(job, i, size) makes them
@@ -14,9 +14,7 @@ Source: AUTOMATIC1111's stable-diffusion-webui 1.10: processing (the text), info
 
 import dataclasses
 import functools
-import hashlib
 import json
-import os
 import re
 import struct
 from dataclasses import dataclass, field
@@ -79,8 +77,8 @@ class Record:
 
     size: (height, width).  skip: the text encoder's layers left out, A1111's clip skip less one.
     strength, eta, variation (seed, amount): None where they do not apply.  ensd: added to the seed of fresh noise.
-    model, vae: names.  hashes: {"model", "vae", "lora NAME", "embedding NAME": hash}; see model_hash and adapter_hash.
-    more: anything else, {A1111's word: text}.
+    model, vae: names.  hashes: {"model", "vae", "lora NAME", "embedding NAME": hash}; see sources.py.
+    more: anything else, {A1111's word: text}; "Task" is the program's and "Adapters" "NAME:STRENGTH, ...".
     """
 
     prompt: str = ""
@@ -141,13 +139,15 @@ def settings(record):
     return made | {"variation": record.variation or (0, 0.0)}
 
 
-PRIVATE = ("prompt", "negative", "model", "vae", "hashes", "more")
+PRIVATE = ("prompt", "negative", "model", "vae", "hashes")
+OPEN = ("Task", "Dtype", "Hires upscale", "Hires steps", "Hires upscaler", "Resize", "Feather", "Margin", "Noise level")
+OPEN += ("Weight", "Start", "End", "Guess")  # words of `more` that tell nothing of texts and files
 
 
 def public(record):
     """Returns the record without what may be private: texts, names and hashes of files, other programs' words."""
-    blank = Record()
-    return dataclasses.replace(record, **{name: getattr(blank, name) for name in PRIVATE})
+    blank, more = Record(), {word: text for word, text in record.more.items() if word in OPEN}
+    return dataclasses.replace(record, **{name: getattr(blank, name) for name in PRIVATE}, more=more)
 
 
 # ---- A1111's text ------------------------------------------------------------------------------
@@ -385,9 +385,14 @@ def to_json(record):
 
 
 def from_json(data):
-    """Returns the Record of what to_json gave.  Raises ValueError for anything else."""
+    """Returns the Record of what to_json gave, or of an object that has it under "record".
+
+    Raises ValueError for anything else.
+    """
     try:
-        made = config.from_json(json.loads(data), {"Record": Record})
+        held = json.loads(data)
+        held = held.get("record", held) if isinstance(held, dict) else held
+        made = config.from_json(held, {"Record": Record})
     except RecursionError:
         raise ValueError("the record's JSON is nested too deep") from None
     if not isinstance(made, Record) or not all(type(x) is str for x in (*made.hashes.values(), *made.more.values())):
@@ -444,55 +449,3 @@ def _comment(comment):
     if encoding == "utf-16-be" and letters[1::2].count(0) > letters[::2].count(0):
         encoding = "utf-16-le"  # some programs write it in their processor's order
     return letters.decode(encoding, "replace").lstrip("\ufeff").strip("\0") or None
-
-
-# ---- hashes ------------------------------------------------------------------------------------
-
-
-def model_hash(path):
-    """Returns 10 hex digits that name a model: of the SHA-256 of a checkpoint's file, as A1111 and Civitai show it.
-
-    A folder has none of theirs; ours is of the names and hashes of the weight files in it.
-    Raises ValueError for what does not exist or holds no weights.
-    """
-    path = Path(path)
-    if path.is_file():
-        return _sha256(path)[:10]
-    files = sorted(path.rglob("*.safetensors"), key=lambda file: file.relative_to(path).as_posix())
-    if not files:
-        raise ValueError(f"{path}: no such file, and no folder with .safetensors files")
-    lines = "".join(f"{_sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()[:10]
-
-
-def adapter_hash(path):
-    """Returns the 12 hex digits of "Lora hashes": of a safetensors file's tensors, without its header; else of all.
-
-    Source: kohya's sshs_model_hash, which A1111 and Civitai (AutoV3) use.
-    """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        return _sha256(path)[:12]
-    with open(path, "rb") as file:
-        return _sha256(path, 8 + int.from_bytes(file.read(8), "little"))[:12]
-
-
-def embedding_hash(path):
-    """Returns the 10 hex digits of "TI hashes"."""
-    return _sha256(Path(path))[:10]
-
-
-def _sha256(path, start=0):
-    state = os.stat(path)
-    return _digest(os.fspath(path), start, state.st_size, state.st_mtime_ns)
-
-
-@functools.cache
-def _digest(path, start, size, changed):
-    """Returns the SHA-256 of a file from a byte on; kept for as long as its size and time stay."""
-    total = hashlib.sha256()
-    with open(path, "rb") as file:
-        file.seek(start)
-        while part := file.read(1 << 20):
-            total.update(part)
-    return total.hexdigest()

@@ -23,7 +23,7 @@ FLOORS = (
     ("diffusion",),
     ("stable_diffusion", "prompt", "noise", "control", "tiles", "memory"),
     ("generate", "inpainting", "upscaling", "methods"),
-    ("convert", "records"),
+    ("convert", "records", "sources"),
     ("data",),
     ("training",),
 )

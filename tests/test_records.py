@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdjax import records
+from sdjax import records, sources
 from sdjax.convert import pipeline
 from sdjax.generate import Job, text2img
 from sdjax.records import Record, parse, public, read, save, text
@@ -320,12 +320,12 @@ def test_hashes_are_a1111s_and_civitais(tmp_path):
     save_file({"a": np.arange(6, dtype=np.float32)}, path, {"format": "pt"})
     data = path.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
-    assert records.model_hash(path) == records.embedding_hash(path) == hashlib.sha256(data).hexdigest()[:10]
-    assert records.adapter_hash(path) == hashlib.sha256(data[8 + length :]).hexdigest()[:12]
+    assert sources.model_hash(path) == sources.embedding_hash(path) == hashlib.sha256(data).hexdigest()[:10]
+    assert sources.adapter_hash(path) == hashlib.sha256(data[8 + length :]).hexdigest()[:12]
     save_file({"a": np.arange(6, dtype=np.float32)}, path, {"format": "pt", "note": "another header"})
-    assert records.adapter_hash(path) == hashlib.sha256(data[8 + length :]).hexdigest()[:12]
+    assert sources.adapter_hash(path) == hashlib.sha256(data[8 + length :]).hexdigest()[:12]
     (tmp_path / "y.pt").write_bytes(b"123")
-    assert records.adapter_hash(tmp_path / "y.pt") == hashlib.sha256(b"123").hexdigest()[:12]
+    assert sources.adapter_hash(tmp_path / "y.pt") == hashlib.sha256(b"123").hexdigest()[:12]
 
 
 def test_a_folder_has_a_hash_of_its_weights(tmp_path):
@@ -334,10 +334,10 @@ def test_a_folder_has_a_hash_of_its_weights(tmp_path):
     for part in ("unet", "vae"):
         (tmp_path / part).mkdir()
         save_file({"a": np.zeros(3, np.float32)}, tmp_path / part / "w.safetensors")
-    first = records.model_hash(tmp_path)
+    first = sources.model_hash(tmp_path)
     (tmp_path / "README.md").write_text("words do not count")
-    assert records.model_hash(tmp_path) == first and len(first) == 10
+    assert sources.model_hash(tmp_path) == first and len(first) == 10
     save_file({"a": np.ones(3, np.float32)}, tmp_path / "vae" / "w.safetensors")
     os.utime(tmp_path / "vae" / "w.safetensors", ns=(1, 1))
-    assert records.model_hash(tmp_path) != first
-    refused(lambda: records.model_hash(tmp_path / "none"), "none", "no such file")
+    assert sources.model_hash(tmp_path) != first
+    refused(lambda: sources.model_hash(tmp_path / "none"), "none", "no such file")

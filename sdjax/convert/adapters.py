@@ -105,15 +105,26 @@ def detach(sd, source=None):
 def attach_all(sd, named):
     """Returns sd with the adapters of a command line, ["FILE", "FILE:0.8", ...], which cannot be detached."""
     for text in named:
-        file, _, strength = text.rpartition(":")
-        if pathlib.Path(text).exists() or not file:
-            file, strength = text, "1"
-        try:
-            strength = float(strength)
-        except ValueError:
-            raise ValueError(f"adapter {text!r}: no such file; expected FILE or FILE:STRENGTH") from None
-        sd = attach(sd, file, strength)
+        sd = attach(sd, *split(text))
     return _without_record(sd)
+
+
+def split(text):
+    """Returns (file, strength) of "FILE" or "FILE:0.8".  Raises ValueError for a strength that is no number."""
+    file, _, strength = text.rpartition(":")
+    if pathlib.Path(text).exists() or not file:
+        return text, 1.0
+    try:
+        return file, float(strength)
+    except ValueError:
+        raise ValueError(f"adapter {text!r}: no such file; expected FILE or FILE:STRENGTH") from None
+
+
+def kind(sd, source):
+    """Returns (what an adapter brings to a model: "lora", "hypernet" or "embedding", its file)."""
+    path = _locate(source)
+    adapter = _read(path, path.stat().st_mtime_ns, path.stat().st_size, None, sd.networks)
+    return "lora" if adapter.edits else "hypernet" if adapter.hook is not None else "embedding", path
 
 
 # ---- the stack ---------------------------------------------------------------------------------
