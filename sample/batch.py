@@ -5,14 +5,17 @@
     python sample/batch.py matrix.jsonl --out plots --plot guidance,seed          # a sheet: guidance across, seeds down
 
 A row of the list (JSONL, CSV, parquet) is a picture: prompt, and any of negative, seed (else the row's number), steps,
-guidance, sampler, schedule, size, skip, eta, rescale, image, strength, mask, name.  A field that is a list is a matrix;
-flags are for rows that leave a field out.  Each picture gets NAME.png and, last, NAME.json; rows that cannot be made
-are in errors.jsonl.
+guidance, sampler, schedule, size, skip, eta, rescale, image, strength, mask, name, resize, grammar, weighting,
+noise_source, ensd.  A field that is a list is a matrix; flags are for rows that leave a field out.  Each picture gets
+NAME.png with its settings in it, and last NAME.json; rows that cannot be made are in errors.jsonl.
 
-To divide a list over machines, give each one --part 0/4, 1/4, ... and the same folder.
+A machine's devices share each batch.  To divide a list over machines, start the same line on each with --distributed,
+which joins the launch (SLURM, TPU pod, JAX_COORDINATOR_ADDRESS), or give them --part 0/4, 1/4, ...; the folder is one.
 """
 
 import argparse
+import dataclasses
+import hashlib
 import json
 import re
 import sys
@@ -21,6 +24,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+LONG = 7 * 24 * 3600  # seconds that a process that is done waits for the others
+WORDS = {"image": "Image", "mask": "Mask", "resize": "Resize"}  # of records, for fields that they have no place for
 
 
 def parser():
@@ -37,7 +43,10 @@ def parser():
     add("--adapter", action="append", default=[], metavar="FILE[:STRENGTH]", help="may be given several times")
     add("--dtype", default="float32", help="float32, bfloat16, float16")
     add("--batch", type=int, default=8, help="pictures made at once")
-    add("--part", default="0/1", help="which part of the list, as in 0/4")
+    add("--part", help="which part of the list, as in 0/4; default: that of this process among JAX's")
+    add("--distributed", action="store_true", help="join JAX's other processes first: a part of the list for each")
+    add("--format", default="png", choices=("png", "jpg", "webp"), help="of the pictures")
+    add("--public", action="store_true", help="leave texts and names of files out of what is written")
     add("--plot", metavar="ACROSS,DOWN", help="two fields: also a sheet of pictures, plot.png")
     add("--negative", help="for rows without")
     add("--steps", type=int, help="for rows without")
@@ -66,7 +75,7 @@ def run(options):
 
     if options.batch < 1:
         raise ValueError(f"--batch={options.batch}: expected at least 1")
-    part, parts = _part(options.part)
+    part, parts = _part(options)
     flags = ("negative", "steps", "guidance", "sampler", "schedule", "size")
     defaults = {name: getattr(options, name) for name in flags}
     pictures, errors = jobs.read(options.jobs, {name: value for name, value in defaults.items() if value is not None})
@@ -89,7 +98,7 @@ def run(options):
                     bar.update(len(lacking))
     _report(out, part, parts, errors)
     if options.plot:
-        _plot(out, pictures, options.plot.split(","))
+        _plot(maker, pictures, options.plot.split(","))
     return made, len(errors), len(mine) - len(missing)
 
 
@@ -98,26 +107,34 @@ class Maker:
 
     def __init__(self, options, out):
         import sdjax
-        from sdjax import trees
+        from sdjax import sources, trees
         from sdjax.convert import adapters
 
         self.out, self.batch, self.folder = out, options.batch, Path(options.jobs).resolve().parent
-        self.sd = adapters.attach_all(sdjax.load(options.model, options.dtype), options.adapter)
-        weights = {part: getattr(self.sd, part) for part in ("unet", "vae", "text_encoder")}
+        self.format, self.public, self.dtype = options.format, options.public, options.dtype
+        sd = adapters.attach_all(sdjax.load(options.model, options.dtype), options.adapter)
+        weights = {part: getattr(sd, part) for part in ("unet", "vae", "text_encoder")}
         self.model = {"model": options.model, "adapters": options.adapter, "weights": trees.digest(weights)}
+        self.sources = {} if options.public else sources.of(sd, options.model, options.adapter)
+        self.sd = sdjax.spread(sd)
 
-    def record(self, picture):
-        """Returns what NAME.json says of a picture: everything that it depends on."""
-        return {"name": picture.name, "row": picture.row, **self.model, "settings": picture.settings}
+    def path(self, picture):
+        """Returns the file of a picture."""
+        return self.out / f"{picture.name}.{self.format}"
+
+    def key(self, picture):
+        """Returns a hash of everything that a picture's files depend on."""
+        names = {"name": picture.name, "row": picture.row, "public": self.public, "dtype": self.dtype}
+        made_from = json.dumps([names, self.model, picture.settings], sort_keys=True)
+        return hashlib.sha256(made_from.encode()).hexdigest()
 
     def done(self, picture):
         """Returns whether a picture is there, made of these settings by this model."""
         try:
-            found = json.loads((self.out / f"{picture.name}.json").read_text())
-        except (OSError, ValueError):
+            found = json.loads((self.out / f"{picture.name}.json").read_text())["made_from"]
+        except (OSError, ValueError, KeyError, TypeError):
             return False
-        wanted = json.loads(json.dumps(self.record(picture)))
-        return found == wanted and (self.out / f"{picture.name}.png").is_file()
+        return found == self.key(picture) and self.path(picture).is_file()
 
     def make(self, settings, some, lacking):
         """Makes pictures that share settings and writes those that lack; returns {"row", "name", "error"} of failures.
@@ -133,7 +150,7 @@ class Maker:
             return [found for picture in lacking for found in self.make(settings, [picture], [picture])]
         for picture, image in zip(some, images, strict=False):
             if picture in lacking:
-                self._write(picture, image)
+                self._write(picture, settings, image)
         return []
 
     def _images(self, settings, rows, numbers):
@@ -159,20 +176,45 @@ class Maker:
         with Image.open(path) as image:
             return np.asarray(image.convert(mode))
 
-    def _write(self, picture, image):
+    def _write(self, picture, settings, image):
+        from sdjax import records
         from sdjax.convert import files
 
-        with files.new_file(self.out / f"{picture.name}.png") as temporary:
-            Image.fromarray(image).save(temporary, "PNG")
+        record = self._record(picture, settings, image.shape[:2])
+        record = records.public(record) if self.public else record
+        records.save(self.path(picture), image, record, beside=False)
+        about = {"name": picture.name, "row": picture.row, "made_from": self.key(picture)}
         with files.new_file(self.out / f"{picture.name}.json") as temporary:
-            temporary.write_text(json.dumps(self.record(picture), indent=1))
+            temporary.write_text(json.dumps({**about, "record": json.loads(records.to_json(record))}, indent=1))
+
+    def _record(self, picture, settings, size):
+        """Returns the records.Record of a picture."""
+        from sdjax import generate, records
+
+        own = picture.settings
+        names = {field.name for field in dataclasses.fields(generate.Job)}
+        shared = {name: value for name, value in settings.items() if name in names}
+        seeds, negative = [own.get("seed", picture.row)], own.get("negative", "")
+        job = generate.Job([own["prompt"]], seeds=seeds, negative=negative, **shared)
+        task = "inpaint" if "mask" in own else "img2img" if "image" in own else "text2img"
+        strength = own.get("strength", {"img2img": 0.75, "inpaint": 1.0}.get(task))
+        more = {"Task": task, **self.sources.get("more", {})}
+        more |= {word: own[name] for name, word in WORDS.items() if name in own}
+        more |= {} if self.dtype == "float32" else {"Dtype": self.dtype}
+        return records.of(job, 0, size, **{**self.sources, "strength": strength, "more": more})
 
 
-def _part(text):
-    """Returns (0, 4) of "0/4"."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
+def _part(options):
+    """Returns (0, 4) of --part 0/4; without it this process and the number of all that JAX knows."""
+    import jax
+
+    if options.distributed:
+        jax.distributed.initialize(shutdown_timeout_seconds=LONG)
+    if options.part is None:
+        return jax.process_index(), jax.process_count()
+    found = re.fullmatch(r"(\d+)/(\d+)", options.part)
     if not found or not int(found[1]) < int(found[2]):
-        raise ValueError(f"--part={text!r}: expected a part and their number, 0/4 to 3/4")
+        raise ValueError(f"--part={options.part!r}: expected a part and their number, 0/4 to 3/4")
     return int(found[1]), int(found[2])
 
 
@@ -187,7 +229,7 @@ def _report(out, part, parts, errors):
         path.unlink(missing_ok=True)
 
 
-def _plot(out, pictures, axes):
+def _plot(maker, pictures, axes):
     """Writes plot.png, a sheet of the pictures whose columns and rows are the values of two fields."""
     from sdjax import grid, jobs
 
@@ -196,14 +238,14 @@ def _plot(out, pictures, axes):
     across, down = axes
     found = {}
     for picture in pictures:
-        path = out / f"{picture.name}.png"
+        path = maker.path(picture)
         place = tuple(str(picture.settings.get(axis, "")) for axis in (down, across))
         if path.is_file() and place not in found:
             found[place] = np.asarray(Image.open(path))
     rows, columns = (list(dict.fromkeys(place[i] for place in found)) for i in (0, 1))
     sheet = [[found.get((row, column)) for column in columns] for row in rows]
     names = [[f"{axis} {value}" for value in values] for axis, values in ((down, rows), (across, columns))]
-    Image.fromarray(grid.sheet(sheet, *names)).save(out / "plot.png")
+    Image.fromarray(grid.sheet(sheet, *names)).save(maker.out / "plot.png")
 
 
 if __name__ == "__main__":

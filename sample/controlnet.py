@@ -41,7 +41,7 @@ def run(options):
     made = generate.text2img(
         sd, common.prompts(options), size=options.size, control=controls, **common.settings(options)
     )
-    return common.write(made, options)
+    return common.write(made, options, sd)
 
 
 def _each(options, name):

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import options as common
 from PIL import Image
 
 PROMPTS = (
@@ -36,7 +37,7 @@ def parser():
     made.add_argument("--image", help="one picture; default: a drawn face that the model has never seen")
     made.add_argument("--steps", type=int, default=15, help="tuning steps")
     made.add_argument("--seed", type=int, default=0, help="of the pictures")
-    made.add_argument("--out", default="outputs/demo", help="folder")
+    common.output_options(made, "demo")
     return made
 
 
@@ -55,7 +56,7 @@ def main(arguments=None):
 def run(options):
     """Personalises the model, writes grid.png and timings.json, and returns the grid's path."""
     clock = _Clock()
-    from sdjax import compiled, config, generate, grid
+    from sdjax import compiled, config, generate, grid, records, sources
     from sdjax.convert import e4t, pipeline
     from sdjax.training.loop import train
 
@@ -86,8 +87,12 @@ def run(options):
     pages = [[picture if row == 0 else None, *made] for row, (_, made) in enumerate(rows)]
     heads = ["input", *(prompt.format("*s") for prompt in PROMPTS)]
     Image.fromarray(grid.sheet(pages, [name for name, _ in rows], heads, SCALE)).save(out / "grid.png")
-    for prompt, made in zip(PROMPTS, after, strict=True):
-        Image.fromarray(made).save(out / f"{prompt.format('s').replace(' ', '-')}.png")
+    job = generate.Job([prompt.format("*s") for prompt in PROMPTS], seeds=[options.seed] * len(PROMPTS))
+    about = {**sources.of(tuned, options.model), "more": {"Task": "demo", "Image": Path(path).name}}
+    for i, (prompt, made) in enumerate(zip(PROMPTS, after, strict=True)):
+        record = records.of(job, i, made.shape[:2], **about)
+        path = out / f"{prompt.format('s').replace(' ', '-')}.{options.format}"
+        records.save(path, made, record, private=not options.public)
     (out / "timings.json").write_text(json.dumps(clock.laps, indent=1))
     return out / "grid.png"
 

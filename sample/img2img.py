@@ -23,7 +23,7 @@ def run(options):
     sd, picture = common.load(options), common.picture(options.image)
     task = dict(strength=options.strength, size=options.size, resize=options.resize)
     made = generate.img2img(sd, common.prompts(options), picture, **task, **common.settings(options))
-    return common.write(made, options)
+    return common.write(made, options, sd, strength=options.strength)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def run(options):
     task = dict(strength=options.strength, feather=options.feather, margin=options.margin)
     task |= dict(size=options.size, resize=options.resize)
     made = inpainting.inpaint(sd, common.prompts(options), picture, mask, **task, **common.settings(options))
-    return common.write(made, options)
+    return common.write(made, options, sd, strength=options.strength)
 
 
 if __name__ == "__main__":

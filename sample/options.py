@@ -5,15 +5,25 @@ import sys
 import time
 from pathlib import Path
 
-from PIL import Image
+TASKS = ("text2img", "img2img", "inpaint", "upscale", "controlnet")
+# Options that records keep among other words, which are A1111's where it has one.
+KEPT = {"hires": "Hires upscale", "hires_steps": "Hires steps", "hires_method": "Hires upscaler", "dtype": "Dtype"}
+KEPT |= {"resize": "Resize", "feather": "Feather", "margin": "Margin", "noise_level": "Noise level"}
+KEPT |= {"weight": "Weight", "start": "Start", "end": "End", "guess": "Guess"}
+FILES = {"image": "Image", "mask": "Mask", "control_image": "Control image", "control": "ControlNet"}
 
 
-def parser(doc, name, guidance=7.5, steps=20):
-    """Returns a command line's parser with the options that all tasks share; doc: the program's docstring."""
+def parser(doc, name, guidance=7.5, steps=20, prompt=None):
+    """Returns a command line's parser with the options that all tasks share; doc: the program's docstring.
+
+    prompt: the one where none is given; None asks for one.
+    """
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.set_defaults(task=name)
     add = made.add_argument
+    add("--from-image", metavar="FILE", help="a picture whose settings hold where none are given: makes it again")
     add("--model", default="pocket", help="pocket, a diffusers folder, a single file, a hub id, or random:sd15 ...")
-    add("--prompt", required=True, nargs="+", help="one prompt, or several")
+    add("--prompt", default=None if prompt is None else [prompt], nargs="+", help="one prompt, or several")
     add("--negative-prompt", default="", help="what the pictures should not show")
     add("--seed", type=int, default=0, help="of the first picture; the others count on")
     add("--steps", type=int, default=steps, help="denoising steps")
@@ -24,6 +34,7 @@ def parser(doc, name, guidance=7.5, steps=20):
     add("--batch", type=int, default=1, help="pictures per prompt")
     add("--clip-skip", type=int, default=0, help="last layers of the text encoder left out")
     add("--eta", type=float, help="fresh noise, 0 to 1, of samplers that take it")
+    add("--rescale", type=float, default=0.0, help="of guidance, 0 to 1: against too strong contrasts")
     add("--variation-seed", type=int, default=0, help="another seed, of which the pictures get a part")
     add("--variation", type=float, default=0.0, help="that part, 0 to 1")
     add(
@@ -31,10 +42,19 @@ def parser(doc, name, guidance=7.5, steps=20):
         help="LoRA, embeddings or hypernetworks, one or several",
     )  # fmt: skip
     add("--grammar", default="plain", help="what brackets in prompts mean: plain (nothing), a1111, comfyui")
+    add("--weighting", help="how weights in prompts act: a1111, comfyui; default: the grammar's way")
     add("--noise-source", default="jax", help="whose numbers a seed stands for: jax, torch-cpu, philox")
+    add("--ensd", type=int, default=0, help="added to the seed for fresh noise, A1111's ENSD")
     add("--dtype", default="float32", help="float32, bfloat16, float16")
-    add("--out", default=f"outputs/{name}", help="folder")
+    output_options(made, name)
     return made
+
+
+def output_options(made, name):
+    """Adds the options of what is written."""
+    made.add_argument("--format", default="png", choices=("png", "jpg", "webp"), help="of the pictures")
+    made.add_argument("--public", action="store_true", help="leave texts and names of files out of the records")
+    made.add_argument("--out", default=f"outputs/{name}", help="folder")
 
 
 def picture_options(made, resize=True):
@@ -54,9 +74,15 @@ def size(text):
 
 def main(made, run, arguments=None):
     """Parses the command line, makes pictures by run(options) -> paths, and returns the exit status."""
-    options = made.parse_args(arguments)
-    begin = time.monotonic()
+    options, begin = made.parse_args(arguments), time.monotonic()
     try:
+        if options.from_image:
+            made.set_defaults(**recorded(options.from_image, options.task))
+            options = made.parse_args(arguments)
+            if options.model is None:
+                raise ValueError(f"--from-image {options.from_image}: not of a built-in model; name it with --model")
+        if options.prompt is None:
+            made.error("the following arguments are required: --prompt")
         paths = run(options)
     except (ValueError, OSError) as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
@@ -65,13 +91,48 @@ def main(made, run, arguments=None):
     return 0
 
 
+def recorded(path, task):
+    """Returns the options that a picture's record stands for, {name: value}.
+
+    It names no file to open: of models only built-in names hold, and model=None stands for another.
+    Raises ValueError for a picture that another program made from more than words.
+    """
+    from sdjax import records, sources
+
+    record = records.read(path)
+    more = record.more
+    made_by = more.get("Task") or ("text2img" if record.strength is None or "Hires upscale" in more else "img2img")
+    if made_by not in ("text2img", task):
+        where = f"sample/{made_by}.py" if made_by in TASKS else "another program"
+        raise ValueError(f"--from-image {path}: was made by {made_by}; expected {where}, with its files")
+    found = {name: getattr(record, name) for name in ("steps", "sampler", "schedule", "guidance", "size", "seed")}
+    found |= {name: getattr(record, name) for name in ("eta", "rescale", "grammar", "weighting", "ensd")}
+    found |= dict(prompt=[record.prompt], negative_prompt=record.negative, clip_skip=record.skip)
+    found |= dict(noise_source=record.noise)
+    found["variation_seed"], found["variation"] = record.variation or (0, 0.0)
+    if sources.built_in(record.model):
+        found["model"] = record.model
+    elif record.model or "model" in record.hashes:
+        found["model"] = None
+    if record.strength is not None:
+        found["hires_strength" if "Hires upscale" in more else "strength"] = record.strength
+    for name, word in KEPT.items():
+        if word in more:
+            values = more[word].lower().split()
+            found[name] = list(map(float, values)) if name in ("weight", "start", "end") else values[0]
+    return found
+
+
 def load(options, change=lambda sd: sd):
-    """Returns the model that the options name, changed, then with adapters; compiled programs are kept on disk."""
-    from sdjax import compiled
+    """Returns the model that the options name, changed, then with adapters, on all devices.
+
+    Compiled programs are kept on disk.
+    """
+    from sdjax import compiled, devices
     from sdjax.convert import adapters, pipeline
 
     compiled.keep()
-    return adapters.attach_all(change(pipeline.load(options.model, options.dtype)), options.adapter)
+    return devices.spread(adapters.attach_all(change(pipeline.load(options.model, options.dtype)), options.adapter))
 
 
 def prompts(options):
@@ -89,9 +150,12 @@ def settings(options):
         schedule=options.schedule,
         negative=options.negative_prompt,
         eta=options.eta,
+        rescale=options.rescale,
         skip=options.clip_skip,
         grammar=options.grammar,
+        weighting=options.weighting,
         noise_source=options.noise_source,
+        ensd=options.ensd,
         variation=(options.variation_seed, options.variation),
         progress=True,
     )
@@ -107,11 +171,51 @@ def picture(path):
     return np.asarray(images.decode(item, images.MAX_PIXELS)[0])
 
 
-def write(pictures, options):
-    """Writes the pictures into the folder that the options name; returns their paths."""
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"{i:05d}-{options.seed + i}.png" for i in range(len(pictures))]
-    for path, made in zip(paths, pictures, strict=True):
-        Image.fromarray(made).save(path)
+def write(pictures, options, sd, *, size=None, strength=None, leave_out=()):
+    """Writes the pictures with their records into the folder that the options name; returns their paths.
+
+    size: what --size would be, (height, width); None is the pictures' own.  leave_out: options that did nothing.
+    """
+    from sdjax import generate, records
+
+    about = {} if options.public else _sources(sd, options)
+    about["more"] = {"Task": options.task, **_words(options, leave_out), **about.get("more", {})}
+    job = generate.Job(prompts(options), **settings(options))
+    paths = [Path(options.out) / f"{i:05d}-{seed}.{options.format}" for i, seed in enumerate(job.seeds)]
+    for i, (path, made) in enumerate(zip(paths, pictures, strict=True)):
+        record = records.of(job, i, size or made.shape[:2], strength=strength, **about)
+        records.save(path, made, record, private=not options.public)
     return paths
+
+
+def _words(options, leave_out):
+    """Returns the options that records keep among other words."""
+    found = {word: getattr(options, name, None) for name, word in (KEPT | FILES).items() if name not in leave_out}
+    if options.dtype == "float32":
+        del found["Dtype"]
+    for name, word in FILES.items():
+        given = getattr(options, name, None)
+        found[word] = [Path(file).name for file in (given if isinstance(given, list) else [given] if given else [])]
+    return {word: _text(value) for word, value in found.items() if value not in (None, False, [])}
+
+
+def _text(value):
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _sources(sd, options):
+    """Returns the names and hashes of model and adapters, and says on what --from-image differs in them."""
+    from sdjax import records, sources
+
+    about = sources.of(sd, options.model, options.adapter)
+    if options.from_image:
+        record = records.read(options.from_image)
+        for name, found in record.hashes.items():
+            if about["hashes"].get(name) != found:
+                print(f"note: {options.from_image} was made with {name} {found}, which is not here", file=sys.stderr)
+        if "Image" in record.more and not getattr(options, "image", None):
+            print(f"note: {options.from_image} was made with {record.more['Image']}: --image", file=sys.stderr)
+        wanted, given = (more.get("Adapters", "none") for more in (record.more, about["more"]))
+        if wanted != given:
+            print(f"note: {options.from_image} was made with adapters {wanted}; given: {given}", file=sys.stderr)
+    return about

@@ -16,6 +16,7 @@ def parser():
     )
     made.add_argument("--hires", type=float, help="enlarge so many times and paint over (hires fix)")
     made.add_argument("--hires-strength", type=float, default=0.7, help="of painting over")
+    made.add_argument("--hires-steps", type=int, help="of painting over; default: as many as before")
     made.add_argument("--hires-method", default="latent", help="how to enlarge: latent, lanczos")
     return made
 
@@ -36,9 +37,12 @@ def run(options):
     sd = common.load(options, personalised)
     job = dict(prompts=common.prompts(options), size=options.size, **common.settings(options))
     if options.hires is None:
-        return common.write(generate.text2img(sd, **job), options)
+        unused = ("hires", "hires_steps", "hires_method")
+        return common.write(generate.text2img(sd, **job), options, sd, leave_out=unused)
     larger = dict(scale=options.hires, strength=options.hires_strength, method=options.hires_method)
-    return common.write(upscaling.hires(sd, **job, **larger), options)
+    made = upscaling.hires(sd, **job, **larger, hires_steps=options.hires_steps)
+    small = [side * sd.factor for side in generate.latent_shape(sd, options.size)[:2]]
+    return common.write(made, options, sd, size=small, strength=options.hires_strength)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def run(options):
     if options.preset:
         task["size"] = PRESETS[options.preset]
     made = upscaling.upscale(sd, common.prompts(options), picture, **task, **common.settings(options))
-    return common.write(made, options)
+    return common.write(made, options, sd, size=[side // sd.factor for side in made.shape[1:3]])
 
 
 if __name__ == "__main__":
