@@ -196,7 +196,7 @@ def _words(options, leave_out):
     for name, word in FILES.items():
         given = getattr(options, name, None)
         found[word] = [Path(file).name for file in (given if isinstance(given, list) else [given] if given else [])]
-    return {word: _text(value) for word, value in found.items() if value not in (None, False, [])}
+    return {word: _text(value) for word, value in found.items() if value not in (None, []) and value is not False}
 
 
 def _text(value):

@@ -1,0 +1,149 @@
+"""The programs of sample/: what they write beside pictures, and pictures made again from their files alone."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+import sdjax
+from sdjax import generate, inpainting, records, upscaling
+from sdjax.convert import pipeline
+
+ROOT = Path(__file__).parents[1]
+A1111 = (
+    "a (cat:1.3) in [snow]\nNegative prompt: dog\nSteps: 2, Sampler: Euler a, Schedule type: Karras, CFG scale: 7, "
+    "Seed: 1, Size: 32x48, ENSD: 31337, RNG: CPU, Version: v1.10.1"
+)
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return pipeline.load("random:tiny")
+
+
+@pytest.fixture(autouse=True)
+def programs(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "sample"))
+    yield
+    for name in ("options", "text2img", "img2img", "inpaint", "upscale", "controlnet"):
+        sys.modules.pop(name, None)
+
+
+def run(name, out, *arguments):
+    """Returns the paths of what a program wrote, or None where it failed."""
+    program, common = importlib.import_module(name), importlib.import_module("options")
+    paths = []
+
+    def work(options):
+        paths.extend(program.run(options))
+        return paths
+
+    return None if common.main(program.parser(), work, [*arguments, "--out", str(out)]) else paths
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def test_a_picture_is_made_again_from_its_file_alone(tmp_path):
+    settings = ["--steps", "3", "--sampler", "euler_a", "--guidance", "4", "--size", "48x32", "--seed", "5"]
+    settings += ["--grammar", "a1111", "--noise-source", "torch-cpu", "--ensd", "7", "--rescale", "0.3"]
+    settings += ["--negative-prompt", "red", "--variation", "0.2", "--variation-seed", "9", "--schedule", "karras"]
+    (first,) = run("text2img", tmp_path / "a", "--model", "random:tiny", "--prompt", "a (face:1.2)", *settings)
+    (again,) = run("text2img", tmp_path / "b", "--from-image", str(first))
+    assert first.read_bytes() == again.read_bytes() and pixels(first).shape == (32, 48, 3)
+    assert records.read(first) == records.read(first.with_suffix(".json"))
+    (other,) = run("text2img", tmp_path / "c", "--from-image", str(first), "--seed", "6")
+    assert records.read(other).seed == 6 and records.read(other).sampler == "euler_a"
+    assert np.abs(pixels(other).astype(int) - pixels(first)).max() > 8
+
+
+def test_a_picture_of_a1111_is_made_again(tmp_path, sd):
+    info = PngInfo()
+    info.add_text("parameters", A1111)
+    Image.new("RGB", (32, 48)).save(tmp_path / "a.png", pnginfo=info)
+    (made,) = run("text2img", tmp_path / "b", "--model", "random:tiny", "--from-image", str(tmp_path / "a.png"))
+    wanted = sdjax.text2img(
+        sd, ["a (cat:1.3) in [snow]"], negative=["dog"], steps=2, sampler="euler_a", schedule="karras", guidance=7.0,
+        seeds=[1], size=(48, 32), grammar="a1111", noise_source="torch-cpu", ensd=31337,
+    )  # fmt: skip
+    np.testing.assert_array_equal(pixels(made), wanted[0])
+    assert records.text(records.read(made)).startswith(A1111.partition(", ENSD")[0].rpartition(", Size")[0])
+
+
+@pytest.fixture
+def stubs(monkeypatch, sd):
+    """Programs without sampling: every task gives grey pictures."""
+
+    def grey(sd, prompts, *more, **settings):
+        return np.full((len(prompts), 64, 64, 3), 127, np.uint8)
+
+    for module, name in (
+        (generate, "text2img"),
+        (generate, "img2img"),
+        (inpainting, "inpaint"),
+        (upscaling, "upscale"),
+    ):
+        monkeypatch.setattr(module, name, grey)
+    monkeypatch.setattr(pipeline, "load", lambda *source: sd)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_private_things_are_left_out(tmp_path, stubs, ending, monkeypatch):
+    words = ["--prompt", "my secret", "--negative-prompt", "a rival", "--model", "random:tiny"]
+    kept, public = (
+        run("text2img", tmp_path / f"{i}", *words, "--format", ending, "--steps", "7", *more)[0]
+        for i, more in enumerate(([], ["--public"]))
+    )
+    assert kept.suffix == public.suffix == f".{ending}"
+    assert records.read(kept).prompt == "my secret" and records.read(kept).model == "random:tiny"
+    assert records.read(public) == records.public(records.read(kept)) and records.read(public).steps == 7
+    everything = b"".join(path.read_bytes() for path in public.parent.iterdir())
+    for word in ("secret", "rival", "tiny"):
+        assert word.encode() not in everything and word.encode("utf-16-be") not in everything
+
+
+def test_every_program_says_what_it_did(tmp_path, stubs):
+    given = tmp_path / "given.png"
+    Image.new("RGB", (32, 32), "white").save(given)
+    base = ["--model", "random:tiny", "--prompt", "a cat", "--image", str(given)]
+    (img2img,) = run("img2img", tmp_path / "a", *base, "--strength", "0.4", "--resize", "fill")
+    (inpaint,) = run("inpaint", tmp_path / "b", *base, "--mask", str(given), "--feather", "0")
+    (upscale,) = run("upscale", tmp_path / "c", *base, "--noise-level", "30")
+    control = [*base[:4], "--control", "random:tiny", "--control-image", str(given), "--weight", "0.5"]
+    read = {path.parent.name: records.read(path) for path in (img2img, inpaint, upscale)}
+    assert (read["a"].strength, read["b"].strength, read["c"].strength) == (0.4, 1.0, None)
+    assert read["a"].more == {"Task": "img2img", "Resize": "fill", "Image": "given.png"}
+    assert read["b"].more["Mask"] == "given.png" and read["b"].more["Feather"] == "0"
+    assert read["c"].more["Noise level"] == "30"
+    common = importlib.import_module("options")
+    assert common.recorded(img2img, "img2img")["strength"] == 0.4
+    assert common.recorded(inpaint, "inpaint")["feather"] == "0"
+    (again,) = run("upscale", tmp_path / "d", "--from-image", str(upscale), "--image", str(given))
+    assert records.read(again) == read["c"]
+    found = importlib.import_module("controlnet").parser().parse_args(control)
+    assert {"Weight": "0.5", "ControlNet": "random:tiny"}.items() <= common._words(found, ()).items()
+
+
+def test_what_a_file_cannot_say_is_asked_for(tmp_path, stubs, capsys):
+    """A record never names a file to open: other models, adapters and pictures are the command line's."""
+    grey = np.full((8, 8, 3), 127, np.uint8)
+    for name, record in {
+        "model": records.Record("a", model="v1-5", hashes={"model": "6ce0161689"}),
+        "img2img": records.Record("a", strength=0.5, model="random:tiny"),
+        "path": records.Record("a", more={"Task": "/etc/passwd"}),
+    }.items():
+        records.save(tmp_path / f"{name}.png", grey, record)
+        assert run("text2img", tmp_path / "out", "--from-image", str(tmp_path / f"{name}.png")) is None
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3 and all(line.startswith("error: --from-image") for line in said)
+    assert "--model" in said[0] and "sample/img2img.py" in said[1] and "another program" in said[2]
+    assert run("text2img", tmp_path / "out", "--from-image", str(tmp_path / "model.png"), "--model", "random:tiny")
+    assert "was made with model 6ce0161689" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("text2img", tmp_path / "out")
+    assert "required: --prompt" in capsys.readouterr().err
