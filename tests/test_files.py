@@ -11,15 +11,17 @@ import sys
 import threading
 import time
 
+import diffusers
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
 from sdjax.convert import files
 from sdjax.convert.files import Tensor
 
-STEM = "model"
+STEM, DIFFUSION = "model", "diffusion_pytorch_model"
 RNG = np.random.default_rng(0)
 ARRAYS = {
     "b.weight": RNG.standard_normal((3, 5)).astype(np.float32),
@@ -98,10 +100,6 @@ def test_bad_files_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError) as error:
         files.open_weights(tmp_path, STEM)
     one_line(error, path, "no such file")
-    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(ValueError) as error:
-        files.open_weights(tmp_path, STEM)
-    one_line(error, "pytorch_model.bin", "can run code", "safetensors")
     with pytest.raises(ValueError) as error:
         files.open_weights(tmp_path / "none", STEM)
     one_line(error, tmp_path / "none", "no such folder")
@@ -123,6 +121,54 @@ def test_an_index_cannot_lead_elsewhere(tmp_path):
         with pytest.raises(ValueError) as error:
             files.open_weights(inside, STEM)
         one_line(error, index)
+
+
+# ---- pickled weights -----------------------------------------------------------------------------
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("marked",)
+
+
+@pytest.fixture
+def pickled(tmp_path, monkeypatch):
+    """A folder of diffusers' with pickled weights in one file, one in shards, and their weights."""
+    monkeypatch.chdir(tmp_path)
+    model = diffusers.AutoencoderKL(block_out_channels=(32,), norm_num_groups=8)
+    model.save_pretrained(tmp_path / "one", safe_serialization=False)
+    model.save_pretrained(tmp_path / "shards", safe_serialization=False, max_shard_size="40KB")
+    return tmp_path, {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def test_pickled_weights_are_read_where_there_are_no_others(pickled):
+    folder, state = pickled
+    same(files.open_weights(folder / "one", DIFFUSION), state)
+    assert len(list((folder / "shards").glob("*.bin"))) > 1
+    same(files.open_weights(folder / "shards", DIFFUSION), state)
+    (folder / "one" / f"{DIFFUSION}.bin").rename(folder / "one" / "pytorch_model.fp16.bin")
+    same(files.open_weights(folder / "one", STEM), state)  # as transformers calls them
+    files.write_weights(folder / "shards", DIFFUSION, tensors())
+    same(files.open_weights(folder / "shards", DIFFUSION))
+
+
+@pytest.mark.parametrize("kind", ["one", "shards"])
+def test_an_attack_in_pickled_weights_is_an_error(pickled, kind):
+    folder, state = pickled
+    path = sorted((folder / kind).glob("*.bin"))[0]
+    torch.save({"conv": torch.zeros(2), "evil": Evil()}, path)
+    with pytest.raises(ValueError) as error:
+        files.open_weights(folder / kind, DIFFUSION)
+    one_line(error, path, "mkdir", "not among the names")
+    assert not (folder / "marked").exists()
+    torch.save([torch.zeros(2)], path)
+    with pytest.raises(ValueError) as error:
+        files.open_weights(folder / kind, DIFFUSION)
+    one_line(error, path, "no weights by name")
+    path.write_bytes(b"pickle")
+    with pytest.raises(ValueError) as error:
+        files.open_weights(folder / kind, DIFFUSION)
+    one_line(error, path)
 
 
 def test_an_index_that_promises_too_much(tmp_path):

@@ -37,7 +37,7 @@ def load_control(source, dtype="float32", *, variant=None):
             return _control(*_original(weights), dtype)
         return _control(weights, _config(path.parent), dtype)
     kinds = [f".{variant}"] if variant else ["", ".fp16"]
-    wanted = [["config.json", f"{STEM}{kind}.safetensors"] for kind in kinds]
+    wanted = [["config.json", f"{STEM}{kind}.{ending}"] for ending in ("safetensors", "bin") for kind in kinds]
     folder = files.locate(source, wanted, lambda folder: any(folder.glob("*.safetensors")))
     return _control(files.open_weights(folder, STEM, variant), _config(folder), dtype)
 

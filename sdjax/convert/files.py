@@ -5,7 +5,7 @@
     with new_folder("model", mark="model_index.json") as temporary:   # "model" changes only when the block ends well
         write_weights(temporary / "unet", "diffusion_pytorch_model", tensors)
 
-Pickled weights (.bin, .ckpt, .pt) are refused: opening them can run code.
+Folders that hold only pickled weights (.bin) are read too, by our own reader, which runs nothing (pickles.py).
 Source of the format: safetensors, format description; sharding: diffusers' and transformers' index files.
 """
 
@@ -21,9 +21,12 @@ import struct
 
 import numpy as np
 
+from sdjax.convert import pickles
+
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 SHARD_SIZE = 10 * 10**9  # bytes; diffusers' max_shard_size
+PICKLED = {"model": "pytorch_model"}  # what transformers calls its pickled files; diffusers' have the same stem
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
@@ -58,28 +61,55 @@ class Weights:
         return self._handles[name].get_tensor(name)
 
 
+class Arrays:
+    """Arrays by name, to be read as Weights is."""
+
+    def __init__(self, path, arrays):
+        self.path = path
+        self._arrays = arrays
+
+    @property
+    def names(self):
+        return self._arrays.keys()
+
+    def shape(self, name):
+        return self._arrays[name].shape
+
+    def dtype(self, name):
+        return TYPES.get(self._arrays[name].dtype.name, self._arrays[name].dtype.name)
+
+    def read(self, name):
+        return self._arrays[name]
+
+
 def open_weights(folder, stem, variant=None):
     """Returns the Weights of `stem` in a folder: STEM.safetensors, or STEM.safetensors.index.json and its shards.
 
+    Where there are none, the same of STEM.bin (pytorch_model.bin of transformers).
     variant: "fp16" and the like take STEM.fp16.safetensors; None takes the plain file, else the fp16 one.
-    Raises ValueError naming the file that is missing, pickled or damaged.
+    Raises ValueError naming the file that is missing or damaged, or pickled and asks for anything but arrays.
     """
     folder = pathlib.Path(folder)
-    for kind in [variant] if variant else [None, "fp16"]:
-        infix = f".{kind}" if kind else ""
-        single, index = folder / f"{stem}{infix}.safetensors", folder / f"{stem}.safetensors.index{infix}.json"
-        if single.is_file():
-            return Weights(single, _handles(single))
-        if index.is_file():
-            return Weights(index, _indexed(index))
-    wanted = f"{stem}{f'.{variant}' if variant else ''}.safetensors"
+    infixes = [f".{variant}"] if variant else ["", ".fp16"]
+    for ending, name in (("safetensors", stem), ("bin", PICKLED.get(stem, stem))):
+        make, read = (Weights, _handles) if ending == "safetensors" else (Arrays, arrays)
+        for infix in infixes:
+            single, index = folder / f"{name}{infix}.{ending}", folder / f"{name}.{ending}.index{infix}.json"
+            if single.is_file():
+                return make(single, read(single))
+            if index.is_file():
+                return make(index, _indexed(index, ending, read))
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    pickled = sorted(path.name for pattern in ("*.bin", "*.ckpt", "*.pt") for path in folder.glob(pattern))
-    if pickled:
-        advice = "pickled weights, which can run code when opened; convert them to safetensors first"
-        raise ValueError(f"{folder / pickled[0]}: {advice} ({wanted} is expected)")
-    raise ValueError(f"{folder / wanted}: no such file")
+    raise ValueError(f"{folder / f'{stem}{infixes[0]}.safetensors'}: no such file")
+
+
+def arrays(path):
+    """Returns {name: array} of a file of torch.save with weights by name; what else it holds is left out."""
+    value = pickles.read(path)
+    if type(value) is not dict:
+        raise ValueError(f"{path}: holds no weights by name")
+    return {name: array for name, array in value.items() if type(array) is np.ndarray}
 
 
 def _handles(path):
@@ -93,17 +123,18 @@ def _handles(path):
     return dict.fromkeys(handle.keys(), handle)
 
 
-def _indexed(index):
+def _indexed(index, ending, read):
+    """Returns {name: what `read` returns for it} of the shards of an index."""
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise ValueError(f"{index}: no weight_map")
     opened = {}
     for name in dict.fromkeys(files.values()):
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
-            raise ValueError(f"{index}: shard {name!r}; the name of a safetensors file beside the index is expected")
+        if not isinstance(name, str) or not re.fullmatch(rf"[\w.-]+\.{ending}", name):
+            raise ValueError(f"{index}: shard {name!r}; the name of a .{ending} file beside the index is expected")
         if not (index.parent / name).is_file():
             raise ValueError(f"{index.parent / name}: no such file; {index.name} names it")
-        opened[name] = _handles(index.parent / name)
+        opened[name] = read(index.parent / name)
     absent = sorted(name for name, file in files.items() if name not in opened[file])
     if absent:
         raise ValueError(f"{index}: {absent[0]} is not in {files[absent[0]]} ({len(absent)} such names)")
