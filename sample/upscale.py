@@ -1,7 +1,8 @@
-"""Makes a picture four times as large, with Stable Diffusion's x4 upscaler.
+"""Makes a picture four times as large, with Stable Diffusion's x4 upscaler or, without words, with LDM-SR.
 
 python sample/upscale.py --model x4-upscaler --image small.png --prompt "a white cat"
 python sample/upscale.py --model x4-upscaler --image small.png --prompt "" --preset 64-256
+python sample/upscale.py --model ldm-sr.ckpt --image small.png --eta 1
 """
 
 import sys
@@ -13,7 +14,7 @@ PRESETS = {"64-256": 64, "128-512": 128}  # the sizes of the original super-reso
 
 def parser():
     """Returns the command line's parser."""
-    made = common.parser(__doc__, "upscale", guidance=9.0, steps=75)
+    made = common.parser(__doc__, "upscale", guidance=9.0, steps=75, prompt="")
     common.picture_options(made)
     add = made.add_argument
     add("--noise-level", type=int, default=20, help="0 to 350, noise put on the small picture: more invents more")
@@ -27,11 +28,20 @@ def run(options):
     from sdjax import upscaling
 
     sd, picture = common.load(options), common.picture(options.image)
-    task = dict(noise_level=options.noise_level, size=options.size, resize=options.resize, tile=options.tile)
+    task = dict(size=options.size, resize=options.resize, tile=options.tile)
     if options.preset:
         task["size"] = PRESETS[options.preset]
-    made = upscaling.upscale(sd, common.prompts(options), picture, **task, **common.settings(options))
-    return common.write(made, options, sd, size=[side // sd.factor for side in made.shape[1:3]])
+    prompts, wordless = common.prompts(options), sd.text_encoder is None
+    if not wordless:
+        task["noise_level"] = options.noise_level
+        made = upscaling.upscale(sd, prompts, picture, **task, **common.settings(options))
+    else:
+        if any((*prompts, options.negative_prompt)):
+            raise ValueError(f"--prompt {' '.join(options.prompt)!r}: LDM-SR reads no words; expected none")
+        options.guidance = 1.0
+        made = upscaling.super_resolve(sd, [picture] * len(prompts), **task, **common.settings(options))
+    size = [side // sd.factor for side in made.shape[1:3]]
+    return common.write(made, options, sd, size=size, leave_out=("noise_level",) if wordless else ())
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ PUBLIC = {
     "save": "sdjax.convert.pipeline",
     "save_control": "sdjax.convert.controlnet",
     "spread": "sdjax.devices",
+    "super_resolve": "sdjax.upscaling",
     "text2img": "sdjax.generate",
     "upscale": "sdjax.upscaling",
 }

@@ -241,6 +241,8 @@ def run(sd, job, start, *, z=None, skipped=0, cond=None, extra=None):
 
 def _texts(sd, job):
     """Returns (sd, cond, negative), negative None without guidance."""
+    if sd.text_encoder is None:  # LDM-SR reads no words
+        return sd, {}, None
     if job.grammar != "plain":
         options = dict(steps=job.steps, skip=job.skip, grammar=job.grammar, weighting=job.weighting)
         return prompt.condition(sd, job.prompts, job.negative if job.guided else None, **options)

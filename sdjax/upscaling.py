@@ -1,6 +1,7 @@
-"""Larger pictures: the x4 upscaler, and the second pass at a larger size that is known as hires fix.
+"""Larger pictures: the x4 upscaler, LDM-SR, and the second pass at a larger size that is known as hires fix.
 
     large = upscale(upscaler, ["a white cat"], small)                # uint8 [B 4H 4W 3]
+    large = super_resolve(ldm_sr, small)                             # likewise, without words
     large = hires(sd, ["a white cat"], scale=2, strength=0.7)
 
 Shapes: B batch, H W pixels, h w latent pixels, c latent channels.
@@ -8,6 +9,7 @@ Shapes: B batch, H W pixels, h w latent pixels, c latent channels.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdjax import generate, tiles
 from sdjax.diffusion.schedule import add_noise
@@ -36,11 +38,33 @@ def upscale(sd, prompts, pictures, *, noise_level=20, size=None, resize="crop", 
     small = to_pixels(fitted(pictures, len(job.prompts), size, resize))
     level = jnp.full(len(small), noise_level, jnp.int32)
     low = add_noise(sd.low_schedule or sd.schedule, small, generate.picture_noise(job.keys, small.shape[1:]), level)
-    noise = job.start_noise((*small.shape[1:3], sd.networks.vae.config.latent_channels))
+    return _enlarged(sd, job, low, {"class_labels": level}, tile, overlap)
+
+
+def super_resolve(sd, pictures, *, size=None, resize="crop", tile=None, overlap=16, **settings):
+    """Returns pictures uint8 [B fH fW 3], f = 4 times larger than the given ones with LDM-SR, which reads no words.
+
+    pictures: uint8 [H W 3], one or several.  size, resize, tile, overlap: as for `upscale`.
+    settings: see generate.Job; steps=100 where not given, eta=1 to have the fresh noise of the original's notebook.
+    Raises ValueError for guidance, and for a model with another task.
+    Source: Rombach et al. 2022, section 4.4 and the model bsr_sr; the low-resolution picture is seen as it is.
+    """
+    if sd.text_encoder is not None:
+        raise ValueError("the model reads words: expected LDM-SR; a Stable Diffusion upscaler is for `upscale`")
+    pictures = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
+    job = generate.Job([""] * len(pictures), **{"steps": 100, "guidance": 1.0, **settings})
+    if job.guidance != 1:
+        raise ValueError(f"guidance={job.guidance}: LDM-SR reads no words to be guided by; expected 1")
+    return _enlarged(sd, job, to_pixels(fitted(pictures, len(pictures), size, resize)), {}, tile, overlap)
+
+
+def _enlarged(sd, job, low, cond, tile, overlap):
+    """Returns the pictures that a network makes which sees `low` [B h w 3] behind its latent of the same size."""
+    noise = job.start_noise((*low.shape[1:3], sd.networks.vae.config.latent_channels))
 
     def part(both):
         start, seen = both[..., : noise.shape[-1]], both[..., noise.shape[-1] :]
-        return generate.run(sd, job, start, cond={"class_labels": level}, extra=seen)
+        return generate.run(sd, job, start, cond=cond, extra=seen)
 
     whole = jnp.concatenate([noise, low], axis=-1)
     return generate.decode(sd, part(whole) if tile is None else jnp.asarray(tiles.over(part, whole, tile, overlap)))

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sdjax import trees
-from sdjax.convert import ldm, names, pipeline, shapes, single_file, sizes
+from sdjax.convert import files, ldm, names, pipeline, shapes, single_file, sizes
 from sdjax.convert.__main__ import main
 from sdjax.diffusion.schedule import Schedule
 from sdjax.models.clip import TextConfig, TextEncoder
@@ -463,7 +463,7 @@ def test_schedules_from_buffers(schedule):
     """float32 betas, as the original code registers them."""
     alphas = schedule.alphas_cumprod
     betas = (1 - alphas / np.concatenate([[1.0], alphas[:-1]])).astype(np.float32)
-    weights = single_file._Arrays(pathlib.Path("m"), {"betas": betas})
+    weights = files.Arrays(pathlib.Path("m"), {"betas": betas})
     found = single_file._schedule(weights, {}, UNetConfig())
     np.testing.assert_allclose(found.alphas_cumprod, alphas, rtol=1e-4)
     if schedule == Schedule():

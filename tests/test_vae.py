@@ -143,7 +143,7 @@ def test_old_config_files_have_fewer_keys():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"_class_name": "VQModel"}, "_class_name='VQModel'"),
+        ({"_class_name": "AutoencoderTiny"}, "_class_name='AutoencoderTiny'"),
         ({"shift_factor": 0.1}, "shift_factor=0.1: expected None"),
         ({"latents_mean": [0.0]}, "latents_mean"),
         ({"act_fn": "relu"}, "act_fn='relu': expected 'silu'"),

@@ -15,6 +15,7 @@ RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+MAP_ATTENTION = {"group_norm": "norm", "to_q": "qkv", "to_k": "qkv", "to_v": "qkv", "to_out.0": "proj_out"}
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 OPEN_CLIP_LAYER = {
     "layer_norm1": "ln_1",
@@ -55,14 +56,14 @@ def unet_modules(config):
         "conv_in": "input_blocks.0.0",
         "conv_norm_out": "out.0",
         "conv_out": "out.2",
-        "mid_block.attentions.0": "middle_block.1",
+        **_attention(config, "mid_block.attentions.0", "middle_block.1"),
         **_inside(RESNET, "mid_block.resnets.0", "middle_block.0"),
         **_inside(RESNET, "mid_block.resnets.1", "middle_block.2"),
     }
     layers, coarsest, place = config.levels("layers_per_block"), len(config.block_out_channels) - 1, 1
     for level, count in enumerate(layers):
         for i in range(count):
-            table |= _layer(f"down_blocks.{level}", i, f"input_blocks.{place}")
+            table |= _layer(config, f"down_blocks.{level}", i, f"input_blocks.{place}")
             place += 1
         if level < coarsest:
             table[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{place}.0.op"
@@ -70,15 +71,21 @@ def unet_modules(config):
     place = 0
     for block, count in enumerate(reversed(layers)):
         for i in range(count + 1):
-            table |= _layer(f"up_blocks.{block}", i, f"output_blocks.{place}")
+            table |= _layer(config, f"up_blocks.{block}", i, f"output_blocks.{place}")
             place += 1
-        behind = 2 if config.up_block_types[block] == "CrossAttnUpBlock2D" else 1
+        behind = 1 if config.up_block_types[block] == "UpBlock2D" else 2
         table[f"up_blocks.{block}.upsamplers.0.conv"] = f"output_blocks.{place - 1}.{behind}.conv"
     return table
 
 
-def _layer(block, i, theirs):
-    return {f"{block}.attentions.{i}": f"{theirs}.1", **_inside(RESNET, f"{block}.resnets.{i}", f"{theirs}.0")}
+def _layer(config, block, i, theirs):
+    resnet = _inside(RESNET, f"{block}.resnets.{i}", f"{theirs}.0")
+    return {**_attention(config, f"{block}.attentions.{i}", f"{theirs}.1"), **resnet}
+
+
+def _attention(config, ours, theirs):
+    """A transformer's insides have their names; attention without a text has one matrix for three of ours."""
+    return {ours: theirs} if config.cross_attention_dim is not None else _inside(MAP_ATTENTION, ours, theirs)
 
 
 def vae_modules(config):

@@ -23,7 +23,7 @@ from sdjax.models.vae import AutoencoderKL
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}  # all other leaves keep their name
 TO_FILE = {2: (1, 0), 4: (3, 2, 0, 1)}  # axes of a kernel: [in out] -> [out in], HWIO -> OIHW
 FROM_FILE = {2: (1, 0), 4: (2, 3, 1, 0)}
-# The autoencoder's attention before diffusers 0.15.
+# Attention of maps to themselves before diffusers 0.15: the autoencoder's, and LDM-SR's UNet.
 OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 # Prefixes that some files have and others lack: transformers from 5.6 on writes none for towers that stand alone.
 PREFIXES = {"text_encoder": "text_model.", "image_encoder": "vision_model."}
@@ -74,7 +74,8 @@ def _example(network):
 def _unet_example(config):
     side = 2 ** (len(config.block_out_channels) - 1)
     labels = None if config.num_class_embeds is None else jnp.zeros(1, jnp.int32)
-    z, context = jnp.zeros((1, side, side, config.in_channels)), jnp.zeros((1, 1, config.cross_attention_dim))
+    z, width = jnp.zeros((1, side, side, config.in_channels)), config.cross_attention_dim
+    context = None if width is None else jnp.zeros((1, 1, width))
     return {"z": z, "t": jnp.zeros(1), "context": context, "class_labels": labels}
 
 
@@ -162,23 +163,23 @@ def _spellings(name, part):
     if prefix:
         return [name, name.removeprefix(prefix)]
     old = name
-    if part == "vae" and ".attentions." in name:
+    if part in ("vae", "unet") and ".attentions." in name and ".transformer_blocks." not in name:
         for new, before in OLD_ATTENTION.items():
             old = old.replace(new, before)
     return [name, old]
 
 
 def _misfit(weights, name, leaf, shape):
-    """Returns what is wrong with a tensor of the file, or None.  A 1x1 convolution and a linear layer are the same."""
+    """Returns what is wrong with a tensor of the file, or None.  Convolutions of one position are linear layers."""
     there, wanted = weights.shape(name), _file_shape(leaf, shape)
     if weights.dtype(name) not in TYPES.values():
         return f"{name} of type {weights.dtype(name)} instead of floating point"
-    same = there == wanted or {len(there), len(wanted)} == {2, 4} and _matrix(there) == _matrix(wanted)
+    same = there == wanted or _is_kernel(leaf) and _matrix(there) == _matrix(wanted)
     return None if same else f"{name} {list(there)} instead of {list(wanted)}"
 
 
 def _matrix(shape):
-    return shape[:2] if shape[2:] == (1, 1) else shape
+    return shape[:2] if set(shape[2:]) <= {1} else shape
 
 
 def _is_kernel(leaf):

@@ -47,6 +47,9 @@ PARTS = {
 }
 REQUIRED = ("unet", "vae", "text_encoder")
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+# LDM-SR has no words: its parts, and where they lie.
+SUPER_RESOLUTION = "LDMSuperResolutionPipeline"
+WORDLESS = {"unet": ("unet", "UNet2DModel"), "vae": ("vqvae", "VQModel")}
 # Pipelines by how many channels the UNet takes for c latent channels (noisy latents, then mask or image).
 PIPELINES = {
     "StableDiffusionPipeline": lambda c: c,
@@ -57,16 +60,28 @@ PIPELINES = {
 LOW_SCHEDULER = "low_res_scheduler"  # of the upscaler: the noise on its small picture
 ALSO_READ = ("StableDiffusionImg2ImgPipeline", "StableDiffusionControlNetPipeline")
 # Everything that belongs to a model folder; a save replaces these and keeps the rest (README.md, ...).
-ENTRIES = (INDEX, *PARTS, "tokenizer", "scheduler", LOW_SCHEDULER, "feature_extractor", "safety_checker", "e4t")
+ENTRIES = (
+    INDEX,
+    *PARTS,
+    "vqvae",
+    "tokenizer",
+    "scheduler",
+    LOW_SCHEDULER,
+    "feature_extractor",
+    "safety_checker",
+    "e4t",
+)
 
 
-def _patterns(kind):
+def _patterns(kind, ending="safetensors"):
     """Returns the hub files of a model with weights of one kind ("" or ".fp16"); single-file copies do not travel."""
     small = [INDEX, "config.json", "*/config.json", "*/scheduler_config.json", "tokenizer/*.json", "tokenizer/*.txt"]
     weights = []
-    for folder, stem in [(f"{name}/", part.stem) for name, part in PARTS.items()] + [("", "model"), ("e4t/", "*")]:
-        weights += [f"{folder}{stem}{kind}.safetensors", f"{folder}{stem}{kind}-?????-of-?????.safetensors"]
-        weights += [f"{folder}{stem}-?????-of-?????{kind}.safetensors", f"{folder}{stem}.safetensors.index{kind}.json"]
+    stems = [(f"{name}/", part.stem) for name, part in PARTS.items()]
+    for folder, stem in [*stems, ("vqvae/", PARTS["vae"].stem), ("", "model"), ("e4t/", "*")]:
+        name = folder + (stem if ending == "safetensors" else files.PICKLED.get(stem, stem))
+        weights += [f"{name}{kind}.{ending}", f"{name}{kind}-?????-of-?????.{ending}"]
+        weights += [f"{name}-?????-of-?????{kind}.{ending}", f"{name}.{ending}.index{kind}.json"]
     return [*small, *weights, "e4t/*.json"]
 
 
@@ -80,7 +95,8 @@ def locate(source, variant=None):
     if str(source).startswith("random:"):
         raise ValueError(f"model {str(source)!r}: a built-in shape has no folder; save it first")
     kinds = [f".{variant}"] if variant else ["", ".fp16"]
-    return files.locate(source, [_patterns(kind) for kind in kinds], lambda folder: any(folder.rglob("*.safetensors")))
+    patterns = [_patterns(kind, ending) for ending in ("safetensors", "bin") for kind in kinds]
+    return files.locate(source, patterns, lambda folder: any(folder.rglob("*.safetensors")))
 
 
 # ---- loading -----------------------------------------------------------------------------------
@@ -122,8 +138,13 @@ def load(source, dtype="float32", *, variant=None, vision=None, prediction_type=
 def assemble(networks, params, schedule, tokenizer):
     """Returns the StableDiffusion of {part: network}, {part: parameters}, a schedule and a tokenizer.
 
+    tokenizer: None for LDM-SR, which has no text encoder either.
     Raises ValueError when the tokenizer has more ids than the text encoder's token table has rows.
     """
+    if tokenizer is None:
+        return StableDiffusion(
+            **params, text_encoder=None, networks=Networks(**networks, text_encoder=None), schedule=schedule
+        )
     rows = networks["text_encoder"].config.vocab_size
     if tokenizer.size > rows:
         raise ValueError(f"tokenizer: {tokenizer.size} ids, but the text encoder's vocab_size is {rows}")
@@ -133,15 +154,23 @@ def assemble(networks, params, schedule, tokenizer):
 
 def _load_folder(folder, dtype, variant):
     index = files.read_json(folder / INDEX)
+    wordless = index.get("_class_name") == SUPER_RESOLUTION
     present = [name for name in PARTS if name in REQUIRED or index.get(name, [None, None])[1]]
-    _check_index(index, folder / INDEX, present)
-    schedule = _read(folder / "scheduler" / "scheduler_config.json", Schedule.from_json)
+    places = WORDLESS if wordless else {name: (name, PARTS[name].class_name) for name in present}
+    _check_index(index, folder / INDEX, places)
+    # An offset of 1 where a file tells none is a custom of Stable Diffusion's pipelines.
+    read_schedule = (
+        (lambda values: Schedule.from_json({"steps_offset": 0, **values})) if wordless else Schedule.from_json
+    )
+    schedule = _read(folder / "scheduler" / "scheduler_config.json", read_schedule)
     try:
-        tokenizer = Tokenizer.load(folder / "tokenizer")
-        networks = {name: _network(folder / name, PARTS[name], dtype) for name in present}
+        tokenizer = None if wordless else Tokenizer.load(folder / "tokenizer")
+        networks = {name: _network(folder / place, PARTS[name], dtype) for name, (place, _) in places.items()}
         # The small files are read first, so that most mistakes show before gigabytes are read.
-        opened = {name: files.open_weights(folder / name, PARTS[name].stem, variant) for name in present}
-        params = {name: names.read(opened[name], networks[name], name, dtype) for name in present}
+        opened = {
+            name: files.open_weights(folder / place, PARTS[name].stem, variant) for name, (place, _) in places.items()
+        }
+        params = {name: names.read(opened[name], networks[name], name, dtype) for name in places}
         sd = assemble(networks, params, schedule, tokenizer)
         if index.get(LOW_SCHEDULER):
             low = _read(folder / LOW_SCHEDULER / "scheduler_config.json", Schedule.from_json)
@@ -151,11 +180,12 @@ def _load_folder(folder, dtype, variant):
         raise _named(error, folder) from None
 
 
-def _check_index(index, path, present):
-    pipeline = index.get("_class_name")
-    if pipeline not in (*PIPELINES, *ALSO_READ):
-        raise ValueError(f"{path}: _class_name={pipeline!r}: expected one of {', '.join((*PIPELINES, *ALSO_READ))}")
-    expected = {name: (PARTS[name].class_name,) for name in present} | {"tokenizer": TOKENIZERS}
+def _check_index(index, path, places):
+    pipeline, known = index.get("_class_name"), (*PIPELINES, *ALSO_READ, SUPER_RESOLUTION)
+    if pipeline not in known:
+        raise ValueError(f"{path}: _class_name={pipeline!r}: expected one of {', '.join(known)}")
+    expected = {place: (kind,) for place, kind in places.values()}
+    expected |= {} if places is WORDLESS else {"tokenizer": TOKENIZERS}
     for name, accepted in expected.items():
         entry = index.get(name)
         if not isinstance(entry, list) or len(entry) != 2 or entry[1] not in accepted:
@@ -256,16 +286,18 @@ def save(sd, destination, format="diffusers", *, dtype=None, shard_size=files.SH
     if format == "single-file":
         return single_file.write(sd, destination, dtype)
     configs = _configs(sd)
+    places = {name: WORDLESS[name][0] if sd.text_encoder is None else name for name in configs}
     tensors = {name: names.write(getattr(sd, name), dtype) for name in configs}
     size = sum(tensor.bytes for part in tensors.values() for tensor in part.values())
     index = _index(sd, configs)
     with files.new_folder(destination, INDEX, ENTRIES, size) as folder:
         for name, config in configs.items():
-            (folder / name).mkdir()
-            files.write_json(folder / name / "config.json", config)
-            files.write_weights(folder / name, PARTS[name].stem, tensors[name], shard_size)
-        (folder / "tokenizer").mkdir()
-        sd.tokenizer.save(folder / "tokenizer")
+            (folder / places[name]).mkdir()
+            files.write_json(folder / places[name] / "config.json", config)
+            files.write_weights(folder / places[name], PARTS[name].stem, tensors[name], shard_size)
+        if sd.tokenizer is not None:
+            (folder / "tokenizer").mkdir()
+            sd.tokenizer.save(folder / "tokenizer")
         for name, scheduler in _schedulers(sd, index).items():
             (folder / name).mkdir()
             files.write_json(folder / name / "scheduler_config.json", scheduler)
@@ -287,14 +319,18 @@ def _configs(sd):
         if network is not None:
             configs[name] = network.config.to_json()
             if part.library == "diffusers":
-                configs[name] |= {"_class_name": part.class_name, "_diffusers_version": WRITTEN_AS}
-    # Words may have been added since the config was read.
-    configs["text_encoder"]["vocab_size"] = len(names.trees.flatten(sd.text_encoder)[TOKENS])
+                configs[name] = {"_class_name": part.class_name, **configs[name], "_diffusers_version": WRITTEN_AS}
+    if "text_encoder" in configs:  # words may have been added since the config was read
+        configs["text_encoder"]["vocab_size"] = len(names.trees.flatten(sd.text_encoder)[TOKENS])
     return configs
 
 
 def _index(sd, configs):
     """Returns the content of model_index.json; the pipeline's class follows from the UNet's input channels."""
+    scheduler = {"scheduler": ["diffusers", sd.schedule.to_json()["_class_name"]]}
+    if sd.text_encoder is None:
+        head = {"_class_name": SUPER_RESOLUTION, "_diffusers_version": WRITTEN_AS}
+        return {**head, **{place: ["diffusers", kind] for place, kind in WORDLESS.values()}, **scheduler}
     entering, latent = sd.networks.unet.config.in_channels, sd.networks.vae.config.latent_channels
     fitting = [name for name, channels in PIPELINES.items() if channels(latent) == entering]
     if not fitting:
@@ -305,7 +341,7 @@ def _index(sd, configs):
     index |= dict.fromkeys(("safety_checker", "image_encoder", "feature_extractor"), [None, None])
     index |= {name: [PARTS[name].library, PARTS[name].class_name] for name in configs}
     index |= {"tokenizer": ["transformers", TOKENIZERS[0]]}
-    index |= {"scheduler": ["diffusers", sd.schedule.to_json()["_class_name"]]}
+    index |= scheduler
     if index["_class_name"] == "StableDiffusionUpscalePipeline":
         index[LOW_SCHEDULER] = ["diffusers", "DDPMScheduler"]
     if "image_encoder" in configs:

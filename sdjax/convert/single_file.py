@@ -4,7 +4,8 @@
     write(sd, "cat.safetensors", "float16")
 
 Such files tell no sizes, no schedule and no words: sizes follow from the shapes, the rest is that of Stable Diffusion 1
-and 2.  Files that we write tell all of it, as JSON in their metadata, so that models of any size come back.
+and 2, or of LDM-SR, which has no words.  Files that we write tell all of it, as JSON in their metadata, so that models
+of any size come back.
 Source: the names: ldm.py; Stability-AI's ModelSpec 1.0.1 for metadata; openai/clip-vit-large-patch14 for the words.
 """
 
@@ -33,10 +34,12 @@ IGNORED = (
     *(f"{CLIP}{name}" for name in ("logit_scale", "text_projection.")),
     *(f"{OPEN_CLIP}{name}" for name in ("logit_scale", "text_projection", "attn_mask", "visual.")),
 )
-QKV = ("q_proj", "k_proj", "v_proj")
+QKV = {"q_proj": 0, "k_proj": 1, "v_proj": 2, "to_q": 0, "to_k": 1, "to_v": 2}
+CODEBOOK = f"{VAE}quantize.embedding.weight"
 VOCABULARY = "openai/clip-vit-large-patch14"
 VOCABULARY_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
 LANDMARKS = {"a</w>": 320, "photo</w>": 1125, "<|endoftext|>": 49407}  # ids by which CLIP's vocabulary is known
+SUPER_RESOLUTION = {"beta_start": 0.0015, "beta_end": 0.0155}  # latent-diffusion, models/ldm/bsr_sr/config.yaml
 UPSCALER = {"beta_start": 0.0001, "beta_end": 0.02}  # stablediffusion, configs/stable-diffusion/x4-upscaling.yaml
 BASE_STEPS = 875_000  # global_step of 512-base-ema.ckpt: the model of 2.0 that predicts noise
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # modelspec.prediction_type
@@ -49,6 +52,7 @@ NOTES, LOW = "sdjax", "low_res_scheduler"  # the key of our metadata; in it, the
 def read(path, dtype="float32", *, prediction_type=None, ema=False, tokenizer=None):
     """Returns ({part: network}, {part: parameters}, Schedule, Tokenizer, low) of a single-file checkpoint, by content.
 
+    LDM-SR, known by its codebook, has no text encoder, and None for a tokenizer.
     low: the Schedule of an upscaler's small picture, None where it is that of the latents.
     dtype: of weights and computation; None keeps every weight as stored.  ema: take the UNet's averaged weights.
     prediction_type: what the UNet predicts; None takes what the file tells, its size, or, for 2.x with four channels,
@@ -67,7 +71,9 @@ def _read(path, dtype, prediction_type, ema, tokenizer):
     weights, metadata, steps = open_file(path)
     notes = _notes(metadata)
     text = OPEN_CLIP if any(name.startswith(OPEN_CLIP) for name in weights.names) else CLIP
-    tokenizer = _tokenizer(tokenizer, notes, text)
+    if CODEBOOK in weights.names:
+        text = None
+    tokenizer = None if text is None else _tokenizer(tokenizer, notes, text)
     configs = _configs(weights, notes, text, tokenizer)
     networks = {name: NETWORKS[name][1](config, jnp.dtype(dtype or "float32")) for name, config in configs.items()}
     prefixes = {"unet": UNET, "vae": VAE, "text_encoder": text}
@@ -101,7 +107,7 @@ def open_file(path):
         if type(state) is not dict:
             raise ValueError(f"{path}: holds no weights by name")
         arrays = {name: array for name, array in state.items() if type(array) is np.ndarray}
-        return _Arrays(path, arrays), {}, value.get("global_step")
+        return files.Arrays(path, arrays), {}, value.get("global_step")
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -112,31 +118,11 @@ def open_file(path):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Arrays:
-    """Arrays by name, to be read as files.Weights is."""
-
-    path: pathlib.Path
-    arrays: dict
-
-    @property
-    def names(self):
-        return self.arrays.keys()
-
-    def shape(self, name):
-        return self.arrays[name].shape
-
-    def dtype(self, name):
-        return files.TYPES.get(self.arrays[name].dtype.name, self.arrays[name].dtype.name)
-
-    def read(self, name):
-        return self.arrays[name]
-
-
-@dataclasses.dataclass(frozen=True)
 class View:
     """The weights of one part under our names, to be read as files.Weights is.
 
-    places: {our name: (name in the file, which third of its rows, or None for all)}.
+    places: {our name: (name in the file, None for all of it or (which third of its rows, rows of a third that follow
+    each other, None for all))}.
     """
 
     weights: object
@@ -161,7 +147,10 @@ class View:
     def read(self, name):
         place, third = self.places[name]
         array = self.weights.read(place)
-        return array if third is None else np.split(array, 3)[third]
+        if third is None:
+            return array
+        parts = array.reshape(-1, 3, third[1] or len(array) // 3, *array.shape[1:])
+        return parts[:, third[0]].reshape(-1, *array.shape[1:])
 
 
 def _view(weights, network, prefix, ema=False):
@@ -196,13 +185,19 @@ def _places(network, prefix):
     make = {UNET: ldm.unet_modules, VAE: ldm.vae_modules, OPEN_CLIP: ldm.open_clip_modules, CLIP: lambda config: {}}
     modules = make[prefix](network.config)
     ours = names.file_names(names.template(network))
-    return {name: (prefix + ldm.rename(name, modules), _third(name, prefix)) for name in ours}
+    return {name: (prefix + ldm.rename(name, modules), _third(name, prefix, network.config)) for name in ours}
 
 
-def _third(name, prefix):
-    """Returns which third of the rows of OpenCLIP's one matrix for queries, keys and values a weight is, or None."""
+def _third(name, prefix, config):
+    """Returns (which third, rows that follow each other) of one matrix for queries, keys and values, or None.
+
+    OpenCLIP has all queries first; the UNet of LDM-SR has queries, keys and values of one head after the other.
+    """
     part = name.split(".")[-2]
-    return QKV.index(part) if prefix == OPEN_CLIP and part in QKV else None
+    plain = prefix == UNET and config.cross_attention_dim is None
+    if part not in QKV or not (plain or prefix == OPEN_CLIP):
+        return None
+    return QKV[part], config.head_width if plain else None
 
 
 def _notes(metadata):
@@ -213,7 +208,7 @@ def _notes(metadata):
         raise ValueError(f"metadata {NOTES!r} is not JSON") from None
     if notes == {}:
         return notes
-    needed = (*NETWORKS, "scheduler")
+    needed = ("unet", "vae", "scheduler")
     whole = type(notes) is dict and all(type(one) is dict for one in notes.values()) and notes.keys() >= set(needed)
     if not whole:
         raise ValueError(f"metadata {NOTES!r}: expected the configs of {', '.join(needed)}")
@@ -223,7 +218,10 @@ def _notes(metadata):
 def _configs(weights, notes, text, tokenizer):
     """Returns {part: config}, as the file says or as its shapes have it."""
     if notes:
-        return {name: config.from_json(notes[name]) for name, (config, _) in NETWORKS.items()}
+        present = [name for name in NETWORKS if text is not None or name != "text_encoder"]
+        if not notes.keys() >= set(present):
+            raise ValueError(f"metadata {NOTES!r}: expected the configs of {', '.join(present)}")
+        return {name: NETWORKS[name][0].from_json(notes[name]) for name in present}
 
     def shapes(prefix):
         found = {name.removeprefix(prefix): weights.shape(name) for name in weights.names if name.startswith(prefix)}
@@ -231,10 +229,12 @@ def _configs(weights, notes, text, tokenizer):
             raise ValueError(f"no weights {prefix}*: not a whole Stable Diffusion 1 or 2 with the original names")
         return found
 
-    ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
     unet = sizes.unet_config(shapes(UNET))
-    read_text = sizes.clip_config if text == CLIP else sizes.open_clip_config
     vae = sizes.vae_config(shapes(VAE), unet)
+    if text is None:
+        return {"unet": unet, "vae": vae}
+    ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+    read_text = sizes.clip_config if text == CLIP else sizes.open_clip_config
     return {"unet": unet, "vae": vae, "text_encoder": read_text(shapes(text), ids)}
 
 
@@ -259,7 +259,8 @@ def _schedule(weights, notes, unet):
     if notes:
         return Schedule.from_json(notes["scheduler"])
     zero = {"rescale_betas_zero_snr": "ztsnr" in weights.names}
-    usual = Schedule(**zero, **({} if unet.num_class_embeds is None else UPSCALER))
+    kind = UPSCALER if unet.num_class_embeds is not None else {}
+    usual = Schedule(**zero, **(SUPER_RESOLUTION if unet.cross_attention_dim is None else kind))
     if "betas" not in weights.names or weights.dtype("betas") not in ("F32", "F64"):
         return usual
     betas = weights.read("betas").astype(np.float64)
@@ -320,13 +321,14 @@ def write(sd, destination, dtype=None):
     path = pathlib.Path(destination)
     if path.suffix != ".safetensors" or path.is_dir():
         raise ValueError(f"{path}: a single file; a name that ends in .safetensors is expected")
-    usual = all(sd.tokenizer.vocabulary.get(token) == number for token, number in LANDMARKS.items())
-    if usual and sd.tokenizer.words:
-        words = ", ".join(sd.tokenizer.words)
+    vocabulary = {} if sd.tokenizer is None else sd.tokenizer.vocabulary
+    usual = sd.tokenizer is None or all(vocabulary.get(token) == number for token, number in LANDMARKS.items())
+    if usual and sd.words:
+        words = ", ".join(sd.words)
         raise ValueError(f"{path}: a single file has no place for the words {words}; save a diffusers folder instead")
-    open_clip = sd.networks.text_encoder.config.hidden_act == "gelu"
-    prefixes = {"unet": UNET, "vae": VAE, "text_encoder": OPEN_CLIP if open_clip else CLIP}
-    tensors = {}
+    prefixes, tensors = {"unet": UNET, "vae": VAE}, {}
+    if sd.text_encoder is not None:
+        prefixes["text_encoder"] = OPEN_CLIP if sd.networks.text_encoder.config.hidden_act == "gelu" else CLIP
     for part, prefix in prefixes.items():
         tensors |= _renamed(names.write(getattr(sd, part), dtype), getattr(sd.networks, part), prefix)
     metadata = {"format": "pt", NOTES: json.dumps(_said(sd, usual)), **_modelspec(sd, path.stem)}
@@ -341,22 +343,37 @@ def _renamed(tensors, network, prefix):
     for name, tensor in tensors.items():
         place, third = places[name]
         if third is not None:
-            fused.setdefault(place, [None] * 3)[third] = tensor
-        elif prefix == VAE and ".mid.attn_1." in place and len(tensor.shape) == 2:
-            written[place] = _reshaped(tensor, (*tensor.shape, 1, 1))  # LDM has 1x1 convolutions there
+            fused.setdefault((place, third[1]), [None] * 3)[third[0]] = tensor
         else:
             written[place] = tensor
-    written |= {place: _joined(parts) for place, parts in fused.items()}
+    written |= {place: _joined(parts, rows) for (place, rows), parts in fused.items()}
+    written = {place: _reshaped(tensor, _ones(place, prefix, network.config)) for place, tensor in written.items()}
     return written | _unused(written, network.config) if prefix == OPEN_CLIP else written
 
 
-def _reshaped(tensor, shape):
+def _ones(place, prefix, config):
+    """Returns the axes of length 1 behind a matrix: LDM's attention of maps to themselves is made of convolutions."""
+    if prefix == VAE and ".mid.attn_1." in place:
+        return 1, 1
+    plain = prefix == UNET and config.cross_attention_dim is None
+    return (1,) if plain and place.endswith((".qkv.weight", ".proj_out.weight")) else ()
+
+
+def _reshaped(tensor, ones):
+    if len(tensor.shape) != 2 or not ones:
+        return tensor
+    shape = *tensor.shape, *ones
     return files.Tensor(shape, tensor.dtype, lambda: tensor.array().reshape(shape))
 
 
-def _joined(parts):
-    rows, *others = parts[0].shape
-    return files.Tensor((3 * rows, *others), parts[0].dtype, lambda: np.concatenate([part.array() for part in parts]))
+def _joined(parts, rows=None):
+    """Returns one Tensor of three, `rows` rows of each at a time, None for all."""
+    height, *others = parts[0].shape
+
+    def array():
+        return np.stack([part.array().reshape(-1, rows or height, *others) for part in parts], 1)
+
+    return files.Tensor((3 * height, *others), parts[0].dtype, lambda: array().reshape(3 * height, *others))
 
 
 def _unused(written, config):
@@ -370,7 +387,8 @@ def _unused(written, config):
 
 def _said(sd, usual):
     """Returns all that the file's weights do not tell, of CLIP's vocabulary only that it is the usual one."""
-    notes = {name: getattr(sd.networks, name).config.to_json() for name in NETWORKS}
+    networks = {name: getattr(sd.networks, name) for name in NETWORKS}
+    notes = {name: network.config.to_json() for name, network in networks.items() if network is not None}
     notes["scheduler"] = sd.schedule.to_json()
     if sd.low_schedule is not None:
         notes[LOW] = sd.low_schedule.to_json()

@@ -8,12 +8,13 @@ Source: CompVis latent-diffusion and Stability-AI stablediffusion, configs/; wha
 """
 
 from sdjax.models.clip import TextConfig
-from sdjax.models.unet import UNetConfig
+from sdjax.models.unet import ATTENTIVE, PLAIN, UNetConfig
 from sdjax.models.vae import VaeConfig
 
 HEADS = 8  # of the UNets of Stable Diffusion 1 and of the upscaler
 HEAD_WIDTH = 64  # of Stable Diffusion 2's UNets, and of all text encoders
 SCALING, UPSCALER_SCALING = 0.18215, 0.08333
+PLAIN_HEAD_WIDTH = 32  # of LDM-SR: CompVis latent-diffusion, models/ldm/bsr_sr/config.yaml
 
 
 def _shape(shapes, name):
@@ -29,9 +30,9 @@ def _alike(values):
 
 def unet_config(shapes):
     """Returns the UNetConfig of a UNet; sample_size is that of 512 pixels."""
-    blocks = "transformer_blocks.0."
-    context = _shape(shapes, f"middle_block.1.{blocks}attn2.to_k.weight")[1]
-    linear = len(_shape(shapes, "middle_block.1.proj_in.weight")) == 2
+    blocks, plain = "transformer_blocks.0.", "middle_block.1.qkv.weight" in shapes
+    context = None if plain else _shape(shapes, f"middle_block.1.{blocks}attn2.to_k.weight")[1]
+    linear = not plain and len(_shape(shapes, "middle_block.1.proj_in.weight")) == 2
     levels, place = [[]], 1
     while f"input_blocks.{place}.0.op.weight" in shapes or f"input_blocks.{place}.0.in_layers.2.weight" in shapes:
         if f"input_blocks.{place}.0.op.weight" in shapes:
@@ -47,17 +48,19 @@ def unet_config(shapes):
     # Keys as wide as the context instead of the map: the layer looks at the text alone.
     keys = [shapes.get(f"{level[0]}1.{blocks}attn1.to_k.weight", (1, 1)) for level in levels]
     labels = shapes.get("label_emb.weight", (None,))[0]
+    down, up = PLAIN if plain else ATTENTIVE
+    heads = tuple(width // PLAIN_HEAD_WIDTH for width in widths) if plain else HEADS
     return UNetConfig(
         sample_size=64 if labels is None else 128,
         in_channels=_shape(shapes, "input_blocks.0.0.weight")[1],
         out_channels=_shape(shapes, "out.2.weight")[0],
         block_out_channels=widths,
         layers_per_block=_alike([len(level) for level in levels]),
-        down_block_types=tuple("CrossAttnDownBlock2D" if one else "DownBlock2D" for one in attends),
-        up_block_types=tuple("CrossAttnUpBlock2D" if one else "UpBlock2D" for one in attends[::-1]),
+        down_block_types=tuple(down if one else "DownBlock2D" for one in attends),
+        up_block_types=tuple(up if one else "UpBlock2D" for one in attends[::-1]),
         only_cross_attention=_alike([shape[1] != shape[0] for shape in keys]),
         cross_attention_dim=context,
-        attention_head_dim=_heads(widths) if linear and labels is None else HEADS,
+        attention_head_dim=_heads(widths) if linear and labels is None else heads,
         use_linear_projection=linear,
         num_class_embeds=labels,
         # In half precision the scores of 2.1 overflow, and nothing tells 2.1 from 2.0.
@@ -74,6 +77,8 @@ def vae_config(shapes, unet):
     widths, layers = [], 0
     while f"encoder.down.{len(widths)}.block.0.conv1.weight" in shapes:
         widths.append(shapes[f"encoder.down.{len(widths)}.block.0.conv1.weight"][0])
+    codes = shapes.get("quantize.embedding.weight", (None,))[0]
+    kinds = {None: SCALING if unet.num_class_embeds is None else UPSCALER_SCALING}
     while f"encoder.down.0.block.{layers}.conv1.weight" in shapes:
         layers += 1
     return VaeConfig(
@@ -83,7 +88,9 @@ def vae_config(shapes, unet):
         layers_per_block=layers,
         latent_channels=_shape(shapes, "decoder.conv_in.weight")[1],
         sample_size=unet.sample_size * 2 ** (len(widths) - 1),
-        scaling_factor=SCALING if unet.num_class_embeds is None else UPSCALER_SCALING,
+        scaling_factor=kinds.get(codes, 1.0),
+        force_upcast=codes is None,
+        num_vq_embeddings=codes,
         use_quant_conv="quant_conv.weight" in shapes,
         use_post_quant_conv="post_quant_conv.weight" in shapes,
         mid_block_add_attention="encoder.mid.attn_1.norm.weight" in shapes,

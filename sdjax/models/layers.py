@@ -295,6 +295,23 @@ class ResnetBlock(nn.Module):
         return x + y
 
 
+class MapAttention(nn.Module):
+    """Attention of a map [B h w D] to itself over all positions, added to it."""
+
+    heads: int = 1
+    groups: int = 32
+    eps: float = 1e-5
+    dtype: object = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        width = x.shape[-1]
+        rows = GroupNorm(self.groups, self.eps, self.dtype, name="group_norm")(x).reshape(len(x), -1, width)  # [B N D]
+        q, k, v = (Dense(width, dtype=self.dtype, name=f"to_{name}")(rows) for name in "qkv")
+        rows = attend(q, k, v, self.heads, upcast=True)
+        return x + Dense(width, dtype=self.dtype, name="to_out.0")(rows).reshape(x.shape)
+
+
 class Downsample(nn.Module):
     """Half the size by a 3x3 convolution of stride 2.  padding: 1 in UNets; ((0, 1), (0, 1)) in VAE encoders."""
 

@@ -1,5 +1,6 @@
 """The denoising network of Stable Diffusion 1.x and 2.x: a UNet whose maps attend to a text.
 
+Without a text (cross_attention_dim None) maps attend to themselves: the UNet of LDM-SR, diffusers' UNet2DModel.
 B batch, h w latent pixels, L tokens, C text width, D channels, N positions, T width of the time embedding.  Submodule
 names are the keys of diffusers' UNet2DConditionModel, so a weight's dotted name is its name in the file.
 
@@ -19,6 +20,7 @@ from sdjax.models.layers import (
     Downsample,
     GroupNorm,
     LayerNorm,
+    MapAttention,
     ResnetBlock,
     Upsample,
     attend,
@@ -60,6 +62,18 @@ FIXED = {
     "cross_attention_norm": (None,),
 }
 
+# Options of UNet2DModel, likewise.
+FIXED_PLAIN = {
+    "mid_block_type": ("UNetMidBlock2D",),
+    "downsample_type": ("conv",),
+    "upsample_type": ("conv",),
+    "attn_norm_num_groups": (None,),
+    "add_attention": (True,),
+    "num_train_timesteps": (None,),
+}
+CONDITIONAL = ("cross_attention_dim", "only_cross_attention", "use_linear_projection", "upcast_attention")
+PLAIN, ATTENTIVE = ("AttnDownBlock2D", "AttnUpBlock2D"), ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
+
 # Options without effect on the numbers of these blocks, and what averaged weights leave in a config.json.
 IGNORED = {
     "mid_block_only_cross_attention",
@@ -81,6 +95,7 @@ class UNetConfig:
     attention_head_dim: the number of heads, for all levels or one per level (the file's name for it is historical).
     layers_per_block, only_cross_attention: likewise for all levels or one per level, finest first.
     num_class_embeds: rows of the table of class labels (noise levels of the x4 upscaler), or None.
+    cross_attention_dim: width of the text; None for a UNet without text, whose blocks are named Attn... then.
     Raises ValueError where the sizes do not fit each other.
     Source: the format of diffusers' UNet2DConditionModel.
     """
@@ -97,7 +112,7 @@ class UNetConfig:
     layers_per_block: int | tuple = 2
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
-    cross_attention_dim: int = 1280
+    cross_attention_dim: int | None = 1280
     attention_head_dim: int | tuple = 8
     use_linear_projection: bool = False
     num_class_embeds: int | None = None
@@ -105,10 +120,8 @@ class UNetConfig:
 
     def __post_init__(self):
         levels = len(self.block_out_channels)
-        allowed = {
-            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-        }
+        down, up = PLAIN if self.cross_attention_dim is None else ATTENTIVE
+        allowed = {"down_block_types": (down, "DownBlock2D"), "up_block_types": (up, "UpBlock2D")}
         for name, kinds in allowed.items():
             value = getattr(self, name)
             if len(value) != levels or not set(value) <= set(kinds):
@@ -117,7 +130,7 @@ class UNetConfig:
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != levels:
                 raise ValueError(f"unet {name}={value}: expected one value or {levels}, one per block_out_channels")
-        if not isinstance(self.cross_attention_dim, int):
+        if not isinstance(self.cross_attention_dim, int | None):
             raise ValueError(f"unet cross_attention_dim={self.cross_attention_dim}: expected one number for all levels")
         if not isinstance(self.norm_num_groups, int):
             raise ValueError(f"unet norm_num_groups={self.norm_num_groups}: expected a number")
@@ -138,11 +151,13 @@ class UNetConfig:
 
         Raises ValueError that names an option which is unknown, or whose value these networks do not cover.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
+        known, fixed = {field.name for field in dataclasses.fields(cls)}, FIXED
+        if options.get("_class_name") == "UNet2DModel":
+            options, fixed = _without_text(options), FIXED | FIXED_PLAIN
         for name, value in options.items():
-            if name in FIXED and value not in FIXED[name]:
-                raise ValueError(f"unet {name}={value!r} is not supported; expected {FIXED[name][0]!r}")
-            if not name.startswith("_") and name not in known | FIXED.keys() | IGNORED:
+            if name in fixed and value not in fixed[name]:
+                raise ValueError(f"unet {name}={value!r} is not supported; expected {fixed[name][0]!r}")
+            if not name.startswith("_") and name not in known | fixed.keys() | IGNORED:
                 raise ValueError(f"unet {name}={value!r}: unknown option; supported are {', '.join(sorted(known))}")
         found = {name: value for name, value in options.items() if name in known}
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
@@ -151,7 +166,34 @@ class UNetConfig:
         """Returns the content of a config.json from which diffusers builds the same network."""
         options = dataclasses.asdict(self)
         options = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-        return {"_class_name": "UNet2DConditionModel", **options}
+        if self.cross_attention_dim is not None:
+            return {"_class_name": "UNet2DConditionModel", **options}
+        for name in CONDITIONAL:
+            del options[name]
+        return {"_class_name": "UNet2DModel", **options, "attention_head_dim": self.head_width}
+
+    @property
+    def head_width(self):
+        """Channels of one attention head.  Raises ValueError where levels differ, which UNet2DModel cannot tell."""
+        pairs = zip(self.block_out_channels, self.levels("attention_head_dim"), strict=True)
+        widths = {width // heads for width, heads in pairs}
+        if len(widths) > 1:
+            raise ValueError(f"unet attention_head_dim={self.attention_head_dim}: expected heads of one width")
+        return widths.pop()
+
+
+def _without_text(options):
+    """Returns the options of a UNet2DModel in the terms of UNetConfig; its attention_head_dim is a head's width."""
+    defaults = {
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": (224, 448, 672, 896),
+        "attention_head_dim": 8,
+    }
+    defaults |= {"down_block_types": ("DownBlock2D", *PLAIN[:1] * 3), "up_block_types": (*PLAIN[1:] * 3, "UpBlock2D")}
+    options = {**defaults, **options, "cross_attention_dim": None}
+    widths, head = options["block_out_channels"], options["attention_head_dim"]
+    return options | {"attention_head_dim": tuple(width // (head or width) for width in widths)}
 
 
 class Attention(nn.Module):
@@ -250,9 +292,14 @@ class Layers:
         config = self.config
         return block(self.width, config.norm_num_groups, config.norm_eps, True, self.dtype, name=f"resnets.{i}")
 
-    def transformer(self, i, only_cross=False):
+    def attend(self, i, x, context, only_cross=False):
+        """Returns the map x [B h w D] after a transformer, or without a text after attention to itself."""
+        config, name = self.config, f"attentions.{i}"
+        if config.cross_attention_dim is None:
+            block, heads = nn.remat(MapAttention) if self.remat else MapAttention, config.levels("attention_head_dim")
+            return block(heads[self.level], config.norm_num_groups, config.norm_eps, self.dtype, name=name)(x)
         block = nn.remat(Transformer) if self.remat else Transformer
-        return block(self.config, self.level, only_cross, self.dtype, name=f"attentions.{i}")
+        return block(config, self.level, only_cross, self.dtype, name=name)(x, context)
 
 
 class DownBlock(nn.Module):
@@ -263,12 +310,12 @@ class DownBlock(nn.Module):
     @nn.compact
     def __call__(self, x, time, context):
         layers, config, level = self.layers, self.layers.config, self.layers.level
-        attention = config.down_block_types[level] == "CrossAttnDownBlock2D"
+        attention = config.down_block_types[level] != "DownBlock2D"
         maps = []
         for i in range(config.levels("layers_per_block")[level]):
             x = layers.resnet(i)(x, time)
             if attention:
-                x = layers.transformer(i, config.levels("only_cross_attention")[level])(x, context)
+                x = layers.attend(i, x, context, config.levels("only_cross_attention")[level])
             maps.append(x)
         if level + 1 < len(config.block_out_channels):
             maps.append(Downsample(layers.width, dtype=layers.dtype, name="downsamplers.0")(x))
@@ -283,7 +330,7 @@ class MidBlock(nn.Module):
     @nn.compact
     def __call__(self, x, time, context):
         x = self.layers.resnet(0)(x, time)
-        x = self.layers.transformer(0)(x, context)
+        x = self.layers.attend(0, x, context)
         return self.layers.resnet(1)(x, time)
 
 
@@ -295,11 +342,11 @@ class UpBlock(nn.Module):
     @nn.compact
     def __call__(self, x, skips, time, context, size=None):
         layers, config, level = self.layers, self.layers.config, self.layers.level
-        attention = config.up_block_types[-1 - level] == "CrossAttnUpBlock2D"
+        attention = config.up_block_types[-1 - level] != "UpBlock2D"
         for i, skip in enumerate(reversed(skips)):
             x = layers.resnet(i)(jnp.concatenate([x, skip], axis=-1), time)
             if attention:
-                x = layers.transformer(i, config.levels("only_cross_attention")[level])(x, context)
+                x = layers.attend(i, x, context, config.levels("only_cross_attention")[level])
         return x if size is None else Upsample(layers.width, dtype=layers.dtype, name="upsamplers.0")(x, size)
 
 
@@ -356,14 +403,15 @@ class UNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, z, t, context, class_labels=None, residuals=None, features_only=False):
+    def __call__(self, z, t, context=None, class_labels=None, residuals=None, features_only=False):
         """Returns (prediction [B h w out], features); the prediction is None where features_only.
 
-        z: [B h w in].  t: [B], 0..999.  context: [B L C].  class_labels: int [B] where the config has num_class_embeds.
+        z: [B h w in].  t: [B], 0..999.  context: [B L C], None where the config has no text.
+        class_labels: int [B] where the config has num_class_embeds.
         residuals: (a tuple added to the skip maps, a map added to the middle), as ControlNet makes them.
         features: the skip maps, finest first, then the middle's map, all before residuals are added.
         """
-        config, context = self.config, context.astype(self.dtype)
+        config, context = self.config, None if context is None else context.astype(self.dtype)
         time = embed_time(config, t, class_labels, self.dtype)
         x = Conv(config.block_out_channels[0], dtype=self.dtype, name="conv_in")(z)
         skips, x = descend(config, x, time, context, self.dtype, self.remat)

@@ -1,4 +1,4 @@
-"""The KL autoencoder between pictures and latents.  Submodules are named as in diffusers' AutoencoderKL.
+"""The autoencoder between pictures and latents.  Submodules are named as in diffusers' AutoencoderKL and VQModel.
 
 Shapes: B batch, H W pixels, h w latent pixels (H / f, W / f with f = 2^(blocks - 1)), c latent channels, D channels.
 
@@ -13,12 +13,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdjax.models.layers import Conv, Dense, Downsample, GroupNorm, ResnetBlock, Upsample, attend
+from sdjax.models.layers import Conv, Downsample, GroupNorm, MapAttention, ResnetBlock, Upsample
 
 EPS = 1e-6  # of every GroupNorm; CompVis latent-diffusion, modules/diffusionmodules/model.py, Normalize
 DOWN, UP = "DownEncoderBlock2D", "UpDecoderBlock2D"
 # Options with one supported value, given here; they stand in files and change the numbers.
 FIXED = {"shift_factor": None, "latents_mean": None, "latents_std": None}
+FIXED_VQ = {"norm_type": "group", "lookup_from_codebook": False}
+NO_VARIANCE = -30.0  # logarithm of it, the least that encode gives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,7 @@ class VaeConfig:
     """The vae/config.json of a diffusers folder; defaults are those of diffusers' AutoencoderKL.
 
     scaling_factor: the UNet sees latents times this.  force_upcast: the folder asks for float32 here in any case.
+    num_vq_embeddings: entries of the codebook of a VQModel, whose latents are not scaled; None for a KL autoencoder.
     """
 
     in_channels: int = 3
@@ -40,6 +43,7 @@ class VaeConfig:
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
+    num_vq_embeddings: int | None = None
 
     @classmethod
     def from_json(cls, values):
@@ -47,10 +51,11 @@ class VaeConfig:
 
         Raises ValueError for another class of model and for options that are unknown or not supported.
         """
-        values = {"_class_name": "AutoencoderKL", **values}
-        if values["_class_name"] != "AutoencoderKL":
-            raise ValueError(f"_class_name={values['_class_name']!r}: expected 'AutoencoderKL'")
+        kind = values.get("_class_name", "AutoencoderKL")
+        _only(kind, ("AutoencoderKL", "VQModel"), "_class_name")
         values = {name: value for name, value in values.items() if not name.startswith("_")}
+        if kind == "VQModel":
+            values = _quantized(values)
         blocks = len(values.get("block_out_channels", (64,)))
         _only(values.pop("act_fn", "silu"), ("silu", "swish"), "act_fn")  # two names of one function
         _only(list(values.pop("down_block_types", [DOWN] * blocks)), ([DOWN] * blocks,), "down_block_types")
@@ -59,7 +64,7 @@ class VaeConfig:
             _only(values.pop(name, value), (value,), name)
         unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(cls)})
         if unknown:
-            raise ValueError(f"{unknown[0]}={values[unknown[0]]!r}: unknown option of AutoencoderKL")
+            raise ValueError(f"{unknown[0]}={values[unknown[0]]!r}: unknown option of {kind}")
         if "block_out_channels" in values:
             values["block_out_channels"] = tuple(values["block_out_channels"])
         return cls(**values)
@@ -71,11 +76,27 @@ class VaeConfig:
             raise ValueError(f"block_out_channels={widths}: expected multiples of norm_num_groups={groups}")
 
     def to_json(self):
-        """Returns the dict for config.json that diffusers' AutoencoderKL reads."""
-        blocks = len(self.block_out_channels)
-        fixed = {"_class_name": "AutoencoderKL", "act_fn": "silu", **FIXED}
+        """Returns the dict for config.json that diffusers' AutoencoderKL or VQModel reads."""
+        blocks, quantized = len(self.block_out_channels), self.num_vq_embeddings is not None
+        fixed = {"_class_name": "VQModel" if quantized else "AutoencoderKL", "act_fn": "silu"}
+        fixed |= FIXED_VQ if quantized else FIXED
         types = {"down_block_types": [DOWN] * blocks, "up_block_types": [UP] * blocks}
-        return {**fixed, **types, **dataclasses.asdict(self), "block_out_channels": list(self.block_out_channels)}
+        own = dataclasses.asdict(self)
+        for name in ("use_quant_conv", "use_post_quant_conv") if quantized else ("num_vq_embeddings",):
+            del own[name]
+        return {**fixed, **types, **own, "block_out_channels": list(self.block_out_channels)}
+
+
+def _quantized(values):
+    """Returns the options of a VQModel in the terms of VaeConfig.
+
+    The factor in the file is left out: neither the original code nor diffusers' pipeline scales these latents.
+    """
+    values = {"latent_channels": 3, "num_vq_embeddings": 256, "force_upcast": False, **values, "scaling_factor": 1.0}
+    _only(values.pop("vq_embed_dim", None), (None, values["latent_channels"]), "vq_embed_dim")
+    for name, value in FIXED_VQ.items():
+        _only(values.pop(name, value), (value,), name)
+    return values
 
 
 def _only(value, accepted, name):
@@ -86,6 +107,7 @@ def _only(value, accepted, name):
 class AutoencoderKL(nn.Module):
     """Encoder to a Gaussian over latents, and decoder.  remat: keep only the residual blocks' inputs for the gradient.
 
+    With a codebook (num_vq_embeddings) the Gaussian has no variance, and the decoder takes the nearest entries.
     Source: Rombach et al. 2022, 3.1 and appendix G.
     """
 
@@ -94,13 +116,16 @@ class AutoencoderKL(nn.Module):
     remat: bool = False
 
     def setup(self):
-        config = self.config
-        self.encoder = _Encoder(config, self.dtype, self.remat)
+        config, quantized = self.config, self.config.num_vq_embeddings is not None
+        made = config.latent_channels if quantized else 2 * config.latent_channels
+        self.encoder = _Encoder(config, made, self.dtype, self.remat)
         self.decoder = _Decoder(config, self.dtype, self.remat)
         if config.use_quant_conv:
-            self.quant_conv = Conv(2 * config.latent_channels, 1, dtype=self.dtype)
+            self.quant_conv = Conv(made, 1, dtype=self.dtype)
         if config.use_post_quant_conv:
             self.post_quant_conv = Conv(config.latent_channels, 1, dtype=self.dtype)
+        if quantized:
+            self.quantize = Codebook(config.num_vq_embeddings, config.latent_channels)
 
     def encode(self, x, only=None):
         """Returns (mean, logvar) of the latents, float32 [B h w c] each, logvar in [-30, 20]; not scaled.
@@ -113,14 +138,19 @@ class AutoencoderKL(nn.Module):
             return moments
         if self.config.use_quant_conv:
             moments = self.quant_conv(moments)
-        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-        return mean, jnp.clip(logvar, -30, 20)  # limits: CompVis latent-diffusion, DiagonalGaussianDistribution
+        moments = moments.astype(jnp.float32)
+        if self.config.num_vq_embeddings is not None:
+            return moments, jnp.full_like(moments, NO_VARIANCE)
+        mean, logvar = jnp.split(moments, 2, axis=-1)
+        return mean, jnp.clip(logvar, NO_VARIANCE, 20)  # CompVis latent-diffusion, DiagonalGaussianDistribution
 
     def decode(self, z, only=None):
         """Returns the pixels, float32 [B H W 3], about [-1, 1] but not clipped, of latents that are not scaled.
 
         only: "coarse" ends behind the middle, with the map [B h w D] from which "fine" goes on.
         """
+        if self.config.num_vq_embeddings is not None and only != "fine":
+            z = self.quantize(z)
         if self.config.use_post_quant_conv and only != "fine":
             z = self.post_quant_conv(z)
         return self.decoder(z, only).astype(jnp.float32)
@@ -132,8 +162,31 @@ class AutoencoderKL(nn.Module):
         return self.decode(mean + jnp.exp(logvar / 2) * noise), mean, logvar
 
 
+class Codebook(nn.Module):
+    """The nearest of `entries` vectors for each vector of z [B h w c]; the gradient passes as if it were z itself.
+
+    Source: van den Oord et al. 2017, equations 1 and 2.
+    """
+
+    entries: int
+    channels: int
+
+    @nn.compact
+    def __call__(self, z):
+        z = z.astype(jnp.float32)
+        table = nn.Embed(self.entries, self.channels, name="embedding")
+        codes = table(jnp.arange(self.entries))
+
+        def nearest(row):  # [w c] -> [w]; by rows, since all distances at once are gigabytes
+            return jnp.square(row[:, None] - codes[None]).sum(-1).argmin(-1)
+
+        index = jax.lax.map(nearest, z.reshape(-1, *z.shape[2:])).reshape(z.shape[:-1])
+        return z + jax.lax.stop_gradient(codes[index] - z)
+
+
 class _Encoder(nn.Module):
     config: VaeConfig
+    features: int
     dtype: object
     remat: bool
 
@@ -149,7 +202,7 @@ class _Encoder(nn.Module):
         if only == "fine":
             return x
         x = _MidBlock(config, self.dtype, self.remat, name="mid_block")(x)
-        return _out(x, 2 * config.latent_channels, config, self.dtype)
+        return _out(x, self.features, config, self.dtype)
 
 
 class _Decoder(nn.Module):
@@ -214,23 +267,8 @@ class _MidBlock(nn.Module):
         width = self.config.block_out_channels[-1]
         x = _resnet(width, self.config, self.dtype, self.remat, "resnets.0")(x)
         if self.config.mid_block_add_attention:
-            x = _Attention(self.config.norm_num_groups, self.dtype, name="attentions.0")(x)
+            x = MapAttention(1, self.config.norm_num_groups, EPS, self.dtype, name="attentions.0")(x)
         return _resnet(width, self.config, self.dtype, self.remat, "resnets.1")(x)
-
-
-class _Attention(nn.Module):
-    """Attention of one head over all positions, added to its input."""
-
-    groups: int
-    dtype: object
-
-    @nn.compact
-    def __call__(self, x):
-        width = x.shape[-1]
-        rows = GroupNorm(self.groups, EPS, self.dtype, name="group_norm")(x).reshape(len(x), -1, width)  # [B N D]
-        q, k, v = (Dense(width, dtype=self.dtype, name=f"to_{name}")(rows) for name in "qkv")
-        rows = attend(q, k, v, heads=1, upcast=True)
-        return x + Dense(width, dtype=self.dtype, name="to_out.0")(rows).reshape(x.shape)
 
 
 def _resnet(width, config, dtype, remat, name):
