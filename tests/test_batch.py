@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sdjax import load, records, text2img
+
 ROOT = Path(__file__).parents[1]
 MODEL = "random:tiny"
 
@@ -66,6 +68,20 @@ def test_what_is_missing_or_half_written_comes_back_the_same(tmp_path):
     again = pictures(out)
     assert first.keys() == again.keys()
     assert all(np.array_equal(first[name], again[name]) for name in first)
+
+
+def test_files_hold_the_settings_and_say_nothing_private_when_asked(tmp_path):
+    given = {"prompt": "my secret", "negative": "a rival", "seed": 4, "sampler": "euler_a", "noise_source": "torch-cpu"}
+    jobs = write(tmp_path, [given])
+    assert run(jobs, tmp_path / "a") == 0 == run(jobs, tmp_path / "b", "--public", "--format", "webp")
+    record = records.read(tmp_path / "a" / "000001.png")
+    assert record == records.read(tmp_path / "a" / "000001.json")
+    assert (record.prompt, record.seed, record.noise, record.model) == ("my secret", 4, "torch-cpu", MODEL)
+    assert records.read(tmp_path / "b" / "000001.webp") == records.public(record)
+    everything = b"".join(path.read_bytes() for path in (tmp_path / "b").iterdir())
+    assert not any(word in everything for word in (b"secret", b"rival", b"tiny"))
+    again = text2img(load(MODEL), **records.settings(record))[0].astype(int)
+    assert np.abs(again - pictures(tmp_path / "a")["000001.png"]).max() <= 1  # it was made in a batch of two
 
 
 def test_other_settings_are_made_anew(tmp_path, capsys):

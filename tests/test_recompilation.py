@@ -1,5 +1,6 @@
 """What compiles anew: another size, batch, number of chunks, kind of wrapper or adapter, or kind of noise; no more."""
 
+import itertools
 import random
 
 import jax
@@ -11,10 +12,13 @@ import sdjax
 from sdjax import trees
 from sdjax.convert import pipeline
 
+SHORT = "a photo of a face"
 LONG = ", ".join(["a very long description of a face"] * 12)  # more than one chunk
 SHAPES = [(32, 2), (48, 1), (32, 1)]  # size, batch
-SAMPLERS = ["ddim", "euler", "dpmpp_2m", "heun", "euler_a", "dpmpp_sde"]
-NOISY = ("euler_a", "dpmpp_sde")
+QUIET, NOISY = ("ddim", "euler", "dpmpp_2m", "heun"), ("euler_a", "dpmpp_sde")
+NAMES = ("shape", "noisy", "embedding", "guided", "text", "given")  # what makes a kind
+OURS = ("_sample", "_condition", "_encoded", "_decode", "_moments", "_draw_latents", "_normal")
+OURS = {f"jit({name})" for name in OURS}
 
 
 @pytest.fixture(scope="module")
@@ -41,31 +45,31 @@ def compiled():
 
     def listen(event, duration, **about):
         if event == "/jax/core/compile/backend_compile_duration":
-            names.append(about.get("fun_name", ""))
+            names.append(about["fun_name"])
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield names
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def jobs(count, seed=0, shapes=SHAPES, samplers=SAMPLERS):
-    """Yields (what may compile, settings): jobs of mixed settings."""
-    chance = random.Random(seed)
-    for _ in range(count):
-        size, batch = chance.choice(shapes)
-        sampler = chance.choice(samplers)
-        word, lora = chance.choice([None, None, 0, 1]), chance.choice([None, None, 0, 1])
-        guidance = chance.choice([1.0, 3.0, 7.5])
-        grammar = chance.choice(["plain", "a1111"])
-        text = LONG if grammar == "a1111" and chance.random() < 0.3 else "a photo of a face"
-        strength = chance.choice([None, None, 0.4, 0.9])
-        kind = (size, batch, sampler in NOISY, word is None, guidance == 1, grammar, text, strength is None)
-        yield kind, dict(
-            size=size, word=word, lora=lora, amount=chance.random(), strength=strength, guidance=guidance,
-            prompts=[f"{text} {chance.random()}"] * batch, seeds=[chance.randrange(1000)] * batch, grammar=grammar,
-            steps=chance.choice([3, 4, 5]), sampler=sampler, rescale=chance.random(),
-            schedule=chance.choice(["normal", "karras"]),
-        )  # fmt: skip
+def kinds():
+    """Returns all that may compile, dicts of settings."""
+    texts = [("plain", SHORT), ("a1111", SHORT), ("a1111", LONG)]
+    values = itertools.product(SHAPES, *[(False, True)] * 3, texts, (False, True))
+    return [dict(zip(NAMES, value, strict=True)) for value in values]
+
+
+def job(kind, chance):
+    """Returns the settings of a job of a kind, all others by chance."""
+    (size, batch), (grammar, text) = kind["shape"], kind["text"]
+    return dict(
+        size=size, prompts=[f"{text} {chance.random()}"] * batch, seeds=[chance.randrange(1000) for _ in range(batch)],
+        word=chance.choice([0, 1]) if kind["embedding"] else None, lora=chance.choice([None, 0, 1]),
+        amount=chance.random(), guidance=chance.choice([3.0, 7.5]) if kind["guided"] else 1.0, grammar=grammar,
+        strength=chance.choice([0.4, 0.9]) if kind["given"] else None, steps=chance.choice([3, 4, 5]),
+        sampler=chance.choice(NOISY if kind["noisy"] else QUIET), rescale=chance.random(),
+        schedule=chance.choice(["normal", "karras"]),
+    )  # fmt: skip
 
 
 def make(base, folder, settings):
@@ -82,31 +86,24 @@ def make(base, folder, settings):
     return sdjax.img2img(sd, pictures=np.full((size, size, 3), 90, np.uint8), strength=strength, **settings)
 
 
-def check(folder, compiled, work):
-    """Makes all jobs; asserts that sampling compiles once per kind, and that a kind seen before compiles nothing."""
-    base, seen = pipeline.load("random:tiny"), set()
-    for kind, settings in work:
-        before = len(compiled)
+def check(folder, compiled, some, count):
+    """Makes jobs of some kinds; asserts that sampling compiles once for each, and a kind seen before nothing at all."""
+    base, seen, chance = pipeline.load("random:tiny"), [], random.Random(0)
+    for _ in range(count):
+        kind = chance.choice(some)
+        settings, before = job(kind, chance), len(compiled)
         make(base, folder, settings)
-        new = [name for name in compiled[before:] if "_sample" in name]
-        assert len(new) == (kind not in seen), (kind, settings, new)
-        ours = [name for name in compiled[before:] if any(part in name for part in OURS)]
-        assert kind not in seen or not ours, (kind, settings, ours)
-        seen.add(kind)
-    return len(seen)
-
-
-OURS = ("_sample", "_condition", "_encoded", "_decode", "_moments", "_draw_latents", "_normal")
+        new = [name for name in compiled[before:] if name in OURS]
+        assert new.count("jit(_sample)") == (kind not in seen), (kind, settings, new)
+        assert not new or kind not in seen, (kind, settings, new)
+        seen += [] if kind in seen else [kind]
+    assert len(seen) == len(some)
 
 
 def test_settings_compile_nothing(folder, compiled):
-    work = list(jobs(600, shapes=[(32, 1)], samplers=["ddim", "heun"]))
-    kind = (32, 1, False, False, False, "plain", "a photo of a face", False)
-    found = [(this, settings) for this, settings in work if this == kind][:8]
-    assert len({settings["steps"] for _, settings in found}) > 1 and len({s["word"] for _, s in found}) == 2
-    assert check(folder, compiled, found) == 1
+    check(folder, compiled, [dict(zip(NAMES, ((32, 1), False, True, True, ("plain", SHORT), True), strict=True))], 8)
 
 
 @pytest.mark.slow
 def test_two_hundred_jobs_compile_once_a_kind(folder, compiled):
-    print(check(folder, compiled, jobs(200)), "kinds")
+    check(folder, compiled, random.Random(1).sample(kinds(), 12), 200)
