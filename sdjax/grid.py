@@ -10,7 +10,7 @@ EDGE, SIZE = 8, 13  # pixels: of the margins, of the letters
 
 
 def sheet(pictures, rows=(), columns=(), scale=1):
-    """Returns uint8 [height width 3]: rows of pictures uint8 [H W 3] of one size, with words left of rows, above columns.
+    """Returns uint8 [height width 3]: rows of pictures uint8 [H W 3] of one size; words left of rows, above columns.
 
     pictures: a list of rows, None for an empty place.  scale: a whole number, by which pictures are enlarged.
     Raises ValueError when there are no pictures, or they differ in size.

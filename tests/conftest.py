@@ -1,10 +1,15 @@
 """What every test runs under: four CPU devices, no reused keys, no silent rank promotion, warnings are errors."""
 
+import gc
+import importlib.metadata
 import os
 from pathlib import Path
 
+# Tiny models: compiling them is what takes time.  Later versions of XLA do not know the flag.
+QUICK = "--xla_cpu_use_fusion_emitters=false" if importlib.metadata.version("jaxlib") < "0.11" else ""
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=4 {QUICK}")
 
 import jax
 import pytest
@@ -15,8 +20,8 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_debug_key_reuse", True)
-jax.config.update("jax_disable_most_optimizations", True)  # tiny models: compiling them is what takes time
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(200_000, 20, 100)  # traced programs are many small objects that live on
 
 
 @pytest.fixture

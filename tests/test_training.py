@@ -158,7 +158,7 @@ COMMAND = [
 
 def start(out, *more):
     """Starts the run in a process of its own; what it says goes to a file beside `out`."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     with open(f"{out}.txt", "a") as said:
         return subprocess.Popen(
             [*COMMAND, f"out={out}", "steps=60", *more], cwd=ROOT, env=env, stdout=said, stderr=said

@@ -27,8 +27,9 @@ class Data:
     path: a folder of images, one image, or "pocketland" (the drawn world).  word: what captions call the subject.
     templates: "captions" (beside the pictures), "object", "style", "face", "art", ... or a template file.
     size: pixels of the square picture, 0 for the model's.  crop: "center" or "random".  flip: probability.
-    dropout: probability of the empty prompt, for guidance.  cache: folder for pictures decoded
-    once and, with `encode`, for their latents; "" for none.
+    dropout: probability of the empty prompt, for guidance.
+    encode: train on the autoencoder's moments, computed once where pictures are kept: those in `cache`, a folder for
+    decoded pictures and moments ("" for none), and one picture without augmentation.
     concept: also give E4T's encoder a picture: "same", or "other" view of the subject where the source knows one.
     mask: weight the loss by the image's alpha channel or its mask file.
     count, domain: of the drawn world, how many pictures, and only those of a "face" or a "cat".
@@ -54,18 +55,26 @@ class Data:
             raise ValueError(f"data.concept={self.concept!r}: accepted are {', '.join(map(repr, CONCEPTS))}")
         if self.crop not in ("center", "random"):
             raise ValueError(f"data.crop={self.crop!r}: accepted are center, random")
-        if self.cache and (self.crop == "random" or self.flip or self.mask):
+        if self.cache and (not self.plain or self.mask):
             raise ValueError("data.cache: pictures are kept as they are; accepted are crop=center, flip=0, mask=False")
         if self.batch < 1:
             raise ValueError(f"data.batch={self.batch}: must be at least 1")
+
+    @property
+    def plain(self):
+        """Whether a picture is the same each time it is seen."""
+        return self.crop == "center" and not self.flip
 
 
 class Batches:
     """The stream of a run; `single`: the pixels [S S 3] where the source is one picture, else None."""
 
-    def __init__(self, data, source, tokenizer, factor, seed):
-        self.data, self.source, self.tokenizer, self.factor, self.seed = data, source, tokenizer, factor, seed
+    def __init__(self, data, source, sd, seed):
+        self.data, self.source, self.seed = data, source, seed
+        self.tokenizer, self.factor, self.moments = sd.tokenizer, sd.factor, None
         self.single = to_pixels(source.example(0, np.random.default_rng(0))["picture"]) if len(source) == 1 else None
+        if self.single is not None and data.encode and data.plain:
+            self.moments = np.asarray(jax.jit(lambda sd, x: sd.moments(x))(sd, self.single[None])[0], np.float32)
         self.rows = data.batch // jax.process_count()
         if data.batch % jax.process_count():
             raise ValueError(f"data.batch={data.batch}: {jax.process_count()} processes must divide it")
@@ -102,6 +111,8 @@ class Batches:
             example["moments"] = item["moments"].astype(np.float32)
         else:
             example["pixels"] = to_pixels(item["picture"])
+        if self.moments is not None:
+            example["moments"] = self.moments
         if self.data.concept:
             seen = item if self.data.concept == "same" else self.source.example(self.source.other(i, random), random)
             example["concept"] = to_pixels(seen["picture"])
@@ -129,4 +140,4 @@ def build(data, sd, seed):
         source = cache.cached(source, sd, data.cache, size, data.encode)
     if data.domain:
         source = sources.Only(source, sources.of_domain(opened, data.domain))
-    return Batches(data, source, sd.tokenizer, sd.factor, seed)
+    return Batches(data, source, sd, seed)

@@ -60,9 +60,19 @@ def offset(generator):
 
 
 def apply(unet, generators):
-    """Returns the UNet's tree with W (1 + D) for every W that has a generator; the product is float32, cast once."""
+    """Returns the UNet's tree with W (1 + D) for every W that has a generator; the product is float32, cast once.
+
+    Offsets of one shape are computed as one: fewer and larger operations, which compile several times faster.
+    """
+    shapes = {}
+    for name, weight in trees.matching(unet, TARGETS).items():
+        shapes.setdefault(weight.shape, []).append(name)
+    moves = {}
+    for names in shapes.values():
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(generators[name] for name in names))
+        moves |= dict(zip(names, jax.vmap(offset)(stacked), strict=True))
 
     def change(name, weight):
-        return (weight.astype(jnp.float32) * (1 + offset(generators[name]))).astype(weight.dtype)
+        return (weight.astype(jnp.float32) * (1 + moves[name])).astype(weight.dtype)
 
     return trees.edit(unet, TARGETS, change)
