@@ -82,11 +82,21 @@ def test_steps_seeds_prompts_and_guidance_compile_nothing_new(sd):
         ({"seeds": [1]}, "2 prompts, 1 seeds"),
         ({"noise": np.zeros((2, 8, 8, 4))}, "expected"),
         ({"schedule": "linear"}, "linear"),
+        ({"ensd": 31337}, "ensd=31337: noise_source='jax' has none"),
     ],
 )
 def test_options_that_do_not_fit(sd, options, message):
     with pytest.raises(ValueError, match=message):
         sdjax.text2img(sd, PROMPTS, **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "guided"),
+    [("a cat", False), ("a LAND AND\tsnow", True), ("a cat:1.5", True), ("a GRAND house", False), ("(a:1.5)", False)],
+)
+def test_weighed_prompts_need_the_negative_side(text, guided):
+    assert generate.Job(text, guidance=1.0, grammar="a1111").guided is guided
+    assert not generate.Job(text, guidance=1.0).guided and generate.Job(text, guidance=2.0).guided
 
 
 def test_words_of_several_vectors_are_rows_of_the_table(sd):
