@@ -6,7 +6,8 @@
 
 A row of the list (JSONL, CSV, parquet) is a picture: prompt, and any of negative, seed (else the row's number), steps,
 guidance, sampler, schedule, size, skip, eta, rescale, image, strength, mask, name, resize, grammar, weighting,
-noise_source, ensd.  A field that is a list is a matrix; flags are for rows that leave a field out.  Each picture gets
+noise_source, ensd, guidance_start, guidance_end, threshold, threshold_limit, churn, churn_low, churn_high, churn_noise.
+A field that is a list is a matrix; flags are for rows that leave a field out.  Each picture gets
 NAME.png with its settings in it, and last NAME.json; rows that cannot be made are in errors.jsonl.
 
 A machine's devices share each batch.  To divide a list over machines, start the same line on each with --distributed,

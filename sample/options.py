@@ -35,6 +35,14 @@ def parser(doc, name, guidance=7.5, steps=20, prompt=None):
     add("--clip-skip", type=int, default=0, help="last layers of the text encoder left out")
     add("--eta", type=float, help="fresh noise, 0 to 1, of samplers that take it")
     add("--rescale", type=float, default=0.0, help="of guidance, 0 to 1: against too strong contrasts")
+    add("--guidance-start", type=float, default=0.0, help="fraction of the steps from which on guidance acts")
+    add("--guidance-end", type=float, default=1.0, help="fraction of the steps behind which it does not")
+    add("--threshold", type=float, default=0.0, help="percentile of dynamic thresholding, such as 0.995; 0 for none")
+    add("--threshold-limit", type=float, default=3.0, help="what it never clips, in standard deviations of latents")
+    add("--churn", type=float, default=0.0, help="fresh noise of euler and heun, Karras' s_churn over all steps")
+    add("--churn-low", type=float, default=0.0, help="the lowest sigma at which that noise comes in, s_tmin")
+    add("--churn-high", type=float, default=999.0, help="the highest, s_tmax")
+    add("--churn-noise", type=float, default=1.0, help="its standard deviation, s_noise")
     add("--variation-seed", type=int, default=0, help="another seed, of which the pictures get a part")
     add("--variation", type=float, default=0.0, help="that part, 0 to 1")
     add(
@@ -106,7 +114,7 @@ def recorded(path, task):
         where = f"sample/{made_by}.py" if made_by in TASKS else "another program"
         raise ValueError(f"--from-image {path}: was made by {made_by}; expected {where}, with its files")
     found = {name: getattr(record, name) for name in ("steps", "sampler", "schedule", "guidance", "size", "seed")}
-    found |= {name: getattr(record, name) for name in ("eta", "rescale", "grammar", "weighting", "ensd")}
+    found |= {name: getattr(record, name) for name in ("eta", "grammar", "weighting", "ensd", *records.NUMBERED)}
     found |= dict(prompt=[record.prompt], negative_prompt=record.negative, clip_skip=record.skip)
     found |= dict(noise_source=record.noise)
     found["variation_seed"], found["variation"] = record.variation or (0, 0.0)
@@ -142,6 +150,8 @@ def prompts(options):
 
 def settings(options):
     """Returns the settings of generate.Job that the options name, as a dict."""
+    from sdjax import records
+
     return dict(
         seeds=range(options.seed, options.seed + len(prompts(options))),
         steps=options.steps,
@@ -150,7 +160,6 @@ def settings(options):
         schedule=options.schedule,
         negative=options.negative_prompt,
         eta=options.eta,
-        rescale=options.rescale,
         skip=options.clip_skip,
         grammar=options.grammar,
         weighting=options.weighting,
@@ -158,6 +167,7 @@ def settings(options):
         ensd=options.ensd,
         variation=(options.variation_seed, options.variation),
         progress=True,
+        **{name: getattr(options, name) for name in records.NUMBERED},
     )
 
 

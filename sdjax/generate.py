@@ -22,7 +22,7 @@ from tqdm import tqdm
 from sdjax import control, devices, memory, mixing, noise, prompt, tiles
 from sdjax import grammar as written
 from sdjax.diffusion import samplers
-from sdjax.diffusion.wrappers import ExtraChannels, Guidance, mask_channels
+from sdjax.diffusion.wrappers import ExtraChannels, Guidance, Threshold, mask_channels
 from sdjax.resize import fitted, pad
 from sdjax.stable_diffusion import to_pictures, to_pixels
 
@@ -33,7 +33,12 @@ class Job:
 
     prompts, negative, seeds: one text or int, or one per picture; seeds count from 0 where None.
     guidance: 1 for none.  rescale: of guidance, 0 to 1.
+    guidance_start, guidance_end: guidance acts in the steps between these fractions of the run; elsewhere the negative
+    prompt has no say.
+    threshold: percentile of dynamic thresholding, 0 to 1, 0 for none; threshold_limit: what is never clipped, in
+    standard deviations of latents; see wrappers.thresholded.
     noise: standard normal [B h w c] in place of the seeds'.  eta: fresh noise of samplers that take it.
+    churn, churn_low, churn_high, churn_noise: s_churn, s_tmin, s_tmax, s_noise of Karras et al. 2022, for euler, heun.
     skip: the text encoder's last layers left out ("clip skip 2" is 1).
     grammar: plain, a1111 or comfyui: what brackets and the like in prompts mean, see prompt.py.
     weighting: how weights in prompts act, a1111 or comfyui; None is the grammar's own.
@@ -42,7 +47,7 @@ class Job:
     control: ControlNets with their pictures, see control.Control.
     variation: (seed, amount 0 to 1), the share of another seed's noise in the start; see mixing.slerp.
     progress: a bar over the steps.
-    Raises ValueError for counts that differ, and for an ensd where JAX draws.
+    Raises ValueError for counts that differ, numbers out of range, and for an ensd where JAX draws.
     """
 
     prompts: list
@@ -56,6 +61,14 @@ class Job:
     eta: float | None = None
     skip: int = 0
     rescale: float = 0.0
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    threshold: float = 0.0
+    threshold_limit: float = 3.0
+    churn: float = 0.0
+    churn_low: float = 0.0
+    churn_high: float = 999.0
+    churn_noise: float = 1.0
     grammar: str = "plain"
     weighting: str | None = None
     noise_source: str = "jax"
@@ -75,6 +88,12 @@ class Job:
             )
         if self.ensd and self.noise_source == "jax":
             raise ValueError(f"ensd={self.ensd}: noise_source='jax' has none; expected 0, or torch-cpu or philox")
+        if not 0 <= self.guidance_start < self.guidance_end <= 1:
+            pair = f"guidance_start={self.guidance_start}, guidance_end={self.guidance_end}"
+            raise ValueError(f"{pair}: expected 0 <= start < end <= 1")
+        if not 0 <= self.threshold <= 1 or self.threshold_limit <= 0:
+            pair = f"threshold={self.threshold}, threshold_limit={self.threshold_limit}"
+            raise ValueError(f"{pair}: expected 0 to 1, and a limit above 0")
         controls = (self.control,) if isinstance(self.control, control.Control) else tuple(self.control)
         for name, value in (("prompts", prompts), ("seeds", seeds), ("negative", negative), ("control", controls)):
             object.__setattr__(self, name, value)
@@ -218,7 +237,8 @@ def run(sd, job, start, *, z=None, skipped=0, cond=None, extra=None):
     Raises ValueError for an unknown sampler or schedule, for extra channels that the network does not take, and for
     what does not fit into memory.
     """
-    plan = samplers.tabulate(sd.schedule, job.sampler, job.steps, job.schedule, job.eta, skipped)
+    churn = job.churn, job.churn_low, job.churn_high, job.churn_noise
+    plan = samplers.tabulate(sd.schedule, job.sampler, job.steps, job.schedule, job.eta, skipped, churn)
     sd, place = devices.share(sd, len(start))
     start = place(start)
     memory.check(sd, start.shape[1:3], len(start) // devices.count(start) * (1 + job.guided))
@@ -230,7 +250,10 @@ def run(sd, job, start, *, z=None, skipped=0, cond=None, extra=None):
     size = tuple(side * sd.factor for side in start.shape[1:3])
     sd, cond, negative = control.attach(sd, job.control, cond, negative, int(plan.steps), size)
     if negative is not None:
-        sd = sd.add(wrappers=Guidance(np.float32(job.guidance), place(negative), np.float32(job.rescale)))
+        times = samplers.guided_times(plan, job.guidance_start, job.guidance_end)
+        sd = sd.add(wrappers=Guidance(np.float32(job.guidance), place(negative), np.float32(job.rescale), *times))
+    if job.threshold:
+        sd = sd.add(wrappers=Threshold(np.float32(job.threshold), np.float32(job.threshold_limit)))
     fresh = None
     if plan.stochastic:
         fresh = noise.steps(job.noise_source, job.seeds, start.shape[1:], plan.draws, job.ensd)

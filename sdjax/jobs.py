@@ -19,6 +19,8 @@ from pathlib import Path
 
 NUMBERS = {"seed": int, "steps": int, "skip": int, "ensd": int}
 NUMBERS |= {"guidance": float, "eta": float, "rescale": float, "strength": float}
+NUMBERS |= dict.fromkeys(("guidance_start", "guidance_end", "threshold", "threshold_limit"), float)
+NUMBERS |= dict.fromkeys(("churn", "churn_low", "churn_high", "churn_noise"), float)
 TEXTS = ("prompt", "negative", "sampler", "schedule", "image", "mask", "resize")
 TEXTS += ("grammar", "weighting", "noise_source", "name")
 FIELDS = (*TEXTS, *NUMBERS, "size")

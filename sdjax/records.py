@@ -71,6 +71,20 @@ DESCRIPTION, EXIF, USER_COMMENT = (
 ENCODINGS = {b"UNICODE\0": "utf-16-be", b"ASCII\0\0\0": "utf-8", b"\0" * 8: "utf-8"}
 
 
+# Numbers among the settings of generate.Job, under A1111's words or, where it has none, ours; usual ones are left out.
+NUMBERED = {
+    "rescale": "CFG rescale",
+    "guidance_start": "Guidance start",
+    "guidance_end": "Guidance end",
+    "threshold": "Dynamic threshold",
+    "threshold_limit": "Threshold limit",
+    "churn": "Sigma churn",
+    "churn_low": "Sigma tmin",
+    "churn_high": "Sigma tmax",
+    "churn_noise": "Sigma noise",
+}
+
+
 @dataclass(frozen=True)
 class Record:
     """The settings of one picture, named as in generate.
@@ -94,6 +108,14 @@ class Record:
     noise: str = "jax"
     skip: int = 0
     rescale: float = 0.0
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    threshold: float = 0.0
+    threshold_limit: float = 3.0
+    churn: float = 0.0
+    churn_low: float = 0.0
+    churn_high: float = 999.0
+    churn_noise: float = 1.0
     strength: float | None = None
     eta: float | None = None
     ensd: int = 0
@@ -120,10 +142,10 @@ def of(job, i, size, **more):
         weighting=job.weighting,
         noise=job.noise_source,
         skip=job.skip,
-        rescale=float(job.rescale),
         eta=job.eta,
         ensd=job.ensd,
         variation=(int(seed) + i, float(amount)) if amount else None,
+        **{name: float(getattr(job, name)) for name in NUMBERED},
         **more,
     )
 
@@ -134,7 +156,7 @@ def settings(record):
     Model and adapters are the caller's to load; `strength` and a picture belong to img2img.
     """
     made = {name: getattr(record, name) for name in ("negative", "steps", "sampler", "schedule", "guidance", "size")}
-    made |= {name: getattr(record, name) for name in ("grammar", "weighting", "skip", "rescale", "eta", "ensd")}
+    made |= {name: getattr(record, name) for name in ("grammar", "weighting", "skip", "eta", "ensd", *NUMBERED)}
     made |= {"prompts": [record.prompt], "seeds": [record.seed], "noise_source": record.noise}
     return made | {"variation": record.variation or (0, 0.0)}
 
@@ -179,7 +201,7 @@ def text(record):
         "ENSD": record.ensd or None,
         "RNG": _word(NOISE, "noise", record.noise),
         "Eta": record.eta,
-        "CFG rescale": record.rescale or None,
+        **{word: _unusual(record, name) for name, word in NUMBERED.items()},
         "Prompt grammar": None if record.grammar == "a1111" else record.grammar,
         "Prompt weighting": record.weighting,
         **record.more,
@@ -190,6 +212,11 @@ def text(record):
     line = ", ".join(f"{word}: {_quoted(_shown(value))}" for word, value in words.items() if value is not None)
     negative = f"\nNegative prompt: {record.negative}" if record.negative else ""
     return f"{record.prompt}{negative}\n{line}".strip()
+
+
+def _unusual(record, name):
+    value = getattr(record, name)
+    return None if value == getattr(Record, name) else value
 
 
 def _word(table, setting, name):
@@ -248,7 +275,7 @@ def parse(written):
         weighting=take("Prompt weighting", str, None),
         noise=take("RNG", _noise, "philox"),
         skip=take("Clip skip", int, 1) - 1,
-        rescale=take("CFG rescale", float, 0.0),
+        **{name: take(word, float, getattr(Record, name)) for name, word in NUMBERED.items()},
         strength=take("Denoising strength", float, None),
         eta=take("Eta", float, None),
         ensd=take("ENSD", int, 0),

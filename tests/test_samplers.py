@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sdjax.diffusion import row, sigmas
-from sdjax.diffusion.samplers import ROWS, SAMPLERS, fill, sample, tabulate
+from sdjax.diffusion.samplers import ROWS, SAMPLERS, fill, guided_times, sample, tabulate
 from sdjax.diffusion.schedule import Schedule
 
 SD15 = {  # scheduler/scheduler_config.json of Stable Diffusion 1.5
@@ -281,6 +281,70 @@ def test_equal_to_the_formula(sampler, formula, levels, spacing, prediction):
     assert error < TOLERANCE
 
 
+CHURN = 15.0, 0.3, 12.0, 1.01  # not at the first level
+CHURN_ALL = 30.0, 0.0, 999.0, 0.9  # the limit of one step
+
+
+def churned(churn, x, sigmas, i, draws):
+    amount, low, high, noise = churn
+    gamma = min(amount / (len(sigmas) - 1), 2**0.5 - 1) if low <= sigmas[i] <= high else 0.0
+    above = sigmas[i] * (1 + gamma)
+    return above, x + next(draws) * noise * np.sqrt(above**2 - sigmas[i] ** 2) if gamma else x
+
+
+def euler_churned(denoised, x, sigmas, churn):
+    draws = iter(STEP_NOISE.astype(np.float64))
+    for i, there in enumerate(sigmas[1:]):
+        above, x = churned(churn, x, sigmas, i, draws)
+        x = x + (x - denoised(x, above)) / above * (there - above)
+    return x
+
+
+def heun_churned(denoised, x, sigmas, churn):
+    draws = iter(STEP_NOISE.astype(np.float64))
+    for i, there in enumerate(sigmas[1:]):
+        above, x = churned(churn, x, sigmas, i, draws)
+        d = (x - denoised(x, above)) / above
+        made = x + d * (there - above)
+        if there:
+            d = (d + (made - denoised(made, there)) / there) / 2
+        x = x + d * (there - above)
+    return x
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("churn", [CHURN, CHURN_ALL])
+@pytest.mark.parametrize("sampler, formula", [("euler", euler_churned), ("heun", heun_churned)])
+def test_churn_is_that_of_k_diffusion(sampler, formula, churn, prediction):
+    from diffusers import EulerDiscreteScheduler
+
+    levels = EulerDiscreteScheduler.from_config({**SD15, "use_karras_sigmas": True})
+    levels.set_timesteps(20)
+    schedule = Schedule.from_json(config(prediction))
+    plan = tabulate(schedule, sampler, 20, "karras", churn=churn)
+    expected = kdiffusion(lambda *args: formula(*args, churn), schedule, levels)
+    error = distance(ours(plan, NOISE, STEP_NOISE), expected)
+    print(f"CHURN {sampler} {prediction} {churn[0]} {error:.2e}")
+    assert error < TOLERANCE and plan.draws == sum(churn[1] <= s <= churn[2] for s in levels.sigmas[:-1])
+
+
+def test_churn_of_nothing_is_the_sampler_itself():
+    for sampler in ("euler", "heun"):
+        plain, none = (tabulate(Schedule(), sampler, 7, churn=churn) for churn in (None, (0.0, 0.0, 999.0, 1.0)))
+        assert not none.stochastic and np.array_equal(plain.x, none.x) and none.churn == 0
+
+
+def test_times_at_which_guidance_acts():
+    plan = tabulate(Schedule.from_json(SD15), "heun", 5)  # steps at 999, 749.25, 499.5, 249.75, 0
+
+    def inside(start, end):
+        first, last = guided_times(plan, start, end)
+        return sorted({float(t) for t in plan.t[: plan.rows] if first <= t <= last})
+
+    assert inside(0.0, 1.0) == [0, 249.75, 499.5, 749.25, 999] and inside(0.9, 1.0) == []
+    assert inside(0.2, 0.6) == [499.5, 749.25] and inside(0.0, 0.2) == [999]
+
+
 # ---- noise schedules ----
 
 
@@ -469,6 +533,8 @@ def test_more_rows_than_a_table_has_room_for():
         ({"steps": 0}, "steps=0"), ({"steps": 1001}, "steps=1001"), ({"sampler": "lcm", "steps": 51}, "1 to 50"),
         ({"start": 20}, "start=20"), ({"eta": 0.5, "sampler": "heun"}, "heun has no eta"), ({"eta": 2.0}, "eta=2.0"),
         ({"steps": 1000, "sampler": "dpmpp_2m"}, "steps=1000: too many"),
+        ({"sampler": "ddim", "churn": CHURN}, "churn=15.0: ddim has none; expected 0, or one of euler, heun"),
+        ({"sampler": "heun", "churn": (-1.0, 0, 1, 1)}, "none below 0"),
     ],
 )  # fmt: skip
 def test_refuses_by_name(options, words):

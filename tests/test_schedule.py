@@ -9,7 +9,15 @@ import pytest
 
 from sdjax.diffusion import schedule as noising
 from sdjax.diffusion.schedule import Schedule
-from sdjax.diffusion.wrappers import ExtraChannels, Guidance, KnownRegion, mask_channels, rescaled
+from sdjax.diffusion.wrappers import (
+    ExtraChannels,
+    Guidance,
+    KnownRegion,
+    Threshold,
+    mask_channels,
+    rescaled,
+    thresholded,
+)
 
 SD15 = {  # scheduler/scheduler_config.json of Stable Diffusion 1.5
     "_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -135,6 +143,30 @@ def test_guidance_rescale_is_that_of_diffusers(scene):
     theirs = rescale_noise_cfg(*(torch.from_numpy(np.array(x)) for x in (guided, positive)), 0.7)
     np.testing.assert_allclose(Guidance(5.0, negative, rescale=0.7)(None, predict, z, t, cond), theirs, atol=1e-5)
     assert jnp.all(jnp.isfinite(rescaled(jnp.zeros((1, 2)), jnp.ones((1, 2)), 0.0)))
+
+
+@pytest.mark.parametrize("percentile, limit", [(0.9, 1.0), (0.995, 0.5), (1.0, 100.0)])
+def test_threshold_is_that_of_diffusers(percentile, limit, key):
+    """diffusers knows pictures in [-1, 1] only, so its numbers are scaled by the limit."""
+    import torch
+    from diffusers import DDIMScheduler
+
+    options = {"thresholding": True, "dynamic_thresholding_ratio": percentile, "sample_max_value": 1e9}
+    x0 = 2 * jax.random.normal(key, (3, 4, 4, 2))
+    theirs = DDIMScheduler(**options)._threshold_sample(torch.from_numpy(np.array(x0 / limit).transpose(0, 3, 1, 2)))
+    ours = thresholded(x0, jnp.float32(percentile), jnp.float32(limit))
+    np.testing.assert_allclose(ours, limit * theirs.numpy().transpose(0, 2, 3, 1), atol=1e-5 * limit)
+    assert bool(jnp.all(ours == x0)) == (limit == 100.0)
+
+
+@pytest.mark.parametrize("prediction", noising.PREDICTIONS)
+def test_threshold_acts_on_what_the_prediction_stands_for(prediction, scene):
+    z, t, cond, _ = scene
+    sd = types.SimpleNamespace(schedule=Schedule(prediction_type=prediction))
+    out = Threshold(0.8, 0.5)(sd, predict, z, t, cond)
+    x0 = noising.to_x0(sd.schedule, predict(z, t, cond), z, t)
+    np.testing.assert_allclose(noising.to_x0(sd.schedule, out, z, t), thresholded(x0, 0.8, 0.5), atol=1e-4)
+    assert float(jnp.abs(noising.to_x0(sd.schedule, out, z, t)).max()) < 0.501 < float(jnp.abs(x0).max())
 
 
 def test_keys_of_one_side_serve_both(scene):

@@ -28,6 +28,7 @@ class Sampler:
 
     eta: the default amount of fresh noise; None where the method has none to set.
     grid, end: see sigmas.levels.  automatic: the noise schedule that A1111 takes for it, with or without `discard`.
+    churn: whether its steps may begin with noise, see singlestep.raised.
     """
 
     rows: object
@@ -37,15 +38,16 @@ class Sampler:
     end: str = "clean"
     automatic: str = "normal"
     discard: bool = False
+    churn: bool = False
 
 
 SAMPLERS = {
     "ddim": Sampler(discrete.ddim, "times", eta=0.0, end="file"),
     "ddpm": Sampler(discrete.ddpm, "times"),
     "pndm": Sampler(multistep.pndm, "times", output="raw", end="file"),
-    "euler": Sampler(singlestep.euler, "sigmas"),
+    "euler": Sampler(singlestep.euler, "sigmas", churn=True),
     "euler_a": Sampler(singlestep.euler, "sigmas", eta=1.0),
-    "heun": Sampler(singlestep.heun, "sigmas"),
+    "heun": Sampler(singlestep.heun, "sigmas", churn=True),
     "lms": Sampler(multistep.lms, "sigmas", output="eps"),
     "dpm2": Sampler(singlestep.dpm2, "sigmas_rounded", automatic="karras", discard=True),
     "dpm2_a": Sampler(singlestep.dpm2, "sigmas_rounded", eta=1.0, automatic="karras", discard=True),
@@ -68,7 +70,7 @@ class Plan(struct.PyTreeNode):
     a row takes.  output: factors of (latent, prediction) that make the network's output.  x, base: factors of the
     registers.
     scale: of the noise at the start of a run from pure noise.  a, s: signal and noise at the first level, for a run
-    from a given latent.  steps, draws: how many there are.
+    from a given latent.  churn: of the first fresh noise on top of either.  steps, draws: how many there are.
     """
 
     t: object
@@ -83,17 +85,19 @@ class Plan(struct.PyTreeNode):
     scale: object
     a: object
     s: object
+    churn: object
     stochastic: bool = struct.field(pytree_node=False)
 
 
-def tabulate(schedule, sampler="ddim", steps=20, spacing="normal", eta=None, start=0):
+def tabulate(schedule, sampler="ddim", steps=20, spacing="normal", eta=None, start=0, churn=None):
     """Returns the Plan of a run.
 
     spacing: the noise schedule: normal, automatic (what A1111 takes for the sampler) or another of sigmas.SPACINGS.
     eta: fresh noise, 0 none, 1 all that the method knows (tcd: gamma); None is the sampler's default.
     start: steps left out at the noisy end, for image-to-image: steps - int(steps * strength) as diffusers counts.
-    Raises ValueError for an unknown sampler or schedule, for steps, start or eta out of range, and for an eta where the
-    sampler has none.
+    churn: (s_churn, s_tmin, s_tmax, s_noise) of Karras et al. 2022, for euler and heun; None and s_churn 0 are none.
+    Raises ValueError for an unknown sampler or schedule, for steps, start or eta out of range, and for an eta or churn
+    where the sampler has none.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler={sampler!r}: expected one of {', '.join(SAMPLERS)}")
@@ -102,6 +106,12 @@ def tabulate(schedule, sampler="ddim", steps=20, spacing="normal", eta=None, sta
         raise ValueError(f"eta={eta}: {sampler} has no eta; expected 0 or None")
     if eta is not None and not 0 <= eta <= 1:
         raise ValueError(f"eta={eta}: expected 0 to 1")
+    churn = churn if churn and churn[0] else None
+    if churn and not chosen.churn:
+        able = ", ".join(name for name, one in SAMPLERS.items() if one.churn)
+        raise ValueError(f"churn={churn[0]}: {sampler} has none; expected 0, or one of {able}")
+    if churn and min(churn) < 0:
+        raise ValueError(f"churn={churn}: expected s_churn, s_tmin, s_tmax, s_noise, none below 0")
     automatic = spacing == "automatic"
     path = sigmas.levels(
         schedule,
@@ -112,13 +122,20 @@ def tabulate(schedule, sampler="ddim", steps=20, spacing="normal", eta=None, sta
         start,
         automatic and chosen.discard,
     )
-    return fill(path, list(chosen.rows(path, (chosen.eta or 0.0) if eta is None else eta)), chosen.output)
+    more = {"churn": churn} if chosen.churn else {}
+    rows = list(chosen.rows(path, (chosen.eta or 0.0) if eta is None else eta, **more))
+    return fill(path, rows, chosen.output, *singlestep.raised(path, 0, churn))
 
 
-def fill(path, rows, output="x0"):
-    """Returns the Plan of a path's rows (row.Row), padded."""
+def fill(path, rows, output="x0", above=None, share=0.0):
+    """Returns the Plan of a path's rows (row.Row), padded.
+
+    above, share: see singlestep.raised; where the run starts, where that is not the first level.
+    """
     room = -(-len(rows) // ROWS) * ROWS
     noisy = [bool(r.x @ row.NOISE or r.base @ row.NOISE) for r in rows]
+    first = path.levels[0]
+    raised = (above or first).a / first.a
 
     def column(values, dtype=np.float32):
         values = np.asarray(values, dtype)
@@ -127,18 +144,31 @@ def fill(path, rows, output="x0"):
     return Plan(
         t=column([r.level.t for r in rows]),
         step=column([r.step for r in rows], np.int32),
-        draw=column(np.cumsum(noisy) - noisy, np.int32),
+        draw=column(np.cumsum(noisy) - noisy + bool(share), np.int32),
         output=column([row.outputs(path.prediction_type, r.level, output) for r in rows]),
         x=column([r.x for r in rows]),
         base=column([r.base for r in rows]),
         rows=np.int32(len(rows)),
         steps=np.int32(len(path.levels)),
-        draws=np.int32(sum(noisy)),
-        scale=np.float32(path.scale),
-        a=np.float32(path.levels[0].a),
-        s=np.float32(path.levels[0].s),
-        stochastic=any(noisy),
+        draws=np.int32(sum(noisy) + bool(share)),
+        scale=np.float32(raised * path.scale),
+        a=np.float32(raised * first.a),
+        s=np.float32(raised * first.s),
+        churn=np.float32((above or first).a * share),
+        stochastic=any(noisy) or bool(share),
     )
+
+
+def guided_times(plan, start=0.0, end=1.0):
+    """Returns (first, last), float32: the times of the steps from `start` to `end`, as fractions of those of the run.
+
+    Step i of n is inside where start <= i / n < end; an evaluation within a step is inside where its time is.
+    """
+    fractions = np.arange(int(plan.steps)) / int(plan.steps)
+    begins = plan.t[np.searchsorted(plan.step[: plan.rows], np.arange(len(fractions)))]  # falling
+    behind, within = begins[fractions >= end], begins[fractions >= start]
+    first = np.nextafter(behind[0], np.float32(np.inf)) if len(behind) else -np.inf
+    return np.float32(first), np.float32(within[0] if len(within) else -np.inf)
 
 
 def sample(denoise, noise, plan, keys=None, *, z=None, step_noise=None):
@@ -174,6 +204,8 @@ def sample(denoise, noise, plan, keys=None, *, z=None, step_noise=None):
     )
     noise = noise.astype(jnp.float32)
     x = plan.scale * noise if z is None else plan.a * z.astype(jnp.float32) + plan.s * noise
+    if plan.stochastic:
+        x += plan.churn * fresh(0)
     state = x, jnp.zeros_like(x), (jnp.zeros_like(x),) * len(row.M)
     return jax.lax.fori_loop(0, plan.rows, evaluate, state)[0]
 

@@ -9,6 +9,8 @@ import numpy as np
 from sdjax.diffusion.row import BASE, NOISE, M, Row, X
 from sdjax.diffusion.sigmas import Level
 
+MOST_CHURN = np.sqrt(2) - 1  # of one step: Karras et al. 2022, algorithm 2
+
 
 def ancestral(sigma, sigma_next, eta):
     """Returns (sigma_down, sigma_up): where the deterministic part goes, and the noise that leads back to sigma_next.
@@ -24,31 +26,49 @@ def between(path, sigma):
     return Level(float(path.time(sigma)), 1 / np.hypot(1, sigma), sigma / np.hypot(1, sigma))
 
 
-def euler(path, eta):
-    """x + (sigma_down - sigma) d, and noise.  eta 0: Euler; 1: Euler ancestral.
+def raised(path, i, churn):
+    """Returns (the noisier level from which step i starts, the share of NOISE that leads there, both in sigma).
 
-    Source: Karras et al. 2022, algorithm 2 without its correction (deterministic part).
+    churn: (s_churn, s_tmin, s_tmax, s_noise) of the source, or None; the level itself and 0 behind the last step.
+    Source: Karras et al. 2022, algorithm 2, lines 3 to 6; s_churn is divided by the steps of the run.
     """
-    for i, here, there in path.moves():
+    if i == len(path.levels):
+        return path.ends[-1], 0.0
+    here = path.levels[i]
+    amount, low, high, noise = churn or (0.0, 0.0, np.inf, 1.0)
+    if not amount or not low <= here.sigma <= high:
+        return here, 0.0
+    above = between(path, here.sigma * (1 + min(amount / len(path.levels), MOST_CHURN)))
+    return above, noise * np.sqrt(above.sigma**2 - here.sigma**2)
+
+
+def euler(path, eta, churn=None):
+    """x + (sigma_down - sigma) d, and noise.  eta 0: Euler; 1: Euler ancestral.  churn: see `raised`.
+
+    Source: Karras et al. 2022, algorithm 2 without its correction.
+    """
+    for i, _, there in path.moves():
+        here, (above, share) = raised(path, i, churn)[0], raised(path, i + 1, churn)
         down, up = ancestral(here.sigma, there.sigma, eta)
         x = X / here.a
         d = (x - M[0]) / here.sigma
-        yield Row(here, i, there.a * (x + (down - here.sigma) * d + up * NOISE))
+        yield Row(here, i, above.a * (x + (down - here.sigma) * d + (up + share) * NOISE))
 
 
-def heun(path, eta):
-    """The mean of the slopes at both ends of the step; a last step to sigma 0 is Euler's.
+def heun(path, eta, churn=None):
+    """The mean of the slopes at both ends of the step; a last step to sigma 0 is Euler's.  churn: see `raised`.
 
-    Source: Karras et al. 2022, algorithm 2 without its noise.
+    Source: Karras et al. 2022, algorithm 2.
     """
-    for i, here, there in path.moves():
+    for i, _, there in path.moves():
+        here, (above, share) = raised(path, i, churn)[0], raised(path, i + 1, churn)
         dt = there.sigma - here.sigma
         x = X / here.a
         d = (x - M[0]) / here.sigma
         yield Row(here, i, there.a * (x + dt * d), base=X)
         if there.s:
             x, d, d_next = BASE / here.a, (BASE / here.a - M[1]) / here.sigma, (X / there.a - M[0]) / there.sigma
-            yield Row(there, i, there.a * (x + dt * (d + d_next) / 2))
+            yield Row(there, i, above.a * (x + dt * (d + d_next) / 2 + share * NOISE))
 
 
 def dpm2(path, eta):

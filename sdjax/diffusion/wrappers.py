@@ -1,4 +1,4 @@
-"""What stands around the network while sampling: mask paste-back, guidance, ControlNets, extra input channels.
+"""What stands around the network while sampling: mask paste-back, thresholds, guidance, ControlNets, extra channels.
 
 A wrapper is called as wrapper(sd, call, z, t, cond) -> prediction, where call(z, t, cond) is all that lies further
 inside; `rank` sorts wrappers, 0 is outermost.  Wrappers are pytrees: their arrays are arguments of the compiled
@@ -18,7 +18,7 @@ from flax import struct
 from sdjax.diffusion import schedule as noising
 from sdjax.models import hooks as layer_hooks
 
-PASTE_BACK, GUIDANCE, CONTROLNET, EXTRA_CHANNELS = range(4)  # ranks, outermost first
+PASTE_BACK, THRESHOLD, GUIDANCE, CONTROLNET, EXTRA_CHANNELS = range(5)  # ranks, outermost first
 
 
 class Guidance(struct.PyTreeNode):
@@ -69,6 +69,32 @@ def rescaled(guided, positive, amount):
     axes = tuple(range(1, guided.ndim))
     ratio = jnp.std(positive, axes, keepdims=True) / jnp.maximum(jnp.std(guided, axes, keepdims=True), 1e-12)
     return guided * (amount * ratio + (1 - amount))
+
+
+class Threshold(struct.PyTreeNode):
+    """Dynamic thresholding of the clean latent that a prediction stands for; see `thresholded`.
+
+    Made for pictures in [-1, 1], where limit = 1; scaled latents have a standard deviation of 1 and no such bounds.
+    """
+
+    percentile: object
+    limit: object
+    rank: int = struct.field(pytree_node=False, default=THRESHOLD)
+
+    def __call__(self, sd, call, z, t, cond):
+        x0 = noising.to_x0(sd.schedule, call(z, t, cond), z, t)
+        return noising.from_x0(sd.schedule, thresholded(x0, self.percentile, self.limit), z, t)
+
+
+def thresholded(x0, percentile, limit):
+    """Returns clip(x0, -s, s) limit / s of each example, s its `percentile` (0 to 1) of |x0|, but at least `limit`.
+
+    x0: [B ...].  Values within the limit stay as they are where the percentile is within it too.
+    Source: Saharia et al. 2022 (Imagen), section 2.3, where limit is 1.
+    """
+    highest = jnp.quantile(jnp.abs(x0).reshape(len(x0), -1), percentile, axis=1)
+    highest = jnp.maximum(highest, limit).reshape(-1, *[1] * (x0.ndim - 1))
+    return jnp.clip(x0, -highest, highest) * (limit / highest)
 
 
 class KnownRegion(struct.PyTreeNode):
