@@ -5,11 +5,13 @@ import importlib.metadata
 import os
 from pathlib import Path
 
-# Tiny models: compiling them is what takes time.  Later versions of XLA do not know the flag.
-QUICK = "--xla_cpu_use_fusion_emitters=false" if importlib.metadata.version("jaxlib") < "0.11" else ""
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=4 {QUICK}")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+# Tiny models: compiling them is what takes time.  Later versions of XLA do not know the flag.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["XLA_FLAGS"] += (
+    " --xla_cpu_use_fusion_emitters=false" if importlib.metadata.version("jaxlib") < "0.11" else ""
+)
 
 import jax
 import pytest

@@ -19,22 +19,24 @@ import numpy as np
 from PIL import Image
 
 from sdjax.convert import files, names
+from sdjax.methods import offsets
 from sdjax.methods.e4t import E4T, look
 from sdjax.stable_diffusion import to_pictures, to_pixels
 
 FIELDS = tuple(field.name for field in dataclasses.fields(E4T))
 
 
-def write(part, tree, reference, tuned, folder):
+def write(part, tree, frozen, tuned, folder):
     """Writes the folder of an E4T method: its trained tree, and the reference where the UNet itself was `tuned`."""
     folder.mkdir()
     encoder = {name: tree[name] for name in ("head", "vision") if name in tree}
     files.write_weights(folder, "encoder", names.write(encoder))
-    files.write_weights(folder, "offsets", names.write(tree["offsets"]))
+    files.write_weights(folder, "offsets", names.write(offsets.by_name(names.template(frozen.networks.unet), tree["offsets"])))
     if tuned:
-        files.write_weights(folder, "reference", names.write({name: reference[name] for name in ("unet", "empty")}))
-    if "concept" in reference:
-        Image.fromarray(to_pictures(reference["concept"])).save(folder / "concept.png")
+        half = {name: frozen.reference[name] for name in ("unet", "empty")}
+        files.write_weights(folder, "reference", names.write(half))
+    if "concept" in frozen.reference:
+        Image.fromarray(to_pictures(frozen.reference["concept"])).save(folder / "concept.png")
     files.write_json(folder / "config.json", {**dataclasses.asdict(part), "reference": tuned})
 
 
@@ -53,14 +55,16 @@ def start(method, trained, frozen, source):
     if config["vision"]:
         like["vision"] = frozen.image_encoder
     encoder = names.read_tree(files.open_weights(folder, "encoder"), like, "float32")
-    offsets = names.read_tree(files.open_weights(folder, "offsets"), trained["offsets"], "float32")
+    unet = names.template(frozen.networks.unet)
+    like = offsets.by_name(unet, trained["offsets"])
+    generators = names.read_tree(files.open_weights(folder, "offsets"), like, "float32")
     if config["vision"] and not method.vision:
         frozen = frozen.replace(image_encoder=encoder.pop("vision"))
     if config["reference"]:
         half = {name: frozen.reference[name] for name in ("unet", "empty")}
         read = names.read_tree(files.open_weights(folder, "reference"), half, "float32")
         frozen = frozen.replace(reference={**frozen.reference, **read})
-    return {**trained, **encoder, "offsets": offsets}, frozen
+    return {**trained, **encoder, "offsets": offsets.by_shape(unet, generators)}, frozen
 
 
 def personalise(sd, source, picture=None):

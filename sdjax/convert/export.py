@@ -59,7 +59,7 @@ def _write_e4t(part, method, frozen, trained, tree, destination):
     plain = frozen
     for i, other in reversed(list(enumerate(method.parts)) if tuned else []):
         plain = plain if other is part else other.join(plain, trained[str(i)])
-    add = functools.partial(e4t.write, part, tree, frozen.reference, tuned)
+    add = functools.partial(e4t.write, part, tree, frozen, tuned)
     return pipeline.save(plain, destination, extras=[lambda sd, folder: add(folder / "e4t")])
 
 

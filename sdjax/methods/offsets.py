@@ -5,7 +5,9 @@ With kernels as Flax stores them, [in, out], a learned constant v and two linear
     M0 = a b^T                       M1 = Wc M0 + bc 1^T                   D = M1 Wr^T + 1 br^T          (as published)
     D  = (Wc a)(Wr b)^T + bc (Wr 1)^T + 1 br^T                                                           (as computed)
 
-so three outer products replace the products of full matrices.  Wr and br start at zero (our choice; the paper's
+so three outer products replace the products of full matrices.  Generators of weights of one shape are kept stacked,
+{"160x160": generator with leaves [n ...]}, in the order of the weights' names: few and large operations, which compile
+several times faster.  Files hold one generator per weight, see `by_name`.  Wr and br start at zero (our choice; the paper's
 initialisation is not known, and the prior must survive the first step), hence D = 0 at the start.
 
 Source: Gal et al. 2023 (arXiv 2302.12228), figure 2, "Weight Offsets".
@@ -23,10 +25,35 @@ TARGETS = (
 
 
 def create(unet, key):
-    """Returns {weight's name: generator} for every target of the UNet's tree, leaves or shapes; offsets are zero."""
+    """Returns {shape: stacked generators} for every target of the UNet's tree, leaves or shapes; offsets are zero."""
+    weights = trees.matching(unet, TARGETS)
+    return by_shape(
+        unet, {name: _generator(*weight.shape, trees.named_key(key, name)) for name, weight in weights.items()}
+    )
+
+
+def groups(unet):
+    """Returns {shape, as in "160x160": sorted names of the targets of this shape} for a UNet's tree, leaves or shapes."""
+    found = {}
+    for name, weight in sorted(trees.matching(unet, TARGETS).items()):
+        found.setdefault("x".join(map(str, weight.shape)), []).append(name)
+    return found
+
+
+def by_shape(unet, generators):
+    """Returns {shape: stacked generators} of {weight's name: generator}."""
     return {
-        name: _generator(*weight.shape, trees.named_key(key, name))
-        for name, weight in trees.matching(unet, TARGETS).items()
+        shape: jax.tree.map(lambda *leaves: jnp.stack(leaves), *(generators[name] for name in names))
+        for shape, names in groups(unet).items()
+    }
+
+
+def by_name(unet, stacked):
+    """Returns {weight's name: generator} of {shape: stacked generators}."""
+    return {
+        name: jax.tree.map(lambda leaf, i=i: leaf[i], stacked[shape])
+        for shape, names in groups(unet).items()
+        for i, name in enumerate(names)
     }
 
 
@@ -59,18 +86,11 @@ def offset(generator):
     return left @ right
 
 
-def apply(unet, generators):
-    """Returns the UNet's tree with W (1 + D) for every W that has a generator; the product is float32, cast once.
-
-    Offsets of one shape are computed as one: fewer and larger operations, which compile several times faster.
-    """
-    shapes = {}
-    for name, weight in trees.matching(unet, TARGETS).items():
-        shapes.setdefault(weight.shape, []).append(name)
+def apply(unet, stacked):
+    """Returns the UNet's tree with W (1 + D) for every W that has a generator; the product is float32, cast once."""
     moves = {}
-    for names in shapes.values():
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(generators[name] for name in names))
-        moves |= dict(zip(names, jax.vmap(offset)(stacked), strict=True))
+    for shape, names in groups(unet).items():
+        moves |= dict(zip(names, jax.vmap(offset)(stacked[shape]), strict=True))
 
     def change(name, weight):
         return (weight.astype(jnp.float32) * (1 + moves[name])).astype(weight.dtype)

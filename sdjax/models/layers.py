@@ -9,6 +9,8 @@ parameters it is given; norms take their statistics in float32.
     y = attend(q, k, v, heads=8)
 """
 
+import functools
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -143,21 +145,60 @@ class GroupNorm(nn.Module):
         width = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones_init(), (width,), jnp.float32).astype(jnp.float32)
         bias = self.param("bias", zeros, (width,), jnp.float32).astype(jnp.float32)
-        space = tuple(range(1, x.ndim - 1))
-        rows = x.astype(jnp.float32)
+        if moments is None:
+            return group_norm(x, scale, bias, self.groups, self.eps).astype(self.dtype)
+        return _normalise(x, scale, bias, *moments, self.eps).astype(self.dtype)
 
-        def spread(groups):  # [B groups] -> [B 1 .. D]
-            each = jnp.broadcast_to(groups[..., None], (len(x), self.groups, width // self.groups))
-            return each.reshape(len(x), *(1,) * len(space), width)
 
-        def mean(values):  # [B ... D] -> [B groups]
-            return values.mean(space).reshape(len(x), self.groups, -1).mean(-1)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def group_norm(x, scale, bias, groups, eps):
+    """Returns (x - mean) / sqrt(variance + eps) * scale + bias, float32, with moments over positions and group.
 
-        centre = spread(mean(rows) if moments is None else moments[0])
-        variance = spread(mean(jnp.square(rows - centre)) if moments is None else moments[1])
-        factor = lax.rsqrt(variance + self.eps) * scale.reshape((1,) * (x.ndim - 1) + (width,))
-        offset = bias.reshape((1,) * (x.ndim - 1) + (width,)) - centre * factor
-        return (rows * factor + offset).astype(self.dtype)
+    x [B ... D]; scale, bias float32 [D].  The gradient reads x and its own input twice, where the derivative of each
+    operation would read them five times: with x' the normalised rows and g the gradient times scale,
+    dx = (g - mean(g) - x' mean(g x')) / sqrt(variance + eps).
+    """
+    return _group_norm_forward(x, scale, bias, groups, eps)[0]
+
+
+def _group_norm_forward(x, scale, bias, groups, eps):
+    rows, space = x.astype(jnp.float32), tuple(range(1, x.ndim - 1))
+    centre = _group_mean(rows.mean(space), groups)
+    variance = _group_mean(jnp.square(rows - _spread(centre, x)).mean(space), groups)
+    return _normalise(x, scale, bias, centre, variance, eps), (x, scale, centre, lax.rsqrt(variance + eps))
+
+
+def _normalise(x, scale, bias, centre, variance, eps):
+    """Returns x normalised by moments [B groups]."""
+    shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
+    factor = lax.rsqrt(_spread(variance, x) + eps) * scale.reshape(shape)
+    return x.astype(jnp.float32) * factor + (bias.reshape(shape) - _spread(centre, x) * factor)
+
+
+def _group_norm_backward(groups, eps, kept, grad):
+    x, scale, centre, inverse = kept
+    space, shape = tuple(range(1, x.ndim - 1)), (1,) * (x.ndim - 1) + (x.shape[-1],)
+    size = math.prod(x.shape[1:-1])
+    normal = (x.astype(jnp.float32) - _spread(centre, x)) * _spread(inverse, x)
+    bias_grad, scale_grad = grad.sum(space), (grad * normal).sum(space)  # [B D]
+    mean = _group_mean(bias_grad * scale[None], groups) / size
+    along = _group_mean(scale_grad * scale[None], groups) / size
+    moved = grad * scale.reshape(shape) - _spread(mean, x) - normal * _spread(along, x)
+    return (_spread(inverse, x) * moved).astype(x.dtype), scale_grad.sum(0), bias_grad.sum(0)
+
+
+group_norm.defvjp(_group_norm_forward, _group_norm_backward)
+
+
+def _group_mean(values, groups):
+    """Returns the mean of each group's channels [B groups] of [B D]."""
+    return values.reshape(len(values), groups, -1).mean(-1)
+
+
+def _spread(values, x):
+    """Returns [B groups] for every channel of x [B ... D], as [B 1 .. D]."""
+    each = jnp.repeat(values, x.shape[-1] // values.shape[1], axis=1)
+    return each.reshape(len(x), *(1,) * (x.ndim - 2), x.shape[-1])
 
 
 class LayerNorm(nn.Module):
