@@ -135,7 +135,7 @@ def fill(path, rows, output="x0", above=None, share=0.0):
     room = -(-len(rows) // ROWS) * ROWS
     noisy = [bool(r.x @ row.NOISE or r.base @ row.NOISE) for r in rows]
     first = path.levels[0]
-    raised = (above or first).a / first.a
+    raised = above.a / first.a if share else 1.0
 
     def column(values, dtype=np.float32):
         values = np.asarray(values, dtype)
@@ -154,7 +154,7 @@ def fill(path, rows, output="x0", above=None, share=0.0):
         scale=np.float32(raised * path.scale),
         a=np.float32(raised * first.a),
         s=np.float32(raised * first.s),
-        churn=np.float32((above or first).a * share),
+        churn=np.float32(above.a * share if share else 0.0),
         stochastic=any(noisy) or bool(share),
     )
 
