@@ -118,7 +118,6 @@ def test_the_picture_of_diffusers(pipe, sd, monkeypatch):
     difference = tasks.difference(ours, theirs)
     print(f"PARITY ldm-sr {difference} of 255")
     assert difference <= 1
-    assert np.abs(ours.astype(int) - sdjax.super_resolve(sd, list(given), steps=10, eta=1, seeds=[4, 5])).max() > 1
 
 
 def test_a_folder_returns_as_it_was(sd, folder, tmp_path):
@@ -218,11 +217,9 @@ def test_what_does_not_fit(sd):
     with pytest.raises(ValueError, match="guidance=3.0: LDM-SR reads no words"):
         sdjax.super_resolve(sd, given, guidance=3.0)
     with pytest.raises(ValueError, match="expected LDM-SR"):
-        sdjax.super_resolve(tasks.model(), given)
+        sdjax.super_resolve(sd.replace(text_encoder={}), given)
     with pytest.raises(ValueError, match="expected an upscaler"):
         sdjax.upscale(sd, [""], given)
-    with pytest.raises(ValueError, match="this task has 3"):
-        sdjax.text2img(sd, [""], guidance=1)
 
 
 def test_the_program_asks_for_no_words(folder, tmp_path, monkeypatch, capsys):
