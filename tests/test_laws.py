@@ -101,7 +101,7 @@ def test_training_moves_all_that_is_trained_and_nothing_else(method, parts):
     assert trees.digest(frozen) == before
 
 
-@pytest.mark.parametrize("name", ["e4t tuning"])
+@pytest.mark.parametrize("name", ["textual inversion", pytest.param("e4t tuning", marks=pytest.mark.slow)])
 def test_microbatches_give_the_gradient_of_the_batch(name):
     method = METHODS[name]
     trained, frozen = method.split(model(), jax.random.key(1))

@@ -75,7 +75,7 @@ def losses(mode):
     return found
 
 
-@pytest.mark.parametrize("mode", ["mesh", "mesh:data=2,fsdp=2", "pmap"])
+@pytest.mark.parametrize("mode", [pytest.param("mesh", marks=pytest.mark.slow), "mesh:data=2,fsdp=2", "pmap"])
 def test_parallel_modes_give_the_losses_of_one_device(mode):
     np.testing.assert_allclose(losses(mode), losses("single"), rtol=2e-5)
 
@@ -150,6 +150,7 @@ def test_batches_are_a_function_of_the_step():
         assert one["index"].tolist() == list(range(4 * step, 4 * step + 4))
 
 
+STEPS = 24
 COMMAND = [
     sys.executable, "train/run.py", "tests/data/run.py", "model=random:tiny", "data.path=pocketland", "data.size=32",
     "data.count=16",
@@ -161,7 +162,7 @@ def start(out, *more):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     with open(f"{out}.txt", "a") as said:
         return subprocess.Popen(
-            [*COMMAND, f"out={out}", "steps=60", *more], cwd=ROOT, env=env, stdout=said, stderr=said
+            [*COMMAND, f"out={out}", f"steps={STEPS}", *more], cwd=ROOT, env=env, stdout=said, stderr=said
         )
 
 
@@ -174,7 +175,7 @@ def wait_for(path, process, seconds=120):
 def ended(out, process):
     """Returns the digest of the final state of a run that must end well."""
     assert process.wait(300) == 0, Path(f"{out}.txt").read_text()[-2000:]
-    settings = dataclasses.replace(RUN, method=TextualInversion("<new>", "face"), steps=60, optim=Optim(), ema=0.0)
+    settings = dataclasses.replace(RUN, method=TextualInversion("<new>", "face"), steps=STEPS, optim=Optim(), ema=0.0)
     return trees.digest(final(out, settings))
 
 
@@ -194,12 +195,12 @@ def killed_and_resumed(out, kill, seconds):
     return ended(out, start(out))
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("kill", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_killed_run_ends_as_the_undisturbed_one(tmp_path, kill, undisturbed):
     assert killed_and_resumed(tmp_path / "run", kill, 0.3) == undisturbed
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     begun = [line["step"] for line in lines if line.get("event") in ("started", "resumed")]
-    assert len(begun) == 2 and 0 < begun[1] < 60
+    assert len(begun) == 2 and 0 < begun[1] < STEPS
     before = max(line["step"] for line in lines[: lines.index({"step": begun[1], "event": "resumed"})])
     assert begun[1] >= before - 10  # what is logged every 10 steps has a checkpoint of every step behind it
 

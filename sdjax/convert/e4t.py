@@ -31,7 +31,9 @@ def write(part, tree, frozen, tuned, folder):
     folder.mkdir()
     encoder = {name: tree[name] for name in ("head", "vision") if name in tree}
     files.write_weights(folder, "encoder", names.write(encoder))
-    files.write_weights(folder, "offsets", names.write(offsets.by_name(names.template(frozen.networks.unet), tree["offsets"])))
+    files.write_weights(
+        folder, "offsets", names.write(offsets.by_name(names.template(frozen.networks.unet), tree["offsets"]))
+    )
     if tuned:
         half = {name: frozen.reference[name] for name in ("unet", "empty")}
         files.write_weights(folder, "reference", names.write(half))

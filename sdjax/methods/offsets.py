@@ -5,10 +5,12 @@ With kernels as Flax stores them, [in, out], a learned constant v and two linear
     M0 = a b^T                       M1 = Wc M0 + bc 1^T                   D = M1 Wr^T + 1 br^T          (as published)
     D  = (Wc a)(Wr b)^T + bc (Wr 1)^T + 1 br^T                                                           (as computed)
 
-so three outer products replace the products of full matrices.  Generators of weights of one shape are kept stacked,
-{"160x160": generator with leaves [n ...]}, in the order of the weights' names: few and large operations, which compile
-several times faster.  Files hold one generator per weight, see `by_name`.  Wr and br start at zero (our choice; the paper's
+so three outer products replace the products of full matrices.  Wr and br start at zero (our choice; the paper's
 initialisation is not known, and the prior must survive the first step), hence D = 0 at the start.
+
+Generators of weights of one shape are kept stacked, {"160x160": generator with leaves [n ...]}, in the order of the
+weights' names: few and large operations, which compile several times faster.  Files hold one generator per weight, see
+`by_name`.
 
 Source: Gal et al. 2023 (arXiv 2302.12228), figure 2, "Weight Offsets".
 """
@@ -33,7 +35,7 @@ def create(unet, key):
 
 
 def groups(unet):
-    """Returns {shape, as in "160x160": sorted names of the targets of this shape} for a UNet's tree, leaves or shapes."""
+    """Returns {shape, as in "160x160": sorted names of its targets} for a UNet's tree, leaves or shapes."""
     found = {}
     for name, weight in sorted(trees.matching(unet, TARGETS).items()):
         found.setdefault("x".join(map(str, weight.shape)), []).append(name)
