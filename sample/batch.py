@@ -42,6 +42,9 @@ def parser():
         help="pocket, a diffusers folder, a single file, a hub id, random:sd15 and the like",
     )
     add("--adapter", action="append", default=[], metavar="FILE[:STRENGTH]", help="may be given several times")
+    add(
+        "--adapters", default="adapters", help="folder of those that prompts of the grammar a1111 name, <lora:NAME:0.8>"
+    )
     add("--dtype", default="float32", help="float32, bfloat16, float16")
     add("--batch", type=int, default=8, help="pictures made at once")
     add("--part", help="which part of the list, as in 0/4; default: that of this process among JAX's")
@@ -113,6 +116,7 @@ class Maker:
 
         self.out, self.batch, self.folder = out, options.batch, Path(options.jobs).resolve().parent
         self.format, self.public, self.dtype = options.format, options.public, options.dtype
+        self.adapters, self.named = options.adapters, ((), None)
         sd = adapters.attach_all(sdjax.load(options.model, options.dtype), options.adapter)
         weights = {part: getattr(sd, part) for part in ("unet", "vae", "text_encoder")}
         self.model = {"model": options.model, "adapters": options.adapter, "weights": trees.digest(weights)}
@@ -126,8 +130,31 @@ class Maker:
     def key(self, picture):
         """Returns a hash of everything that a picture's files depend on."""
         names = {"name": picture.name, "row": picture.row, "public": self.public, "dtype": self.dtype}
-        made_from = json.dumps([names, self.model, picture.settings], sort_keys=True)
+        made_from = json.dumps([names, self.model, picture.settings, self._hashes(picture)], sort_keys=True)
         return hashlib.sha256(made_from.encode()).hexdigest()
+
+    def _hashes(self, picture):
+        """Returns the hashes of the adapters that a picture's prompt names, None for one that is not there."""
+        from sdjax import jobs, sources
+        from sdjax.convert import adapters
+
+        found = []
+        for adapter in jobs.prompt(picture.settings)[1]:
+            try:
+                found.append(sources.adapter_hash(adapters.find(self.adapters, adapter.name)))
+            except ValueError:
+                found.append(None)
+        return found
+
+    def _with(self, wanted):
+        """Returns the model with the adapters that prompts name; the last one asked for is kept."""
+        import sdjax
+        from sdjax.convert import adapters
+
+        if wanted and wanted != self.named[0]:
+            self.named = (), None  # its memory goes first
+            self.named = wanted, sdjax.spread(adapters.attach_named(self.sd, wanted, self.adapters))
+        return self.named[1] if wanted else self.sd
 
     def done(self, picture):
         """Returns whether a picture is there, made of these settings by this model."""
@@ -155,19 +182,20 @@ class Maker:
         return []
 
     def _images(self, settings, rows, numbers):
-        from sdjax import generate, inpainting
+        from sdjax import generate, inpainting, jobs
 
         settings = {name: value for name, value in settings.items() if name != "size" or value is not None}
         settings["seeds"] = [row.get("seed", number) for row, number in zip(rows, numbers, strict=True)]
         settings["negative"] = [row.get("negative", "") for row in rows]
-        prompts = [row["prompt"] for row in rows]
+        prompts = [jobs.prompt(row)[0] for row in rows]
+        sd = self._with(jobs.prompt(rows[0])[1])
         if "image" not in rows[0]:
-            return generate.text2img(self.sd, prompts, **settings)
+            return generate.text2img(sd, prompts, **settings)
         images = [self._picture(row["image"], "RGB") for row in rows]
         if "mask" not in rows[0]:
-            return generate.img2img(self.sd, prompts, images, **settings)
+            return generate.img2img(sd, prompts, images, **settings)
         masks = [self._picture(row["mask"], "L") for row in rows]
-        return inpainting.inpaint(self.sd, prompts, images, masks, **settings)
+        return inpainting.inpaint(sd, prompts, images, masks, **settings)
 
     def _picture(self, name, mode):
         """Returns a picture of the list's folder; a list cannot name files elsewhere."""

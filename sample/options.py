@@ -49,6 +49,7 @@ def parser(doc, name, guidance=7.5, steps=20, prompt=None):
         "--adapter", nargs="+", action="extend", default=[], metavar="FILE[:STRENGTH]",
         help="LoRA, embeddings or hypernetworks, one or several",
     )  # fmt: skip
+    add("--adapters", default="adapters", help="folder of those that prompts of --grammar a1111 name, <lora:NAME:0.8>")
     add("--grammar", default="plain", help="what brackets in prompts mean: plain (nothing), a1111, comfyui")
     add("--weighting", help="how weights in prompts act: a1111, comfyui; default: the grammar's way")
     add("--noise-source", default="jax", help="whose numbers a seed stands for: jax, torch-cpu, philox")
@@ -139,13 +140,27 @@ def load(options, change=lambda sd: sd):
     from sdjax import compiled, devices
     from sdjax.convert import adapters, pipeline
 
+    wanted = _taken_apart(options)[1]
     compiled.keep()
-    return devices.spread(adapters.attach_all(change(pipeline.load(options.model, options.dtype)), options.adapter))
+    sd = adapters.attach_all(change(pipeline.load(options.model, options.dtype)), options.adapter)
+    return devices.spread(adapters.attach_named(sd, wanted, options.adapters))
 
 
 def prompts(options):
-    """Returns the prompts, each as often as pictures of it are wanted."""
-    return [prompt for prompt in options.prompt for _ in range(options.batch)]
+    """Returns the prompts without the adapters that they name, each as often as pictures of it are wanted."""
+    return [prompt for prompt in _taken_apart(options)[0] for _ in range(options.batch)]
+
+
+def _taken_apart(options):
+    """Returns (prompts without adapters, the grammar.Adapters that they name, alike in all prompts of a call)."""
+    from sdjax import grammar
+
+    if options.grammar != "a1111":
+        return options.prompt, ()
+    texts, wanted = zip(*map(grammar.adapters, options.prompt), strict=True)
+    if len(set(wanted)) > 1:
+        raise ValueError("--prompt: prompts of one call must name the same adapters; sample/batch.py takes any")
+    return list(texts), wanted[0]
 
 
 def settings(options):
@@ -190,7 +205,8 @@ def write(pictures, options, sd, *, size=None, strength=None, leave_out=()):
 
     about = {} if options.public else _sources(sd, options)
     about["more"] = {"Task": options.task, **_words(options, leave_out), **about.get("more", {})}
-    job = generate.Job(prompts(options), **settings(options))
+    said = [prompt for prompt in options.prompt for _ in range(options.batch)]  # with the adapters that they name
+    job = generate.Job(said, **settings(options))
     paths = [Path(options.out) / f"{i:05d}-{seed}.{options.format}" for i, seed in enumerate(job.seeds)]
     for i, (path, made) in enumerate(zip(paths, pictures, strict=True)):
         record = records.of(job, i, size or made.shape[:2], strength=strength, **about)

@@ -17,6 +17,8 @@ import json
 import re
 from pathlib import Path
 
+from sdjax import grammar
+
 NUMBERS = {"seed": int, "steps": int, "skip": int, "ensd": int}
 NUMBERS |= {"guidance": float, "eta": float, "rescale": float, "strength": float}
 NUMBERS |= dict.fromkeys(("guidance_start", "guidance_end", "threshold", "threshold_limit"), float)
@@ -63,14 +65,23 @@ def read(path, defaults=None):
 def grouped(pictures):
     """Yields (settings, pictures) for each set of settings that pictures share, in order of their first appearance.
 
-    settings: all but SHARED; which of image and mask there are is the same within a group.
+    settings: all but SHARED; which of image and mask there are, and which adapters the prompts ask for, is the same
+    within a group.
     """
     groups = {}
     for picture in pictures:
         shared = {name: value for name, value in picture.settings.items() if name not in SHARED}
         kinds = tuple(name in picture.settings for name in ("image", "mask"))
+        kinds = (*kinds, repr(prompt(picture.settings)[1]))
         groups.setdefault(json.dumps([shared, kinds], sort_keys=True), (shared, []))[1].append(picture)
     yield from groups.values()
+
+
+def prompt(settings):
+    """Returns (prompt without its adapters, the grammar.Adapters that it asks for) of a picture's settings."""
+    if settings.get("grammar") != "a1111":
+        return settings["prompt"], ()
+    return grammar.adapters(settings["prompt"])
 
 
 def expand(row):
@@ -98,6 +109,7 @@ def _pictures(number, row):
         name = settings.pop("name", None) or stem
         if not re.fullmatch(r"[\w][\w. -]*", name):
             raise ValueError(f"name={name!r}: expected letters, digits, '.', '_', '-' and spaces")
+        prompt(settings)  # an adapter that cannot be read is this row's error
         made.append(Picture(f"{name}-{index:05d}" if len(rows) > 1 else name, number, settings))
     return made
 

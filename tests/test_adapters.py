@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import json
 import os
 from pathlib import Path
 
@@ -12,12 +13,13 @@ import pytest
 import safetensors.torch
 import torch
 from adapter_files import assert_same_picture, fresh, made
+from PIL import Image
 from test_hypernetworks import CASES, hang
 from test_hypernetworks import write as write_hypernetwork
 from test_lora import ATTENTION, kohya
 
 import sdjax
-from sdjax import trees
+from sdjax import records, trees
 from sdjax.convert import lora
 from sdjax.convert.adapters import attach_all, detach
 
@@ -229,3 +231,42 @@ def test_text2img_takes_adapters(folder, tmp_path, capsys, monkeypatch):
     assert run(f"{folder / 'cat.safetensors'}:0.5", str(folder / "toy.safetensors")) == 0
     assert run(str(folder / "cat.safetensors"), "nothing.pt") == 1
     assert "nothing.pt: no such file" in capsys.readouterr().err
+
+
+def test_prompts_name_adapters_of_a_folder(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "sample")
+    text2img, batch = importlib.import_module("text2img"), importlib.import_module("batch")
+    sdjax.save(made("sd1")[1], tmp_path / "model")
+    begin = ["--model", str(tmp_path / "model"), "--steps", "1", "--size", "16", "--grammar", "a1111"]
+
+    def run(out, prompt, *more):
+        arguments = [*begin, "--out", str(tmp_path / out), "--prompt", prompt, *more]
+        return text2img.common.main(text2img.parser(), text2img.run, arguments)
+
+    def picture(path):
+        return np.asarray(Image.open(tmp_path / path))
+
+    here = ["--adapters", str(folder)]
+    assert run("plain", "a cat") == run("named", "a <lora:cat:0.5>cat", *here) == 0
+    assert run("given", "a cat", "--adapter", f"{folder / 'cat.safetensors'}:0.5") == 0
+    named, given, plain = (picture(f"{out}/00000-0.png") for out in ("named", "given", "plain"))
+    assert np.array_equal(named, given) and not np.array_equal(named, plain)
+    assert records.read(tmp_path / "named/00000-0.png").prompt == "a <lora:cat:0.5>cat"
+    assert run("bad", "a <lora:cat/../../x:1>cat", *here) == run("bad", "a <hypernet:cat:1>cat", *here) == 1
+    said = capsys.readouterr().err
+    assert "0 files of this name" in said and "of the kind lora" in said
+
+    rows = [{"prompt": text, "grammar": "a1111", "seed": 0} for text in ("a cat", "a <lora:cat:0.5>cat", "a <lora:x>")]
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = [*begin[:6], *here, "--batch", "1", "--out", str(tmp_path / "many")]
+    assert batch.main([str(tmp_path / "jobs.jsonl"), *options]) == 1
+    assert np.array_equal(picture("many/000001.png"), plain) and np.array_equal(picture("many/000002.png"), named)
+    assert "adapter 'x': 0 files" in (tmp_path / "many/errors.jsonl").read_text()
+
+
+def test_the_unet_has_a_strength_of_its_own(folder):
+    base, cat = made("sd1")[1], folder / "cat.safetensors"
+    apart = sdjax.attach(base, cat, 0.25, unet=0.5)
+    assert trees.digest(apart.unet) == trees.digest(sdjax.attach(base, cat, 0.5).unet)
+    assert trees.digest(apart.text_encoder) == trees.digest(sdjax.attach(base, cat, 0.25).text_encoder)
+    assert trees.digest(apart.text_encoder) != trees.digest(base.text_encoder)

@@ -28,6 +28,7 @@ FILES = [
     for kind in (".safetensors", ".bin")
     for stem in ("pytorch_lora_weights", "adapter_model", "learned_embeds")
 ]
+SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin")
 METADATA = "lora_adapter_metadata"  # diffusers: PEFT's settings in a safetensors header, "unet.lora_alpha" and so on
 
 
@@ -42,11 +43,12 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Attachment:
-    """One adapter of a model, the file that it came from, and how strongly it acts."""
+    """One adapter of a model, the file that it came from, and how strongly it acts, apart on the UNet."""
 
     path: pathlib.Path
     adapter: Adapter
     strength: float
+    unet: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +71,12 @@ class Attached(struct.PyTreeNode):
     stack: Stack = struct.field(pytree_node=False)
 
 
-def attach(sd, source, strength=1.0, *, word=None, keep=True):
+def attach(sd, source, strength=1.0, *, unet=None, word=None, keep=True):
     """Returns sd with the adapter of a file, or of a folder that diffusers or peft wrote; weights W + sum_i s_i D_i.
 
     strength: s, any number; 0 is off, of LoRA negative ones are of use.  A file that is attached already gets the new
-    strength.  word: the word of an embedding in prompts; None for the file's, else its name without the ending.
+    strength.  unet: another one for the UNet's weights.
+    word: the word of an embedding in prompts; None for the file's, else its name without the ending.
     keep: False lets go of the weights before: less memory, but what is attached so far cannot be detached.
     Raises ValueError in one line where the file is no adapter, of a kind that is not supported, or for another model.
     """
@@ -81,9 +84,13 @@ def attach(sd, source, strength=1.0, *, word=None, keep=True):
     adapter = _read(path, path.stat().st_mtime_ns, path.stat().st_size, word, base.networks)
     if adapter.words and not adapter.edits and strength != 1:
         raise ValueError(f"{path}: strength={strength!r}: an embedding has none; weigh its word in the prompt instead")
-    items = (*(item for item in items if item.path != path), Attachment(path, adapter, float(strength)))
+    items = (*(item for item in items if item.path != path), _attachment(path, adapter, strength, unet))
     sd = _put(sd, base, items)
     return sd if keep else _without_record(sd)
+
+
+def _attachment(path, adapter, strength, unet):
+    return Attachment(path, adapter, float(strength), float(strength if unet is None else unet))
 
 
 def detach(sd, source=None):
@@ -107,6 +114,32 @@ def attach_all(sd, named):
     for text in named:
         sd = attach(sd, *split(text))
     return _without_record(sd)
+
+
+def attach_named(sd, wanted, folder):
+    """Returns sd with the adapters that prompts ask for, grammar.Adapter, from files of their names below a folder.
+
+    They cannot be detached.  Raises ValueError where a name is not that of one file, or its file is of another kind.
+    """
+    for adapter in wanted:
+        path = find(folder, adapter.name)
+        if kind(sd, path)[0] != adapter.kind:
+            raise ValueError(f"<{adapter.kind}:{adapter.name}>: {path} is of the kind {kind(sd, path)[0]}")
+        sd = attach(sd, path, adapter.strength, unet=adapter.unet)
+    return _without_record(sd) if wanted else sd
+
+
+def find(folder, name):
+    """Returns the one adapter's file of this name below a folder; names are compared and never become part of a path.
+
+    Raises ValueError where there is none, or several.
+    """
+    files_there = [path for path in sorted(pathlib.Path(folder).rglob("*")) if path.suffix in SUFFIXES]
+    found = [path for path in files_there if path.stem == name]
+    if len(found) != 1:
+        there = trees.listing(path.stem for path in files_there)
+        raise ValueError(f"adapter {name!r}: {len(found)} files of this name in {folder}; expected one of {there}")
+    return found[0]
 
 
 def split(text):
@@ -166,7 +199,7 @@ def _merged(base, part, items):
     stacks = {}
     for item in items:
         for name, edit in item.adapter.edits.get(part, {}).items():
-            stacks[name] = (*stacks.get(name, ()), (edit, item.strength))
+            stacks[name] = (*stacks.get(name, ()), (edit, item.unet if part == "unet" else item.strength))
     return lora.merge(getattr(base, part), stacks) if stacks else getattr(base, part)
 
 
