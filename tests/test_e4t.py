@@ -11,11 +11,16 @@ from PIL import Image
 import sdjax
 from sdjax import trees
 from sdjax.convert import e4t, export, names, pipeline
+from sdjax.data import batches
+from sdjax.data.batches import Data
 from sdjax.methods import offsets
 from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import E4T, level_maps, look, map_widths
 from sdjax.methods.full import Full
 from sdjax.models.unet import UNet, UNetConfig
+from sdjax.stable_diffusion import to_pictures
+from sdjax.training import preview
+from sdjax.training.loop import Train
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +147,19 @@ def test_plain_model_runs_no_encoder_and_stands_for_the_same_word(sd, key, tmp_p
     assert near < far / 2
     sdjax.save(row, tmp_path / "plain")
     assert not (tmp_path / "plain" / "e4t").exists()
+
+
+def test_preview_shows_every_subject_beside_its_pictures(sd, key, tmp_path):
+    method = E4T(word="*s", domain="face")
+    trained, frozen = method.split(sd, key)
+    settings = Train(
+        model="random:tiny",
+        method=method,
+        data=Data(path="pocketland", size=32, batch=4, count=16, concept="other"),
+        prompts=("a *s", "a drawing of *s"),
+    )
+    data = batches.build(settings.data, frozen, 0)
+    preview.write(tmp_path / "grid.png", method, method.join(frozen, trained), data, settings)
+    picture = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert picture.shape == (4 * 32, 3 * 32, 3)
+    np.testing.assert_array_equal(picture[:32, :32], to_pictures(data[0]["concept"])[0])

@@ -24,4 +24,6 @@ def config():
         steps=8000,
         ema=0.999,
         checkpoint=250,
+        preview=1000,
+        prompts=("a photo of *s at the beach", "a pencil drawing of *s", "a photo of *s wearing a hat in the snow"),
     )

@@ -174,8 +174,13 @@ def look(sd, pixels):
     encoders = [c for c in sd.conditioners if isinstance(c, Encoder)]
     if len(encoders) != 1:
         raise ValueError(f"the model has {len(encoders)} E4T encoders; one is needed to look at an image")
-    classes = jax.jit(lambda encoder, sd: encoder.see(sd, pixels[None]))(encoders[0], sd)
+    classes = _see(encoders[0], sd, pixels[None])
     return sd.replace(reference={**sd.reference, "concept": pixels, "classes": classes})
+
+
+@jax.jit
+def _see(encoder, sd, pixels):
+    return encoder.see(sd, pixels)
 
 
 def plain(sd, levels=32):

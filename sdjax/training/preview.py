@@ -5,6 +5,7 @@ from PIL import Image
 
 from sdjax import generate
 from sdjax.methods.clip import Clip
+from sdjax.methods.e4t import look
 from sdjax.methods.vae import Vae
 from sdjax.stable_diffusion import to_pictures
 
@@ -12,17 +13,27 @@ SEEDS, STEPS = 4, 20
 
 
 def write(path, method, sd, data, settings):
-    """Writes a grid: prompts by seeds, or for an autoencoder pictures above their reconstructions.  None for Clip."""
+    """Writes a grid: prompts by seeds; pictures above their reconstructions for an autoencoder; nothing for Clip.
+
+    Where the data show an encoder its subjects (data.concept), a row each: the subject, then a picture per prompt.
+    """
     if isinstance(method, Clip):
         return
+    prompts = settings.prompts or (f"a photo of {settings.data.word or 'a face'}",)
     if isinstance(method, Vae):
         pixels = data[0]["pixels"][:8]
         rows = [to_pictures(pixels), to_pictures(sd.decode(sd.encode(pixels)))]
+    elif settings.data.concept:
+        subjects = data[0]["concept"][:SEEDS]
+        rows = [(*to_pictures(x[None]), *_pictures(look(sd, x), prompts, [0] * len(prompts))) for x in subjects]
     else:
-        prompts = settings.prompts or (f"a photo of {settings.data.word or 'a face'}",)
-        rows = [generate.text2img(sd, [prompt] * SEEDS, seeds=range(SEEDS), steps=STEPS) for prompt in prompts]
+        rows = [_pictures(sd, [prompt] * SEEDS, range(SEEDS)) for prompt in prompts]
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(grid(rows)).save(path)
+
+
+def _pictures(sd, prompts, seeds):
+    return generate.text2img(sd, list(prompts), seeds=seeds, steps=STEPS)
 
 
 def grid(rows):
