@@ -29,6 +29,7 @@ from sdjax import compiled, config, generate, trees
 from sdjax.convert import export, pipeline
 from sdjax.data import batches, pocketland
 from sdjax.methods.chain import Chain
+from sdjax.methods.e4t import plain
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.stable_diffusion import to_pictures, to_pixels
 from sdjax.training import optim as optimizers
@@ -121,7 +122,10 @@ class Tuner:
         self.step = jax.jit(step, donate_argnums=0)
 
     def stages(self, path):
-        """Yields (steps, sd) at each of MARKS while the model is tuned on the picture in `path`."""
+        """Yields (steps, sd) at each of MARKS while the model is tuned on the picture in `path`.
+
+        With the encoder at last ("plain", sd): what PyTorch gets after the last step, the word as one row of a table.
+        """
         trained, frozen = self.method.split(self.sd, jax.random.key(0))
         if self.with_encoder:
             trained, frozen = export.start(self.method, trained, frozen, self.settings.init)
@@ -131,9 +135,12 @@ class Tuner:
         state, stream = initial_state(trained, self.tx), data.iterate()
         for done in range(MARKS[-1] + 1):
             if done in MARKS:
-                yield done, self.method.join(frozen, trees.copy(state["trained"]))
+                sd = self.method.join(frozen, trees.copy(state["trained"]))
+                yield done, sd
             if done < MARKS[-1]:
                 state, _ = self.step(state, frozen, next(stream))
+        if self.with_encoder:
+            yield "plain", plain(sd)
 
 
 def e4t(options):
@@ -145,10 +152,14 @@ def e4t(options):
             _measure(options, name, kept)
         if kept.exists():
             rows = [json.loads(line) for line in kept.read_text().splitlines()][: options.identities]
-            result[name] = {mark: _summary([row[str(mark)] for row in rows]) for mark in MARKS}
+            result[name] = {mark: _summary([row[str(mark)] for row in rows]) for mark in _marks(name)}
             result[name]["identities"] = len(rows)
     _plot({name: {mark: table[mark] for mark in MARKS} for name, table in result.items()}, options.out / "e4t.png")
     return result
+
+
+def _marks(name):
+    return (*MARKS, "plain") if name == "encoder" else MARKS
 
 
 def _measure(options, name, kept):
@@ -160,10 +171,9 @@ def _measure(options, name, kept):
         who, path = pocketland.identity(HELDOUT + 10_000 + i), folder / f"{i}.png"
         place = pocketland.scene(SCENES + 10_000 + i, style="photo", accessory="none")
         Image.fromarray(pocketland.draw(who, place)).save(path)
-        shown = [options.out / f"{name}-{i}-{mark}.png" if i < 8 else None for mark in MARKS]
         row = {
-            steps: _judged(judge, sd, who, i, path, show)
-            for (steps, sd), show in zip(tuner.stages(path), shown, strict=True)
+            mark: _judged(judge, sd, who, i, path, options.out / f"{name}-{i}-{mark}.png" if i < 8 else None)
+            for mark, sd in tuner.stages(path)
         }
         with kept.open("a") as file:
             file.write(json.dumps(row) + "\n")
