@@ -37,14 +37,14 @@ test: $(TEST)
 test-slow: $(TEST)
 	$(PY) -m pytest -m slow $(ARGS)
 
-train-encoder: CONFIG := $(or $(CONFIG),configs/e4t_pretrain.py)
+train-encoder: CONFIG := $(or $(CONFIG),$(if $(filter pocket,$(MODEL)),configs/pocket/e4t.py,configs/e4t_pretrain.py))
 train-encoder: $(CORE)
 	$(PY) train/run.py $(CONFIG) model=$(MODEL) data.path=$(DATA) $(ARGS)
 
-tune: CONFIG := $(or $(CONFIG),configs/e4t_tune.py)
+tune: CONFIG := $(or $(CONFIG),$(if $(filter pocket,$(MODEL)),configs/pocket/tune.py,configs/e4t_tune.py))
 tune: $(CORE)
 	@test -n "$(IMAGE)" || { echo "IMAGE is empty: expected a photo, as in make tune IMAGE=photo.png" >&2; exit 2; }
-	$(PY) train/run.py $(CONFIG) model=$(MODEL) data.path=$(IMAGE) $(ARGS)
+	$(PY) train/run.py $(CONFIG) model=$(MODEL) init=$(MODEL) data.path=$(IMAGE) $(ARGS)
 
 compare: $(CORE)
 	$(PY) benchmarks/compare.py --model $(MODEL) --out outputs/compare $(ARGS)

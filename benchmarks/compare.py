@@ -24,7 +24,7 @@ import pocket
 
 from sdjax import compiled, config, generate, grid
 from sdjax.convert import e4t, pipeline
-from sdjax.data import pocketland
+from sdjax.data import images, pocketland
 from sdjax.data.batches import Data
 from sdjax.methods.chain import Chain
 from sdjax.methods.full import Full
@@ -40,7 +40,8 @@ def methods(model, domain):
     word = TextualInversion("<new>", domain)
     data = Data(word="<new>", templates="face", batch=16)
     quiet = {"model": model, "checkpoint": 0, "log": 1, "data": data}
-    tune = config.load(RECIPES / "e4t_tune.py", [f"model={model}", f"init={model}"])
+    recipe = "pocket/tune.py" if model == "pocket" else "e4t_tune.py"
+    tune = config.load(RECIPES / recipe, [f"model={model}", f"init={model}"])
     return {
         "without": (f"a {domain}", None),
         "textual inversion, 150 steps": (
@@ -60,8 +61,7 @@ def personalised(settings, path, out):
     if settings.steps == 0:
         sd, folder = pipeline.load(settings.model), pipeline.locate(settings.model)
         size = generate.latent_shape(sd)[0] * sd.factor
-        picture = np.asarray(Image.open(path).convert("RGB").resize((size, size), Image.Resampling.LANCZOS))
-        return e4t.personalise(sd, folder, picture), time.monotonic() - start
+        return e4t.personalise(sd, folder, images.subject(path, size)), time.monotonic() - start
     shutil.rmtree(out, ignore_errors=True)
     return train(replace(settings, data=replace(settings.data, path=str(path))), out), time.monotonic() - start
 

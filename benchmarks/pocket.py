@@ -111,7 +111,7 @@ class Tuner:
     """Tunes a model on one picture after another with one compiled step."""
 
     def __init__(self, options, with_encoder):
-        recipe = Path(__file__).parents[1] / "configs" / "e4t_tune.py"
+        recipe = Path(__file__).parents[1] / "configs" / "pocket" / "tune.py"
         self.settings = config.load(recipe, [f"model={options.model}", f"init={options.model}", *options.overrides])
         encoder, *rest = self.settings.method.parts
         word = TextualInversion(encoder.word, encoder.domain)  # the same word and start, the same UNet, no encoder
@@ -247,7 +247,7 @@ def main():
     parser.add_argument("--arm", choices=ARMS, help="measure one arm only")
     parser.add_argument("--count", type=int, help="pictures or prompts; default 256 and 400")
     parser.add_argument("--out", type=Path, default=Path("outputs/pocket"))
-    parser.add_argument("overrides", nargs="*", help="settings of configs/e4t_tune.py, such as optim.lr=1e-4")
+    parser.add_argument("overrides", nargs="*", help="settings of configs/pocket/tune.py, such as optim.lr=1e-4")
     options = parser.parse_args()
     compiled.keep()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,10 @@
 """E4T's encoder and weight offsets for a domain, from a folder of many pictures of it.
 
-    make train-encoder MODEL=models/sd15 DATA=photos/faces ARGS="vision=openai/clip-vit-large-patch14"
+    make train-encoder MODEL=models/sd15 DATA=photos/faces
+    make train-encoder MODEL=models/sd15 DATA=photos/cats ARGS="method.domain=cat data.templates=object"
 
 Settings of the unofficial code (rate 1.6e-5 at batch 16, 30,000 steps for faces); the paper's own are not published.
+The image encoder is a hub id or a folder; vision='' takes the model's own.
 """
 
 from sdjax.data.batches import Data
@@ -14,10 +16,14 @@ from sdjax.training.optim import Optim
 def config():
     """Returns the run's settings."""
     return Train(
-        model="pocket",
+        model="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        vision="openai/clip-vit-large-patch14",
         method=E4T(word="*s", domain="face"),
-        data=Data(path="pocketland", word="*s", templates="face", domain="", concept="same", batch=16),
+        data=Data(word="*s", templates="face", concept="same", batch=16),
         optim=Optim(lr=1.6e-5, clip=None),
         steps=30000,
+        compute="bfloat16",
+        frozen="bfloat16",
+        remat=True,
         checkpoint=500,
     )

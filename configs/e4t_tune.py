@@ -1,8 +1,9 @@
-"""5 to 15 steps of E4T on one image: the encoder's head, the offsets and the whole UNet.
+"""5 to 15 steps of E4T on one image: the encoder's head, the offsets and the whole UNet of a Stable Diffusion.
 
-    make tune IMAGE=photo.png
+    make tune MODEL=outputs/e4t_pretrain/export IMAGE=photo.png
 
-The batch is 16 copies of the image with times, noise and templates of their own.
+The model is what configs/e4t_pretrain.py wrote: a folder with an e4t/ part.  The batch is 16 copies of the image with
+times, noise and templates of their own; the rate is the unofficial code's, 1e-6 for each of them.
 """
 
 from sdjax.data.batches import Data
@@ -16,12 +17,15 @@ from sdjax.training.optim import Optim
 def config():
     """Returns the run's settings."""
     return Train(
-        model="pocket",
-        init="pocket",
-        method=Chain((E4T(word="*s", domain="face", penalty=1e-4), Full(("unet",)))),
+        model="outputs/e4t_pretrain/export",
+        init="outputs/e4t_pretrain/export",
+        method=Chain((E4T(word="*s", domain="face"), Full(("unet",)))),
         data=Data(word="*s", templates="face", batch=16),
-        optim=Optim(lr=3e-4, weight_decay=0.0),
+        optim=Optim(lr=1.6e-5, weight_decay=0.0),
         steps=15,
+        compute="bfloat16",
+        frozen="bfloat16",
+        remat=True,
         checkpoint=0,
         log=1,
     )

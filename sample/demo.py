@@ -12,7 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import options as common
 from PIL import Image
 
@@ -26,6 +25,7 @@ PROMPTS = (
     "a photo of {} in the desert wearing glasses",
     "a photo of {} in a room with a scarf",
 )
+RECIPES = Path(__file__).parents[1] / "configs"
 SEED = 10_000_003  # an identity that was held out from training
 SCALE = 2  # the grid's pictures are shown at twice their size
 
@@ -58,6 +58,7 @@ def run(options):
     clock = _Clock()
     from sdjax import compiled, config, generate, grid, records, sources
     from sdjax.convert import e4t, pipeline
+    from sdjax.data import images
     from sdjax.training.loop import train
 
     compiled.keep()
@@ -67,10 +68,10 @@ def run(options):
     clock.lap("start")
     base = pipeline.load(options.model)
     size = generate.latent_shape(base)[0] * base.factor
-    picture = np.asarray(Image.open(path).convert("RGB").resize((size, size), Image.Resampling.LANCZOS))
+    picture = images.subject(path, size)
     seen = e4t.personalise(base, pipeline.locate(options.model), picture)
     clock.lap("load")
-    recipe = Path(__file__).parents[1] / "configs" / "e4t_tune.py"
+    recipe = RECIPES / ("pocket/tune.py" if options.model == "pocket" else "e4t_tune.py")
     wanted = [f"model={options.model}", f"init={options.model}", f"data.path={path}", f"steps={options.steps}"]
     tuned = train(config.load(recipe, wanted), _fresh(out / "run"))
     clock.lap("tuning, compilation included")

@@ -31,8 +31,7 @@ def run(options):
         if options.image is None:
             return sd
         size = generate.latent_shape(sd)[0] * sd.factor
-        picture = images.square(images.decode(images.find(options.image)[0], size)[0], size)
-        return e4t.personalise(sd, pipeline.locate(options.model), picture)
+        return e4t.personalise(sd, pipeline.locate(options.model), images.subject(options.image, size))
 
     sd = common.load(options, personalised)
     job = dict(prompts=common.prompts(options), size=options.size, **common.settings(options))

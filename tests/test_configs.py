@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(ROOT.rglob("*.py"))
 SMALL = [
     "model=random:tiny",
+    "vision=''",
     "steps=2",
     "data.batch=2",
     "checkpoint=0",
@@ -30,7 +31,7 @@ def test_recipe_describes_itself(path):
     assert "optim.lr = " in text
 
 
-QUICK = ("e4t_tune", "textual_inversion")  # the laws train every method; the other recipes run in `make test-slow`
+QUICK = ("tune", "textual_inversion")  # the laws train every method; the other recipes run in `make test-slow`
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def test_recipe_runs(path, tmp_path):
             pixels = np.random.default_rng(i).integers(0, 255, (40, 48, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / f"{i}.png")
             (tmp_path / f"{i}.txt").write_text("a face")
-        single = path.stem == "e4t_tune"
+        single = path.stem in ("tune", "e4t_tune")
         more.append(f"data.path={tmp_path / '0.png' if single else tmp_path}")
     train(config.load(path, [*SMALL, *more]), tmp_path / "out")
     assert any((tmp_path / "out" / "export").iterdir())

@@ -104,6 +104,14 @@ def square(image, size, place=(0.5, 0.5), flip=False):
     return np.ascontiguousarray(cut[:, ::-1]) if flip else cut
 
 
+def subject(path, size):
+    """Returns the middle square of the picture in a file, upright and over white, uint8 [size size 3].
+
+    Raises ValueError naming the file when it is no picture, see decode.
+    """
+    return square(decode(find(path)[0], size)[0], size)
+
+
 def digest(items):
     """Returns the first 16 hex digits of a SHA-256 over the pictures' bytes in order: which pictures these are."""
     total = hashlib.sha256()
