@@ -33,9 +33,8 @@ setup(
         "torch": TORCH,
         "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", *TORCH, *LOGGING, *TABLES],
         "tables": TABLES,
-        "ui": ["gradio>=6"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
-        "logging": [*LOGGING, "wandb>=0.20"],
+        "logging": LOGGING,
     },
 )

@@ -75,6 +75,8 @@ def hires(sd, prompts, *, scale=2.0, strength=0.7, method="latent", hires_steps=
 
     So that a model composes at the size that it knows.  method: latent, enlarges the latents, bilinear; lanczos, the
     pictures.  hires_steps: of the second pass; None as many as of the first.  settings: see generate.Job.
+    Raises ValueError for an unknown method, a strength outside 0 to 1 or that leaves no step, and for settings and
+    sizes that generate.Job or the model does not take.
     Source: A1111's hires fix.
     """
     if method not in METHODS:

@@ -67,7 +67,11 @@ def _rows(rows, path):
 
 
 def from_picture(path):
-    """Returns what A1111 keeps in a picture's text `sd-ti-embedding`: base64 of JSON, tensors as nested lists."""
+    """Returns what A1111 keeps in a picture's text `sd-ti-embedding`: base64 of JSON, tensors as nested lists.
+
+    Raises ValueError for a picture without that text, or with one that cannot be read, and OSError (Pillow's
+    UnidentifiedImageError) for a file that is no picture.
+    """
     from PIL import Image
 
     with Image.open(path) as picture:

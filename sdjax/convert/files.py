@@ -105,7 +105,10 @@ def open_weights(folder, stem, variant=None):
 
 
 def arrays(path):
-    """Returns {name: array} of a file of torch.save with weights by name; what else it holds is left out."""
+    """Returns {name: array} of a file of torch.save with weights by name; what else it holds is left out.
+
+    Raises ValueError naming a file that is damaged, asks for anything but values, or holds no weights by name.
+    """
     value = pickles.read(path)
     if type(value) is not dict:
         raise ValueError(f"{path}: holds no weights by name")
@@ -172,7 +175,10 @@ class Tensor:
 
 
 def write_safetensors(path, tensors, metadata):
-    """Writes {name: Tensor} as one safetensors file, one tensor in memory at a time.  metadata: {str: str}."""
+    """Writes {name: Tensor} as one safetensors file, one tensor in memory at a time.  metadata: {str: str}.
+
+    Raises ValueError naming a tensor whose array has another shape or type than it announced.
+    """
     tensors = dict(sorted(tensors.items(), key=lambda item: (-np.dtype(_numpy(item[1].dtype)).itemsize, item[0])))
     header, offset = {"__metadata__": dict(metadata)}, 0
     for name, tensor in tensors.items():
@@ -221,7 +227,10 @@ def write_json(path, value):
 
 @contextlib.contextmanager
 def new_file(path):
-    """Yields a temporary path beside `path`, which takes its place when the block ends well; else nothing changes."""
+    """Yields a temporary path beside `path`, which takes its place when the block ends well; else nothing changes.
+
+    Raises ValueError naming the path where the disk is full or the folder forbidden, and what the block raises.
+    """
     path = pathlib.Path(os.path.realpath(path))
     temporary = _temporary(path)
     try:

@@ -5,7 +5,7 @@ inside; `rank` sorts wrappers, 0 is outermost.  Wrappers are pytrees: their arra
 function, so another guidance scale or mask does not recompile.  cond is a dict of arrays whose first axis is the
 batch; a negative prompt is a whole cond.
 
-    sd = sd.wrap(Guidance(scale=7.5, negative=sd.condition(sd.tokenize([""]))))
+    sd = sd.add(wrappers=Guidance(scale=7.5, negative=sd.condition(sd.tokenize([""]))))
 
 Shapes: B batch, h w latent pixels, c latent channels, E extra channels.
 """
