@@ -119,8 +119,12 @@ def read(weights, network, part, dtype=None, zero=()):
     return read_tree(weights, template(network), dtype, part, zero)
 
 
-def read_tree(weights, like, dtype=None, part=None, zero=()):
-    """Returns a tree of the structure of `like`, whose leaves need shapes only, from Weights; otherwise as `read`."""
+def read_tree(weights, like, dtype=None, part=None, zero=(), sizes="its config.json"):
+    """Returns a tree of the structure of `like`, whose leaves need shapes only, from Weights; otherwise as `read`.
+
+    sizes: where those of `like` come from, for the message.
+    Raises ValueError that names the file and up to ten missing, unexpected or misshapen weights and their number.
+    """
     shapes = trees.flatten(like)
     places = {leaf: name for name, leaf in file_names(like).items()}
     found, unexpected = _look_up(weights.names, places, part)
@@ -129,7 +133,7 @@ def read_tree(weights, like, dtype=None, part=None, zero=()):
     problems = {"missing": missing, "unexpected": sorted(unexpected), "misshapen": misshapen}
     if missing or unexpected or misshapen:
         text = "; ".join(f"{kind} {_listing(names)}" for kind, names in problems.items() if names)
-        raise ValueError(f"{weights.path}: does not fit its config.json: {text}")
+        raise ValueError(f"{weights.path}: does not fit {sizes}: {text}")
 
     def take(leaf, shape):
         if leaf not in found:

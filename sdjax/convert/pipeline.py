@@ -11,11 +11,14 @@ import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 
-from sdjax.convert import e4t, files, names, shapes, single_file
+from sdjax.convert import e4t, files, lpips, names, shapes, single_file
 from sdjax.diffusion.schedule import Schedule
+from sdjax.methods.clip import CLIP
 from sdjax.models.clip import MEAN, STD, ImageConfig, ImageEncoder, TextConfig, TextEncoder
+from sdjax.models.critics import LPIPS
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import AutoencoderKL, VaeConfig
 from sdjax.stable_diffusion import TOKENS, Networks, StableDiffusion
@@ -57,6 +60,7 @@ PIPELINES = {
     "StableDiffusionInpaintPipeline": lambda c: 2 * c + 1,
     "StableDiffusionUpscalePipeline": lambda c: c + 3,
 }
+PROJECTION = "projection"  # in clip/: the text projection and the temperature, where encoders were trained here
 LOW_SCHEDULER = "low_res_scheduler"  # of the upscaler: the noise on its small picture
 ALSO_READ = ("StableDiffusionImg2ImgPipeline", "StableDiffusionControlNetPipeline")
 # Everything that belongs to a model folder; a save replaces these and keeps the rest (README.md, ...).
@@ -70,6 +74,7 @@ ENTRIES = (
     "feature_extractor",
     "safety_checker",
     "e4t",
+    CLIP,
 )
 
 
@@ -78,7 +83,7 @@ def _patterns(kind, ending="safetensors"):
     small = [INDEX, "config.json", "*/config.json", "*/scheduler_config.json", "tokenizer/*.json", "tokenizer/*.txt"]
     weights = []
     stems = [(f"{name}/", part.stem) for name, part in PARTS.items()]
-    for folder, stem in [*stems, ("vqvae/", PARTS["vae"].stem), ("", "model"), ("e4t/", "*")]:
+    for folder, stem in [*stems, ("vqvae/", PARTS["vae"].stem), ("", "model"), ("e4t/", "*"), (f"{CLIP}/", PROJECTION)]:
         name = folder + (stem if ending == "safetensors" else files.PICKLED.get(stem, stem))
         weights += [f"{name}{kind}.{ending}", f"{name}{kind}-?????-of-?????.{ending}"]
         weights += [f"{name}-?????-of-?????{kind}.{ending}", f"{name}.{ending}.index{kind}.json"]
@@ -109,7 +114,9 @@ def load(source, dtype="float32", *, variant=None, vision=None, prediction_type=
     dtype: type of the weights and of the networks' computation ("float32", "float16", "bfloat16"); None keeps every
     weight as stored and computes in float32.  variant: "fp16" takes those files of the folder.
     vision: take the image encoder from there (a folder or hub id of a CLIPModel or CLIPVisionModel, a model with an
-    image encoder, or "random:vit-l", "random:vit-h").  Beside the weights at most a few tensors are in memory.
+    image encoder, or "random:vit-l", "random:vit-h").  A file, or two with a comma between, brings LPIPS' weights
+    instead, for the training of autoencoders (convert/lpips.py).
+    Beside the weights at most a few tensors are in memory.
     A folder whose e4t/ keeps a picture comes with E4T's encoder looking at it.
     prediction_type, ema, tokenizer: of a single file only, as single_file.read has them.
     Raises ValueError in one line, naming the file and what in it is missing, unknown or does not fit.
@@ -128,10 +135,15 @@ def load(source, dtype="float32", *, variant=None, vision=None, prediction_type=
     else:
         folder = locate(source, variant)
         sd = e4t.attached(_load_folder(folder, dtype, variant), folder)
-    if vision is not None:
+    if vision is not None and lpips.is_file(vision):
+        sd = sd.replace(reference={**(sd.reference or {}), LPIPS: lpips.read(vision, dtype)})
+    elif vision is not None:
         network, params = _load_vision(vision, dtype, variant)
         parts = {name: getattr(sd.networks, name) for name in REQUIRED}
-        sd = sd.replace(image_encoder=params, networks=Networks(**parts, image_encoder=network))
+        # A text projection into the embeddings of another image encoder means nothing.
+        others = {name: tree for name, tree in (sd.reference or {}).items() if name != CLIP}
+        networks = Networks(**parts, image_encoder=network)
+        sd = sd.replace(image_encoder=params, networks=networks, reference=others or None)
     return sd
 
 
@@ -175,9 +187,19 @@ def _load_folder(folder, dtype, variant):
         if index.get(LOW_SCHEDULER):
             low = _read(folder / LOW_SCHEDULER / "scheduler_config.json", Schedule.from_json)
             sd = sd.replace(low_schedule=low)
+        if (folder / CLIP).is_dir() and "image_encoder" in networks:
+            sd = sd.replace(reference={CLIP: _projection(folder / CLIP, networks)})
         return sd
     except ValueError as error:
         raise _named(error, folder) from None
+
+
+def _projection(folder, networks):
+    """Returns the text projection and the temperature that CLIP's training left, float32."""
+    shape = networks["text_encoder"].config.hidden_size, networks["image_encoder"].config.projection_dim
+    kernel, scale = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
+    like = {"text_projection": {"kernel": kernel}, "logit_scale": scale}
+    return names.read_tree(files.open_weights(folder, PROJECTION), like, "float32", sizes="the encoders beside it")
 
 
 def _check_index(index, path, places):
@@ -305,6 +327,9 @@ def save(sd, destination, format="diffusers", *, dtype=None, shard_size=files.SH
             (folder / "feature_extractor").mkdir()
             processor = _processor(sd.networks.image_encoder.config.image_size)
             files.write_json(folder / "feature_extractor" / "preprocessor_config.json", processor)
+            if CLIP in (sd.reference or {}):
+                (folder / CLIP).mkdir()
+                files.write_weights(folder / CLIP, PROJECTION, names.write(sd.reference[CLIP], dtype))
         for add in extras:
             add(sd, folder)
         files.write_json(folder / INDEX, index)

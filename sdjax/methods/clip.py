@@ -2,6 +2,9 @@
 
     Clip()      with batches of {"pixels", "ids"}; the loss is over the whole global batch
 
+The text projection and the temperature belong to no part of a diffusers model; they travel in sd.reference["clip"],
+which is the folder clip/ on disk.
+
 Source: Radford et al. 2021 (arXiv 2103.00020), figure 3; temperature as there, learned and at most 100.
 """
 
@@ -14,6 +17,8 @@ import optax
 from sdjax import trees
 from sdjax.models.clip import clip_pixels, pooled
 
+CLIP = "clip"  # in `reference`: {"text_projection": {"kernel" [C P]}, "logit_scale"}, with CLIPModel's names
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -22,24 +27,36 @@ class Clip:
     whole_batch = True  # accumulation would change the loss, so the training loop refuses it
 
     def split(self, sd, key):
-        """Returns ({"text_encoder", "image_encoder", "text_projection" [C P], "logit_scale"}, sd without the encoders).
+        """Returns ({"text_encoder", "image_encoder", "text_projection" [C P], "logit_scale"}, sd without them).
 
+        Projection and temperature go on where the model holds them, else start as CLIP's.
         Raises ValueError when the model has no image encoder.
         """
         if sd.image_encoder is None:
             raise ValueError("method=Clip: the model has no image_encoder; give it one with vision=FOLDER")
         width, out = sd.networks.text_encoder.config.hidden_size, sd.networks.image_encoder.config.projection_dim
+        reference = dict(sd.reference or {})
+        held = reference.pop(CLIP, None) or {
+            "text_projection": {"kernel": jax.random.normal(key, (width, out)) * width**-0.5},  # CLIP's initialisation
+            "logit_scale": jnp.log(1 / 0.07),  # 0.07: the paper's starting temperature
+        }
+        held = trees.copy(trees.cast(held, jnp.float32))
         trained = {
             "text_encoder": trees.copy(trees.cast(sd.text_encoder, jnp.float32)),
             "image_encoder": trees.copy(trees.cast(sd.image_encoder, jnp.float32)),
-            "text_projection": jax.random.normal(key, (width, out)) * width**-0.5,  # CLIP's own initialisation
-            "logit_scale": jnp.log(1 / 0.07),  # 0.07: the paper's starting temperature
+            "text_projection": held["text_projection"]["kernel"],
+            "logit_scale": held["logit_scale"],
         }
-        return trained, sd.replace(text_encoder={}, image_encoder={})
+        return trained, sd.replace(text_encoder={}, image_encoder={}, reference=reference or None)
 
     def join(self, frozen, trained, key=None):
-        """Returns sd with the trained encoders."""
-        return frozen.replace(text_encoder=trained["text_encoder"], image_encoder=trained["image_encoder"])
+        """Returns sd with the trained encoders, projection and temperature."""
+        held = {"text_projection": {"kernel": trained["text_projection"]}, "logit_scale": trained["logit_scale"]}
+        return frozen.replace(
+            text_encoder=trained["text_encoder"],
+            image_encoder=trained["image_encoder"],
+            reference={**(frozen.reference or {}), CLIP: held},
+        )
 
     def loss(self, frozen, trained, batch, key, step, axis=None):
         """Returns the mean of both cross entropies of scale * cos(image_i, text_j) over the global batch; its accuracy.

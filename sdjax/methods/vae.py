@@ -4,6 +4,9 @@
     Vae(recon="l2")                                                        plain, for high PSNR
     Vae(recon="l2", pattern=r"^(decoder|post_quant_conv)\\.")               better pictures of the same latents
 
+The perceptual distance is LPIPS where the model was loaded with its weights (vision=vgg16.pth,lpips.pth, see
+convert/lpips.py), else that of the features of the model's own image encoder.
+
 Both players learn from one scalar, autoencoder loss + discriminator loss; each sees the other through stop_gradient.
 
 Source: Rombach et al. 2022, LDM's contperceptual.py, written per pixel here: LDM sums over pixels and averages over the
@@ -30,7 +33,7 @@ class Vae:
 
     pattern: the weights that train, by a regular expression of their dotted names; all of them where it is empty.  With
     the decoder alone, models of the autoencoder's latents stay valid (as sd-vae-ft-mse was made).
-    recon: "l1" or "l2".  perceptual: weight of the distance between features of the model's own image encoder.
+    recon: "l1" or "l2".  perceptual: weight of LPIPS, or of the distance between features of the image encoder.
     kl: weight of the summed KL, both divided by the number of pixel values.
     critic: weight of the adversarial part, 0 for none; critic_start: its first step.
     critic_channels, critic_layers: the discriminator's size; 64 and 3 are LDM's.
@@ -45,6 +48,11 @@ class Vae:
     critic_layers: int = 3
     pattern: str = ""
 
+    @property
+    def whole_batch(self):
+        """Whether the loss needs the global batch at once: the critic's weight is a quotient of its gradients."""
+        return self.critic > 0
+
     def __post_init__(self):
         if self.recon not in RECONS:
             raise ValueError(f"method.recon={self.recon!r}: accepted are {', '.join(RECONS)}")
@@ -52,10 +60,13 @@ class Vae:
     def split(self, sd, key):
         """Returns ({"vae"[, "critic"]}, sd without the autoencoder's trained weights).
 
-        Raises ValueError when no weight matches `pattern`, and for a perceptual loss without an image encoder.
+        Raises ValueError when no weight matches `pattern`, and for a perceptual loss without a network for it.
         """
-        if self.perceptual and sd.image_encoder is None:
-            raise ValueError("method.perceptual: the model has no image_encoder; set it to 0")
+        if self.perceptual and sd.image_encoder is None and critics.LPIPS not in (sd.reference or {}):
+            raise ValueError(
+                f"method.perceptual={self.perceptual}: the model has neither LPIPS nor an image_encoder; give one with "
+                "vision=FILE or vision=FOLDER, or set it to 0"
+            )
         chosen, rest = trees.partition(sd.vae, self.pattern)
         if not chosen:
             raise ValueError(f"method.pattern={self.pattern!r}: matches no weight of vae")
@@ -69,7 +80,10 @@ class Vae:
         return frozen.replace(vae=trees.merge(frozen.vae, trained["vae"]))
 
     def loss(self, frozen, trained, batch, key, step, axis=None):
-        """Returns (autoencoder loss + discriminator loss, metrics) of pixels [B H W 3] in [-1, 1]."""
+        """Returns (autoencoder loss + discriminator loss, metrics) of pixels [B H W 3] in [-1, 1].
+
+        axis: the mapped axis over which the critic's weight is made, where the batch is split over one (pmap).
+        """
         sd, x = self.join(frozen, trained), batch["pixels"]
         moments = sd.moments(x)
         z = sd.latents(moments, trees.example_keys(key, batch["index"]))
@@ -84,7 +98,7 @@ class Vae:
             "psnr": jnp.mean(-10 * jnp.log10(jnp.mean((x - made) ** 2 / 4, (1, 2, 3)))),
         }
         if self.critic:
-            more, seen = self._adversarial(sd, trained, x, z, made, step)
+            more, seen = self._adversarial(sd, trained, x, z, made, step, axis)
             loss, metrics = loss + more, {**metrics, **seen}
         return loss, metrics
 
@@ -107,6 +121,8 @@ class Vae:
         error = jnp.mean(jnp.abs(x - made)) if self.recon == "l1" else jnp.mean((x - made) ** 2)
         if not self.perceptual:
             return error
+        if critics.LPIPS in (sd.reference or {}):
+            return error + self.perceptual * jnp.mean(critics.lpips(sd.reference[critics.LPIPS], x, made))
         size = sd.networks.image_encoder.config.image_size
         features = [sd.call("image_encoder", clip_pixels(pixels, size), method="states") for pixels in (x, made)]
         return error + self.perceptual * jnp.mean(critics.feature_distance(*features))
@@ -114,10 +130,11 @@ class Vae:
     def _critic(self):
         return critics.PatchDiscriminator(channels=self.critic_channels, layers=self.critic_layers)
 
-    def _adversarial(self, sd, trained, x, z, made, step):
+    def _adversarial(self, sd, trained, x, z, made, step, axis):
         """Returns (weight * gate * generator part + gate * hinge part, metrics); weight balances gradients.
 
-        weight = critic * clip(|grad nll| / (|grad g| + 1e-4), 0, 1e4) with respect to the decoder's last kernel.
+        weight = critic * clip(|grad nll| / (|grad g| + 1e-4), 0, 1e4) with respect to the decoder's last kernel, both
+        gradients of the global batch.
         """
         judge, still = self._critic(), jax.lax.stop_gradient
         gate = (step >= self.critic_start).astype(jnp.float32)
@@ -133,6 +150,8 @@ class Vae:
         last = trees.flatten(sd.vae)["decoder.conv_out.kernel"]
         by_error = jax.grad(lambda k: self._distance(sd, x, decode(k)))(still(last))
         by_fool = jax.grad(lambda k: fool(decode(k)))(still(last))
+        if axis is not None:
+            by_error, by_fool = jax.lax.pmean((by_error, by_fool), axis)
         weight = jnp.clip(jnp.linalg.norm(by_error.ravel()) / (jnp.linalg.norm(by_fool.ravel()) + 1e-4), 0, 1e4)
         real = judge.apply({"params": trained["critic"]}, x)
         fake = judge.apply({"params": trained["critic"]}, still(made))

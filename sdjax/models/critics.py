@@ -4,6 +4,7 @@ Shapes: B batch, H W pixels in [-1, 1], N positions of a map, D channels.
 
     scores = PatchDiscriminator().apply({"params": critic}, pixels)  # [B h w 1], real > 0 > made
     error = Lpips().apply({"params": weights}, pixels, made)         # [B]
+    error = lpips(weights, pixels, made)                             # the same
     error = feature_distance(states(pixels), states(made))           # [B], states = ImageEncoder.states
 """
 
@@ -24,6 +25,7 @@ CONVS = (
     3,
 )  # convolutions per stage of VGG16, a pooling after each; Simonyan and Zisserman 2015, table 1, D
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's in [-1, 1]; richzhang/PerceptualSimilarity
+LPIPS = "lpips"  # the place of its weights in a model's `reference`
 EPS = 1e-10  # added to norms; the same repository
 
 
@@ -89,6 +91,15 @@ class Lpips(nn.Module):
             total = total + lin(jnp.square(ours - theirs)).mean((1, 2, 3))
             maps, place = nn.max_pool(maps, (2, 2), (2, 2)), place + 1
         return total
+
+
+def lpips(weights, x, y):
+    """Returns LPIPS [B] of pictures [B H W 3] in [-1, 1] with a tree of weights, which tells the widths.
+
+    Raises ValueError for pictures under 16 pixels.
+    """
+    widths = tuple(weights[f"lin{stage}.model.1"]["kernel"].shape[2] for stage in range(len(CONVS)))
+    return Lpips(widths).apply({"params": weights}, x, y)
 
 
 def feature_distance(ours, theirs):
