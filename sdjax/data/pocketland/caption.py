@@ -94,18 +94,23 @@ def _setting(place):
     return {"style": place.style, "context": place.context, "accessory": place.accessory}
 
 
-def caption(who, place, seed):
-    """Returns a caption: domain, style, context, accessory always, and in half of them one to four attributes."""
-    return prompt(named(who, place, seed), seed)
+def caption(who, place, seed, every=0.0):
+    """Returns a caption: domain, style, context, accessory always, and in half of them one to four attributes.
+
+    every: the share of captions that name all attributes instead.
+    """
+    return prompt(named(who, place, seed, every), seed)
 
 
-def named(who, place, seed):
+def named(who, place, seed, every=0.0):
     """Returns {kind: word} of what `caption` of the same arguments names."""
     u = [float(number) for number in _random(seed, 5)(16)]
     words = {"domain": who.domain, **_setting(place)}
+    true = list(attributes(who, place).items())
+    if u[15] < every:
+        return words | dict(true)
     if u[0] < 0.5:
         return words
-    true = list(attributes(who, place).items())
     order = sorted(range(len(true)), key=lambda index: u[index + 2])
     return words | dict(true[index] for index in order[: 1 + int(u[1] * 4)])
 
