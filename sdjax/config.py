@@ -20,15 +20,25 @@ from pathlib import Path
 CLASS = "class"  # the key of a dataclass's name in JSON; no field can be called so
 WORDS = {"true": True, "false": False, "none": None}
 
+# What a number may be, for `check`: a test and its words.
+FROM_0 = (lambda x: 0 <= x < math.inf, "a number from 0")
+FROM_1 = (lambda x: 1 <= x < math.inf, "a number from 1")
+ABOVE_0 = (lambda x: 0 < x < math.inf, "a number above 0")
+TO_1 = (lambda x: 0 <= x <= 1, "a number from 0 to 1")
+BELOW_1 = (lambda x: 0 <= x < 1, "a number from 0 to below 1")
+
 
 def load(path, overrides=()):
     """Returns config() of the Python file at `path` with overrides such as "optim.lr=1e-4" in it.
 
-    Raises ValueError for a file that is missing or has no config(), and for an override that does not fit.
+    Raises ValueError for a file that is missing, no Python or has no config(), and for an override that does not fit.
     """
     if not Path(path).is_file():
         raise ValueError(f"config {str(path)!r}: no such file; expected a Python file with a function config()")
-    make = runpy.run_path(str(path)).get("config")
+    try:
+        make = runpy.run_path(str(path)).get("config")
+    except SyntaxError as error:
+        raise ValueError(f"config {str(path)!r}: {error.msg} ({error.filename}, line {error.lineno})") from None
     if not callable(make):
         raise ValueError(f"config {str(path)!r}: has no function config()")
     return override(make(), overrides)
@@ -55,6 +65,21 @@ def override(config, items):
             raise ValueError(f"{name}: parts of it are set by other overrides")
         node[rest[-1]] = text
     return _changed(config, type(config), changes, "")
+
+
+def check(config, prefix="", **accepted):
+    """Raises ValueError for a field of a dataclass that is not what is accepted: one of a tuple, or of FROM_0 ... .
+
+    The error calls the field by its name behind the prefix: "optim.lr=-1: expected a number from 0".
+    """
+    for name, wanted in accepted.items():
+        value = getattr(config, name)
+        if callable(wanted[0]):
+            fits, words = wanted[0](value), f"expected {wanted[1]}"
+        else:
+            fits, words = value in wanted, f"accepted are {', '.join(str(one) or repr(one) for one in wanted)}"
+        if not fits:
+            raise ValueError(f"{prefix}{name}={value!r}: {words}")
 
 
 def describe(path):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from sdjax.data import cache, sources
+from sdjax import config
+from sdjax.data import cache, folder, sources
 from sdjax.stable_diffusion import to_pixels
 
 CONCEPTS = ("", "same", "other")
@@ -25,7 +26,7 @@ class Data:
     """Which pictures and words.
 
     path: a folder of images, one image, or "pocketland" (the drawn world).  word: what captions call the subject.
-    templates: "captions" (beside the pictures), "object", "style", "face", "art", ... or a template file.
+    templates: "captions" (beside the pictures, or drawn with them), "object", "style", "face", ... or a template file.
     size: pixels of the square picture, 0 for the model's.  crop: "center" or "random".  flip: probability.
     dropout: probability of the empty prompt, for guidance.
     encode: train on the autoencoder's moments, computed once where pictures are kept: those in `cache`, a folder for
@@ -51,14 +52,13 @@ class Data:
     domain: str = ""
 
     def __post_init__(self):
-        if self.concept not in CONCEPTS:
-            raise ValueError(f"data.concept={self.concept!r}: accepted are {', '.join(map(repr, CONCEPTS))}")
-        if self.crop not in ("center", "random"):
-            raise ValueError(f"data.crop={self.crop!r}: accepted are center, random")
+        config.check(
+            self, "data.", concept=CONCEPTS, size=config.FROM_0, batch=config.FROM_1, dropout=config.TO_1,
+            count=config.FROM_0,
+        )  # fmt: skip
+        folder.check(self)
         if self.cache and (not self.plain or self.mask):
             raise ValueError("data.cache: pictures are kept as they are; accepted are crop=center, flip=0, mask=False")
-        if self.batch < 1:
-            raise ValueError(f"data.batch={self.batch}: must be at least 1")
 
     @property
     def plain(self):

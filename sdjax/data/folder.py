@@ -9,10 +9,16 @@ import functools
 
 import numpy as np
 
+from sdjax import config
 from sdjax.data import images, prompts
 
 CROPS = ("center", "random")
 KEPT = 16  # decoded pictures kept: a folder for personalisation is read once
+
+
+def check(data):
+    """Raises ValueError for a crop or a flip that no picture can have."""
+    config.check(data, "data.", crop=CROPS, flip=config.TO_1)
 
 
 class Folder:
@@ -23,10 +29,7 @@ class Folder:
     """
 
     def __init__(self, data, size):
-        if data.crop not in CROPS:
-            raise ValueError(f"data.crop={data.crop!r}: accepted are {', '.join(CROPS)}")
-        if not 0 <= data.flip <= 1:
-            raise ValueError(f"data.flip={data.flip}: expected a probability from 0 to 1")
+        check(data)
         self.items, self.size, self.crop, self.flip, self.masked = (
             images.find(data.path),
             size,

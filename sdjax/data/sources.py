@@ -5,28 +5,49 @@ random augmentation, caption(i, random), other(i, random) -> the number of anoth
 fingerprint().
 """
 
-from sdjax.data import pocketland
+from sdjax import config
+from sdjax.data import pocketland, prompts
+from sdjax.data.folder import Folder
+
+EVERY = 0.5  # of the drawn captions name all there is to see: with few words a small model never ties looks to words
+
+# What the drawn world takes of a folder's settings, and why no more.
+PLAIN = {
+    "crop": ("center", "pictures are drawn square"),
+    "flip": (0, "partings and moles tell people apart"),
+    "mask": (False, "pictures are drawn without masks"),
+}
 
 
 def open(data, size):
     """Returns the source that a run's Data settings name, at `size` pixels.
 
-    Raises ValueError for a path that is empty, does not exist or holds no pictures.
+    Raises ValueError for a path that is empty, does not exist or holds no pictures, and for settings that are not for
+    such pictures.
     """
     if data.path == "pocketland":
-        return Drawn(data.count, size, data.word)
+        return Drawn(data, size)
     if not data.path:
         raise ValueError("data.path='': no pictures; give a folder of images, one image, or 'pocketland'")
-    from sdjax.data.folder import Folder
-
+    if data.domain:
+        raise ValueError(f"data.domain={data.domain!r}: is for data.path=pocketland; accepted for a folder is ''")
     return Folder(data, size)
 
 
 class Drawn:
-    """`count` pictures of Pocketland's training identities, four scenes each; words are drawn anew every time."""
+    """`count` pictures of Pocketland's training identities, four scenes each; words are drawn anew every time.
 
-    def __init__(self, count, size, word=""):
-        self.source, self.size, self.word = pocketland.PocketlandSource(count), size, word
+    Raises ValueError for settings of pictures that are cut, mirrored or masked, and templates that do not fit.
+    """
+
+    def __init__(self, data, size):
+        for name, (accepted, why) in PLAIN.items():
+            value = getattr(data, name)
+            if value != accepted:
+                raise ValueError(f"data.{name}={value!r}: data.path=pocketland accepts {accepted!r}; {why}")
+        config.check(data, "data.", count=config.FROM_1)
+        self.source, self.size, self.word = pocketland.PocketlandSource(data.count), size, data.word
+        self.prompts = None if data.templates == "captions" else prompts.make(data.templates, data.word)
 
     def __len__(self):
         return len(self.source)
@@ -39,10 +60,16 @@ class Drawn:
         return pocketland.draw(*self._item(i), self.size)
 
     def caption(self, i, random):
-        """Returns a caption of picture i; with a word, one that names the scene and calls the subject by the word."""
+        """Returns a caption of picture i; with a word, one that names the scene and calls the subject by the word.
+
+        With templates, one of them with that caption and the word in it.
+        """
         who, place = self._item(i)
         seed = int(random.integers(1 << 31))
-        return pocketland.word_prompt(place, self.word, seed) if self.word else pocketland.caption(who, place, seed)
+        words = (
+            pocketland.word_prompt(place, self.word, seed) if self.word else pocketland.caption(who, place, seed, EVERY)
+        )
+        return self.prompts(words, random) if self.prompts else words
 
     def other(self, i, random):
         """Returns the number of another scene of the same identity."""
@@ -92,10 +119,12 @@ class Only:
 def of_domain(drawn, domain):
     """Returns the numbers of a Drawn source's pictures that show a "face" or a "cat".
 
-    Raises ValueError for another domain.
+    Raises ValueError for another domain, and where there are no such pictures.
     """
     if domain not in pocketland.DOMAINS:
         raise ValueError(f"data.domain={domain!r}: accepted are {', '.join(pocketland.DOMAINS)}")
     views = drawn.source.views
     firsts = [i for i in range(0, len(drawn), views) if drawn.domain(i) == domain]
+    if not firsts:
+        raise ValueError(f"data.count={len(drawn)}: none of so few pictures shows a {domain}; take more")
     return [i + k for i in firsts for k in range(views) if i + k < len(drawn)]
