@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,19 +14,24 @@ import warnings
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from sdjax import trees
+from sdjax import compiled, config, trees
 from sdjax.convert import pipeline
-from sdjax.data import batches
+from sdjax.data import batches, sources
 from sdjax.data.batches import Data
+from sdjax.methods import e4t
 from sdjax.methods.clip import Clip
+from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
-from sdjax.training import optim, parallel
+from sdjax.stable_diffusion import StableDiffusion
+from sdjax.training import loop, optim, parallel
 from sdjax.training.checkpoint import Checkpoints
-from sdjax.training.loop import Train, default_loss, initial_state, make_step, train
+from sdjax.training.loop import Train, begin, default_loss, initial_state, make_step, train
 from sdjax.training.optim import Optim
 
 ROOT = Path(__file__).parents[1]
@@ -41,10 +48,9 @@ RUN = Train(
 
 
 def final(folder, settings):
-    sd = pipeline.load(settings.model)
-    trained, frozen = settings.method.split(sd, trees.named_key(jax.random.key(settings.seed), "split"))
+    trained, _, _, base = begin(settings, pictures=False)
     like = initial_state(trained, optim.transform(settings.optim, settings.steps), settings.ema)
-    return Checkpoints(folder / "checkpoints").restore(like, trees.digest((frozen, "")))
+    return Checkpoints(folder / "checkpoints").restore(like, base)
 
 
 def test_resumed_run_ends_in_the_same_bits(tmp_path):
@@ -125,14 +131,281 @@ def test_another_base_model_is_refused(tmp_path):
         Checkpoints(tmp_path).restore(state, "other")
 
 
-def test_loss_that_is_not_finite_stops_before_a_checkpoint(tmp_path):
-    bad = dataclasses.replace(RUN, optim=Optim(lr=1e30, clip=None), checkpoint=1)
-    with pytest.raises(FloatingPointError, match="the loss of step"):
-        train(bad, tmp_path / "bad")
-    saved = final(tmp_path / "bad", bad)
-    assert (
-        saved is None or all(np.isfinite(x).all() for x in jax.tree.leaves(saved["trained"])) or int(saved["step"]) == 1
+@pytest.mark.parametrize("mode", ["single", "pmap"])
+def test_step_tells_the_norms_of_gradient_and_update(mode):
+    settings = dataclasses.replace(TOY, method=Toy(), optim=Optim(kind="sgd", lr=0.5, weight_decay=0, clip=None))
+    trained, frozen, data, _ = begin(settings)
+    tx = optim.transform(settings.optim, 1)
+    place, run = parallel.compile(make_step(settings.method, tx, jax.random.key(0)), mode, 4)
+    _, metrics = run(place.state(initial_state(trained, tx)), place.frozen(frozen), place.batch(data[0]))
+    assert float(metrics["gradient"]) == pytest.approx(2 * np.linalg.norm(trained["rows"]), rel=1e-5)
+    assert float(metrics["update"]) == pytest.approx(np.linalg.norm(trained["rows"]), rel=1e-5)
+    whole = {"a": jnp.full((1 << 12, 1 << 12), 2.0), "b": jnp.ones(9, jnp.bfloat16)}  # too large for one vector
+    assert float(optim.norm(whole)) == pytest.approx(np.sqrt(4 * (1 << 24) + 9))
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """Pulls a word's row to zero; step number `at` spoils the loss or, with a finite loss, only its gradient."""
+
+    spoils: str = ""
+    at: int = -1
+    row = TextualInversion("<new>", "face")
+
+    def split(self, sd, key):
+        return self.row.split(sd, key)
+
+    def join(self, frozen, trained, key=None):
+        return self.row.join(frozen, trained)
+
+    def loss(self, frozen, trained, batch, key, step, axis=None):
+        value, spoilt = jnp.sum(trained["rows"] ** 2), step == self.at
+        if self.spoils == "loss":
+            value = jnp.where(spoilt, jnp.nan, value)
+        if self.spoils == "gradient":  # the square root of zero: its value is 0, its slope is not
+            value += 0 * jnp.sqrt(jnp.where(spoilt, 0.0, 1.0) * jnp.sum(trained["rows"] ** 2))
+        return value, {}
+
+
+TOY = dataclasses.replace(RUN, method=Toy(), steps=4, checkpoint=1, ema=0.0)
+
+
+@pytest.mark.parametrize("checkpoint", [0, 1, 3])
+@pytest.mark.parametrize("at", [2, 3])
+@pytest.mark.parametrize("spoils", ["loss", "gradient"])
+def test_step_that_is_not_finite_stops_the_run_and_writes_nothing(tmp_path, spoils, at, checkpoint):
+    bad = dataclasses.replace(TOY, method=Toy(spoils, at), checkpoint=checkpoint)
+    with pytest.raises(FloatingPointError, match=f"the {spoils} of step {at + 1} is (nan|not finite); the last good"):
+        train(bad, tmp_path / "run")
+    kept = [int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*")]
+    assert max(kept, default=0) == {0: 0, 1: at, 3: 3 * (at >= 3)}[checkpoint]
+    assert not (tmp_path / "run" / "export").exists()
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    train(dataclasses.replace(TOY, checkpoint=checkpoint), tmp_path / "run")  # the cause gone, it goes on
+    rows = pipeline.load(tmp_path / "run" / "export").text_encoder
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(rows))
+
+
+def test_update_that_is_not_finite_stops_before_a_checkpoint(tmp_path):
+    with pytest.raises(FloatingPointError, match="the update of step 1 is not finite"):
+        train(dataclasses.replace(TOY, optim=Optim(lr=1e30)), tmp_path / "run")
+    assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def photo(path, seed=0):
+    """Writes a picture of noise and returns its path as text."""
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), np.uint8)).save(path)
+    return str(path)
+
+
+def test_what_a_run_starts_from_is_told_by_what_was_loaded(tmp_path, monkeypatch):
+    """Another device computes other last bits of the empty prompt's and the picture's features."""
+    paths = [photo(tmp_path / f"{i}.png", i) for i in range(2)]
+    runs = [dataclasses.replace(RUN, method=E4T(), data=Data(path=path, word="*s", size=32)) for path in paths]
+    _, frozen, _, base = begin(runs[0])
+    assert begin(runs[1])[3] != base  # another picture
+    see, condition = e4t._see, StableDiffusion.condition
+    monkeypatch.setattr(e4t, "_see", lambda *inputs: see(*inputs) * (1 + 1e-6))
+    monkeypatch.setattr(
+        StableDiffusion, "condition", lambda *inputs: jax.tree.map(lambda x: x * (1 + 1e-6), condition(*inputs))
     )
+    _, other, _, again = begin(runs[0])
+    for name in ("empty", "classes"):
+        assert (np.asarray(frozen.reference[name]) != np.asarray(other.reference[name])).any()
+    assert again == base
+
+
+def test_a_new_words_mean_row_is_computed_and_the_models_weights_are_not(monkeypatch):
+    settings = dataclasses.replace(TOY, method=TextualInversion("<new>"))
+    base, load, add_word = begin(settings)[3], pipeline.load, StableDiffusion.add_word
+
+    def other(*inputs, **options):
+        sd = load(*inputs, **options)
+        return sd.replace(unet=trees.edit(sd.unet, r"^conv_in\.bias$", lambda _, w: w.at[0].add(1e-6)))
+
+    def moved(*inputs):
+        sd = add_word(*inputs)
+        ids = sd.words["<new>"]
+        return sd.with_rows(ids, sd.embed(ids[None])[0] * (1 + 1e-6))
+
+    monkeypatch.setattr(StableDiffusion, "add_word", moved)
+    assert begin(settings)[3] == base
+    monkeypatch.setattr(pipeline, "load", other)
+    assert begin(settings)[3] != base
+
+
+def test_a_refused_run_leaves_the_folder_as_it_is(tmp_path):
+    train(dataclasses.replace(TOY, steps=1), tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_text()
+    for change, message in (
+        (dict(parallel="mesh:data=3"), "data.batch=4"),
+        (dict(model="new:tiny"), "belong to base model"),
+        (dict(method=Full(("unet",), "attn2")), "other trained weights"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(dataclasses.replace(TOY, **change), tmp_path / "run")
+        assert (tmp_path / "run" / "config.json").read_text() == before
+    with pytest.raises(ValueError, match="data.batch=4"):
+        train(dataclasses.replace(TOY, parallel="mesh:data=3"), tmp_path / "fresh")
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_bfloat16_recomputation_and_adafactor_together(tmp_path):
+    settings = dataclasses.replace(
+        RUN, optim=Optim(kind="adafactor", lr=1e-3), compute="bfloat16", frozen="bfloat16", remat=True, steps=3, log=1
+    )
+    train(settings, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 3 and np.isfinite(losses).all()
+    state = final(tmp_path / "run", settings)
+    assert all(x.dtype == np.float32 and np.isfinite(x).all() for x in jax.tree.leaves(state["trained"]))
+    made, start = pipeline.load(tmp_path / "run" / "export"), pipeline.load(settings.model, "bfloat16")
+    moved = [
+        name
+        for (name, one), other in zip(trees.flatten(made.unet).items(), jax.tree.leaves(start.unet), strict=True)
+        if (np.asarray(one) != np.asarray(other, np.float32)).any()
+    ]
+    assert moved and all("attn2" in name for name in moved)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("steps=-1", "steps=-1: expected a number from 0"),
+        ("seed=-1", "seed=-1: expected a number from 0"),
+        ("ema=1", "ema=1.0: expected a number from 0 to below 1"),
+        ("ema=-0.1", "ema=-0.1"),
+        ("min_snr=-5", "min_snr=-5.0: expected a number from 0"),
+        ("noise_offset=-1", "noise_offset=-1.0"),
+        ("checkpoint=-1", "checkpoint=-1: expected a number from 0"),
+        ("preview=-1", "preview=-1"),
+        ("log=-1", "log=-1"),
+        ("keep=0", "keep=0: expected a number from 1"),
+        ("compute=foo", "compute='foo': accepted are float32, bfloat16"),
+        ("frozen=int8", "frozen='int8': accepted are float32, bfloat16"),
+        ("data.size=-64", "data.size=-64: expected a number from 0"),
+        ("data.batch=0", "data.batch=0: expected a number from 1"),
+        ("data.dropout=1.5", "data.dropout=1.5: expected a number from 0 to 1"),
+        ("data.dropout=-0.1", "data.dropout=-0.1"),
+        ("data.flip=2", "data.flip=2.0: expected a number from 0 to 1"),
+        ("data.crop=middle", "data.crop='middle': accepted are center, random"),
+        ("data.concept=some", "data.concept='some': accepted are '', same, other"),
+        ("data.count=-1", "data.count=-1"),
+        ("optim.lr=-1e-4", "optim.lr=-0.0001: expected a number from 0"),
+        ("optim.lr=1e999", "optim.lr=inf"),
+        ("optim.kind=adam", "optim.kind='adam': accepted are adamw, adafactor, sgd"),
+        ("optim.warmup=-1", "optim.warmup=-1"),
+        ("optim.end=2", "optim.end=2.0: expected a number from 0 to 1"),
+        ("optim.weight_decay=-1", "optim.weight_decay=-1.0"),
+        ("optim.betas=(0.9, 1)", r"optim.betas=\(0.9, 1.0\): expected two numbers from 0 to below 1"),
+        ("optim.clip=-1", "optim.clip=-1.0: expected a number above 0"),
+        ("optim.accumulate=0", "optim.accumulate=0: expected a number from 1"),
+        ("optim.rates=(('(', 1),)", "optim.rates=.* is no regular expression"),
+        ("optim.rates=(('unet', -1),)", "optim.rates=.*: expected factors from 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused_in_one_line(item, message):
+    with pytest.raises(ValueError, match=message) as error:
+        config.override(RUN, [item])
+    assert "\n" not in str(error.value)
+
+
+def drawn(**changes):
+    return sources.open(dataclasses.replace(DATA, **changes), 32)
+
+
+def test_templates_are_for_the_drawn_world_too(tmp_path):
+    captions = [drawn().caption(i, np.random.default_rng(i)) for i in range(8)]
+    assert all(" face " in f"{words} " for words in captions)
+    portraits = {drawn(templates="face", word="*s").caption(0, np.random.default_rng(i)) for i in range(40)}
+    assert {"a photo of *s", "a portrait of *s"} <= portraits and len(portraits) > 10
+    (tmp_path / "lines.txt").write_text("look: [filewords]\n")
+    lined = drawn(templates=str(tmp_path / "lines.txt"))
+    assert [lined.caption(i, np.random.default_rng(i)) for i in range(8)] == [f"look: {words}" for words in captions]
+    assert drawn(templates="none").caption(0, np.random.default_rng(0)) == ""
+    with pytest.raises(ValueError, match="data.word=''"):
+        drawn(templates="object")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(flip=0.5), "data.flip=0.5: data.path=pocketland accepts 0"),
+        (dict(crop="random"), "data.crop='random': data.path=pocketland accepts 'center'"),
+        (dict(mask=True), "data.mask=True: data.path=pocketland accepts False"),
+        (dict(templates="fase", word="*s"), "data.templates='fase'"),
+        (dict(count=0), "data.count=0: expected a number from 1"),
+        (dict(path=".", domain="face"), "data.domain='face': is for data.path=pocketland"),
+    ],
+)
+def test_sources_refuse_what_is_not_for_them(changes, message):
+    with pytest.raises(ValueError, match=message):
+        drawn(**changes)
+
+
+def test_a_domain_without_pictures_is_refused():
+    with pytest.raises(ValueError, match="data.count=16: none of so few pictures shows a cat"):
+        sources.of_domain(drawn(), "cat")
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """The program's main(), without a folder of compiled programs."""
+    spec = importlib.util.spec_from_file_location("run", ROOT / "train" / "run.py")
+    run = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run)
+    monkeypatch.setattr(compiled, "keep", lambda: None)
+    return run.main
+
+
+TINY = ["model=random:tiny", "data.size=32", "data.count=16", "steps=1"]
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        (["compute=foo"], "compute='foo': accepted are"),
+        (["data.path=pocketland", "data.mask=true"], "data.mask=True"),
+        (["data.path={photo}", "data.domain=face"], "data.domain='face'"),
+        (["data.path=pocketland", "method.pattern=("], "'(': is no regular expression"),
+        (["data.path=pocketland", "out={photo}/run"], "Not a directory"),
+        (["data.path={photo}.txt"], "no such file or folder"),
+    ],
+)
+def test_bad_input_is_one_line_of_error(program, items, message, tmp_path, capsys):
+    path = photo(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a face")
+    items = [f"out={tmp_path / 'out'}", *TINY, *(item.format(photo=path) for item in items)]
+    assert program([str(ROOT / "configs" / "full.py"), *items]) == 1
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ") and message in said and "\n" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_that_is_no_python_is_one_line_of_error(program, tmp_path, capsys):
+    (tmp_path / "recipe.py").write_text("def config():\n    return Train(\n")
+    assert program([str(tmp_path / "recipe.py")]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: config '.*recipe.py': .* \(.*recipe.py, line 2\)\n", said), said
+
+
+def test_long_errors_are_one_line_and_bugs_keep_their_traceback(program, tmp_path, monkeypatch, capsys):
+    recipe = [str(ROOT / "configs" / "full.py"), "data.path=pocketland"]
+
+    def fails(error):
+        def train(settings, out):
+            raise error
+
+        monkeypatch.setattr(loop, "train", train)
+
+    fails(PermissionError(13, "Permission denied", "outputs"))
+    assert program(recipe) == 1 and "error: [Errno 13] Permission denied: 'outputs'\n" == capsys.readouterr().err
+    fails(OSError("first line.\n\n  second line\n"))
+    assert program(recipe) == 1 and "error: first line. second line\n" == capsys.readouterr().err
+    fails(KeyError("mask"))
+    with pytest.raises(KeyError):
+        program(recipe)
 
 
 def test_contrastive_training_refuses_microbatches(tmp_path):

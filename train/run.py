@@ -9,6 +9,7 @@ gets config.json metrics.jsonl checkpoints/ samples/ export/.  Run the same line
     python train/run.py CONFIG --help      what the config does, and all its settings
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -31,13 +32,20 @@ def main(arguments):
 
         compiled.keep()
         train(settings, settings.out or Path("outputs") / Path(path).stem)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, FloatingPointError, re.error) as error:  # what input can cause; the rest are bugs
+        print(f"error: {_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; run the same line again to go on from the newest checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def _line(error):
+    """Returns an error's message on one line; libraries may write several."""
+    if isinstance(error, re.error):
+        return f"{error.pattern!r}: is no regular expression: {error}"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Log:
 
     def metrics(self, step, values):
         """Writes the figures of a step, {name: number}, to the file, the board and the bar."""
-        values = {name: round(float(value), 7) for name, value in values.items()}
+        values = {name: float(f"{float(value):.7g}") for name, value in values.items()}
         seconds = round(time.monotonic() - self.began, 3)
         self.file.write(json.dumps({"step": step, **values, "seconds": seconds}) + "\n")
         for name, value in values.items():

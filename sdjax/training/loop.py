@@ -8,7 +8,6 @@ export.  Run again with the same folder, it goes on from the newest checkpoint, 
 
 import json
 import signal
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +29,9 @@ from sdjax.training.log import Log
 from sdjax.training.optim import Optim
 
 BEFORE_STOP = 143  # exit status after SIGTERM, as shells count it: 128 + 15
+DTYPES = ("float32", "bfloat16")
+CHECKED = ("loss", "gradient", "update")  # the metrics of a step that must be finite; the latter two are norms
+COMPUTED = ("empty", "classes")  # in a model's `reference`: what E4T's networks made of words and picture
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,21 @@ class Train:
     preview: int = 0
     prompts: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        configs.check(
+            self, steps=configs.FROM_0, seed=configs.FROM_0, ema=configs.BELOW_1, compute=DTYPES, frozen=DTYPES,
+            min_snr=configs.FROM_0, noise_offset=configs.FROM_0, checkpoint=configs.FROM_0, keep=configs.FROM_1,
+            log=configs.FROM_0, preview=configs.FROM_0,
+        )  # fmt: skip
+
 
 def make_step(method, tx, root, *, loss=None, accumulate=1, ema=0.0):
     """Returns the pure step(state, frozen, batch, axis=None) -> (state, metrics).
 
     state: {"step", "trained", "opt"[, "ema"]}.  loss(frozen, trained, batch, key, step, axis) -> (scalar, metrics) is
     the method's own where it has one, else `loss`.  The gradient is the mean over `accumulate` equal microbatches.
+    metrics: the loss's own, "loss", and "gradient" and "update", the norms of all gradients and of all changes: both
+    are finite only where all of the new weights are, if the old ones were.
     """
     loss = getattr(method, "loss", loss)
 
@@ -96,6 +107,7 @@ def make_step(method, tx, root, *, loss=None, accumulate=1, ema=0.0):
         if axis is not None:
             metrics, grads = jax.lax.pmean((metrics, grads), axis)
         updates, opt = tx.update(grads, state["opt"], state["trained"])
+        metrics = {**metrics, "gradient": optimizers.norm(grads), "update": optimizers.norm(updates)}
         trained = jax.tree.map(lambda x, u: (x + u).astype(x.dtype), state["trained"], updates)
         new = {"step": state["step"] + 1, "trained": trained, "opt": opt}
         if ema:
@@ -124,12 +136,48 @@ def default_loss(method, settings):
     return loss
 
 
+def begin(settings, pictures=True):
+    """Returns (trained, frozen, data, base) as they are before a run's first step; base: the digest of `origin`.
+
+    pictures: False leaves data None where the method itself does not ask for them.
+    Raises ValueError for settings that do not fit the model, and for a model, a file or pictures that are not there.
+    """
+    method = settings.method
+    vision = {"vision": settings.vision} if settings.vision else {}
+    loaded = pipeline.load(settings.model, dtype=settings.frozen, **vision)
+    sd = loaded.with_dtype(settings.compute, remat=settings.remat)
+    trained, frozen = method.split(sd, trees.named_key(jax.random.key(settings.seed), "split"))
+    if settings.init:
+        trained, frozen = export.start(method, trained, frozen, settings.init)
+    data = picture = None
+    if pictures or hasattr(method, "look") or hasattr(method, "finish"):
+        data = batches.build(settings.data, frozen, settings.seed)
+    if hasattr(method, "look") and data.single is not None:
+        picture = data.single
+        frozen = method.look(frozen, trained, picture)
+    return trained, frozen, data, origin(settings, loaded, trained if settings.init else None, picture)
+
+
+def origin(settings, sd, init=None, picture=None):
+    """Returns the digest of what a run starts from: the model as it was loaded, weights from `init`, its one picture.
+
+    What was computed from that on the way is left out, since its last bits depend on the device: the random weights of
+    a new model (its name stands for them), features of words and pictures, a UNet with an encoder's offsets in it.
+    """
+    reference = {name: tree for name, tree in (sd.reference or {}).items() if name not in COMPUTED}
+    model = sd.replace(reference=reference, unet=None if sd.conditioners else sd.unet)
+    if settings.model.startswith("new:"):
+        model = (settings.model, sd.image_encoder if settings.vision else None, reference)
+    return trees.digest((model, init, picture))
+
+
 def train(settings, out):
     """Runs a config to its last step in the folder `out`, going on where its checkpoints end; returns the joined model.
 
     Writes config.json metrics.jsonl checkpoints/ samples/ export/.
-    Raises ValueError for settings that do not fit, FloatingPointError at a loss that is not finite (nothing is written
-    over the last good checkpoint), SystemExit(143) after SIGTERM, with a checkpoint written.
+    Raises ValueError for settings that do not fit, FloatingPointError at a loss, gradient or update that is not finite
+    (nothing is written over the last good checkpoint, and no export), SystemExit(143) after SIGTERM, with a checkpoint
+    written.
     """
     out = Path(out)
     method, root = settings.method, jax.random.key(settings.seed)
@@ -137,32 +185,21 @@ def train(settings, out):
         raise ValueError(
             f"optim.accumulate={settings.optim.accumulate}: {type(method).__name__} needs the whole batch; use 1"
         )
-    sd = pipeline.load(
-        settings.model, dtype=settings.frozen, **({"vision": settings.vision} if settings.vision else {})
-    )
-    sd = sd.with_dtype(settings.compute, remat=settings.remat)
-    trained, frozen = method.split(sd, trees.named_key(root, "split"))
-    if settings.init:
-        trained, frozen = export.start(method, trained, frozen, settings.init)
-    data = batches.build(settings.data, frozen, settings.seed)
-    if data.single is not None and hasattr(method, "look"):
-        frozen = method.look(frozen, trained, data.single)
+    trained, frozen, data, base = begin(settings)
     tx = optimizers.transform(settings.optim, settings.steps)
     state = initial_state(trained, tx, settings.ema)
-    base = trees.digest((frozen, settings.init and trained))
-
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(out / "checkpoints", settings.keep)
-    found = checkpoints.restore(state, base)
-    state = state if found is None else jax.tree.map(jnp.asarray, found)
-    (out / "config.json").write_text(json.dumps(configs.to_json(settings), indent=1))
-
     step = make_step(
         method, tx, trees.named_key(root, "steps"), loss=default_loss(method, settings),
         accumulate=settings.optim.accumulate, ema=settings.ema,
     )  # fmt: skip
     place, run = parallel.compile(step, settings.parallel, settings.data.batch)
+
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(out / "checkpoints", settings.keep)
+    found = checkpoints.restore(state, base)
+    state = state if found is None else jax.tree.map(jnp.asarray, found)
     state, fixed = place.state(state), place.frozen(frozen)
+    (out / "config.json").write_text(json.dumps(configs.to_json(settings), indent=1))
 
     def joined(state):
         tree = place.gather(state)
@@ -178,18 +215,20 @@ def train(settings, out):
         for n, batch in zip(range(start, settings.steps), data.iterate(start), strict=False):
             state, metrics = run(state, fixed, place.batch(batch))
             _finite(previous)  # one step late, so that the device never waits
-            previous = (n + 1, metrics)
-            due = settings.checkpoint and (n + 1) % settings.checkpoint == 0
-            if due or stop.asked or (settings.checkpoint and n + 1 == settings.steps):
-                _finite(previous)
-                checkpoints.save(place.gather(state), base, wait=stop.asked)
-            if stop.asked:
+            previous, stopped, last = (n + 1, metrics), stop.asked, n + 1 == settings.steps
+            saves = stopped or _due(n + 1, settings.checkpoint, last)
+            logs, shows = _due(n + 1, settings.log, last), _due(n + 1, settings.preview)
+            if saves or logs or shows or last:
+                _finite(previous)  # what waits for the device anyway: nothing is written of a step that went wrong
+            if saves:
+                checkpoints.save(place.gather(state), base, wait=stopped)
+            if stopped:
                 log.event(n + 1, "stopped")
                 raise SystemExit(BEFORE_STOP)
-            if settings.log and ((n + 1) % settings.log == 0 or n + 1 == settings.steps):
+            if logs:
                 log.metrics(n + 1, {**metrics, "rate": schedule(n)})
             log.advance(n + 1)
-            if settings.preview and (n + 1) % settings.preview == 0:
+            if shows:
                 preview.write(out / "samples" / f"{n + 1:07d}.png", method, joined(state), data, settings)
     finally:
         stop.release()
@@ -204,10 +243,18 @@ def train(settings, out):
     return method.join(frozen, weights)
 
 
+def _due(step, every, last=False):
+    """Returns whether something that happens every so many steps, 0 for never, happens after this one."""
+    return every > 0 and (last or step % every == 0)
+
+
 def _finite(pair):
-    if pair and not np.isfinite(float(pair[1]["loss"])):
-        said = f"the loss of step {pair[0]} is {float(pair[1]['loss'])}"
-        raise FloatingPointError(f"{said}; the last good checkpoint is untouched; a lower optim.lr may help")
+    """Raises FloatingPointError where the (step, metrics) have a loss, gradient or update that is not finite."""
+    for name in CHECKED if pair else ():
+        value = float(pair[1][name])
+        if not np.isfinite(value):
+            said = f"the {name} of step {pair[0]} is {value if name == 'loss' else 'not finite'}"
+            raise FloatingPointError(f"{said}; the last good checkpoint is untouched; a lower optim.lr may help")
 
 
 class _Stop:
@@ -215,14 +262,13 @@ class _Stop:
 
     def __init__(self):
         self.asked = False
-        self.when = None
         try:
             self.before = signal.signal(signal.SIGTERM, self._ask)
         except ValueError:  # not the main thread, as in a web server: somebody else handles signals there
             self.before = None
 
     def _ask(self, *_):
-        self.asked, self.when = True, time.monotonic()
+        self.asked = True
 
     def release(self):
         if self.before is not None:

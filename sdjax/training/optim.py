@@ -3,6 +3,7 @@
 Optim(lr=1e-4, schedule="cosine", warmup=100)
 """
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdjax import trees
+from sdjax import config, trees
 
 SMALL = 1 << 24  # numbers
 KINDS = ("adamw", "adafactor", "sgd")
@@ -39,11 +40,21 @@ class Optim:
     rates: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self):
-        for name, value, accepted in (("kind", self.kind, KINDS), ("schedule", self.schedule, SCHEDULES)):
-            if value not in accepted:
-                raise ValueError(f"optim.{name}={value!r}: accepted are {', '.join(accepted)}")
-        if self.accumulate < 1:
-            raise ValueError(f"optim.accumulate={self.accumulate}: must be at least 1")
+        config.check(
+            self, "optim.", kind=KINDS, schedule=SCHEDULES, lr=config.FROM_0, warmup=config.FROM_0, end=config.TO_1,
+            weight_decay=config.FROM_0, accumulate=config.FROM_1,
+        )  # fmt: skip
+        if self.clip is not None:
+            config.check(self, "optim.", clip=config.ABOVE_0)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas={self.betas}: expected two numbers from 0 to below 1")
+        for pattern, factor in self.rates:
+            if not 0 <= factor < math.inf:
+                raise ValueError(f"optim.rates={self.rates}: expected factors from 0, as in (('to_k', 0.5),)")
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"optim.rates={self.rates}: {pattern!r} is no regular expression: {error}") from None
 
 
 def rate(optim, steps):
@@ -75,6 +86,14 @@ def transform(optim, steps):
     whole = optax.chain(*parts) if optim.kind == "adafactor" else _as_vector(optax.chain(*parts))
     named = [_by_name(optim.rates)] if optim.rates else []
     return optax.chain(whole, *named, optax.scale_by_learning_rate(rate(optim, steps)))
+
+
+def norm(tree):
+    """Returns the global norm of a tree of gradients or updates, in float32; as one vector where the tree is small."""
+    leaves = jax.tree.leaves(tree)
+    if trees.count(tree) <= SMALL:
+        leaves = [jnp.concatenate([x.ravel() for x in leaves])]
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves))
 
 
 def _as_vector(inner):
