@@ -1,15 +1,17 @@
 """Converts a model: python -m sdjax.convert SRC DST [--format diffusers|single-file] [--dtype float16] ...
 
 A model with an e4t/ keeps it; one that looks at a picture becomes a plain model, with the offsets in its weights and
-the word as a row of its token table.
+the word as a row of its token table.  A run's folder, or one of its checkpoints, is handed to sdjax.training.export,
+a program of its own: training lies above this package, which cannot import it.
 """
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 
-from sdjax.convert import e4t, files, pipeline
+from sdjax.convert import e4t, export, files, lpips, pipeline
 from sdjax.methods.e4t import Encoder, plain
 
 
@@ -17,7 +19,7 @@ def main(arguments=None):
     """Returns the exit status; prints what is done and where the result lies, or the error in one line."""
     parser = argparse.ArgumentParser(prog="python -m sdjax.convert", description="Converts a model from SRC to DST.")
     parser.add_argument(
-        "source", metavar="SRC", help="pocket, a diffusers folder, a checkpoint, a hub id, or random:sd15 and the like"
+        "source", metavar="SRC", help="pocket, a model folder, a checkpoint, a hub id, random:sd15, or a run's folder"
     )
     parser.add_argument("destination", metavar="DST", help="the folder to write, or FILE.safetensors")
     parser.add_argument("--format", help=f"{', '.join(pipeline.FORMATS)}; default: what DST looks like")
@@ -28,11 +30,19 @@ def main(arguments=None):
     parser.add_argument("--ema", action="store_true", help="of a checkpoint: the averaged weights")
     parser.add_argument("--prediction-type", help="of a checkpoint: epsilon, v_prediction; default: found out")
     parser.add_argument("--tokenizer", help="of a checkpoint: a folder or hub id with CLIP's vocabulary")
+    parser.add_argument("--step", help="of a run: which checkpoint; default: the newest")
+    parser.add_argument("--weights", choices=("ema", "raw"), help="of a run; default: those of its own export")
     options = parser.parse_args(arguments)
+    if export.run_of(options.source):
+        return _hand_over(parser, options)
     single = {name: getattr(options, name) for name in ("ema", "prediction_type", "tokenizer")}
     form = options.format or ("single-file" if options.destination.endswith(".safetensors") else "diffusers")
     start = time.monotonic()
     try:
+        if options.step or options.weights:
+            raise ValueError(f"{options.source}: step and weights are for a run's folder; this is none")
+        if options.vision and lpips.is_file(options.vision):
+            raise ValueError(f"vision={options.vision}: a file; a folder or hub id with an image encoder is expected")
         sd = pipeline.load(options.source, options.dtype, variant=options.variant, vision=options.vision, **single)
         extras = []
         if any(isinstance(conditioner, Encoder) for conditioner in sd.conditioners):
@@ -49,6 +59,19 @@ def main(arguments=None):
         return 1
     print(f"wrote {folder} in {time.monotonic() - start:.1f} s")
     return 0
+
+
+def _hand_over(parser, options):
+    """Returns the exit status of the program that exports a run."""
+    given = {name: value for name, value in vars(options).items() if value != parser.get_default(name)}
+    more = given.keys() - {"source", "destination", "step", "weights"}
+    if more:
+        said = f"of a run accepted are step and weights, not {', '.join(sorted(more))}; convert what comes out"
+        print(f"error: {options.source}: {said}", file=sys.stderr)
+        return 1
+    flags = [f"--{name}={given[name]}" for name in ("step", "weights") if name in given]
+    program = [sys.executable, "-m", "sdjax.training.export", *flags, "--", options.source, options.destination]
+    return subprocess.run(program).returncode
 
 
 if __name__ == "__main__":

@@ -47,6 +47,15 @@ def start(method, trained, frozen, source):
     raise ValueError(f"init={source!r}: {type(method).__name__} starts from its model; give model={source!r} instead")
 
 
+def run_of(source):
+    """Returns (folder of the run, step or None) of a run's folder or RUN/checkpoints/STEP; None for anything else."""
+    folder, step = Path(source).absolute(), None
+    if folder.name.isdecimal() and folder.parent.name == "checkpoints" and folder.is_dir():
+        folder, step = folder.parents[1], int(folder.name)
+    run = (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
+    return (folder, step) if run else None
+
+
 def _parts(method, trained):
     if isinstance(method, Chain):
         return [(part, trained[str(i)]) for i, part in enumerate(method.parts)]
