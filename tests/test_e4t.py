@@ -130,6 +130,14 @@ def test_tuned_folder_loads_with_its_picture(sd, key, tmp_path):
     np.testing.assert_allclose(mine.denoise(z, t, cond)[0], read.denoise(z, t, cond)[0], atol=1e-5)
 
 
+def test_one_picture_may_be_seen_while_only_a_part_of_the_unet_trains(sd, key):
+    method = Chain((E4T(), Full(("unet",), "attn2")))
+    trained, frozen = method.split(sd, key)
+    frozen = method.look(frozen, trained, jnp.full((32, 32, 3), 0.2))
+    z, t, cond = _inputs(frozen, "a *s")
+    assert jnp.isfinite(method.join(frozen, trained).denoise(z, t, cond)[0]).all()
+
+
 def test_plain_model_runs_no_encoder_and_stands_for_the_same_word(sd, key, tmp_path):
     from sdjax.methods.e4t import plain
 

@@ -72,19 +72,17 @@ class E4T:
 
     def join(self, frozen, trained, key=None):
         """Returns sd with the offsets in its weights and the encoder as a conditioner."""
-        tower = trained.get("vision", frozen.image_encoder)
-        return frozen.replace(unet=offsets.apply(frozen.unet, trained["offsets"])).add(
-            conditioners=Encoder(
-                trained["head"], tower, frozen.words[self.word], self.scale, self.penalty, self.features == "level"
-            )
-        )
+        unet = offsets.apply(frozen.unet, trained["offsets"])
+        return frozen.replace(unet=unet).add(conditioners=self._encoder(frozen, trained))
 
     def look(self, frozen, trained, pixels):
         """Returns frozen that has seen the one picture of a run, [H W 3] in [-1, 1]; as it is if the tower trains."""
-        if self.vision:
-            return frozen
-        seen = look(self.join(frozen, trained), pixels)
-        return frozen.replace(reference=seen.reference)
+        return frozen if self.vision else _seen(self._encoder(frozen, trained), frozen, pixels)
+
+    def _encoder(self, frozen, trained):
+        tower = trained.get("vision", frozen.image_encoder)
+        word, level = frozen.words[self.word], self.features == "level"
+        return Encoder(trained["head"], tower, word, self.scale, self.penalty, level)
 
     def _head(self, sd, key):
         """Returns the head's parameters: {"clip": {layer: linear D -> D}, "final": linear -> C, zero}."""
@@ -174,7 +172,11 @@ def look(sd, pixels):
     encoders = [c for c in sd.conditioners if isinstance(c, Encoder)]
     if len(encoders) != 1:
         raise ValueError(f"the model has {len(encoders)} E4T encoders; one is needed to look at an image")
-    classes = _see(encoders[0], sd, pixels[None])
+    return _seen(encoders[0], sd, pixels)
+
+
+def _seen(encoder, sd, pixels):
+    classes = _see(encoder, sd, pixels[None])
     return sd.replace(reference={**sd.reference, "concept": pixels, "classes": classes})
 
 
