@@ -14,10 +14,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from sdjax import compiled, trees
+from sdjax import compiled
 from sdjax import config as configs
-from sdjax.convert import export, files, pipeline
-from sdjax.data import batches
+from sdjax.convert import export, files
 from sdjax.data.batches import Data
 from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
@@ -27,7 +26,7 @@ from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
 from sdjax.training import optim as optimizers
 from sdjax.training.checkpoint import Checkpoints
-from sdjax.training.loop import Train, initial_state, origin
+from sdjax.training.loop import Train, begin, initial_state
 from sdjax.training.optim import Optim
 
 METHODS = (Full, TextualInversion, E4T, Vae, Clip, Chain)
@@ -57,7 +56,7 @@ def write(source, destination, step=None, weights=None):
         raise ValueError(f"weights='ema': {run} kept no moving average (ema=0); accepted is raw")
     method = settings.method
     wanted = _checkpoints(run, named if step is None else step)
-    trained, frozen, data, base = _begun(settings)
+    trained, frozen, data, base = begin(settings, pictures=False)
     state = _restored(wanted, settings, trained, base)
     tree = state["ema"] if averaged else state["trained"]
     if hasattr(method, "finish"):
@@ -75,27 +74,6 @@ def read(run):
     if not isinstance(settings, Train) or not isinstance(settings.method, METHODS):
         raise ValueError(f"{path}: holds no settings of a run")
     return settings
-
-
-def _begun(settings):
-    """Returns (trained, frozen, data, digest of the base) as a run has them before its first step.
-
-    data: None where the method asks for none.
-    """
-    method = settings.method
-    vision = {"vision": settings.vision} if settings.vision else {}
-    loaded = pipeline.load(settings.model, dtype=settings.frozen, **vision)
-    sd = loaded.with_dtype(settings.compute, remat=settings.remat)
-    trained, frozen = method.split(sd, trees.named_key(jax.random.key(settings.seed), "split"))
-    if settings.init:
-        trained, frozen = export.start(method, trained, frozen, settings.init)
-    data = picture = None
-    if hasattr(method, "look") or hasattr(method, "finish"):
-        data = batches.build(settings.data, frozen, settings.seed)
-        picture = data.single if hasattr(method, "look") else None
-    if picture is not None:
-        frozen = method.look(frozen, trained, picture)
-    return trained, frozen, data, origin(settings, loaded, trained if settings.init else None, picture)
 
 
 def _checkpoints(run, step):
