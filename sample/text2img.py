@@ -31,7 +31,8 @@ def run(options):
         if options.image is None:
             return sd
         size = generate.latent_shape(sd)[0] * sd.factor
-        return e4t.personalise(sd, pipeline.locate(options.model), images.subject(options.image, size))
+        picture = images.subject(options.image, size)
+        return e4t.personalise(sd, pipeline.locate(options.model), picture)
 
     sd = common.load(options, personalised)
     job = dict(prompts=common.prompts(options), size=options.size, **common.settings(options))
