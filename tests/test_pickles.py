@@ -763,6 +763,30 @@ def test_many_tensors_on_one_storage(tmp_path):
     refused(archive(tmp_path, P2 + b"(" + one * 10 + b"t.", numbers), "4 times the size")
 
 
+def made_often(kind):
+    """A pickle of some 200 KB that remembers one value and makes copies of it, 300 MB of them."""
+    if kind == "text":
+        make = text("a" * 200_000) + b"q\x010" + P2[2:] + b"]("
+        return P2 + make + (b"c_codecs\nencode\nh\x01X\x06\x00\x00\x00latin1\x86R") * 1500 + b"e."
+    if kind == "array":
+        begin = b"B" + struct.pack("<I", 200_000) + b"\0" * 200_000 + b"q\x010]("
+        plain = DOUBLES.replace(b"f8", b"u1")
+        one = ARRAY + b"(K\x01J" + struct.pack("<i", 200_000) + b"\x85" + plain + b"\x89h\x01tb"
+        return P2 + begin + one * 1500 + b"e."
+    pairs = b"](" + b"".join(b"J" + struct.pack("<i", i) + b"N\x86" for i in range(20_000)) + b"eq\x010]("
+    name = {"dict": b"ccollections\nOrderedDict\n", "set": b"c__builtin__\nset\n"}[kind]
+    pairs = pairs.replace(b"N\x86", b"") if kind == "set" else pairs
+    return P2 + pairs + (name + b"h\x01\x85R") * 1500 + b"e."
+
+
+@pytest.mark.parametrize("kind", ["text", "array", "dict", "set"])
+def test_copies_of_one_value(kind, tmp_path):
+    """What a short file makes of one value often is counted, and not only tensors."""
+    refused(archive(tmp_path, made_often(kind)), "4 times the file's size")
+    marks = P2 + b"(" * 900_000 + b"."
+    refused(archive(tmp_path, marks), "4 times the file's size")
+
+
 def test_kinds_of_attack_are_many():
     assert len(PROGRAMS) + len(CONTAINERS) >= 150
     assert len(set(PROGRAMS.values())) == len(PROGRAMS)

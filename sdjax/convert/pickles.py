@@ -15,6 +15,7 @@ import mmap
 import os
 import pickletools
 import struct
+import sys
 import types
 import zlib
 
@@ -27,6 +28,8 @@ MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # torch/serialization.py: how th
 PICKLE_SIZE = 64 * 2**20  # bytes, tensors not counted; Stable Diffusion with its optimizer has fewer than 2**20
 STEPS = 1_000_000  # of the machine; also values that can be reached from the result
 DEPTH = 100  # of values within values
+MADE = 2**25  # bytes that the values of a pickle may take, on top of REPEATS times the file's size
+ENTRY = 100  # bytes of an entry in the memo, or of a stack that MARK puts aside
 REPEATS = 4  # tensors may lie on the same numbers; their sizes together: at most this often the file's
 INTEGER_BITS = 128  # MAGIC has 77
 LONG = 2**62  # no size, stride or offset is as long
@@ -267,17 +270,33 @@ def _run(file, storage, size):
         check(steps < STEPS, f"a pickle of more than {STEPS} steps")
         check(opcode.name in STEP, f"the pickle uses {opcode.name}, which no file of weights needs")
         STEP[opcode.name](machine, argument)
+        if opcode.name in CONTAINERS:
+            machine.spend(sys.getsizeof(machine.stack[-1]))
     value = machine.pop()
     check(not machine.stack and not machine.marks, "the pickle leaves values behind")
     return value
 
 
 class _Machine:
-    """The state of a run: the stack, the stacks that MARK put aside, the memo, and how many bytes tensors may have."""
+    """The state of a run: the stack, the stacks that MARK put aside, the memo.
+
+    left: how many bytes tensors may still have; room: how many all other values may take.
+    """
 
     def __init__(self, storage, left):
         self.stack, self.marks, self.memo = [], [], {}
-        self.storage, self.left = storage, left
+        self.storage, self.left, self.room = storage, left, left + MADE
+
+    def spend(self, size):
+        """Takes bytes off those that the pickle's values may take."""
+        self.room -= size
+        check(self.room >= 0, f"its values take more than {REPEATS} times the file's size and {MADE} bytes")
+
+    def fill(self, value, change):
+        """Changes a list, dict or set, and counts by how much it grew."""
+        before = sys.getsizeof(value)
+        change()
+        self.spend(sys.getsizeof(value) - before)
 
     def push(self, value):
         self.stack.append(value)
@@ -306,12 +325,14 @@ def _push_integer(machine, value):
 
 
 def _mark(machine, _):
+    machine.spend(ENTRY)
     machine.marks.append(machine.stack)
     machine.stack = []
 
 
 def _put(machine, place):
     check(place not in machine.memo, f"the pickle remembers two values as number {place}")
+    machine.spend(ENTRY)
     machine.memo[place] = machine.top()
 
 
@@ -330,11 +351,18 @@ def _items(values):
 
 
 def _append(machine, values):
-    machine.top(list).extend(values)
+    held = machine.top(list)
+    machine.fill(held, lambda: held.extend(values))
 
 
 def _set_items(machine, values):
-    machine.top(dict).update(_items(values))
+    held = machine.top(dict)
+    machine.fill(held, lambda: held.update(_items(values)))
+
+
+def _add_items(machine, values):
+    held = machine.top(set)
+    machine.fill(held, lambda: held.update(map(_key, values)))
 
 
 def _global(machine, name):
@@ -357,12 +385,14 @@ def _reduce(machine, _):
     if function is _tensor:
         machine.left -= value.nbytes
         check(machine.left >= 0, f"tensors of more than {REPEATS} times the size of the file")
+    machine.spend(sys.getsizeof(value))
     machine.push(value)
 
 
 def _new(machine, _):
     arguments, kind = machine.pop(), machine.pop()
     check(kind in (_parameters, _dict) and arguments == (), "the pickle makes an object that no file of weights needs")
+    machine.spend(sys.getsizeof({}))
     machine.push({})
 
 
@@ -371,13 +401,15 @@ def _build(machine, _):
     state, value = machine.pop(), machine.top()
     if type(value) is dict:
         check(type(state) is dict and type(state.get("_parameters", {})) is dict, "a dict's attributes are no dict")
-        value.update(state.get("_parameters", {}))
+        machine.fill(value, lambda: value.update(state.get("_parameters", {})))
     elif isinstance(value, np.dtype):
         check(type(state) is tuple and state[1:5] in PLAIN_TYPE, "numpy's numbers are structured or not little-endian")
     else:
         own = type(value) is np.ndarray and value.flags.owndata
         check(own, f"the pickle sets the state of a {type(value).__name__}")
-        value.__setstate__(_array_state(*state))
+        state = _array_state(*state)
+        machine.spend(len(state[-1]))
+        value.__setstate__(state)
         value.flags.writeable = False
 
 
@@ -408,6 +440,8 @@ def _persistent(machine, _):
     machine.push(machine.storage(kind, key, count))
 
 
+# Steps that make a value of a size that their argument does not show.
+CONTAINERS = ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "TUPLE1", "TUPLE2", "TUPLE3", "TUPLE", "LIST", "DICT")
 STEP = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda machine, _: None),
     **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"), _push_integer),
@@ -431,7 +465,7 @@ STEP = {
     "APPENDS": lambda machine, _: _append(machine, machine.take()),
     "SETITEM": lambda machine, _: _set_items(machine, [machine.pop(), machine.pop()][::-1]),
     "SETITEMS": lambda machine, _: _set_items(machine, machine.take()),
-    "ADDITEMS": lambda machine, _: machine.top(set).update(map(_key, machine.take())),
+    "ADDITEMS": lambda machine, _: _add_items(machine, machine.take()),
     "MARK": _mark,
     "POP": lambda machine, _: machine.pop(),
     "POP_MARK": lambda machine, _: machine.take(),
