@@ -369,14 +369,56 @@ def test_spacings_are_those_of_their_origin():
             assert len(made) == steps and np.all(np.diff(made) < 0) and made[-1] > 0, (spacing, steps)
 
 
-def test_automatic_is_that_of_a1111():
-    for name, spacing, discard in (("euler", "normal", 0), ("dpmpp_2m", "karras", 0), ("dpm2", "karras", 1)):
-        automatic, chosen = (tabulate(Schedule(), name, 10, s) for s in ("automatic", spacing))
-        assert automatic.steps == chosen.steps == 10
-        assert np.array_equal(automatic.x, chosen.x) == (not discard)
-    with_discard = sigmas.levels(Schedule(), 10, "karras", "sigmas_rounded", discard=True).levels
-    full = sigmas.levels(Schedule(), 11, "karras", "sigmas_rounded").levels
-    assert list(with_discard) == [*full[:9], full[10]]
+# A1111 1.10, modules/sd_samplers_kdiffusion.py: "scheduler" and "discard_next_to_last_sigma" of each sampler.
+A1111 = {
+    "euler": (None, False), "euler_a": (None, False), "heun": (None, False), "lms": (None, False),
+    "dpm2": ("karras", True), "dpm2_a": ("karras", True), "dpmpp_2s_a": ("karras", False),
+    "dpmpp_2m": ("karras", False), "dpmpp_sde": ("karras", False), "dpmpp_2m_sde": ("exponential", False),
+    "dpmpp_3m_sde": ("exponential", True),
+}  # fmt: skip
+
+
+def k_diffusion(name, n, table):
+    """Returns (sigmas with the zero, times without) as A1111 and k-diffusion make them of a model's sigmas."""
+    scheduler, discard = A1111[name]
+    n += discard
+    if scheduler is None:  # DiscreteSchedule.get_sigmas
+        found = np.exp(np.interp(np.linspace(len(table) - 1, 0, n), np.arange(len(table)), np.log(table)))
+    elif scheduler == "karras":  # get_sigmas_karras
+        ramp, low, high = np.linspace(0, 1, n), table[0] ** (1 / 7), table[-1] ** (1 / 7)
+        found = (high + ramp * (low - high)) ** 7
+    else:  # get_sigmas_exponential
+        found = np.exp(np.linspace(np.log(table[-1]), np.log(table[0]), n))
+    found = np.append(found, 0.0)
+    found = np.append(found[:-2], found[-1:]) if discard else found
+    logs = np.log(found[:-1])
+    above = np.clip(np.searchsorted(np.log(table), logs), 1, len(table) - 1)  # sigma_to_t without quantize
+    low, high = np.log(table)[above - 1], np.log(table)[above]
+    return found, above - 1 + np.clip((logs - low) / (high - low), 0, 1)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace", None])
+@pytest.mark.parametrize("name", A1111)
+def test_automatic_is_that_of_a1111(name, spacing, steps, monkeypatch):
+    schedule = Schedule.from_json(SD15 | {"timestep_spacing": spacing})
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    table = np.sqrt(1 / np.cumprod(1 - betas) - 1)
+    wanted, times = k_diffusion(name, steps, table)
+    paths, levels = [], sigmas.levels
+    monkeypatch.setattr(sigmas, "levels", lambda *args: paths.append(levels(*args)) or paths[-1])
+    plan = tabulate(schedule, name, steps, "automatic")
+    (path,) = paths
+    np.testing.assert_allclose([level.sigma for level in path.levels], wanted[:-1], rtol=1e-6)
+    np.testing.assert_allclose([level.sigma for level in path.ends], wanted[1:], rtol=1e-6)
+    np.testing.assert_allclose([level.t for level in path.levels], times, atol=1e-4)
+    assert plan.scale == pytest.approx(wanted[0] / np.hypot(1, wanted[0]))  # x = noise * sigma, seen by the network
+
+
+def test_automatic_of_other_samplers_is_normal():
+    for name in SAMPLERS.keys() - A1111.keys():
+        one, other = (tabulate(Schedule.from_json(SD15), name, 5, spacing) for spacing in ("automatic", "normal"))
+        assert np.array_equal(one.x, other.x) and np.array_equal(one.t, other.t)
 
 
 def differences(made):

@@ -27,7 +27,8 @@ class Sampler:
     """How a sampler is run: `rows(path, eta)`, what its network outputs are turned into, and which levels it looks at.
 
     eta: the default amount of fresh noise; None where the method has none to set.
-    grid, end: see sigmas.levels.  automatic: the noise schedule that A1111 takes for it, with or without `discard`.
+    grid, end: see sigmas.levels.  automatic: the noise schedule that A1111 takes for it, with or without `discard`, on
+    k-diffusion's grid; None where it has the sampler not from there, for "normal" on its own grid.
     churn: whether its steps may begin with noise, see singlestep.raised.
     """
 
@@ -36,7 +37,7 @@ class Sampler:
     eta: float | None = None
     output: str = "x0"
     end: str = "clean"
-    automatic: str = "normal"
+    automatic: str | None = None
     discard: bool = False
     churn: bool = False
 
@@ -45,10 +46,10 @@ SAMPLERS = {
     "ddim": Sampler(discrete.ddim, "times", eta=0.0, end="file"),
     "ddpm": Sampler(discrete.ddpm, "times"),
     "pndm": Sampler(multistep.pndm, "times", output="raw", end="file"),
-    "euler": Sampler(singlestep.euler, "sigmas", churn=True),
-    "euler_a": Sampler(singlestep.euler, "sigmas", eta=1.0),
-    "heun": Sampler(singlestep.heun, "sigmas", churn=True),
-    "lms": Sampler(multistep.lms, "sigmas", output="eps"),
+    "euler": Sampler(singlestep.euler, "sigmas", automatic="normal", churn=True),
+    "euler_a": Sampler(singlestep.euler, "sigmas", eta=1.0, automatic="normal"),
+    "heun": Sampler(singlestep.heun, "sigmas", automatic="normal", churn=True),
+    "lms": Sampler(multistep.lms, "sigmas", output="eps", automatic="normal"),
     "dpm2": Sampler(singlestep.dpm2, "sigmas_rounded", automatic="karras", discard=True),
     "dpm2_a": Sampler(singlestep.dpm2, "sigmas_rounded", eta=1.0, automatic="karras", discard=True),
     "dpmpp_2s_a": Sampler(singlestep.dpmpp_2s, "sigmas", eta=1.0, automatic="karras"),
@@ -112,16 +113,11 @@ def tabulate(schedule, sampler="ddim", steps=20, spacing="normal", eta=None, sta
         raise ValueError(f"churn={churn[0]}: {sampler} has none; expected 0, or one of {able}")
     if churn and min(churn) < 0:
         raise ValueError(f"churn={churn}: expected s_churn, s_tmin, s_tmax, s_noise, none below 0")
-    automatic = spacing == "automatic"
-    path = sigmas.levels(
-        schedule,
-        steps,
-        chosen.automatic if automatic else spacing,
-        chosen.grid,
-        chosen.end,
-        start,
-        automatic and chosen.discard,
-    )
+    grid, discard = chosen.grid, False
+    if spacing == "automatic":
+        spacing, discard = chosen.automatic or "normal", chosen.discard
+        grid = "kdiffusion" if chosen.automatic else grid
+    path = sigmas.levels(schedule, steps, spacing, grid, chosen.end, start, discard)
     more = {"churn": churn} if chosen.churn else {}
     rows = list(chosen.rows(path, (chosen.eta or 0.0) if eta is None else eta, **more))
     return fill(path, rows, chosen.output, *singlestep.raised(path, 0, churn))

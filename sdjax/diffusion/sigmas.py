@@ -8,7 +8,8 @@ k-diffusion's noise level, lam = log(a / s) DPM-Solver's.  Everything here runs 
 
 `normal` and `karras` mean what the sampler's counterpart in diffusers does when built with from_config on the model's
 scheduler_config.json; counterparts differ in spacing and rounding, which is what a grid names (see GRIDS).  The other
-spacings mean what A1111 calls so.
+spacings mean what A1111 calls so.  The grid "kdiffusion" is for `automatic`: from the model's highest sigma to its
+lowest, whatever its config says, as k-diffusion's get_sigmas.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ GRIDS = {
     "sigmas": ("linspace", False),  # Euler, Heun, LMS: times between the training times
     "sigmas_rounded": ("linspace", True),  # DPM2
     "intervals": ("linspace", True),  # DPM-Solver++, UniPC, DEIS: steps + 1 points, the last left out
+    "kdiffusion": (None, False),
     "distilled": (None, True),  # LCM, TCD: a part of the 50 times that the model was distilled at
 }
 DISTILLED_TIMES = 50
@@ -146,8 +148,10 @@ SPACINGS = ("normal", "karras", "exponential", "polyexponential", "align_your_st
 
 
 def normal(schedule, steps, grid):
-    """Returns the times [steps] of the grid's counterparts in diffusers, falling; not rounded for grid "sigmas"."""
+    """Returns the times [steps] of the grid's counterparts, falling; not rounded for "sigmas" and "kdiffusion"."""
     total = schedule.num_train_timesteps
+    if grid == "kdiffusion":
+        return np.linspace(total - 1, 0, steps)
     if grid == "distilled":
         return distilled(total, steps)
     spacing = schedule.timestep_spacing or GRIDS[grid][0]
@@ -178,7 +182,7 @@ def levels(schedule, steps, spacing="normal", grid="times", end="clean", first=0
 
     end: where the last step leads: "clean" (no noise); "file", the level that set_alpha_to_one in the model's scheduler
     config tells, as long as the spacing is "normal"; "lowest", the level of time 0.
-    discard: one more level is made and the last but one left out, as A1111 does for DPM2.
+    discard: one more level is made and the lowest left out (the last but one of A1111's, whose last is 0).
     Raises ValueError when steps, spacing or first are out of range.
     """
     most = min(schedule.num_train_timesteps, DISTILLED_TIMES if grid == "distilled" else np.inf)
@@ -193,7 +197,7 @@ def levels(schedule, steps, spacing="normal", grid="times", end="clean", first=0
     at = functools.partial(_level_at, _exact(schedule) if exact else _floored(schedule))
     made = _spaced(schedule, steps + discard, spacing, grid)
     if discard:
-        made = [*made[:-2], made[-1]]
+        made = made[:-1]
     if not exact and any(after.sigma >= before.sigma for before, after in zip(made, made[1:], strict=False)):
         raise ValueError(f"steps={steps}: too many for schedule={spacing!r}, two levels are the same")
 
@@ -202,7 +206,7 @@ def levels(schedule, steps, spacing="normal", grid="times", end="clean", first=0
         back = schedule.num_train_timesteps // steps
         ends = [at(level.t - back) if level.t >= back else ends[-1] for level in made]
     full = schedule.timestep_spacing == "leading" and spacing in ("normal", "karras")
-    scale = 1.0 if full or not grid.startswith("sigmas") else made[0].s
+    scale = made[0].s if grid == "kdiffusion" or grid.startswith("sigmas") and not full else 1.0
     time = functools.partial(_time_of, _sigma_table(schedule))
     return Path(tuple(made), tuple(ends), steps, scale, at, time, schedule.prediction_type).start(first)
 
@@ -213,7 +217,8 @@ def _spaced(schedule, steps, spacing, grid):
     if spacing == "normal" or spacing in TIME_SPACINGS:
         total = schedule.num_train_timesteps
         times = normal(schedule, steps, grid) if spacing == "normal" else TIME_SPACINGS[spacing](total, steps)
-        sigmas = np.interp(times, np.arange(total), table)
+        between = np.exp(np.interp(times, np.arange(total), np.log(table)))
+        sigmas = between if grid == "kdiffusion" else np.interp(times, np.arange(total), table)
     else:
         if spacing == "karras" and grid.startswith("sigmas"):  # between the ends of "normal"
             ends = np.interp(normal(schedule, steps, grid)[[0, -1]], np.arange(len(table)), table)
