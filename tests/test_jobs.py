@@ -14,11 +14,12 @@ def write(folder, rows, name="jobs.jsonl"):
 
 
 def test_rows_become_pictures_with_defaults(tmp_path):
-    path = write(tmp_path, [{"prompt": "a fox", "seed": 7}, {"prompt": "an owl", "steps": 9, "name": "owl"}])
+    rows = [{"prompt": "a fox", "seed": 7, "churn_high": float("inf")}, {"prompt": "an owl", "steps": 9, "name": "owl"}]
+    path = write(tmp_path, rows)
     pictures, errors = jobs.read(path, {"steps": 20})
     assert errors == []
     assert pictures == [
-        jobs.Picture("000001", 1, {"prompt": "a fox", "seed": 7, "steps": 20}),
+        jobs.Picture("000001", 1, {"prompt": "a fox", "seed": 7, "churn_high": float("inf"), "steps": 20}),
         jobs.Picture("owl", 2, {"prompt": "an owl", "steps": 9}),
     ]
 
@@ -71,6 +72,19 @@ def test_parquet_reads_the_same(tmp_path):
         ({"prompt": ["a"] * 400, "seed": "0-400"}, "160400 pictures of one row: expected 1 to 100000"),
         ("{broken", "'{broken': "),
         ("[1]", r"'\[1\]': expected an object"),
+        ({"prompt": "a", "seed": float("inf")}, "seed=inf: expected a whole number"),
+        ({"prompt": "a", "guidance": float("nan")}, "guidance=nan: expected a number"),
+        ({"prompt": "a", "seed": 10**400}, r"seed=10+\.\.\.: expected a number of at most 64 bits"),
+        ({"prompt": "a", "guidance": 10**400}, r"guidance=10+\.\.\.: expected a number"),
+        ('{"prompt": "a", "seed": ' + "9" * 5000 + "}", "a number has too many digits"),
+        ({"prompt": "a", "seed": "9" * 5000}, r"seed='9+\.\.\.: expected a whole number"),
+        ("[" * 100_000, "nested too deep"),
+        ({"prompt": "a", "name": "ä" * 101}, "name='ä+...: expected at most 200 bytes"),
+        ({"prompt": "a", "strength": 0.5}, "strength=0.5: expected in a row with image"),
+        ({"prompt": "a", "mask": "m.png"}, "mask='m.png': expected in a row with image"),
+        ({"prompt": "a", "image": "a.png", "margin": 4}, "margin=4: expected in a row with image and mask"),
+        ({"prompt": "a", "variation": 2}, "variation=2: expected 0 to 1"),
+        ({"prompt": "a", "adapters": "ink:0.8"}, "adapters='ink:0.8': expected <lora:NAME:STRENGTH>"),
     ],
 )
 def test_bad_rows_are_named_and_the_others_stay(tmp_path, row, said):
@@ -79,6 +93,46 @@ def test_bad_rows_are_named_and_the_others_stay(tmp_path, row, said):
     assert [error["row"] for error in errors] == [2]
     with pytest.raises(ValueError, match=said):
         raise ValueError(errors[0]["error"])
+
+
+def test_lines_end_at_line_feeds_alone_and_bytes_that_are_no_text_are_one_row(tmp_path):
+    rows = [b'{"prompt": "a"}', b'{"prompt": "\xff"}', json.dumps({"prompt": "b\u2028c"}, ensure_ascii=False).encode()]
+    (tmp_path / "jobs.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(rows))
+    pictures, errors = jobs.read(tmp_path / "jobs.jsonl")
+    assert [p.settings["prompt"] for p in pictures] == ["a", "b\u2028c"]
+    assert [error["row"] for error in errors] == [2] and "byte 13 is not UTF-8" in errors[0]["error"]
+
+
+def test_bad_cells_are_one_row(tmp_path):
+    rows = [b"prompt,seed", b"a,1", b"\xff,2", b"x" * 140_000 + b",3", b"b,4"]
+    (tmp_path / "jobs.csv").write_bytes(b"\n".join(rows))
+    pictures, errors = jobs.read(tmp_path / "jobs.csv")
+    assert [p.settings for p in pictures] == [{"prompt": "a", "seed": 1}, {"prompt": "b", "seed": 4}]
+    assert [error["row"] for error in errors] == [2, 3]
+    assert errors[0]["error"] == "line 3: not UTF-8" and "field limit" in errors[1]["error"]
+
+
+def test_defaults_are_for_rows_that_can_use_them(tmp_path):
+    path = write(tmp_path, ["prompt,image,steps,strength", "a,,,", "b,b.png,7,", "c,c.png,,0.2"], "jobs.csv")
+    pictures, errors = jobs.read(path, {"steps": "5", "strength": "0.5", "feather": "2"})
+    assert errors == []
+    assert [p.settings for p in pictures] == [
+        {"prompt": "a", "steps": 5},
+        {"prompt": "b", "image": "b.png", "steps": 7, "strength": 0.5},
+        {"prompt": "c", "image": "c.png", "steps": 5, "strength": 0.2},
+    ]
+    with pytest.raises(ValueError, match="colour: no such field"):
+        jobs.read(path, {"colour": "red"})
+
+
+def test_adapters_come_from_prompt_and_field(tmp_path):
+    row = {"prompt": "a <lora:ink>", "adapters": ["", "<lora:oil:0.5>"]}
+    for grammar, text, own in (("plain", "a <lora:ink>", []), ("a1111", "a ", ["ink"])):
+        pictures, _ = jobs.read(write(tmp_path, [{**row, "grammar": grammar}]))
+        found = [jobs.prompt(picture.settings) for picture in pictures]
+        assert [text for text, _ in found] == [text, text]
+        assert [[adapter.name for adapter in wanted] for _, wanted in found] == [own, [*own, "oil"]]
+        assert [settings for settings, _ in jobs.grouped(pictures)] == [{"grammar": grammar}] * 2
 
 
 def test_a_name_is_taken_once(tmp_path):
@@ -95,6 +149,9 @@ def test_groups_share_all_but_words_seeds_and_files(tmp_path):
     ]
     found = [(shared, [p.row for p in group]) for shared, group in jobs.grouped(jobs.read(write(tmp_path, rows))[0])]
     assert found == [({"steps": 5}, [1, 3]), ({"steps": 9}, [2]), ({"steps": 5}, [4])]
+    pictures, _ = jobs.read(write(tmp_path, rows))
+    parted = [[p.row for p in group] for _, group in jobs.grouped(pictures, lambda p: p.row == 3)]
+    assert parted == [[1], [2], [3], [4]]
 
 
 @pytest.mark.parametrize("name", ["jobs.txt", "missing.jsonl"])
