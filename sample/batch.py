@@ -6,9 +6,10 @@
 
 A row of the list (JSONL, CSV, parquet) is a picture: prompt, and any of negative, seed (else the row's number), steps,
 guidance, sampler, schedule, size, skip, eta, rescale, image, strength, mask, name, resize, grammar, weighting,
-noise_source, ensd, guidance_start, guidance_end, threshold, threshold_limit, churn, churn_low, churn_high, churn_noise.
-A field that is a list is a matrix; flags are for rows that leave a field out.  Each picture gets
-NAME.png with its settings in it, and last NAME.json; rows that cannot be made are in errors.jsonl.
+noise_source, ensd, guidance_start, guidance_end, threshold, threshold_limit, churn, churn_low, churn_high, churn_noise,
+variation_seed, variation, feather, margin, adapters ("<lora:NAME:0.8>", as in prompts).
+A field that is a list is a matrix; flags are for rows that leave a field out, and --set FIELD=VALUE is that for any.
+Each picture gets NAME.png with its settings in it, and last NAME.json; rows that cannot be made are in errors.jsonl.
 
 A machine's devices share each batch.  To divide a list over machines, start the same line on each with --distributed,
 which joins the launch (SLURM, TPU pod, JAX_COORDINATOR_ADDRESS), or give them --part 0/4, 1/4, ...; the folder is one.
@@ -16,6 +17,7 @@ which joins the launch (SLURM, TPU pod, JAX_COORDINATOR_ADDRESS), or give them -
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -23,11 +25,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
 LONG = 7 * 24 * 3600  # seconds that a process that is done waits for the others
-WORDS = {"image": "Image", "mask": "Mask", "resize": "Resize"}  # of records, for fields that they have no place for
+FILES = ("image", "mask")  # fields that name one
+# Words of records, for fields that they have no place for.
+WORDS = {"image": "Image", "mask": "Mask", "resize": "Resize", "feather": "Feather", "margin": "Margin"}
+FLAGS = ("negative", "steps", "guidance", "sampler", "schedule", "size")  # fields with one of their own
 
 
 def parser():
@@ -42,9 +47,7 @@ def parser():
         help="pocket, a diffusers folder, a single file, a hub id, random:sd15 and the like",
     )
     add("--adapter", action="append", default=[], metavar="FILE[:STRENGTH]", help="may be given several times")
-    add(
-        "--adapters", default="adapters", help="folder of those that prompts of the grammar a1111 name, <lora:NAME:0.8>"
-    )
+    add("--adapters", default="adapters", help="folder of those that rows and prompts name, <lora:NAME:0.8>")
     add("--dtype", default="float32", help="float32, bfloat16, float16")
     add("--batch", type=int, default=8, help="pictures made at once")
     add("--part", help="which part of the list, as in 0/4; default: that of this process among JAX's")
@@ -52,12 +55,9 @@ def parser():
     add("--format", default="png", choices=("png", "jpg", "webp"), help="of the pictures")
     add("--public", action="store_true", help="leave texts and names of files out of what is written")
     add("--plot", metavar="ACROSS,DOWN", help="two fields: also a sheet of pictures, plot.png")
-    add("--negative", help="for rows without")
-    add("--steps", type=int, help="for rows without")
-    add("--guidance", type=float, help="for rows without")
-    add("--sampler", help="for rows without")
-    add("--schedule", help="for rows without")
-    add("--size", help="for rows without")
+    for name in FLAGS:
+        add(f"--{name}", help="for rows without")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any field, for rows without; several times")
     return made
 
 
@@ -67,7 +67,7 @@ def main(arguments=None):
     try:
         made, failed, kept = run(options)
     except (ValueError, OSError) as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"error: {_line(error)}", file=sys.stderr)
         return 2
     print(f"{made} pictures made, {kept} were there, {failed} rows failed: {options.out}")
     return int(failed > 0)
@@ -80,9 +80,7 @@ def run(options):
     if options.batch < 1:
         raise ValueError(f"--batch={options.batch}: expected at least 1")
     part, parts = _part(options)
-    flags = ("negative", "steps", "guidance", "sampler", "schedule", "size")
-    defaults = {name: getattr(options, name) for name in flags}
-    pictures, errors = jobs.read(options.jobs, {name: value for name, value in defaults.items() if value is not None})
+    pictures, errors = jobs.read(options.jobs, _defaults(options))
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     compiled.keep()
@@ -90,13 +88,15 @@ def run(options):
     mine = pictures[part::parts]
     missing = {picture.name for picture in mine if not maker.done(picture)}
     made = 0
+    groups = list(jobs.grouped(mine, maker.kind))
+    most = min(options.batch, max((len(group) for _, group in groups), default=1))  # one shape, no larger than of use
     with tqdm(total=len(missing), desc="pictures", unit="picture", dynamic_ncols=True, smoothing=0.1) as bar:
-        for settings, group in jobs.grouped(mine):
-            for first in range(0, len(group), options.batch):  # of all, made or not: the same rows meet at every start
-                some = group[first : first + options.batch]
+        for settings, group in groups:
+            for first in range(0, len(group), most):  # of all, made or not: the same rows meet at every start
+                some = group[first : first + most]
                 lacking = [picture for picture in some if picture.name in missing]
                 if lacking:
-                    found = maker.make(settings, some, lacking)
+                    found = maker.make(settings, some, lacking, most)
                     errors += found
                     made += len(lacking) - len(found)
                     bar.update(len(lacking))
@@ -114,7 +114,7 @@ class Maker:
         from sdjax import sources, trees
         from sdjax.convert import adapters
 
-        self.out, self.batch, self.folder = out, options.batch, Path(options.jobs).resolve().parent
+        self.out, self.folder = out, Path(options.jobs).resolve().parent
         self.format, self.public, self.dtype = options.format, options.public, options.dtype
         self.adapters, self.named = options.adapters, ((), None)
         sd = adapters.attach_all(sdjax.load(options.model, options.dtype), options.adapter)
@@ -130,11 +130,13 @@ class Maker:
     def key(self, picture):
         """Returns a hash of everything that a picture's files depend on."""
         names = {"name": picture.name, "row": picture.row, "public": self.public, "dtype": self.dtype}
-        made_from = json.dumps([names, self.model, picture.settings, self._hashes(picture)], sort_keys=True)
+        given = {name: self._digest(picture.settings[name]) for name in FILES if name in picture.settings}
+        about = [names, self.model, picture.settings, self._hashes(picture), *([given] if given else [])]
+        made_from = json.dumps(about, sort_keys=True)
         return hashlib.sha256(made_from.encode()).hexdigest()
 
     def _hashes(self, picture):
-        """Returns the hashes of the adapters that a picture's prompt names, None for one that is not there."""
+        """Returns the hashes of the adapters that a picture's row names, None for one that cannot be read."""
         from sdjax import jobs, sources
         from sdjax.convert import adapters
 
@@ -142,9 +144,15 @@ class Maker:
         for adapter in jobs.prompt(picture.settings)[1]:
             try:
                 found.append(sources.adapter_hash(adapters.find(self.adapters, adapter.name)))
-            except ValueError:
+            except (ValueError, OSError):
                 found.append(None)
         return found
+
+    def kind(self, picture):
+        """Returns what pictures of one call have in common beside their settings: sizes of files, else made to fit."""
+        own = picture.settings
+        sizes = [self._size(own[name]) for name in FILES if name in own and "size" not in own]
+        return sizes, self._digest(own["mask"]) if "margin" in own else None  # the margin is around all masks of a call
 
     def _with(self, wanted):
         """Returns the model with the adapters that prompts name; the last one asked for is kept."""
@@ -160,59 +168,88 @@ class Maker:
         """Returns whether a picture is there, made of these settings by this model."""
         try:
             found = json.loads((self.out / f"{picture.name}.json").read_text())["made_from"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return False
         return found == self.key(picture) and self.path(picture).is_file()
 
-    def make(self, settings, some, lacking):
+    def make(self, settings, some, lacking, count):
         """Makes pictures that share settings and writes those that lack; returns {"row", "name", "error"} of failures.
 
-        Where one of several cannot be made, all that lack are tried alone.
+        count: pictures that are made, the last one several times: nothing compiles for what is left over.
+        Where one of several cannot be made, all that lack are tried alone, which takes the least memory.
         """
-        full = [*some, *[some[-1]] * (self.batch - len(some))]  # one shape: nothing compiles for what is left over
-        try:
-            images = self._images(settings, [picture.settings for picture in full], [picture.row for picture in full])
-        except (ValueError, OSError) as error:
-            if len(some) == 1:
-                return [{"row": some[0].row, "name": some[0].name, "error": str(error).splitlines()[0]}]
-            return [found for picture in lacking for found in self.make(settings, [picture], [picture])]
-        for picture, image in zip(some, images, strict=False):
-            if picture in lacking:
-                self._write(picture, settings, image)
-        return []
+        images, error = _tried(self._images, settings, [*some, *[some[-1]] * (count - len(some))])
+        if images is None and count == 1:
+            return [{"row": some[0].row, "name": some[0].name, "error": error}]
+        if images is None:
+            return [found for picture in lacking for found in self.make(settings, [picture], [picture], 1)]
+        failed = []
+        for (key, image), picture in zip(images, some, strict=False):
+            error = _tried(self._write, picture, settings, key, image)[1] if picture in lacking else None
+            failed += [{"row": picture.row, "name": picture.name, "error": error}] if error else []
+        return failed
 
-    def _images(self, settings, rows, numbers):
+    def _images(self, settings, pictures):
+        """Returns [(key, pixels)] of pictures that share settings."""
         from sdjax import generate, inpainting, jobs
 
+        keys, rows = [self.key(picture) for picture in pictures], [picture.settings for picture in pictures]
         settings = {name: value for name, value in settings.items() if name != "size" or value is not None}
-        settings["seeds"] = [row.get("seed", number) for row, number in zip(rows, numbers, strict=True)]
+        settings["seeds"] = [picture.settings.get("seed", picture.row) for picture in pictures]
         settings["negative"] = [row.get("negative", "") for row in rows]
         prompts = [jobs.prompt(row)[0] for row in rows]
         sd = self._with(jobs.prompt(rows[0])[1])
-        if "image" not in rows[0]:
-            return generate.text2img(sd, prompts, **settings)
-        images = [self._picture(row["image"], "RGB") for row in rows]
-        if "mask" not in rows[0]:
-            return generate.img2img(sd, prompts, images, **settings)
-        masks = [self._picture(row["mask"], "L") for row in rows]
-        return inpainting.inpaint(sd, prompts, images, masks, **settings)
+        images = [self._pixels(row["image"]) for row in rows if "image" in row]
+        masks = [self._pixels(row["mask"]).max(-1) for row in rows if "mask" in row]  # as in inpaint.py
+        if any(row.get("variation") for row in rows):
+            settings["noise"] = _noise(sd, rows, settings, images)
+        if masks:
+            made = inpainting.inpaint(sd, prompts, images, masks, **settings)
+        elif images:
+            made = generate.img2img(sd, prompts, images, **settings)
+        else:
+            made = generate.text2img(sd, prompts, **settings)
+        return list(zip(keys, made, strict=True))
 
-    def _picture(self, name, mode):
-        """Returns a picture of the list's folder; a list cannot name files elsewhere."""
+    def _file(self, name):
+        """Returns the path of a file of the list's folder; a list cannot name files elsewhere."""
         path = (self.folder / name).resolve()
         if not path.is_relative_to(self.folder):
             raise ValueError(f"{name}: lies outside {self.folder}; expected a file in the list's own folder")
-        with Image.open(path) as image:
-            return np.asarray(image.convert(mode))
+        return path
 
-    def _write(self, picture, settings, image):
+    def _pixels(self, name):
+        """Returns a picture of the list's folder, uint8 [H W 3], as the other programs read it."""
+        from sdjax.data import images
+
+        return np.asarray(images.decode(images.Item(self._file(name)), images.MAX_PIXELS)[0])
+
+    def _digest(self, name):
+        """Returns a hash of a file of the list's folder, None where it cannot be read."""
+        try:
+            path = self._file(name)
+            state = path.stat()
+            return _digest(path, state.st_size, state.st_mtime_ns)
+        except (OSError, ValueError):
+            return None
+
+    def _size(self, name):
+        """Returns (height, width) of a picture of the list's folder, upright; None where it is none."""
+        try:
+            path = self._file(name)
+            state = path.stat()
+            return _size(path, state.st_size, state.st_mtime_ns)
+        except Exception:  # whatever Pillow raises: the row's own error comes when it is made
+            return None
+
+    def _write(self, picture, settings, key, image):
         from sdjax import records
         from sdjax.convert import files
 
         record = self._record(picture, settings, image.shape[:2])
         record = records.public(record) if self.public else record
         records.save(self.path(picture), image, record, beside=False)
-        about = {"name": picture.name, "row": picture.row, "made_from": self.key(picture)}
+        about = {"name": picture.name, "row": picture.row, "made_from": key}
         with files.new_file(self.out / f"{picture.name}.json") as temporary:
             temporary.write_text(json.dumps({**about, "record": json.loads(records.to_json(record))}, indent=1))
 
@@ -220,17 +257,97 @@ class Maker:
         """Returns the records.Record of a picture."""
         from sdjax import generate, records
 
-        own = picture.settings
+        own, sources = picture.settings, self._sources(picture)
         names = {field.name for field in dataclasses.fields(generate.Job)}
         shared = {name: value for name, value in settings.items() if name in names}
-        seeds, negative = [own.get("seed", picture.row)], own.get("negative", "")
-        job = generate.Job([own["prompt"]], seeds=seeds, negative=negative, **shared)
+        shared |= {"seeds": [own.get("seed", picture.row)], "negative": own.get("negative", "")}
+        shared["variation"] = own.get("variation_seed", 0), own.get("variation", 0.0)
+        job = generate.Job([own["prompt"]], **shared)
         task = "inpaint" if "mask" in own else "img2img" if "image" in own else "text2img"
         strength = own.get("strength", {"img2img": 0.75, "inpaint": 1.0}.get(task))
-        more = {"Task": task, **self.sources.get("more", {})}
-        more |= {word: own[name] for name, word in WORDS.items() if name in own}
+        more = {"Task": task, **sources.get("more", {})}
+        more |= {word: str(own[name]) for name, word in WORDS.items() if name in own}
         more |= {} if self.dtype == "float32" else {"Dtype": self.dtype}
-        return records.of(job, 0, size, **{**self.sources, "strength": strength, "more": more})
+        return records.of(job, 0, size, **{**sources, "strength": strength, "more": more})
+
+    def _sources(self, picture):
+        """Returns the fields of a record that name model and adapters, those of the row's own field too."""
+        from sdjax import grammar, sources
+        from sdjax.convert import adapters
+
+        own = grammar.adapters(picture.settings.get("adapters", ""))[1]
+        if self.public or not own:
+            return self.sources
+        found = {f"{one.kind} {one.name}": sources.adapter_hash(adapters.find(self.adapters, one.name)) for one in own}
+        shown = [f"{one.name}:{one.strength:g}" + (f":{one.unet:g}" if one.unet != one.strength else "") for one in own]
+        more = self.sources["more"]
+        more = {**more, "Adapters": ", ".join([*filter(None, [more.get("Adapters")]), *shown])}
+        return {**self.sources, "hashes": self.sources["hashes"] | found, "more": more}
+
+
+def _defaults(options):
+    """Returns the settings of the command line for rows that leave a field out."""
+    found = {name: getattr(options, name) for name in FLAGS if getattr(options, name) is not None}
+    for text in options.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set={text!r}: expected FIELD=VALUE")
+        found[name] = value
+    return found
+
+
+def _tried(function, *arguments):
+    """Returns (what a function returns, None), or (None, error in one line): nothing that a row does ends the run."""
+    try:
+        return function(*arguments), None
+    except Exception as error:  # of Pillow also SyntaxError, of JAX its own where memory is full
+        return None, _line(error)  # the error itself would keep arrays alive
+
+
+def _line(error):
+    """Returns an error in one line, with its kind where it is none of ours."""
+    first = next(iter(str(error).splitlines()), "")
+    kind = "" if first and isinstance(error, (ValueError, OSError)) else type(error).__name__
+    return ": ".join(filter(None, (kind, first)))
+
+
+@functools.cache
+def _digest(path, size, changed):
+    """Returns a hash of a file's bytes; kept for as long as its size and time stay."""
+    from sdjax.data import images
+
+    return images.digest([images.Item(path)])
+
+
+@functools.cache
+def _size(path, size, changed):
+    """Returns (height, width) of a picture, upright, of which only the header is read."""
+    from sdjax.data import images
+
+    with Image.open(path, formats=images.FORMATS) as image:
+        sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return image.size if sideways else image.size[::-1]
+
+
+def _noise(sd, rows, settings, images):
+    """Returns noise [B h w c] to start from, in which each row has its own share of its own variation seed.
+
+    A Job has one variation, whose seeds count on from picture to picture.
+    """
+    from sdjax import generate
+
+    size = settings.get("size")
+    if images and "margin" not in settings:
+        height, width = images[0].shape[:2] if size is None else (size, size) if isinstance(size, int) else size
+        shape = (-(-height // sd.factor), -(-width // sd.factor), sd.networks.vae.config.latent_channels)
+    else:
+        shape = generate.latent_shape(sd, None if images else size)
+    source, drawn = settings.get("noise_source", "jax"), []
+    for row, seed in zip(rows, settings["seeds"], strict=True):
+        variation = row.get("variation_seed", 0), row.get("variation", 0.0)
+        job = generate.Job([""], seeds=[seed], noise_source=source, variation=variation)
+        drawn.append(job.start_noise(shape))
+    return np.concatenate(drawn)
 
 
 def _part(options):

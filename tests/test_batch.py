@@ -5,16 +5,20 @@ import json
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import tasks
+from PIL import ExifTags, Image
+from safetensors.numpy import save_file
 
-from sdjax import load, records, text2img
+from sdjax import generate, load, records, resize, text2img
 
 ROOT = Path(__file__).parents[1]
 MODEL = "random:tiny"
@@ -116,6 +120,180 @@ def test_images_and_masks_of_the_lists_folder(tmp_path):
     assert run(write(tmp_path, rows), tmp_path / "out") == 0
     made = pictures(tmp_path / "out")
     assert len(made) == 2 and (made["000002.png"][24:] == 90).all()
+
+
+def smooth(path, size=(32, 32), seed=0, **more):
+    """Writes a picture of (height, width) pixels and returns it."""
+    picture = resize.fit(tasks.pictures(1, seed=seed)[0], size, "stretch")
+    Image.fromarray(picture).save(path, **more)
+    return picture
+
+
+def white_top(path, rows, size=(32, 32)):
+    """Writes a mask whose upper rows are to be painted."""
+    mask = np.zeros(size, np.uint8)
+    mask[:rows] = 255
+    Image.fromarray(mask).save(path)
+
+
+def reasons(out):
+    lines = (out / "errors.jsonl").read_text().splitlines()
+    return {error["row"]: error["error"] for error in map(json.loads, lines)}
+
+
+def test_broken_pictures_are_rows_of_their_own(tmp_path):
+    smooth(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "broken.png").write_bytes(whole[:60] + b"????" + whole[64:])
+    huge = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    header = struct.pack(">I", 13) + b"IHDR" + huge + struct.pack(">I", zlib.crc32(b"IHDR" + huge))
+    (tmp_path / "huge.png").write_bytes(whole[:8] + header + whole[33:])
+    rows = [{"prompt": "a", "image": f"{name}.png", "strength": 0.5} for name in ("a", "broken", "huge", "a\0")]
+    assert run(write(tmp_path, [*rows, {"prompt": "a", "strength": 0.5}]), tmp_path / "out") == 1
+    assert sorted(pictures(tmp_path / "out")) == ["000001.png"]
+    said = reasons(tmp_path / "out")
+    assert sorted(said) == [2, 3, 4, 5]
+    assert "broken.png" in said[2] and "pixels" in said[3] and "strength=0.5: expected" in said[5]
+
+
+def test_rows_survive_full_memory_and_files_that_cannot_be_written(tmp_path, monkeypatch):
+    text2img, save = generate.text2img, records.save
+
+    def full(sd, prompts, **settings):
+        if len(prompts) > 1 or "huge" in prompts[0]:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")
+        return text2img(sd, prompts, **settings)
+
+    def refused(path, *arguments, **more):
+        if path.stem == "refused":
+            raise SystemError("")
+        save(path, *arguments, **more)
+
+    monkeypatch.setattr(generate, "text2img", full)
+    monkeypatch.setattr(records, "save", refused)
+    rows = [{"prompt": "a"}, {"prompt": "huge"}, {"prompt": "b", "name": "refused"}, {"prompt": "c"}]
+    assert run(write(tmp_path, rows), tmp_path / "out") == 1
+    assert sorted(pictures(tmp_path / "out")) == ["000001.png", "000004.png"]
+    said = reasons(tmp_path / "out")
+    assert said == {2: "RuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.", 3: "SystemError"}
+
+
+def test_the_longest_names_fit(tmp_path):
+    assert run(write(tmp_path, [{"prompt": "a", "name": "0" * 200, "seed": [1, 2]}]), tmp_path / "out") == 0
+    assert len(pictures(tmp_path / "out")) == 2
+
+
+def test_each_row_keeps_its_own_size_and_is_painted_around_its_own_mask(tmp_path):
+    for name, size in (("a", (32, 32)), ("b", (32, 48))):
+        smooth(tmp_path / f"{name}.png", size)
+    rows = [{"prompt": "a face", "image": f"{name}.png", "strength": 0.5} for name in "ab"]
+    white_top(tmp_path / "m.png", 6)
+    white_top(tmp_path / "n.png", 20)
+    rows += [{"prompt": "a face", "image": "a.png", "mask": f"{name}.png", "margin": 2, "seed": 1} for name in "mn"]
+    rows += [{"prompt": "a face", "image": "b.png", "mask": "m.png"}]  # another size than its picture
+    assert run(write(tmp_path, rows), tmp_path / "out") == 1
+    made = pictures(tmp_path / "out")
+    assert [picture.shape[:2] for picture in made.values()] == [(32, 32), (32, 48), (32, 32), (32, 32)]
+    assert list(reasons(tmp_path / "out")) == [5]
+    assert run(write(tmp_path, rows[3:4]), tmp_path / "alone") == 0
+    assert np.abs(pictures(tmp_path / "alone")["000001.png"].astype(int) - made["000004.png"]).max() <= 1
+
+
+def test_pictures_are_upright_over_white_and_masks_the_brightest_channel(tmp_path):
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    given = smooth(tmp_path / "a.png", (32, 48), exif=turned)
+    clear = np.concatenate([np.zeros((32, 32, 3), np.uint8), np.full((32, 32, 1), 0, np.uint8)], -1)
+    Image.fromarray(clear).save(tmp_path / "b.png")
+    mask = np.zeros((48, 32, 3), np.uint8)
+    mask[:8] = (0, 0, 255)
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    Image.fromarray(mask[:32]).save(tmp_path / "n.png")
+    rows = [{"prompt": "a", "image": "a.png", "mask": "m.png"}, {"prompt": "a", "image": "b.png", "mask": "n.png"}]
+    assert run(write(tmp_path, rows), tmp_path / "out") == 0
+    made = pictures(tmp_path / "out")
+    assert np.array_equal(made["000001.png"][8:], np.rot90(given, -1)[8:])
+    assert (made["000002.png"][8:] == 255).all() and not np.array_equal(
+        made["000002.png"][:8], np.full((8, 32, 3), 255)
+    )
+
+
+def test_another_file_of_the_same_name_is_made_anew(tmp_path, capsys):
+    smooth(tmp_path / "a.png")
+    white_top(tmp_path / "m.png", 8)
+    jobs = write(tmp_path, [{"prompt": "a face", "image": "a.png", "mask": "m.png"}])
+    changes = (lambda: None, lambda: smooth(tmp_path / "a.png", seed=1), lambda: white_top(tmp_path / "m.png", 9))
+    for change in changes:
+        change()
+        assert run(jobs, tmp_path / "out") == 0 == run(jobs, tmp_path / "out")
+        said = capsys.readouterr().out.splitlines()
+        assert "1 pictures made" in said[0] and "0 pictures made" in said[1]
+
+
+def test_each_row_has_its_own_variation(tmp_path):
+    smooth(tmp_path / "a.png", (20, 36))
+    kinds = {"text": {}, "image": {"image": "a.png", "noise_source": "philox"}}
+    rows = [
+        {"prompt": "a", "seed": 3, "variation_seed": [5, 6], "variation": [0, 0.3], **kind} for kind in kinds.values()
+    ]
+    assert run(write(tmp_path, rows), tmp_path / "out", "--batch", "4") == 0
+    sd, made = load(MODEL), pictures(tmp_path / "out")
+    records_there = [records.read(tmp_path / "out" / name).variation for name in made]
+    assert records_there == [None, (5, 0.3), None, (6, 0.3)] * 2
+    for i, variation in enumerate([(5, 0.0), (5, 0.3), (6, 0.0), (6, 0.3)]):
+        settings = {"seeds": [3] * 4, "steps": 2, "variation": variation}  # of these the first has it
+        alone = text2img(sd, ["a"] * 4, **settings)[0].astype(int)
+        assert np.abs(alone - made[f"000001-{i:05d}.png"]).max() <= 1
+        picture = np.asarray(Image.open(tmp_path / "a.png"))
+        alone = generate.img2img(sd, ["a"] * 4, picture, noise_source="philox", **settings)[0].astype(int)
+        assert np.abs(alone - made[f"000002-{i:05d}.png"]).max() <= 1
+
+
+def test_any_field_has_a_default_on_the_command_line(tmp_path, capsys):
+    jobs = write(tmp_path, [{"prompt": "a face", "seed": 1}, {"prompt": "a cat", "skip": 0}])
+    assert run(jobs, tmp_path / "out", "--set", "grammar=a1111", "--set", "skip=1", "--set", "noise_source=philox") == 0
+    found = [records.read(tmp_path / "out" / f"00000{i}.png") for i in (1, 2)]
+    assert [(record.grammar, record.skip, record.noise) for record in found] == [
+        ("a1111", 1, "philox"),
+        ("a1111", 0, "philox"),
+    ]
+    for wrong, said in (
+        ("skip", "--set='skip': expected FIELD=VALUE"),
+        ("skip=x", "skip='x': expected a whole number"),
+    ):
+        assert run(jobs, tmp_path / "out", "--set", wrong) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == f"error: {said}"
+
+
+def test_rows_name_adapters_in_a_field(tmp_path):
+    name, random = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q", np.random.default_rng(0)
+    width = load(MODEL).unet["mid_block"]["attentions.0"]["transformer_blocks.0"]["attn1"]["to_q"]["kernel"].shape[0]
+    shapes = {"lora_down.weight": (2, width), "lora_up.weight": (width, 2)}
+    (tmp_path / "loras").mkdir()
+    save_file(
+        {f"{name}.{part}": random.standard_normal(shape, np.float32) for part, shape in shapes.items()},
+        tmp_path / "loras" / "style.safetensors",
+    )
+    rows = [{"prompt": "a face", "seed": 1, "adapters": ["", "<lora:style:0.5>", "<lora:none>"]}]
+    assert run(write(tmp_path, rows), tmp_path / "out", "--adapters", str(tmp_path / "loras")) == 1
+    made = pictures(tmp_path / "out")
+    assert sorted(made) == ["000001-00000.png", "000001-00001.png"]
+    assert not np.array_equal(*made.values())
+    record = records.read(tmp_path / "out" / "000001-00001.png")
+    assert record.more["Adapters"] == "style:0.5" and "lora style" in record.hashes
+
+
+def test_a_batch_is_no_larger_than_of_use(tmp_path, monkeypatch):
+    counts, text2img = [], generate.text2img
+
+    def counted(sd, prompts, **settings):
+        counts.append(len(prompts))
+        return text2img(sd, prompts, **settings)
+
+    monkeypatch.setattr(generate, "text2img", counted)
+    rows = [{"prompt": "a", "seed": "0-1", "guidance": [2, 3, 4]}, {"prompt": "b", "guidance": 5}]
+    assert run(write(tmp_path, rows), tmp_path / "out", "--batch", "8") == 0
+    assert counts == [2, 2, 2, 2]
 
 
 def test_parts_divide_the_list(tmp_path):
