@@ -1,6 +1,8 @@
 """What the programs of this folder have in common: options, loading, errors in one line, and pictures written."""
 
 import argparse
+import re
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -9,7 +11,9 @@ TASKS = ("text2img", "img2img", "inpaint", "upscale", "controlnet")
 # Options that records keep among other words, which are A1111's where it has one.
 KEPT = {"hires": "Hires upscale", "hires_steps": "Hires steps", "hires_method": "Hires upscaler", "dtype": "Dtype"}
 KEPT |= {"resize": "Resize", "feather": "Feather", "margin": "Margin", "noise_level": "Noise level"}
-KEPT |= {"weight": "Weight", "start": "Start", "end": "End", "guess": "Guess"}
+KEPT |= {"weight": "Weight", "start": "Start", "end": "End", "guess": "Guess", "tile": "Tile"}
+KEPT |= {"ema": "EMA", "prediction_type": "Prediction type"}
+OF_FILES = ("tokenizer", "ema", "prediction_type")  # what only single files leave open
 FILES = {"image": "Image", "mask": "Mask", "control_image": "Control image", "control": "ControlNet"}
 
 
@@ -23,9 +27,13 @@ def parser(doc, name, guidance=7.5, steps=20, prompt=None):
     add = made.add_argument
     add("--from-image", metavar="FILE", help="a picture whose settings hold where none are given: makes it again")
     add("--model", default="pocket", help="pocket, a diffusers folder, a single file, a hub id, or random:sd15 ...")
+    add("--tokenizer", metavar="FOLDER", help="CLIP's vocab.json and merges.txt, for a single file where no hub is")
+    add("--ema", action="store_true", help="the averaged weights of a single file that has both, not the last ones")
+    add("--prediction-type", choices=("epsilon", "v_prediction"), help="of a single file; default: found out")
+    add("--vae", help="an autoencoder in place of the model's: a file, a diffusers folder or a hub id")
     add("--prompt", default=None if prompt is None else [prompt], nargs="+", help="one prompt, or several")
     add("--negative-prompt", default="", help="what the pictures should not show")
-    add("--seed", type=int, default=0, help="of the first picture; the others count on")
+    add("--seed", type=int, default=0, help="of the first picture; the others count on; -1 for a random one")
     add("--steps", type=int, default=steps, help="denoising steps")
     add("--sampler", default="ddim", help="ddim, euler, dpmpp_2m, ...")
     add("--schedule", default="normal", help="normal, karras, automatic, ...")
@@ -43,13 +51,23 @@ def parser(doc, name, guidance=7.5, steps=20, prompt=None):
     add("--churn-low", type=float, default=0.0, help="the lowest sigma at which that noise comes in, s_tmin")
     add("--churn-high", type=float, default=999.0, help="the highest, s_tmax")
     add("--churn-noise", type=float, default=1.0, help="its standard deviation, s_noise")
-    add("--variation-seed", type=int, default=0, help="another seed, of which the pictures get a part")
-    add("--variation", type=float, default=0.0, help="that part, 0 to 1")
+    add("--variation-seed", type=int, default=0, help="another seed, of which the pictures get a part; -1: random")
+    add(
+        "--variation",
+        type=float,
+        default=0.0,
+        help="that part, 0 to 1; then all have one --seed, and this one counts on",
+    )
     add(
         "--adapter", nargs="+", action="extend", default=[], metavar="FILE[:STRENGTH]",
         help="LoRA, embeddings or hypernetworks, one or several",
     )  # fmt: skip
-    add("--adapters", default="adapters", help="folder of those that prompts of --grammar a1111 name, <lora:NAME:0.8>")
+    add(
+        "--adapters",
+        default="adapters",
+        help="folder of those that prompts name: <lora:NAME:0.8> <hypernet:NAME:1> and"
+        " embeddings' NAMES in --grammar a1111, embedding:NAME in comfyui",
+    )
     add("--grammar", default="plain", help="what brackets in prompts mean: plain (nothing), a1111, comfyui")
     add("--weighting", help="how weights in prompts act: a1111, comfyui; default: the grammar's way")
     add("--noise-source", default="jax", help="whose numbers a seed stands for: jax, torch-cpu, philox")
@@ -92,12 +110,22 @@ def main(made, run, arguments=None):
                 raise ValueError(f"--from-image {options.from_image}: not of a built-in model; name it with --model")
         if options.prompt is None:
             made.error("the following arguments are required: --prompt")
+        _draw_seeds(options)
         paths = run(options)
     except (ValueError, OSError) as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1
     print(f"{len(paths)} pictures in {time.monotonic() - begin:.1f} s: {paths[0].parent}")
     return 0
+
+
+def _draw_seeds(options):
+    """Puts random numbers in the place of seeds -1, as A1111 does, and says which."""
+    for name in ("seed", "variation_seed"):
+        if getattr(options, name) == -1:
+            setattr(options, name, secrets.randbelow(1 << 32))
+            if name == "seed" or options.variation:
+                print(f"--{name.replace('_', '-')} {getattr(options, name)}")
 
 
 def recorded(path, task):
@@ -110,7 +138,8 @@ def recorded(path, task):
 
     record = records.read(path)
     more = record.more
-    made_by = more.get("Task") or ("text2img" if record.strength is None or "Hires upscale" in more else "img2img")
+    hires = {"Hires upscale", "Hires resize"} & more.keys()
+    made_by = more.get("Task") or ("text2img" if record.strength is None or hires else "img2img")
     if made_by not in ("text2img", task):
         where = f"sample/{made_by}.py" if made_by in TASKS else "another program"
         raise ValueError(f"--from-image {path}: was made by {made_by}; expected {where}, with its files")
@@ -124,12 +153,41 @@ def recorded(path, task):
     elif record.model or "model" in record.hashes:
         found["model"] = None
     if record.strength is not None:
-        found["hires_strength" if "Hires upscale" in more else "strength"] = record.strength
+        found["hires_strength" if hires else "strength"] = record.strength
     for name, word in KEPT.items():
         if word in more:
             values = more[word].lower().split()
             found[name] = list(map(float, values)) if name in ("weight", "start", "end") else values[0]
+    if "Hires resize" in more:
+        found["hires"] = _scale(path, record.size, more["Hires resize"])
+    if "Hires upscaler" in more:
+        found["hires_method"] = _hires_method(path, more["Hires upscaler"])
+    if more.get("Emphasis", "Original") != "Original":
+        said = f"Emphasis: {more['Emphasis']}"
+        print(f"note: {path} was made with {said}, which is not here: weights act as in Original", file=sys.stderr)
     return found
+
+
+def _scale(path, size, resize):
+    """Returns how many times A1111's "Hires resize: WIDTHxHEIGHT" enlarges; a side of 0 follows from the other."""
+    sides = re.fullmatch(r"(\d+)x(\d+)", resize)
+    scales = {int(side) / own for side, own in zip(sides.groups(), reversed(size), strict=True)} if sides else set()
+    scales.discard(0)
+    if len(scales) != 1:
+        said = f"Hires resize {resize} of {size[1]}x{size[0]}"
+        raise ValueError(f"--from-image {path}: {said}: expected WIDTHxHEIGHT of the same proportions")
+    return scales.pop()
+
+
+def _hires_method(path, name):
+    """Returns our method of A1111's "Hires upscaler", and says where it is not the same."""
+    from sdjax import upscaling
+
+    if name.lower() in upscaling.METHODS:
+        return name.lower()
+    method = "latent" if name.startswith("Latent") else "lanczos"
+    print(f"note: {path} was made with Hires upscaler {name}, which is not here: {method}", file=sys.stderr)
+    return method
 
 
 def load(options, change=lambda sd: sd):
@@ -141,9 +199,50 @@ def load(options, change=lambda sd: sd):
     from sdjax.convert import adapters, pipeline
 
     wanted = _taken_apart(options)[1]
+    given = {name: getattr(options, name) for name in (*OF_FILES, "vae") if getattr(options, name)}
+    for name in OF_FILES:
+        if name in given and not Path(options.model).is_file():
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(
+                f"{flag}: --model {options.model} is no single file such as v1-5.safetensors; expected one"
+            )
     compiled.keep()
-    sd = adapters.attach_all(change(pipeline.load(options.model, options.dtype)), options.adapter)
-    return devices.spread(adapters.attach_named(sd, wanted, options.adapters))
+    try:
+        sd = pipeline.load(options.model, options.dtype, **given)
+    except ValueError as error:
+        raise ValueError(_with_flags(str(error))) from None
+    sd = adapters.attach_named(adapters.attach_all(change(sd), options.adapter), wanted, options.adapters)
+    if sd.tokenizer is not None:
+        sd = adapters.attach_embeddings(sd, _texts(options), options.adapters, options.grammar)
+        _say_what_plain_is(sd.tokenizer, options)
+    return devices.spread(sd)
+
+
+def _say_what_plain_is(tokenizer, options):
+    """Says on stderr, once, where the plain grammar reads a prompt otherwise than the web interfaces."""
+    if options.grammar != "plain":
+        return
+    texts = [*options.prompt, options.negative_prompt]
+    found = next(filter(None, (re.search(r"<(lora|lyco|hypernet):[^>]*>", text) for text in texts)), None)
+    room = tokenizer.length - 2  # begin and end
+    longest = max(len(tokenizer.ids(text)) for text in texts)
+    if found:
+        print(f"note: {found[0]} is read as words; --grammar a1111 attaches the adapter", file=sys.stderr)
+    elif longest > room:
+        said = f"{longest} tokens, of which the first {room} are read; --grammar a1111 reads them all"
+        print(f"note: a prompt of {said}", file=sys.stderr)
+
+
+def _texts(options):
+    """Returns the texts in which embeddings may be named."""
+    return [*_taken_apart(options)[0], options.negative_prompt]
+
+
+def _with_flags(message):
+    """Returns an error's message with the options of the command line in place of Python's."""
+    for name in ("tokenizer", "vae"):
+        message = re.sub(rf"(^| ){name}=", rf"\1--{name} ", message)
+    return re.sub("(^|: )ema=True: ", r"\1--ema: ", message)
 
 
 def prompts(options):
@@ -167,8 +266,11 @@ def settings(options):
     """Returns the settings of generate.Job that the options name, as a dict."""
     from sdjax import records
 
+    count = len(prompts(options))
+    # As A1111 does: pictures are variations of one, the other seed counts on.
+    seeds = [options.seed] * count if options.variation else range(options.seed, options.seed + count)
     return dict(
-        seeds=range(options.seed, options.seed + len(prompts(options))),
+        seeds=seeds,
         steps=options.steps,
         guidance=options.guidance,
         sampler=options.sampler,
@@ -233,7 +335,9 @@ def _sources(sd, options):
     """Returns the names and hashes of model and adapters, and says on what --from-image differs in them."""
     from sdjax import records, sources
 
-    about = sources.of(sd, options.model, options.adapter)
+    wanted = _taken_apart(options)[1]
+    named = sources.adapters_named(sd, wanted, _texts(options), options.adapters, options.grammar)
+    about = sources.of(sd, options.model, options.adapter, vae=options.vae, named=named)
     if options.from_image:
         record = records.read(options.from_image)
         for name, found in record.hashes.items():

@@ -60,6 +60,7 @@ NOISE = {"jax": "JAX", "torch-cpu": "CPU", "philox": "NV"}
 SAMPLER_OF = {label: name for name, label in SAMPLERS.items()}
 SCHEDULE_OF = {"Uniform": "normal", **{label: name for name, label in SCHEDULES.items()}}
 NOISE_OF = {"GPU": "philox", **{label: name for name, label in NOISE.items()}}
+HASHES = {"Lora hashes": "lora", "Hypernet hashes": "hypernet", "TI hashes": "embedding"}  # the second is ours
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 OWN = "sdjax"  # the PNG chunk of the exact record
 MOST_TEXT = 1 << 16  # characters
@@ -91,7 +92,7 @@ class Record:
 
     size: (height, width).  skip: the text encoder's layers left out, A1111's clip skip less one.
     strength, eta, variation (seed, amount): None where they do not apply.  ensd: added to the seed of fresh noise.
-    model, vae: names.  hashes: {"model", "vae", "lora NAME", "embedding NAME": hash}; see sources.py.
+    model, vae: names.  hashes: {"model", "vae", "lora NAME", "hypernet NAME", "embedding NAME": hash}; see sources.py.
     more: anything else, {A1111's word: text}; "Task" is the program's and "Adapters" "NAME:STRENGTH, ...".
     """
 
@@ -162,8 +163,9 @@ def settings(record):
 
 
 PRIVATE = ("prompt", "negative", "model", "vae", "hashes")
+# Words of `more` that tell nothing of texts and files.
 OPEN = ("Task", "Dtype", "Hires upscale", "Hires steps", "Hires upscaler", "Resize", "Feather", "Margin", "Noise level")
-OPEN += ("Weight", "Start", "End", "Guess")  # words of `more` that tell nothing of texts and files
+OPEN += ("Weight", "Start", "End", "Guess", "Tile", "EMA", "Prediction type")
 
 
 def public(record):
@@ -205,8 +207,7 @@ def text(record):
         "Prompt grammar": None if record.grammar == "a1111" else record.grammar,
         "Prompt weighting": record.weighting,
         **record.more,
-        "Lora hashes": _hash_list(hashes, "lora "),
-        "TI hashes": _hash_list(hashes, "embedding "),
+        **{word: _hash_list(hashes, f"{kind} ") for word, kind in HASHES.items()},
         "Version": f"sdjax {__version__}",
     }
     line = ", ".join(f"{word}: {_quoted(_shown(value))}" for word, value in words.items() if value is not None)
@@ -333,7 +334,7 @@ def _sampler(words):
 def _hashes(words):
     names = (("Model hash", "model"), ("VAE hash", "vae"))
     found = {name: words.pop(word) for word, name in names if word in words}
-    for word, kind in (("Lora hashes", "lora"), ("TI hashes", "embedding")):
+    for word, kind in HASHES.items():
         for item in filter(None, words.pop(word, "").split(",")):
             name, _, value = item.rpartition(":")
             found[f"{kind} {name.strip()}"] = value.strip()

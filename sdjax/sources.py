@@ -12,20 +12,42 @@ from pathlib import Path
 
 from sdjax.convert import adapters as adapter_files
 from sdjax.convert import pipeline
+from sdjax.convert import vae as autoencoders
 
 
-def of(sd, model, adapters=()):
+def of(sd, model, adapters=(), *, vae=None, named=None):
     """Returns the fields of a Record that name a model and its adapters, ["FILE:0.8", ...], with their hashes.
 
     Names are those of files without folder and ending, of the hub, or of models that are built in.
+    vae: the file, folder or hub id of an autoencoder in place of the model's.
+    named: {"lora ink": file, "embedding cat": file}, what prompts ask for themselves, see adapters_named: only hashes.
     """
     name, found = _model(model)
     hashes, shown = {"model": found} if found else {}, []
+    if vae is not None:
+        hashes["vae"] = model_hash(vae if Path(vae).is_file() else autoencoders.locate(vae))
     for file, strength in map(adapter_files.split, adapters):
         kind, path = adapter_files.kind(sd, file)
-        hashes[f"{kind} {path.stem}"] = embedding_hash(path) if kind == "embedding" else adapter_hash(path)
-        shown.append(f"{path.stem}:{strength:g}")
-    return {"model": name, "hashes": hashes, "more": {"Adapters": ", ".join(shown)} if shown else {}}
+        hashes[f"{kind} {adapter_files.name_of(path)}"] = _hash(kind, path)
+        shown.append(f"{adapter_files.name_of(path)}:{strength:g}")
+    for name, path in (named or {}).items():
+        hashes[name] = _hash(name.partition(" ")[0], path)
+    names = {"model": name} if vae is None else {"model": name, "vae": _name(vae)}
+    return {**names, "hashes": hashes, "more": {"Adapters": ", ".join(shown)} if shown else {}}
+
+
+def adapters_named(sd, wanted, texts, folder, grammar):
+    """Returns {"lora ink": file, ...} of what prompts ask for below a folder: grammar.Adapters and embeddings' names.
+
+    texts: prompts and negative prompts, of a grammar.
+    """
+    found = {f"{one.kind} {one.name}": adapter_files.find(folder, one.name) for one in wanted}
+    words = adapter_files.find_embeddings(sd, texts, folder, grammar)
+    return found | {f"embedding {word}": path for word, path in words.items()}
+
+
+def _hash(kind, path):
+    return embedding_hash(path) if kind == "embedding" else adapter_hash(path)
 
 
 def built_in(model):
@@ -36,10 +58,12 @@ def built_in(model):
 def _model(source):
     if built_in(source):
         return source, model_hash(pipeline.locate(source)) if source == "pocket" else None
+    return _name(source), model_hash(source if Path(source).is_file() else pipeline.locate(source))
+
+
+def _name(source):
     path = Path(source)
-    if path.is_file():
-        return path.stem, model_hash(path)
-    return path.resolve().name if path.is_dir() else source, model_hash(pipeline.locate(source))
+    return path.stem if path.is_file() else path.resolve().name if path.is_dir() else str(source)
 
 
 # ---- hashes ------------------------------------------------------------------------------------

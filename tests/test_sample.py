@@ -4,14 +4,16 @@ import importlib
 import sys
 from pathlib import Path
 
+import adapter_files
 import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.numpy import load_file, save_file
 
 import sdjax
-from sdjax import generate, inpainting, records, upscaling
-from sdjax.convert import pipeline
+from sdjax import generate, inpainting, records, trees, upscaling
+from sdjax.convert import pipeline, single_file
 
 ROOT = Path(__file__).parents[1]
 A1111 = (
@@ -89,7 +91,7 @@ def stubs(monkeypatch, sd):
         (upscaling, "upscale"),
     ):
         monkeypatch.setattr(module, name, grey)
-    monkeypatch.setattr(pipeline, "load", lambda *source: sd)
+    monkeypatch.setattr(pipeline, "load", lambda *source, **given: sd)
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
@@ -113,13 +115,13 @@ def test_every_program_says_what_it_did(tmp_path, stubs):
     base = ["--model", "random:tiny", "--prompt", "a cat", "--image", str(given)]
     (img2img,) = run("img2img", tmp_path / "a", *base, "--strength", "0.4", "--resize", "fill")
     (inpaint,) = run("inpaint", tmp_path / "b", *base, "--mask", str(given), "--feather", "0")
-    (upscale,) = run("upscale", tmp_path / "c", *base, "--noise-level", "30")
+    (upscale,) = run("upscale", tmp_path / "c", *base, "--noise-level", "30", "--tile", "16")
     control = [*base[:4], "--control", "random:tiny", "--control-image", str(given), "--weight", "0.5"]
     read = {path.parent.name: records.read(path) for path in (img2img, inpaint, upscale)}
     assert (read["a"].strength, read["b"].strength, read["c"].strength) == (0.4, 1.0, None)
     assert read["a"].more == {"Task": "img2img", "Resize": "fill", "Image": "given.png"}
     assert read["b"].more["Mask"] == "given.png" and read["b"].more["Feather"] == "0"
-    assert read["c"].more["Noise level"] == "30"
+    assert read["c"].more["Noise level"] == "30" and read["c"].more["Tile"] == "16"
     common = importlib.import_module("options")
     assert common.recorded(img2img, "img2img")["strength"] == 0.4
     assert common.recorded(inpaint, "inpaint")["feather"] == "0"
@@ -147,3 +149,88 @@ def test_what_a_file_cannot_say_is_asked_for(tmp_path, stubs, capsys):
     with pytest.raises(SystemExit):
         run("text2img", tmp_path / "out")
     assert "required: --prompt" in capsys.readouterr().err
+
+
+def test_single_files_are_read_as_asked_for(tmp_path, capsys, monkeypatch):
+    """Without the hub: vocabulary, averaged weights, what is predicted, and an autoencoder of its own."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    made = adapter_files.made("sd1")[1]
+    folder, file = sdjax.save(made, tmp_path / "folder"), sdjax.save(made, tmp_path / "m.safetensors", "single-file")
+    tensors = load_file(file)
+    unet = single_file.UNET
+    averages = {single_file.averaged(name): x + 0.1 for name, x in tensors.items() if name.startswith(unet)}
+    save_file(tensors | averages, tmp_path / "both.safetensors")
+    vae = {name.removeprefix(single_file.VAE): -x for name, x in tensors.items() if name.startswith(single_file.VAE)}
+    save_file(vae, tmp_path / "vae-x.safetensors")
+    words = ["--prompt", "a", "--steps", "3", "--size", "32", "--model", str(tmp_path / "both.safetensors")]
+    assert run("text2img", tmp_path / "0", *words) is None
+    assert "--tokenizer FOLDER" in capsys.readouterr().err
+    words += ["--tokenizer", str(folder / "tokenizer")]
+    given = {"a": [], "b": ["--ema"], "c": ["--prediction-type", "v_prediction"]}
+    given["d"] = ["--vae", str(tmp_path / "vae-x.safetensors")]
+    paths = {name: run("text2img", tmp_path / name, *words, *more)[0] for name, more in given.items()}
+    shown = {name: pixels(path).astype(int) for name, path in paths.items()}
+    whole = pipeline.load("random:tiny", vae=folder)
+    assert trees.digest(whole.vae) == trees.digest(made.vae) and whole.networks.vae == made.networks.vae
+    differ = {name: int(np.abs(shown["a"] - shown[name]).max()) for name in "bcd"}
+    assert min(differ.values()) > 2, differ
+    record = records.read(paths["d"])
+    assert record.vae == "vae-x" and len(record.hashes["vae"]) == 10
+    assert records.parse(records.text(record)).hashes["vae"] == record.hashes["vae"]
+    (again,) = run("text2img", tmp_path / "f", "--from-image", str(paths["b"]), *words[6:])
+    np.testing.assert_array_equal(pixels(again), shown["b"])
+    capsys.readouterr()
+    assert run("text2img", tmp_path / "0", "--prompt", "a", "--model", "random:tiny", "--ema") is None
+    assert run("text2img", tmp_path / "0", *words[:6], "--model", str(file), "--ema") is None
+    assert run("text2img", tmp_path / "0", *words, "--vae", str(tmp_path / "none")) is None
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("error: --ema: --model random:tiny is no single file")
+    assert "--ema: the file holds no averaged" in said[1] and "--vae" in said[2] and len(said) == 3
+
+
+def test_seeds_and_variations_count_as_in_a1111(tmp_path, stubs, capsys):
+    words = ["--model", "random:tiny", "--prompt", "a"]
+    one, two = run("text2img", tmp_path / "a", *words, "--batch", "2", "--seed", "4", "--variation", "0.2")
+    assert [records.read(path).seed for path in (one, two)] == [4, 4]
+    assert [records.read(path).variation for path in (one, two)] == [(0, 0.2), (1, 0.2)]
+    plain = run("text2img", tmp_path / "b", *words, "--batch", "2", "--seed", "4")
+    assert [records.read(path).seed for path in plain] == [4, 5]
+    capsys.readouterr()
+    drawn = [records.read(*run("text2img", tmp_path / out, *words, "--seed", "-1")).seed for out in "cd"]
+    assert drawn[0] != drawn[1] and min(drawn) >= 0 and f"--seed {drawn[0]}\n" in capsys.readouterr().out
+
+
+def test_what_the_plain_grammar_does_not_read_is_said(tmp_path, stubs, capsys):
+    words = ["--model", "random:tiny", "--prompt"]
+    for prompt, said in (("a <lora:x:1>", "<lora:x:1> is read as words"), ("a " * 200, "tokens, of which the first")):
+        assert run("text2img", tmp_path / "a", *words, prompt, prompt)
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
+        assert len(lines) == 1 and said in lines[0] and "--grammar a1111" in lines[0]
+    assert run("text2img", tmp_path / "a", *words, "a (cat)")
+    assert "note:" not in capsys.readouterr().err
+
+
+def test_hires_fix_of_a1111(tmp_path, capsys):
+    text = A1111.replace("RNG: CPU", "Denoising strength: 0.5, Hires {}, Emphasis: No norm, RNG: CPU")
+    options, found = importlib.import_module("options"), {}
+    for name, said in {
+        "plain": "upscale: 2, Hires upscaler: Latent",
+        "other": "upscale: 1.5, Hires upscaler: Latent (bicubic antialiased)",
+        "model": "resize: 64x96, Hires upscaler: R-ESRGAN 4x+",
+        "wide": "resize: 96x96, Hires upscaler: Lanczos",
+    }.items():
+        info = PngInfo()
+        info.add_text("parameters", text.format(said))
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png", pnginfo=info)
+        if name != "wide":
+            found[name] = options.recorded(tmp_path / f"{name}.png", "text2img")
+    assert found["plain"]["hires"] == "2" and found["model"]["hires"] == 2
+    assert [one["hires_method"] for one in found.values()] == ["latent", "latent", "lanczos"]
+    assert all(one["hires_strength"] == 0.5 and "strength" not in one for one in found.values())
+    said = [line for line in capsys.readouterr().err.splitlines() if "Emphasis" not in line]
+    assert len(said) == 2 and "Latent (bicubic antialiased), which is not here: latent" in said[0]
+    assert "R-ESRGAN" in said[1]
+    with pytest.raises(ValueError, match="Hires resize 96x96 of 32x48: expected"):
+        options.recorded(tmp_path / "wide.png", "text2img")

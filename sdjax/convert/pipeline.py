@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.convert import e4t, files, lpips, names, shapes, single_file
+from sdjax.convert import vae as autoencoders
 from sdjax.diffusion.schedule import Schedule
 from sdjax.methods.clip import CLIP
 from sdjax.models.clip import MEAN, STD, ImageConfig, ImageEncoder, TextConfig, TextEncoder
@@ -107,7 +108,9 @@ def locate(source, variant=None):
 # ---- loading -----------------------------------------------------------------------------------
 
 
-def load(source, dtype="float32", *, variant=None, vision=None, prediction_type=None, ema=False, tokenizer=None):
+def load(
+    source, dtype="float32", *, variant=None, vision=None, prediction_type=None, ema=False, tokenizer=None, vae=None
+):
     """Returns the StableDiffusion of a diffusers folder, a single-file checkpoint, a hub id "owner/name", "pocket",
     "random:NAME" or "new:NAME".
 
@@ -119,6 +122,7 @@ def load(source, dtype="float32", *, variant=None, vision=None, prediction_type=
     Beside the weights at most a few tensors are in memory.
     A folder whose e4t/ keeps a picture comes with E4T's encoder looking at it.
     prediction_type, ema, tokenizer: of a single file only, as single_file.read has them.
+    vae: take the autoencoder from there, a file, folder or hub id (vae.put).
     Raises ValueError in one line, naming the file and what in it is missing, unknown or does not fit.
     """
     if dtype not in (*DTYPES, None):
@@ -135,6 +139,8 @@ def load(source, dtype="float32", *, variant=None, vision=None, prediction_type=
     else:
         folder = locate(source, variant)
         sd = e4t.attached(_load_folder(folder, dtype, variant), folder)
+    if vae is not None:
+        sd = autoencoders.put(sd, vae, dtype)
     if vision is not None and lpips.is_file(vision):
         sd = sd.replace(reference={**(sd.reference or {}), LPIPS: lpips.read(vision, dtype)})
     elif vision is not None:

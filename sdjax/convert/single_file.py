@@ -172,6 +172,11 @@ def _view(weights, network, prefix, ema=False):
     return View(weights, found | {name: (name, None) for name in unknown})
 
 
+def vae_view(weights, network):
+    """Returns the autoencoder in a file's weights under our names."""
+    return _view(weights, network, VAE)
+
+
 def averaged(name):
     """Returns the name of a weight's running average: without "model." in front, and without dots.
 
