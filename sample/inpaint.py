@@ -16,7 +16,7 @@ def parser():
     add("--mask", required=True, help="a picture of the same size, white where to paint")
     add("--strength", type=float, default=1.0, help="0 to 1; below 1 begins with what is under the mask")
     add("--feather", type=int, default=4, help="pixels over which the painted region fades in, inside the mask")
-    add("--margin", type=int, help="paint only the mask's box and so many pixels around it, at the model's size")
+    add("--margin", type=int, help="paint only around the mask, so many pixels and more, at the model's size")
     return made
 
 

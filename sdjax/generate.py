@@ -13,6 +13,9 @@ Shapes: B batch, H W pixels, h w latent pixels, c latent channels.
 
 import dataclasses
 import functools
+import math
+import numbers
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +24,19 @@ from tqdm import tqdm
 
 from sdjax import control, devices, memory, mixing, noise, prompt, tiles
 from sdjax import grammar as written
-from sdjax.diffusion import samplers
+from sdjax.diffusion import samplers, sigmas
 from sdjax.diffusion.wrappers import ExtraChannels, Guidance, Threshold, mask_channels
 from sdjax.resize import fitted, pad
 from sdjax.stable_diffusion import to_pictures, to_pixels
+
+ANY, POSITIVE = math.inf, np.finfo(np.float32).tiny  # the least float32 above 0
+# Lowest and highest value of each number of a Job, None where None is one too; ANY itself is no guidance.
+RANGES = {"guidance": (-ANY, ANY), "eta": (0, 1), "rescale": (0, 1), "guidance_start": (0, 1), "guidance_end": (0, 1)}
+RANGES |= {"threshold": (0, 1), "threshold_limit": (POSITIVE, ANY), "churn": (0, ANY), "churn_noise": (0, ANY)}
+RANGES |= {"churn_low": (0, ANY), "churn_high": (0, ANY)}
+COUNTS = {"steps": 1, "skip": 0, "ensd": -ANY}  # whole numbers and the lowest of each
+NAMES = {"sampler": samplers.SAMPLERS, "schedule": (*sigmas.SPACINGS, "automatic"), "grammar": prompt.GRAMMARS}
+NAMES |= {"weighting": prompt.WEIGHTINGS, "noise_source": noise.SOURCES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +53,14 @@ class Job:
     churn, churn_low, churn_high, churn_noise: s_churn, s_tmin, s_tmax, s_noise of Karras et al. 2022, for euler, heun.
     skip: the text encoder's last layers left out ("clip skip 2" is 1).
     grammar: plain, a1111 or comfyui: what brackets and the like in prompts mean, see prompt.py.
-    weighting: how weights in prompts act, a1111 or comfyui; None is the grammar's own.
+    weighting: how weights in prompts act, a1111 or comfyui; None is the grammar's own, and plain has none.
     noise_source: jax, torch-cpu or philox: whose numbers a seed stands for, see noise.py.
     ensd: A1111's, added to the seed for fresh noise of the other sources.
     control: ControlNets with their pictures, see control.Control.
     variation: (seed, amount 0 to 1), the share of another seed's noise in the start; see mixing.slerp.
     progress: a bar over the steps.
-    Raises ValueError for counts that differ, numbers out of range, and for an ensd where JAX draws.
+    Raises ValueError for counts that differ, unknown names, numbers out of range (see RANGES), for an ensd where JAX
+    draws, and for a weighting where no prompt has weights.
     """
 
     prompts: list
@@ -80,20 +93,20 @@ class Job:
     def __post_init__(self):
         prompts = [self.prompts] if isinstance(self.prompts, str) else list(self.prompts)
         seeds = range(len(prompts)) if self.seeds is None else self.seeds
-        seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+        seeds = [seeds] if np.ndim(seeds) == 0 else list(seeds)
         negative = [self.negative] * len(prompts) if isinstance(self.negative, str) else list(self.negative)
         if not prompts or not len(prompts) == len(seeds) == len(negative):
             raise ValueError(
                 f"{len(prompts)} prompts, {len(seeds)} seeds, {len(negative)} negative prompts: expected as many"
             )
+        _check(self, seeds)
         if self.ensd and self.noise_source == "jax":
             raise ValueError(f"ensd={self.ensd}: noise_source='jax' has none; expected 0, or torch-cpu or philox")
         if not 0 <= self.guidance_start < self.guidance_end <= 1:
             pair = f"guidance_start={self.guidance_start}, guidance_end={self.guidance_end}"
             raise ValueError(f"{pair}: expected 0 <= start < end <= 1")
-        if not 0 <= self.threshold <= 1 or self.threshold_limit <= 0:
-            pair = f"threshold={self.threshold}, threshold_limit={self.threshold_limit}"
-            raise ValueError(f"{pair}: expected 0 to 1, and a limit above 0")
+        if self.weighting and self.grammar == "plain":
+            raise ValueError(f"weighting={self.weighting!r}: grammar='plain' has no weights; expected a1111 or comfyui")
         controls = (self.control,) if isinstance(self.control, control.Control) else tuple(self.control)
         for name, value in (("prompts", prompts), ("seeds", seeds), ("negative", negative), ("control", controls)):
             object.__setattr__(self, name, value)
@@ -125,6 +138,39 @@ class Job:
         others = [seed + i for i in range(len(self.seeds))]
         other = dataclasses.replace(self, seeds=others, variation=(0, 0.0)).start_noise(shape)
         return mixing.slerp(start, other, amount)
+
+
+def _check(job, seeds):
+    """Raises ValueError for a field of a job that is no number, whole number or name of those that it takes."""
+    for name, known in NAMES.items():
+        value = getattr(job, name)
+        if value not in tuple(known) and not (name == "weighting" and value is None):
+            raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}")
+    _whole("seed", -ANY, *seeds)
+    for name, low in COUNTS.items():
+        _whole(name, low, getattr(job, name))
+    for name, (low, high) in RANGES.items():
+        if not (name == "eta" and job.eta is None):
+            _number(name, getattr(job, name), low, high)
+    if not isinstance(job.variation, (tuple, list)) or len(job.variation) != 2:
+        raise ValueError(f"variation={job.variation!r}: expected (seed, amount)")
+    _whole("variation seed", -ANY, job.variation[0])
+    _number("variation", job.variation[1], 0, 1)
+
+
+def _whole(name, low, *values):
+    for value in values:
+        if not hasattr(type(value), "__index__") or operator.index(value) < low:
+            raise ValueError(f"{name}={value!r}: expected a whole number{'' if low == -ANY else f', {low} or more'}")
+
+
+def _number(name, value, low, high):
+    """Raises ValueError for what is no number from low to high; infinity is one for a highest sigma only."""
+    finite = isinstance(value, numbers.Real) and (math.isfinite(value) or name == "churn_high" and value > 0)
+    if not finite or not low <= value <= high:
+        least = "above 0" if low == POSITIVE else f"{low} or more"
+        wanted = f"{low} to {high}" if high != ANY else least if low != -ANY else "a finite number"
+        raise ValueError(f"{name}={value}: expected {wanted}")
 
 
 def text2img(sd, prompts, *, size=None, **settings):
@@ -222,32 +268,77 @@ def encode(sd, pictures, keys):
 def decode(sd, z):
     """Returns pictures uint8 [B H W 3] of scaled latents [B h w c]; large ones in tiles, to save memory."""
     sd, place = devices.share(sd.bare, len(z))
-    return to_pictures(tiles.decode(sd, place(z)))
+    with memory.told(tuple(side * sd.factor for side in z.shape[1:3]), len(z)):
+        return to_pictures(tiles.decode(sd, place(z)))
 
 
 # ---- sampling ------------------------------------------------------------------------------------
 
 
-def run(sd, job, start, *, z=None, skipped=0, cond=None, extra=None):
+def run(sd, job, start, *, z=None, skipped=0, cond=None, extra=None, region=None, before=None):
     """Returns the scaled latents [B h w c] that a job leads to.
 
     start: standard normal noise [B h w c].  z: the latents that image-to-image begins with, `skipped` steps late.
     cond: what to add to the prompts' own, for both sides of guidance.  extra: channels for a network that reads more
-    than the latent [B h w E].
+    than the latent [B h w E].  region: a KnownRegion of B pictures.  before: steps of a first pass that this follows.
+    Prompts of several sizes (prompt.sizes) are made one size after the other, each filled up to B, so that none is
+    padded for another and one program of each size serves all batches.
     Raises ValueError for an unknown sampler or schedule, for extra channels that the network does not take, and for
     what does not fit into memory.
     """
+    rows = {"start": start, "z": z, "cond": cond, "extra": extra, "region": region}
+    groups = _groups(sd, job, before)
+    if len(groups) == 1:
+        return _run(sd, job, **rows, skipped=skipped, before=before)
+    made = np.zeros(start.shape, np.float32)
+    for group in groups:
+        places = np.resize(group, len(start))
+        some = jax.tree.map(lambda x: x[places], rows)  # noqa: B023
+        made[places] = _run(sd, _part(job, places), **some, skipped=skipped, before=before)
+    return jnp.asarray(made)
+
+
+def _groups(sd, job, before):
+    """Returns the places of the prompts that are made together, a list for each size."""
+    if job.grammar == "plain" or sd.text_encoder is None:
+        return [range(len(job.prompts))]
+    unwanted, groups = job.negative if job.guided else None, {}
+    sizes = prompt.sizes(sd, job.prompts, unwanted, steps=job.steps, grammar=job.grammar, before=before)
+    for place, size in enumerate(sizes):
+        groups.setdefault(size, []).append(place)
+    return list(groups.values())
+
+
+def _part(job, places):
+    """Returns the job of some of a job's pictures, whose noise is given."""
+    lists = {name: [getattr(job, name)[i] for i in places] for name in ("prompts", "seeds", "negative")}
+    return dataclasses.replace(job, **lists, noise=None, control=[_seen(one, places) for one in job.control])
+
+
+def _seen(one, places):
+    """Returns the Control of some pictures of a batch."""
+    many = isinstance(one.picture, (list, tuple)) or np.ndim(one.picture) == 4
+    if not many or len(one.picture) == 1:
+        return one
+    return dataclasses.replace(one, picture=[one.picture[i] for i in places])
+
+
+def _run(sd, job, start, z, cond, extra, region, *, skipped, before):
     churn = job.churn, job.churn_low, job.churn_high, job.churn_noise
     plan = samplers.tabulate(sd.schedule, job.sampler, job.steps, job.schedule, job.eta, skipped, churn)
     sd, place = devices.share(sd, len(start))
     start = place(start)
-    memory.check(sd, start.shape[1:3], len(start) // devices.count(start) * (1 + job.guided))
-    sd, own, negative = _texts(sd, job)
+    sides, count = start.shape[1:3], len(start) // devices.count(start)
+    parts = prompt.parts(job.prompts, job.grammar) if job.guided else 0
+    memory.check(sd, sides, count * (1 + parts), controls=len(job.control))
+    if region is not None:
+        sd = sd.add(wrappers=region)
+    sd, own, negative = _texts(sd, job, before)
     cond = {**own, **(cond or {})}
     extra = _extra_channels(sd, job, start, extra)
     if extra is not None:
         sd, cond["extra"] = sd.add(wrappers=ExtraChannels()), extra
-    size = tuple(side * sd.factor for side in start.shape[1:3])
+    size = tuple(side * sd.factor for side in sides)
     sd, cond, negative = control.attach(sd, job.control, cond, negative, int(plan.steps), size)
     if negative is not None:
         times = samplers.guided_times(plan, job.guidance_start, job.guidance_end)
@@ -258,16 +349,16 @@ def run(sd, job, start, *, z=None, skipped=0, cond=None, extra=None):
     if plan.stochastic:
         fresh = noise.steps(job.noise_source, job.seeds, start.shape[1:], plan.draws, job.ensd)
     cond, keys, z = place((cond, job.keys, z))
-    with _bar(int(plan.rows), job.progress) as tick:
+    with memory.told(size, count), _bar(int(plan.rows), job.progress) as tick:
         return _sample(sd.bare, cond, start, keys, plan, z, fresh, tick=tick).block_until_ready()
 
 
-def _texts(sd, job):
+def _texts(sd, job, before):
     """Returns (sd, cond, negative), negative None without guidance."""
     if sd.text_encoder is None:  # LDM-SR reads no words
         return sd, {}, None
     if job.grammar != "plain":
-        options = dict(steps=job.steps, skip=job.skip, grammar=job.grammar, weighting=job.weighting)
+        options = dict(steps=job.steps, skip=job.skip, grammar=job.grammar, weighting=job.weighting, before=before)
         return prompt.condition(sd, job.prompts, job.negative if job.guided else None, **options)
     return sd, words(sd, job.prompts, job.skip), words(sd, job.negative, job.skip) if job.guided else None
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from sdjax import generate
 from sdjax.diffusion.wrappers import KnownRegion, mask_channels
-from sdjax.resize import fitted, pad
+from sdjax.resize import fit, fitted, pad
 
 
 def inpaint(
@@ -25,29 +25,57 @@ def inpaint(
     strength: 0 to 1; 1 begins with noise alone, less with the picture under the mask (see img2img).
     feather: pixels over which the painted region fades in, inside the mask.
     size, resize: as in img2img; with the picture's own size nothing is resized.
-    margin: None paints within the whole picture; a number of pixels, within the mask's box and so much around it, at
-    the model's size, and puts that back: for small regions of large pictures.  settings: see generate.Job.
-    Raises ValueError for a mask without a white place, and for a model with another task.
+    margin: None paints within the whole picture; a number of pixels, within the box of each picture's mask and so much
+    around it, widened to the shape of the model's size, at that size, and puts that back: for small regions of large
+    pictures.  settings: see generate.Job.
+    Raises ValueError for a mask without a white place, a margin below 0, and for a model with another task.
     """
     count = len(generate.Job(prompts, **settings).prompts)
     pixels, holes = prepare(pictures, masks, count, size, resize)
     if margin is None:
         return paste(painted(sd, prompts, pixels, holes, strength, settings), pixels, holes, feather)
-    box, inner = _box(holes, margin), np.array(generate.latent_shape(sd)[:2]) * sd.factor
-    shown, hidden = prepare(list(pixels[box]), list(255 * np.uint8(holes[box])), count, tuple(inner), "stretch")
+    if margin < 0:
+        raise ValueError(f"margin={margin}: expected 0 or more")
+    size = tuple(side * sd.factor for side in generate.latent_shape(sd)[:2])
+    boxes = [box(hole, margin, size) for hole in holes]
+    near = [[one[place] for one, place in zip(many, boxes, strict=True)] for many in (pixels, 255 * np.uint8(holes))]
+    shown, hidden = prepare(*near, count, size, "fill")
     made = pixels.copy()
     small = painted(sd, prompts, shown, hidden, strength, settings)
-    made[box] = fitted(list(small), count, made[box].shape[1:3], "stretch")
+    for whole, place, one in zip(made, boxes, small, strict=True):
+        whole[place] = unfilled(one, whole[place].shape[:2])
     return paste(made, pixels, holes, feather)
 
 
-def _box(holes, margin):
-    """Returns the index of the rows and columns that hold all holes [B H W] and `margin` pixels around them."""
+def box(hole, margin, size):
+    """Returns the rows and columns, slices, that hold a hole [H W] and `margin` pixels around, in the shape of `size`.
+
+    Where the picture ends, it lies as far on the other side as there is room: only then its shape is another one.
+    Source: A1111's masking.get_crop_region and expand_crop_region.
+    """
     ends = []
-    for axis, side in ((1, holes.shape[1]), (2, holes.shape[2])):
-        places = np.flatnonzero(holes.any((0, 3 - axis)))
-        ends.append(slice(max(0, places[0] - margin), min(side, places[-1] + 1 + margin)))
-    return (slice(None), *ends)
+    for axis in (0, 1):
+        places = np.flatnonzero(hole.any(1 - axis))
+        ends.append((max(0, places[0] - margin), min(hole.shape[axis], places[-1] + 1 + margin)))
+    (top, bottom), (left, right) = ends
+    height, width = bottom - top, right - left
+    wanted = max(height, round(width * size[0] / size[1])), max(width, round(height * size[1] / size[0]))
+    return tuple(_widened(*end, *sides) for end, sides in zip(ends, zip(wanted, hole.shape, strict=True), strict=True))
+
+
+def _widened(first, last, wanted, side):
+    """Returns the slice of `wanted` places around first ... last, moved and, where it must be, cut to 0 ... side."""
+    first -= (wanted - (last - first)) // 2
+    first = max(0, min(first, side - wanted))
+    return slice(first, min(first + wanted, side))
+
+
+def unfilled(made, size):
+    """Returns what resize.fit(picture, made's size, "fill") made of a picture of `size`, at that size again."""
+    ratio = min(has / given for has, given in zip(made.shape, size, strict=False))
+    inner = [max(1, round(given * ratio)) for given in size]
+    top, left = ((has - one) // 2 for has, one in zip(made.shape, inner, strict=False))
+    return fit(np.ascontiguousarray(made[top : top + inner[0], left : left + inner[1]]), size, "stretch")
 
 
 def prepare(pictures, masks, count, size=None, mode="crop"):
@@ -106,10 +134,9 @@ def painted(sd, prompts, pixels, holes, strength, settings):
         extra = mask_channels(mask, masked)
     shape = (whole.shape[1] // sd.factor, whole.shape[2] // sd.factor, sd.networks.vae.config.latent_channels)
     noise = job.start_noise(shape)
-    if not knows_masks:
-        sd = sd.add(wrappers=KnownRegion(_any(hidden, sd.factor), z, noise))
+    region = None if knows_masks else KnownRegion(_any(hidden, sd.factor), z, noise)
     z = z if strength < 1 else None
-    made = generate.decode(sd, generate.run(sd, job, noise, z=z, skipped=skipped, extra=extra))
+    made = generate.decode(sd, generate.run(sd, job, noise, z=z, skipped=skipped, extra=extra, region=region))
     return made[:, : pixels.shape[1], : pixels.shape[2]]
 
 

@@ -11,7 +11,7 @@
     comfyui    (x) (x:1.3) weights; \\( \\) letters; embedding:name
 
 Texts longer than the model's length become chunks, each between its own begin and end, encoded one by one and put in a
-row.  Of prompts made together, and of a prompt and its negative, the shorter ones get empty chunks: see `sizes`.
+row.  Of a prompt and its negative, and of all that `condition` gets, the shorter ones get empty chunks: see `sizes`.
 Another prompt or schedule compiles nothing, unless it has more chunks, parts (AND) or more than ROOM different texts.
 
 Sources: AUTOMATIC1111's stable-diffusion-webui 1.10 (sd_hijack_clip, sd_emphasis, sd_samplers_cfg_denoiser) and ComfyUI
@@ -147,15 +147,21 @@ def rows(tokenizer, made, count):
 # ---- conditions --------------------------------------------------------------------------------
 
 
-def sizes(sd, prompts, negatives=None, *, steps=20, grammar="a1111"):
+def sizes(sd, prompts, negatives=None, *, steps=20, grammar="a1111", before=None):
     """Returns [(chunks, parts), ...], one pair per prompt with its negative: those of one size can be made together.
 
-    In a batch of several sizes the shorter prompts are padded, which changes their pictures a little.
+    In a batch of several sizes the shorter prompts are padded, which changes their pictures a little; sampling makes
+    each size by itself.  Arguments: as of `condition`.
     """
-    streams = _streams(prompts, negatives, steps, grammar, None)
+    streams = _streams(prompts, negatives, steps, grammar, before)
     texts = [[text for stream in streams for _, text in stream[b][1]] for b in range(len(prompts))]
     counts = [max(len(chunks(sd.tokenizer, text, grammar)) for text in set(several)) for several in texts]
     return [(count, len(_parts(prompt, grammar))) for count, prompt in zip(counts, prompts, strict=True)]
+
+
+def parts(prompts, grammar):
+    """Returns how many texts the prompts' longest AND weighs; 1 without."""
+    return max(len(_parts(prompt, grammar)) for prompt in prompts)
 
 
 def condition(

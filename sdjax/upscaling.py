@@ -45,14 +45,15 @@ def super_resolve(sd, pictures, *, size=None, resize="crop", tile=None, overlap=
     """Returns pictures uint8 [B fH fW 3], f = 4 times larger than the given ones with LDM-SR, which reads no words.
 
     pictures: uint8 [H W 3], one or several.  size, resize, tile, overlap: as for `upscale`.
-    settings: see generate.Job; steps=100 where not given, eta=1 to have the fresh noise of the original's notebook.
+    settings: see generate.Job; steps=75 where not given, as on the command line; eta=1 has the fresh noise of the
+    original's notebook.
     Raises ValueError for guidance, and for a model with another task.
     Source: Rombach et al. 2022, section 4.4 and the model bsr_sr; the low-resolution picture is seen as it is.
     """
     if sd.text_encoder is not None:
         raise ValueError("the model reads words: expected LDM-SR; a Stable Diffusion upscaler is for `upscale`")
     pictures = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
-    job = generate.Job([""] * len(pictures), **{"steps": 100, "guidance": 1.0, **settings})
+    job = generate.Job([""] * len(pictures), **{"steps": 75, "guidance": 1.0, **settings})
     if job.guidance != 1:
         raise ValueError(f"guidance={job.guidance}: LDM-SR reads no words to be guided by; expected 1")
     return _enlarged(sd, job, to_pixels(fitted(pictures, len(pictures), size, resize)), {}, tile, overlap)
@@ -74,7 +75,8 @@ def hires(sd, prompts, *, scale=2.0, strength=0.7, method="latent", hires_steps=
     """Returns pictures uint8 [B H W 3] made at `size`, enlarged `scale` times and painted over with some strength.
 
     So that a model composes at the size that it knows.  method: latent, enlarges the latents, bilinear; lanczos, the
-    pictures.  hires_steps: of the second pass; None as many as of the first.  settings: see generate.Job.
+    pictures.  hires_steps: of the second pass; None as many as of the first.  settings: see generate.Job; in prompts
+    [a:b:12] counts steps of both passes and [a:b:1.5] is half of the second's, as in A1111.
     Raises ValueError for an unknown method, a strength outside 0 to 1 or that leaves no step, and for settings and
     sizes that generate.Job or the model does not take.
     Source: A1111's hires fix.
@@ -92,4 +94,5 @@ def hires(sd, prompts, *, scale=2.0, strength=0.7, method="latent", hires_steps=
     else:
         pixels = tuple(side * sd.factor for side in large[:2])
         z = generate.encode(sd, fitted(list(generate.decode(sd, z)), len(z), pixels), job.keys)
-    return generate.decode(sd, generate.run(sd, second, second.start_noise(large), z=z, skipped=skipped))
+    again = dict(z=z, skipped=skipped, before=job.steps)
+    return generate.decode(sd, generate.run(sd, second, second.start_noise(large), **again))

@@ -83,11 +83,56 @@ def test_steps_seeds_prompts_and_guidance_compile_nothing_new(sd):
         ({"noise": np.zeros((2, 8, 8, 4))}, "expected"),
         ({"schedule": "linear"}, "linear"),
         ({"ensd": 31337}, "ensd=31337: noise_source='jax' has none"),
+        ({"guidance": float("nan")}, "guidance=nan: expected a finite number"),
+        ({"rescale": 5}, "rescale=5: expected 0 to 1"),
+        ({"variation": (1, 3)}, "variation=3: expected 0 to 1"),
+        ({"variation": 0.3}, "variation=0.3: expected .seed, amount."),
+        ({"variation": (0.5, 0.3)}, "variation seed=0.5: expected a whole number"),
+        ({"eta": 2}, "eta=2: expected 0 to 1"),
+        ({"churn": -1}, "churn=-1: expected 0 or more"),
+        ({"churn_high": float("nan")}, "churn_high=nan: expected 0 or more"),
+        ({"threshold_limit": 0}, "threshold_limit=0: expected above 0"),
+        ({"steps": 2.5}, "steps=2.5: expected a whole number, 1 or more"),
+        ({"skip": -1}, "skip=-1: expected a whole number, 0 or more"),
+        ({"seeds": [1, "2"]}, "seed='2': expected a whole number"),
+        ({"grammar": "compel"}, "grammar='compel': expected one of plain, a1111, comfyui"),
+        ({"weighting": "nonsense", "grammar": "a1111"}, "weighting='nonsense': expected one of a1111, comfyui"),
+        ({"weighting": "a1111"}, "weighting='a1111': grammar='plain' has no weights; expected"),
+        ({"noise_source": "gpu"}, "noise_source='gpu': expected one of jax, torch-cpu, philox"),
     ],
 )
 def test_options_that_do_not_fit(sd, options, message):
     with pytest.raises(ValueError, match=message):
         sdjax.text2img(sd, PROMPTS, **options)
+
+
+LONG = ", ".join(["a face on the beach"] * 6)  # two chunks of the tiny model
+MIXED = ["a (cat:1.3)", LONG, "a dog AND snow:0.5", "a [cat|dog]"]
+
+
+def test_settings_may_be_numbers_of_numpy():
+    made = generate.Job(["a"], seeds=np.int64(3), guidance=np.float32(2), churn_high=np.inf, steps=np.int32(4))
+    assert made.seeds == [3]
+
+
+@pytest.mark.parametrize("grammar", ["a1111", "comfyui"])
+def test_a_picture_depends_on_its_own_prompt_only(sd, grammar):
+    """Prompts of one and two chunks, and with AND, in the order asked for."""
+    settings = dict(steps=3, sampler="euler_a", grammar=grammar, negative=["", "", "", "red"], guidance=12.0)
+    settings |= dict(noise_source="torch-cpu")
+    together = sdjax.text2img(sd, MIXED, seeds=[5, 6, 7, 8], **settings)
+    for i, text in enumerate(MIXED):
+        alone = sdjax.text2img(sd, [text], seeds=[5 + i], **{**settings, "negative": settings["negative"][i]})
+        assert np.abs(together[i].astype(int) - alone[0]).max() <= 1, text
+
+
+def test_a_batch_of_several_sizes_compiles_once_a_size(sd):
+    settings = dict(steps=3, grammar="a1111")
+    sdjax.text2img(sd, [LONG, "a", "b"], **settings)
+    before = generate._sample._cache_size()
+    sdjax.text2img(sd, ["a", LONG, LONG], **settings)
+    sdjax.text2img(sd, ["a", "b", "c"], **settings)
+    assert generate._sample._cache_size() == before
 
 
 @pytest.mark.parametrize(

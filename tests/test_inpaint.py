@@ -10,6 +10,7 @@ import tasks
 from PIL import Image
 
 import sdjax
+import sdjax.resize
 from sdjax import generate, inpainting
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
@@ -70,6 +71,51 @@ def test_what_lies_outside_the_mask_is_returned_bit_for_bit(plain, options):
     assert np.abs(made[12:18, 13:28].astype(int) - given[12:18, 13:28]).mean() > 3
 
 
+@pytest.mark.parametrize("size", [(32, 32), (32, 64), (64, 32)])
+@pytest.mark.parametrize(("top", "left"), [(40, 50), (0, 90), (55, 0)])
+def test_boxes_have_the_shape_of_what_is_made(size, top, left):
+    mask = np.zeros((60, 100), bool)
+    mask[top : top + 5, left : left + 10] = True
+    rows, columns = inpainting.box(mask, 3, size)
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    assert mask[rows, columns].sum() == 50 and height * size[1] == width * size[0]
+    inside = np.zeros_like(mask)
+    inside[rows, columns] = True
+    near = inside[max(0, top - 3) : top + 8, max(0, left - 3) : left + 13]
+    assert near.all() and inside.sum() <= 2 * 16 * 16 * 2
+
+
+def test_a_box_is_cut_where_the_picture_ends():
+    mask = np.zeros((10, 100), bool)
+    mask[:, 40:60] = True
+    rows, columns = inpainting.box(mask, 0, (32, 32))
+    assert (rows, columns) == (slice(0, 10), slice(40, 60))
+    picture = tasks.pictures(1, 20)[0][:10]
+    again = inpainting.unfilled(sdjax.resize.fit(picture, (40, 40), "fill"), (10, 20))
+    assert np.abs(again.astype(int) - picture).mean() < 1
+
+
+def test_margins_are_those_of_each_picture_and_keep_its_shape(plain, monkeypatch):
+    """What is shown has squares for squares, and a picture's does not depend on its neighbours' masks."""
+    given, masks, seen = tasks.pictures(2, 60), np.zeros((2, 60, 60), np.uint8), []
+    masks[0, 5:10, 5:25], masks[1, 40:58, 40:48] = 255, 255
+
+    def grey(sd, prompts, shown, hidden, *more):
+        seen.append(hidden)
+        return np.full_like(shown, 127)
+
+    monkeypatch.setattr(inpainting, "painted", grey)
+    together = sdjax.inpaint(plain, ["a", "b"], list(given), list(masks), margin=2)
+    for i in range(2):
+        alone = sdjax.inpaint(plain, ["a"], given[i], masks[i], margin=2)
+        np.testing.assert_array_equal(together[i], alone[0])
+        np.testing.assert_array_equal(seen[0][i], seen[i + 1][0])
+    rows, columns = (seen[0][0].any(1).sum(), seen[0][0].any(0).sum())
+    assert columns == pytest.approx(4 * rows, abs=3)  # the mask is 5 by 20
+    with pytest.raises(ValueError, match="margin=-1: expected 0 or more"):
+        sdjax.inpaint(plain, ["a"], given[0], masks[0], margin=-1)
+
+
 def test_the_painted_region_fades_in():
     given, made = np.zeros((1, 20, 20, 3), np.uint8), np.full((1, 20, 20, 3), 250, np.uint8)
     holes = np.zeros((1, 20, 20), bool)
@@ -94,6 +140,15 @@ def test_strength_and_mask_compile_nothing(plain):
     before = generate._sample._cache_size()
     sdjax.inpaint(plain, ["a cat"], given, hole().T, steps=6, strength=0.8)
     assert generate._sample._cache_size() == before
+
+
+def test_prompts_of_several_sizes_keep_their_pictures_and_masks(plain):
+    texts, given = ["a cat", ", ".join(["a face on the beach"] * 6)], tasks.pictures()
+    masks, settings = [hole(), hole()[:, ::-1]], dict(steps=3, grammar="a1111", strength=0.7)
+    together = sdjax.inpaint(plain, texts, given, masks, seeds=[3, 4], **settings)
+    for i, text in enumerate(texts):
+        alone = sdjax.inpaint(plain, [text], given[i], masks[i], seeds=[3 + i], **settings)
+        assert np.abs(together[i].astype(int) - alone[0]).max() <= 1
 
 
 @pytest.mark.parametrize(

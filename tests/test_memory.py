@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax import memory
+from sdjax import generate, memory
 from sdjax.models import layers
 
 
@@ -41,6 +41,25 @@ def test_the_estimate_is_what_xla_counts():
     call = jax.jit(lambda params, *inputs: sd.networks.unet.apply({"params": params}, *inputs)[0])
     taken = call.lower(sd.unet, z, t, context).compile().memory_analysis().temp_size_in_bytes
     assert 0.5 <= memory.unet(sd, (32, 32), 2) / taken <= 2
+
+
+def test_controlnets_and_further_texts_count(sd, monkeypatch):
+    asked = []
+    monkeypatch.setattr(memory, "check", lambda sd, sides, rows, limit=None, controls=0: asked.append((rows, controls)))
+    control = sdjax.load_control("random:tiny").on(np.zeros((32, 32, 3), np.uint8))
+    sdjax.text2img(sd, ["a AND b AND c"], steps=1, grammar="a1111", control=[control, control])
+    sdjax.text2img(sd, ["a"], steps=1, guidance=1.0)
+    assert asked == [(4, 2), (1, 0)]
+    assert memory.needed(sd, (64, 64), 2, 1) > memory.needed(sd, (64, 64), 2)
+
+
+def test_a_full_device_is_an_error_of_one_line(sd, monkeypatch):
+    def full(*args, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.\nand more")
+
+    monkeypatch.setattr(generate, "_sample", full)
+    with pytest.raises(ValueError, match=r"^size=\(32, 32\): out of memory with 2 at once; .*fewer$"):
+        sdjax.text2img(sd, ["a", "b"], steps=1)
 
 
 def test_available_memory_is_a_number_on_linux():
