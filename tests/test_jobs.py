@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from sdjax import jobs
@@ -53,6 +54,18 @@ def test_parquet_reads_the_same(tmp_path):
     parquet.write_table(table, tmp_path / "jobs.parquet")
     pictures, errors = jobs.read(tmp_path / "jobs.parquet")
     assert [p.settings for p in pictures] == [{"prompt": "a", "seed": 1}, {"prompt": "b"}] and errors == []
+
+
+def test_a_cell_of_parquet_that_is_no_text_is_one_row(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    bytes_, ends = b"a\xffb", np.array([0, 1, 2, 3], np.int32)
+    texts = pyarrow.StringArray.from_buffers(3, pyarrow.py_buffer(ends), pyarrow.py_buffer(bytes_))
+    parquet.write_table(pyarrow.table({"prompt": texts}), tmp_path / "jobs.parquet")
+    pictures, errors = jobs.read(tmp_path / "jobs.parquet")
+    assert [p.settings for p in pictures] == [{"prompt": "a"}, {"prompt": "b"}]
+    assert [error["row"] for error in errors] == [2] and "utf-8" in errors[0]["error"]
 
 
 @pytest.mark.parametrize(
