@@ -4,6 +4,7 @@ import gc
 import importlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -12,15 +13,17 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from adapter_files import assert_same_picture, fresh, made
+from adapter_files import assert_same, assert_same_picture, fresh, made
+from diffusers.models.attention_processor import CustomDiffusionAttnProcessor
 from PIL import Image
+from test_embeddings import picture as embedding_picture
 from test_hypernetworks import CASES, hang
 from test_hypernetworks import write as write_hypernetwork
 from test_lora import ATTENTION, kohya
 
 import sdjax
 from sdjax import records, trees
-from sdjax.convert import lora
+from sdjax.convert import adapters, lora
 from sdjax.convert.adapters import attach_all, detach
 
 WORD = "<toy>"
@@ -191,6 +194,22 @@ def test_pictures(kind, folder):
     assert_same_picture(sd, theirs, text)
 
 
+@pytest.mark.parametrize("safe", [True, False])
+def test_custom_diffusion(safe, tmp_path):
+    """Keys and values of cross-attention, queries and outputs too, in place of the model's."""
+    theirs, processors = fresh("sd1"), {}
+    torch.manual_seed(0)
+    for name in theirs.unet.attn_processors:
+        query, own = theirs.unet.get_submodule(name.removesuffix(".processor")).to_q.weight, "attn2" in name
+        sizes = {"hidden_size": len(query), "cross_attention_dim": 32} if own else {}
+        processors[name] = CustomDiffusionAttnProcessor(train_kv=own, train_q_out=own, **sizes)
+    theirs.unet.set_attn_processor(processors)
+    theirs.unet.save_attn_procs(tmp_path, safe_serialization=safe)
+    (file,) = tmp_path.iterdir()
+    sd = sdjax.attach(made("sd1")[1], file)
+    assert_same(sd, theirs, moved=made("sd1")[1])
+
+
 def test_files_of_a_command_line(folder):
     base = made("sd1")[1]
     cat, dog = folder / "cat.safetensors", folder / "dog.safetensors"
@@ -262,6 +281,43 @@ def test_prompts_name_adapters_of_a_folder(folder, tmp_path, capsys, monkeypatch
     assert batch.main([str(tmp_path / "jobs.jsonl"), *options]) == 1
     assert np.array_equal(picture("many/000001.png"), plain) and np.array_equal(picture("many/000002.png"), named)
     assert "adapter 'x': 0 files" in (tmp_path / "many/errors.jsonl").read_text()
+
+
+def test_what_prompts_name_is_found_and_recorded(folder, tmp_path, monkeypatch, capsys):
+    """A folder by its name, embeddings by theirs, pictures among them; previews and other words are passed over."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "sample")
+    text2img = importlib.import_module("text2img")
+    sdjax.save(made("sd1")[1], tmp_path / "model")
+    here = tmp_path / "adapters"
+    (here / "ink").mkdir(parents=True)
+    shutil.copy(folder / "cat.safetensors", here / "ink" / "pytorch_lora_weights.safetensors")
+    shutil.copy(folder / "style.pt", here / "style.pt")
+    Image.new("RGB", (8, 8)).save(here / "style.png")
+    Image.new("RGB", (8, 8)).save(here / "cat.png")
+    embedding_picture(ROWS, here / "inky-1.png")
+    begin = ["--model", str(tmp_path / "model"), "--steps", "1", "--size", "16", "--adapters", str(here)]
+
+    def run(out, prompt, *more):
+        arguments = [*begin, "--out", str(tmp_path / out), "--prompt", prompt, *more]
+        assert text2img.common.main(text2img.parser(), text2img.run, arguments) == 0
+        path = tmp_path / out / "00000-0.png"
+        return np.asarray(Image.open(path)), records.read(path)
+
+    a1111 = ["--grammar", "a1111"]
+    named, record = run("a", "a <lora:ink:0.5><hypernet:style:0.5>cat (Inky-1:1.2)", *a1111)
+    ink = here / "ink"
+    given = [f"{ink}:0.5", f"{here / 'style.pt'}:0.5", str(here / "inky-1.png")]
+    same, other = run("b", "a cat (Inky-1:1.2)", *a1111, "--adapter", *given)
+    assert np.array_equal(named, same) and record.hashes == other.hashes
+    assert set(record.hashes) == {"model", "lora ink", "hypernet style", "embedding inky-1"}
+    assert records.parse(records.text(record)).hashes == record.hashes
+    assert "Adapters" not in record.more and other.more["Adapters"] == "ink:0.5, style:0.5, inky-1:1"
+    comfy, record = run("c", "a cat", "--grammar", "comfyui", "--negative-prompt", "embedding:inky-1, red")
+    assert set(record.hashes) == {"model", "embedding inky-1"}
+    assert run("d", "a inky-1 cat", "--grammar", "comfyui")[1].hashes.keys() == {"model"}
+    shutil.copy(here / "inky-1.png", here / "ink" / "inky-1.png")
+    with pytest.raises(ValueError, match="embedding 'inky-1': .* have this name"):
+        adapters.find_embeddings(made("sd1")[1], ["inky-1"], here, "a1111")
 
 
 def test_the_unet_has_a_strength_of_its_own(folder):

@@ -13,6 +13,7 @@ nor does another file of the same kind that edits weights.
 import functools
 import json
 import pathlib
+import re
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ FILES = [
     for stem in ("pytorch_lora_weights", "adapter_model", "learned_embeds")
 ]
 SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin")
+PICTURES = (".png",)  # endings of embeddings only: beside other adapters lie their previews
 METADATA = "lora_adapter_metadata"  # diffusers: PEFT's settings in a safetensors header, "unet.lora_alpha" and so on
 
 
@@ -132,14 +134,68 @@ def attach_named(sd, wanted, folder):
 def find(folder, name):
     """Returns the one adapter's file of this name below a folder; names are compared and never become part of a path.
 
+    A file's name is without its ending; what diffusers or peft wrote, FILES, has also the name of its own folder.
     Raises ValueError where there is none, or several.
     """
-    files_there = [path for path in sorted(pathlib.Path(folder).rglob("*")) if path.suffix in SUFFIXES]
-    found = [path for path in files_there if path.stem == name]
+    there = _below(folder, SUFFIXES)
+    found = [path for path, names in there.items() if name in names]
     if len(found) != 1:
-        there = trees.listing(path.stem for path in files_there)
-        raise ValueError(f"adapter {name!r}: {len(found)} files of this name in {folder}; expected one of {there}")
+        known = trees.listing(names[0] for names in there.values())
+        raise ValueError(f"adapter {name!r}: {len(found)} files of this name in {folder}; expected one of {known}")
     return found[0]
+
+
+def name_of(path):
+    """Returns what an adapter's file is called: its name without ending, or the name of the folder that it fills."""
+    return path.parent.name if path.name in FILES else path.stem
+
+
+def _below(folder, suffixes):
+    """Returns {file: its names} of all files below a folder with these endings, in order of their paths."""
+    root, found = pathlib.Path(folder), {}
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() in suffixes:
+            own = path.name in FILES and path.parent != root and path == _chosen(path.parent)
+            found[path] = (name_of(path), path.stem) if own else (path.stem,)
+    return found
+
+
+def find_embeddings(sd, texts, folder, grammar):
+    """Returns {word: file} of the embeddings below a folder that texts name: "word" in a1111, "embedding:word" in
+    comfyui; nothing in plain.
+
+    Only files of these names are opened.  Raises ValueError where two embeddings have the same name.
+    """
+    before = {"a1111": r"(?<!\w)", "comfyui": r"(?<!\S)embedding:|(?<=[(\s])embedding:"}.get(grammar)
+    if before is None:
+        return {}
+    said, found = "\n".join(texts), {}
+    for path, names in _below(folder, (*SUFFIXES, *PICTURES)).items():
+        word = names[0]
+        if re.search(rf"(?:{before}){re.escape(word)}(?!\w)", said, re.IGNORECASE) and _is_embedding(sd, path):
+            if word in found:
+                raise ValueError(f"embedding {word!r}: {found[word]} and {path} have this name; expected one")
+            found[word] = path
+    return found
+
+
+def _is_embedding(sd, path):
+    try:
+        return kind(sd, path)[0] == "embedding"
+    except (ValueError, OSError):  # of another kind of file that is called like a word of the text
+        return False
+
+
+def attach_embeddings(sd, texts, folder, grammar):
+    """Returns sd that knows the embeddings below a folder that texts name, find_embeddings; which cannot be detached.
+
+    A word that sd knows already stays as it is.
+    """
+    found = find_embeddings(sd, texts, folder, grammar)
+    for word, path in found.items():
+        if sd.tokenizer.backend.normalizer.normalize_str(word) not in sd.tokenizer.words:
+            sd = attach(sd, path, word=word)
+    return _without_record(sd) if found else sd
 
 
 def split(text):
@@ -206,13 +262,18 @@ def _merged(base, part, items):
 # ---- files -------------------------------------------------------------------------------------
 
 
+def _chosen(folder):
+    """Returns the file of a folder that diffusers or peft wrote, None where there is none."""
+    return next((folder / name for name in FILES if (folder / name).is_file()), None)
+
+
 def _locate(source):
     path = pathlib.Path(source).resolve()
     if path.is_dir():
-        found = [path / name for name in FILES if (path / name).is_file()]
-        if not found:
+        found = _chosen(path)
+        if found is None:
             raise ValueError(f"{source}: a folder without {', '.join(FILES)}")
-        return found[0]
+        return found
     if not path.is_file():
         raise ValueError(f"{source}: no such file")
     return path
@@ -233,6 +294,9 @@ def _read(path, time, size, word, networks):
     if hypernetworks.recognised(state):
         return Adapter({}, {}, hypernetworks.read(state, path))
     words, tensors = embeddings.bundled(state, path) if isinstance(state, dict) else ({}, {})
+    tensors = {
+        name: value for name, value in tensors.items() if type(value) is not dict
+    }  # Custom Diffusion's empty ones
     if lora.recognised(tensors):
         return Adapter(lora.read(tensors, networks, _peft_settings(path, tensors, metadata), path), words)
     return Adapter({}, words or embeddings.read(state, path, word))

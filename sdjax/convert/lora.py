@@ -10,11 +10,12 @@ In a file's layout W is [out in] or [out in height width], r the rank and a = al
     LoHa      D = a (A1 B1) * (A2 B2)
     LoKr      D = a kron(W1, W2)     either factor may be a product itself
     full      D is in the file, for weights and biases
+    whole     D = W' - W             W' is in the file: Custom Diffusion
     DoRA      D' = m (W + D) / |W + D| - W, norms over all axes but the one that m counts
 
 Names are never parsed: all spellings of the model's own names are generated and looked up.
-Source: Hu et al. 2021 (LoRA), Liu et al. 2024 (DoRA), Yeh et al. 2023 (LyCORIS); names: diffusers, peft, kohya's
-sd-scripts, LyCORIS.
+Source: Hu et al. 2021 (LoRA), Liu et al. 2024 (DoRA), Yeh et al. 2023 (LyCORIS), Kumari et al. 2023 (Custom
+Diffusion); names: diffusers, peft, kohya's sd-scripts, LyCORIS.
 """
 
 import functools
@@ -41,6 +42,8 @@ SUFFIXES = {
     ".dora_scale": "dora_scale",
     ".diff": "diff",
     ".diff_b": "diff_b",
+    **dict.fromkeys(("_custom_diffusion.weight", "_custom_diffusion.0.weight"), "whole"),
+    "_custom_diffusion.0.bias": "whole_bias",
     **{f".{name}": name for name in ("hada_w1_a", "hada_w1_b", "hada_t1", "hada_w2_a", "hada_w2_b", "hada_t2")},
     **{f".{name}": name for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b")},
     **{f".{name}": name for name in ("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")},
@@ -50,6 +53,7 @@ FACTORS = (
     {"down", "up"},
     {"down", "up", "mid"},
     {"diff"},
+    {"whole"},
     {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"},
     {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"},
     *(
@@ -114,6 +118,8 @@ def read(tensors, networks, configs, path):
         where, config = f"{path}: {module}", configs.get(part, {})
         if "diff_b" in factors:
             edits[part][f"{module}.bias"] = Edit({"diff": factors.pop("diff_b"), "scale": np.float32(1)})
+        if "whole_bias" in factors:
+            edits[part][f"{module}.bias"] = Edit({"whole": factors.pop("whole_bias"), "scale": np.float32(1)})
         if factors:
             edits[part][f"{module}.kernel"] = Edit(_prepared(factors, module, config, where))
     for part in PARTS:
@@ -150,7 +156,7 @@ def _scale(factors, module, config):
     alpha = next((patterns[key] for key in patterns if _fits(key, module)), None)
     alpha = config.get("lora_alpha", config.get("alpha")) if alpha is None else alpha
     alpha = float(factors["alpha"].reshape(())) if "alpha" in factors else alpha
-    if not rank or not alpha or "diff" in factors:  # sd-scripts writes 0 for "the rank"
+    if not rank or not alpha or "diff" in factors or "whole" in factors:  # sd-scripts writes 0 for "the rank"
         return 1.0
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
@@ -203,6 +209,10 @@ def _unet_spellings(module, original):
     attention, _, projection = module.removesuffix(".0").rpartition(".")
     if projection in ("to_q", "to_k", "to_v", "to_out"):  # diffusers before 0.20, with and without the part's name
         yield from (f"{attention}.processor.{projection}_lora", f"unet.{attention}.processor.{projection}_lora")
+        yield from (
+            f"{attention}.processor.{projection}",
+            f"unet.{attention}.processor.{projection}",
+        )  # Custom Diffusion
 
 
 def _text_spellings(module):
@@ -256,6 +266,8 @@ def change(factors, weight):
     f = {name: value.astype(jnp.float32) for name, value in factors.items()}
     if "diff" in f:
         made = f["diff"]
+    elif "whole" in f:
+        made = f["whole"] - weight
     elif "up" in f:
         made = _product(f["up"].reshape(len(f["up"]), -1), f["down"], f.get("mid"), turned=True)
     elif "hada_w1_a" in f:
