@@ -23,18 +23,16 @@ import ml_dtypes
 import numpy as np
 
 from sdjax.convert.archives import check, records
+from sdjax.convert.plain import STEPS, plain
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # torch/serialization.py: how the older container begins
 PICKLE_SIZE = 64 * 2**20  # bytes, tensors not counted; Stable Diffusion with its optimizer has fewer than 2**20
-STEPS = 1_000_000  # of the machine; also values that can be reached from the result
-DEPTH = 100  # of values within values
 MADE = 2**25  # bytes that the values of a pickle may take, on top of REPEATS times the file's size
 ENTRY = 100  # bytes of an entry in the memo, or of a stack that MARK puts aside
 REPEATS = 4  # tensors may lie on the same numbers; their sizes together: at most this often the file's
 INTEGER_BITS = 128  # MAGIC has 77
 LONG = 2**62  # no size, stride or offset is as long
 KEY = 2**60  # integer keys are below: Python's hashes repeat from 2**61 - 1 on, and many keys of one hash take forever
-LEAVES = (str, bytes, int, float, bool, type(None), np.ndarray)
 NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")  # numpy's types; never objects
 
 
@@ -51,7 +49,7 @@ def read(path):
     try:
         with open(path, "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return _plain(_read_archive(data) if data[:2] == b"PK" else _read_row(data))
+        return plain(_read_archive(data) if data[:2] == b"PK" else _read_row(data))
     except Exception as error:  # whatever a damaged file leads to, here or in a library
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{path}: cannot be read: {reason}") from None
@@ -480,32 +478,3 @@ STEP = {
     "BUILD": _build,
     "BINPERSID": _persistent,
 }
-
-
-# ---- the result --------------------------------------------------------------------------------
-
-
-def _plain(value):
-    """Returns the value where it is a tree of plain values, of at most STEPS nodes and DEPTH levels; never a cycle.
-
-    A value within itself, or lists that hold the same list twice over many levels, would keep a walk through it busy
-    for ever.
-    """
-    known = {}
-
-    def measure(value, depth):
-        """Returns (number of values, levels) of a value."""
-        if type(value) in LEAVES:
-            return 1, 1
-        check(type(value) in (dict, list, tuple, set), f"the pickle holds a {type(value).__name__}")
-        if id(value) not in known:
-            check(depth < DEPTH, f"values within values over more than {DEPTH} levels")
-            inner = [measure(item, depth + 1) for item in (value.values() if type(value) is dict else value)]
-            known[id(value)] = (1 + sum(n for n, _ in inner), 1 + max((levels for _, levels in inner), default=0))
-        number, levels = known[id(value)]
-        check(depth + levels <= DEPTH + 1, f"values within values over more than {DEPTH} levels")
-        check(number <= STEPS, f"more than {STEPS} values")
-        return number, levels
-
-    measure(value, 0)
-    return value
