@@ -200,26 +200,30 @@ def img2img(sd, prompts, pictures, *, strength=0.75, size=None, resize="crop", *
     return made[:, : pixels.shape[1], : pixels.shape[2]]
 
 
-def interpolate(sd, prompts, frames, *, seeds=(0, 0), size=None, **settings):
+def interpolate(sd, prompts, frames, *, seeds=(0, 0), size=None, at_once=None, **settings):
     """Returns `frames` pictures uint8 [frames H W 3] on the way from one prompt and seed to another.
 
     prompts: two, or one.  seeds: two, or one.  The start's noise moves on an arc (mixing.slerp), the texts' encodings
-    on a line.  settings: see Job.
-    Raises ValueError for different prompts that are read anew at every step, as E4T's encoder and grammars do.
+    on a line; fresh noise is the first seed's.  at_once: None makes all frames together.  settings: see Job.
+    Raises ValueError for fewer than 2 frames, and for different prompts that are read anew at every step, as E4T's
+    encoder and grammars do.
     """
+    _whole("frames", 2, frames)
+    at_once = frames if at_once is None else at_once
+    _whole("at_once", 1, at_once)
     (first, last), ends = ([ends, ends] if isinstance(ends, (str, int)) else list(ends) for ends in (prompts, seeds))
     job = Job([first] * frames, seeds=[ends[0]] * frames, **settings)
-    share = jnp.linspace(0, 1, frames)
-    start = job.start_noise(latent_shape(sd, size))
-    other = dataclasses.replace(job, seeds=[ends[1]] * frames).start_noise(start.shape[1:])
-    start = mixing.slerp(start, other, share[:, None, None, None])
-    if first == last:
-        return decode(sd, run(sd, job, start))
-    if sd.conditioners or job.grammar != "plain":
+    if first != last and (sd.conditioners or job.grammar != "plain"):
         raise ValueError("prompts: those that are read anew at every step have no way between them; expected one")
-    one, two = (words(sd, [text] * frames, job.skip)["context"] for text in (first, last))
-    share = share[:, None, None]
-    return decode(sd, run(sd, job, start, cond={"context": (1 - share) * one + share * two}))
+    shape, share, made = latent_shape(sd, size), np.linspace(0, 1, frames, dtype=np.float32), []
+    low, high = (Job([first], **{**settings, "seeds": [seed]}).start_noise(shape) for seed in ends)
+    texts = [] if first == last else [words(sd, [text], job.skip)["context"] for text in (first, last)]
+    for begin in range(0, frames, at_once):
+        places = np.minimum(np.arange(begin, begin + at_once), frames - 1)  # one shape: nothing compiles for the rest
+        part = share[places][:, None, None]
+        cond = {"context": (1 - part) * texts[0] + part * texts[1]} if texts else None
+        made.append(decode(sd, run(sd, _part(job, places), mixing.slerp(low, high, part[..., None]), cond=cond)))
+    return np.concatenate(made)[:frames]
 
 
 def first_step(steps, strength):

@@ -12,7 +12,7 @@ import tasks
 from PIL import Image
 
 import sdjax
-from sdjax import generate, mixing, resize, tiles
+from sdjax import generate, mixing, records, resize, tiles
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
 
@@ -121,6 +121,29 @@ def test_interpolation_begins_and_ends_where_it_should(sd):
     assert min(np.abs(made[1].astype(int) - end).mean() for end in ends) > 1
 
 
+def test_frames_do_not_depend_on_how_many_are_made_at_once(sd):
+    settings = dict(seeds=(1, 9), steps=3, sampler="euler_a", variation=(3, 0.2))
+    together, apart = (sdjax.interpolate(sd, tasks.PROMPTS, 3, at_once=n, **settings) for n in (None, 2))
+    assert np.abs(together.astype(int) - apart).max() <= 1
+    first = sdjax.text2img(sd, tasks.PROMPTS[:1], **{**settings, "seeds": [1]})
+    assert np.abs(together[0].astype(int) - first[0]).max() <= 1
+    with pytest.raises(ValueError, match="frames=1: expected a whole number, 2 or more"):
+        sdjax.interpolate(sd, "a", 1)
+
+
+def test_the_program_writes_frames_and_a_moving_picture(tmp_path):
+    command = [sys.executable, "sample/interpolate.py", "--model", "random:tiny", "--prompt", "a face", "a cat"]
+    command += "--steps 2 --frames 3 --at-once 2 --to-seed 5 --seed 2 --out".split() + [str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": ".", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "moving.webp") as moving:
+        assert (moving.n_frames, moving.size) == (3, (32, 32))
+    record = records.read(tmp_path / "00002.png")
+    assert (record.prompt, record.seed) == ("a face", 2)
+    assert record.more.items() >= {"Frame": "3/3", "To seed": "5", "To prompt": "a cat"}.items()
+
+
 @pytest.mark.parametrize(
     ("program", "arguments", "message"),
     [
@@ -129,6 +152,7 @@ def test_interpolation_begins_and_ends_where_it_should(sd):
         ("upscale", [], "expected an upscaler"),
         ("controlnet", ["--control", "random:tiny", "--control-image", "{folder}/a.png", "--start", "1"], "start=1.0"),
         ("img2img", ["--steps", "2", "--size", "24x18"], None),
+        ("interpolate", ["--frames", "1"], "frames=1: expected"),
     ],
 )
 def test_programs(program, arguments, message, tmp_path):
@@ -136,7 +160,7 @@ def test_programs(program, arguments, message, tmp_path):
     Image.new("L", (32, 32)).save(tmp_path / "black.png")
     command = [sys.executable, f"sample/{program}.py", "--model", "random:tiny", "--prompt", "a face"]
     command += ["--out", str(tmp_path / "out"), *(part.format(folder=tmp_path) for part in arguments)]
-    command += [] if program == "controlnet" else ["--image", str(tmp_path / "a.png")]
+    command += [] if program in ("controlnet", "interpolate") else ["--image", str(tmp_path / "a.png")]
     env = {**os.environ, "PYTHONPATH": ".", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
