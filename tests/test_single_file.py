@@ -6,6 +6,7 @@ import json
 import pathlib
 
 import diffusers
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -547,3 +548,25 @@ def test_the_command_converts_both_ways(one, tmp_path, capsys):
     )
     assert main([str(file), str(tmp_path / "d"), *words, "--ema"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_autoencoder_of_its_own(one, tmp_path):
+    """With the original names, with and without the prefix, pickled, and as folders; into a model that has another."""
+    folder, path = one
+    wanted = pipeline.load(folder)
+    state = {name: tensor for name, tensor in state_of(path)[0].items() if name.startswith(VAE)}
+    bare = {name.removeprefix(VAE): tensor for name, tensor in state.items()}
+    torch.save(
+        {"state_dict": bare | {"loss.logvar": torch.zeros(()), "model_ema.decay": torch.ones(())}}, tmp_path / "a.pt"
+    )
+    save_file(state, tmp_path / "b.safetensors")
+    other = wanted.replace(vae=jax.tree.map(lambda x: x + 1, wanted.vae))
+    model = pipeline.save(other, tmp_path / "other")
+    for source in (tmp_path / "a.pt", tmp_path / "b.safetensors", path, folder, folder / "vae"):
+        equal(pipeline.load(model, vae=source).vae, wanted.vae)
+    save_file({"x": torch.zeros(2)}, tmp_path / "none.safetensors")
+    refused(lambda: pipeline.load(model, vae=tmp_path / "none.safetensors"), "vae=", "no autoencoder")
+    refused(lambda: pipeline.load(model, vae=tmp_path / "missing"), "vae=", "missing", "no such folder")
+    del bare["decoder.norm_out.weight"]
+    save_file(bare, tmp_path / "part.safetensors")
+    refused(lambda: pipeline.load(model, vae=tmp_path / "part.safetensors"), "vae=", "norm_out")
