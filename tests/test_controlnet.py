@@ -1,7 +1,10 @@
 """ControlNets: pictures against diffusers' pipelines, files in both namings, and when they act."""
 
 import dataclasses
+import importlib
 import json
+import sys
+from pathlib import Path
 
 import diffusers
 import jax
@@ -13,7 +16,7 @@ from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from PIL import Image
 
 import sdjax
-from sdjax import generate
+from sdjax import generate, inpainting, records, upscaling
 from sdjax.control import Control
 from sdjax.convert import controlnet, files, ldm, names
 from sdjax.diffusion import wrappers
@@ -87,6 +90,59 @@ def test_gives_the_picture_of_diffusers(sd, controls, pipe, case):
     )
     assert tasks.difference(made, wanted) <= 1
     assert np.abs(made.astype(int) - sdjax.text2img(sd, tasks.PROMPTS, steps=10, seeds=[4, 5])).mean() > 3
+
+
+@pytest.fixture
+def program(sd, monkeypatch):
+    """sample/controlnet.py with our model in place of what --model names."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "sample"))
+    common, program = importlib.import_module("options"), importlib.import_module("controlnet")
+    monkeypatch.setattr(common, "load", lambda options: sd)
+    monkeypatch.setattr(common, "_sources", lambda sd, options: {})
+    yield common, program
+    for name in ("options", "controlnet"):
+        sys.modules.pop(name)
+
+
+def test_the_program_begins_with_pictures_and_masks_and_enlarges(sd, program, tmp_path, monkeypatch, capsys):
+    common, controlnet_program = program
+    given, mask = tasks.pictures(2, seed=1)[0], np.zeros((32, 32), np.uint8)
+    mask[8:24, 8:24] = 255
+    for name, one in (("given", given), ("mask", mask)):
+        Image.fromarray(one).save(tmp_path / f"{name}.png")
+    base = ["--prompt", "a cat", "--control", "random:tiny", "--control-image", str(tmp_path / "given.png")]
+    image, calls = ["--image", str(tmp_path / "given.png")], []
+
+    def stub(name):
+        def made(sd, prompts, *more, **settings):
+            calls.append((name, more, settings))
+            return np.full((len(prompts), 32, 32, 3), 127, np.uint8)
+
+        return made
+
+    for module, name in ((generate, "img2img"), (generate, "text2img"), (inpainting, "inpaint"), (upscaling, "hires")):
+        monkeypatch.setattr(module, name, stub(name))
+
+    def run(*arguments):
+        made = controlnet_program.parser().parse_args([*base, *arguments, "--out", str(tmp_path / "out")])
+        (path,) = controlnet_program.run(made)
+        name, more, settings = calls[-1]
+        assert len(settings["control"]) == 1
+        return name, more, settings, records.read(path)
+
+    name, more, settings, record = run(*image, "--strength", "0.5")
+    assert (name, settings["strength"], record.strength, record.more["Image"]) == ("img2img", 0.5, 0.5, "given.png")
+    np.testing.assert_array_equal(more[0], given)
+    name, more, settings, record = run(*image, "--mask", str(tmp_path / "mask.png"))
+    assert (name, settings["strength"], settings["feather"], record.more["Mask"]) == ("inpaint", 1.0, 4, "mask.png")
+    np.testing.assert_array_equal(more[1], mask)
+    name, _, settings, record = run("--hires", "1.5")
+    assert (name, settings["scale"], record.more["Hires upscale"], record.strength) == ("hires", 1.5, "1.5", 0.7)
+    name, _, _, record = run()
+    assert name == "text2img" and record.strength is None and not {"Feather", "Hires upscaler"} & record.more.keys()
+    for wrong in (["--mask", "m.png"], [*image, "--hires", "2"]):
+        assert common.main(controlnet_program.parser(), controlnet_program.run, [*base, *wrong]) == 1
+        assert capsys.readouterr().err.startswith("error: --")
 
 
 def test_files_in_both_namings_hold_the_same(sd, tmp_path):
