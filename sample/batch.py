@@ -25,6 +25,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import options as common
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
@@ -41,14 +42,9 @@ def parser():
     add = made.add_argument
     add("jobs", help="a .jsonl, .csv or .parquet file")
     add("--out", default="outputs/batch", help="folder")
-    add(
-        "--model",
-        default="pocket",
-        help="pocket, a diffusers folder, a single file, a hub id, random:sd15 and the like",
-    )
+    common.model_options(made)
     add("--adapter", action="append", default=[], metavar="FILE[:STRENGTH]", help="may be given several times")
-    add("--adapters", default="adapters", help="folder of those that rows and prompts name, <lora:NAME:0.8>")
-    add("--dtype", default="float32", help="float32, bfloat16, float16")
+    add("--adapters", default="adapters", help="folder of those that rows and prompts name, <lora:NAME:0.8>, NAME")
     add("--batch", type=int, default=8, help="pictures made at once")
     add("--part", help="which part of the list, as in 0/4; default: that of this process among JAX's")
     add("--distributed", action="store_true", help="join JAX's other processes first: a part of the list for each")
@@ -84,7 +80,7 @@ def run(options):
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     compiled.keep()
-    maker = Maker(options, out)
+    maker = Maker(options, out, pictures)
     mine = pictures[part::parts]
     missing = {picture.name for picture in mine if not maker.done(picture)}
     made = 0
@@ -109,7 +105,7 @@ def run(options):
 class Maker:
     """A model, and how one group of pictures is made with it and written."""
 
-    def __init__(self, options, out):
+    def __init__(self, options, out, pictures):
         import sdjax
         from sdjax import sources, trees
         from sdjax.convert import adapters
@@ -117,11 +113,16 @@ class Maker:
         self.out, self.folder = out, Path(options.jobs).resolve().parent
         self.format, self.public, self.dtype = options.format, options.public, options.dtype
         self.adapters, self.named = options.adapters, ((), None)
-        sd = adapters.attach_all(sdjax.load(options.model, options.dtype), options.adapter)
+        sd = adapters.attach_all(common.model(options), options.adapter)
         weights = {part: getattr(sd, part) for part in ("unet", "vae", "text_encoder")}
         self.model = {"model": options.model, "adapters": options.adapter, "weights": trees.digest(weights)}
-        self.sources = {} if options.public else sources.of(sd, options.model, options.adapter)
-        self.sd = sdjax.spread(sd)
+        self.sources = {} if options.public else sources.of(sd, options.model, options.adapter, vae=options.vae)
+        self.sd, texts, self.models = sdjax.spread(sd), {}, {}
+        for picture in pictures:
+            texts.setdefault(_grammar(picture), []).extend(_texts(picture))
+        for grammar, some in texts.items():  # a word of one grammar's prompts is no word of the others'
+            known = adapters.attach_embeddings(self.sd, some, options.adapters, grammar)
+            self.models[grammar] = sdjax.spread(known)
 
     def path(self, picture):
         """Returns the file of a picture."""
@@ -140,7 +141,7 @@ class Maker:
         from sdjax import jobs, sources
         from sdjax.convert import adapters
 
-        found = []
+        found = list(sources.of_adapters(self._embeddings(picture)).values())
         for adapter in jobs.prompt(picture.settings)[1]:
             try:
                 found.append(sources.adapter_hash(adapters.find(self.adapters, adapter.name)))
@@ -148,21 +149,28 @@ class Maker:
                 found.append(None)
         return found
 
+    def _embeddings(self, picture):
+        """Returns {"embedding NAME": file} of what a picture's texts name."""
+        from sdjax import sources
+
+        return sources.adapters_named(self.sd, (), _texts(picture), self.adapters, _grammar(picture))
+
     def kind(self, picture):
         """Returns what pictures of one call have in common beside their settings: sizes of files, else made to fit."""
         own = picture.settings
         sizes = [self._size(own[name]) for name in FILES if name in own and "size" not in own]
         return sizes, self._digest(own["mask"]) if "margin" in own else None  # the margin is around all masks of a call
 
-    def _with(self, wanted):
-        """Returns the model with the adapters that prompts name; the last one asked for is kept."""
+    def _with(self, wanted, grammar):
+        """Returns a grammar's model with the adapters that prompts name; the last one asked for is kept."""
         import sdjax
         from sdjax.convert import adapters
 
-        if wanted and wanted != self.named[0]:
+        sd = self.models[grammar]
+        if wanted and (wanted, grammar) != self.named[0]:
             self.named = (), None  # its memory goes first
-            self.named = wanted, sdjax.spread(adapters.attach_named(self.sd, wanted, self.adapters))
-        return self.named[1] if wanted else self.sd
+            self.named = (wanted, grammar), sdjax.spread(adapters.attach_named(sd, wanted, self.adapters))
+        return self.named[1] if wanted else sd
 
     def done(self, picture):
         """Returns whether a picture is there, made of these settings by this model."""
@@ -198,7 +206,7 @@ class Maker:
         settings["seeds"] = [picture.settings.get("seed", picture.row) for picture in pictures]
         settings["negative"] = [row.get("negative", "") for row in rows]
         prompts = [jobs.prompt(row)[0] for row in rows]
-        sd = self._with(jobs.prompt(rows[0])[1])
+        sd = self._with(jobs.prompt(rows[0])[1], _grammar(pictures[0]))
         images = [self._pixels(row["image"]) for row in rows if "image" in row]
         masks = [self._pixels(row["mask"]).max(-1) for row in rows if "mask" in row]  # as in inpaint.py
         if any(row.get("variation") for row in rows):
@@ -272,17 +280,31 @@ class Maker:
 
     def _sources(self, picture):
         """Returns the fields of a record that name model and adapters, those of the row's own field too."""
-        from sdjax import grammar, sources
-        from sdjax.convert import adapters
+        from sdjax import grammar, jobs, sources
 
+        if self.public:
+            return {}
         own = grammar.adapters(picture.settings.get("adapters", ""))[1]
-        if self.public or not own:
-            return self.sources
-        found = {f"{one.kind} {one.name}": sources.adapter_hash(adapters.find(self.adapters, one.name)) for one in own}
+        wanted = jobs.prompt(picture.settings)[1]
+        named = sources.adapters_named(self.sd, wanted, _texts(picture), self.adapters, _grammar(picture))
+        found = sources.of_adapters(named)
+        if not own:
+            return {**self.sources, "hashes": self.sources["hashes"] | found}
         shown = [f"{one.name}:{one.strength:g}" + (f":{one.unet:g}" if one.unet != one.strength else "") for one in own]
         more = self.sources["more"]
         more = {**more, "Adapters": ", ".join([*filter(None, [more.get("Adapters")]), *shown])}
         return {**self.sources, "hashes": self.sources["hashes"] | found, "more": more}
+
+
+def _grammar(picture):
+    return picture.settings.get("grammar", "plain")
+
+
+def _texts(picture):
+    """Returns the texts of a picture in which embeddings may be named."""
+    from sdjax import jobs
+
+    return [jobs.prompt(picture.settings)[0], picture.settings.get("negative", "")]
 
 
 def _defaults(options):

@@ -26,11 +26,7 @@ def parser(doc, name, guidance=7.5, steps=20, prompt=None):
     made.set_defaults(task=name)
     add = made.add_argument
     add("--from-image", metavar="FILE", help="a picture whose settings hold where none are given: makes it again")
-    add("--model", default="pocket", help="pocket, a diffusers folder, a single file, a hub id, or random:sd15 ...")
-    add("--tokenizer", metavar="FOLDER", help="CLIP's vocab.json and merges.txt, for a single file where no hub is")
-    add("--ema", action="store_true", help="the averaged weights of a single file that has both, not the last ones")
-    add("--prediction-type", choices=("epsilon", "v_prediction"), help="of a single file; default: found out")
-    add("--vae", help="an autoencoder in place of the model's: a file, a diffusers folder or a hub id")
+    model_options(made)
     add("--prompt", default=None if prompt is None else [prompt], nargs="+", help="one prompt, or several")
     add("--negative-prompt", default="", help="what the pictures should not show")
     add("--seed", type=int, default=0, help="of the first picture; the others count on; -1 for a random one")
@@ -72,9 +68,19 @@ def parser(doc, name, guidance=7.5, steps=20, prompt=None):
     add("--weighting", help="how weights in prompts act: a1111, comfyui; default: the grammar's way")
     add("--noise-source", default="jax", help="whose numbers a seed stands for: jax, torch-cpu, philox")
     add("--ensd", type=int, default=0, help="added to the seed for fresh noise, A1111's ENSD")
-    add("--dtype", default="float32", help="float32, bfloat16, float16")
     output_options(made, name)
     return made
+
+
+def model_options(made):
+    """Adds the options of which model is loaded, and how."""
+    add = made.add_argument
+    add("--model", default="pocket", help="pocket, a diffusers folder, a single file, a hub id, or random:sd15 ...")
+    add("--tokenizer", metavar="FOLDER", help="CLIP's vocab.json and merges.txt, for a single file where no hub is")
+    add("--ema", action="store_true", help="the averaged weights of a single file that has both, not the last ones")
+    add("--prediction-type", choices=("epsilon", "v_prediction"), help="of a single file; default: found out")
+    add("--vae", help="an autoencoder in place of the model's: a file, a diffusers folder or a hub id")
+    add("--dtype", default="float32", help="float32, bfloat16, float16")
 
 
 def output_options(made, name):
@@ -196,9 +202,22 @@ def load(options, change=lambda sd: sd):
     Compiled programs are kept on disk.
     """
     from sdjax import compiled, devices
-    from sdjax.convert import adapters, pipeline
+    from sdjax.convert import adapters
 
     wanted = _taken_apart(options)[1]
+    compiled.keep()
+    sd = adapters.attach_all(change(model(options)), options.adapter)
+    sd = adapters.attach_named(sd, wanted, options.adapters)
+    if sd.tokenizer is not None:
+        sd = adapters.attach_embeddings(sd, _texts(options), options.adapters, options.grammar)
+        _say_what_plain_is(sd.tokenizer, options)
+    return devices.spread(sd)
+
+
+def model(options):
+    """Returns the bare model that model_options name.  Raises ValueError that names the option."""
+    from sdjax.convert import pipeline
+
     given = {name: getattr(options, name) for name in (*OF_FILES, "vae") if getattr(options, name)}
     for name in OF_FILES:
         if name in given and not Path(options.model).is_file():
@@ -206,16 +225,10 @@ def load(options, change=lambda sd: sd):
             raise ValueError(
                 f"{flag}: --model {options.model} is no single file such as v1-5.safetensors; expected one"
             )
-    compiled.keep()
     try:
-        sd = pipeline.load(options.model, options.dtype, **given)
+        return pipeline.load(options.model, options.dtype, **given)
     except ValueError as error:
         raise ValueError(_with_flags(str(error))) from None
-    sd = adapters.attach_named(adapters.attach_all(change(sd), options.adapter), wanted, options.adapters)
-    if sd.tokenizer is not None:
-        sd = adapters.attach_embeddings(sd, _texts(options), options.adapters, options.grammar)
-        _say_what_plain_is(sd.tokenizer, options)
-    return devices.spread(sd)
 
 
 def _say_what_plain_is(tokenizer, options):

@@ -30,8 +30,7 @@ def of(sd, model, adapters=(), *, vae=None, named=None):
         kind, path = adapter_files.kind(sd, file)
         hashes[f"{kind} {adapter_files.name_of(path)}"] = _hash(kind, path)
         shown.append(f"{adapter_files.name_of(path)}:{strength:g}")
-    for name, path in (named or {}).items():
-        hashes[name] = _hash(name.partition(" ")[0], path)
+    hashes |= of_adapters(named or {})
     names = {"model": name} if vae is None else {"model": name, "vae": _name(vae)}
     return {**names, "hashes": hashes, "more": {"Adapters": ", ".join(shown)} if shown else {}}
 
@@ -44,6 +43,11 @@ def adapters_named(sd, wanted, texts, folder, grammar):
     found = {f"{one.kind} {one.name}": adapter_files.find(folder, one.name) for one in wanted}
     words = adapter_files.find_embeddings(sd, texts, folder, grammar)
     return found | {f"embedding {word}": path for word, path in words.items()}
+
+
+def of_adapters(named):
+    """Returns {"lora ink": hash, ...} of what adapters_named found."""
+    return {name: _hash(name.partition(" ")[0], path) for name, path in named.items()}
 
 
 def _hash(kind, path):

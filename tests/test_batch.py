@@ -1,6 +1,6 @@
 """Lists of pictures made: one picture a row, nothing twice, bad rows named, the same pixels after interruptions."""
 
-import importlib.util
+import importlib
 import json
 import os
 import random
@@ -24,14 +24,9 @@ ROOT = Path(__file__).parents[1]
 MODEL = "random:tiny"
 
 
-def load_program():
-    spec = importlib.util.spec_from_file_location("sample_batch", ROOT / "sample" / "batch.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-program = load_program()
+sys.path.insert(0, str(ROOT / "sample"))
+program = importlib.import_module("batch")
+sys.path.pop(0)
 
 
 def write(folder, rows):
@@ -281,6 +276,25 @@ def test_rows_name_adapters_in_a_field(tmp_path):
     assert not np.array_equal(*made.values())
     record = records.read(tmp_path / "out" / "000001-00001.png")
     assert record.more["Adapters"] == "style:0.5" and "lora style" in record.hashes
+
+
+def test_embeddings_of_the_folder_are_known_by_name(tmp_path, capsys):
+    (tmp_path / "known").mkdir()
+    width = load(MODEL).text_encoder["text_model"]["embeddings"]["token_embedding"]["embedding"].shape[1]
+    rows = np.random.default_rng(0).standard_normal((2, width), np.float32)
+    save_file({"emb_params": rows}, tmp_path / "known" / "zebra9.safetensors")
+    jobs = write(tmp_path, [{"prompt": "a zebra9 face", "seed": 1, "grammar": ["a1111", "plain"]}])
+    for folder in ("known", "none"):
+        assert run(jobs, tmp_path / folder / "out", "--adapters", str(tmp_path / folder)) == 0
+    with_it, without = (list(pictures(tmp_path / folder / "out").values()) for folder in ("known", "none"))
+    assert not np.array_equal(with_it[0], without[0])
+    names = [f"000001-0000{i}.png" for i in range(2)]
+    hashes = [records.read(tmp_path / "known" / "out" / name).hashes for name in names]
+    assert "embedding zebra9" in hashes[0] and "embedding zebra9" not in hashes[1]
+    capsys.readouterr()
+    save_file({"emb_params": -rows}, tmp_path / "known" / "zebra9.safetensors")
+    assert run(jobs, tmp_path / "known" / "out", "--adapters", str(tmp_path / "known")) == 0
+    assert capsys.readouterr().out.startswith("1 pictures made, 1 were there")
 
 
 def test_a_batch_is_no_larger_than_of_use(tmp_path, monkeypatch):
