@@ -276,7 +276,7 @@ def test_names_at_full_size(shape):
     assert len(text) == {"sd15": 72, "sd21": 138}[shape]
     assert "lora_unet_output_blocks_5_2_conv" in found and "lora_unet_input_blocks_4_1_proj_in" in found
     counts = Counter(found.values())
-    assert {number for (part, _), number in counts.items() if part == "unet"} == {6, 8}  # attention has old names
+    assert {number for (part, _), number in counts.items() if part == "unet"} == {6, 10}  # attention has more
     assert {number for (part, _), number in counts.items() if part == "text_encoder"} == {12, 14}
 
 

@@ -207,12 +207,10 @@ def _unet_spellings(module, original):
     yield from (module, f"unet.{module}", f"base_model.model.{module}", f"diffusion_model.{original}")
     yield from (f"lora_unet_{name.replace('.', '_')}" for name in (module, original))
     attention, _, projection = module.removesuffix(".0").rpartition(".")
-    if projection in ("to_q", "to_k", "to_v", "to_out"):  # diffusers before 0.20, with and without the part's name
-        yield from (f"{attention}.processor.{projection}_lora", f"unet.{attention}.processor.{projection}_lora")
-        yield from (
-            f"{attention}.processor.{projection}",
-            f"unet.{attention}.processor.{projection}",
-        )  # Custom Diffusion
+    if projection in ("to_q", "to_k", "to_v", "to_out"):  # with and without the part's name
+        for part in ("", "unet."):
+            processor = f"{part}{attention}.processor.{projection}"
+            yield from (f"{processor}_lora", processor)  # diffusers before 0.20, Custom Diffusion
 
 
 def _text_spellings(module):
