@@ -115,7 +115,7 @@ def test_settings_may_be_numbers_of_numpy():
     assert made.seeds == [3]
 
 
-@pytest.mark.parametrize("grammar", ["a1111", "comfyui"])
+@pytest.mark.parametrize("grammar", [pytest.param("a1111", marks=pytest.mark.slow), "comfyui"])
 def test_a_picture_depends_on_its_own_prompt_only(sd, grammar):
     """Prompts of one and two chunks, and with AND, in the order asked for."""
     settings = dict(steps=3, sampler="euler_a", grammar=grammar, negative=["", "", "", "red"], guidance=12.0)

@@ -53,6 +53,7 @@ def final(folder, settings):
     return Checkpoints(folder / "checkpoints").restore(like, base)
 
 
+@pytest.mark.slow  # a killed run, below, is quick
 def test_resumed_run_ends_in_the_same_bits(tmp_path):
     train(RUN, tmp_path / "whole")
     train(dataclasses.replace(RUN, steps=4, optim=RUN.optim), tmp_path / "parts")

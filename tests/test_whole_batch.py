@@ -30,7 +30,7 @@ def batch(sd, size=8):
     }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["clip", pytest.param("critic", marks=pytest.mark.slow)])
 def test_four_devices_give_the_losses_of_one(name):
     assert jax.device_count() == 4
     method, sd = METHODS[name], pipeline.load("random:tiny")
