@@ -61,6 +61,7 @@ def main():
         made = [python, "-m", "sdjax.convert", shape, base, "--dtype", "float16", "--vision", tower]
         found["checkpoint"] = stage("checkpoint", made)
     tune = [python, "train/run.py", "configs/e4t_tune.py", f"model={base}", "init=''", f"data.path={options.image}"]
+    tune += ["method.parts.0.domain=a"]  # the vocabulary beside random weights holds letters
     tune += [f"data.size={options.size}", f"data.batch={options.batch}", f"steps={options.steps}", "log=1"]
     tune += ["frozen=bfloat16", "compute=bfloat16", "remat=true", "optim.kind=adafactor", "optim.lr=1e-5", f"out={run}"]
     found["tuning"] = stage("tuning", tune)

@@ -188,6 +188,8 @@ def train(settings, out):
     trained, frozen, data, base = begin(settings)
     tx = optimizers.transform(settings.optim, settings.steps)
     state = initial_state(trained, tx, settings.ema)
+    numbers = trees.count(trained)
+    del trained  # the state has a copy, and a large model fits once
     step = make_step(
         method, tx, trees.named_key(root, "steps"), loss=default_loss(method, settings),
         accumulate=settings.optim.accumulate, ema=settings.ema,
@@ -206,7 +208,7 @@ def train(settings, out):
         return method.join(frozen, tree["ema"] if settings.ema else tree["trained"])
 
     start = int(place.gather(state)["step"])
-    print(f"{type(method).__name__}: {trees.count(trained):,} numbers trained, {trees.count(frozen):,} frozen; "
+    print(f"{type(method).__name__}: {numbers:,} numbers trained, {trees.count(frozen):,} frozen; "
           f"{'resumed at step ' + str(start) if start else 'from the start'}; in {out}")  # fmt: skip
     log = Log(out, start, settings.steps, out.name)
     stop = _Stop()
