@@ -31,7 +31,10 @@ def test_recipe_describes_itself(path):
     assert "optim.lr = " in text
 
 
-QUICK = ("e4t_tune.py", "textual_inversion.py")  # the laws train every method; the other recipes run in `make test-slow`
+QUICK = (
+    "e4t_tune.py",
+    "textual_inversion.py",
+)  # the laws train every method; the other recipes run in `make test-slow`
 
 
 @pytest.mark.parametrize(

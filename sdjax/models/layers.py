@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sdjax.models import winograd
+
 zeros = nn.initializers.zeros_init()
 SCORES_AT_ONCE = 1 << 31  # bytes of attention scores from which on they are made in parts on every device
 
@@ -80,7 +82,15 @@ def _convolve(x, kernel, strides=1, pads=((1, 1), (1, 1))):
 
 @jax.custom_vjp
 def _convolve3(x, kernel):
-    """Returns a 3x3 convolution of stride 1 as XLA runs it fastest on a CPU."""
+    """Returns a 3x3 convolution of stride 1 as XLA runs it fastest on a CPU; gradients use `_differentiated`."""
+    positions, products = x.shape[1] * x.shape[2], x.shape[3] * kernel.shape[3]
+    if x.dtype == jnp.float32 and 256 <= positions <= 4096 and products >= 320 * 320:
+        return winograd.convolve(x, kernel)
+    return _differentiated(x, kernel)
+
+
+def _differentiated(x, kernel):
+    """Returns a 3x3 convolution of stride 1 in few operations: what a training step's compilation takes time for."""
     height, width, size, features = x.shape[1], x.shape[2], *kernel.shape[2:]
     if height * width <= 256 and size * features >= 640 * 640 and size >= 640:
         return jnp.matmul(_patches(x), kernel.reshape(-1, features), precision=precision(x.dtype))
@@ -97,7 +107,7 @@ def _patches(x):
 def _convolve3_backward(saved, grad):
     x, kernel = saved
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-    return _convolve3(grad, flipped), _kernel_gradient(x, grad, kernel)
+    return _differentiated(grad, flipped), _kernel_gradient(x, grad, kernel)
 
 
 def _kernel_gradient(x, grad, kernel):
@@ -126,7 +136,7 @@ def _outer(a, b):
     return lax.dot_general(a, b, (((0,), (0,)), ((), ())), precision=precision(a.dtype))
 
 
-_convolve3.defvjp(lambda x, kernel: (_convolve3(x, kernel), (x, kernel)), _convolve3_backward)
+_convolve3.defvjp(lambda x, kernel: (_differentiated(x, kernel), (x, kernel)), _convolve3_backward)
 
 
 class GroupNorm(nn.Module):
