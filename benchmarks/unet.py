@@ -1,10 +1,11 @@
 """The UNet of SD 1.5 in full size against PyTorch's (diffusers): same random weights, float32, runs in turn.
 
-    python benchmarks/unet.py rows=2 size=64 rounds=3
+    python benchmarks/unet.py --rows 2 --size 64 --rounds 3
 
 Prints the relative error, both medians and PyTorch's time over ours.  Needs the extra `torch` and 12 GB of memory.
 """
 
+import argparse
 import gc
 import os
 import statistics
@@ -63,13 +64,17 @@ def inputs(config, rows, size):
     return z, np.full(rows, 500), rng.standard_normal((rows, 77, config.cross_attention_dim), np.float32)
 
 
-def main(arguments):
-    options = {"rows": "2", "size": "64", "rounds": "3"} | dict(argument.split("=") for argument in arguments)
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=2, help="batch")
+    parser.add_argument("--size", type=int, default=64, help="height and width of the latents")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each")
+    options = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
     model = torch_model(SD15)
     params = convert(model, SD15)
     gc.collect()
-    z, t, context = inputs(SD15, int(options["rows"]), int(options["size"]))
+    z, t, context = inputs(SD15, options.rows, options.size)
     start = time.perf_counter()
     run = jax.jit(lambda params, *data: UNet(SD15).apply({"params": params}, *data)[0])
     run = run.lower(params, z, t, context).compile()
@@ -88,7 +93,7 @@ def main(arguments):
     error = np.abs(a - b).max() / np.abs(b).max()
     print(f"relative error {error:.2e} (largest difference over largest number)", flush=True)
     times = {ours: [], theirs: []}
-    for _ in range(int(options["rounds"])):
+    for _ in range(options.rounds):
         for call in times:
             start = time.perf_counter()
             call()
@@ -100,4 +105,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
