@@ -225,6 +225,7 @@ def test_another_file_of_the_same_name_is_made_anew(tmp_path, capsys):
         assert "1 pictures made" in said[0] and "0 pictures made" in said[1]
 
 
+@pytest.mark.slow
 def test_each_row_has_its_own_variation(tmp_path):
     smooth(tmp_path / "a.png", (20, 36))
     kinds = {"text": {}, "image": {"image": "a.png", "noise_source": "philox"}}

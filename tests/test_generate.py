@@ -126,6 +126,7 @@ def test_a_picture_depends_on_its_own_prompt_only(sd, grammar):
         assert np.abs(together[i].astype(int) - alone[0]).max() <= 1, text
 
 
+@pytest.mark.slow
 def test_a_batch_of_several_sizes_compiles_once_a_size(sd):
     settings = dict(steps=3, grammar="a1111")
     sdjax.text2img(sd, [LONG, "a", "b"], **settings)

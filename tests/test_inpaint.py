@@ -38,7 +38,7 @@ def make_both(sd, pipe, given, mask, strength):
     return ours, theirs
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.6])
+@pytest.mark.parametrize("strength", [pytest.param(1.0, marks=pytest.mark.slow), 0.6])
 def test_nine_channels_give_the_picture_of_diffusers(strength, tmp_path, monkeypatch):
     sd, given = tasks.model(in_channels=9), tasks.pictures()
     pipe = tasks.theirs(sd, tmp_path / "model", diffusers.StableDiffusionInpaintPipeline)

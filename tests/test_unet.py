@@ -221,6 +221,7 @@ def test_class_labels_are_asked_for():
         UNet(config).init(jax.random.key(0), z, t, context)
 
 
+@pytest.mark.slow
 def test_remat_gives_the_same_loss_and_gradient_under_hooks():
     """A hook that closes over a trained number sees its gradient, with and without recomputation."""
     import flax.linen as nn
