@@ -28,6 +28,31 @@ start = time.perf_counter(); make(0); first = time.perf_counter() - start
 start = time.perf_counter(); make(count); seconds = time.perf_counter() - start
 print(f"{count / seconds:.2f} pictures/s ({first:.1f} s for the first call)")
 """
+TRAINING = """
+import json, pathlib, statistics, sys, tempfile
+from PIL import Image
+from sdjax import compiled, config
+from sdjax.data import pocketland
+from sdjax.training.loop import train
+compiled.keep()
+with tempfile.TemporaryDirectory() as out:
+    picture = f"{out}/picture.png"
+    Image.fromarray(pocketland.draw(pocketland.identity(0), pocketland.scene(0))).save(picture)
+    given = [one.replace("PICTURE", picture) for one in sys.argv[2:]]
+    train(config.load(sys.argv[1], [*given, "steps=9", "log=1", "checkpoint=0", "preview=0"]), out)
+    lines = [json.loads(line) for line in pathlib.Path(out, "metrics.jsonl").read_text().splitlines()]
+times = [line["seconds"] for line in lines if "loss" in line]
+step = statistics.median(b - a for a, b in zip(times[1:], times[2:]))
+print(f"{step:.2f} s a step ({times[0]:.0f} s until the first)")
+"""
+RECIPES = {  # of the README's methods: recipe, its batch, what keeps the row short
+    "E4T, pre-training, 64 rows": ["configs/pocket/e4t.py", "data.count=512", "data.cache=''"],
+    "E4T, one image, 16 rows": ["configs/pocket/tune.py", "data.path=PICTURE"],
+    "textual inversion, 4 rows": ["configs/textual_inversion.py", "data.path=PICTURE"],
+    "full fine-tuning, 4 rows": ["configs/full.py", "data.path=pocketland", "data.count=512"],
+    "autoencoder, 8 rows": ["configs/pocket/vae.py", "data.count=512", "data.cache=''"],
+    "CLIP, 128 rows": ["configs/pocket/clip.py", "data.count=512", "data.cache=''"],
+}
 
 
 def rows(options):
@@ -44,6 +69,11 @@ def rows(options):
             r".*images/s.*",
         ),
     ]
+    for what, (recipe, *settings) in RECIPES.items():
+        command = [*python, "-c", TRAINING, recipe, *settings]
+        if not what.startswith("autoencoder"):  # which begins with a new model
+            command.append(f"model={options.model}")
+        found.append((what, command, r".*s a step.*"))
     if options.full:
         found += [
             ("loading SD 1.5, float16", [*python, "benchmarks/load_memory.py"], r"peak.*"),

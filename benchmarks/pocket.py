@@ -231,7 +231,7 @@ def _summary(rows):
 
 
 def _plot(result, path):
-    """Draws identity and prompts against steps, with the encoder (solid) and without it (thin)."""
+    """Draws what was measured against steps, with the encoder (thick) and without it (thin), where both are there."""
     width, height, edge = 640, 400, 50
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
@@ -245,9 +245,9 @@ def _plot(result, path):
     for mark in MARKS:
         draw.text((at(mark, 0)[0] - 4, height - edge + 8), str(mark), fill="black")
     for measure, color in (("identity", "crimson"), ("prompts", "steelblue"), ("first", "darkorange")):
-        for name, line in (("encoder", 4), ("without", 1)):
-            points = [at(steps, row[measure]["mean"]) for steps, row in result[name].items()]
-            draw.line(points, fill=color, width=line)
+        for name, table in result.items():
+            points = [at(steps, row[measure]["mean"]) for steps, row in table.items()]
+            draw.line(points, fill=color, width=4 if name == "encoder" else 1)
             draw.text((points[-1][0] - 110, points[-1][1] - 14), f"{measure}, {name}", fill=color)
     draw.text((width // 2 - 60, height - 20), "tuning steps", fill="black")
     sheet.save(path)
@@ -266,7 +266,7 @@ def main():
     parser.add_argument("--count", type=int, help="pictures or prompts; default 256 and 400")
     parser.add_argument("--out", type=Path, default=Path("outputs/pocket"))
     parser.add_argument("overrides", nargs="*", help="settings of configs/pocket/tune.py, such as optim.lr=1e-4")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     compiled.keep()
     options.out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()

@@ -48,12 +48,12 @@ def write(frames, options, sd, settings):
     from sdjax import generate, records
 
     (first, last), said = settings["seeds"], options.prompt
-    about = {} if options.public else common._sources(sd, options)
+    about = {} if options.public else common.origins(sd, options)
     job, paths = generate.Job(said[:1], **{**settings, "seeds": first}), []
     for i, frame in enumerate(frames):
         more = {"Task": options.task, "Frame": f"{i + 1}/{len(frames)}", "To seed": f"{last}"}
         more |= {} if options.public or len(said) == 1 else {"To prompt": said[1]}
-        more |= common._words(options, ()) | about.get("more", {})
+        more |= common.kept(options, ()) | about.get("more", {})
         record = records.of(job, 0, frame.shape[:2], **{**about, "more": more})
         paths.append(Path(options.out) / f"{i:05d}.{options.format}")
         records.save(paths[-1], frame, record, private=not options.public)

@@ -318,8 +318,8 @@ def write(pictures, options, sd, *, size=None, strength=None, leave_out=()):
     """
     from sdjax import generate, records
 
-    about = {} if options.public else _sources(sd, options)
-    about["more"] = {"Task": options.task, **_words(options, leave_out), **about.get("more", {})}
+    about = {} if options.public else origins(sd, options)
+    about["more"] = {"Task": options.task, **kept(options, leave_out), **about.get("more", {})}
     said = [prompt for prompt in options.prompt for _ in range(options.batch)]  # with the adapters that they name
     job = generate.Job(said, **settings(options))
     paths = [Path(options.out) / f"{i:05d}-{seed}.{options.format}" for i, seed in enumerate(job.seeds)]
@@ -329,7 +329,7 @@ def write(pictures, options, sd, *, size=None, strength=None, leave_out=()):
     return paths
 
 
-def _words(options, leave_out):
+def kept(options, leave_out):
     """Returns the options that records keep among other words."""
     found = {word: getattr(options, name, None) for name, word in (KEPT | FILES).items() if name not in leave_out}
     if options.dtype == "float32":
@@ -344,7 +344,7 @@ def _text(value):
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _sources(sd, options):
+def origins(sd, options):
     """Returns the names and hashes of model and adapters, and says on what --from-image differs in them."""
     from sdjax import records, sources
 

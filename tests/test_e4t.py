@@ -17,6 +17,7 @@ from sdjax.methods import offsets
 from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import E4T, level_maps, look, map_widths
 from sdjax.methods.full import Full
+from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.stable_diffusion import to_pictures
 from sdjax.training import preview
@@ -102,6 +103,8 @@ def _inputs(sd, text):
 def test_domain_must_be_one_token(sd, key):
     with pytest.raises(ValueError, match="method.domain='watercolor face': is 2 tokens"):
         E4T(domain="watercolor face").split(sd, key)
+    with pytest.raises(ValueError, match=r"method.parts.1.domain='watercolor face': is 2 tokens"):
+        Chain((TextualInversion("<cat>", "cat"), E4T(domain="watercolor face"))).split(sd, key)
 
 
 @pytest.mark.parametrize("vision", [False, True])

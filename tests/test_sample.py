@@ -128,7 +128,7 @@ def test_every_program_says_what_it_did(tmp_path, stubs):
     (again,) = run("upscale", tmp_path / "d", "--from-image", str(upscale), "--image", str(given))
     assert records.read(again) == read["c"]
     found = importlib.import_module("controlnet").parser().parse_args(control)
-    assert {"Weight": "0.5", "ControlNet": "random:tiny"}.items() <= common._words(found, ()).items()
+    assert {"Weight": "0.5", "ControlNet": "random:tiny"}.items() <= common.kept(found, ()).items()
 
 
 def test_what_a_file_cannot_say_is_asked_for(tmp_path, stubs, capsys):

@@ -22,6 +22,7 @@ from PIL import Image
 from sdjax import compiled, config, trees
 from sdjax.convert import pipeline
 from sdjax.data import batches, sources
+from sdjax.data import pocketland as land
 from sdjax.data.batches import Data
 from sdjax.methods import e4t
 from sdjax.methods.clip import Clip
@@ -329,6 +330,15 @@ def test_templates_are_for_the_drawn_world_too(tmp_path):
         drawn(templates="object")
 
 
+def test_captions_of_looks_name_all_of_them_and_no_scene():
+    source = drawn(looks=True)
+    for i in range(8):
+        who, place = source._item(i)
+        words = source.caption(i, np.random.default_rng(i))
+        assert all(word in words for word in land.attributes(who, place).values())
+        assert words == land.prompt({"domain": who.domain, **land.attributes(who, place)})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -338,6 +348,8 @@ def test_templates_are_for_the_drawn_world_too(tmp_path):
         (dict(templates="fase", word="*s"), "data.templates='fase'"),
         (dict(count=0), "data.count=0: expected a number from 1"),
         (dict(path=".", domain="face"), "data.domain='face': is for data.path=pocketland"),
+        (dict(path=".", looks=True), "data.looks=True: is for data.path=pocketland"),
+        (dict(looks=True, word="*s"), "data.looks=True: with data.word='\\*s'"),
     ],
 )
 def test_sources_refuse_what_is_not_for_them(changes, message):

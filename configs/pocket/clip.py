@@ -1,6 +1,9 @@
 """Step 2 of the embedded model: text and image encoders, trained to tell which caption belongs to which picture.
 
 python train/run.py configs/pocket/clip.py
+
+Captions name all looks and no scene, since looks are what E4T's encoder takes from the vision tower.  Where captions
+name both, scenes alone tell most pictures of a batch apart, and the tower hardly learns the rest (docs/log.md).
 """
 
 from sdjax.data.batches import Data
@@ -14,7 +17,7 @@ def config():
     return Train(
         model="outputs/vae/export",
         method=Clip(),
-        data=Data(path="pocketland", cache="outputs/cache", encode=False, batch=128),
+        data=Data(path="pocketland", cache="outputs/cache", encode=False, batch=128, looks=True),
         optim=Optim(lr=1e-3, schedule="cosine", warmup=50, weight_decay=0.05),
         steps=300,
         checkpoint=100,

@@ -294,9 +294,7 @@ def _read(path, time, size, word, networks):
     if hypernetworks.recognised(state):
         return Adapter({}, {}, hypernetworks.read(state, path))
     words, tensors = embeddings.bundled(state, path) if isinstance(state, dict) else ({}, {})
-    tensors = {
-        name: value for name, value in tensors.items() if type(value) is not dict
-    }  # Custom Diffusion's empty ones
+    tensors = {name: value for name, value in tensors.items() if type(value) is not dict}  # of Custom Diffusion
     if lora.recognised(tensors):
         return Adapter(lora.read(tensors, networks, _peft_settings(path, tensors, metadata), path), words)
     return Adapter({}, words or embeddings.read(state, path, word))

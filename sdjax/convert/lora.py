@@ -43,7 +43,7 @@ SUFFIXES = {
     ".diff": "diff",
     ".diff_b": "diff_b",
     **dict.fromkeys(("_custom_diffusion.weight", "_custom_diffusion.0.weight"), "whole"),
-    "_custom_diffusion.0.bias": "whole_bias",
+    "_custom_diffusion.0.bias": "whole_b",
     **{f".{name}": name for name in ("hada_w1_a", "hada_w1_b", "hada_t1", "hada_w2_a", "hada_w2_b", "hada_t2")},
     **{f".{name}": name for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b")},
     **{f".{name}": name for name in ("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")},
@@ -116,10 +116,8 @@ def read(tensors, networks, configs, path):
     edits = {part: {} for part in PARTS}
     for (part, module), factors in modules.items():
         where, config = f"{path}: {module}", configs.get(part, {})
-        if "diff_b" in factors:
-            edits[part][f"{module}.bias"] = Edit({"diff": factors.pop("diff_b"), "scale": np.float32(1)})
-        if "whole_bias" in factors:
-            edits[part][f"{module}.bias"] = Edit({"whole": factors.pop("whole_bias"), "scale": np.float32(1)})
+        for kind in factors.keys() & {"diff_b", "whole_b"}:
+            edits[part][f"{module}.bias"] = Edit({kind.removesuffix("_b"): factors.pop(kind), "scale": np.float32(1)})
         if factors:
             edits[part][f"{module}.kernel"] = Edit(_prepared(factors, module, config, where))
     for part in PARTS:
@@ -156,7 +154,7 @@ def _scale(factors, module, config):
     alpha = next((patterns[key] for key in patterns if _fits(key, module)), None)
     alpha = config.get("lora_alpha", config.get("alpha")) if alpha is None else alpha
     alpha = float(factors["alpha"].reshape(())) if "alpha" in factors else alpha
-    if not rank or not alpha or "diff" in factors or "whole" in factors:  # sd-scripts writes 0 for "the rank"
+    if not rank or not alpha or factors.keys() & {"diff", "whole"}:  # sd-scripts writes 0 for "the rank"
         return 1.0
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 

@@ -36,7 +36,7 @@ FORMATS = ("diffusers", "single-file")
 class Part:
     """How one part of a model lies in its folder: class in model_index.json, file of weights, config, network."""
 
-    library: str
+    package: str
     class_name: str
     stem: str
     config: type
@@ -349,7 +349,7 @@ def _configs(sd):
         network = getattr(sd.networks, name)
         if network is not None:
             configs[name] = network.config.to_json()
-            if part.library == "diffusers":
+            if part.package == "diffusers":
                 configs[name] = {"_class_name": part.class_name, **configs[name], "_diffusers_version": WRITTEN_AS}
     if "text_encoder" in configs:  # words may have been added since the config was read
         configs["text_encoder"]["vocab_size"] = len(names.trees.flatten(sd.text_encoder)[TOKENS])
@@ -370,7 +370,7 @@ def _index(sd, configs):
         )
     index = {"_class_name": fitting[0], "_diffusers_version": WRITTEN_AS, "requires_safety_checker": False}
     index |= dict.fromkeys(("safety_checker", "image_encoder", "feature_extractor"), [None, None])
-    index |= {name: [PARTS[name].library, PARTS[name].class_name] for name in configs}
+    index |= {name: [PARTS[name].package, PARTS[name].class_name] for name in configs}
     index |= {"tokenizer": ["transformers", TOKENIZERS[0]]}
     index |= scheduler
     if index["_class_name"] == "StableDiffusionUpscalePipeline":

@@ -34,6 +34,7 @@ class Data:
     concept: also give E4T's encoder a picture: "same", or "other" view of the subject where the source knows one.
     mask: weight the loss by the image's alpha channel or its mask file.
     count, domain: of the drawn world, how many pictures, and only those of a "face" or a "cat".
+    looks: captions of the drawn world name all looks and no scene.
     """
 
     path: str = ""
@@ -50,6 +51,7 @@ class Data:
     mask: bool = False
     count: int = 60000
     domain: str = ""
+    looks: bool = False
 
     def __post_init__(self):
         config.check(

@@ -29,8 +29,11 @@ def open(data, size):
         return Drawn(data, size)
     if not data.path:
         raise ValueError("data.path='': no pictures; give a folder of images, one image, or 'pocketland'")
-    if data.domain:
-        raise ValueError(f"data.domain={data.domain!r}: is for data.path=pocketland; accepted for a folder is ''")
+    for name, value, accepted in (("domain", data.domain, ""), ("looks", data.looks, False)):
+        if value:
+            raise ValueError(
+                f"data.{name}={value!r}: is for data.path=pocketland; accepted for a folder is {accepted!r}"
+            )
     return Folder(data, size)
 
 
@@ -46,6 +49,9 @@ class Drawn:
             if value != accepted:
                 raise ValueError(f"data.{name}={value!r}: data.path=pocketland accepts {accepted!r}; {why}")
         config.check(data, "data.", count=config.FROM_1)
+        if data.looks and data.word:
+            raise ValueError(f"data.looks=True: with data.word={data.word!r} captions name no looks; accepted is False")
+        self.looks = data.looks
         self.source, self.size, self.word = pocketland.PocketlandSource(data.count), size, data.word
         self.prompts = None if data.templates == "captions" else prompts.make(data.templates, data.word)
 
@@ -62,13 +68,17 @@ class Drawn:
     def caption(self, i, random):
         """Returns a caption of picture i; with a word, one that names the scene and calls the subject by the word.
 
+        With looks, one that names all looks and no scene.
         With templates, one of them with that caption and the word in it.
         """
         who, place = self._item(i)
         seed = int(random.integers(1 << 31))
-        words = (
-            pocketland.word_prompt(place, self.word, seed) if self.word else pocketland.caption(who, place, seed, EVERY)
-        )
+        if self.word:
+            words = pocketland.word_prompt(place, self.word, seed)
+        elif self.looks:
+            words = pocketland.prompt({"domain": who.domain, **pocketland.attributes(who, place)}, seed)
+        else:
+            words = pocketland.caption(who, place, seed, EVERY)
         return self.prompts(words, random) if self.prompts else words
 
     def other(self, i, random):

@@ -22,10 +22,16 @@ class Chain:
             raise ValueError("method.parts: Full takes weights away, so it comes last and only once in a Chain")
 
     def split(self, sd, key):
-        """Returns ({"0": trained of the first part, ...}, what is left of sd)."""
+        """Returns ({"0": trained of the first part, ...}, what is left of sd).
+
+        Raises the parts' own ValueErrors, with the setting's name as a Chain has it: method.parts.0.domain.
+        """
         trained = {}
         for i, part in enumerate(self.parts):
-            trained[str(i)], sd = part.split(sd, jax.random.fold_in(key, i))
+            try:
+                trained[str(i)], sd = part.split(sd, jax.random.fold_in(key, i))
+            except ValueError as error:
+                raise ValueError(str(error).replace("method.", f"method.parts.{i}.", 1)) from error
         return trained, sd
 
     def join(self, frozen, trained, key=None):

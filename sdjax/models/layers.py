@@ -84,7 +84,7 @@ def _convolve(x, kernel, strides=1, pads=((1, 1), (1, 1))):
 def _convolve3(x, kernel):
     """Returns a 3x3 convolution of stride 1 as XLA runs it fastest on a CPU; gradients use `_differentiated`."""
     positions, products = x.shape[1] * x.shape[2], x.shape[3] * kernel.shape[3]
-    if x.dtype == jnp.float32 and 256 <= positions <= 4096 and products >= 320 * 320:
+    if x.dtype == jnp.float32 and 256 <= positions <= 4096 and products >= 320 * 320:  # benchmarks/convolutions.py
         return winograd.convolve(x, kernel)
     return _differentiated(x, kernel)
 

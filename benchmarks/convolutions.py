@@ -1,0 +1,73 @@
+"""The 3x3 convolutions of Stable Diffusion 1.5's UNet, one by one: three forms of ours and PyTorch's, float32, in turn.
+
+    python benchmarks/convolutions.py --rounds 5
+
+Prints medians in milliseconds and the rate of the fastest form, counted as a plain convolution's products.  The limits
+in sdjax/models/layers.py come from here.  Needs the extra `torch`.
+"""
+
+import argparse
+import os
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from sdjax.models import layers, winograd
+
+LAYERS = [  # side of the map, channels in, channels out
+    (64, 320, 320), (64, 640, 320), (64, 960, 320), (32, 320, 640), (32, 640, 640), (32, 1280, 640), (32, 1920, 640),
+    (32, 1280, 1280), (16, 640, 1280), (16, 1280, 1280), (16, 2560, 1280), (8, 1280, 1280), (8, 2560, 1280),
+]  # fmt: skip
+
+
+def im2col(x, kernel):
+    """Returns the convolution as one product of all neighbourhoods."""
+    return jnp.matmul(layers._patches(x), kernel.reshape(-1, kernel.shape[3]), precision="highest")
+
+
+FORMS = {"plain": layers._convolve, "im2col": im2col, "winograd": winograd.convolve}
+
+
+def calls(rows, side, size, features):
+    """Returns {name: a function that runs the layer once}."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((rows, side, side, size), np.float32)
+    kernel = random.standard_normal((3, 3, size, features), np.float32) / np.float32(3 * size**0.5)
+    data = jnp.asarray(x), jnp.asarray(kernel)
+    theirs = torch.nn.Conv2d(size, features, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+    seen = torch.tensor(x).permute(0, 3, 1, 2)
+
+    @torch.inference_mode()
+    def pytorch():
+        theirs(seen)
+
+    found = {name: (lambda run=jax.jit(form): run(*data).block_until_ready()) for name, form in FORMS.items()}
+    return {**found, "PyTorch": pytorch}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=2, help="batch")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each")
+    options = parser.parse_args()
+    torch.set_num_threads(os.cpu_count())
+    for side, size, features in LAYERS:
+        forms = calls(options.rows, side, size, features)
+        times = {name: [] for name in forms}
+        for _ in range(options.rounds + 1):  # the first one compiles
+            for name, call in forms.items():
+                start = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - start)
+        medians = {name: statistics.median(some[1:]) for name, some in times.items()}
+        rate = 2 * 9 * options.rows * side**2 * size * features / min(medians.values()) / 1e9
+        shown = ", ".join(f"{name} {1e3 * median:.0f}" for name, median in medians.items())
+        print(f"{side}^2, {size} to {features}: {shown} ms; {rate:.0f} GFLOP/s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
