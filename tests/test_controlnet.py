@@ -60,7 +60,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case == "guess two" else ()) for case in CASES]
+)
 def test_gives_the_picture_of_diffusers(sd, controls, pipe, case):
     case = {"starts": [0.0, 0.0], "ends": [1.0, 1.0], "guidance": 4.0, **CASES[case]}
     count, many, hints = case["count"], pipe[0].controlnet.nets, tasks.pictures(2, seed=1)
@@ -98,7 +100,7 @@ def program(sd, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "sample"))
     common, program = importlib.import_module("options"), importlib.import_module("controlnet")
     monkeypatch.setattr(common, "load", lambda options: sd)
-    monkeypatch.setattr(common, "_sources", lambda sd, options: {})
+    monkeypatch.setattr(common, "origins", lambda sd, options: {})
     yield common, program
     for name in ("options", "controlnet"):
         sys.modules.pop(name)
