@@ -47,10 +47,10 @@ print(f"{step:.2f} s a step ({times[0]:.0f} s until the first)")
 """
 RECIPES = {  # of the README's methods: recipe, its batch, what keeps the row short
     "E4T, pre-training, 64 rows": ["configs/pocket/e4t.py", "data.count=512", "data.cache=''"],
-    "E4T, one image, 16 rows": ["configs/pocket/tune.py", "data.path=PICTURE"],
+    "E4T, one image, 16 rows": ["configs/pocket/tune.py", "data.path=PICTURE", "init=MODEL"],
     "textual inversion, 4 rows": ["configs/textual_inversion.py", "data.path=PICTURE"],
     "full fine-tuning, 4 rows": ["configs/full.py", "data.path=pocketland", "data.count=512"],
-    "autoencoder, 8 rows": ["configs/pocket/vae.py", "data.count=512", "data.cache=''"],
+    "autoencoder, 8 rows": ["configs/pocket/vae.py", "model=new:pocket", "data.count=512", "data.cache=''"],
     "CLIP, 128 rows": ["configs/pocket/clip.py", "data.count=512", "data.cache=''"],
 }
 
@@ -70,10 +70,8 @@ def rows(options):
         ),
     ]
     for what, (recipe, *settings) in RECIPES.items():
-        command = [*python, "-c", TRAINING, recipe, *settings]
-        if not what.startswith("autoencoder"):  # which begins with a new model
-            command.append(f"model={options.model}")
-        found.append((what, command, r".*s a step.*"))
+        given = [one.replace("MODEL", options.model) for one in ("model=MODEL", *settings)]
+        found.append((what, [*python, "-c", TRAINING, recipe, *given], r".*s a step.*"))
     if options.full:
         found += [
             ("loading SD 1.5, float16", [*python, "benchmarks/load_memory.py"], r"peak.*"),
