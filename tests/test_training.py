@@ -339,6 +339,18 @@ def test_captions_of_looks_name_all_of_them_and_no_scene():
         assert words == land.prompt({"domain": who.domain, **land.attributes(who, place)})
 
 
+def test_a_share_of_captions_names_looks_in_place_of_the_word():
+    count = 200  # one identity in twenty is a cat
+    plain, half = (drawn(count=count, word="*s", domain="face", named=share) for share in (0.0, 0.5))
+    words = [half.caption(i, np.random.default_rng(i)) for i in range(count)]
+    faces = [i for i in range(count) if half.domain(i) == "face"]
+    assert len(faces) == count - 8
+    assert 0.4 < np.mean(["*s" in words[i] for i in faces]) < 0.6
+    assert all("*s" not in words[i] and "cat" in words[i] for i in set(range(count)) - set(faces))
+    same = [plain.caption(i, np.random.default_rng(i)) for i in range(count)]
+    assert all(words[i] == same[i] for i in faces if "*s" in words[i])  # and nothing else of the stream moves
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -350,6 +362,9 @@ def test_captions_of_looks_name_all_of_them_and_no_scene():
         (dict(path=".", domain="face"), "data.domain='face': is for data.path=pocketland"),
         (dict(path=".", looks=True), "data.looks=True: is for data.path=pocketland"),
         (dict(looks=True, word="*s"), "data.looks=True: with data.word='\\*s'"),
+        (dict(named=0.5), "data.named=0.5: is for captions with a data.word"),
+        (dict(path=".", named=0.5, word="*s"), "data.named=0.5: is for data.path=pocketland"),
+        (dict(domain="dog"), "data.domain='dog': accepted are '', face, cat"),
     ],
 )
 def test_sources_refuse_what_is_not_for_them(changes, message):

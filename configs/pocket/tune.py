@@ -2,7 +2,8 @@
 
     make tune IMAGE=photo.png
 
-The batch is 16 copies of the image with times, noise and templates of their own.
+The batch is 16 copies of the image with times, noise and templates of their own.  Head and offsets learn slowly:
+at the UNet's rate 15 steps undo what they know, and hair changes its colour.  min_snr: as in e4t.py (docs/log.md).
 """
 
 from sdjax.data.batches import Data
@@ -20,8 +21,9 @@ def config():
         init="pocket",
         method=Chain((E4T(word="*s", domain="face", penalty=1e-4), Full(("unet",)))),
         data=Data(word="*s", templates="face", batch=16),
-        optim=Optim(lr=3e-4, weight_decay=0.0),
+        optim=Optim(lr=6e-4, weight_decay=0.0, rates=(("head", 0.05), ("offsets", 0.02))),
         steps=15,
+        min_snr=0.5,
         checkpoint=0,
         log=1,
     )

@@ -35,6 +35,7 @@ class Data:
     mask: weight the loss by the image's alpha channel or its mask file.
     count, domain: of the drawn world, how many pictures, and only those of a "face" or a "cat".
     looks: captions of the drawn world name all looks and no scene.
+    named: share of the drawn captions that name looks in place of the word; above 0, all of another domain's do.
     """
 
     path: str = ""
@@ -52,11 +53,12 @@ class Data:
     count: int = 60000
     domain: str = ""
     looks: bool = False
+    named: float = 0.0
 
     def __post_init__(self):
         config.check(
             self, "data.", concept=CONCEPTS, size=config.FROM_0, batch=config.FROM_1, dropout=config.TO_1,
-            count=config.FROM_0,
+            count=config.FROM_0, named=config.TO_1,
         )  # fmt: skip
         folder.check(self)
         if self.cache and (not self.plain or self.mask):
@@ -140,6 +142,6 @@ def build(data, sd, seed):
     source = opened = sources.open(data, size)
     if data.cache:
         source = cache.cached(source, sd, data.cache, size, data.encode)
-    if data.domain:
+    if data.domain and not data.named:
         source = sources.Only(source, sources.of_domain(opened, data.domain))
     return Batches(data, source, sd, seed)

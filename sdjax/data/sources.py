@@ -29,7 +29,8 @@ def open(data, size):
         return Drawn(data, size)
     if not data.path:
         raise ValueError("data.path='': no pictures; give a folder of images, one image, or 'pocketland'")
-    for name, value, accepted in (("domain", data.domain, ""), ("looks", data.looks, False)):
+    for name, accepted in (("domain", ""), ("looks", False), ("named", 0)):
+        value = getattr(data, name)
         if value:
             raise ValueError(
                 f"data.{name}={value!r}: is for data.path=pocketland; accepted for a folder is {accepted!r}"
@@ -48,10 +49,12 @@ class Drawn:
             value = getattr(data, name)
             if value != accepted:
                 raise ValueError(f"data.{name}={value!r}: data.path=pocketland accepts {accepted!r}; {why}")
-        config.check(data, "data.", count=config.FROM_1)
+        config.check(data, "data.", count=config.FROM_1, domain=("", *pocketland.DOMAINS))
         if data.looks and data.word:
             raise ValueError(f"data.looks=True: with data.word={data.word!r} captions name no looks; accepted is False")
-        self.looks = data.looks
+        if data.named and not data.word:
+            raise ValueError(f"data.named={data.named}: is for captions with a data.word; accepted without one is 0")
+        self.looks, self.named, self.subject = data.looks, data.named, data.domain
         self.source, self.size, self.word = pocketland.PocketlandSource(data.count), size, data.word
         self.prompts = None if data.templates == "captions" else prompts.make(data.templates, data.word)
 
@@ -68,18 +71,22 @@ class Drawn:
     def caption(self, i, random):
         """Returns a caption of picture i; with a word, one that names the scene and calls the subject by the word.
 
-        With looks, one that names all looks and no scene.
+        With looks, one that names all looks and no scene; with `named`, that share names looks and has no word.
         With templates, one of them with that caption and the word in it.
         """
         who, place = self._item(i)
         seed = int(random.integers(1 << 31))
-        if self.word:
+        if self.word and not self._named(who, random):
             words = pocketland.word_prompt(place, self.word, seed)
         elif self.looks:
             words = pocketland.prompt({"domain": who.domain, **pocketland.attributes(who, place)}, seed)
         else:
             words = pocketland.caption(who, place, seed, EVERY)
         return self.prompts(words, random) if self.prompts else words
+
+    def _named(self, who, random):
+        """Whether a caption names looks though there is a word; draws a number only where `named` asks for it."""
+        return bool(self.named) and (random.random() < self.named or self.subject not in ("", who.domain))
 
     def other(self, i, random):
         """Returns the number of another scene of the same identity."""
@@ -129,10 +136,8 @@ class Only:
 def of_domain(drawn, domain):
     """Returns the numbers of a Drawn source's pictures that show a "face" or a "cat".
 
-    Raises ValueError for another domain, and where there are no such pictures.
+    Raises ValueError where there are no such pictures.
     """
-    if domain not in pocketland.DOMAINS:
-        raise ValueError(f"data.domain={domain!r}: accepted are {', '.join(pocketland.DOMAINS)}")
     views = drawn.source.views
     firsts = [i for i in range(0, len(drawn), views) if drawn.domain(i) == domain]
     if not firsts:
