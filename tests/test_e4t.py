@@ -10,6 +10,7 @@ from PIL import Image
 
 import sdjax
 from sdjax import trees
+from sdjax.convert import __main__ as convert
 from sdjax.convert import e4t, export, names, pipeline
 from sdjax.data import batches
 from sdjax.data.batches import Data
@@ -131,6 +132,32 @@ def test_tuned_folder_loads_with_its_picture(sd, key, tmp_path):
     z, t, cond = _inputs(frozen, "a *s")
     mine, read = method.join(frozen, trained), sdjax.load(folder)
     np.testing.assert_allclose(mine.denoise(z, t, cond)[0], read.denoise(z, t, cond)[0], atol=1e-5)
+
+
+def test_reference_is_kept_where_it_is_not_of_the_parts_beside_it(sd, key, tmp_path):
+    """Also by a run that leaves the UNet alone and started from one that did not; and left out where asked."""
+    tuning, alone = Chain((E4T(), Full())), E4T()
+    trained, frozen = tuning.split(sd, key)
+    trained = {"0": noised(trained["0"]), "1": jax.tree.map(lambda x: 1.05 * x, trained["1"])}
+    export.write(tuning, frozen, trained, tmp_path / "tuned")
+    trained, frozen = export.start(alone, *alone.split(sdjax.load(tmp_path / "tuned"), key), tmp_path / "tuned")
+    export.write(alone, frozen, trained, tmp_path / "again")
+    z, t, cond = _inputs(frozen, "a *s")
+    both = [(tmp_path / name / "e4t" / "reference.safetensors").read_bytes() for name in ("tuned", "again")]
+    assert both[0] == both[1]
+
+    method = Chain((TextualInversion("<cat>", "cat"), E4T()))
+    trained, frozen = method.split(sd, key)
+    export.write(method, frozen, trained, tmp_path / "words")
+    assert convert.main([str(tmp_path / "tuned"), str(tmp_path / "small"), "--no-reference"]) == 0
+    for name in ("words", "small"):
+        assert not (tmp_path / name / "e4t" / "reference.safetensors").exists()
+    picture = np.zeros((32, 32, 3), np.uint8)
+    small, again = (
+        e4t.personalise(sdjax.load(tmp_path / name), tmp_path / name, picture).denoise(z, t, cond)[0]
+        for name in ("small", "again")
+    )
+    assert float(jnp.abs(small - again).max()) > 1e-4
 
 
 def test_one_picture_may_be_seen_while_only_a_part_of_the_unet_trains(sd, key):

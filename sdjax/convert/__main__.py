@@ -26,6 +26,7 @@ def main(arguments=None):
     parser.add_argument("--dtype", help=f"{', '.join(pipeline.DTYPES)}; default: as stored")
     parser.add_argument("--variant", help="which weights of the source: fp16; default: the plain ones, else fp16")
     parser.add_argument("--vision", help="take the image encoder from this folder or hub id")
+    parser.add_argument("--no-reference", action="store_true", help="of an e4t/: the encoder reads the UNet beside it")
     parser.add_argument("--shard-size", type=float, default=files.SHARD_SIZE / 1e9, help="GB per file; default 10")
     parser.add_argument("--ema", action="store_true", help="of a checkpoint: the averaged weights")
     parser.add_argument("--prediction-type", help="of a checkpoint: epsilon, v_prediction; default: found out")
@@ -50,7 +51,9 @@ def main(arguments=None):
         elif form == "single-file" and sd.image_encoder is not None:
             print("left out: the image encoder, for which a single file has no place")
         elif not os.path.isfile(options.source) and not options.source.startswith(("random:", "new:")):
-            extras = e4t.carried(pipeline.locate(options.source, options.variant), options.dtype)
+            extras = e4t.carried(
+                pipeline.locate(options.source, options.variant), options.dtype, not options.no_reference
+            )
         print(f"read {options.source} in {time.monotonic() - start:.1f} s", flush=True)
         size = int(options.shard_size * 1e9)
         folder = pipeline.save(sd, options.destination, form, dtype=options.dtype, shard_size=size, extras=extras)

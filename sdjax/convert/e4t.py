@@ -3,7 +3,7 @@
     config.json             the method's settings and which files there are
     encoder.safetensors     head.*, and vision.* where the tower was trained
     offsets.safetensors     one generator per attention weight
-    reference.safetensors   the pretrained UNet's down half, where the UNet itself was tuned
+    reference.safetensors   the pretrained UNet's down half and the empty prompt, where those beside it are others
     concept.png             the image that the word stands for, where there is one
 
 The parts beside it hold no offsets, so other programs load the base model.
@@ -18,28 +18,37 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from sdjax import trees
 from sdjax.convert import files, names
 from sdjax.methods import offsets
-from sdjax.methods.e4t import E4T, look
+from sdjax.methods.e4t import E4T, empty, half, look
 from sdjax.stable_diffusion import to_pictures, to_pixels
 
 FIELDS = tuple(field.name for field in dataclasses.fields(E4T))
+REFERENCE = ("unet", "empty")
 
 
-def write(part, tree, frozen, tuned, folder):
-    """Writes the folder of an E4T method: its trained tree, and the reference where the UNet itself was `tuned`."""
+def write(part, tree, frozen, sd, folder):
+    """Writes the folder of an E4T method: its trained tree, and the reference where it is not that of `sd`."""
     folder.mkdir()
     encoder = {name: tree[name] for name in ("head", "vision") if name in tree}
     files.write_weights(folder, "encoder", names.write(encoder))
     files.write_weights(
         folder, "offsets", names.write(offsets.by_name(names.template(frozen.networks.unet), tree["offsets"]))
     )
-    if tuned:
-        half = {name: frozen.reference[name] for name in ("unet", "empty")}
-        files.write_weights(folder, "reference", names.write(half))
+    kept = not _is_of(frozen.reference, sd)
+    if kept:
+        files.write_weights(folder, "reference", names.write({name: frozen.reference[name] for name in REFERENCE}))
     if "concept" in frozen.reference:
         Image.fromarray(to_pictures(frozen.reference["concept"])).save(folder / "concept.png")
-    files.write_json(folder / "config.json", {**dataclasses.asdict(part), "reference": tuned})
+    files.write_json(folder / "config.json", {**dataclasses.asdict(part), "reference": kept})
+
+
+def _is_of(reference, sd):
+    """Returns whether what an encoder reads is sd's own: the same UNet and, by its empty prompt, text encoder."""
+    if trees.digest(reference["unet"]) != trees.digest(half(sd)):
+        return False
+    return trees.digest(reference["empty"]) == trees.digest(empty(sd))
 
 
 def start(method, trained, frozen, source):
@@ -63,8 +72,8 @@ def start(method, trained, frozen, source):
     if config["vision"] and not method.vision:
         frozen = frozen.replace(image_encoder=encoder.pop("vision"))
     if config["reference"]:
-        half = {name: frozen.reference[name] for name in ("unet", "empty")}
-        read = names.read_tree(files.open_weights(folder, "reference"), half, "float32")
+        like = {name: frozen.reference[name] for name in REFERENCE}
+        read = names.read_tree(files.open_weights(folder, "reference"), like, "float32")
         frozen = frozen.replace(reference={**frozen.reference, **read})
     return {**trained, **encoder, "offsets": offsets.by_shape(unet, generators)}, frozen
 
@@ -93,8 +102,11 @@ def attached(sd, folder):
     return personalise(sd, folder) if (Path(folder) / "e4t" / "concept.png").is_file() else sd
 
 
-def carried(source, dtype=None):
-    """Returns [a function (sd, folder) that copies the e4t/ of a model folder, weights in `dtype`]; [] without one."""
+def carried(source, dtype=None, reference=True):
+    """Returns [a function (sd, folder) that copies the e4t/ of a model folder, weights in `dtype`]; [] without one.
+
+    reference: False leaves the pretrained half out, so that the encoder reads the UNet beside it.
+    """
     old = Path(source) / "e4t"
 
     def add(sd, folder):
@@ -104,9 +116,13 @@ def carried(source, dtype=None):
             if path.suffix != ".safetensors":
                 shutil.copy(path, new / path.name)
                 continue
+            if path.stem == "reference" and not reference:
+                continue
             weights = files.open_weights(old, path.stem)
             tensors = {name: _recast(weights, name, dtype) for name in weights.names}
             files.write_weights(new, path.stem, tensors)
+        if not reference:
+            files.write_json(new / "config.json", {**files.read_json(old / "config.json"), "reference": False})
 
     return [add] if old.is_dir() else []
 

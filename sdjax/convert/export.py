@@ -4,7 +4,6 @@ write(method, frozen, trained, "outputs/cat/export")    # a diffusers folder, or
 trained, frozen = start(method, trained, frozen, "learned_embeds.safetensors")
 """
 
-import functools
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -64,12 +63,12 @@ def _parts(method, trained):
 
 def _write_e4t(part, method, frozen, trained, tree, destination):
     """Writes a model whose e4t/ holds `part`'s tree; the other parts of a Chain go into the weights beside it."""
-    tuned = isinstance(method, Chain)
     plain = frozen
-    for i, other in reversed(list(enumerate(method.parts)) if tuned else []):
+    for i, other in reversed(list(enumerate(method.parts)) if isinstance(method, Chain) else []):
         plain = plain if other is part else other.join(plain, trained[str(i)])
-    add = functools.partial(e4t.write, part, tree, frozen, tuned)
-    return pipeline.save(plain, destination, extras=[lambda sd, folder: add(folder / "e4t")])
+    return pipeline.save(
+        plain, destination, extras=[lambda sd, folder: e4t.write(part, tree, frozen, plain, folder / "e4t")]
+    )
 
 
 def _write_rows(method, trained, destination):

@@ -61,9 +61,7 @@ class E4T:
         sd = sd.add_word(self.word, 1, self.domain)
         k_head, k_offsets = jax.random.split(key)
         if not (sd.reference and "unet" in sd.reference):
-            empty = jax.jit(lambda sd, ids: sd.condition(ids)["context"])(sd, sd.tokenize([""]))  # [1 L C]
-            half, _ = trees.partition(sd.unet, HALF)
-            sd = sd.replace(reference={**(sd.reference or {}), "unet": half, "empty": empty})
+            sd = sd.replace(reference={**(sd.reference or {}), "unet": half(sd), "empty": empty(sd)})
         sd = sd.replace(reference={**sd.reference, "domain": jnp.array(domain, jnp.int32)})
         trained = {"head": self._head(sd, k_head), "offsets": offsets.create(sd.unet, k_offsets)}
         if self.vision:
@@ -94,6 +92,16 @@ class E4T:
         clip = {str(i): {"kernel": kernels[i], "bias": jnp.zeros(width)} for i in range(layers)}
         context = trees.flatten(sd.text_encoder)[TOKENS].shape[1]
         return {"clip": clip, "final": {"kernel": jnp.zeros((width + pooled, context)), "bias": jnp.zeros(context)}}
+
+
+def half(sd):
+    """Returns the weights of sd's UNet that its features come from."""
+    return trees.partition(sd.unet, HALF)[0]
+
+
+def empty(sd):
+    """Returns what the UNet is told of the empty prompt, [1 L C]."""
+    return jax.jit(lambda sd, ids: sd.condition(ids)["context"])(sd, sd.tokenize([""]))
 
 
 def map_widths(config):
