@@ -1,9 +1,9 @@
-"""The 3x3 convolutions of Stable Diffusion 1.5's UNet, one by one: three forms of ours and PyTorch's, float32, in turn.
+"""The 3x3 convolutions of Stable Diffusion 1.5's UNet, one by one: four forms of ours and PyTorch's, in turn.
 
-    python benchmarks/convolutions.py --rounds 5
+    python benchmarks/convolutions.py --rounds 5 [--dtype bfloat16]
 
 Prints medians in milliseconds and the rate of the fastest form, counted as a plain convolution's products.  The limits
-in sdjax/models/layers.py come from here.  Needs the extra `torch`.
+in sdjax/models/convolution.py come from here.  Needs the extra `torch`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from sdjax.models import layers, winograd
+from sdjax.models import convolution, winograd
 
 LAYERS = [  # side of the map, channels in, channels out
     (64, 320, 320), (64, 640, 320), (64, 960, 320), (32, 320, 640), (32, 640, 640), (32, 1280, 640), (32, 1920, 640),
@@ -24,22 +24,20 @@ LAYERS = [  # side of the map, channels in, channels out
 ]  # fmt: skip
 
 
-def im2col(x, kernel):
-    """Returns the convolution as one product of all neighbourhoods."""
-    return jnp.matmul(layers._patches(x), kernel.reshape(-1, kernel.shape[3]), precision="highest")
+FORMS = {
+    "plain": convolution.plain, "im2col": convolution.im2col, "by rows": convolution.by_rows,
+    "winograd": winograd.convolve,
+}  # fmt: skip
 
 
-FORMS = {"plain": layers._convolve, "im2col": im2col, "winograd": winograd.convolve}
-
-
-def calls(rows, side, size, features):
+def calls(rows, side, size, features, dtype):
     """Returns {name: a function that runs the layer once}."""
     random = np.random.default_rng(0)
     x = random.standard_normal((rows, side, side, size), np.float32)
     kernel = random.standard_normal((3, 3, size, features), np.float32) / np.float32(3 * size**0.5)
-    data = jnp.asarray(x), jnp.asarray(kernel)
-    theirs = torch.nn.Conv2d(size, features, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
-    seen = torch.tensor(x).permute(0, 3, 1, 2)
+    data, kind = (jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)), getattr(torch, dtype)
+    theirs = torch.nn.Conv2d(size, features, 3, padding=1, bias=False).to(kind, memory_format=torch.channels_last)
+    seen = torch.tensor(x).permute(0, 3, 1, 2).to(kind)
 
     @torch.inference_mode()
     def pytorch():
@@ -53,10 +51,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2, help="batch")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the products")
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
     for side, size, features in LAYERS:
-        forms = calls(options.rows, side, size, features)
+        forms = calls(options.rows, side, size, features, options.dtype)
         times = {name: [] for name in forms}
         for _ in range(options.rounds + 1):  # the first one compiles
             for name, call in forms.items():

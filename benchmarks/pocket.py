@@ -248,7 +248,8 @@ def _plot(result, path):
         for name, table in result.items():
             points = [at(steps, row[measure]["mean"]) for steps, row in table.items()]
             draw.line(points, fill=color, width=4 if name == "encoder" else 1)
-            draw.text((points[-1][0] - 110, points[-1][1] - 14), f"{measure}, {name}", fill=color)
+            x, y = points[-1]
+            draw.text((x - 110, y - 16 if name == "encoder" else y + 6), f"{measure}, {name}", fill=color)
     draw.text((width // 2 - 60, height - 20), "tuning steps", fill="black")
     sheet.save(path)
 

@@ -1,6 +1,6 @@
-"""The UNet of SD 1.5 in full size against PyTorch's (diffusers): same random weights, float32, runs in turn.
+"""The UNet of SD 1.5 in full size against PyTorch's (diffusers): same random weights, runs in turn.
 
-    python benchmarks/unet.py --rows 2 --size 64 --rounds 3
+    python benchmarks/unet.py --rows 2 --size 64 --rounds 3 [--dtype bfloat16]
 
 Prints the relative error, both medians and PyTorch's time over ours.  Needs the extra `torch` and 12 GB of memory.
 """
@@ -21,6 +21,7 @@ from diffusers import UNet2DConditionModel
 from sdjax import trees
 from sdjax.models.unet import UNet, UNetConfig
 
+LIMITS = {"float32": 1e-4, "bfloat16": 0.1}  # relative errors
 SD15 = UNetConfig(sample_size=64, cross_attention_dim=768)
 
 
@@ -69,25 +70,28 @@ def main():
     parser.add_argument("--rows", type=int, default=2, help="batch")
     parser.add_argument("--size", type=int, default=64, help="height and width of the latents")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each")
+    parser.add_argument("--dtype", choices=LIMITS, default="float32", help="type of both networks")
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
     model = torch_model(SD15)
-    params = convert(model, SD15)
+    params = trees.cast(convert(model, SD15), options.dtype)
+    kind = getattr(torch, options.dtype)
+    model = model.to(kind)
     gc.collect()
     z, t, context = inputs(SD15, options.rows, options.size)
     start = time.perf_counter()
-    run = jax.jit(lambda params, *data: UNet(SD15).apply({"params": params}, *data)[0])
+    run = jax.jit(lambda params, *data: UNet(SD15, options.dtype).apply({"params": params}, *data)[0])
     run = run.lower(params, z, t, context).compile()
     print(f"compiled in {time.perf_counter() - start:.1f} s; {trees.count(params) / 1e6:.1f} M parameters", flush=True)
     data = [jnp.asarray(x) for x in (z, t, context)]
-    tz, tt, tc = torch.tensor(z).permute(0, 3, 1, 2), torch.tensor(t), torch.tensor(context)
+    tz, tt, tc = torch.tensor(z).permute(0, 3, 1, 2).to(kind), torch.tensor(t), torch.tensor(context).to(kind)
 
     def ours():
-        return np.asarray(run(params, *data))
+        return np.asarray(run(params, *data), np.float32)
 
     @torch.inference_mode()
     def theirs():
-        return model(tz, tt, tc).sample.permute(0, 2, 3, 1).numpy()
+        return model(tz, tt, tc).sample.permute(0, 2, 3, 1).float().numpy()
 
     a, b = ours(), theirs()
     error = np.abs(a - b).max() / np.abs(b).max()
@@ -101,7 +105,7 @@ def main():
         print(f"ours {times[ours][-1]:.2f} s, PyTorch {times[theirs][-1]:.2f} s", flush=True)
     mine, other = (statistics.median(times[call]) for call in (ours, theirs))
     print(f"medians: ours {mine:.2f} s, PyTorch {other:.2f} s; ratio {other / mine:.2f}")
-    return 0 if error <= 1e-4 else 1
+    return 0 if error <= LIMITS[options.dtype] else 1
 
 
 if __name__ == "__main__":

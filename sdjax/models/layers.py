@@ -18,15 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sdjax.models import winograd
+from sdjax.models.convolution import convolve, precision
 
 zeros = nn.initializers.zeros_init()
 SCORES_AT_ONCE = 1 << 31  # bytes of attention scores from which on they are made in parts on every device
-
-
-def precision(dtype):
-    """Returns the precision of products in a compute type: "highest" for float32 (GPUs and TPUs round it otherwise)."""
-    return lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
 def Dense(features, use_bias=True, dtype=jnp.float32, name=None, **options):
@@ -62,81 +57,6 @@ class Conv(nn.Module):
         """Returns the padding as pairs for height and width."""
         padding = self.kernel_size // 2 if self.padding is None else self.padding
         return ((padding, padding), (padding, padding)) if isinstance(padding, int) else tuple(map(tuple, padding))
-
-
-def convolve(x, kernel, strides=1, pads=((1, 1), (1, 1))):
-    """Returns the convolution of x [B h w in] with kernel [a b in out], without bias."""
-    if kernel.shape[:2] == (1, 1) and strides == 1 and tuple(pads) == ((0, 0), (0, 0)):
-        return jnp.matmul(x, kernel[0, 0], precision=precision(x.dtype))
-    plain = strides == 1 and kernel.shape[:2] == (3, 3) and tuple(pads) == ((1, 1), (1, 1))
-    if plain and jax.default_backend() == "cpu":
-        return _convolve3(x, kernel)
-    return _convolve(x, kernel, strides, pads)
-
-
-def _convolve(x, kernel, strides=1, pads=((1, 1), (1, 1))):
-    return lax.conv_general_dilated(
-        x, kernel, (strides, strides), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision(x.dtype)
-    )
-
-
-@jax.custom_vjp
-def _convolve3(x, kernel):
-    """Returns a 3x3 convolution of stride 1 as XLA runs it fastest on a CPU; gradients use `_differentiated`."""
-    positions, products = x.shape[1] * x.shape[2], x.shape[3] * kernel.shape[3]
-    if x.dtype == jnp.float32 and 256 <= positions <= 4096 and products >= 320 * 320:  # benchmarks/convolutions.py
-        return winograd.convolve(x, kernel)
-    return _differentiated(x, kernel)
-
-
-def _differentiated(x, kernel):
-    """Returns a 3x3 convolution of stride 1 in few operations: what a training step's compilation takes time for."""
-    height, width, size, features = x.shape[1], x.shape[2], *kernel.shape[2:]
-    if height * width <= 256 and size * features >= 640 * 640 and size >= 640:
-        return jnp.matmul(_patches(x), kernel.reshape(-1, features), precision=precision(x.dtype))
-    return _convolve(x, kernel)
-
-
-def _patches(x):
-    """Returns the 3x3 neighbourhoods of x [B h w D], [B h w 9D]."""
-    height, width = x.shape[1:3]
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return jnp.concatenate([x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)], axis=-1)
-
-
-def _convolve3_backward(saved, grad):
-    x, kernel = saved
-    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-    return _differentiated(grad, flipped), _kernel_gradient(x, grad, kernel)
-
-
-def _kernel_gradient(x, grad, kernel):
-    """Returns the gradient of a 3x3 kernel, sum over b, h, w of x[h + i - 1, w + j - 1] grad[h, w].
-
-    On large maps XLA's own form is two to three times slower than one product of x shifted along h, [B h w 3 in], with
-    the gradient shifted along w, [B h w 3 out].
-    """
-    height, width, size, features = x.shape[1], x.shape[2], *kernel.shape[2:]
-    if height * width < 256 or min(size, features) < 32:
-        return jax.vjp(lambda k: _convolve(x, k), kernel)[1](grad)[0]
-    grad = jnp.pad(grad, ((0, 0), (0, 0), (1, 1), (0, 0)))
-    grad = jnp.concatenate([grad[:, :, 2 - j : 2 - j + width] for j in range(3)], axis=-1)  # [B h w 3 out]
-    if size >= 2 * features:
-        pairs = ((x[:, :-1], grad[:, 1:]), (x, grad), (x[:, 1:], grad[:, :-1]))
-        rows = jnp.stack([_outer(*pair) for pair in pairs])  # [3 in 3 out]
-    else:
-        x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
-        rows = _outer(jnp.concatenate([x[:, i : i + height] for i in range(3)], axis=-1), grad)  # [3 in 3 out]
-    return rows.reshape(3, size, 3, features).swapaxes(1, 2)
-
-
-def _outer(a, b):
-    """Returns the sum over positions of a's channels times b's channels, [in out]."""
-    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    return lax.dot_general(a, b, (((0,), (0,)), ((), ())), precision=precision(a.dtype))
-
-
-_convolve3.defvjp(lambda x, kernel: (_differentiated(x, kernel), (x, kernel)), _convolve3_backward)
 
 
 class GroupNorm(nn.Module):
@@ -263,7 +183,7 @@ def attend(q, k, v, heads, mask=None, upcast=False):
     if mask is not None:
         mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
     if mask is None and in_parts(q.shape[0] * heads, q.shape[2], k.shape[2]):
-        out = _attend_mapped(q, k, v, 256 if jax.default_backend() == "cpu" else 2048)
+        out = _attend_mapped(q, k, v, 512 if jax.default_backend() == "cpu" else 2048)
     else:
         out = _attend(q, k, v, mask)
     return out.swapaxes(1, 2).reshape(q.shape[0], q.shape[2], -1).astype(dtype)
