@@ -38,7 +38,7 @@ def test_decoding_in_tiles_is_decoding_the_whole(sd, pixels):
     whole, made = (127.5 * np.asarray(tiles.decode(sd, z, tile)) for tile in (None, TILE))
     assert made.shape == whole.shape == (1, 4 * TILE, 4 * TILE, 3)
     error = made - whole
-    assert np.abs(error).mean() <= 1
+    assert np.abs(error).mean() <= 0.5
     for axis in (1, 2):  # a seam is a line where the error steps: 37 of 255 without overlap, 3 with norms of their own
         assert jumps(error, axis).max() <= 1
 
@@ -46,6 +46,14 @@ def test_decoding_in_tiles_is_decoding_the_whole(sd, pixels):
 def test_encoding_in_tiles_is_encoding_the_whole(sd, pixels):
     whole, made = (np.asarray(tiles.moments(sd, pixels, tile)) for tile in (None, TILE))
     assert np.abs(made - whole).mean() <= 0.01 * whole.std()
+
+
+def test_statistics_are_measured_until_they_settle(sd, pixels, monkeypatch):
+    measured, merge = [], tiles._merge
+    monkeypatch.setattr(tiles, "_merge", lambda parts: measured.append(merge(parts)) or measured[-1])
+    tiles.moments(sd, pixels, TILE)
+    assert 2 <= len(measured) < tiles.PASSES  # the encoder's soon do
+    assert tiles._change(*measured[-2:]) <= tiles.SETTLED < tiles._change(*measured[:2])
 
 
 def test_without_the_wholes_statistics_tiles_differ(sd, pixels):
