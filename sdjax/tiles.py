@@ -153,9 +153,9 @@ def _change(before, after):
     """Returns the largest change of {name: (mean, variance)}: in standard deviations, and as a part of the variance."""
 
     def largest(name):
-        (mean, variance), (new, other) = before[name], after[name]
-        deviation = np.sqrt(np.maximum(variance, 1e-12))
-        return max(np.max(np.abs(new - mean) / deviation), np.max(np.abs(other / np.maximum(variance, 1e-12) - 1)))
+        (mean, variance), (new_mean, new_variance) = before[name], after[name]
+        unit = np.maximum(variance, 1e-12)
+        return max(np.max(np.abs(new_mean - mean) / np.sqrt(unit)), np.max(np.abs(new_variance - variance) / unit))
 
     return max(map(largest, before))
 
