@@ -53,11 +53,13 @@ def test_bfloat16_goes_by_rows_where_the_processor_has_a_unit_for_it(unit, monke
 
 
 def test_large_layers_take_winograds_and_gradients_do_not(monkeypatch):
-    x, kernel = example(1, 16, 17, 320, 320)
+    x, kernel = example(4, 16, 17, 320, 320)
     taken, convolve = [], winograd.convolve
     monkeypatch.setattr(convolution.winograd, "convolve", lambda *pair: taken.append(1) or convolve(*pair))
     found = convolution.convolve(jnp.asarray(x), jnp.asarray(kernel))
     np.testing.assert_allclose(found, exact(x, kernel), atol=2e-5)
+    assert taken == [1]
+    convolution.convolve(jnp.asarray(x[:3]), jnp.asarray(kernel))  # too few positions for transforming the kernel
     assert taken == [1]
 
     def plain(x, kernel):

@@ -71,7 +71,8 @@ def matrix_unit():
 def _convolve3(x, kernel):
     """Returns a 3x3 convolution of stride 1 as XLA runs it fastest on a CPU; gradients use `_differentiated`."""
     positions, products = x.shape[1] * x.shape[2], x.shape[3] * kernel.shape[3]
-    if x.dtype == jnp.float32 and 256 <= positions <= 4096 and products >= 320 * 320:
+    pays = x.shape[0] * positions >= 1024  # else transforming the kernel takes longer than what it saves
+    if x.dtype == jnp.float32 and pays and 256 <= positions <= 4096 and products >= 320 * 320:
         return winograd.convolve(x, kernel)
     return _differentiated(x, kernel)
 
