@@ -127,8 +127,10 @@ class Tuner:
         recipe = Path(__file__).parents[1] / "configs" / "pocket" / "tune.py"
         self.settings = config.load(recipe, [f"model={options.model}", f"init={options.model}", *options.overrides])
         encoder, *rest = self.settings.method.parts
-        word = TextualInversion(encoder.word, encoder.domain)  # the same word and start, the same UNet, no encoder
+        self.word = encoder.word if with_encoder else "<new>"  # a new word starts as the domain's, without an encoder
+        word = TextualInversion(self.word, encoder.domain)
         self.method = self.settings.method if with_encoder else Chain((word, *rest))
+        self.data = dataclasses.replace(self.settings.data, word=self.word)
         self.with_encoder, self.sd = with_encoder, pipeline.load(options.model)
         self.tx = optimizers.transform(self.settings.optim, self.settings.steps)
         step = make_step(self.method, self.tx, jax.random.key(1), loss=default_loss(self.method, self.settings))
@@ -142,7 +144,7 @@ class Tuner:
         trained, frozen = self.method.split(self.sd, jax.random.key(0))
         if self.with_encoder:
             trained, frozen = export.start(self.method, trained, frozen, self.settings.init)
-        data = batches.build(dataclasses.replace(self.settings.data, path=str(path)), frozen, 0)
+        data = batches.build(dataclasses.replace(self.data, path=str(path)), frozen, 0)
         if self.with_encoder:
             frozen = self.method.look(frozen, trained, jnp.asarray(data.single))
         state, stream = initial_state(trained, self.tx), data.iterate()
@@ -184,23 +186,25 @@ def _measure(options, name, kept):
         who, path = pocketland.identity(first(options) + 10_000 + i), folder / f"{i}.png"
         place = pocketland.scene(SCENES + 10_000 + i, style="photo", accessory="none")
         Image.fromarray(pocketland.draw(who, place)).save(path)
-        row = {
-            mark: _judged(
-                judge, sd, who, i, path, first(options), options.out / f"{name}-{i}-{mark}.png" if i < 8 else None
-            )
-            for mark, sd in tuner.stages(path)
-        }
+        row = {}
+        for mark, sd in tuner.stages(path):
+            made = _pictures(sd, tuner.word, i)
+            if i < 8:
+                Image.fromarray(pocketland.grid(made, len(PLACES))).save(options.out / f"{name}-{i}-{mark}.png")
+            row[mark] = _judged(judge, made, who, i, path, first(options))
         with kept.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 
-def _judged(judge, sd, who, number, path, start, show):
-    """Returns what the judges say of one person's 16 pictures: s, s0, s1, prompts right, first among 64."""
-    texts = [pocketland.prompt({"context": c, "style": s, "accessory": a}, subject="*s") for c, s, a in PLACES]
+def _pictures(sd, word, number):
+    """Returns 16 pictures of the word: PLACES with each of SEEDS, uint8 [16 64 64 3]."""
+    texts = [pocketland.prompt({"context": c, "style": s, "accessory": a}, subject=word) for c, s, a in PLACES]
     seeds = [1000 * number + seed for seed in SEEDS for _ in texts]
-    made = generate.text2img(sd, texts * len(SEEDS), seeds=seeds, **SAMPLING)
-    if show:
-        Image.fromarray(pocketland.grid(made, len(texts))).save(show)
+    return generate.text2img(sd, texts * len(SEEDS), seeds=seeds, **SAMPLING)
+
+
+def _judged(judge, made, who, number, path, start):
+    """Returns what the judges say of one person's 16 pictures: s, s0, s1, prompts right, first among 64."""
     asked = judges.identity(judge, np.asarray(Image.open(path))[None])[0]
     scenes = [pocketland.scene(SCENES + 20_000 + 8 * number + k, *kind) for k, kind in enumerate(PLACES)]
     other = pocketland.identity(start + 20_000 + number)

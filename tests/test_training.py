@@ -295,7 +295,7 @@ def test_bfloat16_recomputation_and_adafactor_together(tmp_path):
         ("data.count=-1", "data.count=-1"),
         ("optim.lr=-1e-4", "optim.lr=-0.0001: expected a number from 0"),
         ("optim.lr=1e999", "optim.lr=inf"),
-        ("optim.kind=adam", "optim.kind='adam': accepted are adamw, adafactor, sgd"),
+        ("optim.kind=adam", "optim.kind='adam': accepted are adamw, muon, adafactor, sgd"),
         ("optim.warmup=-1", "optim.warmup=-1"),
         ("optim.end=2", "optim.end=2.0: expected a number from 0 to 1"),
         ("optim.weight_decay=-1", "optim.weight_decay=-1.0"),

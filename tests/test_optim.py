@@ -1,0 +1,71 @@
+"""Muon against optax's own for whole trees and against PyTorch's, whatever stacks its kernels come in."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from optax.contrib import MuonDimensionNumbers, muon
+
+from sdjax.training import optim
+from sdjax.training.optim import Optim
+
+SHAPES = {
+    "a.kernel": (6, 8), "b.kernel": (6, 8), "c.kernel": (3, 3, 4, 8), "d.kernel": (36, 8), "e.kernel": (5, 6, 8),
+    "f.kernel": (5, 1, 8), "a.bias": (8,), "rows": (2, 8),
+}  # fmt: skip
+
+
+def gradients(step):
+    random = np.random.default_rng(step)
+    return {name: jnp.asarray(random.standard_normal(shape), jnp.float32) for name, shape in SHAPES.items()}
+
+
+def numbers(tree):
+    """Returns the matrices in SHAPES as optax names them; None: not Muon's."""
+    own = {2: MuonDimensionNumbers(0, 1), 3: MuonDimensionNumbers(1, 2), 4: MuonDimensionNumbers((0, 1, 2), 3)}
+    matrices = {name for name, shape in SHAPES.items() if name.endswith("kernel") and shape[1] > 1}
+    return {name: own[len(SHAPES[name])] if name in matrices else None for name in tree}
+
+
+def after(tx, steps=4):
+    params = jax.tree.map(jnp.zeros_like, gradients(0))
+    state = tx.init(params)
+    for step in range(steps):
+        updates, state = tx.update(gradients(step), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize("small", [0, 1 << 24])
+def test_muon_is_optaxs_in_stacks_and_one_by_one(small, monkeypatch):
+    monkeypatch.setattr(optim, "SMALL", small)
+    ours = after(optim.transform(Optim(kind="muon", lr=0.02, weight_decay=0.0, betas=(0.8, 0.99), clip=None), 4))
+    matrices = after(muon(0.02, beta=0.8, consistent_rms=0.2, muon_weight_dimension_numbers=numbers))
+    others = after(optax.adam(0.02, 0.8, 0.99))
+    for name, matrix in numbers(SHAPES).items():
+        theirs = others if matrix is None else matrices
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-6, err_msg=name)
+
+
+def test_muon_is_pytorchs():
+    """One step: from the second on PyTorch's momentum, whose start it does not correct, points elsewhere."""
+    gradient = gradients(0)["d.kernel"]
+    tx = optim.transform(Optim(kind="muon", lr=0.02, weight_decay=0.0, clip=None), 4)
+    ours = tx.update({"d.kernel": gradient}, tx.init({"d.kernel": gradient}))[0]["d.kernel"]
+    weight = torch.nn.Parameter(torch.zeros(8, 36))
+    weight.grad = torch.tensor(np.asarray(gradient).T)
+    torch.optim.Muon([weight], lr=0.02, momentum=0.9, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
+    theirs = weight.detach().numpy().T
+    np.testing.assert_allclose(ours, theirs, atol=0.03 * np.abs(theirs).max())  # PyTorch iterates in bfloat16
+    assert np.sqrt(np.mean(np.square(ours))) == pytest.approx(0.2 * 0.02, rel=0.3)
+
+
+def test_muon_takes_rates_by_name():
+    def moved(rates):
+        return after(optim.transform(Optim(kind="muon", lr=0.02, weight_decay=0.0, rates=rates), 1), 1)
+
+    plain, slow = moved(()), moved((("^a", 0.25),))
+    for name in SHAPES:
+        np.testing.assert_allclose(slow[name], plain[name] * (0.25 if name[0] == "a" else 1), rtol=1e-5)
