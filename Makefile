@@ -1,5 +1,5 @@
 # make demo   personalise the embedded model from one image; pictures and timings in outputs/demo/
-# make test   the whole test suite
+# make test   the test suite; make test-slow what takes longer
 # Both make .venv and install what they need first.  Everything else is the same programs with their main arguments:
 #   MODEL   pocket, a diffusers folder, a single file or a hub id        IMAGE   one photo
 #   DATA    pocketland, or a folder of images                            CONFIG  a recipe in configs/

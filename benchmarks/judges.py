@@ -11,7 +11,6 @@ predict `Identity.vector()`.
     judges = load()
     classify(judges, pictures)["context"]             # array of words, one for each picture of uint8 [N 64 64 3]
     s = (identity(judges, made) * identity(judges, truth)).sum(-1)
-    identity_score(s, s0, s1)                         # 0 for another person, 1 for another drawing of the same
 """
 
 import argparse
@@ -262,11 +261,6 @@ def classify(judges, pictures):
 def identity(judges, pictures):
     """Returns unit vectors [N 128]; their dot product is the similarity s of two pictures' identities."""
     return _run("who", judges, pictures)[1]
-
-
-def identity_score(s, s0, s1):
-    """Returns (s - s0) / (s1 - s0), s0, s1: similarities of renders of different and same people."""
-    return (s - s0) / (s1 - s0)
 
 
 def colors(pictures):

@@ -6,7 +6,8 @@
     python benchmarks/pocket.py e4t --arm encoder            one of the two alone; the other run then draws the curves
 
 --model takes another folder than the embedded model.  Results go to outputs/pocket/NAME.json, curves to NAME.png.
-An arm of e4t keeps what it measured, person by person, and goes on from there when it is started again.
+An arm of e4t keeps what it measured, person by person, and goes on from there when it is started again: with the same
+weights and settings only.
 What depends on a figure is chosen with --split validation; the figures that are published are of --split heldout.
 """
 
@@ -136,6 +137,11 @@ class Tuner:
         step = make_step(self.method, self.tx, jax.random.key(1), loss=default_loss(self.method, self.settings))
         self.step = jax.jit(step, donate_argnums=0)
 
+    def origin(self, split):
+        """Returns what the figures are of: {"split", "weights": their digest, "settings" of the tuning}."""
+        weights = trees.digest((self.sd.unet, self.sd.text_encoder, self.sd.vae))
+        return {"split": split, "weights": weights, "settings": config.to_json(self.settings)}
+
     def stages(self, path):
         """Yields (steps, sd) at each of MARKS while the model is tuned on the picture in `path`.
 
@@ -166,7 +172,7 @@ def e4t(options):
         if options.arm in (None, name):
             _measure(options, name, kept)
         if kept.exists():
-            rows = [json.loads(line) for line in kept.read_text().splitlines()][: options.identities]
+            rows = [json.loads(line) for line in kept.read_text().splitlines()[1:]][: options.identities]
             result[name] = {mark: _summary([row[str(mark)] for row in rows]) for mark in _marks(name)}
             result[name]["identities"] = len(rows)
     _plot({name: {mark: table[mark] for mark in MARKS} for name, table in result.items()}, options.out / "e4t.png")
@@ -181,7 +187,12 @@ def _measure(options, name, kept):
     """Adds to the file `kept` a line {steps: figures} for each person that it lacks."""
     folder, tuner, judge = options.out / "inputs", Tuner(options, name == "encoder"), judges.load()
     folder.mkdir(exist_ok=True)
-    done = len(kept.read_text().splitlines()) if kept.exists() else 0
+    measured = [json.dumps(tuner.origin(options.split)), *(kept.read_text().splitlines() if kept.exists() else [])]
+    if measured[1:] and measured[0] != measured[1]:
+        raise SystemExit(f"error: {kept} is of {measured[1]}, this is {measured[0]}; give another --out")
+    if not measured[1:]:
+        kept.write_text(measured[0] + "\n")
+    done = max(len(measured) - 2, 0)
     for i in tqdm(range(done, options.identities), desc=name, unit="person", dynamic_ncols=True):
         who, path = pocketland.identity(first(options) + 10_000 + i), folder / f"{i}.png"
         place = pocketland.scene(SCENES + 10_000 + i, style="photo", accessory="none")

@@ -22,7 +22,7 @@ from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.stable_diffusion import to_pictures
 from sdjax.training import preview
-from sdjax.training.loop import Train
+from sdjax.training.loop import Train, begin
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +132,27 @@ def test_tuned_folder_loads_with_its_picture(sd, key, tmp_path):
     z, t, cond = _inputs(frozen, "a *s")
     mine, read = method.join(frozen, trained), sdjax.load(folder)
     np.testing.assert_allclose(mine.denoise(z, t, cond)[0], read.denoise(z, t, cond)[0], atol=1e-5)
+    with pytest.raises(ValueError, match="was tuned on one picture"):
+        e4t.personalise(read, folder, picture)
+    with pytest.raises(ValueError, match="model=.*tuned'.*give the model it came from"):
+        begin(Train(model=str(folder), method=method))
+
+
+def test_settings_that_an_encoder_was_trained_with_are_kept(sd, key, tmp_path):
+    trained, frozen = E4T().split(sd, key)
+    export.write(E4T(), frozen, trained, tmp_path / "face")
+    method = Chain((E4T(scale=0.3), Full()))
+    trained, frozen = method.split(sd, key)
+    with pytest.raises(ValueError, match="method.parts.0.scale=0.3: .* was trained with 0.1"):
+        export.start(method, trained, frozen, str(tmp_path / "face"))
+
+
+def test_pictures_without_one_to_look_at_are_refused(sd, key):
+    method = E4T()
+    trained, frozen = method.split(sd, key)
+    z, t, cond = _inputs(frozen, "a *s")
+    with pytest.raises(ValueError, match="data.concept=''"):
+        method.join(frozen, trained).denoise(z, t, {k: v for k, v in cond.items() if k != "concept"})
 
 
 def test_reference_is_kept_where_it_is_not_of_the_parts_beside_it(sd, key, tmp_path):

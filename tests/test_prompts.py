@@ -62,13 +62,6 @@ def test_fill(template, word, text):
     assert prompts.fill(template, word, "a boat") == text
 
 
-def test_dropout_is_as_frequent_as_asked_and_leaves_the_other_draws():
-    kept, dropped = draw(prompts.make("face", "x"), 1000), draw(prompts.make("face", "x", dropout=0.1), 1000)
-    assert 0.07 < np.mean([p == "" for p in dropped]) < 0.13
-    assert all(d in ("", k) for k, d in zip(kept, dropped, strict=True))
-    assert set(draw(prompts.make("face", "x", dropout=1.0), 20)) == {""}
-
-
 def test_a_template_file_is_read_line_by_line(tmp_path):
     (tmp_path / "t.txt").write_text(
         "\ufeffa painting of [filewords], art by [name]\n\n  [filewords] \n", encoding="utf-8"
@@ -98,7 +91,6 @@ def test_bad_template_files_are_refused(tmp_path, content, words):
     [
         (("objects", "cat"), "data.templates='objects': expected captions, none, object"),
         (("object", ""), "data.word=''"),
-        (("captions", "", 1.5), "data.dropout=1.5"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(arguments, words):

@@ -24,6 +24,7 @@ from sdjax.convert import pipeline
 from sdjax.data import batches
 from sdjax.data.batches import Data
 from sdjax.methods import e4t
+from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
@@ -121,8 +122,12 @@ def test_damaged_checkpoint_is_passed_over(tmp_path):
     largest.write_bytes(data)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        found = Checkpoints(tmp_path).restore(state, "base")
+        again = Checkpoints(tmp_path, keep=3)
+        found = again.restore(state, "base")
     assert int(found["step"]) == 1 and any("checkpoint 2" in str(one.message) for one in seen)
+    assert (tmp_path / "2.damaged").is_dir()
+    again.save({**state, "step": np.int32(2)}, "base", wait=True)  # and saving goes on
+    assert int(Checkpoints(tmp_path).restore(state, "base")["step"]) == 2
 
 
 def test_another_base_model_is_refused(tmp_path):
@@ -130,6 +135,13 @@ def test_another_base_model_is_refused(tmp_path):
     Checkpoints(tmp_path).save(state, "base", wait=True)
     with pytest.raises(ValueError, match="belong to base model base, this run's is other"):
         Checkpoints(tmp_path).restore(state, "other")
+
+
+def test_other_weights_of_the_same_names_are_refused(tmp_path):
+    state = {"step": np.int32(1), "trained": {"w": np.zeros(3, np.float32)}}
+    Checkpoints(tmp_path).save(state, "base", wait=True)
+    with pytest.raises(ValueError, match="other trained weights"):
+        Checkpoints(tmp_path).restore({**state, "trained": {"w": np.zeros(4, np.float32)}}, "base")
 
 
 @pytest.mark.parametrize("mode", ["single", "pmap"])
@@ -235,13 +247,29 @@ def test_a_new_words_mean_row_is_computed_and_the_models_weights_are_not(monkeyp
     assert begin(settings)[3] != base
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(method=TextualInversion("<cat>")), "data.word='<new>': the method trains '<cat>'"),
+        (dict(method=Chain((TextualInversion("<cat>"), Full(("unet",))))), "data.word='<new>'"),
+    ],
+)
+def test_a_word_that_nobody_trains_is_refused(changes, message):
+    settings = dataclasses.replace(TOY, data=dataclasses.replace(TOY.data, word="<new>"))
+    with pytest.raises(ValueError, match=message):
+        begin(dataclasses.replace(settings, **changes))
+    begin(dataclasses.replace(settings, method=TextualInversion("<new>")))
+
+
 def test_a_refused_run_leaves_the_folder_as_it_is(tmp_path):
     train(dataclasses.replace(TOY, steps=1), tmp_path / "run")
     before = (tmp_path / "run" / "config.json").read_text()
     for change, message in (
         (dict(parallel="mesh:data=3"), "data.batch=4"),
         (dict(model="new:tiny"), "belong to base model"),
-        (dict(method=Full(("unet",), "attn2")), "other trained weights"),
+        (dict(method=Full(("unet",), "attn2")), "its run had method.at=-1, this one has None; choose"),
+        (dict(data=dataclasses.replace(TOY.data, word="*s")), "its run had data.word='', this one has '[*]s'; choose"),
+        (dict(optim=Optim(accumulate=3)), "optim.accumulate=3: does not divide data.batch=4"),
     ):
         with pytest.raises(ValueError, match=message):
             train(dataclasses.replace(TOY, **change), tmp_path / "run")

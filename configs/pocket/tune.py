@@ -3,8 +3,8 @@
     make tune IMAGE=photo.png
 
 The batch is 16 copies of the image with times, noise and templates of their own.  Muon learns more of one person in
-few steps than AdamW.  Head and offsets learn slowly: at the UNet's rate 15 steps undo what they know, and hair changes
-its colour.  min_snr: as in e4t.py.  Figures of all of that are in docs/log.md.
+few steps than AdamW, and a rate that falls keeps what prompts name.  Head and offsets learn slowly: at the UNet's rate
+15 steps undo what they know, and hair changes its colour.  min_snr: as in e4t.py.  Figures are in docs/log.md.
 """
 
 from sdjax.data.batches import Data
@@ -23,7 +23,12 @@ def config():
         method=Chain((E4T(word="*s", domain="face", penalty=1e-4), Full(("unet",)))),
         data=Data(word="*s", templates="face", batch=16),
         optim=Optim(
-            kind="muon", lr=2e-3, weight_decay=0.0, rates=(("head", 0.05), ("offsets", 0.02), ("(bias|scale)$", 0.3))
+            kind="muon",
+            lr=2.4e-3,
+            schedule="linear",
+            end=0.3,
+            weight_decay=0.0,
+            rates=(("head", 0.05), ("offsets", 0.02), ("(bias|scale)$", 0.3)),
         ),
         steps=15,
         min_snr=0.5,

@@ -59,7 +59,7 @@ def start(method, trained, frozen, source):
     """
     folder = Path(source) / "e4t"
     config = files.read_json(folder / "config.json")
-    for name in ("domain", "features"):
+    for name in ("domain", "features", "scale"):
         if config[name] != getattr(method, name):
             raise ValueError(f"method.{name}={getattr(method, name)!r}: {folder} was trained with {config[name]!r}")
     like = {"head": trained["head"]}
@@ -82,8 +82,10 @@ def personalise(sd, source, picture=None):
     """Returns sd whose word looks at a picture, uint8 [H W 3], through the encoder in the model folder `source`.
 
     picture: None for the one that was kept with the model.
-    Raises ValueError when there is no e4t/ folder, or no picture.
+    Raises ValueError when there is no e4t/ folder, no picture, or sd looks at one already.
     """
+    if sd.conditioners:
+        raise ValueError(f"{source}: was tuned on one picture and looks at that; give the model it came from")
     folder = Path(source) / "e4t"
     config = files.read_json(folder / "config.json")
     method = E4T(**{name: config[name] for name in FIELDS} | {"vision": False})

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.convert import e4t, files, pipeline
-from sdjax.methods.chain import Chain
+from sdjax.methods.chain import Chain, named_part
 from sdjax.methods.e4t import E4T
 from sdjax.methods.textual_inversion import TextualInversion
 
@@ -36,7 +36,8 @@ def start(method, trained, frozen, source):
         if not able:
             raise ValueError(f"init={source!r}: no part of this Chain starts from a file")
         for i in able:
-            tree, frozen = start(method.parts[int(i)], trained[i], frozen, source)
+            with named_part(i):
+                tree, frozen = start(method.parts[int(i)], trained[i], frozen, source)
             trained = {**trained, i: tree}
         return trained, frozen
     if isinstance(method, E4T):

@@ -76,7 +76,7 @@ class Batches:
     def __init__(self, data, source, sd, seed):
         self.data, self.source, self.seed = data, source, seed
         self.tokenizer, self.factor, self.moments = sd.tokenizer, sd.factor, None
-        self.single = to_pixels(source.example(0, np.random.default_rng(0))["picture"]) if len(source) == 1 else None
+        self.single = to_pixels(source.picture(0)) if len(source) == 1 else None
         if self.single is not None and data.encode and data.plain:
             self.moments = np.asarray(jax.jit(lambda sd, x: sd.moments(x))(sd, self.single[None])[0], np.float32)
         self.rows = data.batch // jax.process_count()

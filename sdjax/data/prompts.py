@@ -63,30 +63,25 @@ _AFTER_ARTICLE = re.compile(r"(?<!\bof)(?<!\bby)(?<=\w) \[name\]")
 
 @dataclass(frozen=True)
 class Prompts:
-    """prompts(caption, random) -> str: one template, drawn evenly and filled; "" with probability `dropout`."""
+    """prompts(caption, random) -> str: one template, drawn evenly and filled."""
 
     templates: tuple[str, ...]
     word: str = ""
-    dropout: float = 0.0
 
     def __call__(self, caption, random):
-        # Both are drawn whatever the settings, so that changing one leaves the other draws as they were.
-        template, kept = self.templates[random.integers(len(self.templates))], random.random() >= self.dropout
-        return fill(template, self.word, caption or self.word) if kept else ""
+        return fill(self.templates[random.integers(len(self.templates))], self.word, caption or self.word)
 
 
-def make(templates="captions", word="", dropout=0.0):
+def make(templates="captions", word=""):
     """Returns the Prompts of a list's name ("captions", "none", "object", "style", ...) or a template file.
 
-    Raises ValueError for an unknown list, a file that is missing, too long or holds no place for word or caption, a
-    word that the templates need and do not get, and a dropout outside 0..1.
+    Raises ValueError for an unknown list, a file that is missing, too long or holds no place for word or caption, and a
+    word that the templates need and do not get.
     """
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"data.dropout={dropout}: expected a probability from 0 to 1")
     lines = TEMPLATES[templates] if templates in TEMPLATES else read(templates)
     if not word and any(NAME in line for line in lines):
         raise ValueError(f"data.word='': data.templates={templates!r} call the subject by a word; give one")
-    return Prompts(lines, word, dropout)
+    return Prompts(lines, word)
 
 
 def read(path):

@@ -3,6 +3,7 @@
 Chain((E4T(), Full(("unet",))))
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import jax
@@ -28,10 +29,8 @@ class Chain:
         """
         trained = {}
         for i, part in enumerate(self.parts):
-            try:
+            with named_part(i):
                 trained[str(i)], sd = part.split(sd, jax.random.fold_in(key, i))
-            except ValueError as error:
-                raise ValueError(str(error).replace("method.", f"method.parts.{i}.", 1)) from error
         return trained, sd
 
     def join(self, frozen, trained, key=None):
@@ -45,3 +44,12 @@ class Chain:
         for i, part in enumerate(self.parts):
             frozen = part.look(frozen, trained[str(i)], pixels) if hasattr(part, "look") else frozen
         return frozen
+
+
+@contextmanager
+def named_part(i):
+    """Gives a setting in a ValueError of part i its name in the Chain: method.domain is method.parts.i.domain."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace("method.", f"method.parts.{i}.", 1)) from error

@@ -143,6 +143,8 @@ class Encoder(struct.PyTreeNode):
 
     def offset(self, sd, z, t, cond):
         """Returns E [B C] for latents z [B h w c] at times t [B]: the last map of [clip, pooled maps], LeakyReLU."""
+        if "classes" not in sd.reference and "concept" not in cond:
+            raise ValueError("data.concept='': the encoder needs one picture, or with several 'same' or 'other'")
         classes = sd.reference["classes"] if "classes" in sd.reference else self.see(sd, cond["concept"])  # [B n D]
         layers = [
             _linear(linear, classes[:, 2 * k + 1])  # layers 2, 4, ... counted from 1

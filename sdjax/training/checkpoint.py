@@ -1,10 +1,12 @@
 """Checkpoints of the training state: whole or not at all, newest N kept, checked when read.
 
 Orbax writes into a temporary folder and renames it, in the background.  It does not notice flipped bits in large arrays
-(measured with 0.12.8), so each checkpoint carries a CRC-32 of every leaf; a damaged one is passed over with a warning
-and the one before it is used.  Frozen weights are not stored, only their digest: another base model is refused.
+(measured with 0.12.8), so each checkpoint carries a CRC-32 of every leaf; a damaged one is renamed STEP.damaged, with a
+warning, and the one before it is used.  Frozen weights are not stored, only their digest: another base model is
+refused.
 """
 
+import shutil
 import warnings
 import zlib
 
@@ -20,7 +22,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
-        self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self.folder = folder.absolute()
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, state, base, wait=False):
         """Writes the state under its step; `base`: the digest of the frozen weights.  Returns at once unless `wait`."""
@@ -28,7 +31,7 @@ class Checkpoints:
         if step in self.manager.all_steps():
             return
         host = jax.tree.map(np.asarray, state) if jax.process_count() == 1 else state
-        meta = {"base": base, "sums": _sums(host) if jax.process_count() == 1 else {}}
+        meta = {"base": base, "shapes": _shapes(host), "sums": _sums(host) if jax.process_count() == 1 else {}}
         self.manager.save(
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(host), meta=ocp.args.JsonSave(meta))
         )
@@ -45,48 +48,53 @@ class Checkpoints:
         Raises ValueError when the checkpoints belong to another base model or another set of weights.
         """
         for step in sorted(self.manager.all_steps(), reverse=True):
-            try:
-                meta = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            except Exception as error:  # a damaged file can raise anything; the one before it may be whole
-                warnings.warn(
-                    f"checkpoint {step} cannot be read ({type(error).__name__}); trying the one before it", stacklevel=2
-                )
-                continue
-            if meta["base"] != base:
-                raise ValueError(
-                    f"out: its checkpoints belong to base model {meta['base']}, this run's is {base}; take another out"
-                )
-            state = self._state(step, like, meta)
-            if state is not None:
-                return state
+            meta = self._read(step, "meta", ocp.args.JsonRestore())
+            if meta is not None:
+                _fits(meta, like, base)
+                shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+                state = self._read(step, "state", ocp.args.StandardRestore(shapes))
+                if state is not None and meta["sums"] in ({}, _sums(state)):
+                    return state
+            self._put_aside(step)
         return None
 
-    def _state(self, step, like, meta):
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
-        wanted = set(meta["sums"]) or set(_names(like))
-        if set(_names(like)) != wanted:
-            raise ValueError(
-                "out: its checkpoints hold other trained weights than this method and model; choose another out=DIR"
-            )
+    def _read(self, step, part, how):
+        """Returns a part of a checkpoint, None where it cannot be read."""
         try:
-            state = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes)))["state"]
-        except Exception as error:
-            warnings.warn(
-                f"checkpoint {step} cannot be read ({type(error).__name__}); trying the one before it", stacklevel=3
-            )
+            return self.manager.restore(step, args=ocp.args.Composite(**{part: how}))[part]
+        except Exception as error:  # a damaged file can raise anything; the one before it may be whole
+            warnings.warn(f"checkpoint {step}: {type(error).__name__} at its {part}", stacklevel=3)
             return None
-        if meta["sums"] and _sums(state) != meta["sums"]:
-            warnings.warn(f"checkpoint {step} is damaged (checksums differ); trying the one before it", stacklevel=3)
-            return None
-        return state
+
+    def _put_aside(self, step):
+        """Renames a damaged checkpoint: as long as one bears the newest step, Orbax saves none of a lower step."""
+        warnings.warn(f"checkpoint {step} is damaged; trying the one before it", stacklevel=3)
+        if jax.process_index() == 0:
+            aside = self.folder / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.folder / str(step)).rename(aside)
+        self.manager.reload()
 
     def close(self):
         """Waits for pending writes and stops the background threads."""
         self.manager.close()
 
 
-def _names(tree):
-    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+def _fits(meta, like, base):
+    """Raises ValueError where a checkpoint is not of this base model or of such weights."""
+    if meta["base"] != base:
+        raise ValueError(
+            f"out: its checkpoints belong to base model {meta['base']}, this run's is {base}; take another out"
+        )
+    if meta["shapes"] != _shapes(like):
+        raise ValueError(
+            "out: its checkpoints hold other trained weights than this method and model; choose another out=DIR"
+        )
+
+
+def _shapes(tree):
+    """Returns {leaf's path: shape}."""
+    return {jax.tree_util.keystr(path): list(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _sums(tree):

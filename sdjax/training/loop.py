@@ -17,7 +17,7 @@ import numpy as np
 
 from sdjax import config as configs
 from sdjax import trees
-from sdjax.convert import export, pipeline
+from sdjax.convert import export, files, pipeline
 from sdjax.data import batches
 from sdjax.data.batches import Data
 from sdjax.diffusion.loss import diffusion_loss
@@ -140,11 +140,15 @@ def begin(settings, pictures=True):
     """Returns (trained, frozen, data, base) as they are before a run's first step; base: the digest of `origin`.
 
     pictures: False leaves data None where the method itself does not ask for them.
-    Raises ValueError for settings that do not fit the model, and for a model, a file or pictures that are not there.
+    Raises ValueError for settings that do not fit each other or the model, and for a model, a file or pictures that
+    are not there.
     """
     method = settings.method
+    _known_word(settings)
     vision = {"vision": settings.vision} if settings.vision else {}
     loaded = pipeline.load(settings.model, dtype=settings.frozen, **vision)
+    if loaded.conditioners:
+        raise ValueError(f"model={settings.model!r}: was tuned on one picture already; give the model it came from")
     sd = loaded.with_dtype(settings.compute, remat=settings.remat)
     trained, frozen = method.split(sd, trees.named_key(jax.random.key(settings.seed), "split"))
     if settings.init:
@@ -156,6 +160,14 @@ def begin(settings, pictures=True):
         picture = data.single
         frozen = method.look(frozen, trained, picture)
     return trained, frozen, data, origin(settings, loaded, trained if settings.init else None, picture)
+
+
+def _known_word(settings):
+    """Raises ValueError where captions call the subject by another word than the one that the method trains."""
+    parts = getattr(settings.method, "parts", (settings.method,))
+    words = [part.word for part in parts if hasattr(part, "word")]
+    if settings.data.word and words and not any(word in settings.data.word.split() for word in words):
+        raise ValueError(f"data.word={settings.data.word!r}: the method trains {', '.join(map(repr, words))}")
 
 
 def origin(settings, sd, init=None, picture=None):
@@ -185,6 +197,10 @@ def train(settings, out):
         raise ValueError(
             f"optim.accumulate={settings.optim.accumulate}: {type(method).__name__} needs the whole batch; use 1"
         )
+    if settings.data.batch % settings.optim.accumulate:
+        raise ValueError(
+            f"optim.accumulate={settings.optim.accumulate}: does not divide data.batch={settings.data.batch}"
+        )
     trained, frozen, data, base = begin(settings)
     tx = optimizers.transform(settings.optim, settings.steps)
     state = initial_state(trained, tx, settings.ema)
@@ -198,6 +214,7 @@ def train(settings, out):
 
     out.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(out / "checkpoints", settings.keep)
+    _same_run(out, settings)
     found = checkpoints.restore(state, base)
     state = state if found is None else jax.tree.map(jnp.asarray, found)
     state, fixed = place.state(state), place.frozen(frozen)
@@ -243,6 +260,27 @@ def train(settings, out):
         frozen, weights = method.finish(frozen, weights, data)
     print(f"result: {export.write(method, frozen, weights, out / 'export')}")
     return method.join(frozen, weights)
+
+
+def _same_run(out, settings):
+    """Raises ValueError where the folder's checkpoints are of a run of another method or on other pictures."""
+    path = out / "config.json"
+    if not path.is_file() or not any((out / "checkpoints").iterdir()):
+        return
+    old, new = _learned(files.read_json(path)), _learned(configs.to_json(settings))
+    for name in {**old, **new}:
+        if old.get(name) != new.get(name):
+            raise ValueError(
+                f"out={str(out)!r}: its run had {name}={old.get(name)!r}, this one has {new.get(name)!r}; choose"
+                " another out=DIR"
+            )
+
+
+def _learned(settings):
+    """Returns {dotted name: value} of what a run learns, of its settings in JSON: the method, pictures and word."""
+    data = {name: settings.get("data", {}).get(name) for name in ("path", "word")}
+    leaves = jax.tree_util.tree_leaves_with_path({"method": settings.get("method"), "data": data})
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _due(step, every, last=False):
