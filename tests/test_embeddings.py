@@ -13,6 +13,8 @@ from test_pipeline import TEXTS
 
 import sdjax
 from sdjax import trees
+from sdjax.convert import export
+from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.stable_diffusion import TOKENS
 
 WORD = "<toy>"
@@ -148,3 +150,13 @@ def test_embeddings_bundled_with_lora(tmp_path):
     wanted = 0.5 * (factors[f"{name}.lora_up.weight"] @ factors[f"{name}.lora_down.weight"]).numpy().T
     start = trees.flatten(base.text_encoder)["text_model.encoder.layers.0.self_attn.q_proj.kernel"]
     np.testing.assert_allclose(changed - start, wanted, atol=1e-5)
+
+
+def test_what_we_write_names_the_method_and_its_settings(tmp_path):
+    method = TextualInversion("<cat>", "cat", 2)
+    path = export.write(method, None, {"rows": np.ones((2, 32), np.float32)}, tmp_path)
+    with safetensors.safe_open(path, "numpy") as file:
+        about, rows = file.metadata(), file.get_tensor("<cat>")
+    assert about["format"] == "pt" and about["method"] == "TextualInversion"
+    assert json.loads(about["settings"]) == {"word": "<cat>", "init": "cat", "vectors": 2}
+    np.testing.assert_array_equal(rows, np.ones((2, 32)))

@@ -4,6 +4,8 @@ write(method, frozen, trained, "outputs/cat/export")    # a diffusers folder, or
 trained, frozen = start(method, trained, frozen, "learned_embeds.safetensors")
 """
 
+import dataclasses
+import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -73,13 +75,15 @@ def _write_e4t(part, method, frozen, trained, tree, destination):
 
 
 def _write_rows(method, trained, destination):
-    """Writes {word: rows [vectors C]}, the layout of diffusers' learned_embeds.safetensors."""
+    """Writes {word: rows [vectors C]}, the layout of diffusers' learned_embeds.safetensors, and who learned them."""
     destination.mkdir(parents=True, exist_ok=True)
     path = destination / "learned_embeds.safetensors"
     rows = np.asarray(trained["rows"], np.float32)
     with files.new_file(path) as temporary:
         tensor = files.Tensor(rows.shape, "float32", lambda: rows)
-        files.write_safetensors(temporary, {method.word: tensor}, {"format": "pt"})
+        settings = json.dumps(dataclasses.asdict(method))
+        about = {"format": "pt", "method": type(method).__name__, "settings": settings}
+        files.write_safetensors(temporary, {method.word: tensor}, about)
     return path
 
 
