@@ -62,6 +62,8 @@ class Checkpoints:
         """Returns a part of a checkpoint, None where it cannot be read."""
         try:
             return self.manager.restore(step, args=ocp.args.Composite(**{part: how}))[part]
+        except MemoryError:
+            raise
         except Exception as error:  # a damaged file can raise anything; the one before it may be whole
             warnings.warn(f"checkpoint {step}: {type(error).__name__} at its {part}", stacklevel=3)
             return None
@@ -86,7 +88,7 @@ def _fits(meta, like, base):
         raise ValueError(
             f"out: its checkpoints belong to base model {meta['base']}, this run's is {base}; take another out"
         )
-    if meta["shapes"] != _shapes(like):
+    if meta.get("shapes") != _shapes(like):
         raise ValueError(
             "out: its checkpoints hold other trained weights than this method and model; choose another out=DIR"
         )

@@ -6,7 +6,6 @@ Order of a run: model, split, data, optimizer, checkpoint (the newest whole one,
 export.  Run again with the same folder, it goes on from the newest checkpoint, to the same bits.
 """
 
-import json
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,7 +217,8 @@ def train(settings, out):
     found = checkpoints.restore(state, base)
     state = state if found is None else jax.tree.map(jnp.asarray, found)
     state, fixed = place.state(state), place.frozen(frozen)
-    (out / "config.json").write_text(json.dumps(configs.to_json(settings), indent=1))
+    with files.new_file(out / "config.json") as temporary:
+        files.write_json(temporary, configs.to_json(settings))
 
     def joined(state):
         tree = place.gather(state)

@@ -1,6 +1,6 @@
 """One step on one device, on a mesh, or by pmap: where arrays lie, and nothing else.
 
-    place, run = compile(step, "mesh:data=2,fsdp=2")
+    place, run = compile(step, "mesh:data=2,fsdp=2", batch_size=16)
     state, frozen = place.state(state), place.frozen(frozen)
     state, metrics = run(state, frozen, place.batch(batch))
     host = place.gather(state)
