@@ -267,7 +267,7 @@ def test_a_refused_run_leaves_the_folder_as_it_is(tmp_path):
     for change, message in (
         (dict(parallel="mesh:data=3"), "data.batch=4"),
         (dict(model="new:tiny"), "belong to base model"),
-        (dict(method=Full(("unet",), "attn2")), "its run had method.at=-1, this one has None; choose"),
+        (dict(method=Full(("unet",), "attn2")), "its run had method.class='Toy', this one has 'Full'; choose"),
         (dict(data=dataclasses.replace(TOY.data, word="*s")), "its run had data.word='', this one has '[*]s'; choose"),
         (dict(optim=Optim(accumulate=3)), "optim.accumulate=3: does not divide data.batch=4"),
     ):

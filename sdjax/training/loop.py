@@ -277,10 +277,10 @@ def _same_run(out, settings):
 
 
 def _learned(settings):
-    """Returns {dotted name: value} of what a run learns, of its settings in JSON: the method, pictures and word."""
-    data = {name: settings.get("data", {}).get(name) for name in ("path", "word")}
-    leaves = jax.tree_util.tree_leaves_with_path({"method": settings.get("method"), "data": data})
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    """Returns {dotted name: value} of methods, words and pictures in a run's JSON; the rest may change on the way."""
+    leaves = jax.tree_util.tree_leaves_with_path({name: settings.get(name) for name in ("method", "data")})
+    named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    return {name: leaf for name, leaf in named.items() if name.rpartition(".")[2] in ("class", "word", "path")}
 
 
 def _due(step, every, last=False):
