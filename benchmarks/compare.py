@@ -68,8 +68,7 @@ def personalised(settings, path, out):
 
 def pictures(sd, word):
     """Returns the pictures uint8 [8 H W 3] of a word in pocket.PLACES."""
-    texts = [pocketland.prompt({"context": c, "style": s, "accessory": a}, subject=word) for c, s, a in pocket.PLACES]
-    return generate.text2img(sd, texts, seeds=range(len(texts)), **pocket.SAMPLING)
+    return generate.text2img(sd, pocket.texts(word), seeds=range(len(pocket.PLACES)), **pocket.SAMPLING)
 
 
 def judged(judge, who, number, made, picture):

@@ -207,11 +207,15 @@ def _measure(options, name, kept):
             file.write(json.dumps(row) + "\n")
 
 
+def texts(word):
+    """Returns the 8 prompts that put a word in PLACES."""
+    return [pocketland.prompt({"context": c, "style": s, "accessory": a}, subject=word) for c, s, a in PLACES]
+
+
 def _pictures(sd, word, number):
     """Returns 16 pictures of the word: PLACES with each of SEEDS, uint8 [16 64 64 3]."""
-    texts = [pocketland.prompt({"context": c, "style": s, "accessory": a}, subject=word) for c, s, a in PLACES]
-    seeds = [1000 * number + seed for seed in SEEDS for _ in texts]
-    return generate.text2img(sd, texts * len(SEEDS), seeds=seeds, **SAMPLING)
+    seeds = [1000 * number + seed for seed in SEEDS for _ in PLACES]
+    return generate.text2img(sd, texts(word) * len(SEEDS), seeds=seeds, **SAMPLING)
 
 
 def _judged(judge, made, who, number, path, start):

@@ -4,10 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from sdjax.convert import pipeline
+from sdjax.data import batches, sources
 from sdjax.data import pocketland as land
-from sdjax.data import sources
 from sdjax.data.batches import Data
+from sdjax.stable_diffusion import to_pictures
 
 DATA = Data(path="pocketland", size=32, batch=4, count=16)
 
@@ -74,3 +77,11 @@ def test_sources_refuse_what_is_not_for_them(changes, message):
 def test_a_domain_without_pictures_is_refused():
     with pytest.raises(ValueError, match="data.count=16: none of so few pictures shows a cat"):
         sources.of_domain(drawn(), "cat")
+
+
+def test_the_one_picture_that_an_encoder_looks_at_is_not_augmented(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    data = dataclasses.replace(DATA, path=str(tmp_path / "a.png"), word="*s", flip=1.0)
+    single = batches.build(data, pipeline.load("random:tiny"), 0).single
+    np.testing.assert_array_equal(to_pictures(single), picture)

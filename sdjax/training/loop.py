@@ -192,14 +192,7 @@ def train(settings, out):
     """
     out = Path(out)
     method, root = settings.method, jax.random.key(settings.seed)
-    if settings.optim.accumulate > 1 and getattr(method, "whole_batch", False):
-        raise ValueError(
-            f"optim.accumulate={settings.optim.accumulate}: {type(method).__name__} needs the whole batch; use 1"
-        )
-    if settings.data.batch % settings.optim.accumulate:
-        raise ValueError(
-            f"optim.accumulate={settings.optim.accumulate}: does not divide data.batch={settings.data.batch}"
-        )
+    _fit_microbatches(settings)
     trained, frozen, data, base = begin(settings)
     tx = optimizers.transform(settings.optim, settings.steps)
     state = initial_state(trained, tx, settings.ema)
@@ -260,6 +253,15 @@ def train(settings, out):
         frozen, weights = method.finish(frozen, weights, data)
     print(f"result: {export.write(method, frozen, weights, out / 'export')}")
     return method.join(frozen, weights)
+
+
+def _fit_microbatches(settings):
+    """Raises ValueError where the method needs the whole batch, or microbatches do not divide it."""
+    parts, method = settings.optim.accumulate, settings.method
+    if parts > 1 and getattr(method, "whole_batch", False):
+        raise ValueError(f"optim.accumulate={parts}: {type(method).__name__} needs the whole batch; use 1")
+    if settings.data.batch % parts:
+        raise ValueError(f"optim.accumulate={parts}: does not divide data.batch={settings.data.batch}")
 
 
 def _same_run(out, settings):
