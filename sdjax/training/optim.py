@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from sdjax import config, trees
+from sdjax.training import muon
+from sdjax.training.muon import SMALL
 
-SMALL = 1 << 24  # numbers
 KINDS = ("adamw", "muon", "adafactor", "sgd")
 SCHEDULES = ("constant", "cosine", "linear")
 
@@ -77,7 +76,7 @@ def transform(optim, steps):
     b1, b2 = optim.betas
     scale = {
         "adamw": lambda: optax.scale_by_adam(b1, b2),
-        "muon": lambda: _muon(b1, optax.scale_by_adam(b1, b2)),
+        "muon": lambda: muon.scale_by_muon(b1, optax.scale_by_adam(b1, b2)),
         "adafactor": lambda: optax.scale_by_factored_rms(),
         "sgd": lambda: optax.identity(),
     }[optim.kind]()
@@ -87,64 +86,10 @@ def transform(optim, steps):
         parts += [optax.clip_by_block_rms(1.0)]  # Shazeer and Stern 2018, section 6: d = 1
     if optim.weight_decay:
         parts += [optax.add_decayed_weights(optim.weight_decay)]
-    by_shape = optim.kind in ("adafactor", "muon")
-    whole = optax.chain(*parts) if by_shape else _as_vector(optax.chain(*parts))
+    shaped = {"adafactor": lambda tx: tx, "muon": muon.packed}.get(optim.kind, _as_vector)
+    whole = shaped(optax.chain(*parts))
     named = [_by_name(optim.rates)] if optim.rates else []
     return optax.chain(whole, *named, optax.scale_by_learning_rate(rate(optim, steps)))
-
-
-def _muon(beta, rest):
-    """Returns a transformation that makes gradients of kernels orthogonal and hands all others to `rest`.
-
-    A kernel [a b in, out] is one matrix, a kernel [count in out] is `count` of them.  With U S V^T the singular value
-    decomposition of its momentum the update is close to 0.2 sqrt(max(rows, columns)) U V^T: root mean square 0.2, as
-    large as AdamW's usually are, so that both take the same rates.
-    Source: Jordan et al. 2024, "Muon"; the factor: Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2.
-    """
-    numbers = MuonDimensionNumbers(reduction_axis=1, output_axis=2)
-    orthogonal = scale_by_muon(beta=beta, weight_dimension_numbers=lambda tree: jax.tree.map(lambda x: numbers, tree))
-    sized = optax.stateless(lambda tree, _: jax.tree.map(lambda x: 0.2 * max(x.shape[1:]) ** 0.5 * x, tree))
-
-    def kind(name, x):
-        return "kernel" if name.endswith("kernel") and min(_matrix(x)) > 1 else "other"
-
-    return optax.partition(
-        {"kernel": _as_stacks(optax.chain(orthogonal, sized)), "other": _as_vector(rest)},
-        lambda tree: trees.map_names(kind, tree),
-    )
-
-
-def _matrix(kernel):
-    """Returns (rows, columns) of the matrix or matrices in a kernel [a b in out], [count in out] or [in out]."""
-    return math.prod(kernel.shape[:3]) if kernel.ndim == 4 else kernel.shape[-2], kernel.shape[-1]
-
-
-def _as_stacks(inner):
-    """Returns a transformation that sees a small model's kernels as one stack of matrices for each size.
-
-    Hundreds of them compile far slower.  A large model's come one by one, since stacks are copies.
-    """
-
-    def groups(tree):
-        small, found = trees.count(tree) <= SMALL, {}
-        for number, x in enumerate(jax.tree.leaves(tree)):
-            found.setdefault(_matrix(x) if small else number, []).append(number)
-        return found.values()
-
-    def stacked(tree):
-        matrices = [x.reshape(-1, *_matrix(x)) for x in jax.tree.leaves(tree)]
-        return [jnp.concatenate([matrices[number] for number in group]) for group in groups(tree)]
-
-    def update(updates, state, params=None):
-        changed, state = inner.update(stacked(updates), state)
-        leaves, treedef = jax.tree.flatten(updates)
-        for stack, group in zip(changed, groups(updates), strict=True):
-            ends = np.cumsum([leaves[number].size // math.prod(stack.shape[1:]) for number in group])
-            for number, part in zip(group, jnp.split(stack, ends[:-1]), strict=True):
-                leaves[number] = part.reshape(leaves[number].shape)
-        return treedef.unflatten(leaves), state
-
-    return optax.GradientTransformation(lambda params: inner.init(stacked(params)), update)
 
 
 def norm(tree):
