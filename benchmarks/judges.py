@@ -3,10 +3,12 @@
 Two small convolutional networks, trained on drawn pictures of training identities: `what` names domain, context, style,
 accessory and every kind of attribute; `who` gives a unit vector of the identity.  Vectors are trained by contrast
 between two scenes of the same identity, against others who mostly share its exact hair and skin colour, and to
-predict `Identity.vector()`.
+predict `Identity.vector()`.  They are PyTorch's, so that they share no layer with what they judge, and since it trains
+convolutions in bfloat16 many times faster on a CPU.
 
-    python benchmarks/judges.py train --judge what [--seconds 700] [--draw 40000] [--data outputs/judges]
+    python benchmarks/judges.py train --judge what [--steps 6000] [--draw 120000] [--data outputs/judges]
     python benchmarks/judges.py check                 # figures on held-out identities, the table of judges/README.md
+    python benchmarks/judges.py check --split validation           # on others, for choices
 
     judges = load()
     classify(judges, pictures)["context"]             # array of words, one for each picture of uint8 [N 64 64 3]
@@ -16,20 +18,16 @@ predict `Identity.vector()`.
 import argparse
 import json
 import time
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from optax.contrib import MuonDimensionNumbers, muon
-from safetensors.numpy import load_file, save_file
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
 
-from sdjax import trees
 from sdjax.data import pocketland as land
-from sdjax.models.layers import Conv
 
 FOLDER = Path(__file__).parent / "judges"
 SCENE = {"domain": land.DOMAINS, "context": land.CONTEXTS, "style": land.STYLES, "accessory": land.ACCESSORIES}
@@ -37,41 +35,55 @@ MAY_LACK = ("beard", "marks", "age", "pattern")  # kinds that somebody can clear
 CLASSES = SCENE | {k: words + (land.ABSENT,) * (k in MAY_LACK) for k, words in land.ATTRIBUTES.items()}
 NUMBERS = {"face": 47, "cat": 28}  # lengths of Identity.vector()
 GROUP, VIEWS = 8, 4  # identities that share hair and skin colour; scenes of each
+SPLITS = {"heldout": land.HELDOUT[0], "validation": land.VALIDATION[0]}
 FIRST = 5_000_000  # seed of the first identity that the judges are trained on, within land.TRAIN
 
 
+class Conv(nn.Module):
+    """A convolution without bias whose kernel is a matrix [out, in * size * size], as Muon takes it."""
+
+    def __init__(self, channels, out, size=3, stride=1):
+        super().__init__()
+        self.shape, self.stride, self.padding = (out, channels, size, size), stride, (size - stride + 1) // 2
+        self.weight = nn.Parameter(nn.init.kaiming_normal_(torch.empty(self.shape)).flatten(1))
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight.view(self.shape), stride=self.stride, padding=self.padding)
+
+
 class Judge(nn.Module):
-    """Pictures [N 64 64 3] in [-1, 1] to ({kind: logits [N classes]}, unit vectors [N 128], {domain: numbers}).
+    """Pictures [N 3 64 64] in [-1, 1] to ({kind: logits [N classes]}, unit vectors [N 128], {domain: numbers}).
 
     stem: (channels, size, stride) of the first convolution; layers: (channels, stride) of the 3x3 ones.
     vectors: also who it is, not only what is shown; the last two are None without.
     """
 
-    stem: tuple
-    layers: tuple
-    vectors: bool = False
+    def __init__(self, stem, layers, vectors=False):
+        super().__init__()
+        parts, width, side = [Conv(3, *stem)], stem[0], 64 // stem[2]
+        for out, stride in layers:
+            parts += [nn.BatchNorm2d(width, momentum=0.05), nn.ReLU(), Conv(width, out, stride=stride)]
+            width, side = out, side // stride
+        self.body = nn.Sequential(*parts, nn.BatchNorm2d(width, momentum=0.05), nn.ReLU())
+        self.where = nn.Conv2d(width, 16, 1)
+        width += 16 * side**2
+        self.kinds = nn.ModuleDict({kind: nn.Linear(width, len(words)) for kind, words in CLASSES.items()})
+        self.identity = nn.Linear(width, 128) if vectors else None
+        self.numbers = nn.ModuleDict({d: nn.Linear(128, count) for d, count in NUMBERS.items()} if vectors else {})
 
-    @nn.compact
-    def __call__(self, x, train=False):
-        width, size, stride = self.stem
-        x = nn.Conv(width, (size, size), strides=stride, use_bias=False, name="eye")(x)
-        for width, stride in self.layers:
-            x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.95)(x))
-            x = Conv(width, strides=stride, use_bias=False)(x)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.95)(x))
-        where = nn.Conv(16, (1, 1))(x).reshape(x.shape[0], -1)
-        x = jnp.concatenate([x.mean((1, 2)), nn.relu(where)], -1)
-        logits = {kind: nn.Dense(len(words), name=kind)(x) for kind, words in CLASSES.items()}
-        if not self.vectors:
+    def forward(self, x):
+        x = self.body(x.contiguous(memory_format=torch.channels_last))
+        x = torch.cat([x.mean((2, 3)), self.where(x).relu().flatten(1)], 1)
+        logits = {kind: layer(x) for kind, layer in self.kinds.items()}
+        if self.identity is None:
             return logits, None, None
-        vector = nn.Dense(128, name="identity")(x)
-        numbers = {domain: nn.Dense(count, name=f"{domain}_numbers")(vector) for domain, count in NUMBERS.items()}
-        return logits, vector / jnp.linalg.norm(vector + 1e-6, axis=-1, keepdims=True), numbers
+        vector = self.identity(x)
+        return logits, F.normalize(vector), {domain: layer(vector) for domain, layer in self.numbers.items()}
 
 
-JUDGES = {  # freckles and wrinkles are single pixels: what is shown needs a finer first layer than who it is
-    "what": Judge((32, 4, 2), ((64, 2), (64, 1), (128, 2), (128, 1))),
-    "who": Judge((48, 8, 4), ((96, 2), (96, 1), (192, 2), (192, 1)), vectors=True),
+JUDGES = {  # freckles and wrinkles are single pixels: what is shown needs finer first layers than who it is
+    "what": ((64, 4, 2), ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1))),
+    "who": ((48, 8, 4), ((96, 2), (96, 1), (192, 2), (192, 1)), True),
 }
 
 
@@ -114,56 +126,55 @@ def drawn(count, folder, cats=10, first=FIRST):
     return {name: np.load(path, mmap_mode="r") for name, path in files.items()}
 
 
-def disturb(pictures, key, mirror=False):
-    """Returns uint8 pictures as float in [-1, 1], moved, blurred, relit and made noisy as a generator's may be.
+def disturb(pictures, random, mirror=False):
+    """Returns uint8 [N 64 64 3] as float [N 3 64 64] in [-1, 1], moved, blurred, relit and made noisy as made ones are.
 
     mirror: half of them also left to right, which changes who it is and not what is shown.
     """
-    x = pictures.astype(jnp.float32) / 127.5 - 1
-    k_blur, k_light, k_tint, k_noise, k_level, k_move, k_mirror = jax.random.split(key, 7)
-    count = x.shape[0]
+
+    def uniform(low=0.0, high=1.0):
+        return low + (high - low) * torch.rand(len(x), 1, 1, 1, generator=random)
+
+    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
     if mirror:
-        x = jnp.where(jax.random.bernoulli(k_mirror, shape=(count, 1, 1, 1)), x[:, :, ::-1], x)
-    padded = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
-    corner = jax.random.randint(k_move, (count, 2), 0, 5)
-    x = jax.vmap(lambda p, c: jax.lax.dynamic_slice(p, (c[0], c[1], 0), (64, 64, 3)))(padded, corner)
+        x = torch.where(uniform() < 0.5, x.flip(3), x)
+    padded = F.pad(x, (2, 2, 2, 2), mode="replicate").unfold(2, 64, 1).unfold(3, 64, 1)  # [N 3 5 5 64 64], a view
+    row, column = torch.randint(5, (2, len(x)), generator=random)
+    x = padded[torch.arange(len(x)), :, row, column]
     soft = x
-    for axis in (1, 2):
-        soft = 0.5 * soft + 0.25 * (jnp.roll(soft, 1, axis) + jnp.roll(soft, -1, axis))
-    x += jax.random.uniform(k_blur, (count, 1, 1, 1), minval=-0.3, maxval=0.7) * (soft - x)
-    light = 1 + 0.08 * jax.random.normal(k_light, (count, 1, 1, 1)) + 0.02 * jax.random.normal(k_tint, (count, 1, 1, 3))
-    level = jax.random.uniform(k_level, (count, 1, 1, 1), maxval=0.08)
-    return (x + 1) * light - 1 + level * jax.random.uniform(k_noise, x.shape, minval=-1.0)
+    for axis in (2, 3):
+        soft = 0.5 * soft + 0.25 * (soft.roll(1, axis) + soft.roll(-1, axis))
+    x = x + uniform(-0.3, 0.7) * (soft - x)
+    tint = torch.randn(len(x), 3, 1, 1, generator=random)
+    light = 1 + 0.08 * torch.randn(len(x), 1, 1, 1, generator=random) + 0.02 * tint
+    return (x + 1) * light - 1 + uniform(0.0, 0.08) * (2 * torch.rand(x.shape, generator=random) - 1)
 
 
-def losses(params, stats, batch, key, judge):
-    """Returns (loss, (batch statistics, parts)): cross entropies + contrast of two views + error of the numbers.
+def losses(judge, batch, random):
+    """Returns {part: loss}: cross entropies; contrast of two views and error of the numbers where it says who it is.
 
     batch: pictures [2 P 64 64 3], first all first views then all second views; classes; numbers and domain of [P].
     Cross entropies are means over the pictures of which a kind can be said.
     """
-    x = disturb(batch["pictures"], key, mirror=not judge.vectors)
-    (logits, vectors, numbers), new = judge.apply(
-        {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
-    )
-    named = sum(_surprise(logits[kind], batch["classes"][:, index]) for index, kind in enumerate(CLASSES))
-    if not judge.vectors:
-        return named, (new["batch_stats"], {"named": named})
-    first, second = jnp.split(vectors, 2)
+    classes, truth = torch.from_numpy(batch["classes"]).long(), torch.from_numpy(batch["numbers"])
+    x = disturb(batch["pictures"], random, mirror=judge.identity is None)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, vectors, numbers = judge(x)
+    named = sum(_surprise(logits[kind].float(), classes[:, index]) for index, kind in enumerate(CLASSES))
+    if vectors is None:
+        return {"named": named}
+    first, second = vectors.float().chunk(2)
     alike = first @ second.T * 16.0  # [P P], a temperature of 1/16
-    same = -(jnp.diag(jax.nn.log_softmax(alike)) + jnp.diag(jax.nn.log_softmax(alike.T))).mean() / 2
-    cat = jnp.tile(batch["classes"][: len(first), 0], 2)[:, None]
-    truth = jnp.concatenate([batch["numbers"]] * 2)
-    errors = [((numbers[d] - truth[:, :c]) ** 2).mean(-1, keepdims=True) for d, c in NUMBERS.items()]
-    error = jnp.where(cat == 0, *errors).mean()
-    return 0.5 * named + same + error, (new["batch_stats"], {"named": named, "same": same, "numbers": error})
+    own = torch.arange(len(first))
+    same = (F.cross_entropy(alike, own) + F.cross_entropy(alike.T, own)) / 2
+    errors = [(numbers[d].float() - truth[:, :c].repeat(2, 1)).square().mean(1) for d, c in NUMBERS.items()]
+    return {"named": 0.5 * named, "same": same, "numbers": torch.where(classes[:, 0] == 0, *errors).mean()}
 
 
 def _surprise(logits, classes):
     """Returns the mean cross entropy over the pictures [N] whose class is one of the logits' [N classes]."""
-    said = classes < logits.shape[-1]
-    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(said, classes, 0))
-    return jnp.sum(said * entropy) / jnp.maximum(jnp.sum(said), 1)
+    said = classes < logits.shape[1]
+    return F.cross_entropy(logits, classes.where(said, -1), ignore_index=-1, reduction="sum") / said.sum().clamp(min=1)
 
 
 def batches(data, pairs, seed):
@@ -176,91 +187,73 @@ def batches(data, pairs, seed):
             who = (order[start : start + pairs // GROUP, None] * GROUP + np.arange(GROUP)).ravel()
             views = random.random((pairs, VIEWS)).argsort(1)[:, :2]
             index = (who[:, None] * VIEWS + views).T.ravel()
-            yield {"pictures": data["pictures"][index], "classes": data["classes"][index].astype(np.int32),
+            yield {"pictures": data["pictures"][index], "classes": data["classes"][index],
                    "numbers": data["numbers"][who]}  # fmt: skip
 
 
-def matrices(params):
-    """Returns how Muon sees each leaf: a convolution's kernel as a matrix [a b in, out], all else (None) is Adam's."""
-    return jax.tree.map(lambda leaf: MuonDimensionNumbers((0, 1, 2), 3) if leaf.ndim == 4 else None, params)
-
-
-def train(name, seconds, count, folder, cats, steps=None, pairs=64, seed=0, rate=3e-3):
-    """Trains a judge for `steps` (default: as many as fit into `seconds`) and writes judges/NAME.safetensors."""
-    judge, data = JUDGES[name], drawn(count, folder, cats)
-    variables = judge.init(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)))
-    params, stats = variables["params"], variables["batch_stats"]
-    optimizer = muon(1.0, weight_decay=0.02, consistent_rms=0.2, muon_weight_dimension_numbers=matrices)
-    opt = optimizer.init(params)
-
-    @partial(jax.jit, donate_argnums=(0, 1, 2))
-    def step(params, stats, opt, batch, key, rate):
-        gradients, (stats, parts) = jax.grad(losses, has_aux=True)(params, stats, batch, key, judge)
-        updates, opt = optimizer.update(gradients, opt, params)
-        return optax.apply_updates(params, jax.tree.map(lambda u: rate * u, updates)), stats, opt, parts
-
-    start, root = time.time(), jax.random.key(seed + 1)
-    for number, batch in enumerate(batches(data, pairs, seed)):
-        done = number / steps if steps else (time.time() - start) / seconds
-        if done >= 1:
-            break
-        now = jnp.float32(rate * min(1.0, (number + 1) / 60) * (0.5 + 0.5 * np.cos(np.pi * done)))
-        params, stats, opt, parts = step(params, stats, opt, batch, jax.random.fold_in(root, number), now)
-        if number % 300 == 299:
-            keep(name, params, stats)
+def train(name, steps, count, folder, cats, pairs=64, seed=0, rate=3e-3):
+    """Trains a judge for `steps` steps and writes judges/NAME.safetensors: kernels by Muon, all else by AdamW."""
+    torch.manual_seed(seed)
+    data, judge = drawn(count, folder, cats), Judge(*JUDGES[name]).train()
+    kernels = [part.weight for part in judge.modules() if isinstance(part, Conv)]
+    others = [x for x in judge.parameters() if all(x is not kernel for kernel in kernels)]
+    optimizers = [
+        torch.optim.Muon(kernels, lr=rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=rate, weight_decay=0.02),
+    ]
+    start, random = time.time(), torch.Generator().manual_seed(seed)
+    for number, batch in zip(range(steps), batches(data, pairs, seed), strict=False):
+        parts = losses(judge, batch, random)
+        judge.zero_grad()
+        sum(parts.values()).backward()
+        for optimizer in optimizers:
+            now = rate * min(1.0, (number + 1) / 60) * (0.5 + 0.5 * np.cos(np.pi * number / steps))
+            optimizer.param_groups[0]["lr"] = now
+            optimizer.step()
         if number % 50 == 0:
-            shown = ", ".join(f"{name} {float(value):.3f}" for name, value in parts.items())
+            shown = ", ".join(f"{name} {float(value.detach()):.3f}" for name, value in parts.items())
             print(f"step {number}: {shown}; {time.time() - start:.0f} s", flush=True)
-    print(f"{number} steps of {2 * pairs} pictures in {time.time() - start:.0f} s")
-    keep(name, params, stats)
+        if number % 500 == 499 or number == steps - 1:
+            keep(name, judge)
+    print(f"{steps} steps of {2 * pairs} pictures in {time.time() - start:.0f} s")
 
 
-def keep(name, params, stats):
+def keep(name, judge):
     """Writes judges/NAME.safetensors in float16."""
-    flat = trees.flatten({"params": params, "batch_stats": stats})
     FOLDER.mkdir(exist_ok=True)
-    small = {path: np.asarray(leaf).astype(np.float16) for path, leaf in flat.items()}
-    save_file(small, FOLDER / f"{name}.safetensors")
+    save_file({key: x.half().contiguous() for key, x in judge.state_dict().items()}, FOLDER / f"{name}.safetensors")
 
 
 @lru_cache(1)
 def load(folder=FOLDER):
-    """Returns {judge: variables}, float32, as the other functions take them."""
-    found = {}
-    for name, judge in JUDGES.items():
-        like = jax.eval_shape(judge.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-        flat = load_file(Path(folder) / f"{name}.safetensors")
-        found[name] = trees.unflatten({name: jnp.asarray(leaf, jnp.float32) for name, leaf in flat.items()}, dict(like))
+    """Returns {name: network}, float32, as the other functions take them."""
+    found = {name: Judge(*sizes).eval() for name, sizes in JUDGES.items()}
+    for name, judge in found.items():
+        judge.load_state_dict(load_file(Path(folder) / f"{name}.safetensors"))
     return found
 
 
-@partial(jax.jit, static_argnames="name")
-def _judge(name, variables, pictures):
-    return JUDGES[name].apply(variables, pictures.astype(jnp.float32) / 127.5 - 1)
-
-
-def _run(name, judges, pictures, size=128):
-    """Outputs of the network for uint8 [N 64 64 3], in batches of one size, so that it compiles once."""
+@torch.inference_mode()
+def _run(judge, pictures, size=128):
+    """Yields the network's outputs for each `size` of uint8 pictures [N 64 64 3]."""
     pictures = np.asarray(pictures)
     if pictures.dtype != np.uint8 or pictures.shape[1:] != (64, 64, 3):
         raise ValueError(f"pictures={pictures.dtype}{list(pictures.shape)}: expected uint8 [N 64 64 3]")
-    parts = []
     for start in range(0, len(pictures), size):
-        part = pictures[start : start + size]
-        full = np.concatenate([part, np.zeros((size - len(part), 64, 64, 3), np.uint8)])
-        parts.append(jax.tree.map(lambda leaf, n=len(part): np.asarray(leaf)[:n], _judge(name, judges[name], full)))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        part = torch.tensor(pictures[start : start + size]).permute(0, 3, 1, 2)
+        yield judge(part.float() / 127.5 - 1)
 
 
 def classify(judges, pictures):
     """Returns {kind: words [N]}, the likeliest word of each kind."""
-    logits = _run("what", judges, pictures)[0]
-    return {kind: np.array(words)[logits[kind].argmax(-1)] for kind, words in CLASSES.items()}
+    parts = [logits for logits, _, _ in _run(judges["what"], pictures)]
+    best = {kind: np.concatenate([part[kind].argmax(1).numpy() for part in parts]) for kind in CLASSES}
+    return {kind: np.array(words)[best[kind]] for kind, words in CLASSES.items()}
 
 
 def identity(judges, pictures):
     """Returns unit vectors [N 128]; their dot product is the similarity s of two pictures' identities."""
-    return _run("who", judges, pictures)[1]
+    return np.concatenate([vectors.numpy() for _, vectors, _ in _run(judges["who"], pictures)])
 
 
 def colors(pictures):
@@ -314,7 +307,7 @@ def found(ask, find):
 
 
 def check(count=4000, trials=20, first=land.HELDOUT[0]):
-    """Returns the judges' figures on identities that nothing was trained on."""
+    """Returns the judges' figures on identities from seed `first` on, by default ones that nothing was trained on."""
     variables, right, told = load(), {kind: 0 for kind in CLASSES}, {kind: 0 for kind in CLASSES}
     people = [land.identity(first + i, "cat" if i % 5 == 4 else "face") for i in range(count)]
     places = [land.scene(60_000_000 + i) for i in range(count)]
@@ -324,11 +317,14 @@ def check(count=4000, trials=20, first=land.HELDOUT[0]):
             if number < len(CLASSES[kind]):
                 told[kind] += 1
                 right[kind] += words[kind][index] == CLASSES[kind][number]
-    figures = {f"{kind} (of {told[kind]})": round(float(right[kind] / told[kind]), 4) for kind in CLASSES}
-    one, same, other = (identity(variables, part) for part in pairs_of(count // 8))
+    looks = [kind for kind in CLASSES if kind not in SCENE]
+    for counts in (right, told):
+        counts["all attributes"] = sum(counts[kind] for kind in looks)
+    figures = {f"{kind} (of {told[kind]})": round(float(right[kind] / told[kind]), 4) for kind in told}
+    one, same, other = (identity(variables, part) for part in pairs_of(count // 8, first))
     figures |= {"s0": round(float((one * other).sum(-1).mean()), 4), "s1": round(float((one * same).sum(-1).mean()), 4)}
     for name, photo in (("same scene", False), ("photo", True)):
-        lines = [lineup(trial, photo=photo) for trial in range(trials)]
+        lines = [lineup(trial, first=first + 1_000_000, photo=photo) for trial in range(trials)]
         figures[f"first of 64, {name}"] = round(
             float(np.mean([found(identity(variables, ask), identity(variables, find)) for ask, find in lines])), 4
         )
@@ -342,15 +338,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("task", choices=("train", "check"))
     parser.add_argument("--judge", choices=JUDGES, default="what", help="which one to train")
-    parser.add_argument("--seconds", type=float, default=700, help="training time after drawing")
-    parser.add_argument("--steps", type=int, help="number of steps instead of a time")
-    parser.add_argument("--draw", type=int, default=40_000, help="number of training pictures")
-    parser.add_argument("--cats", type=int, default=10, help="one group of identities in so many is of cats")
+    parser.add_argument("--steps", type=int, default=6000, help="training steps of 128 pictures")
+    parser.add_argument("--draw", type=int, default=120_000, help="number of training pictures")
+    parser.add_argument("--cats", type=int, default=4, help="one group of identities in so many is of cats")
     parser.add_argument("--data", type=Path, default=Path("outputs/judges"), help="where drawn pictures are kept")
+    parser.add_argument("--split", choices=SPLITS, default="heldout", help="whose figures `check` gives")
     options = parser.parse_args()
     if options.task == "train":
-        train(options.judge, options.seconds, options.draw, options.data, options.cats, options.steps)
-    print(json.dumps(check(), indent=1))
+        train(options.judge, options.steps, options.draw, options.data, options.cats)
+    print(json.dumps(check(first=SPLITS[options.split]), indent=1))
 
 
 if __name__ == "__main__":

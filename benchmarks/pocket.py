@@ -6,8 +6,8 @@
     python benchmarks/pocket.py e4t --arm encoder            one of the two alone; the other run then draws the curves
 
 --model takes another folder than the embedded model.  Results go to outputs/pocket/NAME.json, curves to NAME.png.
-An arm of e4t keeps what it measured, person by person, and goes on from there when it is started again: with the same
-weights and settings only.
+An arm of e4t keeps its pictures, person by person, and goes on from there when it is started again: with the same
+weights and settings only.  All of them are judged at the end, so that another judge needs no new pictures.
 What depends on a figure is chosen with --split validation; the figures that are published are of --split heldout.
 """
 
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import judges
 
 from sdjax import compiled, config, generate, trees
-from sdjax.convert import export, pipeline
+from sdjax.convert import export, files, pipeline
 from sdjax.data import batches, pocketland
 from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import plain
@@ -166,15 +166,16 @@ class Tuner:
 
 def e4t(options):
     """Returns identity, prompts and ranks after each number of steps, with the encoder and without it."""
-    result = {}
+    result, judge = {}, judges.load()
     for name in ARMS:
-        kept = options.out / f"e4t-{name}.jsonl"
+        folder = options.out / f"e4t-{name}"
         if options.arm in (None, name):
-            _measure(options, name, kept)
-        if kept.exists():
-            rows = [json.loads(line) for line in kept.read_text().splitlines()[1:]][: options.identities]
+            _make(options, name, folder)
+        count = sum((folder / f"{i}.npz").exists() for i in range(options.identities))
+        if count:
+            rows = [_judged(judge, folder, i, first(options)) for i in range(count)]
             result[name] = {mark: _summary([row[str(mark)] for row in rows]) for mark in _marks(name)}
-            result[name]["identities"] = len(rows)
+            result[name]["identities"] = count
     _plot({name: {mark: table[mark] for mark in MARKS} for name, table in result.items()}, options.out / "e4t.png")
     return result
 
@@ -183,28 +184,24 @@ def _marks(name):
     return (*MARKS, "plain") if name == "encoder" else MARKS
 
 
-def _measure(options, name, kept):
-    """Adds to the file `kept` a line {steps: figures} for each person that it lacks."""
-    folder, tuner, judge = options.out / "inputs", Tuner(options, name == "encoder"), judges.load()
+def _make(options, name, folder):
+    """Writes the pictures {steps: [16 64 64 3]} of each person whom the folder lacks to NUMBER.npz."""
+    tuner, path = Tuner(options, name == "encoder"), folder / "origin.json"
+    origin = tuner.origin(options.split)
     folder.mkdir(exist_ok=True)
-    measured = [json.dumps(tuner.origin(options.split)), *(kept.read_text().splitlines() if kept.exists() else [])]
-    if measured[1:] and measured[0] != measured[1]:
-        raise SystemExit(f"error: {kept} is of {measured[1]}, this is {measured[0]}; give another --out")
-    if not measured[1:]:
-        kept.write_text(measured[0] + "\n")
-    done = max(len(measured) - 2, 0)
-    for i in tqdm(range(done, options.identities), desc=name, unit="person", dynamic_ncols=True):
-        who, path = pocketland.identity(first(options) + 10_000 + i), folder / f"{i}.png"
+    if path.exists() and json.loads(path.read_text()) != origin:
+        raise SystemExit(f"error: {folder} is of {path.read_text()}, this is {origin}; give another --out")
+    path.write_text(json.dumps(origin))
+    missing = [i for i in range(options.identities) if not (folder / f"{i}.npz").exists()]
+    for i in tqdm(missing, desc=name, unit="person", dynamic_ncols=True):
+        who, picture = pocketland.identity(first(options) + 10_000 + i), folder / f"{i}.png"
         place = pocketland.scene(SCENES + 10_000 + i, style="photo", accessory="none")
-        Image.fromarray(pocketland.draw(who, place)).save(path)
-        row = {}
-        for mark, sd in tuner.stages(path):
-            made = _pictures(sd, tuner.word, i)
-            if i < 8:
-                Image.fromarray(pocketland.grid(made, len(PLACES))).save(options.out / f"{name}-{i}-{mark}.png")
-            row[mark] = _judged(judge, made, who, i, path, first(options))
-        with kept.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        Image.fromarray(pocketland.draw(who, place)).save(picture)
+        made = {str(mark): _pictures(sd, tuner.word, i) for mark, sd in tuner.stages(picture)}
+        for mark, some in made.items() if i < 8 else ():
+            Image.fromarray(pocketland.grid(some, len(PLACES))).save(folder / f"{i}-{mark}.png")
+        with files.new_file(folder / f"{i}.npz") as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, **made)
 
 
 def texts(word):
@@ -218,28 +215,29 @@ def _pictures(sd, word, number):
     return generate.text2img(sd, texts(word) * len(SEEDS), seeds=seeds, **SAMPLING)
 
 
-def _judged(judge, made, who, number, path, start):
-    """Returns what the judges say of one person's 16 pictures: s, s0, s1, prompts right, first among 64."""
-    asked = judges.identity(judge, np.asarray(Image.open(path))[None])[0]
+def _judged(judge, folder, number, start):
+    """Returns what the judges say of one person's pictures, {steps: s, s0, s1, prompts right, first among 64}."""
+    who, other = pocketland.identity(start + 10_000 + number), pocketland.identity(start + 20_000 + number)
+    asked = judges.identity(judge, np.asarray(Image.open(folder / f"{number}.png"))[None])[0]
     scenes = [pocketland.scene(SCENES + 20_000 + 8 * number + k, *kind) for k, kind in enumerate(PLACES)]
-    other = pocketland.identity(start + 20_000 + number)
     same, different = (
         judges.identity(judge, np.stack([pocketland.draw(p, x) for x in scenes])) @ asked for p in (who, other)
     )
     crowd = [who, *(pocketland.identity(start + 30_000 + 64 * number + k, hair=who, skin=who) for k in range(63))]
     view = pocketland.scene(SCENES + 30_000 + number, context="room", style="photo", accessory="none")
     gallery = judges.identity(judge, np.stack([pocketland.draw(person, view) for person in crowd]))
-    vectors, seen = judges.identity(judge, made), judges.classify(judge, made)
-    right = [
-        np.mean(
-            [seen[kind][i] == word for kind, word in zip(("context", "style", "accessory"), PLACES[i % 8], strict=True)]
-        )
-        for i in range(len(made))
-    ]
-    return {
-        "s": float((vectors @ asked).mean()), "s0": float(different.mean()), "s1": float(same.mean()),
-        "prompts": float(np.mean(right)), "first": float(((vectors @ gallery.T).argmax(1) == 0).mean()),
-    }  # fmt: skip
+    table = {}
+    for mark, made in np.load(folder / f"{number}.npz").items():
+        vectors, seen = judges.identity(judge, made), judges.classify(judge, made)
+        right = [
+            seen[kind][i] == PLACES[i % len(PLACES)][k]
+            for k, kind in enumerate(("context", "style", "accessory")) for i in range(len(made))
+        ]  # fmt: skip
+        table[mark] = {
+            "s": float((vectors @ asked).mean()), "s0": float(different.mean()), "s1": float(same.mean()),
+            "prompts": float(np.mean(right)), "first": float(((vectors @ gallery.T).argmax(1) == 0).mean()),
+        }  # fmt: skip
+    return table
 
 
 def _summary(rows):

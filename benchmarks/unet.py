@@ -2,7 +2,8 @@
 
     python benchmarks/unet.py --rows 2 --size 64 --rounds 3 [--dtype bfloat16]
 
-Prints the relative error, both medians and PyTorch's time over ours.  Needs the extra `torch` and 12 GB of memory.
+Prints the relative error, both medians, the rate of PyTorch's products and its time over ours.  Needs the extra `torch`
+and 12 GB of memory.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
 
 from sdjax import trees
 from sdjax.models.unet import UNet, UNetConfig
@@ -93,7 +95,9 @@ def main():
     def theirs():
         return model(tz, tt, tc).sample.permute(0, 2, 3, 1).float().numpy()
 
-    a, b = ours(), theirs()
+    with FlopCounterMode(display=False) as counter:
+        b = theirs()
+    a, work = ours(), counter.get_total_flops() / 1e9
     error = np.abs(a - b).max() / np.abs(b).max()
     print(f"relative error {error:.2e} (largest difference over largest number)", flush=True)
     times = {ours: [], theirs: []}
@@ -104,7 +108,7 @@ def main():
             times[call].append(time.perf_counter() - start)
         print(f"ours {times[ours][-1]:.2f} s, PyTorch {times[theirs][-1]:.2f} s", flush=True)
     mine, other = (statistics.median(times[call]) for call in (ours, theirs))
-    print(f"medians: ours {mine:.2f} s, PyTorch {other:.2f} s; ratio {other / mine:.2f}")
+    print(f"medians: ours {mine:.2f} s, PyTorch {other:.2f} s ({work / other:.0f} GFLOP/s); ratio {other / mine:.2f}")
     return 0 if error <= LIMITS[options.dtype] else 1
 
 
