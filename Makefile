@@ -29,7 +29,7 @@ help:
 install: $(CORE)
 
 demo: $(CORE)
-	$(PY) sample/demo.py --model $(MODEL) --out outputs/demo $(ARGS)
+	$(PY) sample/demo.py --model "$(MODEL)" --out outputs/demo $(ARGS)
 
 test: $(TEST)
 	$(PY) -m pytest $(ARGS)
@@ -39,21 +39,21 @@ test-slow: $(TEST)
 
 train-encoder: CONFIG := $(or $(CONFIG),$(if $(filter pocket,$(MODEL)),configs/pocket/e4t.py,configs/e4t_pretrain.py))
 train-encoder: $(CORE)
-	$(PY) train/run.py $(CONFIG) model=$(MODEL) data.path=$(DATA) $(ARGS)
+	$(PY) train/run.py $(CONFIG) "model=$(MODEL)" $(if $(filter pocket,$(MODEL)),vision=) "data.path=$(DATA)" $(ARGS)
 
 tune: CONFIG := $(or $(CONFIG),$(if $(filter pocket,$(MODEL)),configs/pocket/tune.py,configs/e4t_tune.py))
 tune: $(CORE)
 	@test -n "$(IMAGE)" || { echo "IMAGE is empty: expected a photo, as in make tune IMAGE=photo.png" >&2; exit 2; }
-	$(PY) train/run.py $(CONFIG) model=$(MODEL) init=$(MODEL) data.path=$(IMAGE) $(ARGS)
+	$(PY) train/run.py $(CONFIG) "model=$(MODEL)" "init=$(MODEL)" "data.path=$(IMAGE)" $(ARGS)
 
-compare: $(CORE)
-	$(PY) benchmarks/compare.py --model $(MODEL) --out outputs/compare $(ARGS)
+compare: $(TEST)
+	$(PY) benchmarks/compare.py --model "$(MODEL)" --out outputs/compare $(ARGS)
 
 verify-pytorch: $(TEST)
-	$(PY) benchmarks/verify_pytorch.py --model $(MODEL) --out outputs/verify-pytorch $(ARGS)
+	$(PY) benchmarks/verify_pytorch.py --model "$(MODEL)" --out outputs/verify-pytorch $(ARGS)
 
 bench: $(TEST)
-	$(PY) benchmarks/bench.py --model $(MODEL) $(ARGS)
+	$(PY) benchmarks/bench.py --model "$(MODEL)" $(ARGS)
 
 lint: $(TEST)
 	$(PY) -m ruff check .

@@ -9,7 +9,6 @@ for the first person and without for the others.
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from dataclasses import replace
@@ -29,7 +28,7 @@ from sdjax.data.batches import Data
 from sdjax.methods.chain import Chain
 from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
-from sdjax.training.loop import Train, train
+from sdjax.training.loop import Train, fresh, train
 from sdjax.training.optim import Optim
 
 RECIPES = Path(__file__).parents[1] / "configs"
@@ -62,8 +61,7 @@ def personalised(settings, path, out):
         sd, folder = pipeline.load(settings.model), pipeline.locate(settings.model)
         size = generate.latent_shape(sd)[0] * sd.factor
         return e4t.personalise(sd, folder, images.subject(path, size)), time.monotonic() - start
-    shutil.rmtree(out, ignore_errors=True)
-    return train(replace(settings, data=replace(settings.data, path=str(path))), out), time.monotonic() - start
+    return train(replace(settings, data=replace(settings.data, path=str(path))), fresh(out)), time.monotonic() - start
 
 
 def pictures(sd, word):

@@ -46,7 +46,7 @@ def main(arguments=None):
     options = parser().parse_args(arguments)
     try:
         result = run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1
     print(f"\nlook at {result}")
@@ -59,7 +59,7 @@ def run(options):
     from sdjax import compiled, config, generate, grid, records, sources
     from sdjax.convert import e4t, pipeline
     from sdjax.data import images
-    from sdjax.training.loop import train
+    from sdjax.training.loop import fresh, train
 
     compiled.keep()
     out = Path(options.out)
@@ -73,7 +73,7 @@ def run(options):
     clock.lap("load")
     recipe = RECIPES / ("pocket/tune.py" if options.model == "pocket" else "e4t_tune.py")
     wanted = [f"model={options.model}", f"init={options.model}", f"data.path={path}", f"steps={options.steps}"]
-    tuned = train(config.load(recipe, wanted), _fresh(out / "run"))
+    tuned = train(config.load(recipe, wanted), fresh(out / "run"))
     clock.lap("tuning, compilation included")
 
     def pictures(sd, word):
@@ -104,14 +104,6 @@ def _stranger(path):
     place = pocketland.scene(SEED, context="room", style="photo", accessory="none")
     Image.fromarray(pocketland.draw(pocketland.identity(SEED), place)).save(path)
     return path
-
-
-def _fresh(folder):
-    """Returns a folder of a new run; the one before it is removed, since the demo never resumes."""
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder
 
 
 class _Clock:

@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import difflib
 import math
+import re
 import runpy
 import types
 import typing
@@ -22,6 +23,7 @@ WORDS = {"true": True, "false": False, "none": None}
 
 # What a number may be, for `check`: a test and its words.
 FROM_0 = (lambda x: 0 <= x < math.inf, "a number from 0")
+SEED = (lambda x: 0 <= x < 2**63, "a number from 0 to below 2^63")
 FROM_1 = (lambda x: 1 <= x < math.inf, "a number from 1")
 ABOVE_0 = (lambda x: 0 < x < math.inf, "a number above 0")
 TO_1 = (lambda x: 0 <= x <= 1, "a number from 0 to 1")
@@ -65,6 +67,14 @@ def override(config, items):
             raise ValueError(f"{name}: parts of it are set by other overrides")
         node[rest[-1]] = text
     return _changed(config, type(config), changes, "")
+
+
+def pattern(name, text):
+    """Raises ValueError, calling the setting by its name, for a text that is no regular expression."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{name}={text!r}: is no regular expression: {error}") from None
 
 
 def check(config, prefix="", **accepted):

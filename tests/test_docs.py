@@ -51,6 +51,12 @@ def test_command_is_understood(command):
         assert not given - accepted, f"{words[1]} has no {given - accepted}"
 
 
+def test_names_with_spaces_are_one_argument():
+    for words in (["tune", "IMAGE=my photo.png"], ["train-encoder", "DATA=my photos", "MODEL=my model"]):
+        run = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+        assert f"data.path={words[1].partition('=')[2]}" in shlex.split(run.stdout.splitlines()[-1])
+
+
 @functools.cache
 def options(path):
     """Returns the options that a program's --help names."""

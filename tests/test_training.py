@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sdjax import compiled, config, trees
-from sdjax.convert import pipeline
+from sdjax.convert import export, pipeline
 from sdjax.data import batches
 from sdjax.data.batches import Data
 from sdjax.methods import e4t
@@ -29,6 +30,7 @@ from sdjax.methods.clip import Clip
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
+from sdjax.methods.vae import Vae
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.training import loop, optim, parallel
 from sdjax.training.checkpoint import Checkpoints
@@ -94,6 +96,8 @@ def test_parallel_modes_give_the_losses_of_one_device(mode):
         ("mesh:data=3,fsdp=9", "needs 27 devices; there are 4"),
         ("cluster", "accepted are single, pmap, mesh"),
         ("pmap:data=2", "accepted"),
+        ("mesh:data=0", "parallel='mesh:data=0': accepted"),
+        ("mesh:data=-1", "accepted"),
     ],
 )
 def test_parallel_settings_that_do_not_fit(text, message):
@@ -128,6 +132,37 @@ def test_damaged_checkpoint_is_passed_over(tmp_path):
     assert (tmp_path / "2.damaged").is_dir()
     again.save({**state, "step": np.int32(2)}, "base", wait=True)  # and saving goes on
     assert int(Checkpoints(tmp_path).restore(state, "base")["step"]) == 2
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(tmp_path):
+    """It would go over what they led to; twice, since the first time renames them."""
+    train(dataclasses.replace(TOY, steps=2, checkpoint=1), tmp_path)
+    for path in (tmp_path / "checkpoints").rglob("*"):
+        if path.is_file() and path.parent.name != "checkpoints":
+            path.write_bytes(b"")
+    before = sorted(path.name for path in (tmp_path / "export").rglob("*"))
+    for _ in range(2):
+        with (
+            warnings.catch_warnings(),
+            pytest.raises(ValueError, match=r"none of its checkpoints can be read \(1.damaged"),
+        ):
+            warnings.simplefilter("ignore")
+            train(dataclasses.replace(TOY, steps=2), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "export").rglob("*")) == before
+
+
+def test_what_is_no_damage_of_a_checkpoint_is_an_error(tmp_path, monkeypatch):
+    state = {"step": np.int32(1), "trained": {"w": np.zeros(3, np.float32)}}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state, "base", wait=True)
+
+    def forbidden(*inputs, **options):
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(checkpoints.manager, "restore", forbidden)
+    with pytest.raises(PermissionError):
+        checkpoints.restore(state, "base")
+    assert (tmp_path / "1").is_dir()
 
 
 def test_another_base_model_is_refused(tmp_path):
@@ -303,6 +338,8 @@ def test_bfloat16_recomputation_and_adafactor_together(tmp_path):
     [
         ("steps=-1", "steps=-1: expected a number from 0"),
         ("seed=-1", "seed=-1: expected a number from 0"),
+        ("seed=18446744073709551616", "seed=18446744073709551616: expected a number from 0 to below 2"),
+        ("method.pattern=(", "method.pattern='[(]': is no regular expression"),
         ("ema=1", "ema=1.0: expected a number from 0 to below 1"),
         ("ema=-0.1", "ema=-0.1"),
         ("min_snr=-5", "min_snr=-5.0: expected a number from 0"),
@@ -359,7 +396,7 @@ TINY = ["model=random:tiny", "data.size=32", "data.count=16", "steps=1"]
         (["compute=foo"], "compute='foo': accepted are"),
         (["data.path=pocketland", "data.mask=true"], "data.mask=True"),
         (["data.path={photo}", "data.domain=face"], "data.domain='face'"),
-        (["data.path=pocketland", "method.pattern=("], "'(': is no regular expression"),
+        (["data.path=pocketland", "method.pattern=("], "method.pattern='(': is no regular expression"),
         (["data.path=pocketland", "out={photo}/run"], "Not a directory"),
         (["data.path={photo}.txt"], "no such file or folder"),
     ],
@@ -402,6 +439,30 @@ def test_long_errors_are_one_line_and_bugs_keep_their_traceback(program, tmp_pat
 def test_contrastive_training_refuses_microbatches(tmp_path):
     with pytest.raises(ValueError, match="optim.accumulate=2"):
         train(dataclasses.replace(RUN, method=Clip(), optim=Optim(accumulate=2)), tmp_path / "clip")
+
+
+@pytest.mark.parametrize("method", [Clip(), Vae()])
+def test_methods_of_pictures_get_them_from_a_cache_and_of_one_picture(method, tmp_path):
+    for path in ("pocketland", photo(tmp_path / "a.png")):
+        settings = dataclasses.replace(
+            RUN, method=method, data=dataclasses.replace(DATA, path=path, word="a", cache=str(tmp_path))
+        )
+        batch = begin(settings)[2][0]
+        assert "pixels" in batch and "moments" not in batch
+
+
+def test_textual_inversion_starts_from_what_others_and_itself_wrote(tmp_path):
+    settings = dataclasses.replace(TOY, method=TextualInversion("<cat>"), data=dataclasses.replace(DATA, word="<cat>"))
+    rows = begin(settings, pictures=False)[0]["rows"]
+    torch.save({"string_to_param": {"*": torch.tensor(np.asarray(rows) + 1)}, "name": "cat"}, tmp_path / "cat.pt")
+    folder = export.write(settings.method, None, {"rows": rows + 2}, tmp_path / "export").parent
+    for source, more in ((tmp_path / "cat.pt", 1), (folder, 2), (folder / "learned_embeds.safetensors", 2)):
+        found = begin(dataclasses.replace(settings, init=str(source)), pictures=False)[0]["rows"]
+        np.testing.assert_allclose(found, rows + more, rtol=1e-6)
+    with pytest.raises(ValueError, match="none.pt: no such file"):
+        begin(dataclasses.replace(settings, init=str(tmp_path / "none.pt")), pictures=False)
+    with pytest.raises(ValueError, match=r"init='.*cat.pt': rows \(1, 32\) where this method has \(2, 32\)"):
+        begin(dataclasses.replace(settings, init=str(tmp_path / "cat.pt"), method=TextualInversion("<cat>", vectors=2)))
 
 
 def test_batches_are_a_function_of_the_step():

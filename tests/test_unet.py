@@ -29,6 +29,8 @@ THREE = {
 SHAPES = {
     "sd1": CROSS | {"attention_head_dim": 4, "layers_per_block": 2},
     "sd2": CROSS | {"attention_head_dim": [2, 4], "use_linear_projection": True, "upcast_attention": True},
+    "pix2pix": CROSS | {"in_channels": 8, "attention_head_dim": 4},
+    "depth": CROSS | {"in_channels": 5, "attention_head_dim": [2, 4], "use_linear_projection": True},
     "inpainting": CROSS | {"in_channels": 9, "attention_head_dim": 2, "flip_sin_to_cos": False, "freq_shift": 1},
     "upscaler": CROSS
     | THREE

@@ -83,7 +83,7 @@ def attach(sd, source, strength=1.0, *, unet=None, word=None, keep=True):
     Raises ValueError in one line where the file is no adapter, of a kind that is not supported, or for another model.
     """
     path, (base, items) = _locate(source), _taken(sd)
-    adapter = _read(path, path.stat().st_mtime_ns, path.stat().st_size, word, base.networks)
+    adapter = _adapter(path, base.networks, word)
     if adapter.words and not adapter.edits and strength != 1:
         raise ValueError(f"{path}: strength={strength!r}: an embedding has none; weigh its word in the prompt instead")
     items = (*(item for item in items if item.path != path), _attachment(path, adapter, strength, unet))
@@ -212,7 +212,7 @@ def split(text):
 def kind(sd, source):
     """Returns (what an adapter brings to a model: "lora", "hypernet" or "embedding", its file)."""
     path = _locate(source)
-    adapter = _read(path, path.stat().st_mtime_ns, path.stat().st_size, None, sd.networks)
+    adapter = _adapter(path, sd.networks)
     return "lora" if adapter.edits else "hypernet" if adapter.hook is not None else "embedding", path
 
 
@@ -262,6 +262,11 @@ def _merged(base, part, items):
 # ---- files -------------------------------------------------------------------------------------
 
 
+def words(source, networks):
+    """Returns {word: float32 rows [n C]} that a file, or a folder that diffusers wrote, brings to these networks."""
+    return _adapter(_locate(source), networks).words
+
+
 def _chosen(folder):
     """Returns the file of a folder that diffusers or peft wrote, None where there is none."""
     return next((folder / name for name in FILES if (folder / name).is_file()), None)
@@ -277,6 +282,11 @@ def _locate(source):
     if not path.is_file():
         raise ValueError(f"{source}: no such file")
     return path
+
+
+def _adapter(path, networks, word=None):
+    about = path.stat()
+    return _read(path, about.st_mtime_ns, about.st_size, word, networks)
 
 
 @functools.lru_cache(maxsize=4)

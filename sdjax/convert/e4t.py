@@ -44,6 +44,16 @@ def write(part, tree, frozen, sd, folder):
     files.write_json(folder / "config.json", {**dataclasses.asdict(part), "reference": kept})
 
 
+def _settings(folder):
+    """Returns the method's settings in an e4t/ folder and "reference"; raises ValueError naming what is not there."""
+    path = folder / "config.json"
+    found = files.read_json(path)
+    missing = [name for name in (*FIELDS, "reference") if name not in found]
+    if missing:
+        raise ValueError(f"{path}: has no {', '.join(missing)}; expected the settings of E4T")
+    return found
+
+
 def _is_of(reference, sd):
     """Returns whether what an encoder reads is sd's own: the same UNet and, by its empty prompt, text encoder."""
     if trees.digest(reference["unet"]) != trees.digest(half(sd)):
@@ -58,7 +68,7 @@ def start(method, trained, frozen, source):
     Raises ValueError when there is no such folder, or its settings are not the method's.
     """
     folder = Path(source) / "e4t"
-    config = files.read_json(folder / "config.json")
+    config = _settings(folder)
     for name in ("domain", "features", "scale"):
         if config[name] != getattr(method, name):
             raise ValueError(f"method.{name}={getattr(method, name)!r}: {folder} was trained with {config[name]!r}")
@@ -87,7 +97,7 @@ def personalise(sd, source, picture=None):
     if sd.conditioners:
         raise ValueError(f"{source}: was tuned on one picture and looks at that; give the model it came from")
     folder = Path(source) / "e4t"
-    config = files.read_json(folder / "config.json")
+    config = _settings(folder)
     method = E4T(**{name: config[name] for name in FIELDS} | {"vision": False})
     trained, frozen = method.split(sd, jax.random.key(0))
     trained, frozen = start(method, trained, frozen, source)

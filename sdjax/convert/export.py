@@ -11,7 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.convert import e4t, files, pipeline
+from sdjax.convert import adapters, e4t, files, pipeline
 from sdjax.methods.chain import Chain, named_part
 from sdjax.methods.e4t import E4T
 from sdjax.methods.textual_inversion import TextualInversion
@@ -26,6 +26,13 @@ def write(method, frozen, trained, destination):
         if isinstance(part, E4T):
             return _write_e4t(part, method, frozen, trained, tree, destination)
     return pipeline.save(method.join(frozen, trained), destination)
+
+
+def advice(frozen, result):
+    """Returns how programs without E4T's encoder get its subject, where `write` wrote one that sees a picture."""
+    if "concept" not in (frozen.reference or {}):
+        return ""
+    return f"; for PyTorch and other programs without its encoder: python -m sdjax.convert {result} FOLDER"
 
 
 def start(method, trained, frozen, source):
@@ -45,7 +52,7 @@ def start(method, trained, frozen, source):
     if isinstance(method, E4T):
         return e4t.start(method, trained, frozen, pipeline.locate(source))
     if isinstance(method, TextualInversion):
-        return _read_rows(trained, source), frozen
+        return _read_rows(trained, frozen, source), frozen
     raise ValueError(f"init={source!r}: {type(method).__name__} starts from its model; give model={source!r} instead")
 
 
@@ -87,12 +94,11 @@ def _write_rows(method, trained, destination):
     return path
 
 
-def _read_rows(trained, source):
-    weights = files.open_weights(Path(source).parent, Path(source).stem)
-    (name,) = weights.names if len(weights.names) == 1 else (None,)
-    if name is None:
-        raise ValueError(f"init={source!r}: holds {len(weights.names)} tensors; an embedding file holds one")
-    rows = np.atleast_2d(weights.read(name)).astype(np.float32)
+def _read_rows(trained, frozen, source):
+    found = adapters.words(source, frozen.networks)
+    if len(found) != 1:
+        raise ValueError(f"init={source!r}: holds {len(found)} words; expected an embedding of one")
+    (rows,) = found.values()
     if rows.shape != trained["rows"].shape:
         raise ValueError(f"init={source!r}: rows {rows.shape} where this method has {trained['rows'].shape}")
     return {"rows": jnp.asarray(rows)}

@@ -54,7 +54,7 @@ def cached(source, sd, folder, size, encode=True):
     pictures = _file(folder, ["pictures", source.fingerprint(), size], lambda file: _draw(source, file))
     if not encode:
         return Cached(source, pictures)
-    name = ["moments", source.fingerprint(), size, trees.digest(sd.vae)]
+    name = ["moments", source.fingerprint(), size, trees.digest(sd.vae), str(np.dtype(sd.networks.vae.dtype))]
     return Cached(source, pictures, _file(folder, name, lambda file: _encode(pictures, sd, file)))
 
 

@@ -24,6 +24,7 @@ CLIP = "clip"  # in `reference`: {"text_projection": {"kernel" [C P]}, "logit_sc
 class Clip:
     """Trains both encoders, the text projection and the temperature; the loss needs the global batch at once."""
 
+    pictures = True
     whole_batch = True  # accumulation would change the loss, so the training loop refuses it
 
     def split(self, sd, key):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from sdjax import trees
+from sdjax import config, trees
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,9 @@ class Full:
 
     parts: tuple[str, ...] = ("unet",)
     pattern: str = ""
+
+    def __post_init__(self):
+        config.pattern("method.pattern", self.pattern)
 
     def split(self, sd, key):
         """Returns ({part: chosen weights, float32 copies}, sd without them).

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from sdjax import trees
+from sdjax import config, trees
 from sdjax.models import critics
 from sdjax.models.clip import clip_pixels
 
@@ -47,6 +47,7 @@ class Vae:
     critic_channels: int = 64
     critic_layers: int = 3
     pattern: str = ""
+    pictures = True
 
     @property
     def whole_batch(self):
@@ -56,6 +57,7 @@ class Vae:
     def __post_init__(self):
         if self.recon not in RECONS:
             raise ValueError(f"method.recon={self.recon!r}: accepted are {', '.join(RECONS)}")
+        config.pattern("method.pattern", self.pattern)
 
     def split(self, sd, key):
         """Returns ({"vae"[, "critic"]}, sd without the autoencoder's trained weights).

@@ -62,7 +62,7 @@ class Checkpoints:
         """Returns a part of a checkpoint, None where it cannot be read."""
         try:
             return self.manager.restore(step, args=ocp.args.Composite(**{part: how}))[part]
-        except MemoryError:
+        except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):  # of this moment, not of the file
             raise
         except Exception as error:  # a damaged file can raise anything; the one before it may be whole
             warnings.warn(f"checkpoint {step}: {type(error).__name__} at its {part}", stacklevel=3)

@@ -6,8 +6,9 @@ Order of a run: model, split, data, optimizer, checkpoint (the newest whole one,
 export.  Run again with the same folder, it goes on from the newest checkpoint, to the same bits.
 """
 
+import shutil
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
@@ -68,7 +69,7 @@ class Train:
 
     def __post_init__(self):
         configs.check(
-            self, steps=configs.FROM_0, seed=configs.FROM_0, ema=configs.BELOW_1, compute=DTYPES, frozen=DTYPES,
+            self, steps=configs.FROM_0, seed=configs.SEED, ema=configs.BELOW_1, compute=DTYPES, frozen=DTYPES,
             min_snr=configs.FROM_0, noise_offset=configs.FROM_0, checkpoint=configs.FROM_0, keep=configs.FROM_1,
             log=configs.FROM_0, preview=configs.FROM_0,
         )  # fmt: skip
@@ -154,7 +155,8 @@ def begin(settings, pictures=True):
         trained, frozen = export.start(method, trained, frozen, settings.init)
     data = picture = None
     if pictures or hasattr(method, "look") or hasattr(method, "finish"):
-        data = batches.build(settings.data, frozen, settings.seed)
+        wanted = replace(settings.data, encode=False) if getattr(method, "pictures", False) else settings.data
+        data = batches.build(wanted, frozen, settings.seed)
     if hasattr(method, "look") and data.single is not None:
         picture = data.single
         frozen = method.look(frozen, trained, picture)
@@ -208,6 +210,7 @@ def train(settings, out):
     checkpoints = Checkpoints(out / "checkpoints", settings.keep)
     _same_run(out, settings)
     found = checkpoints.restore(state, base)
+    _none_was_lost(out, found)
     state = state if found is None else jax.tree.map(jnp.asarray, found)
     state, fixed = place.state(state), place.frozen(frozen)
     with files.new_file(out / "config.json") as temporary:
@@ -251,7 +254,8 @@ def train(settings, out):
     weights = final["ema"] if settings.ema else final["trained"]
     if hasattr(method, "finish"):
         frozen, weights = method.finish(frozen, weights, data)
-    print(f"result: {export.write(method, frozen, weights, out / 'export')}")
+    result = export.write(method, frozen, weights, out / "export")
+    print(f"result: {result}{export.advice(frozen, result)}")
     return method.join(frozen, weights)
 
 
@@ -264,12 +268,44 @@ def _fit_microbatches(settings):
         raise ValueError(f"optim.accumulate={parts}: does not divide data.batch={settings.data.batch}")
 
 
-def _same_run(out, settings):
-    """Raises ValueError where the folder's checkpoints are of a run of another method or on other pictures."""
+def _none_was_lost(out, found):
+    """Raises ValueError where checkpoints were damaged and none is left: a new start would go over what they led to."""
+    damaged = sorted(path.name for path in (out / "checkpoints").glob("*.damaged"))
+    if found is None and damaged:
+        raise ValueError(
+            f"out={str(out)!r}: none of its checkpoints can be read ({', '.join(damaged)}); choose another out=DIR, or"
+            " move them away to start anew"
+        )
+
+
+def fresh(out):
+    """Returns the folder of a new run as a Path, what an older run left there removed.
+
+    Raises ValueError where it holds anything else.
+    """
+    out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        _settings(out)
+        shutil.rmtree(out)
+    return out
+
+
+def _settings(out):
+    """Returns the JSON of the settings in a run's folder; raises ValueError where they are no run's."""
     path = out / "config.json"
-    if not path.is_file() or not any((out / "checkpoints").iterdir()):
+    found = files.read_json(path)
+    if not isinstance(found, dict) or found.get(configs.CLASS) != Train.__name__:
+        raise ValueError(f"out={str(out)!r}: its config.json is not that of a run; choose another out=DIR")
+    return found
+
+
+def _same_run(out, settings):
+    """Raises ValueError where the folder holds what was learned by another method or from other pictures, or no run."""
+    if not (out / "config.json").is_file():
         return
-    old, new = _learned(files.read_json(path)), _learned(configs.to_json(settings))
+    old, new = _learned(_settings(out)), _learned(configs.to_json(settings))
+    if not any((out / "checkpoints").iterdir()) and not (out / "export").exists():
+        return
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
             raise ValueError(

@@ -53,10 +53,7 @@ class Optim:
         for pattern, factor in self.rates:
             if not 0 <= factor < math.inf:
                 raise ValueError(f"optim.rates={self.rates}: expected factors from 0, as in (('to_k', 0.5),)")
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"optim.rates={self.rates}: {pattern!r} is no regular expression: {error}") from None
+            config.pattern("optim.rates", pattern)
 
 
 def rate(optim, steps):

@@ -43,6 +43,7 @@ def parse(text):
         or axes is None
         or set(axes) - {"data", "fsdp"}
         or (axes and mode != "mesh")
+        or any(size < 1 for size in axes.values())
     ):
         raise ValueError(f"parallel={text!r}: accepted are single, pmap, mesh, mesh:data=N,fsdp=M")
     if math.prod(axes.values()) > jax.device_count():

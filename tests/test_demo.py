@@ -1,0 +1,110 @@
+"""The main job from end to end: one picture in, pictures of its subject out; tiny models and the embedded one."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sdjax
+from sdjax import compiled, config
+from sdjax.convert import e4t, export, pipeline
+from sdjax.data import pocketland
+from sdjax.methods.e4t import E4T
+from sdjax.training.loop import fresh, train
+
+ROOT = Path(__file__).parents[1]
+
+
+def program(path, monkeypatch):
+    """Returns the module of a program, which then keeps no compiled programs in the user's folder."""
+    monkeypatch.syspath_prepend(str((ROOT / path).parent))
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.pop(spec.name, None)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(compiled, "keep", lambda: None)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path, key):
+    """A tiny model with an e4t/ part."""
+    trained, frozen = E4T().split(pipeline.load("random:tiny"), key)
+    return export.write(E4T(), frozen, trained, tmp_path / "model")
+
+
+def photo(path, seed=0):
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 32, 3), np.uint8)).save(path)
+    return str(path)
+
+
+def test_demo_leaves_pictures_times_and_a_model_for_pytorch(folder, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "demo"
+    demo = program("sample/demo.py", monkeypatch)
+    arguments = ["--model", str(folder), "--image", photo(tmp_path / "my photo.png"), "--steps", "1", "--out", str(out)]
+    assert demo.main(arguments) == 0, capsys.readouterr().err
+    with Image.open(out / "grid.png") as grid:
+        assert grid.width > 9 * 32
+    assert len(list(out.glob("*.json"))) == len(demo.PROMPTS) + 1
+    assert "tuning, compilation included" in json.loads((out / "timings.json").read_text())
+    said = capsys.readouterr().out
+    assert f"python -m sdjax.convert {out / 'run' / 'export'} FOLDER" in said
+    (out / "run" / "config.json").write_text("{}")
+    assert demo.main(arguments) == 1
+    assert (out / "run" / "export").is_dir()
+    assert "its config.json is not that of a run" in capsys.readouterr().err
+
+
+def test_another_subject_does_not_replace_the_first(folder, tmp_path):
+    def tune(seed, *more):
+        wanted = [f"model={folder}", f"init={folder}", f"data.path={photo(tmp_path / f'{seed}.png', seed)}", "steps=1"]
+        train(config.load(ROOT / "configs" / "e4t_tune.py", [*wanted, "data.batch=2", *more]), tmp_path / "out")
+
+    tune(0)
+    before = (tmp_path / "out" / "export" / "e4t" / "concept.png").read_bytes()
+    with pytest.raises(
+        ValueError, match="its run had data.path='.*0.png', this one has '.*1.png'; choose another out="
+    ):
+        tune(1)
+    assert (tmp_path / "out" / "export" / "e4t" / "concept.png").read_bytes() == before
+    tune(0, "optim.lr=1e-5")
+
+
+def test_only_runs_are_removed(tmp_path):
+    (tmp_path / "run").mkdir()
+    assert fresh(tmp_path / "run").is_dir() and fresh(tmp_path / "none") == tmp_path / "none"
+    (tmp_path / "run" / "letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match="config.json"):
+        fresh(tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"class": "Train"}))
+    assert not fresh(tmp_path / "run").exists()
+
+
+def test_settings_that_an_e4t_folder_lacks_are_named(folder):
+    path = folder / "e4t" / "config.json"
+    path.write_text(json.dumps({"domain": "face"}))
+    with pytest.raises(
+        ValueError, match="e4t/config.json: has no word, scale, .*reference; expected the settings of E4T"
+    ):
+        e4t.personalise(pipeline.load(folder), folder, np.zeros((32, 32, 3), np.uint8))
+
+
+def test_the_embedded_encoder_sees_whom_it_looks_at():
+    """Its pictures of two people of unlike hair have the hair of each, with no training at all."""
+    sd, folder = pipeline.load("pocket"), pipeline.locate("pocket")
+    place = pocketland.scene(1, context="room", style="photo", accessory="none")
+    people = [pocketland.identity(i) for i in range(pocketland.HELDOUT[0], pocketland.HELDOUT[0] + 200)]
+    people = [
+        next(who for who in people if who.hair_color == color and who.hair_style == "long") for color in ("red", "blue")
+    ]
+    drawn = [pocketland.draw(who, place) for who in people]
+    made = [
+        sdjax.text2img(e4t.personalise(sd, folder, picture), ["a photo of *s in a room"], seeds=[0], steps=6)[0]
+        for picture in drawn
+    ]
+    red, blue = (picture.reshape(-1, 3).mean(0) for picture in made)
+    assert red[0] - red[2] > blue[0] - blue[2] + 5, (red, blue)
