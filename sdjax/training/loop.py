@@ -192,33 +192,18 @@ def train(settings, out):
     (nothing is written over the last good checkpoint, and no export), SystemExit(143) after SIGTERM, with a checkpoint
     written.
     """
-    out = Path(out)
-    method, root = settings.method, jax.random.key(settings.seed)
+    out, method = Path(out), settings.method
     _fit_microbatches(settings)
     trained, frozen, data, base = begin(settings)
     tx = optimizers.transform(settings.optim, settings.steps)
-    state = initial_state(trained, tx, settings.ema)
-    numbers = trees.count(trained)
+    state, numbers = initial_state(trained, tx, settings.ema), trees.count(trained)
     del trained  # the state has a copy, and a large model fits once
-    step = make_step(
-        method, tx, trees.named_key(root, "steps"), loss=default_loss(method, settings),
-        accumulate=settings.optim.accumulate, ema=settings.ema,
-    )  # fmt: skip
-    place, run = parallel.compile(step, settings.parallel, settings.data.batch)
-
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(out / "checkpoints", settings.keep)
-    _same_run(out, settings)
-    found = checkpoints.restore(state, base)
-    _none_was_lost(out, found)
-    state = state if found is None else jax.tree.map(jnp.asarray, found)
+    place, run = parallel.compile(_step(settings, tx), settings.parallel, settings.data.batch)
+    checkpoints, state = _resumed(out, settings, state, base)
     state, fixed = place.state(state), place.frozen(frozen)
-    with files.new_file(out / "config.json") as temporary:
-        files.write_json(temporary, configs.to_json(settings))
 
-    def joined(state):
-        tree = place.gather(state)
-        return method.join(frozen, tree["ema"] if settings.ema else tree["trained"])
+    def learned(state):
+        return place.gather(state)["ema" if settings.ema else "trained"]
 
     start = int(place.gather(state)["step"])
     print(f"{type(method).__name__}: {numbers:,} numbers trained, {trees.count(frozen):,} frozen; "
@@ -244,19 +229,38 @@ def train(settings, out):
                 log.metrics(n + 1, {**metrics, "rate": schedule(n)})
             log.advance(n + 1)
             if shows:
-                preview.write(out / "samples" / f"{n + 1:07d}.png", method, joined(state), data, settings)
+                seen = method.join(frozen, learned(state))
+                preview.write(out / "samples" / f"{n + 1:07d}.png", method, seen, data, settings)
     finally:
         stop.release()
         checkpoints.wait()
         checkpoints.close()
         log.close()
-    final = place.gather(state)
-    weights = final["ema"] if settings.ema else final["trained"]
+    weights = learned(state)
     if hasattr(method, "finish"):
         frozen, weights = method.finish(frozen, weights, data)
     result = export.write(method, frozen, weights, out / "export")
     print(f"result: {result}{export.advice(frozen, result)}")
     return method.join(frozen, weights)
+
+
+def _step(settings, tx):
+    """Returns the step of these settings, which trains with `tx`."""
+    key = trees.named_key(jax.random.key(settings.seed), "steps")
+    loss, optim = default_loss(settings.method, settings), settings.optim
+    return make_step(settings.method, tx, key, loss=loss, accumulate=optim.accumulate, ema=settings.ema)
+
+
+def _resumed(out, settings, state, base):
+    """Returns (Checkpoints of the run's folder, the newest whole state there, else `state`); writes config.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(out / "checkpoints", settings.keep)
+    _same_run(out, settings)
+    found = checkpoints.restore(state, base)
+    _none_was_lost(out, found)
+    with files.new_file(out / "config.json") as temporary:
+        files.write_json(temporary, configs.to_json(settings))
+    return checkpoints, state if found is None else jax.tree.map(jnp.asarray, found)
 
 
 def _fit_microbatches(settings):
