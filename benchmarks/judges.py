@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from sdjax.convert import files
 from sdjax.data import pocketland as land
 
 FOLDER = Path(__file__).parent / "judges"
@@ -105,9 +106,11 @@ def crowd(group, first, cats):
 
 def drawn(count, folder, cats=10, first=FIRST):
     """Returns training data of `count` pictures, drawn into `folder` once."""
+    if count < 8 * GROUP * VIEWS:
+        raise SystemExit(f"error: --draw {count}: expected at least {8 * GROUP * VIEWS} pictures, a batch of them")
     folder.mkdir(parents=True, exist_ok=True)
-    files = {name: folder / f"{name}-{count}-{cats}.npy" for name in ("pictures", "classes", "numbers")}
-    if not all(path.exists() for path in files.values()):
+    paths = {name: folder / f"{name}-{count}-{cats}.npy" for name in ("pictures", "classes", "numbers")}
+    if not all(path.exists() for path in paths.values()):
         pictures = np.empty((count, 64, 64, 3), np.uint8)
         classes = np.empty((count, len(CLASSES)), np.int8)
         numbers = np.zeros((count // VIEWS, max(NUMBERS.values())), np.float32)
@@ -122,8 +125,9 @@ def drawn(count, folder, cats=10, first=FIRST):
             if group % 100 == 0:
                 print(f"drawn {index} of {count} in {time.time() - start:.0f} s", flush=True)
         for name, value in (("numbers", numbers), ("classes", classes), ("pictures", pictures)):
-            np.save(files[name], value)
-    return {name: np.load(path, mmap_mode="r") for name, path in files.items()}
+            with files.new_file(paths[name]) as temporary, open(temporary, "wb") as file:
+                np.save(file, value)
+    return {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
 
 
 def disturb(pictures, random, mirror=False):
@@ -308,10 +312,10 @@ def found(ask, find):
 
 def check(count=4000, trials=20, first=land.HELDOUT[0]):
     """Returns the judges' figures on identities from seed `first` on, by default ones that nothing was trained on."""
-    variables, right, told = load(), {kind: 0 for kind in CLASSES}, {kind: 0 for kind in CLASSES}
+    networks, right, told = load(), {kind: 0 for kind in CLASSES}, {kind: 0 for kind in CLASSES}
     people = [land.identity(first + i, "cat" if i % 5 == 4 else "face") for i in range(count)]
     places = [land.scene(60_000_000 + i) for i in range(count)]
-    words = classify(variables, np.stack([land.draw(*both) for both in zip(people, places, strict=True)]))
+    words = classify(networks, np.stack([land.draw(*both) for both in zip(people, places, strict=True)]))
     for index, both in enumerate(zip(people, places, strict=True)):
         for kind, number in zip(CLASSES, label(*both), strict=True):
             if number < len(CLASSES[kind]):
@@ -321,12 +325,12 @@ def check(count=4000, trials=20, first=land.HELDOUT[0]):
     for counts in (right, told):
         counts["all attributes"] = sum(counts[kind] for kind in looks)
     figures = {f"{kind} (of {told[kind]})": round(float(right[kind] / told[kind]), 4) for kind in told}
-    one, same, other = (identity(variables, part) for part in pairs_of(count // 8, first))
+    one, same, other = (identity(networks, part) for part in pairs_of(count // 8, first))
     figures |= {"s0": round(float((one * other).sum(-1).mean()), 4), "s1": round(float((one * same).sum(-1).mean()), 4)}
     for name, photo in (("same scene", False), ("photo", True)):
         lines = [lineup(trial, first=first + 1_000_000, photo=photo) for trial in range(trials)]
         figures[f"first of 64, {name}"] = round(
-            float(np.mean([found(identity(variables, ask), identity(variables, find)) for ask, find in lines])), 4
+            float(np.mean([found(identity(networks, ask), identity(networks, find)) for ask, find in lines])), 4
         )
         figures[f"first of 64, {name}, colours only"] = round(
             float(np.mean([found(colors(ask), colors(find)) for ask, find in lines])), 4

@@ -171,17 +171,25 @@ def e4t(options):
         folder = options.out / f"e4t-{name}"
         if options.arm in (None, name):
             _make(options, name, folder)
-        count = sum((folder / f"{i}.npz").exists() for i in range(options.identities))
-        if count:
-            rows = [_judged(judge, folder, i, first(options)) for i in range(count)]
+        made = [i for i in range(options.identities) if (folder / f"{i}.npz").exists()]
+        if made:
+            _is_of(folder, options.split)
+            rows = [_judged(judge, folder, i, first(options)) for i in made]
             result[name] = {mark: _summary([row[str(mark)] for row in rows]) for mark in _marks(name)}
-            result[name]["identities"] = count
+            result[name]["identities"] = len(made)
     _plot({name: {mark: table[mark] for mark in MARKS} for name, table in result.items()}, options.out / "e4t.png")
     return result
 
 
 def _marks(name):
     return (*MARKS, "plain") if name == "encoder" else MARKS
+
+
+def _is_of(folder, split):
+    """Ends the program where an arm's pictures are of other people than those that are asked for."""
+    held = json.loads((folder / "origin.json").read_text())["split"]
+    if held != split:
+        raise SystemExit(f"error: {folder} holds pictures of --split {held}; give another --out")
 
 
 def _make(options, name, folder):

@@ -143,7 +143,11 @@ def _changed(old, kind, changes, name):
         new = {
             head: _changed(getattr(old, head), kinds[head], part, _join(name, head)) for head, part in changes.items()
         }
-        return dataclasses.replace(old, **new)
+        try:
+            return dataclasses.replace(old, **new)
+        except ValueError as error:  # of a part of a Chain, which calls its settings method.NAME
+            head = name.partition(".")[0]
+            raise ValueError(re.sub(rf"^{head}\.", f"{name}.", str(error)) if head else str(error)) from None
     if isinstance(old, tuple):
         return _changed_items(old, kind, changes, name)
     raise ValueError(f"{_join(name, next(iter(changes)))}: {name} is {old!r} and has no fields")

@@ -52,35 +52,45 @@ def test_demo_leaves_pictures_times_and_a_model_for_pytorch(folder, tmp_path, mo
     assert len(list(out.glob("*.json"))) == len(demo.PROMPTS) + 1
     assert "tuning, compilation included" in json.loads((out / "timings.json").read_text())
     said = capsys.readouterr().out
-    assert f"python -m sdjax.convert {out / 'run' / 'export'} FOLDER" in said
+    assert f"python -m sdjax.convert {out / 'run' / 'export'} DST" in said
     (out / "run" / "config.json").write_text("{}")
     assert demo.main(arguments) == 1
     assert (out / "run" / "export").is_dir()
-    assert "its config.json is not that of a run" in capsys.readouterr().err
+    assert "holds other files than a run's; choose another out=DIR" in capsys.readouterr().err
 
 
-def test_another_subject_does_not_replace_the_first(folder, tmp_path):
-    def tune(seed, *more):
-        wanted = [f"model={folder}", f"init={folder}", f"data.path={photo(tmp_path / f'{seed}.png', seed)}", "steps=1"]
-        train(config.load(ROOT / "configs" / "e4t_tune.py", [*wanted, "data.batch=2", *more]), tmp_path / "out")
+def test_another_subject_does_not_replace_the_first(folder, tmp_path, monkeypatch):
+    concept = tmp_path / "out" / "export" / "e4t" / "concept.png"
 
-    tune(0)
-    before = (tmp_path / "out" / "export" / "e4t" / "concept.png").read_bytes()
+    def tune(path, *more):
+        wanted = [f"model={folder}", f"init={folder}", f"data.path={path}", "steps=1", "data.batch=2", *more]
+        train(config.load(ROOT / "configs" / "e4t_tune.py", wanted), tmp_path / "out")
+
+    tune(photo(tmp_path / "0.png", 0))
+    before = concept.read_bytes()
     with pytest.raises(
         ValueError, match="its run had data.path='.*0.png', this one has '.*1.png'; choose another out="
     ):
-        tune(1)
-    assert (tmp_path / "out" / "export" / "e4t" / "concept.png").read_bytes() == before
-    tune(0, "optim.lr=1e-5")
+        tune(photo(tmp_path / "1.png", 1))
+    monkeypatch.chdir(tmp_path)
+    tune("0.png", "optim.lr=1e-5")  # the same one under another name
+    photo(tmp_path / "0.png", 1)  # another one under the same name
+    with pytest.raises(ValueError, match="its run started from another model or picture; choose another out=DIR"):
+        tune("0.png")
+    assert concept.read_bytes() == before
 
 
 def test_only_runs_are_removed(tmp_path):
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     assert fresh(tmp_path / "run").is_dir() and fresh(tmp_path / "none") == tmp_path / "none"
     (tmp_path / "run" / "letter.txt").write_text("dear")
-    with pytest.raises(ValueError, match="config.json"):
+    with pytest.raises(ValueError, match="run': holds other files than a run's"):
         fresh(tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text(json.dumps({"class": "Train"}))
+    (tmp_path / "run" / "checkpoints" / "100").mkdir()
+    with pytest.raises(ValueError, match="holds a run with checkpoints"):
+        fresh(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "100").rmdir()
     assert not fresh(tmp_path / "run").exists()
 
 

@@ -53,7 +53,7 @@ def test_command_is_understood(command):
 
 def test_names_with_spaces_are_one_argument():
     for words in (["tune", "IMAGE=my photo.png"], ["train-encoder", "DATA=my photos", "MODEL=my model"]):
-        run = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+        run = subprocess.run(["make", "--no-print-directory", "-n", *words], cwd=ROOT, capture_output=True, text=True)
         assert f"data.path={words[1].partition('=')[2]}" in shlex.split(run.stdout.splitlines()[-1])
 
 

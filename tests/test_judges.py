@@ -38,8 +38,8 @@ def test_pictures_of_another_size_are_refused(networks):
 
 
 def test_training_writes_what_loads(tmp_path, monkeypatch):
-    """What three steps on 64 pictures write loads."""
+    """What two steps on 256 pictures write loads."""
     monkeypatch.setattr(judges, "FOLDER", tmp_path)
     for name in judges.JUDGES:
-        judges.train(name, 3, 64, tmp_path / "data", cats=2, pairs=8)
+        judges.train(name, 2, 256, tmp_path / "data", cats=2, pairs=8)
     assert set(judges.load.__wrapped__(tmp_path)) == {"what", "who"}

@@ -6,6 +6,7 @@ trained, frozen = start(method, trained, frozen, "learned_embeds.safetensors")
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -32,7 +33,9 @@ def advice(frozen, result):
     """Returns how programs without E4T's encoder get its subject, where `write` wrote one that sees a picture."""
     if "concept" not in (frozen.reference or {}):
         return ""
-    return f"; for PyTorch and other programs without its encoder: python -m sdjax.convert {result} FOLDER"
+    return (
+        f"; for PyTorch and other programs without its encoder: python -m sdjax.convert {shlex.quote(str(result))} DST"
+    )
 
 
 def start(method, trained, frozen, source):
@@ -95,7 +98,10 @@ def _write_rows(method, trained, destination):
 
 
 def _read_rows(trained, frozen, source):
-    found = adapters.words(source, frozen.networks)
+    try:
+        found = adapters.words(source, frozen.networks)
+    except ValueError as error:
+        raise ValueError(f"init={source!r}: {error}") from None
     if len(found) != 1:
         raise ValueError(f"init={source!r}: holds {len(found)} words; expected an embedding of one")
     (rows,) = found.values()

@@ -6,6 +6,8 @@ warning, and the one before it is used.  Frozen weights are not stored, only the
 refused.
 """
 
+import errno
+import os
 import shutil
 import warnings
 import zlib
@@ -22,7 +24,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
-        self.folder = folder.absolute()
+        self.folder, self.damaged = folder.absolute(), set()
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, state, base, wait=False):
@@ -45,8 +47,11 @@ class Checkpoints:
     def restore(self, like, base):
         """Returns the newest whole state, or None where there is none; `like`: a state of the same shapes.
 
-        Raises ValueError when the checkpoints belong to another base model or another set of weights.
+        The names of damaged ones are in `damaged` then, those of earlier times too.
+        Raises ValueError when the checkpoints belong to another base model or another set of weights, and
+        PermissionError where one may not be read.
         """
+        self.damaged = {path.name for path in self.folder.glob("*.damaged")}
         for step in sorted(self.manager.all_steps(), reverse=True):
             meta = self._read(step, "meta", ocp.args.JsonRestore())
             if meta is not None:
@@ -62,7 +67,7 @@ class Checkpoints:
         """Returns a part of a checkpoint, None where it cannot be read."""
         try:
             return self.manager.restore(step, args=ocp.args.Composite(**{part: how}))[part]
-        except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):  # of this moment, not of the file
+        except (MemoryError, jax.errors.JaxRuntimeError):  # of this moment, not of the file
             raise
         except Exception as error:  # a damaged file can raise anything; the one before it may be whole
             warnings.warn(f"checkpoint {step}: {type(error).__name__} at its {part}", stacklevel=3)
@@ -70,9 +75,13 @@ class Checkpoints:
 
     def _put_aside(self, step):
         """Renames a damaged checkpoint: as long as one bears the newest step, Orbax saves none of a lower step."""
+        for path in (self.folder / str(step)).rglob("*"):
+            if not os.access(path, os.R_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         warnings.warn(f"checkpoint {step} is damaged; trying the one before it", stacklevel=3)
+        aside = self.folder / f"{step}.damaged"
+        self.damaged.add(aside.name)
         if jax.process_index() == 0:
-            aside = self.folder / f"{step}.damaged"
             shutil.rmtree(aside, ignore_errors=True)
             (self.folder / str(step)).rename(aside)
         self.manager.reload()

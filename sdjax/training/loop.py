@@ -6,6 +6,7 @@ Order of a run: model, split, data, optimizer, checkpoint (the newest whole one,
 export.  Run again with the same folder, it goes on from the newest checkpoint, to the same bits.
 """
 
+import os
 import shutil
 import signal
 from dataclasses import dataclass, field, replace
@@ -252,14 +253,19 @@ def _step(settings, tx):
 
 
 def _resumed(out, settings, state, base):
-    """Returns (Checkpoints of the run's folder, the newest whole state there, else `state`); writes config.json."""
+    """Returns (Checkpoints of the run's folder, the newest whole state there, else `state`); writes its settings."""
+    _same_run(out, settings, base)
     out.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(out / "checkpoints", settings.keep)
-    _same_run(out, settings)
     found = checkpoints.restore(state, base)
-    _none_was_lost(out, found)
-    with files.new_file(out / "config.json") as temporary:
-        files.write_json(temporary, configs.to_json(settings))
+    if found is None and checkpoints.damaged:  # a new start would go over what they led to
+        raise ValueError(
+            f"out={str(out)!r}: none of its checkpoints can be read ({', '.join(sorted(checkpoints.damaged))}); choose"
+            " another out=DIR, or move them away to start anew"
+        )
+    for name, value in (("config", configs.to_json(settings)), ("origin", {"base": base})):
+        with files.new_file(out / f"{name}.json") as temporary:
+            files.write_json(temporary, value)
     return checkpoints, state if found is None else jax.tree.map(jnp.asarray, found)
 
 
@@ -272,43 +278,40 @@ def _fit_microbatches(settings):
         raise ValueError(f"optim.accumulate={parts}: does not divide data.batch={settings.data.batch}")
 
 
-def _none_was_lost(out, found):
-    """Raises ValueError where checkpoints were damaged and none is left: a new start would go over what they led to."""
-    damaged = sorted(path.name for path in (out / "checkpoints").glob("*.damaged"))
-    if found is None and damaged:
-        raise ValueError(
-            f"out={str(out)!r}: none of its checkpoints can be read ({', '.join(damaged)}); choose another out=DIR, or"
-            " move them away to start anew"
-        )
-
-
 def fresh(out):
-    """Returns the folder of a new run as a Path, what an older run left there removed.
+    """Returns the folder of a new short run as a Path, what an older one left there removed.
 
-    Raises ValueError where it holds anything else.
+    Raises ValueError where it is no run's, or holds checkpoints.
     """
     out = Path(out)
-    if out.exists() and any(out.iterdir()):
+    if any(path.is_file() for path in out.rglob("*")):
         _settings(out)
+        if _has_checkpoints(out):
+            raise ValueError(f"out={str(out)!r}: holds a run with checkpoints; choose another folder, or remove it")
         shutil.rmtree(out)
     return out
+
+
+def _has_checkpoints(out):
+    """Returns whether a run's folder has any, whole or damaged."""
+    return (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir())
 
 
 def _settings(out):
     """Returns the JSON of the settings in a run's folder; raises ValueError where they are no run's."""
     path = out / "config.json"
-    found = files.read_json(path)
+    found = files.read_json(path) if path.is_file() else None
     if not isinstance(found, dict) or found.get(configs.CLASS) != Train.__name__:
-        raise ValueError(f"out={str(out)!r}: its config.json is not that of a run; choose another out=DIR")
+        raise ValueError(f"out={str(out)!r}: holds other files than a run's; choose another out=DIR")
     return found
 
 
-def _same_run(out, settings):
-    """Raises ValueError where the folder holds what was learned by another method or from other pictures, or no run."""
+def _same_run(out, settings, base):
+    """Raises ValueError where the folder holds what was learned by another method or from something else, or no run."""
     if not (out / "config.json").is_file():
         return
     old, new = _learned(_settings(out)), _learned(configs.to_json(settings))
-    if not any((out / "checkpoints").iterdir()) and not (out / "export").exists():
+    if not _has_checkpoints(out) and not (out / "export").exists():
         return
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
@@ -316,13 +319,17 @@ def _same_run(out, settings):
                 f"out={str(out)!r}: its run had {name}={old.get(name)!r}, this one has {new.get(name)!r}; choose"
                 " another out=DIR"
             )
+    origin = out / "origin.json"
+    if origin.is_file() and files.read_json(origin).get("base") != base:
+        raise ValueError(f"out={str(out)!r}: its run started from another model or picture; choose another out=DIR")
 
 
 def _learned(settings):
     """Returns {dotted name: value} of methods, words and pictures in a run's JSON; the rest may change on the way."""
     leaves = jax.tree_util.tree_leaves_with_path({name: settings.get(name) for name in ("method", "data")})
     named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-    return {name: leaf for name, leaf in named.items() if name.rpartition(".")[2] in ("class", "word", "path")}
+    kept = {name: leaf for name, leaf in named.items() if name.rpartition(".")[2] in ("class", "word", "path")}
+    return {name: os.path.realpath(leaf) if name.endswith(".path") else leaf for name, leaf in kept.items()}
 
 
 def _due(step, every, last=False):
