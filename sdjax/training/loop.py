@@ -188,7 +188,7 @@ def origin(settings, sd, init=None, picture=None):
 def train(settings, out):
     """Runs a config to its last step in the folder `out`, going on where its checkpoints end; returns the joined model.
 
-    Writes config.json metrics.jsonl checkpoints/ samples/ export/.
+    Writes config.json origin.json metrics.jsonl checkpoints/ samples/ export/.
     Raises ValueError for settings that do not fit, FloatingPointError at a loss, gradient or update that is not finite
     (nothing is written over the last good checkpoint, and no export), SystemExit(143) after SIGTERM, with a checkpoint
     written.
