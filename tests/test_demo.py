@@ -1,33 +1,19 @@
 """The main job from end to end: one picture in, pictures of its subject out; tiny models and the embedded one."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 from PIL import Image
+from programs import ROOT, photo
 
 import sdjax
-from sdjax import compiled, config
+from sdjax import config
 from sdjax.convert import e4t, export, pipeline
 from sdjax.data import pocketland
 from sdjax.methods.e4t import E4T
 from sdjax.training.loop import fresh, train
-
-ROOT = Path(__file__).parents[1]
-
-
-def program(path, monkeypatch):
-    """Returns the module of a program, which then keeps no compiled programs in the user's folder."""
-    monkeypatch.syspath_prepend(str((ROOT / path).parent))
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.pop(spec.name, None)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(compiled, "keep", lambda: None)
-    return module
 
 
 @pytest.fixture
@@ -37,14 +23,9 @@ def folder(tmp_path, key):
     return export.write(E4T(), frozen, trained, tmp_path / "model")
 
 
-def photo(path, seed=0):
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 32, 3), np.uint8)).save(path)
-    return str(path)
-
-
 def test_demo_leaves_pictures_times_and_a_model_for_pytorch(folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / "demo"
-    demo = program("sample/demo.py", monkeypatch)
+    demo = programs.load("sample/demo.py", monkeypatch)
     arguments = ["--model", str(folder), "--image", photo(tmp_path / "my photo.png"), "--steps", "1", "--out", str(out)]
     assert demo.main(arguments) == 0, capsys.readouterr().err
     with Image.open(out / "grid.png") as grid:
@@ -107,7 +88,7 @@ def test_the_embedded_encoder_sees_whom_it_looks_at():
     """Its pictures of two people of unlike hair have the hair of each, with no training at all."""
     sd, folder = pipeline.load("pocket"), pipeline.locate("pocket")
     place = pocketland.scene(1, context="room", style="photo", accessory="none")
-    people = [pocketland.identity(i) for i in range(pocketland.HELDOUT[0], pocketland.HELDOUT[0] + 200)]
+    people = [pocketland.identity(i) for i in range(pocketland.VALIDATION[0], pocketland.VALIDATION[0] + 200)]
     people = [
         next(who for who in people if who.hair_color == color and who.hair_style == "long") for color in ("red", "blue")
     ]

@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from programs import photo
 
-from sdjax import compiled, config, trees
+from sdjax import trees
 from sdjax.convert import export, pipeline
 from sdjax.data import batches
 from sdjax.data.batches import Data
@@ -32,7 +30,7 @@ from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.training import loop, optim, parallel
+from sdjax.training import optim, parallel
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.loop import Train, begin, default_loss, initial_state, make_step, train
 from sdjax.training.optim import Optim
@@ -248,12 +246,6 @@ def test_update_that_is_not_finite_stops_before_a_checkpoint(tmp_path):
     assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
-def photo(path, seed=0):
-    """Writes a picture of noise and returns its path as text."""
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), np.uint8)).save(path)
-    return str(path)
-
-
 def test_what_a_run_starts_from_is_told_by_what_was_loaded(tmp_path, monkeypatch):
     """Another device computes other last bits of the empty prompt's and the picture's features."""
     paths = [photo(tmp_path / f"{i}.png", i) for i in range(2)]
@@ -339,119 +331,6 @@ def test_bfloat16_recomputation_and_adafactor_together(tmp_path):
         if (np.asarray(one) != np.asarray(other, np.float32)).any()
     ]
     assert moved and all("attn2" in name for name in moved)
-
-
-@pytest.mark.parametrize(
-    ("item", "message"),
-    [
-        ("steps=-1", "steps=-1: expected a number from 0"),
-        ("seed=-1", "seed=-1: expected a number from 0"),
-        ("seed=18446744073709551616", "seed=18446744073709551616: expected a number from 0 to below 2"),
-        ("method.pattern=(", "method.pattern='[(]': is no regular expression"),
-        ("ema=1", "ema=1.0: expected a number from 0 to below 1"),
-        ("ema=-0.1", "ema=-0.1"),
-        ("min_snr=-5", "min_snr=-5.0: expected a number from 0"),
-        ("noise_offset=-1", "noise_offset=-1.0"),
-        ("checkpoint=-1", "checkpoint=-1: expected a number from 0"),
-        ("preview=-1", "preview=-1"),
-        ("log=-1", "log=-1"),
-        ("keep=0", "keep=0: expected a number from 1"),
-        ("compute=foo", "compute='foo': accepted are float32, bfloat16"),
-        ("frozen=int8", "frozen='int8': accepted are float32, bfloat16"),
-        ("data.size=-64", "data.size=-64: expected a number from 0"),
-        ("data.batch=0", "data.batch=0: expected a number from 1"),
-        ("data.dropout=1.5", "data.dropout=1.5: expected a number from 0 to 1"),
-        ("data.dropout=-0.1", "data.dropout=-0.1"),
-        ("data.flip=2", "data.flip=2.0: expected a number from 0 to 1"),
-        ("data.crop=middle", "data.crop='middle': accepted are center, random"),
-        ("data.concept=some", "data.concept='some': accepted are '', same, other"),
-        ("data.count=-1", "data.count=-1"),
-        ("optim.lr=-1e-4", "optim.lr=-0.0001: expected a number from 0"),
-        ("optim.lr=1e999", "optim.lr=inf"),
-        ("optim.kind=adam", "optim.kind='adam': accepted are adamw, muon, adafactor, sgd"),
-        ("optim.warmup=-1", "optim.warmup=-1"),
-        ("optim.end=2", "optim.end=2.0: expected a number from 0 to 1"),
-        ("optim.weight_decay=-1", "optim.weight_decay=-1.0"),
-        ("optim.betas=(0.9, 1)", r"optim.betas=\(0.9, 1.0\): expected two numbers from 0 to below 1"),
-        ("optim.clip=-1", "optim.clip=-1.0: expected a number above 0"),
-        ("optim.accumulate=0", "optim.accumulate=0: expected a number from 1"),
-        ("optim.rates=(('(', 1),)", "optim.rates=.* is no regular expression"),
-        ("optim.rates=(('unet', -1),)", "optim.rates=.*: expected factors from 0"),
-    ],
-)
-def test_settings_out_of_range_are_refused_in_one_line(item, message):
-    with pytest.raises(ValueError, match=message) as error:
-        config.override(RUN, [item])
-    assert "\n" not in str(error.value)
-
-
-def test_a_setting_of_a_part_is_called_by_its_whole_name():
-    settings = dataclasses.replace(RUN, method=Chain((E4T(), Full())))
-    for item, message in (
-        ("1.pattern=(", "method.parts.1.pattern='[(]': is no"),
-        ("0.features=x", "method.parts.0.feat"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            config.override(settings, [f"method.parts.{item}"])
-
-
-@pytest.fixture
-def program(monkeypatch):
-    """The program's main(), without a folder of compiled programs."""
-    spec = importlib.util.spec_from_file_location("run", ROOT / "train" / "run.py")
-    run = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(run)
-    monkeypatch.setattr(compiled, "keep", lambda: None)
-    return run.main
-
-
-TINY = ["model=random:tiny", "data.size=32", "data.count=16", "steps=1"]
-
-
-@pytest.mark.parametrize(
-    ("items", "message"),
-    [
-        (["compute=foo"], "compute='foo': accepted are"),
-        (["data.path=pocketland", "data.mask=true"], "data.mask=True"),
-        (["data.path={photo}", "data.domain=face"], "data.domain='face'"),
-        (["data.path=pocketland", "method.pattern=("], "method.pattern='(': is no regular expression"),
-        (["data.path=pocketland", "out={photo}/run"], "Not a directory"),
-        (["data.path={photo}.txt"], "no such file or folder"),
-    ],
-)
-def test_bad_input_is_one_line_of_error(program, items, message, tmp_path, capsys):
-    path = photo(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_text("a face")
-    items = [f"out={tmp_path / 'out'}", *TINY, *(item.format(photo=path) for item in items)]
-    assert program([str(ROOT / "configs" / "full.py"), *items]) == 1
-    said = capsys.readouterr().err.strip()
-    assert said.startswith("error: ") and message in said and "\n" not in said
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_recipe_that_is_no_python_is_one_line_of_error(program, tmp_path, capsys):
-    (tmp_path / "recipe.py").write_text("def config():\n    return Train(\n")
-    assert program([str(tmp_path / "recipe.py")]) == 1
-    said = capsys.readouterr().err
-    assert re.fullmatch(r"error: config '.*recipe.py': .* \(.*recipe.py, line 2\)\n", said), said
-
-
-def test_long_errors_are_one_line_and_bugs_keep_their_traceback(program, tmp_path, monkeypatch, capsys):
-    recipe = [str(ROOT / "configs" / "full.py"), "data.path=pocketland"]
-
-    def fails(error):
-        def train(settings, out):
-            raise error
-
-        monkeypatch.setattr(loop, "train", train)
-
-    fails(PermissionError(13, "Permission denied", "outputs"))
-    assert program(recipe) == 1 and "error: [Errno 13] Permission denied: 'outputs'\n" == capsys.readouterr().err
-    fails(OSError("first line.\n\n  second line\n"))
-    assert program(recipe) == 1 and "error: first line. second line\n" == capsys.readouterr().err
-    fails(KeyError("mask"))
-    with pytest.raises(KeyError):
-        program(recipe)
 
 
 def test_contrastive_training_refuses_microbatches(tmp_path):

@@ -25,17 +25,17 @@ ITERATIONS, FACTORS = 5, (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024
 def packed(inner):
     """Returns a transformation of trees of weights that runs `inner` on {key: stack of matrices, or vector}."""
 
-    def pack(tree):
-        return _join(jax.tree.leaves(trees.map_names(_rows, tree)))
+    def rows(tree):
+        return jax.tree.leaves(trees.map_names(_rows, tree))
 
     def update(updates, state, params=None):
-        changed, state = inner.update(pack(updates), state, None if params is None else pack(params))
-        rows = jax.tree.leaves(trees.map_names(_rows, updates))
+        given = rows(updates)
+        changed, state = inner.update(_join(given), state, None if params is None else _join(rows(params)))
         leaves, treedef = jax.tree.flatten(updates)
-        parts = zip(leaves, _divide(changed, rows), strict=True)
+        parts = zip(leaves, _divide(changed, given), strict=True)
         return treedef.unflatten([part.reshape(leaf.shape) for leaf, part in parts]), state
 
-    return optax.GradientTransformation(lambda params: inner.init(pack(params)), update)
+    return optax.GradientTransformation(lambda params: inner.init(_join(rows(params))), update)
 
 
 def scale_by_muon(beta, rest):

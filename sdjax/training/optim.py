@@ -13,7 +13,6 @@ import optax
 
 from sdjax import config, trees
 from sdjax.training import muon
-from sdjax.training.muon import SMALL
 
 KINDS = ("adamw", "muon", "adafactor", "sgd")
 SCHEDULES = ("constant", "cosine", "linear")
@@ -92,7 +91,7 @@ def transform(optim, steps):
 def norm(tree):
     """Returns the global norm of a tree of gradients or updates, in float32; as one vector where the tree is small."""
     leaves = jax.tree.leaves(tree)
-    if trees.count(tree) <= SMALL:
+    if trees.count(tree) <= muon.SMALL:
         leaves = [jnp.concatenate([x.ravel() for x in leaves])]
     return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves))
 
@@ -102,7 +101,7 @@ def _as_vector(inner):
     flat = optax.flatten(inner)
 
     def of(tree):
-        return flat if 0 < trees.count(tree) <= SMALL else inner
+        return flat if 0 < trees.count(tree) <= muon.SMALL else inner
 
     return optax.GradientTransformation(
         lambda params: of(params).init(params), lambda updates, *rest: of(updates).update(updates, *rest)

@@ -1,0 +1,29 @@
+"""Programs as modules, and pictures to give them."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sdjax import compiled
+
+ROOT = Path(__file__).parents[1]
+
+
+def load(path, monkeypatch):
+    """Returns the module of a program, which then keeps no compiled programs in the user's folder."""
+    monkeypatch.syspath_prepend(str((ROOT / path).parent))
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.pop(spec.name, None)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(compiled, "keep", lambda: None)
+    return module
+
+
+def photo(path, seed=0):
+    """Writes a picture of noise and returns its path as text."""
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), np.uint8)).save(path)
+    return str(path)
