@@ -59,7 +59,8 @@ def run(options):
     from sdjax import compiled, config, generate, grid, records, sources
     from sdjax.convert import e4t, pipeline
     from sdjax.data import images
-    from sdjax.training.loop import fresh, train
+    from sdjax.training.folder import fresh
+    from sdjax.training.loop import train
 
     compiled.keep()
     out = Path(options.out)

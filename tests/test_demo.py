@@ -13,7 +13,8 @@ from sdjax import config
 from sdjax.convert import e4t, export, pipeline
 from sdjax.data import pocketland
 from sdjax.methods.e4t import E4T
-from sdjax.training.loop import fresh, train
+from sdjax.training.folder import fresh
+from sdjax.training.loop import train
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ Order of a run: model, split, data, optimizer, checkpoint (the newest whole one,
 export.  Run again with the same folder, it goes on from the newest checkpoint, to the same bits.
 """
 
-import os
-import shutil
 import signal
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,13 +16,13 @@ import numpy as np
 
 from sdjax import config as configs
 from sdjax import trees
-from sdjax.convert import export, files, pipeline
+from sdjax.convert import export, pipeline
 from sdjax.data import batches
 from sdjax.data.batches import Data
 from sdjax.diffusion.loss import diffusion_loss
 from sdjax.methods.full import Full
+from sdjax.training import folder, parallel, preview
 from sdjax.training import optim as optimizers
-from sdjax.training import parallel, preview
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.log import Log
 from sdjax.training.optim import Optim
@@ -254,8 +252,7 @@ def _step(settings, tx):
 
 def _resumed(out, settings, state, base):
     """Returns (Checkpoints of the run's folder, the newest whole state there, else `state`); writes its settings."""
-    _same_run(out, settings, base)
-    out.mkdir(parents=True, exist_ok=True)
+    folder.check(out, settings, base)
     checkpoints = Checkpoints(out / "checkpoints", settings.keep)
     found = checkpoints.restore(state, base)
     if found is None and checkpoints.damaged:  # a new start would go over what they led to
@@ -263,9 +260,7 @@ def _resumed(out, settings, state, base):
             f"out={str(out)!r}: none of its checkpoints can be read ({', '.join(sorted(checkpoints.damaged))}); choose"
             " another out=DIR, or move them away to start anew"
         )
-    for name, value in (("config", configs.to_json(settings)), ("origin", {"base": base})):
-        with files.new_file(out / f"{name}.json") as temporary:
-            files.write_json(temporary, value)
+    folder.write(out, settings, base)
     return checkpoints, state if found is None else jax.tree.map(jnp.asarray, found)
 
 
@@ -276,60 +271,6 @@ def _fit_microbatches(settings):
         raise ValueError(f"optim.accumulate={parts}: {type(method).__name__} needs the whole batch; use 1")
     if settings.data.batch % parts:
         raise ValueError(f"optim.accumulate={parts}: does not divide data.batch={settings.data.batch}")
-
-
-def fresh(out):
-    """Returns the folder of a new short run as a Path, what an older one left there removed.
-
-    Raises ValueError where it is no run's, or holds checkpoints.
-    """
-    out = Path(out)
-    if any(path.is_file() for path in out.rglob("*")):
-        _settings(out)
-        if _has_checkpoints(out):
-            raise ValueError(f"out={str(out)!r}: holds a run with checkpoints; choose another folder, or remove it")
-        shutil.rmtree(out)
-    return out
-
-
-def _has_checkpoints(out):
-    """Returns whether a run's folder has any, whole or damaged."""
-    return (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir())
-
-
-def _settings(out):
-    """Returns the JSON of the settings in a run's folder; raises ValueError where they are no run's."""
-    path = out / "config.json"
-    found = files.read_json(path) if path.is_file() else None
-    if not isinstance(found, dict) or found.get(configs.CLASS) != Train.__name__:
-        raise ValueError(f"out={str(out)!r}: holds other files than a run's; choose another out=DIR")
-    return found
-
-
-def _same_run(out, settings, base):
-    """Raises ValueError where the folder holds what was learned by another method or from something else, or no run."""
-    if not (out / "config.json").is_file():
-        return
-    old, new = _learned(_settings(out)), _learned(configs.to_json(settings))
-    if not _has_checkpoints(out) and not (out / "export").exists():
-        return
-    for name in {**old, **new}:
-        if old.get(name) != new.get(name):
-            raise ValueError(
-                f"out={str(out)!r}: its run had {name}={old.get(name)!r}, this one has {new.get(name)!r}; choose"
-                " another out=DIR"
-            )
-    origin = out / "origin.json"
-    if origin.is_file() and files.read_json(origin).get("base") != base:
-        raise ValueError(f"out={str(out)!r}: its run started from another model or picture; choose another out=DIR")
-
-
-def _learned(settings):
-    """Returns {dotted name: value} of methods, words and pictures in a run's JSON; the rest may change on the way."""
-    leaves = jax.tree_util.tree_leaves_with_path({name: settings.get(name) for name in ("method", "data")})
-    named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-    kept = {name: leaf for name, leaf in named.items() if name.rpartition(".")[2] in ("class", "word", "path")}
-    return {name: os.path.realpath(leaf) if name.endswith(".path") else leaf for name, leaf in kept.items()}
 
 
 def _due(step, every, last=False):
