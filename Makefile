@@ -1,6 +1,8 @@
 # make demo   personalise the embedded model from one image; pictures and timings in outputs/demo/
 # make test   the test suite; make test-slow what takes longer
 # Both make .venv and install what they need first.  Everything else is the same programs with their main arguments:
+#   make tune IMAGE=photo.png, train-encoder, compare, verify-pytorch, bench; install, lint, format
+#   make clean  removes .venv and build; outputs/ stays
 #   MODEL   pocket, a diffusers folder, a single file or a hub id        IMAGE   one photo
 #   DATA    pocketland, or a folder of images                            CONFIG  a recipe in configs/
 #   ARGS    further a.b=value overrides, or --flags of the program       ACCEL   cpu, cuda or tpu
@@ -64,7 +66,7 @@ format: $(TEST)
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf .venv build outputs *.egg-info
+	rm -rf .venv build *.egg-info
 
 # The environment.  The stamps make the second time instant; a change of the requirements installs again.
 # uv is ten times faster than pip, but reads no pip.conf: where it finds nothing, pip does it.

@@ -28,7 +28,8 @@ from sdjax.data.batches import Data
 from sdjax.methods.chain import Chain
 from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
-from sdjax.training.loop import Train, fresh, train
+from sdjax.training.folder import fresh
+from sdjax.training.loop import Train, train
 from sdjax.training.optim import Optim
 
 RECIPES = Path(__file__).parents[1] / "configs"

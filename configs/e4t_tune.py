@@ -1,6 +1,7 @@
 """5 to 15 steps of E4T on one image: the encoder's head, the offsets and the whole UNet of a Stable Diffusion.
 
     make tune MODEL=outputs/e4t_pretrain/export IMAGE=photo.png
+    make tune MODEL=outputs/e4t_pretrain/export IMAGE=cat.png ARGS="method.parts.0.domain=cat data.templates=object"
 
 The model is what configs/e4t_pretrain.py wrote: a folder with an e4t/ part.  The batch is 16 copies of the image with
 times, noise and templates of their own; the rate is the unofficial code's, 1e-6 for each of them.

@@ -1,8 +1,8 @@
 """Makes a picture four times as large, with Stable Diffusion's x4 upscaler or, without words, with LDM-SR.
 
-python sample/upscale.py --model x4-upscaler --image small.png --prompt "a white cat"
-python sample/upscale.py --model x4-upscaler --image small.png --prompt "" --preset 64-256
-python sample/upscale.py --model ldm-sr.ckpt --image small.png --eta 1
+python sample/upscale.py --model X4_FOLDER --image small.png --prompt "a white cat"
+python sample/upscale.py --model X4_FOLDER --image small.png --prompt "" --preset 64-256
+python sample/upscale.py --model LDM-SR.ckpt --image small.png --eta 1
 """
 
 import sys

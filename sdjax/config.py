@@ -11,6 +11,7 @@ that it may name are given by the caller.  Types are those of the fields' annota
 import ast
 import dataclasses
 import difflib
+import inspect
 import math
 import re
 import runpy
@@ -93,21 +94,27 @@ def check(config, prefix="", **accepted):
 
 
 def describe(path):
-    """Returns a recipe's docstring and all its settings with their values, a line each: what --help shows."""
-    config = load(path)
+    """Returns a recipe's docstring, its settings with their values and what they mean: what --help shows."""
     text = runpy.run_path(str(path)).get("__doc__") or ""
-    return text.strip() + "\n\nsettings (change them with name=value):\n" + "\n".join(_lines(config, ""))
+    found = list(_walk(load(path), ""))
+    settings = [f"  {name} = {value!r}" for name, value in found if not _is_dataclass(value)]
+    meant = {type(value): f"{name}: {inspect.getdoc(value)}" for name, value in found if name and _is_dataclass(value)}
+    run = [inspect.getdoc(value) for name, value in found if not name]
+    settings = "\n".join(["settings (change them with name=value):", *settings])
+    return "\n\n".join([text.strip(), settings, *run, *meant.values()])
 
 
-def _lines(value, name):
+def _walk(value, name):
+    """Yields (dotted name, value) of a nested dataclass and of all that is in it."""
     if _is_dataclass(value):
+        yield name, value
         for field in dataclasses.fields(value):
-            yield from _lines(getattr(value, field.name), _join(name, field.name))
+            yield from _walk(getattr(value, field.name), _join(name, field.name))
     elif isinstance(value, tuple) and value and all(map(_is_dataclass, value)):
         for i, item in enumerate(value):
-            yield from _lines(item, _join(name, str(i)))
+            yield from _walk(item, _join(name, str(i)))
     else:
-        yield f"  {name} = {value!r}"
+        yield name, value
 
 
 def to_json(config):

@@ -361,10 +361,15 @@ def _texts(sd, job, before):
     """Returns (sd, cond, negative), negative None without guidance."""
     if sd.text_encoder is None:  # LDM-SR reads no words
         return sd, {}, None
+    sd = sd.replace(conditioners=tuple(c.replace(skip=job.skip) if hasattr(c, "skip") else c for c in sd.conditioners))
     if job.grammar != "plain":
         options = dict(steps=job.steps, skip=job.skip, grammar=job.grammar, weighting=job.weighting, before=before)
         return prompt.condition(sd, job.prompts, job.negative if job.guided else None, **options)
-    return sd, words(sd, job.prompts, job.skip), words(sd, job.negative, job.skip) if job.guided else None
+    cond, negative = words(sd, job.prompts, job.skip), words(sd, job.negative, job.skip) if job.guided else None
+    learned = [c.word for c in sd.conditioners if hasattr(c, "word")]
+    if negative is not None and any(np.isin(negative["ids"], word).any() for word in learned):
+        cond = {**cond, "negative": negative}  # what a conditioner makes anew in every step
+    return sd, cond, negative
 
 
 def words(sd, prompts, skip=0):

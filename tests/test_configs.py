@@ -29,6 +29,14 @@ def test_recipe_describes_itself(path):
     text = config.describe(path)
     assert "python train/run.py" in text or "make " in text
     assert "optim.lr = " in text
+    for meaning in (
+        "A run's settings",
+        "data: Which pictures",
+        "optim: An optimizer's",
+        "noise_offset: ",
+        "templates: ",
+    ):
+        assert meaning in text
 
 
 QUICK = "textual_inversion.py"  # the laws train every method; the other recipes run in `make test-slow`

@@ -40,6 +40,8 @@ def test_command_is_understood(command):
     if words[0] == "make":
         run = subprocess.run(["make", "-n", *words[1:], *settings], cwd=ROOT, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
+        for program, given in re.findall(r"((?:sample|benchmarks)/\w+\.py)(.*)", run.stdout):
+            assert not set(re.findall(r"--[a-z-]+", given)) - options(ROOT / program)
     elif words[1] == "-m":
         assert importlib.util.find_spec(words[2]), words[2]
     elif words[1] == "train/run.py":

@@ -101,6 +101,52 @@ def _inputs(sd, text):
     return jax.random.normal(jax.random.key(1), (1, 16, 16, 4)), jnp.array([300.0]), cond
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        dict(prompts=["a *s"], skip=1),
+        dict(prompts=["a photo"], negative="a *s"),
+        dict(prompts=["a photo AND a *s"], grammar="a1111"),
+        dict(prompts=["a photo"], negative="a *s", grammar="a1111", skip=1),
+    ],
+    ids=lambda how: " ".join(map(str, how)),
+)
+def test_the_word_is_the_encoders_wherever_it_stands(sd, key, how):
+    """An encoder that always says the same is a fixed row of the token table; so must the pictures be."""
+    method = E4T()
+    trained, frozen = method.split(sd, key)
+    move = jax.random.normal(jax.random.key(5), trained["head"]["final"]["bias"].shape)
+    trained = {**trained, "head": {**trained["head"], "final": {**trained["head"]["final"], "bias": move}}}
+    joined = look(method.join(frozen, trained), jnp.zeros((32, 32, 3)))
+    row = frozen.embed(frozen.tokenize(["face"]))[0, 1] + method.scale * move
+    fixed = frozen.with_rows(frozen.words["*s"], row[None])
+    pictures = [sdjax.text2img(model, seeds=[0], steps=2, guidance=4.0, **how) for model in (joined, fixed, frozen)]
+    assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 1
+    assert np.abs(pictures[0].astype(int) - pictures[2]).max() > 1
+
+
+def test_a_tower_that_trains_keeps_the_picture(sd, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    method = E4T(vision=True)
+    settings = Train(
+        model="random:tiny",
+        method=method,
+        data=Data(path=str(tmp_path / "a.png"), word="*s", templates="face", size=32),
+    )
+    trained, frozen, data, _ = begin(settings)
+    trained = {**trained, "head": noised(trained["head"])}
+    joined = method.join(frozen, trained)
+    z, t, cond = _inputs(joined, "a *s")
+    one, other = (
+        joined.denoise(z, t, {**cond, "concept": pixels})[0] for pixels in (data.single[None], 0 * data.single[None])
+    )
+    del cond["concept"]
+    assert np.array_equal(joined.denoise(z, t, cond)[0], one) and not np.array_equal(one, other)
+    export.write(method, frozen, trained, tmp_path / "out")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "e4t" / "concept.png")), picture)
+
+
 def test_domain_must_be_one_token(sd, key):
     with pytest.raises(ValueError, match="method.domain='watercolor face': is 2 tokens"):
         E4T(domain="watercolor face").split(sd, key)

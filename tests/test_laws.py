@@ -130,3 +130,5 @@ def test_loss_of_an_example_does_not_depend_on_its_batch():
 def test_full_must_come_last_in_a_chain():
     with pytest.raises(ValueError, match="Full takes weights away"):
         Chain((Full(), E4T()))
+    with pytest.raises(ValueError, match="Clip has a loss of its own; it trains alone"):
+        Chain((TextualInversion("<new>"), Clip()))

@@ -63,7 +63,7 @@ def test_command_writes_what_the_run_exported(run, tmp_path, capfd):
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "e4t tuning" else []) for name in METHODS]
 )
 def test_every_method_writes_what_its_run_exported(name, tmp_path):
-    data = RUN.data
+    data = dataclasses.replace(RUN.data, word="<new>" if name == "textual inversion" else "")
     if name == "e4t tuning":
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)).save(tmp_path / "a.png")
         data = dataclasses.replace(data, path=str(tmp_path / "a.png"), word="*s", concept="same")

@@ -523,6 +523,22 @@ def test_words_beside_clips_vocabulary(tiny, tmp_path, monkeypatch):
     refused(lambda: pipeline.save(worded, tmp_path / "words.safetensors", "single-file"), "<me>")
 
 
+def test_words_go_into_embeddings_beside_the_file(tiny, tmp_path, monkeypatch, capsys):
+    """As a subject that E4T was tuned on reaches A1111: the model as one file, its word as another."""
+    monkeypatch.setattr(single_file, "LANDMARKS", {})
+    sd, _ = tiny
+    rows = np.random.default_rng(0).normal(size=(2, sd.networks.text_encoder.config.hidden_size)).astype(np.float32)
+    worded = sd.add_word("*s", 1).add_word("<s>", 2).add_word("*_*", 1)
+    worded = worded.with_rows(worded.words["<s>"], jnp.asarray(rows))
+    pipeline.save(worded, tmp_path / "model")
+    assert main([str(tmp_path / "model"), str(tmp_path / "cat.safetensors")]) == 0
+    names_there = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert names_there == ["cat-_.safetensors", "cat-s-1.safetensors", "cat-s.safetensors", "cat.safetensors"]
+    table = single_file.CLIP + "text_model.embeddings.token_embedding.weight"
+    assert len(state_of(tmp_path / "cat.safetensors")[0][table]) == sd.tokenizer.size
+    assert np.array_equal(state_of(tmp_path / "cat-s-1.safetensors")[0]["<s>"], rows)
+
+
 def test_metadata_for_other_tools():
     sd = pipeline.load("random:tiny")
     unet = dataclasses.replace(sd.networks.unet.config, cross_attention_dim=1024, sample_size=96)

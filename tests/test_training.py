@@ -1,6 +1,7 @@
 """Runs: resumed to the same bits, alike in every parallel mode, stopped by signals and numbers that are not finite."""
 
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -30,7 +31,7 @@ from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.training import optim, parallel
+from sdjax.training import loop, optim, parallel
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.loop import Train, begin, default_loss, initial_state, make_step, train
 from sdjax.training.optim import Optim
@@ -171,6 +172,28 @@ def test_a_checkpoint_that_may_not_be_read_is_not_damaged(tmp_path, monkeypatch)
     assert (tmp_path / "1").is_dir()
 
 
+def test_a_machine_that_fails_while_reading_damages_no_checkpoint(tmp_path, monkeypatch):
+    state = {"step": np.int32(1), "trained": {"w": np.zeros(3, np.float32)}}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state, "base", wait=True)
+
+    def fails(*inputs, **options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoints.manager, "restore", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        checkpoints.restore(state, "base")
+    assert (tmp_path / "1").is_dir()
+
+
+def test_a_run_goes_on_with_other_clipping_decay_and_rates(tmp_path):
+    train(dataclasses.replace(TOY, steps=1, checkpoint=1, optim=Optim(clip=None, weight_decay=0.0)), tmp_path)
+    train(dataclasses.replace(TOY, steps=2, optim=Optim(clip=1.0, rates=(("rows", 0.5),))), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("[0-9]*")) == ["1", "2"]
+    with pytest.raises(ValueError, match="another state, of another kind of optim or ema"):
+        train(dataclasses.replace(TOY, steps=3, ema=0.9), tmp_path)
+
+
 def test_another_base_model_is_refused(tmp_path):
     state = {"step": np.int32(1), "trained": {"w": np.zeros(3, np.float32)}}
     Checkpoints(tmp_path).save(state, "base", wait=True)
@@ -181,7 +204,7 @@ def test_another_base_model_is_refused(tmp_path):
 def test_other_weights_of_the_same_names_are_refused(tmp_path):
     state = {"step": np.int32(1), "trained": {"w": np.zeros(3, np.float32)}}
     Checkpoints(tmp_path).save(state, "base", wait=True)
-    with pytest.raises(ValueError, match="other trained weights"):
+    with pytest.raises(ValueError, match="another state, of another trained weights"):
         Checkpoints(tmp_path).restore({**state, "trained": {"w": np.zeros(4, np.float32)}}, "base")
 
 
@@ -296,6 +319,48 @@ def test_a_word_that_nobody_trains_is_refused(changes, message):
     begin(dataclasses.replace(settings, method=TextualInversion("<new>")))
 
 
+def test_a_word_that_no_prompt_holds_is_refused(tmp_path):
+    photo(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a face")
+    data = Data(path=str(tmp_path), size=32, word="<new>")
+    settings = dataclasses.replace(TOY, method=TextualInversion("<new>"), data=data)
+    with pytest.raises(ValueError, match="data.word='<new>': no prompt holds '<new>', which the method trains"):
+        begin(settings)
+    with pytest.raises(ValueError, match="data.word='': no prompt holds '<new>'"):
+        begin(dataclasses.replace(settings, data=DATA))
+    (tmp_path / "a.txt").write_text("a photo of <new>")
+    begin(settings)
+
+
+def test_models_that_the_loss_is_not_for_are_refused():
+    sd = pipeline.load("random:tiny")
+    wide = sd.networks.unet.clone(config=dataclasses.replace(sd.networks.unet.config, in_channels=9))
+    with pytest.raises(ValueError, match="a UNet of 9 channels; .* a latent of 4, not for inpainting"):
+        loop._fit(RUN, sd.replace(networks=dataclasses.replace(sd.networks, unet=wide)))
+    loop._fit(dataclasses.replace(RUN, method=Vae()), sd.replace(networks=dataclasses.replace(sd.networks, unet=wide)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(method=Full(("vae",))), r"method.parts=\('vae',\): the diffusion loss teaches unet"),
+        (dict(method=Full(("image_encoder",))), "method.parts"),
+        (dict(method=Vae(), min_snr=5.0), "min_snr=5.0: Vae has a loss of its own"),
+        (dict(method=Clip(), noise_offset=0.1), "noise_offset=0.1: Clip"),
+        (dict(method=Vae(), data=dataclasses.replace(DATA, mask=True)), "data.mask=True: Vae"),
+    ],
+)
+def test_methods_and_losses_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        begin(dataclasses.replace(RUN, **changes))
+
+
+def test_rates_that_match_nothing_are_said(tmp_path, capsys):
+    train(dataclasses.replace(TOY, steps=1, optim=Optim(rates=(("^rows", 0.5), ("^1.unet", 0.1)))), tmp_path)
+    said = capsys.readouterr().out
+    assert "optim.rates: '^1.unet' matches nothing" in said and "'^rows'" not in said
+
+
 def test_a_refused_run_leaves_the_folder_as_it_is(tmp_path):
     train(dataclasses.replace(TOY, steps=1), tmp_path / "run")
     before = (tmp_path / "run" / "config.json").read_text()
@@ -304,7 +369,9 @@ def test_a_refused_run_leaves_the_folder_as_it_is(tmp_path):
         (dict(model="new:tiny"), "its run started from another model or picture; choose"),
         (dict(method=Full(("unet",), "attn2")), "its run had method.class='Toy', this one has 'Full'; choose"),
         (dict(data=dataclasses.replace(TOY.data, word="*s")), "its run had data.word='', this one has '[*]s'; choose"),
-        (dict(optim=Optim(accumulate=3)), "optim.accumulate=3: does not divide data.batch=4"),
+        (dict(optim=Optim(accumulate=3)), "optim.accumulate=3: on 1 device does not divide data.batch=4"),
+        (dict(optim=Optim(accumulate=2), parallel="pmap"), "optim.accumulate=2: on 4 devices does not divide"),
+        (dict(data=dataclasses.replace(TOY.data, concept="same")), "data.concept='same': only E4T looks"),
     ):
         with pytest.raises(ValueError, match=message):
             train(dataclasses.replace(TOY, **change), tmp_path / "run")
@@ -424,6 +491,7 @@ def test_killed_run_ends_as_the_undisturbed_one(tmp_path, kill, undisturbed):
     begun = [line["step"] for line in lines if line.get("event") in ("started", "resumed")]
     assert len(begun) == 2 and 0 < begun[1] < STEPS
     before = max(line["step"] for line in lines[: lines.index({"step": begun[1], "event": "resumed"})])
+    assert all(line["gradient"] > 0 for line in lines if "gradient" in line)  # what it learns comes from its pictures
     assert begun[1] >= before - 10  # what is logged every 10 steps has a checkpoint of every step behind it
 
 

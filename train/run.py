@@ -4,7 +4,8 @@
 
 CONFIG is a Python file with a function config(), such as configs/textual_inversion.py; every setting can be changed on
 the command line, e.g. optim.lr=1e-4 method.vectors=2 data.path=photos/cat.  DIR (default outputs/NAME of the config)
-gets config.json metrics.jsonl checkpoints/ samples/ export/.  Run the same line again and it goes on where it stopped.
+gets config.json origin.json metrics.jsonl checkpoints/ samples/ export/.  Run the same line again and it goes on from
+the newest checkpoint.
 
     python train/run.py CONFIG --help      what the config does, and all its settings
 """
@@ -35,7 +36,7 @@ def main(arguments):
         print(f"error: {_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; run the same line again to go on from the newest checkpoint", file=sys.stderr)
+        print("interrupted; the same line goes on from the newest checkpoint, where there is one", file=sys.stderr)
         return 130
     return 0
 

@@ -1,8 +1,9 @@
 """Converts a model: python -m sdjax.convert SRC DST [--format diffusers|single-file] [--dtype float16] ...
 
 A model with an e4t/ keeps it; one that looks at a picture becomes a plain model, with the offsets in its weights and
-the word as a row of its token table.  A run's folder, or one of its checkpoints, is handed to sdjax.training.export,
-a program of its own: training lies above this package, which cannot import it.
+the word as a row of its token table.  A single file has no place for words beside CLIP's vocabulary: each becomes an
+embedding beside it.  A run's folder, or one of its checkpoints, is handed to sdjax.training.export, a program of its
+own: training lies above this package, which cannot import it.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 
-from sdjax.convert import e4t, export, files, lpips, pipeline
+from sdjax.convert import e4t, embeddings, export, files, lpips, pipeline, single_file
 from sdjax.methods.e4t import Encoder, plain
 
 
@@ -55,13 +56,28 @@ def main(arguments=None):
                 pipeline.locate(options.source, options.variant), options.dtype, not options.no_reference
             )
         print(f"read {options.source} in {time.monotonic() - start:.1f} s", flush=True)
+        words = {}
+        if form == "single-file" and sd.words and single_file.has_usual_words(sd):
+            sd, words = embeddings.taken(sd)
         size = int(options.shard_size * 1e9)
         folder = pipeline.save(sd, options.destination, form, dtype=options.dtype, shard_size=size, extras=extras)
+        for word, path in _beside(folder, words).items():
+            print(f"wrote {embeddings.write(path, {word: words[word]})}: an embedding, the word {word}")
     except (ValueError, OSError) as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1
     print(f"wrote {folder} in {time.monotonic() - start:.1f} s")
     return 0
+
+
+def _beside(path, words):
+    """Returns {word: its file beside a checkpoint}; A1111 takes a file's name for the word: cat.safetensors, cat-s."""
+    found = {}
+    for i, word in enumerate(words):
+        letters = "".join(letter for letter in word if letter.isalnum() or letter in "-_")
+        place = path.with_name(f"{path.stem}-{letters or i}.safetensors")
+        found[word] = place.with_stem(f"{place.stem}-{i}") if place in found.values() else place
+    return found
 
 
 def _hand_over(parser, options):

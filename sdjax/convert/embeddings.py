@@ -14,11 +14,13 @@ a picture (PNG) with the text sd-ti-embedding, A1111's; the word is the file's n
 
 import base64
 import json
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
 
 from sdjax import trees
+from sdjax.convert import files
 from sdjax.stable_diffusion import TOKENS
 
 UNNAMED = ("*", "emb_params", "emp_params", "clip_l")  # keys that are no word
@@ -102,6 +104,32 @@ def add(sd, words, path):
         sd = _with_room(sd, len(rows)).add_word(word, len(rows))
         sd = sd.with_rows(sd.words[word], jnp.asarray(rows))
     return sd
+
+
+def taken(sd):
+    """Returns (sd without placeholder words, {word: float32 rows [n C]}), for formats with no place for words."""
+    table = trees.flatten(sd.text_encoder)[TOKENS]
+    words = {word: np.asarray(table[ids], np.float32) for word, ids in sd.words.items()}
+    tokenizer = replace(sd.tokenizer, added=tuple(token for token in sd.tokenizer.added if token["special"]))
+    network = sd.networks.text_encoder
+    network = network.clone(config=replace(network.config, vocab_size=tokenizer.size))
+    return sd.replace(
+        tokenizer=tokenizer,
+        words={},
+        networks=replace(sd.networks, text_encoder=network),
+        text_encoder=trees.edit(sd.text_encoder, f"^{TOKENS}$", lambda name, weight: weight[: tokenizer.size]),
+    ), words
+
+
+def write(path, words, about=None):
+    """Writes {word: rows [n C]} as diffusers' learned_embeds.safetensors and returns its path; about: metadata.
+
+    A file of one word is also what A1111 and ComfyUI read: there the word is the file's name.
+    """
+    tensors = {word: files.Tensor(rows.shape, "float32", lambda rows=rows: rows) for word, rows in words.items()}
+    with files.new_file(path) as temporary:
+        files.write_safetensors(temporary, tensors, {"format": "pt", **(about or {})})
+    return path
 
 
 def _with_room(sd, rows):

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.convert import adapters, e4t, files, pipeline
+from sdjax.convert import adapters, e4t, embeddings, pipeline
 from sdjax.methods.chain import Chain, named_part
 from sdjax.methods.e4t import E4T
 from sdjax.methods.textual_inversion import TextualInversion
@@ -88,13 +88,8 @@ def _write_rows(method, trained, destination):
     """Writes {word: rows [vectors C]}, the layout of diffusers' learned_embeds.safetensors, and who learned them."""
     destination.mkdir(parents=True, exist_ok=True)
     path = destination / "learned_embeds.safetensors"
-    rows = np.asarray(trained["rows"], np.float32)
-    with files.new_file(path) as temporary:
-        tensor = files.Tensor(rows.shape, "float32", lambda: rows)
-        settings = json.dumps(dataclasses.asdict(method))
-        about = {"format": "pt", "method": type(method).__name__, "settings": settings}
-        files.write_safetensors(temporary, {method.word: tensor}, about)
-    return path
+    about = {"method": type(method).__name__, "settings": json.dumps(dataclasses.asdict(method))}
+    return embeddings.write(path, {method.word: np.asarray(trained["rows"], np.float32)}, about)
 
 
 def _read_rows(trained, frozen, source):

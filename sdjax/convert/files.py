@@ -258,9 +258,7 @@ def new_folder(folder, mark, parts=(), size=0):
     if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
         raise ValueError(f"{folder}: holds other files and no {mark}; choose a new or empty folder")
     temporary = _temporary(folder)
-    free = shutil.disk_usage(temporary.parent).free
-    if size > free:
-        raise ValueError(f"{folder}: {size / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free")
+    check_room(folder, size)
     try:
         temporary.mkdir()
         yield temporary
@@ -275,6 +273,13 @@ def new_folder(folder, mark, parts=(), size=0):
         shutil.rmtree(temporary, ignore_errors=True)
         raise _explained(error, folder) from error
     shutil.rmtree(temporary, ignore_errors=True)  # after the change of places: the old folder
+
+
+def check_room(path, size):
+    """Raises ValueError where there are fewer than `size` bytes free beside `path`, whose folder exists."""
+    free = shutil.disk_usage(pathlib.Path(path).parent).free
+    if size > free:
+        raise ValueError(f"{path}: {size / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free")
 
 
 def _temporary(path):

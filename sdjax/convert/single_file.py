@@ -326,8 +326,7 @@ def write(sd, destination, dtype=None):
     path = pathlib.Path(destination)
     if path.suffix != ".safetensors" or path.is_dir():
         raise ValueError(f"{path}: a single file; a name that ends in .safetensors is expected")
-    vocabulary = {} if sd.tokenizer is None else sd.tokenizer.vocabulary
-    usual = sd.tokenizer is None or all(vocabulary.get(token) == number for token, number in LANDMARKS.items())
+    usual = has_usual_words(sd)
     if usual and sd.words:
         words = ", ".join(sd.words)
         raise ValueError(f"{path}: a single file has no place for the words {words}; save a diffusers folder instead")
@@ -340,6 +339,12 @@ def write(sd, destination, dtype=None):
     with files.new_file(path) as temporary:
         files.write_safetensors(temporary, tensors, metadata)
     return path
+
+
+def has_usual_words(sd):
+    """Returns whether a model has CLIP's vocabulary, which no file brings along, or none."""
+    vocabulary = {} if sd.tokenizer is None else sd.tokenizer.vocabulary
+    return sd.tokenizer is None or all(vocabulary.get(token) == number for token, number in LANDMARKS.items())
 
 
 def _renamed(tensors, network, prefix):

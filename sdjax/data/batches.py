@@ -18,6 +18,7 @@ from sdjax.data import cache, folder, sources
 from sdjax.stable_diffusion import to_pixels
 
 CONCEPTS = ("", "same", "other")
+MOST = 4096  # prompts that are looked through for a word
 THREADS, AHEAD = 2, 8  # decoding threads, and examples that wait for the device
 
 
@@ -25,7 +26,9 @@ THREADS, AHEAD = 2, 8  # decoding threads, and examples that wait for the device
 class Data:
     """Which pictures and words.
 
-    path: a folder of images, one image, or "pocketland" (the drawn world).  word: what captions call the subject.
+    path: a folder of images, one image, or "pocketland" (the drawn world).  A folder's captions lie in NAME.txt or
+    metadata.jsonl, its masks in NAME.mask.png or the alpha channel; each sub-folder is a subject.
+    word: what captions call the subject.
     templates: "captions" (beside the pictures, or drawn with them), "object", "style", "face", ... or a template file.
     size: pixels of the square picture, 0 for the model's.  crop: "center" or "random".  flip: probability.
     dropout: probability of the empty prompt, for guidance.
@@ -86,6 +89,13 @@ class Batches:
     def __getitem__(self, step):
         """Returns this process's rows of the batch of a step."""
         return next(self.iterate(step, threads=0))
+
+    def mentions(self, tokens):
+        """Returns whether any of up to MOST of the source's prompts holds one of these token ids."""
+        captions = (
+            self.source.caption(i, np.random.default_rng((self.seed, i))) for i in range(min(len(self.source), MOST))
+        )
+        return any(np.isin(self.tokenizer([caption]), tokens).any() for caption in captions)
 
     def iterate(self, start=0, threads=THREADS):
         """Yields this process's rows of the batches of steps start, start + 1, ...; decoding runs ahead in threads."""

@@ -6,7 +6,6 @@ stale is used.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -14,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sdjax import trees
+from sdjax.convert import files
 from sdjax.stable_diffusion import to_pixels
 
 CHUNK = 64  # pictures per call of the autoencoder
@@ -63,16 +63,14 @@ def _file(folder, name, make):
     digest = hashlib.sha256(json.dumps(name).encode()).hexdigest()[:16]
     done = Path(folder) / f"{name[0]}-{digest}.npy"
     if not done.exists():
-        done.parent.mkdir(parents=True, exist_ok=True)
-        work = done.with_suffix(f".part{os.getpid()}")
-        make(work)
-        work.rename(done)
+        with files.new_file(done) as work:
+            make(work)
     return np.load(done, mmap_mode="r")
 
 
 def _draw(source, file):
     first = source.picture(0)
-    pictures = np.lib.format.open_memmap(file, "w+", np.uint8, (len(source), *first.shape))
+    pictures = _open(file, np.uint8, (len(source), *first.shape))
     for i in tqdm(range(len(source)), desc="pictures", unit="picture", dynamic_ncols=True):
         pictures[i] = source.picture(i)
     pictures.flush()
@@ -86,6 +84,12 @@ def _encode(pictures, sd, file):
         padded = np.concatenate([block, np.repeat(block[:1], CHUNK - len(block), 0)])
         encoded = np.asarray(moments(sd, to_pixels(padded))[: len(block)], np.float16)
         if out is None:
-            out = np.lib.format.open_memmap(file, "w+", np.float16, (len(pictures), *encoded.shape[1:]))
+            out = _open(file, np.float16, (len(pictures), *encoded.shape[1:]))
         out[first : first + len(block)] = encoded
     out.flush()
+
+
+def _open(file, dtype, shape):
+    """Returns the array of a new file.  Raises ValueError where it has no room: a full disk would end the process."""
+    files.check_room(file, np.dtype(dtype).itemsize * int(np.prod(shape)))
+    return np.lib.format.open_memmap(file, "w+", dtype, shape)

@@ -5,6 +5,9 @@ random augmentation, caption(i, random), other(i, random) -> the number of anoth
 fingerprint().
 """
 
+import hashlib
+from pathlib import Path
+
 from sdjax import config
 from sdjax.data import pocketland, prompts
 from sdjax.data.folder import Folder
@@ -90,8 +93,9 @@ class Drawn:
 
     def other(self, i, random):
         """Returns the number of another scene of the same identity."""
-        views = self.source.views
-        return i - i % views + (i % views + int(random.integers(1, views))) % views
+        first = i - i % self.source.views
+        views = min(self.source.views, len(self) - first)  # the last identity may have fewer
+        return first + (i - first + int(random.integers(1, views))) % views if views > 1 else i
 
     def example(self, i, random):
         """Returns {"picture", "caption"} of picture i."""
@@ -103,7 +107,9 @@ class Drawn:
 
     def fingerprint(self):
         """Returns what decides the pictures, for a cache's name."""
-        return ["pocketland", len(self), self.source.views, self.source.cats, self.source.first]
+        drawing = b"".join(path.read_bytes() for path in sorted(Path(pocketland.__file__).parent.glob("*.py")))
+        digest = hashlib.sha256(drawing).hexdigest()
+        return ["pocketland", len(self), self.source.views, self.source.cats, self.source.first, digest]
 
 
 class Only:

@@ -21,6 +21,9 @@ class Chain:
         takes = [isinstance(part, Full) for part in self.parts]
         if any(takes[:-1]):
             raise ValueError("method.parts: Full takes weights away, so it comes last and only once in a Chain")
+        for part in self.parts:
+            if hasattr(part, "loss"):
+                raise ValueError(f"method.parts: {type(part).__name__} has a loss of its own; it trains alone")
 
     def split(self, sd, key):
         """Returns ({"0": trained of the first part, ...}, what is left of sd).

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sdjax import prompt, trees
+from sdjax import config, prompt, trees
 from sdjax.diffusion.schedule import add_noise
 from sdjax.methods import offsets
 from sdjax.models.clip import clip_pixels
@@ -45,8 +45,7 @@ class E4T:
     vision: bool = False
 
     def __post_init__(self):
-        if self.features not in ("all", "level"):
-            raise ValueError(f"method.features={self.features!r}: accepted are 'all' and 'level'")
+        config.check(self, "method.", features=("all", "level"), penalty=config.FROM_0)
 
     def split(self, sd, key):
         """Returns ({"head", "offsets"[, "vision"]}, sd that knows the word and keeps its pretrained half as reference).
@@ -74,8 +73,10 @@ class E4T:
         return frozen.replace(unet=unet).add(conditioners=self._encoder(frozen, trained))
 
     def look(self, frozen, trained, pixels):
-        """Returns frozen that has seen the one picture of a run, [H W 3] in [-1, 1]; as it is if the tower trains."""
-        return frozen if self.vision else _seen(self._encoder(frozen, trained), frozen, pixels)
+        """Returns frozen that has seen the one picture of a run, [H W 3] in [-1, 1]; a tower that trains looks anew."""
+        if self.vision:
+            return frozen.replace(reference={**frozen.reference, "concept": pixels})
+        return _seen(self._encoder(frozen, trained), frozen, pixels)
 
     def _encoder(self, frozen, trained):
         tower = trained.get("vision", frozen.image_encoder)
@@ -132,20 +133,28 @@ class Encoder(struct.PyTreeNode):
     scale: object
     penalty: object
     level: bool = struct.field(pytree_node=False, default=False)
+    skip: int = struct.field(pytree_node=False, default=0)  # of the text encoder's last layers, as of the prompts
 
     def __call__(self, sd, z, t, i, cond):
         move = self.offset(sd, z, t, cond)  # [B C]
-        emb = sd.embed(cond["ids"])  # [B L C]
         row = sd.embed(sd.reference["domain"][None])[0]  # [1 C]
         vector = row + self.scale * move
-        emb = jnp.where((cond["ids"] == self.word[0])[..., None], vector[:, None].astype(emb.dtype), emb)
-        return {**cond, "context": prompt.encode(sd, emb, cond)}, {"penalty": self.penalty * jnp.sum(move**2, axis=1)}
+
+        def told(one):
+            emb = sd.embed(one["ids"])  # [B L C]
+            emb = jnp.where((one["ids"] == self.word[0])[..., None], vector[:, None].astype(emb.dtype), emb)
+            return {**one, "context": prompt.encode(sd, emb, one, self.skip)}
+
+        cond = told(cond)
+        if "also" in cond:
+            cond["also"] = tuple(told(one) for one in cond["also"])
+        if "negative" in cond:
+            cond["negative"] = told(cond["negative"])
+        return cond, {"penalty": self.penalty * jnp.sum(move**2, axis=1)}
 
     def offset(self, sd, z, t, cond):
         """Returns E [B C] for latents z [B h w c] at times t [B]: the last map of [clip, pooled maps], LeakyReLU."""
-        if "classes" not in sd.reference and "concept" not in cond:
-            raise ValueError("data.concept='': the encoder needs one picture, or with several 'same' or 'other'")
-        classes = sd.reference["classes"] if "classes" in sd.reference else self.see(sd, cond["concept"])  # [B n D]
+        classes = sd.reference["classes"] if "classes" in sd.reference else self.see(sd, _concept(sd, cond))  # [B n D]
         layers = [
             _linear(linear, classes[:, 2 * k + 1])  # layers 2, 4, ... counted from 1
             for k, linear in sorted((int(name), linear) for name, linear in self.head["clip"].items())
@@ -168,6 +177,13 @@ class Encoder(struct.PyTreeNode):
         network = sd.networks.image_encoder
         _, classes, _ = network.apply({"params": self.tower}, clip_pixels(pixels, network.config.image_size))
         return classes.astype(jnp.float32)
+
+
+def _concept(sd, cond):
+    """Returns the pictures to look at, [B H W 3]: each row's own, else the one of the run."""
+    if "concept" not in cond and "concept" not in sd.reference:
+        raise ValueError("data.concept='': the encoder needs one picture, or with several 'same' or 'other'")
+    return cond["concept"] if "concept" in cond else sd.reference["concept"][None]
 
 
 def _linear(layer, x):

@@ -55,8 +55,10 @@ class Vae:
         return self.critic > 0
 
     def __post_init__(self):
-        if self.recon not in RECONS:
-            raise ValueError(f"method.recon={self.recon!r}: accepted are {', '.join(RECONS)}")
+        config.check(
+            self, "method.", recon=RECONS, perceptual=config.FROM_0, kl=config.FROM_0, critic=config.FROM_0,
+            critic_start=config.FROM_0, critic_channels=config.FROM_1, critic_layers=config.FROM_1,
+        )  # fmt: skip
         config.pattern("method.pattern", self.pattern)
 
     def split(self, sd, key):
@@ -74,7 +76,8 @@ class Vae:
             raise ValueError(f"method.pattern={self.pattern!r}: matches no weight of vae")
         trained = {"vae": trees.copy(trees.cast(chosen, jnp.float32))}
         if self.critic:
-            trained["critic"] = self._critic().init(key, jnp.zeros((1, 64, 64, 3)))["params"]
+            side = max(64, 8 << self.critic_layers)  # large enough for all layers; the weights are those of any size
+            trained["critic"] = self._critic().init(key, jnp.zeros((1, side, side, 3)))["params"]
         return trained, sd.replace(vae=rest)
 
     def join(self, frozen, trained, key=None):

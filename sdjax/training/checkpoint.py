@@ -16,6 +16,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # what the errors of a damaged folder are
+
 
 class Checkpoints:
     """The checkpoints in one folder."""
@@ -64,12 +66,14 @@ class Checkpoints:
         return None
 
     def _read(self, step, part, how):
-        """Returns a part of a checkpoint, None where it cannot be read."""
+        """Returns a part of a checkpoint, None where it is damaged; raises what is of the moment or the machine."""
         try:
             return self.manager.restore(step, args=ocp.args.Composite(**{part: how}))[part]
-        except (MemoryError, jax.errors.JaxRuntimeError):  # of this moment, not of the file
+        except (MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:  # a damaged file can raise anything; the one before it may be whole
+            if isinstance(error, OSError) and error.errno not in (*ABSENT, errno.EACCES, None):
+                raise
             warnings.warn(f"checkpoint {step}: {type(error).__name__} at its {part}", stacklevel=3)
             return None
 
@@ -97,10 +101,11 @@ def _fits(meta, like, base):
         raise ValueError(
             f"out: its checkpoints belong to base model {meta['base']}, this run's is {base}; take another out"
         )
-    if meta.get("shapes") != _shapes(like):
-        raise ValueError(
-            "out: its checkpoints hold other trained weights than this method and model; choose another out=DIR"
-        )
+    found, wanted = meta.get("shapes") or {}, _shapes(like)
+    if found != wanted:
+        weights = [{k: shape for k, shape in tree.items() if k.startswith("['trained']")} for tree in (found, wanted)]
+        what = "trained weights than this method and model" if weights[0] != weights[1] else "kind of optim or ema"
+        raise ValueError(f"out: its checkpoints hold another state, of another {what}; choose another out=DIR")
 
 
 def _shapes(tree):

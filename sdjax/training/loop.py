@@ -1,6 +1,7 @@
 """The training loop: one program for every method.
 
-    train(Train(model="pocket", method=TextualInversion(word="<cat>"), data=Data(path="photos/cat")), out)
+    data = Data(path="photos/cat", word="<cat>", templates="object")
+    train(Train(model="pocket", method=TextualInversion(word="<cat>"), data=data), out)
 
 Order of a run: model, split, data, optimizer, checkpoint (the newest whole one, else `init`, else fresh), steps,
 export.  Run again with the same folder, it goes on from the newest checkpoint, to the same bits.
@@ -20,6 +21,7 @@ from sdjax.convert import export, pipeline
 from sdjax.data import batches
 from sdjax.data.batches import Data
 from sdjax.diffusion.loss import diffusion_loss
+from sdjax.methods.chain import Chain
 from sdjax.methods.full import Full
 from sdjax.training import folder, parallel, preview
 from sdjax.training import optim as optimizers
@@ -30,18 +32,22 @@ from sdjax.training.optim import Optim
 BEFORE_STOP = 143  # exit status after SIGTERM, as shells count it: 128 + 15
 DTYPES = ("float32", "bfloat16")
 CHECKED = ("loss", "gradient", "update")  # the metrics of a step that must be finite; the latter two are norms
-COMPUTED = ("empty", "classes")  # in a model's `reference`: what E4T's networks made of words and picture
 
 
 @dataclass(frozen=True)
 class Train:
     """A run's settings.
 
-    model: "pocket", a diffusers folder, a hub id or a built-in shape ("random:tiny").  vision: a folder with an image
-    encoder for a model that has none.  init: a file or folder to start the trained weights from.
+    model: "pocket", a diffusers folder, a single file, a hub id or a built-in shape ("random:tiny").
+    vision: a folder with an image encoder for a model that has none.
+    init: a file or folder to start the trained weights from.
+    seed: of the first weights, the order of the pictures, noise and times.  parallel: single, pmap, mesh or
+    mesh:data=N,fsdp=M.  out: the run's folder; "" for outputs/NAME of the recipe.
     ema: decay of the moving average of the trained weights, 0 for none.  compute, frozen: "float32" or "bfloat16".
-    min_snr: gamma of min-SNR weighting, 0 for none.  checkpoint, preview, log: every so many steps, 0 for never
-    (a SIGTERM still saves).
+    remat: compute activations a second time in place of keeping them.
+    min_snr: gamma of min-SNR weighting, 0 for none.  noise_offset: deviation of a constant in each channel's noise.
+    checkpoint, preview, log: every so many steps, 0 for never (a SIGTERM still saves).  keep: so many checkpoints.
+    prompts: of the previews.
     """
 
     model: str = "pocket"
@@ -148,6 +154,7 @@ def begin(settings, pictures=True):
     loaded = pipeline.load(settings.model, dtype=settings.frozen, **vision)
     if loaded.conditioners:
         raise ValueError(f"model={settings.model!r}: was tuned on one picture already; give the model it came from")
+    _fit(settings, loaded)
     sd = loaded.with_dtype(settings.compute, remat=settings.remat)
     trained, frozen = method.split(sd, trees.named_key(jax.random.key(settings.seed), "split"))
     if settings.init:
@@ -156,6 +163,7 @@ def begin(settings, pictures=True):
     if pictures or hasattr(method, "look") or hasattr(method, "finish"):
         wanted = replace(settings.data, encode=False) if getattr(method, "pictures", False) else settings.data
         data = batches.build(wanted, frozen, settings.seed)
+        _said_word(method, frozen, data)
     if hasattr(method, "look") and data.single is not None:
         picture = data.single
         frozen = method.look(frozen, trained, picture)
@@ -164,22 +172,64 @@ def begin(settings, pictures=True):
 
 def _known_word(settings):
     """Raises ValueError where captions call the subject by another word than the one that the method trains."""
-    parts = getattr(settings.method, "parts", (settings.method,))
-    words = [part.word for part in parts if hasattr(part, "word")]
+    words = _words(settings.method)
     if settings.data.word and words and not any(word in settings.data.word.split() for word in words):
         raise ValueError(f"data.word={settings.data.word!r}: the method trains {', '.join(map(repr, words))}")
+
+
+def _said_word(method, sd, data):
+    """Raises ValueError where no prompt holds the word that the method trains: its row would stay as it is."""
+    for word in _words(method):
+        if not data.mentions(np.asarray(sd.words[word])):
+            raise ValueError(
+                f"data.word={data.data.word!r}: no prompt holds {word!r}, which the method trains; write it into the"
+                f" captions, or set data.word={word} and data.templates=object"
+            )
+
+
+def _fit(settings, sd):
+    """Raises ValueError where the method, the loss and the model do not go together."""
+    method, parts = settings.method, _parts(settings.method)
+    if hasattr(method, "loss"):
+        for name, value in (("min_snr", settings.min_snr), ("noise_offset", settings.noise_offset),
+                            ("data.mask", settings.data.mask)):  # fmt: skip
+            if value:
+                raise ValueError(f"{name}={value}: {type(method).__name__} has a loss of its own that knows no such")
+    else:
+        unet, vae = sd.networks.unet.config, sd.networks.vae.config
+        if sd.text_encoder is None or unet.in_channels != vae.latent_channels:
+            raise ValueError(
+                f"model={settings.model!r}: a UNet of {unet.in_channels} channels; the diffusion loss is for those that"
+                f" take words and a latent of {vae.latent_channels}, not for inpainting and upscaling"
+            )
+    for names in (part.parts for part in parts if isinstance(part, Full)):
+        if "vae" in names or ("image_encoder" in names and len(parts) == 1):
+            raise ValueError(
+                f"method.parts={names}: the diffusion loss teaches unet and text_encoder, and image_encoder beside E4T;"
+                " an autoencoder learns by Vae"
+            )
+    if settings.data.concept and not any(hasattr(part, "look") for part in parts):
+        raise ValueError(f"data.concept={settings.data.concept!r}: only E4T looks at a picture; accepted is ''")
+
+
+def _parts(method):
+    """Returns the methods of a Chain, or the method."""
+    return method.parts if isinstance(method, Chain) else (method,)
+
+
+def _words(method):
+    """Returns the words that a method trains."""
+    return [part.word for part in _parts(method) if hasattr(part, "word")]
 
 
 def origin(settings, sd, init=None, picture=None):
     """Returns the digest of what a run starts from: the model as it was loaded, weights from `init`, its one picture.
 
-    What was computed from that on the way is left out, since its last bits depend on the device: the random weights of
-    a new model (its name stands for them), features of words and pictures, a UNet with an encoder's offsets in it.
+    The random weights of a new model are left out, since their last bits depend on the device; its name stands for
+    them.
     """
-    reference = {name: tree for name, tree in (sd.reference or {}).items() if name not in COMPUTED}
-    model = sd.replace(reference=reference, unet=None if sd.conditioners else sd.unet)
-    if settings.model.startswith("new:"):
-        model = (settings.model, sd.image_encoder if settings.vision else None, reference)
+    new = settings.model.startswith("new:")
+    model = (settings.model, sd.image_encoder if settings.vision else None, sd.reference) if new else sd
     return trees.digest((model, init, picture))
 
 
@@ -196,6 +246,7 @@ def train(settings, out):
     trained, frozen, data, base = begin(settings)
     tx = optimizers.transform(settings.optim, settings.steps)
     state, numbers = initial_state(trained, tx, settings.ema), trees.count(trained)
+    unmatched = optimizers.unmatched(settings.optim, trained)
     del trained  # the state has a copy, and a large model fits once
     place, run = parallel.compile(_step(settings, tx), settings.parallel, settings.data.batch)
     checkpoints, state = _resumed(out, settings, state, base)
@@ -205,6 +256,8 @@ def train(settings, out):
         return place.gather(state)["ema" if settings.ema else "trained"]
 
     start = int(place.gather(state)["step"])
+    for pattern in unmatched:
+        print(f"optim.rates: {pattern!r} matches nothing that is trained")
     print(f"{type(method).__name__}: {numbers:,} numbers trained, {trees.count(frozen):,} frozen; "
           f"{'resumed at step ' + str(start) if start else 'from the start'}; in {out}")  # fmt: skip
     log = Log(out, start, settings.steps, out.name)
@@ -265,12 +318,16 @@ def _resumed(out, settings, state, base):
 
 
 def _fit_microbatches(settings):
-    """Raises ValueError where the method needs the whole batch, or microbatches do not divide it."""
+    """Raises ValueError where the method needs the whole batch, or microbatches and devices do not divide it."""
     parts, method = settings.optim.accumulate, settings.method
+    devices = parallel.count(settings.parallel)
     if parts > 1 and getattr(method, "whole_batch", False):
         raise ValueError(f"optim.accumulate={parts}: {type(method).__name__} needs the whole batch; use 1")
-    if settings.data.batch % parts:
-        raise ValueError(f"optim.accumulate={parts}: does not divide data.batch={settings.data.batch}")
+    if settings.data.batch % (parts * devices):
+        raise ValueError(
+            f"optim.accumulate={parts}: on {devices} device{'s' * (devices > 1)} does not divide"
+            f" data.batch={settings.data.batch}"
+        )
 
 
 def _due(step, every, last=False):

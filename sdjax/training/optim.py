@@ -76,16 +76,22 @@ def transform(optim, steps):
         "adafactor": lambda: optax.scale_by_factored_rms(),
         "sgd": lambda: optax.identity(),
     }[optim.kind]()
-    parts = [optax.clip_by_global_norm(optim.clip)] if optim.clip else []
-    parts += [scale]
-    if optim.kind == "adafactor":
-        parts += [optax.clip_by_block_rms(1.0)]  # Shazeer and Stern 2018, section 6: d = 1
-    if optim.weight_decay:
-        parts += [optax.add_decayed_weights(optim.weight_decay)]
+    nothing = optax.identity()  # in the place of what is not asked for, so that a run may go on with or without it
+    parts = [
+        optax.clip_by_global_norm(optim.clip) if optim.clip else nothing,
+        scale,
+        optax.clip_by_block_rms(1.0) if optim.kind == "adafactor" else nothing,  # Shazeer and Stern 2018, 6: d = 1
+        optax.add_decayed_weights(optim.weight_decay) if optim.weight_decay else nothing,
+    ]
     shaped = {"adafactor": lambda tx: tx, "muon": muon.packed}.get(optim.kind, _as_vector)
-    whole = shaped(optax.chain(*parts))
-    named = [_by_name(optim.rates)] if optim.rates else []
-    return optax.chain(whole, *named, optax.scale_by_learning_rate(rate(optim, steps)))
+    named = _by_name(optim.rates) if optim.rates else nothing
+    return optax.chain(shaped(optax.chain(*parts)), named, optax.scale_by_learning_rate(rate(optim, steps)))
+
+
+def unmatched(optim, trained):
+    """Returns the patterns of `rates` that match the name of no trained weight."""
+    names = trees.names(trained)
+    return [pattern for pattern, _ in optim.rates if not any(re.search(pattern, name) for name in names)]
 
 
 def norm(tree):

@@ -51,16 +51,19 @@ def parse(text):
     return mode, axes
 
 
+def count(parallel):
+    """Returns the number of devices that a mode spreads a batch over; raises what `parse` raises."""
+    mode, axes = parse(parallel)
+    return 1 if mode == "single" else math.prod(axes.values()) if axes else jax.device_count()
+
+
 def compile(step, parallel, batch_size):
     """Returns (Place, run): run(state, frozen, batch) is step compiled for the mode, with the state donated.
 
     step(state, frozen, batch, axis=None) -> (state, metrics); batch_size: rows of the global batch.
     Raises ValueError when the devices do not divide the batch.
     """
-    mode, axes = parse(parallel)
-    devices = {"single": 1, "pmap": jax.device_count()}.get(mode) or math.prod(axes.values()) or jax.device_count()
-    if mode == "mesh" and not axes:
-        devices = jax.device_count()
+    (mode, axes), devices = parse(parallel), count(parallel)
     if batch_size % devices:
         raise ValueError(
             f"data.batch={batch_size}: parallel={parallel!r} spreads it over {devices} devices, which must divide it"

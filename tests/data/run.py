@@ -7,4 +7,4 @@ from sdjax.training.loop import Train
 
 def config():
     """Returns the run's settings."""
-    return Train(method=TextualInversion("<new>", "face"), data=Data(batch=4), checkpoint=1)
+    return Train(method=TextualInversion("<new>", "face"), data=Data(word="<new>", batch=4), checkpoint=1)
