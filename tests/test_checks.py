@@ -1,0 +1,71 @@
+"""What a run refuses before it begins: words that nobody trains or says, models and losses that do not fit."""
+
+import dataclasses
+
+import pytest
+from programs import photo
+
+from sdjax.convert import pipeline
+from sdjax.data.batches import Data
+from sdjax.methods.chain import Chain
+from sdjax.methods.clip import Clip
+from sdjax.methods.full import Full
+from sdjax.methods.textual_inversion import TextualInversion
+from sdjax.methods.vae import Vae
+from sdjax.training import checks
+from sdjax.training.loop import Train, begin
+
+DATA = Data(path="pocketland", size=32, batch=4, count=16)
+RUN = Train(model="random:tiny", data=DATA)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(method=TextualInversion("<cat>")), "data.word='<new>': the method trains '<cat>'"),
+        (dict(method=Chain((TextualInversion("<cat>"), Full(("unet",))))), "data.word='<new>'"),
+    ],
+)
+def test_a_word_that_nobody_trains_is_refused(changes, message):
+    settings = dataclasses.replace(RUN, data=dataclasses.replace(DATA, word="<new>"))
+    with pytest.raises(ValueError, match=message):
+        begin(dataclasses.replace(settings, **changes))
+    begin(dataclasses.replace(settings, method=TextualInversion("<new>")))
+
+
+def test_a_word_that_no_prompt_holds_is_refused(tmp_path):
+    photo(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a face")
+    data = Data(path=str(tmp_path), size=32, word="<new>")
+    settings = dataclasses.replace(RUN, method=TextualInversion("<new>"), data=data)
+    with pytest.raises(ValueError, match="data.word='<new>': no prompt holds '<new>', which the method trains"):
+        begin(settings)
+    with pytest.raises(ValueError, match="data.word='': no prompt holds '<new>'"):
+        begin(dataclasses.replace(settings, data=DATA))
+    (tmp_path / "a.txt").write_text("a photo of <new>")
+    begin(settings)
+
+
+def test_models_that_the_loss_is_not_for_are_refused():
+    sd = pipeline.load("random:tiny")
+    wide = sd.networks.unet.clone(config=dataclasses.replace(sd.networks.unet.config, in_channels=9))
+    with pytest.raises(ValueError, match="a UNet of 9 channels; .* a latent of 4, not for inpainting"):
+        checks.model(RUN, sd.replace(networks=dataclasses.replace(sd.networks, unet=wide)))
+    checks.model(
+        dataclasses.replace(RUN, method=Vae()), sd.replace(networks=dataclasses.replace(sd.networks, unet=wide))
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(method=Full(("vae",))), r"method.parts=\('vae',\): the diffusion loss teaches unet"),
+        (dict(method=Full(("image_encoder",))), "method.parts"),
+        (dict(method=Vae(), min_snr=5.0), "min_snr=5.0: Vae has a loss of its own"),
+        (dict(method=Clip(), noise_offset=0.1), "noise_offset=0.1: Clip"),
+        (dict(method=Vae(), data=dataclasses.replace(DATA, mask=True)), "data.mask=True: Vae"),
+    ],
+)
+def test_methods_and_losses_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        begin(dataclasses.replace(RUN, **changes))
