@@ -257,24 +257,29 @@ def _summary(rows):
 
 def _plot(result, path):
     """Draws what was measured against steps, with the encoder (thick) and without it (thin), where both are there."""
-    width, height, edge = 640, 400, 50
+    width, height, edge, margin = 640, 400, 50, 110
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
 
     def at(steps, value):
-        return edge + steps / MARKS[-1] * (width - 2 * edge), height - edge - max(value, 0) * (height - 2 * edge)
+        return edge + steps / MARKS[-1] * (width - edge - margin), height - edge - max(value, 0) * (height - 2 * edge)
 
     for value in (0, 0.25, 0.5, 0.75, 1):
         draw.line([at(0, value), at(MARKS[-1], value)], fill="lightgray")
         draw.text((10, at(0, value)[1] - 6), f"{value:.2f}", fill="black")
     for mark in MARKS:
         draw.text((at(mark, 0)[0] - 4, height - edge + 8), str(mark), fill="black")
+    ends = []
     for measure, color in (("identity", "crimson"), ("prompts", "steelblue"), ("first", "darkorange")):
         for name, table in result.items():
             points = [at(steps, row[measure]["mean"]) for steps, row in table.items()]
             draw.line(points, fill=color, width=4 if name == "encoder" else 1)
-            x, y = points[-1]
-            draw.text((x - 110, y - 16 if name == "encoder" else y + 6), f"{measure}, {name}", fill=color)
+            ends.append((points[-1][1] - 6, f"{measure}, {name}", color))
+    below = 0
+    for y, text, color in sorted(ends):
+        below = max(y, below)
+        draw.text((width - margin + 6, below), text, fill=color)
+        below += 13  # the next label does not lie on this one
     draw.text((width // 2 - 60, height - 20), "tuning steps", fill="black")
     sheet.save(path)
 
