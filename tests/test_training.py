@@ -219,7 +219,7 @@ def test_what_a_run_starts_from_is_told_by_what_was_loaded(tmp_path, monkeypatch
 
 
 def test_a_new_words_mean_row_is_computed_and_the_models_weights_are_not(monkeypatch):
-    settings = dataclasses.replace(TOY, method=TextualInversion("<new>"))
+    settings = dataclasses.replace(TOY, method=TextualInversion("<new>"), data=dataclasses.replace(DATA, word="<new>"))
     base, load, add_word = begin(settings)[3], pipeline.load, StableDiffusion.add_word
 
     def other(*inputs, **options):
