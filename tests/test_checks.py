@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import pytest
 from programs import photo
 
@@ -9,6 +10,7 @@ from sdjax.convert import pipeline
 from sdjax.data.batches import Data
 from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
+from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
@@ -69,3 +71,23 @@ def test_models_that_the_loss_is_not_for_are_refused():
 def test_methods_and_losses_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         begin(dataclasses.replace(RUN, **changes))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Vae(critic=-1.0), "method.critic=-1.0: expected a number from 0"),
+        (lambda: Vae(critic_layers=0), "method.critic_layers=0: expected a number from 1"),
+        (lambda: E4T(penalty=-1.0), "method.penalty=-1.0: expected a number from 0"),
+    ],
+)
+def test_numbers_of_methods_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_critic_of_five_layers_is_made_whatever_the_pictures():
+    trained, _ = Vae(critic=0.5, critic_channels=2, critic_layers=5).split(
+        pipeline.load("random:tiny"), jax.random.key(0)
+    )
+    assert trained["critic"]
