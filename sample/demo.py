@@ -62,7 +62,7 @@ def run(options):
     from sdjax.training.folder import fresh
     from sdjax.training.loop import train
 
-    compiled.keep()
+    compiled.keep(steps=options.steps)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     path = options.image or _stranger(out / "input.png")

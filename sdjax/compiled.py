@@ -7,17 +7,23 @@ from pathlib import Path
 
 # Half the time of compiling for two cores, and steps as fast as without; docs/log.md, "Compiling for a CPU".
 QUICK = ("--xla_cpu_use_fusion_emitters=false", "--xla_backend_optimization_level=1")
+# Two thirds of what is left, and steps that take 7 % longer; docs/log.md, "Demo".
+SMALL = ("--xla_backend_extra_options=xla_cpu_disable_loop_unrolling,xla_cpu_optimize_for_size",)
+FEW = 50  # steps of a run for which that pays
 ACCELERATED = ("jax_plugins", "libtpu")  # packages of accelerators, which keep XLA's own settings
 
 
-def keep(folder=None):
+def keep(folder=None, steps=None):
     """Lets JAX keep compiled programs in `folder`, by default ~/.cache/sdjax/compiled; for programs, not imports.
 
+    steps: of a training run.
     JAX_COMPILATION_CACHE_DIR, where set, goes before the default.  The folder is trusted: whoever can write there can
-    run code.  Where JAX is for a CPU alone, it also compiles with QUICK; what XLA_FLAGS says goes before that.
+    run code.  Where JAX is for a CPU alone, it also compiles with QUICK, and for up to FEW steps with SMALL; what
+    XLA_FLAGS says goes before that.
     """
     if _knows_quick() and not any(map(importlib.util.find_spec, ACCELERATED)):
-        os.environ["XLA_FLAGS"] = " ".join([*QUICK, os.environ.get("XLA_FLAGS", "")]).strip()
+        small = SMALL if steps is not None and steps <= FEW else ()
+        os.environ["XLA_FLAGS"] = " ".join([*QUICK, *small, os.environ.get("XLA_FLAGS", "")]).strip()
     import jax
 
     default = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache" / "sdjax" / "compiled"

@@ -19,7 +19,7 @@ def load(path, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     sys.modules.pop(spec.name, None)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(compiled, "keep", lambda: None)
+    monkeypatch.setattr(compiled, "keep", lambda **_: None)
     return module
 
 

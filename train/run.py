@@ -30,7 +30,7 @@ def main(arguments):
         from sdjax import compiled
         from sdjax.training.loop import train
 
-        compiled.keep()
+        compiled.keep(steps=settings.steps)
         train(settings, settings.out or Path("outputs") / Path(path).stem)
     except (ValueError, OSError, FloatingPointError) as error:  # what input can cause; the rest are bugs
         print(f"error: {_line(error)}", file=sys.stderr)

@@ -114,8 +114,10 @@ def main(arguments):
     parser.add_argument("--step", type=int)
     parser.add_argument("--weights", choices=WEIGHTS)
     options = parser.parse_args(arguments)
-    compiled.keep()  # as train/run.py does: what a method computes at the start must come out as it did
     try:
+        found = export.run_of(options.run)
+        # as train/run.py does: what a method computes at the start must come out as it did
+        compiled.keep(steps=read(found[0]).steps if found else None)
         path, step = write(options.run, options.destination, options.step, options.weights)
     except (ValueError, OSError) as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
