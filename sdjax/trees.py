@@ -94,8 +94,20 @@ def merge(one, other):
 
 
 def cast(tree, dtype):
-    """Returns the tree with every floating-point leaf in `dtype`; integers and keys stay."""
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+    """Returns the tree with every floating-point leaf in `dtype`; integers and keys stay.
+
+    An array that stands in several places is still one, so that it takes memory once.
+    """
+    made = {}
+
+    def change(x):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        if id(x) not in made:
+            made[id(x)] = x.astype(dtype)
+        return made[id(x)]
+
+    return jax.tree.map(change, tree)
 
 
 def copy(tree):

@@ -13,6 +13,7 @@ from sdjax import trees
 from sdjax.convert import export, pipeline
 from sdjax.methods.clip import Clip
 from sdjax.methods.full import Full
+from sdjax.training.loop import Train, begin
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,13 @@ def test_other_methods_and_conversions_carry_it(run, tmp_path):
     assert trees.digest(again) == trees.digest(trained)
     pipeline.save(pipeline.load("random:tiny"), other)
     assert not (other / "clip").exists()  # a model without it takes the old one's away
+
+
+def test_rounding_what_is_frozen_leaves_it(run):
+    settings = Train(model=str(run[1]), method=Full(("unet",), "attn2"), frozen="bfloat16")
+    frozen = begin(settings, pictures=False)[1]
+    assert frozen.vae["encoder"]["conv_in"]["kernel"].dtype == jnp.bfloat16
+    assert trees.digest(frozen.reference) == trees.digest(pipeline.load(run[1]).reference)
 
 
 def test_diffusers_passes_over_it(run, recwarn):

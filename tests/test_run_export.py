@@ -4,6 +4,8 @@ import dataclasses
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -138,6 +140,8 @@ def test_what_is_refused(run, tmp_path, capsys):
 def test_another_base_model_is_refused(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     settings = json.loads((run / "config.json").read_text())
-    (tmp_path / "run" / "config.json").write_text(json.dumps({**settings, "frozen": "bfloat16"}))
+    sd = pipeline.load(settings["model"])
+    pipeline.save(sd.replace(vae=jax.tree.map(jnp.zeros_like, sd.vae)), tmp_path / "other")
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**settings, "model": str(tmp_path / "other")}))
     with pytest.raises(ValueError, match="config.json does not name what it began with: .* belong to base model"):
         export.write(tmp_path / "run", tmp_path / "no")

@@ -282,6 +282,18 @@ def test_bfloat16_recomputation_and_adafactor_together(tmp_path):
     assert moved and all("attn2" in name for name in moved)
 
 
+@pytest.mark.parametrize("method", [E4T("<new>"), Full(("unet",), "attn2"), TextualInversion("<new>")])
+def test_frozen_rounds_only_what_does_not_train(method):
+    """An array that E4T also looks at as reference is one array still."""
+    settings = dataclasses.replace(RUN, method=method, data=dataclasses.replace(DATA, word="<new>"))
+    whole, exact, _, base = begin(settings, pictures=False)
+    trained, frozen, _, same = begin(dataclasses.replace(settings, frozen="bfloat16"), pictures=False)
+    assert trees.digest(trained) == trees.digest(whole) and base == same
+    assert trees.digest(frozen) == trees.digest(trees.cast(exact, jnp.bfloat16)) != trees.digest(exact)
+    alone = {id(x) for x in jax.tree.leaves(frozen)}
+    assert len(alone) == len({id(x) for x in jax.tree.leaves(exact)})
+
+
 def test_contrastive_training_refuses_microbatches(tmp_path):
     with pytest.raises(ValueError, match="optim.accumulate=2"):
         train(dataclasses.replace(RUN, method=Clip(), optim=Optim(accumulate=2)), tmp_path / "clip")

@@ -21,6 +21,7 @@ from sdjax.convert import export, pipeline
 from sdjax.data import batches
 from sdjax.data.batches import Data
 from sdjax.diffusion.loss import diffusion_loss
+from sdjax.methods.clip import CLIP
 from sdjax.methods.full import Full
 from sdjax.training import checks, folder, parallel, preview
 from sdjax.training import optim as optimizers
@@ -141,7 +142,8 @@ def default_loss(method, settings):
 
 
 def begin(settings, pictures=True):
-    """Returns (trained, frozen, data, base) as they are before a run's first step; base: the digest of `origin`.
+    """Returns (trained, frozen, data, base) as they are before a run's first step; base: a digest of model,
+    init and the one picture of the run.
 
     pictures: False leaves data None where the method itself does not ask for them.
     Raises ValueError for settings that do not fit each other or the model, and for a model, a file or pictures that
@@ -150,7 +152,7 @@ def begin(settings, pictures=True):
     method = settings.method
     checks.known_word(settings)
     vision = {"vision": settings.vision} if settings.vision else {}
-    loaded = pipeline.load(settings.model, dtype=settings.frozen, **vision)
+    loaded = pipeline.load(settings.model, **vision)  # float32, from which training starts whatever `frozen` is
     if loaded.conditioners:
         raise ValueError(f"model={settings.model!r}: was tuned on one picture already; give the model it came from")
     checks.model(settings, loaded)
@@ -158,6 +160,8 @@ def begin(settings, pictures=True):
     trained, frozen = method.split(sd, trees.named_key(jax.random.key(settings.seed), "split"))
     if settings.init:
         trained, frozen = export.start(method, trained, frozen, settings.init)
+    model, frozen = _digest(settings, loaded), _rounded(frozen, settings.frozen)
+    del loaded, sd  # gigabytes, where `frozen` is now something else
     data = picture = None
     if pictures or hasattr(method, "look") or hasattr(method, "finish"):
         wanted = replace(settings.data, encode=False) if getattr(method, "pictures", False) else settings.data
@@ -166,18 +170,24 @@ def begin(settings, pictures=True):
     if hasattr(method, "look") and data.single is not None:
         picture = data.single
         frozen = method.look(frozen, trained, picture)
-    return trained, frozen, data, origin(settings, loaded, trained if settings.init else None, picture)
+    return trained, frozen, data, trees.digest((model, trained if settings.init else None, picture))
 
 
-def origin(settings, sd, init=None, picture=None):
-    """Returns the digest of what a run starts from: the model as it was loaded, weights from `init`, its one picture.
+def _digest(settings, sd):
+    """Returns the digest of the model that a run starts from, as it was loaded.
 
     The random weights of a new model are left out, since their last bits depend on the device; its name stands for
     them.
     """
     new = settings.model.startswith("new:")
-    model = (settings.model, sd.image_encoder if settings.vision else None, sd.reference) if new else sd
-    return trees.digest((model, init, picture))
+    return trees.digest((settings.model, sd.image_encoder if settings.vision else None, sd.reference) if new else sd)
+
+
+def _rounded(frozen, dtype):
+    """Returns what does not train with weights in `dtype`; what CLIP's training left stays, as a load leaves it."""
+    kept = {name: tree for name, tree in (frozen.reference or {}).items() if name == CLIP}
+    rounded = trees.cast(frozen, dtype)
+    return rounded.replace(reference={**rounded.reference, **kept}) if kept else rounded
 
 
 def train(settings, out):
