@@ -195,8 +195,11 @@ def batches(data, pairs, seed):
                    "numbers": data["numbers"][who]}  # fmt: skip
 
 
-def train(name, steps, count, folder, cats, pairs=64, seed=0, rate=3e-3):
-    """Trains a judge for `steps` steps and writes judges/NAME.safetensors: kernels by Muon, all else by AdamW."""
+def train(name, steps, count, folder, cats, pairs=64, seed=0, rate=3e-3, every=500):
+    """Trains a judge for `steps` steps and writes judges/NAME.safetensors: kernels by Muon, all else by AdamW.
+
+    Every so many steps what there is goes to `folder`, where the drawn pictures are.
+    """
     torch.manual_seed(seed)
     data, judge = drawn(count, folder, cats), Judge(*JUDGES[name]).train()
     kernels = [part.weight for part in judge.modules() if isinstance(part, Conv)]
@@ -217,15 +220,15 @@ def train(name, steps, count, folder, cats, pairs=64, seed=0, rate=3e-3):
         if number % 50 == 0:
             shown = ", ".join(f"{name} {float(value.detach()):.3f}" for name, value in parts.items())
             print(f"step {number}: {shown}; {time.time() - start:.0f} s", flush=True)
-        if number % 500 == 499 or number == steps - 1:
-            keep(name, judge)
+        if number % every == every - 1:
+            keep(judge, folder / f"{name}.safetensors")
+    keep(judge, FOLDER / f"{name}.safetensors")  # not before: what measures meanwhile has the old one
     print(f"{steps} steps of {2 * pairs} pictures in {time.time() - start:.0f} s")
 
 
-def keep(name, judge):
-    """Writes judges/NAME.safetensors in float16."""
-    FOLDER.mkdir(exist_ok=True)
-    save_file({key: x.half().contiguous() for key, x in judge.state_dict().items()}, FOLDER / f"{name}.safetensors")
+def keep(judge, path):
+    """Writes a judge's weights in float16."""
+    save_file({key: x.half().contiguous() for key, x in judge.state_dict().items()}, path)
 
 
 @lru_cache(1)

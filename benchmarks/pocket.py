@@ -49,6 +49,7 @@ PLACES = (  # of the 8 prompts per identity: context, style, accessory
     ("beach", "photo", "none"), ("forest", "pencil", "none"), ("snow", "watercolor", "none"), ("city", "neon", "none"),
     ("meadow", "mosaic", "hat"), ("space", "comic", "none"), ("desert", "photo", "glasses"), ("room", "photo", "scarf"),
 )  # fmt: skip
+WORN = {accessory: k for k, (_, _, accessory) in enumerate(PLACES) if accessory != "none"}
 SEEDS = (0, 1)
 ARMS = ("encoder", "without")
 
@@ -244,6 +245,7 @@ def _judged(judge, folder, number, start):
         table[mark] = {
             "s": float((vectors @ asked).mean()), "s0": float(different.mean()), "s1": float(same.mean()),
             "prompts": float(np.mean(right)), "first": float(((vectors @ gallery.T).argmax(1) == 0).mean()),
+            **{name: float(np.mean(seen["accessory"][k :: len(PLACES)] == name)) for name, k in WORN.items()},
         }  # fmt: skip
     return table
 
@@ -251,7 +253,7 @@ def _judged(judge, folder, number, start):
 def _summary(rows):
     s, s0, s1 = (np.array([row[name] for row in rows]) for name in ("s", "s0", "s1"))
     scores = (s - s0.mean()) / (s1.mean() - s0.mean())
-    table = {"identity": scores} | {name: [row[name] for row in rows] for name in ("prompts", "first")}
+    table = {"identity": scores} | {name: [row[name] for row in rows] for name in ("prompts", "first", *WORN)}
     return {name: {"mean": round(float(np.mean(x)), 4), "interval": interval(x)} for name, x in table.items()}
 
 

@@ -38,8 +38,13 @@ def test_pictures_of_another_size_are_refused(networks):
 
 
 def test_training_writes_what_loads(tmp_path, monkeypatch):
-    """What two steps on 256 pictures write loads."""
+    """What two steps on 256 pictures write loads; what one of them wrote does not take the place of a judge in use."""
     monkeypatch.setattr(judges, "FOLDER", tmp_path)
+    kept, keep = [], judges.keep
+    monkeypatch.setattr(judges, "keep", lambda judge, path: kept.append(path) or keep(judge, path))
     for name in judges.JUDGES:
-        judges.train(name, 2, 256, tmp_path / "data", cats=2, pairs=8)
+        judges.train(name, 2, 256, tmp_path / "data", cats=2, pairs=8, every=1)
     assert set(judges.load.__wrapped__(tmp_path)) == {"what", "who"}
+    files = (tmp_path / "data" / "what.safetensors", tmp_path / "data" / "who.safetensors")
+    assert [path for path in kept if path.parent != tmp_path] == [files[0], files[0], files[1], files[1]]
+    assert kept[2] == tmp_path / "what.safetensors" and len(kept) == 6

@@ -4,7 +4,8 @@
 
 The batch is 16 copies of the image with times, noise and templates of their own.  Muon learns more of one person in
 few steps than AdamW, and a rate that falls keeps what prompts name.  Head and offsets learn slowly: at the UNet's rate
-15 steps undo what they know, and hair changes its colour.  min_snr: as in e4t.py.  Figures are in docs/log.md.
+15 steps undo what they know, and hair changes its colour.  min_snr: as in e4t.py.  Fewer steps keep more of what
+prompts add, glasses above all, and show less of the person.  Figures are in docs/log.md.
 """
 
 from sdjax.data.batches import Data
