@@ -137,11 +137,17 @@ def test_what_is_refused(run, tmp_path, capsys):
     assert not (tmp_path / "no").exists()
 
 
-def test_another_base_model_is_refused(run, tmp_path):
-    shutil.copytree(run, tmp_path / "run")
-    settings = json.loads((run / "config.json").read_text())
-    sd = pipeline.load(settings["model"])
-    pipeline.save(sd.replace(vae=jax.tree.map(jnp.zeros_like, sd.vae)), tmp_path / "other")
-    (tmp_path / "run" / "config.json").write_text(json.dumps({**settings, "model": str(tmp_path / "other")}))
+def test_another_base_model_is_refused(tmp_path):
+    """Where the model that a run began with was written over, neither an export nor the run itself goes on."""
+    sd, model = pipeline.load(RUN.model), tmp_path / "model"
+    pipeline.save(sd, model)
+    data = dataclasses.replace(RUN.data, word="<new>")
+    settings = dataclasses.replace(RUN, model=str(model), method=METHODS["textual inversion"], data=data, steps=1)
+    train(settings, tmp_path / "run")
+    pipeline.save(sd.replace(vae=jax.tree.map(jnp.zeros_like, sd.vae)), model)
+    before = there(tmp_path / "run")
     with pytest.raises(ValueError, match="config.json does not name what it began with: .* belong to base model"):
         export.write(tmp_path / "run", tmp_path / "no")
+    with pytest.raises(ValueError, match="its run started from another model or picture"):
+        train(dataclasses.replace(settings, steps=2), tmp_path / "run")
+    assert there(tmp_path / "run") == before
