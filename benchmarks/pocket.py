@@ -166,7 +166,7 @@ class Tuner:
 
 
 def e4t(options):
-    """Returns identity, prompts and ranks after each number of steps, with the encoder and without it."""
+    """Returns identity, prompts, ranks and what is worn after each number of steps, with the encoder and without it."""
     result, judge = {}, judges.load()
     for name in ARMS:
         folder = options.out / f"e4t-{name}"
@@ -225,7 +225,7 @@ def _pictures(sd, word, number):
 
 
 def _judged(judge, folder, number, start):
-    """Returns what the judges say of one person's pictures, {steps: s, s0, s1, prompts right, first among 64}."""
+    """Returns what the judges say of one person's pictures, {steps: s, s0, s1, prompts right, first of 64, worn}."""
     who, other = pocketland.identity(start + 10_000 + number), pocketland.identity(start + 20_000 + number)
     asked = judges.identity(judge, np.asarray(Image.open(folder / f"{number}.png"))[None])[0]
     scenes = [pocketland.scene(SCENES + 20_000 + 8 * number + k, *kind) for k, kind in enumerate(PLACES)]

@@ -35,7 +35,7 @@ def parser():
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     made.add_argument("--model", default="pocket", help="a model with an e4t/ folder")
     made.add_argument("--image", help="one picture; default: a drawn face that the model has never seen")
-    made.add_argument("--steps", type=int, default=10, help="more: more of the person, less of the prompt")
+    made.add_argument("--steps", type=int, default=10, help="tuning steps; more: more of the person, less of a prompt")
     made.add_argument("--seed", type=int, default=0, help="of the pictures")
     common.output_options(made, "demo")
     return made
