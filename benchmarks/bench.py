@@ -34,11 +34,11 @@ from PIL import Image
 from sdjax import compiled, config
 from sdjax.data import pocketland
 from sdjax.training.loop import train
-compiled.keep()
 with tempfile.TemporaryDirectory() as out:
     picture = f"{out}/picture.png"
     Image.fromarray(pocketland.draw(pocketland.identity(0), pocketland.scene(0))).save(picture)
     given = [one.replace("PICTURE", picture) for one in sys.argv[2:]]
+    compiled.keep(steps=config.load(sys.argv[1], given).steps)  # as train/run.py does
     train(config.load(sys.argv[1], [*given, "steps=9", "log=1", "checkpoint=0", "preview=0"]), out)
     lines = [json.loads(line) for line in pathlib.Path(out, "metrics.jsonl").read_text().splitlines()]
 times = [line["seconds"] for line in lines if "loss" in line]

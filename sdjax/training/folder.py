@@ -1,6 +1,6 @@
 """A run's folder: whose it is, by the settings and the origin that are kept beside its checkpoints.
 
-config.json holds the run's settings, origin.json the digest of what it started from (`origin` in loop.py).
+config.json holds the run's settings, origin.json the digest of what it started from (`begin` in loop.py).
 """
 
 import os
