@@ -21,16 +21,21 @@ sys.path.insert(0, str(Path(__file__).parent))
 import judges
 import pocket
 
-from sdjax import compiled, config, generate, grid
-from sdjax.convert import e4t, pipeline
-from sdjax.data import images, pocketland
+from sdjax import settings as config
+from sdjax.data import pocketland
 from sdjax.data.batches import Data
+from sdjax.formats.adapters import e4t
+from sdjax.formats.models import folder as pipeline
+from sdjax.images import grid
+from sdjax.images import reading as images
 from sdjax.methods.chain import Chain
 from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
-from sdjax.training.folder import fresh
+from sdjax.runtime import compile_cache as compiled
+from sdjax.sampling import generate
 from sdjax.training.loop import Train, train
 from sdjax.training.optim import Optim
+from sdjax.training.run import fresh
 
 RECIPES = Path(__file__).parents[1] / "configs"
 

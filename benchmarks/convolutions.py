@@ -3,7 +3,7 @@
     python benchmarks/convolutions.py --rounds 5 [--dtype bfloat16]
 
 Prints medians in milliseconds and the rate of the fastest form, counted as a plain convolution's products.  The limits
-in sdjax/models/convolution.py come from here.  Needs the extra `torch`.
+in sdjax/models/kernels/convolution.py come from here.  Needs the extra `torch`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from sdjax.models import convolution, winograd
+from sdjax.models.kernels import convolution, winograd
 
 LAYERS = [  # side of the map, channels in, channels out
     (64, 320, 320), (64, 640, 320), (64, 960, 320), (32, 320, 640), (32, 640, 640), (32, 1280, 640), (32, 1920, 640),

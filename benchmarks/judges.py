@@ -27,8 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from sdjax.convert import files
 from sdjax.data import pocketland as land
+from sdjax.formats.storage import files
 
 FOLDER = Path(__file__).parent / "judges"
 SCENE = {"domain": land.DOMAINS, "context": land.CONTEXTS, "style": land.STYLES, "accessory": land.ACCESSORIES}

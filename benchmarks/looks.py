@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.convert import e4t, pipeline
 from sdjax.data import pocketland
 from sdjax.diffusion.schedule import add_noise, target
+from sdjax.formats.adapters import e4t
+from sdjax.formats.models import folder as pipeline
 from sdjax.methods.e4t import E4T
 from sdjax.models.clip import clip_pixels
 from sdjax.stable_diffusion import to_pixels

@@ -27,14 +27,19 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent))
 import judges
 
-from sdjax import compiled, config, generate, trees
-from sdjax.convert import export, files, pipeline
+from sdjax import settings as config
+from sdjax import trees
 from sdjax.data import batches, pocketland
+from sdjax.formats.models import folder as pipeline
+from sdjax.formats.storage import files
 from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import plain
 from sdjax.methods.textual_inversion import TextualInversion
+from sdjax.runtime import compile_cache as compiled
+from sdjax.sampling import generate
 from sdjax.stable_diffusion import to_pictures, to_pixels
 from sdjax.training import optim as optimizers
+from sdjax.training import results as export
 from sdjax.training.loop import default_loss, initial_state, make_step
 
 SPLITS = {  # first seeds that neither training nor the judges' own figures use: for final figures, and for choices

@@ -10,7 +10,8 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from sdjax.convert import names, shapes
+from sdjax.formats.models import presets as shapes
+from sdjax.formats.storage import parameters as names
 from sdjax.models.unet import UNet, UNetConfig
 
 

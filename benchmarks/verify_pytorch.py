@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sdjax import compiled, generate, grid
-from sdjax.convert import pipeline
-from sdjax.convert.__main__ import main as convert
+from sdjax.convert import main as convert
+from sdjax.formats.models import folder as pipeline
+from sdjax.images import grid
+from sdjax.runtime import compile_cache as compiled
+from sdjax.sampling import generate
 
 PROMPTS = ("a photo of a {} on the beach", "a pencil sketch of a {} in the snow")
 SAMPLERS = {"ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler", "dpmpp_2m": "DPMSolverMultistepScheduler"}

@@ -71,7 +71,8 @@ def main(arguments=None):
 
 def run(options):
     """Makes what is missing and returns how many pictures were made, rows failed, and pictures were there."""
-    from sdjax import compiled, jobs
+    from sdjax.runtime import compile_cache as compiled
+    from sdjax.service import lists as jobs
 
     if options.batch < 1:
         raise ValueError(f"--batch={options.batch}: expected at least 1")
@@ -107,8 +108,9 @@ class Maker:
 
     def __init__(self, options, out, pictures):
         import sdjax
-        from sdjax import sources, trees
-        from sdjax.convert import adapters
+        from sdjax import trees
+        from sdjax.formats.adapters import attach as adapters
+        from sdjax.service import provenance as sources
 
         self.out, self.folder = out, Path(options.jobs).resolve().parent
         self.format, self.public, self.dtype = options.format, options.public, options.dtype
@@ -138,8 +140,9 @@ class Maker:
 
     def _hashes(self, picture):
         """Returns the hashes of the adapters that a picture's row names, None for one that cannot be read."""
-        from sdjax import jobs, sources
-        from sdjax.convert import adapters
+        from sdjax.formats.adapters import attach as adapters
+        from sdjax.service import lists as jobs
+        from sdjax.service import provenance as sources
 
         found = list(sources.of_adapters(self._embeddings(picture)).values())
         for adapter in jobs.prompt(picture.settings)[1]:
@@ -151,7 +154,7 @@ class Maker:
 
     def _embeddings(self, picture):
         """Returns {"embedding NAME": file} of what a picture's texts name."""
-        from sdjax import sources
+        from sdjax.service import provenance as sources
 
         return sources.adapters_named(self.sd, (), _texts(picture), self.adapters, _grammar(picture))
 
@@ -164,7 +167,7 @@ class Maker:
     def _with(self, wanted, grammar):
         """Returns a grammar's model with the adapters that prompts name; the last one asked for is kept."""
         import sdjax
-        from sdjax.convert import adapters
+        from sdjax.formats.adapters import attach as adapters
 
         sd = self.models[grammar]
         if wanted and (wanted, grammar) != self.named[0]:
@@ -199,7 +202,8 @@ class Maker:
 
     def _images(self, settings, pictures):
         """Returns [(key, pixels)] of pictures that share settings."""
-        from sdjax import generate, inpainting, jobs
+        from sdjax.sampling import generate, inpainting
+        from sdjax.service import lists as jobs
 
         keys, rows = [self.key(picture) for picture in pictures], [picture.settings for picture in pictures]
         settings = {name: value for name, value in settings.items() if name != "size" or value is not None}
@@ -228,7 +232,7 @@ class Maker:
 
     def _pixels(self, name):
         """Returns a picture of the list's folder, uint8 [H W 3], as the other programs read it."""
-        from sdjax.data import images
+        from sdjax.images import reading as images
 
         return np.asarray(images.decode(images.Item(self._file(name)), images.MAX_PIXELS)[0])
 
@@ -251,8 +255,8 @@ class Maker:
             return None
 
     def _write(self, picture, settings, key, image):
-        from sdjax import records
-        from sdjax.convert import files
+        from sdjax.formats.storage import files
+        from sdjax.service import records
 
         record = self._record(picture, settings, image.shape[:2])
         record = records.public(record) if self.public else record
@@ -263,7 +267,8 @@ class Maker:
 
     def _record(self, picture, settings, size):
         """Returns the records.Record of a picture."""
-        from sdjax import generate, records
+        from sdjax.sampling import generate
+        from sdjax.service import records
 
         own, sources = picture.settings, self._sources(picture)
         names = {field.name for field in dataclasses.fields(generate.Job)}
@@ -280,7 +285,9 @@ class Maker:
 
     def _sources(self, picture):
         """Returns the fields of a record that name model and adapters, those of the row's own field too."""
-        from sdjax import grammar, jobs, sources
+        from sdjax.service import lists as jobs
+        from sdjax.service import provenance as sources
+        from sdjax.text import grammar
 
         if self.public:
             return {}
@@ -302,7 +309,7 @@ def _grammar(picture):
 
 def _texts(picture):
     """Returns the texts of a picture in which embeddings may be named."""
-    from sdjax import jobs
+    from sdjax.service import lists as jobs
 
     return [jobs.prompt(picture.settings)[0], picture.settings.get("negative", "")]
 
@@ -336,7 +343,7 @@ def _line(error):
 @functools.cache
 def _digest(path, size, changed):
     """Returns a hash of a file's bytes; kept for as long as its size and time stay."""
-    from sdjax.data import images
+    from sdjax.images import reading as images
 
     return images.digest([images.Item(path)])
 
@@ -344,7 +351,7 @@ def _digest(path, size, changed):
 @functools.cache
 def _size(path, size, changed):
     """Returns (height, width) of a picture, upright, of which only the header is read."""
-    from sdjax.data import images
+    from sdjax.images import reading as images
 
     with Image.open(path, formats=images.FORMATS) as image:
         sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
@@ -356,7 +363,7 @@ def _noise(sd, rows, settings, images):
 
     A Job has one variation, whose seeds count on from picture to picture.
     """
-    from sdjax import generate
+    from sdjax.sampling import generate
 
     size = settings.get("size")
     if images and "margin" not in settings:
@@ -399,7 +406,8 @@ def _report(out, part, parts, errors):
 
 def _plot(maker, pictures, axes):
     """Writes plot.png, a sheet of the pictures whose columns and rows are the values of two fields."""
-    from sdjax import grid, jobs
+    from sdjax.images import grid
+    from sdjax.service import lists as jobs
 
     if len(axes) != 2 or not set(axes) <= set(jobs.FIELDS):
         raise ValueError(f"--plot={','.join(axes)!r}: expected two of {', '.join(jobs.FIELDS)}")

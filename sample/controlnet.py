@@ -34,7 +34,7 @@ def parser():
 
 def run(options):
     """Writes the pictures that the options ask for and returns their paths."""
-    from sdjax.convert import controlnet
+    from sdjax.formats.models import controlnet
 
     if options.image is None and (options.mask or options.strength is not None):
         raise ValueError("--mask, --strength: need a picture to begin with; expected --image")
@@ -55,7 +55,7 @@ def run(options):
 
 def make(options, sd, settings):
     """Makes and writes the pictures of the task that the options name; returns their paths."""
-    from sdjax import generate, inpainting, upscaling
+    from sdjax.sampling import generate, inpainting, upscaling
 
     prompts, strength, size = common.prompts(options), options.strength, None
     unused = set() if options.mask else {"feather"}

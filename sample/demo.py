@@ -56,11 +56,17 @@ def main(arguments=None):
 def run(options):
     """Personalises the model, writes grid.png and timings.json, and returns the grid's path."""
     clock = _Clock()
-    from sdjax import compiled, config, generate, grid, records, sources
-    from sdjax.convert import e4t, pipeline
-    from sdjax.data import images
-    from sdjax.training.folder import fresh
+    from sdjax import settings as config
+    from sdjax.formats.adapters import e4t
+    from sdjax.formats.models import folder as pipeline
+    from sdjax.images import grid
+    from sdjax.images import reading as images
+    from sdjax.runtime import compile_cache as compiled
+    from sdjax.sampling import generate
+    from sdjax.service import provenance as sources
+    from sdjax.service import records
     from sdjax.training.loop import train
+    from sdjax.training.run import fresh
 
     compiled.keep(steps=options.steps)
     out = Path(options.out)

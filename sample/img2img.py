@@ -18,7 +18,7 @@ def parser():
 
 def run(options):
     """Writes the pictures that the options ask for and returns their paths."""
-    from sdjax import generate
+    from sdjax.sampling import generate
 
     sd, picture = common.load(options), common.picture(options.image)
     task = dict(strength=options.strength, size=options.size, resize=options.resize)

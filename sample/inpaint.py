@@ -22,7 +22,7 @@ def parser():
 
 def run(options):
     """Writes the pictures that the options ask for and returns their paths."""
-    from sdjax import inpainting
+    from sdjax.sampling import inpainting
 
     sd, picture = common.load(options), common.picture(options.image)
     mask = common.picture(options.mask).max(-1)

@@ -25,7 +25,7 @@ def run(options):
     """Writes the frames and their moving picture; returns the frames' paths."""
     from PIL import Image
 
-    from sdjax import generate
+    from sdjax.sampling import generate
 
     texts = common.prompts(options)
     if options.batch != 1 or len(texts) > 2:
@@ -45,7 +45,8 @@ def run(options):
 
 def write(frames, options, sd, settings):
     """Writes the frames, each with the record of the first and its place; returns their paths."""
-    from sdjax import generate, records
+    from sdjax.sampling import generate
+    from sdjax.service import records
 
     (first, last), said = settings["seeds"], options.prompt
     about = {} if options.public else common.origins(sd, options)

@@ -140,7 +140,8 @@ def recorded(path, task):
     It names no file to open: of models only built-in names hold, and model=None stands for another.
     Raises ValueError for a picture that another program made from more than words.
     """
-    from sdjax import records, sources
+    from sdjax.service import provenance as sources
+    from sdjax.service import records
 
     record = records.read(path)
     more = record.more
@@ -187,7 +188,7 @@ def _scale(path, size, resize):
 
 def _hires_method(path, name):
     """Returns our method of A1111's "Hires upscaler", and says where it is not the same."""
-    from sdjax import upscaling
+    from sdjax.sampling import upscaling
 
     if name.lower() in upscaling.METHODS:
         return name.lower()
@@ -201,8 +202,9 @@ def load(options, change=lambda sd: sd):
 
     Compiled programs are kept on disk.
     """
-    from sdjax import compiled, devices
-    from sdjax.convert import adapters
+    from sdjax.formats.adapters import attach as adapters
+    from sdjax.runtime import compile_cache as compiled
+    from sdjax.runtime import replicas as devices
 
     wanted = _taken_apart(options)[1]
     compiled.keep()
@@ -216,7 +218,7 @@ def load(options, change=lambda sd: sd):
 
 def model(options):
     """Returns the bare model that model_options name.  Raises ValueError that names the option."""
-    from sdjax.convert import pipeline
+    from sdjax.formats.models import folder as pipeline
 
     given = {name: getattr(options, name) for name in (*OF_FILES, "vae") if getattr(options, name)}
     for name in OF_FILES:
@@ -265,7 +267,7 @@ def prompts(options):
 
 def _taken_apart(options):
     """Returns (prompts without adapters, the grammar.Adapters that they name, alike in all prompts of a call)."""
-    from sdjax import grammar
+    from sdjax.text import grammar
 
     if options.grammar != "a1111":
         return options.prompt, ()
@@ -277,7 +279,7 @@ def _taken_apart(options):
 
 def settings(options):
     """Returns the settings of generate.Job that the options name, as a dict."""
-    from sdjax import records
+    from sdjax.service import records
 
     count = len(prompts(options))
     # As A1111 does: pictures are variations of one, the other seed counts on.
@@ -305,7 +307,7 @@ def picture(path):
     """Returns an image file's pixels, uint8 [H W 3], upright and over white."""
     import numpy as np
 
-    from sdjax.data import images
+    from sdjax.images import reading as images
 
     (item,) = images.find(path)
     return np.asarray(images.decode(item, images.MAX_PIXELS)[0])
@@ -316,7 +318,8 @@ def write(pictures, options, sd, *, size=None, strength=None, leave_out=()):
 
     size: what --size would be, (height, width); None is the pictures' own.  leave_out: options that did nothing.
     """
-    from sdjax import generate, records
+    from sdjax.sampling import generate
+    from sdjax.service import records
 
     about = {} if options.public else origins(sd, options)
     about["more"] = {"Task": options.task, **kept(options, leave_out), **about.get("more", {})}
@@ -346,7 +349,8 @@ def _text(value):
 
 def origins(sd, options):
     """Returns the names and hashes of model and adapters, and says on what --from-image differs in them."""
-    from sdjax import records, sources
+    from sdjax.service import provenance as sources
+    from sdjax.service import records
 
     wanted = _taken_apart(options)[1]
     named = sources.adapters_named(sd, wanted, _texts(options), options.adapters, options.grammar)

@@ -23,9 +23,10 @@ def parser():
 
 def run(options):
     """Writes the pictures that the options ask for and returns their paths."""
-    from sdjax import generate, upscaling
-    from sdjax.convert import e4t, pipeline
-    from sdjax.data import images
+    from sdjax.formats.adapters import e4t
+    from sdjax.formats.models import folder as pipeline
+    from sdjax.images import reading as images
+    from sdjax.sampling import generate, upscaling
 
     def personalised(sd):
         if options.image is None:

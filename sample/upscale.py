@@ -25,7 +25,7 @@ def parser():
 
 def run(options):
     """Writes the pictures that the options ask for and returns their paths."""
-    from sdjax import upscaling
+    from sdjax.sampling import upscaling
 
     sd, picture = common.load(options), common.picture(options.image)
     task = dict(size=options.size, resize=options.resize, tile=options.tile)

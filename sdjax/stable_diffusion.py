@@ -22,7 +22,7 @@ from sdjax import trees
 from sdjax.models import hooks as layer_hooks
 
 TOKENS = "text_model.embeddings.token_embedding.embedding"
-ADAPTERS = "adapters"  # in `reference`: what convert.adapters attached and to what
+ADAPTERS = "adapters"  # in `reference`: what formats.adapters.attach attached and to what
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from test_pipeline import TEXTS, channels_first, channels_last, make_pipeline
 
 import sdjax
-from sdjax.convert import pipeline
+from sdjax.formats.models import folder as pipeline
 
 STEPS, GUIDANCE = 3, 4.0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sdjax import compiled
+from sdjax.runtime import compile_cache as compiled
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 import sdjax
-import sdjax.resize
-from sdjax import generate
-from sdjax.convert import names, pipeline
+from sdjax.formats.models import folder as pipeline
+from sdjax.formats.storage import parameters as names
+from sdjax.images import resize
 from sdjax.models.unet import UNet
+from sdjax.sampling import generate
 
 PROMPTS = ["a photo of a face on the beach", "a mosaic of a cat"]
 NEGATIVE = ["red hair", ""]
@@ -48,7 +49,7 @@ def theirs(sd, folder, kind, **parts):
 def pictures(count=2, size=32, seed=0):
     """Returns smooth pictures uint8 [B H W 3]."""
     rough = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3)).astype(np.uint8)
-    return np.stack([sdjax.resize.fit(one, (size, size), "stretch") for one in rough])
+    return np.stack([resize.fit(one, (size, size), "stretch") for one in rough])
 
 
 def start_noise(seeds, shape=(16, 16, 4)):

@@ -22,9 +22,11 @@ from test_hypernetworks import write as write_hypernetwork
 from test_lora import ATTENTION, kohya
 
 import sdjax
-from sdjax import records, trees
-from sdjax.convert import adapters, lora
-from sdjax.convert.adapters import attach_all, detach
+from sdjax import trees
+from sdjax.formats.adapters import attach as adapters
+from sdjax.formats.adapters import lora
+from sdjax.formats.adapters.attach import attach_all, detach
+from sdjax.service import records
 
 WORD = "<toy>"
 ROWS = 0.3 * torch.randn(2, 32, generator=torch.Generator().manual_seed(2))

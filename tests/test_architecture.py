@@ -18,14 +18,16 @@ PROGRAMS = [
 ]
 # A module may import from its own floor and from those below it.
 FLOORS = (
-    ("trees", "config", "tokenizer", "compiled", "grid", "grammar", "jobs", "resize", "mixing", "devices"),
-    ("models",),
+    ("trees", "settings", "runtime", "images", "text", "models"),
     ("diffusion",),
-    ("stable_diffusion", "prompt", "noise", "control", "tiles", "memory"),
-    ("generate", "inpainting", "upscaling", "methods"),
-    ("convert", "records", "sources"),
+    ("stable_diffusion",),
+    ("families", "tasks", "methods", "conditions", "sampling"),
+    ("formats",),
     ("data",),
     ("training",),
+    ("service",),
+    ("web",),
+    ("convert",),
 )
 FLOOR = {unit: i for i, floor in enumerate(FLOORS) for unit in floor}
 EXTRAS = {"torch", "diffusers", "gradio", "peft", "wandb"}

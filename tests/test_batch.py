@@ -18,7 +18,10 @@ import tasks
 from PIL import ExifTags, Image
 from safetensors.numpy import save_file
 
-from sdjax import generate, load, records, resize, text2img
+from sdjax import load, text2img
+from sdjax.images import resize
+from sdjax.sampling import generate
+from sdjax.service import records
 
 ROOT = Path(__file__).parents[1]
 MODEL = "random:tiny"

@@ -5,9 +5,10 @@ import shutil
 import numpy as np
 import pytest
 
-from sdjax.convert import pipeline
-from sdjax.data import cache, sources
+from sdjax.data import cache
 from sdjax.data.batches import Data
+from sdjax.data.sources import drawn as sources
+from sdjax.formats.models import folder as pipeline
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import jax
 import pytest
 from programs import photo
 
-from sdjax.convert import pipeline
 from sdjax.data.batches import Data
+from sdjax.formats.models import folder as pipeline
 from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
 from sdjax.methods.e4t import E4T

@@ -10,9 +10,10 @@ import pytest
 import safetensors.numpy
 
 from sdjax import trees
-from sdjax.convert import export, pipeline
+from sdjax.formats.models import folder as pipeline
 from sdjax.methods.clip import Clip
 from sdjax.methods.full import Full
+from sdjax.training import results as export
 from sdjax.training.loop import Train, begin
 
 

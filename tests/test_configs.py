@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdjax import config
+from sdjax import settings as config
 from sdjax.training.loop import train
 
 ROOT = Path(__file__).parents[1] / "configs"

@@ -16,12 +16,16 @@ from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from PIL import Image
 
 import sdjax
-from sdjax import generate, inpainting, records, upscaling
-from sdjax.control import Control
-from sdjax.convert import controlnet, files, ldm, names
 from sdjax.diffusion import wrappers
+from sdjax.formats.models import controlnet
+from sdjax.formats.storage import files
+from sdjax.formats.storage import ldm_names as ldm
+from sdjax.formats.storage import parameters as names
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.models.unet import UNetConfig
+from sdjax.sampling import generate, inpainting, upscaling
+from sdjax.sampling.control import Control
+from sdjax.service import records
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
 

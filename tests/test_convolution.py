@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from sdjax.models import convolution, winograd
+from sdjax.models.kernels import convolution, winograd
 
 
 def example(rows, height, width, size, features):

@@ -9,12 +9,14 @@ from PIL import Image
 from programs import ROOT, photo
 
 import sdjax
-from sdjax import config
-from sdjax.convert import e4t, export, pipeline
+from sdjax import settings as config
 from sdjax.data import pocketland
+from sdjax.formats.adapters import e4t
+from sdjax.formats.models import folder as pipeline
 from sdjax.methods.e4t import E4T
-from sdjax.training.folder import fresh
+from sdjax.training import results as export
 from sdjax.training.loop import train
+from sdjax.training.run import fresh
 
 
 @pytest.fixture

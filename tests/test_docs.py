@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sdjax import config
+from sdjax import settings as config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(

@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 
 import sdjax
-from sdjax import trees
-from sdjax.convert import __main__ as convert
-from sdjax.convert import e4t, export, names, pipeline
+from sdjax import convert, trees
 from sdjax.data import batches
 from sdjax.data.batches import Data
+from sdjax.formats.adapters import e4t
+from sdjax.formats.models import folder as pipeline
+from sdjax.formats.storage import parameters as names
 from sdjax.methods import offsets
 from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import E4T, level_maps, look, map_widths
@@ -22,6 +23,7 @@ from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.stable_diffusion import to_pictures
 from sdjax.training import preview
+from sdjax.training import results as export
 from sdjax.training.loop import Train, begin
 
 

@@ -13,9 +13,9 @@ from test_pipeline import TEXTS
 
 import sdjax
 from sdjax import trees
-from sdjax.convert import export
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.stable_diffusion import TOKENS
+from sdjax.training import results as export
 
 WORD = "<toy>"
 PROMPTS = [f"a photo of a {WORD} on the beach", TEXTS[1]]

@@ -18,8 +18,8 @@ import pytest
 import safetensors.numpy
 import torch
 
-from sdjax.convert import files
-from sdjax.convert.files import Tensor
+from sdjax.formats.storage import files
+from sdjax.formats.storage.files import Tensor
 
 STEM, DIFFUSION = "model", "diffusion_pytorch_model"
 RNG = np.random.default_rng(0)

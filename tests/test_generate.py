@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import sdjax
-from sdjax import generate, trees
-from sdjax.convert import pipeline
+from sdjax import trees
+from sdjax.formats.models import folder as pipeline
+from sdjax.sampling import generate
 
 PROMPTS = ["a photo of a face on the beach", "a mosaic of a cat"]
 

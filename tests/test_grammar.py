@@ -2,8 +2,8 @@
 
 import pytest
 
-from sdjax import grammar
-from sdjax.grammar import Adapter, adapters, comfy_emphasis, emphasis, parts, schedule, weighed
+from sdjax.text import grammar
+from sdjax.text.grammar import Adapter, adapters, comfy_emphasis, emphasis, parts, schedule, weighed
 
 
 def alternating(*texts, steps=10):

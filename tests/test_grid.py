@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sdjax import grid
+from sdjax.images import grid
 
 RED, BLUE = (np.full((8, 12, 3), color, np.uint8) for color in ((255, 0, 0), (0, 0, 255)))
 

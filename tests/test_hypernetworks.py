@@ -8,7 +8,7 @@ import torch
 from adapter_files import assert_same, fresh, made
 
 import sdjax
-from sdjax.convert import hypernetworks
+from sdjax.formats.adapters import hypernetworks
 
 WIDTHS = (32, 64)  # of the attention layers and, 32, of the text
 CLASSES = {

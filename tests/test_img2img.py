@@ -12,7 +12,10 @@ import tasks
 from PIL import Image
 
 import sdjax
-from sdjax import generate, mixing, records, resize, tiles
+from sdjax.images import resize
+from sdjax.sampling import generate, tiles
+from sdjax.sampling import slerp as mixing
+from sdjax.service import records
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
 

@@ -10,8 +10,8 @@ import tasks
 from PIL import Image
 
 import sdjax
-import sdjax.resize
-from sdjax import generate, inpainting
+from sdjax.images import resize
+from sdjax.sampling import generate, inpainting
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
 
@@ -91,7 +91,7 @@ def test_a_box_is_cut_where_the_picture_ends():
     rows, columns = inpainting.box(mask, 0, (32, 32))
     assert (rows, columns) == (slice(0, 10), slice(40, 60))
     picture = tasks.pictures(1, 20)[0][:10]
-    again = inpainting.unfilled(sdjax.resize.fit(picture, (40, 40), "fill"), (10, 20))
+    again = inpainting.unfilled(resize.fit(picture, (40, 40), "fill"), (10, 20))
     assert np.abs(again.astype(int) - picture).mean() < 1
 
 

@@ -16,7 +16,8 @@ from peft.utils import get_peft_model_state_dict
 
 import sdjax
 from sdjax import trees
-from sdjax.convert import lora, shapes
+from sdjax.formats.adapters import lora
+from sdjax.formats.models import presets as shapes
 from sdjax.models.clip import TextConfig, TextEncoder
 from sdjax.models.unet import UNet, UNetConfig
 

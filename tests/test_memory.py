@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax import generate, memory
 from sdjax.models import layers
+from sdjax.sampling import generate, memory
 
 
 @pytest.fixture(scope="module")

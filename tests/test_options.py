@@ -7,8 +7,10 @@ import pytest
 import tasks
 
 import sdjax
-from sdjax import generate, records
-from sdjax.diffusion import samplers, sigmas
+from sdjax.diffusion.samplers import plan as samplers
+from sdjax.diffusion.samplers import sigmas
+from sdjax.sampling import generate
+from sdjax.service import records
 
 # Every option of its own, euler's picture being the first; each takes the place of what is usual.
 OPTIONS = [

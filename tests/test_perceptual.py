@@ -13,7 +13,8 @@ import torch
 from torch_weights import shapes
 
 from sdjax import trees
-from sdjax.convert import lpips, pipeline
+from sdjax.formats.models import folder as pipeline
+from sdjax.formats.models import lpips
 from sdjax.methods.vae import Vae
 from sdjax.models.critics import LPIPS, Lpips
 from sdjax.training.loop import initial_state, make_step

@@ -21,8 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdjax.convert import archives, pickles
-from sdjax.convert import plain as plain_values
+from sdjax.formats.storage import archives, pickles, plain_values
 
 P2, STOP = b"\x80\x02", b"."
 
@@ -253,7 +252,7 @@ PROGRAMS = {
     "socket": call("socket", "create_connection", "localhost"),
     "open of a file": call("builtins", "open", "/etc/passwd"),
     "shutil.rmtree": call("shutil", "rmtree", "/tmp/x"),
-    "code of our own": call("sdjax.convert.files", "locate", "x"),
+    "code of our own": call("sdjax.formats.storage.files", "locate", "x"),
     "pickled object": pickle.dumps(Evil(), 2),
     "pickled object in a dict": pickle.dumps({"state_dict": {"a": [Evil()]}}, 4),
     "setstate": pickle.dumps(WithState(), 2),
@@ -560,7 +559,7 @@ def test_names_are_a_fixed_list():
     for name, value in pickles.GLOBALS.items():
         assert name.isascii() and name.count(" ") == 1
         inert = isinstance(value, str | np.dtype)
-        assert inert or (callable(value) and value.__module__ == "sdjax.convert.pickles")
+        assert inert or (callable(value) and value.__module__ == "sdjax.formats.storage.pickles")
     steps = {opcode.name for opcode in pickletools.opcodes}
     assert set(pickles.STEP) < steps
     assert not {"INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID"} & set(pickles.STEP)

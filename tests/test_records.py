@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdjax import records, sources
-from sdjax.convert import pipeline
-from sdjax.generate import Job, text2img
-from sdjax.records import Record, parse, public, read, save, text
+from sdjax.formats.models import folder as pipeline
+from sdjax.sampling.generate import Job, text2img
+from sdjax.service import provenance as sources
+from sdjax.service import records
+from sdjax.service.records import Record, parse, public, read, save, text
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
 FULL = Record(
@@ -136,8 +137,9 @@ def test_every_setting_survives_the_text():
 
 
 def test_the_names_are_those_of_the_samplers_and_noises():
-    from sdjax import noise
-    from sdjax.diffusion import samplers, sigmas
+    from sdjax.diffusion.samplers import plan as samplers
+    from sdjax.diffusion.samplers import sigmas
+    from sdjax.sampling import foreign_noise as noise
 
     assert set(records.SAMPLERS) == set(samplers.SAMPLERS)
     assert set(records.SCHEDULES) == {"automatic", *sigmas.SPACINGS}

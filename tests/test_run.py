@@ -7,7 +7,7 @@ import programs
 import pytest
 from programs import ROOT, photo
 
-from sdjax import config
+from sdjax import settings as config
 from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from sdjax import trees
-from sdjax.convert import pipeline
-from sdjax.convert.__main__ import main
+from sdjax.convert import main
 from sdjax.data.batches import Data
+from sdjax.formats.models import folder as pipeline
 from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
 from sdjax.methods.e4t import E4T

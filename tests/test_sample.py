@@ -12,8 +12,11 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import load_file, save_file
 
 import sdjax
-from sdjax import generate, inpainting, records, trees, upscaling
-from sdjax.convert import pipeline, single_file
+from sdjax import trees
+from sdjax.formats.models import folder as pipeline
+from sdjax.formats.models import single_file
+from sdjax.sampling import generate, inpainting, upscaling
+from sdjax.service import records
 
 ROOT = Path(__file__).parents[1]
 A1111 = (

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.diffusion import row, sigmas
-from sdjax.diffusion.samplers import ROWS, SAMPLERS, fill, guided_times, sample, tabulate
+from sdjax.diffusion.samplers import row, sigmas
+from sdjax.diffusion.samplers.plan import ROWS, SAMPLERS, fill, guided_times, sample, tabulate
 from sdjax.diffusion.schedule import Schedule
 
 SD15 = {  # scheduler/scheduler_config.json of Stable Diffusion 1.5

@@ -18,13 +18,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sdjax import trees
-from sdjax.convert import files, ldm, names, pipeline, shapes, single_file, sizes
-from sdjax.convert.__main__ import main
+from sdjax.convert import main
 from sdjax.diffusion.schedule import Schedule
+from sdjax.formats.models import folder as pipeline
+from sdjax.formats.models import infer_config as sizes
+from sdjax.formats.models import presets as shapes
+from sdjax.formats.models import single_file
+from sdjax.formats.storage import files
+from sdjax.formats.storage import ldm_names as ldm
+from sdjax.formats.storage import parameters as names
 from sdjax.models.clip import TextConfig, TextEncoder
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import AutoencoderKL, VaeConfig
-from sdjax.tokenizer import Tokenizer
+from sdjax.text.tokenizer import Tokenizer
 
 TEXTS = ["a photo of a woman on the beach!", "a sketch of a man in the snow"]
 DATA = pathlib.Path(__file__).parent / "data"

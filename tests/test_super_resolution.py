@@ -18,11 +18,15 @@ from safetensors.torch import load_file
 from torch_weights import assert_close, fill, from_torch, shapes, to_torch, tree
 
 import sdjax
-from sdjax import records, trees
-from sdjax.convert import ldm, names, single_file, sizes
+from sdjax import trees
 from sdjax.diffusion.schedule import Schedule
+from sdjax.formats.models import infer_config as sizes
+from sdjax.formats.models import single_file
+from sdjax.formats.storage import ldm_names as ldm
+from sdjax.formats.storage import parameters as names
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import AutoencoderKL, VaeConfig
+from sdjax.service import records
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
 # Heads of 32 channels, as the original has them, for that no shape tells.

@@ -7,7 +7,7 @@ import tasks
 from PIL import Image
 
 import sdjax
-from sdjax import tiles
+from sdjax.sampling import tiles
 from sdjax.stable_diffusion import to_pictures, to_pixels
 
 TILE = 64

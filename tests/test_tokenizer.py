@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import transformers
 
-from sdjax.tokenizer import BOS, EOS, Tokenizer, byte_vocabulary, train_vocabulary
+from sdjax.text.tokenizer import BOS, EOS, Tokenizer, byte_vocabulary, train_vocabulary
 
 SENTENCES = [
     "a photo of a woman on the beach with red hair",

@@ -19,17 +19,19 @@ import torch
 from programs import photo
 
 from sdjax import trees
-from sdjax.convert import export, pipeline
 from sdjax.data import batches
 from sdjax.data.batches import Data
+from sdjax.formats.models import folder as pipeline
 from sdjax.methods import e4t
 from sdjax.methods.clip import Clip
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
+from sdjax.runtime import mesh as parallel
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.training import optim, parallel
+from sdjax.training import optim
+from sdjax.training import results as export
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.loop import Train, begin, default_loss, initial_state, make_step, train
 from sdjax.training.optim import Optim

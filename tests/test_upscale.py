@@ -10,8 +10,8 @@ import tasks
 from PIL import Image
 
 import sdjax
-from sdjax import generate
 from sdjax.diffusion.schedule import Schedule
+from sdjax.sampling import generate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
 

@@ -7,10 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from sdjax.convert import pipeline
+from sdjax.formats.models import folder as pipeline
 from sdjax.methods.clip import Clip
 from sdjax.methods.vae import Vae
-from sdjax.training import parallel
+from sdjax.runtime import mesh as parallel
 from sdjax.training.loop import Train, initial_state, make_step, train
 from sdjax.training.optim import Optim
 

@@ -13,7 +13,7 @@ the newest checkpoint.
 import sys
 from pathlib import Path
 
-from sdjax import config as configs
+from sdjax import settings as configs
 
 
 def main(arguments):
@@ -27,7 +27,7 @@ def main(arguments):
             print(configs.describe(path))
             return 0
         settings = configs.load(path, overrides)
-        from sdjax import compiled
+        from sdjax.runtime import compile_cache as compiled
         from sdjax.training.loop import train
 
         compiled.keep(steps=settings.steps)

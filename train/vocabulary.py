@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from sdjax.data import pocketland
-from sdjax.tokenizer import Tokenizer
+from sdjax.text.tokenizer import Tokenizer
 
 CAPTIONS, SIZE, LENGTH = 20000, 1024, 32
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from sdjax import config
-from sdjax.data import cache, folder, sources
+from sdjax import settings as config
+from sdjax.data import cache
+from sdjax.data.sources import drawn as sources
+from sdjax.data.sources import folder
 from sdjax.stable_diffusion import to_pixels
 
 CONCEPTS = ("", "same", "other")

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sdjax import trees
-from sdjax.convert import files
+from sdjax.formats.storage import files
 from sdjax.stable_diffusion import to_pixels
 
 CHUNK = 64  # pictures per call of the autoencoder

@@ -14,5 +14,5 @@ so that join after split gives an sd that computes as before, and may have
     whole_batch                                            True where the loss needs all rows at once: no accumulation
 
 Parts of a Chain lose their own loss.  A new method also goes into METHODS in training/export.py, the table of what a
-run's config.json may name, and into convert/export.py where it is written as something else than a model folder.
+run's config.json may name, and into training/results.py where it is written as something else than a model folder.
 """

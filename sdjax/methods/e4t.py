@@ -19,11 +19,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sdjax import config, prompt, trees
+from sdjax import settings as config
+from sdjax import trees
 from sdjax.diffusion.schedule import add_noise
 from sdjax.methods import offsets
 from sdjax.models.clip import clip_pixels
 from sdjax.stable_diffusion import TOKENS
+from sdjax.text import conditioning as prompt
 
 HALF = r"^(conv_in|time_embedding|class_embedding|down_blocks|mid_block)\b"  # what `features_only` runs
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from sdjax import config, trees
+from sdjax import settings as config
+from sdjax import trees
 
 
 @dataclass(frozen=True)

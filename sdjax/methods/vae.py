@@ -5,7 +5,7 @@
     Vae(recon="l2", pattern=r"^(decoder|post_quant_conv)\\.")               better pictures of the same latents
 
 The perceptual distance is LPIPS where the model was loaded with its weights (vision=vgg16.pth,lpips.pth, see
-convert/lpips.py), else that of the features of the model's own image encoder.
+formats/models/lpips.py), else that of the features of the model's own image encoder.
 
 Both players learn from one scalar, autoencoder loss + discriminator loss; each sees the other through stop_gradient.
 
@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from sdjax import config, trees
+from sdjax import settings as config
+from sdjax import trees
 from sdjax.models import critics
 from sdjax.models.clip import clip_pixels
 

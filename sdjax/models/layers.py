@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sdjax.models.convolution import convolve, precision
+from sdjax.models.kernels.convolution import convolve, precision
 
 zeros = nn.initializers.zeros_init()
 SCORES_AT_ONCE = 1 << 31  # bytes of attention scores from which on they are made in parts on every device

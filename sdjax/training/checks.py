@@ -9,7 +9,7 @@ import numpy as np
 
 from sdjax.methods.chain import Chain
 from sdjax.methods.full import Full
-from sdjax.training import parallel
+from sdjax.runtime import mesh as parallel
 
 
 def known_word(settings):

@@ -14,17 +14,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from sdjax import compiled
-from sdjax import config as configs
-from sdjax.convert import export, files
+from sdjax import settings as configs
 from sdjax.data.batches import Data
+from sdjax.formats.storage import files
 from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
+from sdjax.runtime import compile_cache as compiled
 from sdjax.training import optim as optimizers
+from sdjax.training import results as export
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.loop import Train, begin, initial_state
 from sdjax.training.optim import Optim

@@ -15,16 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax import config as configs
+from sdjax import settings as configs
 from sdjax import trees
-from sdjax.convert import export, pipeline
 from sdjax.data import batches
 from sdjax.data.batches import Data
 from sdjax.diffusion.loss import diffusion_loss
+from sdjax.formats.models import folder as pipeline
 from sdjax.methods.clip import CLIP
 from sdjax.methods.full import Full
-from sdjax.training import checks, folder, parallel, preview
+from sdjax.runtime import mesh as parallel
+from sdjax.training import checks, preview
 from sdjax.training import optim as optimizers
+from sdjax.training import results as export
+from sdjax.training import run as folder
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.log import Log
 from sdjax.training.optim import Optim

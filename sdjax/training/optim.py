@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdjax import config, trees
+from sdjax import settings as config
+from sdjax import trees
 from sdjax.training import muon
 
 KINDS = ("adamw", "muon", "adafactor", "sgd")

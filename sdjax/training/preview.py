@@ -3,10 +3,10 @@
 import numpy as np
 from PIL import Image
 
-from sdjax import generate
 from sdjax.methods.clip import Clip
 from sdjax.methods.e4t import look
 from sdjax.methods.vae import Vae
+from sdjax.sampling import generate
 from sdjax.stable_diffusion import to_pictures
 
 SEEDS, STEPS = 4, 20

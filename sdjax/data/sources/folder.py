@@ -1,0 +1,93 @@
+"""An image folder, or one image, as a source: picture i with its prompt, augmented by a generator of its own.
+
+source = Folder(Data(path="photos/cat", word="<cat>", templates="object", crop="random", flip=0.5), size=512)
+source.example(0, np.random.default_rng(7))         # {"picture" uint8 [512 512 3], "caption"[, "mask" [512 512]]}
+"""
+
+import collections
+import functools
+
+import numpy as np
+
+from sdjax import settings as config
+from sdjax.data import prompts
+from sdjax.images import reading as images
+
+CROPS = ("center", "random")
+KEPT = 16  # decoded pictures kept: a folder for personalisation is read once
+
+
+def check(data):
+    """Raises ValueError for a crop or a flip that no picture can have."""
+    config.check(data, "data.", crop=CROPS, flip=config.TO_1)
+
+
+class Folder:
+    """The pictures that a run's Data settings name, at `size` pixels.
+
+    Raises ValueError for settings out of range, a folder without pictures, pictures without a caption where prompts
+    need one, and data.mask where no picture brings a mask.
+    """
+
+    def __init__(self, data, size):
+        check(data)
+        self.items, self.size, self.crop, self.flip, self.masked = (
+            images.find(data.path),
+            size,
+            data.crop,
+            data.flip,
+            data.mask,
+        )
+        self.prompts = prompts.make(data.templates, data.word)
+        bare = [] if data.word else [item.path for item in self.items if not item.caption]
+        if bare and any(prompts.CAPTION in template for template in self.prompts.templates):
+            raise ValueError(
+                f"{bare[0]} ({len(bare)} of {len(self.items)} pictures): no caption; write one to "
+                f"{bare[0].with_suffix('.txt').name}, or set data.word, or data.templates=none"
+            )
+        if data.mask and not any(images.has_mask(item) for item in self.items):
+            raise ValueError(
+                f"data.mask=True: no picture of data.path={data.path!r} has an alpha channel or a .mask.png"
+            )
+        self.subjects = collections.defaultdict(list)
+        for i, item in enumerate(self.items):
+            self.subjects[item.subject].append(i)
+        self._decoded = functools.lru_cache(KEPT if len(self.items) <= KEPT else 0)(self._decode)
+
+    def __len__(self):
+        return len(self.items)
+
+    def _decode(self, i):
+        return images.decode(self.items[i], self.size, self.masked)
+
+    def picture(self, i):
+        """Returns the middle of picture i, uint8 [size size 3]."""
+        return images.square(self._decoded(i)[0], self.size)
+
+    def caption(self, i, random):
+        """Returns a prompt for picture i."""
+        return self.prompts(self.items[i].caption, random)
+
+    def other(self, i, random):
+        """Returns the number of another picture in the same sub-folder; i itself where there is none."""
+        subject = self.items[i].subject
+        same = self.subjects[subject] if subject else [i]
+        step = random.integers(1, len(same)) if len(same) > 1 else 0
+        return same[(same.index(i) + step) % len(same)]
+
+    def example(self, i, random):
+        """Returns {"picture", "caption"} of picture i, with data.mask also "mask", float32 [size size] in [0, 1]."""
+        x, y, mirror = random.random(3)
+        cut = functools.partial(
+            images.square,
+            size=self.size,
+            place=(x, y) if self.crop == "random" else (0.5, 0.5),
+            flip=mirror < self.flip,
+        )
+        picture, mask = self._decoded(i)
+        example = {"picture": cut(picture), "caption": self.caption(i, random)}
+        return {**example, "mask": cut(mask).astype(np.float32) / 255} if self.masked else example
+
+    def fingerprint(self):
+        """Returns what decides the pictures, for a cache's name."""
+        return ["folder", len(self), images.digest(self.items)]

@@ -1,0 +1,211 @@
+"""Sampling: from noise to a latent, by any of SAMPLERS along any of the noise schedules of sigmas.py.
+
+    plan = tabulate(sd.schedule, "dpmpp_2m", steps=20, spacing="karras")           # on the host, numpy
+    z = sample(lambda z, t, i: sd.denoise(z, t, cond, i)[0], noise, plan, keys)    # inside jit, plan an argument
+
+A plan is a table: a row per evaluation of the network, linear in the registers of row.py.  The compiled loop is the
+same for all samplers, step counts and starting points; only whether fresh noise is drawn is static.  The state is
+float32 with the signal's and noise's variances adding up to 1 at every level, as the network sees it.
+
+Shapes: B batch, h w latent pixels, c latent channels, K rows.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from sdjax.diffusion.samplers import discrete, multistep, row, sigmas, singlestep
+
+ROWS = 2048  # room for 1000 steps of two evaluations; one length, so that no step count compiles anything
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """How a sampler is run: `rows(path, eta)`, what its network outputs are turned into, and which levels it looks at.
+
+    eta: the default amount of fresh noise; None where the method has none to set.
+    grid, end: see sigmas.levels.  automatic: the noise schedule that A1111 takes for it, with or without `discard`, on
+    k-diffusion's grid; None where it has the sampler not from there, for "normal" on its own grid.
+    churn: whether its steps may begin with noise, see singlestep.raised.
+    """
+
+    rows: object
+    grid: str
+    eta: float | None = None
+    output: str = "x0"
+    end: str = "clean"
+    automatic: str | None = None
+    discard: bool = False
+    churn: bool = False
+
+
+SAMPLERS = {
+    "ddim": Sampler(discrete.ddim, "times", eta=0.0, end="file"),
+    "ddpm": Sampler(discrete.ddpm, "times"),
+    "pndm": Sampler(multistep.pndm, "times", output="raw", end="file"),
+    "euler": Sampler(singlestep.euler, "sigmas", automatic="normal", churn=True),
+    "euler_a": Sampler(singlestep.euler, "sigmas", eta=1.0, automatic="normal"),
+    "heun": Sampler(singlestep.heun, "sigmas", automatic="normal", churn=True),
+    "lms": Sampler(multistep.lms, "sigmas", output="eps", automatic="normal"),
+    "dpm2": Sampler(singlestep.dpm2, "sigmas_rounded", automatic="karras", discard=True),
+    "dpm2_a": Sampler(singlestep.dpm2, "sigmas_rounded", eta=1.0, automatic="karras", discard=True),
+    "dpmpp_2s_a": Sampler(singlestep.dpmpp_2s, "sigmas", eta=1.0, automatic="karras"),
+    "dpmpp_2m": Sampler(multistep.dpmpp_2m, "intervals", automatic="karras"),
+    "dpmpp_sde": Sampler(singlestep.dpmpp_sde, "sigmas", eta=1.0, automatic="karras"),
+    "dpmpp_2m_sde": Sampler(multistep.dpmpp_2m, "intervals", eta=1.0, automatic="exponential"),
+    "dpmpp_3m_sde": Sampler(multistep.dpmpp_3m, "intervals", eta=1.0, automatic="exponential", discard=True),
+    "unipc": Sampler(multistep.unipc, "intervals"),
+    "deis": Sampler(multistep.deis, "intervals", output="eps", end="lowest"),
+    "lcm": Sampler(discrete.lcm, "distilled"),
+    "tcd": Sampler(discrete.tcd, "distilled", eta=0.3, end="lowest"),
+}
+
+
+class Plan(struct.PyTreeNode):
+    """The table of one run, K = ROWS rows of which the first `rows` are used; numpy arrays, an argument of the jit.
+
+    t: times that the network is told.  step: the step that a row belongs to, 0 ... steps - 1.  draw: which fresh noise
+    a row takes.  output: factors of (latent, prediction) that make the network's output.  x, base: factors of the
+    registers.
+    scale: of the noise at the start of a run from pure noise.  a, s: signal and noise at the first level, for a run
+    from a given latent.  churn: of the first fresh noise on top of either.  steps, draws: how many there are.
+    """
+
+    t: object
+    step: object
+    draw: object
+    output: object
+    x: object
+    base: object
+    rows: object
+    steps: object
+    draws: object
+    scale: object
+    a: object
+    s: object
+    churn: object
+    stochastic: bool = struct.field(pytree_node=False)
+
+
+def tabulate(schedule, sampler="ddim", steps=20, spacing="normal", eta=None, start=0, churn=None):
+    """Returns the Plan of a run.
+
+    spacing: the noise schedule: normal, automatic (what A1111 takes for the sampler) or another of sigmas.SPACINGS.
+    eta: fresh noise, 0 none, 1 all that the method knows (tcd: gamma); None is the sampler's default.
+    start: steps left out at the noisy end, for image-to-image: steps - int(steps * strength) as diffusers counts.
+    churn: (s_churn, s_tmin, s_tmax, s_noise) of Karras et al. 2022, for euler and heun; None and s_churn 0 are none.
+    Raises ValueError for an unknown sampler or schedule, for steps, start or eta out of range, and for an eta or churn
+    where the sampler has none.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler={sampler!r}: expected one of {', '.join(SAMPLERS)}")
+    chosen = SAMPLERS[sampler]
+    if eta and chosen.eta is None:
+        raise ValueError(f"eta={eta}: {sampler} has no eta; expected 0 or None")
+    if eta is not None and not 0 <= eta <= 1:
+        raise ValueError(f"eta={eta}: expected 0 to 1")
+    churn = churn if churn and churn[0] else None
+    if churn and not chosen.churn:
+        able = ", ".join(name for name, one in SAMPLERS.items() if one.churn)
+        raise ValueError(f"churn={churn[0]}: {sampler} has none; expected 0, or one of {able}")
+    if churn and min(churn) < 0:
+        raise ValueError(f"churn={churn}: expected s_churn, s_tmin, s_tmax, s_noise, none below 0")
+    grid, discard = chosen.grid, False
+    if spacing == "automatic":
+        spacing, discard = chosen.automatic or "normal", chosen.discard
+        grid = "kdiffusion" if chosen.automatic else grid
+    path = sigmas.levels(schedule, steps, spacing, grid, chosen.end, start, discard)
+    more = {"churn": churn} if chosen.churn else {}
+    rows = list(chosen.rows(path, (chosen.eta or 0.0) if eta is None else eta, **more))
+    return fill(path, rows, chosen.output, *singlestep.raised(path, 0, churn))
+
+
+def fill(path, rows, output="x0", above=None, share=0.0):
+    """Returns the Plan of a path's rows (row.Row), padded.
+
+    above, share: see singlestep.raised; where the run starts, where that is not the first level.
+    """
+    room = -(-len(rows) // ROWS) * ROWS
+    noisy = [bool(r.x @ row.NOISE or r.base @ row.NOISE) for r in rows]
+    first = path.levels[0]
+    raised = above.a / first.a if share else 1.0
+
+    def column(values, dtype=np.float32):
+        values = np.asarray(values, dtype)
+        return np.concatenate([values, np.zeros((room - len(rows), *values.shape[1:]), dtype)])
+
+    return Plan(
+        t=column([r.level.t for r in rows]),
+        step=column([r.step for r in rows], np.int32),
+        draw=column(np.cumsum(noisy) - noisy + bool(share), np.int32),
+        output=column([row.outputs(path.prediction_type, r.level, output) for r in rows]),
+        x=column([r.x for r in rows]),
+        base=column([r.base for r in rows]),
+        rows=np.int32(len(rows)),
+        steps=np.int32(len(path.levels)),
+        draws=np.int32(sum(noisy) + bool(share)),
+        scale=np.float32(raised * path.scale),
+        a=np.float32(raised * first.a),
+        s=np.float32(raised * first.s),
+        churn=np.float32(above.a * share if share else 0.0),
+        stochastic=any(noisy) or bool(share),
+    )
+
+
+def guided_times(plan, start=0.0, end=1.0):
+    """Returns (first, last), float32: the times of the steps from `start` to `end`, as fractions of those of the run.
+
+    Step i of n is inside where start <= i / n < end; an evaluation within a step is inside where its time is.
+    """
+    fractions = np.arange(int(plan.steps)) / int(plan.steps)
+    begins = plan.t[np.searchsorted(plan.step[: plan.rows], np.arange(len(fractions)))]  # falling
+    behind, within = begins[fractions >= end], begins[fractions >= start]
+    first = np.nextafter(behind[0], np.float32(np.inf)) if len(behind) else -np.inf
+    return np.float32(first), np.float32(within[0] if len(within) else -np.inf)
+
+
+def sample(denoise, noise, plan, keys=None, *, z=None, step_noise=None):
+    """Returns the latent [B h w c] that the plan leads to, float32.
+
+    denoise(z [B h w c], t [B] float32, i int32) -> prediction [B h w c] of the schedule's type; i: the step, 0 the
+    first run.
+    noise: standard normal [B h w c].  z: the scaled latent that image-to-image starts from, None for pure noise.
+    keys: one key per image [B], for samplers that draw fresh noise: draw n of image b is normal(fold_in(keys[b], n)).
+    step_noise: that noise itself, [plan.draws B h w c], in place of keys.
+    Raises ValueError when fresh noise is needed and neither is given, or too little of it.
+    """
+    if plan.stochastic and keys is None and step_noise is None:
+        raise ValueError("keys=None: this sampler draws fresh noise; expected one key per image, or step_noise")
+    if step_noise is not None and not isinstance(plan.draws, jax.core.Tracer) and len(step_noise) < plan.draws:
+        raise ValueError(f"step_noise has {len(step_noise)} entries: expected {plan.draws}")
+
+    def fresh(n):
+        if step_noise is not None:
+            return jnp.asarray(step_noise, jnp.float32)[n]
+        return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, n), noise.shape[1:], jnp.float32))(keys)
+
+    def evaluate(k, state):
+        x, base, past = state
+        t = jnp.broadcast_to(plan_t[k], x.shape[:1])
+        prediction = denoise(x, t, plan_step[k]).astype(jnp.float32)
+        output = to_output[k, 0] * x + to_output[k, 1] * prediction
+        known = [x, base, output, *past[:-1]] + ([fresh(plan_draw[k])] if plan.stochastic else [])
+        return _combine(to_x[k], known), _combine(to_base[k], known), (output, *past[:-1])
+
+    plan_t, plan_step, plan_draw, to_output, to_x, to_base = (
+        jnp.asarray(table) for table in (plan.t, plan.step, plan.draw, plan.output, plan.x, plan.base)
+    )
+    noise = noise.astype(jnp.float32)
+    x = plan.scale * noise if z is None else plan.a * z.astype(jnp.float32) + plan.s * noise
+    if plan.stochastic:
+        x += plan.churn * fresh(0)
+    state = x, jnp.zeros_like(x), (jnp.zeros_like(x),) * len(row.M)
+    return jax.lax.fori_loop(0, plan.rows, evaluate, state)[0]
+
+
+def _combine(factors, registers):
+    """Returns the sum of factor * register, without a matrix product: those are not float32 on every device."""
+    return sum(factors[j] * register for j, register in enumerate(registers))

@@ -1,0 +1,55 @@
+"""The one form that all samplers share: a row per evaluation of the network, linear in what is in the registers.
+
+    X      the latent that the network has just looked at
+    BASE   a latent kept from earlier, such as the one at the beginning of a step of two evaluations
+    M[0]   the newest output of the network, M[1] the one before, ... M[4]
+    NOISE  fresh standard normal noise
+
+A sampler is a function of a Path (noise levels) that yields rows in float64; the registers are unit vectors there, so
+x = there.a * M[0] + there.s * (X - here.a * M[0]) / here.s reads like the formula that it is.  Samplers differ in
+numbers only: one compiled loop (samplers.sample) runs all of them, and neither another sampler nor another number of
+steps compiles anything.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from sdjax.diffusion.samplers.sigmas import Level
+
+REGISTERS = 8
+_unit = np.eye(REGISTERS)
+_unit.flags.writeable = False
+X, BASE, *M, NOISE = _unit
+
+
+class Row(NamedTuple):
+    """One evaluation at a level: what the network looks at next (`x`) and what is kept beside it (`base`).
+
+    step: which step of the path it belongs to, counted from the first one run.
+    """
+
+    level: Level
+    step: int
+    x: np.ndarray
+    base: np.ndarray = BASE
+
+
+def x0_and_eps(prediction_type, level, x, prediction):
+    """Returns the clean latent and the noise that a prediction at the latent x stands for; linear in both."""
+    a, s = level.a, level.s
+    if prediction_type == "epsilon":
+        return (x - s * prediction) / a, prediction
+    if prediction_type == "v_prediction":
+        return a * x - s * prediction, a * prediction + s * x
+    return prediction, (x - a * prediction) / s
+
+
+def outputs(prediction_type, level, kind):
+    """Returns the factors (of the latent, of the network's prediction) whose sum is M[0].
+
+    kind: "x0", the clean latent; "eps", the noise; "raw", the prediction as it is.
+    """
+    x, prediction = np.eye(2)
+    x0, eps = x0_and_eps(prediction_type, level, x, prediction)
+    return {"x0": x0, "eps": eps, "raw": prediction}[kind]

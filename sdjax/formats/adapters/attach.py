@@ -1,0 +1,338 @@
+"""Adapters to sample with: embeddings, LoRA and its relatives, hypernetworks, told apart by what a file holds.
+
+    sd = attach(sd, "cat.safetensors", 0.8)          # again with another strength: that strength instead
+    sd = attach(sd, "style.pt")                      # several act together, in whatever order they came
+    sd = detach(sd, "cat.safetensors")               # without reading the model again
+    sd = detach(sd)                                  # the model as it was, bit for bit
+
+An adapter acts in the three ways of a method: edits of weights, words, a hook.  What it was attached to stays beside
+the model (sd.reference["adapters"]), so every change starts from those weights.  Another strength compiles nothing,
+nor does another file of the same kind that edits weights.
+"""
+
+import functools
+import json
+import pathlib
+import re
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+from flax import struct
+
+from sdjax import trees
+from sdjax.formats.adapters import embeddings, hypernetworks, lora
+from sdjax.formats.storage import files, pickles
+from sdjax.stable_diffusion import ADAPTERS, StableDiffusion
+
+# What a folder may hold, in the order of choice: diffusers' and peft's names.
+FILES = [
+    f"{stem}{kind}"
+    for kind in (".safetensors", ".bin")
+    for stem in ("pytorch_lora_weights", "adapter_model", "learned_embeds")
+]
+SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin")
+PICTURES = (".png",)  # endings of embeddings only: beside other adapters lie their previews
+METADATA = "lora_adapter_metadata"  # diffusers: PEFT's settings in a safetensors header, "unet.lora_alpha" and so on
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """What a file brings: {part: {weight's name: Edit}}, {word: rows}, and a hook or None."""
+
+    edits: dict
+    words: dict
+    hook: object = None
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """One adapter of a model, the file that it came from, and how strongly it acts, apart on the UNet."""
+
+    path: pathlib.Path
+    adapter: Adapter
+    strength: float
+    unet: float
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """The adapters of a model.  All compare equal: a compiled function never sees them."""
+
+    items: tuple = ()
+
+    def __eq__(self, other):
+        return isinstance(other, Stack)
+
+    def __hash__(self):
+        return hash(Stack)
+
+
+class Attached(struct.PyTreeNode):
+    """What stands beside a model with adapters: the model before the first of them, and the adapters."""
+
+    base: StableDiffusion
+    stack: Stack = struct.field(pytree_node=False)
+
+
+def attach(sd, source, strength=1.0, *, unet=None, word=None, keep=True):
+    """Returns sd with the adapter of a file, or of a folder that diffusers or peft wrote; weights W + sum_i s_i D_i.
+
+    strength: s, any number; 0 is off, of LoRA negative ones are of use.  A file that is attached already gets the new
+    strength.  unet: another one for the UNet's weights.
+    word: the word of an embedding in prompts; None for the file's, else its name without the ending.
+    keep: False lets go of the weights before: less memory, but what is attached so far cannot be detached.
+    Raises ValueError in one line where the file is no adapter, of a kind that is not supported, or for another model.
+    """
+    path, (base, items) = _locate(source), _taken(sd)
+    adapter = _adapter(path, base.networks, word)
+    if adapter.words and not adapter.edits and strength != 1:
+        raise ValueError(f"{path}: strength={strength!r}: an embedding has none; weigh its word in the prompt instead")
+    items = (*(item for item in items if item.path != path), _attachment(path, adapter, strength, unet))
+    sd = _put(sd, base, items)
+    return sd if keep else _without_record(sd)
+
+
+def _attachment(path, adapter, strength, unet):
+    return Attachment(path, adapter, float(strength), float(strength if unet is None else unet))
+
+
+def detach(sd, source=None):
+    """Returns sd without one adapter, or without all: then the weights, words and hooks from before, bit for bit.
+
+    What was changed in these since the first adapter came, by training or by new words, goes with it.
+    Raises ValueError where the adapter is not attached.
+    """
+    base, items = _taken(sd)
+    path = source if source is None else pathlib.Path(source).resolve()
+    path = _locate(source) if path is not None and path.is_dir() else path  # a file may be gone by now
+    left = tuple(item for item in items if path is not None and item.path != path)
+    if len(left) == len(items):
+        there = trees.listing(item.path for item in items)
+        raise ValueError(f"{'all' if source is None else source}: not attached; attached: {there}")
+    return _put(sd, base, left)
+
+
+def attach_all(sd, named):
+    """Returns sd with the adapters of a command line, ["FILE", "FILE:0.8", ...], which cannot be detached."""
+    for text in named:
+        sd = attach(sd, *split(text))
+    return _without_record(sd)
+
+
+def attach_named(sd, wanted, folder):
+    """Returns sd with the adapters that prompts ask for, grammar.Adapter, from files of their names below a folder.
+
+    They cannot be detached.  Raises ValueError where a name is not that of one file, or its file is of another kind.
+    """
+    for adapter in wanted:
+        path = find(folder, adapter.name)
+        if kind(sd, path)[0] != adapter.kind:
+            raise ValueError(f"<{adapter.kind}:{adapter.name}>: {path} is of the kind {kind(sd, path)[0]}")
+        sd = attach(sd, path, adapter.strength, unet=adapter.unet)
+    return _without_record(sd) if wanted else sd
+
+
+def find(folder, name):
+    """Returns the one adapter's file of this name below a folder; names are compared and never become part of a path.
+
+    A file's name is without its ending; what diffusers or peft wrote, FILES, has also the name of its own folder.
+    Raises ValueError where there is none, or several.
+    """
+    there = _below(folder, SUFFIXES)
+    found = [path for path, names in there.items() if name in names]
+    if len(found) != 1:
+        known = trees.listing(names[0] for names in there.values())
+        raise ValueError(f"adapter {name!r}: {len(found)} files of this name in {folder}; expected one of {known}")
+    return found[0]
+
+
+def name_of(path):
+    """Returns what an adapter's file is called: its name without ending, or the name of the folder that it fills."""
+    return path.parent.name if path.name in FILES else path.stem
+
+
+def _below(folder, suffixes):
+    """Returns {file: its names} of all files below a folder with these endings, in order of their paths."""
+    root, found = pathlib.Path(folder), {}
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() in suffixes:
+            own = path.name in FILES and path.parent != root and path == _chosen(path.parent)
+            found[path] = (name_of(path), path.stem) if own else (path.stem,)
+    return found
+
+
+def find_embeddings(sd, texts, folder, grammar):
+    """Returns {word: file} of the embeddings below a folder that texts name: "word" in a1111, "embedding:word" in
+    comfyui; nothing in plain.
+
+    Only files of these names are opened.  Raises ValueError where two embeddings have the same name.
+    """
+    before = {"a1111": r"(?<!\w)", "comfyui": r"(?<!\S)embedding:|(?<=[(\s])embedding:"}.get(grammar)
+    if before is None:
+        return {}
+    said, found = "\n".join(texts), {}
+    for path, names in _below(folder, (*SUFFIXES, *PICTURES)).items():
+        word = names[0]
+        if re.search(rf"(?:{before}){re.escape(word)}(?!\w)", said, re.IGNORECASE) and _is_embedding(sd, path):
+            if word in found:
+                raise ValueError(f"embedding {word!r}: {found[word]} and {path} have this name; expected one")
+            found[word] = path
+    return found
+
+
+def _is_embedding(sd, path):
+    try:
+        return kind(sd, path)[0] == "embedding"
+    except (ValueError, OSError):  # of another kind of file that is called like a word of the text
+        return False
+
+
+def attach_embeddings(sd, texts, folder, grammar):
+    """Returns sd that knows the embeddings below a folder that texts name, find_embeddings; which cannot be detached.
+
+    A word that sd knows already stays as it is.
+    """
+    found = find_embeddings(sd, texts, folder, grammar)
+    for word, path in found.items():
+        if sd.tokenizer.backend.normalizer.normalize_str(word) not in sd.tokenizer.words:
+            sd = attach(sd, path, word=word)
+    return _without_record(sd) if found else sd
+
+
+def split(text):
+    """Returns (file, strength) of "FILE" or "FILE:0.8".  Raises ValueError for a strength that is no number."""
+    file, _, strength = text.rpartition(":")
+    if pathlib.Path(text).exists() or not file:
+        return text, 1.0
+    try:
+        return file, float(strength)
+    except ValueError:
+        raise ValueError(f"adapter {text!r}: no such file; expected FILE or FILE:STRENGTH") from None
+
+
+def kind(sd, source):
+    """Returns (what an adapter brings to a model: "lora", "hypernet" or "embedding", its file)."""
+    path = _locate(source)
+    adapter = _adapter(path, sd.networks)
+    return "lora" if adapter.edits else "hypernet" if adapter.hook is not None else "embedding", path
+
+
+# ---- the stack ---------------------------------------------------------------------------------
+
+
+def _taken(sd):
+    """Returns (the model before its first adapter, its attachments)."""
+    record = (sd.reference or {}).get(ADAPTERS)
+    return (record.base, record.stack.items) if record else (sd, ())
+
+
+def _without_record(sd):
+    others = {name: tree for name, tree in (sd.reference or {}).items() if name != ADAPTERS}
+    return sd.replace(reference=others or None)
+
+
+def _put(sd, base, items):
+    """Returns sd with the weights, words and hooks of `base` and these attachments in place of those it has."""
+    _, old = _taken(sd)
+    first, added = len(base.hooks), sum(item.adapter.hook is not None for item in old)
+    hooks = (item.adapter.hook.replace(strength=jnp.float32(item.strength)) for item in items if item.adapter.hook)
+    text_encoder = sd.networks.text_encoder.clone(config=base.networks.text_encoder.config)
+    made = _without_record(sd).replace(
+        unet=_merged(base, "unet", items),
+        text_encoder=_merged(base, "text_encoder", items),
+        words=base.words,
+        tokenizer=base.tokenizer,
+        networks=replace(sd.networks, text_encoder=text_encoder),
+        hooks=(*sd.hooks[:first], *hooks, *sd.hooks[first + added :]),
+    )
+    for item in items:
+        made = embeddings.add(made, item.adapter.words, item.path)
+    if not items:
+        return made
+    return made.replace(reference={**(made.reference or {}), ADAPTERS: Attached(base, Stack(items))})
+
+
+def _merged(base, part, items):
+    stacks = {}
+    for item in items:
+        for name, edit in item.adapter.edits.get(part, {}).items():
+            stacks[name] = (*stacks.get(name, ()), (edit, item.unet if part == "unet" else item.strength))
+    return lora.merge(getattr(base, part), stacks) if stacks else getattr(base, part)
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+
+def words(source, networks):
+    """Returns {word: float32 rows [n C]} that a file, or a folder that diffusers wrote, brings to these networks."""
+    return _adapter(_locate(source), networks).words
+
+
+def _chosen(folder):
+    """Returns the file of a folder that diffusers or peft wrote, None where there is none."""
+    return next((folder / name for name in FILES if (folder / name).is_file()), None)
+
+
+def _locate(source):
+    path = pathlib.Path(source).resolve()
+    if path.is_dir():
+        found = _chosen(path)
+        if found is None:
+            raise ValueError(f"{source}: a folder without {', '.join(FILES)}")
+        return found
+    if not path.is_file():
+        raise ValueError(f"{source}: no such file")
+    return path
+
+
+def _adapter(path, networks, word=None):
+    about = path.stat()
+    return _read(path, about.st_mtime_ns, about.st_size, word, networks)
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path, time, size, word, networks):
+    """Returns the Adapter of a file; time and size: of the file, so that a new one is read again."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    metadata = {}
+    if head.startswith(b"\x89PNG"):
+        state = embeddings.from_picture(path)
+    elif head[8:] == b"{":
+        state, metadata = _safetensors(path)
+    else:
+        state = pickles.read(path)
+    if hypernetworks.recognised(state):
+        return Adapter({}, {}, hypernetworks.read(state, path))
+    words, tensors = embeddings.bundled(state, path) if isinstance(state, dict) else ({}, {})
+    tensors = {name: value for name, value in tensors.items() if type(value) is not dict}  # of Custom Diffusion
+    if lora.recognised(tensors):
+        return Adapter(lora.read(tensors, networks, _peft_settings(path, tensors, metadata), path), words)
+    return Adapter({}, words or embeddings.read(state, path, word))
+
+
+def _safetensors(path):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file: {str(error).splitlines()[0]}") from None
+
+
+def _peft_settings(path, tensors, metadata):
+    """Returns {part: PEFT's settings}, from diffusers' metadata or from the adapter_config.json beside PEFT's file."""
+    if METADATA in metadata:
+        try:
+            settings = json.loads(metadata[METADATA])
+        except ValueError as error:
+            raise ValueError(f"{path}: {METADATA} is no JSON: {error}") from None
+        flat = {f"{part}.": part for part in lora.PARTS}
+        return {
+            part: {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
+            for prefix, part in flat.items()
+        }
+    if any(name.startswith("base_model.model.") for name in tensors):
+        return dict.fromkeys(lora.PARTS, files.read_json(path.parent / "adapter_config.json"))
+    return {}

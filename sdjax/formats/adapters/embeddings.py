@@ -1,0 +1,142 @@
+"""Textual inversions: rows of the token table, in the layouts that tools write.
+
+read({"<cat-toy>": rows}, "learned_embeds.safetensors")      # {"<cat-toy>": float32 [n C]}
+
+{"string_to_param": {"*": rows}, ...}       A1111 and the original; the word is the file's name
+{"<word>": rows}                            diffusers; rows [n C] or [C]
+{"emb_params": rows}                        sd-scripts, invoke-training; the word is the file's name
+{"emp_params": rows}                        OneTrainer; the word is the file's name
+{"clip_l": rows}                            tools that know two text encoders; the word is the file's name
+{"bundle_emb.WORD.string_to_param.*": rows} beside the tensors of a LoRA; also "bundle_emb.WORD.clip_l"
+a bare array                                the word is the file's name
+a picture (PNG) with the text sd-ti-embedding, A1111's; the word is the file's name
+"""
+
+import base64
+import json
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax import trees
+from sdjax.formats.storage import files
+from sdjax.stable_diffusion import TOKENS
+
+UNNAMED = ("*", "emb_params", "emp_params", "clip_l")  # keys that are no word
+BUNDLED = "bundle_emb."
+ENDS = (".string_to_param.*", ".clip_l", ".emb_params")
+BLOCK = 64  # rows by which the token table grows, so that few sizes of it are compiled
+
+
+def read(state, path, word=None):
+    """Returns {word: float32 rows [n C]} of what a file holds; word: one to use instead of the file's.
+
+    Raises ValueError where it is no embedding, or one that Stable Diffusion 1 and 2 cannot use.
+    """
+    if isinstance(state, dict) and "string_to_param" in state:
+        held = state["string_to_param"]
+        if not isinstance(held, dict) or len(held) != 1:
+            raise ValueError(f"{path}: string_to_param: one word's rows are expected")
+        (state,) = held.values()
+    if isinstance(state, np.ndarray):
+        state = {"*": state}
+    state = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
+    if "clip_g" in state:
+        raise ValueError(f"{path}: an embedding for SDXL (clip_g); this model has one text encoder")
+    if "emp_params_out" in state:
+        raise ValueError(f"{path}: holds emp_params_out, rows behind the text encoder; only rows before it are read")
+    if len(state) != 1:
+        raise ValueError(f"{path}: no LoRA or hypernetwork, and an embedding file holds one tensor, not {len(state)}")
+    ((key, rows),) = state.items()
+    return {word or (path.stem if key in UNNAMED else key): _rows(rows, path)}
+
+
+def bundled(tensors, path):
+    """Returns ({word: rows} of embeddings bundled with a LoRA, the other tensors)."""
+    found = {}
+    for key, rows in tensors.items():
+        end = next((end for end in ENDS if key.endswith(end)), None)
+        if key.startswith(BUNDLED) and end:
+            found[key.removeprefix(BUNDLED).removesuffix(end)] = _rows(rows, path)
+    return found, {key: value for key, value in tensors.items() if not key.startswith(BUNDLED)}
+
+
+def _rows(rows, path):
+    if rows.ndim not in (1, 2) or not np.issubdtype(rows.astype(np.float32).dtype, np.floating):
+        raise ValueError(f"{path}: a tensor {list(rows.shape)}; an embedding has rows [n C] or one row [C]")
+    return np.atleast_2d(rows).astype(np.float32)
+
+
+def from_picture(path):
+    """Returns what A1111 keeps in a picture's text `sd-ti-embedding`: base64 of JSON, tensors as nested lists.
+
+    Raises ValueError for a picture without that text, or with one that cannot be read, and OSError (Pillow's
+    UnidentifiedImageError) for a file that is no picture.
+    """
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        text = getattr(picture, "text", {}).get("sd-ti-embedding")
+    if text is None:
+        raise ValueError(f"{path}: a picture without the text sd-ti-embedding")
+    try:
+        return json.loads(base64.b64decode(text, validate=True), object_hook=_tensor)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: sd-ti-embedding cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _tensor(values):
+    return np.array(values["TORCHTENSOR"], np.float32) if "TORCHTENSOR" in values else values
+
+
+def add(sd, words, path):
+    """Returns sd that knows the words {word: rows [n C]}.
+
+    Raises ValueError for rows of another width than the text encoder's and for a word that is there already.
+    """
+    for word, rows in words.items():
+        width = trees.flatten(sd.text_encoder)[TOKENS].shape[1]
+        if rows.shape[1] != width:
+            raise ValueError(f"{path}: rows of width {rows.shape[1]}; this model's text encoder takes {width}")
+        if sd.tokenizer.backend.normalizer.normalize_str(word) in sd.tokenizer.words:
+            raise ValueError(f"{path}: word={word!r}: the model knows it already; give another with word=")
+        sd = _with_room(sd, len(rows)).add_word(word, len(rows))
+        sd = sd.with_rows(sd.words[word], jnp.asarray(rows))
+    return sd
+
+
+def taken(sd):
+    """Returns (sd without placeholder words, {word: float32 rows [n C]}), for formats with no place for words."""
+    table = trees.flatten(sd.text_encoder)[TOKENS]
+    words = {word: np.asarray(table[ids], np.float32) for word, ids in sd.words.items()}
+    tokenizer = replace(sd.tokenizer, added=tuple(token for token in sd.tokenizer.added if token["special"]))
+    network = sd.networks.text_encoder
+    network = network.clone(config=replace(network.config, vocab_size=tokenizer.size))
+    return sd.replace(
+        tokenizer=tokenizer,
+        words={},
+        networks=replace(sd.networks, text_encoder=network),
+        text_encoder=trees.edit(sd.text_encoder, f"^{TOKENS}$", lambda name, weight: weight[: tokenizer.size]),
+    ), words
+
+
+def write(path, words, about=None):
+    """Writes {word: rows [n C]} as diffusers' learned_embeds.safetensors and returns its path; about: metadata.
+
+    A file of one word is also what A1111 and ComfyUI read: there the word is the file's name.
+    """
+    tensors = {word: files.Tensor(rows.shape, "float32", lambda rows=rows: rows) for word, rows in words.items()}
+    with files.new_file(path) as temporary:
+        files.write_safetensors(temporary, tensors, {"format": "pt", **(about or {})})
+    return path
+
+
+def _with_room(sd, rows):
+    """Returns sd whose token table has place for more rows, in whole blocks."""
+    table = trees.flatten(sd.text_encoder)[TOKENS]
+    wanted = -(-(sd.tokenizer.size + rows) // BLOCK) * BLOCK
+    if sd.tokenizer.size + rows <= len(table):
+        return sd
+    grown = jnp.concatenate([table, jnp.zeros((wanted - len(table), table.shape[1]), table.dtype)])
+    return sd.replace(text_encoder=trees.edit(sd.text_encoder, f"^{TOKENS}$", lambda name, weight: grown))

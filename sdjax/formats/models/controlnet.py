@@ -1,0 +1,130 @@
+"""ControlNets in files: a diffusers folder, or one file with the names of the ControlNet repository or of diffusers.
+
+    control = load_control("folder")                       # config.json and diffusion_pytorch_model.safetensors
+    control = load_control("control_sd15_canny.pth")       # or .safetensors
+    control = load_control("random:sd15")                  # a built-in shape with random weights
+    save_control(control, "folder")
+
+Source of the names: the ControlNet repository's cldm/cldm.py, and diffusers' ControlNetModel.
+"""
+
+import os
+import pathlib
+
+import jax.numpy as jnp
+
+from sdjax.formats.models import folder as pipeline
+from sdjax.formats.models import infer_config as sizes
+from sdjax.formats.models import presets as shapes
+from sdjax.formats.models import single_file
+from sdjax.formats.storage import files
+from sdjax.formats.storage import ldm_names as ldm
+from sdjax.formats.storage import parameters as names
+from sdjax.models.controlnet import ControlNet, ControlNetConfig
+from sdjax.models.unet import UNetConfig
+from sdjax.sampling.control import Control
+
+STEM = "diffusion_pytorch_model"
+PREFIX = "control_model."  # files of version 1.0 hold the whole model beside it
+
+
+def load_control(source, dtype="float32", *, variant=None):
+    """Returns the Control of a diffusers folder, a hub id, one file, or a built-in shape "random:NAME".
+
+    dtype, variant: as in pipeline.load.  A file with diffusers' names needs its config.json beside it.
+    Raises ValueError in one line, naming the file and what in it is missing, unknown or does not fit.
+    """
+    if str(source).startswith("random:"):
+        return _random(str(source).removeprefix("random:"), dtype)
+    path = pathlib.Path(source)
+    if path.is_file():
+        weights, _, _ = single_file.open_file(path)
+        if any("input_hint_block." in name for name in weights.names):
+            return _control(*_original(weights), dtype)
+        return _control(weights, _config(path.parent), dtype)
+    kinds = [f".{variant}"] if variant else ["", ".fp16"]
+    wanted = [["config.json", f"{STEM}{kind}.{ending}"] for ending in ("safetensors", "bin") for kind in kinds]
+    folder = files.locate(source, wanted, lambda folder: any(folder.glob("*.safetensors")))
+    return _control(files.open_weights(folder, STEM, variant), _config(folder), dtype)
+
+
+def save_control(control, destination, *, dtype=None):
+    """Writes the folder that diffusers' ControlNetModel.from_pretrained loads; returns its path."""
+    tensors = names.write(control.params, dtype)
+    size = sum(tensor.bytes for tensor in tensors.values())
+    with files.new_folder(destination, "config.json", ("config.json", f"{STEM}.safetensors"), size) as folder:
+        files.write_weights(folder, STEM, tensors)
+        config = {**control.network.config.to_json(), "_diffusers_version": pipeline.WRITTEN_AS}
+        files.write_json(folder / "config.json", config)
+    return pathlib.Path(os.path.realpath(destination))
+
+
+def _control(weights, config, dtype):
+    network = ControlNet(config, jnp.dtype(dtype or "float32"))
+    return Control(names.read(weights, network, "controlnet", dtype), network)
+
+
+def _config(folder):
+    path = folder / "config.json"
+    values = files.read_json(path)
+    try:
+        return ControlNetConfig.from_json(values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
+
+
+def _random(name, dtype):
+    """Returns the Control of a built-in shape, with random weights none of which is zero."""
+    if name not in shapes.SHAPES:
+        raise ValueError(f"control 'random:{name}': expected one of {', '.join(f'random:{n}' for n in shapes.SHAPES)}")
+    shape = shapes.SHAPES[name]
+    factor = 2 ** (len(shape["vae"]["block_out_channels"]) - 1)
+    network = ControlNet(ControlNetConfig.of(UNetConfig(**shape["unet"]), factor), jnp.dtype(dtype or "float32"))
+    return Control(names.random_parameters(network, dtype or "float32"), network)
+
+
+# ---- the original names --------------------------------------------------------------------------
+
+
+def _original(weights):
+    """Returns (weights under our names, config) of a file with the ControlNet repository's names."""
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in weights.names) else ""
+    there = {name.removeprefix(prefix): name for name in weights.names if name.startswith(prefix)}
+    found = {name: weights.shape(place) for name, place in there.items()}
+    try:
+        config = _found_config(found)
+    except ValueError as error:
+        raise ValueError(f"{weights.path}: {error}") from None
+    table = modules(config)
+    ours = names.file_names(names.template(ControlNet(config)))
+    places = {name: there[place] for name in ours if (place := ldm.rename(name, table)) in there}
+    unknown = set(there.values()) - set(places.values())
+    known = {name: (place, None) for name, place in places.items()}
+    return single_file.View(weights, known | {name: (name, None) for name in unknown}), config
+
+
+def modules(config):
+    """Returns {our module: the repository's} of a ControlNet with this ControlNetConfig."""
+    table = ldm.unet_modules(config.unet)
+    hint = "controlnet_cond_embedding"
+    blocks = 2 * (len(config.conditioning_embedding_out_channels) - 1)
+    table[f"{hint}.conv_in"] = "input_hint_block.0"
+    table |= {f"{hint}.blocks.{i}": f"input_hint_block.{2 * i + 2}" for i in range(blocks)}
+    table[f"{hint}.conv_out"] = f"input_hint_block.{2 * blocks + 2}"
+    maps = sum(n + 1 for n in config.unet.levels("layers_per_block"))
+    table |= {f"controlnet_down_blocks.{i}": f"zero_convs.{i}.0" for i in range(maps)}
+    return table | {"controlnet_mid_block": "middle_block_out.0"}
+
+
+def _found_config(found):
+    """Returns the ControlNetConfig of weights with these shapes, {name: shape}."""
+    widths, place = [found["input_hint_block.0.weight"]], 4
+    while f"input_hint_block.{place + 2}.weight" in found:
+        widths.append(found[f"input_hint_block.{place}.weight"])
+        place += 4
+    unet = sizes.unet_config(found | {"out.2.weight": (4,)})  # a ControlNet has no way up
+    options = {
+        "conditioning_channels": widths[0][1],
+        "conditioning_embedding_out_channels": tuple(w[0] for w in widths),
+    }
+    return ControlNetConfig.of(unet, 1, **options)

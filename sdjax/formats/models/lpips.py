@@ -1,0 +1,58 @@
+"""LPIPS' weights: VGG16 and the linear layers behind it, in one file or two, .safetensors or torch's.
+
+weights = read("vgg16-397923af.pth,vgg.pth")     # or one file that holds both
+
+features.N.weight        torchvision's vgg16; its classifier is left out
+net.sliceK.N.weight      the same layers in the state of lpips.LPIPS(net="vgg")
+linK.model.1.weight      the linear layers, of lpips' own vgg.pth or that state; lins.K are the same once more
+Source of the names: torchvision; richzhang/PerceptualSimilarity, version 0.1.
+"""
+
+import os
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.formats.models import single_file
+from sdjax.formats.storage import files
+from sdjax.formats.storage import parameters as names
+from sdjax.models.critics import CONVS, Lpips
+
+IGNORED = ("classifier.", "scaling_layer.", "lins.")
+SLICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # places of VGG16's convolutions, by stage
+OTHER_NAMES = {
+    f"net.slice{stage + 1}.{place}.{leaf}": f"features.{place}.{leaf}"
+    for stage, places in enumerate(SLICES)
+    for place in places
+    for leaf in ("weight", "bias")
+}
+
+
+def is_file(source):
+    """Returns whether `source` is a file or several with commas between; a model folder is neither."""
+    return all(os.path.isfile(path) for path in str(source).split(","))
+
+
+def read(source, dtype="float32"):
+    """Returns the parameters of critics.Lpips that a file holds, or several files with commas between.
+
+    dtype: of the parameters; None keeps each as stored.  Files of torch are read by our own reader, which runs nothing.
+    Raises ValueError naming a file that is damaged, and weights that are missing, unexpected, misshapen or there twice.
+    """
+    found = {}
+    for path in str(source).split(","):
+        weights, _, _ = single_file.open_file(path)
+        for name in weights.names:
+            place = OTHER_NAMES.get(name, name)
+            if place in found:
+                raise ValueError(f"{source}: holds {place} twice")
+            if not name.startswith(IGNORED):
+                found[place] = weights.read(name)
+    tops = [f"lin{stage}.model.1.weight" for stage in range(len(CONVS))]
+    absent = [name for name in tops if name not in found or found[name].ndim != 4]
+    if absent:
+        raise ValueError(f"{source}: no LPIPS with VGG16: missing {names.trees.listing(absent)}")
+    network = Lpips(tuple(found[name].shape[1] for name in tops))
+    picture = jnp.zeros((1, 16, 16, 3))  # the smallest
+    like = jax.eval_shape(lambda: network.init(jax.random.key(0), picture, picture))["params"]
+    return names.read_tree(files.Arrays(source, found), like, dtype, sizes="VGG16 and its linear layers")

@@ -1,0 +1,437 @@
+"""Whole models in one file with the names of the original code: .safetensors, and .ckpt through our own reader.
+
+    networks, params, schedule, tokenizer, low = read("v1-5-pruned.ckpt", "float16", ema=True)
+    write(sd, "cat.safetensors", "float16")
+
+Such files tell no sizes, no schedule and no words: sizes follow from the shapes, the rest is that of Stable Diffusion 1
+and 2, or of LDM-SR, which has no words.  Files that we write tell all of it, as JSON in their metadata, so that models
+of any size come back.
+Source: the names: ldm.py; Stability-AI's ModelSpec 1.0.1 for metadata; openai/clip-vit-large-patch14 for the words.
+"""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.diffusion.schedule import Schedule
+from sdjax.formats.models import infer_config as sizes
+from sdjax.formats.storage import files, pickles
+from sdjax.formats.storage import ldm_names as ldm
+from sdjax.formats.storage import parameters as names
+from sdjax.models.clip import TextConfig, TextEncoder
+from sdjax.models.unet import UNet, UNetConfig
+from sdjax.models.vae import AutoencoderKL, VaeConfig
+from sdjax.text.tokenizer import Tokenizer
+
+UNET, VAE, EMA = "model.diffusion_model.", "first_stage_model.", "model_ema."
+CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."  # the text encoder of 1 and of 2
+NETWORKS = {"unet": (UNetConfig, UNet), "vae": (VaeConfig, AutoencoderKL), "text_encoder": (TextConfig, TextEncoder)}
+# Entries that no part needs.
+IGNORED = (
+    f"{VAE}loss.",
+    *(f"{CLIP}{name}" for name in ("logit_scale", "text_projection.")),
+    *(f"{OPEN_CLIP}{name}" for name in ("logit_scale", "text_projection", "attn_mask", "visual.")),
+)
+QKV = {"q_proj": 0, "k_proj": 1, "v_proj": 2, "to_q": 0, "to_k": 1, "to_v": 2}
+CODEBOOK = f"{VAE}quantize.embedding.weight"
+VOCABULARY = "openai/clip-vit-large-patch14"
+VOCABULARY_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
+LANDMARKS = {"a</w>": 320, "photo</w>": 1125, "<|endoftext|>": 49407}  # ids by which CLIP's vocabulary is known
+SUPER_RESOLUTION = {"beta_start": 0.0015, "beta_end": 0.0155}  # latent-diffusion, models/ldm/bsr_sr/config.yaml
+UPSCALER = {"beta_start": 0.0001, "beta_end": 0.02}  # stablediffusion, configs/stable-diffusion/x4-upscaling.yaml
+BASE_STEPS = 875_000  # global_step of 512-base-ema.ckpt: the model of 2.0 that predicts noise
+PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # modelspec.prediction_type
+NOTES, LOW = "sdjax", "low_res_scheduler"  # the key of our metadata; in it, the schedule of an upscaler's picture
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+def read(path, dtype="float32", *, prediction_type=None, ema=False, tokenizer=None):
+    """Returns ({part: network}, {part: parameters}, Schedule, Tokenizer, low) of a single-file checkpoint, by content.
+
+    LDM-SR, known by its codebook, has no text encoder, and None for a tokenizer.
+    low: the Schedule of an upscaler's small picture, None where it is that of the latents.
+    dtype: of weights and computation; None keeps every weight as stored.  ema: take the UNet's averaged weights.
+    prediction_type: what the UNet predicts; None takes what the file tells, its size, or, for 2.x with four channels,
+    where neither decides, what the network itself does with a picture that is all noise.
+    tokenizer: a folder or hub id with CLIP's vocabulary; None takes the file's own, or openai/clip-vit-large-patch14.
+    Raises ValueError in one line, naming the file, for weights that are missing, unexpected or misshapen, averaged
+    weights that are not there, and files of other kinds.
+    """
+    try:
+        return _read(path, dtype, prediction_type, ema, tokenizer)
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from None
+
+
+def _read(path, dtype, prediction_type, ema, tokenizer):
+    weights, metadata, steps = open_file(path)
+    notes = _notes(metadata)
+    text = OPEN_CLIP if any(name.startswith(OPEN_CLIP) for name in weights.names) else CLIP
+    if CODEBOOK in weights.names:
+        text = None
+    tokenizer = None if text is None else _tokenizer(tokenizer, notes, text)
+    configs = _configs(weights, notes, text, tokenizer)
+    networks = {name: NETWORKS[name][1](config, jnp.dtype(dtype or "float32")) for name, config in configs.items()}
+    prefixes = {"unet": UNET, "vae": VAE, "text_encoder": text}
+    views = {name: _view(weights, network, prefixes[name], ema) for name, network in networks.items()}
+    params = {name: names.read(views[name], network, name, dtype) for name, network in networks.items()}
+    schedule = _schedule(weights, notes, configs["unet"])
+    if not notes:
+        prediction_type = (
+            prediction_type
+            or _told(weights, metadata, steps, configs["unet"])
+            or _shown(networks["unet"], params["unet"])
+        )
+        if prediction_type == "v_prediction" and _is_two(configs["unet"]):
+            networks["unet"] = UNet(dataclasses.replace(configs["unet"], sample_size=96), networks["unet"].dtype)
+    schedule = dataclasses.replace(schedule, prediction_type=prediction_type or schedule.prediction_type)
+    low = Schedule.from_json(notes[LOW]) if LOW in notes else None
+    return networks, params, schedule, tokenizer, low
+
+
+def open_file(path):
+    """Returns (Weights, metadata, number of training steps or None) of a file, whatever its name ends in.
+
+    Raises ValueError naming a file that is damaged or holds something else.
+    """
+    path = pathlib.Path(path)
+    with open(path, "rb") as file:
+        safe = file.read(9)[8:] == b"{"
+    if not safe:
+        value = pickles.read(path)
+        state = value.get("state_dict", value) if type(value) is dict else None
+        if type(state) is not dict:
+            raise ValueError(f"{path}: holds no weights by name")
+        arrays = {name: array for name, array in state.items() if type(array) is np.ndarray}
+        return files.Arrays(path, arrays), {}, value.get("global_step")
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        handle = safe_open(str(path), "np")
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file: {str(error).splitlines()[0]}") from None
+    return files.Weights(path, dict.fromkeys(handle.keys(), handle)), handle.metadata() or {}, None
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The weights of one part under our names, to be read as files.Weights is.
+
+    places: {our name: (name in the file, None for all of it or (which third of its rows, rows of a third that follow
+    each other, None for all))}.
+    """
+
+    weights: object
+    places: dict
+
+    @property
+    def path(self):
+        return self.weights.path
+
+    @property
+    def names(self):
+        return self.places.keys()
+
+    def shape(self, name):
+        place, third = self.places[name]
+        rows, *others = self.weights.shape(place) or (None,)
+        return self.weights.shape(place) if third is None else (rows // 3, *others)
+
+    def dtype(self, name):
+        return self.weights.dtype(self.places[name][0])
+
+    def read(self, name):
+        place, third = self.places[name]
+        array = self.weights.read(place)
+        if third is None:
+            return array
+        parts = array.reshape(-1, 3, third[1] or len(array) // 3, *array.shape[1:])
+        return parts[:, third[0]].reshape(-1, *array.shape[1:])
+
+
+def _view(weights, network, prefix, ema=False):
+    """Returns the part of a file under a prefix, with our names; what has no place there keeps its own name."""
+    there = {name for name in weights.names if name.startswith(prefix) and not name.startswith(IGNORED)}
+    if prefix == CLIP:
+        return View(weights, {name.removeprefix(CLIP): (name, None) for name in there})
+    if prefix == OPEN_CLIP:  # the layer behind the last one that is used
+        last = f"{OPEN_CLIP}transformer.resblocks.{network.config.num_hidden_layers}."
+        there = {name for name in there if not name.startswith(last)}
+    places = _places(network, prefix)
+    if prefix == UNET and ema:
+        places = {name: (averaged(place), third) for name, (place, third) in places.items()}
+        there = {name for name in weights.names if name.startswith(EMA)} - {f"{EMA}decay", f"{EMA}num_updates"}
+        if not there:
+            raise ValueError("ema=True: the file holds no averaged weights (model_ema.)")
+    found = {name: place for name, place in places.items() if place[0] in there}
+    unknown = there - {place for place, _ in found.values()}
+    return View(weights, found | {name: (name, None) for name in unknown})
+
+
+def vae_view(weights, network):
+    """Returns the autoencoder in a file's weights under our names."""
+    return _view(weights, network, VAE)
+
+
+def averaged(name):
+    """Returns the name of a weight's running average: without "model." in front, and without dots.
+
+    Source: CompVis latent-diffusion, ldm/modules/ema.py.
+    """
+    return EMA + name.removeprefix("model.").replace(".", "")
+
+
+def _places(network, prefix):
+    """Returns {our name: (name in a single file, third of its rows or None)} of all weights of a network."""
+    make = {UNET: ldm.unet_modules, VAE: ldm.vae_modules, OPEN_CLIP: ldm.open_clip_modules, CLIP: lambda config: {}}
+    modules = make[prefix](network.config)
+    ours = names.file_names(names.template(network))
+    return {name: (prefix + ldm.rename(name, modules), _third(name, prefix, network.config)) for name in ours}
+
+
+def _third(name, prefix, config):
+    """Returns (which third, rows that follow each other) of one matrix for queries, keys and values, or None.
+
+    OpenCLIP has all queries first; the UNet of LDM-SR has queries, keys and values of one head after the other.
+    """
+    part = name.split(".")[-2]
+    plain = prefix == UNET and config.cross_attention_dim is None
+    if part not in QKV or not (plain or prefix == OPEN_CLIP):
+        return None
+    return QKV[part], config.head_width if plain else None
+
+
+def _notes(metadata):
+    """Returns what a file that we wrote says of itself, {} for another's."""
+    try:
+        notes = json.loads(metadata.get(NOTES, "{}"))
+    except (ValueError, RecursionError):
+        raise ValueError(f"metadata {NOTES!r} is not JSON") from None
+    if notes == {}:
+        return notes
+    needed = ("unet", "vae", "scheduler")
+    whole = type(notes) is dict and all(type(one) is dict for one in notes.values()) and notes.keys() >= set(needed)
+    if not whole:
+        raise ValueError(f"metadata {NOTES!r}: expected the configs of {', '.join(needed)}")
+    return notes
+
+
+def _configs(weights, notes, text, tokenizer):
+    """Returns {part: config}, as the file says or as its shapes have it."""
+    if notes:
+        present = [name for name in NETWORKS if text is not None or name != "text_encoder"]
+        if not notes.keys() >= set(present):
+            raise ValueError(f"metadata {NOTES!r}: expected the configs of {', '.join(present)}")
+        return {name: NETWORKS[name][0].from_json(notes[name]) for name in present}
+
+    def shapes(prefix):
+        found = {name.removeprefix(prefix): weights.shape(name) for name in weights.names if name.startswith(prefix)}
+        if not found:
+            raise ValueError(f"no weights {prefix}*: not a whole Stable Diffusion 1 or 2 with the original names")
+        return found
+
+    unet = sizes.unet_config(shapes(UNET))
+    vae = sizes.vae_config(shapes(VAE), unet)
+    if text is None:
+        return {"unet": unet, "vae": vae}
+    ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+    read_text = sizes.clip_config if text == CLIP else sizes.open_clip_config
+    return {"unet": unet, "vae": vae, "text_encoder": read_text(shapes(text), ids)}
+
+
+def _tokenizer(source, notes, text):
+    if source is None and "tokenizer" in notes:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in VOCABULARY_FILES:
+                pathlib.Path(folder, name).write_text(str(notes["tokenizer"].get(name, "{}")), encoding="utf-8")
+            return Tokenizer.load(folder)
+    try:
+        folder = files.locate(source or VOCABULARY, [list(VOCABULARY_FILES)], lambda folder: True)
+    except ValueError as error:
+        raise ValueError(f"a single file has no vocabulary; give tokenizer=FOLDER with CLIP's: {error}") from None
+    tokenizer = Tokenizer.load(folder)
+    if text == OPEN_CLIP and tokenizer.pad == tokenizer.eos:
+        return Tokenizer.of(tokenizer.vocabulary, tokenizer.merges, tokenizer.length, pad="!")  # open_clip: id 0
+    return tokenizer
+
+
+def _schedule(weights, notes, unet):
+    """Returns the schedule that a file tells, else that of its kind; what is predicted is left open."""
+    if notes:
+        return Schedule.from_json(notes["scheduler"])
+    zero = {"rescale_betas_zero_snr": "ztsnr" in weights.names}
+    kind = UPSCALER if unet.num_class_embeds is not None else {}
+    usual = Schedule(**zero, **(SUPER_RESOLUTION if unet.cross_attention_dim is None else kind))
+    if "betas" not in weights.names or weights.dtype("betas") not in ("F32", "F64"):
+        return usual
+    betas = weights.read("betas").astype(np.float64)
+    ends = {"beta_start": float(betas[0]), "beta_end": float(betas[-1]), "num_train_timesteps": len(betas)}
+    made = [usual] + [Schedule(**ends, **zero, beta_schedule=kind) for kind in ("scaled_linear", "linear")]
+    fitting = [one for one in made if _has(one, betas)]
+    return fitting[0] if fitting else Schedule(num_train_timesteps=len(betas), trained_betas=tuple(betas.tolist()))
+
+
+def _has(schedule, betas):
+    """Returns whether a schedule is that of these betas, to float32 rounding."""
+    plain = dataclasses.replace(schedule, rescale_betas_zero_snr=False)
+    same = plain.num_train_timesteps == len(betas)
+    return same and np.allclose(plain.alphas_cumprod, np.cumprod(1 - betas), rtol=1e-4, atol=0)
+
+
+def _told(weights, metadata, steps, unet):
+    """Returns what the file says that the UNet predicts, or all of its kind predict; None for the others.
+
+    Of 2.0 and 2.1, 512-base predicts noise and 768 velocity, with weights of the same shapes.
+    """
+    said = metadata.get("modelspec.prediction_type"), metadata.get("modelspec.architecture", "")
+    if "v_pred" in weights.names or said[1].endswith("-768-v"):
+        return "v_prediction"
+    if said[0] in PREDICTIONS:
+        return PREDICTIONS[said[0]]
+    if unet.num_class_embeds is not None:
+        return "v_prediction"  # the x4 upscaler
+    return None if _is_two(unet) and steps != BASE_STEPS else "epsilon"
+
+
+def _is_two(unet):
+    """Returns whether these are the sizes of 2.0 and 2.1, which came in two kinds."""
+    return unet.use_linear_projection and unet.in_channels == unet.out_channels
+
+
+def _shown(network, params):
+    """Returns what a UNet predicts, from what it makes of an even map at the noisiest time.
+
+    A network that predicts noise gives about that map back; the velocity there is far below.
+    Source: AUTOMATIC1111 stable-diffusion-webui, sd_models_config.py, is_using_v_parameterization_for_sd2.
+    """
+    z = jnp.full((1, 8, 8, network.config.in_channels), 0.5)
+    context = jnp.full((1, 2, network.config.cross_attention_dim), 0.5)
+    prediction, _ = jax.jit(network.apply)({"params": params}, z, jnp.array([999.0]), context)
+    return "v_prediction" if (prediction - z).mean() < -1 else "epsilon"
+
+
+# ---- writing -----------------------------------------------------------------------------------
+
+
+def write(sd, destination, dtype=None):
+    """Writes unet, vae and text encoder as one .safetensors file that other tools load; returns its path.
+
+    An image encoder and what belongs to E4T have no place there.  dtype: type of the weights; None keeps each.
+    Raises ValueError for another ending, and for added words beside CLIP's vocabulary, which other tools refuse.
+    """
+    path = pathlib.Path(destination)
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise ValueError(f"{path}: a single file; a name that ends in .safetensors is expected")
+    usual = has_usual_words(sd)
+    if usual and sd.words:
+        words = ", ".join(sd.words)
+        raise ValueError(f"{path}: a single file has no place for the words {words}; save a diffusers folder instead")
+    prefixes, tensors = {"unet": UNET, "vae": VAE}, {}
+    if sd.text_encoder is not None:
+        prefixes["text_encoder"] = OPEN_CLIP if sd.networks.text_encoder.config.hidden_act == "gelu" else CLIP
+    for part, prefix in prefixes.items():
+        tensors |= _renamed(names.write(getattr(sd, part), dtype), getattr(sd.networks, part), prefix)
+    metadata = {"format": "pt", NOTES: json.dumps(_said(sd, usual)), **_modelspec(sd, path.stem)}
+    with files.new_file(path) as temporary:
+        files.write_safetensors(temporary, tensors, metadata)
+    return path
+
+
+def has_usual_words(sd):
+    """Returns whether a model has CLIP's vocabulary, which no file brings along, or none."""
+    vocabulary = {} if sd.tokenizer is None else sd.tokenizer.vocabulary
+    return sd.tokenizer is None or all(vocabulary.get(token) == number for token, number in LANDMARKS.items())
+
+
+def _renamed(tensors, network, prefix):
+    """Returns {name in a single file: Tensor} of {our name: Tensor}."""
+    places, fused, written = _places(network, prefix), {}, {}
+    for name, tensor in tensors.items():
+        place, third = places[name]
+        if third is not None:
+            fused.setdefault((place, third[1]), [None] * 3)[third[0]] = tensor
+        else:
+            written[place] = tensor
+    written |= {place: _joined(parts, rows) for (place, rows), parts in fused.items()}
+    written = {place: _reshaped(tensor, _ones(place, prefix, network.config)) for place, tensor in written.items()}
+    return written | _unused(written, network.config) if prefix == OPEN_CLIP else written
+
+
+def _ones(place, prefix, config):
+    """Returns the axes of length 1 behind a matrix: LDM's attention of maps to themselves is made of convolutions."""
+    if prefix == VAE and ".mid.attn_1." in place:
+        return 1, 1
+    plain = prefix == UNET and config.cross_attention_dim is None
+    return (1,) if plain and place.endswith((".qkv.weight", ".proj_out.weight")) else ()
+
+
+def _reshaped(tensor, ones):
+    if len(tensor.shape) != 2 or not ones:
+        return tensor
+    shape = *tensor.shape, *ones
+    return files.Tensor(shape, tensor.dtype, lambda: tensor.array().reshape(shape))
+
+
+def _joined(parts, rows=None):
+    """Returns one Tensor of three, `rows` rows of each at a time, None for all."""
+    height, *others = parts[0].shape
+
+    def array():
+        return np.stack([part.array().reshape(-1, rows or height, *others) for part in parts], 1)
+
+    return files.Tensor((3 * height, *others), parts[0].dtype, lambda: array().reshape(3 * height, *others))
+
+
+def _unused(written, config):
+    """Returns the weights of OpenCLIP that Stable Diffusion 2 never uses, but whose absence old loaders refuse."""
+    last, behind = (f"{OPEN_CLIP}transformer.resblocks.{config.num_hidden_layers - 1 + i}." for i in range(2))
+    layer = {behind + name.removeprefix(last): one for name, one in written.items() if name.startswith(last)}
+    width, dtype = config.hidden_size, next(iter(layer.values())).dtype
+    projection = files.Tensor((width, width), dtype, lambda: np.eye(width).astype(jnp.dtype(dtype)))
+    return {**layer, f"{OPEN_CLIP}text_projection": projection}
+
+
+def _said(sd, usual):
+    """Returns all that the file's weights do not tell, of CLIP's vocabulary only that it is the usual one."""
+    networks = {name: getattr(sd.networks, name) for name in NETWORKS}
+    notes = {name: network.config.to_json() for name, network in networks.items() if network is not None}
+    notes["scheduler"] = sd.schedule.to_json()
+    if sd.low_schedule is not None:
+        notes[LOW] = sd.low_schedule.to_json()
+    if not usual:
+        with tempfile.TemporaryDirectory() as folder:
+            sd.tokenizer.save(folder)
+            texts = {name: pathlib.Path(folder, name).read_text(encoding="utf-8") for name in VOCABULARY_FILES}
+        notes["tokenizer"] = texts
+    return notes
+
+
+def _modelspec(sd, title):
+    """Returns the metadata by which other tools know a model of a known architecture, {} for other sizes."""
+    unet = sd.networks.unet.config
+    velocity, size = sd.schedule.prediction_type == "v_prediction", unet.sample_size * sd.factor
+    kinds = {
+        (768, 4): "stable-diffusion-v1",
+        (768, 9): "stable-diffusion-v1-inpainting",
+        (1024, 4): "stable-diffusion-v2-768-v" if velocity else "stable-diffusion-v2-512",
+        (1024, 5): "stable-diffusion-v2-depth",
+        (1024, 9): "stable-diffusion-v2-inpainting",
+    }
+    kind = kinds.get((unet.cross_attention_dim, unet.in_channels))
+    if kind is None:
+        return {}
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": kind,
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": title,
+        "modelspec.resolution": f"{size}x{size}",
+        "modelspec.prediction_type": "v" if velocity else "epsilon",
+    }

@@ -1,0 +1,66 @@
+"""An autoencoder of its own in place of a model's: what A1111 calls a VAE.
+
+sd = put(sd, "vae-ft-mse-840000-ema-pruned.safetensors")        # or a .ckpt or .pt, a diffusers folder, a hub id
+"""
+
+import dataclasses
+import os
+import pathlib
+
+import jax.numpy as jnp
+
+from sdjax.formats.models import infer_config as sizes
+from sdjax.formats.models import single_file
+from sdjax.formats.storage import files
+from sdjax.formats.storage import parameters as names
+from sdjax.models.vae import AutoencoderKL, VaeConfig
+
+MODULES = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.")
+STEM = "diffusion_pytorch_model"  # diffusers' file of weights
+PATTERNS = [["config.json", "vae/config.json", f"{STEM}.safetensors", f"vae/{STEM}.safetensors"]]
+PATTERNS += [[f"{STEM}.bin", f"vae/{STEM}.bin"]]
+
+
+def put(sd, source, dtype="float32"):
+    """Returns sd with another autoencoder: of a file, a diffusers folder (or its vae/) or a hub id.
+
+    Files have the original names, with first_stage_model. in front or without; a whole checkpoint serves too.
+    Raises ValueError in one line for one that is damaged, or whose latents have another size than the model's.
+    """
+    try:
+        weights, config = _file(source, sd) if os.path.isfile(source) else _folder(locate(source))
+        old, factor = sd.networks.vae.config, 2 ** (len(config.block_out_channels) - 1)
+        if (config.latent_channels, factor) != (old.latent_channels, 2 ** (len(old.block_out_channels) - 1)):
+            raise ValueError(
+                f"{config.latent_channels} latent channels, sides divided by {factor}; expected the model's"
+                f" {old.latent_channels} and {2 ** (len(old.block_out_channels) - 1)}"
+            )
+        network = AutoencoderKL(config, jnp.dtype(dtype or "float32"))
+        weights = single_file.vae_view(weights, network) if os.path.isfile(source) else weights
+        params = names.read(weights, network, "vae", dtype)
+    except ValueError as error:
+        raise ValueError(f"vae={str(source)!r}: {error}") from None
+    return sd.replace(vae=params, networks=dataclasses.replace(sd.networks, vae=network))
+
+
+def locate(source):
+    """Returns the folder of an autoencoder: the vae/ of a model, where there is one."""
+    folder = files.locate(source, PATTERNS, lambda folder: any(folder.rglob(f"{STEM}.safetensors")))
+    return folder / "vae" if (folder / "vae").is_dir() else folder
+
+
+def _folder(folder):
+    return files.open_weights(folder, STEM), VaeConfig.from_json(files.read_json(folder / "config.json"))
+
+
+def _file(path, sd):
+    """Returns (weights under the names of a whole checkpoint, VaeConfig) of a single file."""
+    weights = single_file.open_file(pathlib.Path(path))[0]
+    prefix = single_file.VAE if any(name.startswith(single_file.VAE) for name in weights.names) else ""
+    places = {name.removeprefix(prefix): name for name in weights.names if name.startswith(prefix)}
+    places = {name: place for name, place in places.items() if name.startswith(MODULES)}
+    if "decoder.conv_in.weight" not in places or "encoder.mid.block_1.conv1.weight" not in places:
+        raise ValueError("no autoencoder with the original names; expected such a file, or a diffusers folder")
+    shapes = {name: weights.shape(place) for name, place in places.items()}
+    view = single_file.View(weights, {single_file.VAE + name: (place, None) for name, place in places.items()})
+    return view, sizes.vae_config(shapes, sd.networks.unet.config)

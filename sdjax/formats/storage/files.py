@@ -1,0 +1,384 @@
+"""Files of weights: safetensors read one tensor at a time, folders written whole or not at all, models from a hub.
+
+    weights = open_weights(folder / "unet", "diffusion_pytorch_model")     # one file, or an index and its shards
+    weights.shape("conv_in.weight"), weights.read("conv_in.weight")
+    with new_folder("model", mark="model_index.json") as temporary:   # "model" changes only when the block ends well
+        write_weights(temporary / "unet", "diffusion_pytorch_model", tensors)
+
+Folders that hold only pickled weights (.bin) are read too, by our own reader, which runs nothing (pickles.py).
+Source of the format: safetensors, format description; sharding: diffusers' and transformers' index files.
+"""
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import pathlib
+import re
+import shutil
+import struct
+
+import numpy as np
+
+from sdjax.formats.storage import pickles
+
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+SHARD_SIZE = 10 * 10**9  # bytes; diffusers' max_shard_size
+PICKLED = {"model": "pytorch_model"}  # what transformers calls its pickled files; diffusers' have the same stem
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+class Weights:
+    """The tensors of one checkpoint, in one file or several.  Files are mapped; only `read` takes memory.
+
+    path: the file that the caller asked for, for messages.
+    """
+
+    def __init__(self, path, handles):
+        self.path = path
+        self._handles = handles
+
+    @property
+    def names(self):
+        """The names of all tensors."""
+        return self._handles.keys()
+
+    def shape(self, name):
+        """Returns the shape of a tensor as in the file."""
+        return tuple(self._handles[name].get_slice(name).get_shape())
+
+    def dtype(self, name):
+        """Returns the type of a tensor in the words of the format: "F32", "F16", "BF16", "I64", ..."""
+        return self._handles[name].get_slice(name).get_dtype()
+
+    def read(self, name):
+        """Returns a tensor, numpy, as in the file."""
+        return self._handles[name].get_tensor(name)
+
+
+class Arrays:
+    """Arrays by name, to be read as Weights is."""
+
+    def __init__(self, path, arrays):
+        self.path = path
+        self._arrays = arrays
+
+    @property
+    def names(self):
+        return self._arrays.keys()
+
+    def shape(self, name):
+        return self._arrays[name].shape
+
+    def dtype(self, name):
+        return TYPES.get(self._arrays[name].dtype.name, self._arrays[name].dtype.name)
+
+    def read(self, name):
+        return self._arrays[name]
+
+
+def open_weights(folder, stem, variant=None):
+    """Returns the Weights of `stem` in a folder: STEM.safetensors, or STEM.safetensors.index.json and its shards.
+
+    Where there are none, the same of STEM.bin (pytorch_model.bin of transformers).
+    variant: "fp16" and the like take STEM.fp16.safetensors; None takes the plain file, else the fp16 one.
+    Raises ValueError naming the file that is missing or damaged, or pickled and asks for anything but arrays.
+    """
+    folder = pathlib.Path(folder)
+    infixes = [f".{variant}"] if variant else ["", ".fp16"]
+    for ending, name in (("safetensors", stem), ("bin", PICKLED.get(stem, stem))):
+        make, read = (Weights, _handles) if ending == "safetensors" else (Arrays, arrays)
+        for infix in infixes:
+            single, index = folder / f"{name}{infix}.{ending}", folder / f"{name}.{ending}.index{infix}.json"
+            if single.is_file():
+                return make(single, read(single))
+            if index.is_file():
+                return make(index, _indexed(index, ending, read))
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    raise ValueError(f"{folder / f'{stem}{infixes[0]}.safetensors'}: no such file")
+
+
+def arrays(path):
+    """Returns {name: array} of a file of torch.save with weights by name; what else it holds is left out.
+
+    Raises ValueError naming a file that is damaged, asks for anything but values, or holds no weights by name.
+    """
+    value = pickles.read(path)
+    if type(value) is not dict:
+        raise ValueError(f"{path}: holds no weights by name")
+    return {name: array for name, array in value.items() if type(array) is np.ndarray}
+
+
+def _handles(path):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        handle = safe_open(str(path), "np")
+    except (SafetensorError, OSError) as error:
+        size = path.stat().st_size
+        raise ValueError(f"{path}: not a whole safetensors file ({size} bytes): {str(error).splitlines()[0]}") from None
+    return dict.fromkeys(handle.keys(), handle)
+
+
+def _indexed(index, ending, read):
+    """Returns {name: what `read` returns for it} of the shards of an index."""
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise ValueError(f"{index}: no weight_map")
+    opened = {}
+    for name in dict.fromkeys(files.values()):
+        if not isinstance(name, str) or not re.fullmatch(rf"[\w.-]+\.{ending}", name):
+            raise ValueError(f"{index}: shard {name!r}; the name of a .{ending} file beside the index is expected")
+        if not (index.parent / name).is_file():
+            raise ValueError(f"{index.parent / name}: no such file; {index.name} names it")
+        opened[name] = read(index.parent / name)
+    absent = sorted(name for name, file in files.items() if name not in opened[file])
+    if absent:
+        raise ValueError(f"{index}: {absent[0]} is not in {files[absent[0]]} ({len(absent)} such names)")
+    return {name: opened[file][name] for name, file in files.items()}
+
+
+def read_json(path):
+    """Returns the JSON object of a file.  Raises ValueError naming a file that is missing or something else."""
+    path = pathlib.Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a JSON file: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: a JSON object is expected, not {type(value).__name__}")
+    return value
+
+
+# ---- writing -----------------------------------------------------------------------------------
+
+
+class Tensor:
+    """A tensor to be written: its shape and type (a numpy name such as "float16"), and array(), which makes it."""
+
+    def __init__(self, shape, dtype, array):
+        self.shape, self.dtype, self.array = tuple(shape), str(dtype), array
+        if self.dtype not in TYPES:
+            raise ValueError(f"weights of type {self.dtype}: expected one of {', '.join(TYPES)}")
+
+    @property
+    def bytes(self):
+        return int(np.prod(self.shape, dtype=np.int64)) * {"F64": 8, "F32": 4}.get(TYPES[self.dtype], 2)
+
+
+def write_safetensors(path, tensors, metadata):
+    """Writes {name: Tensor} as one safetensors file, one tensor in memory at a time.  metadata: {str: str}.
+
+    Raises ValueError naming a tensor whose array has another shape or type than it announced.
+    """
+    tensors = dict(sorted(tensors.items(), key=lambda item: (-np.dtype(_numpy(item[1].dtype)).itemsize, item[0])))
+    header, offset = {"__metadata__": dict(metadata)}, 0
+    for name, tensor in tensors.items():
+        ends = [offset, offset + tensor.bytes]
+        header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": ends}
+        offset = ends[1]
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, tensor in tensors.items():
+            array = np.asarray(tensor.array(), order="C")
+            if array.shape != tensor.shape or str(array.dtype) != tensor.dtype:
+                raise ValueError(
+                    f"{name}: {array.dtype} {array.shape} where {tensor.dtype} {tensor.shape} was announced"
+                )
+            file.write(array.reshape(-1).view(np.uint8).data)
+
+
+def write_weights(folder, stem, tensors, shard_size=SHARD_SIZE):
+    """Writes {name: Tensor} as STEM.safetensors, or beyond `shard_size` bytes as numbered shards and their index."""
+    folder = pathlib.Path(folder)
+    shards = [{}]
+    for name, tensor in tensors.items():
+        if shards[-1] and sum(one.bytes for one in shards[-1].values()) + tensor.bytes > shard_size:
+            shards.append({})
+        shards[-1][name] = tensor
+    metadata = {"format": "pt"}  # transformers refuses files without it
+    if len(shards) == 1:
+        return write_safetensors(folder / f"{stem}.safetensors", tensors, metadata)
+    places = {}
+    for i, shard in enumerate(shards):
+        file = f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors"
+        write_safetensors(folder / file, shard, metadata)
+        places |= dict.fromkeys(shard, file)
+    total = sum(tensor.bytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    write_json(folder / f"{stem}.safetensors.index.json", index)
+
+
+def write_json(path, value):
+    """Writes a JSON file with sorted keys, as Hugging Face's libraries do."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+    pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def new_file(path):
+    """Yields a temporary path beside `path`, which takes its place when the block ends well; else nothing changes.
+
+    Raises ValueError naming the path where the disk is full or the folder forbidden, and what the block raises.
+    """
+    path = pathlib.Path(os.path.realpath(path))
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        raise _explained(error, path) from error
+
+
+@contextlib.contextmanager
+def new_folder(folder, mark, parts=(), size=0):
+    """Yields a temporary folder beside `folder`; when the block ends well it takes its place, else nothing changes.
+
+    An old folder is replaced only when it is empty or holds the file `mark`; its entries not in `parts` are kept.
+    size: bytes that will be written, checked against the free space.  On Linux the two folders change places in one
+    system call; elsewhere the old one is moved away first, so that for an instant neither stands in the place.
+    Raises ValueError when the folder holds something else or the disk is too small.
+    """
+    folder = pathlib.Path(os.path.realpath(folder))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: a file; a folder is expected")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise ValueError(f"{folder}: holds other files and no {mark}; choose a new or empty folder")
+    temporary = _temporary(folder)
+    check_room(folder, size)
+    try:
+        temporary.mkdir()
+        yield temporary
+        if folder.is_dir():
+            _keep(folder, temporary, parts)
+        for path in (*temporary.rglob("*"), temporary):
+            if not path.is_symlink():
+                _sync(path)
+        _take_place(temporary, folder)
+        _sync(folder.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise _explained(error, folder) from error
+    shutil.rmtree(temporary, ignore_errors=True)  # after the change of places: the old folder
+
+
+def check_room(path, size):
+    """Raises ValueError where there are fewer than `size` bytes free beside `path`, whose folder exists."""
+    free = shutil.disk_usage(pathlib.Path(path).parent).free
+    if size > free:
+        raise ValueError(f"{path}: {size / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free")
+
+
+def _temporary(path):
+    """Returns a free hidden name beside `path`; remains of processes that died while saving there are removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for remains in path.parent.glob(f".{path.name}.saving-*"):
+        if not _running(remains.name.rpartition("-")[2]):
+            shutil.rmtree(remains) if remains.is_dir() else remains.unlink()
+    return path.parent / f".{path.name}.saving-{os.getpid()}"
+
+
+def _running(pid):
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _keep(old, new, parts):
+    """Puts entries of the old folder that are no part of a model, such as README.md, into the new one as hard links."""
+
+    def link(source, destination):
+        try:
+            os.link(source, destination)
+        except OSError:
+            shutil.copy2(source, destination)
+
+    for entry in old.iterdir():
+        if entry.name not in parts and not (new / entry.name).exists():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.copytree(entry, new / entry.name, copy_function=link, symlinks=True)
+            else:
+                link(entry, new / entry.name)
+
+
+def _take_place(temporary, folder):
+    if not folder.exists():
+        return os.rename(temporary, folder)
+    swap = getattr(ctypes.CDLL(None), "renameat2", None)
+    if swap and swap(AT_FDCWD, os.fsencode(temporary), AT_FDCWD, os.fsencode(folder), RENAME_EXCHANGE) == 0:
+        return
+    old = folder.parent / f".{folder.name}.old-{os.getpid()}"
+    os.rename(folder, old)
+    os.rename(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _explained(error, path):
+    """Returns the error to raise: a full disk or a forbidden folder becomes one line that names the destination."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        return ValueError(f"{path}: cannot be written: {error.strerror}; what was there before is unchanged")
+    return error
+
+
+def _numpy(name):
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+# ---- hub ---------------------------------------------------------------------------------------
+
+
+def locate(source, patterns, needed):
+    """Returns the local folder of a source: a folder, or a hub id "owner/name", fetched into the hub's cache.
+
+    patterns: of the files to fetch, a list of lists; each next list is fetched only while `needed(folder)` is false,
+    so that a second copy of the weights in another type does not travel.
+    The hub's address is huggingface_hub's (HF_ENDPOINT); with HF_HUB_OFFLINE=1 only its cache is asked.
+    Raises ValueError naming the source when it is neither.
+    """
+    if os.path.isdir(source):
+        return pathlib.Path(source)
+    if os.path.exists(source):
+        raise ValueError(f"{source}: a file; a model folder is expected")
+    if not HUB_ID.fullmatch(str(source)):
+        raise ValueError(f"model {str(source)!r}: no such folder")
+    import huggingface_hub
+
+    wanted = []
+    for more in patterns:
+        wanted += more
+        try:
+            folder = pathlib.Path(huggingface_hub.snapshot_download(str(source), allow_patterns=wanted))
+        except Exception as error:  # many kinds: HTTP, connection, gated, cache
+            reason = str(error).strip().splitlines()
+            reason = reason[0] if reason else type(error).__name__
+            raise ValueError(f"model {str(source)!r}: no such folder, and not from the hub: {reason}") from None
+        if needed(folder):
+            break
+    return folder

@@ -1,0 +1,226 @@
+"""Weights of PyTorch files and our parameter trees: the same names, three leaf rules, a few older spellings.
+
+A Linen leaf's dotted path is its key in the file, but for the leaf's own name (kernel, scale and embedding become
+`weight`) and the axes of kernels.  Names are never parsed: all are generated from the network and looked up.
+
+    params = read(open_weights(folder, "model"), network, "text_encoder", dtype="float16")
+    tensors = write(params)                                # {name: Tensor}, the other way round
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax import trees
+from sdjax.formats.storage.files import TYPES, Tensor
+from sdjax.models.clip import ImageEncoder, TextEncoder
+from sdjax.models.controlnet import ControlNet
+from sdjax.models.unet import UNet
+from sdjax.models.vae import AutoencoderKL
+
+LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}  # all other leaves keep their name
+TO_FILE = {2: (1, 0), 4: (3, 2, 0, 1)}  # axes of a kernel: [in out] -> [out in], HWIO -> OIHW
+FROM_FILE = {2: (1, 0), 4: (2, 3, 1, 0)}
+# Attention of maps to themselves before diffusers 0.15: the autoencoder's, and LDM-SR's UNet.
+OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+# Prefixes that some files have and others lack: transformers from 5.6 on writes none for towers that stand alone.
+PREFIXES = {"text_encoder": "text_model.", "image_encoder": "vision_model."}
+# Entries that are no weights of a part: positions counted out, and the other half of a CLIPModel.
+IGNORED = {
+    "text_encoder": ("text_model.embeddings.position_ids", "embeddings.position_ids"),
+    "image_encoder": (
+        *("vision_model.embeddings.position_ids", "embeddings.position_ids", "logit_scale"),
+        *("text_projection.", "text_model."),
+    ),
+}
+
+
+def initialise(network, key):
+    """Returns the parameters with which training a network from nothing begins."""
+    return network.init(key, **_example(network))["params"]
+
+
+def template(network):
+    """Returns the tree of shapes of a network's parameters; computes nothing."""
+    return _template(network.clone(dtype=jnp.float32))  # one template for all types of computation
+
+
+@functools.lru_cache(maxsize=64)
+def _template(network):
+    return jax.eval_shape(lambda: initialise(network, jax.random.key(0)))
+
+
+def _example(network):
+    """Returns the smallest inputs that touch all parameters of a network."""
+    config = network.config
+    if isinstance(network, UNet):
+        return _unet_example(config)
+    if isinstance(network, ControlNet):
+        example = _unet_example(config.unet)
+        side = example["z"].shape[1] * 2 ** (len(config.conditioning_embedding_out_channels) - 1)
+        return {**example, "hint": jnp.zeros((1, side, side, config.conditioning_channels))}
+    if isinstance(network, AutoencoderKL):
+        side = 2 ** (len(config.block_out_channels) - 1)
+        return {"x": jnp.zeros((1, side, side, config.in_channels)), "key": jax.random.key(0)}
+    if isinstance(network, TextEncoder):
+        return {"ids": jnp.zeros((1, 1), jnp.int32), "method": "initialise"}
+    if isinstance(network, ImageEncoder):
+        return {"pixels": jnp.zeros((1, config.image_size, config.image_size, 3))}
+    raise TypeError(f"no example input for {type(network).__name__}")
+
+
+def _unet_example(config):
+    side = 2 ** (len(config.block_out_channels) - 1)
+    labels = None if config.num_class_embeds is None else jnp.zeros(1, jnp.int32)
+    z, width = jnp.zeros((1, side, side, config.in_channels)), config.cross_attention_dim
+    context = None if width is None else jnp.zeros((1, 1, width))
+    return {"z": z, "t": jnp.zeros(1), "context": context, "class_labels": labels}
+
+
+def random_parameters(network, dtype, seed=0):
+    """Returns parameters for measurements and tests: kernels and tables normal, scales 1, biases 0; no kernel is zero.
+
+    Kernels have variance 1 / inputs.  Each leaf depends on its name and the seed alone.
+    """
+
+    def draw(name, leaf):
+        kind = name.rpartition(".")[2]
+        if kind == "scale":
+            values = np.ones(leaf.shape, np.float32)
+        elif kind == "bias":
+            values = np.zeros(leaf.shape, np.float32)
+        else:
+            number = np.random.default_rng([seed, *name.encode()])
+            values = number.standard_normal(leaf.shape, np.float32)
+            values *= 0.02 if kind != "kernel" else float(np.prod(leaf.shape[:-1])) ** -0.5
+        return jnp.asarray(values.astype(jnp.dtype(dtype)))
+
+    return trees.map_names(draw, template(network))
+
+
+def new_parameters(network, dtype, seed=0):
+    """Returns the parameters with which training from nothing begins, of seed `seed`."""
+    return trees.cast(jax.jit(initialise, static_argnums=0)(network, jax.random.key(seed)), dtype)
+
+
+def file_names(tree):
+    """Returns {name in a file: dotted name} of every leaf of a parameter tree."""
+    return {".".join([*path[:-1], LEAVES.get(path[-1], path[-1])]): name for name, path in trees.names(tree).items()}
+
+
+def read(weights, network, part, dtype=None, zero=()):
+    """Returns the parameters of a network from Weights, one tensor at a time, cast to `dtype` (None: as stored).
+
+    zero: file names that may be missing and are then zeros.
+    Raises ValueError that names the file and up to ten missing, unexpected or misshapen weights and their number.
+    """
+    return read_tree(weights, template(network), dtype, part, zero)
+
+
+def read_tree(weights, like, dtype=None, part=None, zero=(), sizes="its config.json"):
+    """Returns a tree of the structure of `like`, whose leaves need shapes only, from Weights; otherwise as `read`.
+
+    sizes: where those of `like` come from, for the message.
+    Raises ValueError that names the file and up to ten missing, unexpected or misshapen weights and their number.
+    """
+    shapes = trees.flatten(like)
+    places = {leaf: name for name, leaf in file_names(like).items()}
+    found, unexpected = _look_up(weights.names, places, part)
+    missing = sorted(name for leaf, name in places.items() if leaf not in found and name not in zero)
+    misshapen = sorted(filter(None, (_misfit(weights, name, leaf, shapes[leaf].shape) for leaf, name in found.items())))
+    problems = {"missing": missing, "unexpected": sorted(unexpected), "misshapen": misshapen}
+    if missing or unexpected or misshapen:
+        text = "; ".join(f"{kind} {_listing(names)}" for kind, names in problems.items() if names)
+        raise ValueError(f"{weights.path}: does not fit {sizes}: {text}")
+
+    def take(leaf, shape):
+        if leaf not in found:
+            return jnp.zeros(shape.shape, dtype or jnp.float32)
+        return _array(weights, found[leaf], leaf, shape.shape, dtype)
+
+    return trees.map_names(take, like)
+
+
+def _listing(names):
+    return trees.listing(names) if len(names) > 10 else f"{trees.listing(names)} ({len(names)})"
+
+
+def _look_up(names, places, part):
+    """Returns ({leaf: its name in this file}, names that nothing asks for)."""
+    names = [name for name in names if not name.startswith(IGNORED.get(part, ()))]
+    accepted = {spelling: leaf for leaf, name in places.items() for spelling in _spellings(name, part)}
+    found, unexpected = {}, []
+    for name in names:
+        leaf = accepted.get(name)
+        if leaf is None or leaf in found:
+            unexpected.append(name)
+        else:
+            found[leaf] = name
+    return found, unexpected
+
+
+def _spellings(name, part):
+    """Returns all names under which files hold a weight, today's first."""
+    prefix = PREFIXES.get(part)
+    if prefix:
+        return [name, name.removeprefix(prefix)]
+    old = name
+    if part in ("vae", "unet") and ".attentions." in name and ".transformer_blocks." not in name:
+        for new, before in OLD_ATTENTION.items():
+            old = old.replace(new, before)
+    return [name, old]
+
+
+def _misfit(weights, name, leaf, shape):
+    """Returns what is wrong with a tensor of the file, or None.  Convolutions of one position are linear layers."""
+    there, wanted = weights.shape(name), _file_shape(leaf, shape)
+    if weights.dtype(name) not in TYPES.values():
+        return f"{name} of type {weights.dtype(name)} instead of floating point"
+    same = there == wanted or _is_kernel(leaf) and _matrix(there) == _matrix(wanted)
+    return None if same else f"{name} {list(there)} instead of {list(wanted)}"
+
+
+def _matrix(shape):
+    return shape[:2] if set(shape[2:]) <= {1} else shape
+
+
+def _is_kernel(leaf):
+    return leaf.endswith(".kernel")
+
+
+def _file_shape(leaf, shape):
+    return tuple(shape[axis] for axis in TO_FILE[len(shape)]) if _is_kernel(leaf) else tuple(shape)
+
+
+def _array(weights, name, leaf, shape, dtype):
+    array = weights.read(name)
+    if _is_kernel(leaf):
+        array = array.reshape(_file_shape(leaf, shape)).transpose(FROM_FILE[len(shape)])
+    stored = jnp.float32 if weights.dtype(name) == "F64" else array.dtype
+    return jnp.asarray(np.asarray(_cast(array, dtype or stored, f"{weights.path}: {name}"), order="C"))
+
+
+def _cast(array, dtype, what):
+    try:
+        with np.errstate(over="raise"):
+            return array.astype(jnp.dtype(dtype), copy=False)
+    except FloatingPointError:
+        raise ValueError(f"{what} holds values beyond {jnp.dtype(dtype).name}; keep it float32") from None
+
+
+def write(params, dtype=None):
+    """Returns {name in a file: Tensor} of a parameter tree; arrays are made one at a time when the file is written."""
+    flat = trees.flatten(params)
+    return {name: _tensor(leaf, flat[leaf], dtype) for name, leaf in file_names(params).items()}
+
+
+def _tensor(leaf, value, dtype):
+    dtype = jnp.dtype(dtype or value.dtype)
+
+    def array():
+        there = _cast(np.asarray(value), dtype, leaf)
+        return there.transpose(TO_FILE[there.ndim]) if _is_kernel(leaf) else there
+
+    return Tensor(_file_shape(leaf, value.shape), dtype, array)

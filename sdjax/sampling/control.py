@@ -1,0 +1,93 @@
+"""ControlNets for sampling: which network looks at which picture, how strongly, and in which steps.
+
+    canny = sdjax.load_control("controlnet-folder")                     # or one file, or random:sd15
+    text2img(sd, prompts, control=canny.on(edges, weight=0.8, end=0.5))
+    text2img(sd, prompts, control=[canny.on(edges), depth.on(distances)])
+
+Shapes: B batch, H W pixels.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from sdjax.diffusion.samplers.plan import ROWS
+from sdjax.diffusion.wrappers import ControlNet
+from sdjax.images import resize
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """A ControlNet's parameters and network, and what `on` says about its use.
+
+    picture: uint8 [H W 3], one or one per prompt.  weight: factor of what it adds.
+    start, end: the share of the steps, 0 to 1, in which it acts.
+    guess: it acts on the prompt's side of guidance only, and less on fine maps, so that it also works without a prompt.
+    resize: how the picture is brought to the size of what is made, see resize.fit.
+    """
+
+    params: object
+    network: object
+    picture: object = None
+    weight: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    guess: bool = False
+    resize: str = "crop"
+
+    def on(self, picture, weight=1.0, start=0.0, end=1.0, guess=False, resize="crop"):
+        """Returns the Control that looks at a picture.
+
+        Raises ValueError for a start and end that are not 0 <= start < end <= 1.
+        """
+        if not 0 <= start < end <= 1:
+            raise ValueError(f"control start={start}, end={end}: expected 0 <= start < end <= 1")
+        values = dict(picture=picture, weight=weight, start=start, end=end, guess=guess, resize=resize)
+        return dataclasses.replace(self, **values)
+
+    def weights(self, steps):
+        """Returns the weight of each of `steps` steps, float32 [ROWS], padded so that step counts share programs.
+
+        Source: diffusers' controlnet_keep, which acts in steps that lie in [start, end] as a whole.
+        """
+        acts = [not (i / steps < self.start or (i + 1) / steps > self.end) for i in range(steps)]
+        return np.pad(np.float32(acts) * np.float32(self.weight), (0, max(ROWS - steps, 0)))
+
+
+class Steps(struct.PyTreeNode):
+    """The conditioner that gives a ControlNet the weight of the current step."""
+
+    weights: object
+    name: str = struct.field(pytree_node=False, default="control")
+
+    def __call__(self, sd, z, t, i, cond):
+        own = {**cond["control"][self.name], "weight": jnp.broadcast_to(jnp.asarray(self.weights)[i], len(z))}
+        return {**cond, "control": {**cond["control"], self.name: own}}, {}
+
+
+def attach(sd, controls, cond, negative, steps, size):
+    """Returns (sd, cond, negative) with ControlNets in their places, for pictures of `size` (height, width).
+
+    negative: the other side's cond, or None without guidance.
+    Raises ValueError for a Control without a picture, or made for another width of text.
+    """
+    for i, control in enumerate(controls):
+        if control.picture is None:
+            raise ValueError("a ControlNet without a picture: expected control.on(picture)")
+        config, name, count = control.network.config, f"{i}", len(cond["context"])
+        width = cond["context"].shape[-1]
+        if config.unet.cross_attention_dim != width:
+            raise ValueError(
+                f"ControlNet for texts of width {config.unet.cross_attention_dim}: the model's are {width} wide"
+            )
+        hint = jnp.asarray(resize.fitted(control.picture, count, size, control.resize), jnp.float32) / 255
+        own = {"hint": hint, "weight": jnp.zeros(count)}
+        cond = {**cond, "control": {**cond.get("control", {}), name: own}}
+        wrapper = ControlNet(control.params, name, control.network, control.guess)
+        sd = sd.add(wrappers=wrapper, conditioners=Steps(control.weights(steps), name))
+    if any(control.guess for control in controls):
+        cond = {**cond, "positive": jnp.ones(len(cond["context"]))}
+        negative = negative if negative is None else {**negative, "positive": jnp.zeros(len(cond["context"]))}
+    return sd, cond, negative

@@ -1,0 +1,147 @@
+"""Painting a part of a picture anew, and leaving the rest as it is, bit for bit.
+
+    images = inpaint(sd, ["a cat"], picture, mask)       # mask: 255 where to paint
+
+Models with channels for the mask see it and the picture around it; plain ones are shown the known region with noise at
+every step.  Source: algorithms of the original inpainting checkpoints; Lugmayr et al. 2022 (RePaint) without its jumps.
+
+Shapes: B batch, H W pixels, h w latent pixels, c latent channels.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.diffusion.wrappers import KnownRegion, mask_channels
+from sdjax.images.resize import fit, fitted, pad
+from sdjax.sampling import generate
+
+
+def inpaint(
+    sd, prompts, pictures, masks, *, strength=1.0, feather=4, size=None, resize="crop", margin=None, **settings
+):  # fmt: skip
+    """Returns pictures uint8 [B H W 3] that are painted where the mask is at least half white, and as given elsewhere.
+
+    pictures: uint8 [H W 3], masks: uint8 [H W], 255 where to paint; one for all prompts or one per prompt.
+    strength: 0 to 1; 1 begins with noise alone, less with the picture under the mask (see img2img).
+    feather: pixels over which the painted region fades in, inside the mask.
+    size, resize: as in img2img; with the picture's own size nothing is resized.
+    margin: None paints within the whole picture; a number of pixels, within the box of each picture's mask and so much
+    around it, widened to the shape of the model's size, at that size, and puts that back: for small regions of large
+    pictures.  settings: see generate.Job.
+    Raises ValueError for a mask without a white place, a margin below 0, and for a model with another task.
+    """
+    count = len(generate.Job(prompts, **settings).prompts)
+    pixels, holes = prepare(pictures, masks, count, size, resize)
+    if margin is None:
+        return paste(painted(sd, prompts, pixels, holes, strength, settings), pixels, holes, feather)
+    if margin < 0:
+        raise ValueError(f"margin={margin}: expected 0 or more")
+    size = tuple(side * sd.factor for side in generate.latent_shape(sd)[:2])
+    boxes = [box(hole, margin, size) for hole in holes]
+    near = [[one[place] for one, place in zip(many, boxes, strict=True)] for many in (pixels, 255 * np.uint8(holes))]
+    shown, hidden = prepare(*near, count, size, "fill")
+    made = pixels.copy()
+    small = painted(sd, prompts, shown, hidden, strength, settings)
+    for whole, place, one in zip(made, boxes, small, strict=True):
+        whole[place] = unfilled(one, whole[place].shape[:2])
+    return paste(made, pixels, holes, feather)
+
+
+def box(hole, margin, size):
+    """Returns the rows and columns, slices, that hold a hole [H W] and `margin` pixels around, in the shape of `size`.
+
+    Where the picture ends, it lies as far on the other side as there is room: only then its shape is another one.
+    Source: A1111's masking.get_crop_region and expand_crop_region.
+    """
+    ends = []
+    for axis in (0, 1):
+        places = np.flatnonzero(hole.any(1 - axis))
+        ends.append((max(0, places[0] - margin), min(hole.shape[axis], places[-1] + 1 + margin)))
+    (top, bottom), (left, right) = ends
+    height, width = bottom - top, right - left
+    wanted = max(height, round(width * size[0] / size[1])), max(width, round(height * size[1] / size[0]))
+    return tuple(_widened(*end, *sides) for end, sides in zip(ends, zip(wanted, hole.shape, strict=True), strict=True))
+
+
+def _widened(first, last, wanted, side):
+    """Returns the slice of `wanted` places around first ... last, moved and, where it must be, cut to 0 ... side."""
+    first -= (wanted - (last - first)) // 2
+    first = max(0, min(first, side - wanted))
+    return slice(first, min(first + wanted, side))
+
+
+def unfilled(made, size):
+    """Returns what resize.fit(picture, made's size, "fill") made of a picture of `size`, at that size again."""
+    ratio = min(has / given for has, given in zip(made.shape, size, strict=False))
+    inner = [max(1, round(given * ratio)) for given in size]
+    top, left = ((has - one) // 2 for has, one in zip(made.shape, inner, strict=False))
+    return fit(np.ascontiguousarray(made[top : top + inner[0], left : left + inner[1]]), size, "stretch")
+
+
+def prepare(pictures, masks, count, size=None, mode="crop"):
+    """Returns (pictures uint8 [B H W 3], masks bool [B H W]) of one size, True where to paint.
+
+    Raises ValueError for a mask of another size than its picture, or without a place to paint.
+    """
+    pixels = fitted(pictures, count, size, mode)
+    holes = fitted(masks, count, None if size is None else pixels.shape[1:3], mode, channels=None)
+    if holes.shape != pixels.shape[:3]:
+        raise ValueError(f"a mask of {holes.shape[1:]} pixels for a picture of {pixels.shape[1:3]}: expected the same")
+    holes = holes >= 128
+    if not holes.any((1, 2)).all():
+        raise ValueError("the mask is empty: expected white where to paint")
+    return pixels, holes
+
+
+def paste(made, given, holes, feather=0):
+    """Returns the painted pictures within the holes [B H W] and the given ones elsewhere, uint8 [B H W 3].
+
+    feather: the painted share is d / (feather + 1) at d pixels from what is kept, 1 from there on.
+    """
+    share = np.stack([_depth(hole, feather + 1) for hole in holes])[..., None] / (feather + 1)
+    mixed = np.round(share * made + (1 - share) * given).astype(np.uint8)
+    return np.where(holes[..., None], mixed, given)
+
+
+def _depth(hole, most):
+    """Returns the distance in pixels to the nearest place outside a hole [H W], at most `most`; 0 outside.
+
+    Distances are those of a square, max(|dx|, |dy|); the picture's edge is no outside.
+    """
+    depth, inside = np.zeros(hole.shape, np.float32), hole
+    for _ in range(int(most)):
+        depth += inside
+        framed = np.pad(inside, 1, "edge")
+        height, width = hole.shape
+        inside = np.logical_and.reduce([framed[i : i + height, j : j + width] for i in range(3) for j in range(3)])
+    return depth
+
+
+def painted(sd, prompts, pixels, holes, strength, settings):
+    """Returns pictures [B H W 3] as the model makes them, painted or not."""
+    job = generate.Job(prompts, **settings)
+    skipped = generate.first_step(job.steps, strength)
+    whole, hidden = pad(pixels, sd.factor), pad(holes, sd.factor)
+    generate.latent_shape(sd, whole.shape[1:3])
+    knows_masks = sd.networks.unet.config.in_channels > sd.networks.vae.config.latent_channels
+    z, extra = None, None
+    if strength < 1 or not knows_masks:
+        z = generate.encode(sd, whole, job.keys)
+    if knows_masks:
+        # The hole is mid-grey, 0 of [-1, 1], and its mask the nearest pixel's: so the checkpoints were trained.
+        masked = generate.encode(sd, np.where(hidden[..., None], 127.5, whole).astype(np.float32), job.keys)
+        mask = jnp.asarray(hidden[:, :: sd.factor, :: sd.factor, None], jnp.float32)
+        extra = mask_channels(mask, masked)
+    shape = (whole.shape[1] // sd.factor, whole.shape[2] // sd.factor, sd.networks.vae.config.latent_channels)
+    noise = job.start_noise(shape)
+    region = None if knows_masks else KnownRegion(_any(hidden, sd.factor), z, noise)
+    z = z if strength < 1 else None
+    made = generate.decode(sd, generate.run(sd, job, noise, z=z, skipped=skipped, extra=extra, region=region))
+    return made[:, : pixels.shape[1], : pixels.shape[2]]
+
+
+def _any(holes, factor):
+    """Returns the latent's mask [B h w 1], 1 where any pixel is to be painted."""
+    count, height, width = holes.shape
+    blocks = holes.reshape(count, height // factor, factor, width // factor, factor)
+    return jnp.asarray(blocks.any((2, 4))[..., None], jnp.float32)

@@ -1,0 +1,87 @@
+"""Whether a picture fits into memory, asked before minutes are spent on finding out.
+
+    check(sd, (h, w), rows)        # ValueError with the largest size that would fit
+
+Shapes: h w latent pixels.
+"""
+
+import contextlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.models.layers import in_parts
+from sdjax.sampling.tiles import AT_ONCE
+
+# Numbers that a UNet's call keeps per row, latent pixel and channel of the finest map: 27 for Stable Diffusion 1.5,
+# 2 rows of 64 x 64, by XLA's own count on a CPU (283 MB; 21 November 2026, benchmarks/sampling_memory.py).
+KEPT = 27
+CONTROLLED = 9  # likewise of each ControlNet, our estimate: what it adds to the maps, twice while summed, its picture
+DECODED = 3000  # bytes per pixel that a full-size decoder keeps (tiles.py)
+
+
+def available():
+    """Returns the bytes free on the first device, or on the machine where that is its memory; None where unknown."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def needed(sd, sides, rows, controls=0):
+    """Returns about how many bytes sampling takes beside the weights: latents of sides (h, w), `rows` at once.
+
+    rows: of the UNet's calls: with guidance two per picture, with AND one more for each further text.
+    controls: how many ControlNets act.  The UNet's share or the decoder's, whichever is larger, and the pictures.
+    """
+    pixels = rows * sides[0] * sides[1] * sd.factor**2
+    decoder = DECODED * min(pixels, AT_ONCE) * sd.networks.vae.config.block_out_channels[0] // 128
+    return max(unet(sd, sides, rows, controls), decoder) + 12 * pixels
+
+
+def unet(sd, sides, rows, controls=0):
+    """Returns about how many bytes one call of the UNet, and of ControlNets before it, takes beside the weights."""
+    config, length = sd.networks.unet.config, sides[0] * sides[1]
+    heads = max(config.levels("attention_head_dim"))
+    scores = 0 if in_parts(rows * heads, length, length) else 4 * rows * heads * length**2
+    kept = (KEPT + CONTROLLED * controls) * jnp.dtype(sd.networks.unet.dtype).itemsize
+    return rows * length * config.block_out_channels[0] * kept + scores
+
+
+def check(sd, sides, rows, limit=None, controls=0):
+    """Raises ValueError when sampling latents of sides (h, w) would not fit, naming the largest size that would.
+
+    limit: bytes; None is what is free now.
+    """
+    limit = available() if limit is None else limit
+    if limit is None or needed(sd, sides, rows, controls) <= limit:
+        return
+    most = max(sides)
+    low, high = 0, most  # the longer side: `low` fits, `high` does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = needed(sd, [side * middle // most for side in sides], rows, controls) <= limit
+        low, high = (middle, high) if fits else (low, middle)
+    wanted, largest = (tuple(side * size // most * sd.factor for side in sides) for size in (most, low))
+    raise ValueError(
+        f"size={wanted}: needs about {needed(sd, sides, rows, controls) / 1e9:.1f} GB, {limit / 1e9:.1f} GB are free; "
+        f"the largest that fits is {largest}, or make fewer at once"
+    )
+
+
+@contextlib.contextmanager
+def told(size, count):
+    """Turns what a device says when its memory is full into a ValueError of one line; size: pixels (height, width)."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "ut of memory" in str(error)
+        if not full:
+            raise
+        raise ValueError(f"size={size}: out of memory with {count} at once; make it smaller, or fewer") from error

@@ -1,0 +1,227 @@
+"""The autoencoder on pictures of any size, in tiles where a whole one would not fit into memory.
+
+    pixels = decode(sd, z)                          # [B H W 3], in tiles from AT_ONCE pixels on
+    mixed = over(apply, x, tile=64, overlap=16)     # any function of maps that changes their size by one factor
+
+Tiles overlap and fade into each other.  Two things would still tell them apart from the whole: attention, which is on
+the coarsest maps and is done whole; and the norms, whose statistics are those of the picture.  They are measured over
+all tiles, again and again because each norm changes what the next one sees, until they have SETTLED, and then shared.
+So a tile computes what the whole would have, but for the rest of that error and for what is cut off beyond the overlap.
+
+Shapes: B batch, H W pixels, h w latent pixels, c latent channels, D channels.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.models import hooks
+from sdjax.models.layers import GroupNorm
+from sdjax.runtime import replicas as devices
+
+AT_ONCE = 1 << 20  # pixels; a full-size decoder needs about 3 GB for them
+TILE = 1024  # pixels along a side
+OVERLAP = 16  # latent pixels that neighbours share, at most half a tile
+SETTLED = 0.02  # change of a mean, in standard deviations, and of a variance, as a part of it
+PASSES = 12  # at most; 1, 2, 4, 6, 8, 12: 1.0, 0.5, 1.2, 0.6, 0.2, 0.1 of 255 from the whole, pocket, 16 tiles of 64
+
+
+def decode(sd, z, tile=None):
+    """Returns pixels float32 [B H W 3], about [-1, 1], of scaled latents [B h w c].
+
+    tile: pixels along the side of a tile; None does the whole at once, or in tiles of TILE where it is larger than
+    AT_ONCE.
+    """
+    if tile is None and _fits(z, sd.factor**2):
+        return _rows(lambda part: _decode(sd, part), z, sd.factor**2)
+    tile = (tile or TILE) // sd.factor
+    coarse = jax.lax.map(lambda row: _stage(sd, row[None], "decode", "coarse")[0], z / sd.scaling)
+    return _shared(sd, coarse, "decode", tile, min(OVERLAP, tile // 2), 1, sd.factor)
+
+
+def moments(sd, pixels, tile=None):
+    """Returns the latents' mean and log variance [B h w 2c] of pixels [B H W 3] in [-1, 1].  tile: as in decode."""
+    if tile is None and _fits(pixels, 1):
+        return _rows(lambda part: _moments(sd, part), pixels, 1)
+    tile = (tile or TILE) // sd.factor
+    overlap = min(OVERLAP, tile // 2)
+    fine = _shared(sd, pixels, "encode", tile * sd.factor, overlap * sd.factor, sd.factor, 1)
+    return jnp.concatenate(_stage(sd, jnp.asarray(fine), "encode", "coarse"), axis=-1)
+
+
+def _fits(x, area):
+    return x.shape[1] * x.shape[2] * area <= AT_ONCE
+
+
+def _rows(apply, x, area):
+    """Returns apply(x), as many rows at once as fit on each device."""
+    rows = max(1, AT_ONCE // (x.shape[1] * x.shape[2] * area)) * devices.count(x)
+    if len(x) <= rows:
+        return apply(x)
+    return jnp.concatenate([apply(x[i : i + rows]) for i in range(0, len(x), rows)])
+
+
+@jax.jit
+def _decode(sd, z):
+    return sd.decode(z)
+
+
+@jax.jit
+def _moments(sd, pixels):
+    return sd.moments(pixels)
+
+
+@functools.partial(jax.jit, static_argnames=("method", "only"))
+def _stage(sd, x, method, only):
+    return sd.call("vae", x, method=method, only=only)
+
+
+# ---- tiles with the whole's statistics -----------------------------------------------------------
+
+
+def _shared(sd, x, method, tile, overlap, unit, finest):
+    """Returns the fine stage of the autoencoder on maps x [B h w D], in tiles that share the norms' statistics.
+
+    finest: positions of the finest map that the stage makes or takes, per position of x.
+    """
+    spots = list(_spots(x.shape[1:3], tile, overlap, unit))
+    shares = _shares(x.shape[1:3], spots, overlap, finest)
+    known = None
+    for _ in range(PASSES):
+        parts = [_measure(sd, _cut(x, spot), share, known, method) for spot, share in zip(spots, shares, strict=True)]
+        before, known = known, _merge(jax.tree.map(np.asarray, parts))
+        if before is not None and _change(before, known) <= SETTLED:
+            break
+    return over(lambda part: _apply(sd, part, known, method), x, tile, overlap, unit)
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def _measure(sd, x, share, known, method):
+    watch = _Norms(known, share)
+    hooks.call("vae", sd.networks.vae, sd.vae, (*sd.hooks, watch), x, method=method, only="fine")
+    return watch.measured
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def _apply(sd, x, known, method):
+    watch = _Norms(known)
+    return hooks.call("vae", sd.networks.vae, sd.vae, (*sd.hooks, watch), x, method=method, only="fine")
+
+
+class _Norms:
+    """A hook that measures the norms' inputs where `share` [H W] says how much each position counts, and lets the norms
+    take statistics that are `known`, {name: (mean, variance) [B groups]}."""
+
+    def __init__(self, known, share=None):
+        self.known, self.share, self.measured = known, share, {}
+
+    def intercept(self, part, layer, args, kwargs, at):
+        if not isinstance(at.module, GroupNorm):
+            return layer(*args, **kwargs)
+        name = "/".join(at.module.path)
+        if self.share is not None:
+            self.measured[name] = _weighted(args[0].astype(jnp.float32), self.share, at.module.groups)
+        return layer(*args, moments=self.known[name]) if self.known is not None else layer(*args)
+
+
+def _weighted(x, share, groups):
+    """Returns (weight, mean [B groups], variance [B groups]) of x [B h w D]; share: finer than x by a whole number."""
+    step = share.shape[0] // x.shape[1]
+    share = share.reshape(x.shape[1], step, x.shape[2], step).mean((1, 3))[None, ..., None, None]  # [1 h w 1 1]
+    x = x.reshape(*x.shape[:3], groups, -1)
+    weight = share.sum() * x.shape[-1]
+    mean = (share * x).sum((1, 2, 4), keepdims=True) / weight
+    variance = (share * jnp.square(x - mean)).sum((1, 2, 4)) / weight
+    return weight / x.shape[-1] / (x.shape[1] * x.shape[2]), mean[:, 0, 0, :, 0], variance
+
+
+def _merge(parts):
+    """Returns {name: (mean, variance)} of all tiles together, from each tile's.  Source: Chan et al. 1979."""
+
+    def merged(name):
+        weight, mean, variance = (np.stack([part[name][i] for part in parts]).astype(np.float64) for i in range(3))
+        weight = (weight / weight.sum())[:, None, None]
+        total = (weight * mean).sum(0)
+        return np.float32(total), np.float32((weight * (variance + (mean - total[None]) ** 2)).sum(0))
+
+    return {name: merged(name) for name in parts[0]}
+
+
+def _change(before, after):
+    """Returns the largest change of {name: (mean, variance)}: in standard deviations, and as a part of the variance."""
+
+    def largest(name):
+        (mean, variance), (new_mean, new_variance) = before[name], after[name]
+        unit = np.maximum(variance, 1e-12)
+        return max(np.max(np.abs(new_mean - mean) / np.sqrt(unit)), np.max(np.abs(new_variance - variance) / unit))
+
+    return max(map(largest, before))
+
+
+# ---- tiles ---------------------------------------------------------------------------------------
+
+
+def over(apply, x, tile, overlap, unit=1):
+    """Returns apply(x) [B h' w' C], made of tiles that fade into each other; on the host, float32.
+
+    x: [B h w D].  apply: takes [B tile tile D] (less where x is smaller) and returns maps larger or smaller by one
+    factor.  tile, overlap: in positions of x, multiples of `unit`, which apply may shrink to one position.
+    """
+    spots = _spots(x.shape[1:3], tile, overlap, unit)
+    return _joined(((spot, apply(_cut(x, spot))) for spot in spots), x.shape[1:3], overlap)
+
+
+def _joined(tiles, sides, overlap):
+    """Returns the map made of (spot, tile [B h w D]) that fade into each other."""
+    total = None
+    for spot, made in tiles:
+        factor = made.shape[1] / (spot[0].stop - spot[0].start)
+        if total is None:
+            whole = [round(side * factor) for side in sides]
+            total, weights = (
+                np.zeros((len(made), *whole, made.shape[-1]), np.float32),
+                np.zeros((*whole, 1), np.float32),
+            )
+        window = _window(made.shape[1:3], overlap * factor)[..., None]
+        place = tuple(slice(round(part.start * factor), round(part.stop * factor)) for part in spot)
+        total[:, *place] += window[None] * np.asarray(made, np.float32)
+        weights[place] += window
+    return total / weights[None]
+
+
+def _spots(sides, tile, overlap, unit):
+    """Yields the tiles as pairs of slices, evenly spread; neighbours share at least `overlap` positions."""
+    rows, columns = (_starts(side, min(tile, side), overlap, unit) for side in sides)
+    for top in rows:
+        for left in columns:
+            yield slice(top, top + min(tile, sides[0])), slice(left, left + min(tile, sides[1]))
+
+
+def _starts(length, tile, overlap, unit):
+    count = 1 if tile >= length else -(-(length - overlap) // (tile - overlap))
+    return [round(i * (length - tile) / max(count - 1, 1) / unit) * unit for i in range(count)]
+
+
+def _cut(x, spot):
+    return x[:, *spot]
+
+
+def _window(size, overlap):
+    """Returns the weight of each position of a tile [h w]: 1, falling towards its edges in the middle of the overlap.
+
+    What lies further out, where a tile misses its surroundings, counts only where there is no other tile.
+    """
+    inside = [np.minimum(np.arange(n), np.arange(n)[::-1]) + 0.5 for n in size]
+    rows, columns = (((d - overlap / 4) / max(overlap / 2, 1)).clip(1e-4, 1) for d in inside)
+    return (rows[:, None] * columns[None]).astype(np.float32)
+
+
+def _shares(sides, spots, overlap, finest):
+    """Returns per tile how much of each position is its own [h w] * finest; over all tiles they add up to 1."""
+    total = np.zeros([side * finest for side in sides], np.float32)
+    places = [tuple(slice(part.start * finest, part.stop * finest) for part in spot) for spot in spots]
+    for place in places:
+        total[place] += _window(total[place].shape, overlap * finest)
+    return [_window(total[place].shape, overlap * finest) / total[place] for place in places]

@@ -1,0 +1,122 @@
+"""Names and hashes of the files that pictures are made with, as records hold them.
+
+    record = records.of(job, 0, size, **of(sd, "v1-5.safetensors", ["ink.safetensors:0.8"]))
+
+Source of the hashes: AUTOMATIC1111's stable-diffusion-webui 1.10, modules/hashes.
+"""
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+from sdjax.formats.adapters import attach as adapter_files
+from sdjax.formats.models import folder as pipeline
+from sdjax.formats.models import vae as autoencoders
+
+
+def of(sd, model, adapters=(), *, vae=None, named=None):
+    """Returns the fields of a Record that name a model and its adapters, ["FILE:0.8", ...], with their hashes.
+
+    Names are those of files without folder and ending, of the hub, or of models that are built in.
+    vae: the file, folder or hub id of an autoencoder in place of the model's.
+    named: {"lora ink": file, "embedding cat": file}, what prompts ask for themselves, see adapters_named: only hashes.
+    """
+    name, found = _model(model)
+    hashes, shown = {"model": found} if found else {}, []
+    if vae is not None:
+        hashes["vae"] = model_hash(vae if Path(vae).is_file() else autoencoders.locate(vae))
+    for file, strength in map(adapter_files.split, adapters):
+        kind, path = adapter_files.kind(sd, file)
+        hashes[f"{kind} {adapter_files.name_of(path)}"] = _hash(kind, path)
+        shown.append(f"{adapter_files.name_of(path)}:{strength:g}")
+    hashes |= of_adapters(named or {})
+    names = {"model": name} if vae is None else {"model": name, "vae": _name(vae)}
+    return {**names, "hashes": hashes, "more": {"Adapters": ", ".join(shown)} if shown else {}}
+
+
+def adapters_named(sd, wanted, texts, folder, grammar):
+    """Returns {"lora ink": file, ...} of what prompts ask for below a folder: grammar.Adapters and embeddings' names.
+
+    texts: prompts and negative prompts, of a grammar.
+    """
+    found = {f"{one.kind} {one.name}": adapter_files.find(folder, one.name) for one in wanted}
+    words = adapter_files.find_embeddings(sd, texts, folder, grammar)
+    return found | {f"embedding {word}": path for word, path in words.items()}
+
+
+def of_adapters(named):
+    """Returns {"lora ink": hash, ...} of what adapters_named found."""
+    return {name: _hash(name.partition(" ")[0], path) for name, path in named.items()}
+
+
+def _hash(kind, path):
+    return embedding_hash(path) if kind == "embedding" else adapter_hash(path)
+
+
+def built_in(model):
+    """Returns whether a model's name is one of ours, which stands for nothing outside of the package."""
+    return model == "pocket" or model.partition(":")[0] in ("random", "new")
+
+
+def _model(source):
+    if built_in(source):
+        return source, model_hash(pipeline.locate(source)) if source == "pocket" else None
+    return _name(source), model_hash(source if Path(source).is_file() else pipeline.locate(source))
+
+
+def _name(source):
+    path = Path(source)
+    return path.stem if path.is_file() else path.resolve().name if path.is_dir() else str(source)
+
+
+# ---- hashes ------------------------------------------------------------------------------------
+
+
+def model_hash(path):
+    """Returns 10 hex digits that name a model: of the SHA-256 of a checkpoint's file, as A1111 and Civitai show it.
+
+    A folder has none of theirs; ours is of the names and hashes of the weight files in it.
+    Raises ValueError for what does not exist or holds no weights.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _sha256(path)[:10]
+    files = sorted(path.rglob("*.safetensors"), key=lambda file: file.relative_to(path).as_posix())
+    if not files:
+        raise ValueError(f"{path}: no such file, and no folder with .safetensors files")
+    lines = "".join(f"{_sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()[:10]
+
+
+def adapter_hash(path):
+    """Returns the 12 hex digits of "Lora hashes": of a safetensors file's tensors, without its header; else of all.
+
+    Source: kohya's sshs_model_hash, which A1111 and Civitai (AutoV3) use.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return _sha256(path)[:12]
+    with open(path, "rb") as file:
+        return _sha256(path, 8 + int.from_bytes(file.read(8), "little"))[:12]
+
+
+def embedding_hash(path):
+    """Returns the 10 hex digits of "TI hashes"."""
+    return _sha256(Path(path))[:10]
+
+
+def _sha256(path, start=0):
+    state = os.stat(path)
+    return _digest(os.fspath(path), start, state.st_size, state.st_mtime_ns)
+
+
+@functools.cache
+def _digest(path, start, size, changed):
+    """Returns the SHA-256 of a file from a byte on; kept for as long as its size and time stay."""
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        file.seek(start)
+        while part := file.read(1 << 20):
+            total.update(part)
+    return total.hexdigest()

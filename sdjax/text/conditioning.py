@@ -1,0 +1,346 @@
+"""Prompts as conditions: tokens with weights, texts of any length, texts that change while sampling, several at once.
+
+    text, wanted = grammar.adapters("a cat <lora:ink:0.8>")    # attach `wanted` first: files are not looked for here
+    sd, cond, negative = condition(sd, ["a (red:1.3) [cat:dog:0.5] AND snow"], ["blurry"], steps=20)
+    sd = sd.add(wrappers=Guidance(7.5, negative))
+    prediction, aux = sd.denoise(z, t, cond, i)                # i: the denoising step, 0 the first
+
+    plain      the text as it is, brackets too, cut off at the model's length: what diffusers does
+    a1111      (x) [x] (x:1.3) weights; \\( \\[ letters; [a:b:0.5] [b:0.5] [a::0.5] change at that part of the steps, or
+               at step 12 of "12"; [a|b] takes turns; BREAK begins a chunk; a AND b:0.8 guides by both
+    comfyui    (x) (x:1.3) weights; \\( \\) letters; embedding:name
+
+Texts longer than the model's length become chunks, each between its own begin and end, encoded one by one and put in a
+row.  Of a prompt and its negative, and of all that `condition` gets, the shorter ones get empty chunks: see `sizes`.
+Another prompt or schedule compiles nothing, unless it has more chunks, parts (AND) or more than ROOM different texts.
+
+Sources: AUTOMATIC1111's stable-diffusion-webui 1.10 (sd_hijack_clip, sd_emphasis, sd_samplers_cfg_denoiser) and ComfyUI
+(sd1_clip): their behaviour and constants.
+
+Shapes: B prompts, n chunks, L tokens of a chunk, N = n L, C text width, R different texts of a prompt, S steps.
+"""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from sdjax.text import grammar as written
+
+GRAMMARS = ("plain", "a1111", "comfyui")
+WEIGHTINGS = ("a1111", "comfyui")
+BACKTRACK = 20  # tokens: a text after a comma so near to a chunk's end moves to the next; A1111's default
+WHOLE = 8  # tokens: ComfyUI breaks only stretches of one weight of so many and more at a chunk's end
+SHALLOW = 1e-3  # of the mean size of a number; our choice: behind a fresh layer norm the mean is 0 but for rounding
+ROOM, STEPS = 8, 1024  # different texts of a prompt, and steps, that there is always room for
+
+
+# ---- tokens ------------------------------------------------------------------------------------
+
+
+def chunks(tokenizer, text, grammar="a1111"):
+    """Returns a text's chunks, lists of (id, weight) without begin, end and padding; at least one chunk.
+
+    The text is one step's: without changes, turns and ANDs.
+    Raises ValueError for an unknown grammar and for words that do not fit, or that embedding: does not know.
+    """
+    room = tokenizer.length - 2
+    if grammar == "plain":
+        return [[(number, 1.0) for number in tokenizer.ids(text)[:room]]]
+    if grammar == "comfyui":
+        stretches = written.comfy_emphasis(text)
+        return _comfy_chunks([group for pair in stretches for group in _comfy_groups(tokenizer, *pair)], room)
+    if grammar != "a1111":
+        raise ValueError(f"grammar={grammar!r}: expected one of {', '.join(GRAMMARS)}")
+    return _a1111_chunks(tokenizer, written.emphasis(text), room)
+
+
+def _words(tokenizer, text):
+    """Returns the ids of a text as tuples: one each, those of a placeholder word together."""
+    several = {ids[0]: ids for ids in tokenizer.words.values()}
+    numbers, at, found = tokenizer.ids(text), 0, []
+    while at < len(numbers):
+        found.append(tuple(several.get(numbers[at], numbers[at : at + 1])))
+        at += len(found[-1])
+    return found
+
+
+def _a1111_chunks(tokenizer, pairs, room):
+    done, chunk, comma = [], [], None  # comma: the place of the chunk's last one
+
+    def close(keep=0):
+        nonlocal chunk, comma
+        split = len(chunk) - keep
+        done.append(chunk[:split])
+        chunk, comma = chunk[split:], None
+
+    for text, weight in pairs:
+        if (text, weight) == written.BREAK:
+            close()
+            continue
+        for ids in _words(tokenizer, text):
+            if len(ids) > room:
+                raise ValueError(f"prompt {text!r}: a word of {len(ids)} vectors; expected at most {room}")
+            if ids == (tokenizer.vocabulary.get(",</w>"),):
+                comma = len(chunk)
+            elif len(chunk) == room and comma is not None and room - comma <= BACKTRACK:
+                close(keep=room - comma - 1)
+            if len(chunk) + len(ids) > room:
+                close()
+            chunk += [(number, weight) for number in ids]
+    if chunk or not done:
+        close()
+    return done
+
+
+def _comfy_groups(tokenizer, text, weight):
+    """Yields lists of (id, weight) that belong together: an embedding's vectors, a stretch of one weight."""
+    first, *others = re.split(r"(?<=\s)embedding:", text)
+    pieces = [(False, first), *((True, other) for other in others)]
+    if first.startswith("embedding:"):
+        pieces[0] = (True, first.removeprefix("embedding:"))
+    for named, piece in pieces:
+        if named:
+            ids, piece = _embedding(tokenizer, piece)
+            yield [(number, weight) for number in ids]
+        yield [(number, weight) for number in tokenizer.ids(piece)]
+
+
+def _embedding(tokenizer, text):
+    """Returns (ids, what is left of the text) of the placeholder word that a text begins with."""
+    name = re.match(r"\S*", text)[0]
+    for known in (name, name.strip(","), re.split(r"[<\[]", name)[0]):
+        if known.lower() in tokenizer.words:
+            at = text.index(known) + len(known)
+            return tokenizer.words[known.lower()], text[at:]
+    words = ", ".join(tokenizer.words) or "none"
+    raise ValueError(f"prompt: embedding:{name} is not known; the model has {words}")
+
+
+def _comfy_chunks(groups, room):
+    done, chunk = [], []
+    for group in groups:
+        breaks = len(group) >= min(WHOLE, room + 1)
+        while len(chunk) + len(group) > room:
+            rest = room - len(chunk) if breaks else 0
+            done.append(chunk + group[:rest])
+            chunk, group = [], group[rest:]
+        chunk = chunk + group
+    return [*done, chunk]
+
+
+def rows(tokenizer, made, count):
+    """Returns (ids int32, weights float32), both [count L]: begin, tokens, end, padding; empty chunks follow."""
+    ids = np.full((count, tokenizer.length), tokenizer.pad, np.int32)
+    weights = np.ones((count, tokenizer.length), np.float32)
+    for i in range(count):
+        chunk = made[i] if i < len(made) else []
+        line = [tokenizer.bos, *(number for number, _ in chunk), tokenizer.eos]
+        ids[i, : len(line)] = line
+        weights[i, 1 : len(chunk) + 1] = [weight for _, weight in chunk]
+    return ids, weights
+
+
+# ---- conditions --------------------------------------------------------------------------------
+
+
+def sizes(sd, prompts, negatives=None, *, steps=20, grammar="a1111", before=None):
+    """Returns [(chunks, parts), ...], one pair per prompt with its negative: those of one size can be made together.
+
+    In a batch of several sizes the shorter prompts are padded, which changes their pictures a little; sampling makes
+    each size by itself.  Arguments: as of `condition`.
+    """
+    streams = _streams(prompts, negatives, steps, grammar, before)
+    texts = [[text for stream in streams for _, text in stream[b][1]] for b in range(len(prompts))]
+    counts = [max(len(chunks(sd.tokenizer, text, grammar)) for text in set(several)) for several in texts]
+    return [(count, len(_parts(prompt, grammar))) for count, prompt in zip(counts, prompts, strict=True)]
+
+
+def parts(prompts, grammar):
+    """Returns how many texts the prompts' longest AND weighs; 1 without."""
+    return max(len(_parts(prompt, grammar)) for prompt in prompts)
+
+
+def condition(
+    sd, prompts, negatives=None, *, steps=20, skip=0, grammar="a1111", weighting=None, before=None,
+):  # fmt: skip
+    """Returns (sd, cond, negative): what sd.denoise takes for these prompts, one picture each.
+
+    sd holds a conditioner that puts the texts of step i into cond, where the grammar has such.  cond: {"ids" [B N],
+    "weights" [B n L], "context" [B N C]} of step 0; with AND also {"also": such dicts, "share": weights [B parts]} and
+    then Guidance is needed, with scale 1 too.  negative: a whole cond, None without `negatives`.
+    steps: of the whole run, image-to-image's too.  skip: the text encoder's last layers left out ("clip skip 2" is 1).
+    weighting: how weights act: "a1111", a token's vector times its weight, then the chunk's mean as it was; "comfyui",
+    the vector's way from that of the empty text times its weight; None: the grammar's own.
+    before: steps of a first pass that this one follows.
+    Raises ValueError for an unknown grammar or weighting, counts that differ, adapters that were not taken out, AND
+    without negatives, and what `adapters`, `schedule` and `chunks` raise.
+    """
+    weighting = weighting or {"comfyui": "comfyui"}.get(grammar, "a1111")
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting={weighting!r}: expected one of {', '.join(WEIGHTINGS)}")
+    streams = _streams(prompts, negatives, steps, grammar, before)
+    shares = np.array([[share for share, _ in stream] for stream in streams], np.float32)  # [streams B]
+    count = len(streams) - (negatives is not None)
+    composed = count > 1 or bool((shares[0] != 1).any())
+    if composed and negatives is None:
+        raise ValueError("prompt: AND weighs texts against the negative prompt; give one, '' at least")
+
+    tables = [_table(sd.tokenizer, texts, grammar, steps) for stream in streams for _, texts in stream]
+    plain = sd.replace(words={}, conditioners=(), wrappers=(), reference=None)
+    made = _encoded(plain, _stacked(tables, ROOM if grammar == "a1111" else 1), skip=skip, comfy=weighting == "comfyui")
+    batch = len(prompts)
+    made = [jax.tree.map(lambda x, k=k: x[k * batch : (k + 1) * batch], made) for k in range(len(streams))]
+    texts = Texts(made[0], tuple(made[1:count]), made[count] if negatives is not None else None)
+    first, _ = texts(sd, None, None, 0, {"share": jnp.asarray(shares[:count].T)} if composed else {})
+    negative = first.pop("negative", None)
+    if grammar == "a1111":
+        sd = sd.replace(conditioners=(texts, *sd.conditioners))
+    return sd, first, negative
+
+
+class Texts(struct.PyTreeNode):
+    """A conditioner that puts the texts of step i into cond, first of all conditioners.
+
+    positive, others (a tuple, the further parts of AND), negative: {"index" int32 [B S], and by index "ids" [B R N],
+    "weights" [B R n L], "context" [B R N C]}, perhaps {"empty" [B L C]}, the same at all steps.
+    """
+
+    positive: dict
+    others: tuple = ()
+    negative: object = None
+
+    def __call__(self, sd, z, t, i, cond):
+        cond = {**cond, **_at(self.positive, i)}
+        if self.others:
+            cond["also"] = tuple(_at(other, i) for other in self.others)
+        if self.negative is not None:
+            cond["negative"] = _at(self.negative, i)
+        return cond, {}
+
+
+def _at(table, i):
+    """Returns the cond of step i."""
+    index = jnp.take(table["index"], i, axis=1, mode="clip")  # [B]
+    named = {name: jax.vmap(jnp.take, (0, 0, None))(table[name], index, 0) for name in ("ids", "weights", "context")}
+    return {**named, **{name: table[name] for name in table.keys() & {"empty"}}}
+
+
+def encode(sd, rows, cond, skip=0):
+    """Returns the context [B N C] of token rows [B N C], such as a conditioner changed them, chunk by chunk.
+
+    cond: of `condition`, for its weights; a cond without them is one chunk without weights.
+    """
+    if "weights" not in cond:
+        return sd.encode_text(rows, skip)
+    weights = cond["weights"]
+    batch, count, length = weights.shape
+    z = sd.encode_text(rows.reshape(batch * count, length, -1), skip).reshape(*weights.shape, -1)
+    return _weighed(z[:, None], weights[:, None], cond.get("empty")).reshape(rows.shape[:2] + z.shape[-1:])
+
+
+def _weighed(z, weights, empty, uses=1.0):
+    """Returns vectors z [B R n L C] with weights [B R n L].
+
+    empty [B L C]: the empty text's vectors, for empty + w (z - empty).  None: w z, times the factor that gives each
+    chunk its old mean; A1111 encodes the texts of a schedule together, so its mean is over all of them, as often as
+    they are used (`uses` [B R]).  Where the old mean is next to nothing beside the vectors (SHALLOW), it is left alone:
+    the factor would be rounding errors.
+    """
+    w, z, kind = weights[..., None], z.astype(jnp.float32), z.dtype
+    if empty is not None:
+        empty = empty[:, None, None].astype(jnp.float32)
+        return jnp.where(w == 1, z, empty + w * (z - empty)).astype(kind)
+    uses = jnp.broadcast_to(uses, z.shape[:2])[..., None]  # [B R 1]
+    old, new, size = (jnp.sum(uses * jnp.mean(x, (-2, -1)), 1) for x in (z, w * z, jnp.abs(z)))  # [B n]
+    alike = jnp.all((weights == 1) | (uses == 0)[..., None], (1, 3)) | (jnp.abs(old) <= SHALLOW * size)  # [B n]
+    factor = jnp.where(alike, 1, old / jnp.where(alike, 1, new))
+    return (w * z * factor[:, None, :, None, None]).astype(kind)
+
+
+def _parts(prompt, grammar):
+    return written.parts(prompt) if grammar == "a1111" else ((prompt, 1.0),)
+
+
+def _streams(prompts, negatives, steps, grammar, before):
+    """Returns a list for each part of AND, and one for the negatives: (weight, schedule) of each prompt."""
+    if grammar not in GRAMMARS:
+        raise ValueError(f"grammar={grammar!r}: expected one of {', '.join(GRAMMARS)}")
+    if negatives is not None and len(negatives) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts, {len(negatives)} negative prompts: expected as many")
+
+    def timed(text):
+        return written.schedule(text, steps, before) if grammar == "a1111" else ((steps, text),)
+
+    split = [_parts(prompt, grammar) for prompt in prompts]
+    for prompt in prompts if grammar == "a1111" else ():
+        if written.ADAPTER.search(prompt):
+            raise ValueError(f"prompt {prompt!r}: take adapters out with grammar.adapters and attach them first")
+    most = max(map(len, split))
+    streams = [[(p[k][1], timed(p[k][0])) if k < len(p) else (0.0, timed(p[0][0])) for p in split] for k in range(most)]
+    return streams + ([] if negatives is None else [[(1.0, timed(text)) for text in negatives]])
+
+
+def _table(tokenizer, texts, grammar, steps):
+    """Returns {"ids", "weights": lists of arrays of the different texts, "uses" of each, "index" [S]} of a schedule.
+
+    A1111 shows the text of the first end that is not below the number of steps done: a text until step 3 has 4 steps.
+    """
+    different = list(dict.fromkeys(text for _, text in texts))
+    place = [different.index(text) for _, text in texts]
+    ends = np.array([end for end, _ in texts])
+    steps_done = np.minimum(np.arange(max(STEPS, steps)), steps)
+    index = np.array(place, np.int32)[np.searchsorted(ends, steps_done)]
+    made = [chunks(tokenizer, text, grammar) for text in different]
+    return {"made": made, "uses": np.bincount(place), "index": index, "tokenizer": tokenizer}
+
+
+def _stacked(tables, room):
+    """Returns {"ids", "weights" [B R n L], "uses" [B R], "index" [B S], "count": most different texts, "empty" [L]}."""
+    tokenizer = tables[0]["tokenizer"]
+    count = max(len(table["made"]) for table in tables)
+    room = max(room, 1 << (count - 1).bit_length())
+    long = max(len(made) for table in tables for made in table["made"])
+    filled = [[rows(tokenizer, made, long) for made in [*t["made"], *[[]] * (room - len(t["made"]))]] for t in tables]
+    uses = np.zeros((len(tables), room), np.float32)
+    for table, line in zip(tables, uses, strict=True):
+        line[: len(table["uses"])] = table["uses"]
+    return {
+        "ids": np.array([[ids for ids, _ in table] for table in filled]),
+        "weights": np.array([[weights for _, weights in table] for table in filled]),
+        "uses": uses,
+        "index": np.array([table["index"] for table in tables]),
+        "count": np.int32(count),
+        "empty": rows(tokenizer, [], 1)[0],
+    }
+
+
+@functools.partial(jax.jit, static_argnames=("skip", "comfy"))
+def _encoded(sd, table, *, skip, comfy):
+    """Returns the tables of Texts; the encoder runs once for each text that is there, not for the room."""
+    batch, room, count, length = table["ids"].shape
+
+    def one(r, contexts):
+        ids = jax.lax.dynamic_index_in_dim(table["ids"], r, 1, keepdims=False).reshape(-1, length)
+        made = sd.encode_text(sd.embed(ids), skip).reshape(batch, 1, count, length, -1)
+        return jax.lax.dynamic_update_slice_in_dim(contexts, made, r, 1)
+
+    shape = jax.eval_shape(lambda: sd.encode_text(sd.embed(table["empty"]), skip))
+    contexts = jnp.zeros((batch, room, count, *shape.shape[1:]), shape.dtype)
+    contexts = jax.lax.fori_loop(0, table["count"], one, contexts)
+    empty = {}
+    if comfy:
+        alone = sd.encode_text(sd.embed(table["empty"]), skip)
+        empty["empty"] = jnp.broadcast_to(alone, (batch, *alone.shape[1:]))
+    contexts = _weighed(contexts, table["weights"], empty.get("empty"), table["uses"])
+    flat = (batch, room, count * length)
+    return {
+        "index": table["index"],
+        "ids": table["ids"].reshape(flat),
+        "weights": table["weights"],
+        "context": contexts.reshape(*flat, -1),
+        **empty,
+    }

@@ -1,0 +1,88 @@
+"""What a run is shown: captions of the drawn world, templates, and settings that a source refuses."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdjax.data import batches
+from sdjax.data import pocketland as land
+from sdjax.data.batches import Data
+from sdjax.data.sources import drawn as sources
+from sdjax.formats.models import folder as pipeline
+from sdjax.stable_diffusion import to_pictures
+
+DATA = Data(path="pocketland", size=32, batch=4, count=16)
+
+
+def drawn(**changes):
+    return sources.open(dataclasses.replace(DATA, **changes), 32)
+
+
+def test_templates_are_for_the_drawn_world_too(tmp_path):
+    captions = [drawn().caption(i, np.random.default_rng(i)) for i in range(8)]
+    assert all(" face " in f"{words} " for words in captions)
+    portraits = {drawn(templates="face", word="*s").caption(0, np.random.default_rng(i)) for i in range(40)}
+    assert {"a photo of *s", "a portrait of *s"} <= portraits and len(portraits) > 10
+    (tmp_path / "lines.txt").write_text("look: [filewords]\n")
+    lined = drawn(templates=str(tmp_path / "lines.txt"))
+    assert [lined.caption(i, np.random.default_rng(i)) for i in range(8)] == [f"look: {words}" for words in captions]
+    assert drawn(templates="none").caption(0, np.random.default_rng(0)) == ""
+    with pytest.raises(ValueError, match="data.word=''"):
+        drawn(templates="object")
+
+
+def test_captions_of_looks_name_all_of_them_and_no_scene():
+    source = drawn(looks=True)
+    for i in range(8):
+        who, place = source._item(i)
+        words = source.caption(i, np.random.default_rng(i))
+        assert all(word in words for word in land.attributes(who, place).values())
+        assert words == land.prompt({"domain": who.domain, **land.attributes(who, place)})
+
+
+def test_a_share_of_captions_names_looks_in_place_of_the_word():
+    count = 200  # one identity in twenty is a cat
+    plain, half = (drawn(count=count, word="*s", domain="face", named=share) for share in (0.0, 0.5))
+    words = [half.caption(i, np.random.default_rng(i)) for i in range(count)]
+    faces = [i for i in range(count) if half.domain(i) == "face"]
+    assert len(faces) == count - 8
+    assert 0.4 < np.mean(["*s" in words[i] for i in faces]) < 0.6
+    assert all("*s" not in words[i] and "cat" in words[i] for i in set(range(count)) - set(faces))
+    same = [plain.caption(i, np.random.default_rng(i)) for i in range(count)]
+    assert all(words[i] == same[i] for i in faces if "*s" in words[i])  # and nothing else of the stream moves
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(flip=0.5), "data.flip=0.5: data.path=pocketland accepts 0"),
+        (dict(crop="random"), "data.crop='random': data.path=pocketland accepts 'center'"),
+        (dict(mask=True), "data.mask=True: data.path=pocketland accepts False"),
+        (dict(templates="fase", word="*s"), "data.templates='fase'"),
+        (dict(count=0), "data.count=0: expected a number from 1"),
+        (dict(path=".", domain="face"), "data.domain='face': is for data.path=pocketland"),
+        (dict(path=".", looks=True), "data.looks=True: is for data.path=pocketland"),
+        (dict(looks=True, word="*s"), "data.looks=True: with data.word='\\*s'"),
+        (dict(named=0.5), "data.named=0.5: is for captions with a data.word"),
+        (dict(path=".", named=0.5, word="*s"), "data.named=0.5: is for data.path=pocketland"),
+        (dict(domain="dog"), "data.domain='dog': accepted are '', face, cat"),
+    ],
+)
+def test_sources_refuse_what_is_not_for_them(changes, message):
+    with pytest.raises(ValueError, match=message):
+        drawn(**changes)
+
+
+def test_a_domain_without_pictures_is_refused():
+    with pytest.raises(ValueError, match="data.count=16: none of so few pictures shows a cat"):
+        sources.of_domain(drawn(), "cat")
+
+
+def test_the_one_picture_that_an_encoder_looks_at_is_not_augmented(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    data = dataclasses.replace(DATA, path=str(tmp_path / "a.png"), word="*s", flip=1.0)
+    single = batches.build(data, pipeline.load("random:tiny"), 0).single
+    np.testing.assert_array_equal(to_pictures(single), picture)
