@@ -21,17 +21,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 import judges
 import pocket
 
-from sdjax import settings as config
+import sdjax.settings
 from sdjax.data import pocketland
 from sdjax.data.batches import Data
+from sdjax.formats import pipeline
 from sdjax.formats.adapters import e4t
-from sdjax.formats.models import folder as pipeline
-from sdjax.images import grid
-from sdjax.images import reading as images
+from sdjax.images import grid, reading
 from sdjax.methods.chain import Chain
 from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
-from sdjax.runtime import compile_cache as compiled
+from sdjax.runtime import compile_cache
 from sdjax.sampling import generate
 from sdjax.training.loop import Train, train
 from sdjax.training.optim import Optim
@@ -46,7 +45,7 @@ def methods(model, domain):
     data = Data(word="<new>", templates="face", batch=16)
     quiet = {"model": model, "checkpoint": 0, "log": 1, "data": data}
     recipe = "pocket/tune.py" if model == "pocket" else "e4t_tune.py"
-    tune = config.load(RECIPES / recipe, [f"model={model}", f"init={model}"])
+    tune = sdjax.settings.load(RECIPES / recipe, [f"model={model}", f"init={model}"])
     return {
         "without": (f"a {domain}", None),
         "textual inversion, 150 steps": (
@@ -66,7 +65,7 @@ def personalised(settings, path, out):
     if settings.steps == 0:
         sd, folder = pipeline.load(settings.model), pipeline.locate(settings.model)
         size = generate.latent_shape(sd)[0] * sd.factor
-        return e4t.personalise(sd, folder, images.subject(path, size)), time.monotonic() - start
+        return e4t.personalise(sd, folder, reading.subject(path, size)), time.monotonic() - start
     return train(replace(settings, data=replace(settings.data, path=str(path))), fresh(out)), time.monotonic() - start
 
 
@@ -113,7 +112,7 @@ def main():
     parser.add_argument("--people", type=int, default=4, help="how many drawn people")
     parser.add_argument("--out", type=Path, default=Path("outputs/compare"), help="folder")
     options = parser.parse_args()
-    compiled.keep()
+    compile_cache.keep()
     options.out.mkdir(parents=True, exist_ok=True)
     people = (
         [None] if options.image else [pocketland.identity(pocket.HELDOUT + 50_000 + i) for i in range(options.people)]

@@ -41,7 +41,7 @@ def measure(folder, dtype):
     """Prints what loading the folder took, as JSON."""
     import jax
 
-    from sdjax.formats.models import folder as pipeline
+    from sdjax.formats import pipeline
 
     jax.devices()
     before = anonymous()
@@ -68,7 +68,7 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or os.path.join(temporary, "model")
         if not os.path.isdir(folder):
-            from sdjax.formats.models import folder as pipeline
+            from sdjax.formats import pipeline
 
             pipeline.save(pipeline.load(f"random:{options.shape}", options.stored), folder)
         command = [sys.executable, __file__, "--measure", folder, "--dtype", options.dtype]

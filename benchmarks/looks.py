@@ -15,8 +15,8 @@ import numpy as np
 
 from sdjax.data import pocketland
 from sdjax.diffusion.schedule import add_noise, target
+from sdjax.formats import pipeline
 from sdjax.formats.adapters import e4t
-from sdjax.formats.models import folder as pipeline
 from sdjax.methods.e4t import E4T
 from sdjax.models.clip import clip_pixels
 from sdjax.stable_diffusion import to_pixels

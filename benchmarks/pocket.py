@@ -27,19 +27,17 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent))
 import judges
 
-from sdjax import settings as config
-from sdjax import trees
+from sdjax import settings, trees
 from sdjax.data import batches, pocketland
-from sdjax.formats.models import folder as pipeline
+from sdjax.formats import pipeline
 from sdjax.formats.storage import files
 from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import plain
 from sdjax.methods.textual_inversion import TextualInversion
-from sdjax.runtime import compile_cache as compiled
+from sdjax.runtime import compile_cache
 from sdjax.sampling import generate
 from sdjax.stable_diffusion import to_pictures, to_pixels
-from sdjax.training import optim as optimizers
-from sdjax.training import results as export
+from sdjax.training import optim, results
 from sdjax.training.loop import default_loss, initial_state, make_step
 
 SPLITS = {  # first seeds that neither training nor the judges' own figures use: for final figures, and for choices
@@ -132,21 +130,21 @@ class Tuner:
 
     def __init__(self, options, with_encoder):
         recipe = Path(__file__).parents[1] / "configs" / "pocket" / "tune.py"
-        self.settings = config.load(recipe, [f"model={options.model}", f"init={options.model}", *options.overrides])
+        self.settings = settings.load(recipe, [f"model={options.model}", f"init={options.model}", *options.overrides])
         encoder, *rest = self.settings.method.parts
         self.word = encoder.word if with_encoder else "<new>"  # a new word starts as the domain's, without an encoder
         word = TextualInversion(self.word, encoder.domain)
         self.method = self.settings.method if with_encoder else Chain((word, *rest))
         self.data = dataclasses.replace(self.settings.data, word=self.word)
         self.with_encoder, self.sd = with_encoder, pipeline.load(options.model)
-        self.tx = optimizers.transform(self.settings.optim, self.settings.steps)
+        self.tx = optim.transform(self.settings.optim, self.settings.steps)
         step = make_step(self.method, self.tx, jax.random.key(1), loss=default_loss(self.method, self.settings))
         self.step = jax.jit(step, donate_argnums=0)
 
     def origin(self, split):
         """Returns what the figures are of: {"split", "weights": their digest, "settings" of the tuning}."""
         weights = trees.digest((self.sd.unet, self.sd.text_encoder, self.sd.vae))
-        return {"split": split, "weights": weights, "settings": config.to_json(self.settings)}
+        return {"split": split, "weights": weights, "settings": settings.to_json(self.settings)}
 
     def stages(self, path):
         """Yields (steps, sd) at each of MARKS while the model is tuned on the picture in `path`.
@@ -155,7 +153,7 @@ class Tuner:
         """
         trained, frozen = self.method.split(self.sd, jax.random.key(0))
         if self.with_encoder:
-            trained, frozen = export.start(self.method, trained, frozen, self.settings.init)
+            trained, frozen = results.start(self.method, trained, frozen, self.settings.init)
         data = batches.build(dataclasses.replace(self.data, path=str(path)), frozen, 0)
         if self.with_encoder:
             frozen = self.method.look(frozen, trained, jnp.asarray(data.single))
@@ -305,7 +303,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("outputs/pocket"))
     parser.add_argument("overrides", nargs="*", help="settings of configs/pocket/tune.py, such as optim.lr=1e-4")
     options = parser.parse_intermixed_args()
-    compiled.keep()
+    compile_cache.keep()
     options.out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     result = {"vae": vae, "prompts": prompts, "e4t": e4t}[options.task](options)

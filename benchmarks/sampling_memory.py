@@ -10,21 +10,21 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from sdjax.formats.models import presets as shapes
-from sdjax.formats.storage import parameters as names
+from sdjax.formats.models import presets
+from sdjax.formats.storage import parameters
 from sdjax.models.unet import UNet, UNetConfig
 
 
 def main(name, *sizes):
     """Prints a line per size."""
-    config = UNetConfig(**shapes.SHAPES[name]["unet"])
+    config = UNetConfig(**presets.SHAPES[name]["unet"])
     network = UNet(config)
     call = jax.jit(lambda params, *inputs: network.apply({"params": params}, *inputs)[0])
     for size in sizes:
         rows, h, w = map(int, size.split("x"))
         shaped = ((rows, h, w, config.in_channels), (rows,), (rows, 77, config.cross_attention_dim))
         inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shaped]
-        taken = call.lower(names.template(network), *inputs).compile().memory_analysis().temp_size_in_bytes
+        taken = call.lower(parameters.template(network), *inputs).compile().memory_analysis().temp_size_in_bytes
         each = taken / 4 / (rows * h * w * config.block_out_channels[0])
         print(f"{name} {size}: {taken / 1e6:.0f} MB, {each:.1f} numbers per latent pixel and channel")
 

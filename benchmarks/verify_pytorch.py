@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from sdjax.convert import main as convert
-from sdjax.formats.models import folder as pipeline
+from sdjax.formats import pipeline
 from sdjax.images import grid
-from sdjax.runtime import compile_cache as compiled
+from sdjax.runtime import compile_cache
 from sdjax.sampling import generate
 
 PROMPTS = ("a photo of a {} on the beach", "a pencil sketch of a {} in the snow")
@@ -52,7 +52,7 @@ def main():
     options = parser.parse_args()
     from diffusers import StableDiffusionPipeline
 
-    compiled.keep()
+    compile_cache.keep()
     folder = options.out / "model"
     if convert([options.model, str(folder), "--dtype", "float32"]):
         return 1

@@ -71,21 +71,21 @@ def main(arguments=None):
 
 def run(options):
     """Makes what is missing and returns how many pictures were made, rows failed, and pictures were there."""
-    from sdjax.runtime import compile_cache as compiled
-    from sdjax.service import lists as jobs
+    from sdjax.runtime import compile_cache
+    from sdjax.service import lists
 
     if options.batch < 1:
         raise ValueError(f"--batch={options.batch}: expected at least 1")
     part, parts = _part(options)
-    pictures, errors = jobs.read(options.jobs, _defaults(options))
+    pictures, errors = lists.read(options.jobs, _defaults(options))
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    compiled.keep()
+    compile_cache.keep()
     maker = Maker(options, out, pictures)
     mine = pictures[part::parts]
     missing = {picture.name for picture in mine if not maker.done(picture)}
     made = 0
-    groups = list(jobs.grouped(mine, maker.kind))
+    groups = list(lists.grouped(mine, maker.kind))
     most = min(options.batch, max((len(group) for _, group in groups), default=1))  # one shape, no larger than of use
     with tqdm(total=len(missing), desc="pictures", unit="picture", dynamic_ncols=True, smoothing=0.1) as bar:
         for settings, group in groups:
@@ -109,21 +109,21 @@ class Maker:
     def __init__(self, options, out, pictures):
         import sdjax
         from sdjax import trees
-        from sdjax.formats.adapters import attach as adapters
-        from sdjax.service import provenance as sources
+        from sdjax.formats.adapters import attach
+        from sdjax.service import provenance
 
         self.out, self.folder = out, Path(options.jobs).resolve().parent
         self.format, self.public, self.dtype = options.format, options.public, options.dtype
         self.adapters, self.named = options.adapters, ((), None)
-        sd = adapters.attach_all(common.model(options), options.adapter)
+        sd = attach.attach_all(common.model(options), options.adapter)
         weights = {part: getattr(sd, part) for part in ("unet", "vae", "text_encoder")}
         self.model = {"model": options.model, "adapters": options.adapter, "weights": trees.digest(weights)}
-        self.sources = {} if options.public else sources.of(sd, options.model, options.adapter, vae=options.vae)
+        self.sources = {} if options.public else provenance.of(sd, options.model, options.adapter, vae=options.vae)
         self.sd, texts, self.models = sdjax.spread(sd), {}, {}
         for picture in pictures:
             texts.setdefault(_grammar(picture), []).extend(_texts(picture))
         for grammar, some in texts.items():  # a word of one grammar's prompts is no word of the others'
-            known = adapters.attach_embeddings(self.sd, some, options.adapters, grammar)
+            known = attach.attach_embeddings(self.sd, some, options.adapters, grammar)
             self.models[grammar] = sdjax.spread(known)
 
     def path(self, picture):
@@ -140,23 +140,22 @@ class Maker:
 
     def _hashes(self, picture):
         """Returns the hashes of the adapters that a picture's row names, None for one that cannot be read."""
-        from sdjax.formats.adapters import attach as adapters
-        from sdjax.service import lists as jobs
-        from sdjax.service import provenance as sources
+        from sdjax.formats.adapters import attach
+        from sdjax.service import lists, provenance
 
-        found = list(sources.of_adapters(self._embeddings(picture)).values())
-        for adapter in jobs.prompt(picture.settings)[1]:
+        found = list(provenance.of_adapters(self._embeddings(picture)).values())
+        for adapter in lists.prompt(picture.settings)[1]:
             try:
-                found.append(sources.adapter_hash(adapters.find(self.adapters, adapter.name)))
+                found.append(provenance.adapter_hash(attach.find(self.adapters, adapter.name)))
             except (ValueError, OSError):
                 found.append(None)
         return found
 
     def _embeddings(self, picture):
         """Returns {"embedding NAME": file} of what a picture's texts name."""
-        from sdjax.service import provenance as sources
+        from sdjax.service import provenance
 
-        return sources.adapters_named(self.sd, (), _texts(picture), self.adapters, _grammar(picture))
+        return provenance.adapters_named(self.sd, (), _texts(picture), self.adapters, _grammar(picture))
 
     def kind(self, picture):
         """Returns what pictures of one call have in common beside their settings: sizes of files, else made to fit."""
@@ -167,12 +166,12 @@ class Maker:
     def _with(self, wanted, grammar):
         """Returns a grammar's model with the adapters that prompts name; the last one asked for is kept."""
         import sdjax
-        from sdjax.formats.adapters import attach as adapters
+        from sdjax.formats.adapters import attach
 
         sd = self.models[grammar]
         if wanted and (wanted, grammar) != self.named[0]:
             self.named = (), None  # its memory goes first
-            self.named = (wanted, grammar), sdjax.spread(adapters.attach_named(sd, wanted, self.adapters))
+            self.named = (wanted, grammar), sdjax.spread(attach.attach_named(sd, wanted, self.adapters))
         return self.named[1] if wanted else sd
 
     def done(self, picture):
@@ -203,14 +202,14 @@ class Maker:
     def _images(self, settings, pictures):
         """Returns [(key, pixels)] of pictures that share settings."""
         from sdjax.sampling import generate, inpainting
-        from sdjax.service import lists as jobs
+        from sdjax.service import lists
 
         keys, rows = [self.key(picture) for picture in pictures], [picture.settings for picture in pictures]
         settings = {name: value for name, value in settings.items() if name != "size" or value is not None}
         settings["seeds"] = [picture.settings.get("seed", picture.row) for picture in pictures]
         settings["negative"] = [row.get("negative", "") for row in rows]
-        prompts = [jobs.prompt(row)[0] for row in rows]
-        sd = self._with(jobs.prompt(rows[0])[1], _grammar(pictures[0]))
+        prompts = [lists.prompt(row)[0] for row in rows]
+        sd = self._with(lists.prompt(rows[0])[1], _grammar(pictures[0]))
         images = [self._pixels(row["image"]) for row in rows if "image" in row]
         masks = [self._pixels(row["mask"]).max(-1) for row in rows if "mask" in row]  # as in inpaint.py
         if any(row.get("variation") for row in rows):
@@ -232,9 +231,9 @@ class Maker:
 
     def _pixels(self, name):
         """Returns a picture of the list's folder, uint8 [H W 3], as the other programs read it."""
-        from sdjax.images import reading as images
+        from sdjax.images import reading
 
-        return np.asarray(images.decode(images.Item(self._file(name)), images.MAX_PIXELS)[0])
+        return np.asarray(reading.decode(reading.Item(self._file(name)), reading.MAX_PIXELS)[0])
 
     def _digest(self, name):
         """Returns a hash of a file of the list's folder, None where it cannot be read."""
@@ -285,16 +284,15 @@ class Maker:
 
     def _sources(self, picture):
         """Returns the fields of a record that name model and adapters, those of the row's own field too."""
-        from sdjax.service import lists as jobs
-        from sdjax.service import provenance as sources
-        from sdjax.text import grammar
+        from sdjax.service import lists, provenance
+        from sdjax.text import grammars
 
         if self.public:
             return {}
-        own = grammar.adapters(picture.settings.get("adapters", ""))[1]
-        wanted = jobs.prompt(picture.settings)[1]
-        named = sources.adapters_named(self.sd, wanted, _texts(picture), self.adapters, _grammar(picture))
-        found = sources.of_adapters(named)
+        own = grammars.adapters(picture.settings.get("adapters", ""))[1]
+        wanted = lists.prompt(picture.settings)[1]
+        named = provenance.adapters_named(self.sd, wanted, _texts(picture), self.adapters, _grammar(picture))
+        found = provenance.of_adapters(named)
         if not own:
             return {**self.sources, "hashes": self.sources["hashes"] | found}
         shown = [f"{one.name}:{one.strength:g}" + (f":{one.unet:g}" if one.unet != one.strength else "") for one in own]
@@ -309,9 +307,9 @@ def _grammar(picture):
 
 def _texts(picture):
     """Returns the texts of a picture in which embeddings may be named."""
-    from sdjax.service import lists as jobs
+    from sdjax.service import lists
 
-    return [jobs.prompt(picture.settings)[0], picture.settings.get("negative", "")]
+    return [lists.prompt(picture.settings)[0], picture.settings.get("negative", "")]
 
 
 def _defaults(options):
@@ -343,17 +341,17 @@ def _line(error):
 @functools.cache
 def _digest(path, size, changed):
     """Returns a hash of a file's bytes; kept for as long as its size and time stay."""
-    from sdjax.images import reading as images
+    from sdjax.images import reading
 
-    return images.digest([images.Item(path)])
+    return reading.digest([reading.Item(path)])
 
 
 @functools.cache
 def _size(path, size, changed):
     """Returns (height, width) of a picture, upright, of which only the header is read."""
-    from sdjax.images import reading as images
+    from sdjax.images import reading
 
-    with Image.open(path, formats=images.FORMATS) as image:
+    with Image.open(path, formats=reading.FORMATS) as image:
         sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         return image.size if sideways else image.size[::-1]
 
@@ -407,10 +405,10 @@ def _report(out, part, parts, errors):
 def _plot(maker, pictures, axes):
     """Writes plot.png, a sheet of the pictures whose columns and rows are the values of two fields."""
     from sdjax.images import grid
-    from sdjax.service import lists as jobs
+    from sdjax.service import lists
 
-    if len(axes) != 2 or not set(axes) <= set(jobs.FIELDS):
-        raise ValueError(f"--plot={','.join(axes)!r}: expected two of {', '.join(jobs.FIELDS)}")
+    if len(axes) != 2 or not set(axes) <= set(lists.FIELDS):
+        raise ValueError(f"--plot={','.join(axes)!r}: expected two of {', '.join(lists.FIELDS)}")
     across, down = axes
     found = {}
     for picture in pictures:

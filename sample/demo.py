@@ -56,31 +56,29 @@ def main(arguments=None):
 def run(options):
     """Personalises the model, writes grid.png and timings.json, and returns the grid's path."""
     clock = _Clock()
-    from sdjax import settings as config
+    from sdjax import settings
+    from sdjax.formats import pipeline
     from sdjax.formats.adapters import e4t
-    from sdjax.formats.models import folder as pipeline
-    from sdjax.images import grid
-    from sdjax.images import reading as images
-    from sdjax.runtime import compile_cache as compiled
+    from sdjax.images import grid, reading
+    from sdjax.runtime import compile_cache
     from sdjax.sampling import generate
-    from sdjax.service import provenance as sources
-    from sdjax.service import records
+    from sdjax.service import provenance, records
     from sdjax.training.loop import train
     from sdjax.training.run import fresh
 
-    compiled.keep(steps=options.steps)
+    compile_cache.keep(steps=options.steps)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     path = options.image or _stranger(out / "input.png")
     clock.lap("start")
     base = pipeline.load(options.model)
     size = generate.latent_shape(base)[0] * base.factor
-    picture = images.subject(path, size)
+    picture = reading.subject(path, size)
     seen = e4t.personalise(base, pipeline.locate(options.model), picture)
     clock.lap("load")
     recipe = RECIPES / ("pocket/tune.py" if options.model == "pocket" else "e4t_tune.py")
     wanted = [f"model={options.model}", f"init={options.model}", f"data.path={path}", f"steps={options.steps}"]
-    tuned = train(config.load(recipe, wanted), fresh(out / "run"))
+    tuned = train(settings.load(recipe, wanted), fresh(out / "run"))
     clock.lap("tuning, compilation included")
 
     def pictures(sd, word):
@@ -96,7 +94,7 @@ def run(options):
     heads = ["input", *(prompt.format("*s") for prompt in PROMPTS)]
     Image.fromarray(grid.sheet(pages, [name for name, _ in rows], heads, SCALE)).save(out / "grid.png")
     job = generate.Job([prompt.format("*s") for prompt in PROMPTS], seeds=[options.seed] * len(PROMPTS))
-    about = {**sources.of(tuned, options.model), "more": {"Task": "demo", "Image": Path(path).name}}
+    about = {**provenance.of(tuned, options.model), "more": {"Task": "demo", "Image": Path(path).name}}
     for i, (prompt, made) in enumerate(zip(PROMPTS, after, strict=True)):
         record = records.of(job, i, made.shape[:2], **about)
         path = out / f"{prompt.format('s').replace(' ', '-')}.{options.format}"

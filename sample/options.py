@@ -140,8 +140,7 @@ def recorded(path, task):
     It names no file to open: of models only built-in names hold, and model=None stands for another.
     Raises ValueError for a picture that another program made from more than words.
     """
-    from sdjax.service import provenance as sources
-    from sdjax.service import records
+    from sdjax.service import provenance, records
 
     record = records.read(path)
     more = record.more
@@ -155,7 +154,7 @@ def recorded(path, task):
     found |= dict(prompt=[record.prompt], negative_prompt=record.negative, clip_skip=record.skip)
     found |= dict(noise_source=record.noise)
     found["variation_seed"], found["variation"] = record.variation or (0, 0.0)
-    if sources.built_in(record.model):
+    if provenance.built_in(record.model):
         found["model"] = record.model
     elif record.model or "model" in record.hashes:
         found["model"] = None
@@ -202,23 +201,22 @@ def load(options, change=lambda sd: sd):
 
     Compiled programs are kept on disk.
     """
-    from sdjax.formats.adapters import attach as adapters
-    from sdjax.runtime import compile_cache as compiled
-    from sdjax.runtime import replicas as devices
+    from sdjax.formats.adapters import attach
+    from sdjax.runtime import compile_cache, replicas
 
     wanted = _taken_apart(options)[1]
-    compiled.keep()
-    sd = adapters.attach_all(change(model(options)), options.adapter)
-    sd = adapters.attach_named(sd, wanted, options.adapters)
+    compile_cache.keep()
+    sd = attach.attach_all(change(model(options)), options.adapter)
+    sd = attach.attach_named(sd, wanted, options.adapters)
     if sd.tokenizer is not None:
-        sd = adapters.attach_embeddings(sd, _texts(options), options.adapters, options.grammar)
+        sd = attach.attach_embeddings(sd, _texts(options), options.adapters, options.grammar)
         _say_what_plain_is(sd.tokenizer, options)
-    return devices.spread(sd)
+    return replicas.spread(sd)
 
 
 def model(options):
     """Returns the bare model that model_options name.  Raises ValueError that names the option."""
-    from sdjax.formats.models import folder as pipeline
+    from sdjax.formats import pipeline
 
     given = {name: getattr(options, name) for name in (*OF_FILES, "vae") if getattr(options, name)}
     for name in OF_FILES:
@@ -266,12 +264,12 @@ def prompts(options):
 
 
 def _taken_apart(options):
-    """Returns (prompts without adapters, the grammar.Adapters that they name, alike in all prompts of a call)."""
-    from sdjax.text import grammar
+    """Returns (prompts without adapters, the grammars.Adapters that they name, alike in all prompts of a call)."""
+    from sdjax.text import grammars
 
     if options.grammar != "a1111":
         return options.prompt, ()
-    texts, wanted = zip(*map(grammar.adapters, options.prompt), strict=True)
+    texts, wanted = zip(*map(grammars.adapters, options.prompt), strict=True)
     if len(set(wanted)) > 1:
         raise ValueError("--prompt: prompts of one call must name the same adapters; sample/batch.py takes any")
     return list(texts), wanted[0]
@@ -307,10 +305,10 @@ def picture(path):
     """Returns an image file's pixels, uint8 [H W 3], upright and over white."""
     import numpy as np
 
-    from sdjax.images import reading as images
+    from sdjax.images import reading
 
-    (item,) = images.find(path)
-    return np.asarray(images.decode(item, images.MAX_PIXELS)[0])
+    (item,) = reading.find(path)
+    return np.asarray(reading.decode(item, reading.MAX_PIXELS)[0])
 
 
 def write(pictures, options, sd, *, size=None, strength=None, leave_out=()):
@@ -349,12 +347,11 @@ def _text(value):
 
 def origins(sd, options):
     """Returns the names and hashes of model and adapters, and says on what --from-image differs in them."""
-    from sdjax.service import provenance as sources
-    from sdjax.service import records
+    from sdjax.service import provenance, records
 
     wanted = _taken_apart(options)[1]
-    named = sources.adapters_named(sd, wanted, _texts(options), options.adapters, options.grammar)
-    about = sources.of(sd, options.model, options.adapter, vae=options.vae, named=named)
+    named = provenance.adapters_named(sd, wanted, _texts(options), options.adapters, options.grammar)
+    about = provenance.of(sd, options.model, options.adapter, vae=options.vae, named=named)
     if options.from_image:
         record = records.read(options.from_image)
         for name, found in record.hashes.items():

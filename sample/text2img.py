@@ -23,16 +23,16 @@ def parser():
 
 def run(options):
     """Writes the pictures that the options ask for and returns their paths."""
+    from sdjax.formats import pipeline
     from sdjax.formats.adapters import e4t
-    from sdjax.formats.models import folder as pipeline
-    from sdjax.images import reading as images
+    from sdjax.images import reading
     from sdjax.sampling import generate, upscaling
 
     def personalised(sd):
         if options.image is None:
             return sd
         size = generate.latent_shape(sd)[0] * sd.factor
-        picture = images.subject(options.image, size)
+        picture = reading.subject(options.image, size)
         return e4t.personalise(sd, pipeline.locate(options.model), picture)
 
     sd = common.load(options, personalised)

@@ -12,12 +12,12 @@ import subprocess
 import sys
 import time
 
+from sdjax.formats import pipeline
 from sdjax.formats.adapters import e4t, embeddings
-from sdjax.formats.models import folder as pipeline
 from sdjax.formats.models import lpips, single_file
 from sdjax.formats.storage import files
 from sdjax.methods.e4t import Encoder, plain
-from sdjax.training import results as export
+from sdjax.training import results
 
 
 def main(arguments=None):
@@ -39,7 +39,7 @@ def main(arguments=None):
     parser.add_argument("--step", help="of a run: which checkpoint; default: the newest")
     parser.add_argument("--weights", choices=("ema", "raw"), help="of a run; default: those of its own export")
     options = parser.parse_args(arguments)
-    if export.run_of(options.source):
+    if results.run_of(options.source):
         return _hand_over(parser, options)
     single = {name: getattr(options, name) for name in ("ema", "prediction_type", "tokenizer")}
     form = options.format or ("single-file" if options.destination.endswith(".safetensors") else "diffusers")

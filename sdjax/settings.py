@@ -70,7 +70,7 @@ def override(config, items):
     return _changed(config, type(config), changes, "")
 
 
-def pattern(name, text):
+def check_pattern(name, text):
     """Raises ValueError, calling the setting by its name, for a text that is no regular expression."""
     try:
         re.compile(text)

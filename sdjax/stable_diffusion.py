@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+import sdjax.models.hooks
 from sdjax import trees
-from sdjax.models import hooks as layer_hooks
 
 TOKENS = "text_model.embeddings.token_embedding.embedding"
 ADAPTERS = "adapters"  # in `reference`: what formats.adapters.attach attached and to what
@@ -157,7 +157,9 @@ class StableDiffusion(struct.PyTreeNode):
 
     def call(self, part, *args, **kwargs):
         """Returns the output of one part's network with this model's parameters and hooks."""
-        return layer_hooks.call(part, getattr(self.networks, part), getattr(self, part), self.hooks, *args, **kwargs)
+        return sdjax.models.hooks.apply(
+            part, getattr(self.networks, part), getattr(self, part), self.hooks, *args, **kwargs
+        )
 
     def predict(self, z, t, cond):
         """Returns the UNet's prediction [B h w c] as float32, without conditioners and wrappers."""

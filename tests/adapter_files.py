@@ -9,10 +9,10 @@ import diffusers
 import jax
 import numpy as np
 import torch
-from test_pipeline import TEXTS, channels_first, channels_last, make_pipeline
+from test_folder import TEXTS, channels_first, channels_last, make_pipeline
 
 import sdjax
-from sdjax.formats.models import folder as pipeline
+from sdjax.formats import pipeline
 
 STEPS, GUIDANCE = 3, 4.0
 

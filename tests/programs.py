@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sdjax.runtime import compile_cache as compiled
+from sdjax.runtime import compile_cache
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,7 +19,7 @@ def load(path, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     sys.modules.pop(spec.name, None)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(compiled, "keep", lambda **_: None)
+    monkeypatch.setattr(compile_cache, "keep", lambda **_: None)
     return module
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 import sdjax
-from sdjax.formats.models import folder as pipeline
-from sdjax.formats.storage import parameters as names
+from sdjax.formats import pipeline
+from sdjax.formats.storage import parameters
 from sdjax.images import resize
 from sdjax.models.unet import UNet
 from sdjax.sampling import generate
@@ -30,7 +30,7 @@ def model(prediction="epsilon", **unet):
     sd = pipeline.load("random:tiny")
     network = UNet(dataclasses.replace(sd.networks.unet.config, **unet))
     return sd.replace(
-        unet=noised(names.random_parameters(network, "float32")),
+        unet=noised(parameters.random_parameters(network, "float32")),
         vae=noised(sd.vae),
         text_encoder=noised(sd.text_encoder),
         networks=dataclasses.replace(sd.networks, unet=network),

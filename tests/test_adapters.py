@@ -23,8 +23,7 @@ from test_lora import ATTENTION, kohya
 
 import sdjax
 from sdjax import trees
-from sdjax.formats.adapters import attach as adapters
-from sdjax.formats.adapters import lora
+from sdjax.formats.adapters import attach, lora
 from sdjax.formats.adapters.attach import attach_all, detach
 from sdjax.service import records
 
@@ -319,7 +318,7 @@ def test_what_prompts_name_is_found_and_recorded(folder, tmp_path, monkeypatch, 
     assert run("d", "a inky-1 cat", "--grammar", "comfyui")[1].hashes.keys() == {"model"}
     shutil.copy(here / "inky-1.png", here / "ink" / "inky-1.png")
     with pytest.raises(ValueError, match="embedding 'inky-1': .* have this name"):
-        adapters.find_embeddings(made("sd1")[1], ["inky-1"], here, "a1111")
+        attach.find_embeddings(made("sd1")[1], ["inky-1"], here, "a1111")
 
 
 def test_the_unet_has_a_strength_of_its_own(folder):

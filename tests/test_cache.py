@@ -5,10 +5,10 @@ import shutil
 import numpy as np
 import pytest
 
-from sdjax.data import cache
+from sdjax.data import cache, sources
 from sdjax.data.batches import Data
-from sdjax.data.sources import drawn as sources
-from sdjax.formats.models import folder as pipeline
+from sdjax.data.sources import drawn
+from sdjax.formats import pipeline
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_disk_without_room_is_said_before_it_is_full(source, tmp_path, monkeyp
 def test_other_drawing_code_is_another_source(source, monkeypatch, tmp_path):
     before = source.fingerprint()
     (tmp_path / "__init__.py").write_text("other")
-    monkeypatch.setattr(sources.pocketland, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(drawn.pocketland, "__file__", str(tmp_path / "__init__.py"))
     assert source.fingerprint() != before and source.fingerprint()[:5] == before[:5]
 
 

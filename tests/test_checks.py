@@ -7,7 +7,7 @@ import pytest
 from programs import photo
 
 from sdjax.data.batches import Data
-from sdjax.formats.models import folder as pipeline
+from sdjax.formats import pipeline
 from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
 from sdjax.methods.e4t import E4T

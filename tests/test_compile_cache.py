@@ -5,7 +5,7 @@ import os
 import jax
 import pytest
 
-from sdjax.runtime import compile_cache as compiled
+from sdjax.runtime import compile_cache
 
 
 @pytest.fixture
@@ -15,22 +15,22 @@ def kept(monkeypatch):
     def keep(**arguments):
         settings = {}
         monkeypatch.setattr(jax.config, "update", settings.__setitem__)
-        compiled.keep(**arguments)
+        compile_cache.keep(**arguments)
         return os.environ.get("XLA_FLAGS", "").split(), settings
 
     monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.setattr(compiled, "ACCELERATED", ())
-    monkeypatch.setattr(compiled, "_knows_quick", lambda: True)
+    monkeypatch.setattr(compile_cache, "ACCELERATED", ())
+    monkeypatch.setattr(compile_cache, "_knows_quick", lambda: True)
     return keep
 
 
 @pytest.mark.parametrize(
     ("steps", "flags"),
     [
-        (None, compiled.QUICK),
-        (1, (*compiled.QUICK, *compiled.SMALL)),
-        (compiled.FEW, (*compiled.QUICK, *compiled.SMALL)),
-        (compiled.FEW + 1, compiled.QUICK),
+        (None, compile_cache.QUICK),
+        (1, (*compile_cache.QUICK, *compile_cache.SMALL)),
+        (compile_cache.FEW, (*compile_cache.QUICK, *compile_cache.SMALL)),
+        (compile_cache.FEW + 1, compile_cache.QUICK),
     ],
 )
 def test_flags(kept, steps, flags):
@@ -39,16 +39,16 @@ def test_flags(kept, steps, flags):
 
 def test_own_flags_come_last(kept, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
-    assert kept(steps=1)[0] == [*compiled.QUICK, *compiled.SMALL, "--xla_backend_optimization_level=3"]
+    assert kept(steps=1)[0] == [*compile_cache.QUICK, *compile_cache.SMALL, "--xla_backend_optimization_level=3"]
 
 
 def test_accelerator(kept, monkeypatch):
-    monkeypatch.setattr(compiled, "ACCELERATED", ("json",))  # a package that is there
+    monkeypatch.setattr(compile_cache, "ACCELERATED", ("json",))  # a package that is there
     assert kept(steps=1)[0] == []
 
 
 def test_other_xla(kept, monkeypatch):
-    monkeypatch.setattr(compiled, "_knows_quick", lambda: False)
+    monkeypatch.setattr(compile_cache, "_knows_quick", lambda: False)
     assert kept(steps=1)[0] == []
 
 

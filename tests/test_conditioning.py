@@ -10,10 +10,10 @@ from flax import struct
 
 import sdjax
 from sdjax.diffusion.wrappers import EXTRA_CHANNELS, Guidance
-from sdjax.formats.models import folder as pipeline
+from sdjax.formats import pipeline
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.text import conditioning as prompt
-from sdjax.text.grammar import schedule
+from sdjax.text import conditioning
+from sdjax.text.grammars import schedule
 from sdjax.text.tokenizer import Tokenizer
 
 ROOM = 75
@@ -139,7 +139,7 @@ def test_there_are_sixty_cases_and_more():
 
 @pytest.mark.parametrize(("grammar", "text"), CASES)
 def test_tokens_and_weights(tokenizer, ids, grammar, text):
-    made = prompt.chunks(tokenizer, text, grammar)
+    made = conditioning.chunks(tokenizer, text, grammar)
     expected = [[(number, w) for piece, w in chunk for number in ids(piece)] for chunk in TABLES[grammar][text]]
     assert [[number for number, _ in chunk] for chunk in made] == [[number for number, _ in c] for c in expected]
     assert [w for chunk in made for _, w in chunk] == pytest.approx([w for chunk in expected for _, w in chunk])
@@ -147,7 +147,7 @@ def test_tokens_and_weights(tokenizer, ids, grammar, text):
 
 def test_rows_have_begin_end_and_padding(tokenizer):
     other = tokenizer.of(tokenizer.vocabulary, tokenizer.merges, 9, pad="a</w>")  # SD 2 pads with another token
-    made, weights = prompt.rows(other, [[(5, 1.5), (6, 0.5)]], 2)
+    made, weights = conditioning.rows(other, [[(5, 1.5), (6, 0.5)]], 2)
     pads = [other.pad] * 5
     assert made.tolist() == [[other.bos, 5, 6, other.eos, *pads], [other.bos, other.eos, *pads, other.pad, other.pad]]
     assert weights.tolist() == [[1, 1.5, 0.5, 1, 1, 1, 1, 1, 1], [1] * 9]
@@ -204,12 +204,12 @@ TEXT = "a (photo:1.4) of a [face] on the (beach:0.6), a mosaic of a cat in the s
 @pytest.mark.parametrize("weighting", ["a1111", "comfyui"])
 def test_weights_act_as_in_the_tools(pair, weighting, skip):
     sd, theirs = pair
-    _, cond, negative = prompt.condition(sd, [TEXT], ["(red:1.2)"], skip=skip, weighting=weighting)
+    _, cond, negative = conditioning.condition(sd, [TEXT], ["(red:1.2)"], skip=skip, weighting=weighting)
     count = cond["weights"].shape[1]
     assert count == 2 and cond["context"].shape == negative["context"].shape == (1, 32, 32)
-    empty = encoded(theirs, prompt.rows(sd.tokenizer, [], 1)[0], skip)[0]
+    empty = encoded(theirs, conditioning.rows(sd.tokenizer, [], 1)[0], skip)[0]
     for made, text in ((cond, TEXT), (negative, "(red:1.2)")):
-        ids, weights = prompt.rows(sd.tokenizer, prompt.chunks(sd.tokenizer, text), count)
+        ids, weights = conditioning.rows(sd.tokenizer, conditioning.chunks(sd.tokenizer, text), count)
         assert (weights != 1).any()
         formula = a1111 if weighting == "a1111" else lambda z, w: comfyui(z, w, empty)
         expected = [formula(z, w) for z, w in zip(encoded(theirs, ids, skip), weights, strict=True)]
@@ -222,8 +222,8 @@ def test_the_texts_of_a_schedule_share_their_mean(pair):
     sd, theirs = pair
     text = "[(cat:1.5)|a (dog:0.7)]"
     texts = ["(cat:1.5)", "a (dog:0.7)", "(cat:1.5)"]  # three steps
-    sd, cond, _ = prompt.condition(sd, [text], steps=3)
-    rows = [prompt.rows(sd.tokenizer, prompt.chunks(sd.tokenizer, text), 1) for text in texts]
+    sd, cond, _ = conditioning.condition(sd, [text], steps=3)
+    rows = [conditioning.rows(sd.tokenizer, conditioning.chunks(sd.tokenizer, text), 1) for text in texts]
     z = torch.cat([encoded(theirs, ids) for ids, _ in rows])
     weighed = z * torch.from_numpy(np.concatenate([weights for _, weights in rows])).double()[..., None]
     expected = weighed * (z.mean() / weighed.mean())
@@ -235,8 +235,8 @@ def test_the_texts_of_a_schedule_share_their_mean(pair):
 def test_a_mean_of_nothing_is_not_restored():
     """Behind a fresh layer norm the mean is 0 up to rounding: its restoration would be noise, another in each batch."""
     fresh = pipeline.load("random:tiny")
-    _, three, _ = prompt.condition(fresh, ["a cat", "(cat:1.5)", "a"])
-    _, alone, _ = prompt.condition(fresh, ["(cat:1.5)"])
+    _, three, _ = conditioning.condition(fresh, ["a cat", "(cat:1.5)", "a"])
+    _, alone, _ = conditioning.condition(fresh, ["(cat:1.5)"])
     z = _conditioned(fresh, fresh.tokenize(["cat"]))["context"][0]
     expected = z * np.where(np.arange(16) == 1, 1.5, 1)[:, None].astype(np.float32)
     assert len(fresh.tokenizer.ids("cat")) == 1
@@ -252,7 +252,7 @@ def shown(text, steps, prompts_of):
 
 @pytest.mark.parametrize("text", ["[cat:dog:0.5]", "a [dog:3]", "[cat|dog|a]", "[cat::2] snow", "[[cat|dog]:a:0.6]"])
 def test_each_step_has_its_text(sd, text):
-    timed, cond, _ = prompt.condition(sd, [text, "a [face::4]"], ["", "[red:blue:0.2]"], steps=6)
+    timed, cond, _ = conditioning.condition(sd, [text, "a [face::4]"], ["", "[red:blue:0.2]"], steps=6)
     step = jax.jit(lambda sd, i: sd.conditioners[0](sd, None, None, i, cond)[0])
     for i in range(6):
         made = step(timed, i)
@@ -265,7 +265,7 @@ def test_each_step_has_its_text(sd, text):
 
 def test_plain_prompts_are_what_they_always_were(sd):
     texts = ["a (photo:1.3) of a [face:cat:0.5] AND snow <lora:x:1>", "a face"]
-    same, cond, negative = prompt.condition(sd, texts, ["(red)", ""], grammar="plain")
+    same, cond, negative = conditioning.condition(sd, texts, ["(red)", ""], grammar="plain")
     assert same.conditioners == () and "also" not in cond
     for made, wanted in ((cond, texts), (negative, ["(red)", ""])):
         expected = _conditioned(sd, sd.tokenize(wanted))
@@ -300,13 +300,13 @@ def _denoise(sd, z, t, cond, i):
 def test_several_prompts_at_once_are_a_sum_of_guided_predictions(sd):
     texts, negatives = ["a face AND snow:0.5 AND cat:-0.2", "dog:0.7"], ["red", ""]
     alone = [
-        denoised(sd, prompt.condition(sd, several, grammar="plain")[1])
+        denoised(sd, conditioning.condition(sd, several, grammar="plain")[1])
         for several in (["a face", "dog"], [" snow", "dog"], [" cat", "dog"], negatives)
     ]
     *positives, negative = [np.asarray(x, np.float64) for x in alone]
     shares = np.array([[1, 0.5, -0.2], [0.7, 0, 0]])[..., None, None, None]
     expected = negative + 3 * sum(shares[:, k] * (positive - negative) for k, positive in enumerate(positives))
-    made, cond, unwanted = prompt.condition(sd, texts, negatives)
+    made, cond, unwanted = conditioning.condition(sd, texts, negatives)
     ours = denoised(made.add(wrappers=Guidance(3.0, unwanted)), cond)
     assert np.abs(expected - positives[0]).max() > 0.05
     np.testing.assert_allclose(ours, expected, atol=2e-5)
@@ -314,7 +314,7 @@ def test_several_prompts_at_once_are_a_sum_of_guided_predictions(sd):
 
 def test_a_schedule_reaches_the_prediction_and_its_negative(sd):
     def guided(text, negative, i):
-        made, cond, unwanted = prompt.condition(sd, [text], [negative], steps=10)
+        made, cond, unwanted = conditioning.condition(sd, [text], [negative], steps=10)
         return denoised(made.add(wrappers=Guidance(3.0, unwanted)), cond, i)
 
     early, late = (guided("[cat:dog:5]", "[red:blue:5]", i) for i in (0, 9))
@@ -325,38 +325,38 @@ def test_a_schedule_reaches_the_prediction_and_its_negative(sd):
 
 def test_other_prompts_and_schedules_compile_nothing(sd):
     def run(texts, negatives, steps):
-        made, cond, unwanted = prompt.condition(sd, texts, negatives, steps=steps)
+        made, cond, unwanted = conditioning.condition(sd, texts, negatives, steps=steps)
         denoised(made.add(wrappers=Guidance(3.0, unwanted)), cond)
 
     run(["a cat", "a dog"], ["", ""], 20)
-    before = prompt._encoded._cache_size(), _denoise._cache_size()
+    before = conditioning._encoded._cache_size(), _denoise._cache_size()
     run(["(a [cat|dog|face|snow:1.3)", "[a:b:0.5]"], ["[red:blue:3]", "(x:0.2)"], 30)
     run(["[cat|dog|face|snow]", "a"], ["[a|b|c|d|e]", "b"], 1000)
-    assert (prompt._encoded._cache_size(), _denoise._cache_size()) == before
+    assert (conditioning._encoded._cache_size(), _denoise._cache_size()) == before
     run(["a cat BREAK b", "a dog"], ["", ""], 20)
-    assert prompt._encoded._cache_size() == before[0] + 1
+    assert conditioning._encoded._cache_size() == before[0] + 1
 
 
 def test_sizes_tell_which_prompts_are_padded_for_others(sd):
     texts = ["a cat", "a BREAK [b:c BREAK d:0.5]", "a AND b AND c", "a"]
-    assert prompt.sizes(sd, texts, ["", "", "", "a BREAK b"]) == [(1, 1), (3, 1), (1, 3), (2, 1)]
-    assert prompt.sizes(sd, texts, grammar="plain") == [(1, 1)] * 4
+    assert conditioning.sizes(sd, texts, ["", "", "", "a BREAK b"]) == [(1, 1), (3, 1), (1, 3), (2, 1)]
+    assert conditioning.sizes(sd, texts, grammar="plain") == [(1, 1)] * 4
 
 
 def test_encode_is_for_conditioners_that_change_rows(sd):
     """What an encoder such as E4T's does with the rows of cond["ids"], weights and chunks included."""
     for weighting in ("a1111", "comfyui"):
-        made, cond, _ = prompt.condition(sd, [TEXT], weighting=weighting)
-        again = jax.jit(lambda sd, cond: prompt.encode(sd, sd.embed(cond["ids"]), cond))(sd, cond)
+        made, cond, _ = conditioning.condition(sd, [TEXT], weighting=weighting)
+        again = jax.jit(lambda sd, cond: conditioning.encode(sd, sd.embed(cond["ids"]), cond))(sd, cond)
         np.testing.assert_allclose(again, cond["context"], atol=1e-5)
-    plain = jax.jit(lambda sd, ids: prompt.encode(sd, sd.embed(ids), {"ids": ids}))(sd, sd.tokenize(["a cat"]))
+    plain = jax.jit(lambda sd, ids: conditioning.encode(sd, sd.embed(ids), {"ids": ids}))(sd, sd.tokenize(["a cat"]))
     np.testing.assert_allclose(plain, _conditioned(sd, sd.tokenize(["a cat"]))["context"], atol=1e-5)
 
 
 def test_words_of_several_vectors_are_used_by_name(sd):
     grown = sd.add_word("<dog>", 3, "dog cat")
     for grammar, text in (("a1111", "a (<dog>:1.2)"), ("comfyui", "a (embedding:<dog>:1.2)")):
-        _, cond, _ = prompt.condition(grown, [text], grammar=grammar)
+        _, cond, _ = conditioning.condition(grown, [text], grammar=grammar)
         assert cond["ids"][0, 2:5].tolist() == [int(number) for number in grown.words["<dog>"]]
         assert cond["weights"][0, 0, :7].tolist() == pytest.approx([1, 1, 1.2, 1.2, 1.2, 1, 1])
 
@@ -367,7 +367,7 @@ def test_words_of_several_vectors_are_used_by_name(sd):
         (["a"], {"grammar": "compel"}, "grammar='compel': expected one of plain, a1111, comfyui"),
         (["a"], {"weighting": "compel"}, "weighting='compel': expected one of a1111, comfyui"),
         (["a", "b"], {"negatives": [""]}, "2 prompts, 1 negative prompts"),
-        (["a <lora:ink:1>"], {}, "take adapters out with grammar.adapters"),
+        (["a <lora:ink:1>"], {}, "take adapters out with grammars.adapters"),
         (["a AND b"], {}, "AND weighs texts against the negative prompt"),
         (["a:1.5"], {}, "AND weighs texts against the negative prompt"),
         (["embedding:ink"], {"grammar": "comfyui"}, "embedding:ink is not known; the model has none"),
@@ -376,11 +376,11 @@ def test_words_of_several_vectors_are_used_by_name(sd):
 )
 def test_what_does_not_fit_is_refused_in_one_line(sd, texts, options, message):
     with pytest.raises(ValueError, match=message) as error:
-        prompt.condition(sd, texts, **options)
+        conditioning.condition(sd, texts, **options)
     assert "\n" not in str(error.value)
 
 
 def test_a_word_with_too_many_vectors_for_a_chunk(sd):
     grown = sd.add_word("<many>", 15, "dog")
     with pytest.raises(ValueError, match="15 vectors; expected at most 14"):
-        prompt.condition(grown, ["a <many>"])
+        conditioning.condition(grown, ["a <many>"])

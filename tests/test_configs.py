@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdjax import settings as config
+import sdjax.settings
 from sdjax.training.loop import train
 
 ROOT = Path(__file__).parents[1] / "configs"
@@ -26,7 +26,7 @@ SMALL = [
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_recipe_describes_itself(path):
-    text = config.describe(path)
+    text = sdjax.settings.describe(path)
     assert "python train/run.py" in text or "make " in text
     assert "optim.lr = " in text
     for meaning in (
@@ -48,7 +48,7 @@ QUICK = "textual_inversion.py"  # the laws train every method; the other recipes
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_recipe_runs(path, tmp_path):
-    settings = config.load(path)
+    settings = sdjax.settings.load(path)
     more = [] if not settings.init else ["init=''"]
     if not settings.data.path:
         for i in range(3):
@@ -57,5 +57,5 @@ def test_recipe_runs(path, tmp_path):
             (tmp_path / f"{i}.txt").write_text("a face")
         single = path.stem in ("tune", "e4t_tune")
         more.append(f"data.path={tmp_path / '0.png' if single else tmp_path}")
-    train(config.load(path, [*SMALL, *more]), tmp_path / "out")
+    train(sdjax.settings.load(path, [*SMALL, *more]), tmp_path / "out")
     assert any((tmp_path / "out" / "export").iterdir())

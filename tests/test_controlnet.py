@@ -18,9 +18,7 @@ from PIL import Image
 import sdjax
 from sdjax.diffusion import wrappers
 from sdjax.formats.models import controlnet
-from sdjax.formats.storage import files
-from sdjax.formats.storage import ldm_names as ldm
-from sdjax.formats.storage import parameters as names
+from sdjax.formats.storage import files, ldm_names, parameters
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.models.unet import UNetConfig
 from sdjax.sampling import generate, inpainting, upscaling
@@ -155,10 +153,10 @@ def test_files_in_both_namings_hold_the_same(sd, tmp_path):
     """A file with the original names, read by us and by diffusers, with and without the prefix."""
     config = ControlNetConfig.of(sd.networks.unet.config, 8)  # diffusers reads no other hint encoder from such files
     network = ControlNet(config)
-    control = Control(tasks.noised(names.random_parameters(network, "float32")), network)
+    control = Control(tasks.noised(parameters.random_parameters(network, "float32")), network)
     folder = sdjax.save_control(control, tmp_path / "folder")
     modules = controlnet.modules(config)
-    original = {ldm.rename(name, modules): tensor for name, tensor in names.write(control.params).items()}
+    original = {ldm_names.rename(name, modules): tensor for name, tensor in parameters.write(control.params).items()}
     assert {"input_hint_block.0.weight", "zero_convs.0.0.bias", "middle_block_out.0.weight"} <= original.keys()
     for prefix in ("", "control_model."):
         path = tmp_path / f"{prefix}x.safetensors"
@@ -171,7 +169,7 @@ def test_files_in_both_namings_hold_the_same(sd, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, again.params, control.params)
     tensors = {name: torch.tensor(np.array(one.array())) for name, one in original.items()}
     theirs = convert_controlnet_checkpoint(dict(tensors), json.loads((folder / "config.json").read_text()))
-    ours = names.write(control.params)
+    ours = parameters.write(control.params)
     assert theirs.keys() == ours.keys()
     for name, tensor in ours.items():
         np.testing.assert_array_equal(theirs[name].numpy(), tensor.array())
@@ -183,7 +181,7 @@ def test_files_in_both_namings_hold_the_same(sd, tmp_path):
 def test_sizes_of_the_published_ones():
     """340 tensors and 361,279,120 numbers, as counted in lllyasviel's control_v11p_sd15_*."""
     config = ControlNetConfig.of(UNetConfig(cross_attention_dim=768), 8)
-    shapes = jax.tree.leaves(names.template(ControlNet(config)))
+    shapes = jax.tree.leaves(parameters.template(ControlNet(config)))
     assert (len(shapes), sum(one.size for one in shapes)) == (340, 361_279_120)
     assert ControlNetConfig.from_json(config.to_json()) == config
 
@@ -212,7 +210,7 @@ def test_pooled_residuals_equal_diffusers(controls):
     """global_pool_conditions: the residuals are means over the picture."""
     config = dataclasses.replace(controls[0].network.config, global_pool_conditions=True)
     theirs = diffusers.ControlNetModel.from_config(json.loads(json.dumps(config.to_json()))).eval()
-    state = {name: torch.tensor(np.array(one.array())) for name, one in names.write(controls[0].params).items()}
+    state = {name: torch.tensor(np.array(one.array())) for name, one in parameters.write(controls[0].params).items()}
     theirs.load_state_dict(state)
     random = np.random.default_rng(0)
     z, context = random.standard_normal((1, 8, 8, 4), np.float32), random.standard_normal((1, 5, 32), np.float32)

@@ -9,12 +9,12 @@ from PIL import Image
 from programs import ROOT, photo
 
 import sdjax
-from sdjax import settings as config
+from sdjax import settings
 from sdjax.data import pocketland
+from sdjax.formats import pipeline
 from sdjax.formats.adapters import e4t
-from sdjax.formats.models import folder as pipeline
 from sdjax.methods.e4t import E4T
-from sdjax.training import results as export
+from sdjax.training import results
 from sdjax.training.loop import train
 from sdjax.training.run import fresh
 
@@ -23,7 +23,7 @@ from sdjax.training.run import fresh
 def folder(tmp_path, key):
     """A tiny model with an e4t/ part."""
     trained, frozen = E4T().split(pipeline.load("random:tiny"), key)
-    return export.write(E4T(), frozen, trained, tmp_path / "model")
+    return results.write(E4T(), frozen, trained, tmp_path / "model")
 
 
 def test_demo_leaves_pictures_times_and_a_model_for_pytorch(folder, tmp_path, monkeypatch, capsys):
@@ -48,7 +48,7 @@ def test_another_subject_does_not_replace_the_first(folder, tmp_path, monkeypatc
 
     def tune(path, *more):
         wanted = [f"model={folder}", f"init={folder}", f"data.path={path}", "steps=1", "data.batch=2", *more]
-        train(config.load(ROOT / "configs" / "e4t_tune.py", wanted), tmp_path / "out")
+        train(settings.load(ROOT / "configs" / "e4t_tune.py", wanted), tmp_path / "out")
 
     tune(photo(tmp_path / "0.png", 0))
     before = concept.read_bytes()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sdjax import settings as config
+import sdjax.settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -47,7 +47,7 @@ def test_command_is_understood(command):
         assert importlib.util.find_spec(words[2]), words[2]
     elif words[1] == "train/run.py":
         if words[2] != "CONFIG":
-            config.load(ROOT / words[2], [word for word in words[3:] if "=" in word])
+            sdjax.settings.load(ROOT / words[2], [word for word in words[3:] if "=" in word])
     else:
         accepted = options(ROOT / words[1])
         given = {word.split("=")[0] for word in words[2:] if word.startswith("--")}

@@ -12,9 +12,9 @@ import sdjax
 from sdjax import convert, trees
 from sdjax.data import batches
 from sdjax.data.batches import Data
+from sdjax.formats import pipeline
 from sdjax.formats.adapters import e4t
-from sdjax.formats.models import folder as pipeline
-from sdjax.formats.storage import parameters as names
+from sdjax.formats.storage import parameters
 from sdjax.methods import offsets
 from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import E4T, level_maps, look, map_widths
@@ -22,8 +22,7 @@ from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.stable_diffusion import to_pictures
-from sdjax.training import preview
-from sdjax.training import results as export
+from sdjax.training import preview, results
 from sdjax.training.loop import Train, begin
 
 
@@ -41,7 +40,7 @@ def test_sizes_on_stable_diffusion_1_5():
     config = UNetConfig(sample_size=64, cross_attention_dim=768)
     assert (len(map_widths(config)), sum(map_widths(config))) == (13, 10880)
     assert sum(map_widths(config)[i] for i in level_maps(config)) == 3520
-    unet = names.template(UNet(config))
+    unet = parameters.template(UNet(config))
     weights = trees.matching(unet, offsets.TARGETS)
     shapes = collections.Counter(leaf.shape[::-1] for leaf in weights.values())  # (out, in)
     expected = {(320, 320): 20, (640, 640): 20, (1280, 1280): 24, (320, 768): 10, (640, 768): 10, (1280, 768): 12}
@@ -145,7 +144,7 @@ def test_a_tower_that_trains_keeps_the_picture(sd, tmp_path):
     )
     del cond["concept"]
     assert np.array_equal(joined.denoise(z, t, cond)[0], one) and not np.array_equal(one, other)
-    export.write(method, frozen, trained, tmp_path / "out")
+    results.write(method, frozen, trained, tmp_path / "out")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "e4t" / "concept.png")), picture)
 
 
@@ -161,7 +160,7 @@ def test_folder_round_trip(sd, key, tmp_path, vision):
     method = E4T(vision=vision)
     trained, frozen = method.split(sd, key)
     trained = noised(trained)
-    export.write(method, frozen, trained, tmp_path / "pretrained")
+    results.write(method, frozen, trained, tmp_path / "pretrained")
     picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
     mine = look(method.join(frozen, trained), jnp.asarray(picture / 127.5 - 1, jnp.float32))
     read = e4t.personalise(sdjax.load(tmp_path / "pretrained"), tmp_path / "pretrained", picture)
@@ -175,7 +174,7 @@ def test_tuned_folder_loads_with_its_picture(sd, key, tmp_path):
     trained = noised(trained)
     picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
     frozen = method.look(frozen, trained, jnp.asarray(picture / 127.5 - 1, jnp.float32))
-    folder = export.write(method, frozen, trained, tmp_path / "tuned")
+    folder = results.write(method, frozen, trained, tmp_path / "tuned")
     assert np.array_equal(np.asarray(Image.open(folder / "e4t" / "concept.png")), picture)
     z, t, cond = _inputs(frozen, "a *s")
     mine, read = method.join(frozen, trained), sdjax.load(folder)
@@ -188,11 +187,11 @@ def test_tuned_folder_loads_with_its_picture(sd, key, tmp_path):
 
 def test_settings_that_an_encoder_was_trained_with_are_kept(sd, key, tmp_path):
     trained, frozen = E4T().split(sd, key)
-    export.write(E4T(), frozen, trained, tmp_path / "face")
+    results.write(E4T(), frozen, trained, tmp_path / "face")
     method = Chain((E4T(scale=0.3), Full()))
     trained, frozen = method.split(sd, key)
     with pytest.raises(ValueError, match="method.parts.0.scale=0.3: .* was trained with 0.1"):
-        export.start(method, trained, frozen, str(tmp_path / "face"))
+        results.start(method, trained, frozen, str(tmp_path / "face"))
 
 
 def test_pictures_without_one_to_look_at_are_refused(sd, key):
@@ -208,16 +207,16 @@ def test_reference_is_kept_where_it_is_not_of_the_parts_beside_it(sd, key, tmp_p
     tuning, alone = Chain((E4T(), Full())), E4T()
     trained, frozen = tuning.split(sd, key)
     trained = {"0": noised(trained["0"]), "1": jax.tree.map(lambda x: 1.05 * x, trained["1"])}
-    export.write(tuning, frozen, trained, tmp_path / "tuned")
-    trained, frozen = export.start(alone, *alone.split(sdjax.load(tmp_path / "tuned"), key), tmp_path / "tuned")
-    export.write(alone, frozen, trained, tmp_path / "again")
+    results.write(tuning, frozen, trained, tmp_path / "tuned")
+    trained, frozen = results.start(alone, *alone.split(sdjax.load(tmp_path / "tuned"), key), tmp_path / "tuned")
+    results.write(alone, frozen, trained, tmp_path / "again")
     z, t, cond = _inputs(frozen, "a *s")
     both = [(tmp_path / name / "e4t" / "reference.safetensors").read_bytes() for name in ("tuned", "again")]
     assert both[0] == both[1]
 
     method = Chain((TextualInversion("<cat>", "cat"), E4T()))
     trained, frozen = method.split(sd, key)
-    export.write(method, frozen, trained, tmp_path / "words")
+    results.write(method, frozen, trained, tmp_path / "words")
     assert convert.main([str(tmp_path / "tuned"), str(tmp_path / "small"), "--no-reference"]) == 0
     for name in ("words", "small"):
         assert not (tmp_path / name / "e4t" / "reference.safetensors").exists()

@@ -17,9 +17,13 @@ import transformers
 
 from sdjax import trees
 from sdjax.convert import main
-from sdjax.formats.models import folder as pipeline
-from sdjax.formats.storage import parameters as names
-from sdjax.models.clip import clip_pixels
+from sdjax.formats import pipeline
+from sdjax.formats.models import presets
+from sdjax.formats.storage import parameters
+from sdjax.models.clip import ImageConfig, ImageEncoder, TextConfig, TextEncoder, clip_pixels
+from sdjax.models.unet import UNet, UNetConfig
+from sdjax.models.vae import AutoencoderKL, VaeConfig
+from sdjax.stable_diffusion import Networks
 from sdjax.text.tokenizer import Tokenizer
 
 PARTS = ("unet", "vae", "text_encoder", "image_encoder")
@@ -358,8 +362,8 @@ def test_built_in_towers():
     """Sizes only: making the weights would take minutes."""
     with pytest.raises(ValueError, match="vision='random:vit-x': expected one of random:vit-l, random:vit-h"):
         pipeline.load("random:tiny", vision="random:vit-x")
-    config = pipeline.ImageConfig(**pipeline.shapes.TOWERS["vit-l"])
-    assert trees.count(names.template(pipeline.ImageEncoder(config))) == 303_966_208  # transformers' count
+    config = ImageConfig(**presets.TOWERS["vit-l"])
+    assert trees.count(parameters.template(ImageEncoder(config))) == 303_966_208  # transformers' count
 
 
 # ---- built-in shapes ---------------------------------------------------------------------------
@@ -368,11 +372,11 @@ def test_built_in_towers():
 @pytest.mark.parametrize("name, unet, text", [("sd15", 859_520_964, 123_060_480), ("sd21", 865_910_724, 340_387_840)])
 def test_built_in_shapes_have_the_sizes_of_the_real_models(name, unet, text):
     """Numbers of parameters: those that diffusers and transformers print for the published folders."""
-    shape = pipeline.shapes.SHAPES[name]
-    unet_network = pipeline.UNet(pipeline.UNetConfig(**shape["unet"]))
-    assert trees.count(names.template(unet_network)) == unet
-    assert trees.count(names.template(pipeline.TextEncoder(pipeline.TextConfig(**shape["text_encoder"])))) == text
-    assert trees.count(names.template(pipeline.AutoencoderKL(pipeline.VaeConfig(**shape["vae"])))) == 83_653_863
+    shape = presets.SHAPES[name]
+    unet_network = UNet(UNetConfig(**shape["unet"]))
+    assert trees.count(parameters.template(unet_network)) == unet
+    assert trees.count(parameters.template(TextEncoder(TextConfig(**shape["text_encoder"])))) == text
+    assert trees.count(parameters.template(AutoencoderKL(VaeConfig(**shape["vae"])))) == 83_653_863
 
 
 def test_random_models_are_the_same_every_time_and_compute_something():
@@ -484,8 +488,8 @@ def test_nothing_is_written_on_error(folder, copy, monkeypatch):
     refused(lambda: pipeline.save(sd, copy, format="gguf"), "format='gguf'")
     refused(lambda: pipeline.save(sd, copy, dtype="int8"), "dtype='int8'")
     refused(lambda: pipeline.save(sd.add(hooks=lambda: None), copy), "function", "merge")
-    odd = sd.networks.unet.clone(config=pipeline.UNetConfig(in_channels=6))
-    odd = sd.replace(networks=pipeline.Networks(**{**vars(sd.networks), "unet": odd}))
+    odd = sd.networks.unet.clone(config=UNetConfig(in_channels=6))
+    odd = sd.replace(networks=Networks(**{**vars(sd.networks), "unet": odd}))
     refused(lambda: pipeline.save(odd, copy), "in_channels=6")
 
     def fail(sd, folder):

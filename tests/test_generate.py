@@ -13,7 +13,7 @@ import torch
 
 import sdjax
 from sdjax import trees
-from sdjax.formats.models import folder as pipeline
+from sdjax.formats import pipeline
 from sdjax.sampling import generate
 
 PROMPTS = ["a photo of a face on the beach", "a mosaic of a cat"]

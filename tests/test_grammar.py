@@ -2,8 +2,7 @@
 
 import pytest
 
-from sdjax.text import grammar
-from sdjax.text.grammar import Adapter, adapters, comfy_emphasis, emphasis, parts, schedule, weighed
+from sdjax.text.grammars import DEPTH, Adapter, adapters, comfy_emphasis, emphasis, parts, schedule, weighed
 
 
 def alternating(*texts, steps=10):
@@ -206,4 +205,4 @@ def test_what_cannot_be_read_is_refused_in_one_line(call, message):
 def test_many_brackets_without_a_pair_take_no_time():
     text = "a (b [c " * 30 + "[d:e:0.5]"
     assert schedule(text, 10)[1][1].endswith("e") and len(emphasis("(" * 5000 + "a")) == 1
-    assert grammar.DEPTH > 60
+    assert DEPTH > 60

@@ -13,8 +13,7 @@ from PIL import Image
 
 import sdjax
 from sdjax.images import resize
-from sdjax.sampling import generate, tiles
-from sdjax.sampling import slerp as mixing
+from sdjax.sampling import generate, slerp, tiles
 from sdjax.service import records
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
@@ -99,13 +98,13 @@ def test_resize_modes():
 def test_slerp_is_the_arc():
     random = np.random.default_rng(0)
     low, high = random.standard_normal((2, 3, 8, 5, 4))
-    middle = np.asarray(mixing.slerp(low.astype(np.float32), high.astype(np.float32), 0.3))
+    middle = np.asarray(slerp.slerp(low.astype(np.float32), high.astype(np.float32), 0.3))
     for b, x, c in ((0, 0, 0), (2, 4, 3)):  # columns of 8, as A1111 has them
         one, two = low[b, :, x, c], high[b, :, x, c]
         angle = np.arccos(one @ two / np.linalg.norm(one) / np.linalg.norm(two))
         wanted = (np.sin(0.7 * angle) * one + np.sin(0.3 * angle) * two) / np.sin(angle)
         np.testing.assert_allclose(middle[b, :, x, c], wanted, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(mixing.slerp(low.astype(np.float32), low.astype(np.float32), 0.3), low, atol=1e-5)
+    np.testing.assert_allclose(slerp.slerp(low.astype(np.float32), low.astype(np.float32), 0.3), low, atol=1e-5)
 
 
 def test_variations_lie_between_two_seeds(sd):

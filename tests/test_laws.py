@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from sdjax import trees
-from sdjax.formats.models import folder as pipeline
+from sdjax.formats import pipeline
 from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
 from sdjax.methods.e4t import E4T

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sdjax.service import lists as jobs
+from sdjax.service import lists
 
 
 def write(folder, rows, name="jobs.jsonl"):
@@ -17,17 +17,17 @@ def write(folder, rows, name="jobs.jsonl"):
 def test_rows_become_pictures_with_defaults(tmp_path):
     rows = [{"prompt": "a fox", "seed": 7, "churn_high": float("inf")}, {"prompt": "an owl", "steps": 9, "name": "owl"}]
     path = write(tmp_path, rows)
-    pictures, errors = jobs.read(path, {"steps": 20})
+    pictures, errors = lists.read(path, {"steps": 20})
     assert errors == []
     assert pictures == [
-        jobs.Picture("000001", 1, {"prompt": "a fox", "seed": 7, "churn_high": float("inf"), "steps": 20}),
-        jobs.Picture("owl", 2, {"prompt": "an owl", "steps": 9}),
+        lists.Picture("000001", 1, {"prompt": "a fox", "seed": 7, "churn_high": float("inf"), "steps": 20}),
+        lists.Picture("owl", 2, {"prompt": "an owl", "steps": 9}),
     ]
 
 
 def test_lists_are_a_matrix_first_field_slowest(tmp_path):
     path = write(tmp_path, [{"prompt": ["a", "b"], "seed": "3-5", "guidance": "2|7.5"}])
-    pictures, _ = jobs.read(path)
+    pictures, _ = lists.read(path)
     assert len(pictures) == 12
     assert [p.name for p in pictures][:2] == ["000001-00000", "000001-00001"]
     assert pictures[1].settings == {"prompt": "a", "seed": 3, "guidance": 7.5}
@@ -36,7 +36,7 @@ def test_lists_are_a_matrix_first_field_slowest(tmp_path):
 
 def test_csv_reads_the_same(tmp_path):
     path = write(tmp_path, ["prompt,seed,size,guidance", '"a fox, red",0-1,512x768,', "b,4,64|96,3"], "jobs.csv")
-    pictures, errors = jobs.read(path)
+    pictures, errors = lists.read(path)
     assert errors == []
     assert [p.settings for p in pictures] == [
         {"prompt": "a fox, red", "seed": 0, "size": (768, 512)},
@@ -52,7 +52,7 @@ def test_parquet_reads_the_same(tmp_path):
 
     table = pyarrow.table({"prompt": ["a", "b"], "seed": [1, None]})
     parquet.write_table(table, tmp_path / "jobs.parquet")
-    pictures, errors = jobs.read(tmp_path / "jobs.parquet")
+    pictures, errors = lists.read(tmp_path / "jobs.parquet")
     assert [p.settings for p in pictures] == [{"prompt": "a", "seed": 1}, {"prompt": "b"}] and errors == []
 
 
@@ -63,7 +63,7 @@ def test_a_cell_of_parquet_that_is_no_text_is_one_row(tmp_path):
     bytes_, ends = b"a\xffb", np.array([0, 1, 2, 3], np.int32)
     texts = pyarrow.StringArray.from_buffers(3, pyarrow.py_buffer(ends), pyarrow.py_buffer(bytes_))
     parquet.write_table(pyarrow.table({"prompt": texts}), tmp_path / "jobs.parquet")
-    pictures, errors = jobs.read(tmp_path / "jobs.parquet")
+    pictures, errors = lists.read(tmp_path / "jobs.parquet")
     assert [p.settings for p in pictures] == [{"prompt": "a"}, {"prompt": "b"}]
     assert [error["row"] for error in errors] == [2] and "utf-8" in errors[0]["error"]
 
@@ -101,7 +101,7 @@ def test_a_cell_of_parquet_that_is_no_text_is_one_row(tmp_path):
     ],
 )
 def test_bad_rows_are_named_and_the_others_stay(tmp_path, row, said):
-    pictures, errors = jobs.read(write(tmp_path, [{"prompt": "first"}, row, {"prompt": "last"}]))
+    pictures, errors = lists.read(write(tmp_path, [{"prompt": "first"}, row, {"prompt": "last"}]))
     assert [p.settings["prompt"] for p in pictures] == ["first", "last"]
     assert [error["row"] for error in errors] == [2]
     with pytest.raises(ValueError, match=said):
@@ -111,7 +111,7 @@ def test_bad_rows_are_named_and_the_others_stay(tmp_path, row, said):
 def test_lines_end_at_line_feeds_alone_and_bytes_that_are_no_text_are_one_row(tmp_path):
     rows = [b'{"prompt": "a"}', b'{"prompt": "\xff"}', json.dumps({"prompt": "b\u2028c"}, ensure_ascii=False).encode()]
     (tmp_path / "jobs.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(rows))
-    pictures, errors = jobs.read(tmp_path / "jobs.jsonl")
+    pictures, errors = lists.read(tmp_path / "jobs.jsonl")
     assert [p.settings["prompt"] for p in pictures] == ["a", "b\u2028c"]
     assert [error["row"] for error in errors] == [2] and "byte 13 is not UTF-8" in errors[0]["error"]
 
@@ -119,7 +119,7 @@ def test_lines_end_at_line_feeds_alone_and_bytes_that_are_no_text_are_one_row(tm
 def test_bad_cells_are_one_row(tmp_path):
     rows = [b"prompt,seed", b"a,1", b"\xff,2", b"x" * 140_000 + b",3", b"b,4"]
     (tmp_path / "jobs.csv").write_bytes(b"\n".join(rows))
-    pictures, errors = jobs.read(tmp_path / "jobs.csv")
+    pictures, errors = lists.read(tmp_path / "jobs.csv")
     assert [p.settings for p in pictures] == [{"prompt": "a", "seed": 1}, {"prompt": "b", "seed": 4}]
     assert [error["row"] for error in errors] == [2, 3]
     assert errors[0]["error"] == "line 3: not UTF-8" and "field limit" in errors[1]["error"]
@@ -127,7 +127,7 @@ def test_bad_cells_are_one_row(tmp_path):
 
 def test_defaults_are_for_rows_that_can_use_them(tmp_path):
     path = write(tmp_path, ["prompt,image,steps,strength", "a,,,", "b,b.png,7,", "c,c.png,,0.2"], "jobs.csv")
-    pictures, errors = jobs.read(path, {"steps": "5", "strength": "0.5", "feather": "2"})
+    pictures, errors = lists.read(path, {"steps": "5", "strength": "0.5", "feather": "2"})
     assert errors == []
     assert [p.settings for p in pictures] == [
         {"prompt": "a", "steps": 5},
@@ -135,21 +135,21 @@ def test_defaults_are_for_rows_that_can_use_them(tmp_path):
         {"prompt": "c", "image": "c.png", "steps": 5, "strength": 0.2},
     ]
     with pytest.raises(ValueError, match="colour: no such field"):
-        jobs.read(path, {"colour": "red"})
+        lists.read(path, {"colour": "red"})
 
 
 def test_adapters_come_from_prompt_and_field(tmp_path):
     row = {"prompt": "a <lora:ink>", "adapters": ["", "<lora:oil:0.5>"]}
     for grammar, text, own in (("plain", "a <lora:ink>", []), ("a1111", "a ", ["ink"])):
-        pictures, _ = jobs.read(write(tmp_path, [{**row, "grammar": grammar}]))
-        found = [jobs.prompt(picture.settings) for picture in pictures]
+        pictures, _ = lists.read(write(tmp_path, [{**row, "grammar": grammar}]))
+        found = [lists.prompt(picture.settings) for picture in pictures]
         assert [text for text, _ in found] == [text, text]
         assert [[adapter.name for adapter in wanted] for _, wanted in found] == [own, [*own, "oil"]]
-        assert [settings for settings, _ in jobs.grouped(pictures)] == [{"grammar": grammar}] * 2
+        assert [settings for settings, _ in lists.grouped(pictures)] == [{"grammar": grammar}] * 2
 
 
 def test_a_name_is_taken_once(tmp_path):
-    _, errors = jobs.read(write(tmp_path, [{"prompt": "a", "name": "x"}, {"prompt": "b", "name": "x"}]))
+    _, errors = lists.read(write(tmp_path, [{"prompt": "a", "name": "x"}, {"prompt": "b", "name": "x"}]))
     assert errors == [{"row": 2, "error": "name='x': there is a picture of this name already"}]
 
 
@@ -160,10 +160,10 @@ def test_groups_share_all_but_words_seeds_and_files(tmp_path):
         {"prompt": "c", "seed": 3, "steps": 5, "negative": "grey"},
         {"prompt": "d", "steps": 5, "image": "d.png"},
     ]
-    found = [(shared, [p.row for p in group]) for shared, group in jobs.grouped(jobs.read(write(tmp_path, rows))[0])]
+    found = [(shared, [p.row for p in group]) for shared, group in lists.grouped(lists.read(write(tmp_path, rows))[0])]
     assert found == [({"steps": 5}, [1, 3]), ({"steps": 9}, [2]), ({"steps": 5}, [4])]
-    pictures, _ = jobs.read(write(tmp_path, rows))
-    parted = [[p.row for p in group] for _, group in jobs.grouped(pictures, lambda p: p.row == 3)]
+    pictures, _ = lists.read(write(tmp_path, rows))
+    parted = [[p.row for p in group] for _, group in lists.grouped(pictures, lambda p: p.row == 3)]
     assert parted == [[1], [2], [3], [4]]
 
 
@@ -171,4 +171,4 @@ def test_groups_share_all_but_words_seeds_and_files(tmp_path):
 def test_files_that_are_none(tmp_path, name):
     (tmp_path / "jobs.txt").write_text("a")
     with pytest.raises(ValueError, match="expected a file ending in|no such file"):
-        jobs.read(tmp_path / name)
+        lists.read(tmp_path / name)

@@ -17,7 +17,7 @@ from peft.utils import get_peft_model_state_dict
 import sdjax
 from sdjax import trees
 from sdjax.formats.adapters import lora
-from sdjax.formats.models import presets as shapes
+from sdjax.formats.models import presets
 from sdjax.models.clip import TextConfig, TextEncoder
 from sdjax.models.unet import UNet, UNetConfig
 
@@ -266,7 +266,7 @@ def test_patterns_that_are_no_names(tmp_path):
 @pytest.mark.parametrize("shape", ["sd15", "sd21"])
 def test_names_at_full_size(shape):
     """192 layers in the transformers and 86 around them, 72 of SD 1's text encoder; no two share a name."""
-    sizes = shapes.SHAPES[shape]
+    sizes = presets.SHAPES[shape]
     unet = UNet(UNetConfig(**sizes["unet"]))
     text_encoder = TextEncoder(TextConfig(**sizes["text_encoder"]))
     found = lora.spellings(unet, text_encoder)

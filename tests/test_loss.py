@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.diffusion import schedule as noising
+import sdjax.diffusion.schedule as noising
 from sdjax.diffusion.loss import diffusion_loss, snr_weight
 from sdjax.diffusion.schedule import Schedule
 

@@ -7,8 +7,7 @@ import pytest
 import tasks
 
 import sdjax
-from sdjax.diffusion.samplers import plan as samplers
-from sdjax.diffusion.samplers import sigmas
+from sdjax.diffusion.samplers import plan, sigmas
 from sdjax.sampling import generate
 from sdjax.service import records
 
@@ -50,7 +49,7 @@ def closest(made, near=()):
 
 
 def test_no_two_samplers_make_the_same_picture(sd):
-    made = {name: picture(sd, sampler=name) for name in samplers.SAMPLERS}
+    made = {name: picture(sd, sampler=name) for name in plan.SAMPLERS}
     print("CLOSEST samplers", closest(made))
     assert closest(made)[0] > 1
 

@@ -13,7 +13,7 @@ import torch
 from torch_weights import shapes
 
 from sdjax import trees
-from sdjax.formats.models import folder as pipeline
+from sdjax.formats import pipeline
 from sdjax.formats.models import lpips
 from sdjax.methods.vae import Vae
 from sdjax.models.critics import LPIPS, Lpips

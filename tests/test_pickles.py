@@ -123,7 +123,7 @@ def test_arrays_are_windows_on_the_file(tmp_path):
     torch.save({"a": x, "b": x[8:]}, tmp_path / "file")
     program = f"""
         import resource
-        from sdjax.convert import pickles
+        from sdjax.formats.storage import pickles
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         read = pickles.read({str(tmp_path / "file")!r})
         assert read["a"].nbytes == 2**26 and read["b"].shape == (2**24 - 8,)

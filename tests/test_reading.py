@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sdjax.data.sources.folder import Folder
-from sdjax.images import reading as images
+from sdjax.images import reading
 
 
 def ramp(width, height):
@@ -30,8 +30,8 @@ def settings(path, **changes):
 
 
 def read(path, size=32, masked=False):
-    (item,) = images.find(path)
-    return images.decode(item, size, masked)
+    (item,) = reading.find(path)
+    return reading.decode(item, size, masked)
 
 
 # ---- finding -----------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def test_find_lists_pictures_by_name_and_leaves_out_the_rest(tmp_path):
     for name in ("b.png", "a.jpg", "C.WEBP", "sub/d.jpeg", "b.mask.png", "a-masklabel.png", ".hidden/e.png", ".f.png"):
         write(tmp_path / name, ramp(20, 20), format="PNG" if name.endswith("png") else None)
     (tmp_path / "notes.md").write_text("text")
-    items = images.find(tmp_path)
+    items = reading.find(tmp_path)
     assert [i.path.relative_to(tmp_path).as_posix() for i in items] == ["C.WEBP", "a.jpg", "b.png", "sub/d.jpeg"]
     assert [i.mask and i.mask.name for i in items] == [None, "a-masklabel.png", "b.mask.png", None]
     assert [i.subject for i in items] == ["", "", "", "sub"]
@@ -53,8 +53,8 @@ def test_captions_come_from_text_files_before_metadata(tmp_path):
     (tmp_path / "a.txt").write_text("\ufeff a cat\n on a sofa \n", encoding="utf-8")
     rows = [{"file_name": n, "text": f"from {n}"} for n in ("a.png", "b.png", "sub/d.png")]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    assert [i.caption for i in images.find(tmp_path)] == ["a cat on a sofa", "from b.png", "", "from sub/d.png"]
-    assert images.find(tmp_path / "a.png")[0].caption == "a cat on a sofa"
+    assert [i.caption for i in reading.find(tmp_path)] == ["a cat on a sofa", "from b.png", "", "from sub/d.png"]
+    assert reading.find(tmp_path / "a.png")[0].caption == "a cat on a sofa"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_bad_metadata_is_refused(tmp_path, line, words):
     write(tmp_path / "a.png", ramp(20, 20))
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": "x"}) + "\n" + line)
     with pytest.raises(ValueError) as error:
-        images.find(tmp_path)
+        reading.find(tmp_path)
     assert words in str(error.value) and "metadata.jsonl" in str(error.value) and len(str(error.value)) < 400
 
 
@@ -81,14 +81,14 @@ def test_bad_caption_files_are_refused(tmp_path, content, words):
     write(tmp_path / "a.png", ramp(20, 20))
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(ValueError, match=rf"a\.txt: {words}"):
-        images.find(tmp_path)
+        reading.find(tmp_path)
 
 
 def test_missing_and_empty_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"data\.path='.*none': no such file or folder"):
-        images.find(tmp_path / "none")
+        reading.find(tmp_path / "none")
     with pytest.raises(ValueError, match=r"data\.path='.*': no images; expected \.jpg \.png \.webp"):
-        images.find(tmp_path)
+        reading.find(tmp_path)
 
 
 # ---- decoding ----------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_a_tiny_picture_is_refused(tmp_path, width, height):
 
 
 def test_more_pixels_than_the_limit_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 900)
+    monkeypatch.setattr(reading, "MAX_PIXELS", 900)
     write(tmp_path / "a.png", ramp(31, 30))
     with pytest.raises(ValueError, match=r"a\.png: 31 x 30 pixels; expected at most 900 pixels"):
         read(tmp_path / "a.png")
@@ -221,23 +221,23 @@ def test_bad_masks_are_refused(tmp_path, mask, words):
 
 
 def test_square_of_a_square_of_that_size_is_the_picture():
-    np.testing.assert_array_equal(images.square(Image.fromarray(ramp(32, 32)), 32), ramp(32, 32))
+    np.testing.assert_array_equal(reading.square(Image.fromarray(ramp(32, 32)), 32), ramp(32, 32))
 
 
 @pytest.mark.parametrize(("place", "left"), [((0, 0), 0), ((0.5, 0.5), 16), ((1, 1), 32)])
 def test_square_cuts_where_it_is_told_and_flips_after(place, left):
     image = Image.fromarray(ramp(64, 32))
-    cut = images.square(image, 32, place)
+    cut = reading.square(image, 32, place)
     np.testing.assert_array_equal(cut, ramp(64, 32)[:, left : left + 32])
-    np.testing.assert_array_equal(images.square(image, 32, place, flip=True), cut[:, ::-1])
+    np.testing.assert_array_equal(reading.square(image, 32, place, flip=True), cut[:, ::-1])
 
 
 def test_square_resizes_the_short_side_without_aliasing():
     stripes = np.repeat(np.tile([0, 255], 64)[None, :], 128, 0).astype(np.uint8)
-    cut = images.square(Image.fromarray(np.stack([stripes] * 3, -1)), 32)
+    cut = reading.square(Image.fromarray(np.stack([stripes] * 3, -1)), 32)
     assert cut.shape == (32, 32, 3) and cut.dtype == np.uint8
     assert np.abs(cut.astype(int) - 127).max() < 12  # a pick of every fourth pixel would be 0 or 255
-    assert images.square(Image.fromarray(ramp(20, 40)), 64).shape == (64, 64, 3)
+    assert reading.square(Image.fromarray(ramp(20, 40)), 64).shape == (64, 64, 3)
 
 
 # ---- the folder --------------------------------------------------------------------------------

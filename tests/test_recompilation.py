@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 import sdjax
 from sdjax import trees
-from sdjax.formats.models import folder as pipeline
+from sdjax.formats import pipeline
 
 SHORT = "a photo of a face"
 LONG = ", ".join(["a very long description of a face"] * 12)  # more than one chunk

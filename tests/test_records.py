@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdjax.formats.models import folder as pipeline
+from sdjax.formats import pipeline
 from sdjax.sampling.generate import Job, text2img
-from sdjax.service import provenance as sources
-from sdjax.service import records
+from sdjax.service import provenance, records
 from sdjax.service.records import Record, parse, public, read, save, text
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
@@ -137,13 +136,12 @@ def test_every_setting_survives_the_text():
 
 
 def test_the_names_are_those_of_the_samplers_and_noises():
-    from sdjax.diffusion.samplers import plan as samplers
-    from sdjax.diffusion.samplers import sigmas
-    from sdjax.sampling import foreign_noise as noise
+    from sdjax.diffusion.samplers import plan, sigmas
+    from sdjax.sampling import foreign_noise
 
-    assert set(records.SAMPLERS) == set(samplers.SAMPLERS)
+    assert set(records.SAMPLERS) == set(plan.SAMPLERS)
     assert set(records.SCHEDULES) == {"automatic", *sigmas.SPACINGS}
-    assert set(records.NOISE) == set(noise.SOURCES)
+    assert set(records.NOISE) == set(foreign_noise.SOURCES)
 
 
 AWKWARD = Record(
@@ -322,12 +320,12 @@ def test_hashes_are_a1111s_and_civitais(tmp_path):
     save_file({"a": np.arange(6, dtype=np.float32)}, path, {"format": "pt"})
     data = path.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
-    assert sources.model_hash(path) == sources.embedding_hash(path) == hashlib.sha256(data).hexdigest()[:10]
-    assert sources.adapter_hash(path) == hashlib.sha256(data[8 + length :]).hexdigest()[:12]
+    assert provenance.model_hash(path) == provenance.embedding_hash(path) == hashlib.sha256(data).hexdigest()[:10]
+    assert provenance.adapter_hash(path) == hashlib.sha256(data[8 + length :]).hexdigest()[:12]
     save_file({"a": np.arange(6, dtype=np.float32)}, path, {"format": "pt", "note": "another header"})
-    assert sources.adapter_hash(path) == hashlib.sha256(data[8 + length :]).hexdigest()[:12]
+    assert provenance.adapter_hash(path) == hashlib.sha256(data[8 + length :]).hexdigest()[:12]
     (tmp_path / "y.pt").write_bytes(b"123")
-    assert sources.adapter_hash(tmp_path / "y.pt") == hashlib.sha256(b"123").hexdigest()[:12]
+    assert provenance.adapter_hash(tmp_path / "y.pt") == hashlib.sha256(b"123").hexdigest()[:12]
 
 
 def test_a_folder_has_a_hash_of_its_weights(tmp_path):
@@ -336,10 +334,10 @@ def test_a_folder_has_a_hash_of_its_weights(tmp_path):
     for part in ("unet", "vae"):
         (tmp_path / part).mkdir()
         save_file({"a": np.zeros(3, np.float32)}, tmp_path / part / "w.safetensors")
-    first = sources.model_hash(tmp_path)
+    first = provenance.model_hash(tmp_path)
     (tmp_path / "README.md").write_text("words do not count")
-    assert sources.model_hash(tmp_path) == first and len(first) == 10
+    assert provenance.model_hash(tmp_path) == first and len(first) == 10
     save_file({"a": np.ones(3, np.float32)}, tmp_path / "vae" / "w.safetensors")
     os.utime(tmp_path / "vae" / "w.safetensors", ns=(1, 1))
-    assert sources.model_hash(tmp_path) != first
-    refused(lambda: sources.model_hash(tmp_path / "none"), "none", "no such file")
+    assert provenance.model_hash(tmp_path) != first
+    refused(lambda: provenance.model_hash(tmp_path / "none"), "none", "no such file")

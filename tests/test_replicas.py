@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 import sdjax
-from sdjax.formats.models import folder as pipeline
-from sdjax.runtime import replicas as devices
+from sdjax.formats import pipeline
+from sdjax.runtime import replicas
 from sdjax.sampling import generate
 
 ROOT = Path(__file__).parents[1]
@@ -52,16 +52,16 @@ def test_each_device_computes_its_own_rows(sd):
     job = generate.Job(PROMPTS, **SETTINGS)
     latents = generate.run(here, job, job.start_noise((16, 16, 4)))
     assert [shard.data.shape for shard in latents.addressable_shards] == [(2, 16, 16, 4)] * 4
-    three, place = devices.share(here, 3)
-    assert devices.count(place(latents[:3])) == 3
-    assert {devices.count(leaf) for leaf in jax.tree.leaves(three)} == {3}
-    assert {devices.count(leaf) for leaf in jax.tree.leaves(devices.share(here, 1)[0])} == {1}
+    three, place = replicas.share(here, 3)
+    assert replicas.count(place(latents[:3])) == 3
+    assert {replicas.count(leaf) for leaf in jax.tree.leaves(three)} == {3}
+    assert {replicas.count(leaf) for leaf in jax.tree.leaves(replicas.share(here, 1)[0])} == {1}
 
 
 def test_a_model_that_was_not_spread_stays(sd):
-    here, place = devices.share(sd, 4)
+    here, place = replicas.share(sd, 4)
     z = np.zeros((4, 2))
-    assert here is sd and place(z) is z and devices.spread(sd, jax.devices()[:1]) is sd
+    assert here is sd and place(z) is z and replicas.spread(sd, jax.devices()[:1]) is sd
 
 
 def test_pictures_from_pictures_too(sd):

@@ -7,7 +7,7 @@ import programs
 import pytest
 from programs import ROOT, photo
 
-from sdjax import settings as config
+import sdjax.settings
 from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
@@ -57,7 +57,7 @@ RUN = Train(model="random:tiny", method=Full(("unet",), "attn2"))
 )
 def test_settings_out_of_range_are_refused_in_one_line(item, message):
     with pytest.raises(ValueError, match=message) as error:
-        config.override(RUN, [item])
+        sdjax.settings.override(RUN, [item])
     assert "\n" not in str(error.value)
 
 
@@ -68,7 +68,7 @@ def test_a_setting_of_a_part_is_called_by_its_whole_name():
         ("0.features=x", "method.parts.0.feat"),
     ):
         with pytest.raises(ValueError, match=message):
-            config.override(settings, [f"method.parts.{item}"])
+            sdjax.settings.override(settings, [f"method.parts.{item}"])
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from PIL import Image
 from sdjax import trees
 from sdjax.convert import main
 from sdjax.data.batches import Data
-from sdjax.formats.models import folder as pipeline
+from sdjax.formats import pipeline
 from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
 from sdjax.methods.e4t import E4T

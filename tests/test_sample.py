@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import sdjax
 from sdjax import trees
-from sdjax.formats.models import folder as pipeline
+from sdjax.formats import pipeline
 from sdjax.formats.models import single_file
 from sdjax.sampling import generate, inpainting, upscaling
 from sdjax.service import records

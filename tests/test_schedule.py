@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.diffusion import schedule as noising
+import sdjax.diffusion.schedule as noising
 from sdjax.diffusion.schedule import Schedule
 from sdjax.diffusion.wrappers import (
     ExtraChannels,

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from sdjax import settings as config
+from sdjax import settings
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ CLASSES = {c.__name__: c for c in (Run, Part, Both, Pair)}
 
 
 def changed(*items):
-    return config.override(Run(), items)
+    return settings.override(Run(), items)
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,14 @@ def test_a_later_override_wins_and_a_mixed_one_is_refused():
 
 def test_json_round_trip_keeps_values_and_types():
     run = changed("method.parts.1.rank=16", "prompts=('a',)", "rates=(('to_q', 2),)", "clip=None")
-    data = json.loads(json.dumps(config.to_json(run)))
+    data = json.loads(json.dumps(settings.to_json(run)))
     assert data["class"] == "Run" and data["method"]["parts"][1] == {
         "class": "Part",
         "rank": 16,
         "lr": 1e-3,
         "word": "",
     }
-    again = config.from_json(data, CLASSES)
+    again = settings.from_json(data, CLASSES)
     assert again == run and hash(again) == hash(run)
 
 
@@ -159,18 +159,18 @@ def test_json_round_trip_keeps_values_and_types():
 )
 def test_from_json_refuses(change, words):
     with pytest.raises(ValueError) as error:
-        config.from_json({**config.to_json(Run()), **change}, CLASSES)
+        settings.from_json({**settings.to_json(Run()), **change}, CLASSES)
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
 @pytest.mark.parametrize("value", [print, float("nan"), {1: 2}, {"class": "x"}])
 def test_to_json_refuses_what_json_cannot_hold(value):
     with pytest.raises(ValueError, match="method"):
-        config.to_json(Run(method=value))
+        settings.to_json(Run(method=value))
 
 
 def test_to_json_writes_paths_as_text():
-    assert config.to_json(Run(method=Path("a") / "b"))["method"] == "a/b"
+    assert settings.to_json(Run(method=Path("a") / "b"))["method"] == "a/b"
 
 
 def test_load_runs_config_and_applies_overrides(tmp_path):
@@ -179,13 +179,13 @@ def test_load_runs_config_and_applies_overrides(tmp_path):
         "from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Run:\n    steps: int = 3\n\n\n"
         "def config():\n    return Run(steps=5)\n"
     )
-    assert config.load(recipe).steps == 5
-    assert config.load(str(recipe), ["steps=6"]).steps == 6
+    assert settings.load(recipe).steps == 5
+    assert settings.load(str(recipe), ["steps=6"]).steps == 6
 
 
 def test_load_refuses_a_missing_file_and_one_without_config(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
-        config.load(tmp_path / "none.py")
+        settings.load(tmp_path / "none.py")
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(ValueError, match=r"no function config\(\)"):
-        config.load(tmp_path / "empty.py")
+        settings.load(tmp_path / "empty.py")

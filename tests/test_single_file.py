@@ -20,13 +20,9 @@ from safetensors.torch import load_file, save_file
 from sdjax import trees
 from sdjax.convert import main
 from sdjax.diffusion.schedule import Schedule
-from sdjax.formats.models import folder as pipeline
-from sdjax.formats.models import infer_config as sizes
-from sdjax.formats.models import presets as shapes
-from sdjax.formats.models import single_file
-from sdjax.formats.storage import files
-from sdjax.formats.storage import ldm_names as ldm
-from sdjax.formats.storage import parameters as names
+from sdjax.formats import pipeline
+from sdjax.formats.models import infer_config, presets, single_file
+from sdjax.formats.storage import files, ldm_names, parameters
 from sdjax.models.clip import TextConfig, TextEncoder
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import AutoencoderKL, VaeConfig
@@ -190,7 +186,10 @@ def table(name):
 
 def empty(sizes, prefix, modules):
     """Returns a checkpoint of empty tensors with LDM's names."""
-    return {prefix + ldm.rename(name, modules): torch.empty(shape, device="meta") for name, shape in sizes.items()}
+    return {
+        prefix + ldm_names.rename(name, modules): torch.empty(shape, device="meta")
+        for name, shape in infer_config.items()
+    }
 
 
 def sizes_of(state):
@@ -199,11 +198,11 @@ def sizes_of(state):
 
 def test_the_names_of_sd15_go_to_ldm_and_back():
     unet, vae = table("unet_keys.txt"), table("vae_keys.txt")
-    there = empty(unet, UNET, ldm.unet_modules(UNetConfig(**shapes.SHAPES["sd15"]["unet"])))
+    there = empty(unet, UNET, ldm_names.unet_modules(UNetConfig(**presets.SHAPES["sd15"]["unet"])))
     assert len(there) == 686
     assert sizes_of(converters.convert_ldm_unet_checkpoint(there, {"layers_per_block": 2})) == unet
     blocks = {"down_block_types": (None,) * 4, "up_block_types": (None,) * 4}
-    there = empty(vae, VAE, ldm.vae_modules(VaeConfig(**shapes.SHAPES["sd15"]["vae"])))
+    there = empty(vae, VAE, ldm_names.vae_modules(VaeConfig(**presets.SHAPES["sd15"]["vae"])))
     assert len(there) == 248
     assert sizes_of(converters.convert_ldm_vae_checkpoint(there, blocks)) == vae
 
@@ -211,11 +210,11 @@ def test_the_names_of_sd15_go_to_ldm_and_back():
 @pytest.mark.parametrize(("part", "prefix", "file"), [("unet", UNET, "unet_keys.txt"), ("vae", VAE, "vae_keys.txt")])
 def test_our_reader_finds_all_names_of_sd15(part, prefix, file):
     """Back by our own way: sizes from shapes, and from them the place of every weight."""
-    given = {"unet": UNetConfig, "vae": VaeConfig}[part](**shapes.SHAPES["sd15"][part])
-    modules = {"unet": ldm.unet_modules, "vae": ldm.vae_modules}[part](given)
-    there = {ldm.rename(name, modules): shape for name, shape in table(file).items()}
-    unet = UNetConfig(**shapes.SHAPES["sd15"]["unet"])
-    config = sizes.unet_config(there) if part == "unet" else sizes.vae_config(there, unet)
+    given = {"unet": UNetConfig, "vae": VaeConfig}[part](**presets.SHAPES["sd15"][part])
+    modules = {"unet": ldm_names.unet_modules, "vae": ldm_names.vae_modules}[part](given)
+    there = {ldm_names.rename(name, modules): shape for name, shape in table(file).items()}
+    unet = UNetConfig(**presets.SHAPES["sd15"]["unet"])
+    config = infer_config.unet_config(there) if part == "unet" else infer_config.vae_config(there, unet)
     assert config == given
     network = {"unet": UNet, "vae": AutoencoderKL}[part](config)
     view = single_file._view(Sizes({prefix + name: shape for name, shape in there.items()}), network, prefix)
@@ -239,7 +238,7 @@ class Sizes:
 
 
 def test_names_that_everyone_knows():
-    unet = ldm.unet_modules(UNetConfig(**shapes.SHAPES["sd15"]["unet"]))
+    unet = ldm_names.unet_modules(UNetConfig(**presets.SHAPES["sd15"]["unet"]))
     known = {
         "down_blocks.0.downsamplers.0.conv.bias": "input_blocks.3.0.op.bias",
         "down_blocks.1.resnets.0.conv_shortcut.weight": "input_blocks.4.0.skip_connection.weight",
@@ -248,15 +247,15 @@ def test_names_that_everyone_knows():
         "up_blocks.3.resnets.2.conv_shortcut.weight": "output_blocks.11.0.skip_connection.weight",
         "mid_block.resnets.1.time_emb_proj.bias": "middle_block.2.emb_layers.1.bias",
     }
-    assert {name: ldm.rename(name, unet) for name in known} == known
-    vae = ldm.vae_modules(VaeConfig(**shapes.SHAPES["sd15"]["vae"]))
+    assert {name: ldm_names.rename(name, unet) for name in known} == known
+    vae = ldm_names.vae_modules(VaeConfig(**presets.SHAPES["sd15"]["vae"]))
     known = {
         "decoder.up_blocks.0.upsamplers.0.conv.weight": "decoder.up.3.upsample.conv.weight",
         "decoder.up_blocks.3.resnets.2.norm1.weight": "decoder.up.0.block.2.norm1.weight",
         "decoder.mid_block.attentions.0.to_out.0.weight": "decoder.mid.attn_1.proj_out.weight",
         "encoder.conv_norm_out.bias": "encoder.norm_out.bias",
     }
-    assert {name: ldm.rename(name, vae) for name in known} == known
+    assert {name: ldm_names.rename(name, vae) for name in known} == known
     assert single_file.averaged(f"{UNET}input_blocks.0.0.weight") == "model_ema.diffusion_modelinput_blocks00weight"
 
 
@@ -273,9 +272,9 @@ UPSCALER = {
     "use_linear_projection": True,
 }
 FULL = {
-    "sd21": shapes.SHAPES["sd21"]["unet"] | {"sample_size": 64},
-    "inpaint": shapes.SHAPES["sd15"]["unet"] | {"in_channels": 9},
-    "depth": shapes.SHAPES["sd21"]["unet"] | {"sample_size": 64, "in_channels": 5},
+    "sd21": presets.SHAPES["sd21"]["unet"] | {"sample_size": 64},
+    "inpaint": presets.SHAPES["sd15"]["unet"] | {"in_channels": 9},
+    "depth": presets.SHAPES["sd21"]["unet"] | {"sample_size": 64, "in_channels": 5},
     "upscaler": UPSCALER,
 }
 
@@ -286,10 +285,10 @@ def test_full_sizes_of_the_family(kind):
     with torch.device("meta"):
         unet = diffusers.UNet2DConditionModel(**FULL[kind])
     config = UNetConfig(**FULL[kind])
-    there = empty(sizes_of(unet.state_dict()), UNET, ldm.unet_modules(config))
+    there = empty(sizes_of(unet.state_dict()), UNET, ldm_names.unet_modules(config))
     back = converters.convert_ldm_unet_checkpoint(there, unet.config)
     assert sizes_of(back) == sizes_of(unet.state_dict())
-    found = sizes.unet_config({name.removeprefix(UNET): shape for name, shape in sizes_of(there).items()})
+    found = infer_config.unet_config({name.removeprefix(UNET): shape for name, shape in sizes_of(there).items()})
     if kind == "upscaler":  # the first level has no attention to look at the text alone
         found = dataclasses.replace(found, only_cross_attention=(True, *found.only_cross_attention[1:]))
     assert found == config
@@ -298,19 +297,19 @@ def test_full_sizes_of_the_family(kind):
 def test_full_size_of_the_text_encoders():
     """OpenCLIP's 24 layers become 23; OpenAI's 12 stay."""
     ids = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 0}
-    options = shapes.SHAPES["sd21"]["text_encoder"] | {"projection_dim": 1024} | ids
+    options = presets.SHAPES["sd21"]["text_encoder"] | {"projection_dim": 1024} | ids
     two = TextConfig(**options)
-    ours = names.write(names.template(TextEncoder(two)))
+    ours = parameters.write(parameters.template(TextEncoder(two)))
     there = single_file._renamed(ours, TextEncoder(two), OPEN_CLIP)
     assert len(there) == 24 * 12 + 5 and there[f"{OPEN_CLIP}text_projection"].shape == (1024, 1024)
     found = {name.removeprefix(OPEN_CLIP): tensor.shape for name, tensor in there.items()}
     assert found["transformer.resblocks.23.attn.in_proj_weight"] == (3072, 1024)
-    assert sizes.open_clip_config(found, ids) == two
+    assert infer_config.open_clip_config(found, ids) == two
     left = {name: shape for name, shape in found.items() if "resblocks.23." not in name}
-    assert sizes.open_clip_config(left, ids) == two
-    one = TextConfig(**shapes.SHAPES["sd15"]["text_encoder"], **ids)
-    found = {name: tensor.shape for name, tensor in names.write(names.template(TextEncoder(one))).items()}
-    assert sizes.clip_config(found, ids) == one
+    assert infer_config.open_clip_config(left, ids) == two
+    one = TextConfig(**presets.SHAPES["sd15"]["text_encoder"], **ids)
+    found = {name: tensor.shape for name, tensor in parameters.write(parameters.template(TextEncoder(one))).items()}
+    assert infer_config.clip_config(found, ids) == one
 
 
 # ---- what files in the wild hold ---------------------------------------------------------------
@@ -378,7 +377,7 @@ def test_averaged_weights_on_demand(one, tmp_path):
     file = lightning(state | averages, tmp_path)
     raw, averaged = (pipeline.load(file, tokenizer=folder / "tokenizer", ema=ema) for ema in (False, True))
     same_model(raw, pipeline.load(folder))
-    equal(averaged.unet, torch_weights.tree(judge, names.template(raw.networks.unet)))
+    equal(averaged.unet, torch_weights.tree(judge, parameters.template(raw.networks.unet)))
     equal(averaged.vae, raw.vae)
     refused(lambda: pipeline.load(path, ema=True), str(path), "model_ema.")
 

@@ -20,10 +20,8 @@ from torch_weights import assert_close, fill, from_torch, shapes, to_torch, tree
 import sdjax
 from sdjax import trees
 from sdjax.diffusion.schedule import Schedule
-from sdjax.formats.models import infer_config as sizes
-from sdjax.formats.models import single_file
-from sdjax.formats.storage import ldm_names as ldm
-from sdjax.formats.storage import parameters as names
+from sdjax.formats.models import infer_config, single_file
+from sdjax.formats.storage import ldm_names, parameters
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import AutoencoderKL, VaeConfig
 from sdjax.service import records
@@ -80,7 +78,7 @@ def test_the_codebook_is_that_of_diffusers(pipe):
     config = VaeConfig.from_json(config_of(pipe.vqvae))
     assert config.scaling_factor == 1.0  # where the file says 0.18215, which nobody multiplies by
     vae = AutoencoderKL(config)
-    params = {"params": tree(pipe.vqvae.state_dict(), names.template(vae))}
+    params = {"params": tree(pipe.vqvae.state_dict(), parameters.template(vae))}
     x = np.random.default_rng(0).uniform(-1, 1, (2, 24, 32, 3)).astype(np.float32)
     mean, logvar = jax.jit(lambda p: vae.apply(p, x, method="encode"))(params)
     decode = jax.jit(lambda p, z: vae.apply(p, z, method="decode"))
@@ -91,12 +89,12 @@ def test_the_codebook_is_that_of_diffusers(pipe):
     assert float(logvar.max()) == -30
     moved = decode(params, mean + 1e-4)  # mostly to the same entries
     assert float(jnp.mean(jnp.abs(moved - decode(params, mean)) < 1e-5)) > 0.5
-    assert {"quantize.embedding.weight": (50, 3)}.items() <= shapes(names.template(vae)).items()
+    assert {"quantize.embedding.weight": (50, 3)}.items() <= shapes(parameters.template(vae)).items()
 
 
 def test_the_gradient_passes_the_codebook(pipe):
     vae = AutoencoderKL(VaeConfig.from_json(config_of(pipe.vqvae)))
-    params = {"params": tree(pipe.vqvae.state_dict(), names.template(vae))}
+    params = {"params": tree(pipe.vqvae.state_dict(), parameters.template(vae))}
     grad = jax.jit(jax.grad(lambda z: vae.apply(params, z, method="decode").sum()))(jnp.ones((1, 4, 4, 3)))
     assert float(jnp.abs(grad).max()) > 0
 
@@ -104,7 +102,7 @@ def test_the_gradient_passes_the_codebook(pipe):
 @pytest.mark.parametrize("size", [(8, 8), (7, 5)])
 def test_the_unet_without_words_is_that_of_diffusers(pipe, size):
     config = UNetConfig.from_json(config_of(pipe.unet))
-    params = tree(pipe.unet.state_dict(), names.template(UNet(config)))
+    params = tree(pipe.unet.state_dict(), parameters.template(UNet(config)))
     z = np.random.default_rng(1).standard_normal((2, *size, 6), np.float32)
     ours, _ = jax.jit(UNet(config).apply)({"params": params}, z, jnp.array([3, 900]))
     if size == (8, 8):  # diffusers' own cannot make odd sides meet
@@ -191,16 +189,16 @@ def test_full_size_names_and_sizes():
         model = diffusers.UNet2DModel(**FULL)
     config = UNetConfig.from_json(config_of(model))
     assert config.attention_head_dim == (5, 10, 10, 20)
-    template = names.template(UNet(config))
+    template = parameters.template(UNet(config))
     assert shapes(template) == {name: tuple(value.shape) for name, value in model.state_dict().items()}
     there = {}
-    for name, tensor in names.write(template).items():
-        place = ldm.rename(name, ldm.unet_modules(config))
+    for name, tensor in parameters.write(template).items():
+        place = ldm_names.rename(name, ldm_names.unet_modules(config))
         rows, *others = tensor.shape
         there[place] = (3 * rows, *others, *(1,) * (len(others) == 1)) if ".qkv." in place else tensor.shape
     assert "input_blocks.10.1.qkv.bias" in there and "input_blocks.9.0.op.weight" in there
     assert "output_blocks.2.2.conv.weight" in there and "output_blocks.3.1.norm.weight" not in there
-    found = sizes.unet_config(there)
+    found = infer_config.unet_config(there)
     assert dataclasses.replace(found, sample_size=64) == config
     assert {f"{single_file.UNET}{name}" for name in there} >= {
         f"{single_file.UNET}{name}" for name in ("middle_block.1.norm.weight", "output_blocks.0.1.proj_out.weight")

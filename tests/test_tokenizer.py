@@ -128,7 +128,7 @@ def test_other_padding_and_scattered_ids(tmp_path):
 
 
 def test_trained_vocabulary_is_the_same_in_every_process(tokenizer):
-    program = f"from sdjax.tokenizer import *; print(train_vocabulary({SENTENCES!r}, 600))"
+    program = f"from sdjax.text.tokenizer import *; print(train_vocabulary({SENTENCES!r}, 600))"
     runs = {
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
         for _ in range(4)
@@ -170,9 +170,7 @@ def test_bad_folders_are_refused_by_name(tokenizer, tmp_path):
 
 def test_importing_is_quick():
     """No heavy package comes with the module: transformers alone takes longer than `import sdjax` may."""
-    program = (
-        "import sys, sdjax.tokenizer; print([name for name in ('transformers', 'tokenizers') if name in sys.modules])"
-    )
+    program = "import sys, sdjax.text.tokenizer; print([name for name in ('transformers', 'tokenizers') if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
 

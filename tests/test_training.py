@@ -21,17 +21,16 @@ from programs import photo
 from sdjax import trees
 from sdjax.data import batches
 from sdjax.data.batches import Data
-from sdjax.formats.models import folder as pipeline
+from sdjax.formats import pipeline
 from sdjax.methods import e4t
 from sdjax.methods.clip import Clip
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
-from sdjax.runtime import mesh as parallel
+from sdjax.runtime import mesh
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.training import optim
-from sdjax.training import results as export
+from sdjax.training import optim, results
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.loop import Train, begin, default_loss, initial_state, make_step, train
 from sdjax.training.optim import Optim
@@ -76,7 +75,7 @@ def losses(mode, kind="adamw"):
     data = batches.build(settings.data, frozen, 0)
     tx = optim.transform(dataclasses.replace(settings.optim, kind=kind), 5)
     step = make_step(settings.method, tx, jax.random.key(1), loss=default_loss(settings.method, settings), ema=0.9)
-    place, run = parallel.compile(step, mode, 8)
+    place, run = mesh.compile(step, mode, 8)
     state, fixed, found = place.state(initial_state(trained, tx, 0.9)), place.frozen(frozen), []
     for _, batch in zip(range(3), data.iterate(), strict=False):
         state, metrics = run(state, fixed, place.batch(batch))
@@ -90,7 +89,7 @@ def test_parallel_modes_give_the_losses_of_one_device(mode):
 
 
 def test_muon_on_sharded_kernels_gives_the_losses_of_one_device(monkeypatch):
-    monkeypatch.setattr(parallel, "SHARD_FROM", 1024)
+    monkeypatch.setattr(mesh, "SHARD_FROM", 1024)
     np.testing.assert_allclose(losses("mesh:data=2,fsdp=2", "muon"), losses("single", "muon"), rtol=2e-5)
 
 
@@ -106,15 +105,15 @@ def test_muon_on_sharded_kernels_gives_the_losses_of_one_device(monkeypatch):
 )
 def test_parallel_settings_that_do_not_fit(text, message):
     with pytest.raises(ValueError, match=message):
-        parallel.parse(text)
+        mesh.parse(text)
     with pytest.raises(ValueError, match="data.batch=6"):
-        parallel.compile(None, "mesh", 6)
+        mesh.compile(None, "mesh", 6)
 
 
 def test_large_leaves_are_sharded_small_ones_copied():
     large, small = jax.ShapeDtypeStruct((1024, 2048), np.float32), jax.ShapeDtypeStruct((64,), np.float32)
-    assert tuple(parallel.shard(large, 2)) == (None, "fsdp")
-    assert tuple(parallel.shard(small, 2)) == ()
+    assert tuple(mesh.shard(large, 2)) == (None, "fsdp")
+    assert tuple(mesh.shard(small, 2)) == ()
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(tmp_path):
@@ -147,7 +146,7 @@ def test_step_tells_the_norms_of_gradient_and_update(mode):
     settings = dataclasses.replace(TOY, method=Toy(), optim=Optim(kind="sgd", lr=0.5, weight_decay=0, clip=None))
     trained, frozen, data, _ = begin(settings)
     tx = optim.transform(settings.optim, 1)
-    place, run = parallel.compile(make_step(settings.method, tx, jax.random.key(0)), mode, 4)
+    place, run = mesh.compile(make_step(settings.method, tx, jax.random.key(0)), mode, 4)
     _, metrics = run(place.state(initial_state(trained, tx)), place.frozen(frozen), place.batch(data[0]))
     assert float(metrics["gradient"]) == pytest.approx(2 * np.linalg.norm(trained["rows"]), rel=1e-5)
     assert float(metrics["update"]) == pytest.approx(np.linalg.norm(trained["rows"]), rel=1e-5)
@@ -315,7 +314,7 @@ def test_textual_inversion_starts_from_what_others_and_itself_wrote(tmp_path):
     settings = dataclasses.replace(TOY, method=TextualInversion("<cat>"), data=dataclasses.replace(DATA, word="<cat>"))
     rows = begin(settings, pictures=False)[0]["rows"]
     torch.save({"string_to_param": {"*": torch.tensor(np.asarray(rows) + 1)}, "name": "cat"}, tmp_path / "cat.pt")
-    folder = export.write(settings.method, None, {"rows": rows + 2}, tmp_path / "export").parent
+    folder = results.write(settings.method, None, {"rows": rows + 2}, tmp_path / "export").parent
     for source, more in ((tmp_path / "cat.pt", 1), (folder, 2), (folder / "learned_embeds.safetensors", 2)):
         found = begin(dataclasses.replace(settings, init=str(source)), pictures=False)[0]["rows"]
         np.testing.assert_allclose(found, rows + more, rtol=1e-6)

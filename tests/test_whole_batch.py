@@ -7,10 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from sdjax.formats.models import folder as pipeline
+from sdjax.formats import pipeline
 from sdjax.methods.clip import Clip
 from sdjax.methods.vae import Vae
-from sdjax.runtime import mesh as parallel
+from sdjax.runtime import mesh
 from sdjax.training.loop import Train, initial_state, make_step, train
 from sdjax.training.optim import Optim
 
@@ -38,7 +38,7 @@ def test_four_devices_give_the_losses_of_one(name):
     rows, tx, found = batch(sd), optax.sgd(1e-2), {}
     step = make_step(method, tx, jax.random.key(1))
     for mode in ("single", "pmap"):
-        place, run = parallel.compile(step, mode, 8)
+        place, run = mesh.compile(step, mode, 8)
         state, fixed = place.state(initial_state(trained, tx)), place.frozen(frozen)
         for i in range(2):  # the second step sees what the gradients of the first made
             state, metrics = run(state, fixed, place.batch(rows))

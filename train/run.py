@@ -13,7 +13,7 @@ the newest checkpoint.
 import sys
 from pathlib import Path
 
-from sdjax import settings as configs
+from sdjax.settings import describe, load
 
 
 def main(arguments):
@@ -24,13 +24,13 @@ def main(arguments):
     path, *overrides = arguments
     try:
         if "--help" in overrides:
-            print(configs.describe(path))
+            print(describe(path))
             return 0
-        settings = configs.load(path, overrides)
-        from sdjax.runtime import compile_cache as compiled
+        settings = load(path, overrides)
+        from sdjax.runtime import compile_cache
         from sdjax.training.loop import train
 
-        compiled.keep(steps=settings.steps)
+        compile_cache.keep(steps=settings.steps)
         train(settings, settings.out or Path("outputs") / Path(path).stem)
     except (ValueError, OSError, FloatingPointError) as error:  # what input can cause; the rest are bugs
         print(f"error: {_line(error)}", file=sys.stderr)

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from sdjax import settings as config
-from sdjax.data import cache
-from sdjax.data.sources import drawn as sources
-from sdjax.data.sources import folder
+from sdjax import settings
+from sdjax.data import cache, sources
+from sdjax.data.sources import drawn, folder
 from sdjax.stable_diffusion import to_pixels
 
 CONCEPTS = ("", "same", "other")
@@ -61,9 +60,9 @@ class Data:
     named: float = 0.0
 
     def __post_init__(self):
-        config.check(
-            self, "data.", concept=CONCEPTS, size=config.FROM_0, batch=config.FROM_1, dropout=config.TO_1,
-            count=config.FROM_0, named=config.TO_1,
+        settings.check(
+            self, "data.", concept=CONCEPTS, size=settings.FROM_0, batch=settings.FROM_1, dropout=settings.TO_1,
+            count=settings.FROM_0, named=settings.TO_1,
         )  # fmt: skip
         folder.check(self)
         if self.cache and (not self.plain or self.mask):
@@ -155,5 +154,5 @@ def build(data, sd, seed):
     if data.cache:
         source = cache.cached(source, sd, data.cache, size, data.encode)
     if data.domain and not data.named:
-        source = sources.Only(source, sources.of_domain(opened, data.domain))
+        source = drawn.Only(source, drawn.of_domain(opened, data.domain))
     return Batches(data, source, sd, seed)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sdjax import trees
-from sdjax.diffusion import schedule as noising
+from sdjax.diffusion.schedule import add_noise, snr, target
 
 
 def diffusion_loss(sd, batch, key, step=None, *, min_snr=None, noise_offset=0.0):
@@ -39,8 +39,8 @@ def diffusion_loss(sd, batch, key, step=None, *, min_snr=None, noise_offset=0.0)
         noise += noise_offset * draw(trees.example_keys(k_offset, index), (1,) * (z.ndim - 2) + z.shape[-1:])
 
     cond = {**batch, **sd.condition(batch["ids"])}
-    prediction, aux = sd.denoise(noising.add_noise(schedule, z, noise, t), t, cond, i=0)
-    square = (prediction.astype(jnp.float32) - noising.target(schedule, z, noise, t)) ** 2
+    prediction, aux = sd.denoise(add_noise(schedule, z, noise, t), t, cond, i=0)
+    square = (prediction.astype(jnp.float32) - target(schedule, z, noise, t)) ** 2
     error = masked_mean(square, batch.get("mask"))
     penalty = jnp.broadcast_to(jnp.asarray(aux.get("penalty", 0.0), jnp.float32), error.shape)
     factor = 1.0 if min_snr is None else snr_weight(schedule, t, min_snr)
@@ -74,8 +74,8 @@ def snr_weight(schedule, t, gamma):
     An error of x0 counts min(snr, gamma); an error of the noise is snr times, one of v is snr + 1 times that of x0.
     Source: Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", section 3.4.
     """
-    snr = noising.snr(schedule, t)
+    ratio = snr(schedule, t)
     if schedule.prediction_type == "epsilon":
-        return jnp.minimum(1.0, gamma / snr)  # finite at zero SNR
-    clamped = jnp.minimum(snr, gamma)
-    return clamped / (snr + 1.0) if schedule.prediction_type == "v_prediction" else clamped
+        return jnp.minimum(1.0, gamma / ratio)  # finite at zero SNR
+    clamped = jnp.minimum(ratio, gamma)
+    return clamped / (ratio + 1.0) if schedule.prediction_type == "v_prediction" else clamped

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sdjax.diffusion import schedule as noising
-from sdjax.models import hooks as layer_hooks
+from sdjax.diffusion import schedule
+from sdjax.models import hooks
 
 PASTE_BACK, THRESHOLD, GUIDANCE, CONTROLNET, EXTRA_CHANNELS = range(5)  # ranks, outermost first
 
@@ -82,8 +82,8 @@ class Threshold(struct.PyTreeNode):
     rank: int = struct.field(pytree_node=False, default=THRESHOLD)
 
     def __call__(self, sd, call, z, t, cond):
-        x0 = noising.to_x0(sd.schedule, call(z, t, cond), z, t)
-        return noising.from_x0(sd.schedule, thresholded(x0, self.percentile, self.limit), z, t)
+        x0 = schedule.to_x0(sd.schedule, call(z, t, cond), z, t)
+        return schedule.from_x0(sd.schedule, thresholded(x0, self.percentile, self.limit), z, t)
 
 
 def thresholded(x0, percentile, limit):
@@ -112,10 +112,10 @@ class KnownRegion(struct.PyTreeNode):
     rank: int = struct.field(pytree_node=False, default=PASTE_BACK)
 
     def __call__(self, sd, call, z, t, cond):
-        known = noising.add_noise(sd.schedule, self.z, self.noise, t)
+        known = schedule.add_noise(sd.schedule, self.z, self.noise, t)
         seen = self.mask * z + (1 - self.mask) * known
-        x0 = noising.to_x0(sd.schedule, call(seen, t, cond), seen, t)
-        return noising.from_x0(sd.schedule, self.mask * x0 + (1 - self.mask) * self.z, z, t)
+        x0 = schedule.to_x0(sd.schedule, call(seen, t, cond), seen, t)
+        return schedule.from_x0(sd.schedule, self.mask * x0 + (1 - self.mask) * self.z, z, t)
 
 
 class ControlNet(struct.PyTreeNode):
@@ -139,7 +139,7 @@ class ControlNet(struct.PyTreeNode):
         inputs = z, t, cond["context"], own["hint"], cond.get("class_labels")
 
         def run(inputs):
-            maps, middle = layer_hooks.call("controlnet", self.network, self.params, sd.hooks, *inputs)
+            maps, middle = hooks.apply("controlnet", self.network, self.params, sd.hooks, *inputs)
             scales = guess_scales(len(maps) + 1) if self.guess else np.ones(len(maps) + 1, np.float32)
             *maps, middle = (
                 (weight.reshape(-1, 1, 1, 1) * scale).astype(x.dtype) * x

@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sdjax import settings as config
 from sdjax import trees
 from sdjax.diffusion.schedule import add_noise
 from sdjax.methods import offsets
 from sdjax.models.clip import clip_pixels
+from sdjax.settings import FROM_0, check
 from sdjax.stable_diffusion import TOKENS
-from sdjax.text import conditioning as prompt
+from sdjax.text import conditioning
 
 HALF = r"^(conv_in|time_embedding|class_embedding|down_blocks|mid_block)\b"  # what `features_only` runs
 
@@ -47,7 +47,7 @@ class E4T:
     vision: bool = False
 
     def __post_init__(self):
-        config.check(self, "method.", features=("all", "level"), penalty=config.FROM_0)
+        check(self, "method.", features=("all", "level"), penalty=FROM_0)
 
     def split(self, sd, key):
         """Returns ({"head", "offsets"[, "vision"]}, sd that knows the word and keeps its pretrained half as reference).
@@ -145,7 +145,7 @@ class Encoder(struct.PyTreeNode):
         def told(one):
             emb = sd.embed(one["ids"])  # [B L C]
             emb = jnp.where((one["ids"] == self.word[0])[..., None], vector[:, None].astype(emb.dtype), emb)
-            return {**one, "context": prompt.encode(sd, emb, one, self.skip)}
+            return {**one, "context": conditioning.encode(sd, emb, one, self.skip)}
 
         cond = told(cond)
         if "also" in cond:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from sdjax import settings as config
-from sdjax import trees
+from sdjax import settings, trees
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Full:
     pattern: str = ""
 
     def __post_init__(self):
-        config.pattern("method.pattern", self.pattern)
+        settings.check_pattern("method.pattern", self.pattern)
 
     def split(self, sd, key):
         """Returns ({part: chosen weights, float32 copies}, sd without them).

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from sdjax import settings as config
-from sdjax import trees
+from sdjax import settings, trees
 from sdjax.models import critics
 from sdjax.models.clip import clip_pixels
 
@@ -56,11 +55,11 @@ class Vae:
         return self.critic > 0
 
     def __post_init__(self):
-        config.check(
-            self, "method.", recon=RECONS, perceptual=config.FROM_0, kl=config.FROM_0, critic=config.FROM_0,
-            critic_start=config.FROM_0, critic_channels=config.FROM_1, critic_layers=config.FROM_1,
+        settings.check(
+            self, "method.", recon=RECONS, perceptual=settings.FROM_0, kl=settings.FROM_0, critic=settings.FROM_0,
+            critic_start=settings.FROM_0, critic_channels=settings.FROM_1, critic_layers=settings.FROM_1,
         )  # fmt: skip
-        config.pattern("method.pattern", self.pattern)
+        settings.check_pattern("method.pattern", self.pattern)
 
     def split(self, sd, key):
         """Returns ({"vae"[, "critic"]}, sd without the autoencoder's trained weights).

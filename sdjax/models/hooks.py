@@ -10,7 +10,7 @@ import functools
 import flax.linen as nn
 
 
-def call(part, network, params, hooks, *args, **kwargs):
+def apply(part, network, params, hooks, *args, **kwargs):
     """Returns network.apply(params, ...) with every hook around every layer, the first hook outermost."""
     with contextlib.ExitStack() as stack:
         for hook in hooks:

@@ -22,17 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from sdjax.diffusion.samplers import plan as samplers
 from sdjax.diffusion.samplers import sigmas
+from sdjax.diffusion.samplers.plan import SAMPLERS, guided_times, sample, tabulate
 from sdjax.diffusion.wrappers import ExtraChannels, Guidance, Threshold, mask_channels
 from sdjax.images.resize import fitted, pad
-from sdjax.runtime import replicas as devices
-from sdjax.sampling import control, memory, tiles
-from sdjax.sampling import foreign_noise as noise
-from sdjax.sampling import slerp as mixing
+from sdjax.runtime import replicas
+from sdjax.sampling import control, foreign_noise, memory, slerp, tiles
 from sdjax.stable_diffusion import to_pictures, to_pixels
-from sdjax.text import conditioning as prompt
-from sdjax.text import grammar as written
+from sdjax.text import conditioning, grammars
 
 ANY, POSITIVE = math.inf, np.finfo(np.float32).tiny  # the least float32 above 0
 # Lowest and highest value of each number of a Job, None where None is one too; ANY itself is no guidance.
@@ -40,8 +37,8 @@ RANGES = {"guidance": (-ANY, ANY), "eta": (0, 1), "rescale": (0, 1), "guidance_s
 RANGES |= {"threshold": (0, 1), "threshold_limit": (POSITIVE, ANY), "churn": (0, ANY), "churn_noise": (0, ANY)}
 RANGES |= {"churn_low": (0, ANY), "churn_high": (0, ANY)}
 COUNTS = {"steps": 1, "skip": 0, "ensd": -ANY}  # whole numbers and the lowest of each
-NAMES = {"sampler": samplers.SAMPLERS, "schedule": (*sigmas.SPACINGS, "automatic"), "grammar": prompt.GRAMMARS}
-NAMES |= {"weighting": prompt.WEIGHTINGS, "noise_source": noise.SOURCES}
+NAMES = {"sampler": SAMPLERS, "schedule": (*sigmas.SPACINGS, "automatic"), "grammar": conditioning.GRAMMARS}
+NAMES |= {"weighting": conditioning.WEIGHTINGS, "noise_source": foreign_noise.SOURCES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +121,7 @@ class Job:
     @property
     def guided(self):
         """Whether both sides of guidance are needed: also for prompts that are weighed against the negative one."""
-        return self.guidance != 1 or self.grammar == "a1111" and any(map(written.weighed, self.prompts))
+        return self.guidance != 1 or self.grammar == "a1111" and any(map(grammars.weighed, self.prompts))
 
     def start_noise(self, shape):
         """Returns the noise from which sampling begins, standard normal [B h w c]; shape: (h, w, c).
@@ -135,14 +132,14 @@ class Job:
             if self.noise.shape != (len(self.prompts), *shape):
                 raise ValueError(f"noise {tuple(self.noise.shape)}: expected {(len(self.prompts), *shape)}")
             return jnp.asarray(self.noise, jnp.float32)
-        drawn = noise.start(self.noise_source, self.seeds, shape)
+        drawn = foreign_noise.start(self.noise_source, self.seeds, shape)
         start = _normal(self.keys, shape) if drawn is None else jnp.asarray(drawn)
         seed, amount = self.variation
         if not amount:
             return start
         others = [seed + i for i in range(len(self.seeds))]
         other = dataclasses.replace(self, seeds=others, variation=(0, 0.0)).start_noise(shape)
-        return mixing.slerp(start, other, amount)
+        return slerp.slerp(start, other, amount)
 
 
 def _check(job, seeds):
@@ -227,7 +224,7 @@ def interpolate(sd, prompts, frames, *, seeds=(0, 0), size=None, at_once=None, *
         places = np.minimum(np.arange(begin, begin + at_once), frames - 1)  # one shape: nothing compiles for the rest
         part = share[places][:, None, None]
         cond = {"context": (1 - part) * texts[0] + part * texts[1]} if texts else None
-        made.append(decode(sd, run(sd, _part(job, places), mixing.slerp(low, high, part[..., None]), cond=cond)))
+        made.append(decode(sd, run(sd, _part(job, places), slerp.slerp(low, high, part[..., None]), cond=cond)))
     return np.concatenate(made)[:frames]
 
 
@@ -270,13 +267,13 @@ def encode(sd, pictures, keys):
 
     keys: one per picture [B]; the draw is of its own, apart from the sampling noise of the same key.
     """
-    sd, place = devices.share(sd.bare, len(pictures))
+    sd, place = replicas.share(sd.bare, len(pictures))
     return _draw_latents(sd, tiles.moments(sd, place(to_pixels(pictures))), place(keys))
 
 
 def decode(sd, z):
     """Returns pictures uint8 [B H W 3] of scaled latents [B h w c]; large ones in tiles, to save memory."""
-    sd, place = devices.share(sd.bare, len(z))
+    sd, place = replicas.share(sd.bare, len(z))
     with memory.told(tuple(side * sd.factor for side in z.shape[1:3]), len(z)):
         return to_pictures(tiles.decode(sd, place(z)))
 
@@ -312,7 +309,7 @@ def _groups(sd, job, before):
     if job.grammar == "plain" or sd.text_encoder is None:
         return [range(len(job.prompts))]
     unwanted, groups = job.negative if job.guided else None, {}
-    sizes = prompt.sizes(sd, job.prompts, unwanted, steps=job.steps, grammar=job.grammar, before=before)
+    sizes = conditioning.sizes(sd, job.prompts, unwanted, steps=job.steps, grammar=job.grammar, before=before)
     for place, size in enumerate(sizes):
         groups.setdefault(size, []).append(place)
     return list(groups.values())
@@ -334,11 +331,11 @@ def _seen(one, places):
 
 def _run(sd, job, start, z, cond, extra, region, *, skipped, before):
     churn = job.churn, job.churn_low, job.churn_high, job.churn_noise
-    plan = samplers.tabulate(sd.schedule, job.sampler, job.steps, job.schedule, job.eta, skipped, churn)
-    sd, place = devices.share(sd, len(start))
+    plan = tabulate(sd.schedule, job.sampler, job.steps, job.schedule, job.eta, skipped, churn)
+    sd, place = replicas.share(sd, len(start))
     start = place(start)
-    sides, count = start.shape[1:3], len(start) // devices.count(start)
-    parts = prompt.parts(job.prompts, job.grammar) if job.guided else 0
+    sides, count = start.shape[1:3], len(start) // replicas.count(start)
+    parts = conditioning.parts(job.prompts, job.grammar) if job.guided else 0
     memory.check(sd, sides, count * (1 + parts), controls=len(job.control))
     if region is not None:
         sd = sd.add(wrappers=region)
@@ -350,13 +347,13 @@ def _run(sd, job, start, z, cond, extra, region, *, skipped, before):
     size = tuple(side * sd.factor for side in sides)
     sd, cond, negative = control.attach(sd, job.control, cond, negative, int(plan.steps), size)
     if negative is not None:
-        times = samplers.guided_times(plan, job.guidance_start, job.guidance_end)
+        times = guided_times(plan, job.guidance_start, job.guidance_end)
         sd = sd.add(wrappers=Guidance(np.float32(job.guidance), place(negative), np.float32(job.rescale), *times))
     if job.threshold:
         sd = sd.add(wrappers=Threshold(np.float32(job.threshold), np.float32(job.threshold_limit)))
     fresh = None
     if plan.stochastic:
-        fresh = noise.steps(job.noise_source, job.seeds, start.shape[1:], plan.draws, job.ensd)
+        fresh = foreign_noise.steps(job.noise_source, job.seeds, start.shape[1:], plan.draws, job.ensd)
     cond, keys, z = place((cond, job.keys, z))
     with memory.told(size, count), _bar(int(plan.rows), job.progress) as tick:
         return _sample(sd.bare, cond, start, keys, plan, z, fresh, tick=tick).block_until_ready()
@@ -369,7 +366,7 @@ def _texts(sd, job, before):
     sd = sd.replace(conditioners=tuple(c.replace(skip=job.skip) if hasattr(c, "skip") else c for c in sd.conditioners))
     if job.grammar != "plain":
         options = dict(steps=job.steps, skip=job.skip, grammar=job.grammar, weighting=job.weighting, before=before)
-        return prompt.condition(sd, job.prompts, job.negative if job.guided else None, **options)
+        return conditioning.condition(sd, job.prompts, job.negative if job.guided else None, **options)
     cond, negative = words(sd, job.prompts, job.skip), words(sd, job.negative, job.skip) if job.guided else None
     learned = [c.word for c in sd.conditioners if hasattr(c, "word")]
     if negative is not None and any(np.isin(negative["ids"], word).any() for word in learned):
@@ -429,7 +426,7 @@ def _sample(sd, cond, start, keys, plan, z, fresh, *, tick):
             jax.debug.callback(tick)
         return sd.denoise(z, t, cond, i)[0]
 
-    return samplers.sample(denoise, start, plan, _split(keys)[1], z=z, step_noise=fresh)
+    return sample(denoise, start, plan, _split(keys)[1], z=z, step_noise=fresh)
 
 
 class _bar:

@@ -19,7 +19,7 @@ import numpy as np
 
 from sdjax.models import hooks
 from sdjax.models.layers import GroupNorm
-from sdjax.runtime import replicas as devices
+from sdjax.runtime import replicas
 
 AT_ONCE = 1 << 20  # pixels; a full-size decoder needs about 3 GB for them
 TILE = 1024  # pixels along a side
@@ -57,7 +57,7 @@ def _fits(x, area):
 
 def _rows(apply, x, area):
     """Returns apply(x), as many rows at once as fit on each device."""
-    rows = max(1, AT_ONCE // (x.shape[1] * x.shape[2] * area)) * devices.count(x)
+    rows = max(1, AT_ONCE // (x.shape[1] * x.shape[2] * area)) * replicas.count(x)
     if len(x) <= rows:
         return apply(x)
     return jnp.concatenate([apply(x[i : i + rows]) for i in range(0, len(x), rows)])
@@ -100,14 +100,14 @@ def _shared(sd, x, method, tile, overlap, unit, finest):
 @functools.partial(jax.jit, static_argnames="method")
 def _measure(sd, x, share, known, method):
     watch = _Norms(known, share)
-    hooks.call("vae", sd.networks.vae, sd.vae, (*sd.hooks, watch), x, method=method, only="fine")
+    hooks.apply("vae", sd.networks.vae, sd.vae, (*sd.hooks, watch), x, method=method, only="fine")
     return watch.measured
 
 
 @functools.partial(jax.jit, static_argnames="method")
 def _apply(sd, x, known, method):
     watch = _Norms(known)
-    return hooks.call("vae", sd.networks.vae, sd.vae, (*sd.hooks, watch), x, method=method, only="fine")
+    return hooks.apply("vae", sd.networks.vae, sd.vae, (*sd.hooks, watch), x, method=method, only="fine")
 
 
 class _Norms:

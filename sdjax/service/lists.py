@@ -19,7 +19,7 @@ import math
 import re
 from pathlib import Path
 
-from sdjax.text import grammar
+from sdjax.text import grammars
 
 NUMBERS = dict.fromkeys(("seed", "steps", "skip", "ensd", "variation_seed", "feather", "margin"), int)
 NUMBERS |= {"guidance": float, "eta": float, "rescale": float, "strength": float}
@@ -88,13 +88,13 @@ def grouped(pictures, kind=lambda picture: None):
 
 
 def prompt(settings):
-    """Returns (prompt without its adapters, the grammar.Adapters of prompt and settings) of a picture's settings."""
-    rest, more = grammar.adapters(settings.get("adapters", ""))
+    """Returns (prompt without its adapters, the grammars.Adapters of prompt and settings) of a picture's settings."""
+    rest, more = grammars.adapters(settings.get("adapters", ""))
     if rest.strip():
         raise ValueError(f"adapters={_shown(rest.strip())}: expected <lora:NAME:STRENGTH> or <hypernet:NAME:STRENGTH>")
     text, own = settings["prompt"], ()
     if settings.get("grammar") == "a1111":
-        text, own = grammar.adapters(text)
+        text, own = grammars.adapters(text)
     return text, own + more
 
 

@@ -10,9 +10,9 @@ import hashlib
 import os
 from pathlib import Path
 
-from sdjax.formats.adapters import attach as adapter_files
-from sdjax.formats.models import folder as pipeline
-from sdjax.formats.models import vae as autoencoders
+from sdjax.formats import pipeline
+from sdjax.formats.adapters import attach
+from sdjax.formats.models import autoencoder
 
 
 def of(sd, model, adapters=(), *, vae=None, named=None):
@@ -25,23 +25,23 @@ def of(sd, model, adapters=(), *, vae=None, named=None):
     name, found = _model(model)
     hashes, shown = {"model": found} if found else {}, []
     if vae is not None:
-        hashes["vae"] = model_hash(vae if Path(vae).is_file() else autoencoders.locate(vae))
-    for file, strength in map(adapter_files.split, adapters):
-        kind, path = adapter_files.kind(sd, file)
-        hashes[f"{kind} {adapter_files.name_of(path)}"] = _hash(kind, path)
-        shown.append(f"{adapter_files.name_of(path)}:{strength:g}")
+        hashes["vae"] = model_hash(vae if Path(vae).is_file() else autoencoder.locate(vae))
+    for file, strength in map(attach.split, adapters):
+        kind, path = attach.kind(sd, file)
+        hashes[f"{kind} {attach.name_of(path)}"] = _hash(kind, path)
+        shown.append(f"{attach.name_of(path)}:{strength:g}")
     hashes |= of_adapters(named or {})
     names = {"model": name} if vae is None else {"model": name, "vae": _name(vae)}
     return {**names, "hashes": hashes, "more": {"Adapters": ", ".join(shown)} if shown else {}}
 
 
 def adapters_named(sd, wanted, texts, folder, grammar):
-    """Returns {"lora ink": file, ...} of what prompts ask for below a folder: grammar.Adapters and embeddings' names.
+    """Returns {"lora ink": file, ...} of what prompts ask for below a folder: grammars.Adapters and embeddings' names.
 
     texts: prompts and negative prompts, of a grammar.
     """
-    found = {f"{one.kind} {one.name}": adapter_files.find(folder, one.name) for one in wanted}
-    words = adapter_files.find_embeddings(sd, texts, folder, grammar)
+    found = {f"{one.kind} {one.name}": attach.find(folder, one.name) for one in wanted}
+    words = attach.find_embeddings(sd, texts, folder, grammar)
     return found | {f"embedding {word}": path for word, path in words.items()}
 
 

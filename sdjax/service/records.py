@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
+import sdjax.settings
 from sdjax import __version__
-from sdjax import settings as config
 from sdjax.formats.storage.files import new_file
 
 SAMPLERS = {
@@ -410,7 +410,7 @@ def _exif(description, comment):
 
 def to_json(record):
     """Returns the record as one line of JSON, ASCII letters only."""
-    return json.dumps(config.to_json(record))
+    return json.dumps(sdjax.settings.to_json(record))
 
 
 def from_json(data):
@@ -421,7 +421,7 @@ def from_json(data):
     try:
         held = json.loads(data)
         held = held.get("record", held) if isinstance(held, dict) else held
-        made = config.from_json(held, {"Record": Record})
+        made = sdjax.settings.from_json(held, {"Record": Record})
     except RecursionError:
         raise ValueError("the record's JSON is nested too deep") from None
     if not isinstance(made, Record) or not all(type(x) is str for x in (*made.hashes.values(), *made.more.values())):

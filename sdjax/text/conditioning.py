@@ -1,6 +1,6 @@
 """Prompts as conditions: tokens with weights, texts of any length, texts that change while sampling, several at once.
 
-    text, wanted = grammar.adapters("a cat <lora:ink:0.8>")    # attach `wanted` first: files are not looked for here
+    text, wanted = grammars.adapters("a cat <lora:ink:0.8>")    # attach `wanted` first: files are not looked for here
     sd, cond, negative = condition(sd, ["a (red:1.3) [cat:dog:0.5] AND snow"], ["blurry"], steps=20)
     sd = sd.add(wrappers=Guidance(7.5, negative))
     prediction, aux = sd.denoise(z, t, cond, i)                # i: the denoising step, 0 the first
@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sdjax.text import grammar as written
+from sdjax.text import grammars
 
 GRAMMARS = ("plain", "a1111", "comfyui")
 WEIGHTINGS = ("a1111", "comfyui")
@@ -51,11 +51,11 @@ def chunks(tokenizer, text, grammar="a1111"):
     if grammar == "plain":
         return [[(number, 1.0) for number in tokenizer.ids(text)[:room]]]
     if grammar == "comfyui":
-        stretches = written.comfy_emphasis(text)
+        stretches = grammars.comfy_emphasis(text)
         return _comfy_chunks([group for pair in stretches for group in _comfy_groups(tokenizer, *pair)], room)
     if grammar != "a1111":
         raise ValueError(f"grammar={grammar!r}: expected one of {', '.join(GRAMMARS)}")
-    return _a1111_chunks(tokenizer, written.emphasis(text), room)
+    return _a1111_chunks(tokenizer, grammars.emphasis(text), room)
 
 
 def _words(tokenizer, text):
@@ -78,7 +78,7 @@ def _a1111_chunks(tokenizer, pairs, room):
         chunk, comma = chunk[split:], None
 
     for text, weight in pairs:
-        if (text, weight) == written.BREAK:
+        if (text, weight) == grammars.BREAK:
             close()
             continue
         for ids in _words(tokenizer, text):
@@ -262,7 +262,7 @@ def _weighed(z, weights, empty, uses=1.0):
 
 
 def _parts(prompt, grammar):
-    return written.parts(prompt) if grammar == "a1111" else ((prompt, 1.0),)
+    return grammars.parts(prompt) if grammar == "a1111" else ((prompt, 1.0),)
 
 
 def _streams(prompts, negatives, steps, grammar, before):
@@ -273,12 +273,12 @@ def _streams(prompts, negatives, steps, grammar, before):
         raise ValueError(f"{len(prompts)} prompts, {len(negatives)} negative prompts: expected as many")
 
     def timed(text):
-        return written.schedule(text, steps, before) if grammar == "a1111" else ((steps, text),)
+        return grammars.schedule(text, steps, before) if grammar == "a1111" else ((steps, text),)
 
     split = [_parts(prompt, grammar) for prompt in prompts]
     for prompt in prompts if grammar == "a1111" else ():
-        if written.ADAPTER.search(prompt):
-            raise ValueError(f"prompt {prompt!r}: take adapters out with grammar.adapters and attach them first")
+        if grammars.ADAPTER.search(prompt):
+            raise ValueError(f"prompt {prompt!r}: take adapters out with grammars.adapters and attach them first")
     most = max(map(len, split))
     streams = [[(p[k][1], timed(p[k][0])) if k < len(p) else (0.0, timed(p[0][0])) for p in split] for k in range(most)]
     return streams + ([] if negatives is None else [[(1.0, timed(text)) for text in negatives]])

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdjax.methods.chain import Chain
 from sdjax.methods.full import Full
-from sdjax.runtime import mesh as parallel
+from sdjax.runtime import mesh
 
 
 def known_word(settings):
@@ -57,7 +57,7 @@ def model(settings, sd):
 def microbatches(settings):
     """Raises ValueError where the method needs the whole batch, or microbatches and devices do not divide it."""
     parts, method = settings.optim.accumulate, settings.method
-    devices = parallel.count(settings.parallel)
+    devices = mesh.count(settings.parallel)
     if parts > 1 and getattr(method, "whole_batch", False):
         raise ValueError(f"optim.accumulate={parts}: {type(method).__name__} needs the whole batch; use 1")
     if parts > 1 and settings.data.batch % (parts * devices):

@@ -14,7 +14,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from sdjax import settings as configs
 from sdjax.data.batches import Data
 from sdjax.formats.storage import files
 from sdjax.methods.chain import Chain
@@ -23,9 +22,9 @@ from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
-from sdjax.runtime import compile_cache as compiled
-from sdjax.training import optim as optimizers
-from sdjax.training import results as export
+from sdjax.runtime import compile_cache
+from sdjax.settings import from_json
+from sdjax.training import optim, results
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.loop import Train, begin, initial_state
 from sdjax.training.optim import Optim
@@ -43,7 +42,7 @@ def write(source, destination, step=None, weights=None):
     Raises ValueError for a folder that is no run, a step or weights that it has not, another base model, and when no
     checkpoint is whole.
     """
-    found = export.run_of(source)
+    found = results.run_of(source)
     if found is None:
         raise ValueError(f"{source}: neither a run's folder nor one of its checkpoints")
     run, named = found
@@ -62,14 +61,14 @@ def write(source, destination, step=None, weights=None):
     tree = state["ema"] if averaged else state["trained"]
     if hasattr(method, "finish"):
         frozen, tree = method.finish(frozen, tree, data)
-    return export.write(method, frozen, tree, destination), int(state["step"])
+    return results.write(method, frozen, tree, destination), int(state["step"])
 
 
 def read(run):
     """Returns the settings in a run's config.json.  Raises ValueError for what a run does not write."""
     path = Path(run) / "config.json"
     try:
-        settings = configs.from_json(files.read_json(path), CLASSES)
+        settings = from_json(files.read_json(path), CLASSES)
     except ValueError as error:
         raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from None
     if not isinstance(settings, Train) or not isinstance(settings.method, METHODS):
@@ -90,7 +89,7 @@ def _checkpoints(run, step):
 def _restored(folders, settings, trained, base):
     """Returns the state of the newest of these checkpoints that is whole."""
     run = folders[0].parents[1]
-    tx = optimizers.transform(settings.optim, settings.steps)
+    tx = optim.transform(settings.optim, settings.steps)
     like = jax.eval_shape(lambda trained: initial_state(trained, tx, settings.ema), trained)
     with tempfile.TemporaryDirectory() as folder:  # a manager tidies up where it reads, so it gets a folder of its own
         for path in folders:
@@ -116,9 +115,9 @@ def main(arguments):
     parser.add_argument("--weights", choices=WEIGHTS)
     options = parser.parse_args(arguments)
     try:
-        found = export.run_of(options.run)
+        found = results.run_of(options.run)
         # as train/run.py does: what a method computes at the start must come out as it did
-        compiled.keep(steps=read(found[0]).steps if found else None)
+        compile_cache.keep(steps=read(found[0]).steps if found else None)
         path, step = write(options.run, options.destination, options.step, options.weights)
     except (ValueError, OSError) as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)

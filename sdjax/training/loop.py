@@ -15,22 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax import settings as configs
 from sdjax import trees
 from sdjax.data import batches
 from sdjax.data.batches import Data
 from sdjax.diffusion.loss import diffusion_loss
-from sdjax.formats.models import folder as pipeline
+from sdjax.formats import pipeline
 from sdjax.methods.clip import CLIP
 from sdjax.methods.full import Full
-from sdjax.runtime import mesh as parallel
-from sdjax.training import checks, preview
-from sdjax.training import optim as optimizers
-from sdjax.training import results as export
-from sdjax.training import run as folder
+from sdjax.runtime import mesh
+from sdjax.settings import BELOW_1, FROM_0, FROM_1, SEED, check
+from sdjax.training import checks, preview, results
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.log import Log
-from sdjax.training.optim import Optim
+from sdjax.training.optim import Optim, moving_average, norm, rate, transform, unmatched
+from sdjax.training.run import check_folder, write_settings
 
 BEFORE_STOP = 143  # exit status after SIGTERM, as shells count it: 128 + 15
 DTYPES = ("float32", "bfloat16")
@@ -76,10 +74,10 @@ class Train:
     prompts: tuple[str, ...] = ()
 
     def __post_init__(self):
-        configs.check(
-            self, steps=configs.FROM_0, seed=configs.SEED, ema=configs.BELOW_1, compute=DTYPES, frozen=DTYPES,
-            min_snr=configs.FROM_0, noise_offset=configs.FROM_0, checkpoint=configs.FROM_0, keep=configs.FROM_1,
-            log=configs.FROM_0, preview=configs.FROM_0,
+        check(
+            self, steps=FROM_0, seed=SEED, ema=BELOW_1, compute=DTYPES, frozen=DTYPES,
+            min_snr=FROM_0, noise_offset=FROM_0, checkpoint=FROM_0, keep=FROM_1,
+            log=FROM_0, preview=FROM_0,
         )  # fmt: skip
 
 
@@ -115,11 +113,11 @@ def make_step(method, tx, root, *, loss=None, accumulate=1, ema=0.0):
         if axis is not None:
             metrics, grads = jax.lax.pmean((metrics, grads), axis)
         updates, opt = tx.update(grads, state["opt"], state["trained"])
-        metrics = {**metrics, "gradient": optimizers.norm(grads), "update": optimizers.norm(updates)}
+        metrics = {**metrics, "gradient": norm(grads), "update": norm(updates)}
         trained = jax.tree.map(lambda x, u: (x + u).astype(x.dtype), state["trained"], updates)
         new = {"step": state["step"] + 1, "trained": trained, "opt": opt}
         if ema:
-            new["ema"] = optimizers.moving_average(state["ema"], trained, ema, state["step"])
+            new["ema"] = moving_average(state["ema"], trained, ema, state["step"])
         return new, metrics
 
     return step
@@ -162,7 +160,7 @@ def begin(settings, pictures=True):
     sd = loaded.with_dtype(settings.compute, remat=settings.remat)
     trained, frozen = method.split(sd, trees.named_key(jax.random.key(settings.seed), "split"))
     if settings.init:
-        trained, frozen = export.start(method, trained, frozen, settings.init)
+        trained, frozen = results.start(method, trained, frozen, settings.init)
     model, frozen = _digest(settings, loaded), _rounded(frozen, settings.frozen)
     del loaded, sd  # gigabytes, where `frozen` is now something else
     data = picture = None
@@ -204,11 +202,11 @@ def train(settings, out):
     out, method = Path(out), settings.method
     checks.microbatches(settings)
     trained, frozen, data, base = begin(settings)
-    tx = optimizers.transform(settings.optim, settings.steps)
+    tx = transform(settings.optim, settings.steps)
     state, numbers = initial_state(trained, tx, settings.ema), trees.count(trained)
-    unmatched = optimizers.unmatched(settings.optim, trained)
+    strange = unmatched(settings.optim, trained)
     del trained  # the state has a copy, and a large model fits once
-    place, run = parallel.compile(_step(settings, tx), settings.parallel, settings.data.batch)
+    place, run = mesh.compile(_step(settings, tx), settings.parallel, settings.data.batch)
     checkpoints, state = _resumed(out, settings, state, base)
     state, fixed = place.state(state), place.frozen(frozen)
 
@@ -216,13 +214,13 @@ def train(settings, out):
         return place.gather(state)["ema" if settings.ema else "trained"]
 
     start = int(place.gather(state)["step"])
-    for pattern in unmatched:
+    for pattern in strange:
         print(f"optim.rates: {pattern!r} matches nothing that is trained")
     print(f"{type(method).__name__}: {numbers:,} numbers trained, {trees.count(frozen):,} frozen; "
           f"{'resumed at step ' + str(start) if start else 'from the start'}; in {out}")  # fmt: skip
     log = Log(out, start, settings.steps, out.name)
     stop = _Stop()
-    previous, schedule = None, optimizers.rate(settings.optim, settings.steps)
+    previous, schedule = None, rate(settings.optim, settings.steps)
     try:
         for n, batch in zip(range(start, settings.steps), data.iterate(start), strict=False):
             state, metrics = run(state, fixed, place.batch(batch))
@@ -251,8 +249,8 @@ def train(settings, out):
     weights = learned(state)
     if hasattr(method, "finish"):
         frozen, weights = method.finish(frozen, weights, data)
-    result = export.write(method, frozen, weights, out / "export")
-    print(f"result: {result}{export.advice(frozen, result)}")
+    result = results.write(method, frozen, weights, out / "export")
+    print(f"result: {result}{results.advice(frozen, result)}")
     return method.join(frozen, weights)
 
 
@@ -265,7 +263,7 @@ def _step(settings, tx):
 
 def _resumed(out, settings, state, base):
     """Returns (Checkpoints of the run's folder, the newest whole state there, else `state`); writes its settings."""
-    folder.check(out, settings, base)
+    check_folder(out, settings, base)
     checkpoints = Checkpoints(out / "checkpoints", settings.keep)
     found = checkpoints.restore(state, base)
     if found is None and checkpoints.damaged:  # a new start would go over what they led to
@@ -273,7 +271,7 @@ def _resumed(out, settings, state, base):
             f"out={str(out)!r}: none of its checkpoints can be read ({', '.join(sorted(checkpoints.damaged))}); choose"
             " another out=DIR, or move them away to start anew"
         )
-    folder.write(out, settings, base)
+    write_settings(out, settings, base)
     return checkpoints, state if found is None else jax.tree.map(jnp.asarray, found)
 
 

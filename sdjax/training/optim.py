@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdjax import settings as config
 from sdjax import trees
+from sdjax.settings import ABOVE_0, FROM_0, FROM_1, TO_1, check, check_pattern
 from sdjax.training import muon
 
 KINDS = ("adamw", "muon", "adafactor", "sgd")
@@ -42,18 +42,18 @@ class Optim:
     rates: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self):
-        config.check(
-            self, "optim.", kind=KINDS, schedule=SCHEDULES, lr=config.FROM_0, warmup=config.FROM_0, end=config.TO_1,
-            weight_decay=config.FROM_0, accumulate=config.FROM_1,
+        check(
+            self, "optim.", kind=KINDS, schedule=SCHEDULES, lr=FROM_0, warmup=FROM_0, end=TO_1,
+            weight_decay=FROM_0, accumulate=FROM_1,
         )  # fmt: skip
         if self.clip is not None:
-            config.check(self, "optim.", clip=config.ABOVE_0)
+            check(self, "optim.", clip=ABOVE_0)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas={self.betas}: expected two numbers from 0 to below 1")
         for pattern, factor in self.rates:
             if not 0 <= factor < math.inf:
                 raise ValueError(f"optim.rates={self.rates}: expected factors from 0, as in (('to_k', 0.5),)")
-            config.pattern("optim.rates", pattern)
+            check_pattern("optim.rates", pattern)
 
 
 def rate(optim, steps):

@@ -12,9 +12,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.formats.adapters import attach as adapters
-from sdjax.formats.adapters import e4t, embeddings
-from sdjax.formats.models import folder as pipeline
+from sdjax.formats import pipeline
+from sdjax.formats.adapters import attach, e4t, embeddings
 from sdjax.methods.chain import Chain, named_part
 from sdjax.methods.e4t import E4T
 from sdjax.methods.textual_inversion import TextualInversion
@@ -96,7 +95,7 @@ def _write_rows(method, trained, destination):
 
 def _read_rows(trained, frozen, source):
     try:
-        found = adapters.words(source, frozen.networks)
+        found = attach.words(source, frozen.networks)
     except ValueError as error:
         raise ValueError(f"init={source!r}: {error}") from None
     if len(found) != 1:

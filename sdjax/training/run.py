@@ -9,8 +9,8 @@ from pathlib import Path
 
 import jax
 
-from sdjax import settings as config
 from sdjax.formats.storage import files
+from sdjax.settings import CLASS, to_json
 
 RUN = "Train"  # the class that a run's config.json names
 
@@ -29,14 +29,14 @@ def fresh(out):
     return out
 
 
-def check(out, settings, base):
+def check_folder(out, settings, base):
     """Raises ValueError where the folder holds what was learned by another method or from something else, or no run."""
     if not (out / "config.json").is_file():
         return
     there = _settings(out)
     if not _has_checkpoints(out) and not (out / "export").exists():
         return
-    old, new = _learned(there), _learned(config.to_json(settings))
+    old, new = _learned(there), _learned(to_json(settings))
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
             raise ValueError(
@@ -48,10 +48,10 @@ def check(out, settings, base):
         raise ValueError(f"out={str(out)!r}: its run started from another model or picture; choose another out=DIR")
 
 
-def write(out, settings, base):
+def write_settings(out, settings, base):
     """Writes what a run is told and what it starts from: config.json and origin.json, each whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
-    for name, value in (("config", config.to_json(settings)), ("origin", {"base": base})):
+    for name, value in (("config", to_json(settings)), ("origin", {"base": base})):
         with files.new_file(out / f"{name}.json") as temporary:
             files.write_json(temporary, value)
 
@@ -65,7 +65,7 @@ def _settings(out):
     """Returns the JSON of the settings in a run's folder; raises ValueError where they are no run's."""
     path = out / "config.json"
     found = files.read_json(path) if path.is_file() else None
-    if not isinstance(found, dict) or found.get(config.CLASS) != RUN:
+    if not isinstance(found, dict) or found.get(CLASS) != RUN:
         raise ValueError(f"out={str(out)!r}: holds other files than a run's; choose another out=DIR")
     return found
 

@@ -1,16 +1,10 @@
-"""Where pictures and words come from: an image folder, one image, or the drawn world.
-
-A source has len(), example(i, random) -> {"picture" uint8 [S S 3], "caption"[, "mask" [S S]]}, picture(i) without
-random augmentation, caption(i, random), other(i, random) -> the number of another picture of the same subject,
-fingerprint().
-"""
+"""The drawn world as a source: people and cats of Pocketland, with captions drawn with them."""
 
 import hashlib
 from pathlib import Path
 
-from sdjax import settings as config
+from sdjax import settings
 from sdjax.data import pocketland, prompts
-from sdjax.data.sources.folder import Folder
 
 EVERY = 0.5  # of the drawn captions name all there is to see: with few words a small model never ties looks to words
 
@@ -20,25 +14,6 @@ PLAIN = {
     "flip": (0, "partings and moles tell people apart"),
     "mask": (False, "pictures are drawn without masks"),
 }
-
-
-def open(data, size):
-    """Returns the source that a run's Data settings name, at `size` pixels.
-
-    Raises ValueError for a path that is empty, does not exist or holds no pictures, and for settings that are not for
-    such pictures.
-    """
-    if data.path == "pocketland":
-        return Drawn(data, size)
-    if not data.path:
-        raise ValueError("data.path='': no pictures; give a folder of images, one image, or 'pocketland'")
-    for name, accepted in (("domain", ""), ("looks", False), ("named", 0)):
-        value = getattr(data, name)
-        if value:
-            raise ValueError(
-                f"data.{name}={value!r}: is for data.path=pocketland; accepted for a folder is {accepted!r}"
-            )
-    return Folder(data, size)
 
 
 class Drawn:
@@ -52,7 +27,7 @@ class Drawn:
             value = getattr(data, name)
             if value != accepted:
                 raise ValueError(f"data.{name}={value!r}: data.path=pocketland accepts {accepted!r}; {why}")
-        config.check(data, "data.", count=config.FROM_1, domain=("", *pocketland.DOMAINS))
+        settings.check(data, "data.", count=settings.FROM_1, domain=("", *pocketland.DOMAINS))
         if data.looks and data.word:
             raise ValueError(f"data.looks=True: with data.word={data.word!r} captions name no looks; accepted is False")
         if data.named and not data.word:

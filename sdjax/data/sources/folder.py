@@ -9,9 +9,9 @@ import functools
 
 import numpy as np
 
-from sdjax import settings as config
+from sdjax import settings
 from sdjax.data import prompts
-from sdjax.images import reading as images
+from sdjax.images import reading
 
 CROPS = ("center", "random")
 KEPT = 16  # decoded pictures kept: a folder for personalisation is read once
@@ -19,7 +19,7 @@ KEPT = 16  # decoded pictures kept: a folder for personalisation is read once
 
 def check(data):
     """Raises ValueError for a crop or a flip that no picture can have."""
-    config.check(data, "data.", crop=CROPS, flip=config.TO_1)
+    settings.check(data, "data.", crop=CROPS, flip=settings.TO_1)
 
 
 class Folder:
@@ -32,7 +32,7 @@ class Folder:
     def __init__(self, data, size):
         check(data)
         self.items, self.size, self.crop, self.flip, self.masked = (
-            images.find(data.path),
+            reading.find(data.path),
             size,
             data.crop,
             data.flip,
@@ -45,7 +45,7 @@ class Folder:
                 f"{bare[0]} ({len(bare)} of {len(self.items)} pictures): no caption; write one to "
                 f"{bare[0].with_suffix('.txt').name}, or set data.word, or data.templates=none"
             )
-        if data.mask and not any(images.has_mask(item) for item in self.items):
+        if data.mask and not any(reading.has_mask(item) for item in self.items):
             raise ValueError(
                 f"data.mask=True: no picture of data.path={data.path!r} has an alpha channel or a .mask.png"
             )
@@ -58,11 +58,11 @@ class Folder:
         return len(self.items)
 
     def _decode(self, i):
-        return images.decode(self.items[i], self.size, self.masked)
+        return reading.decode(self.items[i], self.size, self.masked)
 
     def picture(self, i):
         """Returns the middle of picture i, uint8 [size size 3]."""
-        return images.square(self._decoded(i)[0], self.size)
+        return reading.square(self._decoded(i)[0], self.size)
 
     def caption(self, i, random):
         """Returns a prompt for picture i."""
@@ -79,7 +79,7 @@ class Folder:
         """Returns {"picture", "caption"} of picture i, with data.mask also "mask", float32 [size size] in [0, 1]."""
         x, y, mirror = random.random(3)
         cut = functools.partial(
-            images.square,
+            reading.square,
             size=self.size,
             place=(x, y) if self.crop == "random" else (0.5, 0.5),
             flip=mirror < self.flip,
@@ -90,4 +90,4 @@ class Folder:
 
     def fingerprint(self):
         """Returns what decides the pictures, for a cache's name."""
-        return ["folder", len(self), images.digest(self.items)]
+        return ["folder", len(self), reading.digest(self.items)]

@@ -120,7 +120,7 @@ def attach_all(sd, named):
 
 
 def attach_named(sd, wanted, folder):
-    """Returns sd with the adapters that prompts ask for, grammar.Adapter, from files of their names below a folder.
+    """Returns sd with the adapters that prompts ask for, grammars.Adapter, from files of their names below a folder.
 
     They cannot be detached.  Raises ValueError where a name is not that of one file, or its file is of another kind.
     """

@@ -19,8 +19,7 @@ import numpy as np
 from PIL import Image
 
 from sdjax import trees
-from sdjax.formats.storage import files
-from sdjax.formats.storage import parameters as names
+from sdjax.formats.storage import files, parameters
 from sdjax.methods import offsets
 from sdjax.methods.e4t import E4T, empty, half, look
 from sdjax.stable_diffusion import to_pictures, to_pixels
@@ -33,13 +32,13 @@ def write(part, tree, frozen, sd, folder):
     """Writes the folder of an E4T method: its trained tree, and the reference where it is not that of `sd`."""
     folder.mkdir()
     encoder = {name: tree[name] for name in ("head", "vision") if name in tree}
-    files.write_weights(folder, "encoder", names.write(encoder))
+    files.write_weights(folder, "encoder", parameters.write(encoder))
     files.write_weights(
-        folder, "offsets", names.write(offsets.by_name(names.template(frozen.networks.unet), tree["offsets"]))
+        folder, "offsets", parameters.write(offsets.by_name(parameters.template(frozen.networks.unet), tree["offsets"]))
     )
     kept = not _is_of(frozen.reference, sd)
     if kept:
-        files.write_weights(folder, "reference", names.write({name: frozen.reference[name] for name in REFERENCE}))
+        files.write_weights(folder, "reference", parameters.write({name: frozen.reference[name] for name in REFERENCE}))
     if "concept" in frozen.reference:
         Image.fromarray(to_pictures(frozen.reference["concept"])).save(folder / "concept.png")
     files.write_json(folder / "config.json", {**dataclasses.asdict(part), "reference": kept})
@@ -76,15 +75,15 @@ def start(method, trained, frozen, source):
     like = {"head": trained["head"]}
     if config["vision"]:
         like["vision"] = frozen.image_encoder
-    encoder = names.read_tree(files.open_weights(folder, "encoder"), like, "float32")
-    unet = names.template(frozen.networks.unet)
+    encoder = parameters.read_tree(files.open_weights(folder, "encoder"), like, "float32")
+    unet = parameters.template(frozen.networks.unet)
     like = offsets.by_name(unet, trained["offsets"])
-    generators = names.read_tree(files.open_weights(folder, "offsets"), like, "float32")
+    generators = parameters.read_tree(files.open_weights(folder, "offsets"), like, "float32")
     if config["vision"] and not method.vision:
         frozen = frozen.replace(image_encoder=encoder.pop("vision"))
     if config["reference"]:
         like = {name: frozen.reference[name] for name in REFERENCE}
-        read = names.read_tree(files.open_weights(folder, "reference"), like, "float32")
+        read = parameters.read_tree(files.open_weights(folder, "reference"), like, "float32")
         frozen = frozen.replace(reference={**frozen.reference, **read})
     return {**trained, **encoder, "offsets": offsets.by_shape(unet, generators)}, frozen
 

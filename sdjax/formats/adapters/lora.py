@@ -28,8 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import trees
-from sdjax.formats.storage import ldm_names as ldm
-from sdjax.formats.storage import parameters as names
+from sdjax.formats.storage import ldm_names, parameters
 
 PARTS = ("unet", "text_encoder")
 SUFFIXES = {
@@ -122,7 +121,7 @@ def read(tensors, networks, configs, path):
         if factors:
             edits[part][f"{module}.kernel"] = Edit(_prepared(factors, module, config, where))
     for part in PARTS:
-        _check_shapes(edits[part], names.template(getattr(networks, part)), path)
+        _check_shapes(edits[part], parameters.template(getattr(networks, part)), path)
     return edits
 
 
@@ -186,9 +185,9 @@ def _check_shapes(edits, template, path):
 def spellings(unet, text_encoder):
     """Returns {every spelling of a module's name: (part, module)} of the layers with a kernel."""
     found = {}
-    original = ldm.unet_modules(unet.config)
+    original = ldm_names.unet_modules(unet.config)
     for module in _modules(unet):
-        spelled = _unet_spellings(module, ldm.rename(module, original))
+        spelled = _unet_spellings(module, ldm_names.rename(module, original))
         found |= dict.fromkeys(spelled, ("unet", module))
     for module in _modules(text_encoder):
         found |= dict.fromkeys(_text_spellings(module), ("text_encoder", module))
@@ -197,7 +196,7 @@ def spellings(unet, text_encoder):
 
 def _modules(network):
     """Returns the dotted names of the layers that have a kernel."""
-    leaves = (name.rpartition(".") for name in trees.names(names.template(network)))
+    leaves = (name.rpartition(".") for name in trees.names(parameters.template(network)))
     return [module for module, _, leaf in leaves if leaf == "kernel"]
 
 
@@ -252,7 +251,7 @@ def _kept(weight, stack):
 @jax.jit
 def _merged(weight, edits, strengths):
     """Returns a weight in our layout with edits of several strengths: arrays, so that no other strength compiles."""
-    to_file, from_file = names.TO_FILE.get(weight.ndim, (0,)), names.FROM_FILE.get(weight.ndim, (0,))
+    to_file, from_file = parameters.TO_FILE.get(weight.ndim, (0,)), parameters.FROM_FILE.get(weight.ndim, (0,))
     base = weight.astype(jnp.float32).transpose(to_file)
     changes = (strength * change(edit, base) for edit, strength in zip(edits, strengths, strict=True))
     return (base + sum(changes)).transpose(from_file).astype(weight.dtype)

@@ -13,13 +13,9 @@ import pathlib
 
 import jax.numpy as jnp
 
-from sdjax.formats.models import folder as pipeline
-from sdjax.formats.models import infer_config as sizes
-from sdjax.formats.models import presets as shapes
-from sdjax.formats.models import single_file
-from sdjax.formats.storage import files
-from sdjax.formats.storage import ldm_names as ldm
-from sdjax.formats.storage import parameters as names
+from sdjax.formats.models import infer_config, presets, single_file
+from sdjax.formats.models.folder import WRITTEN_AS
+from sdjax.formats.storage import files, ldm_names, parameters
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.models.unet import UNetConfig
 from sdjax.sampling.control import Control
@@ -50,18 +46,18 @@ def load_control(source, dtype="float32", *, variant=None):
 
 def save_control(control, destination, *, dtype=None):
     """Writes the folder that diffusers' ControlNetModel.from_pretrained loads; returns its path."""
-    tensors = names.write(control.params, dtype)
+    tensors = parameters.write(control.params, dtype)
     size = sum(tensor.bytes for tensor in tensors.values())
     with files.new_folder(destination, "config.json", ("config.json", f"{STEM}.safetensors"), size) as folder:
         files.write_weights(folder, STEM, tensors)
-        config = {**control.network.config.to_json(), "_diffusers_version": pipeline.WRITTEN_AS}
+        config = {**control.network.config.to_json(), "_diffusers_version": WRITTEN_AS}
         files.write_json(folder / "config.json", config)
     return pathlib.Path(os.path.realpath(destination))
 
 
 def _control(weights, config, dtype):
     network = ControlNet(config, jnp.dtype(dtype or "float32"))
-    return Control(names.read(weights, network, "controlnet", dtype), network)
+    return Control(parameters.read(weights, network, "controlnet", dtype), network)
 
 
 def _config(folder):
@@ -75,12 +71,12 @@ def _config(folder):
 
 def _random(name, dtype):
     """Returns the Control of a built-in shape, with random weights none of which is zero."""
-    if name not in shapes.SHAPES:
-        raise ValueError(f"control 'random:{name}': expected one of {', '.join(f'random:{n}' for n in shapes.SHAPES)}")
-    shape = shapes.SHAPES[name]
+    if name not in presets.SHAPES:
+        raise ValueError(f"control 'random:{name}': expected one of {', '.join(f'random:{n}' for n in presets.SHAPES)}")
+    shape = presets.SHAPES[name]
     factor = 2 ** (len(shape["vae"]["block_out_channels"]) - 1)
     network = ControlNet(ControlNetConfig.of(UNetConfig(**shape["unet"]), factor), jnp.dtype(dtype or "float32"))
-    return Control(names.random_parameters(network, dtype or "float32"), network)
+    return Control(parameters.random_parameters(network, dtype or "float32"), network)
 
 
 # ---- the original names --------------------------------------------------------------------------
@@ -96,8 +92,8 @@ def _original(weights):
     except ValueError as error:
         raise ValueError(f"{weights.path}: {error}") from None
     table = modules(config)
-    ours = names.file_names(names.template(ControlNet(config)))
-    places = {name: there[place] for name in ours if (place := ldm.rename(name, table)) in there}
+    ours = parameters.file_names(parameters.template(ControlNet(config)))
+    places = {name: there[place] for name in ours if (place := ldm_names.rename(name, table)) in there}
     unknown = set(there.values()) - set(places.values())
     known = {name: (place, None) for name, place in places.items()}
     return single_file.View(weights, known | {name: (name, None) for name in unknown}), config
@@ -105,7 +101,7 @@ def _original(weights):
 
 def modules(config):
     """Returns {our module: the repository's} of a ControlNet with this ControlNetConfig."""
-    table = ldm.unet_modules(config.unet)
+    table = ldm_names.unet_modules(config.unet)
     hint = "controlnet_cond_embedding"
     blocks = 2 * (len(config.conditioning_embedding_out_channels) - 1)
     table[f"{hint}.conv_in"] = "input_hint_block.0"
@@ -122,7 +118,7 @@ def _found_config(found):
     while f"input_hint_block.{place + 2}.weight" in found:
         widths.append(found[f"input_hint_block.{place}.weight"])
         place += 4
-    unet = sizes.unet_config(found | {"out.2.weight": (4,)})  # a ControlNet has no way up
+    unet = infer_config.unet_config(found | {"out.2.weight": (4,)})  # a ControlNet has no way up
     options = {
         "conditioning_channels": widths[0][1],
         "conditioning_embedding_out_channels": tuple(w[0] for w in widths),

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.formats.models import single_file
-from sdjax.formats.storage import files
-from sdjax.formats.storage import parameters as names
+from sdjax.formats.storage import files, parameters
 from sdjax.models.critics import CONVS, Lpips
 
 IGNORED = ("classifier.", "scaling_layer.", "lins.")
@@ -51,8 +50,8 @@ def read(source, dtype="float32"):
     tops = [f"lin{stage}.model.1.weight" for stage in range(len(CONVS))]
     absent = [name for name in tops if name not in found or found[name].ndim != 4]
     if absent:
-        raise ValueError(f"{source}: no LPIPS with VGG16: missing {names.trees.listing(absent)}")
+        raise ValueError(f"{source}: no LPIPS with VGG16: missing {parameters.trees.listing(absent)}")
     network = Lpips(tuple(found[name].shape[1] for name in tops))
     picture = jnp.zeros((1, 16, 16, 3))  # the smallest
     like = jax.eval_shape(lambda: network.init(jax.random.key(0), picture, picture))["params"]
-    return names.read_tree(files.Arrays(source, found), like, dtype, sizes="VGG16 and its linear layers")
+    return parameters.read_tree(files.Arrays(source, found), like, dtype, sizes="VGG16 and its linear layers")

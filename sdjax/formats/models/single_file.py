@@ -19,10 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.diffusion.schedule import Schedule
-from sdjax.formats.models import infer_config as sizes
-from sdjax.formats.storage import files, pickles
-from sdjax.formats.storage import ldm_names as ldm
-from sdjax.formats.storage import parameters as names
+from sdjax.formats.models import infer_config
+from sdjax.formats.storage import files, ldm_names, parameters, pickles
 from sdjax.models.clip import TextConfig, TextEncoder
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import AutoencoderKL, VaeConfig
@@ -81,7 +79,7 @@ def _read(path, dtype, prediction_type, ema, tokenizer):
     networks = {name: NETWORKS[name][1](config, jnp.dtype(dtype or "float32")) for name, config in configs.items()}
     prefixes = {"unet": UNET, "vae": VAE, "text_encoder": text}
     views = {name: _view(weights, network, prefixes[name], ema) for name, network in networks.items()}
-    params = {name: names.read(views[name], network, name, dtype) for name, network in networks.items()}
+    params = {name: parameters.read(views[name], network, name, dtype) for name, network in networks.items()}
     schedule = _schedule(weights, notes, configs["unet"])
     if not notes:
         prediction_type = (
@@ -190,10 +188,15 @@ def averaged(name):
 
 def _places(network, prefix):
     """Returns {our name: (name in a single file, third of its rows or None)} of all weights of a network."""
-    make = {UNET: ldm.unet_modules, VAE: ldm.vae_modules, OPEN_CLIP: ldm.open_clip_modules, CLIP: lambda config: {}}
+    make = {
+        UNET: ldm_names.unet_modules,
+        VAE: ldm_names.vae_modules,
+        OPEN_CLIP: ldm_names.open_clip_modules,
+        CLIP: lambda config: {},
+    }
     modules = make[prefix](network.config)
-    ours = names.file_names(names.template(network))
-    return {name: (prefix + ldm.rename(name, modules), _third(name, prefix, network.config)) for name in ours}
+    ours = parameters.file_names(parameters.template(network))
+    return {name: (prefix + ldm_names.rename(name, modules), _third(name, prefix, network.config)) for name in ours}
 
 
 def _third(name, prefix, config):
@@ -237,12 +240,12 @@ def _configs(weights, notes, text, tokenizer):
             raise ValueError(f"no weights {prefix}*: not a whole Stable Diffusion 1 or 2 with the original names")
         return found
 
-    unet = sizes.unet_config(shapes(UNET))
-    vae = sizes.vae_config(shapes(VAE), unet)
+    unet = infer_config.unet_config(shapes(UNET))
+    vae = infer_config.vae_config(shapes(VAE), unet)
     if text is None:
         return {"unet": unet, "vae": vae}
     ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
-    read_text = sizes.clip_config if text == CLIP else sizes.open_clip_config
+    read_text = infer_config.clip_config if text == CLIP else infer_config.open_clip_config
     return {"unet": unet, "vae": vae, "text_encoder": read_text(shapes(text), ids)}
 
 
@@ -337,7 +340,7 @@ def write(sd, destination, dtype=None):
     if sd.text_encoder is not None:
         prefixes["text_encoder"] = OPEN_CLIP if sd.networks.text_encoder.config.hidden_act == "gelu" else CLIP
     for part, prefix in prefixes.items():
-        tensors |= _renamed(names.write(getattr(sd, part), dtype), getattr(sd.networks, part), prefix)
+        tensors |= _renamed(parameters.write(getattr(sd, part), dtype), getattr(sd.networks, part), prefix)
     metadata = {"format": "pt", NOTES: json.dumps(_said(sd, usual)), **_modelspec(sd, path.stem)}
     with files.new_file(path) as temporary:
         files.write_safetensors(temporary, tensors, metadata)

@@ -9,10 +9,8 @@ import pathlib
 
 import jax.numpy as jnp
 
-from sdjax.formats.models import infer_config as sizes
-from sdjax.formats.models import single_file
-from sdjax.formats.storage import files
-from sdjax.formats.storage import parameters as names
+from sdjax.formats.models import infer_config, single_file
+from sdjax.formats.storage import files, parameters
 from sdjax.models.vae import AutoencoderKL, VaeConfig
 
 MODULES = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.")
@@ -37,7 +35,7 @@ def put(sd, source, dtype="float32"):
             )
         network = AutoencoderKL(config, jnp.dtype(dtype or "float32"))
         weights = single_file.vae_view(weights, network) if os.path.isfile(source) else weights
-        params = names.read(weights, network, "vae", dtype)
+        params = parameters.read(weights, network, "vae", dtype)
     except ValueError as error:
         raise ValueError(f"vae={str(source)!r}: {error}") from None
     return sd.replace(vae=params, networks=dataclasses.replace(sd.networks, vae=network))
@@ -63,4 +61,4 @@ def _file(path, sd):
         raise ValueError("no autoencoder with the original names; expected such a file, or a diffusers folder")
     shapes = {name: weights.shape(place) for name, place in places.items()}
     view = single_file.View(weights, {single_file.VAE + name: (place, None) for name, place in places.items()})
-    return view, sizes.vae_config(shapes, sd.networks.unet.config)
+    return view, infer_config.vae_config(shapes, sd.networks.unet.config)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdjax.data import batches
+from sdjax.data import batches, sources
 from sdjax.data import pocketland as land
 from sdjax.data.batches import Data
-from sdjax.data.sources import drawn as sources
-from sdjax.formats.models import folder as pipeline
+from sdjax.data.sources.drawn import of_domain
+from sdjax.formats import pipeline
 from sdjax.stable_diffusion import to_pictures
 
 DATA = Data(path="pocketland", size=32, batch=4, count=16)
@@ -77,7 +77,7 @@ def test_sources_refuse_what_is_not_for_them(changes, message):
 
 def test_a_domain_without_pictures_is_refused():
     with pytest.raises(ValueError, match="data.count=16: none of so few pictures shows a cat"):
-        sources.of_domain(drawn(), "cat")
+        of_domain(drawn(), "cat")
 
 
 def test_the_one_picture_that_an_encoder_looks_at_is_not_augmented(tmp_path):

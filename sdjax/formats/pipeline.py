@@ -1,0 +1,173 @@
+"""Whole models: a diffusers folder, a single file, a hub id or a built-in shape in; what diffusers loads out.
+
+sd = load("pocket")                                      # or "folder", "v1-5.ckpt", "owner/name", "random:sd15"
+sd = load("folder", "float16", vision="openai/clip-vit-large-patch14")
+save(sd, "out")                                          # StableDiffusionPipeline.from_pretrained("out")
+save(sd, "out.safetensors", "single-file")               # one checkpoint, as A1111 and ComfyUI have them
+"""
+
+import os
+import pathlib
+
+import jax.numpy as jnp
+
+from sdjax.diffusion.schedule import Schedule
+from sdjax.formats.adapters import e4t
+from sdjax.formats.models import autoencoder, folder, lpips, presets, single_file
+from sdjax.formats.storage import files, parameters
+from sdjax.methods.clip import CLIP
+from sdjax.models.clip import ImageConfig, ImageEncoder, TextConfig
+from sdjax.models.critics import LPIPS
+from sdjax.stable_diffusion import Networks
+from sdjax.text.tokenizer import Tokenizer, byte_vocabulary
+
+POCKET = pathlib.Path(__file__).parents[1] / "pocket"
+DTYPES = ("float32", "float16", "bfloat16")
+FORMATS = ("diffusers", "single-file")
+
+
+def locate(source, variant=None):
+    """Returns the local folder of "pocket", a folder or a hub id (fetched into the hub's cache).
+
+    Raises ValueError naming the source when there is no such model.
+    """
+    if str(source) == "pocket":
+        source = POCKET
+    if str(source).startswith("random:"):
+        raise ValueError(f"model {str(source)!r}: a built-in shape has no folder; save it first")
+    kinds = [f".{variant}"] if variant else ["", ".fp16"]
+    patterns = [folder.patterns(kind, ending) for ending in ("safetensors", "bin") for kind in kinds]
+    return files.locate(source, patterns, lambda place: any(place.rglob("*.safetensors")))
+
+
+# ---- loading -----------------------------------------------------------------------------------
+
+
+def load(
+    source, dtype="float32", *, variant=None, vision=None, prediction_type=None, ema=False, tokenizer=None, vae=None
+):
+    """Returns the StableDiffusion of a diffusers folder, a single-file checkpoint, a hub id "owner/name", "pocket",
+    "random:NAME" or "new:NAME".
+
+    dtype: type of the weights and of the networks' computation ("float32", "float16", "bfloat16"); None keeps every
+    weight as stored and computes in float32.  variant: "fp16" takes those files of the folder.
+    vision: take the image encoder from there (a folder or hub id of a CLIPModel or CLIPVisionModel, a model with an
+    image encoder, or "random:vit-l", "random:vit-h").  A file, or two with a comma between, brings LPIPS' weights
+    instead, for the training of autoencoders (formats/models/lpips.py).
+    Beside the weights at most a few tensors are in memory.
+    A folder whose e4t/ keeps a picture comes with E4T's encoder looking at it.
+    prediction_type, ema, tokenizer: of a single file only, as single_file.read has them.
+    vae: take the autoencoder from there, a file, folder or hub id (autoencoder.put).
+    Raises ValueError in one line, naming the file and what in it is missing, unknown or does not fit.
+    """
+    if dtype not in (*DTYPES, None):
+        raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+    kind, _, shape = str(source).partition(":")
+    if os.path.isfile(source):
+        options = {"prediction_type": prediction_type, "ema": ema, "tokenizer": tokenizer}
+        *parts, low = single_file.read(source, dtype, **options)
+        sd = folder.assemble(*parts).replace(low_schedule=low)
+    elif prediction_type or ema or tokenizer:
+        raise ValueError(f"{source}: prediction_type, ema and tokenizer are for single files; this is none")
+    elif kind in ("random", "new") and shape:
+        sd = _built_in(kind, shape, dtype or "float32")
+    else:
+        place = locate(source, variant)
+        sd = e4t.attached(folder.read(place, dtype, variant), place)
+    if vae is not None:
+        sd = autoencoder.put(sd, vae, dtype)
+    if vision is not None and lpips.is_file(vision):
+        sd = sd.replace(reference={**(sd.reference or {}), LPIPS: lpips.read(vision, dtype)})
+    elif vision is not None:
+        network, params = _load_vision(vision, dtype, variant)
+        parts = {name: getattr(sd.networks, name) for name in folder.REQUIRED}
+        # A text projection into the embeddings of another image encoder means nothing.
+        others = {name: tree for name, tree in (sd.reference or {}).items() if name != CLIP}
+        networks = Networks(**parts, image_encoder=network)
+        sd = sd.replace(image_encoder=params, networks=networks, reference=others or None)
+    return sd
+
+
+def _load_vision(source, dtype, variant):
+    """Returns (network, parameters) of an image encoder."""
+    if str(source).startswith("random:"):
+        name = str(source).removeprefix("random:")
+        if name not in presets.TOWERS:
+            raise ValueError(f"vision={str(source)!r}: expected one of {_known(presets.TOWERS)}")
+        network = ImageEncoder(ImageConfig(**presets.TOWERS[name]), jnp.dtype(dtype or "float32"))
+        return network, parameters.random_parameters(network, dtype or "float32")
+    place = locate(source, variant)
+    if not (place / "config.json").is_file() and (place / "image_encoder").is_dir():
+        place = place / "image_encoder"
+    config = folder.read_config(place / "config.json", _tower)
+    network = ImageEncoder(config, jnp.dtype(dtype or "float32"))
+    # A CLIPVisionModel has no projection; its embeddings are then zero, its class tokens are all there.
+    bare = "CLIPVisionModel" in (files.read_json(place / "config.json").get("architectures") or ())
+    weights = files.open_weights(place, "model", variant)
+    return network, parameters.read(
+        weights, network, "image_encoder", dtype, ("visual_projection.weight",) if bare else ()
+    )
+
+
+def _tower(values):
+    """Returns the ImageConfig of a tower's config.json, or of a CLIPModel's, which holds both towers."""
+    if values.get("vision_config") is not None:
+        values = {**values["vision_config"], "projection_dim": values.get("projection_dim", 512)}
+    return ImageConfig.from_json(values)
+
+
+def _known(table):
+    return ", ".join(f"random:{name}" for name in table)
+
+
+def _built_in(kind, name, dtype):
+    """Returns a built-in shape with "random" weights, none of them zero, or "new" ones, from which training begins."""
+    if name not in presets.SHAPES:
+        raise ValueError(f"model '{kind}:{name}': expected one of {_known(presets.SHAPES)}")
+    shape = presets.SHAPES[name]
+    tokenizer = _tokenizer(**shape["tokenizer"])
+    text = {"vocab_size": tokenizer.size, "bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
+    text |= {"pad_token_id": tokenizer.pad}
+    configs = {
+        part: folder.PARTS[part].config(**shape[part])
+        for part in folder.PARTS
+        if part in shape and part != "text_encoder"
+    }
+    configs["text_encoder"] = TextConfig(**shape["text_encoder"], **text)
+    networks = {part: folder.PARTS[part].network(config, jnp.dtype(dtype)) for part, config in configs.items()}
+    make = {"random": parameters.random_parameters, "new": parameters.new_parameters}[kind]
+    params = {part: make(network, dtype) for part, network in networks.items()}
+    return folder.assemble(networks, params, Schedule(**shape["schedule"]), tokenizer)
+
+
+def _tokenizer(size=0, length=77, texts=None, pad="<|endoftext|>", folder=None):
+    if folder is not None:
+        return Tokenizer.load(POCKET.parent / folder)
+    if texts is None:
+        return Tokenizer.of(*byte_vocabulary(size), length, pad)
+    return Tokenizer.train(texts, size, length)
+
+
+# ---- saving ------------------------------------------------------------------------------------
+
+
+def save(sd, destination, format="diffusers", *, dtype=None, shard_size=files.SHARD_SIZE, extras=()):
+    """Writes a folder that diffusers' from_pretrained loads bit for bit, whole or not at all; returns its path.
+
+    format: "diffusers", or "single-file" for one checkpoint (single_file.write), without shards and extras.
+    dtype: type of the weights in the files; None keeps each as it is.  shard_size: bytes of weights per file.
+    extras: functions (sd, folder) that add further folders, such as e4t/, before the new folder takes its place.
+    An old model in the destination is replaced; its README.md and other files that are no part of a model stay.
+    Raises ValueError when hooks or conditioners hold weights that the files would lack, or the destination holds
+    something else.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
+    if dtype not in (*DTYPES, None):
+        raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+    if sd.hooks or sd.conditioners:
+        held = ", ".join(type(item).__name__ for item in (*sd.hooks, *sd.conditioners))
+        raise ValueError(f"{destination}: the model computes with {held} beside its weights; merge before saving")
+    if format == "single-file":
+        return single_file.write(sd, destination, dtype)
+    return folder.write(sd, destination, dtype, shard_size, extras)
