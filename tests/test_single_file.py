@@ -187,8 +187,7 @@ def table(name):
 def empty(sizes, prefix, modules):
     """Returns a checkpoint of empty tensors with LDM's names."""
     return {
-        prefix + ldm_names.rename(name, modules): torch.empty(shape, device="meta")
-        for name, shape in infer_config.items()
+        prefix + ldm_names.rename(name, modules): torch.empty(shape, device="meta") for name, shape in sizes.items()
     }
 
 

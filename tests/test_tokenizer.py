@@ -170,7 +170,9 @@ def test_bad_folders_are_refused_by_name(tokenizer, tmp_path):
 
 def test_importing_is_quick():
     """No heavy package comes with the module: transformers alone takes longer than `import sdjax` may."""
-    program = "import sys, sdjax.text.tokenizer; print([name for name in ('transformers', 'tokenizers') if name in sys.modules])"
+    program = (
+        "import sys, sdjax.text.tokenizer as t; print([m for m in ('transformers', 'tokenizers') if m in sys.modules])"
+    )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
 
