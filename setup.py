@@ -8,15 +8,17 @@ CORE = [
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12",
     "grain>=0.2.18",
-    "transformers>=5",
     "tokenizers>=0.21",
     "safetensors>=0.6",
     "huggingface_hub>=1",
     "numpy>=2",
     "pillow>=11",
     "tqdm>=4.66",
+    "jaxtyping>=0.3",  # shapes of arrays in annotations
+    "pydantic>=2.11",  # the check of a picture's settings; programs and service alone import it
+    "annotated-types>=0.7",
 ]
-TORCH = ["torch==2.13.0", "diffusers>=0.40", "peft>=0.18"]
+TORCH = ["torch==2.13.0", "diffusers>=0.40", "transformers>=5", "peft>=0.18"]
 LOGGING = ["tensorboardX>=2.6"]
 TABLES = ["pyarrow>=20"]  # parquet lists of jobs
 
@@ -31,7 +33,7 @@ setup(
     install_requires=CORE,
     extras_require={
         "torch": TORCH,
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", *TORCH, *LOGGING, *TABLES],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "basedpyright>=1.30", *TORCH, *LOGGING, *TABLES],
         "tables": TABLES,
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
