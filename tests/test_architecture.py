@@ -16,7 +16,7 @@ SOURCES = sorted((ROOT / "sdjax").rglob("*.py"))
 PROGRAMS = [
     path for folder in ("train", "sample", "configs", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))
 ]
-# A module may import from its own floor and from those below it.
+# A module may import from its own floor and from those below it, and nothing in a circle.
 FLOORS = (
     ("trees", "settings", "runtime", "images", "text", "models"),
     ("diffusion",),
@@ -29,6 +29,8 @@ FLOORS = (
     ("web",),
     ("convert",),
 )
+LOOSE = 8  # modules that may lie in sdjax/ itself
+STRANGERS = ("sdjax.formats.models", "sdjax.formats.adapters")  # neither imports the other
 FLOOR = {unit: i for i, floor in enumerate(FLOORS) for unit in floor}
 EXTRAS = {"torch", "diffusers", "gradio", "peft", "wandb"}
 MAKES_LAYERS = ("models", "methods/hypernetwork.py")
@@ -61,10 +63,67 @@ def python(program):
     return run
 
 
+def dotted(path):
+    """Returns the dotted name of a module's file, that of the package for its __init__.py."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def edges(paths):
+    """Returns {module: the modules of the package that it imports}; a package counts as its __init__.py."""
+    known = {dotted(path) for path in paths}
+    return {dotted(path): (imported(path) & known) - {dotted(path), "sdjax"} for path in paths}
+
+
+def circle(graph):
+    """Returns the nodes of one circle of a graph {node: its successors}, [] where there is none."""
+    done = set()
+
+    def walk(node, way):
+        if node in way:
+            return way[way.index(node) :]
+        if node in done:
+            return []
+        found = next(filter(None, (walk(after, [*way, node]) for after in sorted(graph.get(node, ())))), [])
+        done.add(node)
+        return found
+
+    return next(filter(None, (walk(node, []) for node in sorted(graph))), [])
+
+
+def rooms(graph):
+    """Returns the graph of the parts of the house, from that of the modules."""
+    found = {}
+    for name, targets in graph.items():
+        found.setdefault(unit(name), set()).update(unit(target) for target in targets)
+    return {room: others - {room} for room, others in found.items()}
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_nothing_imports_in_a_circle():
+    """Neither modules nor rooms, those of one floor included."""
+    graph = edges(SOURCES)
+    assert circle(graph) == []
+    assert circle(rooms(graph)) == []
+
+
+def test_model_files_and_adapter_files_are_strangers():
+    for name, targets in edges(SOURCES).items():
+        for one, other in (STRANGERS, STRANGERS[::-1]):
+            assert not (name.startswith(one) and any(target.startswith(other) for target in targets)), name
+
+
+def test_few_modules_are_loose():
+    assert len([path for path in (ROOT / "sdjax").glob("*.py")]) <= LOOSE
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=names(SOURCES))
 def test_imports_run_one_way(path):
-    own = unit(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    if own == "__init__":
+    own = unit(dotted(path))
+    if not own:
         assert not {name for name in imported(path) if name.startswith("sdjax")}
         return
     assert own in FLOOR, f"{own} has no floor in this test"
