@@ -201,6 +201,7 @@ class Maker:
 
     def _images(self, settings, pictures):
         """Returns [(key, pixels)] of pictures that share settings."""
+        from sdjax.images import reading
         from sdjax.sampling import generate, inpainting
         from sdjax.service import lists
 
@@ -210,8 +211,8 @@ class Maker:
         settings["negative"] = [row.get("negative", "") for row in rows]
         prompts = [lists.prompt(row)[0] for row in rows]
         sd = self._with(lists.prompt(rows[0])[1], _grammar(pictures[0]))
-        images = [self._pixels(row["image"]) for row in rows if "image" in row]
-        masks = [self._pixels(row["mask"]).max(-1) for row in rows if "mask" in row]  # as in inpaint.py
+        images = [reading.picture(self._file(row["image"])) for row in rows if "image" in row]
+        masks = [reading.mask(self._file(row["mask"])) for row in rows if "mask" in row]
         if any(row.get("variation") for row in rows):
             settings["noise"] = _noise(sd, rows, settings, images)
         if masks:
@@ -228,12 +229,6 @@ class Maker:
         if not path.is_relative_to(self.folder):
             raise ValueError(f"{name}: lies outside {self.folder}; expected a file in the list's own folder")
         return path
-
-    def _pixels(self, name):
-        """Returns a picture of the list's folder, uint8 [H W 3], as the other programs read it."""
-        from sdjax.images import reading
-
-        return np.asarray(reading.decode(reading.Item(self._file(name)), reading.MAX_PIXELS)[0])
 
     def _digest(self, name):
         """Returns a hash of a file of the list's folder, None where it cannot be read."""

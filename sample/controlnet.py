@@ -65,7 +65,7 @@ def make(options, sd, settings):
         strength = (1.0 if options.mask else 0.75) if strength is None else strength
         settings |= dict(strength=strength, resize=options.resize)
     if options.mask:
-        mask = common.picture(options.mask).max(-1)
+        mask = common.mask(options.mask)
         made = inpainting.inpaint(sd, prompts, given, mask, feather=options.feather, **settings)
     elif options.image:
         made = generate.img2img(sd, prompts, given, **settings)

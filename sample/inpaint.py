@@ -25,7 +25,7 @@ def run(options):
     from sdjax.sampling import inpainting
 
     sd, picture = common.load(options), common.picture(options.image)
-    mask = common.picture(options.mask).max(-1)
+    mask = common.mask(options.mask)
     task = dict(strength=options.strength, feather=options.feather, margin=options.margin)
     task |= dict(size=options.size, resize=options.resize)
     made = inpainting.inpaint(sd, common.prompts(options), picture, mask, **task, **common.settings(options))

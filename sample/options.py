@@ -303,12 +303,16 @@ def settings(options):
 
 def picture(path):
     """Returns an image file's pixels, uint8 [H W 3], upright and over white."""
-    import numpy as np
-
     from sdjax.images import reading
 
-    (item,) = reading.find(path)
-    return np.asarray(reading.decode(item, reading.MAX_PIXELS)[0])
+    return reading.picture(path)
+
+
+def mask(path):
+    """Returns an image file's mask, uint8 [H W], 255 where to paint: its alpha where something is clear, else white."""
+    from sdjax.images import reading
+
+    return reading.mask(path)
 
 
 def write(pictures, options, sd, *, size=None, strength=None, leave_out=()):

@@ -216,6 +216,20 @@ def test_pictures_are_upright_over_white_and_masks_the_brightest_channel(tmp_pat
     )
 
 
+@pytest.mark.parametrize("ink", [0, 255])
+def test_strokes_on_clear_ground_and_opaque_pictures_are_masks(tmp_path, ink):
+    given, mask = smooth(tmp_path / "a.png"), np.zeros((32, 32), np.uint8)
+    mask[:8] = 255
+    Image.fromarray(np.stack([np.full_like(mask, ink)] * 3 + [mask], -1)).save(tmp_path / "m.png")
+    Image.fromarray(np.stack([mask] * 3 + [np.full_like(mask, 255)], -1)).save(tmp_path / "n.png")
+    rows = [{"prompt": "a", "image": "a.png", "mask": f"{name}.png", "seed": 1} for name in "mn"]
+    assert run(write(tmp_path, rows), tmp_path / "out") == 0
+    strokes, opaque = pictures(tmp_path / "out").values()
+    np.testing.assert_array_equal(strokes[8:], given[8:])
+    np.testing.assert_array_equal(strokes, opaque)
+    assert not np.array_equal(strokes[:8], given[:8])
+
+
 def test_another_file_of_the_same_name_is_made_anew(tmp_path, capsys):
     smooth(tmp_path / "a.png")
     white_top(tmp_path / "m.png", 8)

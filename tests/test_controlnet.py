@@ -140,6 +140,8 @@ def test_the_program_begins_with_pictures_and_masks_and_enlarges(sd, program, tm
     name, more, settings, record = run(*image, "--mask", str(tmp_path / "mask.png"))
     assert (name, settings["strength"], settings["feather"], record.more["Mask"]) == ("inpaint", 1.0, 4, "mask.png")
     np.testing.assert_array_equal(more[1], mask)
+    Image.fromarray(np.stack([0 * mask, 0 * mask, 0 * mask, mask], -1)).save(tmp_path / "strokes.png")
+    np.testing.assert_array_equal(run(*image, "--mask", str(tmp_path / "strokes.png"))[1][1], mask)
     name, _, settings, record = run("--hires", "1.5")
     assert (name, settings["scale"], record.more["Hires upscale"], record.strength) == ("hires", 1.5, "1.5", 0.7)
     name, _, _, record = run()

@@ -10,6 +10,7 @@ from PIL import Image
 
 from sdjax.data.sources.folder import Folder
 from sdjax.images import reading
+from sdjax.service import records
 
 
 def ramp(width, height):
@@ -187,6 +188,39 @@ def test_what_is_no_image_is_refused_by_name(tmp_path, name):
         read(tmp_path / name)
     assert str(error.value).startswith(str(tmp_path / name)) and words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def mutated(data, random):
+    """Returns a file with up to 5 bytes replaced, the checksums of a PNG's parts made right again."""
+    data = bytearray(data)
+    for _ in range(random.integers(1, 6)):
+        data[random.integers(len(data))] = random.integers(256)
+    at = 8
+    while data[:4] == b"\x89PNG" and at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        data[end : end + 4] = zlib.crc32(data[at + 4 : end]).to_bytes(4, "big") if end < len(data) else b""
+        at = end + 4
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+def test_damaged_pictures_and_records_are_read_or_refused_in_one_line_by_name(tmp_path, kind):
+    path, refused, ways = tmp_path / f"a.{kind}", 0, (reading.picture, reading.mask, records.read)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, records.to_json(records.Record(prompt="a cat"))
+    image = Image.fromarray(ramp(32, 20))
+    (image.convert("P") if kind == "png" else image).save(path, exif=exif)
+    whole = path.read_bytes()
+    assert reading.picture(path).shape == (32, 20, 3) and records.read(path).prompt == "a cat"
+    for seed in range(300):
+        path.write_bytes(mutated(whole, np.random.default_rng(seed)))
+        for read_it in ways:
+            try:
+                read_it(path)
+            except ValueError as error:
+                assert str(error).startswith(f"{path}: ") and len(str(error).splitlines()) == 1, seed
+                refused += 1
+    assert 30 < refused < 870
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (100, 15)])

@@ -9,14 +9,17 @@ a mask is `name.mask.png`, `name-masklabel.png` or the picture's own alpha chann
 folder; a file's text is only ever looked up among them.
 """
 
+import contextlib
 import hashlib
 import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from jaxtyping import UInt8
+from PIL import ExifTags, Image
+
+from sdjax.images import masks
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -26,7 +29,11 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MiB at 3 bytes a pixel
 MIN_SIDE = 16
 MAX_CAPTION_BYTES = 1 << 16
 ACCEPTED = "expected .jpg .png .webp"
-BROKEN = (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error)  # what Pillow raises on damaged files
+# What EXIF's orientations ask for (EXIF 2.32, tag 0x0112), and those that make a wide picture a high one.
+_TURN = Image.Transpose
+TURNS = dict(zip(range(2, 9), (_TURN.FLIP_LEFT_RIGHT, _TURN.ROTATE_180, _TURN.FLIP_TOP_BOTTOM, _TURN.TRANSPOSE,
+                               _TURN.ROTATE_270, _TURN.TRANSVERSE, _TURN.ROTATE_90), strict=True))  # fmt: skip
+SIDEWAYS = (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
@@ -64,31 +71,52 @@ def decode(item, size, masked=False):
     """Returns (picture, mask): an upright RGB image over white and, if `masked`, an "L" image of its size, else None.
 
     Pictures far larger than `size` pixels on the short side are averaged down by whole numbers, to at least twice it.
-    Without a mask file and an alpha channel the mask is white.
+    A picture without a mask file is its own mask where something of it is clear (masks.opened), else the mask is white.
     Raises ValueError naming the file: no image, too large, smaller than 16 pixels, cut short, a mask of another size
     or an empty one.
     """
     image, full = _upright(item.path, size)
-    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-    picture = image.convert("RGB")
-    if alpha:
-        picture = Image.composite(picture, Image.new("RGB", picture.size, "white"), alpha)
+    picture = _over_white(image)
     factor = max(1, min(picture.size) // (2 * size))
     mask = None
     if masked:
-        mask = _mask(item.mask, full) if item.mask else alpha or Image.new("L", picture.size, 255)
+        own = image.getchannel("A") if image.mode == "RGBA" else Image.new("L", picture.size, 255)
+        mask = _mask(item.mask, full) if item.mask else own
         if mask.getextrema()[1] == 0:
             raise ValueError(f"{item.mask or item.path}: the mask is empty; nothing of the picture would be learned")
     picture = picture.reduce(factor) if factor > 1 else picture
     return picture, mask.resize(picture.size, Image.Resampling.BOX) if mask else None
 
 
+def picture(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns the pixels of a picture's file, upright and over white, as pictures to begin with and for ControlNets are.
+
+    Over white: as lllyasviel's ControlNet reads them (annotator/util.py, HWC3).
+    Raises ValueError naming the file when it is no picture, see decode.
+    """
+    return np.asarray(_over_white(_upright(path)[0]))
+
+
+def mask(path: str | Path) -> UInt8[np.ndarray, "H W"]:
+    """Returns the mask that a picture's file stands for, upright, 255 where to paint: see masks.of.
+
+    Raises ValueError naming the file when it is no picture, see decode.
+    """
+    return np.asarray(masks.of(_upright(path)[0]))
+
+
 def has_mask(item):
-    """Returns whether a picture brings a mask: a file of its own, or an alpha channel (only the header is read)."""
+    """Returns whether a picture brings a mask: a file of its own, or something clear in it.
+
+    Of pictures that cannot be clear only the header is read.
+    """
     if item.mask:
         return True
     with _open(item.path) as image:
-        return image.has_transparency_data
+        if not image.has_transparency_data:
+            return False
+        with _said(item.path, _undecoded):
+            return masks.opened(image).mode == "RGBA"
 
 
 def square(image, size, place=(0.5, 0.5), flip=False):
@@ -109,7 +137,7 @@ def subject(path, size):
 
     Raises ValueError naming the file when it is no picture, see decode.
     """
-    return square(decode(find(path)[0], size)[0], size)
+    return square(decode(Item(Path(path)), size)[0], size)
 
 
 def digest(items):
@@ -163,14 +191,34 @@ def _metadata(root):
     return found
 
 
-def _open(path):
-    """Returns a PIL image of which only the header is read, its size checked; the caller closes it."""
+@contextlib.contextmanager
+def _said(path, what):
+    """Turns whatever Pillow raises, which is anything on damaged files, into one line: the file and `what` of the error.
+
+    A file that the system does not give, such as a missing one, is told by the system's own reason.
+    """
     try:
-        image = Image.open(path, formats=FORMATS)
+        yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(f"{path}: more than {MAX_PIXELS} pixels; make it smaller") from None
-    except BROKEN:
-        raise ValueError(f"{path}: not an image; {ACCEPTED}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror.lower() if error.strerror else what(error)}") from None
+    except Exception as error:
+        raise ValueError(f"{path}: {what(error)}") from None
+
+
+def _unopened(error):
+    return f"not an image; {ACCEPTED}"
+
+
+def _undecoded(error):
+    return f"cannot be decoded ({next(iter(str(error).splitlines()), type(error).__name__)})"
+
+
+def _open(path):
+    """Returns a PIL image of which only the header is read, its size checked; the caller closes it."""
+    with _said(path, _unopened):
+        image = Image.open(path, formats=FORMATS)
     width, height = image.size
     if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE:
         image.close()
@@ -182,28 +230,30 @@ def _open(path):
 
 
 def _upright(path, size=None):
-    """Returns (image, (width, height) of the whole picture), turned as EXIF says; 16-bit grey keeps its upper bits.
+    """Returns (image as masks.opened gives it, (width, height) of the whole picture), turned as EXIF says.
 
     A JPEG much larger than `size` is decoded at 1/2, 1/4 or 1/8, to at least twice `size` on its short side.
     """
-    with _open(path) as image:
+    with _open(path) as image, _said(path, _undecoded):
         full = image.size
-        try:
-            if size and image.format == "JPEG":
-                image.draft(None, (2 * size, 2 * size))
-            image.load()
-            sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-            upright = ImageOps.exif_transpose(image)
-        except BROKEN as error:
-            raise ValueError(f"{path}: cannot be decoded ({error})") from None
-    if upright.mode.startswith("I"):
-        upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
-    return upright, full[::-1] if sideways else full
+        if size and image.format == "JPEG":
+            image.draft(None, (2 * size, 2 * size))
+        whole = masks.opened(image)
+        turn = image.getexif().get(ExifTags.Base.Orientation)
+    upright = whole.transpose(TURNS[turn]) if turn in TURNS else whole
+    return upright, full[::-1] if turn in SIDEWAYS else full
+
+
+def _over_white(image):
+    """Returns an "RGB" or "RGBA" image as "RGB", over white."""
+    if image.mode == "RGB":
+        return image
+    return Image.composite(image.convert("RGB"), Image.new("RGB", image.size, "white"), image.getchannel("A"))
 
 
 def _mask(path, full):
-    """Returns a mask file as an "L" image: its alpha channel where it has one, else its brightness."""
-    mask, size = _upright(path)
+    """Returns a mask file as an "L" image."""
+    image, size = _upright(path)
     if size != full:
         raise ValueError(f"{path}: {size[0]} x {size[1]} pixels; expected the picture's {full[0]} x {full[1]}")
-    return mask.convert("RGBA").getchannel("A") if mask.has_transparency_data else mask.convert("L")
+    return masks.of(image)

@@ -444,7 +444,7 @@ def read(path):
         return parse(_within(written)) if own is None else from_json(_within(own))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except (ValueError, OSError, SyntaxError) as error:  # SyntaxError: Pillow, for a broken PNG
+    except (ValueError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: {reason}") from None
 
@@ -463,11 +463,13 @@ def _held(path):
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
             held = {name: value for name, value in image.info.items() if isinstance(value, str)}
             exif = image.getexif()
-    except Image.DecompressionBombError as error:
-        raise ValueError(str(error)) from None
-    described = exif.get(DESCRIPTION, "")
+            described, comment = exif.get(DESCRIPTION, ""), exif.get_ifd(EXIF).get(USER_COMMENT)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow raise anything
+        raise ValueError(f"cannot be read ({str(error) or type(error).__name__})") from None
     own = described if isinstance(described, str) and described.startswith('{"class": "Record"') else None
-    return held.get(OWN, own), held.get("parameters", _comment(exif.get_ifd(EXIF).get(USER_COMMENT)))
+    return held.get(OWN, own), held.get("parameters", _comment(comment))
 
 
 def _comment(comment):

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from PIL import Image
 
 from sdjax import trees
 from sdjax.formats.storage import files, parameters
+from sdjax.images import reading
 from sdjax.methods import offsets
 from sdjax.methods.e4t import E4T, empty, half, look
 from sdjax.stable_diffusion import to_pictures, to_pixels
@@ -105,7 +105,7 @@ def personalise(sd, source, picture=None):
         path = folder / "concept.png"
         if not path.is_file():
             raise ValueError(f"{folder}: holds no concept.png; give a picture")
-        picture = np.asarray(Image.open(path).convert("RGB"))
+        picture = reading.picture(path)
     return look(method.join(frozen, trained), jnp.asarray(to_pixels(picture)))
 
 

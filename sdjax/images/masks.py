@@ -1,0 +1,57 @@
+"""What is clear in a picture, and the mask that a picture stands for.
+
+    of(opened(Image.open("mask.png")))      # "L", 255 where something is to be painted or learned
+
+A mask is drawn in two ways, white on black or in any colour on clear ground.  So where a pixel is clear, alpha is the
+mask; else brightness is.
+"""
+
+import numpy as np
+from PIL import Image, ImageChops
+
+# Pillow spreads grey of 2 and 4 bits over 0 ... 255, but leaves the clear colour as the file has it.
+SPREAD = {"L;2": 85, "L;4": 17}
+
+
+def opened(image: Image.Image) -> Image.Image:
+    """Returns a picture of any mode as "RGB", or as "RGBA" where a pixel is not wholly solid; grey keeps its upper bits.
+
+    image: as Image.open returns it, before its pixels are loaded: they are loaded here.
+    """
+    key = _clear(image)  # told by how the file stores its pixels, which Pillow forgets when it loads them
+    image.load()
+    if image.has_transparency_data and key is None:
+        whole = image.convert("RGBA")
+        return whole if whole.getchannel("A").getextrema()[0] < 255 else whole.convert("RGB")
+    picture = (_upper_bits(image) if image.mode.startswith("I") else image).convert("RGB")
+    if key is not None:
+        pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
+        clear = np.atleast_3d(pixels == np.asarray(key)).all(-1)
+        if clear.any():
+            picture.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
+    return picture
+
+
+def of(picture: Image.Image) -> Image.Image:
+    """Returns the mask, "L", that an "RGB" or "RGBA" picture stands for: its alpha, else its brightest channel."""
+    *colours, last = picture.split()
+    return last if picture.mode == "RGBA" else ImageChops.lighter(ImageChops.lighter(*colours), last)
+
+
+def _upper_bits(image):
+    """Returns grey of 16 bits as grey of 8."""
+    return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+
+
+def _clear(image):
+    """Returns the one clear colour of a grey or RGB picture (PNG's tRNS) as its loaded pixels have it, None for none.
+
+    Of RGB with 16 bits Pillow keeps the upper 8, so every colour that shares them is clear.
+    """
+    key = image.info.get("transparency")
+    if key is None or image.mode == "P" or not image.tile:
+        return None
+    stored = image.tile[0].args
+    if stored == "RGB;16B":
+        return tuple(part >> 8 for part in key)
+    return key * SPREAD[stored] if stored in SPREAD else key
