@@ -27,8 +27,9 @@ THREADS, AHEAD = 2, 8  # decoding threads, and examples that wait for the device
 class Data:
     """Which pictures and words.
 
-    path: a folder of images, one image, or "pocketland" (the drawn world).  A folder's captions lie in NAME.txt or
-    metadata.jsonl, its masks in NAME.mask.png or the alpha channel; each sub-folder is a subject.
+    path: a folder of images, one image, or "pocketland" (the drawn world).  A folder's captions lie in NAME.txt,
+    NAME.caption or metadata.jsonl, its masks in NAME.mask.png or the alpha channel; each sub-folder is a subject.
+    The pictures of a sub-folder "10_sks dog" are shown 10 times an epoch, those without a caption as "sks dog".
     word: what captions call the subject.
     templates: "captions" (beside the pictures, or drawn with them), "object", "style", "face", ... or a template file.
     size: pixels of the square picture, 0 for the model's.  crop: "center" or "random".  flip: probability.
@@ -36,7 +37,7 @@ class Data:
     encode: train on the autoencoder's moments, computed once where pictures are kept: those in `cache`, a folder for
     decoded pictures and moments ("" for none), and one picture without augmentation.
     concept: also give E4T's encoder a picture: "same", or "other" view of the subject where the source knows one.
-    mask: weight the loss by the image's alpha channel or its mask file.
+    mask: weight the loss by the image's mask file (its alpha where something is clear, else white), or by its alpha.
     count, domain: of the drawn world, how many pictures, and only those of a "face" or a "cat".
     looks: captions of the drawn world name all looks and no scene.
     named: share of the drawn captions that name looks in place of the word; above 0, all of another domain's do.
@@ -102,9 +103,10 @@ class Batches:
         """Yields this process's rows of the batches of steps start, start + 1, ...; decoding runs ahead in threads."""
         import grain
 
-        order = grain.MapDataset.range(len(self.source)).seed(self.seed).shuffle().repeat()
+        epoch = self.source.epoch()
+        order = grain.MapDataset.range(len(epoch)).seed(self.seed).shuffle().repeat()
         first = start * self.rows
-        stream = grain.MapDataset.range(first, 1 << 40).map(lambda q: self._example(self._position(q), order))
+        stream = grain.MapDataset.range(first, 1 << 40).map(lambda q: self._example(self._position(q), order, epoch))
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD * self.rows if threads else 0)
         return iter(stream.batch(self.rows).to_iter_dataset(options))
 
@@ -112,9 +114,10 @@ class Batches:
         """Returns the place in the global stream of this process's q-th example."""
         return q // self.rows * self.data.batch + jax.process_index() * self.rows + q % self.rows
 
-    def _example(self, position, order):
+    def _example(self, position, order, epoch):
+        """Returns the example at a place of the stream, where the picture is number epoch[order[position]]."""
         random = np.random.default_rng((self.seed, position))
-        i = int(order[position])
+        i = epoch[int(order[position])]
         item = self.source.example(i, random)
         caption = "" if random.random() < self.data.dropout else item["caption"]
         example = {

@@ -40,6 +40,14 @@ class Cached:
         """Returns the number of another picture of the same subject."""
         return self.source.other(i, random)
 
+    def epoch(self):
+        """Returns the numbers of an epoch's pictures."""
+        return self.source.epoch()
+
+    def about(self):
+        """Returns what there is, in words."""
+        return self.source.about()
+
     def example(self, i, random):
         """Returns {"picture", "caption"[, "moments"]} of picture i."""
         item = {"picture": self.pictures[i], "caption": self.source.caption(i, random)}

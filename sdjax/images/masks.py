@@ -14,9 +14,9 @@ SPREAD = {"L;2": 85, "L;4": 17}
 
 
 def opened(image: Image.Image) -> Image.Image:
-    """Returns a picture of any mode as "RGB", or as "RGBA" where a pixel is not wholly solid; grey keeps its upper bits.
+    """Returns a picture of any mode as "RGB", or as "RGBA" where some pixel is not wholly solid.
 
-    image: as Image.open returns it, before its pixels are loaded: they are loaded here.
+    image: as Image.open returns it, before its pixels are loaded: they are loaded here.  Of 16 bits the upper 8 stay.
     """
     key = _clear(image)  # told by how the file stores its pixels, which Pillow forgets when it loads them
     image.load()

@@ -4,14 +4,13 @@
     picture, mask = decode(items[0], size=512, masked=True)         # PIL images, upright
     square(picture, 512, place=(0.5, 0.5), flip=False)              # uint8 [512 512 3]
 
-A caption is the text of `name.txt` or of metadata.jsonl, a line {"file_name": "name.jpg", "text": "..."} per picture;
-a mask is `name.mask.png`, `name-masklabel.png` or the picture's own alpha channel.  Paths come from listing the
-folder; a file's text is only ever looked up among them.
+Captions are what captions.py finds; a mask is `name.mask.png`, `name-masklabel.png` or what is clear in the picture
+itself.  Paths come from listing the folder; a file's text is only ever looked up among them.
 """
 
 import contextlib
 import hashlib
-import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +18,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
-from sdjax.images import masks
+from sdjax.images import captions, masks
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# Other pictures, which are passed over: photos of phones and cameras, and what browsers and editors save.
+OTHERS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".jfif", ".gif", ".bmp", ".tif", ".tiff", ".tga", ".psd", ".svg")
+OTHERS += (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf")
 FORMATS = ("JPEG", "PNG", "WEBP")
 MASK_ENDINGS = (".mask.png", "-masklabel.png")  # the second as OneTrainer writes it
-METADATA = "metadata.jsonl"  # as Hugging Face's image folders
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MiB at 3 bytes a pixel
 MIN_SIDE = 16
-MAX_CAPTION_BYTES = 1 << 16
 ACCEPTED = "expected .jpg .png .webp"
 # What EXIF's orientations ask for (EXIF 2.32, tag 0x0112), and those that make a wide picture a high one.
 _TURN = Image.Transpose
@@ -38,33 +38,44 @@ SIDEWAYS = (5, 6, 7, 8)
 
 @dataclass(frozen=True)
 class Item:
-    """One picture: its path, its caption ("" for none), its mask's path or None, its subject (the sub-folder)."""
+    """One picture: its path, its caption ("" for none), its mask's path or None, its subject (the sub-folder).
+
+    times: how often an epoch shows it, as its folder's name says.
+    """
 
     path: Path
     caption: str = ""
     mask: Path | None = None
     subject: str = ""
+    times: int = 1
 
 
-def find(path):
+def find(path: str | Path) -> tuple[Item, ...]:
     """Returns the Items of a folder and its sub-folders in the order of their names, or of one picture.
 
     Raises ValueError for a path that does not exist or holds no pictures, and for captions that cannot be read.
     """
-    root = Path(path)
-    if root.is_file():
-        return (_item(root, root.parent, {}),)
-    if not root.is_dir():
-        raise ValueError(f"data.path={str(path)!r}: no such file or folder")
-    paths = [p for p in sorted(root.rglob("*"), key=lambda p: p.relative_to(root).as_posix()) if _is_picture(p, root)]
+    root, files = _listed(path)
+    alone = root != Path(path)
+    paths = [Path(path)] if alone else [p for p in files if _is_picture(p)]
     if not paths:
-        raise ValueError(f"data.path={str(path)!r}: no images; {ACCEPTED}")
-    captions = _metadata(root)
-    items = tuple(_item(p, root, captions) for p in paths)
-    unknown = captions.keys() - {p.relative_to(root).as_posix() for p in paths}
-    if unknown:
-        raise ValueError(f"{root / METADATA}: {len(unknown)} entries without a picture, such as {min(unknown)!r}")
-    return items
+        passed = counted(passed_over(path))
+        raise ValueError(f"data.path={str(path)!r}: no images{f' ({passed} passed over)' * bool(passed)}; {ACCEPTED}")
+    words, masks_of = captions.of(root, files, paths, whole=not alone), captions.beside(files, MASK_ENDINGS)
+    return tuple(_item(p, root, words.get(p), masks_of.get((p.parent, p.stem))) for p in paths)
+
+
+def passed_over(path: str | Path) -> dict[str, int]:
+    """Returns how many pictures of each ending that is not read, {".heic": 2}, lie in a folder and its sub-folders."""
+    if Path(path).is_file():
+        return {}
+    endings = Counter(file.suffix.lower() for file in _listed(path)[1])
+    return {ending: endings[ending] for ending in sorted(endings) if ending in OTHERS}
+
+
+def counted(endings: dict[str, int]) -> str:
+    """Returns "2 .heic, 1 .gif" of {".heic": 2, ".gif": 1}."""
+    return ", ".join(f"{count} {ending}" for ending, count in endings.items())
 
 
 def decode(item, size, masked=False):
@@ -89,9 +100,9 @@ def decode(item, size, masked=False):
 
 
 def picture(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns the pixels of a picture's file, upright and over white, as pictures to begin with and for ControlNets are.
+    """Returns the pixels of a picture's file, upright and over white: one to begin with, or for a ControlNet.
 
-    Over white: as lllyasviel's ControlNet reads them (annotator/util.py, HWC3).
+    Over white: as lllyasviel's ControlNet reads pictures (annotator/util.py, HWC3).
     Raises ValueError naming the file when it is no picture, see decode.
     """
     return np.asarray(_over_white(_upright(path)[0]))
@@ -149,51 +160,31 @@ def digest(items):
     return total.hexdigest()[:16]
 
 
-def _is_picture(path, root):
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return path.suffix.lower() in SUFFIXES and not hidden and not path.name.endswith(MASK_ENDINGS) and path.is_file()
+def _listed(path):
+    """Returns (a folder, its files and those of its sub-folders by name); of a picture its folder's own files."""
+    root, alone = Path(path), Path(path).is_file()
+    if not alone and not root.is_dir():
+        raise ValueError(f"data.path={str(path)!r}: no such file or folder")
+    root = root.parent if alone else root
+    found = [(p.relative_to(root), p) for p in (root.iterdir() if alone else root.rglob("*"))]
+    shown = [(name.as_posix(), p) for name, p in found if not any(part.startswith(".") for part in name.parts)]
+    return root, [p for _, p in sorted(shown) if p.is_file()]
 
 
-def _item(path, root, captions):
-    """Returns the Item of a picture; its own text file goes before the folder's metadata."""
-    beside = path.with_suffix(".txt")
-    caption = _text(beside) if beside.is_file() else captions.get(path.relative_to(root).as_posix(), "")
-    masks = [path.with_name(path.stem + ending) for ending in MASK_ENDINGS]
-    subject = path.parent.relative_to(root).as_posix()
-    return Item(path, caption, next((m for m in masks if m.is_file()), None), "" if subject == "." else subject)
+def _is_picture(path):
+    return path.suffix.lower() in SUFFIXES and not path.name.lower().endswith(MASK_ENDINGS)
 
 
-def _text(path):
-    """Returns a caption file's words on one line."""
-    if path.stat().st_size > MAX_CAPTION_BYTES:
-        raise ValueError(f"{path}: longer than {MAX_CAPTION_BYTES} bytes; expected one caption")
-    try:
-        return " ".join(path.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not UTF-8 text") from None
-
-
-def _metadata(root):
-    """Returns {relative name: caption} of a folder's metadata.jsonl, {} where there is none."""
-    path, found = root / METADATA, {}
-    if not path.is_file():
-        return found
-    with path.open("rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(MAX_CAPTION_BYTES + 1), b""), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line) if len(line) <= MAX_CAPTION_BYTES else None
-                name, text = row["file_name"], row["text"]
-                found[name] = " ".join(text.split())
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-                raise ValueError(f'{path}, line {number}: expected {{"file_name": "...", "text": "..."}}') from None
-    return found
+def _item(path, root, caption, mask):
+    """Returns the Item of a picture; a caption of its own goes before the words of its folder's name."""
+    folder = path.parent.relative_to(root)
+    times, words = captions.of_folder(folder)
+    return Item(path, words if caption is None else caption, mask, folder.as_posix() if folder.name else "", times)
 
 
 @contextlib.contextmanager
 def _said(path, what):
-    """Turns whatever Pillow raises, which is anything on damaged files, into one line: the file and `what` of the error.
+    """Turns what Pillow raises, which is anything on damaged files, into one line: the file, then `what` of the error.
 
     A file that the system does not give, such as a missing one, is told by the system's own reason.
     """

@@ -202,6 +202,7 @@ def train(settings, out):
     out, method = Path(out), settings.method
     checks.microbatches(settings)
     trained, frozen, data, base = begin(settings)
+    print(f"data: {data.source.about()}")
     tx = transform(settings.optim, settings.steps)
     state, numbers = initial_state(trained, tx, settings.ema), trees.count(trained)
     strange = unmatched(settings.optim, trained)

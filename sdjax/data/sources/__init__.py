@@ -2,7 +2,7 @@
 
 A source has len(), example(i, random) -> {"picture" uint8 [S S 3], "caption"[, "mask" [S S]]}, picture(i) without
 random augmentation, caption(i, random), other(i, random) -> the number of another picture of the same subject,
-fingerprint().
+epoch() -> the numbers that an epoch shows, in no order, fingerprint(), and about(), what a run says of it in one line.
 """
 
 from sdjax.data.sources.drawn import Drawn

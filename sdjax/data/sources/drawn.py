@@ -76,6 +76,14 @@ class Drawn:
         """Returns {"picture", "caption"} of picture i."""
         return {"picture": self.picture(i), "caption": self.caption(i, random)}
 
+    def epoch(self):
+        """Returns the numbers of an epoch's pictures: each once."""
+        return range(len(self))
+
+    def about(self):
+        """Returns what there is, in words."""
+        return f"{len(self)} drawn pictures"
+
     def domain(self, i):
         """Returns "face" or "cat": what picture i shows."""
         return self._item(i)[0].domain
@@ -112,6 +120,14 @@ class Only:
     def example(self, i, random):
         """Returns {"picture", "caption", ...} of picture i."""
         return self.source.example(self.numbers[i], random)
+
+    def epoch(self):
+        """Returns the numbers of an epoch's pictures: each once."""
+        return range(len(self))
+
+    def about(self):
+        """Returns what there is, in words."""
+        return f"{len(self)} of {self.source.about()}"
 
 
 def of_domain(drawn, domain):

@@ -31,13 +31,8 @@ class Folder:
 
     def __init__(self, data, size):
         check(data)
-        self.items, self.size, self.crop, self.flip, self.masked = (
-            reading.find(data.path),
-            size,
-            data.crop,
-            data.flip,
-            data.mask,
-        )
+        self.items, self.passed_over = reading.find(data.path), reading.passed_over(data.path)
+        self.size, self.crop, self.flip, self.masked = size, data.crop, data.flip, data.mask
         self.prompts = prompts.make(data.templates, data.word)
         bare = [] if data.word else [item.path for item in self.items if not item.caption]
         if bare and any(prompts.CAPTION in template for template in self.prompts.templates):
@@ -46,9 +41,7 @@ class Folder:
                 f"{bare[0].with_suffix('.txt').name}, or set data.word, or data.templates=none"
             )
         if data.mask and not any(reading.has_mask(item) for item in self.items):
-            raise ValueError(
-                f"data.mask=True: no picture of data.path={data.path!r} has an alpha channel or a .mask.png"
-            )
+            raise ValueError(f"data.mask=True: no picture of data.path={data.path!r} has a clear place or a .mask.png")
         self.subjects = collections.defaultdict(list)
         for i, item in enumerate(self.items):
             self.subjects[item.subject].append(i)
@@ -56,6 +49,17 @@ class Folder:
 
     def __len__(self):
         return len(self.items)
+
+    def epoch(self) -> list[int]:
+        """Returns the numbers of an epoch's pictures, each as often as its folder's name says ("10_sks dog")."""
+        return [i for i, item in enumerate(self.items) for _ in range(item.times)]
+
+    def about(self) -> str:
+        """Returns what there is, in words: "34 pictures, 70 an epoch; passed over: 2 .heic"."""
+        shown = len(self.epoch())
+        often = f", {shown} an epoch" if shown != len(self) else ""
+        left = f"; passed over: {reading.counted(self.passed_over)}" if self.passed_over else ""
+        return f"{len(self)} {'picture' if len(self) == 1 else 'pictures'}{often}{left}"
 
     def _decode(self, i):
         return reading.decode(self.items[i], self.size, self.masked)
