@@ -81,7 +81,7 @@ def _metadata(path) -> Iterator[tuple[str, str]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line) if len(line) <= MAX_BYTES else None
+                row = json.loads(line) if len(line) <= MAX_BYTES else {}
                 said = posixpath.normpath(row["file_name"]), " ".join(row["text"].split())
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 raise ValueError(f'{path}, line {number}: expected {{"file_name": "...", "text": "..."}}') from None

@@ -22,7 +22,7 @@ def opened(image: Image.Image) -> Image.Image:
     image.load()
     if image.has_transparency_data and key is None:
         whole = image.convert("RGBA")
-        return whole if whole.getchannel("A").getextrema()[0] < 255 else whole.convert("RGB")
+        return whole.convert("RGB") if whole.getchannel("A").getextrema() == (255, 255) else whole
     picture = (_upper_bits(image) if image.mode.startswith("I") else image).convert("RGB")
     if key is not None:
         pixels = np.asarray(image.convert("L") if image.mode == "1" else image)

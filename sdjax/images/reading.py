@@ -22,8 +22,10 @@ from sdjax.images import captions, masks
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Other pictures, which are passed over: photos of phones and cameras, and what browsers and editors save.
-OTHERS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".jfif", ".gif", ".bmp", ".tif", ".tiff", ".tga", ".psd", ".svg")
-OTHERS += (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf")
+OTHERS = tuple(
+    ".heic .heif .avif .jxl .jp2 .jfif .gif .bmp .tif .tiff .tga .psd .svg"
+    " .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf".split()
+)
 FORMATS = ("JPEG", "PNG", "WEBP")
 MASK_ENDINGS = (".mask.png", "-masklabel.png")  # the second as OneTrainer writes it
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MiB at 3 bytes a pixel
