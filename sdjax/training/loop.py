@@ -22,7 +22,7 @@ from sdjax.diffusion.loss import diffusion_loss
 from sdjax.formats import pipeline
 from sdjax.methods.clip import CLIP
 from sdjax.methods.full import Full
-from sdjax.runtime import mesh
+from sdjax.runtime import locks, mesh, processes
 from sdjax.settings import BELOW_1, FROM_0, FROM_1, SEED, check
 from sdjax.training import checks, preview, results
 from sdjax.training.checkpoint import Checkpoints
@@ -195,11 +195,19 @@ def train(settings, out):
     """Runs a config to its last step in the folder `out`, going on where its checkpoints end; returns the joined model.
 
     Writes config.json origin.json metrics.jsonl checkpoints/ samples/ export/.
-    Raises ValueError for settings that do not fit, FloatingPointError at a loss, gradient or update that is not finite
+    Raises ValueError for settings that do not fit and where another process has the folder or this one is one of
+    several, FloatingPointError at a loss, gradient or update that is not finite
     (nothing is written over the last good checkpoint, and no export), SystemExit(143) after SIGTERM, with a checkpoint
     written.
     """
-    out, method = Path(out), settings.method
+    processes.check_alone("training")
+    with locks.held(out):
+        return _train(settings, Path(out))
+
+
+def _train(settings, out):
+    """Runs a config in a folder that this process has; see train."""
+    method = settings.method
     checks.microbatches(settings)
     trained, frozen, data, base = begin(settings)
     print(f"data: {data.source.about()}")

@@ -3,6 +3,7 @@
 config.json holds the run's settings, origin.json the digest of what it started from (`begin` in loop.py).
 """
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import jax
 
 from sdjax.formats.storage import files
+from sdjax.runtime import locks
 from sdjax.settings import CLASS, to_json
 
 RUN = "Train"  # the class that a run's config.json names
@@ -18,14 +20,20 @@ RUN = "Train"  # the class that a run's config.json names
 def fresh(out):
     """Returns the folder of a new short run as a Path, what an older one left there removed.
 
-    Raises ValueError where it is no run's, or holds checkpoints.
+    Raises ValueError where it is no run's, holds checkpoints, or a process has it.
     """
     out = Path(out)
-    if any(path.is_file() for path in out.rglob("*")):
+    if not any(path.is_file() and path.name != locks.FILE for path in out.rglob("*")):
+        return out
+    with locks.held(out):
         _settings(out)
         if _has_checkpoints(out):
             raise ValueError(f"out={str(out)!r}: holds a run with checkpoints; choose another folder, or remove it")
-        shutil.rmtree(out)
+        for path in out.iterdir():
+            if path.name != locks.FILE:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    with contextlib.suppress(OSError):  # another process has it by now, and `train` says so
+        out.rmdir()
     return out
 
 

@@ -1,0 +1,152 @@
+"""One process to a folder: a file in it that says who has it, locked for as long as that process lives.
+
+    with held("outputs/cat"): ...        # ValueError in one line where another process has it
+
+The kernel drops the lock (flock) with its process, whatever ends that; so what a dead process left is taken over, by
+exactly one of those who try.  What another host left is refused, with the file to remove, since flock may not reach
+that far; so is whatever was left on a file system without flock.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+FILE = "run.lock"
+LONGEST = 200  # letters of a command in a message
+PATIENCE = 1.0  # seconds until a process that has just got the lock must have signed it
+NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@contextlib.contextmanager
+def held(folder: str | os.PathLike, setting: str = "out") -> Iterator[None]:
+    """A context in which no other process gets the folder, which is made where it is not there.
+
+    The file goes at the end, and the folder too if it was made here and is still empty.
+    Raises ValueError that names the `setting` and the holder's pid, host and command where another one has it.
+    """
+    folder = Path(folder)
+    path, named, made = folder / FILE, f"{setting}={str(folder)!r}", not folder.is_dir()
+    descriptor = None
+    while descriptor is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _taken(path, named)
+    try:
+        yield
+    finally:
+        if _is_at(descriptor, path):
+            path.unlink()
+        os.close(descriptor)
+        if made:
+            with contextlib.suppress(OSError):  # it has files now
+                folder.rmdir()
+
+
+def _taken(path, named):
+    """Returns the descriptor of the lock file, locked and signed, or None where another process was faster."""
+    descriptor, new = _opened(path)
+    if descriptor is None:
+        return None
+    try:
+        locked = _locked(descriptor)
+        if not _is_at(descriptor, path):  # its holder has just removed it
+            os.close(descriptor)
+            return None
+        left = None if new else _read(path)
+        if not new and (not locked or left and left["host"] != socket.gethostname()):
+            raise ValueError(_refusal(named, left, f"if that is over, remove {path}"))
+        _sign(descriptor)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(_refusal(named, _holder(path), "wait for its end")) from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _opened(path):
+    """Returns (descriptor, whether the file was made here); the former is None where it came or went just now."""
+    try:
+        return os.open(path, os.O_RDWR), False
+    except FileNotFoundError:
+        pass
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), True
+    except (FileNotFoundError, FileExistsError):
+        return None, False
+
+
+def _locked(descriptor):
+    """Locks a file; returns False where its file system has no flock.  Raises BlockingIOError where another has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in NO_FLOCK:
+            raise
+        return False
+    return True
+
+
+def _is_at(descriptor, path):
+    """Returns whether an open file is still the one at this path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _sign(descriptor):
+    """Writes this process's pid, host and command into a file."""
+    own = {"pid": os.getpid(), "host": socket.gethostname(), "command": shlex.join(sys.orig_argv)}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(own).encode(), 0)
+
+
+def _read(path):
+    """Returns {"pid", "host", "command"} of a lock file, None where it holds none."""
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, FileNotFoundError):
+        return None
+    return found if isinstance(found, dict) and {"pid", "host", "command"} <= found.keys() else None
+
+
+def _holder(path):
+    """Returns what the holder of a lock file wrote; waits a little where it had no time yet."""
+    until = time.monotonic() + PATIENCE
+    found = _read(path)
+    while time.monotonic() < until and (found is None or _dead(found)):
+        time.sleep(0.02)
+        found = _read(path)
+    return found
+
+
+def _dead(signed):
+    """Returns whether a process of this host is no longer there."""
+    if signed["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(signed["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, ValueError):  # another user's
+        return False
+    return False
+
+
+def _refusal(named, signed, advice):
+    """Returns the line that names who has the folder, and what to do."""
+    if signed is None:
+        return f"{named}: another process has it; {advice}, or choose another"
+    command = " ".join(str(signed["command"]).split())[:LONGEST]
+    return f"{named}: pid {signed['pid']} on {signed['host']} has it ({command}); {advice}, or choose another"
