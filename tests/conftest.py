@@ -26,6 +26,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.set_threshold(200_000, 20, 100)  # traced programs are many small objects that live on
 
 
+def pytest_addoption(parser):
+    parser.addoption("--rewrite", action="store_true", help="keep the thumbnails of test_same_pictures.py anew")
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)
