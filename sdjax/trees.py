@@ -10,13 +10,20 @@ same weight in a diffusers file.  `unflatten` therefore needs a tree of the same
 import hashlib
 import re
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Int, Key
+
+Tree = dict[str, Any]  # nested dicts of arrays, or of their shapes
+T = TypeVar("T")
 
 
-def _walk(tree, path=()):
+def _walk(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     if isinstance(tree, dict):
         for key, value in tree.items():
             yield from _walk(value, (*path, key))
@@ -24,17 +31,17 @@ def _walk(tree, path=()):
         yield path, tree
 
 
-def names(tree):
+def names(tree: Tree) -> dict[str, tuple[str, ...]]:
     """Returns {dotted name: path} of every leaf, in the tree's order."""
     return {".".join(path): path for path, _ in _walk(tree)}
 
 
-def flatten(tree):
+def flatten(tree: Tree) -> dict[str, Any]:
     """Returns {dotted name: leaf} of a tree of nested dicts, in the tree's order."""
     return {".".join(path): leaf for path, leaf in _walk(tree)}
 
 
-def unflatten(flat, like):
+def unflatten(flat: Mapping[str, Any], like: Tree) -> Tree:
     """Returns a tree of the structure of `like` with the leaves of `flat`, {dotted name: leaf}.
 
     Raises ValueError when a name of `like` is missing in `flat` or the other way round.
@@ -46,33 +53,33 @@ def unflatten(flat, like):
     return map_names(lambda name, _: flat[name], like)
 
 
-def listing(items, most=10):
+def listing(items: Iterable[object], most: int = 10) -> str:
     """Returns up to `most` items as text and how many there are: "a, b, ... (12)"."""
     items = list(items)
     shown = ", ".join(str(item) for item in items[:most])
     return (f"{shown}, ... ({len(items)})" if len(items) > most else shown) or "none"
 
 
-def map_names(change, tree, path=()):
+def map_names(change: Callable[[str, Any], Any], tree: Any, path: tuple[str, ...] = ()) -> Any:
     """Returns the tree with every leaf replaced by change(dotted name, leaf)."""
     if isinstance(tree, dict):
         return {key: map_names(change, value, (*path, key)) for key, value in tree.items()}
     return change(".".join(path), tree)
 
 
-def matching(tree, pattern):
+def matching(tree: Tree, pattern: str) -> dict[str, Any]:
     """Returns {dotted name: leaf} of the leaves whose name contains a match of the regular expression."""
     found = re.compile(pattern)
     return {name: leaf for name, leaf in flatten(tree).items() if found.search(name)}
 
 
-def edit(tree, pattern, change):
+def edit(tree: Tree, pattern: str, change: Callable[[str, Any], Any]) -> Tree:
     """Returns the tree with change(name, leaf) in place of every leaf whose name matches the regular expression."""
     found = re.compile(pattern)
     return map_names(lambda name, leaf: change(name, leaf) if found.search(name) else leaf, tree)
 
 
-def partition(tree, pattern):
+def partition(tree: Tree, pattern: str) -> tuple[Tree, Tree]:
     """Returns (chosen, rest): the tree's leaves whose names match a regular expression, and the others."""
     found = re.compile(pattern)
     chosen, rest = {}, {}
@@ -84,7 +91,7 @@ def partition(tree, pattern):
     return chosen, rest
 
 
-def merge(one, other):
+def merge(one: Any, other: Any) -> Any:
     """Returns the tree that holds the leaves of both; a leaf that both have is taken from `other`."""
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return other
@@ -93,7 +100,7 @@ def merge(one, other):
     }
 
 
-def cast(tree, dtype):
+def cast(tree: T, dtype: DTypeLike) -> T:
     """Returns the tree with every floating-point leaf in `dtype`; integers and keys stay.
 
     An array that stands in several places is still one, so that it takes memory once.
@@ -110,22 +117,22 @@ def cast(tree, dtype):
     return jax.tree.map(change, tree)
 
 
-def copy(tree):
+def copy(tree: T) -> T:
     """Returns the tree with every leaf in a buffer of its own, so that the original survives donation."""
     return _copy(tree)
 
 
 @jax.jit
-def _copy(tree):  # one program for the whole tree, where a copy per leaf would compile one per shape
+def _copy(tree: T) -> T:  # one program for the whole tree, where a copy per leaf would compile one per shape
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
 
-def count(tree):
+def count(tree: Any) -> int:
     """Returns the number of numbers in a tree of arrays."""
     return sum(x.size for x in jax.tree.leaves(tree))
 
 
-def digest(tree):
+def digest(tree: Any) -> str:
     """Returns the first 16 hex digits of a SHA-256 over names, types, shapes and bytes: which weights these are."""
     total = hashlib.sha256()
     for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(tree), key=lambda pair: jax.tree_util.keystr(pair[0])):
@@ -135,11 +142,11 @@ def digest(tree):
     return total.hexdigest()[:16]
 
 
-def named_key(key, name):
+def named_key(key: Key[Array, ""], name: str) -> Key[Array, ""]:
     """Returns the key of a named use, fold_in(key, crc32(name)): the same whatever other names there are."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
 
-def example_keys(key, index):
+def example_keys(key: Key[Array, ""], index: Int[Array, " B"]) -> Key[Array, " B"]:
     """Returns one key per example, fold_in(key, index[b]): whatever batch it sits in.  index: int [B]."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)

@@ -3,13 +3,21 @@
 Image.fromarray(sheet([[a, b], [c, d]], rows=["before", "after"], columns=["beach", "snow"])).save("grid.png")
 """
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 EDGE, SIZE = 8, 13  # pixels: of the margins, of the letters
 
 
-def sheet(pictures, rows=(), columns=(), scale=1):
+def sheet(
+    pictures: Sequence[Sequence[UInt8[np.ndarray, "H W 3"] | None]],
+    rows: Iterable[str] = (),
+    columns: Iterable[str] = (),
+    scale: int = 1,
+) -> UInt8[np.ndarray, "height width 3"]:
     """Returns uint8 [height width 3]: rows of pictures uint8 [H W 3] of one size; words left of rows, above columns.
 
     pictures: a list of rows, None for an empty place.  scale: a whole number, by which pictures are enlarged.
@@ -40,11 +48,11 @@ def sheet(pictures, rows=(), columns=(), scale=1):
     return np.asarray(page)
 
 
-def _font():
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     return ImageFont.load_default(SIZE)
 
 
-def _lines(text, width):
+def _lines(text: str, width: float) -> str:
     """Returns the text with line breaks, so that no line is wider than `width` pixels where words allow it."""
     lines = [""]
     for word in str(text).split():
@@ -56,9 +64,9 @@ def _lines(text, width):
     return "\n".join(lines)
 
 
-def _width(text):
+def _width(text: str) -> int:
     return int(max(_font().getlength(line) for line in text.split("\n")))
 
 
-def _height(text):
+def _height(text: str) -> int:
     return (SIZE + 4) * len(text.split("\n"))

@@ -6,13 +6,20 @@
 Shapes: H W pixels.  A size is (height, width).
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 MODES = ("crop", "fill", "stretch")
+Size = Sequence[int]  # height, width
 
 
-def fit(picture, size, mode="crop"):
+def fit(
+    picture: UInt8[np.ndarray, "H W *channels"], size: Size, mode: str = "crop"
+) -> UInt8[np.ndarray, "h w *channels"]:
     """Returns a picture uint8 [H W 3], or a mask [H W], with `size` pixels; one of that size as it is.
 
     mode: crop, what sticks out of the size after scaling is cut off on both sides; fill, all of it is seen and its
@@ -37,18 +44,20 @@ def fit(picture, size, mode="crop"):
     return np.pad(scaled, [(n // 2, n - n // 2) for n in rest] + [(0, 0)] * (picture.ndim - 2), "edge")
 
 
-def _scaled(picture, size):
+def _scaled(picture: UInt8[np.ndarray, "H W *channels"], size: Size) -> UInt8[np.ndarray, "h w *channels"]:
     smooth = Image.Resampling.LANCZOS if picture.ndim == 3 else Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), smooth))
 
 
-def pad(pictures, multiple):
+def pad(pictures: Shaped[np.ndarray, "B H W *channels"], multiple: int) -> Shaped[np.ndarray, "B h w *channels"]:
     """Returns pictures [B H W ...] whose sides are multiples of a number, by repeating the lower and the right edge."""
     sides = [(0, -side % multiple) for side in pictures.shape[1:3]]
     return np.pad(pictures, [(0, 0), *sides] + [(0, 0)] * (pictures.ndim - 3), "edge")
 
 
-def fitted(pictures, count, size=None, mode="crop", channels=3):
+def fitted(
+    pictures: Any, count: int, size: int | Size | None = None, mode: str = "crop", channels: int | None = 3
+) -> UInt8[np.ndarray, "B h w *channels"]:
     """Returns `count` pictures of one size, uint8 [B H W 3] (masks: channels=None, [B H W]), from one or several.
 
     pictures: one array, PIL image or the like, or a list; one alone is repeated.  size: None for the first one's own.

@@ -13,7 +13,7 @@ FEW = 50  # steps of a run for which that pays
 ACCELERATED = ("jax_plugins", "libtpu")  # packages of accelerators, which keep XLA's own settings
 
 
-def keep(folder=None, steps=None):
+def keep(folder: str | Path | None = None, steps: int | None = None) -> None:
     """Lets JAX keep compiled programs in `folder`, by default ~/.cache/sdjax/compiled; for programs, not imports.
 
     steps: of a training run.
@@ -31,6 +31,6 @@ def keep(folder=None, steps=None):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _knows_quick():
+def _knows_quick() -> bool:
     """Returns whether this XLA has QUICK's flags; one that it does not know would end the program."""
     return importlib.metadata.version("jaxlib") < "0.11"

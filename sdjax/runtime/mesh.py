@@ -9,26 +9,30 @@ The losses are those of one device, because randomness belongs to the example an
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
 
 SHARD_FROM = 4 << 20  # bytes; smaller leaves are copied to every device
 AXIS = "data"
+Step = Callable[..., tuple[Any, Any]]  # (state, frozen, batch, axis=None) -> (state, metrics)
+Run = Callable[[Any, Any, Any], tuple[Any, Any]]  # (state, frozen, batch) -> (state, metrics)
 
 
 class Place(NamedTuple):
     """How a mode lays out the state, the frozen tree and a batch, and brings the state back."""
 
-    state: object
-    frozen: object
-    batch: object
-    gather: object
+    state: Callable[[Any], Any]
+    frozen: Callable[[Any], Any]
+    batch: Callable[[Any], Any]
+    gather: Callable[[Any], Any]
 
 
-def parse(text):
+def parse(text: str) -> tuple[str, dict[str, int]]:
     """Returns (mode, {axis: size}) of "single", "pmap", "mesh" or "mesh:data=2,fsdp=2".
 
     Raises ValueError for anything else, or more devices than there are.
@@ -51,13 +55,13 @@ def parse(text):
     return mode, axes
 
 
-def count(parallel):
+def count(parallel: str) -> int:
     """Returns the number of devices that a mode spreads a batch over; raises what `parse` raises."""
     mode, axes = parse(parallel)
     return 1 if mode == "single" else math.prod(axes.values()) if axes else jax.device_count()
 
 
-def compile(step, parallel, batch_size):
+def compile(step: Step, parallel: str, batch_size: int) -> tuple[Place, Run]:
     """Returns (Place, run): run(state, frozen, batch) is step compiled for the mode, with the state donated.
 
     step(state, frozen, batch, axis=None) -> (state, metrics); batch_size: rows of the global batch.
@@ -71,14 +75,14 @@ def compile(step, parallel, batch_size):
     return {"single": _single, "mesh": _mesh, "pmap": _pmap}[mode](step, axes or {"data": devices, "fsdp": 1})
 
 
-def _single(step, axes):
+def _single(step: Step, axes: dict[str, int]) -> tuple[Place, Run]:
     def same(tree):
         return tree
 
     return Place(same, same, same, same), jax.jit(step, donate_argnums=0)
 
 
-def _mesh(step, axes):
+def _mesh(step: Step, axes: dict[str, int]) -> tuple[Place, Run]:
     sizes = (axes.get("data", 1), axes.get("fsdp", 1))
     mesh = jax.make_mesh(
         sizes, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[: math.prod(sizes)]
@@ -101,7 +105,7 @@ def _mesh(step, axes):
     return Place(spread, spread, batch, lambda tree: tree), jax.jit(run, donate_argnums=0)
 
 
-def shard(leaf, size):
+def shard(leaf: Shaped[Array, "..."] | jax.ShapeDtypeStruct, size: int) -> PartitionSpec:
     """Returns the PartitionSpec of a leaf over "fsdp": its largest axis that `size` divides, if the leaf is large."""
     if size == 1 or leaf.size * leaf.dtype.itemsize < SHARD_FROM:
         return PartitionSpec()
@@ -112,7 +116,7 @@ def shard(leaf, size):
     return PartitionSpec(*("fsdp" if i == best else None for i in range(leaf.ndim)))
 
 
-def _pmap(step, axes):
+def _pmap(step: Step, axes: dict[str, int]) -> tuple[Place, Run]:
     count = jax.local_device_count()
     copies = jax.pmap(lambda _, tree: tree, in_axes=(0, None))
 

@@ -8,20 +8,24 @@ A model that was not spread stays where it is.  A picture does not depend on the
 belongs to its seed.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "pictures"  # also tells our own meshes from those of training
+T = TypeVar("T")  # a model, or any tree of arrays
 
 
-def spread(sd, devices=None):
+def spread(sd: T, devices: Iterable[Any] | None = None) -> T:
     """Returns sd with a copy on each device, by default all of this process; with one device sd as it is."""
     devices = jax.local_devices() if devices is None else list(devices)
     return sd if len(devices) == 1 else jax.device_put(sd, NamedSharding(_mesh(devices), PartitionSpec()))
 
 
-def share(sd, rows):
+def share(sd: T, rows: int) -> tuple[T, Callable[[Any], Any]]:
     """Returns (sd, place): sd on as many of its devices as divide `rows`, and what puts a tree of rows there.
 
     Nothing is copied: each device has the model already.
@@ -35,16 +39,16 @@ def share(sd, rows):
     return jax.tree.map(lambda x: _narrowed(x, whole), sd), lambda tree: jax.device_put(tree, divided)
 
 
-def count(x):
+def count(x: object) -> int:
     """Returns on how many devices an array lies."""
     return len(x.sharding.device_set) if isinstance(x, jax.Array) else 1
 
 
-def _mesh(devices):
+def _mesh(devices: Sequence[Any] | np.ndarray) -> Mesh:
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def _mesh_of(x):
+def _mesh_of(x: object) -> Mesh | None:
     mesh = getattr(getattr(x, "sharding", None), "mesh", None)
     return mesh if mesh is not None and mesh.axis_names == (AXIS,) else None
 
