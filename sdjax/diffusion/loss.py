@@ -8,14 +8,27 @@ Everything random about an example comes from fold_in(key, its index), so its lo
 device or the process that it sits in.  Shapes: B batch, h w latent pixels, c latent channels.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, Key, Num
 
 from sdjax import trees
-from sdjax.diffusion.schedule import add_noise, snr, target
+from sdjax.diffusion.model import Model
+from sdjax.diffusion.schedule import Schedule, add_noise, snr, target
 
 
-def diffusion_loss(sd, batch, key, step=None, *, min_snr=None, noise_offset=0.0):
+def diffusion_loss(
+    sd: Model,
+    batch: Mapping[str, Any],
+    key: Key[Array, ""],
+    step: Int[Array, ""] | int | None = None,
+    *,
+    min_snr: float | None = None,
+    noise_offset: float = 0.0,
+) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
     """Returns (mean over the batch of weight * (error + penalty), metrics), all float32.
 
     error: the mean squared error of the prediction of one example; over the area of batch["mask"] [B h w 1] where there
@@ -48,18 +61,18 @@ def diffusion_loss(sd, batch, key, step=None, *, min_snr=None, noise_offset=0.0)
     return loss, {"error": jnp.mean(error), "penalty": jnp.mean(penalty)}
 
 
-def latents(sd, batch, keys):
+def latents(sd: Model, batch: Mapping[str, Any], keys: Key[Array, " B"]) -> Float32[Array, "B h w c"]:
     """Returns scaled latents [B h w c], drawn from the cached moments or encoded from the pixels.  keys: [B]."""
     z = sd.latents(batch["moments"], keys) if "moments" in batch else sd.encode(batch["pixels"], keys)
     return z.astype(jnp.float32)
 
 
-def draw(keys, shape):
+def draw(keys: Key[Array, " B"], shape: tuple[int, ...]) -> Float32[Array, "B ..."]:
     """Returns one standard normal array per key, float32 [B *shape]."""
     return jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(keys)
 
 
-def masked_mean(square, mask=None):
+def masked_mean(square: Float[Array, "B ..."], mask: Num[Array, "B h w 1"] | None = None) -> Float32[Array, " B"]:
     """Returns the mean over everything behind the batch axis, weighted by mask [B h w 1] where given.  [B]"""
     axes = tuple(range(1, square.ndim))
     if mask is None:
@@ -68,7 +81,7 @@ def masked_mean(square, mask=None):
     return jnp.sum(area * square, axes) / jnp.maximum(jnp.sum(area, axes), 1e-6)
 
 
-def snr_weight(schedule, t, gamma):
+def snr_weight(schedule: Schedule, t: Num[Array, " B"], gamma: float) -> Float32[Array, " B"]:
     """Returns min(snr, gamma) in units of the network's own weighting, float32 [B].
 
     An error of x0 counts min(snr, gamma); an error of the noise is snr times, one of v is snr + 1 times that of x0.

@@ -10,25 +10,28 @@ host in float64; what a compiled function computes is float32.  Shapes: B batch,
 
 import dataclasses
 import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Float64, Num
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "linspace", "trailing")
 CLASS_NAME = "DDIMScheduler"  # what our scheduler_config.json is to diffusers: the one that knows all of our fields
 
 
-def _linear(start, end, steps):
+def _linear(start: float, end: float, steps: int) -> Float64[np.ndarray, " T"]:
     return np.linspace(start, end, steps)
 
 
-def _scaled_linear(start, end, steps):
+def _scaled_linear(start: float, end: float, steps: int) -> Float64[np.ndarray, " T"]:
     """Betas linear in their square roots; the original Stable Diffusion code calls this one "linear"."""
     return np.linspace(start**0.5, end**0.5, steps) ** 2
 
 
-def _squared_cosine(start, end, steps):
+def _squared_cosine(start: float, end: float, steps: int) -> Float64[np.ndarray, " T"]:
     """Source: Nichol and Dhariwal 2021, equation 17, with its s = 0.008 and the cap of 0.999."""
     alpha_bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
@@ -55,7 +58,7 @@ class Schedule:
     steps_offset: int = 1
     timestep_spacing: str | None = None
     rescale_betas_zero_snr: bool = False
-    trained_betas: tuple | None = None
+    trained_betas: tuple[float, ...] | None = None
 
     def __post_init__(self):
         _check("beta_schedule", self.beta_schedule, BETAS)
@@ -68,7 +71,7 @@ class Schedule:
             )
 
     @classmethod
-    def from_json(cls, config):
+    def from_json(cls, config: Mapping[str, Any]) -> Self:
         """Returns the schedule of a scheduler_config.json of any diffusers class.
 
         Keys that belong to one sampler (use_karras_sigmas, solver_order, ...) are left out: sampler and noise schedule
@@ -90,7 +93,7 @@ class Schedule:
             values["trained_betas"] = tuple(float(beta) for beta in values["trained_betas"])
         return cls(**values)
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """Returns the content of a scheduler_config.json that diffusers loads as the same schedule."""
         config = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
         if "trained_betas" in config:
@@ -98,7 +101,7 @@ class Schedule:
         return {"_class_name": CLASS_NAME, "clip_sample": False, **config}
 
     @property
-    def alphas_cumprod(self):
+    def alphas_cumprod(self) -> Float64[np.ndarray, " T"]:
         """alpha_bar_t, t = 0 ... num_train_timesteps - 1, falling: float64 [T], read-only."""
         return _alphas_cumprod(self)
 
@@ -109,7 +112,7 @@ def _check(name, value, accepted):
 
 
 @functools.lru_cache(maxsize=32)
-def _alphas_cumprod(schedule):
+def _alphas_cumprod(schedule: Schedule) -> Float64[np.ndarray, " T"]:
     betas = schedule.trained_betas
     if betas is None:
         betas = BETAS[schedule.beta_schedule](schedule.beta_start, schedule.beta_end, schedule.num_train_timesteps)
@@ -120,7 +123,7 @@ def _alphas_cumprod(schedule):
     return alphas_cumprod
 
 
-def _zero_terminal_snr(alphas_cumprod):
+def _zero_terminal_snr(alphas_cumprod: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, " T"]:
     """Returns alpha_bar with sqrt(alpha_bar) shifted to 0 at the last time and scaled to keep the first.
 
     Source: Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps Are Flawed", algorithm 1.
@@ -129,7 +132,7 @@ def _zero_terminal_snr(alphas_cumprod):
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
-def signal_noise(schedule, t):
+def signal_noise(schedule: Schedule, t: Num[Array, "*t"]) -> tuple[Float32[Array, "*t"], Float32[Array, "*t"]]:
     """Returns (a, s), each float32 of t's shape: z_t = a z + s noise.
 
     t: integer times, or fractional ones, between which the angle atan2(s, a) is linear (finite at zero SNR).
@@ -142,13 +145,20 @@ def signal_noise(schedule, t):
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def _columns(schedule, z, t):
+def _columns(
+    schedule: Schedule, z: Float[Array | np.ndarray, "B ..."], t: Num[Array, " B"]
+) -> Iterator[Float32[Array, "B ..."]]:
     """signal_noise with one axis of length 1 for each of z's axes behind the batch."""
     shape = (-1, *[1] * (z.ndim - 1))
     return (factor.reshape(shape) for factor in signal_noise(schedule, t))
 
 
-def add_noise(schedule, z, noise, t):
+def add_noise(
+    schedule: Schedule,
+    z: Float[Array | np.ndarray, "B ..."],
+    noise: Float[Array | np.ndarray, "B ..."],
+    t: Num[Array, " B"],
+) -> Float[Array, "B ..."]:
     """Returns z_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) noise, float32.  z, noise: [B ...]; t: [B].
 
     z: scaled latents, standard deviation near 1.  t: 0 (nearly clean) to T - 1; out of range clamps, as JAX indexing
@@ -159,7 +169,12 @@ def add_noise(schedule, z, noise, t):
     return a * z + s * noise
 
 
-def target(schedule, z, noise, t):
+def target(
+    schedule: Schedule,
+    z: Float[Array | np.ndarray, "B ..."],
+    noise: Float[Array | np.ndarray, "B ..."],
+    t: Num[Array, " B"],
+) -> Float[Array, "B ..."]:
     """Returns what the network shall predict at time t: the noise, v = a noise - s z, or z itself.  [B ...]
 
     Source: Ho et al. 2020, equation 14; v: Salimans and Ho 2022, section 4.
@@ -168,7 +183,9 @@ def target(schedule, z, noise, t):
     return {"epsilon": noise, "v_prediction": a * noise - s * z, "sample": z}[schedule.prediction_type]
 
 
-def to_x0(schedule, prediction, z_t, t):
+def to_x0(
+    schedule: Schedule, prediction: Float[Array, "B ..."], z_t: Float[Array, "B ..."], t: Num[Array, " B"]
+) -> Float[Array, "B ..."]:
     """Returns the clean latent that a prediction at z_t stands for, [B ...]."""
     a, s = _columns(schedule, z_t, t)
     if schedule.prediction_type == "epsilon":
@@ -176,7 +193,9 @@ def to_x0(schedule, prediction, z_t, t):
     return a * z_t - s * prediction if schedule.prediction_type == "v_prediction" else prediction
 
 
-def to_epsilon(schedule, prediction, z_t, t):
+def to_epsilon(
+    schedule: Schedule, prediction: Float[Array, "B ..."], z_t: Float[Array, "B ..."], t: Num[Array, " B"]
+) -> Float[Array, "B ..."]:
     """Returns the noise that a prediction at z_t stands for, [B ...]."""
     a, s = _columns(schedule, z_t, t)
     if schedule.prediction_type == "sample":
@@ -184,7 +203,9 @@ def to_epsilon(schedule, prediction, z_t, t):
     return s * z_t + a * prediction if schedule.prediction_type == "v_prediction" else prediction
 
 
-def from_x0(schedule, x0, z_t, t):
+def from_x0(
+    schedule: Schedule, x0: Float[Array, "B ..."], z_t: Float[Array, "B ..."], t: Num[Array, " B"]
+) -> Float[Array, "B ..."]:
     """Returns the prediction at z_t that stands for the clean latent x0, the inverse of to_x0, [B ...]."""
     a, s = _columns(schedule, z_t, t)
     if schedule.prediction_type == "epsilon":
@@ -192,7 +213,7 @@ def from_x0(schedule, x0, z_t, t):
     return (a * z_t - x0) / s if schedule.prediction_type == "v_prediction" else x0
 
 
-def snr(schedule, t):
+def snr(schedule: Schedule, t: Num[Array, " B"]) -> Float32[Array, " B"]:
     """Returns the signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t), float32 [B]."""
     a, s = signal_noise(schedule, t)
     return (a / s) ** 2

@@ -10,12 +10,16 @@ batch; a negative prompt is a whole cond.
 Shapes: B batch, h w latent pixels, c latent channels, E extra channels.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, ArrayLike, Float, Float32, Num
 
 from sdjax.diffusion import schedule
+from sdjax.diffusion.model import Cond, Model, Predict
 from sdjax.models import hooks
 
 PASTE_BACK, THRESHOLD, GUIDANCE, CONTROLNET, EXTRA_CHANNELS = range(5)  # ranks, outermost first
@@ -35,14 +39,16 @@ class Guidance(struct.PyTreeNode):
     several prompts: Liu et al. 2022, "Compositional Visual Generation with Composable Diffusion Models", equation 11.
     """
 
-    scale: object
+    scale: Any
     negative: dict
-    rescale: object = 0.0
-    first: object = 0.0
-    last: object = jnp.inf
+    rescale: Any = 0.0
+    first: Any = 0.0
+    last: Any = jnp.inf
     rank: int = struct.field(pytree_node=False, default=GUIDANCE)
 
-    def __call__(self, sd, call, z, t, cond):
+    def __call__(
+        self, sd: Model, call: Predict, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond
+    ) -> Float[Array, "B h w c"]:
         cond = dict(cond)
         unwanted = {**self.negative, **cond.pop("negative", {})}
         also, share = cond.pop("also", ()), cond.pop("share", None)
@@ -61,7 +67,9 @@ class Guidance(struct.PyTreeNode):
         return jnp.where(inside, guided, positive)
 
 
-def rescaled(guided, positive, amount):
+def rescaled(
+    guided: Float[Array, "B ..."], positive: Float[Array, "B ..."], amount: Float[ArrayLike, "..."]
+) -> Float[Array, "B ..."]:
     """Returns guided with its standard deviation per example moved by `amount` (0 to 1) to that of positive.
 
     Source: Lin et al. 2023, equations 15 and 16.
@@ -77,16 +85,20 @@ class Threshold(struct.PyTreeNode):
     Made for pictures in [-1, 1], where limit = 1; scaled latents have a standard deviation of 1 and no such bounds.
     """
 
-    percentile: object
-    limit: object
+    percentile: Any
+    limit: Any
     rank: int = struct.field(pytree_node=False, default=THRESHOLD)
 
-    def __call__(self, sd, call, z, t, cond):
+    def __call__(
+        self, sd: Model, call: Predict, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond
+    ) -> Float[Array, "B h w c"]:
         x0 = schedule.to_x0(sd.schedule, call(z, t, cond), z, t)
         return schedule.from_x0(sd.schedule, thresholded(x0, self.percentile, self.limit), z, t)
 
 
-def thresholded(x0, percentile, limit):
+def thresholded(
+    x0: Float[Array, "B ..."], percentile: Float[ArrayLike, ""], limit: Float[ArrayLike, ""]
+) -> Float[Array, "B ..."]:
     """Returns clip(x0, -s, s) limit / s of each example, s its `percentile` (0 to 1) of |x0|, but at least `limit`.
 
     x0: [B ...].  Values within the limit stay as they are where the percentile is within it too.
@@ -106,12 +118,14 @@ class KnownRegion(struct.PyTreeNode):
     there is the one that leads to the given picture.  Pixels are pasted back after decoding, which is not done here.
     """
 
-    mask: object
-    z: object
-    noise: object
+    mask: Any
+    z: Any
+    noise: Any
     rank: int = struct.field(pytree_node=False, default=PASTE_BACK)
 
-    def __call__(self, sd, call, z, t, cond):
+    def __call__(
+        self, sd: Model, call: Predict, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond
+    ) -> Float[Array, "B h w c"]:
         known = schedule.add_noise(sd.schedule, self.z, self.noise, t)
         seen = self.mask * z + (1 - self.mask) * known
         x0 = schedule.to_x0(sd.schedule, call(seen, t, cond), seen, t)
@@ -127,13 +141,15 @@ class ControlNet(struct.PyTreeNode):
     network: the Linen module of params.
     """
 
-    params: object
+    params: Any
     name: str = struct.field(pytree_node=False, default="control")
-    network: object = struct.field(pytree_node=False, default=None)
+    network: Any = struct.field(pytree_node=False, default=None)
     guess: bool = struct.field(pytree_node=False, default=False)
     rank: int = struct.field(pytree_node=False, default=CONTROLNET)
 
-    def __call__(self, sd, call, z, t, cond):
+    def __call__(
+        self, sd: Model, call: Predict, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond
+    ) -> Float[Array, "B h w c"]:
         own = cond["control"][self.name]
         weight = own.get("weight", jnp.ones(len(z))) * (cond["positive"] if self.guess else 1)
         inputs = z, t, cond["context"], own["hint"], cond.get("class_labels")
@@ -156,7 +172,7 @@ class ControlNet(struct.PyTreeNode):
         return call(z, t, {**cond, "residuals": made})
 
 
-def guess_scales(count):
+def guess_scales(count: int) -> Float32[np.ndarray, " count"]:
     """Returns the factors of `count` residuals in guess mode, 0.1 to 1 in equal ratios, finest map first.
 
     Source: the ControlNet repository's guess mode, and diffusers' torch.logspace(-1, 0, count).
@@ -174,11 +190,13 @@ class ExtraChannels(struct.PyTreeNode):
     name: str = struct.field(pytree_node=False, default="extra")
     rank: int = struct.field(pytree_node=False, default=EXTRA_CHANNELS)
 
-    def __call__(self, sd, call, z, t, cond):
+    def __call__(
+        self, sd: Model, call: Predict, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond
+    ) -> Float[Array, "B h w c"]:
         return call(jnp.concatenate([z, cond[self.name].astype(z.dtype)], axis=-1), t, cond)
 
 
-def mask_channels(mask, masked_z):
+def mask_channels(mask: Num[Array, "B h w 1"], masked_z: Float[Array, "B h w c"]) -> Float[Array, "B h w 1+c"]:
     """Returns the extra channels of a 9-channel inpainting network, [B h w 5]: mask, then latent of the masked picture.
 
     mask: [B h w 1], 1 where to paint, from the pixels' mask by nearest neighbour.  masked_z: scaled latents [B h w 4]
@@ -187,5 +205,5 @@ def mask_channels(mask, masked_z):
     return jnp.concatenate([mask.astype(masked_z.dtype), masked_z], axis=-1)
 
 
-def _stack(*trees):
+def _stack(*trees: Any) -> Any:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)

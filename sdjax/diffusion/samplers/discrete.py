@@ -3,16 +3,20 @@
 `here` and `there` are the levels that a step leads from and to; M[0] is the clean latent x0 that the network sees.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
+from jaxtyping import Float64
 
 from sdjax.diffusion.samplers.row import NOISE, M, Row, X
+from sdjax.diffusion.samplers.sigmas import Level, Path
 
 
-def _eps(here):
+def _eps(here: Level) -> Float64[np.ndarray, " registers"]:
     return (X - here.a * M[0]) / here.s
 
 
-def ddim(path, eta):
+def ddim(path: Path, eta: float) -> Iterator[Row]:
     """a' x0 + sqrt(s'² - std²) eps + std noise, std = eta s'/s sqrt(1 - a²/a'²).
 
     eta: 0 deterministic, 1 as much noise as DDPM.  Source: Song et al. 2021 (DDIM), equations 12 and 16.
@@ -22,7 +26,7 @@ def ddim(path, eta):
         yield Row(here, i, there.a * M[0] + np.sqrt(max(there.s**2 - std**2, 0)) * _eps(here) + std * NOISE)
 
 
-def ddpm(path, eta):
+def ddpm(path: Path, eta: float) -> Iterator[Row]:
     """The posterior q(x' | x, x0) with its own ("small") variance, between any two levels.
 
     Source: Ho et al. 2020, equation 7; to a clean latent at the last step, without noise there (algorithm 2).
@@ -34,7 +38,7 @@ def ddpm(path, eta):
         yield Row(here, i, mean + np.sqrt(share * beta) * NOISE)
 
 
-def lcm(path, eta):
+def lcm(path: Path, eta: float) -> Iterator[Row]:
     """The consistency function, and noise of the next level on top: a' f + s' noise; f itself at the end.
 
     f = c_skip x + c_out x0.  Source: Luo et al. 2023 (LCM), algorithm 3 and equation 9; sigma_data = 0.5 and times
@@ -46,7 +50,7 @@ def lcm(path, eta):
         yield Row(here, i, there.a * (c_out * M[0] + c_skip * X) + there.s * NOISE)
 
 
-def tcd(path, eta):
+def tcd(path: Path, eta: float) -> Iterator[Row]:
     """DDIM to the time (1 - eta) t', then noise up to t'.  The last step leads to time 0, without noise.
 
     eta: the paper's gamma, 0 deterministic, 1 like LCM.  Source: Zheng et al. 2024 (TCD), algorithm 4.

@@ -3,12 +3,16 @@
 lam = log(a / s), h = lam' - lam.  The first steps have less to remember and are of lower order.
 """
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
+from jaxtyping import Float64
 
 from sdjax.diffusion.samplers.row import BASE, NOISE, M, Row, X, x0_and_eps
+from sdjax.diffusion.samplers.sigmas import Level, Path
 
 
-def pndm(path, eta):
+def pndm(path: Path, eta: float) -> Iterator[Row]:
     """Adams-Bashforth of order 4 on the predictions, moved by DDIM's transfer: PLMS.
 
     The second step's level is looked at twice: the first step is done again with the mean of both its ends.
@@ -36,7 +40,7 @@ def pndm(path, eta):
             yield Row(path.levels[1], i, move(here, there, BASE, (M[0] + M[1]) / 2))
 
 
-def lms(path, eta, order=4):
+def lms(path: Path, eta: float, order: int = 4) -> Iterator[Row]:
     """Adams-Bashforth in sigma: the polynomial through the last slopes (M: eps), integrated.
 
     Source: Katherine Crowson's k-diffusion, sample_lms.
@@ -47,14 +51,14 @@ def lms(path, eta, order=4):
         yield Row(here, i, there.a * (X / here.a + sum(w * m for w, m in zip(weights, M, strict=False))))
 
 
-def _integrated_lagrange(nodes, stop):
+def _integrated_lagrange(nodes: Sequence[float], stop: float) -> Iterator[float]:
     """Yields the integral from 0 to stop of each Lagrange polynomial of the nodes."""
     for k, node in enumerate(nodes):
         others = [other for j, other in enumerate(nodes) if j != k]
         yield np.poly1d(others, r=True).integ()(stop) / np.prod([node - other for other in others])
 
 
-def deis(path, eta):
+def deis(path: Path, eta: float) -> Iterator[Row]:
     """The line through the last two eps in log sigma, integrated; M: eps.
 
     Source: Zhang and Chen 2023 (DEIS), section 3.3, with polynomials in log rho and order 2, as diffusers has it.
@@ -76,7 +80,7 @@ def deis(path, eta):
         yield Row(here, i, there.a * (X / here.a + change))
 
 
-def dpmpp_2m(path, eta):
+def dpmpp_2m(path: Path, eta: float) -> Iterator[Row]:
     """DPM-Solver++(2M), and with eta its SDE: x0 extrapolated to the middle of the step by the last two.
 
     Source: Lu et al. 2022b, algorithm 2 (eta 0); equation of SDE-DPM-Solver++(2M), appendix (eta 1).
@@ -90,7 +94,7 @@ def dpmpp_2m(path, eta):
         yield Row(here, i, _sde_step(here, there, h, eta) - there.a * np.expm1(-(1 + eta) * h) * x0)
 
 
-def dpmpp_3m(path, eta):
+def dpmpp_3m(path: Path, eta: float) -> Iterator[Row]:
     """The multistep solver of the same SDE with the last three x0: DPM++ 3M SDE.
 
     `curve` is half of the second derivative, where phi_3 wants the whole: the formula in use everywhere, of order 2
@@ -114,13 +118,13 @@ def dpmpp_3m(path, eta):
         yield Row(here, i, _sde_step(here, there, h, eta) + there.a * (change - np.expm1(-(1 + eta) * h) * M[0]))
 
 
-def _sde_step(here, there, h, eta):
+def _sde_step(here: Level, there: Level, h: float, eta: float) -> Float64[np.ndarray, " registers"]:
     """Returns s'/s exp(-eta h) x + s' sqrt(1 - exp(-2 eta h)) noise, the part of a step that no x0 enters."""
     kept = np.exp(-eta * h) if eta else 1.0
     return there.s / here.s * kept * X + there.s * np.sqrt(1 - kept**2) * NOISE
 
 
-def unipc(path, eta):
+def unipc(path: Path, eta: float) -> Iterator[Row]:
     """UniPC of order 2 on x0, B(h) = exp(h) - 1 (bh2): each output first corrects the step that led to it.
 
     BASE is the corrected latent of the step before.  M[0]: x0 at the predicted latent.

@@ -11,15 +11,22 @@ Shapes: B batch, h w latent pixels, c latent channels, K rows.
 """
 
 import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Float, Float32, Int, Key
 
 from sdjax.diffusion.samplers import discrete, multistep, row, sigmas, singlestep
+from sdjax.diffusion.schedule import Schedule
 
 ROWS = 2048  # room for 1000 steps of two evaluations; one length, so that no step count compiles anything
+# (z, t, i: the step) -> prediction
+Denoise = Callable[[Float[Array, "B h w c"], Float32[Array, " B"], Int[Array, ""]], Float[Array, "B h w c"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Sampler:
     churn: whether its steps may begin with noise, see singlestep.raised.
     """
 
-    rows: object
+    rows: Callable[..., Iterator[row.Row]]
     grid: str
     eta: float | None = None
     output: str = "x0"
@@ -74,23 +81,31 @@ class Plan(struct.PyTreeNode):
     from a given latent.  churn: of the first fresh noise on top of either.  steps, draws: how many there are.
     """
 
-    t: object
-    step: object
-    draw: object
-    output: object
-    x: object
-    base: object
-    rows: object
-    steps: object
-    draws: object
-    scale: object
-    a: object
-    s: object
-    churn: object
+    t: Any
+    step: Any
+    draw: Any
+    output: Any
+    x: Any
+    base: Any
+    rows: Any
+    steps: Any
+    draws: Any
+    scale: Any
+    a: Any
+    s: Any
+    churn: Any
     stochastic: bool = struct.field(pytree_node=False)
 
 
-def tabulate(schedule, sampler="ddim", steps=20, spacing="normal", eta=None, start=0, churn=None):
+def tabulate(
+    schedule: Schedule,
+    sampler: str = "ddim",
+    steps: int = 20,
+    spacing: str = "normal",
+    eta: float | None = None,
+    start: int = 0,
+    churn: singlestep.Churn | None = None,
+) -> Plan:
     """Returns the Plan of a run.
 
     spacing: the noise schedule: normal, automatic (what A1111 takes for the sampler) or another of sigmas.SPACINGS.
@@ -123,7 +138,13 @@ def tabulate(schedule, sampler="ddim", steps=20, spacing="normal", eta=None, sta
     return fill(path, rows, chosen.output, *singlestep.raised(path, 0, churn))
 
 
-def fill(path, rows, output="x0", above=None, share=0.0):
+def fill(
+    path: sigmas.Path,
+    rows: Sequence[row.Row],
+    output: str = "x0",
+    above: sigmas.Level | None = None,
+    share: float = 0.0,
+) -> Plan:
     """Returns the Plan of a path's rows (row.Row), padded.
 
     above, share: see singlestep.raised; where the run starts, where that is not the first level.
@@ -131,9 +152,9 @@ def fill(path, rows, output="x0", above=None, share=0.0):
     room = -(-len(rows) // ROWS) * ROWS
     noisy = [bool(r.x @ row.NOISE or r.base @ row.NOISE) for r in rows]
     first = path.levels[0]
-    raised = above.a / first.a if share else 1.0
+    raised = above.a / first.a if above and share else 1.0
 
-    def column(values, dtype=np.float32):
+    def column(values, dtype: type = np.float32):
         values = np.asarray(values, dtype)
         return np.concatenate([values, np.zeros((room - len(rows), *values.shape[1:]), dtype)])
 
@@ -150,12 +171,12 @@ def fill(path, rows, output="x0", above=None, share=0.0):
         scale=np.float32(raised * path.scale),
         a=np.float32(raised * first.a),
         s=np.float32(raised * first.s),
-        churn=np.float32(above.a * share if share else 0.0),
+        churn=np.float32(above.a * share if above and share else 0.0),
         stochastic=any(noisy) or bool(share),
     )
 
 
-def guided_times(plan, start=0.0, end=1.0):
+def guided_times(plan: Plan, start: float = 0.0, end: float = 1.0) -> tuple[np.float32, np.float32]:
     """Returns (first, last), float32: the times of the steps from `start` to `end`, as fractions of those of the run.
 
     Step i of n is inside where start <= i / n < end; an evaluation within a step is inside where its time is.
@@ -167,7 +188,15 @@ def guided_times(plan, start=0.0, end=1.0):
     return np.float32(first), np.float32(within[0] if len(within) else -np.inf)
 
 
-def sample(denoise, noise, plan, keys=None, *, z=None, step_noise=None):
+def sample(
+    denoise: Denoise,
+    noise: Float[Array, "B h w c"],
+    plan: Plan,
+    keys: Key[Array, " B"] | None = None,
+    *,
+    z: Float[Array, "B h w c"] | None = None,
+    step_noise: Float[Array | np.ndarray, "n B h w c"] | None = None,
+) -> Float32[Array, "B h w c"]:
     """Returns the latent [B h w c] that the plan leads to, float32.
 
     denoise(z [B h w c], t [B] float32, i int32) -> prediction [B h w c] of the schedule's type; i: the step, 0 the

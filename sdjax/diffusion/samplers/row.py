@@ -14,6 +14,7 @@ steps compiles anything.
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float64
 
 from sdjax.diffusion.samplers.sigmas import Level
 
@@ -31,11 +32,13 @@ class Row(NamedTuple):
 
     level: Level
     step: int
-    x: np.ndarray
-    base: np.ndarray = BASE
+    x: Float64[np.ndarray, " registers"]
+    base: Float64[np.ndarray, " registers"] = BASE
 
 
-def x0_and_eps(prediction_type, level, x, prediction):
+def x0_and_eps(
+    prediction_type: str, level: Level, x: Float64[np.ndarray, " N"], prediction: Float64[np.ndarray, " N"]
+) -> tuple[Float64[np.ndarray, " N"], Float64[np.ndarray, " N"]]:
     """Returns the clean latent and the noise that a prediction at the latent x stands for; linear in both."""
     a, s = level.a, level.s
     if prediction_type == "epsilon":
@@ -45,7 +48,7 @@ def x0_and_eps(prediction_type, level, x, prediction):
     return prediction, (x - a * prediction) / s
 
 
-def outputs(prediction_type, level, kind):
+def outputs(prediction_type: str, level: Level, kind: str) -> Float64[np.ndarray, " 2"]:
     """Returns the factors (of the latent, of the network's prediction) whose sum is M[0].
 
     kind: "x0", the clean latent; "eps", the noise; "raw", the prediction as it is.

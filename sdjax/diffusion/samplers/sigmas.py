@@ -14,9 +14,13 @@ lowest, whatever its config says, as k-diffusion's get_sigmas.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+from jaxtyping import Float64
+
+from sdjax.diffusion.schedule import Schedule
 
 ALPHA_BAR_FLOOR = 2.0**-24  # diffusers' stand-in for alpha_bar = 0 where a sampler divides by it
 # grid: (default spacing of "normal", does "karras" round its times)
@@ -34,22 +38,22 @@ ALIGN_YOUR_STEPS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.3
 
 
 class Level(NamedTuple):
-    """A noise level; t is None where no network looks."""
+    """A noise level; t is None where no network looks: CLEAN alone."""
 
-    t: float | None
+    t: float
     a: float
     s: float
 
     @property
-    def sigma(self):
+    def sigma(self) -> float:
         return self.s / self.a
 
     @property
-    def lam(self):
+    def lam(self) -> float:
         return np.log(self.a / self.s) if self.s else np.inf
 
 
-CLEAN = Level(None, 1.0, 0.0)
+CLEAN = Level(None, 1.0, 0.0)  # pyright: ignore[reportArgumentType]  # all others have a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,19 +65,19 @@ class Path:
     at: level of an integer training time.  time: the (fractional) time of a sigma.
     """
 
-    levels: tuple
-    ends: tuple
+    levels: tuple[Level, ...]
+    ends: tuple[Level, ...]
     steps: int
     scale: float
-    at: object
-    time: object
+    at: Callable[[float], Level]
+    time: Callable[[Any], Any]
     prediction_type: str
 
-    def moves(self):
+    def moves(self) -> Iterator[tuple[int, Level, Level]]:
         """Yields (i, here, there) of each step."""
         yield from zip(range(len(self.levels)), self.levels, self.ends, strict=True)
 
-    def start(self, first):
+    def start(self, first: int) -> Self:
         """Returns the path without its first steps."""
         return dataclasses.replace(self, levels=self.levels[first:], ends=self.ends[first:])
 
@@ -81,17 +85,17 @@ class Path:
 # ---- spacings by sigma: each returns sigmas [steps], falling ----
 
 
-def karras(high, low, steps, rho=7.0):
+def karras(high: float, low: float, steps: int, rho: float = 7.0) -> Float64[np.ndarray, " steps"]:
     """Source: Karras et al. 2022, equation 5; rho = 7 as there."""
     return np.linspace(high ** (1 / rho), low ** (1 / rho), steps) ** rho
 
 
-def exponential(high, low, steps):
+def exponential(high: float, low: float, steps: int) -> Float64[np.ndarray, " steps"]:
     """Sigmas linear in their logarithm."""
     return np.exp(np.linspace(np.log(high), np.log(low), steps))
 
 
-def polyexponential(high, low, steps, rho=0.5):
+def polyexponential(high: float, low: float, steps: int, rho: float = 0.5) -> Float64[np.ndarray, " steps"]:
     """Logarithms of sigma as the rho-th power of a line; k-diffusion's, where rho = 1 would be `exponential`.
 
     The default lies between karras (about 0.7) and the times' own spacing.
@@ -99,13 +103,15 @@ def polyexponential(high, low, steps, rho=0.5):
     return low * (high / low) ** (np.linspace(1, 0, steps) ** rho)
 
 
-def align_your_steps(steps):
+def align_your_steps(steps: int) -> Float64[np.ndarray, " steps"]:
     """The published schedule, interpolated in its logarithm for other step counts."""
     position = np.linspace(0, 1, len(ALIGN_YOUR_STEPS))
     return np.exp(np.interp(np.linspace(0, 1, steps), position, np.log(ALIGN_YOUR_STEPS)))
 
 
-def _sigma_spacings(table, steps):
+def _sigma_spacings(
+    table: Float64[np.ndarray, " T"], steps: int
+) -> dict[str, Callable[[], Float64[np.ndarray, " steps"]]]:
     high, low = table[-1], table[0]
     return {
         "karras": lambda: karras(high, low, steps),
@@ -118,28 +124,28 @@ def _sigma_spacings(table, steps):
 # ---- spacings by time: each returns times [steps], falling ----
 
 
-def sgm_uniform(total, steps):
+def sgm_uniform(total: int, steps: int) -> Float64[np.ndarray, " steps"]:
     """A line from the last time to the first, whose end is left out: Stability's generative-models."""
     return np.linspace(total - 1, 0, steps + 1)[:-1]
 
 
-def simple(total, steps):
+def simple(total: int, steps: int) -> Float64[np.ndarray, " steps"]:
     """Every (T / steps)-th entry of the table, from its end."""
     return total - 1 - np.floor(np.arange(steps) * total / steps)
 
 
-def ddim_uniform(total, steps):
+def ddim_uniform(total: int, steps: int) -> Float64[np.ndarray, " steps"]:
     """1, 1 + T // steps, ...: the original DDIM code's."""
     return leading(total, steps, 1)
 
 
-def leading(total, steps, offset):
+def leading(total: int, steps: int, offset: int) -> Float64[np.ndarray, " steps"]:
     """Multiples of T // steps and the offset, which shrinks where the last would lie behind the table."""
     ratio = total // steps
     return (np.arange(steps)[::-1] * ratio + min(offset, total - 1 - (steps - 1) * ratio)).astype(float)
 
 
-def trailing(total, steps):
+def trailing(total: int, steps: int) -> Float64[np.ndarray, " steps"]:
     return np.round(total - np.arange(steps) * total / steps) - 1
 
 
@@ -147,7 +153,7 @@ TIME_SPACINGS = {"sgm_uniform": sgm_uniform, "simple": simple, "ddim_uniform": d
 SPACINGS = ("normal", "karras", "exponential", "polyexponential", "align_your_steps", *TIME_SPACINGS)
 
 
-def normal(schedule, steps, grid):
+def normal(schedule: Schedule, steps: int, grid: str) -> Float64[np.ndarray, " steps"]:
     """Returns the times [steps] of the grid's counterparts, falling; not rounded for "sigmas" and "kdiffusion"."""
     total = schedule.num_train_timesteps
     if grid == "kdiffusion":
@@ -164,7 +170,7 @@ def normal(schedule, steps, grid):
     return times if grid.startswith("sigmas") else np.round(times)
 
 
-def distilled(total, steps):
+def distilled(total: int, steps: int) -> Float64[np.ndarray, " steps"]:
     """A part of 50 trailing times, which consistency distillation of Stable Diffusion trains at.
 
     Source: Luo et al. 2023, "Latent Consistency Models", section 4.3 (skipping step k = 20).
@@ -177,7 +183,15 @@ def distilled(total, steps):
 # ---- paths ----
 
 
-def levels(schedule, steps, spacing="normal", grid="times", end="clean", first=0, discard=False):
+def levels(
+    schedule: Schedule,
+    steps: int,
+    spacing: str = "normal",
+    grid: str = "times",
+    end: str = "clean",
+    first: int = 0,
+    discard: bool = False,
+) -> Path:
     """Returns the Path of `steps` levels.
 
     end: where the last step leads: "clean" (no noise); "file", the level that set_alpha_to_one in the model's scheduler
@@ -211,7 +225,7 @@ def levels(schedule, steps, spacing="normal", grid="times", end="clean", first=0
     return Path(tuple(made), tuple(ends), steps, scale, at, time, schedule.prediction_type).start(first)
 
 
-def _spaced(schedule, steps, spacing, grid):
+def _spaced(schedule: Schedule, steps: int, spacing: str, grid: str) -> list[Level]:
     """Returns the levels [steps] of a spacing."""
     table = _sigma_table(schedule)
     if spacing == "normal" or spacing in TIME_SPACINGS:
@@ -222,7 +236,7 @@ def _spaced(schedule, steps, spacing, grid):
     else:
         if spacing == "karras" and grid.startswith("sigmas"):  # between the ends of "normal"
             ends = np.interp(normal(schedule, steps, grid)[[0, -1]], np.arange(len(table)), table)
-            sigmas = karras(*ends, steps)
+            sigmas = karras(ends[0], ends[1], steps)
         else:
             sigmas = _sigma_spacings(table, steps)[spacing]()
         times = _time_of(table, sigmas)
@@ -236,32 +250,32 @@ def _spaced(schedule, steps, spacing, grid):
     ]
 
 
-def _last(schedule, at, spacing, end):
+def _last(schedule: Schedule, at: Callable[[float], Level], spacing: str, end: str) -> Level:
     if end == "lowest" or end == "file" and spacing == "normal" and not schedule.set_alpha_to_one:
         return at(0)
     return CLEAN
 
 
-def _floored(schedule):
+def _floored(schedule: Schedule) -> Float64[np.ndarray, " T"]:
     """Returns alpha_bar [T] without an exact zero at its end."""
     alpha_bar = schedule.alphas_cumprod
     return alpha_bar if alpha_bar[-1] > 0 else np.append(alpha_bar[:-1], ALPHA_BAR_FLOOR)
 
 
-def _exact(schedule):
+def _exact(schedule: Schedule) -> Float64[np.ndarray, " T"]:
     """Returns alpha_bar [T] for samplers that can start without any signal, which a prediction of noise cannot."""
     return _floored(schedule) if schedule.prediction_type == "epsilon" else schedule.alphas_cumprod
 
 
-def _sigma_table(schedule):
+def _sigma_table(schedule: Schedule) -> Float64[np.ndarray, " T"]:
     """Returns sigma of each training time [T], rising."""
     return np.sqrt(1 / _floored(schedule) - 1)
 
 
-def _time_of(table, sigmas):
+def _time_of(table: Float64[np.ndarray, " T"], sigmas: Any) -> Any:
     """Returns the times of sigmas: linear in log sigma between the training times."""
     return np.interp(np.log(sigmas), np.log(table), np.arange(len(table)))
 
 
-def _level_at(alpha_bar, t):
+def _level_at(alpha_bar: Float64[np.ndarray, " T"], t: float) -> Level:
     return Level(float(t), float(np.sqrt(alpha_bar[int(t)])), float(np.sqrt(1 - alpha_bar[int(t)])))

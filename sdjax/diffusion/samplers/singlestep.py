@@ -4,15 +4,18 @@ Written in k-diffusion's variables: x / a is the latent of variance 1 + sigma²,
 A step of two evaluations yields two rows; the second finds the beginning of the step in BASE and its output in M[1].
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from sdjax.diffusion.samplers.row import BASE, NOISE, M, Row, X
-from sdjax.diffusion.samplers.sigmas import Level
+from sdjax.diffusion.samplers.sigmas import Level, Path
 
 MOST_CHURN = np.sqrt(2) - 1  # of one step: Karras et al. 2022, algorithm 2
+Churn = tuple[float, float, float, float]  # s_churn, s_tmin, s_tmax, s_noise of the source
 
 
-def ancestral(sigma, sigma_next, eta):
+def ancestral(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
     """Returns (sigma_down, sigma_up): where the deterministic part goes, and the noise that leads back to sigma_next.
 
     Source: Song et al. 2021 (DDIM), equation 16, in sigmas; as k-diffusion writes it.
@@ -21,12 +24,12 @@ def ancestral(sigma, sigma_next, eta):
     return np.sqrt(sigma_next**2 - up**2), up
 
 
-def between(path, sigma):
+def between(path: Path, sigma: float) -> Level:
     """Returns the level of a sigma that is not on the path, at the fractional time that the model's table gives it."""
     return Level(float(path.time(sigma)), 1 / np.hypot(1, sigma), sigma / np.hypot(1, sigma))
 
 
-def raised(path, i, churn):
+def raised(path: Path, i: int, churn: Churn | None) -> tuple[Level, float]:
     """Returns (the noisier level from which step i starts, the share of NOISE that leads there, both in sigma).
 
     churn: (s_churn, s_tmin, s_tmax, s_noise) of the source, or None; the level itself and 0 behind the last step.
@@ -42,7 +45,7 @@ def raised(path, i, churn):
     return above, noise * np.sqrt(above.sigma**2 - here.sigma**2)
 
 
-def euler(path, eta, churn=None):
+def euler(path: Path, eta: float, churn: Churn | None = None) -> Iterator[Row]:
     """x + (sigma_down - sigma) d, and noise.  eta 0: Euler; 1: Euler ancestral.  churn: see `raised`.
 
     Source: Karras et al. 2022, algorithm 2 without its correction.
@@ -55,7 +58,7 @@ def euler(path, eta, churn=None):
         yield Row(here, i, above.a * (x + (down - here.sigma) * d + (up + share) * NOISE))
 
 
-def heun(path, eta, churn=None):
+def heun(path: Path, eta: float, churn: Churn | None = None) -> Iterator[Row]:
     """The mean of the slopes at both ends of the step; a last step to sigma 0 is Euler's.  churn: see `raised`.
 
     Source: Karras et al. 2022, algorithm 2.
@@ -71,7 +74,7 @@ def heun(path, eta, churn=None):
             yield Row(there, i, above.a * (x + dt * (d + d_next) / 2 + share * NOISE))
 
 
-def dpm2(path, eta):
+def dpm2(path: Path, eta: float) -> Iterator[Row]:
     """The slope at the middle of the step in log sigma.  eta 0: DPM2; 1: DPM2 ancestral.
 
     Source: Karras et al. 2022, algorithm 2 with DPM-Solver-2's midpoint (Lu et al. 2022a, algorithm 1).
@@ -89,7 +92,7 @@ def dpm2(path, eta):
         yield Row(middle, i, there.a * (x + (down - here.sigma) * d + up * NOISE))
 
 
-def dpmpp_2s(path, eta):
+def dpmpp_2s(path: Path, eta: float) -> Iterator[Row]:
     """DPM-Solver++(2S) to sigma_down, and noise: DPM++ 2S ancestral.
 
     Source: Lu et al. 2022b, algorithm 1 with r = 1/2.
@@ -105,7 +108,7 @@ def dpmpp_2s(path, eta):
         yield Row(middle, i, there.a * (x + up * NOISE))
 
 
-def dpmpp_sde(path, eta):
+def dpmpp_sde(path: Path, eta: float) -> Iterator[Row]:
     """DPM-Solver++(2S) for the reverse SDE, with noise at the middle of the step too: DPM++ SDE.
 
     The step's noise is the increment of one Brownian motion in sigma, made of the first half's, which BASE carries, and

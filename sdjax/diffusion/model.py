@@ -1,0 +1,34 @@
+"""What the loss and the wrappers ask of a model.  StableDiffusion, which lies above them, is one."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from jaxtyping import Array, Float, Int, Key, Num
+
+Cond = dict[str, Any]  # what the network is told beside latent and time; the first axis of every array is the batch
+# (z, t, cond) -> prediction: all that lies further inside than a wrapper
+Predict = Callable[[Float[Array, "B h w c"], Num[Array, " B"], Cond], Float[Array, "B h w c"]]
+
+
+class Model(Protocol):
+    """A latent diffusion model; see stable_diffusion.StableDiffusion."""
+
+    @property
+    def schedule(self) -> Any: ...
+
+    @property
+    def hooks(self) -> tuple[Any, ...]: ...
+
+    def encode(
+        self, pixels: Float[Array, "B H W 3"], keys: Key[Array, " B"] | None = None
+    ) -> Float[Array, "B h w c"]: ...
+
+    def latents(
+        self, moments: Float[Array, "B h w 2*c"], keys: Key[Array, " B"] | None = None
+    ) -> Float[Array, "B h w c"]: ...
+
+    def condition(self, ids: Int[Array, "B L"]) -> Cond: ...
+
+    def denoise(
+        self, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond, i: Int[Array, ""] | int = 0
+    ) -> tuple[Float[Array, "B h w c"], dict[str, Any]]: ...
