@@ -22,13 +22,17 @@ Shapes: B prompts, n chunks, L tokens of a chunk, N = n L, C text width, R diffe
 
 import functools
 import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Float, Float32, Int, Int32, Num
 
 from sdjax.text import grammars
+from sdjax.text.tokenizer import Tokenizer
 
 GRAMMARS = ("plain", "a1111", "comfyui")
 WEIGHTINGS = ("a1111", "comfyui")
@@ -36,12 +40,33 @@ BACKTRACK = 20  # tokens: a text after a comma so near to a chunk's end moves to
 WHOLE = 8  # tokens: ComfyUI breaks only stretches of one weight of so many and more at a chunk's end
 SHALLOW = 1e-3  # of the mean size of a number; our choice: behind a fresh layer norm the mean is 0 but for rounding
 ROOM, STEPS = 8, 1024  # different texts of a prompt, and steps, that there is always room for
+Chunk = list[tuple[int, float]]  # (id, weight) without begin, end and padding
+Timed = tuple[tuple[int, str], ...]  # (last step, text)
+
+
+class TextModel(Protocol):
+    """What is asked of a model here.  StableDiffusion, which lies above, is one."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def conditioners(self) -> tuple[Any, ...]: ...
+
+    def embed(self, ids: Int[Array, "B L"]) -> Float[Array, "B L C"]: ...
+
+    def encode_text(self, embeddings: Float[Array, "B L C"], skip: int = 0) -> Float[Array, "B L C"]: ...
+
+    def replace(self, **changes: Any) -> Self: ...
+
+
+M = TypeVar("M", bound=TextModel)
 
 
 # ---- tokens ------------------------------------------------------------------------------------
 
 
-def chunks(tokenizer, text, grammar="a1111"):
+def chunks(tokenizer: Tokenizer, text: str, grammar: str = "a1111") -> list[Chunk]:
     """Returns a text's chunks, lists of (id, weight) without begin, end and padding; at least one chunk.
 
     The text is one step's: without changes, turns and ANDs.
@@ -58,7 +83,7 @@ def chunks(tokenizer, text, grammar="a1111"):
     return _a1111_chunks(tokenizer, grammars.emphasis(text), room)
 
 
-def _words(tokenizer, text):
+def _words(tokenizer: Tokenizer, text: str) -> list[tuple[int, ...]]:
     """Returns the ids of a text as tuples: one each, those of a placeholder word together."""
     several = {ids[0]: ids for ids in tokenizer.words.values()}
     numbers, at, found = tokenizer.ids(text), 0, []
@@ -68,10 +93,10 @@ def _words(tokenizer, text):
     return found
 
 
-def _a1111_chunks(tokenizer, pairs, room):
+def _a1111_chunks(tokenizer: Tokenizer, pairs: Iterable[tuple[str, float]], room: int) -> list[Chunk]:
     done, chunk, comma = [], [], None  # comma: the place of the chunk's last one
 
-    def close(keep=0):
+    def close(keep: int = 0) -> None:
         nonlocal chunk, comma
         split = len(chunk) - keep
         done.append(chunk[:split])
@@ -96,7 +121,7 @@ def _a1111_chunks(tokenizer, pairs, room):
     return done
 
 
-def _comfy_groups(tokenizer, text, weight):
+def _comfy_groups(tokenizer: Tokenizer, text: str, weight: float) -> Iterator[Chunk]:
     """Yields lists of (id, weight) that belong together: an embedding's vectors, a stretch of one weight."""
     first, *others = re.split(r"(?<=\s)embedding:", text)
     pieces = [(False, first), *((True, other) for other in others)]
@@ -109,9 +134,9 @@ def _comfy_groups(tokenizer, text, weight):
         yield [(number, weight) for number in tokenizer.ids(piece)]
 
 
-def _embedding(tokenizer, text):
+def _embedding(tokenizer: Tokenizer, text: str) -> tuple[tuple[int, ...], str]:
     """Returns (ids, what is left of the text) of the placeholder word that a text begins with."""
-    name = re.match(r"\S*", text)[0]
+    name = re.split(r"\s", text, maxsplit=1)[0]
     for known in (name, name.strip(","), re.split(r"[<\[]", name)[0]):
         if known.lower() in tokenizer.words:
             at = text.index(known) + len(known)
@@ -120,7 +145,7 @@ def _embedding(tokenizer, text):
     raise ValueError(f"prompt: embedding:{name} is not known; the model has {words}")
 
 
-def _comfy_chunks(groups, room):
+def _comfy_chunks(groups: Iterable[Chunk], room: int) -> list[Chunk]:
     done, chunk = [], []
     for group in groups:
         breaks = len(group) >= min(WHOLE, room + 1)
@@ -132,7 +157,9 @@ def _comfy_chunks(groups, room):
     return [*done, chunk]
 
 
-def rows(tokenizer, made, count):
+def rows(
+    tokenizer: Tokenizer, made: Sequence[Chunk], count: int
+) -> tuple[Int32[np.ndarray, "count L"], Float32[np.ndarray, "count L"]]:
     """Returns (ids int32, weights float32), both [count L]: begin, tokens, end, padding; empty chunks follow."""
     ids = np.full((count, tokenizer.length), tokenizer.pad, np.int32)
     weights = np.ones((count, tokenizer.length), np.float32)
@@ -147,7 +174,15 @@ def rows(tokenizer, made, count):
 # ---- conditions --------------------------------------------------------------------------------
 
 
-def sizes(sd, prompts, negatives=None, *, steps=20, grammar="a1111", before=None):
+def sizes(
+    sd: TextModel,
+    prompts: Sequence[str],
+    negatives: Sequence[str] | None = None,
+    *,
+    steps: int = 20,
+    grammar: str = "a1111",
+    before: int | None = None,
+) -> list[tuple[int, int]]:
     """Returns [(chunks, parts), ...], one pair per prompt with its negative: those of one size can be made together.
 
     In a batch of several sizes the shorter prompts are padded, which changes their pictures a little; sampling makes
@@ -159,14 +194,22 @@ def sizes(sd, prompts, negatives=None, *, steps=20, grammar="a1111", before=None
     return [(count, len(_parts(prompt, grammar))) for count, prompt in zip(counts, prompts, strict=True)]
 
 
-def parts(prompts, grammar):
+def parts(prompts: Iterable[str], grammar: str) -> int:
     """Returns how many texts the prompts' longest AND weighs; 1 without."""
     return max(len(_parts(prompt, grammar)) for prompt in prompts)
 
 
 def condition(
-    sd, prompts, negatives=None, *, steps=20, skip=0, grammar="a1111", weighting=None, before=None,
-):  # fmt: skip
+    sd: M,
+    prompts: Sequence[str],
+    negatives: Sequence[str] | None = None,
+    *,
+    steps: int = 20,
+    skip: int = 0,
+    grammar: str = "a1111",
+    weighting: str | None = None,
+    before: int | None = None,
+) -> tuple[M, dict[str, Any], dict[str, Any] | None]:
     """Returns (sd, cond, negative): what sd.denoise takes for these prompts, one picture each.
 
     sd holds a conditioner that puts the texts of step i into cond, where the grammar has such.  cond: {"ids" [B N],
@@ -209,11 +252,18 @@ class Texts(struct.PyTreeNode):
     "weights" [B R n L], "context" [B R N C]}, perhaps {"empty" [B L C]}, the same at all steps.
     """
 
-    positive: dict
-    others: tuple = ()
-    negative: object = None
+    positive: Any
+    others: Any = ()
+    negative: Any = None
 
-    def __call__(self, sd, z, t, i, cond):
+    def __call__(
+        self,
+        sd: Any,
+        z: Float[Array, "B h w c"] | None,
+        t: Num[Array, " B"] | None,
+        i: Int[Array, ""] | int,
+        cond: dict[str, Any],
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         cond = {**cond, **_at(self.positive, i)}
         if self.others:
             cond["also"] = tuple(_at(other, i) for other in self.others)
@@ -222,14 +272,14 @@ class Texts(struct.PyTreeNode):
         return cond, {}
 
 
-def _at(table, i):
+def _at(table: Mapping[str, Any], i: Int[Array, ""] | int) -> dict[str, Any]:
     """Returns the cond of step i."""
     index = jnp.take(table["index"], i, axis=1, mode="clip")  # [B]
     named = {name: jax.vmap(jnp.take, (0, 0, None))(table[name], index, 0) for name in ("ids", "weights", "context")}
     return {**named, **{name: table[name] for name in table.keys() & {"empty"}}}
 
 
-def encode(sd, rows, cond, skip=0):
+def encode(sd: TextModel, rows: Float[Array, "B N C"], cond: Mapping[str, Any], skip: int = 0) -> Float[Array, "B N C"]:
     """Returns the context [B N C] of token rows [B N C], such as a conditioner changed them, chunk by chunk.
 
     cond: of `condition`, for its weights; a cond without them is one chunk without weights.
@@ -242,7 +292,12 @@ def encode(sd, rows, cond, skip=0):
     return _weighed(z[:, None], weights[:, None], cond.get("empty")).reshape(rows.shape[:2] + z.shape[-1:])
 
 
-def _weighed(z, weights, empty, uses=1.0):
+def _weighed(
+    z: Float[Array, "B R n L C"],
+    weights: Float[Array, "B R n L"],
+    empty: Float[Array, "B L C"] | None,
+    uses: Float[Array, "B R"] | float = 1.0,
+) -> Float[Array, "B R n L C"]:
     """Returns vectors z [B R n L C] with weights [B R n L].
 
     empty [B L C]: the empty text's vectors, for empty + w (z - empty).  None: w z, times the factor that gives each
@@ -261,18 +316,20 @@ def _weighed(z, weights, empty, uses=1.0):
     return (w * z * factor[:, None, :, None, None]).astype(kind)
 
 
-def _parts(prompt, grammar):
+def _parts(prompt: str, grammar: str) -> tuple[tuple[str, float], ...]:
     return grammars.parts(prompt) if grammar == "a1111" else ((prompt, 1.0),)
 
 
-def _streams(prompts, negatives, steps, grammar, before):
+def _streams(
+    prompts: Sequence[str], negatives: Sequence[str] | None, steps: int, grammar: str, before: int | None
+) -> list[list[tuple[float, Timed]]]:
     """Returns a list for each part of AND, and one for the negatives: (weight, schedule) of each prompt."""
     if grammar not in GRAMMARS:
         raise ValueError(f"grammar={grammar!r}: expected one of {', '.join(GRAMMARS)}")
     if negatives is not None and len(negatives) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts, {len(negatives)} negative prompts: expected as many")
 
-    def timed(text):
+    def timed(text: str) -> Timed:
         return grammars.schedule(text, steps, before) if grammar == "a1111" else ((steps, text),)
 
     split = [_parts(prompt, grammar) for prompt in prompts]
@@ -284,7 +341,7 @@ def _streams(prompts, negatives, steps, grammar, before):
     return streams + ([] if negatives is None else [[(1.0, timed(text)) for text in negatives]])
 
 
-def _table(tokenizer, texts, grammar, steps):
+def _table(tokenizer: Tokenizer, texts: Timed, grammar: str, steps: int) -> dict[str, Any]:
     """Returns {"ids", "weights": lists of arrays of the different texts, "uses" of each, "index" [S]} of a schedule.
 
     A1111 shows the text of the first end that is not below the number of steps done: a text until step 3 has 4 steps.
@@ -298,7 +355,7 @@ def _table(tokenizer, texts, grammar, steps):
     return {"made": made, "uses": np.bincount(place), "index": index, "tokenizer": tokenizer}
 
 
-def _stacked(tables, room):
+def _stacked(tables: Sequence[dict[str, Any]], room: int) -> dict[str, Any]:
     """Returns {"ids", "weights" [B R n L], "uses" [B R], "index" [B S], "count": most different texts, "empty" [L]}."""
     tokenizer = tables[0]["tokenizer"]
     count = max(len(table["made"]) for table in tables)
@@ -319,7 +376,7 @@ def _stacked(tables, room):
 
 
 @functools.partial(jax.jit, static_argnames=("skip", "comfy"))
-def _encoded(sd, table, *, skip, comfy):
+def _encoded(sd: TextModel, table: dict[str, Any], *, skip: int, comfy: bool) -> dict[str, Any]:
     """Returns the tables of Texts; the encoder runs once for each text that is there, not for the room."""
     batch, room, count, length = table["ids"].shape
 

@@ -11,7 +11,9 @@ behaviour, constants and published examples.
 
 import math
 import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 ROUND, SQUARE = 1.1, 1 / 1.1  # what a pair of brackets multiplies a weight by, in all of these tools
 DEPTH = 100  # of brackets in brackets
@@ -32,7 +34,7 @@ class Adapter:
 ADAPTER = re.compile(r"<(\w+):([^>]+)>")
 
 
-def adapters(text):
+def adapters(text: str) -> tuple[str, tuple[Adapter, ...]]:
     """Returns (text without its <lora:name:w> and <hypernet:name:w>, the Adapters that they ask for, in order).
 
     <lora:name:0.8> sets both strengths, <lora:name:0.8:0.5> or <lora:name:te=0.8:unet=0.5> the text encoder's and the
@@ -42,7 +44,7 @@ def adapters(text):
     return ADAPTER.sub("", text), tuple(_adapter(match) for match in ADAPTER.finditer(text))
 
 
-def _adapter(match):
+def _adapter(match: re.Match[str]) -> Adapter:
     kind, (name, *values) = match[1], match[2].split(":")
     if kind not in KINDS:
         raise ValueError(f"{match[0]!r}: expected <lora:name:strength> or <hypernet:name:strength>")
@@ -55,7 +57,7 @@ def _adapter(match):
     return Adapter(KINDS[kind], name, _number(strength, match[0]), _number(unet, match[0]))
 
 
-def _number(text, where):
+def _number(text: str, where: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -65,7 +67,7 @@ def _number(text, where):
     return value
 
 
-def parts(text):
+def parts(text: str) -> tuple[tuple[str, float], ...]:
     """Returns the texts between ANDs with their weights, ((text, weight), ...): "a AND b :0.5" has 1 and 0.5."""
     found = []
     for part in re.split(r"\bAND\b", text):
@@ -74,12 +76,12 @@ def parts(text):
     return tuple(found)
 
 
-def weighed(text):
+def weighed(text: str) -> bool:
     """Returns whether a prompt is weighed against the negative one, which it then needs: by AND, or as "a cat:1.5"."""
     return [weight for _, weight in parts(text)] != [1.0]
 
 
-def schedule(text, steps, before=None):
+def schedule(text: str, steps: int, before: int | None = None) -> tuple[tuple[int, str], ...]:
     """Returns the texts of a run with the last step of each, ((step, text), ...), steps counted from 1.
 
     A number with a point is a part of `steps`, one without is a step; options of [a|b] take turns.  A text whose
@@ -91,7 +93,7 @@ def schedule(text, steps, before=None):
     if tree is None:
         return ((steps, text),)
 
-    def bound(number):
+    def bound(number: str) -> int:
         offset = 0 if before is None else 1 if "." in number else before
         return min(steps, int((float(number) - offset) * (steps if "." in number else 1)))
 
@@ -103,21 +105,21 @@ def schedule(text, steps, before=None):
 
 @dataclass(frozen=True)
 class _Change:
-    before: list
-    after: list
+    before: list[Any]
+    after: list[Any]
     number: str
 
 
 @dataclass(frozen=True)
 class _Turns:
-    options: list
+    options: list[list[Any]]
 
 
 LETTERS = re.compile(r"(?:[^\\\[\]():|]|\\.)+")
 UNTIL = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\]")
 
 
-def _tree(text):
+def _tree(text: str) -> list[Any] | None:
     """Returns the text as a list of texts, lists, _Changes and _Turns; None where it does not fit the grammar.
 
     Brackets and colons that belong to no pair are letters; a bar outside of square brackets fits nothing.
@@ -134,7 +136,7 @@ def _tree(text):
         at += 1
 
 
-def _sequence(text, at, depth):
+def _sequence(text: str, at: int, depth: int) -> tuple[list[Any], int]:
     """Returns (items, where they end): letters and pairs of brackets from `at` on."""
     items = []
     while at < len(text):
@@ -151,7 +153,7 @@ def _sequence(text, at, depth):
     return items, at
 
 
-def _pair(text, at, depth):
+def _pair(text: str, at: int, depth: int) -> tuple[Any, int] | None:
     """Returns (item, where it ends) of the brackets that open at `at`, None where they do not make a pair."""
     if depth > DEPTH:
         raise ValueError(f"prompt {text[:20]!r}...: brackets nested deeper than {DEPTH}")
@@ -177,7 +179,7 @@ def _pair(text, at, depth):
     return (["[", first, "]"], end + 1) if text.startswith("]", end) else None
 
 
-def _nodes(item):
+def _nodes(item: Any) -> Iterator[_Change | _Turns]:
     """Yields the _Changes and _Turns of a tree, nested ones too."""
     if isinstance(item, _Change):
         yield item
@@ -190,7 +192,7 @@ def _nodes(item):
             yield from _nodes(inner)
 
 
-def _text(item, step, bound):
+def _text(item: Any, step: int, bound: Callable[[str], int]) -> str:
     """Returns the text of a tree at a step."""
     if isinstance(item, str):
         return item
@@ -204,7 +206,7 @@ def _text(item, step, bound):
 WEIGHTS = re.compile(r"\\[()\[\]\\]?|[(\[)\]]|:\s*([+-]?[.\d]+)\s*\)|[^\\()\[\]:]+|:")
 
 
-def emphasis(text):
+def emphasis(text: str) -> tuple[tuple[str, float], ...]:
     """Returns A1111's ((text, weight), ...); BREAK stands for the beginning of a new chunk.
 
     Brackets without a partner reach to the end of the text, or are letters where they close nothing.
@@ -239,7 +241,7 @@ def emphasis(text):
     return tuple(_joined(found))
 
 
-def _joined(pairs):
+def _joined(pairs: Iterable[Sequence[Any]]) -> list[tuple[str, float]]:
     """Returns the pairs with neighbours of one weight made one."""
     joined = []
     for text, weight in pairs:
@@ -250,13 +252,13 @@ def _joined(pairs):
     return joined or [("", 1.0)]
 
 
-def comfy_emphasis(text, weight=1.0):
+def comfy_emphasis(text: str, weight: float = 1.0) -> tuple[tuple[str, float], ...]:
     """Returns ComfyUI's ((text, weight), ...): a number replaces the weight around it, brackets alone multiply it."""
     hidden = text.replace("\\)", "\0\1").replace("\\(", "\0\2")
     return tuple((t.replace("\0\1", ")").replace("\0\2", "("), w) for t, w in _comfy(hidden, weight, 0))
 
 
-def _comfy(text, weight, depth):
+def _comfy(text: str, weight: float, depth: int) -> list[tuple[str, float]]:
     if depth > DEPTH:
         raise ValueError(f"prompt {text[:20]!r}...: brackets nested deeper than {DEPTH}")
     found = []
@@ -275,7 +277,7 @@ def _comfy(text, weight, depth):
     return found
 
 
-def _comfy_pieces(text):
+def _comfy_pieces(text: str) -> list[str]:
     """Returns the text cut before and after its outermost pairs of round brackets."""
     pieces, start, depth = [], 0, 0
     for i, letter in enumerate(text):

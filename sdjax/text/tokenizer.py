@@ -12,8 +12,11 @@ import dataclasses
 import functools
 import json
 import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
+from jaxtyping import Int32
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -23,6 +26,8 @@ PIECES = "|".join(
     + [r"[\p{L}]+", r"[\p{N}]", r"[^\s\p{L}\p{N}]+"]
 )
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+Token = dict[str, Any]  # "content" and the FLAGS
+Vocabulary = tuple[dict[str, int], list[tuple[str, str]]]  # {token: id} and merges
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,20 +39,20 @@ class Tokenizer:
     All tokenizers compare equal: a compiled function never sees a word and is not compiled again for a new one.
     """
 
-    vocabulary: dict
-    merges: tuple
-    roles: dict
-    added: tuple
+    vocabulary: dict[str, int]
+    merges: tuple[tuple[str, str], ...]
+    roles: dict[str, str]
+    added: tuple[Token, ...]
     length: int = 77
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokenizer)
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash(Tokenizer)
 
     @classmethod
-    def load(cls, folder):
+    def load(cls, folder: str | pathlib.Path) -> Self:
         """Returns the tokenizer of a folder with vocab.json and merges.txt, or tokenizer.json.
 
         Raises ValueError naming the file that is missing or cannot be read.
@@ -68,19 +73,21 @@ class Tokenizer:
         return tokenizer
 
     @classmethod
-    def train(cls, texts, size, length=32):
+    def train(cls, texts: Iterable[str], size: int, length: int = 32) -> Self:
         """Returns a tokenizer whose vocabulary of `size` tokens is made from nothing; padding is the end token."""
         vocabulary, merges = train_vocabulary(texts, size)
         return cls.of(vocabulary, merges, length)
 
     @classmethod
-    def of(cls, vocabulary, merges, length=77, pad=EOS):
+    def of(
+        cls, vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str]], length: int = 77, pad: str = EOS
+    ) -> Self:
         """Returns the tokenizer of a vocabulary {token: id} and merges [(left, right)] without placeholder words."""
         roles = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": pad}
         special = [_token(token, special=True) for token in roles.values()]
-        return cls(dict(vocabulary), tuple(map(tuple, merges)), roles, _added({}, special), length)
+        return cls(dict(vocabulary), tuple((left, right) for left, right in merges), roles, _added({}, special), length)
 
-    def save(self, folder):
+    def save(self, folder: str | pathlib.Path) -> None:
         """Writes the files that transformers 4 and 5 read, placeholder words included, into an existing folder."""
         folder = pathlib.Path(folder)
         decoder = dict(sorted((self.backend.token_to_id(token["content"]), token) for token in self.added))
@@ -93,12 +100,12 @@ class Tokenizer:
         _write(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False))
 
     @functools.cached_property
-    def backend(self):
+    def backend(self) -> Any:
         """The `tokenizers` object: normalisation, pieces, merges and the added tokens."""
         return _backend(self.vocabulary, self.merges, self.roles["unk_token"], self.added)
 
     @functools.cached_property
-    def words(self):
+    def words(self) -> dict[str, tuple[int, ...]]:
         """The placeholder words, {word: (its ids)}, in the order of their ids."""
         words, last = {}, None
         for token in self.added:
@@ -111,23 +118,23 @@ class Tokenizer:
         return words
 
     @property
-    def size(self):
+    def size(self) -> int:
         """The number of rows that a token embedding needs: the highest id + 1."""
         return 1 + max(*self.vocabulary.values(), *(self.backend.token_to_id(token["content"]) for token in self.added))
 
     @property
-    def bos(self):
+    def bos(self) -> int:
         return self.backend.token_to_id(self.roles["bos_token"])
 
     @property
-    def eos(self):
+    def eos(self) -> int:
         return self.backend.token_to_id(self.roles["eos_token"])
 
     @property
-    def pad(self):
+    def pad(self) -> int:
         return self.backend.token_to_id(self.roles["pad_token"])
 
-    def add(self, word, vectors=1):
+    def add(self, word: str, vectors: int = 1) -> Self:
         """Returns a tokenizer with a placeholder word of `vectors` new ids, or itself where it has that very word.
 
         Raises ValueError for a word that is one token already, or that exists with another number of vectors.
@@ -145,19 +152,19 @@ class Tokenizer:
                 raise ValueError(f"word={word!r}: {token!r} is one token already; choose another, such as '<{word}>'")
         return dataclasses.replace(self, added=(*self.added, *(_token(token, normalized=True) for token in tokens)))
 
-    def _encode(self, text):
+    def _encode(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids
 
-    def ids(self, text):
+    def ids(self, text: str) -> list[int]:
         """Returns the ids of a text, list[int], without begin and end; a placeholder word gives all of its ids."""
         several = {ids[0]: ids for ids in self.words.values()}
         return [number for first in self._encode(text) for number in several.get(first, (first,))]
 
-    def count(self, text):
+    def count(self, text: str) -> int:
         """Returns how many tokens a text has without begin and end; what is beyond length - 2 is cut off by a call."""
         return len(self.ids(text))
 
-    def __call__(self, texts):
+    def __call__(self, texts: str | Sequence[str]) -> Int32[np.ndarray, "B L"]:
         """Returns int32 [B L]: begin, the text's tokens (cut at L - 2), end, padding."""
         texts = [texts] if isinstance(texts, str) else texts
         rows = np.full((len(texts), self.length), self.pad, np.int32)
@@ -167,7 +174,7 @@ class Tokenizer:
         return rows
 
 
-def train_vocabulary(texts, size):
+def train_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
     """Returns ({token: id}, [(left, right)]): a byte-pair vocabulary in CLIP's layout, learnt from texts.
 
     256 bytes, 256 bytes that end a word, at most size - 514 merges (fewer where the texts have no more), begin, end.
@@ -181,7 +188,7 @@ def train_vocabulary(texts, size):
         raise ValueError(f"size={size}: a byte-pair vocabulary has at least {2 * len(letters) + 2} tokens")
     base = [*letters, *(letter + "</w>" for letter in letters)]
     # The base is given as special tokens so that its ids, and with them the order among equal counts, are fixed.
-    ending = {"end_of_word_suffix": "</w>"}
+    ending: dict[str, Any] = {"end_of_word_suffix": "</w>"}
     trainer = trainers.BpeTrainer(vocab_size=size - 2, special_tokens=base, show_progress=False, **ending)
     learner = Backend(models.BPE(**ending))
     _split_as_clip(learner)
@@ -191,20 +198,20 @@ def train_vocabulary(texts, size):
     return {token: number for number, token in enumerate(dict.fromkeys(tokens))}, merges
 
 
-def byte_vocabulary(size=514):
+def byte_vocabulary(size: int = 514) -> Vocabulary:
     """Returns ({token: id}, []): single bytes only, begin and end as the last two of `size` ids, for random weights."""
     vocabulary, merges = train_vocabulary([], 514)
     return {**vocabulary, BOS: size - 2, EOS: size - 1}, merges
 
 
-def _bytes():
+def _bytes() -> list[str]:
     """The printable stand-ins of the 256 bytes in CLIP's order, which is that of their code points."""
     from tokenizers import pre_tokenizers
 
     return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
-def _split_as_clip(backend):
+def _split_as_clip(backend: Any) -> None:
     from tokenizers import Regex, normalizers, pre_tokenizers
 
     blanks = normalizers.Replace(Regex(r"\s+"), " ")
@@ -213,7 +220,9 @@ def _split_as_clip(backend):
     backend.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False)])
 
 
-def _backend(vocabulary, merges, unknown, added):
+def _backend(
+    vocabulary: dict[str, int], merges: Iterable[tuple[str, str]], unknown: str, added: Iterable[Token]
+) -> Any:
     from tokenizers import AddedToken, models
     from tokenizers import Tokenizer as Backend
 
@@ -225,18 +234,18 @@ def _backend(vocabulary, merges, unknown, added):
     return backend
 
 
-def _token(token, **flags):
+def _token(token: str | Token, **flags: bool) -> Token:
     """Returns the full record of an added token given as text or as a record without some flags or with others."""
     given = token if isinstance(token, dict) else {"content": token}
     record = {"content": given["content"], **dict.fromkeys(FLAGS, False)}
     return record | {flag: given[flag] for flag in FLAGS if flag in given} | flags
 
 
-def _content(token):
+def _content(token: str | Token) -> str:
     return token["content"] if isinstance(token, dict) else token
 
 
-def _json(path, default):
+def _json(path: pathlib.Path, default: Any) -> Any:
     """Returns the JSON object of a file, or `default` where there is no file."""
     if not path.is_file():
         return default
@@ -249,7 +258,7 @@ def _json(path, default):
     return value
 
 
-def _vocabulary(folder, whole):
+def _vocabulary(folder: pathlib.Path, whole: dict[str, Any] | None) -> tuple[dict[str, int], list[Any]]:
     """Returns ({token: id}, [(left, right)]) of tokenizer.json, or without one of vocab.json and merges.txt."""
     if whole is not None:
         model = whole.get("model", {})
@@ -268,7 +277,9 @@ def _vocabulary(folder, whole):
         raise ValueError(f"{folder}: vocab.json or merges.txt cannot be read: {error}") from None
 
 
-def _special_tokens(folder, config, whole):
+def _special_tokens(
+    folder: pathlib.Path, config: dict[str, Any], whole: dict[str, Any] | None
+) -> tuple[dict[int, Token], dict[str, str], list[Token]]:
     """Returns ({id: added token}, {role: token}, [special tokens]), each source overruling as in transformers.
 
     A list by id in tokenizer_config.json ("added_tokens_decoder") stands alone; without it special_tokens_map.json,
@@ -290,7 +301,7 @@ def _special_tokens(folder, config, whole):
     return dict(sorted(decoder.items())), {role: _content(token) for role, token in roles.items()}, special
 
 
-def _added(decoder, special):
+def _added(decoder: Mapping[int, Token], special: Iterable[Token]) -> tuple[Token, ...]:
     """Returns the added tokens in the order of their ids: those with an id, then special tokens that have none yet."""
     added = {token["content"]: token for token in decoder.values()}
     for token in special:
@@ -298,7 +309,7 @@ def _added(decoder, special):
     return tuple(added.values())
 
 
-def _length(config, folder):
+def _length(config: Mapping[str, Any], folder: pathlib.Path) -> int:
     length = config.get("model_max_length", 77)
     if not isinstance(length, int) or length < 2:
         where = folder / "tokenizer_config.json"
@@ -306,5 +317,5 @@ def _length(config, folder):
     return length if length < 10**6 else 77  # transformers writes 10**30 for "no limit"
 
 
-def _write(path, text):
+def _write(path: pathlib.Path, text: str) -> None:
     path.write_text(text + "\n", encoding="utf-8")
