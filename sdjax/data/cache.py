@@ -6,55 +6,82 @@ stale is used.
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Float16, Shaped, UInt8
 from tqdm import tqdm
 
 from sdjax import trees
 from sdjax.formats.storage import files
-from sdjax.stable_diffusion import to_pixels
+from sdjax.stable_diffusion import StableDiffusion, to_pixels
 
 CHUNK = 64  # pictures per call of the autoencoder
+
+
+class Pictures(Protocol):
+    """What is asked of a source here; see data.sources."""
+
+    def __len__(self) -> int: ...
+
+    def picture(self, i: int) -> UInt8[np.ndarray, "S S 3"]: ...
+
+    def caption(self, i: int, random: np.random.Generator) -> str: ...
+
+    def other(self, i: int, random: np.random.Generator) -> int: ...
+
+    def epoch(self) -> Sequence[int]: ...
+
+    def about(self) -> str: ...
+
+    def fingerprint(self) -> str: ...
 
 
 class Cached:
     """A source whose pictures, and moments where they are encoded, come from files; captions stay the source's."""
 
-    def __init__(self, source, pictures, moments=None):
+    def __init__(
+        self,
+        source: Pictures,
+        pictures: UInt8[np.ndarray, "n S S 3"],
+        moments: Float16[np.ndarray, "n h w 2*c"] | None = None,
+    ):
         self.source, self.pictures, self.moments = source, pictures, moments
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.source)
 
-    def picture(self, i):
+    def picture(self, i: int) -> UInt8[np.ndarray, "S S 3"]:
         """Returns picture i, uint8 [S S 3]."""
         return self.pictures[i]
 
-    def caption(self, i, random):
+    def caption(self, i: int, random: np.random.Generator) -> str:
         """Returns a caption of picture i."""
         return self.source.caption(i, random)
 
-    def other(self, i, random):
+    def other(self, i: int, random: np.random.Generator) -> int:
         """Returns the number of another picture of the same subject."""
         return self.source.other(i, random)
 
-    def epoch(self):
+    def epoch(self) -> Sequence[int]:
         """Returns the numbers of an epoch's pictures."""
         return self.source.epoch()
 
-    def about(self):
+    def about(self) -> str:
         """Returns what there is, in words."""
         return self.source.about()
 
-    def example(self, i, random):
+    def example(self, i: int, random: np.random.Generator) -> dict[str, Any]:
         """Returns {"picture", "caption"[, "moments"]} of picture i."""
         item = {"picture": self.pictures[i], "caption": self.source.caption(i, random)}
         return item if self.moments is None else {**item, "moments": self.moments[i]}
 
 
-def cached(source, sd, folder, size, encode=True):
+def cached(source: Pictures, sd: StableDiffusion, folder: str | Path, size: int, encode: bool = True) -> Cached:
     """Returns the source with its pictures, without random augmentation, read from files below `folder`.
 
     encode: also the autoencoder's moments, float16 [n h w 2c].  What is missing is made now.
@@ -66,7 +93,7 @@ def cached(source, sd, folder, size, encode=True):
     return Cached(source, pictures, _file(folder, name, lambda file: _encode(pictures, sd, file)))
 
 
-def _file(folder, name, make):
+def _file(folder: str | Path, name: list[Any], make: Callable[[Path], None]) -> Shaped[np.ndarray, "n ..."]:
     """Returns the array in the file named by a digest of `name`, read as it is needed; made whole or not at all."""
     digest = hashlib.sha256(json.dumps(name).encode()).hexdigest()[:16]
     done = Path(folder) / f"{name[0]}-{digest}.npy"
@@ -76,7 +103,7 @@ def _file(folder, name, make):
     return np.load(done, mmap_mode="r")
 
 
-def _draw(source, file):
+def _draw(source: Pictures, file: Path) -> None:
     first = source.picture(0)
     pictures = _open(file, np.uint8, (len(source), *first.shape))
     for i in tqdm(range(len(source)), desc="pictures", unit="picture", dynamic_ncols=True):
@@ -84,7 +111,7 @@ def _draw(source, file):
     pictures.flush()
 
 
-def _encode(pictures, sd, file):
+def _encode(pictures: UInt8[np.ndarray, "n S S 3"], sd: StableDiffusion, file: Path) -> None:
     moments = jax.jit(lambda sd, pixels: sd.moments(pixels))
     out = None
     for first in tqdm(range(0, len(pictures), CHUNK), desc="latents", unit="chunk", dynamic_ncols=True):
@@ -94,10 +121,11 @@ def _encode(pictures, sd, file):
         if out is None:
             out = _open(file, np.float16, (len(pictures), *encoded.shape[1:]))
         out[first : first + len(block)] = encoded
-    out.flush()
+    if out is not None:
+        out.flush()
 
 
-def _open(file, dtype, shape):
+def _open(file: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap:
     """Returns the array of a new file.  Raises ValueError where it has no room: a full disk would end the process."""
     files.check_room(file, np.dtype(dtype).itemsize * int(np.prod(shape)))
     return np.lib.format.open_memmap(file, "w+", dtype, shape)

@@ -13,11 +13,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 NAME, CAPTION = "[name]", "[filewords]"
 MAX_BYTES = 1 << 16  # of a template file
 
 
-def _lines(text):
+def _lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.split("|"))
 
 
@@ -68,11 +70,11 @@ class Prompts:
     templates: tuple[str, ...]
     word: str = ""
 
-    def __call__(self, caption, random):
+    def __call__(self, caption: str, random: np.random.Generator) -> str:
         return fill(self.templates[random.integers(len(self.templates))], self.word, caption or self.word)
 
 
-def make(templates="captions", word=""):
+def make(templates: str = "captions", word: str = "") -> Prompts:
     """Returns the Prompts of a list's name ("captions", "none", "object", "style", ...) or a template file.
 
     Raises ValueError for an unknown list, a file that is missing, too long or holds no place for word or caption, and a
@@ -84,7 +86,7 @@ def make(templates="captions", word=""):
     return Prompts(lines, word)
 
 
-def read(path):
+def read(path: str | Path) -> tuple[str, ...]:
     """Returns the templates of a text file, one on each line that is not empty."""
     path, shown = Path(path), f"data.templates={str(path)!r}"
     if not path.is_file():
@@ -101,7 +103,7 @@ def read(path):
     return lines
 
 
-def fill(template, word, caption=""):
+def fill(template: str, word: str, caption: str = "") -> str:
     """Returns the template with word and caption in place; "a photo of a [name]" with "a cat" is "a photo of a cat"."""
     text = template.replace(CAPTION, caption)
     bare = re.sub(r"^(a|an|the) (?=\S)", "", word)

@@ -11,9 +11,12 @@ Identities: seeds below 10,000,000 (`TRAIN`) may be trained on; `HELDOUT` is for
 `VALIDATION` for choices.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from sdjax.data.pocketland.background import BACKGROUNDS
@@ -69,20 +72,23 @@ __all__ = [
 WORD = "*s"  # stands for the learnt word in captions for personalisation
 
 
-def draw(who, place, size=SIZE):
+def draw(who: Face | Cat, place: Scene, size: int = SIZE) -> UInt8[np.ndarray, "size size 3"]:
     """Returns the picture of an identity in a scene, uint8 [size size 3]; drawn at 64 pixels and resampled."""
     canvas = Canvas(place.style)
     canvas.dim = 0.62 if place.style == "neon" else 1.0
     BACKGROUNDS[place.context](canvas, place.layout)
     canvas.end_background()
-    (draw_face if who.domain == "face" else draw_cat)(canvas, who, place)
+    if isinstance(who, Face):
+        draw_face(canvas, who, place)
+    else:
+        draw_cat(canvas, who, place)
     picture = canvas.finish(place)
     if size == SIZE:
         return picture
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def example(index, views=4, cats=0.05, first=0):
+def example(index: int, views: int = 4, cats: float = 0.05, first: int = 0) -> tuple[Face | Cat, Scene]:
     """Returns (identity, scene) number `index` of the training data: each identity has `views` scenes in a row.
 
     cats: share of identities that are cats, evenly spread, all others are faces; first: the first identity's seed.
@@ -105,16 +111,16 @@ class PocketlandSource:
     cats: float = 0.05
     first: int = 0
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         who, place = example(index, self.views, self.cats, self.first)
         return {"picture": draw(who, place), **self.words(index, who, place)}
 
-    def words(self, index, who=None, place=None):
+    def words(self, index: int, who: Face | Cat | None = None, place: Scene | None = None) -> dict[str, Any]:
         """Returns an item without its picture, which is what takes time."""
-        if who is None:
+        if who is None or place is None:
             who, place = example(index, self.views, self.cats, self.first)
         start, step = index - index % self.views, 1 + place.seed * 7919 % max(1, self.views - 1)
         return {
@@ -125,7 +131,9 @@ class PocketlandSource:
         }
 
 
-def grid(pictures, columns):
+def grid(
+    pictures: Sequence[UInt8[np.ndarray, "s s 3"]] | UInt8[np.ndarray, "N s s 3"], columns: int
+) -> UInt8[np.ndarray, "height width 3"]:
     """Returns pictures [N s s 3] as one picture of `columns` columns, row by row; an unfilled last row ends white."""
     pictures = np.asarray(pictures)
     count, height, width, channels = pictures.shape

@@ -5,28 +5,37 @@ BACKGROUNDS["beach"](canvas, place.layout)
 
 import colorsys
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from sdjax.data.pocketland.canvas import ellipse
+from sdjax.data.pocketland.canvas import Canvas, Color, ellipse
 
 
-def _hue(hue, lightness=0.55, saturation=0.8):
+def _hue(hue: float, lightness: float = 0.55, saturation: float = 0.8) -> Color:
     return tuple(255 * channel for channel in colorsys.hls_to_rgb(hue, lightness, saturation))
 
 
-def _ground(canvas, color, y, height=0.0, phase=0.0, waves=1.0, edge=True):
+def _ground(
+    canvas: Canvas,
+    color: Color,
+    y: float,
+    height: float = 0.0,
+    phase: float = 0.0,
+    waves: float = 1.0,
+    edge: bool = True,
+) -> None:
     x = np.linspace(-2, 66, 18)
     top = y - height * np.sin(x / 64 * 2 * math.pi * waves + 2 * math.pi * phase)
     canvas.shape(np.concatenate([np.stack([x, top], 1), [(66, 67), (-2, 67)]]), color, edge)
 
 
-def _side(u, low=3.0, high=13.0):
+def _side(u: float, low: float = 3.0, high: float = 13.0) -> float:
     """A place near the left or the right border."""
     return low + (high - low) * (u * 2 % 1) if u < 0.5 else 64 - low - (high - low) * (u * 2 % 1)
 
 
-def beach(canvas, u):
+def beach(canvas: Canvas, u: Sequence[float]) -> None:
     canvas.bands((110, 196, 250), (196, 232, 252), 0, 30)
     canvas.shape(ellipse(10 + 44 * u[0], 8 + 4 * u[1], 5, 5), (255, 226, 90), bright=True)
     horizon = 28 + 6 * u[2]
@@ -39,7 +48,7 @@ def beach(canvas, u):
     canvas.shape([(x - 3, y), (x, y - 8), (x + 3, y)], (250, 245, 235), edge=False, bright=True)
 
 
-def snow(canvas, u):
+def snow(canvas: Canvas, u: Sequence[float]) -> None:
     canvas.bands((140, 166, 206), (196, 210, 232), 0, 44)
     _ground(canvas, (226, 234, 246), 40 + 4 * u[0], 2.5, u[1])
     _ground(canvas, (248, 251, 255), 50 + 3 * u[2], 2, u[3])
@@ -58,7 +67,7 @@ def snow(canvas, u):
         )
 
 
-def city(canvas, u):
+def city(canvas: Canvas, u: Sequence[float]) -> None:
     canvas.bands((14, 14, 44), (62, 44, 92), 0, 64)
     canvas.shape(ellipse(10 + 44 * u[0], 8, 4, 4), (250, 244, 200), bright=True)
     for index, x in enumerate((-2, 9, 20, 33, 44, 54)):
@@ -72,7 +81,7 @@ def city(canvas, u):
                     canvas.shape(box, (255, 212, 92), False, True)
 
 
-def forest(canvas, u):
+def forest(canvas: Canvas, u: Sequence[float]) -> None:
     canvas.bands((150, 196, 130), (84, 140, 78), 0, 64)
     for index, x in enumerate((4, 18, 32, 46, 60)):
         x, top = x + 6 * (u[index] - 0.5), 2 + 12 * u[index + 5]
@@ -82,7 +91,7 @@ def forest(canvas, u):
         canvas.shape([(x - 7.5, 32), (x, top), (x + 7.5, 32)], color)
 
 
-def space(canvas, u):
+def space(canvas: Canvas, u: Sequence[float]) -> None:
     canvas.bands((8, 6, 26), (26, 14, 52), 0, 64)
     for index in range(14):
         a, b = u[index % 12], u[(index * 7 + 2) % 12]
@@ -94,7 +103,7 @@ def space(canvas, u):
     canvas.shape(ellipse(64 - x, 46 + 10 * u[3], 5, 5), (172, 172, 184), bright=True)
 
 
-def desert(canvas, u):
+def desert(canvas: Canvas, u: Sequence[float]) -> None:
     canvas.bands((246, 150, 84), (255, 214, 150), 0, 42)
     canvas.shape(ellipse(10 + 44 * u[0], 10 + 4 * u[1], 6, 6), (255, 246, 190), bright=True)
     _ground(canvas, (222, 150, 78), 40 + 4 * u[2], 3.5, u[3], 1.0)
@@ -108,7 +117,7 @@ def desert(canvas, u):
         canvas.line(points, (44, 130, 66), 3.0, True)
 
 
-def meadow(canvas, u):
+def meadow(canvas: Canvas, u: Sequence[float]) -> None:
     canvas.bands((126, 200, 255), (206, 236, 255), 0, 40)
     x = 8 + 48 * u[0]
     for dx, radius in ((-4.5, 3.2), (0, 4.4), (4.5, 3.2)):
@@ -123,7 +132,7 @@ def meadow(canvas, u):
         )
 
 
-def room(canvas, u):
+def room(canvas: Canvas, u: Sequence[float]) -> None:
     canvas.bands((226, 204, 168), (214, 186, 146), 0, 50)
     x, y = _side(u[0], 5, 8), 6 + 6 * u[1]
     canvas.shape([(x - 9, y), (x + 9, y), (x + 9, y + 20), (x - 9, y + 20)], (250, 246, 236))
@@ -136,7 +145,7 @@ def room(canvas, u):
     canvas.shape([(x - 7, 32), (x - 4, 22), (x + 4, 22), (x + 7, 32)], _hue(u[2] * 0.12 + 0.02, 0.6), bright=True)
 
 
-def mountains(canvas, u):
+def mountains(canvas: Canvas, u: Sequence[float]) -> None:
     canvas.bands((150, 168, 226), (232, 214, 236), 0, 50)
     for index, x in enumerate((32, 2 + 8 * u[0], 54 + 8 * u[1])):
         top, half = (20, 20) if index == 0 else (7 + 9 * u[index + 2], 22)
@@ -155,7 +164,7 @@ def mountains(canvas, u):
     _ground(canvas, (58, 92, 78), 51, 2, u[5], 1.2)
 
 
-def underwater(canvas, u):
+def underwater(canvas: Canvas, u: Sequence[float]) -> None:
     canvas.bands((60, 196, 206), (6, 60, 116), 0, 64, 12)
     for index in range(2):
         x, y = _side(u[index], 7, 11), 12 + 14 * u[index + 2] + 18 * index

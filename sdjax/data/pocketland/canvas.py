@@ -9,28 +9,34 @@ averaged, so edges are smooth.
 """
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from jaxtyping import Float, Float32, Float64, UInt8
 from PIL import Image, ImageDraw, ImageFilter
+
+from sdjax.data.pocketland.world import Scene
 
 SIZE = 64  # pixels; other sizes are scaled
 FINE = 4  # drawn pixels per picture pixel
+Color = Sequence[float]  # RGB, 0 to 255
+Points = Float64[np.ndarray, "N 2"] | Sequence[Sequence[float]]
 
 
-def mix(first, second, share):
+def mix(first: Color, second: Color, share: float) -> tuple[float, float, float]:
     """Returns the colour `share` of the way from first to second."""
     (a, b, c), (x, y, z) = first, second
     return a + (x - a) * share, b + (y - b) * share, c + (z - c) * share
 
 
-def luma(color):
+def luma(color: Color) -> float:
     """Returns how bright a colour is, 0 to 255 (ITU-R BT.601 weights)."""
     return 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
 
 
-def _glowing(color):
+def _glowing(color: Color) -> Color:
     """The colour of a neon tube: own hue, bright, black turned to a dim violet grey."""
     top = max(max(color), 1)
     bright = 255 * (0.42 + 0.58 * top / 255)
@@ -44,8 +50,8 @@ def _glowing(color):
 class Style:
     """fill, edge: colour to colour; edge width in pixels, 0 for none; shades: whether solids are rounded by shading."""
 
-    fill: object
-    edge: object
+    fill: Callable[[Color], Color]
+    edge: Callable[[Color], Color]
     width: float
     shades: bool = False
 
@@ -60,18 +66,18 @@ STYLES = {
 }
 
 
-def _vivid(color):
+def _vivid(color: Color) -> Iterator[float]:
     mean = sum(color) / 3
     return (min(255.0, max(0.0, mean + (channel - mean) * 1.3)) for channel in color)
 
 
 @lru_cache(256)
-def _circle(corners):
+def _circle(corners: int) -> Float64[np.ndarray, "corners 2"]:
     angle = np.arange(corners) * (2 * math.pi / corners)
     return np.stack([np.cos(angle), np.sin(angle)], 1)
 
 
-def ellipse(x, y, width, height, corners=24):
+def ellipse(x: float, y: float, width: float, height: float, corners: int = 24) -> Float64[np.ndarray, "corners 2"]:
     """Returns the outline of an ellipse around (x, y) with half axes width and height, [corners 2]."""
     return _circle(corners) * (width, height) + (x, y)
 
@@ -79,28 +85,30 @@ def ellipse(x, y, width, height, corners=24):
 class Canvas:
     """A picture being drawn.  `place(points)` maps a shape's own coordinates to the picture; set it to pose a head."""
 
-    def __init__(self, style):
+    def __init__(self, style: str):
         self.style, self.name = STYLES[style], style
         self.image = Image.new("RGB", (SIZE * FINE, SIZE * FINE))
         self.pen = ImageDraw.Draw(self.image)
         self.dim = 1.0  # 0.6 for what is far away in the neon style
         self.pose(None)
 
-    def pose(self, matrix, shift=(0.0, 0.0)):
+    def pose(
+        self, matrix: Float64[np.ndarray, "2 2"] | None, shift: Sequence[float] | Float64[np.ndarray, " 2"] = (0.0, 0.0)
+    ) -> None:
         """Poses what is drawn from now on: points @ matrix + shift; matrix None for none."""
         self.matrix, self.shift = matrix, shift
 
-    def _points(self, points):
+    def _points(self, points: Points) -> list[float]:
         points = np.asarray(points, np.float64)
         if self.matrix is not None:
             points = points @ self.matrix + self.shift
         return (points * FINE).ravel().tolist()
 
-    def _ink(self, color, change):
+    def _ink(self, color: Color, change: Callable[[Color], Color]) -> tuple[int, int, int]:
         red, green, blue = change(color)
         return int(red * self.dim), int(green * self.dim), int(blue * self.dim)
 
-    def shape(self, points, color, edge=True, bright=False):
+    def shape(self, points: Points, color: Color, edge: bool = True, bright: bool = False) -> None:
         """Fills a polygon; edge: whether styles with outlines outline it; bright: keeps its colour in dark styles."""
         flat = self._points(points)
         fill = _glowing if bright and self.name == "neon" else self.style.fill
@@ -109,7 +117,7 @@ class Canvas:
             width = max(1, round(self.style.width * FINE * (0.75 if self.dim < 1 else 1.0)))
             self.pen.line(flat + flat[:4], self._ink(color, self.style.edge), width)
 
-    def solid(self, points, color, depth=1.0):
+    def solid(self, points: Points, color: Color, depth: float = 1.0) -> None:
         """A shape that is rounded by shading, lighter inside, where the style shades."""
         if not self.style.shades:
             return self.shape(points, color)
@@ -119,14 +127,14 @@ class Canvas:
         self.shape((points - middle) * 0.93 + middle + (-0.3, -0.3), mix(color, (20, 0, 20), 0.08 * depth), edge=False)
         self.shape((points - middle) * 0.82 + middle + (-0.7, -0.6), color, edge=False)
 
-    def line(self, points, color, width, bright=False):
+    def line(self, points: Points, color: Color, width: float, bright: bool = False) -> None:
         """A line of a width in pixels; in the neon style it is a tube."""
         ink = _glowing if self.name == "neon" and bright else self.style.fill
         if self.name == "pencil":
             ink = self.style.edge
         self.pen.line(self._points(points), self._ink(color, ink), max(1, round(width * FINE)), "curve")
 
-    def bands(self, top, bottom, first, last, count=10):
+    def bands(self, top: Color, bottom: Color, first: float, last: float, count: int = 10) -> None:
         """Fills the rows from `first` to `last` with `count` bands from one colour to the other."""
         for index in range(count):
             y = [round(FINE * (first + (last - first) * (index + i) / count)) for i in (0, 1)]
@@ -134,14 +142,14 @@ class Canvas:
                 (0, y[0], SIZE * FINE, y[1]), self._ink(mix(top, bottom, index / (count - 1)), self.style.fill)
             )
 
-    def end_background(self):
+    def end_background(self) -> None:
         """Softens the background in the photo style, as a lens does; all that is drawn later is near."""
         if self.name == "photo":
             small = self.image.reduce(FINE).filter(ImageFilter.BoxBlur(0.7))
             self.image.paste(small.resize(self.image.size, Image.Resampling.BILINEAR))
         self.dim = 1.0
 
-    def finish(self, place):
+    def finish(self, place: Scene) -> UInt8[np.ndarray, "64 64 3"]:
         """Returns the picture as uint8 [64 64 3] with the style's finish and the scene's light."""
         image = self.image.reduce(FINE)
         if self.name == "mosaic":
@@ -149,14 +157,16 @@ class Canvas:
         if self.name == "watercolor":
             soft = np.asarray(image.filter(ImageFilter.GaussianBlur(1.2)), np.float32)
             picture = 0.55 * np.asarray(image, np.float32) + 0.45 * soft
-            picture = picture * _stains() + (1 - _paper()) * (np.float32([253, 250, 244]) - picture * _stains())
+            picture = picture * _stains() + (1 - _paper()) * (
+                np.array([253, 250, 244], np.float32) - picture * _stains()
+            )
             return _lit(picture, place, 0.5)
         picture = np.asarray(image, np.float32)
         if self.name == "neon":
             glow = np.asarray(image.filter(ImageFilter.GaussianBlur(2.5)), np.float32)
             return _lit(picture + 0.55 * glow, place, 0.5)
         if self.name == "pencil":
-            paper = np.float32([252, 250, 244])
+            paper = np.array([252, 250, 244], np.float32)
             return _lit(paper + (picture * _hatch() - paper) * _paper(soft=True), place, 0.3)
         if self.name == "photo":
             side = np.linspace(-1, 1, SIZE, dtype=np.float32)
@@ -165,41 +175,41 @@ class Canvas:
         return _lit(picture, place)
 
 
-def _lit(picture, place, strength=1.0):
+def _lit(picture: Float[np.ndarray, "64 64 3"], place: Scene, strength: float = 1.0) -> UInt8[np.ndarray, "64 64 3"]:
     warm = 0.06 * place.warmth
-    gain = (1 + 0.09 * strength * place.brightness) * (1 + strength * np.float32([warm, 0, -warm]))
+    gain = (1 + 0.09 * strength * place.brightness) * (1 + strength * np.array([warm, 0, -warm], np.float32))
     return np.clip(picture * gain + 0.5, 0, 255).astype(np.uint8)
 
 
-def _mosaic(image):
+def _mosaic(image: Image.Image) -> Float[np.ndarray, "64 64 3"]:
     """Tiles of two pixels, every fourth one beginning with a joint of mortar."""
     tiles = np.asarray(image.reduce(2).resize((SIZE, SIZE), Image.Resampling.NEAREST), np.float32)
     sharp = np.asarray(image, np.float32)
-    joint = np.float32([48, 46, 52])
+    joint = np.array([48, 46, 52], np.float32)
     return joint + (0.6 * tiles + 0.4 * sharp - joint) * _mortar()
 
 
 @lru_cache(1)
-def _mortar():
+def _mortar() -> Float32[np.ndarray, "64 64 1"]:
     y, x = np.mgrid[:SIZE, :SIZE]
     return np.where((x % 4 == 3) | (y % 4 == 3), 0.72, 1.0).astype(np.float32)[..., None]
 
 
 @lru_cache(1)
-def _hatch():
+def _hatch() -> Float32[np.ndarray, "64 64 1"]:
     y, x = np.mgrid[:SIZE, :SIZE]
     return (1 - 0.045 * (1 + np.cos((x + y) * (2 * math.pi / 4)))).astype(np.float32)[..., None]
 
 
 @lru_cache(1)
-def _stains():
+def _stains() -> Float32[np.ndarray, "64 64 1"]:
     y, x = np.mgrid[:SIZE, :SIZE] / SIZE
     wave = np.sin(9 * x + 4 * np.sin(7 * y)) * np.sin(8 * y + 3 * np.sin(6 * x + 1))
     return (1 + 0.045 * wave).astype(np.float32)[..., None]
 
 
 @lru_cache(2)
-def _paper(soft=False):
+def _paper(soft: bool = False) -> Float32[np.ndarray, "64 64 1"]:
     """1 where paint lies, 0 at the paper's free edge."""
     y, x = (np.mgrid[:SIZE, :SIZE] + 0.5) / SIZE
     wave = 0 if soft else 0.008 * (np.sin(15 * x + 1) + np.sin(17 * y + 2) + np.sin(31 * (x - y)))

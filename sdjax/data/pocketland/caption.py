@@ -5,12 +5,17 @@ word_prompt(place, "*s")    # "a watercolor painting of *s wearing a hat on the 
 prompt({"domain": "face", "style": "neon", "context": "space", "hair_color": "blue"})
 """
 
+from collections.abc import Mapping
+
 from sdjax.data.pocketland.world import (
     ACCESSORIES,
     ATTRIBUTES,
     CONTEXTS,
     DOMAINS,
     STYLES,
+    Cat,
+    Face,
+    Scene,
     _pick,
     _random,
     attributes,
@@ -45,7 +50,7 @@ ACCESSORY_WORDS = {
 }
 
 
-def _looks(named):
+def _looks(named: Mapping[str, str]) -> tuple[list[str], str]:
     """The words before the noun and the phrase after it that say what somebody looks like."""
     before = [named[kind] for kind in ("age", "face_shape", "pattern") if kind in named]
     after = []
@@ -64,7 +69,7 @@ def _looks(named):
     return before, "with " + ", ".join(after[:-1]) + " and " * (len(after) > 1) + after[-1] if after else ""
 
 
-def prompt(named, seed=None, subject=None):
+def prompt(named: Mapping[str, str], seed: int | None = None, subject: str | None = None) -> str:
     """Returns the caption that names `named`, {kind: word}, every kind optional.
 
     Kinds are domain, style, context, accessory and those of ATTRIBUTES.
@@ -90,11 +95,11 @@ def prompt(named, seed=None, subject=None):
     return " ".join(part for part in (start, subject, after, *ends) if part)
 
 
-def _setting(place):
+def _setting(place: Scene) -> dict[str, str]:
     return {"style": place.style, "context": place.context, "accessory": place.accessory}
 
 
-def caption(who, place, seed, every=0.0):
+def caption(who: Face | Cat, place: Scene, seed: int, every: float = 0.0) -> str:
     """Returns a caption: domain, style, context, accessory always, and in half of them one to four attributes.
 
     every: the share of captions that name all attributes instead.
@@ -102,7 +107,7 @@ def caption(who, place, seed, every=0.0):
     return prompt(named(who, place, seed, every), seed)
 
 
-def named(who, place, seed, every=0.0):
+def named(who: Face | Cat, place: Scene, seed: int, every: float = 0.0) -> dict[str, str]:
     """Returns {kind: word} of what `caption` of the same arguments names."""
     u = [float(number) for number in _random(seed, 5)(16)]
     words = {"domain": who.domain, **_setting(place)}
@@ -115,6 +120,6 @@ def named(who, place, seed, every=0.0):
     return words | dict(true[index] for index in order[: 1 + int(u[1] * 4)])
 
 
-def word_prompt(place, word, seed=None):
+def word_prompt(place: Scene, word: str, seed: int | None = None) -> str:
     """Returns the caption of a scene with `word` in place of the class noun and no attributes, for personalisation."""
     return prompt(_setting(place), seed, subject=word)

@@ -5,13 +5,13 @@ draw_cat(canvas, animal, place)
 
 import numpy as np
 
-from sdjax.data.pocketland.canvas import ellipse, mix
+from sdjax.data.pocketland.canvas import Canvas, Color, ellipse, mix
 from sdjax.data.pocketland.face import pose
 from sdjax.data.pocketland.item import wear_glasses, wear_hat, wear_scarf
-from sdjax.data.pocketland.world import head_size
+from sdjax.data.pocketland.world import Cat, Scene, head_size
 
 
-def draw_cat(canvas, who, place):
+def draw_cat(canvas: Canvas, who: Cat, place: Scene) -> None:
     """Draws a cat onto the canvas."""
     a, b = head_size(who)
     coat, second = (tuple(255 * channel for channel in rgb) for rgb in (who.coat, who.second))
@@ -45,7 +45,7 @@ def draw_cat(canvas, who, place):
         wear_hat(canvas, place, 0.72 * a, b, -0.62)
 
 
-def _ears(canvas, who, a, b, coat):
+def _ears(canvas: Canvas, who: Cat, a: float, b: float, coat: Color) -> None:
     tall, wide = 7 + 7 * who.ear_size, 5 + 3 * who.ear_width
     x = a * (0.5 + 0.2 * who.ear_spread)
     for side in (-1, 1):
@@ -54,7 +54,9 @@ def _ears(canvas, who, a, b, coat):
             canvas.shape((outer * share) * (side, 1) + (side * x, -0.62 * b), ink, edge=share == 1.0)
 
 
-def _markings(canvas, who, a, b, eye_x, eye_y, coat, second):
+def _markings(
+    canvas: Canvas, who: Cat, a: float, b: float, eye_x: float, eye_y: float, coat: Color, second: Color
+) -> None:
     if who.pattern == "striped":
         width = 1.3 + 1.2 * who.pattern_size
         for x in (-0.28, 0.0, 0.28):
@@ -73,7 +75,7 @@ def _markings(canvas, who, a, b, eye_x, eye_y, coat, second):
             )
 
 
-def _muzzle(canvas, who, a, b, coat, place):
+def _muzzle(canvas: Canvas, who: Cat, a: float, b: float, coat: Color, place: Scene) -> None:
     x, y = 2.2 * place.yaw, 0.42 * b
     pale = mix(coat, (255, 248, 238), 0.35 + 0.45 * who.muzzle_tone)
     wide = 0.26 * a + 0.16 * a * who.muzzle

@@ -9,10 +9,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float64
 
-from sdjax.data.pocketland.canvas import ellipse, luma, mix
+from sdjax.data.pocketland.canvas import Canvas, Color, ellipse, luma, mix
 from sdjax.data.pocketland.item import color, wear_glasses, wear_hat, wear_scarf
-from sdjax.data.pocketland.world import head_size
+from sdjax.data.pocketland.world import Face, Scene, head_size
 
 TONES = (
     (0.0, (255, 230, 212)),
@@ -29,19 +30,19 @@ class Layout:
 
     a: float
     b: float
-    skin: tuple
-    hair: tuple
-    facial: tuple  # hair of brows and beard, told apart from the skin
+    skin: Color
+    hair: Color
+    facial: Color  # hair of brows and beard, told apart from the skin
     shift: float  # how far features move to the side with the head's turn
     eye_y: float
     eye_x: float
-    eye: tuple  # half width, half height
+    eye: tuple[float, float]  # half width, half height
     nose_y: float
     mouth_y: float
-    outline: object  # [N 2]
+    outline: Float64[np.ndarray, "N 2"]
 
 
-def skin_color(who):
+def skin_color(who: Face) -> Color:
     """Returns the skin's RGB, 0 .. 255, from tone and undertone."""
     for (low, first), (high, second) in zip(TONES, TONES[1:], strict=False):
         if who.skin <= high:
@@ -50,7 +51,7 @@ def skin_color(who):
     return TONES[-1][1]
 
 
-def layout(who, place):
+def layout(who: Face, place: Scene) -> Layout:
     """Returns the Layout of a face in a scene."""
     a, b = head_size(who)
     skin, hair = skin_color(who), tuple(255 * channel for channel in who.hair)
@@ -82,7 +83,7 @@ def layout(who, place):
     )
 
 
-def pose(canvas, place, down=0.0):
+def pose(canvas: Canvas, place: Scene, down: float = 0.0) -> Float64[np.ndarray, " 2"]:
     """Poses a head: tilt up to 8 degrees, size within 6 %, place within 5 pixels; returns its middle."""
     angle, scale = math.radians(8 * place.tilt), 1.13 + 0.07 * place.scale
     c, s = scale * math.cos(angle), scale * math.sin(angle)
@@ -91,7 +92,7 @@ def pose(canvas, place, down=0.0):
     return middle
 
 
-def draw_face(canvas, who, place):
+def draw_face(canvas: Canvas, who: Face, place: Scene) -> None:
     """Draws a person onto the canvas."""
     hat = place.accessory == "hat"
     part = layout(who, place)
@@ -128,7 +129,7 @@ def draw_face(canvas, who, place):
         wear_hat(canvas, place, part.a, part.b)
 
 
-def _body(canvas, part, place, middle):
+def _body(canvas: Canvas, part: Layout, place: Scene, middle: Float64[np.ndarray, " 2"]) -> None:
     y = middle[1] + part.b * 1.1
     matrix, shift = canvas.matrix, canvas.shift
     canvas.pose(None)
@@ -147,7 +148,7 @@ def _body(canvas, part, place, middle):
     canvas.pose(matrix, shift)
 
 
-def _long_hair(canvas, who, part):
+def _long_hair(canvas: Canvas, who: Face, part: Layout) -> None:
     a, b = part.a, part.b
     wide, end = a * (1.14 + 0.22 * who.hair_volume) + 0.8, b * (0.62 + 0.75 * who.hair_length)
     top = part.outline[22:] * (wide / a, 1.1 + 0.08 * who.hair_volume)
@@ -161,7 +162,7 @@ def _long_hair(canvas, who, part):
     )
 
 
-def _curls(canvas, who, part, hat):
+def _curls(canvas: Canvas, who: Face, part: Layout, hat: bool) -> None:
     radius, rim = 3.4 + 1.8 * who.hair_volume, 1.04 + 0.1 * who.hair_volume
     first, last = math.pi * (0.98 - 0.2 * who.hair_length), math.pi * (2.02 + 0.2 * who.hair_length)
     count = max(9, round((part.a + part.b) * 1.9 / radius * 0.85))
@@ -174,7 +175,7 @@ def _curls(canvas, who, part, hat):
         canvas.shape(ellipse(x, y, radius - 0.7, radius - 0.7, 12), tint, edge=False)
 
 
-def _head(canvas, who, part):
+def _head(canvas: Canvas, who: Face, part: Layout) -> None:
     a, b, skin = part.a, part.b, part.skin
     dark = mix(skin, (70, 15, 20), 0.25)
     for side in (-1, 1):
@@ -201,7 +202,7 @@ def _head(canvas, who, part):
         _wrinkles(canvas, part, mix(skin, dark, 0.5 + who.age), 0.7 + 0.5 * (who.age - 0.5))
 
 
-def _wrinkles(canvas, part, ink, width):
+def _wrinkles(canvas: Canvas, part: Layout, ink: Color, width: float) -> None:
     a, b, x = part.a, part.b, part.shift
     for y in (-0.62, -0.48):
         canvas.line([(x - 0.4 * a, y * b), (x, y * b - 0.5), (x + 0.4 * a, y * b)], ink, width)
@@ -212,7 +213,7 @@ def _wrinkles(canvas, part, ink, width):
         canvas.line([(side * 0.28 * a + x, part.nose_y - 0.5), (side * 0.52 * a + x, part.mouth_y + 0.5)], ink, width)
 
 
-def _beard(canvas, who, part):
+def _beard(canvas: Canvas, who: Face, part: Layout) -> None:
     a, b, x = part.a, part.b, part.shift
     if who.beard == "beard":
         outer = part.outline[1:22] * (1.03, 1.0) + np.stack(
@@ -237,7 +238,7 @@ def _beard(canvas, who, part):
     canvas.shape(np.array(lobe) * (wide, tall) + (x, y), part.facial)
 
 
-def _mouth(canvas, who, part, place):
+def _mouth(canvas: Canvas, who: Face, part: Layout, place: Scene) -> None:
     half, thick = 2.8 + 4.2 * who.mouth_width, 0.55 + 1.25 * who.lip
     half = min(half, 0.62 * part.a)
     curve = 1.7 * place.smile + 2.6 * (who.mouth_rest - 0.5)
@@ -256,7 +257,7 @@ def _mouth(canvas, who, part, place):
         canvas.line(np.stack([x, y], 1), mix(red, (60, 0, 10), 0.6), 0.5)
 
 
-def _nose(canvas, who, part):
+def _nose(canvas: Canvas, who: Face, part: Layout) -> None:
     wide, y = 1.3 + 2.9 * who.nose_width, part.nose_y
     x, top = 1.35 * part.shift, part.eye_y - 0.02 * part.b
     side = mix(part.skin, (110, 36, 26), 0.2)
@@ -286,7 +287,7 @@ def _nose(canvas, who, part):
     )
 
 
-def _eyes(canvas, who, part, place):
+def _eyes(canvas: Canvas, who: Face, part: Layout, place: Scene) -> list[tuple[float, float]]:
     half, tall = part.eye
     lid = mix(part.skin, (40, 10, 14), 0.75)
     tilt = 0.35 * (who.eye_tilt - 0.5)
@@ -307,7 +308,7 @@ def _eyes(canvas, who, part, place):
     return middles
 
 
-def _brows(canvas, who, part, place):
+def _brows(canvas: Canvas, who: Face, part: Layout, place: Scene) -> None:
     half, thick = part.eye[0] + 0.7, 0.5 + 1.5 * who.brow_thickness
     y = part.eye_y - part.eye[1] - 1.1 - 1.8 * who.brow_gap - thick / 2
     rise = 2.6 * (who.brow_tilt - 0.5)
@@ -324,7 +325,7 @@ def _brows(canvas, who, part, place):
         canvas.shape(points, part.facial, edge=False, bright=True)
 
 
-def _hair(canvas, who, part, hat):
+def _hair(canvas: Canvas, who: Face, part: Layout, hat: bool) -> None:
     a, b = part.a, part.b
     grow = 1.07 + 0.12 * who.hair_volume
     outer = part.outline[22:] * (grow, grow)  # left temple, over the top, right temple

@@ -4,18 +4,20 @@ wear_hat(canvas, place, a, b)        # a, b: half the width and height of the he
 """
 
 import colorsys
+from collections.abc import Sequence
 
 import numpy as np
 
-from sdjax.data.pocketland.canvas import ellipse, luma, mix
+from sdjax.data.pocketland.canvas import Canvas, Color, ellipse, luma, mix
+from sdjax.data.pocketland.world import Scene
 
 
-def color(hue, lightness, saturation=0.75):
+def color(hue: float, lightness: float, saturation: float = 0.75) -> Color:
     """Returns RGB 0 .. 255 of a hue, lightness and saturation in [0, 1]."""
     return tuple(255 * channel for channel in colorsys.hls_to_rgb(hue % 1, lightness, saturation))
 
 
-def wear_hat(canvas, place, a, b, line=-0.5):
+def wear_hat(canvas: Canvas, place: Scene, a: float, b: float, line: float = -0.5) -> None:
     """Draws a hat with brim and band; `line`: height of the brim in parts of b."""
     cloth, y, tall = color(place.item_color, 0.42), line * b, 10 + 3.5 * place.item_shape
     wide, top = a * 1.13 + 0.8, a * (0.82 + 0.2 * place.item_shape)
@@ -33,7 +35,9 @@ def wear_hat(canvas, place, a, b, line=-0.5):
     canvas.solid(ellipse(0, y, a * 1.45 + 1.5, 2.1), cloth, 0.6)
 
 
-def wear_glasses(canvas, place, eyes, radius, a, skin):
+def wear_glasses(
+    canvas: Canvas, place: Scene, eyes: Sequence[tuple[float, float]], radius: float, a: float, skin: Color
+) -> None:
     """Draws glasses in front of the eyes, [(x, y), (x, y)]; frames are dark on light skin and light on dark skin."""
     frame = color(place.item_color, 0.78 if luma(skin) < 120 else 0.2, 0.7)
     (x, y), (x2, y2) = eyes
@@ -46,7 +50,7 @@ def wear_glasses(canvas, place, eyes, radius, a, skin):
     canvas.line([(x + radius, y), (x2 - radius, y2)], frame, thick, True)
 
 
-def wear_scarf(canvas, place, a, b):
+def wear_scarf(canvas: Canvas, place: Scene, a: float, b: float) -> None:
     """Draws a scarf around the neck with one end hanging down."""
     wool = color(place.item_color, 0.5, 0.85)
     light = mix(wool, (255, 255, 240), 0.7)

@@ -11,9 +11,14 @@ Seeds: identities are split by seed, scenes need no split.
 """
 
 import colorsys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Literal, TypeVar
 
 import numpy as np
+from jaxtyping import Float32, Float64
+
+T = TypeVar("T")
 
 TRAIN = range(0, 10_000_000)  # identities that anything may be trained on
 HELDOUT = range(10_000_000, 20_000_000)  # identities for the final figures only
@@ -73,7 +78,7 @@ class Face:
     skin: float  # 0 palest, 1 darkest
     undertone: float
     hair_color: str
-    hair: tuple
+    hair: tuple[float, float, float]
     hair_style: str
     hair_length: float
     hair_volume: float
@@ -85,7 +90,7 @@ class Face:
     eye_height: float
     eye_tilt: float
     eye_color: str
-    iris: tuple
+    iris: tuple[float, float, float]
     lid: float
     brow_thickness: float
     brow_tilt: float
@@ -106,9 +111,9 @@ class Face:
     beard: str  # absent, beard, moustache
     beard_size: float
     age: float  # below 0.5 no wrinkles
-    domain: str = "face"
+    domain: Literal["face"] = "face"
 
-    def vector(self):
+    def vector(self) -> Float32[np.ndarray, " 47"]:
         """Returns the identity as float32 [47], standardised to about zero mean and unit variance."""
         return _vector(self, ("skin", "age"), {"hair_style": ATTRIBUTES["hair_style"], "beard": ATTRIBUTES["beard"]})
 
@@ -122,8 +127,8 @@ class Cat:
     head_height: float
     cheek: float
     fur: str
-    coat: tuple
-    second: tuple
+    coat: tuple[float, float, float]
+    second: tuple[float, ...]
     pattern: str  # absent, striped, masked
     pattern_size: float
     ear_size: float
@@ -134,15 +139,15 @@ class Cat:
     eye_spacing: float
     eye_height: float
     eye_tilt: float
-    iris: tuple
+    iris: tuple[float, float, float]
     muzzle: float
     muzzle_tone: float
     nose: float
     nose_color: float
     whiskers: float
-    domain: str = "cat"
+    domain: Literal["cat"] = "cat"
 
-    def vector(self):
+    def vector(self) -> Float32[np.ndarray, " 28"]:
         """Returns the identity as float32 [28], standardised to about zero mean and unit variance."""
         return _vector(self, (), {"pattern": ATTRIBUTES["pattern"]})
 
@@ -168,10 +173,10 @@ class Scene:
     item_color: float  # hue of hat, glasses or scarf, 0 .. 1
     item_shape: float  # 0 .. 1
     cloth: float  # hue of the shirt, 0 .. 1
-    layout: tuple  # 12 numbers in [0, 1] that place the background's things
+    layout: tuple[float, ...]  # 12 numbers in [0, 1] that place the background's things
 
 
-def _vector(who, wide, choices):
+def _vector(who: Face | Cat, wide: Collection[str], choices: Mapping[str, Sequence[str]]) -> Float32[np.ndarray, " N"]:
     numbers = []
     for field in fields(who):
         value = getattr(who, field.name)
@@ -184,29 +189,31 @@ def _vector(who, wide, choices):
     return np.asarray(numbers, np.float32)
 
 
-def _random(seed, salt):
+def _random(seed: int, salt: int) -> Callable[[int], Float64[np.ndarray, " n"]]:
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed}: expected a whole number from 0 to 2**63 - 1")
     return np.random.Generator(np.random.PCG64([salt, seed])).random
 
 
-def _pick(number, items):
+def _pick(number: float, items: Sequence[T]) -> T:
     return items[min(int(number * len(items)), len(items) - 1)]
 
 
-def _color(family, u):
+def _color(family: Sequence[tuple[float, float]], u: Sequence[float]) -> tuple[float, float, float]:
     """RGB in [0, 1] of a family ((h, h), (s, s), (l, l)) at u [3]."""
     hue, saturation, lightness = (low + (high - low) * float(t) for (low, high), t in zip(family, u, strict=True))
     return colorsys.hls_to_rgb(hue, lightness, saturation)
 
 
-def check(name, value, accepted):
+def check(name: str, value: str, accepted: Collection[str]) -> None:
     """Raises ValueError naming the setting when value is not one of `accepted`."""
     if value not in accepted:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(accepted)}")
 
 
-def identity(seed, domain="face", hair=None, skin=None):
+def identity(
+    seed: int, domain: str = "face", hair: str | Face | None = None, skin: str | Face | None = None
+) -> Face | Cat:
     """Returns the identity of a seed, a Face or a Cat.
 
     hair, skin: for faces, a family's word ("red", "pale") or another Face, whose exact hair colour and skin tone are
@@ -217,7 +224,7 @@ def identity(seed, domain="face", hair=None, skin=None):
     return _face(seed, hair, skin) if domain == "face" else _cat(seed)
 
 
-def _face(seed, hair, skin):
+def _face(seed: int, hair: str | Face | None, skin: str | Face | None) -> Face:
     u = [float(number) for number in _random(seed, 1)(64)]
     color, rgb = _pick(u[0], ATTRIBUTES["hair_color"]), None
     if isinstance(hair, Face):
@@ -249,7 +256,7 @@ def _face(seed, hair, skin):
     )  # fmt: skip
 
 
-def _cat(seed):
+def _cat(seed: int) -> Cat:
     u = [float(number) for number in _random(seed, 2)(40)]
     fur = _pick(u[0], ATTRIBUTES["fur"])
     coat = _color(FUR[fur], u[1:4])
@@ -265,7 +272,7 @@ def _cat(seed):
     )  # fmt: skip
 
 
-def scene(seed, context=None, style=None, accessory=None):
+def scene(seed: int, context: str | None = None, style: str | None = None, accessory: str | None = None) -> Scene:
     """Returns the scene of a seed; context, style and accessory may be given, all else follows the seed.
 
     Raises ValueError for an unknown context, style or accessory.
@@ -285,19 +292,19 @@ def scene(seed, context=None, style=None, accessory=None):
     )  # fmt: skip
 
 
-def head_size(who):
+def head_size(who: Face | Cat) -> tuple[float, float]:
     """Returns half the width and half the height of the head in pixels of a 64-pixel picture at scale 1."""
     if who.domain == "cat":
         return 13.0 + 4.5 * who.head_width, 10.5 + 3.5 * who.head_height
     return 11.0 + 5.5 * who.head_width, 13.5 + 5.5 * who.head_height
 
 
-def _side(value, low, high, words):
+def _side(value: float, low: float, high: float, words: Sequence[str]) -> str | None:
     """words[0] below `low`, words[1] above `high`, None between them: the dead band."""
     return words[0] if value < low else words[1] if value > high else None
 
 
-def labels(who, place):
+def labels(who: Face | Cat, place: Scene) -> dict[str, str | None]:
     """Returns {kind: word, ABSENT or None} for every kind of ATTRIBUTES: None where it is unclear or not visible.
 
     What can be said depends on the picture: not the colour of eyes behind glasses, not the length of hair under a hat.
@@ -329,6 +336,6 @@ def labels(who, place):
     return said
 
 
-def attributes(who, place):
+def attributes(who: Face | Cat, place: Scene) -> dict[str, str]:
     """Returns {kind: word} of all that a caption of this picture may name, in the order of ATTRIBUTES."""
     return {kind: word for kind, word in labels(who, place).items() if word not in (None, ABSENT)}
