@@ -8,10 +8,12 @@ import os
 import pathlib
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from sdjax.formats.models import infer_config, single_file
 from sdjax.formats.storage import files, parameters
 from sdjax.models.vae import AutoencoderKL, VaeConfig
+from sdjax.stable_diffusion import StableDiffusion
 
 MODULES = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.")
 STEM = "diffusion_pytorch_model"  # diffusers' file of weights
@@ -19,7 +21,7 @@ PATTERNS = [["config.json", "vae/config.json", f"{STEM}.safetensors", f"vae/{STE
 PATTERNS += [[f"{STEM}.bin", f"vae/{STEM}.bin"]]
 
 
-def put(sd, source, dtype="float32"):
+def put(sd: StableDiffusion, source: str | pathlib.Path, dtype: DTypeLike | None = "float32") -> StableDiffusion:
     """Returns sd with another autoencoder: of a file, a diffusers folder (or its vae/) or a hub id.
 
     Files have the original names, with first_stage_model. in front or without; a whole checkpoint serves too.
@@ -41,17 +43,17 @@ def put(sd, source, dtype="float32"):
     return sd.replace(vae=params, networks=dataclasses.replace(sd.networks, vae=network))
 
 
-def locate(source):
+def locate(source: str | pathlib.Path) -> pathlib.Path:
     """Returns the folder of an autoencoder: the vae/ of a model, where there is one."""
     folder = files.locate(source, PATTERNS, lambda folder: any(folder.rglob(f"{STEM}.safetensors")))
     return folder / "vae" if (folder / "vae").is_dir() else folder
 
 
-def _folder(folder):
+def _folder(folder: pathlib.Path) -> tuple[files.Stored, VaeConfig]:
     return files.open_weights(folder, STEM), VaeConfig.from_json(files.read_json(folder / "config.json"))
 
 
-def _file(path, sd):
+def _file(path: str | pathlib.Path, sd: StableDiffusion) -> tuple[files.Stored, VaeConfig]:
     """Returns (weights under the names of a whole checkpoint, VaeConfig) of a single file."""
     weights = single_file.open_file(pathlib.Path(path))[0]
     prefix = single_file.VAE if any(name.startswith(single_file.VAE) for name in weights.names) else ""

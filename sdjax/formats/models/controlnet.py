@@ -12,6 +12,7 @@ import os
 import pathlib
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from sdjax.formats.models import infer_config, presets, single_file
 from sdjax.formats.models.folder import WRITTEN_AS
@@ -24,7 +25,9 @@ STEM = "diffusion_pytorch_model"
 PREFIX = "control_model."  # files of version 1.0 hold the whole model beside it
 
 
-def load_control(source, dtype="float32", *, variant=None):
+def load_control(
+    source: str | pathlib.Path, dtype: DTypeLike | None = "float32", *, variant: str | None = None
+) -> Control:
     """Returns the Control of a diffusers folder, a hub id, one file, or a built-in shape "random:NAME".
 
     dtype, variant: as in pipeline.load.  A file with diffusers' names needs its config.json beside it.
@@ -44,7 +47,7 @@ def load_control(source, dtype="float32", *, variant=None):
     return _control(files.open_weights(folder, STEM, variant), _config(folder), dtype)
 
 
-def save_control(control, destination, *, dtype=None):
+def save_control(control: Control, destination: str | pathlib.Path, *, dtype: DTypeLike | None = None) -> pathlib.Path:
     """Writes the folder that diffusers' ControlNetModel.from_pretrained loads; returns its path."""
     tensors = parameters.write(control.params, dtype)
     size = sum(tensor.bytes for tensor in tensors.values())
@@ -55,12 +58,12 @@ def save_control(control, destination, *, dtype=None):
     return pathlib.Path(os.path.realpath(destination))
 
 
-def _control(weights, config, dtype):
+def _control(weights: files.Stored, config: ControlNetConfig, dtype: DTypeLike | None) -> Control:
     network = ControlNet(config, jnp.dtype(dtype or "float32"))
     return Control(parameters.read(weights, network, "controlnet", dtype), network)
 
 
-def _config(folder):
+def _config(folder: pathlib.Path) -> ControlNetConfig:
     path = folder / "config.json"
     values = files.read_json(path)
     try:
@@ -69,7 +72,7 @@ def _config(folder):
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
 
 
-def _random(name, dtype):
+def _random(name: str, dtype: DTypeLike | None) -> Control:
     """Returns the Control of a built-in shape, with random weights none of which is zero."""
     if name not in presets.SHAPES:
         raise ValueError(f"control 'random:{name}': expected one of {', '.join(f'random:{n}' for n in presets.SHAPES)}")
@@ -82,7 +85,7 @@ def _random(name, dtype):
 # ---- the original names --------------------------------------------------------------------------
 
 
-def _original(weights):
+def _original(weights: files.Stored) -> tuple[files.Stored, ControlNetConfig]:
     """Returns (weights under our names, config) of a file with the ControlNet repository's names."""
     prefix = PREFIX if any(name.startswith(PREFIX) for name in weights.names) else ""
     there = {name.removeprefix(prefix): name for name in weights.names if name.startswith(prefix)}
@@ -99,7 +102,7 @@ def _original(weights):
     return single_file.View(weights, known | {name: (name, None) for name in unknown}), config
 
 
-def modules(config):
+def modules(config: ControlNetConfig) -> dict[str, str]:
     """Returns {our module: the repository's} of a ControlNet with this ControlNetConfig."""
     table = ldm_names.unet_modules(config.unet)
     hint = "controlnet_cond_embedding"
@@ -112,7 +115,7 @@ def modules(config):
     return table | {"controlnet_mid_block": "middle_block_out.0"}
 
 
-def _found_config(found):
+def _found_config(found: dict[str, tuple[int, ...]]) -> ControlNetConfig:
     """Returns the ControlNetConfig of weights with these shapes, {name: shape}."""
     widths, place = [found["input_hint_block.0.weight"]], 4
     while f"input_hint_block.{place + 2}.weight" in found:

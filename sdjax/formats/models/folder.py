@@ -6,11 +6,13 @@ write(sd, "out")                        # StableDiffusionPipeline.from_pretraine
 
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from sdjax.diffusion.schedule import Schedule
 from sdjax.formats.storage import files, parameters
@@ -20,6 +22,9 @@ from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import AutoencoderKL, VaeConfig
 from sdjax.stable_diffusion import TOKENS, Networks, StableDiffusion
 from sdjax.text.tokenizer import Tokenizer
+from sdjax.trees import Tree
+
+T = TypeVar("T")  # a config
 
 INDEX = "model_index.json"
 WRITTEN_AS = "0.42.1"  # the diffusers version whose config.json files ours are; absent, old defaults would be applied
@@ -32,8 +37,8 @@ class Part:
     package: str
     class_name: str
     stem: str
-    config: type
-    network: Callable
+    config: Any  # its class
+    network: Callable[..., Any]
 
 
 PARTS = {
@@ -72,7 +77,7 @@ ENTRIES = (
 )
 
 
-def patterns(kind, ending="safetensors"):
+def patterns(kind: str, ending: str = "safetensors") -> list[str]:
     """Returns the hub files of a model with weights of one kind ("" or ".fp16"); single-file copies do not travel."""
     small = [INDEX, "config.json", "*/config.json", "*/scheduler_config.json", "tokenizer/*.json", "tokenizer/*.txt"]
     weights = []
@@ -87,7 +92,9 @@ def patterns(kind, ending="safetensors"):
 # ---- reading -----------------------------------------------------------------------------------
 
 
-def assemble(networks, params, schedule, tokenizer):
+def assemble(
+    networks: Mapping[str, Any], params: Mapping[str, Any], schedule: Schedule, tokenizer: Tokenizer | None
+) -> StableDiffusion:
     """Returns the StableDiffusion of {part: network}, {part: parameters}, a schedule and a tokenizer.
 
     tokenizer: None for LDM-SR, which has no text encoder either.
@@ -104,7 +111,7 @@ def assemble(networks, params, schedule, tokenizer):
     return StableDiffusion(**params, words=words, networks=Networks(**networks), schedule=schedule, tokenizer=tokenizer)
 
 
-def read(folder, dtype=None, variant=None):
+def read(folder: pathlib.Path, dtype: DTypeLike | None = None, variant: str | None = None) -> StableDiffusion:
     """Returns the StableDiffusion of a diffusers folder, without what is kept in its e4t/; see pipeline.load.
 
     Raises ValueError in one line, naming the file and what in it is missing, unknown or does not fit.
@@ -138,7 +145,7 @@ def read(folder, dtype=None, variant=None):
         raise _named(error, folder) from None
 
 
-def _projection(folder, networks):
+def _projection(folder: pathlib.Path, networks: Mapping[str, Any]) -> Tree:
     """Returns the text projection and the temperature that CLIP's training left, float32."""
     shape = networks["text_encoder"].config.hidden_size, networks["image_encoder"].config.projection_dim
     kernel, scale = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
@@ -146,7 +153,7 @@ def _projection(folder, networks):
     return parameters.read_tree(files.open_weights(folder, PROJECTION), like, "float32", sizes="the encoders beside it")
 
 
-def _check_index(index, path, places):
+def _check_index(index: Mapping[str, Any], path: pathlib.Path, places: Mapping[str, tuple[str, str]]) -> None:
     pipeline, known = index.get("_class_name"), (*PIPELINES, *ALSO_READ, SUPER_RESOLUTION)
     if pipeline not in known:
         raise ValueError(f"{path}: _class_name={pipeline!r}: expected one of {', '.join(known)}")
@@ -158,7 +165,7 @@ def _check_index(index, path, places):
             raise ValueError(f"{path}: {name}={entry!r}: expected the class {' or '.join(accepted)}")
 
 
-def read_config(path, make):
+def read_config(path: pathlib.Path, make: Callable[[dict[str, Any]], T]) -> T:
     """Returns make(content) of a JSON file; raises ValueError that names the file."""
     values = files.read_json(path)
     try:
@@ -167,19 +174,25 @@ def read_config(path, make):
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
 
 
-def _named(error, folder):
+def _named(error: ValueError, folder: pathlib.Path) -> ValueError:
     """Returns the error with the model's folder in it, where it is not there yet."""
     return error if str(folder) in str(error) else ValueError(f"{folder}: {error}")
 
 
-def _network(folder, part, dtype):
+def _network(folder: pathlib.Path, part: Part, dtype: DTypeLike | None) -> Any:
     return part.network(read_config(folder / "config.json", part.config.from_json), jnp.dtype(dtype or "float32"))
 
 
 # ---- writing -----------------------------------------------------------------------------------
 
 
-def write(sd, destination, dtype=None, shard_size=files.SHARD_SIZE, extras=()):
+def write(
+    sd: StableDiffusion,
+    destination: str | pathlib.Path,
+    dtype: DTypeLike | None = None,
+    shard_size: int = files.SHARD_SIZE,
+    extras: Iterable[Callable[[StableDiffusion, pathlib.Path], object]] = (),
+) -> pathlib.Path:
     """Writes the folder of a model, whole or not at all; returns its path.  Arguments: as of pipeline.save."""
     configs = _configs(sd)
     places = {name: WORDLESS[name][0] if sd.text_encoder is None else name for name in configs}
@@ -210,7 +223,7 @@ def write(sd, destination, dtype=None, shard_size=files.SHARD_SIZE, extras=()):
     return pathlib.Path(os.path.realpath(destination))
 
 
-def _configs(sd):
+def _configs(sd: StableDiffusion) -> dict[str, dict[str, Any]]:
     """Returns {part: content of its config.json} of the parts that sd has."""
     configs = {}
     for name, part in PARTS.items():
@@ -224,7 +237,7 @@ def _configs(sd):
     return configs
 
 
-def _index(sd, configs):
+def _index(sd: StableDiffusion, configs: Collection[str]) -> dict[str, Any]:
     """Returns the content of model_index.json; the pipeline's class follows from the UNet's input channels."""
     scheduler = {"scheduler": ["diffusers", sd.schedule.to_json()["_class_name"]]}
     if sd.text_encoder is None:
@@ -248,7 +261,7 @@ def _index(sd, configs):
     return index
 
 
-def _schedulers(sd, index):
+def _schedulers(sd: StableDiffusion, index: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns {folder: content of its scheduler_config.json}."""
     version = {"_diffusers_version": WRITTEN_AS}
     made = {"scheduler": {**sd.schedule.to_json(), **version}}
@@ -258,7 +271,7 @@ def _schedulers(sd, index):
     return made
 
 
-def _processor(size):
+def _processor(size: int) -> dict[str, Any]:
     """Returns the preprocessor_config.json of CLIP's way to prepare pictures for an encoder of `size` pixels."""
     return {
         "image_processor_type": "CLIPImageProcessor",

@@ -7,6 +7,9 @@ that every Stable Diffusion 1 or 2 has and this file has not.
 Source: CompVis latent-diffusion and Stability-AI stablediffusion, configs/; what shapes cannot tell is theirs.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 from sdjax.models.clip import TextConfig
 from sdjax.models.unet import ATTENTIVE, PLAIN, UNetConfig
 from sdjax.models.vae import VaeConfig
@@ -15,20 +18,21 @@ HEADS = 8  # of the UNets of Stable Diffusion 1 and of the upscaler
 HEAD_WIDTH = 64  # of Stable Diffusion 2's UNets, and of all text encoders
 SCALING, UPSCALER_SCALING = 0.18215, 0.08333
 PLAIN_HEAD_WIDTH = 32  # of LDM-SR: CompVis latent-diffusion, models/ldm/bsr_sr/config.yaml
+Shapes = Mapping[str, tuple[int, ...]]
 
 
-def _shape(shapes, name):
+def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
     if name not in shapes:
         raise ValueError(f"no weight {name}: not a whole Stable Diffusion 1 or 2")
     return shapes[name]
 
 
-def _alike(values):
+def _alike(values: Sequence[Any]) -> Any:
     """Returns the one value of all levels, or the tuple of values."""
     return values[0] if len(set(values)) == 1 else tuple(values)
 
 
-def unet_config(shapes):
+def unet_config(shapes: Shapes) -> UNetConfig:
     """Returns the UNetConfig of a UNet; sample_size is that of 512 pixels."""
     blocks, plain = "transformer_blocks.0.", "middle_block.1.qkv.weight" in shapes
     context = None if plain else _shape(shapes, f"middle_block.1.{blocks}attn2.to_k.weight")[1]
@@ -40,7 +44,9 @@ def unet_config(shapes):
         else:
             levels[-1].append(f"input_blocks.{place}.")
         place += 1
-    first = [_shape(shapes, f"{level[0]}0.in_layers.2.weight") if level else () for level in levels]
+    first: list[tuple[int, ...]] = [
+        _shape(shapes, f"{level[0]}0.in_layers.2.weight") if level else () for level in levels
+    ]
     if () in first:
         raise ValueError(f"input_blocks.{place}: a level without layers: not a whole Stable Diffusion 1 or 2")
     widths = tuple(shape[0] for shape in first)
@@ -68,17 +74,17 @@ def unet_config(shapes):
     )
 
 
-def _heads(widths):
+def _heads(widths: Iterable[int]) -> tuple[int, ...]:
     return tuple(max(1, width // HEAD_WIDTH) for width in widths)
 
 
-def vae_config(shapes, unet):
+def vae_config(shapes: Shapes, unet: UNetConfig) -> VaeConfig:
     """Returns the VaeConfig of the autoencoder beside a UNet of this UNetConfig."""
     widths, layers = [], 0
     while f"encoder.down.{len(widths)}.block.0.conv1.weight" in shapes:
         widths.append(shapes[f"encoder.down.{len(widths)}.block.0.conv1.weight"][0])
     codes = shapes.get("quantize.embedding.weight", (None,))[0]
-    kinds = {None: SCALING if unet.num_class_embeds is None else UPSCALER_SCALING}
+    kinds: dict[int | None, float] = {None: SCALING if unet.num_class_embeds is None else UPSCALER_SCALING}
     while f"encoder.down.0.block.{layers}.conv1.weight" in shapes:
         layers += 1
     return VaeConfig(
@@ -97,7 +103,7 @@ def vae_config(shapes, unet):
     )
 
 
-def clip_config(shapes, tokens):
+def clip_config(shapes: Shapes, tokens: Mapping[str, Any]) -> TextConfig:
     """Returns the TextConfig of Stable Diffusion 1's text encoder, named as in transformers, with or without
     text_model.  tokens: {"bos_token_id": ..., ...} of the tokenizer."""
     shapes = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
@@ -114,7 +120,7 @@ def clip_config(shapes, tokens):
     )
 
 
-def open_clip_config(shapes, tokens):
+def open_clip_config(shapes: Shapes, tokens: Mapping[str, Any]) -> TextConfig:
     """Returns the TextConfig of Stable Diffusion 2's text encoder, named as in OpenCLIP, without its last layer.
 
     The context is the last but one layer's; some converters leave the last of 24 out.
@@ -134,7 +140,7 @@ def open_clip_config(shapes, tokens):
     )
 
 
-def _count(shapes, pattern):
+def _count(shapes: Shapes, pattern: str) -> int:
     count = 0
     while pattern.format(count) in shapes:
         count += 1

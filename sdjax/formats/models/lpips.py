@@ -9,13 +9,16 @@ Source of the names: torchvision; richzhang/PerceptualSimilarity, version 0.1.
 """
 
 import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from sdjax.formats.models import single_file
 from sdjax.formats.storage import files, parameters
 from sdjax.models.critics import CONVS, Lpips
+from sdjax.trees import Tree
 
 IGNORED = ("classifier.", "scaling_layer.", "lins.")
 SLICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # places of VGG16's convolutions, by stage
@@ -27,12 +30,12 @@ OTHER_NAMES = {
 }
 
 
-def is_file(source):
+def is_file(source: str | pathlib.Path) -> bool:
     """Returns whether `source` is a file or several with commas between; a model folder is neither."""
     return all(os.path.isfile(path) for path in str(source).split(","))
 
 
-def read(source, dtype="float32"):
+def read(source: str | pathlib.Path, dtype: DTypeLike | None = "float32") -> Tree:
     """Returns the parameters of critics.Lpips that a file holds, or several files with commas between.
 
     dtype: of the parameters; None keeps each as stored.  Files of torch are read by our own reader, which runs nothing.

@@ -13,10 +13,14 @@ import dataclasses
 import json
 import pathlib
 import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Float64
 
 from sdjax.diffusion.schedule import Schedule
 from sdjax.formats.models import infer_config
@@ -24,7 +28,9 @@ from sdjax.formats.storage import files, ldm_names, parameters, pickles
 from sdjax.models.clip import TextConfig, TextEncoder
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import AutoencoderKL, VaeConfig
+from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text.tokenizer import Tokenizer
+from sdjax.trees import Tree
 
 UNET, VAE, EMA = "model.diffusion_model.", "first_stage_model.", "model_ema."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."  # the text encoder of 1 and of 2
@@ -40,17 +46,29 @@ CODEBOOK = f"{VAE}quantize.embedding.weight"
 VOCABULARY = "openai/clip-vit-large-patch14"
 VOCABULARY_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
 LANDMARKS = {"a</w>": 320, "photo</w>": 1125, "<|endoftext|>": 49407}  # ids by which CLIP's vocabulary is known
-SUPER_RESOLUTION = {"beta_start": 0.0015, "beta_end": 0.0155}  # latent-diffusion, models/ldm/bsr_sr/config.yaml
+SUPER_RESOLUTION: dict[str, Any] = {
+    "beta_start": 0.0015,
+    "beta_end": 0.0155,
+}  # latent-diffusion, models/ldm/bsr_sr/config.yaml
 UPSCALER = {"beta_start": 0.0001, "beta_end": 0.02}  # stablediffusion, configs/stable-diffusion/x4-upscaling.yaml
 BASE_STEPS = 875_000  # global_step of 512-base-ema.ckpt: the model of 2.0 that predicts noise
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # modelspec.prediction_type
 NOTES, LOW = "sdjax", "low_res_scheduler"  # the key of our metadata; in it, the schedule of an upscaler's picture
+Whole = tuple[dict[str, Any], dict[str, Tree], Schedule, Tokenizer | None, Schedule | None]  # what `read` returns
+Place = tuple[str, tuple[int, int | None] | None]  # see View
 
 
 # ---- reading -----------------------------------------------------------------------------------
 
 
-def read(path, dtype="float32", *, prediction_type=None, ema=False, tokenizer=None):
+def read(
+    path: str | pathlib.Path,
+    dtype: DTypeLike | None = "float32",
+    *,
+    prediction_type: str | None = None,
+    ema: bool = False,
+    tokenizer: str | pathlib.Path | None = None,
+) -> Whole:
     """Returns ({part: network}, {part: parameters}, Schedule, Tokenizer, low) of a single-file checkpoint, by content.
 
     LDM-SR, known by its codebook, has no text encoder, and None for a tokenizer.
@@ -68,14 +86,20 @@ def read(path, dtype="float32", *, prediction_type=None, ema=False, tokenizer=No
         raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from None
 
 
-def _read(path, dtype, prediction_type, ema, tokenizer):
+def _read(
+    path: str | pathlib.Path,
+    dtype: DTypeLike | None,
+    prediction_type: str | None,
+    ema: bool,
+    tokenizer: str | pathlib.Path | None,
+) -> Whole:
     weights, metadata, steps = open_file(path)
     notes = _notes(metadata)
     text = OPEN_CLIP if any(name.startswith(OPEN_CLIP) for name in weights.names) else CLIP
     if CODEBOOK in weights.names:
         text = None
-    tokenizer = None if text is None else _tokenizer(tokenizer, notes, text)
-    configs = _configs(weights, notes, text, tokenizer)
+    words = None if text is None else _tokenizer(tokenizer, notes, text)
+    configs = _configs(weights, notes, text, words)
     networks = {name: NETWORKS[name][1](config, jnp.dtype(dtype or "float32")) for name, config in configs.items()}
     prefixes = {"unet": UNET, "vae": VAE, "text_encoder": text}
     views = {name: _view(weights, network, prefixes[name], ema) for name, network in networks.items()}
@@ -91,10 +115,10 @@ def _read(path, dtype, prediction_type, ema, tokenizer):
             networks["unet"] = UNet(dataclasses.replace(configs["unet"], sample_size=96), networks["unet"].dtype)
     schedule = dataclasses.replace(schedule, prediction_type=prediction_type or schedule.prediction_type)
     low = Schedule.from_json(notes[LOW]) if LOW in notes else None
-    return networks, params, schedule, tokenizer, low
+    return networks, params, schedule, words, low
 
 
-def open_file(path):
+def open_file(path: str | pathlib.Path) -> tuple[files.Stored, dict[str, str], int | None]:
     """Returns (Weights, metadata, number of training steps or None) of a file, whatever its name ends in.
 
     Raises ValueError naming a file that is damaged or holds something else.
@@ -126,26 +150,26 @@ class View:
     each other, None for all))}.
     """
 
-    weights: object
-    places: dict
+    weights: files.Stored
+    places: Mapping[str, Place]
 
     @property
-    def path(self):
+    def path(self) -> str | pathlib.Path:
         return self.weights.path
 
     @property
-    def names(self):
+    def names(self) -> Collection[str]:
         return self.places.keys()
 
-    def shape(self, name):
+    def shape(self, name: str) -> tuple[int, ...]:
         place, third = self.places[name]
-        rows, *others = self.weights.shape(place) or (None,)
-        return self.weights.shape(place) if third is None else (rows // 3, *others)
+        shape = self.weights.shape(place)
+        return shape if third is None else (shape[0] // 3, *shape[1:])
 
-    def dtype(self, name):
+    def dtype(self, name: str) -> str:
         return self.weights.dtype(self.places[name][0])
 
-    def read(self, name):
+    def read(self, name: str) -> np.ndarray:
         place, third = self.places[name]
         array = self.weights.read(place)
         if third is None:
@@ -154,7 +178,7 @@ class View:
         return parts[:, third[0]].reshape(-1, *array.shape[1:])
 
 
-def _view(weights, network, prefix, ema=False):
+def _view(weights: files.Stored, network: Any, prefix: str, ema: bool = False) -> View:
     """Returns the part of a file under a prefix, with our names; what has no place there keeps its own name."""
     there = {name for name in weights.names if name.startswith(prefix) and not name.startswith(IGNORED)}
     if prefix == CLIP:
@@ -173,12 +197,12 @@ def _view(weights, network, prefix, ema=False):
     return View(weights, found | {name: (name, None) for name in unknown})
 
 
-def vae_view(weights, network):
+def vae_view(weights: files.Stored, network: AutoencoderKL) -> View:
     """Returns the autoencoder in a file's weights under our names."""
     return _view(weights, network, VAE)
 
 
-def averaged(name):
+def averaged(name: str) -> str:
     """Returns the name of a weight's running average: without "model." in front, and without dots.
 
     Source: CompVis latent-diffusion, ldm/modules/ema.py.
@@ -186,7 +210,7 @@ def averaged(name):
     return EMA + name.removeprefix("model.").replace(".", "")
 
 
-def _places(network, prefix):
+def _places(network: Any, prefix: str) -> dict[str, Place]:
     """Returns {our name: (name in a single file, third of its rows or None)} of all weights of a network."""
     make = {
         UNET: ldm_names.unet_modules,
@@ -199,7 +223,7 @@ def _places(network, prefix):
     return {name: (prefix + ldm_names.rename(name, modules), _third(name, prefix, network.config)) for name in ours}
 
 
-def _third(name, prefix, config):
+def _third(name: str, prefix: str, config: Any) -> tuple[int, int | None] | None:
     """Returns (which third, rows that follow each other) of one matrix for queries, keys and values, or None.
 
     OpenCLIP has all queries first; the UNet of LDM-SR has queries, keys and values of one head after the other.
@@ -211,7 +235,7 @@ def _third(name, prefix, config):
     return QKV[part], config.head_width if plain else None
 
 
-def _notes(metadata):
+def _notes(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Returns what a file that we wrote says of itself, {} for another's."""
     try:
         notes = json.loads(metadata.get(NOTES, "{}"))
@@ -226,7 +250,9 @@ def _notes(metadata):
     return notes
 
 
-def _configs(weights, notes, text, tokenizer):
+def _configs(
+    weights: files.Stored, notes: dict[str, Any], text: str | None, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
     """Returns {part: config}, as the file says or as its shapes have it."""
     if notes:
         present = [name for name in NETWORKS if text is not None or name != "text_encoder"]
@@ -234,7 +260,7 @@ def _configs(weights, notes, text, tokenizer):
             raise ValueError(f"metadata {NOTES!r}: expected the configs of {', '.join(present)}")
         return {name: NETWORKS[name][0].from_json(notes[name]) for name in present}
 
-    def shapes(prefix):
+    def shapes(prefix: str) -> dict[str, tuple[int, ...]]:
         found = {name.removeprefix(prefix): weights.shape(name) for name in weights.names if name.startswith(prefix)}
         if not found:
             raise ValueError(f"no weights {prefix}*: not a whole Stable Diffusion 1 or 2 with the original names")
@@ -242,14 +268,14 @@ def _configs(weights, notes, text, tokenizer):
 
     unet = infer_config.unet_config(shapes(UNET))
     vae = infer_config.vae_config(shapes(VAE), unet)
-    if text is None:
+    if text is None or tokenizer is None:
         return {"unet": unet, "vae": vae}
     ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
     read_text = infer_config.clip_config if text == CLIP else infer_config.open_clip_config
     return {"unet": unet, "vae": vae, "text_encoder": read_text(shapes(text), ids)}
 
 
-def _tokenizer(source, notes, text):
+def _tokenizer(source: str | pathlib.Path | None, notes: Mapping[str, Any], text: str) -> Tokenizer:
     if source is None and "tokenizer" in notes:
         with tempfile.TemporaryDirectory() as folder:
             for name in VOCABULARY_FILES:
@@ -265,30 +291,34 @@ def _tokenizer(source, notes, text):
     return tokenizer
 
 
-def _schedule(weights, notes, unet):
+def _schedule(weights: files.Stored, notes: Mapping[str, Any], unet: UNetConfig) -> Schedule:
     """Returns the schedule that a file tells, else that of its kind; what is predicted is left open."""
     if notes:
         return Schedule.from_json(notes["scheduler"])
-    zero = {"rescale_betas_zero_snr": "ztsnr" in weights.names}
-    kind = UPSCALER if unet.num_class_embeds is not None else {}
+    zero: dict[str, Any] = {"rescale_betas_zero_snr": "ztsnr" in weights.names}
+    kind: dict[str, Any] = UPSCALER if unet.num_class_embeds is not None else {}
     usual = Schedule(**zero, **(SUPER_RESOLUTION if unet.cross_attention_dim is None else kind))
     if "betas" not in weights.names or weights.dtype("betas") not in ("F32", "F64"):
         return usual
     betas = weights.read("betas").astype(np.float64)
-    ends = {"beta_start": float(betas[0]), "beta_end": float(betas[-1]), "num_train_timesteps": len(betas)}
+    ends: dict[str, Any] = {
+        "beta_start": float(betas[0]),
+        "beta_end": float(betas[-1]),
+        "num_train_timesteps": len(betas),
+    }
     made = [usual] + [Schedule(**ends, **zero, beta_schedule=kind) for kind in ("scaled_linear", "linear")]
     fitting = [one for one in made if _has(one, betas)]
     return fitting[0] if fitting else Schedule(num_train_timesteps=len(betas), trained_betas=tuple(betas.tolist()))
 
 
-def _has(schedule, betas):
+def _has(schedule: Schedule, betas: Float64[np.ndarray, " T"]) -> bool:
     """Returns whether a schedule is that of these betas, to float32 rounding."""
     plain = dataclasses.replace(schedule, rescale_betas_zero_snr=False)
     same = plain.num_train_timesteps == len(betas)
     return same and np.allclose(plain.alphas_cumprod, np.cumprod(1 - betas), rtol=1e-4, atol=0)
 
 
-def _told(weights, metadata, steps, unet):
+def _told(weights: files.Stored, metadata: Mapping[str, str], steps: int | None, unet: UNetConfig) -> str | None:
     """Returns what the file says that the UNet predicts, or all of its kind predict; None for the others.
 
     Of 2.0 and 2.1, 512-base predicts noise and 768 velocity, with weights of the same shapes.
@@ -303,12 +333,12 @@ def _told(weights, metadata, steps, unet):
     return None if _is_two(unet) and steps != BASE_STEPS else "epsilon"
 
 
-def _is_two(unet):
+def _is_two(unet: UNetConfig) -> bool:
     """Returns whether these are the sizes of 2.0 and 2.1, which came in two kinds."""
     return unet.use_linear_projection and unet.in_channels == unet.out_channels
 
 
-def _shown(network, params):
+def _shown(network: UNet, params: Tree) -> str:
     """Returns what a UNet predicts, from what it makes of an even map at the noisiest time.
 
     A network that predicts noise gives about that map back; the velocity there is far below.
@@ -323,7 +353,7 @@ def _shown(network, params):
 # ---- writing -----------------------------------------------------------------------------------
 
 
-def write(sd, destination, dtype=None):
+def write(sd: StableDiffusion, destination: str | pathlib.Path, dtype: DTypeLike | None = None) -> pathlib.Path:
     """Writes unet, vae and text encoder as one .safetensors file that other tools load; returns its path.
 
     An image encoder and what belongs to E4T have no place there.  dtype: type of the weights; None keeps each.
@@ -347,13 +377,13 @@ def write(sd, destination, dtype=None):
     return path
 
 
-def has_usual_words(sd):
+def has_usual_words(sd: StableDiffusion) -> bool:
     """Returns whether a model has CLIP's vocabulary, which no file brings along, or none."""
     vocabulary = {} if sd.tokenizer is None else sd.tokenizer.vocabulary
     return sd.tokenizer is None or all(vocabulary.get(token) == number for token, number in LANDMARKS.items())
 
 
-def _renamed(tensors, network, prefix):
+def _renamed(tensors: Mapping[str, files.Tensor], network: Any, prefix: str) -> dict[str, files.Tensor]:
     """Returns {name in a single file: Tensor} of {our name: Tensor}."""
     places, fused, written = _places(network, prefix), {}, {}
     for name, tensor in tensors.items():
@@ -367,7 +397,7 @@ def _renamed(tensors, network, prefix):
     return written | _unused(written, network.config) if prefix == OPEN_CLIP else written
 
 
-def _ones(place, prefix, config):
+def _ones(place: str, prefix: str, config: Any) -> tuple[int, ...]:
     """Returns the axes of length 1 behind a matrix: LDM's attention of maps to themselves is made of convolutions."""
     if prefix == VAE and ".mid.attn_1." in place:
         return 1, 1
@@ -375,24 +405,24 @@ def _ones(place, prefix, config):
     return (1,) if plain and place.endswith((".qkv.weight", ".proj_out.weight")) else ()
 
 
-def _reshaped(tensor, ones):
+def _reshaped(tensor: files.Tensor, ones: tuple[int, ...]) -> files.Tensor:
     if len(tensor.shape) != 2 or not ones:
         return tensor
     shape = *tensor.shape, *ones
     return files.Tensor(shape, tensor.dtype, lambda: tensor.array().reshape(shape))
 
 
-def _joined(parts, rows=None):
+def _joined(parts: Sequence[files.Tensor], rows: int | None = None) -> files.Tensor:
     """Returns one Tensor of three, `rows` rows of each at a time, None for all."""
     height, *others = parts[0].shape
 
-    def array():
+    def array() -> np.ndarray:
         return np.stack([part.array().reshape(-1, rows or height, *others) for part in parts], 1)
 
     return files.Tensor((3 * height, *others), parts[0].dtype, lambda: array().reshape(3 * height, *others))
 
 
-def _unused(written, config):
+def _unused(written: Mapping[str, files.Tensor], config: TextConfig) -> dict[str, files.Tensor]:
     """Returns the weights of OpenCLIP that Stable Diffusion 2 never uses, but whose absence old loaders refuse."""
     last, behind = (f"{OPEN_CLIP}transformer.resblocks.{config.num_hidden_layers - 1 + i}." for i in range(2))
     layer = {behind + name.removeprefix(last): one for name, one in written.items() if name.startswith(last)}
@@ -401,7 +431,7 @@ def _unused(written, config):
     return {**layer, f"{OPEN_CLIP}text_projection": projection}
 
 
-def _said(sd, usual):
+def _said(sd: StableDiffusion, usual: bool) -> dict[str, Any]:
     """Returns all that the file's weights do not tell, of CLIP's vocabulary only that it is the usual one."""
     networks = {name: getattr(sd.networks, name) for name in NETWORKS}
     notes = {name: network.config.to_json() for name, network in networks.items() if network is not None}
@@ -416,7 +446,7 @@ def _said(sd, usual):
     return notes
 
 
-def _modelspec(sd, title):
+def _modelspec(sd: StableDiffusion, title: str) -> dict[str, str]:
     """Returns the metadata by which other tools know a model of a known architecture, {} for other sizes."""
     unet = sd.networks.unet.config
     velocity, size = sd.schedule.prediction_type == "v_prediction", unet.sample_size * sd.factor

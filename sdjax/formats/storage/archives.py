@@ -7,6 +7,7 @@ Source: PKWARE's APPNOTE.TXT, sections 4.3 and 4.5.
 """
 
 import struct
+from mmap import mmap
 from typing import NamedTuple
 
 MOST = 100_000  # records; Stable Diffusion with its optimizer has 5,000
@@ -22,7 +23,7 @@ class Record(NamedTuple):
     checksum: int
 
 
-def records(data):
+def records(data: bytes | mmap) -> dict[str, Record]:
     """Returns {name: Record} of an archive.  data: the file's bytes, mapped or read.
 
     Raises ValueError for an archive that is cut off or damaged, compressed or encrypted records, names that come twice
@@ -46,7 +47,7 @@ def records(data):
     return found
 
 
-def _entry(data, position):
+def _entry(data: bytes | mmap, position: int) -> tuple[str, Record, int]:
     """Returns (name, Record, the next entry's position) of the directory's entry at a position."""
     fields = struct.unpack_from("<4s4xHH4xLLLHHH8xL", data, position)
     signature, flags, method, checksum, packed, size, names, extras, comment, at = fields
@@ -65,7 +66,7 @@ def _entry(data, position):
     return name, Record(start, size, checksum), begin + names + extras + comment
 
 
-def _long(extra, packed, size, at):
+def _long(extra: bytes, packed: int, size: int, at: int) -> tuple[int, int, int]:
     """Returns sizes and place of a record; those that are FULL from its zip64 field."""
     position = 0
     while position + 4 <= len(extra):
@@ -77,7 +78,7 @@ def _long(extra, packed, size, at):
     return packed, size, at
 
 
-def check(right, message):
+def check(right: object, message: str) -> None:
     """Raises ValueError with a message where something is not right."""
     if not right:
         raise ValueError(message)

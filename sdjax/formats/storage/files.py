@@ -18,6 +18,8 @@ import pathlib
 import re
 import shutil
 import struct
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,30 +35,46 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 # ---- reading -----------------------------------------------------------------------------------
 
 
+class Stored(Protocol):
+    """Tensors by name, read one at a time: Weights, Arrays, single_file.View."""
+
+    @property
+    def path(self) -> str | pathlib.Path: ...
+
+    @property
+    def names(self) -> Collection[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> str: ...
+
+    def read(self, name: str) -> np.ndarray: ...
+
+
 class Weights:
     """The tensors of one checkpoint, in one file or several.  Files are mapped; only `read` takes memory.
 
     path: the file that the caller asked for, for messages.
     """
 
-    def __init__(self, path, handles):
+    def __init__(self, path: pathlib.Path, handles: Mapping[str, Any]):
         self.path = path
         self._handles = handles
 
     @property
-    def names(self):
+    def names(self) -> Collection[str]:
         """The names of all tensors."""
         return self._handles.keys()
 
-    def shape(self, name):
+    def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of a tensor as in the file."""
         return tuple(self._handles[name].get_slice(name).get_shape())
 
-    def dtype(self, name):
+    def dtype(self, name: str) -> str:
         """Returns the type of a tensor in the words of the format: "F32", "F16", "BF16", "I64", ..."""
         return self._handles[name].get_slice(name).get_dtype()
 
-    def read(self, name):
+    def read(self, name: str) -> np.ndarray:
         """Returns a tensor, numpy, as in the file."""
         return self._handles[name].get_tensor(name)
 
@@ -64,25 +82,25 @@ class Weights:
 class Arrays:
     """Arrays by name, to be read as Weights is."""
 
-    def __init__(self, path, arrays):
+    def __init__(self, path: str | pathlib.Path, arrays: Mapping[str, np.ndarray]):
         self.path = path
         self._arrays = arrays
 
     @property
-    def names(self):
+    def names(self) -> Collection[str]:
         return self._arrays.keys()
 
-    def shape(self, name):
+    def shape(self, name: str) -> tuple[int, ...]:
         return self._arrays[name].shape
 
-    def dtype(self, name):
+    def dtype(self, name: str) -> str:
         return TYPES.get(self._arrays[name].dtype.name, self._arrays[name].dtype.name)
 
-    def read(self, name):
+    def read(self, name: str) -> np.ndarray:
         return self._arrays[name]
 
 
-def open_weights(folder, stem, variant=None):
+def open_weights(folder: str | pathlib.Path, stem: str, variant: str | None = None) -> Weights | Arrays:
     """Returns the Weights of `stem` in a folder: STEM.safetensors, or STEM.safetensors.index.json and its shards.
 
     Where there are none, the same of STEM.bin (pytorch_model.bin of transformers).
@@ -104,7 +122,7 @@ def open_weights(folder, stem, variant=None):
     raise ValueError(f"{folder / f'{stem}{infixes[0]}.safetensors'}: no such file")
 
 
-def arrays(path):
+def arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Returns {name: array} of a file of torch.save with weights by name; what else it holds is left out.
 
     Raises ValueError naming a file that is damaged, asks for anything but values, or holds no weights by name.
@@ -115,7 +133,7 @@ def arrays(path):
     return {name: array for name, array in value.items() if type(array) is np.ndarray}
 
 
-def _handles(path):
+def _handles(path: pathlib.Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -126,7 +144,7 @@ def _handles(path):
     return dict.fromkeys(handle.keys(), handle)
 
 
-def _indexed(index, ending, read):
+def _indexed(index: pathlib.Path, ending: str, read: Callable[[pathlib.Path], Mapping[str, Any]]) -> dict[str, Any]:
     """Returns {name: what `read` returns for it} of the shards of an index."""
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not files:
@@ -144,7 +162,7 @@ def _indexed(index, ending, read):
     return {name: opened[file][name] for name, file in files.items()}
 
 
-def read_json(path):
+def read_json(path: str | pathlib.Path) -> dict[str, Any]:
     """Returns the JSON object of a file.  Raises ValueError naming a file that is missing or something else."""
     path = pathlib.Path(path)
     try:
@@ -164,23 +182,24 @@ def read_json(path):
 class Tensor:
     """A tensor to be written: its shape and type (a numpy name such as "float16"), and array(), which makes it."""
 
-    def __init__(self, shape, dtype, array):
+    def __init__(self, shape: Iterable[int], dtype: object, array: Callable[[], np.ndarray]):
         self.shape, self.dtype, self.array = tuple(shape), str(dtype), array
         if self.dtype not in TYPES:
             raise ValueError(f"weights of type {self.dtype}: expected one of {', '.join(TYPES)}")
 
     @property
-    def bytes(self):
+    def bytes(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64)) * {"F64": 8, "F32": 4}.get(TYPES[self.dtype], 2)
 
 
-def write_safetensors(path, tensors, metadata):
+def write_safetensors(path: str | pathlib.Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes {name: Tensor} as one safetensors file, one tensor in memory at a time.  metadata: {str: str}.
 
     Raises ValueError naming a tensor whose array has another shape or type than it announced.
     """
     tensors = dict(sorted(tensors.items(), key=lambda item: (-np.dtype(_numpy(item[1].dtype)).itemsize, item[0])))
-    header, offset = {"__metadata__": dict(metadata)}, 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
     for name, tensor in tensors.items():
         ends = [offset, offset + tensor.bytes]
         header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": ends}
@@ -198,7 +217,9 @@ def write_safetensors(path, tensors, metadata):
             file.write(array.reshape(-1).view(np.uint8).data)
 
 
-def write_weights(folder, stem, tensors, shard_size=SHARD_SIZE):
+def write_weights(
+    folder: str | pathlib.Path, stem: str, tensors: Mapping[str, Tensor], shard_size: int = SHARD_SIZE
+) -> None:
     """Writes {name: Tensor} as STEM.safetensors, or beyond `shard_size` bytes as numbered shards and their index."""
     folder = pathlib.Path(folder)
     shards = [{}]
@@ -219,14 +240,14 @@ def write_weights(folder, stem, tensors, shard_size=SHARD_SIZE):
     write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
-def write_json(path, value):
+def write_json(path: str | pathlib.Path, value: object) -> None:
     """Writes a JSON file with sorted keys, as Hugging Face's libraries do."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
     pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
-def new_file(path):
+def new_file(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a temporary path beside `path`, which takes its place when the block ends well; else nothing changes.
 
     Raises ValueError naming the path where the disk is full or the folder forbidden, and what the block raises.
@@ -244,7 +265,9 @@ def new_file(path):
 
 
 @contextlib.contextmanager
-def new_folder(folder, mark, parts=(), size=0):
+def new_folder(
+    folder: str | pathlib.Path, mark: str, parts: Collection[str] = (), size: int = 0
+) -> Iterator[pathlib.Path]:
     """Yields a temporary folder beside `folder`; when the block ends well it takes its place, else nothing changes.
 
     An old folder is replaced only when it is empty or holds the file `mark`; its entries not in `parts` are kept.
@@ -275,14 +298,14 @@ def new_folder(folder, mark, parts=(), size=0):
     shutil.rmtree(temporary, ignore_errors=True)  # after the change of places: the old folder
 
 
-def check_room(path, size):
+def check_room(path: str | pathlib.Path, size: int) -> None:
     """Raises ValueError where there are fewer than `size` bytes free beside `path`, whose folder exists."""
     free = shutil.disk_usage(pathlib.Path(path).parent).free
     if size > free:
         raise ValueError(f"{path}: {size / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free")
 
 
-def _temporary(path):
+def _temporary(path: pathlib.Path) -> pathlib.Path:
     """Returns a free hidden name beside `path`; remains of processes that died while saving there are removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for remains in path.parent.glob(f".{path.name}.saving-*"):
@@ -291,7 +314,7 @@ def _temporary(path):
     return path.parent / f".{path.name}.saving-{os.getpid()}"
 
 
-def _running(pid):
+def _running(pid: str) -> bool:
     try:
         os.kill(int(pid), 0)
     except (ValueError, ProcessLookupError):
@@ -301,7 +324,7 @@ def _running(pid):
     return True
 
 
-def _keep(old, new, parts):
+def _keep(old: pathlib.Path, new: pathlib.Path, parts: Collection[str]) -> None:
     """Puts entries of the old folder that are no part of a model, such as README.md, into the new one as hard links."""
 
     def link(source, destination):
@@ -318,7 +341,7 @@ def _keep(old, new, parts):
                 link(entry, new / entry.name)
 
 
-def _take_place(temporary, folder):
+def _take_place(temporary: pathlib.Path, folder: pathlib.Path) -> None:
     if not folder.exists():
         return os.rename(temporary, folder)
     swap = getattr(ctypes.CDLL(None), "renameat2", None)
@@ -330,7 +353,7 @@ def _take_place(temporary, folder):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sync(path):
+def _sync(path: pathlib.Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -338,14 +361,14 @@ def _sync(path):
         os.close(descriptor)
 
 
-def _explained(error, path):
+def _explained(error: BaseException, path: pathlib.Path) -> BaseException:
     """Returns the error to raise: a full disk or a forbidden folder becomes one line that names the destination."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
         return ValueError(f"{path}: cannot be written: {error.strerror}; what was there before is unchanged")
     return error
 
 
-def _numpy(name):
+def _numpy(name: str) -> np.dtype:
     import ml_dtypes
 
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
@@ -354,7 +377,9 @@ def _numpy(name):
 # ---- hub ---------------------------------------------------------------------------------------
 
 
-def locate(source, patterns, needed):
+def locate(
+    source: str | pathlib.Path, patterns: Iterable[list[str]], needed: Callable[[pathlib.Path], bool]
+) -> pathlib.Path:
     """Returns the local folder of a source: a folder, or a hub id "owner/name", fetched into the hub's cache.
 
     patterns: of the files to fetch, a list of lists; each next list is fetched only while `needed(folder)` is false,
@@ -370,7 +395,7 @@ def locate(source, patterns, needed):
         raise ValueError(f"model {str(source)!r}: no such folder")
     import huggingface_hub
 
-    wanted = []
+    wanted, folder = [], pathlib.Path(source)
     for more in patterns:
         wanted += more
         try:

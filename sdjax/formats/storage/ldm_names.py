@@ -7,6 +7,12 @@ Each table holds {our module: LDM's module}, made from a network's config; ours 
 Source: CompVis latent-diffusion, openaimodel.py and model.py; OpenCLIP, transformer.py.
 """
 
+from collections.abc import Mapping
+
+from sdjax.models.clip import TextConfig
+from sdjax.models.unet import UNetConfig
+from sdjax.models.vae import VaeConfig
+
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -33,7 +39,7 @@ OPEN_CLIP_LAYER = {
 }
 
 
-def rename(name, modules):
+def rename(name: str, modules: Mapping[str, str]) -> str:
     """Returns a weight's name with the longest leading module that a table knows replaced; else the name itself."""
     parts = name.split(".")
     for end in range(len(parts), 0, -1):
@@ -43,11 +49,11 @@ def rename(name, modules):
     return name
 
 
-def _inside(table, ours, theirs):
+def _inside(table: Mapping[str, str], ours: str, theirs: str) -> dict[str, str]:
     return {f"{ours}.{one}": f"{theirs}.{other}" for one, other in table.items()}
 
 
-def unet_modules(config):
+def unet_modules(config: UNetConfig) -> dict[str, str]:
     """Returns {our module: LDM's} of a UNet with this UNetConfig; LDM counts blocks on, whatever their level."""
     table = {
         "time_embedding.linear_1": "time_embed.0",
@@ -78,17 +84,17 @@ def unet_modules(config):
     return table
 
 
-def _layer(config, block, i, theirs):
+def _layer(config: UNetConfig, block: str, i: int, theirs: str) -> dict[str, str]:
     resnet = _inside(RESNET, f"{block}.resnets.{i}", f"{theirs}.0")
     return {**_attention(config, f"{block}.attentions.{i}", f"{theirs}.1"), **resnet}
 
 
-def _attention(config, ours, theirs):
+def _attention(config: UNetConfig, ours: str, theirs: str) -> dict[str, str]:
     """A transformer's insides have their names; attention without a text has one matrix for three of ours."""
     return {ours: theirs} if config.cross_attention_dim is not None else _inside(MAP_ATTENTION, ours, theirs)
 
 
-def vae_modules(config):
+def vae_modules(config: VaeConfig) -> dict[str, str]:
     """Returns {our module: LDM's} of an autoencoder with this VaeConfig; LDM counts up levels from the last."""
     levels, layers, table = len(config.block_out_channels), config.layers_per_block, {}
     for half in ("encoder", "decoder"):
@@ -107,7 +113,7 @@ def vae_modules(config):
     return table
 
 
-def open_clip_modules(config):
+def open_clip_modules(config: TextConfig) -> dict[str, str]:
     """Returns {our module: OpenCLIP's} of a text encoder with this TextConfig."""
     table = {
         "text_model.embeddings.token_embedding": "token_embedding",

@@ -8,18 +8,24 @@ A Linen leaf's dotted path is its key in the file, but for the leaf's own name (
 """
 
 import functools
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key, Num
 
 from sdjax import trees
-from sdjax.formats.storage.files import TYPES, Tensor
+from sdjax.formats.storage.files import TYPES, Stored, Tensor
 from sdjax.models.clip import ImageEncoder, TextEncoder
 from sdjax.models.controlnet import ControlNet
-from sdjax.models.unet import UNet
+from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import AutoencoderKL
+from sdjax.trees import Tree
 
+Network = UNet | ControlNet | AutoencoderKL | TextEncoder | ImageEncoder
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}  # all other leaves keep their name
 TO_FILE = {2: (1, 0), 4: (3, 2, 0, 1)}  # axes of a kernel: [in out] -> [out in], HWIO -> OIHW
 FROM_FILE = {2: (1, 0), 4: (2, 3, 1, 0)}
@@ -37,41 +43,43 @@ IGNORED = {
 }
 
 
-def initialise(network, key):
+def initialise(network: Network, key: Key[Array, ""]) -> Tree:
     """Returns the parameters with which training a network from nothing begins."""
-    return network.init(key, **_example(network))["params"]
+    return dict(network.init(key, **_example(network))["params"])
 
 
-def template(network):
+def template(network: Network) -> Tree:
     """Returns the tree of shapes of a network's parameters; computes nothing."""
-    return _template(network.clone(dtype=jnp.float32))  # one template for all types of computation
+    one = network.clone(dtype=jnp.float32)  # one template for all types of computation
+    return _template(one)  # pyright: ignore[reportArgumentType]  # frozen, so hashable
 
 
 @functools.lru_cache(maxsize=64)
-def _template(network):
+def _template(network: Network) -> Tree:
     return jax.eval_shape(lambda: initialise(network, jax.random.key(0)))
 
 
-def _example(network):
+def _example(network: Network) -> dict[str, Any]:
     """Returns the smallest inputs that touch all parameters of a network."""
-    config = network.config
     if isinstance(network, UNet):
-        return _unet_example(config)
+        return _unet_example(network.config)
     if isinstance(network, ControlNet):
+        config = network.config
         example = _unet_example(config.unet)
         side = example["z"].shape[1] * 2 ** (len(config.conditioning_embedding_out_channels) - 1)
         return {**example, "hint": jnp.zeros((1, side, side, config.conditioning_channels))}
     if isinstance(network, AutoencoderKL):
+        config = network.config
         side = 2 ** (len(config.block_out_channels) - 1)
         return {"x": jnp.zeros((1, side, side, config.in_channels)), "key": jax.random.key(0)}
     if isinstance(network, TextEncoder):
         return {"ids": jnp.zeros((1, 1), jnp.int32), "method": "initialise"}
     if isinstance(network, ImageEncoder):
-        return {"pixels": jnp.zeros((1, config.image_size, config.image_size, 3))}
+        return {"pixels": jnp.zeros((1, network.config.image_size, network.config.image_size, 3))}
     raise TypeError(f"no example input for {type(network).__name__}")
 
 
-def _unet_example(config):
+def _unet_example(config: UNetConfig) -> dict[str, Any]:
     side = 2 ** (len(config.block_out_channels) - 1)
     labels = None if config.num_class_embeds is None else jnp.zeros(1, jnp.int32)
     z, width = jnp.zeros((1, side, side, config.in_channels)), config.cross_attention_dim
@@ -79,13 +87,13 @@ def _unet_example(config):
     return {"z": z, "t": jnp.zeros(1), "context": context, "class_labels": labels}
 
 
-def random_parameters(network, dtype, seed=0):
+def random_parameters(network: Network, dtype: DTypeLike, seed: int = 0) -> Tree:
     """Returns parameters for measurements and tests: kernels and tables normal, scales 1, biases 0; no kernel is zero.
 
     Kernels have variance 1 / inputs.  Each leaf depends on its name and the seed alone.
     """
 
-    def draw(name, leaf):
+    def draw(name: str, leaf: jax.ShapeDtypeStruct) -> Float[Array, "..."]:
         kind = name.rpartition(".")[2]
         if kind == "scale":
             values = np.ones(leaf.shape, np.float32)
@@ -100,17 +108,19 @@ def random_parameters(network, dtype, seed=0):
     return trees.map_names(draw, template(network))
 
 
-def new_parameters(network, dtype, seed=0):
+def new_parameters(network: Network, dtype: DTypeLike, seed: int = 0) -> Tree:
     """Returns the parameters with which training from nothing begins, of seed `seed`."""
     return trees.cast(jax.jit(initialise, static_argnums=0)(network, jax.random.key(seed)), dtype)
 
 
-def file_names(tree):
+def file_names(tree: Tree) -> dict[str, str]:
     """Returns {name in a file: dotted name} of every leaf of a parameter tree."""
     return {".".join([*path[:-1], LEAVES.get(path[-1], path[-1])]): name for name, path in trees.names(tree).items()}
 
 
-def read(weights, network, part, dtype=None, zero=()):
+def read(
+    weights: Stored, network: Network, part: str | None, dtype: DTypeLike | None = None, zero: Collection[str] = ()
+) -> Tree:
     """Returns the parameters of a network from Weights, one tensor at a time, cast to `dtype` (None: as stored).
 
     zero: file names that may be missing and are then zeros.
@@ -119,7 +129,14 @@ def read(weights, network, part, dtype=None, zero=()):
     return read_tree(weights, template(network), dtype, part, zero)
 
 
-def read_tree(weights, like, dtype=None, part=None, zero=(), sizes="its config.json"):
+def read_tree(
+    weights: Stored,
+    like: Tree,
+    dtype: DTypeLike | None = None,
+    part: str | None = None,
+    zero: Collection[str] = (),
+    sizes: str = "its config.json",
+) -> Tree:
     """Returns a tree of the structure of `like`, whose leaves need shapes only, from Weights; otherwise as `read`.
 
     sizes: where those of `like` come from, for the message.
@@ -135,7 +152,7 @@ def read_tree(weights, like, dtype=None, part=None, zero=(), sizes="its config.j
         text = "; ".join(f"{kind} {_listing(names)}" for kind, names in problems.items() if names)
         raise ValueError(f"{weights.path}: does not fit {sizes}: {text}")
 
-    def take(leaf, shape):
+    def take(leaf: str, shape: jax.ShapeDtypeStruct) -> Num[Array, "..."]:
         if leaf not in found:
             return jnp.zeros(shape.shape, dtype or jnp.float32)
         return _array(weights, found[leaf], leaf, shape.shape, dtype)
@@ -143,13 +160,13 @@ def read_tree(weights, like, dtype=None, part=None, zero=(), sizes="its config.j
     return trees.map_names(take, like)
 
 
-def _listing(names):
+def _listing(names: Sequence[str]) -> str:
     return trees.listing(names) if len(names) > 10 else f"{trees.listing(names)} ({len(names)})"
 
 
-def _look_up(names, places, part):
+def _look_up(names: Iterable[str], places: Mapping[str, str], part: str | None) -> tuple[dict[str, str], list[str]]:
     """Returns ({leaf: its name in this file}, names that nothing asks for)."""
-    names = [name for name in names if not name.startswith(IGNORED.get(part, ()))]
+    names = [name for name in names if not name.startswith(IGNORED.get(part or "", ()))]
     accepted = {spelling: leaf for leaf, name in places.items() for spelling in _spellings(name, part)}
     found, unexpected = {}, []
     for name in names:
@@ -161,9 +178,9 @@ def _look_up(names, places, part):
     return found, unexpected
 
 
-def _spellings(name, part):
+def _spellings(name: str, part: str | None) -> list[str]:
     """Returns all names under which files hold a weight, today's first."""
-    prefix = PREFIXES.get(part)
+    prefix = PREFIXES.get(part or "")
     if prefix:
         return [name, name.removeprefix(prefix)]
     old = name
@@ -173,7 +190,7 @@ def _spellings(name, part):
     return [name, old]
 
 
-def _misfit(weights, name, leaf, shape):
+def _misfit(weights: Stored, name: str, leaf: str, shape: tuple[int, ...]) -> str | None:
     """Returns what is wrong with a tensor of the file, or None.  Convolutions of one position are linear layers."""
     there, wanted = weights.shape(name), _file_shape(leaf, shape)
     if weights.dtype(name) not in TYPES.values():
@@ -182,19 +199,19 @@ def _misfit(weights, name, leaf, shape):
     return None if same else f"{name} {list(there)} instead of {list(wanted)}"
 
 
-def _matrix(shape):
+def _matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if set(shape[2:]) <= {1} else shape
 
 
-def _is_kernel(leaf):
+def _is_kernel(leaf: str) -> bool:
     return leaf.endswith(".kernel")
 
 
-def _file_shape(leaf, shape):
+def _file_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(shape[axis] for axis in TO_FILE[len(shape)]) if _is_kernel(leaf) else tuple(shape)
 
 
-def _array(weights, name, leaf, shape, dtype):
+def _array(weights: Stored, name: str, leaf: str, shape: tuple[int, ...], dtype: DTypeLike | None) -> Num[Array, "..."]:
     array = weights.read(name)
     if _is_kernel(leaf):
         array = array.reshape(_file_shape(leaf, shape)).transpose(FROM_FILE[len(shape)])
@@ -202,7 +219,7 @@ def _array(weights, name, leaf, shape, dtype):
     return jnp.asarray(np.asarray(_cast(array, dtype or stored, f"{weights.path}: {name}"), order="C"))
 
 
-def _cast(array, dtype, what):
+def _cast(array: np.ndarray, dtype: DTypeLike, what: str) -> np.ndarray:
     try:
         with np.errstate(over="raise"):
             return array.astype(jnp.dtype(dtype), copy=False)
@@ -210,16 +227,16 @@ def _cast(array, dtype, what):
         raise ValueError(f"{what} holds values beyond {jnp.dtype(dtype).name}; keep it float32") from None
 
 
-def write(params, dtype=None):
+def write(params: Tree, dtype: DTypeLike | None = None) -> dict[str, Tensor]:
     """Returns {name in a file: Tensor} of a parameter tree; arrays are made one at a time when the file is written."""
     flat = trees.flatten(params)
     return {name: _tensor(leaf, flat[leaf], dtype) for name, leaf in file_names(params).items()}
 
 
-def _tensor(leaf, value, dtype):
+def _tensor(leaf: str, value: Num[Array, "..."], dtype: DTypeLike | None) -> Tensor:
     dtype = jnp.dtype(dtype or value.dtype)
 
-    def array():
+    def array() -> np.ndarray:
         there = _cast(np.asarray(value), dtype, leaf)
         return there.transpose(TO_FILE[there.ndim]) if _is_kernel(leaf) else there
 

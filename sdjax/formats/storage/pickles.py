@@ -18,6 +18,8 @@ import struct
 import sys
 import types
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -34,9 +36,10 @@ INTEGER_BITS = 128  # MAGIC has 77
 LONG = 2**62  # no size, stride or offset is as long
 KEY = 2**60  # integer keys are below: Python's hashes repeat from 2**61 - 1 on, and many keys of one hash take forever
 NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")  # numpy's types; never objects
+Storage = Callable[[np.dtype, str, int], np.ndarray]  # (type, key, count) -> numbers
 
 
-def read(path):
+def read(path: str | os.PathLike[str]) -> Any:
     """Returns what torch.save wrote, as dict, list, tuple, set, str, bytes, int, float, bool, None and numpy arrays.
 
     Arrays are read-only windows on the file, shaped and strided as saved, of the file's types (bfloat16: ml_dtypes).
@@ -58,21 +61,21 @@ def read(path):
 # ---- containers --------------------------------------------------------------------------------
 
 
-def _read_archive(data):
+def _read_archive(data: mmap.mmap) -> Any:
     """Returns the value of the archive NAME/data.pkl, NAME/data/0, NAME/data/1, ..."""
     found = records(data)
     programs = [name for name in found if name.count("/") == 1 and name.endswith("/data.pkl")]
     check(len(programs) == 1, f"an archive with {len(programs)} files data.pkl; one is expected")
     root = programs[0].removesuffix("data.pkl")
 
-    def content(name):
+    def content(name: str) -> bytes:
         start, size, checksum = found[root + name]
         check(size <= PICKLE_SIZE, f"{name} of {size} bytes; at most {PICKLE_SIZE} are read")
         raw = data[start : start + size]
         check(zlib.crc32(raw) == checksum, f"{name} is damaged: its checksum differs")
         return raw
 
-    def storage(kind, key, count):
+    def storage(kind: np.dtype, key: str, count: int) -> np.ndarray:
         check(f"{root}data/{key}" in found, f"no record {key!r}")
         start, size, _ = found[f"{root}data/{key}"]
         check(size == count * kind.itemsize, f"record {key!r} of {size} bytes for {count} numbers of type {kind}")
@@ -82,7 +85,7 @@ def _read_archive(data):
     return _run(io.BytesIO(content("data.pkl")), storage, len(data))
 
 
-def _read_row(data):
+def _read_row(data: mmap.mmap) -> Any:
     """Returns the value of the older container: pickles, the last naming storages, and per storage count, numbers."""
     head = io.BytesIO(data[:PICKLE_SIZE])
 
@@ -106,7 +109,7 @@ def _read_row(data):
     return part(lambda kind, key, count: np.ndarray((count,), kind, data, places[key]))
 
 
-def _places(data, keys, asked, position):
+def _places(data: mmap.mmap, keys: Any, asked: dict[Any, tuple[np.dtype, int]], position: int) -> dict[str, int]:
     """Returns {key: where its numbers begin} of storages that follow each other from a position on."""
     check(type(keys) is list and all(type(key) is str for key in keys), "a list of storages is expected")
     check(sorted(keys) == sorted(asked), "the storages are not those that the tensors name")
@@ -141,7 +144,7 @@ def _tensor(storage, offset, size, stride, *_):
     return np.ndarray(size, kind, storage.view(np.uint8), offset * kind.itemsize, strides)
 
 
-def _check_shape(shape):
+def _check_shape(shape: object) -> None:
     right = type(shape) is tuple and len(shape) <= 64 and all(type(n) is int and 0 <= n < LONG for n in shape)
     check(right, "a shape, strides or an offset that cannot be")
 
@@ -257,7 +260,7 @@ GLOBALS = {**CALLS, **STORAGES, **{name: name.replace(" ", ".") for name in WORD
 # ---- the machine -------------------------------------------------------------------------------
 
 
-def _run(file, storage, size):
+def _run(file: io.BytesIO, storage: Storage | None, size: int) -> Any:
     """Returns the value of the pickle that begins at the file's position, and leaves the position behind it.
 
     storage: function (type, key, count) that returns numbers [count], or None where there are none to ask for.
@@ -281,35 +284,35 @@ class _Machine:
     left: how many bytes tensors may still have; room: how many all other values may take.
     """
 
-    def __init__(self, storage, left):
+    def __init__(self, storage: Storage | None, left: int):
         self.stack, self.marks, self.memo = [], [], {}
         self.storage, self.left, self.room = storage, left, left + MADE
 
-    def spend(self, size):
+    def spend(self, size: int) -> None:
         """Takes bytes off those that the pickle's values may take."""
         self.room -= size
         check(self.room >= 0, f"its values take more than {REPEATS} times the file's size and {MADE} bytes")
 
-    def fill(self, value, change):
+    def fill(self, value: Any, change: Callable[[], object]) -> None:
         """Changes a list, dict or set, and counts by how much it grew."""
         before = sys.getsizeof(value)
         change()
         self.spend(sys.getsizeof(value) - before)
 
-    def push(self, value):
+    def push(self, value: Any) -> None:
         self.stack.append(value)
 
-    def pop(self):
+    def pop(self) -> Any:
         check(self.stack, "the pickle takes a value from an empty stack")
         return self.stack.pop()
 
-    def take(self):
+    def take(self) -> list[Any]:
         """Returns the list of values since the last MARK; the stack is again the one before it."""
         check(self.marks, "the pickle has no MARK where it needs one")
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def top(self, kind=None):
+    def top(self, kind: type | None = None) -> Any:
         """Returns the last value, which stays; of one kind where a kind is given."""
         check(self.stack, "the pickle looks at an empty stack")
         value = self.stack[-1]
@@ -414,7 +417,7 @@ def _build(machine, _):
 PLAIN_TYPE = (("<", None, None, None), ("|", None, None, None))  # byte order, sub-array, names, fields
 
 
-def _array_state(version, shape, kind, fortran, raw):
+def _array_state(version, shape, kind, fortran, raw) -> Any:
     """Returns the state of a numpy array of plain numbers, all of whose bytes are there."""
     _check_shape(shape)
     right = version == 1 and isinstance(kind, np.dtype) and type(fortran) is bool and type(raw) is bytes
@@ -432,7 +435,7 @@ def _persistent(machine, _):
         return machine.push(_parameters)
     right = type(entry) is tuple and len(entry) >= 5 and entry[0] == "storage" and entry[5:] in ((), (None,))
     check(right and machine.storage, "the pickle asks for something outside it that is no storage")
-    _, kind, key, _, count = entry[:5]
+    _, kind, key, _, count = entry[:5]  # pyright: ignore[reportAssignmentType]  # `right` counts them
     check(isinstance(kind, np.dtype) and type(key) is str, "a storage of unknown type")
     _check_shape((count,))
     machine.push(machine.storage(kind, key, count))

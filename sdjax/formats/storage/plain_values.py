@@ -1,5 +1,7 @@
 """What a reader of pickles gives back: trees of plain values, small enough to be walked through."""
 
+from typing import Any
+
 import numpy as np
 
 from sdjax.formats.storage.archives import check
@@ -9,7 +11,7 @@ DEPTH = 100  # of values within values
 LEAVES = (str, bytes, int, float, bool, type(None), np.ndarray)
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """Returns the value where it is a tree of plain values, of at most STEPS nodes and DEPTH levels; never a cycle.
 
     A value within itself, or lists that hold the same list twice over many levels, would keep a walk through it busy
@@ -17,7 +19,7 @@ def plain(value):
     """
     known = {}
 
-    def measure(value, depth):
+    def measure(value: Any, depth: int) -> tuple[int, int]:
         """Returns (number of values, levels) of a value."""
         if type(value) in LEAVES:
             return 1, 1
