@@ -8,14 +8,19 @@ Shapes: B batch, H W pixels.
 """
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any, Self
 
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Float, Float32, Int, Num
 
+from sdjax.diffusion.model import Cond
 from sdjax.diffusion.samplers.plan import ROWS
 from sdjax.diffusion.wrappers import ControlNet
 from sdjax.images import resize
+from sdjax.stable_diffusion import StableDiffusion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +33,24 @@ class Control:
     resize: how the picture is brought to the size of what is made, see resize.fit.
     """
 
-    params: object
-    network: object
-    picture: object = None
+    params: Any
+    network: Any
+    picture: Any = None
     weight: float = 1.0
     start: float = 0.0
     end: float = 1.0
     guess: bool = False
     resize: str = "crop"
 
-    def on(self, picture, weight=1.0, start=0.0, end=1.0, guess=False, resize="crop"):
+    def on(
+        self,
+        picture: Any,
+        weight: float = 1.0,
+        start: float = 0.0,
+        end: float = 1.0,
+        guess: bool = False,
+        resize: str = "crop",
+    ) -> Self:
         """Returns the Control that looks at a picture.
 
         Raises ValueError for a start and end that are not 0 <= start < end <= 1.
@@ -47,27 +60,31 @@ class Control:
         values = dict(picture=picture, weight=weight, start=start, end=end, guess=guess, resize=resize)
         return dataclasses.replace(self, **values)
 
-    def weights(self, steps):
+    def weights(self, steps: int) -> Float32[np.ndarray, " ROWS"]:
         """Returns the weight of each of `steps` steps, float32 [ROWS], padded so that step counts share programs.
 
         Source: diffusers' controlnet_keep, which acts in steps that lie in [start, end] as a whole.
         """
         acts = [not (i / steps < self.start or (i + 1) / steps > self.end) for i in range(steps)]
-        return np.pad(np.float32(acts) * np.float32(self.weight), (0, max(ROWS - steps, 0)))
+        return np.pad(np.array(acts, np.float32) * np.float32(self.weight), (0, max(ROWS - steps, 0)))
 
 
 class Steps(struct.PyTreeNode):
     """The conditioner that gives a ControlNet the weight of the current step."""
 
-    weights: object
+    weights: Any
     name: str = struct.field(pytree_node=False, default="control")
 
-    def __call__(self, sd, z, t, i, cond):
+    def __call__(
+        self, sd: StableDiffusion, z: Float[Array, "B h w c"], t: Num[Array, " B"], i: Int[Array, ""] | int, cond: Cond
+    ) -> tuple[Cond, dict[str, Any]]:
         own = {**cond["control"][self.name], "weight": jnp.broadcast_to(jnp.asarray(self.weights)[i], len(z))}
         return {**cond, "control": {**cond["control"], self.name: own}}, {}
 
 
-def attach(sd, controls, cond, negative, steps, size):
+def attach(
+    sd: StableDiffusion, controls: Iterable[Control], cond: Cond, negative: Cond | None, steps: int, size: resize.Size
+) -> tuple[StableDiffusion, Cond, Cond | None]:
     """Returns (sd, cond, negative) with ControlNets in their places, for pictures of `size` (height, width).
 
     negative: the other side's cond, or None without guidance.

@@ -15,15 +15,19 @@ Shapes: B pictures, h w latent pixels, c latent channels, n draws.
 """
 
 import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, UInt32
 
 SOURCES = ("jax", "torch-cpu", "philox")
 ROOM = 64  # `steps` makes at least so many draws, so that few numbers of steps compile anything
+Shape = tuple[int, int, int]  # of one picture's noise
 f32 = np.float32
 
 
-def start(source, seeds, shape):
+def start(source: str, seeds: Sequence[int], shape: Shape) -> Float32[np.ndarray, "B h w c"] | None:
     """Returns standard normal noise [B h w c], float32: the first draw of each seed; None for "jax".
 
     shape: (h, w, c).  Raises ValueError for an unknown source.
@@ -33,7 +37,9 @@ def start(source, seeds, shape):
     return np.stack([_last(draw(source, seed, [_first(shape)])[0]) for seed in seeds])
 
 
-def steps(source, seeds, shape, count, delta=0):
+def steps(
+    source: str, seeds: Sequence[int], shape: Shape, count: int, delta: int = 0
+) -> Float32[np.ndarray, "n B h w c"] | None:
     """Returns the draws after the first, [n B h w c] with n = ROOM or the next power of two that holds `count`.
 
     None for "jax".  delta: A1111's ENSD; where it is not 0, the draws are those of the seeds + delta, from the first.
@@ -50,7 +56,7 @@ def steps(source, seeds, shape, count, delta=0):
     return fresh
 
 
-def draw(source, seed, shapes):
+def draw(source: str, seed: int, shapes: Sequence[tuple[int, ...]]) -> list[Float32[np.ndarray, "..."]]:
     """Returns what a generator of `seed` gives when asked for standard normals of these shapes, one after another.
 
     seed: any whole number; torch-cpu uses its lowest 32 bits, philox 64.  Numbers are float32 and equal torch's bit
@@ -64,19 +70,19 @@ def draw(source, seed, shapes):
     return [values.reshape(shape) for values, shape in zip(drawn, shapes, strict=True)]
 
 
-def _first(shape):
+def _first(shape: Shape) -> Shape:
     height, width, channels = shape
     return channels, height, width
 
 
-def _last(values):
+def _last(values: Float32[np.ndarray, "c h w"]) -> Float32[np.ndarray, "h w c"]:
     return np.moveaxis(values, 0, -1)
 
 
 # ---- torch on a CPU: Mersenne Twister, and Box-Muller by Cephes' single-precision functions ----
 
 
-def _torch_cpu(seed, counts):
+def _torch_cpu(seed: int, counts: Iterable[int]) -> list[Float32[np.ndarray, " n"]]:
     """Source: PyTorch, ATen/native/cpu/DistributionTemplates.h, normal_fill and normal_distribution."""
     bits = np.random.RandomState(seed & 0xFFFFFFFF)
     words = functools.partial(bits.randint, 0, 1 << 32, dtype=np.uint32)
@@ -95,7 +101,7 @@ def _torch_cpu(seed, counts):
     return drawn
 
 
-def _pair(words):
+def _pair(words: UInt32[np.ndarray, " 4"]) -> tuple[float, float]:
     """Returns the two normals of one Box-Muller step in double precision, the second first; it is kept for later."""
     high, low = words.astype(np.uint64).reshape(2, 2).T
     u, v = ((high << np.uint64(32) | low) & np.uint64((1 << 53) - 1)) * 2.0**-53
@@ -103,7 +109,7 @@ def _pair(words):
     return radius * np.sin(angle), radius * np.cos(angle)
 
 
-def _blocks(words):
+def _blocks(words: UInt32[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
     """Returns normals of random words, both [n], n a multiple of 16: in each 16, the second 8 give the angles."""
     uniform = (words & 0xFFFFFF).astype(f32) * f32(2**-24)
     u, v = uniform.reshape(-1, 2, 8).swapaxes(0, 1)
@@ -112,12 +118,12 @@ def _blocks(words):
     return np.stack([radius * cosine, radius * sine], 1).reshape(-1)
 
 
-def _fma(a, b, c):
+def _fma(a: Any, b: Any, c: Any) -> Float32[np.ndarray, "..."]:
     """Returns a * b + c rounded once to single precision: the product is exact in double."""
     return (np.multiply(a, b, dtype=np.float64) + c).astype(f32)
 
 
-def _horner(coefficients, x):
+def _horner(coefficients: Sequence[float], x: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
     return functools.reduce(lambda y, c: _fma(y, x, f32(c)), coefficients[1:], np.full_like(x, coefficients[0]))
 
 
@@ -130,7 +136,7 @@ SINE = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 QUARTER_PI = (-0.78515625, -2.4187564849853515625e-4, -3.77489497744594108e-8)  # their sum is -pi / 4
 
 
-def _log(x):
+def _log(x: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
     """Returns log x of single-precision x > 0, in the order of operations and the roundings of torch's vector code."""
     mantissa, exponent = np.frexp(x)
     small = mantissa < f32(0.5**0.5)
@@ -141,7 +147,7 @@ def _log(x):
     return _fma(e, f32(LN2[1]), m + _fma(square, f32(-0.5), y))
 
 
-def _sincos(x):
+def _sincos(x: Float32[np.ndarray, "..."]) -> tuple[Float32[np.ndarray, "..."], Float32[np.ndarray, "..."]]:
     """Returns (sin x, cos x) of single-precision x >= 0, as `_log` does."""
     octant = (x * f32(4 / np.pi)).astype(np.int32) + 1 & ~1
     for part in QUARTER_PI:
@@ -157,7 +163,7 @@ def _sincos(x):
 # ---- torch on a GPU: Philox, and Box-Muller by cuRAND ----
 
 
-def _philox(seed, counts):
+def _philox(seed: int, counts: Iterable[int]) -> list[Float32[np.ndarray, " n"]]:
     """Source: Salmon et al. 2011, "Parallel random numbers"; its use: cuRAND's curand_normal4, one thread a number.
 
     Equal to torch's numbers as long as the card runs as many threads as numbers are asked for at once (2048 per
@@ -175,7 +181,7 @@ def _philox(seed, counts):
     return drawn
 
 
-def philox4x32(counter, key, rounds=10):
+def philox4x32(counter: UInt32[np.ndarray, "4 n"], key: tuple[int, int], rounds: int = 10) -> UInt32[np.ndarray, "4 n"]:
     """Returns random words uint32 [4 n] of counters uint32 [4 n] and a key of two 32-bit numbers."""
     c = list(counter.astype(np.uint64))
     half, low = np.uint64(32), np.uint64(0xFFFFFFFF)

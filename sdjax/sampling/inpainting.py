@@ -8,17 +8,32 @@ every step.  Source: algorithms of the original inpainting checkpoints; Lugmayr 
 Shapes: B batch, H W pixels, h w latent pixels, c latent channels.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float32, UInt8
 
 from sdjax.diffusion.wrappers import KnownRegion, mask_channels
 from sdjax.images.resize import fit, fitted, pad
 from sdjax.sampling import generate
+from sdjax.stable_diffusion import StableDiffusion
 
 
 def inpaint(
-    sd, prompts, pictures, masks, *, strength=1.0, feather=4, size=None, resize="crop", margin=None, **settings
-):  # fmt: skip
+    sd: StableDiffusion,
+    prompts: list[str],
+    pictures: Any,
+    masks: Any,
+    *,
+    strength: float = 1.0,
+    feather: int = 4,
+    size: int | Sequence[int] | None = None,
+    resize: str = "crop",
+    margin: int | None = None,
+    **settings: Any,
+) -> UInt8[np.ndarray, "B H W 3"]:
     """Returns pictures uint8 [B H W 3] that are painted where the mask is at least half white, and as given elsewhere.
 
     pictures: uint8 [H W 3], masks: uint8 [H W], 255 where to paint; one for all prompts or one per prompt.
@@ -38,8 +53,10 @@ def inpaint(
         raise ValueError(f"margin={margin}: expected 0 or more")
     size = tuple(side * sd.factor for side in generate.latent_shape(sd)[:2])
     boxes = [box(hole, margin, size) for hole in holes]
-    near = [[one[place] for one, place in zip(many, boxes, strict=True)] for many in (pixels, 255 * np.uint8(holes))]
-    shown, hidden = prepare(*near, count, size, "fill")
+    near, around = (
+        [one[place] for one, place in zip(many, boxes, strict=True)] for many in (pixels, 255 * holes.astype(np.uint8))
+    )
+    shown, hidden = prepare(near, around, count, size, "fill")
     made = pixels.copy()
     small = painted(sd, prompts, shown, hidden, strength, settings)
     for whole, place, one in zip(made, boxes, small, strict=True):
@@ -47,7 +64,7 @@ def inpaint(
     return paste(made, pixels, holes, feather)
 
 
-def box(hole, margin, size):
+def box(hole: Bool[np.ndarray, "H W"], margin: int, size: Sequence[int]) -> tuple[slice, slice]:
     """Returns the rows and columns, slices, that hold a hole [H W] and `margin` pixels around, in the shape of `size`.
 
     Where the picture ends, it lies as far on the other side as there is room: only then its shape is another one.
@@ -60,17 +77,17 @@ def box(hole, margin, size):
     (top, bottom), (left, right) = ends
     height, width = bottom - top, right - left
     wanted = max(height, round(width * size[0] / size[1])), max(width, round(height * size[1] / size[0]))
-    return tuple(_widened(*end, *sides) for end, sides in zip(ends, zip(wanted, hole.shape, strict=True), strict=True))
+    return _widened(top, bottom, wanted[0], hole.shape[0]), _widened(left, right, wanted[1], hole.shape[1])
 
 
-def _widened(first, last, wanted, side):
+def _widened(first: int, last: int, wanted: int, side: int) -> slice:
     """Returns the slice of `wanted` places around first ... last, moved and, where it must be, cut to 0 ... side."""
     first -= (wanted - (last - first)) // 2
     first = max(0, min(first, side - wanted))
     return slice(first, min(first + wanted, side))
 
 
-def unfilled(made, size):
+def unfilled(made: UInt8[np.ndarray, "h w 3"], size: Sequence[int]) -> UInt8[np.ndarray, "H W 3"]:
     """Returns what resize.fit(picture, made's size, "fill") made of a picture of `size`, at that size again."""
     ratio = min(has / given for has, given in zip(made.shape, size, strict=False))
     inner = [max(1, round(given * ratio)) for given in size]
@@ -78,7 +95,9 @@ def unfilled(made, size):
     return fit(np.ascontiguousarray(made[top : top + inner[0], left : left + inner[1]]), size, "stretch")
 
 
-def prepare(pictures, masks, count, size=None, mode="crop"):
+def prepare(
+    pictures: Any, masks: Any, count: int, size: int | Sequence[int] | None = None, mode: str = "crop"
+) -> tuple[UInt8[np.ndarray, "B H W 3"], Bool[np.ndarray, "B H W"]]:
     """Returns (pictures uint8 [B H W 3], masks bool [B H W]) of one size, True where to paint.
 
     Raises ValueError for a mask of another size than its picture, or without a place to paint.
@@ -93,7 +112,12 @@ def prepare(pictures, masks, count, size=None, mode="crop"):
     return pixels, holes
 
 
-def paste(made, given, holes, feather=0):
+def paste(
+    made: UInt8[np.ndarray, "B H W 3"],
+    given: UInt8[np.ndarray, "B H W 3"],
+    holes: Bool[np.ndarray, "B H W"],
+    feather: int = 0,
+) -> UInt8[np.ndarray, "B H W 3"]:
     """Returns the painted pictures within the holes [B H W] and the given ones elsewhere, uint8 [B H W 3].
 
     feather: the painted share is d / (feather + 1) at d pixels from what is kept, 1 from there on.
@@ -103,7 +127,7 @@ def paste(made, given, holes, feather=0):
     return np.where(holes[..., None], mixed, given)
 
 
-def _depth(hole, most):
+def _depth(hole: Bool[np.ndarray, "H W"], most: int) -> Float32[np.ndarray, "H W"]:
     """Returns the distance in pixels to the nearest place outside a hole [H W], at most `most`; 0 outside.
 
     Distances are those of a square, max(|dx|, |dy|); the picture's edge is no outside.
@@ -117,7 +141,14 @@ def _depth(hole, most):
     return depth
 
 
-def painted(sd, prompts, pixels, holes, strength, settings):
+def painted(
+    sd: StableDiffusion,
+    prompts: list[str],
+    pixels: UInt8[np.ndarray, "B H W 3"],
+    holes: Bool[np.ndarray, "B H W"],
+    strength: float,
+    settings: Mapping[str, Any],
+) -> UInt8[np.ndarray, "B H W 3"]:
     """Returns pictures [B H W 3] as the model makes them, painted or not."""
     job = generate.Job(prompts, **settings)
     skipped = generate.first_step(job.steps, strength)
@@ -140,8 +171,8 @@ def painted(sd, prompts, pixels, holes, strength, settings):
     return made[:, : pixels.shape[1], : pixels.shape[2]]
 
 
-def _any(holes, factor):
+def _any(holes: Bool[np.ndarray, "B H W"], factor: int) -> Float32[Array, "B h w 1"]:
     """Returns the latent's mask [B h w 1], 1 where any pixel is to be painted."""
     count, height, width = holes.shape
     blocks = holes.reshape(count, height // factor, factor, width // factor, factor)
-    return jnp.asarray(blocks.any((2, 4))[..., None], jnp.float32)
+    return jnp.asarray(np.any(blocks, axis=(2, 4))[..., None], jnp.float32)

@@ -4,16 +4,19 @@ Shapes: B batch, h w latent pixels, c latent channels.
 """
 
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
 
 
-def slerp(low, high, amount):
+def slerp(
+    low: Float[Array, "B h w c"], high: Float[Array, "B h w c"], amount: Float[ArrayLike, "..."]
+) -> Float[Array, "B h w c"]:
     """Returns noise [B h w c] on the arc from low (amount 0) to high (1), by columns of h numbers each.
 
     (sin((1 - v) w) low + sin(v w) high) / sin w with w the angle between two columns; the line where they are parallel.
     Source: the variation seeds of A1111, whose arcs run over columns too, so that strengths mean the same.
     """
 
-    def unit(x):
+    def unit(x: Float[Array, "B h w c"]) -> Float[Array, "B h w c"]:
         return x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
     cosine = jnp.clip(jnp.sum(unit(low) * unit(high), axis=1, keepdims=True), -1, 1)

@@ -12,23 +12,31 @@ Shapes: B batch, H W pixels, h w latent pixels, c latent channels, D channels.
 """
 
 import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32
 
 from sdjax.models import hooks
 from sdjax.models.layers import GroupNorm
 from sdjax.runtime import replicas
+from sdjax.stable_diffusion import StableDiffusion
 
 AT_ONCE = 1 << 20  # pixels; a full-size decoder needs about 3 GB for them
 TILE = 1024  # pixels along a side
 OVERLAP = 16  # latent pixels that neighbours share, at most half a tile
 SETTLED = 0.02  # change of a mean, in standard deviations, and of a variance, as a part of it
 PASSES = 12  # at most; 1, 2, 4, 6, 8, 12: 1.0, 0.5, 1.2, 0.6, 0.2, 0.1 of 255 from the whole, pocket, 16 tiles of 64
+Moments = dict[str, tuple[np.ndarray, np.ndarray]]  # mean and variance [B groups] of each norm
+Spot = tuple[slice, slice]  # rows and columns
 
 
-def decode(sd, z, tile=None):
+def decode(
+    sd: StableDiffusion, z: Float[Array, "B h w c"], tile: int | None = None
+) -> Float32[Array | np.ndarray, "B H W 3"]:
     """Returns pixels float32 [B H W 3], about [-1, 1], of scaled latents [B h w c].
 
     tile: pixels along the side of a tile; None does the whole at once, or in tiles of TILE where it is larger than
@@ -36,26 +44,26 @@ def decode(sd, z, tile=None):
     """
     if tile is None and _fits(z, sd.factor**2):
         return _rows(lambda part: _decode(sd, part), z, sd.factor**2)
-    tile = (tile or TILE) // sd.factor
+    side = (tile or TILE) // sd.factor
     coarse = jax.lax.map(lambda row: _stage(sd, row[None], "decode", "coarse")[0], z / sd.scaling)
-    return _shared(sd, coarse, "decode", tile, min(OVERLAP, tile // 2), 1, sd.factor)
+    return _shared(sd, coarse, "decode", side, min(OVERLAP, side // 2), 1, sd.factor)
 
 
-def moments(sd, pixels, tile=None):
+def moments(sd: StableDiffusion, pixels: Float[Array, "B H W 3"], tile: int | None = None) -> Float[Array, "B h w 2*c"]:
     """Returns the latents' mean and log variance [B h w 2c] of pixels [B H W 3] in [-1, 1].  tile: as in decode."""
     if tile is None and _fits(pixels, 1):
         return _rows(lambda part: _moments(sd, part), pixels, 1)
-    tile = (tile or TILE) // sd.factor
-    overlap = min(OVERLAP, tile // 2)
-    fine = _shared(sd, pixels, "encode", tile * sd.factor, overlap * sd.factor, sd.factor, 1)
+    side = (tile or TILE) // sd.factor
+    overlap = min(OVERLAP, side // 2)
+    fine = _shared(sd, pixels, "encode", side * sd.factor, overlap * sd.factor, sd.factor, 1)
     return jnp.concatenate(_stage(sd, jnp.asarray(fine), "encode", "coarse"), axis=-1)
 
 
-def _fits(x, area):
+def _fits(x: Float[Array, "B h w D"], area: int) -> bool:
     return x.shape[1] * x.shape[2] * area <= AT_ONCE
 
 
-def _rows(apply, x, area):
+def _rows(apply: Callable[[Array], Array], x: Float[Array, "B h w D"], area: int) -> Float[Array, "B h w D"]:
     """Returns apply(x), as many rows at once as fit on each device."""
     rows = max(1, AT_ONCE // (x.shape[1] * x.shape[2] * area)) * replicas.count(x)
     if len(x) <= rows:
@@ -64,24 +72,26 @@ def _rows(apply, x, area):
 
 
 @jax.jit
-def _decode(sd, z):
+def _decode(sd: StableDiffusion, z: Float[Array, "B h w c"]) -> Float32[Array, "B H W 3"]:
     return sd.decode(z)
 
 
 @jax.jit
-def _moments(sd, pixels):
+def _moments(sd: StableDiffusion, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w 2*c"]:
     return sd.moments(pixels)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "only"))
-def _stage(sd, x, method, only):
+def _stage(sd: StableDiffusion, x: Float[Array, "B h w D"], method: str, only: str) -> Any:
     return sd.call("vae", x, method=method, only=only)
 
 
 # ---- tiles with the whole's statistics -----------------------------------------------------------
 
 
-def _shared(sd, x, method, tile, overlap, unit, finest):
+def _shared(
+    sd: StableDiffusion, x: Float[Array, "B h w D"], method: str, tile: int, overlap: int, unit: int, finest: int
+) -> Float32[np.ndarray, "B H W C"]:
     """Returns the fine stage of the autoencoder on maps x [B h w D], in tiles that share the norms' statistics.
 
     finest: positions of the finest map that the stage makes or takes, per position of x.
@@ -98,14 +108,22 @@ def _shared(sd, x, method, tile, overlap, unit, finest):
 
 
 @functools.partial(jax.jit, static_argnames="method")
-def _measure(sd, x, share, known, method):
+def _measure(
+    sd: StableDiffusion,
+    x: Float[Array, "B h w D"],
+    share: Float32[np.ndarray, "h w"],
+    known: Moments | None,
+    method: str,
+) -> dict[str, tuple[Array, Array, Array]]:
     watch = _Norms(known, share)
     hooks.apply("vae", sd.networks.vae, sd.vae, (*sd.hooks, watch), x, method=method, only="fine")
     return watch.measured
 
 
 @functools.partial(jax.jit, static_argnames="method")
-def _apply(sd, x, known, method):
+def _apply(
+    sd: StableDiffusion, x: Float[Array, "B h w D"], known: Moments | None, method: str
+) -> Float[Array, "B H W C"]:
     watch = _Norms(known)
     return hooks.apply("vae", sd.networks.vae, sd.vae, (*sd.hooks, watch), x, method=method, only="fine")
 
@@ -114,7 +132,7 @@ class _Norms:
     """A hook that measures the norms' inputs where `share` [H W] says how much each position counts, and lets the norms
     take statistics that are `known`, {name: (mean, variance) [B groups]}."""
 
-    def __init__(self, known, share=None):
+    def __init__(self, known: Moments | None, share: Float32[np.ndarray, "h w"] | None = None):
         self.known, self.share, self.measured = known, share, {}
 
     def intercept(self, part, layer, args, kwargs, at):
@@ -126,7 +144,9 @@ class _Norms:
         return layer(*args, moments=self.known[name]) if self.known is not None else layer(*args)
 
 
-def _weighted(x, share, groups):
+def _weighted(
+    x: Float32[Array, "B h w D"], share: Float32[np.ndarray, "H W"], groups: int
+) -> tuple[Array, Array, Array]:
     """Returns (weight, mean [B groups], variance [B groups]) of x [B h w D]; share: finer than x by a whole number."""
     step = share.shape[0] // x.shape[1]
     share = share.reshape(x.shape[1], step, x.shape[2], step).mean((1, 3))[None, ..., None, None]  # [1 h w 1 1]
@@ -137,22 +157,23 @@ def _weighted(x, share, groups):
     return weight / x.shape[-1] / (x.shape[1] * x.shape[2]), mean[:, 0, 0, :, 0], variance
 
 
-def _merge(parts):
+def _merge(parts: Sequence[Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]) -> Moments:
     """Returns {name: (mean, variance)} of all tiles together, from each tile's.  Source: Chan et al. 1979."""
 
-    def merged(name):
+    def merged(name: str) -> tuple[np.ndarray, np.ndarray]:
         weight, mean, variance = (np.stack([part[name][i] for part in parts]).astype(np.float64) for i in range(3))
         weight = (weight / weight.sum())[:, None, None]
         total = (weight * mean).sum(0)
-        return np.float32(total), np.float32((weight * (variance + (mean - total[None]) ** 2)).sum(0))
+        spread = (weight * (variance + (mean - total[None]) ** 2)).sum(0)
+        return total.astype(np.float32), spread.astype(np.float32)
 
     return {name: merged(name) for name in parts[0]}
 
 
-def _change(before, after):
+def _change(before: Moments, after: Moments) -> float:
     """Returns the largest change of {name: (mean, variance)}: in standard deviations, and as a part of the variance."""
 
-    def largest(name):
+    def largest(name: str) -> float:
         (mean, variance), (new_mean, new_variance) = before[name], after[name]
         unit = np.maximum(variance, 1e-12)
         return max(np.max(np.abs(new_mean - mean) / np.sqrt(unit)), np.max(np.abs(new_variance - variance) / unit))
@@ -163,7 +184,9 @@ def _change(before, after):
 # ---- tiles ---------------------------------------------------------------------------------------
 
 
-def over(apply, x, tile, overlap, unit=1):
+def over(
+    apply: Callable[[Array], Array | np.ndarray], x: Float[Array, "B h w D"], tile: int, overlap: int, unit: int = 1
+) -> Float32[np.ndarray, "B H W C"]:
     """Returns apply(x) [B h' w' C], made of tiles that fade into each other; on the host, float32.
 
     x: [B h w D].  apply: takes [B tile tile D] (less where x is smaller) and returns maps larger or smaller by one
@@ -173,12 +196,14 @@ def over(apply, x, tile, overlap, unit=1):
     return _joined(((spot, apply(_cut(x, spot))) for spot in spots), x.shape[1:3], overlap)
 
 
-def _joined(tiles, sides, overlap):
+def _joined(
+    tiles: Iterable[tuple[Spot, Array | np.ndarray]], sides: Sequence[int], overlap: int
+) -> Float32[np.ndarray, "B H W C"]:
     """Returns the map made of (spot, tile [B h w D]) that fade into each other."""
-    total = None
+    total = weights = np.zeros(0)  # until the first tile tells the factor
     for spot, made in tiles:
         factor = made.shape[1] / (spot[0].stop - spot[0].start)
-        if total is None:
+        if not total.size:
             whole = [round(side * factor) for side in sides]
             total, weights = (
                 np.zeros((len(made), *whole, made.shape[-1]), np.float32),
@@ -191,7 +216,7 @@ def _joined(tiles, sides, overlap):
     return total / weights[None]
 
 
-def _spots(sides, tile, overlap, unit):
+def _spots(sides: Sequence[int], tile: int, overlap: int, unit: int) -> Iterator[Spot]:
     """Yields the tiles as pairs of slices, evenly spread; neighbours share at least `overlap` positions."""
     rows, columns = (_starts(side, min(tile, side), overlap, unit) for side in sides)
     for top in rows:
@@ -199,16 +224,16 @@ def _spots(sides, tile, overlap, unit):
             yield slice(top, top + min(tile, sides[0])), slice(left, left + min(tile, sides[1]))
 
 
-def _starts(length, tile, overlap, unit):
+def _starts(length: int, tile: int, overlap: int, unit: int) -> list[int]:
     count = 1 if tile >= length else -(-(length - overlap) // (tile - overlap))
     return [round(i * (length - tile) / max(count - 1, 1) / unit) * unit for i in range(count)]
 
 
-def _cut(x, spot):
+def _cut(x: Float[Array, "B H W D"], spot: Spot) -> Float[Array, "B h w D"]:
     return x[:, *spot]
 
 
-def _window(size, overlap):
+def _window(size: Sequence[int], overlap: float) -> Float32[np.ndarray, "h w"]:
     """Returns the weight of each position of a tile [h w]: 1, falling towards its edges in the middle of the overlap.
 
     What lies further out, where a tile misses its surroundings, counts only where there is no other tile.
@@ -218,7 +243,7 @@ def _window(size, overlap):
     return (rows[:, None] * columns[None]).astype(np.float32)
 
 
-def _shares(sides, spots, overlap, finest):
+def _shares(sides: Sequence[int], spots: Sequence[Spot], overlap: int, finest: int) -> list[Float32[np.ndarray, "h w"]]:
     """Returns per tile how much of each position is its own [h w] * finest; over all tiles they add up to 1."""
     total = np.zeros([side * finest for side in sides], np.float32)
     places = [tuple(slice(part.start * finest, part.stop * finest) for part in spot) for spot in spots]

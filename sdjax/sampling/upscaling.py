@@ -7,20 +7,36 @@
 Shapes: B batch, H W pixels, h w latent pixels, c latent channels.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32, UInt8
 
+from sdjax.diffusion.model import Cond
 from sdjax.diffusion.schedule import add_noise
 from sdjax.images.resize import fitted
 from sdjax.sampling import generate, tiles
-from sdjax.stable_diffusion import to_pixels
+from sdjax.stable_diffusion import StableDiffusion, to_pixels
 
 MAX_NOISE_LEVEL = 350  # of training: Stability-AI stablediffusion, configs/stable-diffusion/x4-upscaling.yaml
 METHODS = ("latent", "lanczos")
 
 
-def upscale(sd, prompts, pictures, *, noise_level=20, size=None, resize="crop", tile=None, overlap=16, **settings):
+def upscale(
+    sd: StableDiffusion,
+    prompts: list[str],
+    pictures: Any,
+    *,
+    noise_level: int = 20,
+    size: int | Sequence[int] | None = None,
+    resize: str = "crop",
+    tile: int | None = None,
+    overlap: int = 16,
+    **settings: Any,
+) -> UInt8[np.ndarray, "B 4*H 4*W 3"]:
     """Returns pictures uint8 [B fH fW 3], f = 4 times larger than the given ones with Stable Diffusion's upscaler.
 
     prompts: what is seen; "" where nothing is to be said.  pictures: uint8 [H W 3], one, or one per prompt.
@@ -41,7 +57,16 @@ def upscale(sd, prompts, pictures, *, noise_level=20, size=None, resize="crop", 
     return _enlarged(sd, job, low, {"class_labels": level}, tile, overlap)
 
 
-def super_resolve(sd, pictures, *, size=None, resize="crop", tile=None, overlap=16, **settings):
+def super_resolve(
+    sd: StableDiffusion,
+    pictures: Any,
+    *,
+    size: int | Sequence[int] | None = None,
+    resize: str = "crop",
+    tile: int | None = None,
+    overlap: int = 16,
+    **settings: Any,
+) -> UInt8[np.ndarray, "B 4*H 4*W 3"]:
     """Returns pictures uint8 [B fH fW 3], f = 4 times larger than the given ones with LDM-SR, which reads no words.
 
     pictures: uint8 [H W 3], one or several.  size, resize, tile, overlap: as for `upscale`.
@@ -59,7 +84,14 @@ def super_resolve(sd, pictures, *, size=None, resize="crop", tile=None, overlap=
     return _enlarged(sd, job, to_pixels(fitted(pictures, len(pictures), size, resize)), {}, tile, overlap)
 
 
-def _enlarged(sd, job, low, cond, tile, overlap):
+def _enlarged(
+    sd: StableDiffusion,
+    job: generate.Job,
+    low: Float32[Array | np.ndarray, "B h w 3"],
+    cond: Cond,
+    tile: int | None,
+    overlap: int,
+) -> UInt8[np.ndarray, "B 4*h 4*w 3"]:
     """Returns the pictures that a network makes which sees `low` [B h w 3] behind its latent of the same size."""
     noise = job.start_noise((*low.shape[1:3], sd.networks.vae.config.latent_channels))
 
@@ -71,7 +103,17 @@ def _enlarged(sd, job, low, cond, tile, overlap):
     return generate.decode(sd, part(whole) if tile is None else jnp.asarray(tiles.over(part, whole, tile, overlap)))
 
 
-def hires(sd, prompts, *, scale=2.0, strength=0.7, method="latent", hires_steps=None, size=None, **settings):
+def hires(
+    sd: StableDiffusion,
+    prompts: list[str],
+    *,
+    scale: float = 2.0,
+    strength: float = 0.7,
+    method: str = "latent",
+    hires_steps: int | None = None,
+    size: int | Sequence[int] | None = None,
+    **settings: Any,
+) -> UInt8[np.ndarray, "B H W 3"]:
     """Returns pictures uint8 [B H W 3] made at `size`, enlarged `scale` times and painted over with some strength.
 
     So that a model composes at the size that it knows.  method: latent, enlarges the latents, bilinear; lanczos, the
