@@ -17,6 +17,7 @@ PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell command -v python
 
 PY := .venv/bin/python
 CORE := .venv/installed-$(ACCEL)
+LINT := .venv/installed-lint
 TEST := .venv/installed-test
 
 ifeq ($(filter $(ACCEL),cpu cuda tpu),)
@@ -57,11 +58,12 @@ verify-pytorch: $(TEST)
 bench: $(TEST)
 	$(PY) benchmarks/bench.py --model "$(MODEL)" $(ARGS)
 
-lint: $(TEST)
+lint: $(LINT)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m basedpyright
 
-format: $(TEST)
+format: $(LINT)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
@@ -87,6 +89,12 @@ $(CORE): setup.py constraints.txt | .venv/bin/python
 	@echo "installing what sdjax needs ($(ACCEL))"
 	@$(call install,.$(if $(filter cpu,$(ACCEL)),,[$(ACCEL)]))
 	@env -u PYTHONDONTWRITEBYTECODE $(PY) -W ignore -c "import flax.linen, grain, optax, orbax.checkpoint, safetensors.numpy, tokenizers" 2>/dev/null
+	@touch $@
+
+# Types are those of the packages that sdjax imports, so they come along; torch does not.
+$(LINT): $(CORE)
+	@echo "installing what the checks need"
+	@$(call install,.[lint])
 	@touch $@
 
 # torch comes first and by its exact version, so that a wheel for CPUs at hand is taken before a larger one.

@@ -20,6 +20,7 @@ CORE = [
 ]
 TORCH = ["torch==2.13.0", "diffusers>=0.40", "transformers>=5", "peft>=0.18"]
 LOGGING = ["tensorboardX>=2.6"]
+LINT = ["ruff>=0.14", "basedpyright>=1.30"]
 TABLES = ["pyarrow>=20"]  # parquet lists of jobs
 
 setup(
@@ -33,7 +34,8 @@ setup(
     install_requires=CORE,
     extras_require={
         "torch": TORCH,
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "basedpyright>=1.30", *TORCH, *LOGGING, *TABLES],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", *LINT, *TORCH, *LOGGING, *TABLES],
+        "lint": [*LINT, *LOGGING, *TABLES],
         "tables": TABLES,
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],

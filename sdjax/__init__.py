@@ -29,7 +29,7 @@ PUBLIC = {
     "upscale": "sdjax.sampling.upscaling",
 }
 
-__all__ = ["__version__", *PUBLIC]
+__all__ = ["__version__", *PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name):
