@@ -43,7 +43,7 @@ def parser():
     add("jobs", help="a .jsonl, .csv or .parquet file")
     add("--out", default="outputs/batch", help="folder")
     common.model_options(made)
-    add("--adapter", action="append", default=[], metavar="FILE[:STRENGTH]", help="may be given several times")
+    add("--adapter", action="append", default=[], metavar="[WORD=]FILE[:STRENGTH]", help="may be given several times")
     add("--adapters", default="adapters", help="folder of those that rows and prompts name, <lora:NAME:0.8>, NAME")
     add("--batch", type=int, default=8, help="pictures made at once")
     add("--part", help="which part of the list, as in 0/4; default: that of this process among JAX's")
@@ -118,6 +118,9 @@ class Maker:
         sd = attach.attach_all(common.model(options), options.adapter)
         weights = {part: getattr(sd, part) for part in ("unet", "vae", "text_encoder")}
         self.model = {"model": options.model, "adapters": options.adapter, "weights": trees.digest(weights)}
+        given = [attach.kind(sd, attach.split(text)[0]) for text in options.adapter]
+        hooks = [provenance.adapter_hash(path) for kind, path in given if kind == "hypernet"]
+        self.model |= {"hypernets": hooks} if hooks else {}  # which are in no weight
         self.sources = {} if options.public else provenance.of(sd, options.model, options.adapter, vae=options.vae)
         self.sd, texts, self.models = sdjax.spread(sd), {}, {}
         for picture in pictures:

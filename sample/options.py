@@ -55,7 +55,7 @@ def parser(doc, name, guidance=7.5, steps=20, prompt=None):
         help="that part, 0 to 1; then all have one --seed, and this one counts on",
     )
     add(
-        "--adapter", nargs="+", action="extend", default=[], metavar="FILE[:STRENGTH]",
+        "--adapter", nargs="+", action="extend", default=[], metavar="[WORD=]FILE[:STRENGTH]",
         help="LoRA, embeddings or hypernetworks, one or several",
     )  # fmt: skip
     add(
@@ -264,7 +264,7 @@ def prompts(options):
 
 
 def _taken_apart(options):
-    """Returns (prompts without adapters, the grammars.Adapters that they name, alike in all prompts of a call)."""
+    """Returns (prompts without adapters, the grammars.Wanted that they name, alike in all prompts of a call)."""
     from sdjax.text import grammars
 
     if options.grammar != "a1111":

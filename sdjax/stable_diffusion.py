@@ -85,9 +85,10 @@ class StableDiffusion(struct.PyTreeNode):
         """Returns the whole cond of a prompt: {"ids" [B L], "context" [B L C]}."""
         return {"ids": ids, "context": self.encode_text(self.embed(ids), skip)}
 
-    def add_word(self, word, vectors=1, init=None):
+    def add_word(self, word, vectors=1, init=None, place=False):
         """Returns sd that knows the placeholder `word`, `vectors` new rows of the token table.
 
+        place: it may be a word that is made of tokens, in whose place it then stands; see Tokenizer.add.
         init: a text whose tokens' rows the new rows start from, repeated in order; None for the mean row.
         A word that sd knows already stays as it is.
         Raises ValueError when the known word has another number of vectors.
@@ -101,7 +102,7 @@ class StableDiffusion(struct.PyTreeNode):
         table = trees.flatten(self.text_encoder)[TOKENS]
         start = self.tokenizer.ids(init) if init else []
         rows = [table[start[i % len(start)]] if start else table.mean(0) for i in range(vectors)]
-        tokenizer = self.tokenizer.add(word, vectors)
+        tokenizer = self.tokenizer.add(word, vectors, place)
         ids = tokenizer.ids(word)
         grown = jnp.concatenate([table, jnp.zeros((max(max(ids) + 1 - len(table), 0), table.shape[1]), table.dtype)])
         text_encoder = self.networks.text_encoder

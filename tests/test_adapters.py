@@ -220,7 +220,7 @@ def test_files_of_a_command_line(folder):
     for text, message in {
         "no.pt": "no.pt: no such file",
         "no.pt:1": "no.pt: no such file",
-        "no.pt:x": "adapter 'no.pt:x': no such file; expected FILE or FILE:STRENGTH",
+        "no.pt:x": "adapter 'no.pt:x': no such file; expected FILE, FILE:STRENGTH or WORD=FILE",
     }.items():
         with pytest.raises(ValueError, match=message):
             attach_all(base, [text])

@@ -277,8 +277,8 @@ def test_names_at_full_size(shape):
     assert len(text) == {"sd15": 72, "sd21": 138}[shape]
     assert "lora_unet_output_blocks_5_2_conv" in found and "lora_unet_input_blocks_4_1_proj_in" in found
     counts = Counter(found.values())
-    assert {number for (part, _), number in counts.items() if part == "unet"} == {6, 10}  # attention has more
-    assert {number for (part, _), number in counts.items() if part == "text_encoder"} == {12, 14}
+    assert {number for (part, _), number in counts.items() if part == "unet"} == {7, 11}  # attention has more
+    assert {number for (part, _), number in counts.items() if part == "text_encoder"} == {14, 16}
 
 
 # ---- kinds that diffusers and peft do not read: formulas in float64 -----------------------------

@@ -88,7 +88,7 @@ def grouped(pictures, kind=lambda picture: None):
 
 
 def prompt(settings):
-    """Returns (prompt without its adapters, the grammars.Adapters of prompt and settings) of a picture's settings."""
+    """Returns (prompt without its adapters, the grammars.Wanted of prompt and settings) of a picture's settings."""
     rest, more = grammars.adapters(settings.get("adapters", ""))
     if rest.strip():
         raise ValueError(f"adapters={_shown(rest.strip())}: expected <lora:NAME:STRENGTH> or <hypernet:NAME:STRENGTH>")

@@ -26,22 +26,23 @@ def of(sd, model, adapters=(), *, vae=None, named=None):
     hashes, shown = {"model": found} if found else {}, []
     if vae is not None:
         hashes["vae"] = model_hash(vae if Path(vae).is_file() else autoencoder.locate(vae))
-    for file, strength in map(attach.split, adapters):
+    for file, strength, word in map(attach.split, adapters):
         kind, path = attach.kind(sd, file)
-        hashes[f"{kind} {attach.name_of(path)}"] = _hash(kind, path)
-        shown.append(f"{attach.name_of(path)}:{strength:g}")
+        name = word or attach.name_of(path)
+        hashes[f"{kind} {name}"] = _hash(kind, path)
+        shown.append(f"{name}:{strength:g}")
     hashes |= of_adapters(named or {})
     names = {"model": name} if vae is None else {"model": name, "vae": _name(vae)}
     return {**names, "hashes": hashes, "more": {"Adapters": ", ".join(shown)} if shown else {}}
 
 
 def adapters_named(sd, wanted, texts, folder, grammar):
-    """Returns {"lora ink": file, ...} of what prompts ask for below a folder: grammars.Adapters and embeddings' names.
+    """Returns {"lora ink": file, ...} of what prompts ask for below a folder: grammars.Wanted and embeddings' names.
 
     texts: prompts and negative prompts, of a grammar.
     """
     found = {f"{one.kind} {one.name}": attach.find(folder, one.name) for one in wanted}
-    words = attach.find_embeddings(sd, texts, folder, grammar)
+    words, _ = attach.find_embeddings(sd, texts, folder, grammar)
     return found | {f"embedding {word}": path for word, path in words.items()}
 
 

@@ -131,13 +131,14 @@ def _comfy_groups(tokenizer: Tokenizer, text: str, weight: float) -> Iterator[Ch
         if named:
             ids, piece = _embedding(tokenizer, piece)
             yield [(number, weight) for number in ids]
-        yield [(number, weight) for number in tokenizer.ids(piece)]
+        yield [(number, weight) for number in tokenizer.ids(piece, placed=False)]
 
 
 def _embedding(tokenizer: Tokenizer, text: str) -> tuple[tuple[int, ...], str]:
     """Returns (ids, what is left of the text) of the placeholder word that a text begins with."""
     name = re.split(r"\s", text, maxsplit=1)[0]
-    for known in (name, name.strip(","), re.split(r"[<\[]", name)[0]):
+    several = (text[: len(word)] for word in sorted(tokenizer.words, key=len, reverse=True) if " " in word)
+    for known in (*several, name, name.strip(","), re.split(r"[<\[]", name)[0]):
         if known.lower() in tokenizer.words:
             at = text.index(known) + len(known)
             return tokenizer.words[known.lower()], text[at:]

@@ -22,7 +22,7 @@ BREAK = ("BREAK", -1.0)
 
 
 @dataclass(frozen=True)
-class Adapter:
+class Wanted:
     """A <kind:name:strength> of a prompt; unet: the strength there, where it is another than the text encoder's."""
 
     kind: str
@@ -34,8 +34,8 @@ class Adapter:
 ADAPTER = re.compile(r"<(\w+):([^>]+)>")
 
 
-def adapters(text: str) -> tuple[str, tuple[Adapter, ...]]:
-    """Returns (text without its <lora:name:w> and <hypernet:name:w>, the Adapters that they ask for, in order).
+def adapters(text: str) -> tuple[str, tuple[Wanted, ...]]:
+    """Returns (text without its <lora:name:w> and <hypernet:name:w>, what they ask for, Wanted, in order).
 
     <lora:name:0.8> sets both strengths, <lora:name:0.8:0.5> or <lora:name:te=0.8:unet=0.5> the text encoder's and the
     UNet's.  Names are looked up by the caller and are no paths.
@@ -44,7 +44,7 @@ def adapters(text: str) -> tuple[str, tuple[Adapter, ...]]:
     return ADAPTER.sub("", text), tuple(_adapter(match) for match in ADAPTER.finditer(text))
 
 
-def _adapter(match: re.Match[str]) -> Adapter:
+def _adapter(match: re.Match[str]) -> Wanted:
     kind, (name, *values) = match[1], match[2].split(":")
     if kind not in KINDS:
         raise ValueError(f"{match[0]!r}: expected <lora:name:strength> or <hypernet:name:strength>")
@@ -54,7 +54,7 @@ def _adapter(match: re.Match[str]) -> Adapter:
     unet = named.pop("unet", places[1] if len(places) > 1 else strength)
     if named or len(places) > 2:
         raise ValueError(f"{match[0]!r}: expected at most two strengths, te and unet")
-    return Adapter(KINDS[kind], name, _number(strength, match[0]), _number(unet, match[0]))
+    return Wanted(KINDS[kind], name, _number(strength, match[0]), _number(unet, match[0]))
 
 
 def _number(text: str, where: str) -> float:

@@ -25,6 +25,7 @@ PIECES = "|".join(
     [r"<\|startoftext\|>", r"<\|endoftext\|>", "'s", "'t", "'re", "'ve", "'m", "'ll", "'d"]
     + [r"[\p{L}]+", r"[\p{N}]", r"[^\s\p{L}\p{N}]+"]
 )
+PLACE = "in_place_of"  # of an added token: the text whose tokens it stands for
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 Token = dict[str, Any]  # "content" and the FLAGS
 Vocabulary = tuple[dict[str, int], list[tuple[str, str]]]  # {token: id} and merges
@@ -89,6 +90,11 @@ class Tokenizer:
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes the files that transformers 4 and 5 read, placeholder words included, into an existing folder."""
+        for token in self.added:
+            if PLACE in token:
+                raise ValueError(
+                    f"word={token[PLACE]!r}: stands in the place of tokens; attach it as another to save it"
+                )
         folder = pathlib.Path(folder)
         decoder = dict(sorted((self.backend.token_to_id(token["content"]), token) for token in self.added))
         config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.length, "add_prefix_space": False}
@@ -107,7 +113,7 @@ class Tokenizer:
     @functools.cached_property
     def words(self) -> dict[str, tuple[int, ...]]:
         """The placeholder words, {word: (its ids)}, in the order of their ids."""
-        words, last = {}, None
+        words, last, said = {}, None, {token["content"]: token[PLACE] for token in self.added if PLACE in token}
         for token in self.added:
             if not token["special"]:
                 content, number = token["content"], self.backend.token_to_id(token["content"])
@@ -115,7 +121,20 @@ class Tokenizer:
                     words[last] += (number,)
                 else:
                     last, words[content] = content, (number,)
-        return words
+        return {said.get(word, word): ids for word, ids in words.items()}
+
+    @functools.cached_property
+    def placed(self) -> dict[tuple[int, ...], tuple[int, ...]]:
+        """{ids that a text gives: those that stand in their place}, the longest first: words added with `place`."""
+        said = {tuple(self._encode(token[PLACE])): token[PLACE] for token in self.added if PLACE in token}
+        return {ids: self.words[said[ids]] for ids in sorted(said, key=len, reverse=True)}
+
+    def knows(self, word: str) -> bool:
+        """Returns whether a placeholder word is there, whatever its case and white space."""
+        return self._plain(word) in self.words
+
+    def _plain(self, word: str) -> str:
+        return " ".join(self.backend.normalizer.normalize_str(word).split())
 
     @property
     def size(self) -> int:
@@ -134,31 +153,48 @@ class Tokenizer:
     def pad(self) -> int:
         return self.backend.token_to_id(self.roles["pad_token"])
 
-    def add(self, word: str, vectors: int = 1) -> Self:
+    def add(self, word: str, vectors: int = 1, place: bool = False) -> Self:
         """Returns a tokenizer with a placeholder word of `vectors` new ids, or itself where it has that very word.
 
-        Raises ValueError for a word that is one token already, or that exists with another number of vectors.
+        place: a word that is one token already, or several words, stands for the new ids wherever its tokens follow
+        each other, as A1111's embeddings do.  Such a word has no place in the files of a tokenizer.
+        Raises ValueError for such a word without `place`, and for one that exists with another number of vectors.
         """
-        if not word or word.split() != [word]:
+        if not word.strip() or (word.split() != [word] and not place):
             raise ValueError(f"word={word!r}: a placeholder word must not be empty or hold white space")
         if vectors < 1:
             raise ValueError(f"vectors={vectors}: a placeholder word has at least 1 vector")
-        word = self.backend.normalizer.normalize_str(word)
+        word = self._plain(word)
         if word in self.words and len(self.words[word]) == vectors:
             return self
         tokens = [word, *(f"{word}_{i}" for i in range(1, vectors))]
-        for token in tokens:
-            if len(self._encode(token)) == 1:
-                raise ValueError(f"word={word!r}: {token!r} is one token already; choose another, such as '<{word}>'")
-        return dataclasses.replace(self, added=(*self.added, *(_token(token, normalized=True) for token in tokens)))
+        single = [token for token in tokens if len(self._encode(token)) == 1]
+        if place and word not in self.words and (single or " " in word):
+            tokens = [f"embedding:{token}" for token in tokens]  # ComfyUI's name of it
+        elif single or word in self.words:
+            raise ValueError(
+                f"word={word!r}: {(single or [word])[0]!r} is one token already; choose another, such as '<{word}>'"
+            )
+        made = [_token(token, normalized=True) for token in tokens]
+        if tokens[0] != word:
+            made[0][PLACE] = word
+        return dataclasses.replace(self, added=(*self.added, *made))
 
     def _encode(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids
 
-    def ids(self, text: str) -> list[int]:
-        """Returns the ids of a text, list[int], without begin and end; a placeholder word gives all of its ids."""
-        several = {ids[0]: ids for ids in self.words.values()}
-        return [number for first in self._encode(text) for number in several.get(first, (first,))]
+    def ids(self, text: str, placed: bool = True) -> list[int]:
+        """Returns the ids of a text without begin and end; a placeholder word gives all of its ids.
+
+        placed: words that were added with `place` stand in the place of their tokens.
+        """
+        several, numbers, at, made = {ids[0]: ids for ids in self.words.values()}, self._encode(text), 0, []
+        while at < len(numbers):
+            here = (ids for ids in self.placed if tuple(numbers[at : at + len(ids)]) == ids)
+            taken = next(here, None) if placed else None
+            made += self.placed[taken] if taken else several.get(numbers[at], numbers[at : at + 1])
+            at += len(taken or (0,))
+        return made
 
     def count(self, text: str) -> int:
         """Returns how many tokens a text has without begin and end; what is beyond length - 2 is cut off by a call."""

@@ -10,38 +10,22 @@ the model (sd.reference["adapters"]), so every change starts from those weights.
 nor does another file of the same kind that edits weights.
 """
 
-import functools
-import json
 import pathlib
 import re
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 from flax import struct
 
 from sdjax import trees
-from sdjax.formats.adapters import embeddings, hypernetworks, lora
-from sdjax.formats.storage import files, pickles
+from sdjax.formats.adapters import embeddings, lora, reading
+from sdjax.formats.adapters.reading import FILES, Adapter
 from sdjax.stable_diffusion import ADAPTERS, StableDiffusion
 
-# What a folder may hold, in the order of choice: diffusers' and peft's names.
-FILES = [
-    f"{stem}{kind}"
-    for kind in (".safetensors", ".bin")
-    for stem in ("pytorch_lora_weights", "adapter_model", "learned_embeds")
-]
 SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin")
 PICTURES = (".png",)  # endings of embeddings only: beside other adapters lie their previews
-METADATA = "lora_adapter_metadata"  # diffusers: PEFT's settings in a safetensors header, "unet.lora_alpha" and so on
-
-
-@dataclass(frozen=True, eq=False)
-class Adapter:
-    """What a file brings: {part: {weight's name: Edit}}, {word: rows}, and a hook or None."""
-
-    edits: dict
-    words: dict
-    hook: object = None
 
 
 @dataclass(frozen=True)
@@ -79,12 +63,13 @@ def attach(sd, source, strength=1.0, *, unet=None, word=None, keep=True):
 
     strength: s, any number; 0 is off, of LoRA negative ones are of use.  A file that is attached already gets the new
     strength.  unet: another one for the UNet's weights.
-    word: the word of an embedding in prompts; None for the file's, else its name without the ending.
+    word: the word of an embedding in prompts; None for the file's, else its name without the ending.  A word that is
+    made of tokens, "face" or "bad hands", stands for the embedding in their place, as in A1111.
     keep: False lets go of the weights before: less memory, but what is attached so far cannot be detached.
     Raises ValueError in one line where the file is no adapter, of a kind that is not supported, or for another model.
     """
-    path, (base, items) = _locate(source), _taken(sd)
-    adapter = _adapter(path, base.networks, word)
+    path, (base, items) = reading.locate(source), _taken(sd)
+    adapter = reading.read(path, base.networks, word)
     if adapter.words and not adapter.edits and strength != 1:
         raise ValueError(f"{path}: strength={strength!r}: an embedding has none; weigh its word in the prompt instead")
     items = (*(item for item in items if item.path != path), _attachment(path, adapter, strength, unet))
@@ -104,7 +89,7 @@ def detach(sd, source=None):
     """
     base, items = _taken(sd)
     path = source if source is None else pathlib.Path(source).resolve()
-    path = _locate(source) if path is not None and path.is_dir() else path  # a file may be gone by now
+    path = reading.locate(source) if path is not None and path.is_dir() else path  # a file may be gone by now
     left = tuple(item for item in items if path is not None and item.path != path)
     if len(left) == len(items):
         there = trees.listing(item.path for item in items)
@@ -113,14 +98,14 @@ def detach(sd, source=None):
 
 
 def attach_all(sd, named):
-    """Returns sd with the adapters of a command line, ["FILE", "FILE:0.8", ...], which cannot be detached."""
-    for text in named:
-        sd = attach(sd, *split(text))
+    """Returns sd with the adapters of a command line, see split, which cannot be detached."""
+    for file, strength, word in map(split, named):
+        sd = attach(sd, file, strength, word=word)
     return _without_record(sd)
 
 
 def attach_named(sd, wanted, folder):
-    """Returns sd with the adapters that prompts ask for, grammars.Adapter, from files of their names below a folder.
+    """Returns sd with the adapters that prompts ask for, grammars.Wanted, from files of their names below a folder.
 
     They cannot be detached.  Raises ValueError where a name is not that of one file, or its file is of another kind.
     """
@@ -156,65 +141,96 @@ def _below(folder, suffixes):
     root, found = pathlib.Path(folder), {}
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() in suffixes:
-            own = path.name in FILES and path.parent != root and path == _chosen(path.parent)
+            own = path.name in FILES and path.parent != root and path == reading.chosen(path.parent)
             found[path] = (name_of(path), path.stem) if own else (path.stem,)
     return found
 
 
-def find_embeddings(sd, texts, folder, grammar):
-    """Returns {word: file} of the embeddings below a folder that texts name: "word" in a1111, "embedding:word" in
-    comfyui; nothing in plain.
+def find_embeddings(
+    sd: StableDiffusion, texts: Iterable[str], folder: str | pathlib.Path, grammar: str
+) -> tuple[dict[str, pathlib.Path], dict[str, str]]:
+    """Returns ({word: file}, {word: why it cannot be read}) of the embeddings below a folder that texts name: "word" in
+    a1111, "embedding:word" in comfyui; nothing in plain.
 
-    Only files of these names are opened.  Raises ValueError where two embeddings have the same name.
+    Only files of these names are opened; those of other kinds, previews too, are passed over.
+    Raises ValueError where two embeddings have the same name.
     """
     before = {"a1111": r"(?<!\w)", "comfyui": r"(?<!\S)embedding:|(?<=[(\s])embedding:"}.get(grammar)
     if before is None:
-        return {}
-    said, found = "\n".join(texts), {}
+        return {}, {}
+    said, found, unread = "\n".join(texts), {}, {}
     for path, names in _below(folder, (*SUFFIXES, *PICTURES)).items():
         word = names[0]
-        if re.search(rf"(?:{before}){re.escape(word)}(?!\w)", said, re.IGNORECASE) and _is_embedding(sd, path):
-            if word in found:
-                raise ValueError(f"embedding {word!r}: {found[word]} and {path} have this name; expected one")
-            found[word] = path
-    return found
+        letters = r"\s+".join(map(re.escape, word.split()))
+        if not re.search(rf"(?:{before}){letters}(?!\w)", said, re.IGNORECASE):
+            continue
+        try:
+            if reading.kind(path) != "embedding":
+                continue
+            embeddings.check(sd, reading.read(path, sd.networks).words, path)
+        except (ValueError, OSError) as error:
+            unread[word] = str(error)
+            continue
+        if word in found:
+            raise ValueError(f"embedding {word!r}: {found[word]} and {path} have this name; expected one")
+        found[word] = path
+    return found, {word: reason for word, reason in unread.items() if word not in found}
 
 
-def _is_embedding(sd, path):
-    try:
-        return kind(sd, path)[0] == "embedding"
-    except (ValueError, OSError):  # of another kind of file that is called like a word of the text
-        return False
+def note(line: str) -> None:
+    """Says a line to whoever called a program."""
+    print(f"note: {line}", file=sys.stderr)
 
 
-def attach_embeddings(sd, texts, folder, grammar):
+def attach_embeddings(
+    sd: StableDiffusion,
+    texts: Iterable[str],
+    folder: str | pathlib.Path,
+    grammar: str,
+    say: Callable[[str], None] = note,
+) -> StableDiffusion:
     """Returns sd that knows the embeddings below a folder that texts name, find_embeddings; which cannot be detached.
 
-    A word that sd knows already stays as it is.
+    A word that sd knows already stays as it is.  say: gets a line for each file that cannot be read, whose name then
+    stays text.
     """
-    found = find_embeddings(sd, texts, folder, grammar)
+    found, unread = find_embeddings(sd, texts, folder, grammar)
+    for word, reason in unread.items():
+        say(f"{word!r} is no embedding here: {reason}")
     for word, path in found.items():
-        if sd.tokenizer.backend.normalizer.normalize_str(word) not in sd.tokenizer.words:
+        if not sd.tokenizer.knows(word):
             sd = attach(sd, path, word=word)
     return _without_record(sd) if found else sd
 
 
-def split(text):
-    """Returns (file, strength) of "FILE" or "FILE:0.8".  Raises ValueError for a strength that is no number."""
+def split(text: str) -> tuple[str, float, str | None]:
+    """Returns (file, strength, word) of "FILE", "FILE:0.8" or "WORD=FILE"; word: None where none is given.
+
+    Raises ValueError for a strength that is no number.
+    """
+    if pathlib.Path(text).exists():
+        return text, 1.0, None
     file, _, strength = text.rpartition(":")
-    if pathlib.Path(text).exists() or not file:
-        return text, 1.0
+    word, equals, rest = text.partition("=")
+    if equals and word and not pathlib.Path(file).exists():
+        return (*split(rest)[:2], word)
+    if not file:
+        return text, 1.0, None
     try:
-        return file, float(strength)
+        return file, float(strength), None
     except ValueError:
-        raise ValueError(f"adapter {text!r}: no such file; expected FILE or FILE:STRENGTH") from None
+        raise ValueError(f"adapter {text!r}: no such file; expected FILE, FILE:STRENGTH or WORD=FILE") from None
 
 
-def kind(sd, source):
+def kind(sd: StableDiffusion, source: str | pathlib.Path) -> tuple[str, pathlib.Path]:
     """Returns (what an adapter brings to a model: "lora", "hypernet" or "embedding", its file)."""
-    path = _locate(source)
-    adapter = _adapter(path, sd.networks)
-    return "lora" if adapter.edits else "hypernet" if adapter.hook is not None else "embedding", path
+    path = reading.locate(source)
+    return reading.read(path, sd.networks).kind, path
+
+
+def words(source, networks):
+    """Returns {word: float32 rows [n C]} that a file, or a folder that diffusers wrote, brings to these networks."""
+    return reading.read(reading.locate(source), networks).words
 
 
 # ---- the stack ---------------------------------------------------------------------------------
@@ -238,8 +254,8 @@ def _put(sd, base, items):
     hooks = (item.adapter.hook.replace(strength=jnp.float32(item.strength)) for item in items if item.adapter.hook)
     text_encoder = sd.networks.text_encoder.clone(config=base.networks.text_encoder.config)
     made = _without_record(sd).replace(
-        unet=_merged(base, "unet", items),
-        text_encoder=_merged(base, "text_encoder", items),
+        unet=_edited(base, "unet", items),
+        text_encoder=_edited(base, "text_encoder", items),
         words=base.words,
         tokenizer=base.tokenizer,
         networks=replace(sd.networks, text_encoder=text_encoder),
@@ -252,87 +268,10 @@ def _put(sd, base, items):
     return made.replace(reference={**(made.reference or {}), ADAPTERS: Attached(base, Stack(items))})
 
 
-def _merged(base, part, items):
+def _edited(base, part, items):
+    """Returns a part's weights with the edits of all attachments."""
     stacks = {}
     for item in items:
         for name, edit in item.adapter.edits.get(part, {}).items():
             stacks[name] = (*stacks.get(name, ()), (edit, item.unet if part == "unet" else item.strength))
     return lora.merge(getattr(base, part), stacks) if stacks else getattr(base, part)
-
-
-# ---- files -------------------------------------------------------------------------------------
-
-
-def words(source, networks):
-    """Returns {word: float32 rows [n C]} that a file, or a folder that diffusers wrote, brings to these networks."""
-    return _adapter(_locate(source), networks).words
-
-
-def _chosen(folder):
-    """Returns the file of a folder that diffusers or peft wrote, None where there is none."""
-    return next((folder / name for name in FILES if (folder / name).is_file()), None)
-
-
-def _locate(source):
-    path = pathlib.Path(source).resolve()
-    if path.is_dir():
-        found = _chosen(path)
-        if found is None:
-            raise ValueError(f"{source}: a folder without {', '.join(FILES)}")
-        return found
-    if not path.is_file():
-        raise ValueError(f"{source}: no such file")
-    return path
-
-
-def _adapter(path, networks, word=None):
-    about = path.stat()
-    return _read(path, about.st_mtime_ns, about.st_size, word, networks)
-
-
-@functools.lru_cache(maxsize=4)
-def _read(path, time, size, word, networks):
-    """Returns the Adapter of a file; time and size: of the file, so that a new one is read again."""
-    with open(path, "rb") as file:
-        head = file.read(9)
-    metadata = {}
-    if head.startswith(b"\x89PNG"):
-        state = embeddings.from_picture(path)
-    elif head[8:] == b"{":
-        state, metadata = _safetensors(path)
-    else:
-        state = pickles.read(path)
-    if hypernetworks.recognised(state):
-        return Adapter({}, {}, hypernetworks.read(state, path))
-    words, tensors = embeddings.bundled(state, path) if isinstance(state, dict) else ({}, {})
-    tensors = {name: value for name, value in tensors.items() if type(value) is not dict}  # of Custom Diffusion
-    if lora.recognised(tensors):
-        return Adapter(lora.read(tensors, networks, _peft_settings(path, tensors, metadata), path), words)
-    return Adapter({}, words or embeddings.read(state, path, word))
-
-
-def _safetensors(path):
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), "np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file: {str(error).splitlines()[0]}") from None
-
-
-def _peft_settings(path, tensors, metadata):
-    """Returns {part: PEFT's settings}, from diffusers' metadata or from the adapter_config.json beside PEFT's file."""
-    if METADATA in metadata:
-        try:
-            settings = json.loads(metadata[METADATA])
-        except ValueError as error:
-            raise ValueError(f"{path}: {METADATA} is no JSON: {error}") from None
-        flat = {f"{part}.": part for part in lora.PARTS}
-        return {
-            part: {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
-            for prefix, part in flat.items()
-        }
-    if any(name.startswith("base_model.model.") for name in tensors):
-        return dict.fromkeys(lora.PARTS, files.read_json(path.parent / "adapter_config.json"))
-    return {}

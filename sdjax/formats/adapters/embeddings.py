@@ -34,13 +34,32 @@ def read(state, path, word=None):
 
     Raises ValueError where it is no embedding, or one that Stable Diffusion 1 and 2 cannot use.
     """
-    if isinstance(state, dict) and "string_to_param" in state:
-        held = state["string_to_param"]
-        if not isinstance(held, dict) or len(held) != 1:
-            raise ValueError(f"{path}: string_to_param: one word's rows are expected")
-        (state,) = held.values()
+    if state is None:
+        raise ValueError(f"{path}: a picture without the text sd-ti-embedding")
     if isinstance(state, np.ndarray):
         state = {"*": state}
+    if not isinstance(state, dict) or not all(type(key) is str for key in state):
+        raise ValueError(f"{path}: holds no tensors by name")
+    words, _ = bundled(state, path)
+    if not words:
+        key, rows = _only(state, path)
+        words = {path.stem if key in UNNAMED else key: _rows(rows, path)}
+    if word is not None:
+        if len(words) != 1:
+            raise ValueError(f"{path}: word={word!r}: the file has {len(words)} words, {', '.join(words)}")
+        words = {word: next(iter(words.values()))}
+    if not all(name.strip() for name in words):
+        raise ValueError(f"{path}: an embedding without a word; give one")
+    return words
+
+
+def _only(state, path):
+    """Returns (key, rows) of the one tensor of a file."""
+    if "string_to_param" in state:
+        state = state["string_to_param"]
+        if not isinstance(state, dict) or len(state) != 1 or not isinstance(next(iter(state.values())), np.ndarray):
+            raise ValueError(f"{path}: string_to_param: one word's rows are expected")
+        return "*", next(iter(state.values()))
     state = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
     if "clip_g" in state:
         raise ValueError(f"{path}: an embedding for SDXL (clip_g); this model has one text encoder")
@@ -48,8 +67,7 @@ def read(state, path, word=None):
         raise ValueError(f"{path}: holds emp_params_out, rows behind the text encoder; only rows before it are read")
     if len(state) != 1:
         raise ValueError(f"{path}: no LoRA or hypernetwork, and an embedding file holds one tensor, not {len(state)}")
-    ((key, rows),) = state.items()
-    return {word or (path.stem if key in UNNAMED else key): _rows(rows, path)}
+    return next(iter(state.items()))
 
 
 def bundled(tensors, path):
@@ -63,23 +81,24 @@ def bundled(tensors, path):
 
 
 def _rows(rows, path):
-    if rows.ndim not in (1, 2) or not np.issubdtype(rows.astype(np.float32).dtype, np.floating):
-        raise ValueError(f"{path}: a tensor {list(rows.shape)}; an embedding has rows [n C] or one row [C]")
+    if rows.ndim not in (1, 2) or not rows.size or not jnp.issubdtype(rows.dtype, jnp.floating):
+        kind = f"a tensor {list(rows.shape)}"
+        raise ValueError(f"{path}: {kind}; an embedding has rows [n C] or one row [C], of floating point")
     return np.atleast_2d(rows).astype(np.float32)
 
 
 def from_picture(path):
     """Returns what A1111 keeps in a picture's text `sd-ti-embedding`: base64 of JSON, tensors as nested lists.
 
-    Raises ValueError for a picture without that text, or with one that cannot be read, and OSError (Pillow's
-    UnidentifiedImageError) for a file that is no picture.
+    None: a picture without that text.
+    Raises ValueError where the text cannot be read, and what Pillow raises for a file that is no picture.
     """
     from PIL import Image
 
     with Image.open(path) as picture:
         text = getattr(picture, "text", {}).get("sd-ti-embedding")
     if text is None:
-        raise ValueError(f"{path}: a picture without the text sd-ti-embedding")
+        return None
     try:
         return json.loads(base64.b64decode(text, validate=True), object_hook=_tensor)
     except (ValueError, TypeError, RecursionError) as error:
@@ -90,18 +109,24 @@ def _tensor(values):
     return np.array(values["TORCHTENSOR"], np.float32) if "TORCHTENSOR" in values else values
 
 
+def check(sd, words, path):
+    """Raises ValueError, naming the file, for rows {word: rows [n C]} of another width than the text encoder's."""
+    width = trees.flatten(sd.text_encoder)[TOKENS].shape[1]
+    for rows in words.values():
+        if rows.shape[1] != width:
+            raise ValueError(f"{path}: rows of width {rows.shape[1]}; this model's text encoder takes {width}")
+
+
 def add(sd, words, path):
-    """Returns sd that knows the words {word: rows [n C]}.
+    """Returns sd that knows the words {word: rows [n C]}; those that are tokens, or several, stand in their place.
 
     Raises ValueError for rows of another width than the text encoder's and for a word that is there already.
     """
+    check(sd, words, path)
     for word, rows in words.items():
-        width = trees.flatten(sd.text_encoder)[TOKENS].shape[1]
-        if rows.shape[1] != width:
-            raise ValueError(f"{path}: rows of width {rows.shape[1]}; this model's text encoder takes {width}")
-        if sd.tokenizer.backend.normalizer.normalize_str(word) in sd.tokenizer.words:
+        if sd.tokenizer.knows(word):
             raise ValueError(f"{path}: word={word!r}: the model knows it already; give another with word=")
-        sd = _with_room(sd, len(rows)).add_word(word, len(rows))
+        sd = _with_room(sd, len(rows)).add_word(word, len(rows), place=True)
         sd = sd.with_rows(sd.words[word], jnp.asarray(rows))
     return sd
 

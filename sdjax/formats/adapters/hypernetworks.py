@@ -43,6 +43,7 @@ ACTIVATIONS = {
     "hardshrink": lambda x: jnp.where(jnp.abs(x) > 0.5, x, jnp.zeros_like(x)),
 }
 OLD = {"linear1.": "linear.0.", "linear2.": "linear.1."}
+WIDEST = 2**20  # of layers, as multiples of the context's width
 EPSILON = 1e-5  # torch's LayerNorm
 
 
@@ -84,7 +85,7 @@ class Hypernetwork(struct.PyTreeNode):
 
 def recognised(state):
     """Returns whether a file's content is a hypernetwork: pairs under numbers."""
-    return isinstance(state, dict) and any(isinstance(key, int) for key in state)
+    return isinstance(state, dict) and any(type(key) is int for key in state)
 
 
 def read(state, path):
@@ -92,7 +93,11 @@ def read(state, path):
 
     Raises ValueError naming a setting that is not A1111's, or layers that are missing, unexpected or misshapen.
     """
-    structure = list(state.get("layer_structure") or [1, 2, 1])
+    structure = _numbers(state.get("layer_structure") or [1, 2, 1], "layer_structure", path)
+    if state.get("dropout_structure") is not None:
+        rates = _numbers(state["dropout_structure"], "dropout_structure", path)
+        if len(rates) != len(structure):
+            raise ValueError(f"{path}: dropout_structure={rates}: expected {len(structure)} numbers")
     activation = state.get("activation_func")
     activation = None if activation in (None, "linear", "Linear") else str(activation).lower()
     if activation is not None and activation not in ACTIVATIONS:
@@ -102,12 +107,20 @@ def read(state, path):
     rows = _layout(structure, activation, state)
     networks = {}
     for width, pair in state.items():
-        if isinstance(width, int):
+        if type(width) is int:
             if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(one, dict) for one in pair)):
                 raise ValueError(f"{path}: {width}: a pair of networks, for keys and values, is expected")
             named = zip(("to_k", "to_v"), pair, strict=True)
             networks[width] = {name: _layers(one, rows, width, f"{path}: {width} {name}") for name, one in named}
     return Hypernetwork(networks, jnp.float32(1), tuple(row.activation for row in rows))
+
+
+def _numbers(values, name, path):
+    """Returns a list of finite numbers that are not below 0; raises ValueError for another value."""
+    right = isinstance(values, list | tuple) and all(type(n) in (int, float) and 0 <= n < WIDEST for n in values)
+    if not right:
+        raise ValueError(f"{path}: {name}={str(values)[:200]}: expected a list of numbers")
+    return list(values)
 
 
 class Row(NamedTuple):
@@ -145,6 +158,7 @@ def _dropout(structure, state):
 
 def _layers(weights, rows, width, where):
     """Returns the layers of one network, linear ones as {"kernel" [in out], "bias"}, norms as {"scale", "bias"}."""
+    weights = {str(name): value for name, value in weights.items()}
     for old, new in OLD.items():
         weights = {name.replace(old, new) if name.startswith(old) else name: value for name, value in weights.items()}
     wanted = {}
@@ -152,9 +166,9 @@ def _layers(weights, rows, width, where):
         entering, leaving = int(width * row.entering), int(width * row.leaving)
         wanted[f"linear.{row.place}.weight"] = (leaving,) if row.norm else (leaving, entering)
         wanted[f"linear.{row.place}.bias"] = (leaving,)
-    there = {name: np.shape(value) for name, value in weights.items()}
+    there = {name: value.shape for name, value in weights.items() if isinstance(value, np.ndarray)}
     if there != wanted:
-        wrong = sorted(name for name in wanted | there if wanted.get(name) != there.get(name))
+        wrong = sorted(str(name) for name in wanted | there if wanted.get(name) != there.get(name))
         raise ValueError(f"{where}: does not fit layer_structure: {trees.listing(wrong)}")
 
     def layer(row):

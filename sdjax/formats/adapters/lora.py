@@ -12,10 +12,13 @@ In a file's layout W is [out in] or [out in height width], r the rank and a = al
     full      D is in the file, for weights and biases
     whole     D = W' - W             W' is in the file: Custom Diffusion
     DoRA      D' = m (W + D) / |W + D| - W, norms over all axes but the one that m counts
+    PiSSA     D = a B A - W_r        W_r: W by its r largest singular values, which training began with as B0 A0
+    OLoRA     D = a B A - a Q_r R_r  W = Q R; the first r columns and rows
 
-Names are never parsed: all spellings of the model's own names are generated and looked up.
-Source: Hu et al. 2021 (LoRA), Liu et al. 2024 (DoRA), Yeh et al. 2023 (LyCORIS), Kumari et al. 2023 (Custom
-Diffusion); names: diffusers, peft, kohya's sd-scripts, LyCORIS.
+Names are never parsed: all spellings of the model's own names are generated and looked up.  An adapter's own name
+between a tensor's role and "weight" is left out: PEFT's lora_A.default.weight.
+Source: Hu et al. 2021 (LoRA), Liu et al. 2024 (DoRA), Meng et al. 2024 (PiSSA), Büyükakyüz 2024 (OLoRA), Yeh et al.
+2023 (LyCORIS), Kumari et al. 2023 (Custom Diffusion); names: diffusers, peft, kohya's sd-scripts, LyCORIS.
 """
 
 import functools
@@ -28,12 +31,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import trees
+from sdjax.formats.adapters import peft_settings
 from sdjax.formats.storage import ldm_names, parameters
 
 PARTS = ("unet", "text_encoder")
 SUFFIXES = {
-    **dict.fromkeys((".lora_down.weight", ".lora.down.weight", ".lora_A.weight", ".lora_A.default.weight"), "down"),
-    **dict.fromkeys((".lora_up.weight", ".lora.up.weight", ".lora_B.weight", ".lora_B.default.weight"), "up"),
+    **dict.fromkeys((".lora_down.weight", ".lora.down.weight", ".lora_A.weight"), "down"),
+    **dict.fromkeys((".lora_up.weight", ".lora.up.weight", ".lora_B.weight"), "up"),
     **dict.fromkeys((".lora_linear_layer.down.weight", ".down.weight"), "down"),
     **dict.fromkeys((".lora_linear_layer.up.weight", ".up.weight"), "up"),
     **dict.fromkeys((".lora_magnitude_vector", ".lora_magnitude_vector.weight"), "magnitude"),
@@ -62,6 +66,8 @@ FACTORS = (
         for other in (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"), ("lokr_w2_a", "lokr_w2_b", "lokr_t2"))
     ),
 )
+# A tensor's role in PEFT's own state dicts, the adapter's name, and the rest.
+NAMED = re.compile(r"(.+\.(?:lora_A|lora_B|lora_magnitude_vector|hada_\w+|lokr_\w+))\.(?!weight$|bias$)([^.]+)(\.\w+)?")
 RANKED = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")  # tensors whose first axis is the rank
 UNSUPPORTED = {  # by what a tensor's name contains
     "OFT": re.compile(r"\.b?oft_"),
@@ -87,7 +93,7 @@ class Edit:
 def recognised(tensors):
     """Returns whether a file's tensors {name: array} are those of LoRA or a relative, supported or not."""
     ends = tuple(SUFFIXES)
-    return any(name.endswith(ends) or _unsupported(name) for name in tensors)
+    return any(_unnamed(name)[0].endswith(ends) or _unsupported(name) for name in tensors)
 
 
 def _unsupported(name):
@@ -95,13 +101,33 @@ def _unsupported(name):
     return next((kind for kind, pattern in UNSUPPORTED.items() if pattern.search(name)), None)
 
 
+def _unnamed(name):
+    """Returns (a tensor's name without that of the adapter, the adapter's or None)."""
+    found = NAMED.fullmatch(name)
+    return (found[1] + (found[3] or ""), found[2]) if found else (name, None)
+
+
+def _of_one(tensors, path):
+    """Returns the tensors by their names without an adapter's name; raises ValueError where there are several."""
+    adapters = sorted({own for _, own in map(_unnamed, tensors) if own is not None})
+    if len(adapters) > 1:
+        raise ValueError(f"{path}: holds several adapters, {trees.listing(adapters)}; expected one")
+    renamed = {_unnamed(name)[0]: tensor for name, tensor in tensors.items()}
+    if len(renamed) < len(tensors):
+        raise ValueError(
+            f"{path}: holds tensors with the adapter's name {adapters[0]} and the same without; expected one"
+        )
+    return renamed
+
+
 def read(tensors, networks, configs, path):
     """Returns {part: {dotted name of a weight: Edit}} of a file's tensors {name: array}.
 
-    configs: {part: PEFT's settings}, of which lora_alpha, alpha_pattern and use_rslora count where a module has no
-    alpha of its own; without them alpha is the rank.
+    configs: {part: PEFT's settings}, see peft_settings; those of alpha count where a module has no alpha of its own.
+    Without any alpha it is the rank.
     Raises ValueError naming the file and the kinds or tensors that have no place in this model.
     """
+    tensors = _of_one(tensors, path)
     for kind in filter(None, map(_unsupported, tensors)):
         raise ValueError(f"{path}: {kind}: not supported; LoRA, DoRA, LoHa, LoKr and full differences are")
     places, modules, unknown = spellings(networks.unet, networks.text_encoder), {}, []
@@ -110,7 +136,7 @@ def read(tensors, networks, configs, path):
         if place is None or role in modules.setdefault(place, {}):
             unknown.append(name)
         else:
-            modules[place][role] = np.asarray(tensors[name])
+            modules[place][role] = _array(tensors[name], f"{path}: {name}")
     if unknown:
         raise ValueError(f"{path}: tensors that belong to no weight of this model: {trees.listing(sorted(unknown))}")
     edits = {part: {} for part in PARTS}
@@ -133,12 +159,34 @@ def _place(name, places):
     return None, None
 
 
+def _array(tensor, where):
+    """Returns a tensor that has numbers, float8 as float32; raises ValueError for another."""
+    if not isinstance(tensor, np.ndarray) or not tensor.size:
+        shown = list(tensor.shape) if isinstance(tensor, np.ndarray) else type(tensor).__name__
+        raise ValueError(f"{where}: {shown}: expected numbers; a rank is at least 1")
+    if tensor.dtype.itemsize > 1 and jnp.issubdtype(tensor.dtype, jnp.floating):
+        return tensor
+    return tensor.astype(np.float32)  # float8, whose values are all in it, and an alpha that is an integer
+
+
 def _prepared(factors, module, config, where):
     """Returns a module's factors with the scale in place of alpha, and magnitudes named for the axis they count."""
     shape = {name: value for name, value in factors.items() if name not in ("alpha", "magnitude", "dora_scale")}
     if set(shape) not in FACTORS:
         raise ValueError(f"{where}: holds {', '.join(sorted(factors))}; these make no LoRA, LoHa, LoKr or difference")
-    made = {**shape, "scale": np.float32(_scale(factors, module, config))}
+    if config.get("use_dora") and not factors.keys() & {"magnitude", "dora_scale"}:
+        raise ValueError(f"{where}: use_dora=True, and the file holds no magnitude")
+    flat = [name for name, value in shape.items() if value.ndim < 2]
+    if flat:
+        raise ValueError(
+            f"{where}: {flat[0]} {list(shape[flat[0]].shape)}: expected a matrix or a convolution's kernel"
+        )
+    made = {**shape, "scale": np.float32(_scale(factors, module, config, where))}
+    begun = peft_settings.changed(config)
+    if begun and set(shape) != {"down", "up"}:
+        raise ValueError(f"{where}: init_lora_weights={begun!r}: holds {', '.join(sorted(shape))}, which is no LoRA")
+    if begun:
+        made[begun] = np.float32(1) if begun == "pissa" else made["scale"]
     if "magnitude" in factors:  # peft: one number per output
         made["outputs"] = factors["magnitude"].reshape(-1)
     if "dora_scale" in factors:  # LyCORIS: one per input [1 in ...], or with wd_on_output one per output [out 1 ...]
@@ -147,24 +195,17 @@ def _prepared(factors, module, config, where):
     return made
 
 
-def _scale(factors, module, config):
+def _scale(factors, module, config, where):
     """Returns alpha / rank, alpha / sqrt(rank) for PEFT's rslora; 1 where there is no alpha, or no rank."""
-    rank = next((len(factors[name]) for name in RANKED if name in factors), config.get("r"))
-    patterns = config.get("alpha_pattern") or {}
-    alpha = next((patterns[key] for key in patterns if _fits(key, module)), None)
-    alpha = config.get("lora_alpha", config.get("alpha")) if alpha is None else alpha
-    alpha = float(factors["alpha"].reshape(())) if "alpha" in factors else alpha
-    if not rank or not alpha or factors.keys() & {"diff", "whole"}:  # sd-scripts writes 0 for "the rank"
+    rank = next((len(factors[name]) for name in RANKED if name in factors), None)
+    rank = peft_settings.rank(config, module, where) if rank is None else rank
+    if not rank or factors.keys() & {"diff", "whole"}:
         return 1.0
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
-
-
-def _fits(key, module):
-    """Returns whether a key of PEFT's alpha_pattern names a module: its last names, or after ^ the whole of it."""
-    if not re.fullmatch(r"\^?[\w.]+", key):
-        raise ValueError(f"alpha_pattern: {key!r}: expected a module's name or its end, not another pattern")
-    ends = (module, module.removeprefix("text_model."))
-    return key[1:] in ends if key[0] == "^" else f".{module}".endswith(f".{key}")
+    if "alpha" not in factors:
+        return peft_settings.scale(config, module, rank, where)
+    if factors["alpha"].size != 1 or not np.isfinite(alpha := float(factors["alpha"].reshape(()))):
+        raise ValueError(f"{where}: alpha {factors['alpha'].tolist()}: expected one finite number")
+    return alpha / peft_settings.divisor(config, rank) if alpha else 1.0  # sd-scripts writes 0 for "the rank"
 
 
 def _check_shapes(edits, template, path):
@@ -173,9 +214,9 @@ def _check_shapes(edits, template, path):
         if name not in shapes:
             raise ValueError(f"{path}: a difference for {name}, which this model has not")
         try:
-            jax.eval_shape(_merged, shapes[name], (edit.factors,), (np.float32(1),))
-        except (TypeError, ValueError):
-            sizes = ", ".join(f"{key} {list(value.shape)}" for key, value in edit.factors.items() if key != "scale")
+            jax.eval_shape(_summed, shapes[name], (edit.factors,), (np.float32(1),))
+        except (TypeError, ValueError, ZeroDivisionError):
+            sizes = ", ".join(f"{key} {list(value.shape)}" for key, value in edit.factors.items() if value.ndim)
             wrong.append(f"{name} ({sizes})")
     if wrong:
         raise ValueError(f"{path}: made for another model; misshapen: {trees.listing(wrong, 3)}")
@@ -204,6 +245,7 @@ def _unet_spellings(module, original):
     """Yields all names of a module; original: its name in the original code, which sd-scripts and ComfyUI write too."""
     yield from (module, f"unet.{module}", f"base_model.model.{module}", f"diffusion_model.{original}")
     yield from (f"lora_unet_{name.replace('.', '_')}" for name in (module, original))
+    yield f"lycoris_{module.replace('.', '_')}"
     attention, _, projection = module.removesuffix(".0").rpartition(".")
     if projection in ("to_q", "to_k", "to_v", "to_out"):  # with and without the part's name
         for part in ("", "unet."):
@@ -215,7 +257,7 @@ def _text_spellings(module):
     for name in (module, module.removeprefix("text_model.")):
         flat = name.replace(".", "_")
         yield from (name, f"text_encoder.{name}", f"base_model.model.{name}", f"lora_te_{flat}", f"lora_te1_{flat}")
-        yield f"text_encoders.clip_l.transformer.{name}"
+        yield from (f"text_encoders.clip_l.transformer.{name}", f"lycoris_{flat}")
         attention, _, projection = name.removesuffix("_proj").rpartition(".")
         if name.endswith("_proj"):  # diffusers before 0.20
             yield f"text_encoder.{attention}.to_{projection}_lora"
@@ -244,12 +286,12 @@ def _kept(weight, stack):
         if len(copies) == KEPT:
             del copies[next(iter(copies))]
         edits, strengths = zip(*((edit.factors, np.float32(strength)) for edit, strength in stack), strict=True)
-        copies[stack] = _merged(weight, edits, strengths)
+        copies[stack] = _summed(weight, edits, strengths)
     return copies[stack]
 
 
 @jax.jit
-def _merged(weight, edits, strengths):
+def _summed(weight, edits, strengths):
     """Returns a weight in our layout with edits of several strengths: arrays, so that no other strength compiles."""
     to_file, from_file = parameters.TO_FILE.get(weight.ndim, (0,)), parameters.FROM_FILE.get(weight.ndim, (0,))
     base = weight.astype(jnp.float32).transpose(to_file)
@@ -276,7 +318,7 @@ def change(factors, weight):
         made = jnp.einsum("ab,cdn->acbdn", one, made).reshape(len(one) * len(made), -1)
     if len(made) != len(weight):
         raise ValueError(f"{len(made)} outputs where the weight has {len(weight)}")
-    delta = f["scale"] * made.reshape(weight.shape)
+    delta = f["scale"] * made.reshape(weight.shape) - _begun(f, weight)
     for axis, name in enumerate(("outputs", "inputs")):
         if name in f:
             total = weight + delta
@@ -284,6 +326,22 @@ def change(factors, weight):
             norm = jnp.sqrt(jnp.sum(total**2, others, keepdims=True))
             delta = total * f[name].reshape(norm.shape) / norm - weight
     return delta
+
+
+def _begun(f, weight):
+    """Returns what training took out of a weight [out in] to begin with: PiSSA's W_r, OLoRA's a Q_r R_r, else 0."""
+    kind = next((kind for kind in peft_settings.CHANGED if kind in f), None)
+    if kind is None:
+        return 0
+    if weight.ndim != 2:
+        raise ValueError(f"{kind} on a convolution")
+    rank = len(f["down"])
+    if kind == "pissa":
+        left, values, right = jnp.linalg.svd(weight, full_matrices=False)
+        left = left[:, :rank] * values[:rank]
+    else:
+        left, right = jnp.linalg.qr(weight)
+    return f[kind] * jnp.matmul(left[:, :rank], right[:rank], precision="highest")
 
 
 def _product(a, b, middle=None, turned=False):

@@ -25,6 +25,8 @@ from jaxtyping import Float64
 from sdjax.diffusion.schedule import Schedule
 from sdjax.formats.models import infer_config
 from sdjax.formats.storage import files, ldm_names, parameters, pickles
+from sdjax.formats.storage.guard import named
+from sdjax.formats.storage.tensor_file import TensorFile
 from sdjax.models.clip import TextConfig, TextEncoder
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import AutoencoderKL, VaeConfig
@@ -80,10 +82,8 @@ def read(
     Raises ValueError in one line, naming the file, for weights that are missing, unexpected or misshapen, averaged
     weights that are not there, and files of other kinds.
     """
-    try:
+    with named(path):
         return _read(path, dtype, prediction_type, ema, tokenizer)
-    except ValueError as error:
-        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from None
 
 
 def _read(
@@ -119,8 +119,9 @@ def _read(
 
 
 def open_file(path: str | pathlib.Path) -> tuple[files.Stored, dict[str, str], int | None]:
-    """Returns (Weights, metadata, number of training steps or None) of a file, whatever its name ends in.
+    """Returns (weights, metadata, number of training steps or None) of a file, whatever its name ends in.
 
+    weights: a TensorFile or Arrays.
     Raises ValueError naming a file that is damaged or holds something else.
     """
     path = pathlib.Path(path)
@@ -133,13 +134,8 @@ def open_file(path: str | pathlib.Path) -> tuple[files.Stored, dict[str, str], i
             raise ValueError(f"{path}: holds no weights by name")
         arrays = {name: array for name, array in state.items() if type(array) is np.ndarray}
         return files.Arrays(path, arrays), {}, value.get("global_step")
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        handle = safe_open(str(path), "np")
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole safetensors file: {str(error).splitlines()[0]}") from None
-    return files.Weights(path, dict.fromkeys(handle.keys(), handle)), handle.metadata() or {}, None
+    file = TensorFile(path)
+    return file, file.metadata, None
 
 
 @dataclasses.dataclass(frozen=True)

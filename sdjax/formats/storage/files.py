@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sdjax.formats.storage import pickles
+from sdjax.formats.storage.tensor_file import TensorFile
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -36,7 +37,7 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 class Stored(Protocol):
-    """Tensors by name, read one at a time: Weights, Arrays, single_file.View."""
+    """Tensors by name, read one at a time: Weights, TensorFile, Arrays, single_file.View."""
 
     @property
     def path(self) -> str | pathlib.Path: ...
@@ -52,31 +53,31 @@ class Stored(Protocol):
 
 
 class Weights:
-    """The tensors of one checkpoint, in one file or several.  Files are mapped; only `read` takes memory.
+    """The tensors of one checkpoint, in one file or several: {name: TensorFile}.
 
     path: the file that the caller asked for, for messages.
     """
 
-    def __init__(self, path: pathlib.Path, handles: Mapping[str, Any]):
+    def __init__(self, path: pathlib.Path, files: Mapping[str, TensorFile]):
         self.path = path
-        self._handles = handles
+        self._files = files
 
     @property
     def names(self) -> Collection[str]:
         """The names of all tensors."""
-        return self._handles.keys()
+        return self._files.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of a tensor as in the file."""
-        return tuple(self._handles[name].get_slice(name).get_shape())
+        return self._files[name].shape(name)
 
     def dtype(self, name: str) -> str:
         """Returns the type of a tensor in the words of the format: "F32", "F16", "BF16", "I64", ..."""
-        return self._handles[name].get_slice(name).get_dtype()
+        return self._files[name].dtype(name)
 
     def read(self, name: str) -> np.ndarray:
-        """Returns a tensor, numpy, as in the file."""
-        return self._handles[name].get_tensor(name)
+        """Returns a tensor, numpy, as TensorFile.read does."""
+        return self._files[name].read(name)
 
 
 class Arrays:
@@ -110,7 +111,7 @@ def open_weights(folder: str | pathlib.Path, stem: str, variant: str | None = No
     folder = pathlib.Path(folder)
     infixes = [f".{variant}"] if variant else ["", ".fp16"]
     for ending, name in (("safetensors", stem), ("bin", PICKLED.get(stem, stem))):
-        make, read = (Weights, _handles) if ending == "safetensors" else (Arrays, arrays)
+        make, read = (Weights, _tensors) if ending == "safetensors" else (Arrays, arrays)
         for infix in infixes:
             single, index = folder / f"{name}{infix}.{ending}", folder / f"{name}.{ending}.index{infix}.json"
             if single.is_file():
@@ -133,15 +134,9 @@ def arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     return {name: array for name, array in value.items() if type(array) is np.ndarray}
 
 
-def _handles(path: pathlib.Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        handle = safe_open(str(path), "np")
-    except (SafetensorError, OSError) as error:
-        size = path.stat().st_size
-        raise ValueError(f"{path}: not a whole safetensors file ({size} bytes): {str(error).splitlines()[0]}") from None
-    return dict.fromkeys(handle.keys(), handle)
+def _tensors(path: pathlib.Path) -> dict[str, TensorFile]:
+    file = TensorFile(path)
+    return dict.fromkeys(file.names, file)
 
 
 def _indexed(index: pathlib.Path, ending: str, read: Callable[[pathlib.Path], Mapping[str, Any]]) -> dict[str, Any]:

@@ -144,6 +144,14 @@ def _tensor(storage, offset, size, stride, *_):
     return np.ndarray(size, kind, storage.view(np.uint8), offset * kind.itemsize, strides)
 
 
+def _tensor_of_bytes(storage, offset, size, stride, grad, hooks, kind, *_):
+    """Returns the window on a storage of bytes: how torch saves float8."""
+    check(type(kind) is str and kind in FLOAT8, f"numbers of type {kind!r}; expected one of {', '.join(FLOAT8)}")
+    window = type(storage) is np.ndarray and storage.dtype == np.uint8 and not storage.flags.owndata
+    check(window, "a tensor without a storage of bytes")
+    return _tensor(storage.view(FLOAT8[kind]), offset, size, stride)
+
+
 def _check_shape(shape: object) -> None:
     right = type(shape) is tuple and len(shape) <= 64 and all(type(n) is int and 0 <= n < LONG for n in shape)
     check(right, "a shape, strides or an offset that cannot be")
@@ -228,6 +236,7 @@ CALLS = {
     "torch._utils _rebuild_parameter": _parameter,
     "torch._utils _rebuild_tensor": _tensor,
     "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._utils _rebuild_tensor_v3": _tensor_of_bytes,
     "torch.nn.modules.container ParameterDict": _parameters,
 }
 STORAGES = {
@@ -241,6 +250,11 @@ STORAGES = {
     "torch IntStorage": np.dtype("int32"),
     "torch LongStorage": np.dtype("int64"),
     "torch ShortStorage": np.dtype("int16"),
+    "torch.storage UntypedStorage": np.dtype("uint8"),
+}
+FLOAT8 = {
+    "torch.float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "torch.float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
 }
 # Lightning keeps the state of its callbacks under their classes; nothing but these names comes of them.
 WORDS = (
@@ -249,6 +263,9 @@ WORDS = (
     "pytorch_lightning.callbacks.lr_monitor LearningRateMonitor",
     "pytorch_lightning.callbacks.model_checkpoint ModelCheckpoint",
     "torch bfloat16",
+    "torch float8_e4m3fn",
+    "torch float8_e5m2",
+    "torch float8_e8m0fnu",
     "torch float16",
     "torch float32",
     "torch float64",
@@ -383,7 +400,7 @@ def _reduce(machine, _):
     check(type(function) is types.FunctionType, f"the pickle calls a value: {type(function).__name__}")
     check(type(arguments) is tuple, "a call without a tuple of arguments")
     value = function(*arguments)
-    if function is _tensor:
+    if function in (_tensor, _tensor_of_bytes):
         machine.left -= value.nbytes
         check(machine.left >= 0, f"tensors of more than {REPEATS} times the size of the file")
     machine.spend(sys.getsizeof(value))

@@ -1,0 +1,116 @@
+"""Files of adapters: where one lies, what kind it is, told by what it holds, and what it brings to a model.
+
+path = locate("ink")                         # a file, or the one in a folder that diffusers or peft wrote
+adapter = read(path, sd.networks)            # Adapter(edits, words, hook)
+"""
+
+import functools
+import pathlib
+from dataclasses import dataclass
+
+from sdjax.formats.adapters import embeddings, hypernetworks, lora, peft_settings
+from sdjax.formats.storage import pickles
+from sdjax.formats.storage.guard import named
+from sdjax.formats.storage.tensor_file import TensorFile
+
+# What a folder may hold, in the order of choice: diffusers' and peft's names.
+FILES = [
+    f"{stem}{kind}"
+    for kind in (".safetensors", ".bin")
+    for stem in ("pytorch_lora_weights", "adapter_model", "learned_embeds")
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """What a file brings: {part: {weight's name: Edit}}, {word: rows}, and a hook or None."""
+
+    edits: dict
+    words: dict
+    hook: object = None
+
+    @property
+    def kind(self) -> str:
+        """What it is called in prompts: "lora", "hypernet" or "embedding"."""
+        return "lora" if self.edits else "hypernet" if self.hook is not None else "embedding"
+
+
+def chosen(folder: pathlib.Path) -> pathlib.Path | None:
+    """Returns the file of a folder that diffusers or peft wrote, None where there is none."""
+    return next((folder / name for name in FILES if (folder / name).is_file()), None)
+
+
+def locate(source: str | pathlib.Path) -> pathlib.Path:
+    """Returns the whole path of an adapter's file.  Raises ValueError where there is none."""
+    path = pathlib.Path(source).resolve()
+    if path.is_dir():
+        found = chosen(path)
+        if found is None:
+            raise ValueError(f"{source}: a folder without {', '.join(FILES)}")
+        return found
+    if not path.is_file():
+        raise ValueError(f"{source}: no such file")
+    return path
+
+
+def read(path: pathlib.Path, networks, word: str | None = None) -> Adapter:
+    """Returns what a file brings to these networks, from memory where it was read last.
+
+    word: of an embedding, in place of the file's.
+    Raises ValueError, or OSError of Pillow's, in one line that names the file, whatever it holds.
+    """
+    about = path.stat()
+    with named(path):
+        return _read(path, about.st_mtime_ns, about.st_size, word, networks)
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path, time, size, word, networks):
+    """Returns the Adapter of a file; time and size: of the file, so that a new one is read again."""
+    state, metadata = _content(path)
+    kind = _kind(state)
+    if word is not None and kind != "embedding":
+        raise ValueError(f"{path}: word={word!r}: only embeddings have a word, and this is of the kind {kind}")
+    if kind == "hypernet":
+        return Adapter({}, {}, hypernetworks.read(state, path))
+    if kind == "embedding":
+        return Adapter({}, embeddings.read(state, path, word))
+    words, tensors = embeddings.bundled(state, path)
+    tensors = {name: value for name, value in tensors.items() if type(value) is not dict}  # of Custom Diffusion
+    return Adapter(lora.read(tensors, networks, peft_settings.of_file(path, tensors, metadata), path), words)
+
+
+def kind(path: pathlib.Path) -> str:
+    """Returns what a file is: "lora", "hypernet", "embedding", or "picture" for one that holds no embedding.
+
+    Raises ValueError or OSError in one line, naming the file, where that cannot be told.
+    """
+    about = path.stat()
+    with named(path):
+        return _known_kind(path, about.st_mtime_ns, about.st_size)
+
+
+@functools.lru_cache(maxsize=1024)
+def _known_kind(path, time, size):
+    state, _ = _content(path)
+    return "picture" if state is None else _kind(state)
+
+
+def _kind(state):
+    if hypernetworks.recognised(state):
+        return "hypernet"
+    if isinstance(state, dict) and all(type(name) is str for name in state) and lora.recognised(state):
+        return "lora"
+    return "embedding"
+
+
+def _content(path):
+    """Returns (what a file holds, a safetensors file's metadata)."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if head.startswith(b"\x89PNG"):
+        return embeddings.from_picture(path), {}
+    if head[8:] == b"{":
+        file = TensorFile(path)
+        return {name: file.read(name) for name in file.names}, file.metadata
+    return pickles.read(path), {}

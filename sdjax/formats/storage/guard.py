@@ -1,0 +1,24 @@
+"""The guard at the edge of every reader: whatever a damaged file leads to is one line that names the file."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+
+LONGEST = 400  # letters of a message
+
+
+@contextlib.contextmanager
+def named(path: str | pathlib.Path, trouble: str = "cannot be read") -> Iterator[None]:
+    """Turns what the block raises into a ValueError of one line, "PATH: REASON", but for ValueErrors after `trouble`.
+
+    path: of the file that the block reads.  A line that names it already stays as it is, an OSError too.
+    """
+    try:
+        yield
+    except Exception as error:  # of our readers, of Pillow, safetensors, numpy and JAX
+        line, ours = " ".join(str(error).split()) or type(error).__name__, isinstance(error, ValueError)
+        if isinstance(error, ValueError | OSError) and str(path) in line and line == str(error):
+            raise
+        line = line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
+        prefix = "" if str(path) in line else f"{path}: " if ours else f"{path}: {trouble}: "
+        raise ValueError(prefix + line) from error
