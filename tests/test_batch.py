@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tasks
+import torch
 from PIL import ExifTags, Image
 from safetensors.numpy import save_file
 
@@ -313,6 +314,27 @@ def test_embeddings_of_the_folder_are_known_by_name(tmp_path, capsys):
     save_file({"emb_params": -rows}, tmp_path / "known" / "zebra9.safetensors")
     assert run(jobs, tmp_path / "known" / "out", "--adapters", str(tmp_path / "known")) == 0
     assert capsys.readouterr().out.startswith("1 pictures made, 1 were there")
+
+
+def test_another_hypernetwork_of_the_same_name_is_made_anew(tmp_path, capsys):
+    jobs, random = write(tmp_path, [{"prompt": "a face", "seed": 1}]), np.random.default_rng(0)
+    path = tmp_path / "style.pt"
+
+    def run_with(activation):
+        weights = {f"linear.{i}.{name}": random.standard_normal(shape, np.float32) for i, name, shape in shapes}
+        tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
+        torch.save({width: (tensors, tensors), "activation_func": activation, "activate_output": False}, path)
+        assert run(jobs, tmp_path / "out", "--adapter", str(path)) == 0
+        return capsys.readouterr().out, pictures(tmp_path / "out")["000001.png"]
+
+    width = load(MODEL).networks.unet.config.cross_attention_dim
+    shapes = [(0, "weight", (2 * width, width)), (0, "bias", (2 * width,))]
+    shapes += [(1, "weight", (width, 2 * width)), (1, "bias", (width,))]
+    (first, one), (second, other) = run_with("linear"), run_with("linear")
+    assert first.startswith("1 pictures made, 0 were there") and second.startswith("1 pictures made, 0 were there")
+    assert not np.array_equal(one, other)
+    assert run(jobs, tmp_path / "out", "--adapter", str(path)) == 0
+    assert capsys.readouterr().out.startswith("0 pictures made, 1 were there")
 
 
 def test_a_batch_is_no_larger_than_of_use(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +15,11 @@ from test_folder import TEXTS
 
 import sdjax
 from sdjax import trees
+from sdjax.formats.adapters.attach import attach_all, attach_embeddings, detach, split
 from sdjax.methods.textual_inversion import TextualInversion
+from sdjax.service import provenance
 from sdjax.stable_diffusion import TOKENS
+from sdjax.text.conditioning import condition
 from sdjax.training import results
 
 WORD = "<toy>"
@@ -92,6 +97,91 @@ def test_a_word_of_ones_own(tmp_path):
     np.testing.assert_array_equal(rows[np.asarray(sd.words["<dog>"])], ROWS)
     size = base.tokenizer.size
     np.testing.assert_array_equal(rows[:size], trees.flatten(base.text_encoder)[TOKENS][:size])
+
+
+@pytest.mark.parametrize("word", ["photo", "a", "on the"])
+def test_words_that_are_tokens_take_their_place(word, tmp_path):
+    """The context of a prompt with the word is that with a word of one's own, in every grammar where it is named."""
+    base = made("sd1")[1]
+    tables = {name: tmp_path / f"{name}.safetensors" for name in (word, WORD)}
+    for path in tables.values():
+        save({"emb_params": ROWS}, path)
+    ours, other = (sdjax.attach(base, path) for path in tables.values())
+    text = "a photo of a dog on the beach, photographs on theatre, a  Photo ON the"
+    theirs = re.sub(rf"\b{word}\b", WORD, text, flags=re.IGNORECASE)
+    assert theirs != text
+
+    def contexts(sd, text, grammar):
+        return condition(sd, [text], grammar=grammar)[1]["context"]
+
+    for grammar in ("plain", "a1111"):
+        np.testing.assert_array_equal(contexts(ours, text, grammar), contexts(other, theirs, grammar))
+    named, plain = f"a (embedding:{word}:1.2) photo", f"a (embedding:{WORD}:1.2) photo"
+    np.testing.assert_array_equal(contexts(ours, named, "comfyui"), contexts(other, plain, "comfyui"))
+    np.testing.assert_array_equal(contexts(ours, text, "comfyui"), contexts(base, text, "comfyui"))
+    assert detach(ours).tokenizer.words == {}
+
+
+def test_another_word_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save({"emb_params": ROWS}, "photo.safetensors")
+    torch.save({"<dog>": ROWS}, "a=b.pt")
+    sd = attach_all(made("sd1")[1], ["<cat>=photo.safetensors", "a=b.pt"])
+    assert list(sd.tokenizer.words) == ["<cat>", "<dog>"]
+    assert split("<cat>=photo.safetensors") == ("photo.safetensors", 1.0, "<cat>")
+    assert split("<cat>=photo.safetensors:0.5") == ("photo.safetensors", 0.5, "<cat>")
+    assert split("a=b.pt:0.5") == ("a=b.pt", 0.5, None)
+    assert split("cat.pt:0.5") == ("cat.pt", 0.5, None)
+    with pytest.raises(ValueError, match="no.pt: no such file"):
+        attach_all(made("sd1")[1], ["<cat>=no.pt"])
+    about = provenance.of(made("sd1")[1], "random:tiny", ["<cat>=photo.safetensors"])
+    assert list(about["hashes"]) == ["embedding <cat>"] and about["more"] == {"Adapters": "<cat>:1"}
+
+
+UNREAD = {
+    "an embedding for SDXL": lambda path: save({"clip_l": ROWS, "clip_g": torch.zeros(3, 64)}, path),
+    "not a whole safetensors file": lambda path: path.write_bytes(safetensors.torch.save({"emb_params": ROWS})[:-20]),
+    "cannot be read: ": lambda path: path.write_text("<!DOCTYPE html><html>Please log in</html>"),
+    "is not among the names that a file of weights may use": lambda path: torch.save({"x": Path}, path),
+    "numbers of type F8_E8M0": lambda path: save({"emb_params": ROWS.to(torch.float8_e8m0fnu)}, path),
+    "rows of width 48; this model's text encoder takes 32": lambda path: save({"emb_params": torch.ones(2, 48)}, path),
+}
+
+
+@pytest.mark.parametrize("reason", UNREAD)
+@pytest.mark.parametrize("grammar, text", [("a1111", "a (Toy face:1.2)"), ("comfyui", "a (embedding:toy:1.2)")])
+def test_one_that_cannot_be_read_is_said_and_stays_text(reason, grammar, text, tmp_path, capsys):
+    UNREAD[reason](tmp_path / "toy.safetensors")
+    base, lines = made("sd1")[1], []
+    sd = attach_embeddings(base, [text], tmp_path, grammar, say=lines.append)
+    assert sd.tokenizer.words == {} and len(lines) == 1 and "\n" not in lines[0]
+    assert lines[0].startswith(f"'toy' is no embedding here: {tmp_path / 'toy.safetensors'}: ") and reason in lines[0]
+    attach_embeddings(base, [text], tmp_path, grammar)
+    assert capsys.readouterr().err == f"note: {lines[0]}\n"
+    assert attach_embeddings(base, ["a dog", "toys", "atoy"], tmp_path, grammar, say=lines.append) is base
+    assert len(lines) == 1
+
+
+def test_float8_rows_are_exact(tmp_path):
+    save({WORD: ROWS.to(torch.float8_e4m3fn)}, tmp_path / "eight.safetensors")
+    sd = sdjax.attach(made("sd1")[1], tmp_path / "eight.safetensors")
+    rows = trees.flatten(sd.text_encoder)[TOKENS][np.asarray(sd.words[WORD])]
+    np.testing.assert_array_equal(rows, ROWS.to(torch.float8_e4m3fn).float())
+
+
+def test_a_folder_with_words_of_every_prompt(tmp_path):
+    """Files called "a" and "bad hands", a LoRA and a preview called "photo": every prompt is made."""
+    for name in ("a", "bad hands"):
+        save({"emb_params": ROWS}, tmp_path / f"{name}.safetensors")
+    name = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    save({f"{name}.lora_down.weight": torch.ones(2, 48)}, tmp_path / "photo.safetensors")
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    lines = []
+    sd = attach_embeddings(made("sd1")[1], ["a photo", "BAD  hands, blurry"], tmp_path, "a1111", say=lines.append)
+    assert list(sd.tokenizer.words) == ["a", "bad hands"] and lines == []
+    _, cond, negative = condition(sd, ["a photo"], ["BAD  hands, blurry"])
+    assert cond["ids"][0, 1:4].tolist() == list(sd.tokenizer.words["a"])
+    assert negative["ids"][0, 1:4].tolist() == list(sd.tokenizer.words["bad hands"])
 
 
 def test_tables_grow_in_blocks(tmp_path):

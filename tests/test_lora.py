@@ -1,5 +1,6 @@
 """LoRA files in every layout, as diffusers, peft and torch.save write them, against diffusers with that file loaded."""
 
+import json
 import re
 from collections import Counter
 
@@ -248,6 +249,125 @@ def test_peft(name, tmp_path):
     assert_same(sd, theirs, moved=base)
 
 
+BY_UNET = {
+    "alpha": {"lora_alpha": 16},
+    "rslora": {"lora_alpha": 3, "use_rslora": True},
+    "patterns": {"lora_alpha": 8, "alpha_pattern": {"attn1.to_k": 2, f"^{KEY}": 5}, "rank_pattern": {"to_q": 2}},
+    "pissa": {"lora_alpha": 8, "init_lora_weights": "pissa"},
+}
+
+
+@pytest.mark.parametrize("name", BY_UNET)
+@pytest.mark.parametrize("plain", [False, True])
+def test_settings_without_the_name_of_a_part(name, plain, tmp_path):
+    """What `unet.save_lora_adapter` writes; `plain`: the same settings as keys of the header themselves."""
+    theirs, base = fresh("sd1"), made("sd1")[1]
+    theirs.unet.add_adapter(peft.LoraConfig(r=4, target_modules=list(ATTENTION), **BY_UNET[name]))
+    noised(theirs.unet).save_lora_adapter(tmp_path)
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    with safetensors.safe_open(path, "pt") as file:
+        settings = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert settings["lora_alpha"] == BY_UNET[name]["lora_alpha"] and "unet.r" not in settings
+    if plain:
+        header = {key: json.dumps(value) for key, value in settings.items()}
+        save(safetensors.torch.load_file(path), path, {"format": "pt", **header})
+    assert_same(sdjax.attach(base, tmp_path), theirs, moved=base)
+
+
+BEGUN = {
+    "pissa": {"init_lora_weights": "pissa", "lora_alpha": 8},
+    "pissa, rslora": {"init_lora_weights": "pissa", "lora_alpha": 3, "use_rslora": True},
+    "pissa, dora": {"init_lora_weights": "pissa", "lora_alpha": 8, "use_dora": True},
+    "olora": {"init_lora_weights": "olora", "lora_alpha": 8},
+    "orthogonal": {"init_lora_weights": "orthogonal", "lora_alpha": 8},
+    "eva": {"init_lora_weights": "eva", "lora_alpha": 8},
+}
+
+
+@pytest.mark.parametrize("name", BEGUN)
+def test_what_training_took_out_of_the_base(name, tmp_path):
+    """What peft makes of the pretrained model when it loads the file: it takes B0 A0 out of the base again."""
+    config = peft.LoraConfig(r=4, target_modules=list(ATTENTION), **BEGUN[name])
+    noised(peft.get_peft_model(fresh("sd1").unet, config)).save_pretrained(tmp_path)
+    theirs, base = fresh("sd1"), made("sd1")[1]
+    theirs.unet = peft.PeftModel.from_pretrained(theirs.unet, tmp_path).merge_and_unload()
+    assert_same(sdjax.attach(base, tmp_path), theirs, moved=base)
+    off = sdjax.attach(base, tmp_path, 0.0)
+    assert trees.digest(off.unet) == trees.digest(base.unet)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4': not supported"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights='corda': not supported"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq': not supported"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga': not supported"),
+        ({"use_qalora": True}, "use_qalora=True: a setting of PEFT's that is not supported"),
+        ({"of_tomorrow": 3}, "of_tomorrow=3: a setting of PEFT's that is not supported"),
+        ({"peft_type": "OFT"}, "peft_type='OFT': not supported; LORA"),
+        ({"lora_alpha": float("nan")}, "lora_alpha=nan: expected a number"),
+        ({"lora_alpha": "8"}, "lora_alpha='8': expected a number"),
+        ({"alpha_pattern": ["to_k"]}, r"alpha_pattern=\['to_k'\]: expected a number for each name"),
+        ({"use_rslora": "maybe"}, "use_rslora='maybe': expected true or false"),
+        ({"use_dora": True}, "to_k: use_dora=True, and the file holds no magnitude"),
+    ],
+)
+def test_settings_that_are_refused_by_name(settings, message, tmp_path):
+    peft.get_peft_model(fresh("sd1").unet, peft.LoraConfig(r=4, target_modules=["to_k"])).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | settings))
+    with pytest.raises(ValueError, match=rf"adapter_model.safetensors: .*{message}") as error:
+        sdjax.attach(made("sd1")[1], tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["default", "my_cat-2"])
+@pytest.mark.parametrize("kind", ["plain", "dora", "loha", "lokr"])
+def test_names_with_that_of_the_adapter(kind, name, tmp_path):
+    """PEFT's own state dicts, "lora_A.NAME.weight": the same numbers as without it."""
+    base, model = made("sd1")[1], noised(peft.get_peft_model(fresh("sd1").unet, PEFT[kind]))
+    model.save_pretrained(tmp_path)
+    wanted = sdjax.attach(base, tmp_path)
+    own = {key: tensor for key, tensor in model.state_dict().items() if ".default" in key}
+    assert len(own) == len(safetensors.torch.load_file(tmp_path / "adapter_model.safetensors"))
+    own = {key.replace(".default", f".{name}"): tensor for key, tensor in own.items()}
+    save(own, tmp_path / "adapter_model.safetensors")
+    assert trees.digest(sdjax.attach(base, tmp_path).unet) == trees.digest(wanted.unet) != trees.digest(base.unet)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_names_of_lycoris_wrapper(part, tmp_path):
+    base, prefix = made("sd1")[1], {"unet": "lora_unet_", "text_encoder": "lora_te_"}[part]
+    plain = {name: tensor for name, tensor in kohya(made("sd1")[0]).items() if name.startswith(prefix)}
+    renamed = {name.replace(prefix, "lycoris_"): tensor for name, tensor in plain.items()}
+    wanted = sdjax.attach(base, save(plain, tmp_path / "plain.safetensors"))
+    sd = sdjax.attach(base, save(renamed, tmp_path / "lycoris.safetensors"))
+    assert trees.digest(getattr(sd, part)) == trees.digest(getattr(wanted, part)) != trees.digest(getattr(base, part))
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2"])
+def test_float8_is_exact(kind, ending, tmp_path):
+    """The same weights as those of the float32 file with the same values."""
+    base = made("sd1")[1]
+    eight = {name: tensor.to(getattr(torch, kind)) for name, tensor in kohya(made("sd1")[0], ATTENTION).items()}
+    wanted = save({name: tensor.float() for name, tensor in eight.items()}, tmp_path / "whole.safetensors")
+    path = tmp_path / f"eight.{ending}"
+    save(eight, path) if ending == "safetensors" else torch.save(eight, path)
+    sd = sdjax.attach(base, path)
+    assert trees.digest(sd.unet) == trees.digest(sdjax.attach(base, wanted).unet) != trees.digest(base.unet)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_exponents_alone_are_refused_by_name(ending, tmp_path):
+    path = tmp_path / f"eight.{ending}"
+    eight = {f"unet.{KEY}.lora_A.weight": torch.ones(4, 32).to(torch.float8_e8m0fnu)}
+    save(eight, path) if ending == "safetensors" else torch.save(eight, path)
+    with pytest.raises(ValueError, match=r"eight\..*(F8_E8M0|float8_e8m0fnu)'?; expected one of"):
+        sdjax.attach(made("sd1")[1], path)
+
+
 def test_peft_needs_its_settings(tmp_path):
     model = peft.get_peft_model(fresh("sd1").text_encoder, peft.LoraConfig(r=4, target_modules=list(TEXT)))
     model.save_pretrained(tmp_path)
@@ -366,6 +486,16 @@ def test_lokr_of_two_whole_factors_has_scale_one(alpha, tmp_path):
         ({f"unet.{KEY}.on_input": (1,), f"unet.{KEY}.weight": (32,)}, "IA3: not supported"),
         ({"unet:0:up": (4, 32), "unet:0:down": (32, 4)}, "cloneofsimo's LoRA by position: not supported"),
         ({"conv_in.weight": (32, 4, 3, 3), "conv_in.bias": (32,)}, "an embedding file holds one tensor, not 2"),
+        ({f"unet.{KEY}.lora_A.weight": (0, 32), f"unet.{KEY}.lora_B.weight": (32, 0)}, "a rank is at least 1"),
+        ({f"unet.{KEY}.lora_A.weight": (4,), f"unet.{KEY}.lora_B.weight": (32, 4)}, r"down \[4\]: expected a matrix"),
+        (
+            {f"unet.{KEY}.lora_A.cat.weight": (4, 32), f"unet.{KEY}.lora_B.dog.weight": (32, 4)},
+            "holds several adapters, cat, dog; expected one",
+        ),
+        (
+            {f"unet.{KEY}.lora_A.cat.weight": (4, 32), f"unet.{KEY}.lora_A.weight": (4, 32)},
+            "the adapter's name cat and the same without",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(tensors, message, tmp_path):
@@ -373,3 +503,12 @@ def test_what_does_not_fit_is_one_line(tensors, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         sdjax.attach(made("sd1")[1], path)
     assert "\n" not in str(error.value) and re.search(r"x\.safetensors", str(error.value))
+
+
+@pytest.mark.parametrize("alpha", [[np.nan], [np.inf], [1.0, 2.0]])
+def test_an_alpha_that_is_no_number_is_one_line(alpha, tmp_path):
+    factors = {f"unet.{KEY}.lora_A.weight": torch.ones(4, 32), f"unet.{KEY}.lora_B.weight": torch.ones(32, 4)}
+    path = save({**factors, f"unet.{KEY}.alpha": torch.tensor(alpha)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"x.safetensors: .*to_k: alpha \[.*\]: expected one finite number") as error:
+        sdjax.attach(made("sd1")[1], path)
+    assert "\n" not in str(error.value)

@@ -147,6 +147,30 @@ def test_words_that_collide_are_refused(tokenizer):
         assert "\n" not in str(error.value)
 
 
+def test_words_in_the_place_of_tokens(tokenizer, tmp_path):
+    """As in A1111: where a word's tokens follow each other, whatever their case; longer words first."""
+    plain = tokenizer.ids("a photo of two cats, photographs")
+    words = tokenizer.add("photo", 2, place=True).add("Two  words", 1, place=True).add("two", 1, place=True)
+    assert list(words.words) == ["photo", "two words", "two"] and words.knows("TWO words") and not words.knows("words")
+    photo, both, two = words.words.values()
+    assert [*photo, *both, *two] == list(range(tokenizer.size, tokenizer.size + 4))
+    at = plain.index(tokenizer.vocabulary["photo</w>"])
+    of = tokenizer.ids("of")
+    assert words.ids("a Photo of two cats, photographs") == [
+        *plain[:at], *photo, *of, *two, *plain[at + 1 + len(of) + len(tokenizer.ids("two")) :],
+    ]  # fmt: skip
+    assert words.ids("network") == tokenizer.ids("network")
+    assert words.ids("two  words, two") == [*both, *tokenizer.ids(","), *two]
+    assert words.ids("a photo of words", placed=False) == tokenizer.ids("a photo of words")
+    assert words(["photo"])[0, :4].tolist() == [words.bos, *photo, words.eos]
+    assert words.add("photo", 2, place=True) is words
+    for word, vectors in (("photo", 1), ("two words", 2)):
+        with pytest.raises(ValueError, match="is one token already"):
+            words.add(word, vectors, place=True)
+    with pytest.raises(ValueError, match="word='photo': stands in the place of tokens; attach it as another to save"):
+        words.save(tmp_path)
+
+
 def test_bad_folders_are_refused_by_name(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="vocab.json: no such file"):
         Tokenizer.load(tmp_path)

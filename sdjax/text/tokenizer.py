@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -27,7 +28,7 @@ PIECES = "|".join(
 )
 PLACE = "in_place_of"  # of an added token: the text whose tokens it stands for
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
-Token = dict[str, Any]  # "content" and the FLAGS
+Token = dict[str, Any]  # "content", the FLAGS, perhaps PLACE
 Vocabulary = tuple[dict[str, int], list[tuple[str, str]]]  # {token: id} and merges
 
 
@@ -157,7 +158,8 @@ class Tokenizer:
         """Returns a tokenizer with a placeholder word of `vectors` new ids, or itself where it has that very word.
 
         place: a word that is one token already, or several words, stands for the new ids wherever its tokens follow
-        each other, as A1111's embeddings do.  Such a word has no place in the files of a tokenizer.
+        each other, as A1111's embeddings do.  Such a word has no place in the files of a tokenizer.  Another word of
+        letters is then no part of longer ones.
         Raises ValueError for such a word without `place`, and for one that exists with another number of vectors.
         """
         if not word.strip() or (word.split() != [word] and not place):
@@ -175,7 +177,8 @@ class Tokenizer:
             raise ValueError(
                 f"word={word!r}: {(single or [word])[0]!r} is one token already; choose another, such as '<{word}>'"
             )
-        made = [_token(token, normalized=True) for token in tokens]
+        whole = place and re.fullmatch(r"\w(.*\w)?", word) is not None  # "ink" is not in "pink"
+        made = [_token(token, normalized=True, single_word=whole) for token in tokens]
         if tokens[0] != word:
             made[0][PLACE] = word
         return dataclasses.replace(self, added=(*self.added, *made))

@@ -212,7 +212,7 @@ def split(text: str) -> tuple[str, float, str | None]:
         return text, 1.0, None
     file, _, strength = text.rpartition(":")
     word, equals, rest = text.partition("=")
-    if equals and word and not pathlib.Path(file).exists():
+    if equals and word and not (file and pathlib.Path(file).exists()):
         return (*split(rest)[:2], word)
     if not file:
         return text, 1.0, None

@@ -338,7 +338,7 @@ def _begun(f, weight):
     rank = len(f["down"])
     if kind == "pissa":
         left, values, right = jnp.linalg.svd(weight, full_matrices=False)
-        left = left[:, :rank] * values[:rank]
+        left = left[:, :rank] * values[None, :rank]
     else:
         left, right = jnp.linalg.qr(weight)
     return f[kind] * jnp.matmul(left[:, :rank], right[:rank], precision="highest")
