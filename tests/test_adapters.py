@@ -327,3 +327,15 @@ def test_the_unet_has_a_strength_of_its_own(folder):
     assert trees.digest(apart.unet) == trees.digest(sdjax.attach(base, cat, 0.5).unet)
     assert trees.digest(apart.text_encoder) == trees.digest(sdjax.attach(base, cat, 0.25).text_encoder)
     assert trees.digest(apart.text_encoder) != trees.digest(base.text_encoder)
+
+
+def test_what_comes_back_from_a_compiled_function_is_its_own(folder):
+    """Two models of one kind, which differ in a word and an adapter alone, through one function."""
+    sd = fresh("sd1")
+    one, other = (sd.add_word(word) for word in ("<one>", "<other>"))
+    assert trees.copy(one).tokenizer.words == one.tokenizer.words
+    assert trees.copy(other).tokenizer.words == other.tokenizer.words
+    for strength in (0.5, 0.7):
+        back = trees.copy(sdjax.attach(sd, folder / "cat.safetensors", strength))
+        (item,) = back.reference["adapters"].stack.items
+        assert item.strength == strength

@@ -238,10 +238,12 @@ def test_a_new_words_mean_row_is_computed_and_the_models_weights_are_not(monkeyp
     assert begin(settings)[3] != base
 
 
-def test_rates_that_match_nothing_are_said(tmp_path, capsys):
-    train(dataclasses.replace(TOY, steps=1, optim=Optim(rates=(("^rows", 0.5), ("^1.unet", 0.1)))), tmp_path)
-    said = capsys.readouterr().out
-    assert "optim.rates: '^1.unet' matches nothing" in said and "'^rows'" not in said
+def test_rates_that_match_nothing_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^optim.rates: '\^1.unet' matches nothing that is trained; .* such as rows"):
+        train(
+            dataclasses.replace(TOY, steps=1, optim=Optim(rates=(("^rows", 0.5), ("^1.unet", 0.1)))), tmp_path / "run"
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_refused_run_leaves_the_folder_as_it_is(tmp_path):

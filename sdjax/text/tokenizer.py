@@ -10,6 +10,7 @@ Source: "Learning Transferable Visual Models From Natural Language Supervision",
 
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 
@@ -31,7 +32,7 @@ class Tokenizer:
 
     vocabulary: {token: id}; merges: pairs in order of rank; roles: {"bos_token": token, ...}; added: the tokens matched
     in the text before merging, each a dict of "content" and matching flags; length: L, both ends included.
-    All tokenizers compare equal: a compiled function never sees a word and is not compiled again for a new one.
+    Equal are those of the same content.
     """
 
     vocabulary: dict
@@ -40,11 +41,17 @@ class Tokenizer:
     added: tuple
     length: int = 77
 
-    def __eq__(self, other):
-        return isinstance(other, Tokenizer)
+    def __eq__(self, other: object) -> bool:
+        return self is other or isinstance(other, Tokenizer) and self.digest == other.digest
 
-    def __hash__(self):
-        return hash(Tokenizer)
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of the content; made once, where comparing vocabularies at every call would take long."""
+        content = self.vocabulary, self.merges, self.roles, self.added, self.length
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def load(cls, folder):
