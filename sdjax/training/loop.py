@@ -210,8 +210,8 @@ def _train(settings, out):
     method = settings.method
     checks.microbatches(settings)
     trained, frozen, data, base = begin(settings)
-    print(f"data: {data.source.about()}")
     check_rates(settings.optim, trained)
+    print(f"data: {data.source.about()}")
     tx = transform(settings.optim, settings.steps)
     state, numbers = initial_state(trained, tx, settings.ema), trees.count(trained)
     del trained  # the state has a copy, and a large model fits once
