@@ -7,9 +7,10 @@
 A row of the list (JSONL, CSV, parquet) is a picture: prompt, and any of negative, seed (else the row's number), steps,
 guidance, sampler, schedule, size, skip, eta, rescale, image, strength, mask, name, resize, grammar, weighting,
 noise_source, ensd, guidance_start, guidance_end, threshold, threshold_limit, churn, churn_low, churn_high, churn_noise,
-variation_seed, variation, feather, margin, adapters ("<lora:NAME:0.8>", as in prompts).
+variation_seed, variation, feather, margin, adapters ("<lora:NAME:0.8>", as in prompts).  A seed of -1 is a random one.
 A field that is a list is a matrix; flags are for rows that leave a field out, and --set FIELD=VALUE is that for any.
 Each picture gets NAME.png with its settings in it, and last NAME.json; rows that cannot be made are in errors.jsonl.
+A file of such a name that this program did not write stays, and its row is such a row.
 
 A machine's devices share each batch.  To divide a list over machines, start the same line on each with --distributed,
 which joins the launch (SLURM, TPU pod, JAX_COORDINATOR_ADDRESS), or give them --part 0/4, 1/4, ...; the folder is one.
@@ -21,6 +22,7 @@ import functools
 import hashlib
 import json
 import re
+import secrets
 import sys
 from pathlib import Path
 
@@ -77,14 +79,17 @@ def run(options):
     if options.batch < 1:
         raise ValueError(f"--batch={options.batch}: expected at least 1")
     part, parts = _part(options)
-    pictures, errors = lists.read(options.jobs, _defaults(options))
     out = Path(options.out)
+    pictures, errors = lists.read(options.jobs, _defaults(options), functools.cache(lambda: _word(out)))
     out.mkdir(parents=True, exist_ok=True)
     compile_cache.keep()
     maker = Maker(options, out, pictures)
     mine = pictures[part::parts]
     missing = {picture.name for picture in mine if not maker.done(picture)}
-    made = 0
+    kept, made = len(mine) - len(missing), 0
+    others = [picture for picture in mine if picture.name in missing and maker.in_the_way(picture)]
+    errors += [{"row": one.row, "name": one.name, "error": maker.in_the_way(one)} for one in others]
+    missing -= {picture.name for picture in others}
     groups = list(lists.grouped(mine, maker.kind))
     most = min(options.batch, max((len(group) for _, group in groups), default=1))  # one shape, no larger than of use
     with tqdm(total=len(missing), desc="pictures", unit="picture", dynamic_ncols=True, smoothing=0.1) as bar:
@@ -100,7 +105,7 @@ def run(options):
     _report(out, part, parts, errors)
     if options.plot:
         _plot(maker, pictures, options.plot.split(","))
-    return made, len(errors), len(mine) - len(missing)
+    return made, len(errors), kept
 
 
 class Maker:
@@ -179,11 +184,17 @@ class Maker:
 
     def done(self, picture):
         """Returns whether a picture is there, made of these settings by this model."""
-        try:
-            found = json.loads((self.out / f"{picture.name}.json").read_text())["made_from"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return False
-        return found == self.key(picture) and self.path(picture).is_file()
+        found = _about(self.out / f"{picture.name}.json")
+        return found is not None and found == self.key(picture) and self.path(picture).is_file()
+
+    def in_the_way(self, picture):
+        """Returns the error of a picture in whose place is a file that this program did not write, else None."""
+        from sdjax.service import records
+
+        path, beside = self.path(picture), self.out / f"{picture.name}.json"
+        ours = records.own(path) if path.exists() else not beside.exists() or _about(beside) is not None
+        there = path if path.exists() else beside
+        return None if ours else f"name={picture.name!r}: {there} was not written by this program; choose another name"
 
     def make(self, settings, some, lacking, count):
         """Makes pictures that share settings and writes those that lack; returns {"row", "name", "error"} of failures.
@@ -297,6 +308,29 @@ class Maker:
         more = self.sources["more"]
         more = {**more, "Adapters": ", ".join([*filter(None, [more.get("Adapters")]), *shown])}
         return {**self.sources, "hashes": self.sources["hashes"] | found, "more": more}
+
+
+def _about(path):
+    """Returns what a picture was made from, by the JSON beside it; None where that is not of this program."""
+    try:
+        return json.loads(path.read_text())["made_from"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _word(out):
+    """Returns a folder's random word, from which seeds of -1 are drawn; it stays, so that all starts draw the same."""
+    path = out / "seeds.txt"
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("x") as file:
+            file.write(secrets.token_hex(16))
+    except FileExistsError:
+        pass
+    word = path.read_text()
+    if not word:
+        raise OSError(f"{path}: is empty; remove it and start again")
+    return word
 
 
 def _grammar(picture):

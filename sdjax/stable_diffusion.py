@@ -60,12 +60,12 @@ class StableDiffusion(struct.PyTreeNode):
 
     @property
     def bare(self):
-        """sd without what no compiled function looks at: the placeholders' names and what adapters were attached to.
+        """sd without what no compiled function looks at: tokenizer, placeholders, what adapters were attached to.
 
         So that another word or adapter of a kind is the same tree and compiles nothing.
         """
         reference = {name: tree for name, tree in (self.reference or {}).items() if name != ADAPTERS}
-        return self.replace(words={}, reference=reference or None)
+        return self.replace(words={}, tokenizer=None, reference=reference or None)
 
     # ---- words ---------------------------------------------------------------------------------
 

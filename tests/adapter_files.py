@@ -55,8 +55,7 @@ def compute(sd, ids, z, t):
 
 def outputs_here(sd, texts=TEXTS):
     """Returns (context, prediction) of our model at noise of seed 0; with or without adapters it is one program."""
-    sd = sd.replace(reference=None, words={})
-    return compute(sd, sd.tokenize(texts), *_inputs(len(texts), 4))
+    return compute(sd.bare.replace(reference=None), sd.tokenize(texts), *_inputs(len(texts), 4))
 
 
 def _inputs(rows, channels):

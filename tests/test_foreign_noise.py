@@ -145,7 +145,7 @@ def test_a_seed_of_diffusers_gives_its_picture(tmp_path):
 
     @jax.jit
     def run(sd, cond, plan, start, fresh):
-        z = sample(lambda z, t, i: sd.denoise(z, t, cond, i)[0], start, plan, step_noise=fresh)
+        z, _ = sample(lambda z, t, i: sd.denoise(z, t, cond, i)[0], start, plan, step_noise=fresh)
         return sd.decode(z)
 
     ours = to_pictures(run(guided, cond, plan, start, fresh))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import struct
 
 import sdjax
 from sdjax import trees
@@ -85,6 +86,10 @@ def test_steps_seeds_prompts_and_guidance_compile_nothing_new(sd):
         ({"schedule": "linear"}, "linear"),
         ({"ensd": 31337}, "ensd=31337: noise_source='jax' has none"),
         ({"guidance": float("nan")}, "guidance=nan: expected a finite number"),
+        ({"guidance": 1e39}, "guidance=1e.39: expected a finite number, at most 3.4e.38"),
+        ({"guidance": -(10**400)}, "guidance=-1000.*: expected a finite number, at most 3.4e.38"),
+        ({"guidance": np.float16(np.inf)}, "guidance=inf: expected a finite number"),
+        ({"seeds": [1, 1 << 64]}, "seed=18446744073709551616: expected -9223372036854775808 to 18446744073709551615"),
         ({"rescale": 5}, "rescale=5: expected 0 to 1"),
         ({"variation": (1, 3)}, "variation=3: expected 0 to 1"),
         ({"variation": 0.3}, "variation=0.3: expected .seed, amount."),
@@ -113,7 +118,56 @@ MIXED = ["a (cat:1.3)", LONG, "a dog AND snow:0.5", "a [cat|dog]"]
 
 def test_settings_may_be_numbers_of_numpy():
     made = generate.Job(["a"], seeds=np.int64(3), guidance=np.float32(2), churn_high=np.inf, steps=np.int32(4))
-    assert made.seeds == [3]
+    assert made.seeds == [3] and type(made.seeds[0]) is int
+
+
+def test_seeds_have_64_bits():
+    def data(*seeds):
+        return jax.random.key_data(generate.Job(["a"] * len(seeds), seeds=seeds).keys)
+
+    plain = jnp.stack([jax.random.key_data(jax.random.key(np.uint32(seed))) for seed in (0, 7, 2**32 - 1)])
+    np.testing.assert_array_equal(data(0, 7, 2**32 - 1), plain)
+    np.testing.assert_array_equal(data(0, 7, -1), plain)  # as 32 bits
+    np.testing.assert_array_equal(data(0, 7, 2**32 - 1, 2**32 + 7)[:3], plain)  # whatever seeds are beside them
+    many = (7, 2**32 + 7, 2**33 + 7, -(2**32) - 7, 2**63 + 7, np.uint64(2**63 + 2**32 + 7), -(2**63) + 2**33 + 7)
+    assert len(np.unique(data(*many), axis=0)) == len(many)
+
+
+@struct.dataclass
+class Breaks:
+    """A conditioner after which the rows' predictions are not finite from a step on, counted from 1; 0 for never."""
+
+    steps: jax.Array
+
+    def __call__(self, sd, z, t, i, cond):
+        broken = (self.steps > 0) & (i + 1 >= self.steps)
+        return {**cond, "context": jnp.where(broken[:, None, None], jnp.inf, cond["context"])}, {}
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a", "heun", "unipc"])
+def test_latents_that_are_not_finite_are_an_error_that_names_the_step(sd, sampler):
+    broken = sd.add(conditioners=Breaks(jnp.array([0, 4, 3])))
+    with pytest.raises(
+        ValueError, match="^latents: not finite from step 3 of 5 on, in 2 of 3 pictures; expected .*float32"
+    ):
+        sdjax.text2img(broken, ["a"] * 3, steps=5, sampler=sampler, guidance=1.0)
+    assert sdjax.text2img(sd.add(conditioners=Breaks(jnp.array([0]))), ["a"], steps=5, guidance=1.0).max() > 0
+
+
+def test_weights_that_are_not_finite_are_errors(sd):
+    def spoilt(part, name):
+        return sd.replace(**{part: trees.edit(getattr(sd, part), name, lambda _, w: w.at[0].set(jnp.nan))})
+
+    with pytest.raises(ValueError, match="^latents: not finite from step 1 of 2 on, in 1 of 1 pictures"):
+        sdjax.text2img(spoilt("unet", r"^conv_in\.bias$"), ["a"], steps=2)
+    with pytest.raises(ValueError, match="^latents: not finite from step 1 of 2"):
+        sdjax.text2img(spoilt("text_encoder", r"final_layer_norm\.bias$"), ["a"], steps=2)
+    with pytest.raises(
+        ValueError, match="^pixels: not finite in 1 of 1 pictures; expected an autoencoder of finite weights"
+    ):
+        sdjax.text2img(spoilt("vae", r"^decoder\.conv_out\.bias$"), ["a"], steps=2)
+    with pytest.raises(ValueError, match="^latents of the given pictures: not finite in 1 of 1"):
+        sdjax.img2img(spoilt("vae", r"^encoder\.conv_in\.bias$"), ["a"], np.zeros((32, 32, 3), np.uint8), steps=2)
 
 
 @pytest.mark.parametrize("grammar", [pytest.param("a1111", marks=pytest.mark.slow), "comfyui"])

@@ -172,3 +172,12 @@ def test_programs(program, arguments, message, tmp_path):
     else:
         with Image.open(tmp_path / "out" / "00000-0.png") as made:
             assert made.size == (24, 18)
+
+
+def test_one_prompt_and_one_seed_are_both_ends(sd):
+    made = sdjax.interpolate(sd, ["a face"], 2, seeds=np.int64(3), steps=2)
+    alone = sdjax.text2img(sd, ["a face"], seeds=[3], steps=2)
+    assert np.abs(made.astype(int) - alone).max() <= 1
+    np.testing.assert_array_equal(sdjax.interpolate(sd, "a face", 2, seeds=np.array([3]), steps=2), made)
+    with pytest.raises(ValueError, match="^prompts: 3 given; expected one or two"):
+        sdjax.interpolate(sd, ["a", "b", "c"], 2)

@@ -77,3 +77,36 @@ def test_scores_beyond_a_limit_are_made_in_parts_on_every_device(monkeypatch, ba
     monkeypatch.setattr(layers, "_attend_mapped", lambda *args: used.append(args[-1]) or mapped(*args))
     np.testing.assert_allclose(layers.attend(q, k, v, 2), whole, atol=1e-6)
     assert used == [2048]
+
+
+GB, ENDLESS = 1 << 30, str(2**63 - 4096)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "free"),
+    [
+        ("0::/", {"memory.max": 3 * GB, "memory.current": 2 * GB}, GB),
+        ("0::/a/b", {"a/memory.max": 2 * GB, "a/memory.current": GB // 2, "a/b/memory.max": "max"}, 3 * GB // 2),
+        ("0::/", {"memory.max": GB, "memory.current": GB, "memory.stat": f"anon 5\ninactive_file {GB // 2}"}, GB // 2),
+        ("0::/", {"memory.max": GB, "memory.current": 2 * GB}, 0),
+        ("0::/gone", {"memory.max": 9 * GB, "memory.current": GB}, 4 * GB),
+        ("0::/", {"memory.max": "max", "memory.current": GB}, 4 * GB),
+        (
+            "4:cpu,memory:/a\n0::/",
+            {"memory/a/memory.limit_in_bytes": 2 * GB, "memory/a/memory.usage_in_bytes": GB,
+             "memory/memory.limit_in_bytes": ENDLESS, "memory/memory.usage_in_bytes": 5 * GB},
+            GB,
+        ),
+        ("4:memory:/elsewhere", {"memory/memory.limit_in_bytes": GB, "memory/memory.usage_in_bytes": GB // 2}, GB // 2),
+    ],
+)  # fmt: skip
+def test_available_memory_is_the_least_that_control_groups_leave(tmp_path, monkeypatch, groups, files, free):
+    files = {"proc/meminfo": f"MemTotal: 9 kB\nMemAvailable: {4 * GB // 1024} kB", "proc/self/cgroup": groups} | {
+        f"groups/{name}": value for name, value in files.items()
+    }
+    for name, value in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{value}\n")
+    monkeypatch.setattr(memory, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "groups")
+    assert memory.available() == free

@@ -237,3 +237,14 @@ def test_hires_fix_of_a1111(tmp_path, capsys):
     assert "R-ESRGAN" in said[1]
     with pytest.raises(ValueError, match="Hires resize 96x96 of 32x48: expected"):
         options.recorded(tmp_path / "wide.png", "text2img")
+
+
+def test_a_picture_that_is_not_finite_is_not_written(tmp_path, capsys):
+    asked = ["--model", "random:tiny", "--prompt", "a face", "--steps", "2", "--guidance"]
+    assert run("text2img", tmp_path / "out", *asked, "3e38") is None
+    assert (
+        capsys.readouterr().err.splitlines()[-1].startswith("error: latents: not finite from step 1 of 2 on, in 1 of 1")
+    )
+    assert run("text2img", tmp_path / "out", *asked, "1e39") is None
+    assert capsys.readouterr().err.startswith("error: guidance=1e+39: expected a finite number")
+    assert not list(tmp_path.rglob("*.png"))

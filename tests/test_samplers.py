@@ -60,7 +60,7 @@ def ours(plan, noise, step_noise, z=None):
     def denoise(z, t, i):
         return predict(z, t[:, None, None, None], jnp)
 
-    return sample(denoise, noise, plan, step_noise=step_noise, z=z)
+    return sample(denoise, noise, plan, step_noise=step_noise, z=z)[0]
 
 
 def theirs(monkeypatch, sampler, config, steps, start=0, z=None, eta=None):
@@ -512,7 +512,7 @@ def test_nothing_recompiles():
             traces.append(1)
             return predict(z, t[:, None, None, None], jnp)
 
-        return sample(denoise, noise, plan, keys)
+        return sample(denoise, noise, plan, keys)[0]
 
     keys = jax.random.split(jax.random.key(0), 2)
     schedule = Schedule.from_json(SD15)
@@ -533,7 +533,7 @@ def test_steps_and_times_that_the_network_is_told():
         jax.debug.callback(lambda t, i: seen.append((float(t[0]), int(i))), t, i, ordered=True)
         return z
 
-    sample(denoise, jnp.asarray(NOISE), plan).block_until_ready()
+    jax.block_until_ready(sample(denoise, jnp.asarray(NOISE), plan))
     jax.effects_barrier()
     assert seen == [(499.5, 0), (249.75, 0), (249.75, 1), (0.0, 1), (0.0, 2)]
     assert plan.rows == 5 and plan.steps == 3
@@ -546,7 +546,7 @@ def test_an_image_depends_on_its_own_key(sampler):
 
     @jax.jit
     def run(noise, keys):
-        return sample(lambda z, t, i: predict(z, t[:, None, None, None], jnp), noise, plan, keys)
+        return sample(lambda z, t, i: predict(z, t[:, None, None, None], jnp), noise, plan, keys)[0]
 
     def keys():
         return jax.random.split(jax.random.key(3), 3)

@@ -1,5 +1,6 @@
 """The tokenizer gives the ids of transformers' CLIP tokenizer, placeholder words included, and writes what it reads."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -201,6 +202,9 @@ def test_importing_is_quick():
     assert run.stdout == "[]\n"
 
 
-def test_all_tokenizers_are_equal(tokenizer):
-    """A compiled function that carries a tokenizer is not compiled again for a new word."""
-    assert tokenizer == tokenizer.add("<me>") and hash(tokenizer) == hash(tokenizer.add("<me>"))
+def test_equal_are_those_of_the_same_content(tokenizer):
+    again, other = Tokenizer.train(SENTENCES, 600), Tokenizer.train(SENTENCES[:2], 600)
+    assert tokenizer == again and hash(tokenizer) == hash(again)
+    for different in (other, tokenizer.add("<me>"), dataclasses.replace(tokenizer, length=9), "tokenizer"):
+        assert tokenizer != different
+    assert tokenizer.add("<me>") == again.add("<me>") != tokenizer.add("<me>", 2)

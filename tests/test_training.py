@@ -30,7 +30,7 @@ from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
 from sdjax.runtime import mesh
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.training import optim, results
+from sdjax.training import optim, preview, results
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.loop import Train, begin, default_loss, initial_state, make_step, train
 from sdjax.training.optim import Optim
@@ -238,10 +238,20 @@ def test_a_new_words_mean_row_is_computed_and_the_models_weights_are_not(monkeyp
     assert begin(settings)[3] != base
 
 
-def test_rates_that_match_nothing_are_said(tmp_path, capsys):
-    train(dataclasses.replace(TOY, steps=1, optim=Optim(rates=(("^rows", 0.5), ("^1.unet", 0.1)))), tmp_path)
-    said = capsys.readouterr().out
-    assert "optim.rates: '^1.unet' matches nothing" in said and "'^rows'" not in said
+def test_rates_that_match_nothing_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^optim.rates: '\^1.unet' matches nothing that is trained; .* such as rows"):
+        train(
+            dataclasses.replace(TOY, steps=1, optim=Optim(rates=(("^rows", 0.5), ("^1.unet", 0.1)))), tmp_path / "run"
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_previews_that_cannot_be_made_are_said(tmp_path, capsys):
+    sd = pipeline.load("random:tiny")
+    sd = sd.replace(unet=trees.edit(sd.unet, r"^conv_in\.bias$", lambda _, w: w.at[0].set(jnp.nan)))
+    preview.write(tmp_path / "0000001.png", Full(), sd, None, Train(prompts=("a",)))
+    assert capsys.readouterr().out.startswith("preview: no 0000001.png: latents: not finite from step 1 of 20 on")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_refused_run_leaves_the_folder_as_it_is(tmp_path):

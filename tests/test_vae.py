@@ -1,5 +1,6 @@
 """The autoencoder against diffusers': names, shapes, moments, decoding, odd sizes; its config; gradients."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -156,3 +157,21 @@ def test_old_config_files_have_fewer_keys():
 def test_config_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         VaeConfig.from_json(options)
+
+
+@pytest.mark.parametrize("method", ["encode", "decode"])
+def test_float16_is_computed_in_float32_where_the_config_asks(method):
+    """Maps of this autoencoder exceed float16's 65504, as those of Stable Diffusion XL's do."""
+    params = trees.edit(pair(ONE)[1], r"conv_in\.kernel$", lambda _, w: 3000 * w)
+    params = trees.cast(params, "float16")
+    x = 100 * pictures(8, 8)[..., [0, 1, 2] if method == "encode" else [0, 1, 2, 0]]
+
+    def made(dtype, upcast):
+        vae = AutoencoderKL(dataclasses.replace(ONE, force_upcast=upcast), jnp.dtype(dtype))
+        return np.asarray(jnp.asarray(vae.apply(params, x, method=method)), np.float32)
+
+    exact = made("float32", False)
+    assert np.isfinite(exact).all()
+    np.testing.assert_array_equal(made("float16", True), exact)
+    assert not np.isfinite(made("float16", False)).all()
+    assert not np.array_equal(made("bfloat16", True), exact)

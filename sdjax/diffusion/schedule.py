@@ -10,6 +10,7 @@ host in float64; what a compiled function computes is float32.  Shapes: B batch,
 
 import dataclasses
 import functools
+import numbers
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -47,6 +48,8 @@ class Schedule:
     timestep_spacing: leading, linspace or trailing; None leaves the choice to the sampler, as a file without it does.
     steps_offset: added to the times of the spacing "leading".
     set_alpha_to_one: whether DDIM's last step ends at alpha_bar = 1 instead of alpha_bar_0.
+    Raises ValueError for a name or number out of those that a schedule has: 0 < beta < 1, and 1 as one of
+    `trained_betas` too, whole numbers from 1 of times and from 0 of offsets.
     """
 
     num_train_timesteps: int = 1000
@@ -64,11 +67,21 @@ class Schedule:
         _check("beta_schedule", self.beta_schedule, BETAS)
         _check("prediction_type", self.prediction_type, PREDICTIONS)
         _check("timestep_spacing", self.timestep_spacing, (*SPACINGS, None))
+        _whole("num_train_timesteps", self.num_train_timesteps, 1)
+        _whole("steps_offset", self.steps_offset, 0)
+        for name in ("beta_start", "beta_end"):
+            value = getattr(self, name)
+            if not (isinstance(value, numbers.Real) and 0 < value < 1):
+                raise ValueError(f"{name}={value!r}: expected a number above 0 and below 1")
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             raise ValueError(
                 f"trained_betas has {len(self.trained_betas)} values: expected num_train_timesteps,"
                 f" {self.num_train_timesteps}"
             )
+
+        for i, beta in enumerate(self.trained_betas or ()):
+            if not 0 < beta <= 1:
+                raise ValueError(f"trained_betas: value {i} is {beta}; expected numbers above 0, to 1")
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> Self:
@@ -109,6 +122,11 @@ class Schedule:
 def _check(name, value, accepted):
     if value not in accepted:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(str(item) for item in accepted)}")
+
+
+def _whole(name, value, low):
+    if not isinstance(value, numbers.Integral) or value < low:
+        raise ValueError(f"{name}={value!r}: expected a whole number, {low} or more")
 
 
 @functools.lru_cache(maxsize=32)

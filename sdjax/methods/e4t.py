@@ -204,7 +204,7 @@ def look(sd, pixels):
 
 
 def _seen(encoder, sd, pixels):
-    classes = _see(encoder, sd, pixels[None])
+    classes = _see(encoder, sd.bare, pixels[None])
     return sd.replace(reference={**sd.reference, "concept": pixels, "classes": classes})
 
 

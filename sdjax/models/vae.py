@@ -27,7 +27,8 @@ NO_VARIANCE = -30.0  # logarithm of it, the least that encode gives
 class VaeConfig:
     """The vae/config.json of a diffusers folder; defaults are those of diffusers' AutoencoderKL.
 
-    scaling_factor: the UNet sees latents times this.  force_upcast: the folder asks for float32 here in any case.
+    scaling_factor: the UNet sees latents times this.  force_upcast: the folder asks for float32 where all else computes
+    in float16, whose range it exceeds.
     num_vq_embeddings: entries of the codebook of a VQModel, whose latents are not scaled; None for a KL autoencoder.
     """
 
@@ -107,6 +108,8 @@ def _only(value, accepted, name):
 class AutoencoderKL(nn.Module):
     """Encoder to a Gaussian over latents, and decoder.  remat: keep only the residual blocks' inputs for the gradient.
 
+    dtype: float16 is computed in float32 where the config has force_upcast; so do diffusers' pipelines of Stable
+    Diffusion XL, and for the others it is our choice.
     With a codebook (num_vq_embeddings) the Gaussian has no variance, and the decoder takes the nearest entries.
     Source: Rombach et al. 2022, 3.1 and appendix G.
     """
@@ -117,13 +120,15 @@ class AutoencoderKL(nn.Module):
 
     def setup(self):
         config, quantized = self.config, self.config.num_vq_embeddings is not None
+        upcast = config.force_upcast and jnp.dtype(self.dtype) == jnp.float16
+        dtype = jnp.float32 if upcast else self.dtype
         made = config.latent_channels if quantized else 2 * config.latent_channels
-        self.encoder = _Encoder(config, made, self.dtype, self.remat)
-        self.decoder = _Decoder(config, self.dtype, self.remat)
+        self.encoder = _Encoder(config, made, dtype, self.remat)
+        self.decoder = _Decoder(config, dtype, self.remat)
         if config.use_quant_conv:
-            self.quant_conv = Conv(made, 1, dtype=self.dtype)
+            self.quant_conv = Conv(made, 1, dtype=dtype)
         if config.use_post_quant_conv:
-            self.post_quant_conv = Conv(config.latent_channels, 1, dtype=self.dtype)
+            self.post_quant_conv = Conv(config.latent_channels, 1, dtype=dtype)
         if quantized:
             self.quantize = Codebook(config.num_vq_embeddings, config.latent_channels)
 

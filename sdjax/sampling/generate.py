@@ -27,11 +27,13 @@ from sdjax.diffusion.samplers.plan import SAMPLERS, guided_times, sample, tabula
 from sdjax.diffusion.wrappers import ExtraChannels, Guidance, Threshold, mask_channels
 from sdjax.images.resize import fitted, pad
 from sdjax.runtime import replicas
-from sdjax.sampling import control, foreign_noise, memory, slerp, tiles
+from sdjax.sampling import control, finite, foreign_noise, memory, slerp, tiles
 from sdjax.stable_diffusion import to_pictures, to_pixels
 from sdjax.text import conditioning, grammars
 
 ANY, POSITIVE = math.inf, np.finfo(np.float32).tiny  # the least float32 above 0
+LARGEST = float(np.finfo(np.float32).max)  # what a device computes with
+SEEDS = -(1 << 63), (1 << 64) - 1  # as PyTorch takes them
 # Lowest and highest value of each number of a Job, None where None is one too; ANY itself is no guidance.
 RANGES = {"guidance": (-ANY, ANY), "eta": (0, 1), "rescale": (0, 1), "guidance_start": (0, 1), "guidance_end": (0, 1)}
 RANGES |= {"threshold": (0, 1), "threshold_limit": (POSITIVE, ANY), "churn": (0, ANY), "churn_noise": (0, ANY)}
@@ -46,6 +48,7 @@ class Job:
     """What to make and how to sample it: the arguments that all tasks share, checked and one per picture.
 
     prompts, negative, seeds: one text or int, or one per picture; seeds count from 0 where None.
+    A seed has 64 bits; -1, -2, ... are 2^32 - 1, 2^32 - 2, ...
     guidance: 1 for none.  rescale: of guidance, 0 to 1.
     guidance_start, guidance_end: guidance acts in the steps between these fractions of the run; elsewhere the negative
     prompt has no say.
@@ -110,13 +113,19 @@ class Job:
         if self.weighting and self.grammar == "plain":
             raise ValueError(f"weighting={self.weighting!r}: grammar='plain' has no weights; expected a1111 or comfyui")
         controls = (self.control,) if isinstance(self.control, control.Control) else tuple(self.control)
+        seeds = [operator.index(seed) for seed in seeds]  # of Python, which have room for sums
         for name, value in (("prompts", prompts), ("seeds", seeds), ("negative", negative), ("control", controls)):
             object.__setattr__(self, name, value)
 
     @property
     def keys(self):
-        """One key per picture [B]."""
-        return jax.vmap(jax.random.key)(np.array([seed % (1 << 32) for seed in self.seeds], np.uint32))
+        """One key per picture [B]: of the seed's low 32 bits, with the high ones folded in where they are not 0."""
+        words = [seed if abs(seed) >> 32 else seed % (1 << 32) for seed in self.seeds]
+        low, high = np.array([(word & 0xFFFFFFFF, word >> 32 & 0xFFFFFFFF) for word in words], np.uint32).T
+        keys = jax.vmap(jax.random.key)(low)
+        if not high.any():
+            return keys
+        return jnp.where(high, jax.vmap(jax.random.fold_in)(jax.random.clone(keys), high), keys)
 
     @property
     def guided(self):
@@ -148,7 +157,10 @@ def _check(job, seeds):
         value = getattr(job, name)
         if value not in tuple(known) and not (name == "weighting" and value is None):
             raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}")
-    _whole("seed", -ANY, *seeds)
+    for seed in seeds:
+        _whole("seed", -ANY, seed)
+        if not SEEDS[0] <= operator.index(seed) <= SEEDS[1]:
+            raise ValueError(f"seed={seed}: expected {SEEDS[0]} to {SEEDS[1]}")
     for name, low in COUNTS.items():
         _whole(name, low, getattr(job, name))
     for name, (low, high) in RANGES.items():
@@ -168,10 +180,13 @@ def _whole(name, low, *values):
 
 def _number(name, value, low, high):
     """Raises ValueError for what is no number from low to high; infinity is one for a highest sigma only."""
-    finite = isinstance(value, numbers.Real) and (math.isfinite(value) or name == "churn_high" and value > 0)
-    if not finite or not low <= value <= high:
+    real = isinstance(value, numbers.Real)
+    number = float(value) if real and not isinstance(value, int) else value  # LARGEST is no number of a float16
+    finite = real and (-LARGEST <= number <= LARGEST or name == "churn_high" and number == ANY)
+    if not finite or not low <= number <= high:
         least = "above 0" if low == POSITIVE else f"{low} or more"
         wanted = f"{low} to {high}" if high != ANY else least if low != -ANY else "a finite number"
+        wanted += f", at most {LARGEST:.3g}" if real and ANY > abs(number) > LARGEST else ""
         raise ValueError(f"{name}={value}: expected {wanted}")
 
 
@@ -213,7 +228,7 @@ def interpolate(sd, prompts, frames, *, seeds=(0, 0), size=None, at_once=None, *
     _whole("frames", 2, frames)
     at_once = frames if at_once is None else at_once
     _whole("at_once", 1, at_once)
-    (first, last), ends = ([ends, ends] if isinstance(ends, (str, int)) else list(ends) for ends in (prompts, seeds))
+    (first, last), ends = _ends("prompts", prompts), _ends("seeds", seeds)
     job = Job([first] * frames, seeds=[ends[0]] * frames, **settings)
     if first != last and (sd.conditioners or job.grammar != "plain"):
         raise ValueError("prompts: those that are read anew at every step have no way between them; expected one")
@@ -226,6 +241,14 @@ def interpolate(sd, prompts, frames, *, seeds=(0, 0), size=None, at_once=None, *
         cond = {"context": (1 - part) * texts[0] + part * texts[1]} if texts else None
         made.append(decode(sd, run(sd, _part(job, places), slerp.slerp(low, high, part[..., None]), cond=cond)))
     return np.concatenate(made)[:frames]
+
+
+def _ends(name, given):
+    """Returns the two ends of a way that is given by two values, or by one for both."""
+    ends = [given] if np.ndim(given) == 0 else list(given)
+    if len(ends) not in (1, 2):
+        raise ValueError(f"{name}: {len(ends)} given; expected one or two")
+    return ends[0], ends[-1]
 
 
 def first_step(steps, strength):
@@ -268,14 +291,15 @@ def encode(sd, pictures, keys):
     keys: one per picture [B]; the draw is of its own, apart from the sampling noise of the same key.
     """
     sd, place = replicas.share(sd.bare, len(pictures))
-    return _draw_latents(sd, tiles.moments(sd, place(to_pixels(pictures))), place(keys))
+    z = _draw_latents(sd, tiles.moments(sd, place(to_pixels(pictures))), place(keys))
+    return finite.made("latents of the given pictures", z)
 
 
 def decode(sd, z):
     """Returns pictures uint8 [B H W 3] of scaled latents [B h w c]; large ones in tiles, to save memory."""
     sd, place = replicas.share(sd.bare, len(z))
     with memory.told(tuple(side * sd.factor for side in z.shape[1:3]), len(z)):
-        return to_pictures(tiles.decode(sd, place(z)))
+        return to_pictures(finite.made("pixels", tiles.decode(sd, place(z))))
 
 
 # ---- sampling ------------------------------------------------------------------------------------
@@ -289,8 +313,8 @@ def run(sd, job, start, *, z=None, skipped=0, cond=None, extra=None, region=None
     than the latent [B h w E].  region: a KnownRegion of B pictures.  before: steps of a first pass that this follows.
     Prompts of several sizes (prompt.sizes) are made one size after the other, each filled up to B, so that none is
     padded for another and one program of each size serves all batches.
-    Raises ValueError for an unknown sampler or schedule, for extra channels that the network does not take, and for
-    what does not fit into memory.
+    Raises ValueError for an unknown sampler or schedule, for extra channels that the network does not take, for what
+    does not fit into memory, and where a latent is not finite, naming the step.
     """
     rows = {"start": start, "z": z, "cond": cond, "extra": extra, "region": region}
     groups = _groups(sd, job, before)
@@ -356,7 +380,10 @@ def _run(sd, job, start, z, cond, extra, region, *, skipped, before):
         fresh = foreign_noise.steps(job.noise_source, job.seeds, start.shape[1:], plan.draws, job.ensd)
     cond, keys, z = place((cond, job.keys, z))
     with memory.told(size, count), _bar(int(plan.rows), job.progress) as tick:
-        return _sample(sd.bare, cond, start, keys, plan, z, fresh, tick=tick).block_until_ready()
+        made, lost = jax.block_until_ready(_sample(sd.bare, cond, start, keys, plan, z, fresh, tick=tick))
+    dtype = jnp.dtype(sd.networks.unet.dtype).name
+    advice = f"finite weights, and guidance={job.guidance:g} and dtype={dtype} that suit them"
+    return finite.latents(made, lost, int(plan.steps), advice)
 
 
 def _texts(sd, job, before):

@@ -18,20 +18,54 @@ from sdjax.sampling.tiles import AT_ONCE
 # 2 rows of 64 x 64, by XLA's own count on a CPU (283 MB; 21 November 2026, benchmarks/sampling_memory.py).
 KEPT = 27
 CONTROLLED = 9  # likewise of each ControlNet, our estimate: what it adds to the maps, twice while summed, its picture
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 DECODED = 3000  # bytes per pixel that a full-size decoder keeps (tiles.py)
 
 
-def available():
-    """Returns the bytes free on the first device, or on the machine where that is its memory; None where unknown."""
+def available() -> int | None:
+    """Returns the bytes free on the first device, or for this process where that is the machine's memory.
+
+    The latter is the least of what the machine has and what the process's control groups leave; None where unknown.
+    """
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    lines = _lines(PROC / "meminfo")
+    machine = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return min([*machine, *_left_by_groups()], default=None)
+
+
+def _left_by_groups():
+    """Yields the bytes that each control group of this process, from its own up to the root, leaves: limit - use.
+
+    Cached files that the kernel takes back first are no use of it.  Source: Linux, admin-guide/cgroup-v2.rst and
+    cgroup-v1/memory.rst.
+    """
+    for line in _lines(PROC / "self" / "cgroup"):
+        _, controllers, own = line.split(":", 2)
+        if not controllers:
+            root, most, used, cached = CGROUPS, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, most, used = CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cached = "total_inactive_file"
+        else:
+            continue
+        group = root / own.lstrip("/")
+        for folder in (group, *group.parents)[: len(group.parts) - len(root.parts) + 1]:
+            numbers = [_lines(folder / name) for name in (most, used)]
+            if all(numbers) and numbers[0][0].isdigit():  # "max" is no limit
+                back = [
+                    int(line.split()[1]) for line in _lines(folder / "memory.stat") if line.startswith(f"{cached} ")
+                ]
+                yield max(0, int(numbers[0][0]) - int(numbers[1][0]) + sum(back))
+
+
+def _lines(path):
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        return path.read_text().splitlines()
     except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+        return []
 
 
 def needed(sd, sides, rows, controls=0):

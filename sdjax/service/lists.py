@@ -7,16 +7,20 @@
     for settings, group in grouped(pictures): ...
 
 A field that is a list, or a number or size written as "0-9" or "3|7.5", is a matrix: every combination becomes a
-picture.  A row that cannot be used is an error in `errors` and never the end of a run.
+picture.  Each -1 of a row's seeds is a random number, for all pictures that it stands in.
+A row that cannot be used is an error in `errors` and never the end of a run.
 """
 
 import codecs
 import csv
 import dataclasses
+import functools
+import hashlib
 import itertools
 import json
 import math
 import re
+import secrets
 from pathlib import Path
 
 from sdjax.text import grammars
@@ -28,6 +32,7 @@ NUMBERS |= dict.fromkeys(("churn", "churn_low", "churn_high", "churn_noise", "va
 TEXTS = ("prompt", "negative", "sampler", "schedule", "image", "mask", "resize")
 TEXTS += ("grammar", "weighting", "noise_source", "adapters", "name")
 FIELDS = (*TEXTS, *NUMBERS, "size")
+DRAWN = ("seed", "variation_seed")  # of which -1 is a random one
 # What may differ between pictures of one call.
 SHARED = ("prompt", "negative", "seed", "variation_seed", "variation", "image", "mask", "adapters", "name")
 NEEDED = dict.fromkeys(("strength", "resize", "mask"), ("image",))  # fields that mean nothing without others
@@ -48,20 +53,22 @@ class Picture:
     settings: dict
 
 
-def read(path, defaults=None):
+def read(path, defaults=None, word=None):
     """Returns (pictures, errors): list of Picture, and list of {"row", "error"}.
 
     defaults: settings for the fields that a row does not have; those that need others, as strength needs an image,
     are for the rows that have these.
+    word: () -> text, asked where seeds are -1: the same word draws the same seeds at every reading; None draws anew.
     Raises ValueError when the file as a whole cannot be read, and for defaults that cannot be used.
     """
     pictures, errors, names = [], [], set()
     defaults = _checked(defaults or {})
+    word = word or functools.cache(lambda: secrets.token_hex(16))
     for number, row in enumerate(_rows(Path(path)), start=1):
         try:
             if isinstance(row, ValueError):
                 raise row
-            made = _pictures(number, row, defaults)
+            made = _pictures(number, row, defaults, word)
             taken = names & {picture.name for picture in made}
             if taken:
                 raise ValueError(f"name={min(taken)!r}: there is a picture of this name already")
@@ -112,7 +119,7 @@ def _checked(row):
     return {name: _several(name, value) for name, value in row.items() if value not in (None, "") or name == "prompt"}
 
 
-def _pictures(number, row, defaults):
+def _pictures(number, row, defaults, word):
     row = _checked(row)
     there = row.keys() | defaults.keys()
     for name, needed in NEEDED.items():
@@ -126,6 +133,7 @@ def _pictures(number, row, defaults):
         count *= len(value) if isinstance(value, list) else 1
     if not 1 <= count <= MOST:
         raise ValueError(f"{count} pictures of one row: expected 1 to {MOST}")
+    row |= {name: _drawn(row[name], f"{number} {name}", word) for name in DRAWN if name in row}
     rows = expand(row)
     stem = f"{number:06d}"
     made = []
@@ -138,6 +146,15 @@ def _pictures(number, row, defaults):
         prompt(settings)  # an adapter that cannot be read is this row's error
         made.append(Picture(f"{name}-{index:05d}" if len(rows) > 1 else name, number, settings))
     return made
+
+
+def _drawn(value, place, word):
+    """Returns a seed, or a list of such, with 32 random bits in place of each -1; place: of the field in the list."""
+    if isinstance(value, list):
+        return [_drawn(one, f"{place} {i}", word) for i, one in enumerate(value)]
+    if value != -1:
+        return value
+    return int.from_bytes(hashlib.sha256(f"{word()} {place}".encode()).digest()[:4], "big")
 
 
 def _several(name, value):

@@ -234,7 +234,7 @@ def condition(
         raise ValueError("prompt: AND weighs texts against the negative prompt; give one, '' at least")
 
     tables = [_table(sd.tokenizer, texts, grammar, steps) for stream in streams for _, texts in stream]
-    plain = sd.replace(words={}, conditioners=(), wrappers=(), reference=None)
+    plain = sd.bare.replace(conditioners=(), wrappers=(), reference=None)
     made = _encoded(plain, _stacked(tables, ROOM if grammar == "a1111" else 1), skip=skip, comfy=weighting == "comfyui")
     batch = len(prompts)
     made = [jax.tree.map(lambda x, k=k: x[k * batch : (k + 1) * batch], made) for k in range(len(streams))]

@@ -10,6 +10,7 @@ Source: "Learning Transferable Visual Models From Natural Language Supervision",
 
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 import re
@@ -38,7 +39,7 @@ class Tokenizer:
 
     vocabulary: {token: id}; merges: pairs in order of rank; roles: {"bos_token": token, ...}; added: the tokens matched
     in the text before merging, each a dict of "content" and matching flags; length: L, both ends included.
-    All tokenizers compare equal: a compiled function never sees a word and is not compiled again for a new one.
+    Equal are those of the same content.
     """
 
     vocabulary: dict[str, int]
@@ -48,10 +49,16 @@ class Tokenizer:
     length: int = 77
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Tokenizer)
+        return self is other or isinstance(other, Tokenizer) and self.digest == other.digest
 
     def __hash__(self) -> int:
-        return hash(Tokenizer)
+        return hash(self.digest)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of the content; made once, where comparing vocabularies at every call would take long."""
+        content = self.vocabulary, self.merges, self.roles, self.added, self.length
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> Self:

@@ -27,7 +27,7 @@ from sdjax.settings import BELOW_1, FROM_0, FROM_1, SEED, check
 from sdjax.training import checks, preview, results
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.log import Log
-from sdjax.training.optim import Optim, moving_average, norm, rate, transform, unmatched
+from sdjax.training.optim import Optim, check_rates, moving_average, norm, rate, transform
 from sdjax.training.run import check_folder, write_settings
 
 BEFORE_STOP = 143  # exit status after SIGTERM, as shells count it: 128 + 15
@@ -210,10 +210,10 @@ def _train(settings, out):
     method = settings.method
     checks.microbatches(settings)
     trained, frozen, data, base = begin(settings)
+    check_rates(settings.optim, trained)
     print(f"data: {data.source.about()}")
     tx = transform(settings.optim, settings.steps)
     state, numbers = initial_state(trained, tx, settings.ema), trees.count(trained)
-    strange = unmatched(settings.optim, trained)
     del trained  # the state has a copy, and a large model fits once
     place, run = mesh.compile(_step(settings, tx), settings.parallel, settings.data.batch)
     checkpoints, state = _resumed(out, settings, state, base)
@@ -223,8 +223,6 @@ def _train(settings, out):
         return place.gather(state)["ema" if settings.ema else "trained"]
 
     start = int(place.gather(state)["step"])
-    for pattern in strange:
-        print(f"optim.rates: {pattern!r} matches nothing that is trained")
     print(f"{type(method).__name__}: {numbers:,} numbers trained, {trees.count(frozen):,} frozen; "
           f"{'resumed at step ' + str(start) if start else 'from the start'}; in {out}")  # fmt: skip
     log = Log(out, start, settings.steps, out.name)

@@ -89,10 +89,15 @@ def transform(optim, steps):
     return optax.chain(shaped(optax.chain(*parts)), named, optax.scale_by_learning_rate(rate(optim, steps)))
 
 
-def unmatched(optim, trained):
-    """Returns the patterns of `rates` that match the name of no trained weight."""
+def check_rates(optim: Optim, trained: dict) -> None:
+    """Raises ValueError where a pattern of `rates` matches the name of no trained weight."""
     names = trees.names(trained)
-    return [pattern for pattern, _ in optim.rates if not any(re.search(pattern, name) for name in names)]
+    for pattern, _ in optim.rates:
+        if not any(re.search(pattern, name) for name in names):
+            raise ValueError(
+                f"optim.rates: {pattern!r} matches nothing that is trained; expected a pattern of names such as"
+                f" {trees.listing(names, 4)}"
+            )
 
 
 def norm(tree):

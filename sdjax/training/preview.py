@@ -16,20 +16,29 @@ def write(path, method, sd, data, settings):
     """Writes a grid: prompts by seeds; pictures above their reconstructions for an autoencoder; nothing for Clip.
 
     Where the data show an encoder its subjects (data.concept), a row each: the subject, then a picture per prompt.
+    Pictures that cannot be made are said, and are not the end of a run.
     """
     if isinstance(method, Clip):
         return
+    try:
+        rows = _rows(method, sd, data, settings)
+    except ValueError as error:
+        print(f"preview: no {path.name}: {error}")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(grid(rows)).save(path)
+
+
+def _rows(method, sd, data, settings):
+    """Returns the rows of pictures of the grid."""
     prompts = settings.prompts or (f"a photo of {settings.data.word or 'a face'}",)
     if isinstance(method, Vae):
         pixels = data[0]["pixels"][:8]
-        rows = [to_pictures(pixels), to_pictures(sd.decode(sd.encode(pixels)))]
-    elif settings.data.concept:
+        return [to_pictures(pixels), to_pictures(sd.decode(sd.encode(pixels)))]
+    if settings.data.concept:
         subjects = data[0]["concept"][:SEEDS]
-        rows = [(*to_pictures(x[None]), *_pictures(look(sd, x), prompts, [0] * len(prompts))) for x in subjects]
-    else:
-        rows = [_pictures(sd, [prompt] * SEEDS, range(SEEDS)) for prompt in prompts]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid(rows)).save(path)
+        return [(*to_pictures(x[None]), *_pictures(look(sd, x), prompts, [0] * len(prompts))) for x in subjects]
+    return [_pictures(sd, [prompt] * SEEDS, range(SEEDS)) for prompt in prompts]
 
 
 def _pictures(sd, prompts, seeds):

@@ -1,7 +1,7 @@
 """Sampling: from noise to a latent, by any of SAMPLERS along any of the noise schedules of sigmas.py.
 
     plan = tabulate(sd.schedule, "dpmpp_2m", steps=20, spacing="karras")           # on the host, numpy
-    z = sample(lambda z, t, i: sd.denoise(z, t, cond, i)[0], noise, plan, keys)    # inside jit, plan an argument
+    z, lost = sample(lambda z, t, i: sd.denoise(z, t, cond, i)[0], noise, plan, keys)    # inside jit, plan an argument
 
 A plan is a table: a row per evaluation of the network, linear in the registers of row.py.  The compiled loop is the
 same for all samplers, step counts and starting points; only whether fresh noise is drawn is static.  The state is
@@ -19,7 +19,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Float32, Int, Key
+from jaxtyping import Array, Float, Float32, Int, Int32, Key
 
 from sdjax.diffusion.samplers import discrete, multistep, row, sigmas, singlestep
 from sdjax.diffusion.schedule import Schedule
@@ -196,9 +196,10 @@ def sample(
     *,
     z: Float[Array, "B h w c"] | None = None,
     step_noise: Float[Array | np.ndarray, "n B h w c"] | None = None,
-) -> Float32[Array, "B h w c"]:
-    """Returns the latent [B h w c] that the plan leads to, float32.
+) -> tuple[Float32[Array, "B h w c"], Int32[Array, " B"]]:
+    """Returns (the latent [B h w c] that the plan leads to, float32, and lost int32 [B]).
 
+    lost: the step, counted from 1, after which a picture's latent was not finite for the first time; 0 for none.
     denoise(z [B h w c], t [B] float32, i int32) -> prediction [B h w c] of the schedule's type; i: the step, 0 the
     first run.
     noise: standard normal [B h w c].  z: the scaled latent that image-to-image starts from, None for pure noise.
@@ -217,12 +218,14 @@ def sample(
         return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, n), noise.shape[1:], jnp.float32))(keys)
 
     def evaluate(k, state):
-        x, base, past = state
+        x, base, past, lost = state
         t = jnp.broadcast_to(plan_t[k], x.shape[:1])
         prediction = denoise(x, t, plan_step[k]).astype(jnp.float32)
         output = to_output[k, 0] * x + to_output[k, 1] * prediction
         known = [x, base, output, *past[:-1]] + ([fresh(plan_draw[k])] if plan.stochastic else [])
-        return _combine(to_x[k], known), _combine(to_base[k], known), (output, *past[:-1])
+        x, base = _combine(to_x[k], known), _combine(to_base[k], known)
+        broken = (lost == 0) & ~jnp.isfinite(x).reshape(len(x), -1).all(1)
+        return x, base, (output, *past[:-1]), jnp.where(broken, plan_step[k] + 1, lost)
 
     plan_t, plan_step, plan_draw, to_output, to_x, to_base = (
         jnp.asarray(table) for table in (plan.t, plan.step, plan.draw, plan.output, plan.x, plan.base)
@@ -231,8 +234,9 @@ def sample(
     x = plan.scale * noise if z is None else plan.a * z.astype(jnp.float32) + plan.s * noise
     if plan.stochastic:
         x += plan.churn * fresh(0)
-    state = x, jnp.zeros_like(x), (jnp.zeros_like(x),) * len(row.M)
-    return jax.lax.fori_loop(0, plan.rows, evaluate, state)[0]
+    state = x, jnp.zeros_like(x), (jnp.zeros_like(x),) * len(row.M), jnp.zeros(len(x), jnp.int32)
+    x, _, _, lost = jax.lax.fori_loop(0, plan.rows, evaluate, state)
+    return x, lost
 
 
 def _combine(factors, registers):

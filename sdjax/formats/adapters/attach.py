@@ -38,17 +38,11 @@ class Attachment:
     unet: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Stack:
-    """The adapters of a model.  All compare equal: a compiled function never sees them."""
+    """The adapters of a model.  Equal are those of the same files as they were read, at the same strengths."""
 
-    items: tuple = ()
-
-    def __eq__(self, other):
-        return isinstance(other, Stack)
-
-    def __hash__(self):
-        return hash(Stack)
+    items: tuple[Attachment, ...] = ()
 
 
 class Attached(struct.PyTreeNode):

@@ -1,0 +1,40 @@
+"""What is not finite is an error that says where it began, and never a black picture.
+
+    z, lost = sample(...)                        # lost int32 [B], see samplers.plan
+    z = latents(z, lost, steps, "...")           # ValueError: "latents: not finite from step 3 of 20 on ..."
+    pixels = made("pixels", decode(z))
+
+Shapes: B batch.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def latents(z: jax.Array, lost: jax.Array, steps: int, advice: str) -> jax.Array:
+    """Returns the latents z [B ...], all of them finite.
+
+    lost: int32 [B], the step, counted from 1, after which each was not finite for the first time; 0 for none.
+    Raises ValueError that names the first such step and ends in what is expected, `advice`.
+    """
+    lost = np.asarray(lost)
+    if lost.any():
+        where = f"from step {lost[lost > 0].min()} of {steps} on, in {np.count_nonzero(lost)} of {len(lost)} pictures"
+        raise ValueError(f"latents: not finite {where}; expected {advice}")
+    return z
+
+
+def made(name: str, x: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """Returns what an autoencoder made, x [B ...].  Raises ValueError, with its name, where it is not finite."""
+    lost = np.count_nonzero(~np.asarray(_finite(x)))
+    if lost:
+        raise ValueError(
+            f"{name}: not finite in {lost} of {len(x)} pictures; expected an autoencoder of finite weights"
+        )
+    return x
+
+
+@jax.jit
+def _finite(x):
+    return jnp.isfinite(x).reshape(len(x), -1).all(1)
