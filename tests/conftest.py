@@ -26,6 +26,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.set_threshold(200_000, 20, 100)  # traced programs are many small objects that live on
 
 
+def pytest_configure(config):
+    """`pytest -m gpu` runs on the accelerators that are here, compiled as programs are."""
+    if config.getoption("-m") == "gpu":
+        jax.config.update("jax_platforms", None)
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)
