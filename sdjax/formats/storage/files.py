@@ -58,7 +58,7 @@ class Weights:
     path: the file that the caller asked for, for messages.
     """
 
-    def __init__(self, path: pathlib.Path, files: Mapping[str, TensorFile]):
+    def __init__(self, path: pathlib.Path, files: Mapping[str, Any]):
         self.path = path
         self._files = files
 
