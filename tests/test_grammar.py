@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdjax.text.grammars import DEPTH, Adapter, adapters, comfy_emphasis, emphasis, parts, schedule, weighed
+from sdjax.text.grammars import DEPTH, Wanted, adapters, comfy_emphasis, emphasis, parts, schedule, weighed
 
 
 def alternating(*texts, steps=10):
@@ -170,12 +170,12 @@ def test_several_at_once(text, expected):
 @pytest.mark.parametrize(
     ("text", "rest", "expected"),
     [
-        ("a <lora:ink:0.8> b", "a  b", [Adapter("lora", "ink", 0.8, 0.8)]),
-        ("<lora:ink>", "", [Adapter("lora", "ink")]),
-        ("<lora:a b-c.d_v1:1:0.5>", "", [Adapter("lora", "a b-c.d_v1", 1.0, 0.5)]),
-        ("<lora:x:te=0.3:unet=0.4>", "", [Adapter("lora", "x", 0.3, 0.4)]),
-        ("<lyco:x:unet=2>", "", [Adapter("lora", "x", 1.0, 2.0)]),
-        ("x<hypernet:h:0.5><lora:l:-1>", "x", [Adapter("hypernet", "h", 0.5, 0.5), Adapter("lora", "l", -1.0, -1.0)]),
+        ("a <lora:ink:0.8> b", "a  b", [Wanted("lora", "ink", 0.8, 0.8)]),
+        ("<lora:ink>", "", [Wanted("lora", "ink")]),
+        ("<lora:a b-c.d_v1:1:0.5>", "", [Wanted("lora", "a b-c.d_v1", 1.0, 0.5)]),
+        ("<lora:x:te=0.3:unet=0.4>", "", [Wanted("lora", "x", 0.3, 0.4)]),
+        ("<lyco:x:unet=2>", "", [Wanted("lora", "x", 1.0, 2.0)]),
+        ("x<hypernet:h:0.5><lora:l:-1>", "x", [Wanted("hypernet", "h", 0.5, 0.5), Wanted("lora", "l", -1.0, -1.0)]),
         ("a <cat-toy> 1 < 2: 3 > 2", "a <cat-toy> 1 < 2: 3 > 2", []),
     ],
 )

@@ -58,7 +58,7 @@ class Weights:
     path: the file that the caller asked for, for messages.
     """
 
-    def __init__(self, path: pathlib.Path, files: Mapping[str, TensorFile]):
+    def __init__(self, path: pathlib.Path, files: Mapping[str, Any]):
         self.path = path
         self._files = files
 
@@ -134,7 +134,7 @@ def arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     return {name: array for name, array in value.items() if type(array) is np.ndarray}
 
 
-def _tensors(path: pathlib.Path) -> dict[str, TensorFile]:
+def _tensors(path: pathlib.Path) -> dict[str, Any]:
     file = TensorFile(path)
     return dict.fromkeys(file.names, file)
 
