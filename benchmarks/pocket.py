@@ -30,6 +30,7 @@ import judges
 from sdjax import settings, trees
 from sdjax.data import batches, pocketland
 from sdjax.formats import pipeline
+from sdjax.formats.adapters import format as kinds
 from sdjax.formats.storage import files
 from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import plain
@@ -37,7 +38,7 @@ from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.runtime import compile_cache
 from sdjax.sampling import generate
 from sdjax.stable_diffusion import to_pictures, to_pixels
-from sdjax.training import optim, results
+from sdjax.training import optim, run
 from sdjax.training.loop import default_loss, initial_state, make_step
 
 SPLITS = {  # first seeds that neither training nor the judges' own figures use: for final figures, and for choices
@@ -137,7 +138,7 @@ class Tuner:
         self.method = self.settings.method if with_encoder else Chain((word, *rest))
         self.data = dataclasses.replace(self.settings.data, word=self.word)
         self.with_encoder, self.sd = with_encoder, pipeline.load(options.model)
-        self.tx = optim.transform(self.settings.optim, self.settings.steps)
+        self.tx, _ = optim.optimizer(self.settings.optim, self.settings.steps)
         step = make_step(self.method, self.tx, jax.random.key(1), loss=default_loss(self.method, self.settings))
         self.step = jax.jit(step, donate_argnums=0)
 
@@ -151,9 +152,10 @@ class Tuner:
 
         With the encoder at last ("plain", sd): what PyTorch gets after the last step, the word as one row of a table.
         """
-        trained, frozen = self.method.split(self.sd, jax.random.key(0))
+        trained, frozen = self.method.split(self.sd, None if self.with_encoder else jax.random.key(0))
         if self.with_encoder:
-            trained, frozen = results.start(self.method, trained, frozen, self.settings.init)
+            opened = kinds.opened(pipeline.locate(self.settings.init), self.sd)
+            trained, frozen = run.start(self.method, trained, frozen, self.settings.init, opened)
         data = batches.build(dataclasses.replace(self.data, path=str(path)), frozen, 0)
         if self.with_encoder:
             frozen = self.method.look(frozen, trained, jnp.asarray(data.single))

@@ -42,7 +42,7 @@ def after(tx, steps=4):
 @pytest.mark.parametrize("small", [0, 1 << 24])
 def test_muon_is_optaxs_in_stacks_and_one_by_one(small, monkeypatch):
     monkeypatch.setattr(muons, "SMALL", small)
-    ours = after(optim.transform(Optim(kind="muon", lr=0.02, weight_decay=0.0, betas=(0.8, 0.99), clip=None), 4))
+    ours = after(optim.optimizer(Optim(kind="muon", lr=0.02, weight_decay=0.0, betas=(0.8, 0.99), clip=None), 4)[0])
     matrices = after(muon(0.02, beta=0.8, consistent_rms=0.2, muon_weight_dimension_numbers=numbers))
     others = after(optax.adam(0.02, 0.8, 0.99))
     for name, matrix in numbers(SHAPES).items():
@@ -53,7 +53,7 @@ def test_muon_is_optaxs_in_stacks_and_one_by_one(small, monkeypatch):
 def test_muon_is_pytorchs():
     """One step: from the second on PyTorch's momentum, whose start it does not correct, points elsewhere."""
     gradient = gradients(0)["d.kernel"]
-    tx = optim.transform(Optim(kind="muon", lr=0.02, weight_decay=0.0, clip=None), 4)
+    tx = optim.optimizer(Optim(kind="muon", lr=0.02, weight_decay=0.0, clip=None), 4)[0]
     ours = tx.update({"d.kernel": gradient}, tx.init({"d.kernel": gradient}))[0]["d.kernel"]
     weight = torch.nn.Parameter(torch.zeros(8, 36))
     weight.grad = torch.tensor(np.asarray(gradient).T)
@@ -75,7 +75,7 @@ def test_muon_of_matrices_of_low_rank_is_optaxs():
 
 def test_muon_takes_rates_by_name():
     def moved(rates):
-        return after(optim.transform(Optim(kind="muon", lr=0.02, weight_decay=0.0, rates=rates), 1), 1)
+        return after(optim.optimizer(Optim(kind="muon", lr=0.02, weight_decay=0.0, rates=rates), 1)[0], 1)
 
     plain, slow = moved(()), moved((("^a", 0.25),))
     for name in SHAPES:

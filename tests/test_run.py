@@ -23,7 +23,7 @@ RUN = Train(model="random:tiny", method=Full(("unet",), "attn2"))
         ("steps=-1", "steps=-1: expected a number from 0"),
         ("seed=-1", "seed=-1: expected a number from 0"),
         ("seed=18446744073709551616", "seed=18446744073709551616: expected a number from 0 to below 2"),
-        ("method.pattern=(", "method.pattern='[(]': is no regular expression"),
+        ("method.pattern=(", "method.pattern='[(]': expected a regular expression"),
         ("ema=1", "ema=1.0: expected a number from 0 to below 1"),
         ("ema=-0.1", "ema=-0.1"),
         ("min_snr=-5", "min_snr=-5.0: expected a number from 0"),
@@ -32,26 +32,25 @@ RUN = Train(model="random:tiny", method=Full(("unet",), "attn2"))
         ("preview=-1", "preview=-1"),
         ("log=-1", "log=-1"),
         ("keep=0", "keep=0: expected a number from 1"),
-        ("compute=foo", "compute='foo': accepted are float32, bfloat16"),
-        ("frozen=int8", "frozen='int8': accepted are float32, bfloat16"),
+        ("compute=foo", "compute='foo': expected one of float32, bfloat16"),
+        ("frozen=int8", "frozen='int8': expected one of float32, bfloat16"),
         ("data.size=-64", "data.size=-64: expected a number from 0"),
         ("data.batch=0", "data.batch=0: expected a number from 1"),
         ("data.dropout=1.5", "data.dropout=1.5: expected a number from 0 to 1"),
         ("data.dropout=-0.1", "data.dropout=-0.1"),
         ("data.flip=2", "data.flip=2.0: expected a number from 0 to 1"),
-        ("data.crop=middle", "data.crop='middle': accepted are center, random"),
-        ("data.concept=some", "data.concept='some': accepted are '', same, other"),
-        ("data.count=-1", "data.count=-1"),
+        ("data.crop=middle", "data.crop='middle': expected one of center, random"),
+        ("data.concept=some", "data.concept='some': expected one of '', same, other"),
         ("optim.lr=-1e-4", "optim.lr=-0.0001: expected a number from 0"),
         ("optim.lr=1e999", "optim.lr=inf"),
-        ("optim.kind=adam", "optim.kind='adam': accepted are adamw, muon, adafactor, sgd"),
+        ("optim.kind=adam", "optim.kind='adam': expected one of adamw, muon, adafactor, sgd"),
         ("optim.warmup=-1", "optim.warmup=-1"),
         ("optim.end=2", "optim.end=2.0: expected a number from 0 to 1"),
         ("optim.weight_decay=-1", "optim.weight_decay=-1.0"),
         ("optim.betas=(0.9, 1)", r"optim.betas=\(0.9, 1.0\): expected two numbers from 0 to below 1"),
         ("optim.clip=-1", "optim.clip=-1.0: expected a number above 0"),
         ("optim.accumulate=0", "optim.accumulate=0: expected a number from 1"),
-        ("optim.rates=(('(', 1),)", "optim.rates=.* is no regular expression"),
+        ("optim.rates=(('(', 1),)", "optim.rates=.* expected a regular expression"),
         ("optim.rates=(('unet', -1),)", "optim.rates=.*: expected factors from 0"),
     ],
 )
@@ -64,7 +63,7 @@ def test_settings_out_of_range_are_refused_in_one_line(item, message):
 def test_a_setting_of_a_part_is_called_by_its_whole_name():
     settings = dataclasses.replace(RUN, method=Chain((E4T(), Full())))
     for item, message in (
-        ("1.pattern=(", "method.parts.1.pattern='[(]': is no"),
+        ("1.pattern=(", "method.parts.1.pattern='[(]': expected a reg"),
         ("0.features=x", "method.parts.0.feat"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -77,27 +76,30 @@ def program(monkeypatch):
     return programs.load("train/run.py", monkeypatch).main
 
 
-TINY = ["model=random:tiny", "data.size=32", "data.count=16", "steps=1"]
+TINY = ["model=random:tiny", "data.size=32", "steps=1"]
 
 
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        (["compute=foo"], "compute='foo': accepted are"),
-        (["data.path=pocketland", "data.mask=true"], "data.mask=True"),
-        (["data.path={photo}", "data.domain=face"], "data.domain='face'"),
-        (["data.path=pocketland", "method.pattern=("], "method.pattern='(': is no regular expression"),
+        (["compute=foo"], "compute='foo': expected one of"),
+        (["data.path=pocketland", "data.mask=true"], "data.mask=True: expected False for data.path=pocketland"),
+        (["data.path=pocketland", "data.count=0"], "data.count=0: expected a number from 1"),
+        (["data.path=pocketland", "data.cuont=16"], "data.cuont: Data has no 'cuont'; did you mean 'count'?"),
+        (["data.path={photo}", "data.domain=face"], "data.domain: Data has no 'domain'; accepted: path, source"),
+        (["data.path={photo}.txt"], "data.path='{photo}.txt': no such file or folder"),
+        (["data.path={text}"], "a.txt': expected a folder of images, one image (.jpg .png .webp), or 'pocketland'"),
+        (["data.path=pocketland", "method.pattern=("], "method.pattern='(': expected a regular expression"),
         (["data.path=pocketland", "out={photo}/run"], "Not a directory"),
-        (["data.path={photo}.txt"], "no such file or folder"),
     ],
 )
 def test_bad_input_is_one_line_of_error(program, items, message, tmp_path, capsys):
     path = photo(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a face")
-    items = [f"out={tmp_path / 'out'}", *TINY, *(item.format(photo=path) for item in items)]
+    items = [f"out={tmp_path / 'out'}", *TINY, *(item.format(photo=path, text=tmp_path / "a.txt") for item in items)]
     assert program([str(ROOT / "configs" / "full.py"), *items]) == 1
     said = capsys.readouterr().err.strip()
-    assert said.startswith("error: ") and message in said and "\n" not in said
+    assert said.startswith("error: ") and message.format(photo=path) in said and "\n" not in said
     assert not (tmp_path / "out").exists()
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from sdjax import trees
 from sdjax.convert import main
 from sdjax.data.batches import Data
+from sdjax.data.sources.drawn import Pocketland
 from sdjax.formats import pipeline
 from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
@@ -28,7 +29,7 @@ from sdjax.training.optim import Optim
 RUN = Train(
     model="random:tiny",
     method=Full(("unet",), "attn2"),
-    data=Data(path="pocketland", size=32, batch=2, count=8),
+    data=Data(path="pocketland", size=32, batch=2, source=Pocketland(count=8)),
     optim=Optim(lr=1e-2),
     steps=3,
     checkpoint=1,
@@ -68,7 +69,7 @@ def test_every_method_writes_what_its_run_exported(name, tmp_path):
     data = dataclasses.replace(RUN.data, word="<new>" if name == "textual inversion" else "")
     if name == "e4t tuning":
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)).save(tmp_path / "a.png")
-        data = dataclasses.replace(data, path=str(tmp_path / "a.png"), word="*s", concept="same")
+        data = dataclasses.replace(data, source=None, path=str(tmp_path / "a.png"), word="*s", concept="same")
     train(dataclasses.replace(RUN, method=METHODS[name], data=data, ema=0.0, steps=1), tmp_path / "run")
     export.write(tmp_path / "run", tmp_path / "again")
     assert there(tmp_path / "again") == there(tmp_path / "run" / "export") != {}
@@ -129,9 +130,9 @@ def test_what_is_refused(run, tmp_path, capsys):
         with pytest.raises(ValueError, match=message):
             export.write(*arguments)
     assert main([str(run), str(tmp_path / "no"), "--dtype", "float16"]) == 1
-    assert "accepted are step and weights, not dtype" in capsys.readouterr().err
+    assert "accepted are step, weights, recipe, not dtype" in capsys.readouterr().err
     assert main(["pocket", str(tmp_path / "no"), "--step", "3"]) == 1
-    assert "pocket: step and weights are for a run's folder" in capsys.readouterr().err
+    assert "pocket: step: for a run's folder; this is none" in capsys.readouterr().err
     assert main(["random:tiny", str(tmp_path / "no"), "--vision", str(run / "config.json")]) == 1
     assert "a folder or hub id with an image encoder is expected" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()

@@ -8,20 +8,29 @@ Source: Gal et al. 2022, "An Image is Worth One Word" (arXiv 2208.01618), sectio
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+import numpy as np
 
 from sdjax import trees
+from sdjax.methods.adapter import Adapter
+from sdjax.methods.method import Method, about
 from sdjax.stable_diffusion import TOKENS
 
 
 @dataclass(frozen=True)
-class TextualInversion:
+class TextualInversion(Method):
     """Trains `vectors` rows for the placeholder `word`, which start from the rows of the text `init`."""
 
     word: str = "<new>"
     init: str = ""
     vectors: int = 1
+    formats = ("embedding",)
 
-    def split(self, sd, key):
+    @property
+    def words(self):
+        """The one placeholder."""
+        return (self.word,)
+
+    def split(self, sd, key=None):
         """Returns ({"rows" [vectors C]}, sd that knows the word).
 
         Raises ValueError when the model knows the word with another number of vectors.
@@ -33,3 +42,7 @@ class TextualInversion:
     def join(self, frozen, trained, key=None):
         """Returns sd whose word stands for the trained rows."""
         return frozen.with_rows(frozen.words[self.word], trained["rows"])
+
+    def adapter(self, frozen, trained):
+        """Returns the word's rows [vectors C], float32."""
+        return Adapter(words={self.word: np.asarray(trained["rows"], np.float32)}, about=about(self))

@@ -3,39 +3,47 @@
 import numpy as np
 from PIL import Image
 
-from sdjax.methods.clip import Clip
+from sdjax.data.prompts import NAME
+from sdjax.images import grid
 from sdjax.methods.e4t import look
-from sdjax.methods.vae import Vae
 from sdjax.sampling import generate
-from sdjax.stable_diffusion import to_pictures
+from sdjax.stable_diffusion import StableDiffusion, to_pictures
 
 SEEDS, STEPS = 4, 20
 
 
-def write(path, method, sd, data, settings):
-    """Writes a grid: prompts by seeds; pictures above their reconstructions for an autoencoder; nothing for Clip.
+def prompts(settings) -> tuple[str, ...]:
+    """Returns a run's prompts; "[name]" in them is the subject's word."""
+    wanted = settings.prompts or (f"a photo of {settings.data.word or 'a face'}",)
+    return tuple(text.replace(NAME, settings.data.word) for text in wanted)
 
-    Where the data show an encoder its subjects (data.concept), a row each: the subject, then a picture per prompt.
+
+def sheet(method, sd: StableDiffusion, data, settings) -> np.ndarray | None:
+    """Returns a labelled sheet uint8 [height width 3]: prompts by seeds; None where there is nothing to see.
+
+    A method with previews of its own shows those, a row each.  Where the data show an encoder its subjects
+    (data.concept), a row each: the subject, then a picture per prompt.
     """
-    if isinstance(method, Clip):
-        return
-    prompts = settings.prompts or (f"a photo of {settings.data.word or 'a face'}",)
-    if isinstance(method, Vae):
-        pixels = data[0]["pixels"][:8]
-        rows = [to_pictures(pixels), to_pictures(sd.decode(sd.encode(pixels)))]
-    elif settings.data.concept:
+    texts = prompts(settings)
+    if method.preview is not None:
+        rows = method.preview(sd, data[0])
+        return grid.sheet(list(rows.values()), list(rows)) if rows else None
+    if settings.data.concept:
         subjects = data[0]["concept"][:SEEDS]
-        rows = [(*to_pictures(x[None]), *_pictures(look(sd, x), prompts, [0] * len(prompts))) for x in subjects]
-    else:
-        rows = [_pictures(sd, [prompt] * SEEDS, range(SEEDS)) for prompt in prompts]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid(rows)).save(path)
+        rows = [(*to_pictures(x[None]), *_pictures(look(sd, x), texts, [0] * len(texts))) for x in subjects]
+        return grid.sheet(rows, columns=("subject", *texts))
+    rows = [_pictures(sd, [text] * SEEDS, range(SEEDS)) for text in texts]
+    return grid.sheet(rows, texts, [f"seed {seed}" for seed in range(SEEDS)])
+
+
+def write(path, method, sd: StableDiffusion, data, settings) -> np.ndarray | None:
+    """Writes the sheet as a PNG and returns it; None where there is nothing to see."""
+    made = sheet(method, sd, data, settings)
+    if made is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(made).save(path)
+    return made
 
 
 def _pictures(sd, prompts, seeds):
     return generate.text2img(sd, list(prompts), seeds=seeds, steps=STEPS)
-
-
-def grid(rows):
-    """Returns one picture of rows of equal pictures, uint8 [rows * H, columns * W, 3]."""
-    return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)

@@ -10,8 +10,6 @@ the model (sd.reference["adapters"]), so every change starts from those weights.
 nor does another file of the same kind that edits weights.
 """
 
-import functools
-import json
 import pathlib
 import re
 from dataclasses import dataclass, replace
@@ -20,28 +18,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from sdjax import trees
-from sdjax.formats.adapters import embeddings, hypernetworks, lora
-from sdjax.formats.storage import files, pickles
+from sdjax.formats.adapters import embeddings, lora, reading
+from sdjax.formats.adapters.reading import FILES
+from sdjax.methods.adapter import Adapter
 from sdjax.stable_diffusion import ADAPTERS, StableDiffusion
 
-# What a folder may hold, in the order of choice: diffusers' and peft's names.
-FILES = [
-    f"{stem}{kind}"
-    for kind in (".safetensors", ".bin")
-    for stem in ("pytorch_lora_weights", "adapter_model", "learned_embeds")
-]
 SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin")
 PICTURES = (".png",)  # endings of embeddings only: beside other adapters lie their previews
-METADATA = "lora_adapter_metadata"  # diffusers: PEFT's settings in a safetensors header, "unet.lora_alpha" and so on
-
-
-@dataclass(frozen=True, eq=False)
-class Adapter:
-    """What a file brings: {part: {weight's name: Edit}}, {word: rows}, and a hook or None."""
-
-    edits: dict
-    words: dict
-    hook: object = None
 
 
 @dataclass(frozen=True)
@@ -83,8 +66,8 @@ def attach(sd, source, strength=1.0, *, unet=None, word=None, keep=True):
     keep: False lets go of the weights before: less memory, but what is attached so far cannot be detached.
     Raises ValueError in one line where the file is no adapter, of a kind that is not supported, or for another model.
     """
-    path, (base, items) = _locate(source), _taken(sd)
-    adapter = _adapter(path, base.networks, word)
+    path, (base, items) = reading.locate(source), _taken(sd)
+    adapter = reading.read(path, base.networks, word)
     if adapter.words and not adapter.edits and strength != 1:
         raise ValueError(f"{path}: strength={strength!r}: an embedding has none; weigh its word in the prompt instead")
     items = (*(item for item in items if item.path != path), _attachment(path, adapter, strength, unet))
@@ -104,7 +87,7 @@ def detach(sd, source=None):
     """
     base, items = _taken(sd)
     path = source if source is None else pathlib.Path(source).resolve()
-    path = _locate(source) if path is not None and path.is_dir() else path  # a file may be gone by now
+    path = reading.locate(source) if path is not None and path.is_dir() else path  # a file may be gone by now
     left = tuple(item for item in items if path is not None and item.path != path)
     if len(left) == len(items):
         there = trees.listing(item.path for item in items)
@@ -156,7 +139,7 @@ def _below(folder, suffixes):
     root, found = pathlib.Path(folder), {}
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() in suffixes:
-            own = path.name in FILES and path.parent != root and path == _chosen(path.parent)
+            own = path.name in FILES and path.parent != root and path == reading.chosen(path.parent)
             found[path] = (name_of(path), path.stem) if own else (path.stem,)
     return found
 
@@ -212,9 +195,8 @@ def split(text):
 
 def kind(sd, source):
     """Returns (what an adapter brings to a model: "lora", "hypernet" or "embedding", its file)."""
-    path = _locate(source)
-    adapter = _adapter(path, sd.networks)
-    return "lora" if adapter.edits else "hypernet" if adapter.hook is not None else "embedding", path
+    path = reading.locate(source)
+    return reading.read(path, sd.networks).kind, path
 
 
 # ---- the stack ---------------------------------------------------------------------------------
@@ -265,74 +247,4 @@ def _merged(base, part, items):
 
 def words(source, networks):
     """Returns {word: float32 rows [n C]} that a file, or a folder that diffusers wrote, brings to these networks."""
-    return _adapter(_locate(source), networks).words
-
-
-def _chosen(folder):
-    """Returns the file of a folder that diffusers or peft wrote, None where there is none."""
-    return next((folder / name for name in FILES if (folder / name).is_file()), None)
-
-
-def _locate(source):
-    path = pathlib.Path(source).resolve()
-    if path.is_dir():
-        found = _chosen(path)
-        if found is None:
-            raise ValueError(f"{source}: a folder without {', '.join(FILES)}")
-        return found
-    if not path.is_file():
-        raise ValueError(f"{source}: no such file")
-    return path
-
-
-def _adapter(path, networks, word=None):
-    about = path.stat()
-    return _read(path, about.st_mtime_ns, about.st_size, word, networks)
-
-
-@functools.lru_cache(maxsize=4)
-def _read(path, time, size, word, networks):
-    """Returns the Adapter of a file; time and size: of the file, so that a new one is read again."""
-    with open(path, "rb") as file:
-        head = file.read(9)
-    metadata = {}
-    if head.startswith(b"\x89PNG"):
-        state = embeddings.from_picture(path)
-    elif head[8:] == b"{":
-        state, metadata = _safetensors(path)
-    else:
-        state = pickles.read(path)
-    if hypernetworks.recognised(state):
-        return Adapter({}, {}, hypernetworks.read(state, path))
-    words, tensors = embeddings.bundled(state, path) if isinstance(state, dict) else ({}, {})
-    tensors = {name: value for name, value in tensors.items() if type(value) is not dict}  # of Custom Diffusion
-    if lora.recognised(tensors):
-        return Adapter(lora.read(tensors, networks, _peft_settings(path, tensors, metadata), path), words)
-    return Adapter({}, words or embeddings.read(state, path, word))
-
-
-def _safetensors(path):
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), "np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file: {str(error).splitlines()[0]}") from None
-
-
-def _peft_settings(path, tensors, metadata):
-    """Returns {part: PEFT's settings}, from diffusers' metadata or from the adapter_config.json beside PEFT's file."""
-    if METADATA in metadata:
-        try:
-            settings = json.loads(metadata[METADATA])
-        except ValueError as error:
-            raise ValueError(f"{path}: {METADATA} is no JSON: {error}") from None
-        flat = {f"{part}.": part for part in lora.PARTS}
-        return {
-            part: {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
-            for prefix, part in flat.items()
-        }
-    if any(name.startswith("base_model.model.") for name in tensors):
-        return dict.fromkeys(lora.PARTS, files.read_json(path.parent / "adapter_config.json"))
-    return {}
+    return reading.read(reading.locate(source), networks).words
