@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Key, Num
+from jaxtyping import Array, Float, Float32, Int, Key, Num
 
 from sdjax import trees
 from sdjax.diffusion import schedule as noising
@@ -29,10 +29,10 @@ def squared(prediction: Float[Array, "B ..."], target: Float[Array, "B ..."]) ->
 
 
 def diffusion_loss(
-    sd,
-    batch,
-    key,
-    step=None,
+    sd: Model,
+    batch: Mapping[str, Any],
+    key: Key[Array, ""],
+    step: Int[Array, ""] | int | None = None,
     *,
     target: Callable = noising.target,
     error: Callable[[Array, Array], Array] = squared,
