@@ -287,3 +287,21 @@ def test_preview_shows_every_subject_beside_its_pictures(sd, key, tmp_path):
     assert below > grid.EDGE
     subject = picture[below : below + 32, grid.EDGE : grid.EDGE + 32]
     np.testing.assert_array_equal(subject, to_pictures(data[0]["concept"])[0])
+
+
+def test_without_a_key_nothing_is_drawn(sd, key, tmp_path, monkeypatch):
+    """SD 1.5's offsets are 143 million numbers, which a file replaces: neither a run with init nor a look draws them."""
+    shapes, _ = E4T(vision=True).split(sd)
+    whole, frozen = E4T(vision=True).split(sd, key)
+    sizes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (shapes, whole)]
+    assert sizes[0] == sizes[1]
+    assert {type(x) for x in jax.tree.leaves([shapes["head"], shapes["offsets"]])} == {jax.ShapeDtypeStruct}
+    run_folder.export(E4T(vision=True), frozen, noised(whole), tmp_path / "face")
+    monkeypatch.setattr(offsets, "_uniform", lambda key: pytest.fail("drawn"))
+    e4t.personalise(sd, tmp_path / "face", np.zeros((32, 32, 3), np.uint8))
+    data = Data(path="pocketland", size=32, batch=2, source=Pocketland(count=8), word="*s", concept="same")
+    method = Chain((E4T(), Full(("unet", "text_encoder"))))
+    trained, *_ = begin(
+        Train(model="random:tiny", init=str(tmp_path / "face"), method=method, data=data), pictures=False
+    )
+    assert not any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(trained))

@@ -16,6 +16,7 @@ from sdjax.convert import main
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.formats import pipeline
+from sdjax.formats.adapters import attach
 from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
 from sdjax.methods.e4t import E4T
@@ -152,3 +153,29 @@ def test_another_base_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="its run started from another model or picture"):
         train(dataclasses.replace(settings, steps=2), tmp_path / "run")
     assert there(tmp_path / "run") == before
+
+
+def test_a_single_file_gets_its_words_beside_it_whatever_the_vocabulary(tmp_path, capsys):
+    """pocket's own vocabulary has no place elsewhere, its learned word has: as a file, which is said."""
+    sd = pipeline.load("pocket").add_word("*s", 1, "face")
+    pipeline.save(sd, tmp_path / "cat")
+    assert main([str(tmp_path / "cat"), str(tmp_path / "cat.safetensors")]) == 0
+    said = capsys.readouterr().out
+    path = tmp_path / "cat-s.safetensors"
+    assert f"wrote {path}: an embedding, the word *s; in A1111 the word is the file's name, cat-s" in said
+    held, found = pipeline.load(tmp_path / "cat.safetensors"), attach.words(path, sd.networks)
+    assert held.words == {}
+    np.testing.assert_allclose(found["*s"], sd.embed(sd.words["*s"][None])[0], atol=1e-6)
+
+
+def test_runs_of_before_keep_their_settings_of_the_drawn_world(run, tmp_path):
+    """Data had count, domain, looks and named of its own."""
+    settings = json.loads((run / "config.json").read_text())
+    world = {"count": 8, "domain": "", "looks": False, "named": 0.0}
+    del settings["data"]["source"], settings["task"], settings["preserve"]
+    for path in ("pocketland", "photos"):
+        old = {**settings, "data": {**settings["data"], **world, "path": path}}
+        (tmp_path / "config.json").write_text(json.dumps(old))
+        assert export.read(tmp_path).data.source == (Pocketland(count=8) if path == "pocketland" else None)
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "data": {**settings["data"], **world}}))
+    assert export.read(tmp_path) == RUN

@@ -9,8 +9,10 @@ from PIL import Image
 from sdjax.data import batches, sources
 from sdjax.data import pocketland as land
 from sdjax.data.batches import Data
+from sdjax.data.sources import folder
 from sdjax.data.sources.drawn import Pocketland, of_domain
 from sdjax.formats import pipeline
+from sdjax.images import reading
 from sdjax.stable_diffusion import to_pictures
 
 DATA = Data(path="pocketland", size=32, batch=4, source=Pocketland(count=16))
@@ -85,3 +87,29 @@ def test_the_one_picture_that_an_encoder_looks_at_is_not_augmented(tmp_path):
     data = dataclasses.replace(DATA, source=None, path=str(tmp_path / "a.png"), word="*s", flip=1.0)
     single = batches.build(data, pipeline.load("random:tiny"), 0).single
     np.testing.assert_array_equal(to_pictures(single), picture)
+
+
+def test_one_photo_is_scaled_once(tmp_path, monkeypatch):
+    """And not in each of 16 rows at every step; what is augmented is cut anew."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 48, 3), np.uint8)).save(tmp_path / "a.png")
+    cuts, square, sd = [], reading.square, pipeline.load("random:tiny")
+    monkeypatch.setattr(reading, "square", lambda *inputs, **how: cuts.append(how) or square(*inputs, **how))
+    for flip, wanted in ((0.0, 1), (0.5, 9)):
+        cuts.clear()
+        data = Data(path=str(tmp_path / "a.png"), size=32, batch=8, word="*s", flip=flip)
+        made = batches.build(data, sd, 0)
+        for step in range(2):
+            batch = made[step]
+        assert ("moments" in batch) != ("pixels" in batch)  # one of them is enough for the loss
+        assert len(cuts) <= wanted if not flip else len(cuts) > wanted / 2
+
+
+def test_broken_pictures_are_found_whatever_their_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "LOOKED_THROUGH", 1)
+    for i in range(3):
+        Image.fromarray(np.full((20, 20, 3), 10 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    some = sources.open(Data(path=str(tmp_path), word="a"))
+    some.check(32)
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="2.png"):
+        some.check(32)

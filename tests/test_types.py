@@ -33,6 +33,7 @@ WAITING = (
     "sdjax/formats/models/single_file.py",
     "sdjax/sampling/inpainting.py",
     "sdjax/sampling/upscaling.py",
+    "sdjax/tasks",
 )
 
 

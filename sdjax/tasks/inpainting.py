@@ -46,7 +46,8 @@ class Inpainting(Task):
         """Returns {"extra" [B h w c+1]} of holes that are drawn anew for every example at every step."""
         k_hole, k_latent = (trees.example_keys(k, batch["index"]) for k in jax.random.split(key))
         pixels = batch["pixels"]
-        holes = jax.vmap(functools.partial(hole, size=pixels.shape[1:3]))(k_hole)
+        _, height, width, _ = pixels.shape
+        holes = jax.vmap(functools.partial(hole, size=(height, width)))(k_hole)
         return self.given(sd, pixels, holes, {"encode": lambda masked: sd.encode(masked, k_latent)})
 
     def given(self, sd: StableDiffusion, pictures: Any, masks: Any, settings: Mapping[str, Any]) -> Cond:
