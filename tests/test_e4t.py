@@ -290,7 +290,7 @@ def test_preview_shows_every_subject_beside_its_pictures(sd, key, tmp_path):
 
 
 def test_without_a_key_nothing_is_drawn(sd, key, tmp_path, monkeypatch):
-    """SD 1.5's offsets are 143 million numbers, which a file replaces: neither a run with init nor a look draws them."""
+    """SD 1.5's offsets are 143 million numbers that a file replaces: neither a run with init nor a look draws them."""
     shapes, _ = E4T(vision=True).split(sd)
     whole, frozen = E4T(vision=True).split(sd, key)
     sizes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (shapes, whole)]
