@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import e4t, embeddings
@@ -22,7 +23,7 @@ from sdjax.training.run import run_of
 OF_RUNS = ("step", "weights", "recipe")
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status; prints what is done and where the result lies, or the error in one line."""
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -65,9 +66,8 @@ def _run(options, given):
     if more := sorted(given - set(OF_RUNS)):
         said = f"of a run accepted are {', '.join(OF_RUNS)}, not {', '.join(more)}; convert what comes out"
         raise ValueError(f"{options.source}: {said}")
-    folder, _ = run_of(options.source)
     # As train/run.py does: what a method computes at the start must come out as it did.
-    compile_cache.keep(steps=export.read(folder, options.recipe).steps)
+    compile_cache.keep(steps=export.settings(options.source, options.recipe).steps)
     path, step = export.write(options.source, options.destination, options.step, options.weights, options.recipe)
     yield f"wrote {path}, step {step} of {options.source}"
 

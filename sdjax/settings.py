@@ -21,8 +21,9 @@ import re
 import runpy
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 CLASS = "class"  # the key of a dataclass's name in JSON; no field can be called so
 WORDS = {"true": True, "false": False, "none": None}
@@ -57,7 +58,7 @@ def prefixed(prefix: str) -> Iterator[None]:
         raise (error.under(prefix) if prefix else error) from None
 
 
-def load(path, overrides=()):
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Any:
     """Returns config() of the Python file at `path` with overrides such as "optim.lr=1e-4" in it.
 
     Raises ValueError for a file that is missing, no Python or has no config(), and for an override that does not fit.
@@ -81,7 +82,7 @@ def names(path: str | Path) -> dict[str, object]:
         raise ValueError(f"config {str(path)!r}: {error.msg} ({error.filename}, line {error.lineno})") from None
 
 
-def override(config, items):
+def override(config: Any, items: Iterable[str]) -> Any:
     """Returns a copy of a nested dataclass with "a.b=value" items in it; a number in a name is a place in a tuple.
 
     All items of one dataclass come in together, so its own checks see only the result; of two for one name the later
@@ -124,13 +125,13 @@ def check(config: object, **accepted: tuple) -> None:
             raise SettingError(name, value, words)
 
 
-def describe(path):
+def describe(path: str | Path) -> str:
     """Returns a recipe's docstring, its settings with their values and what they mean: what --help shows."""
     text = runpy.run_path(str(path)).get("__doc__") or ""
     found = list(_walk(load(path), ""))
     settings = [f"  {name} = {value!r}" for name, value in found if not _is_dataclass(value)]
     meant = {type(value): f"{name}: {inspect.getdoc(value)}" for name, value in found if name and _is_dataclass(value)}
-    run = [inspect.getdoc(value) for name, value in found if not name]
+    run = [inspect.getdoc(value) or "" for name, value in found if not name]
     settings = "\n".join(["settings (change them with name=value):", *settings])
     return "\n\n".join([text.strip(), settings, *run, *meant.values()])
 
@@ -152,7 +153,7 @@ def _walk(value, name):
         yield name, value
 
 
-def to_json(config):
+def to_json(config: Any) -> Any:
     """Returns a nested dataclass as dicts, lists and plain values; a dataclass's name is under "class".
 
     Raises ValueError for a value that JSON cannot hold, naming its place.
@@ -160,7 +161,7 @@ def to_json(config):
     return _plain(config, "")
 
 
-def from_json(data, classes):
+def from_json(data: Any, classes: dict[str, type]) -> Any:
     """Returns the nested dataclass of what `to_json` gave; classes: {name: dataclass} of all that it may name.
 
     Raises ValueError for a class outside the table, an unknown or missing field, a value of another type.

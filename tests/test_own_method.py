@@ -12,6 +12,7 @@ import sdjax.settings
 from sdjax import trees
 from sdjax.convert import main
 from sdjax.formats import pipeline
+from sdjax.runtime import compile_cache
 from sdjax.training import run as run_folder
 from sdjax.training.loop import begin, train
 
@@ -52,6 +53,12 @@ def config():
     prompts = ("a photo of a [name]",)
     return Train("random:tiny", method=Mine(), data=data, steps=2, checkpoint=1, preview=2, prompts=prompts)
 '''
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    """The program keeps no compiled programs in the user's folder."""
+    monkeypatch.setattr(compile_cache, "keep", lambda **_: None)
 
 
 @pytest.fixture(scope="module")

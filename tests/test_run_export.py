@@ -23,6 +23,7 @@ from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
+from sdjax.runtime import compile_cache
 from sdjax.training import export
 from sdjax.training.loop import Train, train
 from sdjax.training.optim import Optim
@@ -42,6 +43,12 @@ METHODS = {
     "clip": Clip(),
     "e4t tuning": Chain((E4T(), Full())),
 }
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    """The program keeps no compiled programs in the user's folder."""
+    monkeypatch.setattr(compile_cache, "keep", lambda **_: None)
 
 
 def there(folder):

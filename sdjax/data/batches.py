@@ -8,6 +8,7 @@ A batch: "ids" int32 [B L], "index" int32 [B] (the example's number in the strea
 [B S S 3] where asked for.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
@@ -15,9 +16,9 @@ import numpy as np
 
 from sdjax import settings
 from sdjax.data import cache, sources
-from sdjax.data.sources.source import Only, Source
+from sdjax.data.sources.source import Examples, Only, Source
 from sdjax.settings import SettingError
-from sdjax.stable_diffusion import to_pixels
+from sdjax.stable_diffusion import StableDiffusion, to_pixels
 
 CONCEPTS = ("", "same", "other")
 CROPS = ("center", "random")
@@ -70,7 +71,7 @@ class Data:
         return "source", self.source or sources.matching(self.path)
 
     @property
-    def plain(self):
+    def plain(self) -> bool:
         """Whether a picture is the same each time it is seen."""
         return self.crop == "center" and not self.flip
 
@@ -78,7 +79,7 @@ class Data:
 class Batches:
     """The stream of a run; `single`: the pixels [S S 3] where the source is one picture, else None."""
 
-    def __init__(self, data, source, size, sd, seed):
+    def __init__(self, data: Data, source: Examples, size: int, sd: StableDiffusion, seed: int) -> None:
         self.data, self.source, self.size, self.seed = data, source, size, seed
         self.tokenizer, self.factor, self.moments = sd.tokenizer, sd.factor, None
         self.single = to_pixels(source.picture(0, size)) if len(source) == 1 else None
@@ -88,18 +89,18 @@ class Batches:
         if data.batch % jax.process_count():
             raise ValueError(f"data.batch={data.batch}: {jax.process_count()} processes must divide it")
 
-    def __getitem__(self, step):
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         """Returns this process's rows of the batch of a step."""
         return next(self.iterate(step, threads=0))
 
-    def mentions(self, tokens):
+    def mentions(self, tokens: np.ndarray) -> bool:
         """Returns whether any of up to MOST of the source's prompts holds one of these token ids."""
         captions = (
             self.source.caption(i, np.random.default_rng((self.seed, i))) for i in range(min(len(self.source), MOST))
         )
         return any(np.isin(self.tokenizer([caption]), tokens).any() for caption in captions)
 
-    def iterate(self, start=0, threads=THREADS):
+    def iterate(self, start: int = 0, threads: int = THREADS) -> Iterator[dict[str, np.ndarray]]:
         """Yields this process's rows of the batches of steps start, start + 1, ...; decoding runs ahead in threads."""
         import grain
 
@@ -146,7 +147,7 @@ def _shrink(mask, factor):
     return mask.reshape(side, factor, side, factor).mean((1, 3), dtype=np.float32)[..., None]
 
 
-def side(data, sd):
+def side(data: Data, sd: StableDiffusion) -> int:
     """Returns the pixels of a side of a run's square pictures: data.size, or the model's.
 
     Raises SettingError for one that the autoencoder cannot halve evenly.
@@ -157,7 +158,7 @@ def side(data, sd):
     return size
 
 
-def build(data, sd, seed, source=None):
+def build(data: Data, sd: StableDiffusion, seed: int, source: Examples | None = None) -> Batches:
     """Returns the Batches of a run for a model (its tokenizer, its picture size, its autoencoder for the cache).
 
     source: the examples that sources.open(data) gave; None opens them.

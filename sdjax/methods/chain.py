@@ -3,13 +3,18 @@
 Chain((E4T(), Full(("unet",))))
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
+from jax import Array
 
+from sdjax.methods.adapter import Adapter
 from sdjax.methods.full import Full
 from sdjax.methods.method import Method, about
 from sdjax.settings import prefixed
+from sdjax.stable_diffusion import StableDiffusion
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Chain(Method):
                 if getattr(part, what) is not None:
                     raise ValueError(f"method.parts: {type(part).__name__} has a {what} of its own; it trains alone")
 
-    def split(self, sd, key=None):
+    def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
         """Returns ({"0": trained of the first part, ...}, what is left of sd)."""
         trained = {}
         for i, part in enumerate(self.parts):
@@ -38,13 +43,13 @@ class Chain(Method):
                 trained[str(i)], sd = part.split(sd, _folded(key, i))
         return trained, sd
 
-    def join(self, frozen, trained, key=None):
+    def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with every part joined, the last first."""
         for i, part in reversed(list(enumerate(self.parts))):
             frozen = part.join(frozen, trained[str(i)], _folded(key, i))
         return frozen
 
-    def adapter(self, frozen, trained):
+    def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
         """Returns the parts' adapters as one; None where one of them is a whole model and none belongs into a model.
 
         What belongs into a model is there beside the other parts: E4T's encoder in a folder whose UNet Full trained.
@@ -64,32 +69,32 @@ class Chain(Method):
         return super().adapter(frozen, trained) if any(one.trees for one in found) else _together(found, about(self))
 
     @property
-    def formats(self):
+    def formats(self) -> tuple[str, ...]:
         """The kinds of file of its parts."""
         return tuple(dict.fromkeys(name for part in self.parts for name in part.formats))
 
     @property
-    def words(self):
+    def words(self) -> tuple[str, ...]:
         """The placeholders that its parts train."""
         return tuple(word for part in self.parts for word in part.words)
 
     @property
-    def pixels(self):
+    def pixels(self) -> bool:
         """Whether a part needs pixels."""
         return any(part.pixels for part in self.parts)
 
     @property
-    def whole_batch(self):
+    def whole_batch(self) -> bool:
         """Whether a part needs all rows at once."""
         return any(part.whole_batch for part in self.parts)
 
     @property
-    def look(self):
+    def look(self) -> Callable | None:
         """Shows a run's one picture to every part that looks at it; None where none does."""
         return self._look if any(part.look is not None for part in self.parts) else None
 
     @property
-    def finish(self):
+    def finish(self) -> Callable | None:
         """Finishes every part that has something to do after the last step; None where none has."""
         return self._finish if any(part.finish is not None for part in self.parts) else None
 

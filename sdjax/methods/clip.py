@@ -9,14 +9,18 @@ Source: Radford et al. 2021 (arXiv 2103.00020), figure 3; temperature as there, 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 from sdjax import trees
+from sdjax.methods.adapter import Adapter
 from sdjax.methods.method import Method
 from sdjax.models.clip import clip_pixels, pooled
+from sdjax.stable_diffusion import StableDiffusion
 
 CLIP = "clip"  # in `reference`: {"text_projection": {"kernel" [C P]}, "logit_scale"}, with CLIPModel's names
 
@@ -29,15 +33,15 @@ class Clip(Method):
     whole_batch = True  # accumulation would change the loss, so the training loop refuses it
     formats = ()
 
-    def preview(self, sd, batch):
+    def preview(self, sd: StableDiffusion, batch: dict[str, Any]) -> dict[str, Any]:
         """Returns {}: there is nothing to see."""
         return {}
 
-    def adapter(self, frozen, trained):
+    def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
         """Returns None: a whole model, with the folder clip/."""
         return None
 
-    def split(self, sd, key=None):
+    def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
         """Returns ({"text_encoder", "image_encoder", "text_projection" [C P], "logit_scale"}, sd without them).
 
         Projection and temperature go on where the model holds them, else start as CLIP's.
@@ -64,7 +68,7 @@ class Clip(Method):
         }
         return trained, sd.replace(text_encoder={}, image_encoder={}, reference=reference or None)
 
-    def join(self, frozen, trained, key=None):
+    def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with the trained encoders, projection and temperature."""
         held = {"text_projection": {"kernel": trained["text_projection"]}, "logit_scale": trained["logit_scale"]}
         return frozen.replace(

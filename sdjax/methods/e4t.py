@@ -14,10 +14,12 @@ penalty on E (per example, summed over C) rather than on v*.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax import Array
 
 from sdjax import trees
 from sdjax.diffusion.schedule import add_noise
@@ -26,7 +28,7 @@ from sdjax.methods.adapter import Adapter
 from sdjax.methods.method import Method, about
 from sdjax.models.clip import clip_pixels
 from sdjax.settings import FROM_0, SettingError, check
-from sdjax.stable_diffusion import TOKENS
+from sdjax.stable_diffusion import TOKENS, StableDiffusion
 from sdjax.text import conditioning
 
 REFERENCE = ("unet", "empty")  # in `reference`: the pretrained half, and what it is told of the empty prompt
@@ -54,11 +56,11 @@ class E4T(Method):
         check(self, features=("all", "level"), penalty=FROM_0)
 
     @property
-    def words(self):
+    def words(self) -> tuple[str, ...]:
         """The one placeholder."""
         return (self.word,)
 
-    def split(self, sd, key=None):
+    def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
         """Returns ({"head", "offsets"[, "vision"]}, sd that knows the word and keeps its pretrained half as reference).
 
         key=None: head and offsets are shapes; SD 1.5's offsets are 143 million numbers to draw, which a file replaces.
@@ -79,12 +81,12 @@ class E4T(Method):
             trained["vision"] = trees.copy(sd.image_encoder, jnp.float32)
         return trained, sd
 
-    def join(self, frozen, trained, key=None):
+    def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with the offsets in its weights and the encoder as a conditioner."""
         unet = offsets.apply(frozen.unet, trained["offsets"])
         return frozen.replace(unet=unet).add(conditioners=self._encoder(frozen, trained))
 
-    def adapter(self, frozen, trained):
+    def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
         """Returns the encoder, the offsets by weight, what the encoder reads and the picture that it looked at.
 
         It belongs into the model without it: `frozen` as it is.
@@ -95,7 +97,7 @@ class E4T(Method):
             own["concept"] = frozen.reference["concept"]
         return Adapter(trees=own, about=about(self), model=frozen)
 
-    def look(self, frozen, trained, pixels):
+    def look(self, frozen: StableDiffusion, trained: Any, pixels: Array) -> StableDiffusion:
         """Returns frozen that has seen the one picture of a run, [H W 3] in [-1, 1]; a tower that trains looks anew."""
         if self.vision:
             return frozen.replace(reference={**frozen.reference, "concept": pixels})
@@ -106,7 +108,7 @@ class E4T(Method):
         word, level = frozen.words[self.word], self.features == "level"
         return Encoder(trained["head"], tower, word, self.scale, self.penalty, level)
 
-    def head(self, sd, key=None):
+    def head(self, sd: StableDiffusion, key: Array | None = None) -> dict[str, Any]:
         """Returns the head's parameters: {"clip": {layer: linear D -> D}, "final": linear -> C, zero}; or shapes."""
         if key is None:
             return jax.eval_shape(lambda: self.head(sd, jax.random.key(0)))

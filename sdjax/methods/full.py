@@ -5,12 +5,16 @@ Full(("unet",), r"attn2\\.to_(k|v)\\.kernel$")        # the weights of Custom Di
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
+from jax import Array
 
 from sdjax import settings, trees
+from sdjax.methods.adapter import Adapter
 from sdjax.methods.method import Method
 from sdjax.settings import SettingError
+from sdjax.stable_diffusion import StableDiffusion
 
 BASE = "base"  # in `reference`: {part: chosen weights} as they were, where a loss looks back at them
 
@@ -31,11 +35,11 @@ class Full(Method):
     def __post_init__(self):
         settings.check_pattern("pattern", self.pattern)
 
-    def adapter(self, frozen, trained):
+    def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
         """Returns None: a whole model."""
         return None
 
-    def split(self, sd, key=None):
+    def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
         """Returns ({part: chosen weights, float32 copies}, sd without them).
 
         Raises ValueError when a part is not of this model or nothing matches.
@@ -52,6 +56,6 @@ class Full(Method):
         sd = sd.replace(**rest)
         return trained, sd.replace(reference={**(sd.reference or {}), BASE: trees.copy(trained)}) if self.keep else sd
 
-    def join(self, frozen, trained, key=None):
+    def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with the trained weights in their places."""
         return frozen.replace(**{part: trees.merge(getattr(frozen, part), trained[part]) for part in self.parts})

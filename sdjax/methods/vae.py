@@ -17,16 +17,19 @@ pixels alike, which leaves the balance as it was.
 import dataclasses
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from sdjax import settings, trees
+from sdjax.methods.adapter import Adapter
 from sdjax.methods.method import Method
 from sdjax.models import critics
 from sdjax.models.clip import clip_pixels
 from sdjax.settings import SettingError
-from sdjax.stable_diffusion import to_pictures
+from sdjax.stable_diffusion import StableDiffusion, to_pictures
 
 RECONS = ("l1", "l2")
 
@@ -55,7 +58,7 @@ class Vae(Method):
     formats = ()
 
     @property
-    def whole_batch(self):
+    def whole_batch(self) -> bool:
         """Whether the loss needs the global batch at once: the critic's weight is a quotient of its gradients."""
         return self.critic > 0
 
@@ -66,16 +69,16 @@ class Vae(Method):
         )  # fmt: skip
         settings.check_pattern("pattern", self.pattern)
 
-    def adapter(self, frozen, trained):
+    def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
         """Returns None: a whole model."""
         return None
 
-    def preview(self, sd, batch):
+    def preview(self, sd: StableDiffusion, batch: dict[str, Any]) -> dict[str, Any]:
         """Returns up to 8 pictures, and what the autoencoder makes of them."""
         pixels = batch["pixels"][:8]
         return {"pictures": to_pictures(pixels), "decoded": to_pictures(sd.decode(sd.encode(pixels)))}
 
-    def split(self, sd, key=None):
+    def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
         """Returns ({"vae"[, "critic"]}, sd without the autoencoder's trained weights).
 
         Raises ValueError when no weight matches `pattern`, and for a perceptual loss without a network for it.
@@ -95,7 +98,7 @@ class Vae(Method):
             trained["critic"] = init(key, jnp.zeros((1, side, side, 3)))["params"]
         return trained, sd.replace(vae=rest)
 
-    def join(self, frozen, trained, key=None):
+    def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with the trained autoencoder."""
         return frozen.replace(vae=trees.merge(frozen.vae, trained["vae"]))
 
@@ -122,7 +125,7 @@ class Vae(Method):
             loss, metrics = loss + more, {**metrics, **seen}
         return loss, metrics
 
-    def finish(self, frozen, trained, data):
+    def finish(self, frozen: StableDiffusion, trained: Any, data: Any) -> tuple[StableDiffusion, Any]:
         """Returns (frozen, trained) whose latents have unit variance: scaling_factor = 1 / std of 16 batches' means.
 
         Where the encoder did not train, the factor stays as it is.

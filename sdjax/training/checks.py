@@ -8,6 +8,7 @@ checks.said_word(method, sd, data)                               and the prompts
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +19,12 @@ from sdjax.methods.full import Full
 from sdjax.methods.method import Method
 from sdjax.runtime import mesh
 from sdjax.settings import SettingError
+from sdjax.stable_diffusion import StableDiffusion
 
 LARGE = 512  # pixels that pictures are decoded for where neither settings nor a model say a size yet
 
 
-def worded(settings):
+def worded(settings: Any) -> Any:
     """Returns the settings with the method's word in data.word, where that is "" and the method trains one."""
     words = getattr(settings.method, "words", ())
     if settings.data.word or not words:
@@ -30,7 +32,7 @@ def worded(settings):
     return replace(settings, data=replace(settings.data, word=words[0]))
 
 
-def alone(settings):
+def alone(settings: Any) -> None:
     """Raises ValueError where settings do not fit each other, whatever the model."""
     method = settings.method
     if Method not in type(method).__mro__:
@@ -59,7 +61,7 @@ def alone(settings):
         raise SettingError("preserve", settings.preserve, "0, or a Full with keep=True")
 
 
-def pictures(settings) -> Examples:
+def pictures(settings: Any) -> Examples:
     """Returns the run's examples, looked through.
 
     Raises ValueError for pictures that are not there, that cannot be read, and for several where the method looks at
@@ -75,7 +77,7 @@ def pictures(settings) -> Examples:
     return examples
 
 
-def said_word(method, sd, data):
+def said_word(method: Method, sd: StableDiffusion, data: Any) -> None:
     """Raises ValueError where no prompt holds the word that the method trains: its row would stay as it is."""
     for word in method.words:
         if not data.mentions(np.asarray(sd.words[word])):
@@ -85,7 +87,7 @@ def said_word(method, sd, data):
             )
 
 
-def microbatches(settings):
+def microbatches(settings: Any) -> None:
     """Raises ValueError where the method needs the whole batch, or microbatches and devices do not divide it."""
     parts, method = settings.optim.accumulate, settings.method
     devices = mesh.count(settings.parallel)

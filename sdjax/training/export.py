@@ -43,27 +43,37 @@ def write(
     Raises ValueError for a folder that is no run, a step or weights that it has not, another base model, and when no
     checkpoint is whole.
     """
-    found = run.run_of(source)
-    if found is None:
-        raise ValueError(f"{source}: neither a run's folder nor one of its checkpoints")
-    folder, named = found
+    folder, named = _place(source)
     if None not in (step, named) and step != named:
         raise ValueError(f"step={step}: {source} is that of step {named}")
-    settings = read(folder, recipe)
-    averaged = settings.ema > 0 if weights is None else weights == "ema"
+    told = read(folder, recipe)
+    averaged = told.ema > 0 if weights is None else weights == "ema"
     if weights not in (*WEIGHTS, None):
         raise ValueError(f"weights={weights!r}: accepted are {', '.join(WEIGHTS)}")
-    if averaged and not settings.ema:
+    if averaged and not told.ema:
         raise ValueError(f"weights='ema': {folder} kept no moving average (ema=0); accepted is raw")
-    method = settings.method
+    method = told.method
     wanted = _checkpoints(folder, named if step is None else step)
-    trained, frozen, data, base = begin(settings, pictures=False, fresh=False)
-    state, evaluate = _restored(wanted, settings, trained, base)
+    trained, frozen, data, base = begin(told, pictures=False, fresh=False)
+    state, evaluate = _restored(wanted, told, trained, base)
     tree = state["ema"] if averaged else evaluate(state["opt"], state["trained"])
     if method.finish is not None:
         frozen, tree = method.finish(frozen, tree, data)
     path, _ = run.export(method, frozen, tree, destination)
     return path, int(state["step"])
+
+
+def settings(source: str | Path, recipe: str | None = None) -> Train:
+    """Returns the settings of a run, given its folder or one of its checkpoints; see read."""
+    return read(_place(source)[0], recipe)
+
+
+def _place(source):
+    """Returns (folder of the run, step or None)."""
+    found = run.run_of(source)
+    if found is None:
+        raise ValueError(f"{source}: neither a run's folder nor one of its checkpoints")
+    return found
 
 
 def read(folder: str | Path, recipe: str | None = None) -> Train:
@@ -75,12 +85,12 @@ def read(folder: str | Path, recipe: str | None = None) -> Train:
     classes = {kind.__name__: kind for kind in (Train, Data, Optim)}
     classes |= {**methods.known(), **sources.known(), **members.of(own, Method)}
     try:
-        settings = from_json(_moved(files.read_json(path)), classes)
+        found = from_json(_moved(files.read_json(path)), classes)
     except ValueError as error:
         raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from None
-    if not isinstance(settings, Train) or Method not in type(settings.method).__mro__:
+    if not isinstance(found, Train) or Method not in type(found.method).__mro__:
         raise ValueError(f"{path}: holds no settings of a run")
-    return settings
+    return found
 
 
 def _moved(values):

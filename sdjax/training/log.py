@@ -6,6 +6,7 @@ metrics.jsonl: {"step": 120, "loss": 0.113, "rate": 0.0001, "seconds": 12.3}, an
 import collections
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,16 +38,16 @@ class TensorBoard:
 
         self.writer = SummaryWriter(str(folder / "tensorboard"))
 
-    def figures(self, step, values):
+    def figures(self, step: int, values: dict[str, float]) -> None:
         """Shows the figures of a step."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
-    def picture(self, step, name, picture):
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Shows a picture uint8 [H W 3]."""
         self.writer.add_image(name, picture, step, dataformats="HWC")
 
-    def close(self):
+    def close(self) -> None:
         """Writes what is left."""
         self.writer.close()
 
@@ -61,15 +62,15 @@ class Wandb:
         name = folder.absolute().name
         self.run = wandb.init(project=project, name=name, dir=str(folder), config=settings, id=name, resume="allow")
 
-    def figures(self, step, values):
+    def figures(self, step: int, values: dict[str, float]) -> None:
         """Shows the figures of a step."""
         self.run.log(values, step=step)
 
-    def picture(self, step, name, picture):
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Shows a picture uint8 [H W 3]."""
         self.run.log({name: self.module.Image(picture)}, step=step)
 
-    def close(self):
+    def close(self) -> None:
         """Writes what is left."""
         self.run.finish()
 
@@ -95,18 +96,18 @@ def boards(folder: Path, project: str, settings: dict[str, Any]) -> list[Board]:
 class Log:
     """Writes a run's figures into its folder and onto its boards, and draws the bar."""
 
-    def __init__(self, folder, start, steps, name, boards=()):
+    def __init__(self, folder: Path, start: int, steps: int, name: str, boards: Sequence[Board] = ()) -> None:
         self.file = open(folder / "metrics.jsonl", "a", buffering=1)
         self.boards, self.losses = boards, collections.deque(maxlen=MEAN)
         self.bar = tqdm(total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, mininterval=0.5)
         self.began = time.monotonic()
         self.event(start, "resumed" if start else "started")
 
-    def event(self, step, event, **more):
+    def event(self, step: int, event: str, **more: Any) -> None:
         """Writes one line about something that happened at a step."""
         self.file.write(json.dumps({"step": step, "event": event, **more}) + "\n")
 
-    def metrics(self, step, values):
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes the figures of a step, {name: number}, to the file and the boards."""
         values = {name: float(f"{float(value):.7g}") for name, value in values.items()}
         seconds = round(time.monotonic() - self.began, 3)
@@ -114,19 +115,19 @@ class Log:
         for board in self.boards:
             board.figures(step, values)
 
-    def picture(self, step, name, picture):
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Shows a picture uint8 [H W 3] on the boards."""
         for board in self.boards:
             board.picture(step, name, picture)
 
-    def advance(self, step, loss=None):
+    def advance(self, step: int, loss: float | None = None) -> None:
         """Moves the bar to a step; loss: a number that joins the mean of the last MEAN, which the bar shows."""
         if loss is not None:
             self.losses.append(loss)
             self.bar.set_postfix(loss=f"{np.mean(self.losses):.4g}", refresh=False)
         self.bar.update(step - self.bar.n)
 
-    def close(self):
+    def close(self) -> None:
         """Closes the file, the boards and the bar."""
         self.bar.close()
         self.file.close()

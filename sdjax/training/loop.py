@@ -9,12 +9,15 @@ export.  Run again with the same folder, it goes on from the newest checkpoint, 
 
 import functools
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from sdjax import tasks, trees
 from sdjax.data import batches
@@ -27,8 +30,10 @@ from sdjax.formats.adapters import format as kinds
 from sdjax.formats.storage.files import HUB_ID
 from sdjax.methods.clip import CLIP
 from sdjax.methods.full import Full
+from sdjax.methods.method import Method
 from sdjax.runtime import locks, mesh, processes
 from sdjax.settings import BELOW_1, FROM_0, FROM_1, SEED, check, prefixed, to_json
+from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.task import Task
 from sdjax.tasks.text2img import TextToImage
 from sdjax.training import checks, log, preview, run
@@ -143,7 +148,7 @@ def make_step(method, tx, root, *, loss=None, accumulate=1, ema=0.0, evaluate=as
     return step
 
 
-def initial_state(trained, tx, ema=0.0):
+def initial_state(trained: Any, tx: optax.GradientTransformation, ema: float = 0.0) -> dict[str, Any]:
     """Returns the state before the first step, to be donated; `trained`, a split's own copies, is part of it."""
     state = {"step": jnp.int32(0), "trained": trained, "opt": _begun(tx, trained)}
     return {**state, "ema": trees.copy(trained)} if ema else state
@@ -155,7 +160,7 @@ def _begun(tx, trained):
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tx.init(trained))
 
 
-def default_loss(method, settings, task: Task = TextToImage()):
+def default_loss(method: Method, settings: Any, task: Task = TextToImage()) -> Callable:
     """Returns the diffusion loss of a method's joined model on a task, with the run's weighting."""
     weighting = functools.partial(snr_weight, gamma=settings.min_snr) if settings.min_snr else None
     regularisers = (preservation(settings.preserve),) if settings.preserve else ()
@@ -214,7 +219,7 @@ def begin(settings: Train, pictures: bool = True, fresh: bool = True, examples: 
     return trained, frozen, data, trees.digest((model, trained if settings.init else None, picture))
 
 
-def task_of(settings: Train, sd) -> Task:
+def task_of(settings: Train, sd: StableDiffusion) -> Task:
     """Returns the run's task: what the model is for where settings do not say; of a loss of its own text to image."""
     return tasks.of(sd, settings.task) if settings.method.loss is None else TextToImage()
 
@@ -243,7 +248,7 @@ def _rounded(frozen, dtype):
     return rounded.replace(reference={**rounded.reference, **kept}) if kept else rounded
 
 
-def train(settings, out):
+def train(settings: Train, out: str | Path) -> StableDiffusion:
     """Runs a config to its last step in the folder `out`, going on where its checkpoints end; returns the joined model.
 
     Writes config.json origin.json metrics.jsonl checkpoints/ samples/ export/.

@@ -97,7 +97,7 @@ def optimizer(optim: Optim, steps: int) -> tuple[optax.GradientTransformation, E
     return tx, as_trained
 
 
-def as_trained(opt, trained):
+def as_trained(opt: Any, trained: Any) -> Any:
     """Returns the trained weights: what is evaluated of an optimizer that keeps no others."""
     return trained
 

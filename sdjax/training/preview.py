@@ -1,24 +1,28 @@
 """Pictures during training, with fixed seeds: what the run has learned so far."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
 from sdjax.data.prompts import NAME
 from sdjax.images import grid
 from sdjax.methods.e4t import look
+from sdjax.methods.method import Method
 from sdjax.sampling import generate
 from sdjax.stable_diffusion import StableDiffusion, to_pictures
 
 SEEDS, STEPS = 4, 20
 
 
-def prompts(settings) -> tuple[str, ...]:
+def prompts(settings: Any) -> tuple[str, ...]:
     """Returns a run's prompts; "[name]" in them is the subject's word."""
     wanted = settings.prompts or (f"a photo of {settings.data.word or 'a face'}",)
     return tuple(text.replace(NAME, settings.data.word) for text in wanted)
 
 
-def sheet(method, sd: StableDiffusion, data, settings) -> np.ndarray | None:
+def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any) -> np.ndarray | None:
     """Returns a labelled sheet uint8 [height width 3]: prompts by seeds; None where there is nothing to see.
 
     A method with previews of its own shows those, a row each.  Where the data show an encoder its subjects
@@ -36,7 +40,7 @@ def sheet(method, sd: StableDiffusion, data, settings) -> np.ndarray | None:
     return grid.sheet(rows, texts, [f"seed {seed}" for seed in range(SEEDS)])
 
 
-def write(path, method, sd: StableDiffusion, data, settings) -> np.ndarray | None:
+def write(path: Path, method: Method, sd: StableDiffusion, data: Any, settings: Any) -> np.ndarray | None:
     """Writes the sheet as a PNG and returns it; None where there is nothing to see."""
     made = sheet(method, sd, data, settings)
     if made is not None:

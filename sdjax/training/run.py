@@ -102,7 +102,7 @@ def check_folder(out, settings, base):
         raise ValueError(f"out={str(out)!r}: its run started from another model or picture; choose another out=DIR")
 
 
-def write_settings(out, settings, base, pictures=None):
+def write_settings(out: Path, settings: Any, base: str, pictures: list | None = None) -> None:
     """Writes what a run is told and what it starts from: config.json and origin.json, each whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
     for name, value in (("config", to_json(settings)), ("origin", {"base": base, "pictures": pictures})):

@@ -5,6 +5,7 @@ source.py says what a source is; a new file here is a new source, found by walki
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from sdjax.data.sources.source import Examples, Source
 from sdjax.runtime.members import members
@@ -21,7 +22,7 @@ def matching(path: str) -> Source | None:
     return next((source for source in (made() for made in known().values()) if source.matches(path)), None)
 
 
-def open(data) -> Examples:
+def open(data: Any) -> Examples:
     """Returns the examples that a run's Data settings name.
 
     Raises SettingError, or ValueError, for a path that is empty, is not there, holds no pictures or is of no known

@@ -1,8 +1,12 @@
 """The drawn world as a source: people and cats of Pocketland, with captions drawn with them."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from sdjax import settings
 from sdjax.data import pocketland, prompts
@@ -36,11 +40,11 @@ class Pocketland(Source):
     def __post_init__(self):
         settings.check(self, count=settings.FROM_1, domain=("", *pocketland.DOMAINS), named=settings.TO_1)
 
-    def matches(self, path):
+    def matches(self, path: str) -> bool:
         """Returns whether a path is "pocketland"."""
         return path == "pocketland"
 
-    def open(self, data):
+    def open(self, data: Any) -> Examples:
         """Returns the drawn pictures; raises what Drawn does."""
         return Drawn(self, data)
 
@@ -51,7 +55,7 @@ class Drawn(Examples):
     Raises SettingError for settings of pictures that are cut, mirrored or masked, and templates that do not fit.
     """
 
-    def __init__(self, world, data):
+    def __init__(self, world: Pocketland, data: Any) -> None:
         for name, (accepted, why) in PLAIN.items():
             value = getattr(data, name)
             if value != accepted:
@@ -64,21 +68,21 @@ class Drawn(Examples):
         self.source, self.word = pocketland.PocketlandSource(world.count), data.word
         self.prompts = None if data.templates == "captions" else prompts.make(data.templates, data.word)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.source)
 
     def _item(self, i):
         return pocketland.example(i, self.source.views, self.source.cats, self.source.first)
 
-    def shape(self, i):
+    def shape(self, i: int) -> tuple[int, int]:
         """Returns the size that pictures are drawn in."""
         return pocketland.SIZE, pocketland.SIZE
 
-    def picture(self, i, size):
+    def picture(self, i: int, size: int) -> np.ndarray:
         """Returns picture i, uint8 [size size 3]."""
         return pocketland.draw(*self._item(i), size)
 
-    def caption(self, i, random):
+    def caption(self, i: int, random: np.random.Generator) -> str:
         """Returns a caption of picture i; with a word, one that names the scene and calls the subject by the word.
 
         With looks, one that names all looks and no scene; with `named`, that share names looks and has no word.
@@ -98,36 +102,36 @@ class Drawn(Examples):
         """Whether a caption names looks though there is a word; draws a number only where `named` asks for it."""
         return bool(self.named) and (random.random() < self.named or self.subject not in ("", who.domain))
 
-    def other(self, i, random):
+    def other(self, i: int, random: np.random.Generator) -> int:
         """Returns the number of another scene of the same identity."""
         first = i - i % self.source.views
         views = min(self.source.views, len(self) - first)  # the last identity may have fewer
         return first + (i - first + int(random.integers(1, views))) % views if views > 1 else i
 
-    def chosen(self):
+    def chosen(self) -> Sequence[int] | None:
         """Returns the numbers of the pictures of the domain that is asked for, where no captions name the others."""
         return of_domain(self, self.subject) if self.subject and not self.named else None
 
-    def epoch(self):
+    def epoch(self) -> Sequence[int]:
         """Returns the numbers of an epoch's pictures: each once."""
         return range(len(self))
 
-    def about(self):
+    def about(self) -> str:
         """Returns what there is, in words."""
         return f"{len(self)} drawn pictures"
 
-    def domain(self, i):
+    def domain(self, i: int) -> str:
         """Returns "face" or "cat": what picture i shows."""
         return self._item(i)[0].domain
 
-    def fingerprint(self):
+    def fingerprint(self) -> list[Any]:
         """Returns what decides the pictures, for a cache's name."""
         drawing = b"".join(path.read_bytes() for path in sorted(Path(pocketland.__file__).parent.glob("*.py")))
         digest = hashlib.sha256(drawing).hexdigest()
         return ["pocketland", len(self), self.source.views, self.source.cats, self.source.first, digest]
 
 
-def of_domain(drawn, domain):
+def of_domain(drawn: Drawn, domain: str) -> list[int]:
     """Returns the numbers of a Drawn source's pictures that show a "face" or a "cat".
 
     Raises ValueError where there are no such pictures.

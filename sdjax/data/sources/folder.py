@@ -8,6 +8,7 @@ import collections
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ LOOKED_THROUGH = 64  # pictures that are decoded before a model is loaded; of th
 class ImageFolder(Source):
     """A folder of images with its sub-folders, or one image."""
 
-    def matches(self, path):
+    def matches(self, path: str) -> bool:
         """Returns whether a path is a folder or an image by its ending or, without one that we know, by its header."""
         place = Path(path)
         if place.is_dir() or (place.is_file() and place.suffix.lower() in reading.SUFFIXES):
@@ -33,7 +34,7 @@ class ImageFolder(Source):
         except ValueError:
             return False
 
-    def open(self, data):
+    def open(self, data: Any) -> Examples:
         """Returns its pictures; raises what Folder does."""
         return Folder(data)
 
@@ -45,7 +46,7 @@ class Folder(Examples):
     where no picture brings a mask.
     """
 
-    def __init__(self, data):
+    def __init__(self, data: Any) -> None:
         self.items, self.passed_over = reading.find(data.path), reading.passed_over(data.path)
         self.crop, self.flip, self.masked = data.crop, data.flip, data.mask
         self.prompts = prompts.make(data.templates, data.word)
@@ -64,7 +65,7 @@ class Folder(Examples):
         self._decoded = functools.lru_cache(few)(self._decode)
         self._middle = functools.lru_cache(few)(self._cut)  # one photo is scaled once, not in every row of a batch
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.items)
 
     def epoch(self) -> list[int]:
@@ -90,7 +91,7 @@ class Folder(Examples):
         cut = functools.partial(reading.square, size=size, place=place, flip=flip)
         return cut(picture), cut(mask).astype(np.float32) / 255 if self.masked else None
 
-    def shape(self, i):
+    def shape(self, i: int) -> tuple[int, int]:
         """Returns (height, width) of picture i, upright."""
         from PIL import Image
 
@@ -99,22 +100,22 @@ class Folder(Examples):
             sideways = image.getexif().get(0x0112) in (5, 6, 7, 8)  # the tag of the orientation
         return (width, height) if sideways else (height, width)
 
-    def picture(self, i, size):
+    def picture(self, i: int, size: int) -> np.ndarray:
         """Returns the middle of picture i, uint8 [size size 3]."""
         return self._middle(i, size)[0]
 
-    def caption(self, i, random):
+    def caption(self, i: int, random: np.random.Generator) -> str:
         """Returns a prompt for picture i."""
         return self.prompts(self.items[i].caption, random)
 
-    def other(self, i, random):
+    def other(self, i: int, random: np.random.Generator) -> int:
         """Returns the number of another picture in the same sub-folder; i itself where there is none."""
         subject = self.items[i].subject
         same = self.subjects[subject] if subject else [i]
         step = random.integers(1, len(same)) if len(same) > 1 else 0
         return same[(same.index(i) + step) % len(same)]
 
-    def example(self, i, size, random):
+    def example(self, i: int, size: int, random: np.random.Generator) -> dict[str, Any]:
         """Returns {"picture", "caption"} of picture i, with data.mask also "mask", float32 [size size] in [0, 1]."""
         x, y, mirror = random.random(3)
         if self.crop == "center" and mirror >= self.flip:
@@ -124,14 +125,14 @@ class Folder(Examples):
         example = {"picture": picture, "caption": self.caption(i, random)}
         return {**example, "mask": mask} if self.masked else example
 
-    def check(self, size):
+    def check(self, size: int) -> None:
         """Decodes the first pictures, and reads the header of the others."""
         for item in self.items[:LOOKED_THROUGH]:
             reading.decode(item, size, self.masked)
         for item in self.items[LOOKED_THROUGH:]:
             reading.has_mask(item)
 
-    def fingerprint(self):
+    def fingerprint(self) -> list[Any]:
         """Returns what decides the pictures, for a cache's name."""
         return ["folder", len(self), reading.digest(self.items)]
 

@@ -79,29 +79,33 @@ class Only(Examples):
         self.examples, self.numbers = examples, list(numbers)
         self.place = {number: i for i, number in enumerate(self.numbers)}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.numbers)
 
-    def shape(self, i):
+    def shape(self, i: int) -> tuple[int, int]:
         """Returns (height, width) of picture i."""
         return self.examples.shape(self.numbers[i])
 
-    def picture(self, i, size):
+    def picture(self, i: int, size: int) -> np.ndarray:
         """Returns picture i, uint8 [size size 3]."""
         return self.examples.picture(self.numbers[i], size)
 
-    def caption(self, i, random):
+    def caption(self, i: int, random: np.random.Generator) -> str:
         """Returns a caption of picture i."""
         return self.examples.caption(self.numbers[i], random)
 
-    def other(self, i, random):
+    def other(self, i: int, random: np.random.Generator) -> int:
         """Returns the number of another picture of the same subject."""
         return self.place[self.examples.other(self.numbers[i], random)]
 
-    def example(self, i, size, random):
+    def example(self, i: int, size: int, random: np.random.Generator) -> dict[str, Any]:
         """Returns {"picture", "caption", ...} of picture i."""
         return self.examples.example(self.numbers[i], size, random)
 
-    def about(self):
+    def fingerprint(self) -> list[Any]:
+        """Returns what decides the pictures."""
+        return [*self.examples.fingerprint(), self.numbers]
+
+    def about(self) -> str:
         """Returns what there is, in words."""
         return f"{len(self)} of {self.examples.about()}"

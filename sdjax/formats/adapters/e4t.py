@@ -13,13 +13,14 @@ import dataclasses
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from PIL import Image
 
 from sdjax import trees
-from sdjax.formats.adapters.format import Format
+from sdjax.formats.adapters.format import Format, Header
 from sdjax.formats.storage import files, parameters
 from sdjax.images import reading
 from sdjax.methods import offsets
@@ -27,7 +28,7 @@ from sdjax.methods.adapter import Adapter
 from sdjax.methods.e4t import E4T, HALF, empty, half, look
 from sdjax.methods.method import about
 from sdjax.settings import SettingError
-from sdjax.stable_diffusion import to_pictures, to_pixels
+from sdjax.stable_diffusion import StableDiffusion, to_pictures, to_pixels
 
 FIELDS = tuple(field.name for field in dataclasses.fields(E4T))
 
@@ -37,15 +38,15 @@ class E4TFolder(Format):
 
     name = "e4t"
 
-    def matches(self, header):
+    def matches(self, header: Header) -> bool:
         """Returns whether a model's folder has an e4t/."""
         return (header.path / "e4t").is_dir()
 
-    def holds(self, adapter):
+    def holds(self, adapter: Adapter) -> bool:
         """Returns whether there is an encoder, and a model for it."""
         return {"head", "offsets"} <= set(adapter.trees) and adapter.model is not None
 
-    def read(self, file, sd):
+    def read(self, file: Path, sd: StableDiffusion) -> Adapter:
         """Returns what a model's e4t/ holds, weights in float32."""
         folder = Path(file) / "e4t"
         config, unet = _settings(folder), parameters.template(sd.networks.unet)
@@ -66,7 +67,7 @@ class E4TFolder(Format):
             own["concept"] = jnp.asarray(to_pixels(reading.picture(folder / "concept.png")))
         return Adapter(trees=own, about={**about(method), "file": str(folder)})
 
-    def write(self, adapter, folder):
+    def write(self, adapter: Adapter, folder: Path) -> Path:
         """Writes e4t/ into a model's folder: the reference only where it is not that of the adapter's model."""
         folder, own = Path(folder) / "e4t", adapter.trees
         folder.mkdir()
@@ -81,7 +82,9 @@ class E4TFolder(Format):
         files.write_json(folder / "config.json", {**adapter.about["settings"], "reference": kept})
         return folder
 
-    def start(self, adapter, method, trained, frozen):
+    def start(
+        self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion
+    ) -> tuple[Any, StableDiffusion]:
         """Returns the file's head and offsets, and its tower; that one becomes the model's where none trains here."""
         own, settings = dict(adapter.trees), adapter.about["settings"]
         for name in ("domain", "features", "scale"):
@@ -95,7 +98,7 @@ class E4TFolder(Format):
         unet = parameters.template(frozen.networks.unet)
         return {**trained, **own, "offsets": offsets.by_shape(unet, own["offsets"])}, frozen
 
-    def use(self, path, adapter, model):
+    def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
         """Returns how the word is said; other programs run no encoder, so that they get the word as one row."""
         word = adapter.about["settings"]["word"]
         if "concept" not in adapter.trees:

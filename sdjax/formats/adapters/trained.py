@@ -6,6 +6,7 @@ recipe, never from the file.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,11 @@ import numpy as np
 
 from sdjax import trees
 from sdjax.formats.adapters import reading
-from sdjax.formats.adapters.format import Format
+from sdjax.formats.adapters.format import Format, Header
 from sdjax.formats.storage import files
 from sdjax.methods.adapter import Adapter
 from sdjax.settings import SettingError
+from sdjax.stable_diffusion import StableDiffusion
 
 NAME, MARK = "trained.safetensors", "sdjax.trained"
 
@@ -26,22 +28,22 @@ class Trained(Format):
 
     name = "trained"
 
-    def matches(self, header):
+    def matches(self, header: Header) -> bool:
         """Returns whether a file's metadata say so."""
         return header.metadata.get("format") == MARK
 
-    def holds(self, adapter):
+    def holds(self, adapter: Adapter) -> bool:
         """Returns whether there is such a tree and nothing else."""
         return set(adapter.trees) == {"trained"} and not (adapter.edits or adapter.words) and adapter.hook is None
 
-    def read(self, file, sd):
+    def read(self, file: Path, sd: StableDiffusion) -> Adapter:
         """Returns the leaves by name; only the method knows their tree."""
         weights = files.open_weights(file.parent, file.stem)
         _, metadata = reading.described(file)
         about = {"method": metadata["method"], "settings": json.loads(metadata["settings"])}
         return Adapter(trees={"trained": {name: weights.read(name) for name in weights.names}}, about=about)
 
-    def write(self, adapter, folder):
+    def write(self, adapter: Adapter, folder: Path) -> Path:
         """Writes trained.safetensors and returns its path."""
         tensors = {
             name: files.Tensor(leaf.shape, leaf.dtype.name, lambda leaf=leaf: np.asarray(leaf))
@@ -53,7 +55,9 @@ class Trained(Format):
             files.write_safetensors(temporary, tensors, {"format": MARK, **about})
         return path
 
-    def start(self, adapter, method, trained, frozen):
+    def start(
+        self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion
+    ) -> tuple[Any, StableDiffusion]:
         """Returns the file's leaves in the places of the method's."""
         if adapter.about["method"] != type(method).__name__:
             raise SettingError("class", type(method).__name__, f"{adapter.about['method']}, which wrote the file")
@@ -65,7 +69,7 @@ class Trained(Format):
         leaves = [jnp.asarray(found[name]) for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(trained), leaves), frozen
 
-    def use(self, path, adapter, model):
+    def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
         """Returns how it is taken up again: only the recipe knows what it means."""
         return [f"here       python train/run.py RECIPE init={path}", "elsewhere  only with the method's own code"]
 
