@@ -67,8 +67,9 @@ def _run(options, given):
         said = f"of a run accepted are {', '.join(OF_RUNS)}, not {', '.join(more)}; convert what comes out"
         raise ValueError(f"{options.source}: {said}")
     # As train/run.py does: what a method computes at the start must come out as it did.
-    compile_cache.keep(steps=export.settings(options.source, options.recipe).steps)
-    path, step = export.write(options.source, options.destination, options.step, options.weights, options.recipe)
+    told = export.settings_of(options.source, options.recipe)
+    compile_cache.keep(steps=told.steps)
+    path, step = export.write(options.source, options.destination, options.step, options.weights, told)
     yield f"wrote {path}, step {step} of {options.source}"
 
 

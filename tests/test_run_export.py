@@ -17,6 +17,7 @@ from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import attach
+from sdjax.formats.storage import files
 from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
 from sdjax.methods.e4t import E4T
@@ -63,11 +64,13 @@ def run(tmp_path_factory):
     return out
 
 
-def test_command_writes_what_the_run_exported(run, tmp_path, capfd):
-    before = there(run)
+def test_command_writes_what_the_run_exported(run, tmp_path, capfd, monkeypatch):
+    before, opened, read_json = there(run), [], files.read_json
+    monkeypatch.setattr(files, "read_json", lambda path: opened.append(path) or read_json(path))
     assert main([str(run), str(tmp_path / "cat")]) == 0
     assert f"wrote {tmp_path / 'cat'}, step 3" in capfd.readouterr().out
     assert there(tmp_path / "cat") == there(run / "export") and there(run) == before
+    assert [path for path in opened if path.parent == run] == [run / "config.json"]  # once
 
 
 @pytest.mark.parametrize(

@@ -33,12 +33,12 @@ def write(
     destination: str | Path,
     step: int | None = None,
     weights: str | None = None,
-    recipe: str | None = None,
+    told: Train | None = None,
 ) -> tuple[Path, int]:
     """Writes what a run would have exported at a checkpoint; returns (path, step).
 
     source: RUN or RUN/checkpoints/STEP.  step: of the checkpoint; None for the newest whole one.
-    recipe: the Python file that defines the run's method, where it is the user's own.
+    told: the run's settings, where they are read already.
     weights: "ema" or "raw"; None for those that the run exports, its moving average where it has one.
     Raises ValueError for a folder that is no run, a step or weights that it has not, another base model, and when no
     checkpoint is whole.
@@ -46,7 +46,7 @@ def write(
     folder, named = _place(source)
     if None not in (step, named) and step != named:
         raise ValueError(f"step={step}: {source} is that of step {named}")
-    told = read(folder, recipe)
+    told = read(folder) if told is None else told
     averaged = told.ema > 0 if weights is None else weights == "ema"
     if weights not in (*WEIGHTS, None):
         raise ValueError(f"weights={weights!r}: accepted are {', '.join(WEIGHTS)}")
@@ -63,7 +63,7 @@ def write(
     return path, int(state["step"])
 
 
-def settings(source: str | Path, recipe: str | None = None) -> Train:
+def settings_of(source: str | Path, recipe: str | None = None) -> Train:
     """Returns the settings of a run, given its folder or one of its checkpoints; see read."""
     return read(_place(source)[0], recipe)
 
