@@ -11,7 +11,6 @@ Identities: seeds below 10,000,000 (`TRAIN`) may be trained on; `HELDOUT` is for
 `VALIDATION` for choices.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
