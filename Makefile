@@ -1,7 +1,7 @@
 # make demo   personalise the embedded model from one image; pictures and timings in outputs/demo/
 # make test   the test suite; make test-slow what takes longer
 # Both make .venv and install what they need first.  Everything else is the same programs with their main arguments:
-#   make tune IMAGE=photo.png, train-encoder, compare, verify-pytorch, bench; install, lint, format
+#   make tune IMAGE=photo.png (into outputs/tune/photo), train-encoder, compare, verify-pytorch, bench; install, lint, format
 #   make clean  removes .venv and build; outputs/ stays
 #   MODEL   pocket, a diffusers folder, a single file or a hub id        IMAGE   one photo
 #   DATA    pocketland, or a folder of images                            CONFIG  a recipe in configs/

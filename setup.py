@@ -19,7 +19,7 @@ CORE = [
     "annotated-types>=0.7",
 ]
 TORCH = ["torch==2.13.0", "diffusers>=0.40", "transformers>=5", "peft>=0.18"]
-LOGGING = ["tensorboardX>=2.6"]
+TENSORBOARD = ["tensorboardX>=2.6"]
 LINT = ["ruff>=0.14", "basedpyright>=1.30"]
 TABLES = ["pyarrow>=20"]  # parquet lists of jobs
 
@@ -34,11 +34,11 @@ setup(
     install_requires=CORE,
     extras_require={
         "torch": TORCH,
-        "test": ["pytest>=8", "pytest-xdist>=3.6", *LINT, *TORCH, *LOGGING, *TABLES],
-        "lint": [*LINT, *LOGGING, *TABLES],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", *LINT, *TORCH, *TENSORBOARD, *TABLES],
+        "lint": [*LINT, *TENSORBOARD, *TABLES],
         "tables": TABLES,
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
-        "logging": LOGGING,
+        "logging": [*TENSORBOARD, "wandb>=0.19"],
     },
 )

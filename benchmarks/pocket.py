@@ -30,14 +30,16 @@ import judges
 from sdjax import settings, trees
 from sdjax.data import batches, pocketland
 from sdjax.formats import pipeline
+from sdjax.formats.adapters import format as kinds
 from sdjax.formats.storage import files
+from sdjax.images import grid
 from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import plain
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.runtime import compile_cache
 from sdjax.sampling import generate
 from sdjax.stable_diffusion import to_pictures, to_pixels
-from sdjax.training import optim, results
+from sdjax.training import optim, run
 from sdjax.training.loop import default_loss, initial_state, make_step
 
 SPLITS = {  # first seeds that neither training nor the judges' own figures use: for final figures, and for choices
@@ -80,7 +82,7 @@ def vae(options):
     made = np.concatenate([to_pictures(again(sd, to_pixels(pictures[i : i + 32]))) for i in range(0, count, 32)])
     error = np.mean((made.astype(float) - pictures) ** 2, axis=(1, 2, 3))
     psnr = 10 * np.log10(255**2 / np.maximum(error, 1e-3))
-    Image.fromarray(pocketland.grid(np.concatenate([pictures[:16], made[:16]]), 16)).save(options.out / "vae.png")
+    Image.fromarray(grid.sheet([list(pictures[:16]), list(made[:16])])).save(options.out / "vae.png")
     return {"pictures": count, "psnr": round(float(psnr.mean()), 2), "interval": interval(psnr)}
 
 
@@ -117,7 +119,7 @@ def prompts(options):
         )
         for kind in kinds
     }
-    Image.fromarray(pocketland.grid(made[:80], 10)).save(options.out / "prompts.png")
+    Image.fromarray(grid.sheet(_rows(made[:80], 10))).save(options.out / "prompts.png")
     share = [float(np.mean(row)) for row in right]
     return {
         "prompts": len(texts), "right": round(float(np.mean(share)), 4), "interval": interval(share),
@@ -137,7 +139,7 @@ class Tuner:
         self.method = self.settings.method if with_encoder else Chain((word, *rest))
         self.data = dataclasses.replace(self.settings.data, word=self.word)
         self.with_encoder, self.sd = with_encoder, pipeline.load(options.model)
-        self.tx = optim.transform(self.settings.optim, self.settings.steps)
+        self.tx, _ = optim.optimizer(self.settings.optim, self.settings.steps)
         step = make_step(self.method, self.tx, jax.random.key(1), loss=default_loss(self.method, self.settings))
         self.step = jax.jit(step, donate_argnums=0)
 
@@ -151,9 +153,10 @@ class Tuner:
 
         With the encoder at last ("plain", sd): what PyTorch gets after the last step, the word as one row of a table.
         """
-        trained, frozen = self.method.split(self.sd, jax.random.key(0))
+        trained, frozen = self.method.split(self.sd, None if self.with_encoder else jax.random.key(0))
         if self.with_encoder:
-            trained, frozen = results.start(self.method, trained, frozen, self.settings.init)
+            opened = kinds.opened(pipeline.locate(self.settings.init), self.sd)
+            trained, frozen = run.start(self.method, trained, frozen, self.settings.init, opened)
         data = batches.build(dataclasses.replace(self.data, path=str(path)), frozen, 0)
         if self.with_encoder:
             frozen = self.method.look(frozen, trained, jnp.asarray(data.single))
@@ -211,9 +214,14 @@ def _make(options, name, folder):
         Image.fromarray(pocketland.draw(who, place)).save(picture)
         made = {str(mark): _pictures(sd, tuner.word, i) for mark, sd in tuner.stages(picture)}
         for mark, some in made.items() if i < 8 else ():
-            Image.fromarray(pocketland.grid(some, len(PLACES))).save(folder / f"{i}-{mark}.png")
+            Image.fromarray(grid.sheet(_rows(some, len(PLACES)))).save(folder / f"{i}-{mark}.png")
         with files.new_file(folder / f"{i}.npz") as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **made)
+
+
+def _rows(pictures, columns):
+    """Returns pictures [N H W 3] as rows of so many."""
+    return [list(pictures[first : first + columns]) for first in range(0, len(pictures), columns)]
 
 
 def texts(word):

@@ -19,7 +19,7 @@ def config():
         model="stable-diffusion-v1-5/stable-diffusion-v1-5",
         vision="openai/clip-vit-large-patch14",
         method=E4T(word="*s", domain="face"),
-        data=Data(word="*s", templates="face", concept="same", batch=16),
+        data=Data(templates="face", concept="same", batch=16),
         optim=Optim(lr=1.6e-5, clip=None),
         steps=30000,
         compute="bfloat16",

@@ -15,8 +15,8 @@ def config():
     """Returns the run's settings."""
     return Train(
         method=TextualInversion(word="<new>", init=""),
-        data=Data(word="<new>", templates="object", batch=4),
+        data=Data(templates="object", batch=4),
         optim=Optim(lr=5e-3, weight_decay=0.0),  # the rate of the original code and of the web UI
         steps=3000,
-        prompts=("a photo of <new>",),
+        prompts=("a photo of [name]",),
     )

@@ -4,11 +4,15 @@
     text = json.dumps(to_json(settings))                    # {"class": "Train", "model": "pocket", ...}
     settings = from_json(json.loads(text), {"Train": Train, ...})
 
+Where a dataclass has a function looked_up() -> (field, dataclass), a name that it lacks is looked up in that one, which
+then becomes the field: data.count is that of data.source.
+
 A recipe is a Python file with a function `config()`; it is a program that the user runs.  JSON is data: the classes
 that it may name are given by the caller.  Types are those of the fields' annotations.
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -17,7 +21,9 @@ import re
 import runpy
 import types
 import typing
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 CLASS = "class"  # the key of a dataclass's name in JSON; no field can be called so
 WORDS = {"true": True, "false": False, "none": None}
@@ -31,23 +37,52 @@ TO_1 = (lambda x: 0 <= x <= 1, "a number from 0 to 1")
 BELOW_1 = (lambda x: 0 <= x < 1, "a number from 0 to below 1")
 
 
-def load(path, overrides=()):
+class SettingError(ValueError):
+    """A setting that is not what is accepted; `name` is dotted, outer layers add a prefix."""
+
+    def __init__(self, name: str, value: object, expected: str) -> None:
+        super().__init__(f"{name}={value!r}: expected {expected}")
+        self.name, self.value, self.expected = name, value, expected
+
+    def under(self, prefix: str) -> "SettingError":
+        """Returns the error of the same setting with a prefix before its name: "scale" under "method"."""
+        return SettingError(f"{prefix}.{self.name}", self.value, self.expected)
+
+
+@contextlib.contextmanager
+def prefixed(prefix: str) -> Iterator[None]:
+    """Within the block a SettingError gets the prefix: the field whose dataclass raises it, "" for none."""
+    try:
+        yield
+    except SettingError as error:
+        raise (error.under(prefix) if prefix else error) from None
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Any:
     """Returns config() of the Python file at `path` with overrides such as "optim.lr=1e-4" in it.
 
     Raises ValueError for a file that is missing, no Python or has no config(), and for an override that does not fit.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"config {str(path)!r}: no such file; expected a Python file with a function config()")
-    try:
-        make = runpy.run_path(str(path)).get("config")
-    except SyntaxError as error:
-        raise ValueError(f"config {str(path)!r}: {error.msg} ({error.filename}, line {error.lineno})") from None
+    make = names(path).get("config")
     if not callable(make):
         raise ValueError(f"config {str(path)!r}: has no function config()")
     return override(make(), overrides)
 
 
-def override(config, items):
+def names(path: str | Path) -> dict[str, object]:
+    """Returns {name: value} of all that the Python file at `path` defines; runs it.
+
+    Raises ValueError for a file that is missing or no Python.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"config {str(path)!r}: no such file; expected a Python file with a function config()")
+    try:
+        return runpy.run_path(str(path))
+    except SyntaxError as error:
+        raise ValueError(f"config {str(path)!r}: {error.msg} ({error.filename}, line {error.lineno})") from None
+
+
+def override(config: Any, items: Iterable[str]) -> Any:
     """Returns a copy of a nested dataclass with "a.b=value" items in it; a number in a name is a place in a tuple.
 
     All items of one dataclass come in together, so its own checks see only the result; of two for one name the later
@@ -70,36 +105,33 @@ def override(config, items):
     return _changed(config, type(config), changes, "")
 
 
-def check_pattern(name, text):
-    """Raises ValueError, calling the setting by its name, for a text that is no regular expression."""
+def check_pattern(name: str, text: str) -> None:
+    """Raises SettingError, calling the setting by its name, for a text that is no regular expression."""
     try:
         re.compile(text)
     except re.error as error:
-        raise ValueError(f"{name}={text!r}: is no regular expression: {error}") from None
+        raise SettingError(name, text, f"a regular expression: {error}") from None
 
 
-def check(config, prefix="", **accepted):
-    """Raises ValueError for a field of a dataclass that is not what is accepted: one of a tuple, or of FROM_0 ... .
-
-    The error calls the field by its name behind the prefix: "optim.lr=-1: expected a number from 0".
-    """
+def check(config: object, **accepted: tuple) -> None:
+    """Raises SettingError for a dataclass's field that is not what is accepted: one of a tuple, or FROM_0 and so on."""
     for name, wanted in accepted.items():
         value = getattr(config, name)
         if callable(wanted[0]):
-            fits, words = wanted[0](value), f"expected {wanted[1]}"
+            fits, words = wanted[0](value), wanted[1]
         else:
-            fits, words = value in wanted, f"accepted are {', '.join(str(one) or repr(one) for one in wanted)}"
+            fits, words = value in wanted, f"one of {', '.join(str(one) or repr(one) for one in wanted)}"
         if not fits:
-            raise ValueError(f"{prefix}{name}={value!r}: {words}")
+            raise SettingError(name, value, words)
 
 
-def describe(path):
+def describe(path: str | Path) -> str:
     """Returns a recipe's docstring, its settings with their values and what they mean: what --help shows."""
     text = runpy.run_path(str(path)).get("__doc__") or ""
     found = list(_walk(load(path), ""))
     settings = [f"  {name} = {value!r}" for name, value in found if not _is_dataclass(value)]
     meant = {type(value): f"{name}: {inspect.getdoc(value)}" for name, value in found if name and _is_dataclass(value)}
-    run = [inspect.getdoc(value) for name, value in found if not name]
+    run = [inspect.getdoc(value) or "" for name, value in found if not name]
     settings = "\n".join(["settings (change them with name=value):", *settings])
     return "\n\n".join([text.strip(), settings, *run, *meant.values()])
 
@@ -108,8 +140,12 @@ def _walk(value, name):
     """Yields (dotted name, value) of a nested dataclass and of all that is in it."""
     if _is_dataclass(value):
         yield name, value
+        where, inner = value.looked_up() if hasattr(value, "looked_up") else ("", None)
         for field in dataclasses.fields(value):
-            yield from _walk(getattr(value, field.name), _join(name, field.name))
+            if field.name != where:
+                yield from _walk(getattr(value, field.name), _join(name, field.name))
+        if inner is not None:
+            yield from _walk(inner, name)
     elif isinstance(value, tuple) and value and all(map(_is_dataclass, value)):
         for i, item in enumerate(value):
             yield from _walk(item, _join(name, str(i)))
@@ -117,7 +153,7 @@ def _walk(value, name):
         yield name, value
 
 
-def to_json(config):
+def to_json(config: Any) -> Any:
     """Returns a nested dataclass as dicts, lists and plain values; a dataclass's name is under "class".
 
     Raises ValueError for a value that JSON cannot hold, naming its place.
@@ -125,7 +161,7 @@ def to_json(config):
     return _plain(config, "")
 
 
-def from_json(data, classes):
+def from_json(data: Any, classes: dict[str, type]) -> Any:
     """Returns the nested dataclass of what `to_json` gave; classes: {name: dataclass} of all that it may name.
 
     Raises ValueError for a class outside the table, an unknown or missing field, a value of another type.
@@ -136,28 +172,32 @@ def from_json(data, classes):
 def _changed(old, kind, changes, name):
     """Returns `old`, a field of type `kind`, with a tree of changes {head: text or tree} in it."""
     if isinstance(changes, str):
-        if _is_dataclass(old):
+        if _is_dataclass(old) and not (changes.lower() == "none" and type(None) in _options(kind)):
             raise ValueError(
                 f"{name}={changes}: a {type(old).__name__} is set by its fields: {', '.join(_fields(old))}"
             )
         return _parse(changes, kind, name)
     if _is_dataclass(old):
         kinds = typing.get_type_hints(type(old))
-        fields = _fields(old)
-        for head in changes:
-            if head not in fields:
-                raise ValueError(f"{_join(name, head)}: {_unknown(head, type(old).__name__, fields)}")
-        new = {
-            head: _changed(getattr(old, head), kinds[head], part, _join(name, head)) for head, part in changes.items()
-        }
-        try:
-            return dataclasses.replace(old, **new)
-        except ValueError as error:  # of a part of a Chain, which calls its settings method.NAME
-            head = name.partition(".")[0]
-            raise ValueError(re.sub(rf"^{head}\.", f"{name}.", str(error)) if head else str(error)) from None
+        own = {head: part for head, part in changes.items() if head in _fields(old)}
+        new = {head: _changed(getattr(old, head), kinds[head], part, _join(name, head)) for head, part in own.items()}
+        with prefixed(name):
+            made = dataclasses.replace(old, **new)
+        others = {head: part for head, part in changes.items() if head not in own}
+        return _with_looked_up(made, others, name) if others else made
     if isinstance(old, tuple):
         return _changed_items(old, kind, changes, name)
     raise ValueError(f"{_join(name, next(iter(changes)))}: {name} is {old!r} and has no fields")
+
+
+def _with_looked_up(config, changes, name):
+    """Returns the dataclass with changes of names that it lacks made in the field where those are looked up."""
+    field, inner = config.looked_up() if hasattr(config, "looked_up") else ("", None)
+    fields = _fields(config) + (_fields(inner) if inner is not None else [])
+    for head in changes:
+        if head not in fields:
+            raise ValueError(f"{_join(name, head)}: {_unknown(head, type(config).__name__, fields)}")
+    return dataclasses.replace(config, **{field: _changed(inner, type(inner), changes, name)})
 
 
 def _changed_items(old, kind, changes, name):
@@ -217,7 +257,7 @@ def _fit(value, kind):
                 return tuple(items)
         elif isinstance(origin, type) and type(value) is origin:
             return value
-        elif isinstance(origin, type) and dataclasses.is_dataclass(origin) and isinstance(value, origin):
+        elif isinstance(origin, type) and _is_dataclass(value) and origin in type(value).__mro__:
             return value
     if float in options and type(value) is int:
         return float(value)
@@ -296,6 +336,7 @@ def _built(data, classes, name):
         if values[key] is _WRONG:
             raise ValueError(f"{_join(name, key)}={value!r}: expected {_shown(kinds[key])}")
     try:
-        return made(**values)
+        with prefixed(name):
+            return made(**values)
     except TypeError as error:
         raise ValueError(f"{name or made.__name__}: {error}") from None

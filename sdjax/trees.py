@@ -7,6 +7,7 @@ same weight in a diffusers file.  `unflatten` therefore needs a tree of the same
     edit(sd.unet, r"attn\\d\\.to_q\\.kernel$", lambda name, w: w * 2)
 """
 
+import functools
 import hashlib
 import re
 import zlib
@@ -117,14 +118,17 @@ def cast(tree: T, dtype: DTypeLike) -> T:
     return jax.tree.map(change, tree)
 
 
-def copy(tree: T) -> T:
-    """Returns the tree with every leaf in a buffer of its own, so that the original survives donation."""
-    return _copy(tree)
+def copy(tree: T, dtype: DTypeLike | None = None) -> T:
+    """Returns the tree with every leaf in a buffer of its own, so that the original survives donation.
+
+    dtype: of the copy's floating-point leaves; None keeps each.
+    """
+    return _copy(tree, dtype)
 
 
-@jax.jit
-def _copy(tree: T) -> T:  # one program for the whole tree, where a copy per leaf would compile one per shape
-    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+@functools.partial(jax.jit, static_argnums=1)
+def _copy(tree, dtype):  # one program for the whole tree, where a copy per leaf would compile one per shape
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree if dtype is None else cast(tree, dtype))
 
 
 def count(tree: Any) -> int:

@@ -32,7 +32,8 @@ FLOORS = (
 LOOSE = 8  # modules that may lie in sdjax/ itself
 STRANGERS = ("sdjax.formats.models", "sdjax.formats.adapters")  # neither imports the other
 FLOOR = {unit: i for i, floor in enumerate(FLOORS) for unit in floor}
-EXTRAS = {"torch", "diffusers", "gradio", "peft", "wandb"}
+EXTRAS = {"torch", "diffusers", "gradio", "peft"}
+LOGGING = {"wandb", "tensorboardX"}  # of the extra `logging`: asked for when a run begins, never by an import
 MAKES_LAYERS = ("models", "methods/hypernetwork.py")
 
 
@@ -173,7 +174,7 @@ import flax, jax, numpy, optax, orbax.checkpoint, grain
 before = (dict(jax.config.values), dict(os.environ), random.getstate()[1][:3], list(sys.path))
 for name in {modules!r}: importlib.import_module(name)
 after = (dict(jax.config.values), dict(os.environ), random.getstate()[1][:3], list(sys.path))
-extras = sorted(set(sys.modules) & {EXTRAS!r})
+extras = sorted(set(sys.modules) & {EXTRAS | LOGGING!r})
 print(json.dumps([before == after, jax._src.xla_bridge.backends_are_initialized(), extras]))
 """
     run = python(program)

@@ -13,7 +13,7 @@ from sdjax import trees
 from sdjax.formats import pipeline
 from sdjax.methods.clip import Clip
 from sdjax.methods.full import Full
-from sdjax.training import results
+from sdjax.training import run as run_folder
 from sdjax.training.loop import Train, begin
 
 
@@ -22,7 +22,7 @@ def run(tmp_path_factory):
     """Returns (trained, folder of its export) of an untrained run whose temperature was moved."""
     trained, frozen = Clip().split(pipeline.load("random:tiny"), jax.random.key(3))
     trained = {**trained, "logit_scale": jnp.float32(4.25)}
-    return trained, results.write(Clip(), frozen, trained, tmp_path_factory.mktemp("clip") / "export")
+    return trained, run_folder.export(Clip(), frozen, trained, tmp_path_factory.mktemp("clip") / "export")[0]
 
 
 def test_a_run_goes_on_from_its_export(run):
@@ -52,7 +52,7 @@ def test_other_methods_and_conversions_carry_it(run, tmp_path):
     trained, folder = run
     method = Full(("unet",), "attn2")
     tuned, frozen = method.split(pipeline.load(folder), jax.random.key(0))
-    other = results.write(method, frozen, tuned, tmp_path / "tuned")
+    other = run_folder.export(method, frozen, tuned, tmp_path / "tuned")[0]
     again, _ = Clip().split(pipeline.load(other), jax.random.key(4))
     assert trees.digest(again) == trees.digest(trained)
     pipeline.save(pipeline.load("random:tiny"), other)

@@ -14,7 +14,7 @@ from sdjax.data import pocketland
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import e4t
 from sdjax.methods.e4t import E4T
-from sdjax.training import results
+from sdjax.training import run as run_folder
 from sdjax.training.loop import train
 from sdjax.training.run import fresh
 
@@ -23,7 +23,7 @@ from sdjax.training.run import fresh
 def folder(tmp_path, key):
     """A tiny model with an e4t/ part."""
     trained, frozen = E4T().split(pipeline.load("random:tiny"), key)
-    return results.write(E4T(), frozen, trained, tmp_path / "model")
+    return run_folder.export(E4T(), frozen, trained, tmp_path / "model")[0]
 
 
 def test_demo_leaves_pictures_times_and_a_model_for_pytorch(folder, tmp_path, monkeypatch, capsys):

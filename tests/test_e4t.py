@@ -12,9 +12,12 @@ import sdjax
 from sdjax import convert, trees
 from sdjax.data import batches
 from sdjax.data.batches import Data
+from sdjax.data.sources.drawn import Pocketland
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import e4t
+from sdjax.formats.adapters import format as kinds
 from sdjax.formats.storage import parameters
+from sdjax.images import grid
 from sdjax.methods import offsets
 from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import E4T, level_maps, look, map_widths
@@ -22,7 +25,8 @@ from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.stable_diffusion import to_pictures
-from sdjax.training import preview, results
+from sdjax.training import preview
+from sdjax.training import run as run_folder
 from sdjax.training.loop import Train, begin
 
 
@@ -45,12 +49,15 @@ def test_sizes_on_stable_diffusion_1_5():
     shapes = collections.Counter(leaf.shape[::-1] for leaf in weights.values())  # (out, in)
     expected = {(320, 320): 20, (640, 640): 20, (1280, 1280): 24, (320, 768): 10, (640, 768): 10, (1280, 768): 12}
     assert shapes == expected
-    sizes = {(i, o): trees.count(offsets._generator(i, o, jax.random.key(0))) for o, i in shapes}
+    sizes = {
+        (i, o): trees.count(offsets._generator(i, o, offsets._uniform(jax.random.key(0)), offsets._zeros))
+        for o, i in shapes
+    }
     assert sum(number * sizes[i, o] for (o, i), number in shapes.items()) == 143_226_592
 
 
 def test_three_outer_products_equal_the_published_products(key):
-    generator = noised(offsets._generator(6, 5, key))
+    generator = noised(offsets._generator(6, 5, offsets._uniform(key), offsets._zeros))
     a = generator["v"] @ generator["linear1"]["kernel"] + generator["linear1"]["bias"]
     b = generator["v"] @ generator["linear2"]["kernel"] + generator["linear2"]["bias"]
     column, row = generator["linear_column"], generator["linear_row"]
@@ -144,14 +151,16 @@ def test_a_tower_that_trains_keeps_the_picture(sd, tmp_path):
     )
     del cond["concept"]
     assert np.array_equal(joined.denoise(z, t, cond)[0], one) and not np.array_equal(one, other)
-    results.write(method, frozen, trained, tmp_path / "out")
+    run_folder.export(method, frozen, trained, tmp_path / "out")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "e4t" / "concept.png")), picture)
 
 
 def test_domain_must_be_one_token(sd, key):
-    with pytest.raises(ValueError, match="method.domain='watercolor face': is 2 tokens"):
+    with pytest.raises(
+        ValueError, match="domain='watercolor face': expected a word of one token for this model, not of 2"
+    ):
         E4T(domain="watercolor face").split(sd, key)
-    with pytest.raises(ValueError, match=r"method.parts.1.domain='watercolor face': is 2 tokens"):
+    with pytest.raises(ValueError, match=r"parts.1.domain='watercolor face': expected a word of one token"):
         Chain((TextualInversion("<cat>", "cat"), E4T(domain="watercolor face"))).split(sd, key)
 
 
@@ -160,7 +169,7 @@ def test_folder_round_trip(sd, key, tmp_path, vision):
     method = E4T(vision=vision)
     trained, frozen = method.split(sd, key)
     trained = noised(trained)
-    results.write(method, frozen, trained, tmp_path / "pretrained")
+    run_folder.export(method, frozen, trained, tmp_path / "pretrained")
     picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
     mine = look(method.join(frozen, trained), jnp.asarray(picture / 127.5 - 1, jnp.float32))
     read = e4t.personalise(sdjax.load(tmp_path / "pretrained"), tmp_path / "pretrained", picture)
@@ -174,7 +183,7 @@ def test_tuned_folder_loads_with_its_picture(sd, key, tmp_path):
     trained = noised(trained)
     picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
     frozen = method.look(frozen, trained, jnp.asarray(picture / 127.5 - 1, jnp.float32))
-    folder = results.write(method, frozen, trained, tmp_path / "tuned")
+    folder = run_folder.export(method, frozen, trained, tmp_path / "tuned")[0]
     assert np.array_equal(np.asarray(Image.open(folder / "e4t" / "concept.png")), picture)
     z, t, cond = _inputs(frozen, "a *s")
     mine, read = method.join(frozen, trained), sdjax.load(folder)
@@ -182,16 +191,20 @@ def test_tuned_folder_loads_with_its_picture(sd, key, tmp_path):
     with pytest.raises(ValueError, match="was tuned on one picture"):
         e4t.personalise(read, folder, picture)
     with pytest.raises(ValueError, match="model=.*tuned'.*give the model it came from"):
-        begin(Train(model=str(folder), method=method))
+        begin(
+            Train(
+                model=str(folder), method=method, data=Data(path=str(folder / "e4t" / "concept.png"), templates="face")
+            )
+        )
 
 
 def test_settings_that_an_encoder_was_trained_with_are_kept(sd, key, tmp_path):
     trained, frozen = E4T().split(sd, key)
-    results.write(E4T(), frozen, trained, tmp_path / "face")
+    run_folder.export(E4T(), frozen, trained, tmp_path / "face")
     method = Chain((E4T(scale=0.3), Full()))
     trained, frozen = method.split(sd, key)
-    with pytest.raises(ValueError, match="method.parts.0.scale=0.3: .* was trained with 0.1"):
-        results.start(method, trained, frozen, str(tmp_path / "face"))
+    with pytest.raises(ValueError, match="method.parts.0.scale=0.3: expected 0.1, with which .* was trained"):
+        run_folder.start(method, trained, frozen, "face", kinds.opened(tmp_path / "face", sd))
 
 
 def test_pictures_without_one_to_look_at_are_refused(sd, key):
@@ -207,16 +220,18 @@ def test_reference_is_kept_where_it_is_not_of_the_parts_beside_it(sd, key, tmp_p
     tuning, alone = Chain((E4T(), Full())), E4T()
     trained, frozen = tuning.split(sd, key)
     trained = {"0": noised(trained["0"]), "1": jax.tree.map(lambda x: 1.05 * x, trained["1"])}
-    results.write(tuning, frozen, trained, tmp_path / "tuned")
-    trained, frozen = results.start(alone, *alone.split(sdjax.load(tmp_path / "tuned"), key), tmp_path / "tuned")
-    results.write(alone, frozen, trained, tmp_path / "again")
+    run_folder.export(tuning, frozen, trained, tmp_path / "tuned")
+    tuned = sdjax.load(tmp_path / "tuned")
+    opened = kinds.opened(tmp_path / "tuned", tuned)
+    trained, frozen = run_folder.start(alone, *alone.split(tuned), "tuned", opened)
+    run_folder.export(alone, frozen, trained, tmp_path / "again")
     z, t, cond = _inputs(frozen, "a *s")
     both = [(tmp_path / name / "e4t" / "reference.safetensors").read_bytes() for name in ("tuned", "again")]
     assert both[0] == both[1]
 
     method = Chain((TextualInversion("<cat>", "cat"), E4T()))
     trained, frozen = method.split(sd, key)
-    results.write(method, frozen, trained, tmp_path / "words")
+    run_folder.export(method, frozen, trained, tmp_path / "words")
     assert convert.main([str(tmp_path / "tuned"), str(tmp_path / "small"), "--no-reference"]) == 0
     for name in ("words", "small"):
         assert not (tmp_path / name / "e4t" / "reference.safetensors").exists()
@@ -261,11 +276,32 @@ def test_preview_shows_every_subject_beside_its_pictures(sd, key, tmp_path):
     settings = Train(
         model="random:tiny",
         method=method,
-        data=Data(path="pocketland", size=32, batch=4, count=16, concept="other"),
+        data=Data(path="pocketland", size=32, batch=4, source=Pocketland(count=16), concept="other"),
         prompts=("a *s", "a drawing of *s"),
     )
     data = batches.build(settings.data, frozen, 0)
     preview.write(tmp_path / "grid.png", method, method.join(frozen, trained), data, settings)
     picture = np.asarray(Image.open(tmp_path / "grid.png"))
-    assert picture.shape == (4 * 32, 3 * 32, 3)
-    np.testing.assert_array_equal(picture[:32, :32], to_pictures(data[0]["concept"])[0])
+    assert picture.shape[1] == 3 * (32 + grid.EDGE) + grid.EDGE
+    below = picture.shape[0] - 4 * (32 + grid.EDGE)  # the labels are above
+    assert below > grid.EDGE
+    subject = picture[below : below + 32, grid.EDGE : grid.EDGE + 32]
+    np.testing.assert_array_equal(subject, to_pictures(data[0]["concept"])[0])
+
+
+def test_without_a_key_nothing_is_drawn(sd, key, tmp_path, monkeypatch):
+    """SD 1.5's offsets are 143 million numbers that a file replaces: neither a run with init nor a look draws them."""
+    shapes, _ = E4T(vision=True).split(sd)
+    whole, frozen = E4T(vision=True).split(sd, key)
+    sizes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (shapes, whole)]
+    assert sizes[0] == sizes[1]
+    assert {type(x) for x in jax.tree.leaves([shapes["head"], shapes["offsets"]])} == {jax.ShapeDtypeStruct}
+    run_folder.export(E4T(vision=True), frozen, noised(whole), tmp_path / "face")
+    monkeypatch.setattr(offsets, "_uniform", lambda key: pytest.fail("drawn"))
+    e4t.personalise(sd, tmp_path / "face", np.zeros((32, 32, 3), np.uint8))
+    data = Data(path="pocketland", size=32, batch=2, source=Pocketland(count=8), word="*s", concept="same")
+    method = Chain((E4T(), Full(("unet", "text_encoder"))))
+    trained, *_ = begin(
+        Train(model="random:tiny", init=str(tmp_path / "face"), method=method, data=data), pictures=False
+    )
+    assert not any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(trained))

@@ -20,7 +20,7 @@ from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.service import provenance
 from sdjax.stable_diffusion import TOKENS
 from sdjax.text.conditioning import condition
-from sdjax.training import results
+from sdjax.training import run as run_folder
 
 WORD = "<toy>"
 PROMPTS = [f"a photo of a {WORD} on the beach", TEXTS[1]]
@@ -244,7 +244,7 @@ def test_embeddings_bundled_with_lora(tmp_path):
 
 def test_what_we_write_names_the_method_and_its_settings(tmp_path):
     method = TextualInversion("<cat>", "cat", 2)
-    path = results.write(method, None, {"rows": np.ones((2, 32), np.float32)}, tmp_path)
+    path = run_folder.export(method, None, {"rows": np.ones((2, 32), np.float32)}, tmp_path)[0]
     with safetensors.safe_open(path, "numpy") as file:
         about, rows = file.metadata(), file.get_tensor("<cat>")
     assert about["format"] == "pt" and about["method"] == "TextualInversion"

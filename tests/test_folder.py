@@ -543,3 +543,11 @@ def test_command(folder, tmp_path, capsys):
         output = capsys.readouterr()
         assert output.err.startswith("error: ") and output.err.count("\n") == 1
     assert not (tmp_path / "bad").exists()
+
+
+def test_a_folder_in_float16_loads_plainly_in_diffusers(tmp_path):
+    """All of it in float32 where no type is asked for: transformers would take the file's, diffusers does not."""
+    pipeline.save(pipeline.load("random:tiny"), tmp_path / "half", dtype="float16")
+    for folder in (tmp_path / "half", pipeline.POCKET):
+        pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+        assert {part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.float32}

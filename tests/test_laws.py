@@ -52,7 +52,7 @@ def batch(sd, size=SIZE):
 
 
 def loss_of(method):
-    return getattr(method, "loss", None) or default_loss(method, Train(method=method))
+    return method.loss or default_loss(method, Train(method=method))
 
 
 def noised(tree, scale=0.02):

@@ -1,6 +1,7 @@
 """The diffusion loss on a stand-in model: its formula, its independence of the batch, weights, masks, min-SNR."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,11 @@ def rows(batch, select):
 
 
 def test_loss_of_an_example_is_its_own(batch):
-    loss = jax.jit(lambda batch: diffusion_loss(Fake(), batch, jax.random.key(5), min_snr=5.0, noise_offset=0.1)[0])
+    loss = jax.jit(
+        lambda batch: diffusion_loss(
+            Fake(), batch, jax.random.key(5), weighting=partial(snr_weight, gamma=5.0), noise_offset=0.1
+        )[0]
+    )
     alone = [loss(rows(batch, slice(i, i + 1))) for i in range(6)]
     np.testing.assert_allclose(loss(batch), np.mean(alone), rtol=1e-6)
     shuffled = rows(batch, np.array([3, 1, 5, 0, 2, 4]))

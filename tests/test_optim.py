@@ -1,5 +1,7 @@
 """Muon against optax's own for whole trees and against PyTorch's, whatever stacks its kernels come in."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,12 @@ import pytest
 import torch
 from optax.contrib import MuonDimensionNumbers, muon, scale_by_muon
 
+from sdjax.data.batches import Data
+from sdjax.data.sources.drawn import Pocketland
+from sdjax.methods.textual_inversion import TextualInversion
+from sdjax.training import loop, optim
 from sdjax.training import muon as muons
-from sdjax.training import optim
+from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.optim import Optim
 
 SHAPES = {
@@ -42,7 +48,7 @@ def after(tx, steps=4):
 @pytest.mark.parametrize("small", [0, 1 << 24])
 def test_muon_is_optaxs_in_stacks_and_one_by_one(small, monkeypatch):
     monkeypatch.setattr(muons, "SMALL", small)
-    ours = after(optim.transform(Optim(kind="muon", lr=0.02, weight_decay=0.0, betas=(0.8, 0.99), clip=None), 4))
+    ours = after(optim.optimizer(Optim(kind="muon", lr=0.02, weight_decay=0.0, betas=(0.8, 0.99), clip=None), 4)[0])
     matrices = after(muon(0.02, beta=0.8, consistent_rms=0.2, muon_weight_dimension_numbers=numbers))
     others = after(optax.adam(0.02, 0.8, 0.99))
     for name, matrix in numbers(SHAPES).items():
@@ -53,7 +59,7 @@ def test_muon_is_optaxs_in_stacks_and_one_by_one(small, monkeypatch):
 def test_muon_is_pytorchs():
     """One step: from the second on PyTorch's momentum, whose start it does not correct, points elsewhere."""
     gradient = gradients(0)["d.kernel"]
-    tx = optim.transform(Optim(kind="muon", lr=0.02, weight_decay=0.0, clip=None), 4)
+    tx = optim.optimizer(Optim(kind="muon", lr=0.02, weight_decay=0.0, clip=None), 4)[0]
     ours = tx.update({"d.kernel": gradient}, tx.init({"d.kernel": gradient}))[0]["d.kernel"]
     weight = torch.nn.Parameter(torch.zeros(8, 36))
     weight.grad = torch.tensor(np.asarray(gradient).T)
@@ -75,8 +81,45 @@ def test_muon_of_matrices_of_low_rank_is_optaxs():
 
 def test_muon_takes_rates_by_name():
     def moved(rates):
-        return after(optim.transform(Optim(kind="muon", lr=0.02, weight_decay=0.0, rates=rates), 1), 1)
+        return after(optim.optimizer(Optim(kind="muon", lr=0.02, weight_decay=0.0, rates=rates), 1)[0], 1)
 
     plain, slow = moved(()), moved((("^a", 0.25),))
     for name in SHAPES:
         np.testing.assert_allclose(slow[name], plain[name] * (0.25 if name[0] == "a" else 1), rtol=1e-5)
+
+
+def test_weights_that_an_optimizer_evaluates_are_averaged_and_exported(monkeypatch, tmp_path):
+    """Schedule-free: what is looked at is not what the gradient is taken at."""
+    from optax.contrib import schedule_free_adamw, schedule_free_eval_params
+
+    tx = schedule_free_adamw(1e-2)
+    monkeypatch.setattr(loop, "optimizer", lambda settings, steps: (tx, schedule_free_eval_params))
+    data = Data(path="pocketland", size=32, batch=2, source=Pocketland(count=8), word="<new>")
+    run = loop.Train(
+        model="random:tiny", method=TextualInversion("<new>", "face"), data=data, steps=3, checkpoint=3, ema=0.5
+    )
+    states = []
+    monkeypatch.setattr(
+        Checkpoints, "save", lambda self, state, *_, **__: states.append(jax.tree.map(np.asarray, state))
+    )
+    joined = loop.train(dataclasses.replace(run, ema=0.0), tmp_path / "plain")
+    wanted = schedule_free_eval_params(states[-1]["opt"], states[-1]["trained"])["rows"]
+    ids = joined.words["<new>"]
+    np.testing.assert_allclose(joined.embed(ids[None])[0], wanted, rtol=1e-6)
+    assert np.abs(wanted - states[-1]["trained"]["rows"]).max() > 1e-4
+    first = states[-1]["trained"]["rows"]
+    loop.train(run, tmp_path / "averaged")
+    np.testing.assert_array_equal(states[-1]["trained"]["rows"], first)
+    distance = [np.abs(states[-1]["ema"]["rows"] - other).max() for other in (wanted, first)]
+    assert distance[0] < distance[1]
+
+
+def test_a_states_first_weights_are_those_of_the_split_and_nothing_is_shared():
+    """Not copied once more; and an optimizer that keeps the weights themselves keeps its own copy, for donation."""
+    from optax.contrib import schedule_free_adamw
+
+    trained = {"rows": jnp.ones((4, 3))}
+    state = loop.initial_state(trained, schedule_free_adamw(1e-2), 0.9)
+    assert state["trained"]["rows"] is trained["rows"]
+    places = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state) if x.size == 12]
+    assert len(places) == len(set(places)) >= 4

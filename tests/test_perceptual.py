@@ -90,7 +90,7 @@ def test_files_that_do_not_fit(file, tmp_path):
         (f"{file},{vgg}", "holds features.0.bias twice"),
     ):
         with pytest.raises(ValueError, match=message):
-            pipeline.load("random:tiny", vision=source)
+            pipeline.load("random:tiny", perceptual=source)
 
 
 def test_an_attack_in_a_file_is_an_error(tmp_path):
@@ -100,12 +100,12 @@ def test_an_attack_in_a_file_is_an_error(tmp_path):
 
     torch.save({"lin0.model.1.weight": Attack()}, tmp_path / "vgg.pth")
     with pytest.raises(ValueError, match="vgg.pth: cannot be read"):
-        pipeline.load("random:tiny", vision=str(tmp_path / "vgg.pth"))
+        pipeline.load("random:tiny", perceptual=str(tmp_path / "vgg.pth"))
 
 
 @pytest.mark.parametrize("network", ["lpips", "image encoder"])
 def test_training_with_a_perceptual_distance(network, file):
-    sd = pipeline.load("random:tiny", vision=file if network == "lpips" else None)
+    sd = pipeline.load("random:tiny", perceptual=file if network == "lpips" else None)
     assert (LPIPS in (sd.reference or {})) == (network == "lpips") and sd.image_encoder is not None
     trained, frozen = METHOD.split(sd.replace(image_encoder=None) if network == "lpips" else sd, jax.random.key(0))
     assert set(trained) == {"vae"}
@@ -126,7 +126,7 @@ def test_training_with_a_perceptual_distance(network, file):
 
 
 def test_the_loss_holds_lpips_times_its_weight(file):
-    sd = pipeline.load("random:tiny", vision=file)
+    sd = pipeline.load("random:tiny", perceptual=file)
     random = np.random.default_rng(0)
     x, y = (jnp.asarray(random.uniform(-1, 1, (2, 32, 32, 3)), jnp.float32) for _ in range(2))
     distance = Lpips(WIDTHS).apply({"params": sd.reference[LPIPS]}, x, y)
@@ -137,5 +137,7 @@ def test_the_loss_holds_lpips_times_its_weight(file):
 
 def test_a_model_without_either_network_is_refused():
     sd = pipeline.load("random:tiny").replace(image_encoder=None)
-    with pytest.raises(ValueError, match=r"method.perceptual=1.0: the model has neither LPIPS nor an image_encoder"):
+    with pytest.raises(
+        ValueError, match=r"perceptual=1.0: expected 0, since the model has neither LPIPS nor an image_encoder"
+    ):
         METHOD.split(sd, jax.random.key(0))

@@ -14,13 +14,17 @@ from PIL import Image
 from sdjax import trees
 from sdjax.convert import main
 from sdjax.data.batches import Data
+from sdjax.data.sources.drawn import Pocketland
 from sdjax.formats import pipeline
+from sdjax.formats.adapters import attach
+from sdjax.formats.storage import files
 from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
+from sdjax.runtime import compile_cache
 from sdjax.training import export
 from sdjax.training.loop import Train, train
 from sdjax.training.optim import Optim
@@ -28,7 +32,7 @@ from sdjax.training.optim import Optim
 RUN = Train(
     model="random:tiny",
     method=Full(("unet",), "attn2"),
-    data=Data(path="pocketland", size=32, batch=2, count=8),
+    data=Data(path="pocketland", size=32, batch=2, source=Pocketland(count=8)),
     optim=Optim(lr=1e-2),
     steps=3,
     checkpoint=1,
@@ -40,6 +44,12 @@ METHODS = {
     "clip": Clip(),
     "e4t tuning": Chain((E4T(), Full())),
 }
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    """The program keeps no compiled programs in the user's folder."""
+    monkeypatch.setattr(compile_cache, "keep", lambda **_: None)
 
 
 def there(folder):
@@ -54,11 +64,13 @@ def run(tmp_path_factory):
     return out
 
 
-def test_command_writes_what_the_run_exported(run, tmp_path, capfd):
-    before = there(run)
+def test_command_writes_what_the_run_exported(run, tmp_path, capfd, monkeypatch):
+    before, opened, read_json = there(run), [], files.read_json
+    monkeypatch.setattr(files, "read_json", lambda path: opened.append(path) or read_json(path))
     assert main([str(run), str(tmp_path / "cat")]) == 0
     assert f"wrote {tmp_path / 'cat'}, step 3" in capfd.readouterr().out
     assert there(tmp_path / "cat") == there(run / "export") and there(run) == before
+    assert [path for path in opened if path.parent == run] == [run / "config.json"]  # once
 
 
 @pytest.mark.parametrize(
@@ -68,7 +80,7 @@ def test_every_method_writes_what_its_run_exported(name, tmp_path):
     data = dataclasses.replace(RUN.data, word="<new>" if name == "textual inversion" else "")
     if name == "e4t tuning":
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)).save(tmp_path / "a.png")
-        data = dataclasses.replace(data, path=str(tmp_path / "a.png"), word="*s", concept="same")
+        data = dataclasses.replace(data, source=None, path=str(tmp_path / "a.png"), word="*s", concept="same")
     train(dataclasses.replace(RUN, method=METHODS[name], data=data, ema=0.0, steps=1), tmp_path / "run")
     export.write(tmp_path / "run", tmp_path / "again")
     assert there(tmp_path / "again") == there(tmp_path / "run" / "export") != {}
@@ -129,9 +141,9 @@ def test_what_is_refused(run, tmp_path, capsys):
         with pytest.raises(ValueError, match=message):
             export.write(*arguments)
     assert main([str(run), str(tmp_path / "no"), "--dtype", "float16"]) == 1
-    assert "accepted are step and weights, not dtype" in capsys.readouterr().err
+    assert "accepted are step, weights, recipe, not dtype" in capsys.readouterr().err
     assert main(["pocket", str(tmp_path / "no"), "--step", "3"]) == 1
-    assert "pocket: step and weights are for a run's folder" in capsys.readouterr().err
+    assert "pocket: step: for a run's folder; this is none" in capsys.readouterr().err
     assert main(["random:tiny", str(tmp_path / "no"), "--vision", str(run / "config.json")]) == 1
     assert "a folder or hub id with an image encoder is expected" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
@@ -151,3 +163,29 @@ def test_another_base_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="its run started from another model or picture"):
         train(dataclasses.replace(settings, steps=2), tmp_path / "run")
     assert there(tmp_path / "run") == before
+
+
+def test_a_single_file_gets_its_words_beside_it_whatever_the_vocabulary(tmp_path, capsys):
+    """pocket's own vocabulary has no place elsewhere, its learned word has: as a file, which is said."""
+    sd = pipeline.load("pocket").add_word("*s", 1, "face")
+    pipeline.save(sd, tmp_path / "cat")
+    assert main([str(tmp_path / "cat"), str(tmp_path / "cat.safetensors")]) == 0
+    said = capsys.readouterr().out
+    path = tmp_path / "cat-s.safetensors"
+    assert f"wrote {path}: an embedding, the word *s; in A1111 the word is the file's name, cat-s" in said
+    held, found = pipeline.load(tmp_path / "cat.safetensors"), attach.words(path, sd.networks)
+    assert held.words == {}
+    np.testing.assert_allclose(found["*s"], sd.embed(sd.words["*s"][None])[0], atol=1e-6)
+
+
+def test_runs_of_before_keep_their_settings_of_the_drawn_world(run, tmp_path):
+    """Data had count, domain, looks and named of its own."""
+    settings = json.loads((run / "config.json").read_text())
+    world = {"count": 8, "domain": "", "looks": False, "named": 0.0}
+    del settings["data"]["source"], settings["task"], settings["preserve"]
+    for path in ("pocketland", "photos"):
+        old = {**settings, "data": {**settings["data"], **world, "path": path}}
+        (tmp_path / "config.json").write_text(json.dumps(old))
+        assert export.read(tmp_path).data.source == (Pocketland(count=8) if path == "pocketland" else None)
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "data": {**settings["data"], **world}}))
+    assert export.read(tmp_path) == RUN

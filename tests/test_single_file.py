@@ -30,7 +30,7 @@ from sdjax.text.tokenizer import Tokenizer
 
 TEXTS = ["a photo of a woman on the beach!", "a sketch of a man in the snow"]
 DATA = pathlib.Path(__file__).parent / "data"
-UNET, VAE, CLIP, OPEN_CLIP = (single_file.UNET, single_file.VAE, single_file.CLIP, single_file.OPEN_CLIP)
+UNET, VAE, CLIP, OPEN_CLIP = (single_file.UNET, single_file.VAE, single_file.CLIP_PREFIX, single_file.OPEN_CLIP_PREFIX)
 SMALL = {"cross_attention_dim": 64, "sample_size": 64, "layers_per_block": 1, "attention_head_dim": 8}
 SMALL |= {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
 SMALL |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "block_out_channels": (32, 64)}
@@ -538,7 +538,7 @@ def test_words_go_into_embeddings_beside_the_file(tiny, tmp_path, monkeypatch, c
     assert main([str(tmp_path / "model"), str(tmp_path / "cat.safetensors")]) == 0
     names_there = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert names_there == ["cat-_.safetensors", "cat-s-1.safetensors", "cat-s.safetensors", "cat.safetensors"]
-    table = single_file.CLIP + "text_model.embeddings.token_embedding.weight"
+    table = single_file.CLIP_PREFIX + "text_model.embeddings.token_embedding.weight"
     assert len(state_of(tmp_path / "cat.safetensors")[0][table]) == sd.tokenizer.size
     assert np.array_equal(state_of(tmp_path / "cat-s-1.safetensors")[0]["<s>"], rows)
 

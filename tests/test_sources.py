@@ -9,15 +9,18 @@ from PIL import Image
 from sdjax.data import batches, sources
 from sdjax.data import pocketland as land
 from sdjax.data.batches import Data
-from sdjax.data.sources.drawn import of_domain
+from sdjax.data.sources import folder
+from sdjax.data.sources.drawn import Pocketland, of_domain
 from sdjax.formats import pipeline
+from sdjax.images import reading
 from sdjax.stable_diffusion import to_pictures
 
-DATA = Data(path="pocketland", size=32, batch=4, count=16)
+DATA = Data(path="pocketland", size=32, batch=4, source=Pocketland(count=16))
 
 
-def drawn(**changes):
-    return sources.open(dataclasses.replace(DATA, **changes), 32)
+def drawn(count=16, domain="", looks=False, named=0.0, **changes):
+    world = Pocketland(count=count, domain=domain, looks=looks, named=named)
+    return sources.open(dataclasses.replace(DATA, source=world, **changes))
 
 
 def test_templates_are_for_the_drawn_world_too(tmp_path):
@@ -57,17 +60,15 @@ def test_a_share_of_captions_names_looks_in_place_of_the_word():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(flip=0.5), "data.flip=0.5: data.path=pocketland accepts 0"),
-        (dict(crop="random"), "data.crop='random': data.path=pocketland accepts 'center'"),
-        (dict(mask=True), "data.mask=True: data.path=pocketland accepts False"),
+        (dict(flip=0.5), "data.flip=0.5: expected 0 for data.path=pocketland"),
+        (dict(crop="random"), "data.crop='random': expected 'center' for data.path=pocketland"),
+        (dict(mask=True), "data.mask=True: expected False for data.path=pocketland"),
         (dict(templates="fase", word="*s"), "data.templates='fase'"),
-        (dict(count=0), "data.count=0: expected a number from 1"),
-        (dict(path=".", domain="face"), "data.domain='face': is for data.path=pocketland"),
-        (dict(path=".", looks=True), "data.looks=True: is for data.path=pocketland"),
-        (dict(looks=True, word="*s"), "data.looks=True: with data.word='\\*s'"),
-        (dict(named=0.5), "data.named=0.5: is for captions with a data.word"),
-        (dict(path=".", named=0.5, word="*s"), "data.named=0.5: is for data.path=pocketland"),
-        (dict(domain="dog"), "data.domain='dog': accepted are '', face, cat"),
+        (dict(count=0), "count=0: expected a number from 1"),
+        (dict(path="."), r"data.source=Pocketland\(.*\): expected one for data.path='.'; None takes that path's own"),
+        (dict(looks=True, word="*s"), "data.looks=True: expected False with data.word='\\*s'"),
+        (dict(named=0.5), "data.named=0.5: expected 0 without a data.word"),
+        (dict(domain="dog"), "domain='dog': expected one of '', face, cat"),
     ],
 )
 def test_sources_refuse_what_is_not_for_them(changes, message):
@@ -76,13 +77,39 @@ def test_sources_refuse_what_is_not_for_them(changes, message):
 
 
 def test_a_domain_without_pictures_is_refused():
-    with pytest.raises(ValueError, match="data.count=16: none of so few pictures shows a cat"):
+    with pytest.raises(ValueError, match="data.count=16: expected more pictures; none of so few shows a cat"):
         of_domain(drawn(), "cat")
 
 
 def test_the_one_picture_that_an_encoder_looks_at_is_not_augmented(tmp_path):
     picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
     Image.fromarray(picture).save(tmp_path / "a.png")
-    data = dataclasses.replace(DATA, path=str(tmp_path / "a.png"), word="*s", flip=1.0)
+    data = dataclasses.replace(DATA, source=None, path=str(tmp_path / "a.png"), word="*s", flip=1.0)
     single = batches.build(data, pipeline.load("random:tiny"), 0).single
     np.testing.assert_array_equal(to_pictures(single), picture)
+
+
+def test_one_photo_is_scaled_once(tmp_path, monkeypatch):
+    """And not in each of 16 rows at every step; what is augmented is cut anew."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 48, 3), np.uint8)).save(tmp_path / "a.png")
+    cuts, square, sd = [], reading.square, pipeline.load("random:tiny")
+    monkeypatch.setattr(reading, "square", lambda *inputs, **how: cuts.append(how) or square(*inputs, **how))
+    for flip, wanted in ((0.0, 1), (0.5, 9)):
+        cuts.clear()
+        data = Data(path=str(tmp_path / "a.png"), size=32, batch=8, word="*s", flip=flip)
+        made = batches.build(data, sd, 0)
+        for step in range(2):
+            batch = made[step]
+        assert ("moments" in batch) != ("pixels" in batch)  # one of them is enough for the loss
+        assert len(cuts) <= wanted if not flip else len(cuts) > wanted / 2
+
+
+def test_broken_pictures_are_found_whatever_their_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "LOOKED_THROUGH", 1)
+    for i in range(3):
+        Image.fromarray(np.full((20, 20, 3), 10 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    some = sources.open(Data(path=str(tmp_path), word="a"))
+    some.check(32)
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="2.png"):
+        some.check(32)

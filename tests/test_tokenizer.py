@@ -66,7 +66,7 @@ def test_a_word_of_several_vectors_is_what_the_diffusers_pipeline_makes_of_it(to
     prompts = ["a photo of <me>, sketched", "<one> and <me>"]
     expanded = TextualInversionLoaderMixin().maybe_convert_prompt(prompts, theirs)
     np.testing.assert_array_equal(words(prompts), reference(tmp_path)(expanded))
-    assert words.count("<me>") == 3 and words.ids("<me>") == list(range(tokenizer.size, tokenizer.size + 3))
+    assert words.ids("<me>") == list(range(tokenizer.size, tokenizer.size + 3))
 
 
 def test_longest_placeholder_word_wins(tokenizer):

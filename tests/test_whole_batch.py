@@ -51,7 +51,7 @@ def test_four_devices_give_the_losses_of_one(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_microbatches_are_refused(name, tmp_path):
     settings = Train(model="random:tiny", method=METHODS[name], optim=Optim(accumulate=2))
-    with pytest.raises(ValueError, match=r"optim.accumulate=2: \w+ needs the whole batch; use 1"):
+    with pytest.raises(ValueError, match=r"optim.accumulate=2: expected 1: \w+ needs the whole batch"):
         train(settings, tmp_path / "run")
 
 

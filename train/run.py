@@ -3,9 +3,9 @@
     python train/run.py CONFIG [a.b=value ...] [out=DIR]
 
 CONFIG is a Python file with a function config(), such as configs/textual_inversion.py; every setting can be changed on
-the command line, e.g. optim.lr=1e-4 method.vectors=2 data.path=photos/cat.  DIR (default outputs/NAME of the config)
-gets config.json origin.json metrics.jsonl checkpoints/ samples/ export/.  Run the same line again and it goes on from
-the newest checkpoint.
+the command line, e.g. optim.lr=1e-4 method.vectors=2 data.path=photos/cat.  DIR (default: the config's own, else
+outputs/NAME of the config; with {picture} in it a folder for each picture) gets config.json origin.json metrics.jsonl
+checkpoints/ samples/ export/.  Run the same line again and it goes on from the newest checkpoint.
 
     python train/run.py CONFIG --help      what the config does, and all its settings
 """
@@ -28,10 +28,12 @@ def main(arguments):
             return 0
         settings = load(path, overrides)
         from sdjax.runtime import compile_cache
+        from sdjax.training import checks, run
         from sdjax.training.loop import train
 
         compile_cache.keep(steps=settings.steps)
-        train(settings, settings.out or Path("outputs") / Path(path).stem)
+        settings = checks.worded(settings)
+        train(settings, run.place(settings, Path("outputs") / Path(path).stem))
     except (ValueError, OSError, FloatingPointError) as error:  # what input can cause; the rest are bugs
         print(f"error: {_line(error)}", file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ name both, scenes alone tell most pictures of a batch apart, and the tower hardl
 """
 
 from sdjax.data.batches import Data
+from sdjax.data.sources.drawn import Pocketland
 from sdjax.methods.clip import Clip
 from sdjax.training.loop import Train
 from sdjax.training.optim import Optim
@@ -17,7 +18,7 @@ def config():
     return Train(
         model="outputs/vae/export",
         method=Clip(),
-        data=Data(path="pocketland", cache="outputs/cache", encode=False, batch=128, looks=True),
+        data=Data(path="pocketland", cache="outputs/cache", encode=False, batch=128, source=Pocketland(looks=True)),
         optim=Optim(lr=1e-3, schedule="cosine", warmup=50, weight_decay=0.05),
         steps=300,
         checkpoint=100,

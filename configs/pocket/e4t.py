@@ -12,6 +12,7 @@ the word's row is a sum over a thousand features.  min_snr: words change little 
 """
 
 from sdjax.data.batches import Data
+from sdjax.data.sources.drawn import Pocketland
 from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
@@ -26,9 +27,8 @@ def config():
         method=Chain((E4T(word="*s", domain="face", penalty=1e-6, vision=True), Full(("unet", "text_encoder")))),
         data=Data(
             path="pocketland",
+            source=Pocketland(domain="face", named=0.5),
             word="*s",
-            domain="face",
-            named=0.5,
             batch=64,
             dropout=0.1,
             cache="outputs/cache",
@@ -54,5 +54,9 @@ def config():
         min_snr=0.3,
         checkpoint=50,
         preview=1000,
-        prompts=("a photo of *s at the beach", "a pencil drawing of *s", "a photo of *s wearing a hat in the snow"),
+        prompts=(
+            "a photo of [name] at the beach",
+            "a pencil drawing of [name]",
+            "a photo of [name] wearing a hat in the snow",
+        ),
     )

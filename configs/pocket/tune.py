@@ -22,7 +22,7 @@ def config():
         model="pocket",
         init="pocket",
         method=Chain((E4T(word="*s", domain="face", penalty=1e-4), Full(("unet",)))),
-        data=Data(word="*s", templates="face", batch=16),
+        data=Data(templates="face", batch=16),
         optim=Optim(
             kind="muon",
             lr=2.4e-3,
@@ -32,6 +32,7 @@ def config():
             rates=(("head", 0.05), ("offsets", 0.02), ("(bias|scale)$", 0.3)),
         ),
         steps=15,
+        out="outputs/tune/{picture}",
         min_snr=0.5,
         checkpoint=0,
         log=1,

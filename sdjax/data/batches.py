@@ -4,10 +4,11 @@
     for batch in data.iterate(start=400): ...
 
 A batch: "ids" int32 [B L], "index" int32 [B] (the example's number in the stream), "weight" float32 [B], and either
-"pixels" float32 [B S S 3] in [-1, 1] or, from a cache, "moments" [B h w 2c]; "mask" [B h w 1] and "concept" [B S S 3]
-where asked for.
+"pixels" float32 [B S S 3] in [-1, 1] or, where they are kept, "moments" [B h w 2c]; "mask" [B h w 1] and "concept"
+[B S S 3] where asked for.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
@@ -15,10 +16,12 @@ import numpy as np
 
 from sdjax import settings
 from sdjax.data import cache, sources
-from sdjax.data.sources import drawn, folder
-from sdjax.stable_diffusion import to_pixels
+from sdjax.data.sources.source import Examples, Only, Source
+from sdjax.settings import SettingError
+from sdjax.stable_diffusion import StableDiffusion, to_pixels
 
 CONCEPTS = ("", "same", "other")
+CROPS = ("center", "random")
 MOST = 4096  # prompts that are looked through for a word
 THREADS, AHEAD = 2, 8  # decoding threads, and examples that wait for the device
 
@@ -30,7 +33,8 @@ class Data:
     path: a folder of images, one image, or "pocketland" (the drawn world).  A folder's captions lie in NAME.txt,
     NAME.caption or metadata.jsonl, its masks in NAME.mask.png or the alpha channel; each sub-folder is a subject.
     The pictures of a sub-folder "10_sks dog" are shown 10 times an epoch, those without a caption as "sks dog".
-    word: what captions call the subject.
+    source: settings of such pictures alone, found as data.NAME too; None for their defaults.
+    word: what captions call the subject; "" for the word that the method trains.
     templates: "captions" (beside the pictures, or drawn with them), "object", "style", "face", ... or a template file.
     size: pixels of the square picture, 0 for the model's.  crop: "center" or "random".  flip: probability.
     dropout: probability of the empty prompt, for guidance.
@@ -38,12 +42,10 @@ class Data:
     decoded pictures and moments ("" for none), and one picture without augmentation.
     concept: also give E4T's encoder a picture: "same", or "other" view of the subject where the source knows one.
     mask: weight the loss by the image's mask file (its alpha where something is clear, else white), or by its alpha.
-    count, domain: of the drawn world, how many pictures, and only those of a "face" or a "cat".
-    looks: captions of the drawn world name all looks and no scene.
-    named: share of the drawn captions that name looks in place of the word; above 0, all of another domain's do.
     """
 
     path: str = ""
+    source: Source | None = None
     word: str = ""
     templates: str = "captions"
     size: int = 0
@@ -55,22 +57,21 @@ class Data:
     encode: bool = True
     concept: str = ""
     mask: bool = False
-    count: int = 60000
-    domain: str = ""
-    looks: bool = False
-    named: float = 0.0
 
     def __post_init__(self):
         settings.check(
-            self, "data.", concept=CONCEPTS, size=settings.FROM_0, batch=settings.FROM_1, dropout=settings.TO_1,
-            count=settings.FROM_0, named=settings.TO_1,
+            self, concept=CONCEPTS, size=settings.FROM_0, batch=settings.FROM_1, dropout=settings.TO_1,
+            crop=CROPS, flip=settings.TO_1,
         )  # fmt: skip
-        folder.check(self)
         if self.cache and (not self.plain or self.mask):
-            raise ValueError("data.cache: pictures are kept as they are; accepted are crop=center, flip=0, mask=False")
+            raise SettingError("cache", self.cache, "'' unless crop=center, flip=0, mask=False: pictures stay as kept")
+
+    def looked_up(self) -> tuple[str, Source | None]:
+        """Returns ("source", the source of `path`): where a setting that is not here is looked up."""
+        return "source", self.source or sources.matching(self.path)
 
     @property
-    def plain(self):
+    def plain(self) -> bool:
         """Whether a picture is the same each time it is seen."""
         return self.crop == "center" and not self.flip
 
@@ -78,28 +79,28 @@ class Data:
 class Batches:
     """The stream of a run; `single`: the pixels [S S 3] where the source is one picture, else None."""
 
-    def __init__(self, data, source, sd, seed):
-        self.data, self.source, self.seed = data, source, seed
+    def __init__(self, data: Data, source: Examples, size: int, sd: StableDiffusion, seed: int) -> None:
+        self.data, self.source, self.size, self.seed = data, source, size, seed
         self.tokenizer, self.factor, self.moments = sd.tokenizer, sd.factor, None
-        self.single = to_pixels(source.picture(0)) if len(source) == 1 else None
+        self.single = to_pixels(source.picture(0, size)) if len(source) == 1 else None
         if self.single is not None and data.encode and data.plain:
             self.moments = np.asarray(jax.jit(lambda sd, x: sd.moments(x))(sd, self.single[None])[0], np.float32)
         self.rows = data.batch // jax.process_count()
         if data.batch % jax.process_count():
             raise ValueError(f"data.batch={data.batch}: {jax.process_count()} processes must divide it")
 
-    def __getitem__(self, step):
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         """Returns this process's rows of the batch of a step."""
         return next(self.iterate(step, threads=0))
 
-    def mentions(self, tokens):
+    def mentions(self, tokens: np.ndarray) -> bool:
         """Returns whether any of up to MOST of the source's prompts holds one of these token ids."""
         captions = (
             self.source.caption(i, np.random.default_rng((self.seed, i))) for i in range(min(len(self.source), MOST))
         )
         return any(np.isin(self.tokenizer([caption]), tokens).any() for caption in captions)
 
-    def iterate(self, start=0, threads=THREADS):
+    def iterate(self, start: int = 0, threads: int = THREADS) -> Iterator[dict[str, np.ndarray]]:
         """Yields this process's rows of the batches of steps start, start + 1, ...; decoding runs ahead in threads."""
         import grain
 
@@ -118,21 +119,22 @@ class Batches:
         """Returns the example at a place of the stream, where the picture is number epoch[order[position]]."""
         random = np.random.default_rng((self.seed, position))
         i = epoch[int(order[position])]
-        item = self.source.example(i, random)
+        item = self.source.example(i, self.size, random)
         caption = "" if random.random() < self.data.dropout else item["caption"]
         example = {
             "ids": np.asarray(self.tokenizer([caption])[0], np.int32),
             "index": np.int32(position % (1 << 31)),
             "weight": np.float32(1),
         }
-        if "moments" in item:
+        if self.moments is not None:
+            example["moments"] = self.moments
+        elif "moments" in item:
             example["moments"] = item["moments"].astype(np.float32)
         else:
             example["pixels"] = to_pixels(item["picture"])
-        if self.moments is not None:
-            example["moments"] = self.moments
         if self.data.concept:
-            seen = item if self.data.concept == "same" else self.source.example(self.source.other(i, random), random)
+            other = self.data.concept == "other"
+            seen = self.source.example(self.source.other(i, random), self.size, random) if other else item
             example["concept"] = to_pixels(seen["picture"])
         if self.data.mask:
             example["mask"] = _shrink(item["mask"], self.factor)
@@ -145,17 +147,26 @@ def _shrink(mask, factor):
     return mask.reshape(side, factor, side, factor).mean((1, 3), dtype=np.float32)[..., None]
 
 
-def build(data, sd, seed):
-    """Returns the Batches of a run for a model (its tokenizer, its picture size, its autoencoder for the cache).
+def side(data: Data, sd: StableDiffusion) -> int:
+    """Returns the pixels of a side of a run's square pictures: data.size, or the model's.
 
-    Raises ValueError for a path that holds no pictures, and for sizes that the autoencoder cannot halve evenly.
+    Raises SettingError for one that the autoencoder cannot halve evenly.
     """
     size = data.size or sd.networks.unet.config.sample_size * sd.factor
     if size % sd.factor:
-        raise ValueError(f"data.size={size}: must be a multiple of {sd.factor} for this model")
-    source = opened = sources.open(data, size)
+        raise SettingError("data.size", size, f"a multiple of {sd.factor} for this model")
+    return size
+
+
+def build(data: Data, sd: StableDiffusion, seed: int, source: Examples | None = None) -> Batches:
+    """Returns the Batches of a run for a model (its tokenizer, its picture size, its autoencoder for the cache).
+
+    source: the examples that sources.open(data) gave; None opens them.
+    Raises ValueError for a path that holds no pictures, and for sizes that the autoencoder cannot halve evenly.
+    """
+    size = side(data, sd)
+    source = sources.open(data) if source is None else source
     if data.cache:
         source = cache.cached(source, sd, data.cache, size, data.encode)
-    if data.domain and not data.named:
-        source = drawn.Only(source, drawn.of_domain(opened, data.domain))
-    return Batches(data, source, sd, seed)
+    chosen = source.chosen()
+    return Batches(data, source if chosen is None else Only(source, chosen), size, sd, seed)

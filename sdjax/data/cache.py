@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,36 +17,19 @@ from jaxtyping import Float16, Shaped, UInt8
 from tqdm import tqdm
 
 from sdjax import trees
+from sdjax.data.sources.source import Examples
 from sdjax.formats.storage import files
 from sdjax.stable_diffusion import StableDiffusion, to_pixels
 
 CHUNK = 64  # pictures per call of the autoencoder
 
 
-class Pictures(Protocol):
-    """What is asked of a source here; see data.sources."""
-
-    def __len__(self) -> int: ...
-
-    def picture(self, i: int) -> UInt8[np.ndarray, "S S 3"]: ...
-
-    def caption(self, i: int, random: np.random.Generator) -> str: ...
-
-    def other(self, i: int, random: np.random.Generator) -> int: ...
-
-    def epoch(self) -> Sequence[int]: ...
-
-    def about(self) -> str: ...
-
-    def fingerprint(self) -> str: ...
-
-
-class Cached:
-    """A source whose pictures, and moments where they are encoded, come from files; captions stay the source's."""
+class Cached(Examples):
+    """Examples whose pictures, and moments where encoded, come from files, of one size; the rest is the source's."""
 
     def __init__(
         self,
-        source: Pictures,
+        source: Examples,
         pictures: UInt8[np.ndarray, "n S S 3"],
         moments: Float16[np.ndarray, "n h w 2*c"] | None = None,
     ):
@@ -55,8 +38,13 @@ class Cached:
     def __len__(self) -> int:
         return len(self.source)
 
-    def picture(self, i: int) -> UInt8[np.ndarray, "S S 3"]:
-        """Returns picture i, uint8 [S S 3]."""
+    def shape(self, i: int) -> tuple[int, int]:
+        """Returns (height, width) of picture i."""
+        height, width = self.pictures.shape[1:3]
+        return height, width
+
+    def picture(self, i: int, size: int) -> UInt8[np.ndarray, "S S 3"]:
+        """Returns picture i, uint8 [S S 3], S the size of all."""
         return self.pictures[i]
 
     def caption(self, i: int, random: np.random.Generator) -> str:
@@ -71,22 +59,26 @@ class Cached:
         """Returns the numbers of an epoch's pictures."""
         return self.source.epoch()
 
+    def chosen(self) -> Sequence[int] | None:
+        """Returns the numbers of those pictures that the run asks for."""
+        return self.source.chosen()
+
     def about(self) -> str:
         """Returns what there is, in words."""
         return self.source.about()
 
-    def example(self, i: int, random: np.random.Generator) -> dict[str, Any]:
+    def example(self, i: int, size: int, random: np.random.Generator) -> dict[str, Any]:
         """Returns {"picture", "caption"[, "moments"]} of picture i."""
         item = {"picture": self.pictures[i], "caption": self.source.caption(i, random)}
         return item if self.moments is None else {**item, "moments": self.moments[i]}
 
 
-def cached(source: Pictures, sd: StableDiffusion, folder: str | Path, size: int, encode: bool = True) -> Cached:
+def cached(source: Examples, sd: StableDiffusion, folder: str | Path, size: int, encode: bool = True) -> Cached:
     """Returns the source with its pictures, without random augmentation, read from files below `folder`.
 
     encode: also the autoencoder's moments, float16 [n h w 2c].  What is missing is made now.
     """
-    pictures = _file(folder, ["pictures", source.fingerprint(), size], lambda file: _draw(source, file))
+    pictures = _file(folder, ["pictures", source.fingerprint(), size], lambda file: _draw(source, size, file))
     if not encode:
         return Cached(source, pictures)
     name = ["moments", source.fingerprint(), size, trees.digest(sd.vae), str(np.dtype(sd.networks.vae.dtype))]
@@ -103,11 +95,11 @@ def _file(folder: str | Path, name: list[Any], make: Callable[[Path], None]) -> 
     return np.load(done, mmap_mode="r")
 
 
-def _draw(source: Pictures, file: Path) -> None:
-    first = source.picture(0)
+def _draw(source: Examples, size: int, file: Path) -> None:
+    first = source.picture(0, size)
     pictures = _open(file, np.uint8, (len(source), *first.shape))
     for i in tqdm(range(len(source)), desc="pictures", unit="picture", dynamic_ncols=True):
-        pictures[i] = source.picture(i)
+        pictures[i] = source.picture(i, size)
     pictures.flush()
 
 

@@ -1,14 +1,16 @@
 """The training loss of every method that does not bring its own.
 
-    loss, metrics = diffusion_loss(sd, batch, key, min_snr=5.0)
+    loss, metrics = diffusion_loss(sd, batch, key)
+    loss, metrics = diffusion_loss(sd, batch, key, weighting=partial(snr_weight, gamma=5.0))
 
+A method of another target, error, weighting or penalty calls it with its own, as its `loss`.
 `sd` needs: schedule, encode(pixels, keys), latents(moments, keys), condition(ids) and
 denoise(z, t, cond, i) -> (prediction, aux).
 Everything random about an example comes from fold_in(key, its index), so its loss does not depend on the batch, the
 device or the process that it sits in.  Shapes: B batch, h w latent pixels, c latent channels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,8 +18,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, Key, Num
 
 from sdjax import trees
+from sdjax.diffusion import schedule as noising
 from sdjax.diffusion.model import Model
-from sdjax.diffusion.schedule import Schedule, add_noise, snr, target
+from sdjax.diffusion.schedule import Schedule, add_noise, snr
+
+
+def squared(prediction: Float[Array, "B ..."], target: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+    """Returns the squared error of every number."""
+    return (prediction - target) ** 2
 
 
 def diffusion_loss(
@@ -26,17 +34,21 @@ def diffusion_loss(
     key: Key[Array, ""],
     step: Int[Array, ""] | int | None = None,
     *,
-    min_snr: float | None = None,
+    target: Callable = noising.target,
+    error: Callable[[Array, Array], Array] = squared,
+    weighting: Callable | None = None,
+    regularisers: Sequence[Callable] = (),
     noise_offset: float = 0.0,
-) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
-    """Returns (mean over the batch of weight * (error + penalty), metrics), all float32.
+) -> tuple[Array, dict[str, Array]]:
+    """Returns (mean over the batch of weight * (weighting * error + penalty), metrics), all float32.
 
-    error: the mean squared error of the prediction of one example; over the area of batch["mask"] [B h w 1] where there
-    is one: sum(mask * square) / sum(mask), so that a small subject counts as much as a large one (our choice; dividing
-    by the whole area is the other custom).  A mask of zeros gives no error.
-    penalty: aux["penalty"] [B] of the conditioners, e.g. the size of an encoder's offset.
-    min_snr: gamma, usually 5; weighs errors by the clamped signal-to-noise ratio (see snr_weight).  None: all times
-    alike.
+    target: target(schedule, z, noise, t), what the network shall predict [B h w c].
+    error: error(prediction, target) of every number; its mean over one example counts, or over the area of
+    batch["mask"] [B h w 1] where there is one: sum(mask * square) / sum(mask), so that a small subject counts as much
+    as a large one (our choice; dividing by the whole area is the other custom).  A mask of zeros gives no error.
+    weighting: weighting(schedule, t) [B], factors of the errors, such as snr_weight; None: all times alike.
+    regularisers: each (sd, z_t, t, cond, prediction) -> [B], added to the penalty; see preservation.
+    penalty: with them aux["penalty"] [B] of the conditioners, e.g. the size of an encoder's offset.
     noise_offset: standard deviation of a constant added to each channel's noise, 0.05 to 0.1 for darker and brighter
     pictures.
     batch: "pixels" [B H W 3] or "moments" [B h w 2c] (mean and log-variance of the unscaled latent), "ids" [B L],
@@ -52,13 +64,31 @@ def diffusion_loss(
         noise += noise_offset * draw(trees.example_keys(k_offset, index), (1,) * (z.ndim - 2) + z.shape[-1:])
 
     cond = {**batch, **sd.condition(batch["ids"])}
-    prediction, aux = sd.denoise(add_noise(schedule, z, noise, t), t, cond, i=0)
-    square = (prediction.astype(jnp.float32) - target(schedule, z, noise, t)) ** 2
-    error = masked_mean(square, batch.get("mask"))
-    penalty = jnp.broadcast_to(jnp.asarray(aux.get("penalty", 0.0), jnp.float32), error.shape)
-    factor = 1.0 if min_snr is None else snr_weight(schedule, t, min_snr)
-    loss = jnp.mean(batch.get("weight", 1.0) * (factor * error + penalty))
-    return loss, {"error": jnp.mean(error), "penalty": jnp.mean(penalty)}
+    z_t = add_noise(schedule, z, noise, t)
+    prediction, aux = sd.denoise(z_t, t, cond, i=0)
+    wrong = masked_mean(error(prediction.astype(jnp.float32), target(schedule, z, noise, t)), batch.get("mask"))
+    penalty = jnp.broadcast_to(jnp.asarray(aux.get("penalty", 0.0), jnp.float32), wrong.shape)
+    for regulariser in regularisers:
+        penalty += regulariser(sd, z_t, t, cond, prediction)
+    factor = 1.0 if weighting is None else weighting(schedule, t)
+    loss = jnp.mean(batch.get("weight", 1.0) * (factor * wrong + penalty))
+    return loss, {"error": jnp.mean(wrong), "penalty": jnp.mean(penalty)}
+
+
+def preservation(strength: float) -> Callable:
+    """Returns a regulariser: strength times the mean squared difference from what the model predicted before, [B].
+
+    The weights from before are sd.reference["base"] (Full(keep=True)).  In the manner of Li and Hoiem 2016, "Learning
+    without Forgetting": the old outputs on the new examples are targets of their own.
+    """
+
+    def regulariser(sd, z_t, t, cond, prediction):
+        parts = {part: trees.merge(getattr(sd, part), tree) for part, tree in sd.reference["base"].items()}
+        base = sd.replace(**parts)
+        before, _ = base.denoise(z_t, t, {**cond, **base.condition(cond["ids"])}, i=0)
+        return strength * masked_mean(squared(prediction, jax.lax.stop_gradient(before)))
+
+    return regulariser
 
 
 def latents(sd: Model, batch: Mapping[str, Any], keys: Key[Array, " B"]) -> Float32[Array, "B h w c"]:

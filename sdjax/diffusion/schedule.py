@@ -211,16 +211,6 @@ def to_x0(
     return a * z_t - s * prediction if schedule.prediction_type == "v_prediction" else prediction
 
 
-def to_epsilon(
-    schedule: Schedule, prediction: Float[Array, "B ..."], z_t: Float[Array, "B ..."], t: Num[Array, " B"]
-) -> Float[Array, "B ..."]:
-    """Returns the noise that a prediction at z_t stands for, [B ...]."""
-    a, s = _columns(schedule, z_t, t)
-    if schedule.prediction_type == "sample":
-        return (z_t - a * prediction) / s
-    return s * z_t + a * prediction if schedule.prediction_type == "v_prediction" else prediction
-
-
 def from_x0(
     schedule: Schedule, x0: Float[Array, "B ..."], z_t: Float[Array, "B ..."], t: Num[Array, " B"]
 ) -> Float[Array, "B ..."]:

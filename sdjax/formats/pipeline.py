@@ -44,7 +44,16 @@ def locate(source, variant=None):
 
 
 def load(
-    source, dtype="float32", *, variant=None, vision=None, prediction_type=None, ema=False, tokenizer=None, vae=None
+    source,
+    dtype="float32",
+    *,
+    variant=None,
+    vision=None,
+    perceptual=None,
+    prediction_type=None,
+    ema=False,
+    tokenizer=None,
+    vae=None,
 ):
     """Returns the StableDiffusion of a diffusers folder, a single-file checkpoint, a hub id "owner/name", "pocket",
     "random:NAME" or "new:NAME".
@@ -52,8 +61,8 @@ def load(
     dtype: type of the weights and of the networks' computation ("float32", "float16", "bfloat16"); None keeps every
     weight as stored and computes in float32.  variant: "fp16" takes those files of the folder.
     vision: take the image encoder from there (a folder or hub id of a CLIPModel or CLIPVisionModel, a model with an
-    image encoder, or "random:vit-l", "random:vit-h").  A file, or two with a comma between, brings LPIPS' weights
-    instead, for the training of autoencoders (formats/models/lpips.py).
+    image encoder, or "random:vit-l", "random:vit-h").
+    perceptual: LPIPS' weights, for the training of autoencoders: a file, or two with a comma between (lpips.read).
     Beside the weights at most a few tensors are in memory.
     A folder whose e4t/ keeps a picture comes with E4T's encoder looking at it.
     prediction_type, ema, tokenizer: of a single file only, as single_file.read has them.
@@ -76,15 +85,15 @@ def load(
         sd = e4t.attached(folder.read(place, dtype, variant), place)
     if vae is not None:
         sd = autoencoder.put(sd, vae, dtype)
-    if vision is not None and lpips.is_file(vision):
-        sd = sd.replace(reference={**(sd.reference or {}), LPIPS: lpips.read(vision, dtype)})
-    elif vision is not None:
+    if vision is not None:
         network, params = _load_vision(vision, dtype, variant)
         parts = {name: getattr(sd.networks, name) for name in folder.REQUIRED}
         # A text projection into the embeddings of another image encoder means nothing.
         others = {name: tree for name, tree in (sd.reference or {}).items() if name != CLIP}
         networks = Networks(**parts, image_encoder=network)
         sd = sd.replace(image_encoder=params, networks=networks, reference=others or None)
+    if perceptual is not None:
+        sd = sd.replace(reference={**(sd.reference or {}), LPIPS: lpips.read(perceptual, dtype)})
     return sd
 
 
@@ -96,6 +105,8 @@ def _load_vision(source, dtype, variant):
             raise ValueError(f"vision={str(source)!r}: expected one of {_known(presets.TOWERS)}")
         network = ImageEncoder(ImageConfig(**presets.TOWERS[name]), jnp.dtype(dtype or "float32"))
         return network, parameters.random_parameters(network, dtype or "float32")
+    if os.path.isfile(str(source).split(",")[0]):
+        raise ValueError(f"vision={source}: a file; a folder or hub id with an image encoder is expected")
     place = locate(source, variant)
     if not (place / "config.json").is_file() and (place / "image_encoder").is_dir():
         place = place / "image_encoder"

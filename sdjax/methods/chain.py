@@ -3,17 +3,26 @@
 Chain((E4T(), Full(("unet",))))
 """
 
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
+from jax import Array
 
+from sdjax.methods.adapter import Adapter
 from sdjax.methods.full import Full
+from sdjax.methods.method import Method, about
+from sdjax.settings import prefixed
+from sdjax.stable_diffusion import StableDiffusion
 
 
 @dataclass(frozen=True)
-class Chain:
-    """Splits its parts in order and joins them in reverse, so that the first part sees what the later ones put back."""
+class Chain(Method):
+    """Splits its parts in order and joins them in reverse, so that the first part sees what the later ones put back.
+
+    A part with a loss or previews of its own trains alone.
+    """
 
     parts: tuple = ()
 
@@ -22,37 +31,100 @@ class Chain:
         if any(takes[:-1]):
             raise ValueError("method.parts: Full takes weights away, so it comes last and only once in a Chain")
         for part in self.parts:
-            if hasattr(part, "loss"):
-                raise ValueError(f"method.parts: {type(part).__name__} has a loss of its own; it trains alone")
+            for what in ("loss", "preview"):
+                if getattr(part, what) is not None:
+                    raise ValueError(f"method.parts: {type(part).__name__} has a {what} of its own; it trains alone")
 
-    def split(self, sd, key):
-        """Returns ({"0": trained of the first part, ...}, what is left of sd).
-
-        Raises the parts' own ValueErrors, with the setting's name as a Chain has it: method.parts.0.domain.
-        """
+    def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
+        """Returns ({"0": trained of the first part, ...}, what is left of sd)."""
         trained = {}
         for i, part in enumerate(self.parts):
-            with named_part(i):
-                trained[str(i)], sd = part.split(sd, jax.random.fold_in(key, i))
+            with prefixed(f"parts.{i}"):
+                trained[str(i)], sd = part.split(sd, _folded(key, i))
         return trained, sd
 
-    def join(self, frozen, trained, key=None):
+    def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with every part joined, the last first."""
         for i, part in reversed(list(enumerate(self.parts))):
-            frozen = part.join(frozen, trained[str(i)], None if key is None else jax.random.fold_in(key, i))
+            frozen = part.join(frozen, trained[str(i)], _folded(key, i))
         return frozen
 
-    def look(self, frozen, trained, pixels):
-        """Returns frozen that every part which looks at a run's one picture has seen; pixels [H W 3] in [-1, 1]."""
+    def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
+        """Returns the parts' adapters as one; None where one of them is a whole model and none belongs into a model.
+
+        What belongs into a model is there beside the other parts: E4T's encoder in a folder whose UNet Full trained.
+        """
+        found = []
+        for i, part in reversed(list(enumerate(self.parts))):
+            found.insert(0, part.adapter(frozen, trained[str(i)]))
+            frozen = part.join(frozen, trained[str(i)]) if i else frozen
+        for i, one in enumerate(found):
+            if one is not None and one.model is not None:
+                model = one.model
+                for j in reversed(range(i)):
+                    model = self.parts[j].join(model, trained[str(j)])
+                return replace(one, model=model)
+        if None in found:
+            return None
+        return super().adapter(frozen, trained) if any(one.trees for one in found) else _together(found, about(self))
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The kinds of file of its parts."""
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.formats))
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The placeholders that its parts train."""
+        return tuple(word for part in self.parts for word in part.words)
+
+    @property
+    def pixels(self) -> bool:
+        """Whether a part needs pixels."""
+        return any(part.pixels for part in self.parts)
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether a part needs all rows at once."""
+        return any(part.whole_batch for part in self.parts)
+
+    @property
+    def look(self) -> Callable | None:
+        """Shows a run's one picture to every part that looks at it; None where none does."""
+        return self._look if any(part.look is not None for part in self.parts) else None
+
+    @property
+    def finish(self) -> Callable | None:
+        """Finishes every part that has something to do after the last step; None where none has."""
+        return self._finish if any(part.finish is not None for part in self.parts) else None
+
+    def _look(self, frozen, trained, pixels):
         for i, part in enumerate(self.parts):
-            frozen = part.look(frozen, trained[str(i)], pixels) if hasattr(part, "look") else frozen
+            frozen = frozen if part.look is None else part.look(frozen, trained[str(i)], pixels)
         return frozen
 
+    def _finish(self, frozen, trained, data):
+        trained = dict(trained)
+        for i, part in enumerate(self.parts):
+            if part.finish is not None:
+                frozen, trained[str(i)] = part.finish(frozen, trained[str(i)], data)
+        return frozen, trained
 
-@contextmanager
-def named_part(i):
-    """Gives a setting in a ValueError of part i its name in the Chain: method.domain is method.parts.i.domain."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(str(error).replace("method.", f"method.parts.{i}.", 1)) from error
+
+def _folded(key, i):
+    return None if key is None else jax.random.fold_in(key, i)
+
+
+def _together(adapters, about):
+    """Returns one adapter of several; edits of one weight and hooks of two parts do not go together in one."""
+    first = adapters[0]
+    for other in adapters[1:]:
+        first = replace(
+            first,
+            edits={
+                part: {**first.edits.get(part, {}), **other.edits.get(part, {})} for part in first.edits | other.edits
+            },
+            words={**first.words, **other.words},
+            hook=first.hook or other.hook,
+        )
+    return replace(first, about=about)

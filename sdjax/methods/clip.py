@@ -9,25 +9,39 @@ Source: Radford et al. 2021 (arXiv 2103.00020), figure 3; temperature as there, 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 from sdjax import trees
+from sdjax.methods.adapter import Adapter
+from sdjax.methods.method import Method
 from sdjax.models.clip import clip_pixels, pooled
+from sdjax.stable_diffusion import StableDiffusion
 
 CLIP = "clip"  # in `reference`: {"text_projection": {"kernel" [C P]}, "logit_scale"}, with CLIPModel's names
 
 
 @dataclass(frozen=True)
-class Clip:
+class Clip(Method):
     """Trains both encoders, the text projection and the temperature; the loss needs the global batch at once."""
 
-    pictures = True
+    pixels = True
     whole_batch = True  # accumulation would change the loss, so the training loop refuses it
+    formats = ()
 
-    def split(self, sd, key):
+    def preview(self, sd: StableDiffusion, batch: dict[str, Any]) -> dict[str, Any]:
+        """Returns {}: there is nothing to see."""
+        return {}
+
+    def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
+        """Returns None: a whole model, with the folder clip/."""
+        return None
+
+    def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
         """Returns ({"text_encoder", "image_encoder", "text_projection" [C P], "logit_scale"}, sd without them).
 
         Projection and temperature go on where the model holds them, else start as CLIP's.
@@ -37,20 +51,24 @@ class Clip:
             raise ValueError("method=Clip: the model has no image_encoder; give it one with vision=FOLDER")
         width, out = sd.networks.text_encoder.config.hidden_size, sd.networks.image_encoder.config.projection_dim
         reference = dict(sd.reference or {})
-        held = reference.pop(CLIP, None) or {
-            "text_projection": {"kernel": jax.random.normal(key, (width, out)) * width**-0.5},  # CLIP's initialisation
-            "logit_scale": jnp.log(1 / 0.07),  # 0.07: the paper's starting temperature
-        }
-        held = trees.copy(trees.cast(held, jnp.float32))
+        held = reference.pop(CLIP, None)
+        if held is not None:
+            held = trees.copy(held, jnp.float32)
+            kernel, scale = held["text_projection"]["kernel"], held["logit_scale"]
+        else:
+            scale = jnp.log(jnp.float32(1 / 0.07))  # the paper's starting temperature
+            kernel = jax.ShapeDtypeStruct((width, out), jnp.float32)
+            if key is not None:
+                kernel = jax.random.normal(key, kernel.shape) * width**-0.5  # CLIP's initialisation
         trained = {
-            "text_encoder": trees.copy(trees.cast(sd.text_encoder, jnp.float32)),
-            "image_encoder": trees.copy(trees.cast(sd.image_encoder, jnp.float32)),
-            "text_projection": held["text_projection"]["kernel"],
-            "logit_scale": held["logit_scale"],
+            "text_encoder": trees.copy(sd.text_encoder, jnp.float32),
+            "image_encoder": trees.copy(sd.image_encoder, jnp.float32),
+            "text_projection": kernel,
+            "logit_scale": scale,
         }
         return trained, sd.replace(text_encoder={}, image_encoder={}, reference=reference or None)
 
-    def join(self, frozen, trained, key=None):
+    def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with the trained encoders, projection and temperature."""
         held = {"text_projection": {"kernel": trained["text_projection"]}, "logit_scale": trained["logit_scale"]}
         return frozen.replace(

@@ -14,24 +14,29 @@ penalty on E (per example, summed over C) rather than on v*.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax import Array
 
 from sdjax import trees
 from sdjax.diffusion.schedule import add_noise
 from sdjax.methods import offsets
+from sdjax.methods.adapter import Adapter
+from sdjax.methods.method import Method, about
 from sdjax.models.clip import clip_pixels
-from sdjax.settings import FROM_0, check
-from sdjax.stable_diffusion import TOKENS
+from sdjax.settings import FROM_0, SettingError, check
+from sdjax.stable_diffusion import TOKENS, StableDiffusion
 from sdjax.text import conditioning
 
+REFERENCE = ("unet", "empty")  # in `reference`: the pretrained half, and what it is told of the empty prompt
 HALF = r"^(conv_in|time_embedding|class_embedding|down_blocks|mid_block)\b"  # what `features_only` runs
 
 
 @dataclass(frozen=True)
-class E4T:
+class E4T(Method):
     """Trains the encoder's head, the offsets and, where asked for, the vision tower.
 
     scale: s, the paper's 0.1.  penalty: lambda; the unofficial code's 0.01 for pre-training.
@@ -45,36 +50,54 @@ class E4T:
     penalty: float = 0.01
     features: str = "all"
     vision: bool = False
+    formats = ("e4t",)
 
     def __post_init__(self):
-        check(self, "method.", features=("all", "level"), penalty=FROM_0)
+        check(self, features=("all", "level"), penalty=FROM_0)
 
-    def split(self, sd, key):
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The one placeholder."""
+        return (self.word,)
+
+    def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
         """Returns ({"head", "offsets"[, "vision"]}, sd that knows the word and keeps its pretrained half as reference).
 
+        key=None: head and offsets are shapes; SD 1.5's offsets are 143 million numbers to draw, which a file replaces.
         Raises ValueError when the domain word is not one token or the model has no image encoder.
         """
         if sd.image_encoder is None:
             raise ValueError("method=E4T: the model has no image_encoder; give it one with vision=FOLDER")
         domain = sd.tokenizer.ids(self.domain)
         if len(domain) != 1:
-            raise ValueError(f"method.domain={self.domain!r}: is {len(domain)} tokens for this model; it must be one")
+            raise SettingError("domain", self.domain, f"a word of one token for this model, not of {len(domain)}")
         sd = sd.add_word(self.word, 1, self.domain)
-        k_head, k_offsets = jax.random.split(key)
+        k_head, k_offsets = (None, None) if key is None else jax.random.split(key)
         if not (sd.reference and "unet" in sd.reference):
             sd = sd.replace(reference={**(sd.reference or {}), "unet": half(sd), "empty": empty(sd)})
         sd = sd.replace(reference={**sd.reference, "domain": jnp.array(domain, jnp.int32)})
-        trained = {"head": self._head(sd, k_head), "offsets": offsets.create(sd.unet, k_offsets)}
+        trained = {"head": self.head(sd, k_head), "offsets": offsets.create(sd.unet, k_offsets)}
         if self.vision:
-            trained["vision"] = trees.copy(trees.cast(sd.image_encoder, jnp.float32))
+            trained["vision"] = trees.copy(sd.image_encoder, jnp.float32)
         return trained, sd
 
-    def join(self, frozen, trained, key=None):
+    def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with the offsets in its weights and the encoder as a conditioner."""
         unet = offsets.apply(frozen.unet, trained["offsets"])
         return frozen.replace(unet=unet).add(conditioners=self._encoder(frozen, trained))
 
-    def look(self, frozen, trained, pixels):
+    def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
+        """Returns the encoder, the offsets by weight, what the encoder reads and the picture that it looked at.
+
+        It belongs into the model without it: `frozen` as it is.
+        """
+        own = {**trained, "offsets": offsets.by_name(frozen.unet, trained["offsets"])}
+        own["reference"] = {name: frozen.reference[name] for name in REFERENCE}
+        if "concept" in frozen.reference:
+            own["concept"] = frozen.reference["concept"]
+        return Adapter(trees=own, about=about(self), model=frozen)
+
+    def look(self, frozen: StableDiffusion, trained: Any, pixels: Array) -> StableDiffusion:
         """Returns frozen that has seen the one picture of a run, [H W 3] in [-1, 1]; a tower that trains looks anew."""
         if self.vision:
             return frozen.replace(reference={**frozen.reference, "concept": pixels})
@@ -85,8 +108,10 @@ class E4T:
         word, level = frozen.words[self.word], self.features == "level"
         return Encoder(trained["head"], tower, word, self.scale, self.penalty, level)
 
-    def _head(self, sd, key):
-        """Returns the head's parameters: {"clip": {layer: linear D -> D}, "final": linear -> C, zero}."""
+    def head(self, sd: StableDiffusion, key: Array | None = None) -> dict[str, Any]:
+        """Returns the head's parameters: {"clip": {layer: linear D -> D}, "final": linear -> C, zero}; or shapes."""
+        if key is None:
+            return jax.eval_shape(lambda: self.head(sd, jax.random.key(0)))
         vision, unet = sd.networks.image_encoder.config, sd.networks.unet.config
         width, layers = vision.hidden_size, vision.num_hidden_layers // 2
         maps = map_widths(unet)

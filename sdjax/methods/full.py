@@ -5,23 +5,41 @@ Full(("unet",), r"attn2\\.to_(k|v)\\.kernel$")        # the weights of Custom Di
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
+from jax import Array
 
 from sdjax import settings, trees
+from sdjax.methods.adapter import Adapter
+from sdjax.methods.method import Method
+from sdjax.settings import SettingError
+from sdjax.stable_diffusion import StableDiffusion
+
+BASE = "base"  # in `reference`: {part: chosen weights} as they were, where a loss looks back at them
 
 
 @dataclass(frozen=True)
-class Full:
-    """Trains the weights of `parts` whose dotted name within the part matches `pattern`; the others stay frozen."""
+class Full(Method):
+    """Trains the weights of `parts` whose dotted name within the part matches `pattern`; the others stay frozen.
+
+    keep: leave the weights as they were in `reference`, for a loss that holds on to what the model said before
+    (loss.preservation).
+    """
 
     parts: tuple[str, ...] = ("unet",)
     pattern: str = ""
+    keep: bool = False
+    formats = ()
 
     def __post_init__(self):
-        settings.check_pattern("method.pattern", self.pattern)
+        settings.check_pattern("pattern", self.pattern)
 
-    def split(self, sd, key):
+    def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
+        """Returns None: a whole model."""
+        return None
+
+    def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
         """Returns ({part: chosen weights, float32 copies}, sd without them).
 
         Raises ValueError when a part is not of this model or nothing matches.
@@ -30,15 +48,14 @@ class Full:
         for part in self.parts:
             tree = getattr(sd, part, None)
             if not isinstance(tree, dict):
-                raise ValueError(
-                    f"method.parts={part!r}: no such part; accepted: unet, vae, text_encoder, image_encoder"
-                )
+                raise SettingError("parts", part, "parts of this model, of unet, vae, text_encoder, image_encoder")
             chosen, rest[part] = trees.partition(tree, self.pattern)
             if not chosen:
-                raise ValueError(f"method.pattern={self.pattern!r}: matches no weight of {part}")
-            trained[part] = trees.copy(trees.cast(chosen, jnp.float32))
-        return trained, sd.replace(**rest)
+                raise SettingError("pattern", self.pattern, f"a match among the names of {part}'s weights")
+            trained[part] = trees.copy(chosen, jnp.float32)
+        sd = sd.replace(**rest)
+        return trained, sd.replace(reference={**(sd.reference or {}), BASE: trees.copy(trained)}) if self.keep else sd
 
-    def join(self, frozen, trained, key=None):
+    def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with the trained weights in their places."""
         return frozen.replace(**{part: trees.merge(getattr(frozen, part), trained[part]) for part in self.parts})

@@ -26,12 +26,18 @@ TARGETS = (
 )
 
 
-def create(unet, key):
-    """Returns {shape: stacked generators} for every target of the UNet's tree, leaves or shapes; offsets are zero."""
+def create(unet, key=None):
+    """Returns {shape: stacked generators} for every target of the UNet's tree, leaves or shapes; offsets are zero.
+
+    key=None: shapes only.
+    """
     weights = trees.matching(unet, TARGETS)
-    return by_shape(
-        unet, {name: _generator(*weight.shape, trees.named_key(key, name)) for name, weight in weights.items()}
-    )
+    if key is None:
+        return jax.eval_shape(
+            lambda: by_shape(unet, {name: _generator(*x.shape, _nothing, jnp.zeros) for name, x in weights.items()})
+        )
+    draws = {name: _uniform(trees.named_key(key, name)) for name in weights}
+    return by_shape(unet, {name: _generator(*x.shape, draws[name], _zeros) for name, x in weights.items()})
 
 
 def groups(unet):
@@ -59,22 +65,28 @@ def by_name(unet, stacked):
     }
 
 
-def _generator(rows, columns, key):
-    """Returns one generator, 1 + 2 in + 2 out + in^2 + in + out^2 + out numbers, initialised as torch's Linear."""
+def _uniform(key):
+    """Returns draw(shape, fan_in) -> float32, as torch's Linear is initialised."""
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))  # on the host: nothing to compile per shape
+    return lambda shape, fan_in: jnp.asarray(random.uniform(-(fan_in**-0.5), fan_in**-0.5, shape).astype(np.float32))
 
-    def uniform(shape, fan_in):
-        return jnp.asarray(random.uniform(-(fan_in**-0.5), fan_in**-0.5, shape).astype(np.float32))
 
+def _zeros(shape):
+    return jnp.asarray(np.zeros(shape, np.float32))
+
+
+def _nothing(shape, fan_in):
+    return jnp.zeros(shape)
+
+
+def _generator(rows, columns, uniform, zeros):
+    """Returns one generator, 1 + 2 in + 2 out + in^2 + in + out^2 + out numbers; uniform: see _uniform."""
     return {
         "v": jnp.ones(1),
         "linear1": {"kernel": uniform((1, rows), 1), "bias": uniform((rows,), 1)},
         "linear2": {"kernel": uniform((1, columns), 1), "bias": uniform((columns,), 1)},
         "linear_column": {"kernel": uniform((rows, rows), rows), "bias": uniform((rows,), rows)},
-        "linear_row": {
-            "kernel": jnp.asarray(np.zeros((columns, columns), np.float32)),
-            "bias": jnp.asarray(np.zeros(columns, np.float32)),
-        },
+        "linear_row": {"kernel": zeros((columns, columns)), "bias": zeros((columns,))},
     }
 
 

@@ -6,22 +6,33 @@ Source: Gal et al. 2022, "An Image is Worth One Word" (arXiv 2208.01618), sectio
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
 
 from sdjax import trees
-from sdjax.stable_diffusion import TOKENS
+from sdjax.methods.adapter import Adapter
+from sdjax.methods.method import Method, about
+from sdjax.stable_diffusion import TOKENS, StableDiffusion
 
 
 @dataclass(frozen=True)
-class TextualInversion:
+class TextualInversion(Method):
     """Trains `vectors` rows for the placeholder `word`, which start from the rows of the text `init`."""
 
     word: str = "<new>"
     init: str = ""
     vectors: int = 1
+    formats = ("embedding",)
 
-    def split(self, sd, key):
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The one placeholder."""
+        return (self.word,)
+
+    def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
         """Returns ({"rows" [vectors C]}, sd that knows the word).
 
         Raises ValueError when the model knows the word with another number of vectors.
@@ -30,6 +41,10 @@ class TextualInversion:
         rows = trees.flatten(sd.text_encoder)[TOKENS][sd.words[self.word]]
         return {"rows": rows.astype(jnp.float32)}, sd
 
-    def join(self, frozen, trained, key=None):
+    def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd whose word stands for the trained rows."""
         return frozen.with_rows(frozen.words[self.word], trained["rows"])
+
+    def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
+        """Returns the word's rows [vectors C], float32."""
+        return Adapter(words={self.word: np.asarray(trained["rows"], np.float32)}, about=about(self))

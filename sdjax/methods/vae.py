@@ -4,7 +4,7 @@
     Vae(recon="l2")                                                        plain, for high PSNR
     Vae(recon="l2", pattern=r"^(decoder|post_quant_conv)\\.")               better pictures of the same latents
 
-The perceptual distance is LPIPS where the model was loaded with its weights (vision=vgg16.pth,lpips.pth, see
+The perceptual distance is LPIPS where the model was loaded with its weights (perceptual=vgg16.pth,lpips.pth, see
 formats/models/lpips.py), else that of the features of the model's own image encoder.
 
 Both players learn from one scalar, autoencoder loss + discriminator loss; each sees the other through stop_gradient.
@@ -15,20 +15,27 @@ pixels alike, which leaves the balance as it was.
 """
 
 import dataclasses
+import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from sdjax import settings, trees
+from sdjax.methods.adapter import Adapter
+from sdjax.methods.method import Method
 from sdjax.models import critics
 from sdjax.models.clip import clip_pixels
+from sdjax.settings import SettingError
+from sdjax.stable_diffusion import StableDiffusion, to_pictures
 
 RECONS = ("l1", "l2")
 
 
 @dataclass(frozen=True)
-class Vae:
+class Vae(Method):
     """Trains the autoencoder and a discriminator.
 
     pattern: the weights that train, by a regular expression of their dotted names; all of them where it is empty.  With
@@ -47,40 +54,51 @@ class Vae:
     critic_channels: int = 64
     critic_layers: int = 3
     pattern: str = ""
-    pictures = True
+    pixels = True
+    formats = ()
 
     @property
-    def whole_batch(self):
+    def whole_batch(self) -> bool:
         """Whether the loss needs the global batch at once: the critic's weight is a quotient of its gradients."""
         return self.critic > 0
 
     def __post_init__(self):
         settings.check(
-            self, "method.", recon=RECONS, perceptual=settings.FROM_0, kl=settings.FROM_0, critic=settings.FROM_0,
+            self, recon=RECONS, perceptual=settings.FROM_0, kl=settings.FROM_0, critic=settings.FROM_0,
             critic_start=settings.FROM_0, critic_channels=settings.FROM_1, critic_layers=settings.FROM_1,
         )  # fmt: skip
-        settings.check_pattern("method.pattern", self.pattern)
+        settings.check_pattern("pattern", self.pattern)
 
-    def split(self, sd, key):
+    def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
+        """Returns None: a whole model."""
+        return None
+
+    def preview(self, sd: StableDiffusion, batch: dict[str, Any]) -> dict[str, Any]:
+        """Returns up to 8 pictures, and what the autoencoder makes of them."""
+        pixels = batch["pixels"][:8]
+        return {"pictures": to_pictures(pixels), "decoded": to_pictures(sd.decode(sd.encode(pixels)))}
+
+    def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
         """Returns ({"vae"[, "critic"]}, sd without the autoencoder's trained weights).
 
         Raises ValueError when no weight matches `pattern`, and for a perceptual loss without a network for it.
         """
         if self.perceptual and sd.image_encoder is None and critics.LPIPS not in (sd.reference or {}):
-            raise ValueError(
-                f"method.perceptual={self.perceptual}: the model has neither LPIPS nor an image_encoder; give one with "
-                "vision=FILE or vision=FOLDER, or set it to 0"
-            )
+            wanted = "0, since the model has neither LPIPS nor an image_encoder; give perceptual=FILE or vision=FOLDER"
+            raise SettingError("perceptual", self.perceptual, wanted)
         chosen, rest = trees.partition(sd.vae, self.pattern)
         if not chosen:
-            raise ValueError(f"method.pattern={self.pattern!r}: matches no weight of vae")
-        trained = {"vae": trees.copy(trees.cast(chosen, jnp.float32))}
+            raise SettingError("pattern", self.pattern, "a match among the names of vae's weights")
+        trained = {"vae": trees.copy(chosen, jnp.float32)}
         if self.critic:
             side = max(64, 8 << self.critic_layers)  # large enough for all layers; the weights are those of any size
-            trained["critic"] = self._critic().init(key, jnp.zeros((1, side, side, 3)))["params"]
+            init = self._critic().init
+            if key is None:
+                init, key = functools.partial(jax.eval_shape, init), jax.random.key(0)
+            trained["critic"] = init(key, jnp.zeros((1, side, side, 3)))["params"]
         return trained, sd.replace(vae=rest)
 
-    def join(self, frozen, trained, key=None):
+    def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with the trained autoencoder."""
         return frozen.replace(vae=trees.merge(frozen.vae, trained["vae"]))
 
@@ -107,7 +125,7 @@ class Vae:
             loss, metrics = loss + more, {**metrics, **seen}
         return loss, metrics
 
-    def finish(self, frozen, trained, data):
+    def finish(self, frozen: StableDiffusion, trained: Any, data: Any) -> tuple[StableDiffusion, Any]:
         """Returns (frozen, trained) whose latents have unit variance: scaling_factor = 1 / std of 16 batches' means.
 
         Where the encoder did not train, the factor stays as it is.

@@ -61,6 +61,14 @@ def count(parallel: str) -> int:
     return 1 if mode == "single" else math.prod(axes.values()) if axes else jax.device_count()
 
 
+def described(parallel: str) -> str:
+    """Returns the devices of a mode in words: "1 cpu", "8 tpu (mesh: data=4, fsdp=2)"; raises what `parse` raises."""
+    (mode, axes), devices = parse(parallel), count(parallel)
+    shape = ", ".join(f"{name}={size}" for name, size in axes.items())
+    shape = "" if mode == "single" else f" ({mode}{f': {shape}' * bool(shape)})"
+    return f"{devices} {jax.devices()[0].platform}{shape}"
+
+
 def compile(step: Step, parallel: str, batch_size: int) -> tuple[Place, Run]:
     """Returns (Place, run): run(state, frozen, batch) is step compiled for the mode, with the state donated.
 

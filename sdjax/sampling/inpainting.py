@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, UInt8
 
-from sdjax.diffusion.wrappers import KnownRegion, mask_channels
+from sdjax.diffusion.wrappers import KnownRegion
 from sdjax.images.resize import fit, fitted, pad
 from sdjax.sampling import generate
 from sdjax.stable_diffusion import StableDiffusion
+from sdjax.tasks.inpainting import Inpainting
 
 
 def inpaint(
@@ -159,10 +160,8 @@ def painted(
     if strength < 1 or not knows_masks:
         z = generate.encode(sd, whole, job.keys)
     if knows_masks:
-        # The hole is mid-grey, 0 of [-1, 1], and its mask the nearest pixel's: so the checkpoints were trained.
-        masked = generate.encode(sd, np.where(hidden[..., None], 127.5, whole).astype(np.float32), job.keys)
-        mask = jnp.asarray(hidden[:, :: sd.factor, :: sd.factor, None], jnp.float32)
-        extra = mask_channels(mask, masked)
+        encode = {"encode": lambda masked: generate.encode(sd, masked, job.keys)}
+        extra = Inpainting().given(sd, whole, hidden, encode)["extra"]
     shape = (whole.shape[1] // sd.factor, whole.shape[2] // sd.factor, sd.networks.vae.config.latent_channels)
     noise = job.start_noise(shape)
     region = None if knows_masks else KnownRegion(_any(hidden, sd.factor), z, noise)

@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float32, UInt8
 
 from sdjax.diffusion.model import Cond
-from sdjax.diffusion.schedule import add_noise
 from sdjax.images.resize import fitted
 from sdjax.sampling import generate, tiles
 from sdjax.stable_diffusion import StableDiffusion, to_pixels
+from sdjax.tasks.upscaling import Upscaling
 
 MAX_NOISE_LEVEL = 350  # of training: Stability-AI stablediffusion, configs/stable-diffusion/x4-upscaling.yaml
 METHODS = ("latent", "lanczos")
@@ -53,8 +53,9 @@ def upscale(
         raise ValueError("the UNet takes no noise level: expected an upscaler")
     small = to_pixels(fitted(pictures, len(job.prompts), size, resize))
     level = jnp.full(len(small), noise_level, jnp.int32)
-    low = add_noise(sd.low_schedule or sd.schedule, small, generate.picture_noise(job.keys, small.shape[1:]), level)
-    return _enlarged(sd, job, low, {"class_labels": level}, tile, overlap)
+    noise = generate.picture_noise(job.keys, small.shape[1:])
+    cond = Upscaling().given(sd, small, None, {"noise": noise, "noise_level": level})
+    return _enlarged(sd, job, cond.pop("extra"), cond, tile, overlap)
 
 
 def super_resolve(

@@ -206,10 +206,6 @@ class Tokenizer:
             at += len(taken or (0,))
         return made
 
-    def count(self, text: str) -> int:
-        """Returns how many tokens a text has without begin and end; what is beyond length - 2 is cut off by a call."""
-        return len(self.ids(text))
-
     def __call__(self, texts: str | Sequence[str]) -> Int32[np.ndarray, "B L"]:
         """Returns int32 [B L]: begin, the text's tokens (cut at L - 2), end, padding."""
         texts = [texts] if isinstance(texts, str) else texts

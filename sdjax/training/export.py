@@ -6,90 +6,119 @@ Nothing in the run's folder is written, so a run that still trains can be looked
 checkpoint: model, pictures and init of the run's config.json must lie where they lay, as for a run that goes on.
 """
 
-import argparse
-import sys
 import tempfile
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from sdjax import methods
+from sdjax.data import sources
 from sdjax.data.batches import Data
 from sdjax.formats.storage import files
-from sdjax.methods.chain import Chain
-from sdjax.methods.clip import Clip
-from sdjax.methods.e4t import E4T
-from sdjax.methods.full import Full
-from sdjax.methods.textual_inversion import TextualInversion
-from sdjax.methods.vae import Vae
-from sdjax.runtime import compile_cache
-from sdjax.settings import from_json
-from sdjax.training import optim, results
+from sdjax.methods.method import Method
+from sdjax.runtime import members
+from sdjax.settings import CLASS, from_json, names
+from sdjax.training import optim, run
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.loop import Train, begin, initial_state
 from sdjax.training.optim import Optim
 
-METHODS = (Full, TextualInversion, E4T, Vae, Clip, Chain)
-CLASSES = {kind.__name__: kind for kind in (Train, Data, Optim, *METHODS)}  # all that a run's config.json may name
 WEIGHTS = ("ema", "raw")
+WORLD = ("count", "domain", "looks", "named")  # settings of the drawn world, which runs of 0.1 kept among Data's own
 
 
-def write(source, destination, step=None, weights=None):
+def write(
+    source: str | Path,
+    destination: str | Path,
+    step: int | None = None,
+    weights: str | None = None,
+    told: Train | None = None,
+) -> tuple[Path, int]:
     """Writes what a run would have exported at a checkpoint; returns (path, step).
 
     source: RUN or RUN/checkpoints/STEP.  step: of the checkpoint; None for the newest whole one.
+    told: the run's settings, where they are read already.
     weights: "ema" or "raw"; None for those that the run exports, its moving average where it has one.
     Raises ValueError for a folder that is no run, a step or weights that it has not, another base model, and when no
     checkpoint is whole.
     """
-    found = results.run_of(source)
-    if found is None:
-        raise ValueError(f"{source}: neither a run's folder nor one of its checkpoints")
-    run, named = found
+    folder, named = _place(source)
     if None not in (step, named) and step != named:
         raise ValueError(f"step={step}: {source} is that of step {named}")
-    settings = read(run)
-    averaged = settings.ema > 0 if weights is None else weights == "ema"
+    told = read(folder) if told is None else told
+    averaged = told.ema > 0 if weights is None else weights == "ema"
     if weights not in (*WEIGHTS, None):
         raise ValueError(f"weights={weights!r}: accepted are {', '.join(WEIGHTS)}")
-    if averaged and not settings.ema:
-        raise ValueError(f"weights='ema': {run} kept no moving average (ema=0); accepted is raw")
-    method = settings.method
-    wanted = _checkpoints(run, named if step is None else step)
-    trained, frozen, data, base = begin(settings, pictures=False)
-    state = _restored(wanted, settings, trained, base)
-    tree = state["ema"] if averaged else state["trained"]
-    if hasattr(method, "finish"):
+    if averaged and not told.ema:
+        raise ValueError(f"weights='ema': {folder} kept no moving average (ema=0); accepted is raw")
+    method = told.method
+    wanted = _checkpoints(folder, named if step is None else step)
+    trained, frozen, data, base = begin(told, pictures=False, fresh=False)
+    state, evaluate = _restored(wanted, told, trained, base)
+    tree = state["ema"] if averaged else evaluate(state["opt"], state["trained"])
+    if method.finish is not None:
         frozen, tree = method.finish(frozen, tree, data)
-    return results.write(method, frozen, tree, destination), int(state["step"])
+    path, _ = run.export(method, frozen, tree, destination)
+    return path, int(state["step"])
 
 
-def read(run):
-    """Returns the settings in a run's config.json.  Raises ValueError for what a run does not write."""
-    path = Path(run) / "config.json"
+def settings_of(source: str | Path, recipe: str | None = None) -> Train:
+    """Returns the settings of a run, given its folder or one of its checkpoints; see read."""
+    return read(_place(source)[0], recipe)
+
+
+def _place(source):
+    """Returns (folder of the run, step or None)."""
+    found = run.run_of(source)
+    if found is None:
+        raise ValueError(f"{source}: neither a run's folder nor one of its checkpoints")
+    return found
+
+
+def read(folder: str | Path, recipe: str | None = None) -> Train:
+    """Returns the settings in a run's config.json; recipe: a Python file with the method's class, which is run.
+
+    Raises ValueError for what a run does not write.
+    """
+    path, own = Path(folder) / "config.json", names(recipe).values() if recipe else ()
+    classes = {kind.__name__: kind for kind in (Train, Data, Optim)}
+    classes |= {**methods.known(), **sources.known(), **members.of(own, Method)}
     try:
-        settings = from_json(files.read_json(path), CLASSES)
+        found = from_json(_moved(files.read_json(path)), classes)
     except ValueError as error:
         raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from None
-    if not isinstance(settings, Train) or not isinstance(settings.method, METHODS):
+    if not isinstance(found, Train) or Method not in type(found.method).__mro__:
         raise ValueError(f"{path}: holds no settings of a run")
-    return settings
+    return found
 
 
-def _checkpoints(run, step):
+def _moved(values):
+    """Returns a run's JSON with the drawn world's settings where they are now, in data.source."""
+    data = values.get("data") if isinstance(values, dict) else None
+    if not isinstance(data, dict) or "source" in data:
+        return values
+    world = {name: data[name] for name in WORLD if name in data}
+    source = {CLASS: "Pocketland", **world} if data.get("path") == "pocketland" else None
+    return {**values, "data": {**{name: x for name, x in data.items() if name not in WORLD}, "source": source}}
+
+
+def _checkpoints(folder, step):
     """Returns the folders of a run's checkpoints, or of that of `step` alone."""
-    steps = {int(path.name): path for path in (run / "checkpoints").iterdir() if path.name.isdecimal()}
+    steps = {int(path.name): path for path in (folder / "checkpoints").iterdir() if path.name.isdecimal()}
     if not steps:
-        raise ValueError(f"{run}: has no checkpoint yet")
+        raise ValueError(f"{folder}: has no checkpoint yet")
     if step is not None and step not in steps:
-        raise ValueError(f"step={step}: {run} has no such checkpoint; there are {', '.join(map(str, sorted(steps)))}")
+        raise ValueError(
+            f"step={step}: {folder} has no such checkpoint; there are {', '.join(map(str, sorted(steps)))}"
+        )
     return [path for n, path in sorted(steps.items()) if step in (None, n)]
 
 
 def _restored(folders, settings, trained, base):
-    """Returns the state of the newest of these checkpoints that is whole."""
-    run = folders[0].parents[1]
-    tx = optim.transform(settings.optim, settings.steps)
+    """Returns (the state of the newest of these checkpoints that is whole, evaluate of its optimizer)."""
+    place = folders[0].parents[1]
+    tx, evaluate = optim.optimizer(settings.optim, settings.steps)
     like = jax.eval_shape(lambda trained: initial_state(trained, tx, settings.ema), trained)
     with tempfile.TemporaryDirectory() as folder:  # a manager tidies up where it reads, so it gets a folder of its own
         for path in folders:
@@ -98,33 +127,9 @@ def _restored(folders, settings, trained, base):
         try:
             state = checkpoints.restore(like, base)
         except ValueError as error:
-            raise ValueError(f"{run}: its config.json does not name what it began with: {error}") from None
+            raise ValueError(f"{place}: its config.json does not name what it began with: {error}") from None
         finally:
             checkpoints.close()
     if state is None:
-        raise ValueError(f"{run}: no checkpoint of {', '.join(path.name for path in folders)} is whole")
-    return jax.tree.map(jnp.asarray, state)
-
-
-def main(arguments):
-    """Writes what a run learned; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sdjax.training.export", description=__doc__.splitlines()[0])
-    parser.add_argument("run", metavar="RUN")
-    parser.add_argument("destination", metavar="DST")
-    parser.add_argument("--step", type=int)
-    parser.add_argument("--weights", choices=WEIGHTS)
-    options = parser.parse_args(arguments)
-    try:
-        found = results.run_of(options.run)
-        # as train/run.py does: what a method computes at the start must come out as it did
-        compile_cache.keep(steps=read(found[0]).steps if found else None)
-        path, step = write(options.run, options.destination, options.step, options.weights)
-    except (ValueError, OSError) as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 1
-    print(f"wrote {path}, step {step} of {options.run}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+        raise ValueError(f"{place}: no checkpoint of {', '.join(path.name for path in folders)} is whole")
+    return jax.tree.map(jnp.asarray, state), evaluate

@@ -1,53 +1,135 @@
-"""What a run tells: one line of JSON per step logged, TensorBoard where it is installed, a progress bar.
+"""What a run tells: one line of JSON per step logged, TensorBoard and wandb where they are, a progress bar.
 
 metrics.jsonl: {"step": 120, "loss": 0.113, "rate": 0.0001, "seconds": 12.3}, and {"step": 100, "event": "resumed"}.
 """
 
+import collections
 import json
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 from tqdm import tqdm
+
+MEAN = 50  # steps whose mean the bar shows
+INSTALL = "pip install -e '.[logging]'"
+
+
+class Board(Protocol):
+    """Where figures and pictures of a run are shown."""
+
+    def figures(self, step: int, values: dict[str, float]) -> None:
+        """Shows the figures of a step."""
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Shows a picture uint8 [H W 3]."""
+
+    def close(self) -> None:
+        """Writes what is left."""
+
+
+class TensorBoard:
+    """Figures and pictures in RUN/tensorboard."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboardX import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def figures(self, step: int, values: dict[str, float]) -> None:
+        """Shows the figures of a step."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Shows a picture uint8 [H W 3]."""
+        self.writer.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self.writer.close()
+
+
+class Wandb:
+    """Figures and pictures in a project of Weights & Biases; a run that goes on is the same run there."""
+
+    def __init__(self, folder: Path, project: str, settings: dict[str, Any]) -> None:
+        import wandb
+
+        self.module = wandb
+        name = folder.absolute().name
+        self.run = wandb.init(project=project, name=name, dir=str(folder), config=settings, id=name, resume="allow")
+
+    def figures(self, step: int, values: dict[str, float]) -> None:
+        """Shows the figures of a step."""
+        self.run.log(values, step=step)
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Shows a picture uint8 [H W 3]."""
+        self.run.log({name: self.module.Image(picture)}, step=step)
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self.run.finish()
+
+
+def boards(folder: Path, project: str, settings: dict[str, Any]) -> list[Board]:
+    """Returns TensorBoard where it is installed, and wandb where a run names a project; says how where it is not.
+
+    Raises ValueError where wandb is asked for and not installed.
+    """
+    found: list[Board] = []
+    try:
+        found.append(TensorBoard(folder))
+    except ImportError:
+        print(f"no TensorBoard: {INSTALL}")
+    if project:
+        try:
+            found.append(Wandb(folder, project, settings))
+        except ImportError:
+            raise ValueError(f"wandb={project!r}: not installed; {INSTALL}") from None
+    return found
 
 
 class Log:
-    """Writes a run's figures into its folder and draws the bar."""
+    """Writes a run's figures into its folder and onto its boards, and draws the bar."""
 
-    def __init__(self, folder, start, steps, name):
+    def __init__(self, folder: Path, start: int, steps: int, name: str, boards: Sequence[Board] = ()) -> None:
         self.file = open(folder / "metrics.jsonl", "a", buffering=1)
-        self.board = _board(folder)
+        self.boards, self.losses = boards, collections.deque(maxlen=MEAN)
         self.bar = tqdm(total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, mininterval=0.5)
         self.began = time.monotonic()
         self.event(start, "resumed" if start else "started")
 
-    def event(self, step, event, **more):
+    def event(self, step: int, event: str, **more: Any) -> None:
         """Writes one line about something that happened at a step."""
         self.file.write(json.dumps({"step": step, "event": event, **more}) + "\n")
 
-    def metrics(self, step, values):
-        """Writes the figures of a step, {name: number}, to the file, the board and the bar."""
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes the figures of a step, {name: number}, to the file and the boards."""
         values = {name: float(f"{float(value):.7g}") for name, value in values.items()}
         seconds = round(time.monotonic() - self.began, 3)
         self.file.write(json.dumps({"step": step, **values, "seconds": seconds}) + "\n")
-        for name, value in values.items():
-            if self.board:
-                self.board.add_scalar(name, value, step)
-        self.bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
+        for board in self.boards:
+            board.figures(step, values)
 
-    def advance(self, step):
-        """Moves the bar to a step."""
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Shows a picture uint8 [H W 3] on the boards."""
+        for board in self.boards:
+            board.picture(step, name, picture)
+
+    def advance(self, step: int, loss: float | None = None) -> None:
+        """Moves the bar to a step; loss: a number that joins the mean of the last MEAN, which the bar shows."""
+        if loss is not None:
+            self.losses.append(loss)
+            self.bar.set_postfix(loss=f"{np.mean(self.losses):.4g}", refresh=False)
         self.bar.update(step - self.bar.n)
 
-    def close(self):
-        """Closes the file, the board and the bar."""
+    def close(self) -> None:
+        """Closes the file, the boards and the bar."""
         self.bar.close()
         self.file.close()
-        if self.board:
-            self.board.close()
-
-
-def _board(folder):
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        return None  # the "logging" extra brings it
-    return SummaryWriter(str(folder / "tensorboard"))
+        for board in self.boards:
+            board.close()

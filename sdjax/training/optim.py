@@ -1,22 +1,25 @@
 """Optimizers from optax: rate schedules, clipping, per-name rates, Muon, and factored states for large models.
 
-Optim(lr=1e-4, schedule="cosine", warmup=100)
+tx, evaluate = optimizer(Optim(lr=1e-4, schedule="cosine", warmup=100), steps=1000)
 """
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from sdjax import trees
-from sdjax.settings import ABOVE_0, FROM_0, FROM_1, TO_1, check, check_pattern
+from sdjax.settings import ABOVE_0, FROM_0, FROM_1, TO_1, SettingError, check, check_pattern
 from sdjax.training import muon
 
 KINDS = ("adamw", "muon", "adafactor", "sgd")
 SCHEDULES = ("constant", "cosine", "linear")
+Evaluate = Callable[[Any, Any], Any]  # (optimizer's state, trained) -> trained
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,17 @@ class Optim:
 
     def __post_init__(self):
         check(
-            self, "optim.", kind=KINDS, schedule=SCHEDULES, lr=FROM_0, warmup=FROM_0, end=TO_1,
+            self, kind=KINDS, schedule=SCHEDULES, lr=FROM_0, warmup=FROM_0, end=TO_1,
             weight_decay=FROM_0, accumulate=FROM_1,
         )  # fmt: skip
         if self.clip is not None:
-            check(self, "optim.", clip=ABOVE_0)
+            check(self, clip=ABOVE_0)
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optim.betas={self.betas}: expected two numbers from 0 to below 1")
+            raise SettingError("betas", self.betas, "two numbers from 0 to below 1")
         for pattern, factor in self.rates:
             if not 0 <= factor < math.inf:
-                raise ValueError(f"optim.rates={self.rates}: expected factors from 0, as in (('to_k', 0.5),)")
-            check_pattern("optim.rates", pattern)
+                raise SettingError("rates", self.rates, "factors from 0, as in (('to_k', 0.5),)")
+            check_pattern("rates", pattern)
 
 
 def rate(optim, steps):
@@ -68,8 +71,12 @@ def rate(optim, steps):
     return optax.join_schedules([optax.linear_schedule(0.0, optim.lr, optim.warmup), body], [optim.warmup])
 
 
-def transform(optim, steps):
-    """Returns the optax transformation of these settings for a run of `steps` steps."""
+def optimizer(optim: Optim, steps: int) -> tuple[optax.GradientTransformation, Evaluate]:
+    """Returns (tx, evaluate) of these settings for a run of `steps` steps.
+
+    tx: the optax transformation.  evaluate(opt, trained): the weights to look at, average and export, given tx's state;
+    of all these kinds the trained ones themselves.
+    """
     b1, b2 = optim.betas
     scale = {
         "adamw": lambda: optax.scale_by_adam(b1, b2),
@@ -86,7 +93,13 @@ def transform(optim, steps):
     ]
     shaped = {"adafactor": lambda tx: tx, "muon": muon.packed}.get(optim.kind, _as_vector)
     named = _by_name(optim.rates) if optim.rates else nothing
-    return optax.chain(shaped(optax.chain(*parts)), named, optax.scale_by_learning_rate(rate(optim, steps)))
+    tx = optax.chain(shaped(optax.chain(*parts)), named, optax.scale_by_learning_rate(rate(optim, steps)))
+    return tx, as_trained
+
+
+def as_trained(opt: Any, trained: Any) -> Any:
+    """Returns the trained weights: what is evaluated of an optimizer that keeps no others."""
+    return trained
 
 
 def check_rates(optim: Optim, trained: dict) -> None:

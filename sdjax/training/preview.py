@@ -1,50 +1,60 @@
 """Pictures during training, with fixed seeds: what the run has learned so far."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
-from sdjax.methods.clip import Clip
+from sdjax.data.prompts import NAME
+from sdjax.images import grid
 from sdjax.methods.e4t import look
-from sdjax.methods.vae import Vae
+from sdjax.methods.method import Method
 from sdjax.sampling import generate
-from sdjax.stable_diffusion import to_pictures
+from sdjax.stable_diffusion import StableDiffusion, to_pictures
 
 SEEDS, STEPS = 4, 20
 
 
-def write(path, method, sd, data, settings):
-    """Writes a grid: prompts by seeds; pictures above their reconstructions for an autoencoder; nothing for Clip.
+def prompts(settings: Any) -> tuple[str, ...]:
+    """Returns a run's prompts; "[name]" in them is the subject's word."""
+    wanted = settings.prompts or (f"a photo of {settings.data.word or 'a face'}",)
+    return tuple(text.replace(NAME, settings.data.word) for text in wanted)
 
-    Where the data show an encoder its subjects (data.concept), a row each: the subject, then a picture per prompt.
-    Pictures that cannot be made are said, and are not the end of a run.
+
+def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any) -> np.ndarray | None:
+    """Returns a labelled sheet uint8 [height width 3]: prompts by seeds; None where there is nothing to see.
+
+    A method with previews of its own shows those, a row each.  Where the data show an encoder its subjects
+    (data.concept), a row each: the subject, then a picture per prompt.
     """
-    if isinstance(method, Clip):
-        return
-    try:
-        rows = _rows(method, sd, data, settings)
-    except ValueError as error:
-        print(f"preview: no {path.name}: {error}")
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid(rows)).save(path)
-
-
-def _rows(method, sd, data, settings):
-    """Returns the rows of pictures of the grid."""
-    prompts = settings.prompts or (f"a photo of {settings.data.word or 'a face'}",)
-    if isinstance(method, Vae):
-        pixels = data[0]["pixels"][:8]
-        return [to_pictures(pixels), to_pictures(sd.decode(sd.encode(pixels)))]
+    texts = prompts(settings)
+    if method.preview is not None:
+        rows = method.preview(sd, data[0])
+        return grid.sheet(list(rows.values()), list(rows)) if rows else None
     if settings.data.concept:
         subjects = data[0]["concept"][:SEEDS]
-        return [(*to_pictures(x[None]), *_pictures(look(sd, x), prompts, [0] * len(prompts))) for x in subjects]
-    return [_pictures(sd, [prompt] * SEEDS, range(SEEDS)) for prompt in prompts]
+        rows = [(*to_pictures(x[None]), *_pictures(look(sd, x), texts, [0] * len(texts))) for x in subjects]
+        return grid.sheet(rows, columns=("subject", *texts))
+    rows = [_pictures(sd, [text] * SEEDS, range(SEEDS)) for text in texts]
+    return grid.sheet(rows, texts, [f"seed {seed}" for seed in range(SEEDS)])
+
+
+def write(path: Path, method: Method, sd: StableDiffusion, data: Any, settings: Any) -> np.ndarray | None:
+    """Writes the sheet as a PNG and returns it; None where there is nothing to see.
+
+    Pictures that cannot be made are said, and are not the end of a run.
+    """
+    try:
+        made = sheet(method, sd, data, settings)
+    except ValueError as error:
+        print(f"preview: no {path.name}: {error}")
+        return None
+    if made is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(made).save(path)
+    return made
 
 
 def _pictures(sd, prompts, seeds):
     return generate.text2img(sd, list(prompts), seeds=seeds, steps=STEPS)
-
-
-def grid(rows):
-    """Returns one picture of rows of equal pictures, uint8 [rows * H, columns * W, 3]."""
-    return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)

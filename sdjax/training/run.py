@@ -1,20 +1,66 @@
-"""A run's folder: whose it is, by the settings and the origin that are kept beside its checkpoints.
+"""A run's folder: whose it is, by the settings and the origin kept beside its checkpoints, and what it leaves.
 
-config.json holds the run's settings, origin.json the digest of what it started from (`begin` in loop.py).
+config.json holds the run's settings, origin.json the digest of what it started from (`begin` in loop.py) and, of a run
+on one picture, which that is.
+
+export(method, frozen, trained, "outputs/cat/export")     # a diffusers folder, or what the method's kind of file is
+trained, frozen = start(method, trained, frozen, opened)  # from such a file
 """
 
 import contextlib
 import os
+import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 
+from sdjax.data import sources
+from sdjax.data.sources.source import Examples
+from sdjax.formats import pipeline
+from sdjax.formats.adapters import format as kinds
 from sdjax.formats.storage import files
+from sdjax.methods.adapter import Adapter
+from sdjax.methods.chain import Chain
+from sdjax.methods.method import Method
 from sdjax.runtime import locks
-from sdjax.settings import CLASS, to_json
+from sdjax.settings import CLASS, SettingError, prefixed, to_json
+from sdjax.stable_diffusion import StableDiffusion
 
 RUN = "Train"  # the class that a run's config.json names
+PICTURE = "{picture}"  # in `out`: the name of the run's picture
+
+
+def place(settings: Any, default: str | Path) -> Path:
+    """Returns a run's folder: settings.out, or `default` where that is "".
+
+    "outputs/tune/{picture}" is a folder for each picture, called as its file: NAME; NAME-2, NAME-3, ... where another
+    picture or model of that name was there before.  The same picture comes back to its own, and its run goes on.
+    """
+    out = settings.out or str(default)
+    if PICTURE not in out:
+        return Path(out)
+    name, number = Path(settings.data.path).stem or "run", 1
+    pictures = mark(sources.open(settings.data)) if settings.data.path else None
+    while True:
+        folder = Path(out.replace(PICTURE, name if number == 1 else f"{name}-{number}"))
+        if not (folder / "config.json").is_file() or _is_of(folder, settings, pictures):
+            return folder
+        number += 1
+
+
+def mark(examples: Examples) -> list | None:
+    """Returns the fingerprint of a run's one picture; None of several, which are too many to read at every start."""
+    return examples.fingerprint() if len(examples) == 1 else None
+
+
+def _is_of(folder, settings, pictures):
+    """Returns whether a folder's run has these settings' model, method and pictures."""
+    there, wanted, origin = _settings(folder), to_json(settings), folder / "origin.json"
+    kept = files.read_json(origin).get("pictures", pictures) if origin.is_file() else pictures
+    same = all(there.get(name) == wanted[name] for name in ("model", "init"))
+    return same and kept == pictures and _learned(there) == _learned(wanted)
 
 
 def fresh(out):
@@ -56,10 +102,10 @@ def check_folder(out, settings, base):
         raise ValueError(f"out={str(out)!r}: its run started from another model or picture; choose another out=DIR")
 
 
-def write_settings(out, settings, base):
+def write_settings(out: Path, settings: Any, base: str, pictures: list | None = None) -> None:
     """Writes what a run is told and what it starts from: config.json and origin.json, each whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
-    for name, value in (("config", to_json(settings)), ("origin", {"base": base})):
+    for name, value in (("config", to_json(settings)), ("origin", {"base": base, "pictures": pictures})):
         with files.new_file(out / f"{name}.json") as temporary:
             files.write_json(temporary, value)
 
@@ -83,4 +129,91 @@ def _learned(settings):
     leaves = jax.tree_util.tree_leaves_with_path({name: settings.get(name) for name in ("method", "data")})
     named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
     kept = {name: leaf for name, leaf in named.items() if name.rpartition(".")[2] in ("class", "word", "path")}
+    kept.pop("data.source.class", None)  # follows from the path
     return {name: os.path.realpath(leaf) if name.endswith(".path") else leaf for name, leaf in kept.items()}
+
+
+def run_of(source: str | Path) -> tuple[Path, int | None] | None:
+    """Returns (folder of the run, step or None) of a run's folder or RUN/checkpoints/STEP; None for anything else."""
+    folder, step = Path(source).absolute(), None
+    if folder.name.isdecimal() and folder.parent.name == "checkpoints" and folder.is_dir():
+        folder, step = folder.parents[1], int(folder.name)
+    run = (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
+    return (folder, step) if run else None
+
+
+# ---- what it leaves, and what it starts from -----------------------------------------------------
+
+
+def export(method: Method, frozen: StableDiffusion, trained: Any, destination: str | Path) -> tuple[Path, list[str]]:
+    """Writes what a method learned; returns (path, how it is used, in lines).
+
+    The first of the method's kinds of file that holds all of its adapter; a model folder where there is none.
+    """
+    destination = Path(destination)
+    adapter = method.adapter(frozen, trained)
+    kind = _kind(method, adapter)
+    if kind is None:
+        path = pipeline.save(method.join(frozen, trained), destination)
+        return path, _use(path, method.words)
+    if adapter.model is None:
+        destination.mkdir(parents=True, exist_ok=True)
+        path = kind.write(adapter, destination)
+    else:
+        path = pipeline.save(adapter.model, destination, extras=[lambda sd, folder: kind.write(adapter, folder)])
+    return path, kind.use(path, adapter, "MODEL")
+
+
+def _kind(method, adapter):
+    """Returns the Format that an adapter is written in, None where it is a whole model."""
+    known = kinds.known()
+    fitting = (known[name] for name in method.formats if adapter is not None and known[name].holds(adapter))
+    return next(fitting, None)
+
+
+def _use(path, words):
+    """Returns how a model folder is used: here, in diffusers and in A1111."""
+    quoted, prompt = shlex.quote(str(path)), f"a photo of {words[0]}" if words else "a photo of a face"
+    there = "; each word is a file beside it, and there the file's name" if words else ""
+    return [
+        f'here       python sample/text2img.py --model {quoted} --prompt "{prompt}"',
+        f'diffusers  StableDiffusionPipeline.from_pretrained("{path}")',
+        f"A1111      python -m sdjax.convert {quoted} NAME.safetensors{there}",
+    ]
+
+
+def start(
+    method: Method, trained: Any, frozen: StableDiffusion, source: str, opened: tuple[kinds.Format, Adapter]
+) -> tuple[Any, StableDiffusion]:
+    """Returns (trained, frozen) with what a file holds in place of what was drawn; opened: of formats' `opened`.
+
+    Raises SettingError or ValueError where no part of the method starts from such a file, or it does not fit.
+    """
+    kind, adapter = opened
+    parts = [("", "", method)]
+    if isinstance(method, Chain) and adapter.about.get("method") != "Chain":  # a file of one part, not of a whole chain
+        parts = [(f"parts.{i}", str(i), part) for i, part in enumerate(method.parts)]
+    able = [(name, key, part) for name, key, part in parts if kind.name in part.formats]
+    if not able:
+        wanted = ", ".join(method.formats)
+        said = f"of the kind {wanted}" if wanted else "'', and a model that holds what was learned as model="
+        raise SettingError("init", source, f"{said}: {type(method).__name__} does not start from the kind {kind.name}")
+    for name, key, part in able:
+        tree = trained[key] if key else trained
+        try:
+            with prefixed("method"), prefixed(name):
+                tree, frozen = kind.start(adapter, part, tree, frozen)
+        except SettingError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"init={source!r}: {error}") from None
+        trained = {**trained, key: tree} if key else tree
+    return trained, frozen
+
+
+def drawn(tree: Any, method: Method, sd: StableDiffusion, key: jax.Array) -> Any:
+    """Returns a trained tree whose shapes, where a file filled none, are drawn as a fresh run's are."""
+    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)):
+        return tree
+    fresh, _ = method.split(sd, key)
+    return jax.tree.map(lambda x, new: new if isinstance(x, jax.ShapeDtypeStruct) else x, tree, fresh)

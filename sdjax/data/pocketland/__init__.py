@@ -11,7 +11,6 @@ Identities: seeds below 10,000,000 (`TRAIN`) may be trained on; `HELDOUT` is for
 `VALIDATION` for choices.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +60,6 @@ __all__ = [
     "caption",
     "draw",
     "example",
-    "grid",
     "identity",
     "labels",
     "named",
@@ -129,19 +127,3 @@ class PocketlandSource:
             "identity": who.seed,
             "other": start + (index - start + step) % self.views,
         }
-
-
-def grid(
-    pictures: Sequence[UInt8[np.ndarray, "s s 3"]] | UInt8[np.ndarray, "N s s 3"], columns: int
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns pictures [N s s 3] as one picture of `columns` columns, row by row; an unfilled last row ends white."""
-    pictures = np.asarray(pictures)
-    count, height, width, channels = pictures.shape
-    rows = -(-count // columns)
-    padded = np.full((rows * columns, height, width, channels), 255, pictures.dtype)
-    padded[:count] = pictures
-    return (
-        padded.reshape(rows, columns, height, width, channels)
-        .swapaxes(1, 2)
-        .reshape(rows * height, columns * width, channels)
-    )

@@ -1,28 +1,41 @@
 """Where pictures and words come from: an image folder, one image, or the drawn world.
 
-A source has len(), example(i, random) -> {"picture" uint8 [S S 3], "caption"[, "mask" [S S]]}, picture(i) without
-random augmentation, caption(i, random), other(i, random) -> the number of another picture of the same subject,
-epoch() -> the numbers that an epoch shows, in no order, fingerprint(), and about(), what a run says of it in one line.
+source.py says what a source is; a new file here is a new source, found by walking the package (`known`).
 """
 
-from sdjax.data.sources.drawn import Drawn
-from sdjax.data.sources.folder import Folder
+import sys
+from pathlib import Path
+from typing import Any
+
+from sdjax.data.sources.source import Examples, Source
+from sdjax.runtime.members import members
+from sdjax.settings import SettingError, prefixed
 
 
-def open(data, size):
-    """Returns the source that a run's Data settings name, at `size` pixels.
+def known() -> dict[str, type[Source]]:
+    """Returns {name: class} of all sources, in the order in which a path is shown to them."""
+    return members(sys.modules[__name__], Source)
 
-    Raises ValueError for a path that is empty, does not exist or holds no pictures, and for settings that are not for
-    such pictures.
+
+def matching(path: str) -> Source | None:
+    """Returns the first source, with its own defaults, that takes a path; None where none does."""
+    return next((source for source in (made() for made in known().values()) if source.matches(path)), None)
+
+
+def open(data: Any) -> Examples:
+    """Returns the examples that a run's Data settings name.
+
+    Raises SettingError, or ValueError, for a path that is empty, is not there, holds no pictures or is of no known
+    kind, and for settings that are not for such pictures.
     """
-    if data.path == "pocketland":
-        return Drawn(data, size)
     if not data.path:
-        raise ValueError("data.path='': no pictures; give a folder of images, one image, or 'pocketland'")
-    for name, accepted in (("domain", ""), ("looks", False), ("named", 0)):
-        value = getattr(data, name)
-        if value:
-            raise ValueError(
-                f"data.{name}={value!r}: is for data.path=pocketland; accepted for a folder is {accepted!r}"
-            )
-    return Folder(data, size)
+        raise SettingError("data.path", "", "a folder of images, one image, or 'pocketland'")
+    if data.source is not None and not data.source.matches(data.path):
+        raise SettingError("data.source", data.source, f"one for data.path={data.path!r}; None takes that path's own")
+    source = data.source or matching(data.path)
+    if source is None:
+        if not Path(data.path).exists():
+            raise ValueError(f"data.path={data.path!r}: no such file or folder")
+        raise SettingError("data.path", data.path, "a folder of images, one image (.jpg .png .webp), or 'pocketland'")
+    with prefixed("data"):
+        return source.open(data)

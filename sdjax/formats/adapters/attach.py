@@ -21,7 +21,8 @@ from flax import struct
 
 from sdjax import trees
 from sdjax.formats.adapters import embeddings, lora, reading
-from sdjax.formats.adapters.reading import FILES, Adapter
+from sdjax.formats.adapters.reading import FILES
+from sdjax.methods.adapter import Adapter
 from sdjax.stable_diffusion import ADAPTERS, StableDiffusion
 
 SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin")

@@ -10,38 +10,108 @@ The parts beside it hold no offsets, so other programs load the base model.
 """
 
 import dataclasses
+import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from PIL import Image
 
 from sdjax import trees
+from sdjax.formats.adapters.format import Format, Header
 from sdjax.formats.storage import files, parameters
 from sdjax.images import reading
 from sdjax.methods import offsets
-from sdjax.methods.e4t import E4T, empty, half, look
-from sdjax.stable_diffusion import to_pictures, to_pixels
+from sdjax.methods.adapter import Adapter
+from sdjax.methods.e4t import E4T, HALF, empty, half, look
+from sdjax.methods.method import about
+from sdjax.settings import SettingError
+from sdjax.stable_diffusion import StableDiffusion, to_pictures, to_pixels
 
 FIELDS = tuple(field.name for field in dataclasses.fields(E4T))
-REFERENCE = ("unet", "empty")
 
 
-def write(part, tree, frozen, sd, folder):
-    """Writes the folder of an E4T method: its trained tree, and the reference where it is not that of `sd`."""
-    folder.mkdir()
-    encoder = {name: tree[name] for name in ("head", "vision") if name in tree}
-    files.write_weights(folder, "encoder", parameters.write(encoder))
-    files.write_weights(
-        folder, "offsets", parameters.write(offsets.by_name(parameters.template(frozen.networks.unet), tree["offsets"]))
-    )
-    kept = not _is_of(frozen.reference, sd)
-    if kept:
-        files.write_weights(folder, "reference", parameters.write({name: frozen.reference[name] for name in REFERENCE}))
-    if "concept" in frozen.reference:
-        Image.fromarray(to_pictures(frozen.reference["concept"])).save(folder / "concept.png")
-    files.write_json(folder / "config.json", {**dataclasses.asdict(part), "reference": kept})
+class E4TFolder(Format):
+    """The folder e4t/ of a model; what a method learned lies there, beside the model that it belongs into."""
+
+    name = "e4t"
+
+    def matches(self, header: Header) -> bool:
+        """Returns whether a model's folder has an e4t/."""
+        return (header.path / "e4t").is_dir()
+
+    def holds(self, adapter: Adapter) -> bool:
+        """Returns whether there is an encoder, and a model for it."""
+        return {"head", "offsets"} <= set(adapter.trees) and adapter.model is not None
+
+    def read(self, file: Path, sd: StableDiffusion) -> Adapter:
+        """Returns what a model's e4t/ holds, weights in float32."""
+        folder = Path(file) / "e4t"
+        config, unet = _settings(folder), parameters.template(sd.networks.unet)
+        method = E4T(**{name: config[name] for name in FIELDS})
+
+        def read(stem, like):
+            return parameters.read_tree(files.open_weights(folder, stem), like, "float32")
+
+        like = {"head": method.head(sd), **({"vision": sd.image_encoder} if method.vision else {})}
+        own = read("encoder", like)
+        own["offsets"] = read(
+            "offsets", jax.eval_shape(lambda stacked: offsets.by_name(unet, stacked), offsets.create(unet))
+        )
+        if config["reference"]:
+            told = jax.eval_shape(lambda: sd.condition(jnp.zeros((1, sd.tokenizer.length), jnp.int32))["context"])
+            own["reference"] = read("reference", {"unet": trees.partition(unet, HALF)[0], "empty": told})
+        if (folder / "concept.png").is_file():
+            own["concept"] = jnp.asarray(to_pixels(reading.picture(folder / "concept.png")))
+        return Adapter(trees=own, about={**about(method), "file": str(folder)})
+
+    def write(self, adapter: Adapter, folder: Path) -> Path:
+        """Writes e4t/ into a model's folder: the reference only where it is not that of the adapter's model."""
+        folder, own = Path(folder) / "e4t", adapter.trees
+        folder.mkdir()
+        encoder = {name: own[name] for name in ("head", "vision") if name in own}
+        files.write_weights(folder, "encoder", parameters.write(encoder))
+        files.write_weights(folder, "offsets", parameters.write(own["offsets"]))
+        kept = not _is_of(own["reference"], adapter.model)
+        if kept:
+            files.write_weights(folder, "reference", parameters.write(own["reference"]))
+        if "concept" in own:
+            Image.fromarray(to_pictures(own["concept"])).save(folder / "concept.png")
+        files.write_json(folder / "config.json", {**adapter.about["settings"], "reference": kept})
+        return folder
+
+    def start(
+        self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion
+    ) -> tuple[Any, StableDiffusion]:
+        """Returns the file's head and offsets, and its tower; that one becomes the model's where none trains here."""
+        own, settings = dict(adapter.trees), adapter.about["settings"]
+        for name in ("domain", "features", "scale"):
+            if settings[name] != getattr(method, name):
+                wanted = f"{settings[name]!r}, with which {adapter.about['file']} was trained"
+                raise SettingError(name, getattr(method, name), wanted)
+        own.pop("concept", None)
+        if "vision" in own and not method.vision:
+            frozen = frozen.replace(image_encoder=own.pop("vision"))
+        frozen = frozen.replace(reference={**frozen.reference, **own.pop("reference", {})})
+        unet = parameters.template(frozen.networks.unet)
+        return {**trained, **own, "offsets": offsets.by_shape(unet, own["offsets"])}, frozen
+
+    def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
+        """Returns how the word is said; other programs run no encoder, so that they get the word as one row."""
+        word = adapter.about["settings"]["word"]
+        if "concept" not in adapter.trees:
+            return [
+                f"here       make tune MODEL={path} IMAGE=photo.png",
+                f'           python sample/text2img.py --model {path} --image photo.png --prompt "a photo of {word}"',
+            ]
+        quoted = shlex.quote(str(path))
+        return [
+            f'here       python sample/text2img.py --model {quoted} --prompt "a photo of {word}"',
+            f'diffusers  python -m sdjax.convert {quoted} DST; StableDiffusionPipeline.from_pretrained("DST"): {word}',
+            f"A1111      python -m sdjax.convert {quoted} NAME.safetensors; the word is the name of the file beside it",
+        ]
 
 
 def _settings(folder):
@@ -61,33 +131,6 @@ def _is_of(reference, sd):
     return trees.digest(reference["empty"]) == trees.digest(empty(sd))
 
 
-def start(method, trained, frozen, source):
-    """Returns (trained, frozen) of an E4T method from the e4t/ folder of a model.
-
-    A trained vision tower becomes the model's image encoder where this method does not train one.
-    Raises ValueError when there is no such folder, or its settings are not the method's.
-    """
-    folder = Path(source) / "e4t"
-    config = _settings(folder)
-    for name in ("domain", "features", "scale"):
-        if config[name] != getattr(method, name):
-            raise ValueError(f"method.{name}={getattr(method, name)!r}: {folder} was trained with {config[name]!r}")
-    like = {"head": trained["head"]}
-    if config["vision"]:
-        like["vision"] = frozen.image_encoder
-    encoder = parameters.read_tree(files.open_weights(folder, "encoder"), like, "float32")
-    unet = parameters.template(frozen.networks.unet)
-    like = offsets.by_name(unet, trained["offsets"])
-    generators = parameters.read_tree(files.open_weights(folder, "offsets"), like, "float32")
-    if config["vision"] and not method.vision:
-        frozen = frozen.replace(image_encoder=encoder.pop("vision"))
-    if config["reference"]:
-        like = {name: frozen.reference[name] for name in REFERENCE}
-        read = parameters.read_tree(files.open_weights(folder, "reference"), like, "float32")
-        frozen = frozen.replace(reference={**frozen.reference, **read})
-    return {**trained, **encoder, "offsets": offsets.by_shape(unet, generators)}, frozen
-
-
 def personalise(sd, source, picture=None):
     """Returns sd whose word looks at a picture, uint8 [H W 3], through the encoder in the model folder `source`.
 
@@ -96,17 +139,13 @@ def personalise(sd, source, picture=None):
     """
     if sd.conditioners:
         raise ValueError(f"{source}: was tuned on one picture and looks at that; give the model it came from")
-    folder = Path(source) / "e4t"
-    config = _settings(folder)
-    method = E4T(**{name: config[name] for name in FIELDS} | {"vision": False})
-    trained, frozen = method.split(sd, jax.random.key(0))
-    trained, frozen = start(method, trained, frozen, source)
-    if picture is None:
-        path = folder / "concept.png"
-        if not path.is_file():
-            raise ValueError(f"{folder}: holds no concept.png; give a picture")
-        picture = reading.picture(path)
-    return look(method.join(frozen, trained), jnp.asarray(to_pixels(picture)))
+    kind, adapter = E4TFolder(), E4TFolder().read(source, sd)
+    method = E4T(**adapter.about["settings"] | {"vision": False})
+    trained, frozen = kind.start(adapter, method, *method.split(sd))
+    if picture is None and "concept" not in adapter.trees:
+        raise ValueError(f"{adapter.about['file']}: holds no concept.png; give a picture")
+    pixels = adapter.trees["concept"] if picture is None else jnp.asarray(to_pixels(picture))
+    return look(method.join(frozen, trained), pixels)
 
 
 def attached(sd, folder):

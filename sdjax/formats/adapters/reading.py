@@ -6,12 +6,12 @@ adapter = read(path, sd.networks)            # Adapter(edits, words, hook)
 
 import functools
 import pathlib
-from dataclasses import dataclass
 
 from sdjax.formats.adapters import embeddings, hypernetworks, lora, peft_settings
 from sdjax.formats.storage import pickles
 from sdjax.formats.storage.guard import named
 from sdjax.formats.storage.tensor_file import TensorFile
+from sdjax.methods.adapter import Adapter
 
 # What a folder may hold, in the order of choice: diffusers' and peft's names.
 FILES = [
@@ -19,20 +19,6 @@ FILES = [
     for kind in (".safetensors", ".bin")
     for stem in ("pytorch_lora_weights", "adapter_model", "learned_embeds")
 ]
-
-
-@dataclass(frozen=True, eq=False)
-class Adapter:
-    """What a file brings: {part: {weight's name: Edit}}, {word: rows}, and a hook or None."""
-
-    edits: dict
-    words: dict
-    hook: object = None
-
-    @property
-    def kind(self) -> str:
-        """What it is called in prompts: "lora", "hypernet" or "embedding"."""
-        return "lora" if self.edits else "hypernet" if self.hook is not None else "embedding"
 
 
 def chosen(folder: pathlib.Path) -> pathlib.Path | None:
@@ -62,6 +48,16 @@ def read(path: pathlib.Path, networks, word: str | None = None) -> Adapter:
     about = path.stat()
     with named(path):
         return _read(path, about.st_mtime_ns, about.st_size, word, networks)
+
+
+def described(path: pathlib.Path) -> tuple[tuple[str, ...] | None, dict[str, str]]:
+    """Returns (names of its tensors, metadata) of safetensors, without reading one; (None, {}) of another file."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if head[8:] != b"{":
+        return None, {}
+    held = TensorFile(path)
+    return tuple(held.names), held.metadata
 
 
 @functools.lru_cache(maxsize=4)

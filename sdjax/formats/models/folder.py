@@ -50,7 +50,7 @@ PARTS = {
 REQUIRED = ("unet", "vae", "text_encoder")
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 # LDM-SR has no words: its parts, and where they lie.
-SUPER_RESOLUTION = "LDMSuperResolutionPipeline"
+LDM_SR = "LDMSuperResolutionPipeline"
 WORDLESS = {"unet": ("unet", "UNet2DModel"), "vae": ("vqvae", "VQModel")}
 # Pipelines by how many channels the UNet takes for c latent channels (noisy latents, then mask or image).
 PIPELINES = {
@@ -117,7 +117,7 @@ def read(folder: pathlib.Path, dtype: DTypeLike | None = None, variant: str | No
     Raises ValueError in one line, naming the file and what in it is missing, unknown or does not fit.
     """
     index = files.read_json(folder / INDEX)
-    wordless = index.get("_class_name") == SUPER_RESOLUTION
+    wordless = index.get("_class_name") == LDM_SR
     present = [name for name in PARTS if name in REQUIRED or index.get(name, [None, None])[1]]
     places = WORDLESS if wordless else {name: (name, PARTS[name].class_name) for name in present}
     _check_index(index, folder / INDEX, places)
@@ -154,7 +154,7 @@ def _projection(folder: pathlib.Path, networks: Mapping[str, Any]) -> Tree:
 
 
 def _check_index(index: Mapping[str, Any], path: pathlib.Path, places: Mapping[str, tuple[str, str]]) -> None:
-    pipeline, known = index.get("_class_name"), (*PIPELINES, *ALSO_READ, SUPER_RESOLUTION)
+    pipeline, known = index.get("_class_name"), (*PIPELINES, *ALSO_READ, LDM_SR)
     if pipeline not in known:
         raise ValueError(f"{path}: _class_name={pipeline!r}: expected one of {', '.join(known)}")
     expected = {place: (kind,) for place, kind in places.values()}
@@ -232,6 +232,8 @@ def _configs(sd: StableDiffusion) -> dict[str, dict[str, Any]]:
             configs[name] = network.config.to_json()
             if part.package == "diffusers":
                 configs[name] = {"_class_name": part.class_name, **configs[name], "_diffusers_version": WRITTEN_AS}
+            else:  # transformers takes the type of the file without it, diffusers float32: halves that do not fit
+                configs[name]["dtype"] = "float32"
     if "text_encoder" in configs:  # words may have been added since the config was read
         configs["text_encoder"]["vocab_size"] = len(parameters.trees.flatten(sd.text_encoder)[TOKENS])
     return configs
@@ -241,7 +243,7 @@ def _index(sd: StableDiffusion, configs: Collection[str]) -> dict[str, Any]:
     """Returns the content of model_index.json; the pipeline's class follows from the UNet's input channels."""
     scheduler = {"scheduler": ["diffusers", sd.schedule.to_json()["_class_name"]]}
     if sd.text_encoder is None:
-        head = {"_class_name": SUPER_RESOLUTION, "_diffusers_version": WRITTEN_AS}
+        head = {"_class_name": LDM_SR, "_diffusers_version": WRITTEN_AS}
         return {**head, **{place: ["diffusers", kind] for place, kind in WORDLESS.values()}, **scheduler}
     entering, latent = sd.networks.unet.config.in_channels, sd.networks.vae.config.latent_channels
     fitting = [name for name, channels in PIPELINES.items() if channels(latent) == entering]

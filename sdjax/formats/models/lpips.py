@@ -30,11 +30,6 @@ OTHER_NAMES = {
 }
 
 
-def is_file(source: str | pathlib.Path) -> bool:
-    """Returns whether `source` is a file or several with commas between; a model folder is neither."""
-    return all(os.path.isfile(path) for path in str(source).split(","))
-
-
 def read(source: str | pathlib.Path, dtype: DTypeLike | None = "float32") -> Tree:
     """Returns the parameters of critics.Lpips that a file holds, or several files with commas between.
 
@@ -43,6 +38,8 @@ def read(source: str | pathlib.Path, dtype: DTypeLike | None = "float32") -> Tre
     """
     found = {}
     for path in str(source).split(","):
+        if not os.path.isfile(path):
+            raise ValueError(f"perceptual={source}: {path}: no such file")
         weights, _, _ = single_file.open_file(path)
         for name in weights.names:
             place = OTHER_NAMES.get(name, name)

@@ -35,24 +35,27 @@ from sdjax.text.tokenizer import Tokenizer
 from sdjax.trees import Tree
 
 UNET, VAE, EMA = "model.diffusion_model.", "first_stage_model.", "model_ema."
-CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."  # the text encoder of 1 and of 2
+CLIP_PREFIX, OPEN_CLIP_PREFIX = (
+    "cond_stage_model.transformer.",
+    "cond_stage_model.model.",
+)  # the text encoder of 1 and of 2
 NETWORKS = {"unet": (UNetConfig, UNet), "vae": (VaeConfig, AutoencoderKL), "text_encoder": (TextConfig, TextEncoder)}
 # Entries that no part needs.
 IGNORED = (
     f"{VAE}loss.",
-    *(f"{CLIP}{name}" for name in ("logit_scale", "text_projection.")),
-    *(f"{OPEN_CLIP}{name}" for name in ("logit_scale", "text_projection", "attn_mask", "visual.")),
+    *(f"{CLIP_PREFIX}{name}" for name in ("logit_scale", "text_projection.")),
+    *(f"{OPEN_CLIP_PREFIX}{name}" for name in ("logit_scale", "text_projection", "attn_mask", "visual.")),
 )
 QKV = {"q_proj": 0, "k_proj": 1, "v_proj": 2, "to_q": 0, "to_k": 1, "to_v": 2}
 CODEBOOK = f"{VAE}quantize.embedding.weight"
 VOCABULARY = "openai/clip-vit-large-patch14"
 VOCABULARY_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
 LANDMARKS = {"a</w>": 320, "photo</w>": 1125, "<|endoftext|>": 49407}  # ids by which CLIP's vocabulary is known
-SUPER_RESOLUTION: dict[str, Any] = {
+LDM_SR_BETAS: dict[str, Any] = {  # latent-diffusion, models/ldm/bsr_sr/config.yaml
     "beta_start": 0.0015,
     "beta_end": 0.0155,
-}  # latent-diffusion, models/ldm/bsr_sr/config.yaml
-UPSCALER = {"beta_start": 0.0001, "beta_end": 0.02}  # stablediffusion, configs/stable-diffusion/x4-upscaling.yaml
+}
+UPSCALER_BETAS = {"beta_start": 0.0001, "beta_end": 0.02}  # stablediffusion, configs/stable-diffusion/x4-upscaling.yaml
 BASE_STEPS = 875_000  # global_step of 512-base-ema.ckpt: the model of 2.0 that predicts noise
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # modelspec.prediction_type
 NOTES, LOW = "sdjax", "low_res_scheduler"  # the key of our metadata; in it, the schedule of an upscaler's picture
@@ -95,7 +98,7 @@ def _read(
 ) -> Whole:
     weights, metadata, steps = open_file(path)
     notes = _notes(metadata)
-    text = OPEN_CLIP if any(name.startswith(OPEN_CLIP) for name in weights.names) else CLIP
+    text = OPEN_CLIP_PREFIX if any(name.startswith(OPEN_CLIP_PREFIX) for name in weights.names) else CLIP_PREFIX
     if CODEBOOK in weights.names:
         text = None
     words = None if text is None else _tokenizer(tokenizer, notes, text)
@@ -177,10 +180,10 @@ class View:
 def _view(weights: files.Stored, network: Any, prefix: str, ema: bool = False) -> View:
     """Returns the part of a file under a prefix, with our names; what has no place there keeps its own name."""
     there = {name for name in weights.names if name.startswith(prefix) and not name.startswith(IGNORED)}
-    if prefix == CLIP:
-        return View(weights, {name.removeprefix(CLIP): (name, None) for name in there})
-    if prefix == OPEN_CLIP:  # the layer behind the last one that is used
-        last = f"{OPEN_CLIP}transformer.resblocks.{network.config.num_hidden_layers}."
+    if prefix == CLIP_PREFIX:
+        return View(weights, {name.removeprefix(CLIP_PREFIX): (name, None) for name in there})
+    if prefix == OPEN_CLIP_PREFIX:  # the layer behind the last one that is used
+        last = f"{OPEN_CLIP_PREFIX}transformer.resblocks.{network.config.num_hidden_layers}."
         there = {name for name in there if not name.startswith(last)}
     places = _places(network, prefix)
     if prefix == UNET and ema:
@@ -211,8 +214,8 @@ def _places(network: Any, prefix: str) -> dict[str, Place]:
     make = {
         UNET: ldm_names.unet_modules,
         VAE: ldm_names.vae_modules,
-        OPEN_CLIP: ldm_names.open_clip_modules,
-        CLIP: lambda config: {},
+        OPEN_CLIP_PREFIX: ldm_names.open_clip_modules,
+        CLIP_PREFIX: lambda config: {},
     }
     modules = make[prefix](network.config)
     ours = parameters.file_names(parameters.template(network))
@@ -226,7 +229,7 @@ def _third(name: str, prefix: str, config: Any) -> tuple[int, int | None] | None
     """
     part = name.split(".")[-2]
     plain = prefix == UNET and config.cross_attention_dim is None
-    if part not in QKV or not (plain or prefix == OPEN_CLIP):
+    if part not in QKV or not (plain or prefix == OPEN_CLIP_PREFIX):
         return None
     return QKV[part], config.head_width if plain else None
 
@@ -267,7 +270,7 @@ def _configs(
     if text is None or tokenizer is None:
         return {"unet": unet, "vae": vae}
     ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
-    read_text = infer_config.clip_config if text == CLIP else infer_config.open_clip_config
+    read_text = infer_config.clip_config if text == CLIP_PREFIX else infer_config.open_clip_config
     return {"unet": unet, "vae": vae, "text_encoder": read_text(shapes(text), ids)}
 
 
@@ -282,7 +285,7 @@ def _tokenizer(source: str | pathlib.Path | None, notes: Mapping[str, Any], text
     except ValueError as error:
         raise ValueError(f"a single file has no vocabulary; give tokenizer=FOLDER with CLIP's: {error}") from None
     tokenizer = Tokenizer.load(folder)
-    if text == OPEN_CLIP and tokenizer.pad == tokenizer.eos:
+    if text == OPEN_CLIP_PREFIX and tokenizer.pad == tokenizer.eos:
         return Tokenizer.of(tokenizer.vocabulary, tokenizer.merges, tokenizer.length, pad="!")  # open_clip: id 0
     return tokenizer
 
@@ -292,8 +295,8 @@ def _schedule(weights: files.Stored, notes: Mapping[str, Any], unet: UNetConfig)
     if notes:
         return Schedule.from_json(notes["scheduler"])
     zero: dict[str, Any] = {"rescale_betas_zero_snr": "ztsnr" in weights.names}
-    kind: dict[str, Any] = UPSCALER if unet.num_class_embeds is not None else {}
-    usual = Schedule(**zero, **(SUPER_RESOLUTION if unet.cross_attention_dim is None else kind))
+    kind: dict[str, Any] = UPSCALER_BETAS if unet.num_class_embeds is not None else {}
+    usual = Schedule(**zero, **(LDM_SR_BETAS if unet.cross_attention_dim is None else kind))
     if "betas" not in weights.names or weights.dtype("betas") not in ("F32", "F64"):
         return usual
     betas = weights.read("betas").astype(np.float64)
@@ -364,7 +367,9 @@ def write(sd: StableDiffusion, destination: str | pathlib.Path, dtype: DTypeLike
         raise ValueError(f"{path}: a single file has no place for the words {words}; save a diffusers folder instead")
     prefixes, tensors = {"unet": UNET, "vae": VAE}, {}
     if sd.text_encoder is not None:
-        prefixes["text_encoder"] = OPEN_CLIP if sd.networks.text_encoder.config.hidden_act == "gelu" else CLIP
+        prefixes["text_encoder"] = (
+            OPEN_CLIP_PREFIX if sd.networks.text_encoder.config.hidden_act == "gelu" else CLIP_PREFIX
+        )
     for part, prefix in prefixes.items():
         tensors |= _renamed(parameters.write(getattr(sd, part), dtype), getattr(sd.networks, part), prefix)
     metadata = {"format": "pt", NOTES: json.dumps(_said(sd, usual)), **_modelspec(sd, path.stem)}
@@ -390,7 +395,7 @@ def _renamed(tensors: Mapping[str, files.Tensor], network: Any, prefix: str) -> 
             written[place] = tensor
     written |= {place: _joined(parts, rows) for (place, rows), parts in fused.items()}
     written = {place: _reshaped(tensor, _ones(place, prefix, network.config)) for place, tensor in written.items()}
-    return written | _unused(written, network.config) if prefix == OPEN_CLIP else written
+    return written | _unused(written, network.config) if prefix == OPEN_CLIP_PREFIX else written
 
 
 def _ones(place: str, prefix: str, config: Any) -> tuple[int, ...]:
@@ -420,11 +425,11 @@ def _joined(parts: Sequence[files.Tensor], rows: int | None = None) -> files.Ten
 
 def _unused(written: Mapping[str, files.Tensor], config: TextConfig) -> dict[str, files.Tensor]:
     """Returns the weights of OpenCLIP that Stable Diffusion 2 never uses, but whose absence old loaders refuse."""
-    last, behind = (f"{OPEN_CLIP}transformer.resblocks.{config.num_hidden_layers - 1 + i}." for i in range(2))
+    last, behind = (f"{OPEN_CLIP_PREFIX}transformer.resblocks.{config.num_hidden_layers - 1 + i}." for i in range(2))
     layer = {behind + name.removeprefix(last): one for name, one in written.items() if name.startswith(last)}
     width, dtype = config.hidden_size, next(iter(layer.values())).dtype
     projection = files.Tensor((width, width), dtype, lambda: np.eye(width).astype(jnp.dtype(dtype)))
-    return {**layer, f"{OPEN_CLIP}text_projection": projection}
+    return {**layer, f"{OPEN_CLIP_PREFIX}text_projection": projection}
 
 
 def _said(sd: StableDiffusion, usual: bool) -> dict[str, Any]:

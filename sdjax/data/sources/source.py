@@ -1,0 +1,111 @@
+"""What a source of pictures is, and what it opens: examples, by number.
+
+examples = sources.open(Data(path="photos/cat", word="a sks cat"))
+examples.example(0, 512, np.random.default_rng(7))         # {"picture" uint8 [512 512 3], "caption"[, "mask"]}
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+Random = np.random.Generator
+
+
+class Examples(Protocol):
+    """Pictures with words, by number from 0.  `size`: pixels of a side of the square that is cut out of a picture."""
+
+    def __len__(self) -> int: ...
+
+    def shape(self, i: int) -> tuple[int, int]:
+        """Returns (height, width) of picture i as it is kept."""
+        ...
+
+    def picture(self, i: int, size: int) -> np.ndarray:
+        """Returns picture i without random augmentation, uint8 [size size 3]."""
+        ...
+
+    def caption(self, i: int, random: Random) -> str:
+        """Returns a prompt for picture i."""
+        ...
+
+    def other(self, i: int, random: Random) -> int:
+        """Returns the number of another picture of the same subject; i itself where there is none."""
+        ...
+
+    def example(self, i: int, size: int, random: Random) -> dict[str, Any]:
+        """Returns {"picture" uint8 [size size 3], "caption"[, "mask" float32 [size size] in [0, 1]]} of picture i."""
+        return {"picture": self.picture(i, size), "caption": self.caption(i, random)}
+
+    def epoch(self) -> Sequence[int]:
+        """Returns the numbers of an epoch's pictures."""
+        return range(len(self))
+
+    def fingerprint(self) -> list[Any]:
+        """Returns what decides the pictures, plain values, for the name of a cache."""
+        ...
+
+    def check(self, size: int) -> None:
+        """Raises ValueError, naming it, for a picture that is there and cannot be used; before a model is loaded."""
+
+    def chosen(self) -> Sequence[int] | None:
+        """Returns the numbers of those pictures that the run asks for, None for all."""
+        return None
+
+    def about(self) -> str:
+        """Returns what was found, in a few words: "12 pictures, 10 captions"."""
+        ...
+
+
+class Source(Protocol):
+    """A frozen dataclass of settings that only such pictures have; `data.NAME` finds them (`data.count`)."""
+
+    def matches(self, path: str) -> bool:
+        """Returns whether `data.path` names such pictures."""
+        ...
+
+    def open(self, data: Any) -> Examples:
+        """Returns the examples that a run's Data settings (data/batches.py) name.
+
+        Raises SettingError for settings that do not fit these pictures, ValueError for pictures that are not there.
+        """
+        ...
+
+
+class Only(Examples):
+    """Some of the examples, by number; `other` must lead to pictures that are among them."""
+
+    def __init__(self, examples: Examples, numbers: Sequence[int]) -> None:
+        self.examples, self.numbers = examples, list(numbers)
+        self.place = {number: i for i, number in enumerate(self.numbers)}
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def shape(self, i: int) -> tuple[int, int]:
+        """Returns (height, width) of picture i."""
+        return self.examples.shape(self.numbers[i])
+
+    def picture(self, i: int, size: int) -> np.ndarray:
+        """Returns picture i, uint8 [size size 3]."""
+        return self.examples.picture(self.numbers[i], size)
+
+    def caption(self, i: int, random: np.random.Generator) -> str:
+        """Returns a caption of picture i."""
+        return self.examples.caption(self.numbers[i], random)
+
+    def other(self, i: int, random: np.random.Generator) -> int:
+        """Returns the number of another picture of the same subject."""
+        return self.place[self.examples.other(self.numbers[i], random)]
+
+    def example(self, i: int, size: int, random: np.random.Generator) -> dict[str, Any]:
+        """Returns {"picture", "caption", ...} of picture i."""
+        return self.examples.example(self.numbers[i], size, random)
+
+    def fingerprint(self) -> list[Any]:
+        """Returns what decides the pictures."""
+        return [*self.examples.fingerprint(), self.numbers]
+
+    def about(self) -> str:
+        """Returns what there is, in words."""
+        return f"{len(self)} of {self.examples.about()}"

@@ -1,0 +1,73 @@
+"""What textual inversion learned as a file: learned_embeds.safetensors, as diffusers names it."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from sdjax.formats.adapters import embeddings, reading
+from sdjax.formats.adapters.format import Format, Header
+from sdjax.methods.adapter import Adapter
+from sdjax.stable_diffusion import StableDiffusion
+
+NAME = "learned_embeds.safetensors"
+
+
+class LearnedEmbeds(Format):
+    """Rows of the token table, {word: rows [n C]}: read in every layout, see embeddings.py, written as diffusers'."""
+
+    name = "embedding"
+
+    def matches(self, header: Header) -> bool:
+        """Returns whether a file may be an embedding: one tensor, or a pickle or picture, which only reading tells."""
+        return not header.path.is_dir() and (header.names is None or len(header.names) == 1)
+
+    def holds(self, adapter: Adapter) -> bool:
+        """Returns whether there are words and nothing else."""
+        return bool(adapter.words) and not (adapter.edits or adapter.trees) and adapter.hook is None
+
+    def read(self, file: Path, sd: StableDiffusion) -> Adapter:
+        """Returns the words of a file, or of a folder that diffusers wrote."""
+        adapter = reading.read(reading.locate(file), sd.networks)
+        if not self.holds(adapter):
+            raise ValueError(f"{file}: a {adapter.kind}; expected an embedding")
+        return adapter
+
+    def write(self, adapter: Adapter, folder: Path) -> Path:
+        """Writes learned_embeds.safetensors, or one file for each of several words; returns the path of the first."""
+        about = adapter.about and {"method": adapter.about["method"], "settings": json.dumps(adapter.about["settings"])}
+        path = Path(folder) / NAME
+        places = {word: path for word in adapter.words} if len(adapter.words) == 1 else beside(path, adapter.words)
+        return [embeddings.write(place, {word: adapter.words[word]}, about) for word, place in places.items()][0]
+
+    def start(
+        self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion
+    ) -> tuple[Any, StableDiffusion]:
+        """Returns the rows of a file's one word in place of the method's, whatever either is called."""
+        if len(adapter.words) != 1:
+            raise ValueError(f"holds {len(adapter.words)} words; expected an embedding of one")
+        (rows,) = adapter.words.values()
+        if rows.shape != trained["rows"].shape:
+            raise ValueError(f"rows {rows.shape} where this method has {trained['rows'].shape}")
+        return {**trained, "rows": jnp.asarray(rows)}, frozen
+
+    def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
+        """Returns how the word is said here, in diffusers and in A1111."""
+        word = next(iter(adapter.words))
+        return [
+            f'here       python sample/text2img.py --model {model} --adapter {path} --prompt "a photo of {word}"',
+            f'diffusers  pipe.load_textual_inversion("{path}"), then say {word}',
+            "A1111      copy it to embeddings/ under a name of your choice: the word there is the file's name",
+        ]
+
+
+def beside(path: Path, words: Iterable[str]) -> dict[str, Path]:
+    """Returns {word: a file of its own beside `path`}, cat-s beside cat; A1111 takes a file's name for the word."""
+    found = {}
+    for i, word in enumerate(words):
+        letters = "".join(letter for letter in word if letter.isalnum() or letter in "-_")
+        place = path.with_name(f"{path.stem}-{letters or i}.safetensors")
+        found[word] = place.with_stem(f"{place.stem}-{i}") if place in found.values() else place
+    return found

@@ -1,0 +1,80 @@
+"""What any method learned, as it is: trained.safetensors, with the class's name; for whoever has the method's code.
+
+A leaf's name is its path in the tree, "head.final.kernel"; the code that knows what it means comes from the user's
+recipe, never from the file.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax import trees
+from sdjax.formats.adapters import reading
+from sdjax.formats.adapters.format import Format, Header
+from sdjax.formats.storage import files
+from sdjax.methods.adapter import Adapter
+from sdjax.settings import SettingError
+from sdjax.stable_diffusion import StableDiffusion
+
+NAME, MARK = "trained.safetensors", "sdjax.trained"
+
+
+class Trained(Format):
+    """The trained tree of a method without a kind of file of its own."""
+
+    name = "trained"
+
+    def matches(self, header: Header) -> bool:
+        """Returns whether a file's metadata say so."""
+        return header.metadata.get("format") == MARK
+
+    def holds(self, adapter: Adapter) -> bool:
+        """Returns whether there is such a tree and nothing else."""
+        return set(adapter.trees) == {"trained"} and not (adapter.edits or adapter.words) and adapter.hook is None
+
+    def read(self, file: Path, sd: StableDiffusion) -> Adapter:
+        """Returns the leaves by name; only the method knows their tree."""
+        weights = files.open_weights(file.parent, file.stem)
+        _, metadata = reading.described(file)
+        about = {"method": metadata["method"], "settings": json.loads(metadata["settings"])}
+        return Adapter(trees={"trained": {name: weights.read(name) for name in weights.names}}, about=about)
+
+    def write(self, adapter: Adapter, folder: Path) -> Path:
+        """Writes trained.safetensors and returns its path."""
+        tensors = {
+            name: files.Tensor(leaf.shape, leaf.dtype.name, lambda leaf=leaf: np.asarray(leaf))
+            for name, leaf in _named(adapter.trees["trained"]).items()
+        }
+        about = {"method": adapter.about["method"], "settings": json.dumps(adapter.about["settings"])}
+        path = Path(folder) / NAME
+        with files.new_file(path) as temporary:
+            files.write_safetensors(temporary, tensors, {"format": MARK, **about})
+        return path
+
+    def start(
+        self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion
+    ) -> tuple[Any, StableDiffusion]:
+        """Returns the file's leaves in the places of the method's."""
+        if adapter.about["method"] != type(method).__name__:
+            raise SettingError("class", type(method).__name__, f"{adapter.about['method']}, which wrote the file")
+        found, wanted = adapter.trees["trained"], _named(trained)
+        shapes = [{name: tuple(leaf.shape) for name, leaf in tree.items()} for tree in (found, wanted)]
+        if shapes[0] != shapes[1]:
+            odd = sorted(name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name))
+            raise ValueError(f"its weights are not this method's: {trees.listing(odd)}")
+        leaves = [jnp.asarray(found[name]) for name in wanted]
+        return jax.tree.unflatten(jax.tree.structure(trained), leaves), frozen
+
+    def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
+        """Returns how it is taken up again: only the recipe knows what it means."""
+        return [f"here       python train/run.py RECIPE init={path}", "elsewhere  only with the method's own code"]
+
+
+def _named(tree):
+    """Returns {a leaf's path: leaf}."""
+    pairs = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in pairs}

@@ -1,0 +1,69 @@
+"""What a method is: two functions, and what it may have beside them.
+
+    @dataclass(frozen=True)
+    class Bias(Method):                                                    # a file of this package, or a recipe's own
+        def split(self, sd, key=None):
+            trained, rest = trees.partition(sd.unet, r"bias$")
+            return trees.copy(trained, jnp.float32), sd.replace(unet=rest)
+
+        def join(self, frozen, trained, key=None):
+            return frozen.replace(unet=trees.merge(frozen.unet, trained))
+
+Law: join after split gives an sd that computes as before.  A method acts by edits of weights, by hooks and by
+conditioners, and in no fourth way (design of the package; sdjax.stable_diffusion).
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+from jax import Array
+
+from sdjax.methods.adapter import Adapter
+from sdjax.stable_diffusion import StableDiffusion
+
+
+class Method(Protocol):
+    """A frozen dataclass of settings that names this class as its base, which gives what it does not define itself.
+
+    loss: loss(frozen, trained, batch, key, step, axis=None) -> (scalar, metrics), in place of the diffusion loss.
+    look: look(frozen, trained, pixels) -> frozen, before the first step of a run on one picture [H W 3] in [-1, 1].
+    finish: finish(frozen, trained, data) -> (frozen, trained), after the last step.
+    preview: preview(sd, batch) -> {label: pictures uint8 [B H W 3]}, in place of pictures of the run's prompts.
+    pixels: whether batches must hold pixels and not moments.
+    whole_batch: whether the loss needs all rows at once, so that gradients cannot be accumulated.
+    words: the placeholders that are trained.
+    formats: names of the kinds of file (formats/adapters) that hold what was learned; the first that can is written.
+    """
+
+    loss: Any = None
+    look: Any = None
+    finish: Any = None
+    preview: Any = None
+    pixels: Any = False
+    whole_batch: Any = False
+    words: Any = ()
+    formats: Any = ("trained",)
+
+    def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[Any, StableDiffusion]:
+        """Returns (trained, frozen): copies that an optimizer sees, and the model without what was taken out.
+
+        key: of what is drawn; None leaves only shapes (jax.ShapeDtypeStruct) of that, for a file to fill.
+        Raises SettingError for a setting that does not fit the model.
+        """
+        ...
+
+    def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
+        """Returns the model, ready to train or to sample; key: where training itself is random, such as dropout."""
+        ...
+
+    def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
+        """Returns what was learned, in memory; None where that is a whole model.
+
+        Where a method defines none it is the trained tree as it is, for whoever has the method's code.
+        """
+        return Adapter(trees={"trained": trained}, about=about(self))
+
+
+def about(method: Method) -> dict[str, Any]:
+    """Returns {"method": the class's name, "settings": its fields as plain values}, for a file's header."""
+    return {"method": type(method).__name__, "settings": dataclasses.asdict(method)}

@@ -1,0 +1,74 @@
+"""Inpainting: beside the latent the UNet reads the mask and the latent of the picture without what is under it.
+
+Channels: [z_t | mask | masked latent], as of the original checkpoints (LatentInpaintDiffusion, concat_keys).
+A hole is mid-grey, 0 of [-1, 1]; its mask on the latent is the nearest pixel's.
+Source of training: runwayml/stable-diffusion-inpainting's card (holes of synthetic shapes, a quarter of the pictures
+wholly a hole, new channels with weights of zero); shapes: diffusers' inpainting example, rectangles and ellipses.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool
+
+from sdjax import trees
+from sdjax.diffusion.wrappers import mask_channels
+from sdjax.settings import SettingError
+from sdjax.stable_diffusion import StableDiffusion
+from sdjax.tasks.task import Cond, Task, channels, widened
+
+WHOLE = 0.25  # share of pictures that are wholly a hole
+
+
+class Inpainting(Task):
+    """Painting a part of a picture anew."""
+
+    name, pixels = "inpainting", True
+
+    def matches(self, sd: StableDiffusion) -> bool:
+        """Returns whether the UNet reads a mask and a second latent."""
+        taken, latent = channels(sd)
+        return taken == 2 * latent + 1 and sd.text_encoder is not None
+
+    def prepare(self, sd: StableDiffusion, key: Array) -> StableDiffusion:
+        """Returns sd whose UNet reads 2c + 1 channels, of a plain model or one for inpainting."""
+        taken, latent = channels(sd)
+        if taken not in (latent, 2 * latent + 1) or sd.text_encoder is None:
+            raise SettingError("task", self.name, f"a task of the model, whose UNet reads {taken} channels")
+        return widened(sd, 2 * latent + 1)
+
+    def inputs(self, sd: StableDiffusion, batch: Mapping[str, Array], key: Array) -> Cond:
+        """Returns {"extra" [B h w c+1]} of holes that are drawn anew for every example at every step."""
+        k_hole, k_latent = (trees.example_keys(k, batch["index"]) for k in jax.random.split(key))
+        pixels = batch["pixels"]
+        _, height, width, _ = pixels.shape
+        holes = jax.vmap(functools.partial(hole, size=(height, width)))(k_hole)
+        return self.given(sd, pixels, holes, {"encode": lambda masked: sd.encode(masked, k_latent)})
+
+    def given(self, sd: StableDiffusion, pictures: Any, masks: Any, settings: Mapping[str, Any]) -> Cond:
+        """Returns {"extra" [B h w c+1]}.
+
+        pictures: uint8 or float in [-1, 1] [B H W 3]; masks: bool [B H W], True where to paint.
+        settings: {"encode": function from such pictures to scaled latents}.
+        """
+        grey, where = (0.0, jnp.where) if jnp.issubdtype(pictures.dtype, jnp.floating) else (127.5, np.where)
+        masked = settings["encode"](where(masks[..., None], grey, pictures).astype(np.float32))
+        mask = jnp.asarray(masks[:, :: sd.factor, :: sd.factor, None], jnp.float32)
+        return {"extra": mask_channels(mask, masked)}
+
+
+def hole(key: Array, size: tuple[int, int]) -> Bool[Array, "H W"]:
+    """Returns a hole in a picture of `size` (H, W), bool [H W]: a rectangle or an ellipse of any size, or all of it."""
+    k_size, k_place, k_kind, k_whole = jax.random.split(key, 4)
+    sides = jnp.asarray(size, jnp.float32)
+    half = jax.random.uniform(k_size, (2,)) * sides / 2
+    middle = half + jax.random.uniform(k_place, (2,)) * (sides - 2 * half)
+    rows, columns = (jnp.arange(side) + 0.5 for side in size)
+    y, x = (jnp.abs(rows - middle[0]) / half[0])[:, None], (jnp.abs(columns - middle[1]) / half[1])[None]
+    inside = jnp.where(jax.random.bernoulli(k_kind), jnp.maximum(y, x), jnp.sqrt(y**2 + x**2)) <= 1
+    return inside | jax.random.bernoulli(k_whole, WHOLE)

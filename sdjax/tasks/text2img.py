@@ -1,0 +1,35 @@
+"""Text to image: the UNet reads the noisy latent and the words, and nothing else."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jax import Array
+
+from sdjax.settings import SettingError
+from sdjax.stable_diffusion import StableDiffusion
+from sdjax.tasks.task import Cond, Task, channels
+
+
+class TextToImage(Task):
+    """What Stable Diffusion does as it is."""
+
+    name = "text2img"
+
+    def matches(self, sd: StableDiffusion) -> bool:
+        """Returns whether the UNet reads a latent's channels alone, and words."""
+        taken, latent = channels(sd)
+        return taken == latent and sd.text_encoder is not None
+
+    def prepare(self, sd: StableDiffusion, key: Array) -> StableDiffusion:
+        """Returns sd; refuses a model whose UNet reads more."""
+        if not self.matches(sd):
+            raise SettingError("task", self.name, "the task of the model, whose UNet reads more than a latent")
+        return sd
+
+    def inputs(self, sd: StableDiffusion, batch: Mapping[str, Array], key: Array) -> Cond:
+        """Returns {}."""
+        return {}
+
+    def given(self, sd: StableDiffusion, pictures: Any, masks: Any, settings: Mapping[str, Any]) -> Cond:
+        """Returns {}."""
+        return {}

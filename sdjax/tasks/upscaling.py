@@ -1,0 +1,66 @@
+"""Upscaling: beside the latent the UNet reads the small picture with noise on it, and is told how much.
+
+The small picture is as large as the latent; the noise is that of sd.low_schedule at a level from 0 to 349, in training
+drawn for every example.  Source: Stability-AI stablediffusion, configs/stable-diffusion/x4-upscaling.yaml.  Ours: the
+small picture is the mean of tiles.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from sdjax import trees
+from sdjax.diffusion.schedule import add_noise
+from sdjax.settings import SettingError
+from sdjax.stable_diffusion import StableDiffusion
+from sdjax.tasks.task import Cond, Task, channels, tiles, widened
+
+LEVELS = 350  # of noise on the small picture in training; max_noise_level of the original's config
+CLASSES = 1000  # rows of the embedding of levels; num_classes there
+SMALL = 3  # channels of the small picture
+
+
+class Upscaling(Task):
+    """Making a picture larger by the autoencoder's factor."""
+
+    name, pixels, words = "upscaling", True, False
+
+    def matches(self, sd: StableDiffusion) -> bool:
+        """Returns whether the UNet reads a picture beside the latent, a level of noise, and words."""
+        taken, latent = channels(sd)
+        labels = sd.networks.unet.config.num_class_embeds
+        return taken == latent + SMALL and labels is not None and sd.text_encoder is not None
+
+    def prepare(self, sd: StableDiffusion, key: Array) -> StableDiffusion:
+        """Returns sd whose UNet reads three channels more and a level, whose embedding starts at zero."""
+        taken, latent = channels(sd)
+        if self.matches(sd):
+            return sd
+        if taken != latent or sd.text_encoder is None:
+            raise SettingError("task", self.name, f"a task of the model, whose UNet reads {taken} channels")
+        sd = widened(sd, latent + SMALL)
+        width = trees.flatten(sd.unet)["time_embedding.linear_2.bias"].shape[0]
+        network = sd.networks.unet.clone(config=replace(sd.networks.unet.config, num_class_embeds=CLASSES))
+        levels = {"class_embedding": {"embedding": jnp.zeros((CLASSES, width))}}
+        return sd.replace(unet={**sd.unet, **levels}, networks=replace(sd.networks, unet=network))
+
+    def inputs(self, sd: StableDiffusion, batch: Mapping[str, Array], key: Array) -> Cond:
+        """Returns {"extra" [B h w 3], "class_labels" [B]}."""
+        k_level, k_noise = (trees.example_keys(k, batch["index"]) for k in jax.random.split(key))
+        small = tiles(batch["pixels"], sd.factor)
+        level = jax.vmap(lambda k: jax.random.randint(k, (), 0, LEVELS))(k_level)
+        noise = jax.vmap(lambda k: jax.random.normal(k, small.shape[1:], jnp.float32))(k_noise)
+        return self.given(sd, small, None, {"noise": noise, "noise_level": level})
+
+    def given(self, sd: StableDiffusion, pictures: Any, masks: Any, settings: Mapping[str, Any]) -> Cond:
+        """Returns {"extra" [B h w 3], "class_labels" [B]}.
+
+        pictures: float in [-1, 1] [B h w 3].  settings: {"noise": standard normal [B h w 3], "noise_level": int [B]}.
+        """
+        level = settings["noise_level"]
+        low = add_noise(sd.low_schedule or sd.schedule, pictures, settings["noise"], level)
+        return {"extra": low, "class_labels": level}

@@ -1,0 +1,245 @@
+"""A new member of a kind is one new file, found by walking its package; a method with a new kind of file is two."""
+
+import dataclasses
+import importlib
+import json
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import sdjax.data.sources
+import sdjax.formats.adapters
+import sdjax.methods
+import sdjax.settings
+import sdjax.tasks
+from sdjax.data.batches import Data
+from sdjax.data.sources.drawn import Pocketland
+from sdjax.formats import pipeline
+from sdjax.formats.adapters import format as kinds
+from sdjax.methods.chain import Chain
+from sdjax.methods.method import Method
+from sdjax.training import export, loop
+from sdjax.training.loop import Train, train
+from sdjax.training.optim import Optim
+
+DATA = Data(path="pocketland", size=32, batch=2, source=Pocketland(count=8))
+LOSS = """
+    def loss(self, frozen, trained, batch, key, step, axis=None):
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(trained)), {}
+"""  # quick to compile
+ROWS = f"""
+from dataclasses import dataclass
+import jax, jax.numpy as jnp, numpy as np
+from sdjax.methods.adapter import Adapter
+from sdjax.methods.method import Method, about
+
+@dataclass(frozen=True)
+class Rows(Method):
+    word: str = "<rows>"
+    formats = ("embedding",)
+
+    @property
+    def words(self):
+        return (self.word,)
+
+    def split(self, sd, key=None):
+        sd = sd.add_word(self.word)
+        return {{"rows": sd.embed(sd.words[self.word][None])[0]}}, sd
+
+    def join(self, frozen, trained, key=None):
+        return frozen.with_rows(frozen.words[self.word], trained["rows"])
+
+    def adapter(self, frozen, trained):
+        return Adapter(words={{self.word: np.asarray(trained["rows"])}}, about=about(self))
+{LOSS}"""
+BIAS = f"""
+from dataclasses import dataclass
+import jax, jax.numpy as jnp
+from sdjax import trees
+from sdjax.methods.adapter import Adapter
+from sdjax.methods.method import Method, about
+
+@dataclass(frozen=True)
+class Bias(Method):
+    formats = ("bias",)
+
+    def split(self, sd, key=None):
+        trained, rest = trees.partition(sd.unet, r"^conv_in\\.bias$")
+        return trees.copy(trained, jnp.float32), sd.replace(unet=rest)
+
+    def join(self, frozen, trained, key=None):
+        return frozen.replace(unet=trees.merge(frozen.unet, trained))
+
+    def adapter(self, frozen, trained):
+        return Adapter(trees={{"bias": trained["conv_in"]["bias"]}}, about=about(self))
+{LOSS}"""
+BIAS_FILE = """
+import numpy as np, jax.numpy as jnp
+from sdjax.formats.adapters.format import Format
+from sdjax.methods.adapter import Adapter
+
+class BiasFile(Format):
+    name = "bias"
+
+    def matches(self, header):
+        return header.path.suffix == ".npy"
+
+    def holds(self, adapter):
+        return "bias" in adapter.trees
+
+    def read(self, file, sd):
+        return Adapter(trees={"bias": jnp.asarray(np.load(file))})
+
+    def write(self, adapter, folder):
+        np.save(folder / "bias.npy", np.asarray(adapter.trees["bias"]))
+        return folder / "bias.npy"
+
+    def start(self, adapter, method, trained, frozen):
+        return {"conv_in": {"bias": adapter.trees["bias"]}}, frozen
+
+    def use(self, path, adapter, model):
+        return [f"here {path}"]
+"""
+
+
+@pytest.fixture
+def add(tmp_path, monkeypatch):
+    """Returns add(package, name, text), which puts a file into a package for the time of a test."""
+
+    def put(package, name, text):
+        folder = tmp_path / package.__name__
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.py").write_text(text)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+        monkeypatch.setitem(sys.modules, f"{package.__name__}.{name}", None)
+        monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}")
+        importlib.invalidate_caches()
+        return importlib.import_module(f"{package.__name__}.{name}")
+
+    return put
+
+
+def run(method, **more):
+    return Train(
+        model="random:tiny", method=method, data=DATA, optim=Optim(lr=1e-2), **{"steps": 1, "checkpoint": 1} | more
+    )
+
+
+def test_a_method_of_a_known_kind_of_file_is_one_file(add, tmp_path, capsys):
+    Rows = add(sdjax.methods, "rows", ROWS).Rows
+    train(run(Rows()), tmp_path / "out")
+    assert "pipe.load_textual_inversion" in capsys.readouterr().out
+    held = safetensors.numpy.load_file(tmp_path / "out" / "export" / "learned_embeds.safetensors")
+    assert held["<rows>"].shape == (1, 32)
+    assert export.read(tmp_path / "out").method == Rows()
+    path, step = export.write(tmp_path / "out", tmp_path / "again")
+    assert step == 1 and path.read_bytes() == (tmp_path / "out/export/learned_embeds.safetensors").read_bytes()
+    again, *_ = loop.begin(run(Rows("<other>"), init=str(path)), pictures=False)
+    np.testing.assert_array_equal(again["rows"], held["<rows>"])
+
+
+def test_a_method_with_a_new_kind_of_file_is_two(add, tmp_path):
+    Bias = add(sdjax.methods, "bias", BIAS).Bias
+    add(sdjax.formats.adapters, "bias_file", BIAS_FILE)
+    train(run(Bias()), tmp_path / "out")
+    path = tmp_path / "out" / "export" / "bias.npy"
+    again, *_ = loop.begin(run(Bias(), init=str(path)), pictures=False)
+    np.testing.assert_array_equal(again["conv_in"]["bias"], np.load(path))
+
+
+def test_a_source_is_one_file_with_settings_of_its_own(add, tmp_path):
+    add(sdjax.data.sources, "grey", """
+from dataclasses import dataclass
+import numpy as np
+from sdjax.data.sources.source import Examples, Source
+
+@dataclass(frozen=True)
+class Grey(Source):
+    \"\"\"Grey squares.
+
+    level: how bright.
+    \"\"\"
+
+    level: int = 128
+
+    def matches(self, path):
+        return path == "grey"
+
+    def open(self, data):
+        return Squares(self.level, data.word)
+
+class Squares(Examples):
+    def __init__(self, level, word):
+        self.level, self.word = level, word
+
+    def __len__(self):
+        return 3
+
+    def shape(self, i):
+        return 64, 64
+
+    def picture(self, i, size):
+        return np.full((size, size, 3), self.level, np.uint8)
+
+    def caption(self, i, random):
+        return f"a grey {self.word}"
+
+    def other(self, i, random):
+        return (i + 1) % 3
+
+    def fingerprint(self):
+        return ["grey", self.level]
+
+    def about(self):
+        return "3 grey squares"
+""")  # fmt: skip
+    from sdjax.data import batches
+
+    settings = sdjax.settings.override(run(Chain()), ["data.path=grey", "data.source=None", "data.level=255"])
+    assert settings.data.source.level == 255
+    batch = batches.build(settings.data, pipeline.load("random:tiny"), 0)[0]
+    assert batch["pixels"].shape == (2, 32, 32, 3) and (batch["pixels"] == 1).all()
+    with pytest.raises(ValueError, match="data.levle: Data has no 'levle'; did you mean 'level'"):
+        sdjax.settings.override(settings, ["data.levle=3"])
+    (tmp_path / "recipe.py").write_text(
+        "from sdjax.data.batches import Data\nfrom sdjax.training.loop import Train\n\n\n"
+        "def config():\n    return Train(data=Data(path='grey'))\n"
+    )
+    assert "data.level = 128" in sdjax.settings.describe(tmp_path / "recipe.py")
+    data = json.loads(json.dumps(sdjax.settings.to_json(settings)))["data"]
+    assert data["source"] == {"class": "Grey", "level": 255}
+
+
+def test_a_task_is_one_file(add):
+    add(sdjax.tasks, "echo", """
+from sdjax.tasks.text2img import TextToImage
+
+class Echo(TextToImage):
+    name = "echo"
+
+    def matches(self, sd):
+        return False
+""")  # fmt: skip
+    sd = pipeline.load("random:tiny")
+    assert sdjax.tasks.of(sd, "echo").name == "echo" and sdjax.tasks.of(sd).name == "text2img"
+    with pytest.raises(ValueError, match="task='sing': expected one of echo, inpainting, text2img, upscaling"):
+        sdjax.tasks.of(sd, "sing")
+
+
+def test_a_chain_forwards_every_member_of_the_contract():
+    """A member that Method gets and Chain does not pass on would be lost without a word."""
+    members = {name for name in vars(Method) if not name.startswith("_")}
+    own = {name for name in vars(Chain) if not name.startswith("_")}
+    refused = {"loss", "preview"}  # parts that have them train alone
+    assert members - own == refused
+    for name in refused:
+        part = dataclasses.make_dataclass("Part", [], bases=(Method,), namespace={name: lambda self, *_: None})
+        with pytest.raises(ValueError, match=f"Part has a {name} of its own; it trains alone"):
+            Chain((part(),))
+
+
+def test_kinds_of_file_are_those_that_methods_name():
+    named = {name for method in sdjax.methods.known().values() if method is not Chain for name in method.formats}
+    assert named <= set(kinds.known())
