@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from sdjax.models.kernels import convolution, winograd
+from sdjax.models.kernels import convolution_im2col, convolution_plain, convolution_rows, convolution_winograd
 
 LAYERS = [  # side of the map, channels in, channels out
     (64, 320, 320), (64, 640, 320), (64, 960, 320), (32, 320, 640), (32, 640, 640), (32, 1280, 640), (32, 1920, 640),
@@ -25,8 +25,8 @@ LAYERS = [  # side of the map, channels in, channels out
 
 
 FORMS = {
-    "plain": convolution.plain, "im2col": convolution.im2col, "by rows": convolution.by_rows,
-    "winograd": winograd.convolve,
+    "plain": convolution_plain.convolve, "im2col": convolution_im2col.convolve, "by rows": convolution_rows.convolve,
+    "winograd": convolution_winograd.convolve,
 }  # fmt: skip
 
 

@@ -156,16 +156,15 @@ class StableDiffusion(struct.PyTreeNode):
     # ---- noise ---------------------------------------------------------------------------------
 
     def call(self, part, *args, **kwargs):
-        """Returns the output of one part's network with this model's parameters and hooks."""
+        """Returns the output of one part's network with this model's parameters and hooks; cond=: what hooks see."""
         return sdjax.models.hooks.apply(
             part, getattr(self.networks, part), getattr(self, part), self.hooks, *args, **kwargs
         )
 
     def predict(self, z, t, cond):
         """Returns the UNet's prediction [B h w c] as float32, without conditioners and wrappers."""
-        prediction, _ = self.call(
-            "unet", z, t, cond.get("context"), class_labels=cond.get("class_labels"), residuals=cond.get("residuals")
-        )
+        given = {name: cond.get(name) for name in ("class_labels", "residuals")}
+        prediction, _ = self.call("unet", z, t, cond.get("context"), **given, cond=cond)
         return prediction.astype(jnp.float32)
 
     def denoise(self, z, t, cond, i=0):

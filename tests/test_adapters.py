@@ -118,7 +118,7 @@ class Nothing:
     def __init__(self, name):
         self.name = name
 
-    def intercept(self, part, layer, args, kwargs, at):
+    def intercept(self, part, layer, args, kwargs, at, cond):
         return layer(*args, **kwargs)
 
 

@@ -99,7 +99,7 @@ def test_networks(name, tmp_path):
         x = np.random.default_rng(width).standard_normal((2, 3, width)).astype(np.float32)
         for projection, theirs in zip(("to_k", "to_v"), pair, strict=True):
             at = SimpleNamespace(module=SimpleNamespace(name=projection), method_name="__call__")
-            ours = hook.intercept("unet", lambda x: x, (x,), {}, at)
+            ours = hook.intercept("unet", lambda x: x, (x,), {}, at, None)
             wanted = x + 0.7 * theirs.double()(torch.from_numpy(x).double()).detach().numpy()
             np.testing.assert_allclose(ours, wanted, atol=1e-5 * np.abs(wanted).max())
 

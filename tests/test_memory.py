@@ -1,13 +1,14 @@
 """Sizes that do not fit are errors which name one that does; large attention is made in parts."""
 
 import re
+import types
 
 import jax
 import numpy as np
 import pytest
 
 import sdjax
-from sdjax.models import layers
+from sdjax.models.kernels import attention, attention_cudnn
 from sdjax.sampling import generate, memory
 
 
@@ -66,14 +67,35 @@ def test_available_memory_is_a_number_on_linux():
     assert memory.available() > 1 << 20
 
 
-@pytest.mark.parametrize("backend", ["gpu", "tpu"])
-def test_scores_beyond_a_limit_are_made_in_parts_on_every_device(monkeypatch, backend):
-    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 300, 16)).astype(np.float32)
-    whole = layers.attend(q, k, v, 2)
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    used = []
-    monkeypatch.setattr(layers, "SCORES_AT_ONCE", 4 * 2 * 2 * 300 * 300 - 1)
-    mapped = layers._attend_mapped
-    monkeypatch.setattr(layers, "_attend_mapped", lambda *args: used.append(args[-1]) or mapped(*args))
-    np.testing.assert_allclose(layers.attend(q, k, v, 2), whole, atol=1e-6)
-    assert used == [2048]
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_scores_count_where_attention_holds_them_all(sd, platform, monkeypatch):
+    """A CPU makes them in parts once they leave its cache; others only where they do not fit at once."""
+    config, device = sd.networks.unet.config, types.SimpleNamespace(platform=platform)
+    heads, side = max(config.levels("attention_head_dim")), 32
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+
+    def scores(rows, side):
+        flat = memory.KEPT * 4 * rows * side**2 * config.block_out_channels[0]
+        return memory.unet(sd, (side, side), rows) - flat
+
+    assert scores(2, 16) == 4 * 2 * heads * 16**4
+    whole = 4 * 2 * heads * side**4
+    assert scores(2, side) == (0 if platform == "cpu" else whole)
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", whole - 1)
+    assert scores(2, side) == 0
+
+
+def test_scores_of_cudnns_attention_are_never_held(sd, monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(platform="gpu")])
+    half = sd.with_dtype("bfloat16")
+    held = memory.unet(half, (32, 32), 2)
+    monkeypatch.setattr(attention_cudnn, "capability", lambda: (9, 0))
+    heads = max(sd.networks.unet.config.levels("attention_head_dim"))
+    assert held - memory.unet(half, (32, 32), 2) == 4 * 2 * heads * 32**4
+
+
+def test_scores_beyond_a_limit_are_made_in_parts(monkeypatch):
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 300, 2, 8)).astype(np.float32)
+    whole = attention.attend(q, k, v)
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", 4 * 2 * 2 * 300 * 300 - 1)
+    np.testing.assert_allclose(attention.attend(q, k, v), whole, atol=1e-6)

@@ -97,7 +97,7 @@ def test_tiles_of_a_picture_with_hooks_keep_them(sd):
     """The norms' hook stands beside the model's own."""
 
     class Halved:
-        def intercept(self, part, layer, args, kwargs, at):
+        def intercept(self, part, layer, args, kwargs, at, cond):
             y = layer(*args, **kwargs)
             return y / 2 if at.module.name == "conv_out" and at.method_name == "__call__" else y
 

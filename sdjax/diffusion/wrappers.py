@@ -155,7 +155,7 @@ class ControlNet(struct.PyTreeNode):
         inputs = z, t, cond["context"], own["hint"], cond.get("class_labels")
 
         def run(inputs):
-            maps, middle = hooks.apply("controlnet", self.network, self.params, sd.hooks, *inputs)
+            maps, middle = hooks.apply("controlnet", self.network, self.params, sd.hooks, *inputs, cond=cond)
             scales = guess_scales(len(maps) + 1) if self.guess else np.ones(len(maps) + 1, np.float32)
             *maps, middle = (
                 (weight.reshape(-1, 1, 1, 1) * scale).astype(x.dtype) * x

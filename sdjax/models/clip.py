@@ -15,7 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdjax.models.layers import Conv, Dense, LayerNorm, attend, gelu
+from sdjax.models.kernels.attention import attend
+from sdjax.models.layers import Conv, Dense, LayerNorm, gelu, join_heads, split_heads
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of [0, 1] pictures; openai/CLIP, clip.py, _transform
 STD = (0.26862954, 0.26130258, 0.27577711)  # the same place
@@ -270,8 +271,13 @@ class _Attention(nn.Module):
     def __call__(self, x, mask):
         width = self.config.hidden_size
         q, k, v = (_dense(width, width**-0.5, self.dtype, f"{name}_proj")(x) for name in "qkv")
-        out = attend(q, k, v, self.config.num_attention_heads, mask=mask)
+        q, k, v = (split_heads(rows, self.config.num_attention_heads) for rows in (q, k, v))
+        out = join_heads(self.attend(q, k, v, mask))
         return _dense(width, _residual_std(self.config), self.dtype, "out_proj")(out)
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Returns the attention [B N heads d] of q, k, v [B N heads d]: a method, so that hooks can stand around it."""
+        return attend(q, k, v, mask)
 
 
 class _Mlp(nn.Module):

@@ -1,18 +1,27 @@
 """Calls a network with hooks around its layers: the one place where methods reach what a layer computes.
 
-A hook is a pytree with `intercept(part, layer, args, kwargs, at) -> output`, where `part` is "unet", "text_encoder",
-..., `layer` the next call and `at` Flax's context (`at.module.name`, `at.module.path`, `at.method_name`).
+A hook is a pytree with `intercept(part, layer, args, kwargs, at, cond) -> output`, where `part` is "unet",
+"text_encoder", ..., `layer` the next call, `at` Flax's context (`at.module.name`, `at.module.path`, `at.method_name`)
+and `cond` what the denoising step is conditioned on, a dict of arrays with the rows of this call; None outside of one.
+
+The core of every attention is such a call too: at.method_name is "attend", args are q [B N heads d], k, v [B M heads d]
+and, for a text, a mask; so is the output [B N heads d].
 """
 
 import contextlib
-import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 
 
-def apply(part, network, params, hooks, *args, **kwargs):
+def apply(part: str, network: nn.Module, params: dict, hooks: tuple, *args, cond: dict | None = None, **kwargs):
     """Returns network.apply(params, ...) with every hook around every layer, the first hook outermost."""
     with contextlib.ExitStack() as stack:
         for hook in hooks:
-            stack.enter_context(nn.intercept_methods(functools.partial(hook.intercept, part)))
+            stack.enter_context(nn.intercept_methods(_around(hook, part, cond)))
         return network.apply({"params": params}, *args, **kwargs)
+
+
+def _around(hook, part, cond) -> Callable:
+    """Returns a hook's interceptor as Flax calls it."""
+    return lambda layer, args, kwargs, at: hook.intercept(part, layer, args, kwargs, at, cond)

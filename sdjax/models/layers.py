@@ -6,7 +6,6 @@ parameters it is given; norms take their statistics in float32.
 
     x = Conv(64, dtype=dtype, name="conv_in")(x)
     x = ResnetBlock(64, groups=16, dtype=dtype, name="resnets.0")(x, time)
-    y = attend(q, k, v, heads=8)
 """
 
 import functools
@@ -18,10 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sdjax.models.kernels.convolution import convolve, precision
+from sdjax.models.kernels.attention import attend
+from sdjax.models.kernels.convolution import convolve
+from sdjax.models.kernels.precision import precision
 
 zeros = nn.initializers.zeros_init()
-SCORES_AT_ONCE = 1 << 31  # bytes of attention scores from which on they are made in parts on every device
 
 
 def Dense(features, use_bias=True, dtype=jnp.float32, name=None, **options):
@@ -169,61 +169,14 @@ def _gelu_backward(x, grad):
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
-def attend(q, k, v, heads, mask=None, upcast=False):
-    """Returns multi-head attention softmax(q k^T / sqrt(D / heads)) v, [B N D].
-
-    q: [B N D].  k, v: [B M D].  mask: boolean, broadcastable to [B heads N M]; True where a query may look.
-    upcast: compute scores and softmax in float32 whatever the type of q.
-    Source: Vaswani et al. 2017, equation 1.
-    """
-    dtype = q.dtype
-    if upcast:
-        q, k = q.astype(jnp.float32), k.astype(jnp.float32)
-    q, k, v = (x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2) for x in (q, k, v))  # [B heads N d]
-    if mask is not None:
-        mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
-    if mask is None and in_parts(q.shape[0] * heads, q.shape[2], k.shape[2]):
-        out = _attend_mapped(q, k, v, 512 if jax.default_backend() == "cpu" else 2048)
-    else:
-        out = _attend(q, k, v, mask)
-    return out.swapaxes(1, 2).reshape(q.shape[0], q.shape[2], -1).astype(dtype)
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """Returns x [B N D] as attention takes it, [B N heads d]."""
+    return x.reshape(*x.shape[:2], heads, -1)
 
 
-def in_parts(heads, length, others):
-    """Returns whether attention of `heads` maps [length others] is made in parts: where it is faster, or must be."""
-    cpu = jax.default_backend() == "cpu"
-    return cpu and length * others >= 512 * 512 or 4 * heads * length * others > SCORES_AT_ONCE
-
-
-def _attend(q, k, v, mask=None):
-    """Returns softmax(q k^T / sqrt(d)) v over the last two axes, dividing by the rows' sums last."""
-    q = q * q.shape[-1] ** -0.5
-    scores = _product(q, k.swapaxes(-1, -2)).astype(jnp.float32)
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
-    return _product(weights.astype(v.dtype), v) / weights.sum(-1, keepdims=True).astype(v.dtype)
-
-
-def _product(a, b):
-    """Returns the matrix products over the last two axes; the plain order of axes is the fast one on a CPU."""
-    batch = tuple(range(a.ndim - 2))
-    contract = ((a.ndim - 1,), (b.ndim - 2,))
-    return lax.dot_general(a, b, (contract, (batch, batch)), precision=precision(a.dtype))
-
-
-def _attend_mapped(q, k, v, rows):
-    """Returns `_attend` by one head and `rows` queries at a time: scores that stay in a CPU's cache, or fit at all.
-
-    The backward pass recomputes the scores.
-    """
-    batch, heads, length, size = q.shape
-    q = jnp.pad(q, ((0, 0), (0, 0), (0, -length % rows), (0, 0)))
-    q = q.reshape(batch * heads, -1, rows, size)
-    k, v = (x.reshape(batch * heads, *x.shape[2:]) for x in (k, v))
-    chunk = jax.checkpoint(_attend)
-    out = lax.map(lambda qkv: lax.map(lambda part: chunk(part, *qkv[1:]), qkv[0]), (q, k, v))
-    return out.reshape(batch, heads, -1, size)[:, :, :length]
+def join_heads(x: jax.Array) -> jax.Array:
+    """Returns the heads [B N heads d] side by side, [B N D]."""
+    return x.reshape(*x.shape[:2], -1)
 
 
 def timestep_embedding(t, width, flip_sin_to_cos=True, shift=0):
@@ -278,9 +231,13 @@ class MapAttention(nn.Module):
     def __call__(self, x):
         width = x.shape[-1]
         rows = GroupNorm(self.groups, self.eps, self.dtype, name="group_norm")(x).reshape(len(x), -1, width)  # [B N D]
-        q, k, v = (Dense(width, dtype=self.dtype, name=f"to_{name}")(rows) for name in "qkv")
-        rows = attend(q, k, v, self.heads, upcast=True)
+        q, k, v = (split_heads(Dense(width, dtype=self.dtype, name=f"to_{name}")(rows), self.heads) for name in "qkv")
+        rows = join_heads(self.attend(q, k, v))
         return x + Dense(width, dtype=self.dtype, name="to_out.0")(rows).reshape(x.shape)
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """Returns the attention [B N heads d] of q, k, v [B N heads d]: a method, so that hooks can stand around it."""
+        return attend(q, k, v)
 
 
 class Downsample(nn.Module):

@@ -12,8 +12,10 @@ names are the keys of diffusers' UNet2DConditionModel, so a weight's dotted name
 import dataclasses
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from sdjax.models.kernels.attention import attend
 from sdjax.models.layers import (
     Conv,
     Dense,
@@ -23,8 +25,9 @@ from sdjax.models.layers import (
     MapAttention,
     ResnetBlock,
     Upsample,
-    attend,
     gelu,
+    join_heads,
+    split_heads,
     timestep_embedding,
     zeros,
 )
@@ -200,7 +203,6 @@ class Attention(nn.Module):
     """Multi-head attention of x [B N D] to itself or to a context [B L C], with its projections."""
 
     heads: int
-    upcast: bool = False
     dtype: object = jnp.float32
 
     @nn.compact
@@ -209,7 +211,15 @@ class Attention(nn.Module):
         q = Dense(width, use_bias=False, dtype=self.dtype, name="to_q")(x)
         k = Dense(width, use_bias=False, dtype=self.dtype, name="to_k")(source)
         v = Dense(width, use_bias=False, dtype=self.dtype, name="to_v")(source)
-        return Dense(width, dtype=self.dtype, name="to_out.0")(attend(q, k, v, self.heads, upcast=self.upcast))
+        out = self.attend(*(split_heads(rows, self.heads) for rows in (q, k, v)))
+        return Dense(width, dtype=self.dtype, name="to_out.0")(join_heads(out))
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """Returns the attention [B N heads d] of q [B N heads d] to k, v [B M heads d]: a method that hooks can meet.
+
+        Scores are float32 in every compute type, so a config's upcast_attention asks for nothing more.
+        """
+        return attend(q, k, v)
 
 
 class FeedForward(nn.Module):
@@ -232,7 +242,6 @@ class TransformerBlock(nn.Module):
 
     heads: int
     only_cross: bool = False
-    upcast: bool = False
     dtype: object = jnp.float32
 
     @nn.compact
@@ -241,7 +250,7 @@ class TransformerBlock(nn.Module):
             return LayerNorm(dtype=self.dtype, name=name)
 
         def attention(name):
-            return Attention(self.heads, self.upcast, self.dtype, name=name)
+            return Attention(self.heads, self.dtype, name=name)
 
         x = x + attention("attn1")(norm("norm1")(x), context if self.only_cross else None)
         x = x + attention("attn2")(norm("norm2")(x), context)
@@ -259,7 +268,7 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, x, context):
         config, width = self.config, x.shape[-1]
-        heads, upcast = config.levels("attention_head_dim")[self.level], config.upcast_attention
+        heads = config.levels("attention_head_dim")[self.level]
 
         def projection(name, **options):
             if config.use_linear_projection:
@@ -269,7 +278,7 @@ class Transformer(nn.Module):
         # The epsilon 1e-6 is this norm's own: ldm/modules/attention.py.
         y = GroupNorm(config.norm_num_groups, 1e-6, self.dtype, name="norm")(x)
         y = projection("proj_in")(y).reshape(len(x), -1, width)  # [B N D]
-        block = TransformerBlock(heads, self.only_cross, upcast, self.dtype, name="transformer_blocks.0")
+        block = TransformerBlock(heads, self.only_cross, self.dtype, name="transformer_blocks.0")
         y = block(y, context).reshape(x.shape)
         return x + projection("proj_out", kernel_init=zeros)(y)
 
@@ -292,7 +301,7 @@ class Layers:
         config = self.config
         return block(self.width, config.norm_num_groups, config.norm_eps, True, self.dtype, name=f"resnets.{i}")
 
-    def attend(self, i, x, context, only_cross=False):
+    def transform(self, i, x, context, only_cross=False):
         """Returns the map x [B h w D] after a transformer, or without a text after attention to itself."""
         config, name = self.config, f"attentions.{i}"
         if config.cross_attention_dim is None:
@@ -315,7 +324,7 @@ class DownBlock(nn.Module):
         for i in range(config.levels("layers_per_block")[level]):
             x = layers.resnet(i)(x, time)
             if attention:
-                x = layers.attend(i, x, context, config.levels("only_cross_attention")[level])
+                x = layers.transform(i, x, context, config.levels("only_cross_attention")[level])
             maps.append(x)
         if level + 1 < len(config.block_out_channels):
             maps.append(Downsample(layers.width, dtype=layers.dtype, name="downsamplers.0")(x))
@@ -330,7 +339,7 @@ class MidBlock(nn.Module):
     @nn.compact
     def __call__(self, x, time, context):
         x = self.layers.resnet(0)(x, time)
-        x = self.layers.attend(0, x, context)
+        x = self.layers.transform(0, x, context)
         return self.layers.resnet(1)(x, time)
 
 
@@ -346,7 +355,7 @@ class UpBlock(nn.Module):
         for i, skip in enumerate(reversed(skips)):
             x = layers.resnet(i)(jnp.concatenate([x, skip], axis=-1), time)
             if attention:
-                x = layers.attend(i, x, context, config.levels("only_cross_attention")[level])
+                x = layers.transform(i, x, context, config.levels("only_cross_attention")[level])
         return x if size is None else Upsample(layers.width, dtype=layers.dtype, name="upsamplers.0")(x, size)
 
 

@@ -6,12 +6,13 @@ Shapes: h w latent pixels.
 """
 
 import contextlib
+import math
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from sdjax.models.layers import in_parts
+from sdjax.models.kernels import attention, attention_plain
 from sdjax.sampling.tiles import AT_ONCE
 
 # Numbers that a UNet's call keeps per row, latent pixel and channel of the finest map: 27 for Stable Diffusion 1.5,
@@ -47,11 +48,17 @@ def needed(sd, sides, rows, controls=0):
 
 def unet(sd, sides, rows, controls=0):
     """Returns about how many bytes one call of the UNet, and of ControlNets before it, takes beside the weights."""
-    config, length = sd.networks.unet.config, sides[0] * sides[1]
-    heads = max(config.levels("attention_head_dim"))
-    scores = 0 if in_parts(rows * heads, length, length) else 4 * rows * heads * length**2
-    kept = (KEPT + CONTROLLED * controls) * jnp.dtype(sd.networks.unet.dtype).itemsize
-    return rows * length * config.block_out_channels[0] * kept + scores
+    config, dtype, length = sd.networks.unet.config, jnp.dtype(sd.networks.unet.dtype), sides[0] * sides[1]
+    width, heads = config.block_out_channels[0], max(config.levels("attention_head_dim"))
+    kept = (KEPT + CONTROLLED * controls) * dtype.itemsize
+    return rows * length * width * kept + _scores(jax.ShapeDtypeStruct((rows, length, heads, width // heads), dtype))
+
+
+def _scores(q):
+    """Returns the bytes of scores that attention of q [B N heads d] to itself holds at once on the first device."""
+    platform = jax.local_devices()[0].platform
+    whole = attention.way("cuda" if platform == "gpu" else platform, q, q) is attention_plain.attend
+    return 4 * math.prod(q.shape[:3]) * q.shape[1] if whole else 0
 
 
 def check(sd, sides, rows, limit=None, controls=0):

@@ -135,7 +135,7 @@ class _Norms:
     def __init__(self, known: Moments | None, share: Float32[np.ndarray, "h w"] | None = None):
         self.known, self.share, self.measured = known, share, {}
 
-    def intercept(self, part, layer, args, kwargs, at):
+    def intercept(self, part, layer, args, kwargs, at, cond):
         if not isinstance(at.module, GroupNorm):
             return layer(*args, **kwargs)
         name = "/".join(at.module.path)

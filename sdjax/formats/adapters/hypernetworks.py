@@ -16,7 +16,8 @@ import numpy as np
 from flax import struct
 
 from sdjax import trees
-from sdjax.models.layers import gelu, precision
+from sdjax.models.kernels.precision import precision
+from sdjax.models.layers import gelu
 
 # torch's activations by their lower-case names, with torch's default settings; swish is A1111's name for hardswish.
 ACTIVATIONS = {
@@ -56,7 +57,7 @@ class Hypernetwork(struct.PyTreeNode):
     strength: object
     activations: tuple = struct.field(pytree_node=False, default=())
 
-    def intercept(self, part, layer, args, kwargs, at):
+    def intercept(self, part, layer, args, kwargs, at, cond):
         if part == "unet" and at.module.name in ("to_k", "to_v") and at.method_name == "__call__":
             x, *rest = args
             if x.shape[-1] in self.networks:

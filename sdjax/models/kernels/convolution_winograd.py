@@ -1,15 +1,16 @@
 """3x3 convolution with 16 products for every 2x2 outputs in place of 36.
 
-    y = winograd.convolve(x, kernel)        # stride 1, one position of padding on every side
+    y = convolve(x, kernel)        # stride 1, one position of padding on every side
 
 Source: Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", section 4.1, F(2x2, 3x3).
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 
-def convolve(x, kernel):
+def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Returns the convolution of x [B h w in] with kernel [3 3 in out], [B h w out]: A^T ((G k G^T) * (B^T d B)) A.
 
     Every 4x4 tile d of x, two positions from the next, gives 2x2 outputs.  The products are 16 matrix products over the

@@ -1,0 +1,33 @@
+"""Attention by cuDNN's fused kernel: scores stay on the chip, forward and backward."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+
+AMPERE, HOPPER = (8, 0), (9, 0)  # compute capabilities
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Returns attention of q [B N heads d] to k, v [B M heads d]; tracing it needs a CUDA device and cuDNN."""
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+def takes(dtype: jnp.dtype, width: int) -> bool:
+    """Returns whether this process has CUDA devices whose kernel takes heads of `width` in a type.
+
+    Source: jax/_src/cudnn/fused_attention_stablehlo.py; that the kernel needs Ampere is cuDNN's own rule.
+    """
+    found = capability()
+    if found is None or found < AMPERE or dtype not in (jnp.bfloat16, jnp.float16):
+        return False
+    return width % 8 == 0 and width <= (256 if found >= HOPPER else 128)
+
+
+@functools.cache
+def capability() -> tuple[int, int] | None:
+    """Returns the least compute capability of this process's CUDA devices, (9, 0) for Hopper; None without any."""
+    named = [str(getattr(device, "compute_capability", "")) for device in jax.local_devices()]
+    found = [tuple(map(int, name.split("."))) for name in named if re.fullmatch(r"\d+\.\d+", name)]
+    return min(found, default=None)
