@@ -30,6 +30,13 @@ def pytest_addoption(parser):
     parser.addoption("--rewrite", action="store_true", help="keep the thumbnails of test_same_pictures.py anew")
 
 
+def pytest_configure(config):
+    """`pytest -m gpu` runs on the accelerators that are here, compiled as programs are."""
+    if config.getoption("-m") == "gpu":
+        jax.config.update("jax_platforms", None)
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)

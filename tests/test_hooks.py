@@ -56,19 +56,22 @@ def test_a_hook_replaces_the_core_of_attention_and_learns(sd, remat):
     sd = sd.with_dtype("float32", remat=remat)
     z, t, cond = inputs(sd)
 
-    def loss(gain, seen):
+    seen = []
+
+    def loss(gain):
         return jnp.square(sd.add(hooks=Replaced(gain, seen=seen)).denoise(z, t, cond)[0]).mean()
 
-    seen = []
-    value, grad = jax.jit(jax.value_and_grad(lambda gain: loss(gain, seen)))(1.0)
+    learn = jax.jit(jax.value_and_grad(loss))
+    value, grad = learn(1.0)
     names = {name for name, *_ in seen}
     blocks = [name.removesuffix("/attn1") for name in names if name.endswith("/attn1")]
     assert blocks and names == {f"{block}/{one}" for block in blocks for one in ("attn1", "attn2")}
     heads = sd.networks.unet.config.levels("attention_head_dim")
     assert all(len(q) == 4 and q[2] in heads and k == v for _, q, k, v in seen)
-    step = (loss(1.01, []) - loss(0.99, [])) / 0.02
+    step = (learn(1.01)[0] - learn(0.99)[0]) / 0.02
     assert abs(grad) > 1e-6 and np.isclose(grad, step, rtol=0.02)
-    assert not np.isclose(value, jnp.square(sd.denoise(z, t, cond)[0]).mean(), rtol=1e-3)
+    plain = jax.jit(lambda: jnp.square(sd.denoise(z, t, cond)[0]).mean())()
+    assert not np.isclose(value, plain, rtol=1e-3)
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "vae"])
@@ -85,21 +88,22 @@ def test_every_part_has_a_core_of_attention(sd, part):
 def test_a_hook_reads_cond_and_learns(sd):
     z, t, cond = inputs(sd)
 
+    @jax.jit
     def predict(gain, tint):
         return sd.add(hooks=Tinted(gain)).denoise(z, t, {**cond, "tint": tint})[0]
 
-    plain, same, tinted = sd.denoise(z, t, cond)[0], predict(1.0, jnp.zeros(2)), predict(1.0, jnp.array([0.0, 1.0]))
+    plain, same, tinted = predict(0.0, jnp.ones(2)), predict(1.0, jnp.zeros(2)), predict(1.0, jnp.array([0.0, 1.0]))
     np.testing.assert_allclose(same, plain, atol=1e-6)
     np.testing.assert_allclose(tinted[0], plain[0], atol=1e-5)  # each row its own
     assert np.abs(tinted[1] - plain[1]).max() > 1e-3
-    grads = jax.grad(lambda *given: jnp.square(predict(*given)).sum(), (0, 1))(1.0, jnp.array([0.0, 1.0]))
+    grads = jax.jit(jax.grad(lambda *given: jnp.square(predict(*given)).sum(), (0, 1)))(1.0, jnp.array([0.0, 1.0]))
     assert abs(grads[0]) > 1e-4 and np.abs(grads[1]).min() > 1e-4
 
 
 def test_with_guidance_cond_has_the_rows_of_the_call(sd):
     z, t, cond = inputs(sd)
     none = {**sd.condition(sd.tokenize([""] * 2)), "tint": jnp.zeros(2)}
-    guided = sd.add(hooks=Tinted(1.0)).add(wrappers=Guidance(scale=1.0, negative=none))
-    found = guided.denoise(z, t, {**cond, "tint": jnp.ones(2)})[0]
-    wanted = sd.add(hooks=Tinted(1.0)).denoise(z, t, {**cond, "tint": jnp.ones(2)})[0]
+    tinted, cond = sd.add(hooks=Tinted(1.0)), {**cond, "tint": jnp.ones(2)}
+    guided = tinted.add(wrappers=Guidance(scale=1.0, negative=none))
+    found, wanted = (jax.jit(lambda one=one: one.denoise(z, t, cond)[0])() for one in (guided, tinted))
     np.testing.assert_allclose(found, wanted, atol=1e-5)
