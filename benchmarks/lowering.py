@@ -1,0 +1,104 @@
+"""What Stable Diffusion 1.5's programs are made of on each platform: StableHLO operations, loops, seconds to lower.
+
+    python benchmarks/lowering.py [--rows 8] [--dtype float32] [--platforms cpu cuda tpu]
+
+Sampling (50 steps, guidance) and the tuning step of configs/e4t_tune.py, in shapes alone: no weights, nothing
+is compiled or run, and the platforms need not be here.  In a process without a CUDA device "cuda" is its plain branch,
+without cuDNN's kernel.  Seconds are the processor's, of this process alone.
+"""
+
+import argparse
+import gc
+import re
+import time
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax import settings, trees
+from sdjax.diffusion.samplers.plan import sample, tabulate
+from sdjax.diffusion.wrappers import Guidance
+from sdjax.formats import pipeline
+from sdjax.formats.storage import parameters
+from sdjax.training import loop, optim
+
+SIZE, LENGTH = 512, 77  # pixels, tokens
+S = jax.ShapeDtypeStruct
+
+
+def abstract(network, dtype):
+    """Returns the shapes of a network's parameters."""
+    return jax.tree.map(lambda leaf: S(leaf.shape, jnp.dtype(dtype)), parameters.template(network))
+
+
+def load(dtype="float32", **options):
+    """Returns Stable Diffusion 1.5 with shapes in the place of weights."""
+    with mock.patch.object(parameters, "random_parameters", abstract):
+        return pipeline.load("random:sd15", dtype, **options)
+
+
+def sampling(rows, dtype):
+    """Returns (function, arguments) of sampling `rows` pictures."""
+    sd, plan = load(dtype), tabulate(load().schedule, "ddim", 50)
+    text = {"ids": S((rows, LENGTH), jnp.int32), "context": S((rows, LENGTH, 768), jnp.dtype(dtype))}
+
+    def run(sd, cond, negative, start, plan):
+        guided = sd.add(wrappers=Guidance(7.5, negative))
+        return sample(lambda z, t, i: guided.denoise(z, t, cond, i)[0], start, plan)
+
+    return jax.jit(run), (sd.bare, text, text, S((rows, SIZE // 8, SIZE // 8, 4), jnp.float32), plan)
+
+
+def tuning(rows):
+    """Returns (function, arguments) of an E4T tuning step on `rows` copies of one picture."""
+    given = ["model=random:sd15", "init=''", "vision=random:vit-h", f"data.batch={rows}", "data.path=photo.png"]
+    given += ["method.parts.0.domain=a"]  # the only words that the built-in vocabulary holds are letters
+    train = settings.load("configs/e4t_tune.py", given)
+    tx = optim.transform(train.optim, train.steps)
+    sd = load(vision=train.vision).with_dtype(train.compute, remat=train.remat)
+
+    def begin(sd, pixels):
+        with jax.ensure_compile_time_eval():  # the offsets' first weights are drawn on the host
+            trained, frozen = train.method.split(sd, jax.random.key(0))
+        frozen = trees.cast(frozen, train.frozen)
+        return loop.initial_state(trained, tx), train.method.look(frozen, trained, pixels)
+
+    state, frozen = jax.eval_shape(begin, sd, S((SIZE, SIZE, 3), jnp.float32))
+    shapes = {"ids": ((LENGTH,), jnp.int32), "index": ((), jnp.int32), "weight": ((), jnp.float32)}
+    shapes["moments"] = ((SIZE // 8, SIZE // 8, 8), jnp.float32)
+    batch = {name: S((rows, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+    return jax.jit(loop._step(train, tx), donate_argnums=0), (state, frozen, batch)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=8, help="pictures; the tuning step has twice as many")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of sampling")
+    parser.add_argument("--platforms", nargs="+", default=["cpu", "cuda", "tpu"], help="what is lowered for")
+    options = parser.parse_args()
+    programs = {
+        "sampling": lambda: sampling(options.rows, options.dtype),
+        "E4T tuning step": lambda: tuning(2 * options.rows),
+    }
+    for name, make in programs.items():
+        run, arguments = make()
+        for platform in options.platforms:
+            jax.clear_caches()
+            gc.collect()
+            start = time.process_time()
+            traced = run.trace(*arguments)
+            middle = time.process_time()
+            text = traced.lower(lowering_platforms=(platform,)).as_text()
+            seconds = np.diff([start, middle, time.process_time()])
+            counted = len(re.findall(r"= \"?(?:stablehlo|chlo)\.", text))
+            loops = text.count("stablehlo.while")
+            print(
+                f"{name}, {platform}: {counted} operations, {loops} loops; "
+                f"traced in {seconds[0]:.1f} s, lowered in {seconds[1]:.1f} s", flush=True,
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
