@@ -14,6 +14,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from sdjax.models.kernels.attention import attend
 from sdjax.models.layers import Conv, Dense, LayerNorm, gelu, join_heads, split_heads
@@ -275,7 +276,13 @@ class _Attention(nn.Module):
         out = join_heads(self.attend(q, k, v, mask))
         return _dense(width, _residual_std(self.config), self.dtype, "out_proj")(out)
 
-    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def attend(
+        self,
+        q: Float[Array, "B N heads d"],
+        k: Float[Array, "B M heads d"],
+        v: Float[Array, "B M heads d"],
+        mask: Bool[Array, "..."] | None = None,
+    ) -> Float[Array, "B N heads d"]:
         """Returns the attention [B N heads d] of q, k, v [B N heads d]: a method, so that hooks can stand around it."""
         return attend(q, k, v, mask)
 

@@ -10,11 +10,12 @@ and, for a text, a mask; so is the output [B N heads d].
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 
 
-def apply(part: str, network: nn.Module, params: dict, hooks: tuple, *args, cond: dict | None = None, **kwargs):
+def apply(part: str, network: Any, params: Any, hooks: tuple, *args, cond: dict | None = None, **kwargs) -> Any:
     """Returns network.apply(params, ...) with every hook around every layer, the first hook outermost."""
     with contextlib.ExitStack() as stack:
         for hook in hooks:
@@ -22,6 +23,6 @@ def apply(part: str, network: nn.Module, params: dict, hooks: tuple, *args, cond
         return network.apply({"params": params}, *args, **kwargs)
 
 
-def _around(hook, part, cond) -> Callable:
+def _around(hook: Any, part: str, cond: dict | None) -> Callable:
     """Returns a hook's interceptor as Flax calls it."""
     return lambda layer, args, kwargs, at: hook.intercept(part, layer, args, kwargs, at, cond)

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from sdjax.models.kernels.attention import attend
 from sdjax.models.kernels.convolution import convolve
@@ -169,12 +170,12 @@ def _gelu_backward(x, grad):
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
-def split_heads(x: jax.Array, heads: int) -> jax.Array:
+def split_heads(x: Float[Array, "B N D"], heads: int) -> Float[Array, "B N heads d"]:
     """Returns x [B N D] as attention takes it, [B N heads d]."""
     return x.reshape(*x.shape[:2], heads, -1)
 
 
-def join_heads(x: jax.Array) -> jax.Array:
+def join_heads(x: Float[Array, "B N heads d"]) -> Float[Array, "B N D"]:
     """Returns the heads [B N heads d] side by side, [B N D]."""
     return x.reshape(*x.shape[:2], -1)
 
@@ -235,7 +236,9 @@ class MapAttention(nn.Module):
         rows = join_heads(self.attend(q, k, v))
         return x + Dense(width, dtype=self.dtype, name="to_out.0")(rows).reshape(x.shape)
 
-    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def attend(
+        self, q: Float[Array, "B N heads d"], k: Float[Array, "B M heads d"], v: Float[Array, "B M heads d"]
+    ) -> Float[Array, "B N heads d"]:
         """Returns the attention [B N heads d] of q, k, v [B N heads d]: a method, so that hooks can stand around it."""
         return attend(q, k, v)
 

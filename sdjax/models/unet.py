@@ -12,8 +12,8 @@ names are the keys of diffusers' UNet2DConditionModel, so a weight's dotted name
 import dataclasses
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from sdjax.models.kernels.attention import attend
 from sdjax.models.layers import (
@@ -214,7 +214,9 @@ class Attention(nn.Module):
         out = self.attend(*(split_heads(rows, self.heads) for rows in (q, k, v)))
         return Dense(width, dtype=self.dtype, name="to_out.0")(join_heads(out))
 
-    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def attend(
+        self, q: Float[Array, "B N heads d"], k: Float[Array, "B M heads d"], v: Float[Array, "B M heads d"]
+    ) -> Float[Array, "B N heads d"]:
         """Returns the attention [B N heads d] of q [B N heads d] to k, v [B M heads d]: a method that hooks can meet.
 
         Scores are float32 in every compute type, so a config's upcast_attention asks for nothing more.

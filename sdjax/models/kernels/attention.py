@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 from jax import lax
+from jaxtyping import Array, Bool, Float
 
 from sdjax.models.kernels import attention_cudnn, attention_parts, attention_plain
 
@@ -21,7 +22,12 @@ cached = functools.partial(attention_parts.attend, rows=512)
 fitting = functools.partial(attention_parts.attend, rows=2048)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def attend(
+    q: Float[Array, "B N heads d"],
+    k: Float[Array, "B M heads d"],
+    v: Float[Array, "B M heads d"],
+    mask: Bool[Array, "..."] | None = None,
+) -> Float[Array, "B N heads d"]:
     """Returns multi-head attention softmax(q k^T / sqrt(d)) v, [B N heads d], with scores and sums in float32.
 
     q: [B N heads d].  k, v: [B M heads d].  mask: boolean, broadcastable to [B heads N M]; True where a query may look.
@@ -34,7 +40,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
     return lax.platform_dependent(q, k, v, **others, default=default) if others else default(q, k, v)
 
 
-def way(platform: str, q: jax.Array, k: jax.Array) -> Callable:
+def way(platform: str, q: jax.Array | jax.ShapeDtypeStruct, k: jax.Array | jax.ShapeDtypeStruct) -> Callable:
     """Returns the function that attends without a mask where it is lowered for "cpu", "cuda", "tpu" or another.
 
     q, k: arrays or their shapes, as `attend` takes them.  cuDNN is chosen only in a process that has a card for it,

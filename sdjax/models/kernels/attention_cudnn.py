@@ -5,22 +5,26 @@ import re
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 AMPERE, HOPPER = (8, 0), (9, 0)  # compute capabilities
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def attend(
+    q: Float[Array, "B N heads d"], k: Float[Array, "B M heads d"], v: Float[Array, "B M heads d"]
+) -> Float[Array, "B N heads d"]:
     """Returns attention of q [B N heads d] to k, v [B M heads d]; tracing it needs a CUDA device and cuDNN."""
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
 
 
-def takes(dtype: jnp.dtype, width: int) -> bool:
+def takes(dtype: DTypeLike, width: int) -> bool:
     """Returns whether this process has CUDA devices whose kernel takes heads of `width` in a type.
 
     Source: jax/_src/cudnn/fused_attention_stablehlo.py; that the kernel needs Ampere is cuDNN's own rule.
     """
     found = capability()
-    if found is None or found < AMPERE or dtype not in (jnp.bfloat16, jnp.float16):
+    if found is None or found < AMPERE or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         return False
     return width % 8 == 0 and width <= (256 if found >= HOPPER else 128)
 

@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from sdjax.models.kernels.attention_plain import weighed
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, rows: int) -> jax.Array:
+def attend(
+    q: Float[Array, "B N heads d"], k: Float[Array, "B M heads d"], v: Float[Array, "B M heads d"], rows: int
+) -> Float[Array, "B N heads d"]:
     """Returns attention of q [B N heads d] to k, v [B M heads d], by `rows` queries at a time.
 
     The backward pass makes the scores again.

@@ -1,19 +1,29 @@
 """Attention as XLA does it: all scores at once."""
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float
 
 from sdjax.models.kernels.precision import summed
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def attend(
+    q: Float[Array, "B N heads d"],
+    k: Float[Array, "B M heads d"],
+    v: Float[Array, "B M heads d"],
+    mask: Bool[Array, "..."] | None = None,
+) -> Float[Array, "B N heads d"]:
     """Returns attention of q [B N heads d] to k, v [B M heads d], [B N heads d]; see kernels/attention.py."""
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     return weighed(q, k, v, mask).swapaxes(1, 2)
 
 
-def weighed(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def weighed(
+    q: Float[Array, "*batch N d"],
+    k: Float[Array, "*batch M d"],
+    v: Float[Array, "*batch M d"],
+    mask: Bool[Array, "..."] | None = None,
+) -> Float[Array, "*batch N d"]:
     """Returns softmax(q k^T / sqrt(d)) v over the last two axes, dividing by the rows' sums last.
 
     Scores, softmax and the sums of both products are float32 whatever the type; q, k and the weights are not rounded

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from sdjax.models.kernels import (
     convolution_gradient,
@@ -24,7 +25,12 @@ from sdjax.models.kernels import (
 from sdjax.models.kernels.precision import precision
 
 
-def convolve(x: jax.Array, kernel: jax.Array, strides: int = 1, pads: tuple = ((1, 1), (1, 1))) -> jax.Array:
+def convolve(
+    x: Float[Array, "B h w in"],
+    kernel: Float[Array, "a b in out"],
+    strides: int = 1,
+    pads: convolution_plain.Pads = ((1, 1), (1, 1)),
+) -> Float[Array, "B H W out"]:
     """Returns the convolution of x [B h w in] with kernel [a b in out], without bias."""
     if kernel.shape[:2] == (1, 1) and strides == 1 and tuple(pads) == ((0, 0), (0, 0)):
         return jnp.matmul(x, kernel[0, 0], precision=precision(x.dtype))
@@ -44,7 +50,7 @@ def _lowered(cpu, others, *args):
     return others(*args) if cpu is others else lax.platform_dependent(*args, cpu=cpu, default=others)
 
 
-def fastest(x: jax.Array, kernel: jax.Array) -> Callable:
+def fastest(x: Float[Array, "B h w in"], kernel: Float[Array, "3 3 in out"]) -> Callable:
     """Returns the way of a 3x3 convolution that a CPU runs fastest."""
     positions, products = x.shape[1] * x.shape[2], x.shape[3] * kernel.shape[3]
     pays = x.shape[0] * positions >= 1024  # else transforming the kernel takes longer than what it saves
@@ -53,7 +59,7 @@ def fastest(x: jax.Array, kernel: jax.Array) -> Callable:
     return differentiated(x, kernel)
 
 
-def differentiated(x: jax.Array, kernel: jax.Array) -> Callable:
+def differentiated(x: Float[Array, "B h w in"], kernel: Float[Array, "3 3 in out"]) -> Callable:
     """Returns the way of few operations that a CPU takes under a gradient, for the sake of compile time."""
     height, width, size, features = x.shape[1], x.shape[2], *kernel.shape[2:]
     if x.dtype == jnp.bfloat16 and min(size, features) >= 64 and convolution_rows.matrix_unit():

@@ -5,12 +5,12 @@
 Source: Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", section 4.1, F(2x2, 3x3).
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 
-def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def convolve(x: Float[Array, "B h w in"], kernel: Float[Array, "3 3 in out"]) -> Float[Array, "B h w out"]:
     """Returns the convolution of x [B h w in] with kernel [3 3 in out], [B h w out]: A^T ((G k G^T) * (B^T d B)) A.
 
     Every 4x4 tile d of x, two positions from the next, gives 2x2 outputs.  The products are 16 matrix products over the
