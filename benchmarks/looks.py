@@ -79,9 +79,9 @@ def tower(options):
     """Prints the share of looks read right by ridge regression; three quarters of the pictures fit it."""
     sd, count = pipeline.load(options.model), options.count or 2000
     people, scenes, pictures = drawn(count)
-    network = sd.networks.image_encoder
+    network = sd.networks["image_encoder"]
     see = jax.jit(lambda p, x: network.apply({"params": p}, clip_pixels(x, network.config.image_size))[1])
-    seen = [see(sd.image_encoder, to_pixels(pictures[i : i + 100])) for i in range(0, count, 100)]
+    seen = [see(sd.parts["image_encoder"], to_pixels(pictures[i : i + 100])) for i in range(0, count, 100)]
     x = np.concatenate(seen)[:, 1::2].reshape(count, -1)
     x = np.concatenate([(x - x.mean(0)) / (x.std(0) + 1e-6), np.ones((count, 1))], 1)
     for kind in KINDS:

@@ -145,7 +145,7 @@ class Tuner:
 
     def origin(self, split):
         """Returns what the figures are of: {"split", "weights": their digest, "settings" of the tuning}."""
-        weights = trees.digest((self.sd.unet, self.sd.text_encoder, self.sd.vae))
+        weights = trees.digest((self.sd.parts["unet"], self.sd.parts["text_encoder"], self.sd.parts["vae"]))
         return {"split": split, "weights": weights, "settings": settings.to_json(self.settings)}
 
     def stages(self, path):

@@ -121,7 +121,7 @@ class Maker:
         self.format, self.public, self.dtype = options.format, options.public, options.dtype
         self.adapters, self.named = options.adapters, ((), None)
         sd = attach.attach_all(common.model(options), options.adapter)
-        weights = {part: getattr(sd, part) for part in ("unet", "vae", "text_encoder")}
+        weights = {part: sd.parts[part] for part in ("unet", "vae", "text_encoder")}
         self.model = {"model": options.model, "adapters": options.adapter, "weights": trees.digest(weights)}
         given = [attach.kind(sd, attach.split(text)[0]) for text in options.adapter]
         hooks = [provenance.adapter_hash(path) for kind, path in given if kind == "hypernet"]
@@ -398,7 +398,7 @@ def _noise(sd, rows, settings, images):
     size = settings.get("size")
     if images and "margin" not in settings:
         height, width = images[0].shape[:2] if size is None else (size, size) if isinstance(size, int) else size
-        shape = (-(-height // sd.factor), -(-width // sd.factor), sd.networks.vae.config.latent_channels)
+        shape = (-(-height // sd.factor), -(-width // sd.factor), sd.networks["vae"].config.latent_channels)
     else:
         shape = generate.latent_shape(sd, None if images else size)
     source, drawn = settings.get("noise_source", "jax"), []

@@ -31,7 +31,7 @@ def run(options):
     task = dict(size=options.size, resize=options.resize, tile=options.tile)
     if options.preset:
         task["size"] = PRESETS[options.preset]
-    prompts, wordless = common.prompts(options), sd.text_encoder is None
+    prompts, wordless = common.prompts(options), "text_encoder" not in sd.parts
     if not wordless:
         task["noise_level"] = options.noise_level
         made = upscaling.upscale(sd, prompts, picture, **task, **common.settings(options))

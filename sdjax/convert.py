@@ -84,7 +84,7 @@ def _model(options, given):
     extras, words = [], {}
     if any(isinstance(conditioner, Encoder) for conditioner in sd.conditioners):
         sd = plain(sd)
-    elif form == "single-file" and sd.image_encoder is not None:
+    elif form == "single-file" and "image_encoder" in sd.parts:
         yield "left out: the image encoder, for which a single file has no place"
     elif not os.path.isfile(options.source) and not options.source.startswith(("random:", "new:")):
         place = pipeline.locate(options.source, options.variant)

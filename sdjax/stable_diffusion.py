@@ -11,12 +11,14 @@ Shapes: B batch, H W pixels, h w latent pixels, c latent channels, L tokens, C t
 """
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from flax.core import FrozenDict
 
 import sdjax.models.hooks
 from sdjax import trees
@@ -25,38 +27,27 @@ TOKENS = "text_model.embeddings.token_embedding.embedding"
 ADAPTERS = "adapters"  # in `reference`: what formats.adapters.attach attached and to what
 
 
-@dataclass(frozen=True)
-class Networks:
-    """The Linen modules of the parts; sizes are in their configs, compute types in their `dtype`."""
-
-    unet: object
-    vae: object
-    text_encoder: object
-    image_encoder: object = None
-
-
 class StableDiffusion(struct.PyTreeNode):
     """Parameters of the parts, and the conditioners, wrappers and hooks that methods add (design.md section 2).
 
+    parts: {name: parameters}, "unet", "vae", "text_encoder", "image_encoder" as far as there are such; LDM-SR, which
+    reads no words, has neither text_encoder nor tokenizer.
+    networks: {name: Linen module} of the parts; sizes are in their configs, compute types in their `dtype`.
     words: {placeholder: int32 [n]}, the rows of the token table that a placeholder stands for.
     reference: {part: parameters} of pretrained parts that a method looks at while it changes them.
     low_schedule: of the noise on an upscaler's small picture; None where it is `schedule`.
-    LDM-SR reads no words: its text_encoder and tokenizer are None.
     """
 
-    unet: object
-    vae: object
-    text_encoder: object
-    image_encoder: object = None
-    reference: object = None
-    words: object = struct.field(default_factory=dict)
+    parts: Any
+    reference: Any = None
+    words: Any = struct.field(default_factory=dict)
     conditioners: tuple = ()
     wrappers: tuple = ()
     hooks: tuple = ()
-    networks: Networks = struct.field(pytree_node=False, default=None)
-    schedule: object = struct.field(pytree_node=False, default=None)
-    tokenizer: object = struct.field(pytree_node=False, default=None)
-    low_schedule: object = struct.field(pytree_node=False, default=None)
+    networks: Any = struct.field(pytree_node=False, default=FrozenDict())
+    schedule: Any = struct.field(pytree_node=False, default=None)
+    tokenizer: Any = struct.field(pytree_node=False, default=None)
+    low_schedule: Any = struct.field(pytree_node=False, default=None)
 
     @property
     def bare(self):
@@ -99,37 +90,37 @@ class StableDiffusion(struct.PyTreeNode):
                     f"word={word!r}: the model knows it with {len(self.words[word])} vectors, not {vectors}"
                 )
             return self
-        table = trees.flatten(self.text_encoder)[TOKENS]
+        table = trees.flatten(self.parts["text_encoder"])[TOKENS]
         start = self.tokenizer.ids(init) if init else []
         rows = [table[start[i % len(start)]] if start else table.mean(0) for i in range(vectors)]
         tokenizer = self.tokenizer.add(word, vectors, place)
         ids = tokenizer.ids(word)
         grown = jnp.concatenate([table, jnp.zeros((max(max(ids) + 1 - len(table), 0), table.shape[1]), table.dtype)])
-        text_encoder = self.networks.text_encoder
+        text_encoder = self.networks["text_encoder"]
         text_encoder = text_encoder.clone(config=replace(text_encoder.config, vocab_size=len(grown)))
-        return self.replace(
-            tokenizer=tokenizer,
-            words={**self.words, word: jnp.array(ids, jnp.int32)},
-            networks=replace(self.networks, text_encoder=text_encoder),
-        ).with_rows(jnp.array(ids), jnp.stack(rows), grown)
+        return (
+            self.replace(tokenizer=tokenizer, words={**self.words, word: jnp.array(ids, jnp.int32)})
+            .with_networks(text_encoder=text_encoder)
+            .with_rows(jnp.array(ids), jnp.stack(rows), grown)
+        )
 
     def with_rows(self, ids, rows, table=None):
         """Returns sd with rows [n C] of the token table at ids [n] replaced; `table`: a larger table to start from."""
-        old = trees.flatten(self.text_encoder)[TOKENS] if table is None else table
+        old = trees.flatten(self.parts["text_encoder"])[TOKENS] if table is None else table
         new = old.at[ids].set(rows.astype(old.dtype))
-        return self.replace(text_encoder=trees.edit(self.text_encoder, f"^{TOKENS}$", lambda name, w: new))
+        return self.with_parts(text_encoder=trees.edit(self.parts["text_encoder"], f"^{TOKENS}$", lambda name, w: new))
 
     # ---- pictures ------------------------------------------------------------------------------
 
     @property
     def scaling(self):
         """The factor between the autoencoder's latents and the diffusion's, 0.18215 for SD 1 and 2."""
-        return self.networks.vae.config.scaling_factor
+        return self.networks["vae"].config.scaling_factor
 
     @property
     def factor(self):
         """Pixels per latent pixel along one side, 8 for SD 1 and 2."""
-        return 2 ** (len(self.networks.vae.config.block_out_channels) - 1)
+        return 2 ** (len(self.networks["vae"].config.block_out_channels) - 1)
 
     def moments(self, pixels):
         """Returns the posterior's mean and log variance, [B h w 2c], of pixels [B H W 3] in [-1, 1]."""
@@ -158,9 +149,7 @@ class StableDiffusion(struct.PyTreeNode):
 
     def call(self, part, *args, **kwargs):
         """Returns the output of one part's network with this model's parameters and hooks; cond=: what hooks see."""
-        return sdjax.models.hooks.apply(
-            part, getattr(self.networks, part), getattr(self, part), self.hooks, *args, **kwargs
-        )
+        return sdjax.models.hooks.apply(part, self.networks[part], self.parts[part], self.hooks, *args, **kwargs)
 
     def predict(self, z, t, cond):
         """Returns the UNet's prediction [B h w c] as float32, without conditioners and wrappers."""
@@ -187,21 +176,25 @@ class StableDiffusion(struct.PyTreeNode):
         """Returns sd with one more conditioner, wrapper or hook: sd.add(hooks=hook)."""
         return self.replace(**{kind: (*getattr(self, kind), item) for kind, item in kinds.items()})
 
+    def with_parts(self, **parts):
+        """Returns sd with other parameters of some parts, sd.with_parts(unet=params); None: without that part."""
+        kept = {name: tree for name, tree in {**self.parts, **parts}.items() if tree is not None}
+        return self.replace(parts=kept)
+
+    def with_networks(self, **networks):
+        """Returns sd with other Linen modules for some parts."""
+        return self.replace(networks=FrozenDict({**self.networks, **networks}))
+
     def with_dtype(self, dtype, remat=None):
         """Returns sd whose networks compute in `dtype` (parameters stay as they are); remat: recompute activations."""
 
         def change(network):
-            if network is None:
-                return None
             fields = {"dtype": jnp.dtype(dtype)}
             if remat is not None and hasattr(network, "remat"):
                 fields["remat"] = remat
             return network.clone(**fields)
 
-        parts = {
-            name: change(getattr(self.networks, name)) for name in ("unet", "vae", "text_encoder", "image_encoder")
-        }
-        return self.replace(networks=Networks(**parts))
+        return self.with_networks(**{name: change(network) for name, network in self.networks.items()})
 
 
 def to_pixels(pictures):

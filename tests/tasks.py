@@ -28,13 +28,15 @@ def noised(params, seed=3):
 def model(prediction="epsilon", **unet):
     """Returns the tiny model with other options of its UNet."""
     sd = pipeline.load("random:tiny")
-    network = UNet(dataclasses.replace(sd.networks.unet.config, **unet))
-    return sd.replace(
-        unet=noised(parameters.random_parameters(network, "float32")),
-        vae=noised(sd.vae),
-        text_encoder=noised(sd.text_encoder),
-        networks=dataclasses.replace(sd.networks, unet=network),
-        schedule=dataclasses.replace(sd.schedule, prediction_type=prediction),
+    network = UNet(dataclasses.replace(sd.networks["unet"].config, **unet))
+    return (
+        sd.replace(schedule=dataclasses.replace(sd.schedule, prediction_type=prediction))
+        .with_networks(unet=network)
+        .with_parts(
+            unet=noised(parameters.random_parameters(network, "float32")),
+            vae=noised(sd.parts["vae"]),
+            text_encoder=noised(sd.parts["text_encoder"]),
+        )
     )
 
 

@@ -54,7 +54,7 @@ def equal(one, other):
 
 
 def weights(sd):
-    return {name: np.asarray(leaf, np.float64) for name, leaf in trees.flatten(sd.unet).items()}
+    return {name: np.asarray(leaf, np.float64) for name, leaf in trees.flatten(sd.parts["unet"]).items()}
 
 
 def test_stacked_adapters_add_up_in_any_order(folder):
@@ -73,7 +73,7 @@ def test_detaching_all_gives_the_model_from_before_bit_for_bit(folder):
     base, sd = made("sd1")[1], made("sd1")[1]
     for name in ("cat.safetensors", "toy.safetensors", "style.pt", "dog.safetensors"):
         sd = sdjax.attach(sd, folder / name)
-    assert trees.digest(sd.unet) != trees.digest(base.unet) and sd.hooks and WORD in sd.words
+    assert trees.digest(sd.parts["unet"]) != trees.digest(base.parts["unet"]) and sd.hooks and WORD in sd.words
     equal(detach(sd), base)
 
 
@@ -97,7 +97,7 @@ def test_attaching_again_sets_the_strength(folder):
     again = sdjax.attach(sdjax.attach(base, folder / "cat.safetensors", 0.3), folder / "cat.safetensors", 0.9)
     equal(again, sdjax.attach(base, folder / "cat.safetensors", 0.9))
     off = sdjax.attach(base, folder / "cat.safetensors", 0.0)
-    assert trees.digest(off.unet) == trees.digest(base.unet)
+    assert trees.digest(off.parts["unet"]) == trees.digest(base.parts["unet"])
 
 
 def test_what_else_changed_stays(folder):
@@ -107,7 +107,7 @@ def test_what_else_changed_stays(folder):
     sd = sdjax.attach(sd, folder / "cat.safetensors")
     assert [getattr(hook, "name", "style") for hook in sd.hooks] == ["first", "style", "last"]
     sd = detach(sd, folder / "style.pt")
-    assert [hook.name for hook in sd.hooks] == ["first", "last"] and sd.networks.unet.dtype == jnp.bfloat16
+    assert [hook.name for hook in sd.hooks] == ["first", "last"] and sd.networks["unet"].dtype == jnp.bfloat16
     assert detach(sd).networks == base.with_dtype("bfloat16").networks
 
 
@@ -124,20 +124,20 @@ class Nothing:
 
 def test_sums_are_rounded_once(folder):
     base = made("sd1")[1]
-    half = base.replace(unet=trees.cast(base.unet, jnp.bfloat16))
-    start = base.replace(unet=trees.cast(half.unet, jnp.float32))
+    half = base.with_parts(unet=trees.cast(base.parts["unet"], jnp.bfloat16))
+    start = base.with_parts(unet=trees.cast(half.parts["unet"], jnp.float32))
     names = [(folder / "bird.safetensors", 0.7), (folder / "dog.safetensors", 0.4)]
     for path, strength in names:
         half, start = sdjax.attach(half, path, strength), sdjax.attach(start, path, strength)
-    assert trees.digest(half.unet) == trees.digest(trees.cast(start.unet, jnp.bfloat16))
+    assert trees.digest(half.parts["unet"]) == trees.digest(trees.cast(start.parts["unet"], jnp.bfloat16))
 
 
 def test_merged_weights_are_kept_as_long_as_the_model(folder):
     base = made("sd1")[1]
-    sd = base.replace(unet=trees.copy(base.unet))
-    first = jax.tree.leaves(sdjax.attach(sd, folder / "cat.safetensors", 0.8).unet)
+    sd = base.with_parts(unet=trees.copy(base.parts["unet"]))
+    first = jax.tree.leaves(sdjax.attach(sd, folder / "cat.safetensors", 0.8).parts["unet"])
     sdjax.attach(sd, folder / "dog.safetensors")
-    again = jax.tree.leaves(sdjax.attach(sd, folder / "cat.safetensors", 0.8).unet)
+    again = jax.tree.leaves(sdjax.attach(sd, folder / "cat.safetensors", 0.8).parts["unet"])
     assert all(one is other for one, other in zip(first, again, strict=True))
     before = len(lora._copies)
     del sd, first, again
@@ -151,7 +151,7 @@ def test_a_changed_file_is_read_again(folder, tmp_path):
     first = sdjax.attach(base, path)
     path.write_bytes((folder / "dog.safetensors").read_bytes())
     os.utime(path, ns=(1, 1))
-    assert trees.digest(sdjax.attach(base, path).unet) != trees.digest(first.unet)
+    assert trees.digest(sdjax.attach(base, path).parts["unet"]) != trees.digest(first.parts["unet"])
 
 
 def test_strengths_and_other_files_compile_nothing_new(folder):
@@ -216,7 +216,7 @@ def test_files_of_a_command_line(folder):
     cat, dog = folder / "cat.safetensors", folder / "dog.safetensors"
     ours = attach_all(base, [f"{cat}:0.5", str(dog)])
     wanted = sdjax.attach(sdjax.attach(base, cat, 0.5), dog)
-    assert trees.digest(ours.unet) == trees.digest(wanted.unet) and ours.reference is None
+    assert trees.digest(ours.parts["unet"]) == trees.digest(wanted.unet) and ours.reference is None
     for text, message in {
         "no.pt": "no.pt: no such file",
         "no.pt:1": "no.pt: no such file",
@@ -324,9 +324,11 @@ def test_what_prompts_name_is_found_and_recorded(folder, tmp_path, monkeypatch, 
 def test_the_unet_has_a_strength_of_its_own(folder):
     base, cat = made("sd1")[1], folder / "cat.safetensors"
     apart = sdjax.attach(base, cat, 0.25, unet=0.5)
-    assert trees.digest(apart.unet) == trees.digest(sdjax.attach(base, cat, 0.5).unet)
-    assert trees.digest(apart.text_encoder) == trees.digest(sdjax.attach(base, cat, 0.25).text_encoder)
-    assert trees.digest(apart.text_encoder) != trees.digest(base.text_encoder)
+    assert trees.digest(apart.parts["unet"]) == trees.digest(sdjax.attach(base, cat, 0.5).parts["unet"])
+    assert trees.digest(apart.parts["text_encoder"]) == trees.digest(
+        sdjax.attach(base, cat, 0.25).parts["text_encoder"]
+    )
+    assert trees.digest(apart.parts["text_encoder"]) != trees.digest(base.parts["text_encoder"])
 
 
 def test_what_comes_back_from_a_compiled_function_is_its_own(folder):

@@ -281,7 +281,11 @@ def test_any_field_has_a_default_on_the_command_line(tmp_path, capsys):
 
 def test_rows_name_adapters_in_a_field(tmp_path):
     name, random = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q", np.random.default_rng(0)
-    width = load(MODEL).unet["mid_block"]["attentions.0"]["transformer_blocks.0"]["attn1"]["to_q"]["kernel"].shape[0]
+    width = (
+        load(MODEL)
+        .parts["unet"]["mid_block"]["attentions.0"]["transformer_blocks.0"]["attn1"]["to_q"]["kernel"]
+        .shape[0]
+    )
     shapes = {"lora_down.weight": (2, width), "lora_up.weight": (width, 2)}
     (tmp_path / "loras").mkdir()
     save_file(
@@ -299,7 +303,7 @@ def test_rows_name_adapters_in_a_field(tmp_path):
 
 def test_embeddings_of_the_folder_are_known_by_name(tmp_path, capsys):
     (tmp_path / "known").mkdir()
-    width = load(MODEL).text_encoder["text_model"]["embeddings"]["token_embedding"]["embedding"].shape[1]
+    width = load(MODEL).parts["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"].shape[1]
     rows = np.random.default_rng(0).standard_normal((2, width), np.float32)
     save_file({"emb_params": rows}, tmp_path / "known" / "zebra9.safetensors")
     jobs = write(tmp_path, [{"prompt": "a zebra9 face", "seed": 1, "grammar": ["a1111", "plain"]}])
@@ -327,7 +331,7 @@ def test_another_hypernetwork_of_the_same_name_is_made_anew(tmp_path, capsys):
         assert run(jobs, tmp_path / "out", "--adapter", str(path)) == 0
         return capsys.readouterr().out, pictures(tmp_path / "out")["000001.png"]
 
-    width = load(MODEL).networks.unet.config.cross_attention_dim
+    width = load(MODEL).networks["unet"].config.cross_attention_dim
     shapes = [(0, "weight", (2 * width, width)), (0, "bias", (2 * width,))]
     shapes += [(1, "weight", (width, 2 * width)), (1, "bias", (width,))]
     (first, one), (second, other) = run_with("linear"), run_with("linear")

@@ -48,8 +48,8 @@ def test_a_word_that_no_prompt_holds_is_refused(tmp_path):
 
 def test_models_that_the_loss_is_not_for_are_refused():
     sd = pipeline.load("random:tiny")
-    wide = sd.networks.unet.clone(config=dataclasses.replace(sd.networks.unet.config, in_channels=8))
-    wide = sd.replace(networks=dataclasses.replace(sd.networks, unet=wide))
+    wide = sd.networks["unet"].clone(config=dataclasses.replace(sd.networks["unet"].config, in_channels=8))
+    wide = sd.with_networks(unet=wide)
     with pytest.raises(
         ValueError, match="task='': expected a model for one of .*; its UNet takes 8 channels, a latent"
     ):

@@ -62,7 +62,7 @@ def test_other_methods_and_conversions_carry_it(run, tmp_path):
 def test_rounding_what_is_frozen_leaves_it(run):
     settings = Train(model=str(run[1]), method=Full(("unet",), "attn2"), frozen="bfloat16")
     frozen = begin(settings, pictures=False)[1]
-    assert frozen.vae["encoder"]["conv_in"]["kernel"].dtype == jnp.bfloat16
+    assert frozen.parts["vae"]["encoder"]["conv_in"]["kernel"].dtype == jnp.bfloat16
     assert trees.digest(frozen.reference) == trees.digest(pipeline.load(run[1]).reference)
 
 

@@ -164,7 +164,7 @@ def pair(tmp_path_factory):
     def noised(x):
         return np.asarray(x) + np.float32(0.1) * random.standard_normal(x.shape, np.float32)
 
-    sd = sd.replace(text_encoder=jax.tree.map(noised, sd.text_encoder))
+    sd = sd.with_parts(text_encoder=jax.tree.map(noised, sd.parts["text_encoder"]))
     folder = tmp_path_factory.mktemp("model") / "model"
     sdjax.save(sd, folder)
     return sd, transformers.CLIPTextModel.from_pretrained(folder / "text_encoder").eval()

@@ -153,7 +153,7 @@ def test_the_program_begins_with_pictures_and_masks_and_enlarges(sd, program, tm
 
 def test_files_in_both_namings_hold_the_same(sd, tmp_path):
     """A file with the original names, read by us and by diffusers, with and without the prefix."""
-    config = ControlNetConfig.of(sd.networks.unet.config, 8)  # diffusers reads no other hint encoder from such files
+    config = ControlNetConfig.of(sd.networks["unet"].config, 8)  # diffusers reads no other hint encoder from such files
     network = ControlNet(config)
     control = Control(tasks.noised(parameters.random_parameters(network, "float32")), network)
     folder = sdjax.save_control(control, tmp_path / "folder")

@@ -68,8 +68,8 @@ def test_three_outer_products_equal_the_published_products(key):
 
 
 def test_offsets_start_at_zero_and_leave_the_unet_bit_for_bit(sd, key):
-    made = offsets.apply(sd.unet, offsets.create(sd.unet, key))
-    assert trees.digest(made) == trees.digest(sd.unet)
+    made = offsets.apply(sd.parts["unet"], offsets.create(sd.parts["unet"], key))
+    assert trees.digest(made) == trees.digest(sd.parts["unet"])
 
 
 def test_scale_zero_is_the_class_word(sd, key):

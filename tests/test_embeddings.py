@@ -93,10 +93,10 @@ def test_a_word_of_ones_own(tmp_path):
     base = made("sd1")[1]
     sd = sdjax.attach(base, tmp_path / "cat.safetensors", word="<dog>")
     assert list(sd.tokenizer.words) == ["<dog>"]
-    rows = trees.flatten(sd.text_encoder)[TOKENS]
+    rows = trees.flatten(sd.parts["text_encoder"])[TOKENS]
     np.testing.assert_array_equal(rows[np.asarray(sd.words["<dog>"])], ROWS)
     size = base.tokenizer.size
-    np.testing.assert_array_equal(rows[:size], trees.flatten(base.text_encoder)[TOKENS][:size])
+    np.testing.assert_array_equal(rows[:size], trees.flatten(base.parts["text_encoder"])[TOKENS][:size])
 
 
 @pytest.mark.parametrize("word", ["photo", "a", "on the"])
@@ -165,7 +165,7 @@ def test_one_that_cannot_be_read_is_said_and_stays_text(reason, grammar, text, t
 def test_float8_rows_are_exact(tmp_path):
     save({WORD: ROWS.to(torch.float8_e4m3fn)}, tmp_path / "eight.safetensors")
     sd = sdjax.attach(made("sd1")[1], tmp_path / "eight.safetensors")
-    rows = trees.flatten(sd.text_encoder)[TOKENS][np.asarray(sd.words[WORD])]
+    rows = trees.flatten(sd.parts["text_encoder"])[TOKENS][np.asarray(sd.words[WORD])]
     np.testing.assert_array_equal(rows, ROWS.to(torch.float8_e4m3fn).float())
 
 
@@ -189,7 +189,7 @@ def test_tables_grow_in_blocks(tmp_path):
     save({"<cat>": ROWS.repeat(9, 1)}, tmp_path / "cat.safetensors")
     save({"<dog>": ROWS.repeat(10, 1)}, tmp_path / "dog.safetensors")
     both = [sdjax.attach(made("sd1")[1], tmp_path / f"{name}.safetensors", keep=False) for name in ("cat", "dog")]
-    sizes = {trees.flatten(sd.text_encoder)[TOKENS].shape for sd in both}
+    sizes = {trees.flatten(sd.parts["text_encoder"])[TOKENS].shape for sd in both}
     assert sizes == {(576, 32)} and both[0].networks == both[1].networks
 
 
@@ -235,10 +235,10 @@ def test_embeddings_bundled_with_lora(tmp_path):
     base = made("sd1")[1]
     sd = sdjax.attach(base, tmp_path / "both.safetensors", 0.5)
     assert sorted(sd.tokenizer.words) == ["<one>", "<two>"]
-    np.testing.assert_array_equal(trees.flatten(sd.text_encoder)[TOKENS][np.asarray(sd.words["<one>"])], ROWS)
-    changed = trees.flatten(sd.text_encoder)["text_model.encoder.layers.0.self_attn.q_proj.kernel"]
+    np.testing.assert_array_equal(trees.flatten(sd.parts["text_encoder"])[TOKENS][np.asarray(sd.words["<one>"])], ROWS)
+    changed = trees.flatten(sd.parts["text_encoder"])["text_model.encoder.layers.0.self_attn.q_proj.kernel"]
     wanted = 0.5 * (factors[f"{name}.lora_up.weight"] @ factors[f"{name}.lora_down.weight"]).numpy().T
-    start = trees.flatten(base.text_encoder)["text_model.encoder.layers.0.self_attn.q_proj.kernel"]
+    start = trees.flatten(base.parts["text_encoder"])["text_model.encoder.layers.0.self_attn.q_proj.kernel"]
     np.testing.assert_allclose(changed - start, wanted, atol=1e-5)
 
 

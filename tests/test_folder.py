@@ -23,7 +23,6 @@ from sdjax.formats.storage import parameters
 from sdjax.models.clip import ImageConfig, ImageEncoder, TextConfig, TextEncoder, clip_pixels
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import AutoencoderKL, VaeConfig
-from sdjax.stable_diffusion import Networks
 from sdjax.text.tokenizer import Tokenizer
 
 PARTS = ("unet", "vae", "text_encoder", "image_encoder")
@@ -136,7 +135,7 @@ def close(ours, theirs):
 
 def run(sd, part, *inputs):
     """Returns what a part computes, compiled: one compilation is cheaper than one per layer."""
-    return jax.jit(getattr(sd.networks, part).apply)({"params": getattr(sd, part)}, *inputs)
+    return jax.jit(sd.networks[part].apply)({"params": sd.parts[part]}, *inputs)
 
 
 def channels_first(array):
@@ -203,8 +202,8 @@ def bit_for_bit(theirs, folder, tmp_path, dtype, shard_size):
     assert back.tokenizer.get_vocab() == theirs.tokenizer.get_vocab()
     again = pipeline.load(tmp_path / "out", None)
     for part in PARTS:
-        equal(getattr(sd, part) or {}, getattr(again, part) or {})
-    assert (again.schedule, again.networks.unet.config) == (sd.schedule, sd.networks.unet.config)
+        equal(sd.parts.get(part, {}), again.parts.get(part, {}))
+    assert (again.schedule, again.networks["unet"].config) == (sd.schedule, sd.networks["unet"].config)
 
 
 @torch.no_grad()
@@ -231,16 +230,18 @@ def test_a_folder_in_half_precision_and_shards_of_diffusers(saved, tmp_path):
     assert (tmp_path / "half" / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json").exists()
     sd = pipeline.load(tmp_path / "half", "float16")
     for part in ("unet", "vae", "text_encoder"):
-        equal(getattr(sd, part), trees.cast(getattr(pipeline.load(folder), part), "float16"))
-    equal(sd.unet, pipeline.load(tmp_path / "half", None).unet)
-    equal(sd.unet, pipeline.load(tmp_path / "half", "float16", variant="fp16").unet)
+        equal(sd.parts[part], trees.cast(pipeline.load(folder).parts[part], "float16"))
+    equal(sd.parts["unet"], pipeline.load(tmp_path / "half", None).parts["unet"])
+    equal(sd.parts["unet"], pipeline.load(tmp_path / "half", "float16", variant="fp16").parts["unet"])
 
 
 def test_types(folder):
     for dtype in ("float32", "float16", "bfloat16", None):
         sd = pipeline.load(folder, dtype)
-        assert {leaf.dtype.name for leaf in jax.tree.leaves((sd.unet, sd.vae))} == {dtype or "float32"}
-        assert sd.networks.unet.dtype == jnp.dtype(dtype or "float32")
+        assert {leaf.dtype.name for leaf in jax.tree.leaves((sd.parts["unet"], sd.parts["vae"]))} == {
+            dtype or "float32"
+        }
+        assert sd.networks["unet"].dtype == jnp.dtype(dtype or "float32")
     with pytest.raises(ValueError, match="dtype='int8': expected one of float32"):
         pipeline.load(folder, "int8")
 
@@ -253,11 +254,11 @@ def test_saved_again_is_the_same_folder(folder, tmp_path):
 def test_image_encoder_and_its_processor_load_in_diffusers(folder):
     back = diffusers.StableDiffusionPipeline.from_pretrained(folder)
     sd = pipeline.load(folder)
-    assert type(back.image_encoder).__name__ == "CLIPVisionModelWithProjection"
+    assert type(back.parts["image_encoder"]).__name__ == "CLIPVisionModelWithProjection"
     pixels = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
     prepared = clip_pixels(jnp.array(pixels), 32)
     with torch.no_grad():
-        close(run(sd, "image_encoder", prepared)[0], back.image_encoder(channels_first(prepared)).image_embeds)
+        close(run(sd, "image_encoder", prepared)[0], back.parts["image_encoder"](channels_first(prepared)).image_embeds)
     assert back.feature_extractor.crop_size == {"height": 32, "width": 32}
     picture = np.uint8(np.round((pixels[0] + 1) * 127.5))
     theirs = back.feature_extractor(picture, return_tensors="np").pixel_values
@@ -270,13 +271,13 @@ def test_placeholder_words_travel(folder, tmp_path):
     pipeline.save(sd, tmp_path / "out")
     back = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out")
     again = pipeline.load(tmp_path / "out")
-    equal(again.text_encoder, sd.text_encoder)
+    equal(again.parts["text_encoder"], sd.parts["text_encoder"])
     np.testing.assert_array_equal(again.words["<me>"], sd.words["<me>"])
     prompt = back.maybe_convert_prompt("a photo of <me>", back.tokenizer)
     theirs = back.tokenizer(prompt, padding="max_length", max_length=16).input_ids
     np.testing.assert_array_equal(again.tokenize(["a photo of <me>"])[0], theirs)
     with torch.no_grad():
-        context = back.text_encoder(torch.tensor([theirs]))[0]
+        context = back.parts["text_encoder"](torch.tensor([theirs]))[0]
     close(jax.jit(type(sd).condition)(again, again.tokenize(["a photo of <me>"]))["context"], context)
 
 
@@ -336,7 +337,7 @@ def test_other_spellings(folder, copy, spelling):
 def test_image_encoders_of_other_layouts(folder, tmp_path, layout):
     if layout == "model":
         sd, place = pipeline.load(folder), folder
-        projection, hidden = sd.image_encoder["visual_projection"]["kernel"].T, None
+        projection, hidden = sd.parts["image_encoder"]["visual_projection"]["kernel"].T, None
     else:
         place = tmp_path / layout
         config = transformers.CLIPVisionConfig(**VISION)
@@ -351,11 +352,11 @@ def test_image_encoders_of_other_layouts(folder, tmp_path, layout):
         projection = getattr(model, "visual_projection", None)
         projection = np.zeros((24, 32), np.float32) if projection is None else projection.weight.detach().numpy()
     sd = pipeline.load("random:tiny", vision=place)
-    np.testing.assert_array_equal(sd.image_encoder["visual_projection"]["kernel"].T, projection)
+    np.testing.assert_array_equal(sd.parts["image_encoder"]["visual_projection"]["kernel"].T, projection)
     if hidden is not None:
         close(run(sd, "image_encoder", channels_last(pixels).numpy())[2], hidden)
         pipeline.save(sd, tmp_path / "out")
-        equal(pipeline.load(tmp_path / "out").image_encoder, sd.image_encoder)
+        equal(pipeline.load(tmp_path / "out").parts["image_encoder"], sd.parts["image_encoder"])
 
 
 def test_built_in_towers():
@@ -381,7 +382,7 @@ def test_built_in_shapes_have_the_sizes_of_the_real_models(name, unet, text):
 
 def test_random_models_are_the_same_every_time_and_compute_something():
     sd = pipeline.load("random:tiny")
-    equal(sd.unet, pipeline.load("random:tiny").unet)
+    equal(sd.parts["unet"], pipeline.load("random:tiny").parts["unet"])
     cond = jax.jit(type(sd).condition)(sd, sd.tokenize(["a face"]))
     prediction = jax.jit(type(sd).predict)(sd, jnp.ones((1, 16, 16, 4)), jnp.ones(1), cond)
     assert 0.1 < float(jnp.std(prediction)) < 10 and len(sd.tokenizer.ids("face")) == 1
@@ -409,7 +410,7 @@ def test_missing_unexpected_and_misshapen_weights(copy):
     rewrite(path.parent, path.stem, drop("conv_in.weight", "conv_out.bias"))
     refused(lambda: pipeline.load(copy), path, "missing conv_in.weight, conv_out.bias (2)")
     path.write_bytes(good)
-    count = len(trees.flatten(pipeline.load(copy).unet))
+    count = len(trees.flatten(pipeline.load(copy).parts["unet"]))
     rewrite(path.parent, path.stem, lambda name, tensor: {name: tensor, f"ema.{name}": tensor.clone()})
     refused(lambda: pipeline.load(copy), path, "unexpected ema.conv_in.bias, ema.conv_in.weight", f"... ({count})")
     path.write_bytes(good)
@@ -488,8 +489,8 @@ def test_nothing_is_written_on_error(folder, copy, monkeypatch):
     refused(lambda: pipeline.save(sd, copy, format="gguf"), "format='gguf'")
     refused(lambda: pipeline.save(sd, copy, dtype="int8"), "dtype='int8'")
     refused(lambda: pipeline.save(sd.add(hooks=lambda: None), copy), "function", "merge")
-    odd = sd.networks.unet.clone(config=UNetConfig(in_channels=6))
-    odd = sd.replace(networks=Networks(**{**vars(sd.networks), "unet": odd}))
+    odd = sd.networks["unet"].clone(config=UNetConfig(in_channels=6))
+    odd = sd.with_networks(unet=odd)
     refused(lambda: pipeline.save(odd, copy), "in_channels=6")
 
     def fail(sd, folder):
@@ -534,7 +535,7 @@ def test_command(folder, tmp_path, capsys):
     assert main([str(folder), str(tmp_path / "half"), "--dtype", "float16", "--shard-size", "0.0001"]) == 0
     assert str(tmp_path / "half") in capsys.readouterr().out
     sd = pipeline.load(tmp_path / "half", None)
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(sd.unet)} == {"float16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(sd.parts["unet"])} == {"float16"}
     assert main([str(folder), str(tmp_path / "same")]) == 0
     assert there(tmp_path / "same") == there(folder)
     capsys.readouterr()

@@ -126,7 +126,7 @@ def test_a_seed_of_diffusers_gives_its_picture(tmp_path):
     from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 
     sd, random = pipeline.load("random:tiny"), np.random.default_rng(3)
-    parts = {name: getattr(sd, name) for name in ("unet", "vae", "text_encoder")}
+    parts = {name: sd.parts[name] for name in ("unet", "vae", "text_encoder")}
     parts = jax.tree.map(np.asarray, parts)  # on the host: nothing to compile per shape
     sd = sd.replace(**jax.tree.map(lambda x: x + np.float32(0.03) * random.standard_normal(x.shape, np.float32), parts))
     sdjax.save(sd, tmp_path / "model")

@@ -34,7 +34,7 @@ def pair(request, tmp_path_factory):
     random = np.random.default_rng(3)
     noised = {
         part: jax.tree.map(
-            lambda x: jnp.asarray(x + 0.03 * random.standard_normal(x.shape, np.float32)), getattr(sd, part)
+            lambda x: jnp.asarray(x + 0.03 * random.standard_normal(x.shape, np.float32)), sd.parts[part]
         )
         for part in ("unet", "vae", "text_encoder")
     }
@@ -156,7 +156,7 @@ def test_latents_that_are_not_finite_are_an_error_that_names_the_step(sd, sample
 
 def test_weights_that_are_not_finite_are_errors(sd):
     def spoilt(part, name):
-        return sd.replace(**{part: trees.edit(getattr(sd, part), name, lambda _, w: w.at[0].set(jnp.nan))})
+        return sd.with_parts(**{part: trees.edit(sd.parts[part], name, lambda _, w: w.at[0].set(jnp.nan))})
 
     with pytest.raises(ValueError, match="^latents: not finite from step 1 of 2 on, in 1 of 1 pictures"):
         sdjax.text2img(spoilt("unet", r"^conv_in\.bias$"), ["a"], steps=2)
@@ -203,7 +203,7 @@ def test_weighed_prompts_need_the_negative_side(text, guided):
 def test_words_of_several_vectors_are_rows_of_the_table(sd):
     grown = sd.add_word("<cat>", 2, "cat")
     rows = grown.embed(grown.tokenize(["a <cat>"]))[0]
-    table = trees.flatten(sd.text_encoder)["text_model.embeddings.token_embedding.embedding"]
+    table = trees.flatten(sd.parts["text_encoder"])["text_model.embeddings.token_embedding.embedding"]
     np.testing.assert_array_equal(rows[2:4], np.repeat(table[sd.tokenizer.ids("cat")[0]][None], 2, 0))
     assert grown.add_word("<cat>", 2) is grown
     with pytest.raises(ValueError, match="knows it with 2 vectors, not 3"):

@@ -66,7 +66,7 @@ def test_a_hook_replaces_the_core_of_attention_and_learns(sd, remat):
     names = {name for name, *_ in seen}
     blocks = [name.removesuffix("/attn1") for name in names if name.endswith("/attn1")]
     assert blocks and names == {f"{block}/{one}" for block in blocks for one in ("attn1", "attn2")}
-    heads = sd.networks.unet.config.levels("attention_head_dim")
+    heads = sd.networks["unet"].config.levels("attention_head_dim")
     assert all(len(q) == 4 and q[2] in heads and k == v for _, q, k, v in seen)
     step = (learn(1.01)[0] - learn(0.99)[0]) / 0.02
     assert abs(grad) > 1e-6 and np.isclose(grad, step, rtol=0.02)

@@ -288,12 +288,12 @@ BEGUN = {
 def test_what_training_took_out_of_the_base(name, tmp_path):
     """What peft makes of the pretrained model when it loads the file: it takes B0 A0 out of the base again."""
     config = peft.LoraConfig(r=4, target_modules=list(ATTENTION), **BEGUN[name])
-    noised(peft.get_peft_model(fresh("sd1").unet, config)).save_pretrained(tmp_path)
+    noised(peft.get_peft_model(fresh("sd1").parts["unet"], config)).save_pretrained(tmp_path)
     theirs, base = fresh("sd1"), made("sd1")[1]
     theirs.unet = peft.PeftModel.from_pretrained(theirs.unet, tmp_path).merge_and_unload()
     assert_same(sdjax.attach(base, tmp_path), theirs, moved=base)
     off = sdjax.attach(base, tmp_path, 0.0)
-    assert trees.digest(off.unet) == trees.digest(base.unet)
+    assert trees.digest(off.parts["unet"]) == trees.digest(base.parts["unet"])
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,9 @@ def test_what_training_took_out_of_the_base(name, tmp_path):
     ],
 )
 def test_settings_that_are_refused_by_name(settings, message, tmp_path):
-    peft.get_peft_model(fresh("sd1").unet, peft.LoraConfig(r=4, target_modules=["to_k"])).save_pretrained(tmp_path)
+    peft.get_peft_model(fresh("sd1").parts["unet"], peft.LoraConfig(r=4, target_modules=["to_k"])).save_pretrained(
+        tmp_path
+    )
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | settings))
     with pytest.raises(ValueError, match=rf"adapter_model.safetensors: .*{message}") as error:
@@ -326,14 +328,18 @@ def test_settings_that_are_refused_by_name(settings, message, tmp_path):
 @pytest.mark.parametrize("kind", ["plain", "dora", "loha", "lokr"])
 def test_names_with_that_of_the_adapter(kind, name, tmp_path):
     """PEFT's own state dicts, "lora_A.NAME.weight": the same numbers as without it."""
-    base, model = made("sd1")[1], noised(peft.get_peft_model(fresh("sd1").unet, PEFT[kind]))
+    base, model = made("sd1")[1], noised(peft.get_peft_model(fresh("sd1").parts["unet"], PEFT[kind]))
     model.save_pretrained(tmp_path)
     wanted = sdjax.attach(base, tmp_path)
     own = {key: tensor for key, tensor in model.state_dict().items() if ".default" in key}
     assert len(own) == len(safetensors.torch.load_file(tmp_path / "adapter_model.safetensors"))
     own = {key.replace(".default", f".{name}"): tensor for key, tensor in own.items()}
     save(own, tmp_path / "adapter_model.safetensors")
-    assert trees.digest(sdjax.attach(base, tmp_path).unet) == trees.digest(wanted.unet) != trees.digest(base.unet)
+    assert (
+        trees.digest(sdjax.attach(base, tmp_path).parts["unet"])
+        == trees.digest(wanted.unet)
+        != trees.digest(base.parts["unet"])
+    )
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
@@ -343,7 +349,7 @@ def test_names_of_lycoris_wrapper(part, tmp_path):
     renamed = {name.replace(prefix, "lycoris_"): tensor for name, tensor in plain.items()}
     wanted = sdjax.attach(base, save(plain, tmp_path / "plain.safetensors"))
     sd = sdjax.attach(base, save(renamed, tmp_path / "lycoris.safetensors"))
-    assert trees.digest(getattr(sd, part)) == trees.digest(getattr(wanted, part)) != trees.digest(getattr(base, part))
+    assert trees.digest(sd.parts[part]) == trees.digest(wanted.parts[part]) != trees.digest(base.parts[part])
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])
@@ -356,7 +362,11 @@ def test_float8_is_exact(kind, ending, tmp_path):
     path = tmp_path / f"eight.{ending}"
     save(eight, path) if ending == "safetensors" else torch.save(eight, path)
     sd = sdjax.attach(base, path)
-    assert trees.digest(sd.unet) == trees.digest(sdjax.attach(base, wanted).unet) != trees.digest(base.unet)
+    assert (
+        trees.digest(sd.parts["unet"])
+        == trees.digest(sdjax.attach(base, wanted).parts["unet"])
+        != trees.digest(base.parts["unet"])
+    )
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])
@@ -369,7 +379,7 @@ def test_exponents_alone_are_refused_by_name(ending, tmp_path):
 
 
 def test_peft_needs_its_settings(tmp_path):
-    model = peft.get_peft_model(fresh("sd1").text_encoder, peft.LoraConfig(r=4, target_modules=list(TEXT)))
+    model = peft.get_peft_model(fresh("sd1").parts["text_encoder"], peft.LoraConfig(r=4, target_modules=list(TEXT)))
     model.save_pretrained(tmp_path)
     (tmp_path / "adapter_config.json").unlink()
     with pytest.raises(ValueError, match="adapter_config.json: no such file"):
@@ -378,7 +388,7 @@ def test_peft_needs_its_settings(tmp_path):
 
 def test_patterns_that_are_no_names(tmp_path):
     config = peft.LoraConfig(r=4, target_modules=["to_k"], alpha_pattern={"attn[12].to_k": 2})
-    peft.get_peft_model(fresh("sd1").unet, config).save_pretrained(tmp_path)
+    peft.get_peft_model(fresh("sd1").parts["unet"], config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"alpha_pattern: 'attn\[12\].to_k': expected a module's name or its end"):
         sdjax.attach(made("sd1")[1], tmp_path)
 
@@ -454,8 +464,8 @@ def test_full_differences_of_weights_and_biases(tmp_path):
     close(after, before - 0.5 * tensors["diff"])
     base = made("sd1")[1]
     sd = sdjax.attach(base, tmp_path / "x.safetensors", 2.0)
-    bias = trees.flatten(base.unet)[f"{CONV}.bias"]
-    close(trees.flatten(sd.unet)[f"{CONV}.bias"], bias + 2 * tensors["diff_b"])
+    bias = trees.flatten(base.parts["unet"])[f"{CONV}.bias"]
+    close(trees.flatten(sd.parts["unet"])[f"{CONV}.bias"], bias + 2 * tensors["diff_b"])
 
 
 @pytest.mark.parametrize("alpha", [1.0, None])

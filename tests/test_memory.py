@@ -39,8 +39,8 @@ def test_the_estimate_is_what_xla_counts():
     sd = sdjax.load("random:tiny")
     z, t = jax.ShapeDtypeStruct((2, 32, 32, 4), np.float32), jax.ShapeDtypeStruct((2,), np.float32)
     context = jax.ShapeDtypeStruct((2, 16, 32), np.float32)
-    call = jax.jit(lambda params, *inputs: sd.networks.unet.apply({"params": params}, *inputs)[0])
-    taken = call.lower(sd.unet, z, t, context).compile().memory_analysis().temp_size_in_bytes
+    call = jax.jit(lambda params, *inputs: sd.networks["unet"].apply({"params": params}, *inputs)[0])
+    taken = call.lower(sd.parts["unet"], z, t, context).compile().memory_analysis().temp_size_in_bytes
     assert 0.5 <= memory.unet(sd, (32, 32), 2) / taken <= 2
 
 
@@ -103,7 +103,7 @@ def test_available_memory_is_the_least_that_control_groups_leave(tmp_path, monke
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_scores_count_where_attention_holds_them_all(sd, platform, monkeypatch):
     """A CPU makes them in parts once they leave its cache; others only where they do not fit at once."""
-    config, device = sd.networks.unet.config, types.SimpleNamespace(platform=platform)
+    config, device = sd.networks["unet"].config, types.SimpleNamespace(platform=platform)
     heads, side = max(config.levels("attention_head_dim")), 32
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
 
@@ -123,7 +123,7 @@ def test_scores_of_cudnns_attention_are_never_held(sd, monkeypatch):
     half = sd.with_dtype("bfloat16")
     held = memory.unet(half, (32, 32), 2)
     monkeypatch.setattr(attention_cudnn, "capability", lambda: (9, 0))
-    heads = max(sd.networks.unet.config.levels("attention_head_dim"))
+    heads = max(sd.networks["unet"].config.levels("attention_head_dim"))
     assert held - memory.unet(half, (32, 32), 2) == 4 * 2 * heads * 32**4
 
 

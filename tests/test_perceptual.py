@@ -106,8 +106,8 @@ def test_an_attack_in_a_file_is_an_error(tmp_path):
 @pytest.mark.parametrize("network", ["lpips", "image encoder"])
 def test_training_with_a_perceptual_distance(network, file):
     sd = pipeline.load("random:tiny", perceptual=file if network == "lpips" else None)
-    assert (LPIPS in (sd.reference or {})) == (network == "lpips") and sd.image_encoder is not None
-    trained, frozen = METHOD.split(sd.replace(image_encoder=None) if network == "lpips" else sd, jax.random.key(0))
+    assert (LPIPS in (sd.reference or {})) == (network == "lpips") and "image_encoder" in sd.parts
+    trained, frozen = METHOD.split(sd.with_parts(image_encoder=None) if network == "lpips" else sd, jax.random.key(0))
     assert set(trained) == {"vae"}
     batch = {
         "pixels": np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32),
@@ -136,7 +136,7 @@ def test_the_loss_holds_lpips_times_its_weight(file):
 
 
 def test_a_model_without_either_network_is_refused():
-    sd = pipeline.load("random:tiny").replace(image_encoder=None)
+    sd = pipeline.load("random:tiny").with_parts(image_encoder=None)
     with pytest.raises(
         ValueError, match=r"perceptual=1.0: expected 0, since the model has neither LPIPS nor an image_encoder"
     ):

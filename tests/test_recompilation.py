@@ -26,9 +26,9 @@ def folder(tmp_path_factory):
     """Two embeddings of different words and two LoRAs of different weights."""
     folder = tmp_path_factory.mktemp("adapters")
     sd = pipeline.load("random:tiny")
-    width = trees.flatten(sd.text_encoder)["text_model.embeddings.token_embedding.embedding"].shape[1]
-    name = next(name for name in trees.flatten(sd.unet) if name.endswith("attn2.to_q.kernel"))
-    rows, columns = trees.flatten(sd.unet)[name].shape
+    width = trees.flatten(sd.parts["text_encoder"])["text_model.embeddings.token_embedding.embedding"].shape[1]
+    name = next(name for name in trees.flatten(sd.parts["unet"]) if name.endswith("attn2.to_q.kernel"))
+    rows, columns = trees.flatten(sd.parts["unet"])[name].shape
     for i, word in enumerate(("<cat>", "<dog>")):
         noise = np.random.default_rng(i).standard_normal
         save_file({word: noise((1, width), np.float32)}, folder / f"word{i}.safetensors")

@@ -89,7 +89,7 @@ def test_every_method_writes_what_its_run_exported(name, tmp_path):
 def test_steps_and_weights(run, tmp_path):
     def unet(source, *more):
         path, step = export.write(source, tmp_path / "out", *more)
-        return trees.digest(trees.matching(pipeline.load(path).unet, "attn2")), step
+        return trees.digest(trees.matching(pipeline.load(path).parts["unet"], "attn2")), step
 
     manager = ocp.CheckpointManager((run / "checkpoints").absolute(), item_names=("state", "meta"))
     state = manager.restore(2, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
@@ -156,7 +156,7 @@ def test_another_base_model_is_refused(tmp_path):
     data = dataclasses.replace(RUN.data, word="<new>")
     settings = dataclasses.replace(RUN, model=str(model), method=METHODS["textual inversion"], data=data, steps=1)
     train(settings, tmp_path / "run")
-    pipeline.save(sd.replace(vae=jax.tree.map(jnp.zeros_like, sd.vae)), model)
+    pipeline.save(sd.with_parts(vae=jax.tree.map(jnp.zeros_like, sd.parts["vae"])), model)
     before = there(tmp_path / "run")
     with pytest.raises(ValueError, match="config.json does not name what it began with: .* belong to base model"):
         export.write(tmp_path / "run", tmp_path / "no")

@@ -159,11 +159,11 @@ def test_what_others_wrote_comes_with_its_sizes(saved, tmp_path):
     asked = {"prediction_type": "v_prediction"} if kind == "sd2" else {}
     ours = pipeline.load(foreign(path, tmp_path / "other"), tokenizer=folder / "tokenizer", **asked)
     if kind == "sd2":  # 768 pixels, which nothing in the folder's sizes says
-        larger = UNet(dataclasses.replace(judge.networks.unet.config, sample_size=96))
-        judge = judge.replace(networks=dataclasses.replace(judge.networks, unet=larger))
+        larger = UNet(dataclasses.replace(judge.networks["unet"].config, sample_size=96))
+        judge = judge.with_networks(unet=larger)
     same_model(ours, judge)
     assert ours.schedule == dataclasses.replace(judge.schedule, timestep_spacing=None)  # a sampler's, not a model's
-    assert ours.tokenizer.pad == judge.networks.text_encoder.config.pad_token_id
+    assert ours.tokenizer.pad == judge.networks["text_encoder"].config.pad_token_id
 
 
 def test_our_notes_bring_back_any_model(tiny, saved):
@@ -376,8 +376,8 @@ def test_averaged_weights_on_demand(one, tmp_path):
     file = lightning(state | averages, tmp_path)
     raw, averaged = (pipeline.load(file, tokenizer=folder / "tokenizer", ema=ema) for ema in (False, True))
     same_model(raw, pipeline.load(folder))
-    equal(averaged.unet, torch_weights.tree(judge, parameters.template(raw.networks.unet)))
-    equal(averaged.vae, raw.vae)
+    equal(averaged.parts["unet"], torch_weights.tree(judge, parameters.template(raw.networks["unet"])))
+    equal(averaged.parts["vae"], raw.parts["vae"])
     refused(lambda: pipeline.load(path, ema=True), str(path), "model_ema.")
 
 
@@ -385,10 +385,10 @@ def test_half_precision(one, tmp_path):
     folder, path = one
     half = pipeline.save(pipeline.load(folder), tmp_path / "half.safetensors", "single-file", dtype="float16")
     assert {tensor.dtype for tensor in state_of(half)[0].values()} == {torch.float16}
-    assert trees.flatten(pipeline.load(half, None).unet)["conv_in.kernel"].dtype == jnp.float16
+    assert trees.flatten(pipeline.load(half, None).parts["unet"])["conv_in.kernel"].dtype == jnp.float16
     state = {name: tensor.bfloat16() for name, tensor in state_of(path)[0].items()}
     ours = pipeline.load(lightning(state, tmp_path), None, tokenizer=folder / "tokenizer")
-    kernel = trees.flatten(ours.unet)["conv_in.kernel"]
+    kernel = trees.flatten(ours.parts["unet"])["conv_in.kernel"]
     assert kernel.dtype == jnp.bfloat16
     np.testing.assert_array_equal(
         kernel,
@@ -437,7 +437,7 @@ def test_prediction_of_sd2(two, tmp_path, metadata, more, steps, bias, expected)
     path = next(tmp_path.iterdir())
     ours = pipeline.load(path, tokenizer=folder / "tokenizer")
     assert ours.schedule.prediction_type == expected
-    assert ours.networks.unet.config.sample_size == (96 if expected == "v_prediction" else 64)
+    assert ours.networks["unet"].config.sample_size == (96 if expected == "v_prediction" else 64)
     asked = pipeline.load(path, tokenizer=folder / "tokenizer", prediction_type="sample")
     assert asked.schedule.prediction_type == "sample"
 
@@ -531,7 +531,7 @@ def test_words_go_into_embeddings_beside_the_file(tiny, tmp_path, monkeypatch, c
     """As a subject that E4T was tuned on reaches A1111: the model as one file, its word as another."""
     monkeypatch.setattr(single_file, "LANDMARKS", {})
     sd, _ = tiny
-    rows = np.random.default_rng(0).normal(size=(2, sd.networks.text_encoder.config.hidden_size)).astype(np.float32)
+    rows = np.random.default_rng(0).normal(size=(2, sd.networks["text_encoder"].config.hidden_size)).astype(np.float32)
     worded = sd.add_word("*s", 1).add_word("<s>", 2).add_word("*_*", 1)
     worded = worded.with_rows(worded.words["<s>"], jnp.asarray(rows))
     pipeline.save(worded, tmp_path / "model")
@@ -545,7 +545,7 @@ def test_words_go_into_embeddings_beside_the_file(tiny, tmp_path, monkeypatch, c
 
 def test_metadata_for_other_tools():
     sd = pipeline.load("random:tiny")
-    unet = dataclasses.replace(sd.networks.unet.config, cross_attention_dim=1024, sample_size=96)
+    unet = dataclasses.replace(sd.networks["unet"].config, cross_attention_dim=1024, sample_size=96)
     networks = dataclasses.replace(sd.networks, unet=UNet(unet))
     schedule = dataclasses.replace(sd.schedule, prediction_type="v_prediction")
     metadata = single_file._modelspec(sd.replace(networks=networks, schedule=schedule), "cat")
@@ -580,10 +580,10 @@ def test_an_autoencoder_of_its_own(one, tmp_path):
         {"state_dict": bare | {"loss.logvar": torch.zeros(()), "model_ema.decay": torch.ones(())}}, tmp_path / "a.pt"
     )
     save_file(state, tmp_path / "b.safetensors")
-    other = wanted.replace(vae=jax.tree.map(lambda x: x + 1, wanted.vae))
+    other = wanted.with_parts(vae=jax.tree.map(lambda x: x + 1, wanted.vae))
     model = pipeline.save(other, tmp_path / "other")
     for source in (tmp_path / "a.pt", tmp_path / "b.safetensors", path, folder, folder / "vae"):
-        equal(pipeline.load(model, vae=source).vae, wanted.vae)
+        equal(pipeline.load(model, vae=source).parts["vae"], wanted.vae)
     save_file({"x": torch.zeros(2)}, tmp_path / "none.safetensors")
     refused(lambda: pipeline.load(model, vae=tmp_path / "none.safetensors"), "vae=", "no autoencoder")
     refused(lambda: pipeline.load(model, vae=tmp_path / "missing"), "vae=", "missing", "no such folder")

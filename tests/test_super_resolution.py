@@ -219,7 +219,7 @@ def test_what_does_not_fit(sd):
     with pytest.raises(ValueError, match="guidance=3.0: LDM-SR reads no words"):
         sdjax.super_resolve(sd, given, guidance=3.0)
     with pytest.raises(ValueError, match="expected LDM-SR"):
-        sdjax.super_resolve(sd.replace(text_encoder={}), given)
+        sdjax.super_resolve(sd.with_parts(text_encoder={}), given)
     with pytest.raises(ValueError, match="expected an upscaler"):
         sdjax.upscale(sd, [""], given)
 

@@ -97,7 +97,7 @@ def test_a_task_that_a_model_cannot_learn_is_refused(sd):
     with pytest.raises(ValueError, match="task='text2img': expected the task of the model"):
         tasks.of(ready["inpainting"], "text2img").prepare(ready["inpainting"], jax.random.key(0))
     again = tasks.of(ready["inpainting"]).prepare(ready["inpainting"], jax.random.key(1))
-    assert trees.digest(again.unet) == trees.digest(ready["inpainting"].unet)
+    assert trees.digest(again.parts["unet"]) == trees.digest(ready["inpainting"].parts["unet"])
 
 
 def test_output_preservation_pulls_back_to_what_the_model_said(sd):

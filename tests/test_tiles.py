@@ -102,6 +102,10 @@ def test_tiles_of_a_picture_with_hooks_keep_them(sd):
             return y / 2 if at.module.name == "conv_out" and at.method_name == "__call__" else y
 
     jax.tree_util.register_pytree_node(Halved, lambda hook: ((), None), lambda *_: Halved())
-    z = np.random.default_rng(0).standard_normal((1, 8, 24, sd.networks.vae.config.latent_channels)).astype(np.float32)
+    z = (
+        np.random.default_rng(0)
+        .standard_normal((1, 8, 24, sd.networks["vae"].config.latent_channels))
+        .astype(np.float32)
+    )
     plain, halved = (tiles.decode(one, z, 32) for one in (sd, sd.add(hooks=Halved())))
     np.testing.assert_allclose(halved, plain / 2, atol=2e-3)

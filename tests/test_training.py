@@ -199,7 +199,7 @@ def test_step_that_is_not_finite_stops_the_run_and_writes_nothing(tmp_path, spoi
     assert not (tmp_path / "run" / "export").exists()
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
     train(dataclasses.replace(TOY, checkpoint=checkpoint), tmp_path / "run")  # the cause gone, it goes on
-    rows = pipeline.load(tmp_path / "run" / "export").text_encoder
+    rows = pipeline.load(tmp_path / "run" / "export").parts["text_encoder"]
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(rows))
 
 
@@ -232,7 +232,7 @@ def test_a_new_words_mean_row_is_computed_and_the_models_weights_are_not(monkeyp
 
     def other(*inputs, **options):
         sd = load(*inputs, **options)
-        return sd.replace(unet=trees.edit(sd.unet, r"^conv_in\.bias$", lambda _, w: w.at[0].add(1e-6)))
+        return sd.with_parts(unet=trees.edit(sd.parts["unet"], r"^conv_in\.bias$", lambda _, w: w.at[0].add(1e-6)))
 
     def moved(*inputs):
         sd = add_word(*inputs)
@@ -255,7 +255,7 @@ def test_rates_that_match_nothing_are_refused(tmp_path):
 
 def test_previews_that_cannot_be_made_are_said(tmp_path, capsys):
     sd = pipeline.load("random:tiny")
-    sd = sd.replace(unet=trees.edit(sd.unet, r"^conv_in\.bias$", lambda _, w: w.at[0].set(jnp.nan)))
+    sd = sd.with_parts(unet=trees.edit(sd.parts["unet"], r"^conv_in\.bias$", lambda _, w: w.at[0].set(jnp.nan)))
     preview.write(tmp_path / "0000001.png", Full(), sd, None, Train(prompts=("a",)))
     assert capsys.readouterr().out.startswith("preview: no 0000001.png: latents: not finite from step 1 of 20 on")
     assert not list(tmp_path.iterdir())
@@ -300,7 +300,9 @@ def test_bfloat16_recomputation_and_adafactor_together(tmp_path):
     made, start = pipeline.load(tmp_path / "run" / "export"), pipeline.load(settings.model, "bfloat16")
     moved = [
         name
-        for (name, one), other in zip(trees.flatten(made.unet).items(), jax.tree.leaves(start.unet), strict=True)
+        for (name, one), other in zip(
+            trees.flatten(made.parts["unet"]).items(), jax.tree.leaves(start.parts["unet"]), strict=True
+        )
         if (np.asarray(one) != np.asarray(other, np.float32)).any()
     ]
     assert moved and all("attn2" in name for name in moved)

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 @pytest.fixture(scope="module")
 def sd():
     sd = tasks.model("v_prediction", in_channels=7, num_class_embeds=1000, only_cross_attention=(True, False))
-    vae = sd.networks.vae.clone(config=dataclasses.replace(sd.networks.vae.config, scaling_factor=0.08333))
-    sd = sd.replace(networks=dataclasses.replace(sd.networks, vae=vae))  # diffusers' pipeline has no other
+    vae = sd.networks["vae"].clone(config=dataclasses.replace(sd.networks["vae"].config, scaling_factor=0.08333))
+    sd = sd.with_networks(vae=vae)  # diffusers' pipeline has no other
     return sd.replace(low_schedule=Schedule(beta_start=0.0001, beta_end=0.02))
 
 

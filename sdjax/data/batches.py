@@ -152,7 +152,7 @@ def side(data: Data, sd: StableDiffusion) -> int:
 
     Raises SettingError for one that the autoencoder cannot halve evenly.
     """
-    size = data.size or sd.networks.unet.config.sample_size * sd.factor
+    size = data.size or sd.networks["unet"].config.sample_size * sd.factor
     if size % sd.factor:
         raise SettingError("data.size", size, f"a multiple of {sd.factor} for this model")
     return size

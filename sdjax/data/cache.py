@@ -81,7 +81,13 @@ def cached(source: Examples, sd: StableDiffusion, folder: str | Path, size: int,
     pictures = _file(folder, ["pictures", source.fingerprint(), size], lambda file: _draw(source, size, file))
     if not encode:
         return Cached(source, pictures)
-    name = ["moments", source.fingerprint(), size, trees.digest(sd.vae), str(np.dtype(sd.networks.vae.dtype))]
+    name = [
+        "moments",
+        source.fingerprint(),
+        size,
+        trees.digest(sd.parts["vae"]),
+        str(np.dtype(sd.networks["vae"].dtype)),
+    ]
     return Cached(source, pictures, _file(folder, name, lambda file: _encode(pictures, sd, file)))
 
 

@@ -83,8 +83,8 @@ def preservation(strength: float) -> Callable:
     """
 
     def regulariser(sd, z_t, t, cond, prediction):
-        parts = {part: trees.merge(getattr(sd, part), tree) for part, tree in sd.reference["base"].items()}
-        base = sd.replace(**parts)
+        parts = {part: trees.merge(sd.parts[part], tree) for part, tree in sd.reference["base"].items()}
+        base = sd.with_parts(**parts)
         before, _ = base.denoise(z_t, t, {**cond, **base.condition(cond["ids"])}, i=0)
         return strength * masked_mean(squared(prediction, jax.lax.stop_gradient(before)))
 

@@ -71,7 +71,7 @@ class Schedule:
         _whole("steps_offset", self.steps_offset, 0)
         for name in ("beta_start", "beta_end"):
             value = getattr(self, name)
-            if not (isinstance(value, numbers.Real) and 0 < value < 1):
+            if not (isinstance(value, numbers.Real) and 0 < float(value) < 1):
                 raise ValueError(f"{name}={value!r}: expected a number above 0 and below 1")
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             raise ValueError(

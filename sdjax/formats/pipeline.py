@@ -18,7 +18,6 @@ from sdjax.formats.storage import files, parameters
 from sdjax.methods.clip import CLIP
 from sdjax.models.clip import ImageConfig, ImageEncoder, TextConfig
 from sdjax.models.critics import LPIPS
-from sdjax.stable_diffusion import Networks
 from sdjax.text.tokenizer import Tokenizer, byte_vocabulary
 
 POCKET = pathlib.Path(__file__).parents[1] / "pocket"
@@ -87,11 +86,9 @@ def load(
         sd = autoencoder.put(sd, vae, dtype)
     if vision is not None:
         network, params = _load_vision(vision, dtype, variant)
-        parts = {name: getattr(sd.networks, name) for name in folder.REQUIRED}
         # A text projection into the embeddings of another image encoder means nothing.
         others = {name: tree for name, tree in (sd.reference or {}).items() if name != CLIP}
-        networks = Networks(**parts, image_encoder=network)
-        sd = sd.replace(image_encoder=params, networks=networks, reference=others or None)
+        sd = sd.replace(reference=others or None).with_networks(image_encoder=network).with_parts(image_encoder=params)
     if perceptual is not None:
         sd = sd.replace(reference={**(sd.reference or {}), LPIPS: lpips.read(perceptual, dtype)})
     return sd

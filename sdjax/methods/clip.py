@@ -47,9 +47,9 @@ class Clip(Method):
         Projection and temperature go on where the model holds them, else start as CLIP's.
         Raises ValueError when the model has no image encoder.
         """
-        if sd.image_encoder is None:
+        if "image_encoder" not in sd.parts:
             raise ValueError("method=Clip: the model has no image_encoder; give it one with vision=FOLDER")
-        width, out = sd.networks.text_encoder.config.hidden_size, sd.networks.image_encoder.config.projection_dim
+        width, out = sd.networks["text_encoder"].config.hidden_size, sd.networks["image_encoder"].config.projection_dim
         reference = dict(sd.reference or {})
         held = reference.pop(CLIP, None)
         if held is not None:
@@ -61,20 +61,18 @@ class Clip(Method):
             if key is not None:
                 kernel = jax.random.normal(key, kernel.shape) * width**-0.5  # CLIP's initialisation
         trained = {
-            "text_encoder": trees.copy(sd.text_encoder, jnp.float32),
-            "image_encoder": trees.copy(sd.image_encoder, jnp.float32),
+            "text_encoder": trees.copy(sd.parts["text_encoder"], jnp.float32),
+            "image_encoder": trees.copy(sd.parts["image_encoder"], jnp.float32),
             "text_projection": kernel,
             "logit_scale": scale,
         }
-        return trained, sd.replace(text_encoder={}, image_encoder={}, reference=reference or None)
+        return trained, sd.replace(reference=reference or None).with_parts(text_encoder={}, image_encoder={})
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with the trained encoders, projection and temperature."""
         held = {"text_projection": {"kernel": trained["text_projection"]}, "logit_scale": trained["logit_scale"]}
-        return frozen.replace(
-            text_encoder=trained["text_encoder"],
-            image_encoder=trained["image_encoder"],
-            reference={**(frozen.reference or {}), CLIP: held},
+        return frozen.replace(reference={**(frozen.reference or {}), CLIP: held}).with_parts(
+            text_encoder=trained["text_encoder"], image_encoder=trained["image_encoder"]
         )
 
     def loss(self, frozen, trained, batch, key, step, axis=None):
@@ -98,7 +96,7 @@ class Clip(Method):
 
 def embed_images(sd, pixels):
     """Returns unit image embeddings [B P] of pixels [B H W 3] in [-1, 1]."""
-    seen = clip_pixels(pixels, sd.networks.image_encoder.config.image_size)
+    seen = clip_pixels(pixels, sd.networks["image_encoder"].config.image_size)
     return _unit(sd.call("image_encoder", seen)[0])
 
 

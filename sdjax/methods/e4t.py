@@ -66,7 +66,7 @@ class E4T(Method):
         key=None: head and offsets are shapes; SD 1.5's offsets are 143 million numbers to draw, which a file replaces.
         Raises ValueError when the domain word is not one token or the model has no image encoder.
         """
-        if sd.image_encoder is None:
+        if "image_encoder" not in sd.parts:
             raise ValueError("method=E4T: the model has no image_encoder; give it one with vision=FOLDER")
         domain = sd.tokenizer.ids(self.domain)
         if len(domain) != 1:
@@ -76,22 +76,22 @@ class E4T(Method):
         if not (sd.reference and "unet" in sd.reference):
             sd = sd.replace(reference={**(sd.reference or {}), "unet": half(sd), "empty": empty(sd)})
         sd = sd.replace(reference={**sd.reference, "domain": jnp.array(domain, jnp.int32)})
-        trained = {"head": self.head(sd, k_head), "offsets": offsets.create(sd.unet, k_offsets)}
+        trained = {"head": self.head(sd, k_head), "offsets": offsets.create(sd.parts["unet"], k_offsets)}
         if self.vision:
-            trained["vision"] = trees.copy(sd.image_encoder, jnp.float32)
+            trained["vision"] = trees.copy(sd.parts["image_encoder"], jnp.float32)
         return trained, sd
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with the offsets in its weights and the encoder as a conditioner."""
-        unet = offsets.apply(frozen.unet, trained["offsets"])
-        return frozen.replace(unet=unet).add(conditioners=self._encoder(frozen, trained))
+        unet = offsets.apply(frozen.parts["unet"], trained["offsets"])
+        return frozen.with_parts(unet=unet).add(conditioners=self._encoder(frozen, trained))
 
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
         """Returns the encoder, the offsets by weight, what the encoder reads and the picture that it looked at.
 
         It belongs into the model without it: `frozen` as it is.
         """
-        own = {**trained, "offsets": offsets.by_name(frozen.unet, trained["offsets"])}
+        own = {**trained, "offsets": offsets.by_name(frozen.parts["unet"], trained["offsets"])}
         own["reference"] = {name: frozen.reference[name] for name in REFERENCE}
         if "concept" in frozen.reference:
             own["concept"] = frozen.reference["concept"]
@@ -104,7 +104,7 @@ class E4T(Method):
         return _seen(self._encoder(frozen, trained), frozen, pixels)
 
     def _encoder(self, frozen, trained):
-        tower = trained.get("vision", frozen.image_encoder)
+        tower = trained.get("vision", frozen.parts["image_encoder"])
         word, level = frozen.words[self.word], self.features == "level"
         return Encoder(trained["head"], tower, word, self.scale, self.penalty, level)
 
@@ -112,19 +112,19 @@ class E4T(Method):
         """Returns the head's parameters: {"clip": {layer: linear D -> D}, "final": linear -> C, zero}; or shapes."""
         if key is None:
             return jax.eval_shape(lambda: self.head(sd, jax.random.key(0)))
-        vision, unet = sd.networks.image_encoder.config, sd.networks.unet.config
+        vision, unet = sd.networks["image_encoder"].config, sd.networks["unet"].config
         width, layers = vision.hidden_size, vision.num_hidden_layers // 2
         maps = map_widths(unet)
         pooled = sum(maps[i] for i in level_maps(unet)) if self.features == "level" else sum(maps)
         kernels = jax.random.normal(key, (layers, width, width)) * width**-0.5
         clip = {str(i): {"kernel": kernels[i], "bias": jnp.zeros(width)} for i in range(layers)}
-        context = trees.flatten(sd.text_encoder)[TOKENS].shape[1]
+        context = trees.flatten(sd.parts["text_encoder"])[TOKENS].shape[1]
         return {"clip": clip, "final": {"kernel": jnp.zeros((width + pooled, context)), "bias": jnp.zeros(context)}}
 
 
 def half(sd):
     """Returns the weights of sd's UNet that its features come from."""
-    return trees.partition(sd.unet, HALF)[0]
+    return trees.partition(sd.parts["unet"], HALF)[0]
 
 
 def empty(sd):
@@ -196,12 +196,12 @@ class Encoder(struct.PyTreeNode):
     def maps(self, sd, z, t):
         """Returns the pretrained UNet's feature maps of z with the empty prompt, without offsets and hooks."""
         empty = jnp.broadcast_to(sd.reference["empty"], (len(z), *sd.reference["empty"].shape[1:]))
-        _, maps = sd.networks.unet.apply({"params": sd.reference["unet"]}, z, t, empty, features_only=True)
-        return [maps[k] for k in level_maps(sd.networks.unet.config)] if self.level else maps
+        _, maps = sd.networks["unet"].apply({"params": sd.reference["unet"]}, z, t, empty, features_only=True)
+        return [maps[k] for k in level_maps(sd.networks["unet"].config)] if self.level else maps
 
     def see(self, sd, pixels):
         """Returns the class tokens of all CLIP layers [B n D], float32, for pixels [B H W 3] in [-1, 1]."""
-        network = sd.networks.image_encoder
+        network = sd.networks["image_encoder"]
         _, classes, _ = network.apply({"params": self.tower}, clip_pixels(pixels, network.config.image_size))
         return classes.astype(jnp.float32)
 

@@ -46,16 +46,16 @@ class Full(Method):
         """
         trained, rest = {}, {}
         for part in self.parts:
-            tree = getattr(sd, part, None)
+            tree = sd.parts.get(part)
             if not isinstance(tree, dict):
                 raise SettingError("parts", part, "parts of this model, of unet, vae, text_encoder, image_encoder")
             chosen, rest[part] = trees.partition(tree, self.pattern)
             if not chosen:
                 raise SettingError("pattern", self.pattern, f"a match among the names of {part}'s weights")
             trained[part] = trees.copy(chosen, jnp.float32)
-        sd = sd.replace(**rest)
+        sd = sd.with_parts(**rest)
         return trained, sd.replace(reference={**(sd.reference or {}), BASE: trees.copy(trained)}) if self.keep else sd
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with the trained weights in their places."""
-        return frozen.replace(**{part: trees.merge(getattr(frozen, part), trained[part]) for part in self.parts})
+        return frozen.with_parts(**{part: trees.merge(frozen.parts[part], trained[part]) for part in self.parts})

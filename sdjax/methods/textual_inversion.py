@@ -38,7 +38,7 @@ class TextualInversion(Method):
         Raises ValueError when the model knows the word with another number of vectors.
         """
         sd = sd.add_word(self.word, self.vectors, self.init or None)
-        rows = trees.flatten(sd.text_encoder)[TOKENS][sd.words[self.word]]
+        rows = trees.flatten(sd.parts["text_encoder"])[TOKENS][sd.words[self.word]]
         return {"rows": rows.astype(jnp.float32)}, sd
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:

@@ -83,10 +83,10 @@ class Vae(Method):
 
         Raises ValueError when no weight matches `pattern`, and for a perceptual loss without a network for it.
         """
-        if self.perceptual and sd.image_encoder is None and critics.LPIPS not in (sd.reference or {}):
+        if self.perceptual and "image_encoder" not in sd.parts and critics.LPIPS not in (sd.reference or {}):
             wanted = "0, since the model has neither LPIPS nor an image_encoder; give perceptual=FILE or vision=FOLDER"
             raise SettingError("perceptual", self.perceptual, wanted)
-        chosen, rest = trees.partition(sd.vae, self.pattern)
+        chosen, rest = trees.partition(sd.parts["vae"], self.pattern)
         if not chosen:
             raise SettingError("pattern", self.pattern, "a match among the names of vae's weights")
         trained = {"vae": trees.copy(chosen, jnp.float32)}
@@ -96,11 +96,11 @@ class Vae(Method):
             if key is None:
                 init, key = functools.partial(jax.eval_shape, init), jax.random.key(0)
             trained["critic"] = init(key, jnp.zeros((1, side, side, 3)))["params"]
-        return trained, sd.replace(vae=rest)
+        return trained, sd.with_parts(vae=rest)
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with the trained autoencoder."""
-        return frozen.replace(vae=trees.merge(frozen.vae, trained["vae"]))
+        return frozen.with_parts(vae=trees.merge(frozen.parts["vae"], trained["vae"]))
 
     def loss(self, frozen, trained, batch, key, step, axis=None):
         """Returns (autoencoder loss + discriminator loss, metrics) of pixels [B H W 3] in [-1, 1].
@@ -136,9 +136,9 @@ class Vae(Method):
         encode = jax.jit(lambda sd, x: jnp.split(sd.moments(x), 2, axis=-1)[0])
         means = [encode(sd, batch["pixels"]) for batch, _ in zip(data.iterate(), range(16), strict=False)]
         factor = round(float(1 / jnp.std(jnp.stack(means))), 5)
-        network = frozen.networks.vae
+        network = frozen.networks["vae"]
         network = network.clone(config=dataclasses.replace(network.config, scaling_factor=factor))
-        return frozen.replace(networks=dataclasses.replace(frozen.networks, vae=network)), trained
+        return frozen.with_networks(vae=network), trained
 
     def _distance(self, sd, x, made):
         error = jnp.mean(jnp.abs(x - made)) if self.recon == "l1" else jnp.mean((x - made) ** 2)
@@ -146,7 +146,7 @@ class Vae(Method):
             return error
         if critics.LPIPS in (sd.reference or {}):
             return error + self.perceptual * jnp.mean(critics.lpips(sd.reference[critics.LPIPS], x, made))
-        size = sd.networks.image_encoder.config.image_size
+        size = sd.networks["image_encoder"].config.image_size
         features = [sd.call("image_encoder", clip_pixels(pixels, size), method="states") for pixels in (x, made)]
         return error + self.perceptual * jnp.mean(critics.feature_distance(*features))
 
@@ -166,11 +166,11 @@ class Vae(Method):
             return -jnp.mean(judge.apply({"params": still(trained["critic"])}, pixels))
 
         def decode(kernel):  # XLA finds that this decoding is the one already made
-            return sd.replace(vae=trees.edit(sd.vae, r"^decoder\.conv_out\.kernel$", lambda _, w: kernel)).decode(
-                still(z)
-            )
+            return sd.with_parts(
+                vae=trees.edit(sd.parts["vae"], r"^decoder\.conv_out\.kernel$", lambda _, w: kernel)
+            ).decode(still(z))
 
-        last = trees.flatten(sd.vae)["decoder.conv_out.kernel"]
+        last = trees.flatten(sd.parts["vae"])["decoder.conv_out.kernel"]
         by_error = jax.grad(lambda k: self._distance(sd, x, decode(k)))(still(last))
         by_fool = jax.grad(lambda k: fool(decode(k)))(still(last))
         if axis is not None:

@@ -18,9 +18,11 @@ def latents(z: jax.Array, lost: jax.Array, steps: int, advice: str) -> jax.Array
     lost: int32 [B], the step, counted from 1, after which each was not finite for the first time; 0 for none.
     Raises ValueError that names the first such step and ends in what is expected, `advice`.
     """
-    lost = np.asarray(lost)
-    if lost.any():
-        where = f"from step {lost[lost > 0].min()} of {steps} on, in {np.count_nonzero(lost)} of {len(lost)} pictures"
+    began = np.asarray(lost)
+    if began.any():
+        where = (
+            f"from step {began[began > 0].min()} of {steps} on, in {np.count_nonzero(began)} of {len(began)} pictures"
+        )
         raise ValueError(f"latents: not finite {where}; expected {advice}")
     return z
 

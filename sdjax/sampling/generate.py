@@ -270,16 +270,16 @@ def latent_shape(sd, size=None):
     Raises ValueError for a side that is not a positive multiple of what the model halves it to, and for a picture that
     would not fit into memory.
     """
-    config = sd.networks.unet.config
+    config = sd.networks["unet"].config
     if size is None:
         sides = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else tuple(config.sample_size)
-        return (*sides, sd.networks.vae.config.latent_channels)
+        return (*sides, sd.networks["vae"].config.latent_channels)
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < sd.factor or height % sd.factor or width % sd.factor:
         near = tuple(max(sd.factor, round(side / sd.factor) * sd.factor) for side in (height, width))
         raise ValueError(f"size={size!r}: sides must be positive multiples of {sd.factor}, such as {near}")
     memory.check(sd, (height // sd.factor, width // sd.factor), 1)
-    return height // sd.factor, width // sd.factor, sd.networks.vae.config.latent_channels
+    return height // sd.factor, width // sd.factor, sd.networks["vae"].config.latent_channels
 
 
 # ---- between pixels and latents ------------------------------------------------------------------
@@ -330,7 +330,7 @@ def run(sd, job, start, *, z=None, skipped=0, cond=None, extra=None, region=None
 
 def _groups(sd, job, before):
     """Returns the places of the prompts that are made together, a list for each size."""
-    if job.grammar == "plain" or sd.text_encoder is None:
+    if job.grammar == "plain" or "text_encoder" not in sd.parts:
         return [range(len(job.prompts))]
     unwanted, groups = job.negative if job.guided else None, {}
     sizes = conditioning.sizes(sd, job.prompts, unwanted, steps=job.steps, grammar=job.grammar, before=before)
@@ -381,14 +381,14 @@ def _run(sd, job, start, z, cond, extra, region, *, skipped, before):
     cond, keys, z = place((cond, job.keys, z))
     with memory.told(size, count), _bar(int(plan.rows), job.progress) as tick:
         made, lost = jax.block_until_ready(_sample(sd.bare, cond, start, keys, plan, z, fresh, tick=tick))
-    dtype = jnp.dtype(sd.networks.unet.dtype).name
+    dtype = jnp.dtype(sd.networks["unet"].dtype).name
     advice = f"finite weights, and guidance={job.guidance:g} and dtype={dtype} that suit them"
     return finite.latents(made, lost, int(plan.steps), advice)
 
 
 def _texts(sd, job, before):
     """Returns (sd, cond, negative), negative None without guidance."""
-    if sd.text_encoder is None:  # LDM-SR reads no words
+    if "text_encoder" not in sd.parts:  # LDM-SR reads no words
         return sd, {}, None
     sd = sd.replace(conditioners=tuple(c.replace(skip=job.skip) if hasattr(c, "skip") else c for c in sd.conditioners))
     if job.grammar != "plain":
@@ -408,7 +408,7 @@ def words(sd, prompts, skip=0):
 
 def _extra_channels(sd, job, start, extra):
     """Returns the extra channels that the UNet takes beside the latent; an inpainting model without any sees a hole."""
-    taken, latent = sd.networks.unet.config.in_channels, start.shape[-1]
+    taken, latent = sd.networks["unet"].config.in_channels, start.shape[-1]
     given = 0 if extra is None else extra.shape[-1]
     if extra is None and taken == 2 * latent + 1:
         grey = np.full((len(start), *(side * sd.factor for side in start.shape[1:3]), 3), 127.5, np.float32)

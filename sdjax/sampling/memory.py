@@ -76,13 +76,13 @@ def needed(sd, sides, rows, controls=0):
     controls: how many ControlNets act.  The UNet's share or the decoder's, whichever is larger, and the pictures.
     """
     pixels = rows * sides[0] * sides[1] * sd.factor**2
-    decoder = DECODED * min(pixels, AT_ONCE) * sd.networks.vae.config.block_out_channels[0] // 128
+    decoder = DECODED * min(pixels, AT_ONCE) * sd.networks["vae"].config.block_out_channels[0] // 128
     return max(unet(sd, sides, rows, controls), decoder) + 12 * pixels
 
 
 def unet(sd, sides, rows, controls=0):
     """Returns about how many bytes one call of the UNet, and of ControlNets before it, takes beside the weights."""
-    config, dtype, length = sd.networks.unet.config, jnp.dtype(sd.networks.unet.dtype), sides[0] * sides[1]
+    config, dtype, length = sd.networks["unet"].config, jnp.dtype(sd.networks["unet"].dtype), sides[0] * sides[1]
     width, heads = config.block_out_channels[0], max(config.levels("attention_head_dim"))
     kept = (KEPT + CONTROLLED * controls) * dtype.itemsize
     return rows * length * width * kept + _scores(jax.ShapeDtypeStruct((rows, length, heads, width // heads), dtype))

@@ -116,7 +116,7 @@ def _measure(
     method: str,
 ) -> dict[str, tuple[Array, Array, Array]]:
     watch = _Norms(known, share)
-    hooks.apply("vae", sd.networks.vae, sd.vae, (*sd.hooks, watch), x, method=method, only="fine")
+    hooks.apply("vae", sd.networks["vae"], sd.parts["vae"], (*sd.hooks, watch), x, method=method, only="fine")
     return watch.measured
 
 
@@ -125,7 +125,7 @@ def _apply(
     sd: StableDiffusion, x: Float[Array, "B h w D"], known: Moments | None, method: str
 ) -> Float[Array, "B H W C"]:
     watch = _Norms(known)
-    return hooks.apply("vae", sd.networks.vae, sd.vae, (*sd.hooks, watch), x, method=method, only="fine")
+    return hooks.apply("vae", sd.networks["vae"], sd.parts["vae"], (*sd.hooks, watch), x, method=method, only="fine")
 
 
 class _Norms:

@@ -49,7 +49,7 @@ def upscale(
     job = generate.Job(prompts, **{"steps": 75, "guidance": 9.0, **settings})
     if not 0 <= noise_level <= MAX_NOISE_LEVEL:
         raise ValueError(f"noise_level={noise_level}: expected 0 to {MAX_NOISE_LEVEL}")
-    if sd.networks.unet.config.num_class_embeds is None:
+    if sd.networks["unet"].config.num_class_embeds is None:
         raise ValueError("the UNet takes no noise level: expected an upscaler")
     small = to_pixels(fitted(pictures, len(job.prompts), size, resize))
     level = jnp.full(len(small), noise_level, jnp.int32)
@@ -76,7 +76,7 @@ def super_resolve(
     Raises ValueError for guidance, and for a model with another task.
     Source: Rombach et al. 2022, section 4.4 and the model bsr_sr; the low-resolution picture is seen as it is.
     """
-    if sd.text_encoder is not None:
+    if "text_encoder" in sd.parts:
         raise ValueError("the model reads words: expected LDM-SR; a Stable Diffusion upscaler is for `upscale`")
     pictures = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
     job = generate.Job([""] * len(pictures), **{"steps": 75, "guidance": 1.0, **settings})
@@ -94,7 +94,7 @@ def _enlarged(
     overlap: int,
 ) -> UInt8[np.ndarray, "B 4*h 4*w 3"]:
     """Returns the pictures that a network makes which sees `low` [B h w 3] behind its latent of the same size."""
-    noise = job.start_noise((*low.shape[1:3], sd.networks.vae.config.latent_channels))
+    noise = job.start_noise((*low.shape[1:3], sd.networks["vae"].config.latent_channels))
 
     def part(both):
         start, seen = both[..., : noise.shape[-1]], both[..., noise.shape[-1] :]

@@ -28,7 +28,7 @@ def of(sd: StableDiffusion, name: str = "") -> Task:
         return tasks[name]
     fitting = [task for task in tasks.values() if task.matches(sd)]
     if not fitting:
-        taken, latent = sd.networks.unet.config.in_channels, sd.networks.vae.config.latent_channels
+        taken, latent = sd.networks["unet"].config.in_channels, sd.networks["vae"].config.latent_channels
         raise SettingError(
             "task",
             name,

@@ -33,12 +33,12 @@ class Inpainting(Task):
     def matches(self, sd: StableDiffusion) -> bool:
         """Returns whether the UNet reads a mask and a second latent."""
         taken, latent = channels(sd)
-        return taken == 2 * latent + 1 and sd.text_encoder is not None
+        return taken == 2 * latent + 1 and "text_encoder" in sd.parts
 
     def prepare(self, sd: StableDiffusion, key: Array) -> StableDiffusion:
         """Returns sd whose UNet reads 2c + 1 channels, of a plain model or one for inpainting."""
         taken, latent = channels(sd)
-        if taken not in (latent, 2 * latent + 1) or sd.text_encoder is None:
+        if taken not in (latent, 2 * latent + 1) or "text_encoder" not in sd.parts:
             raise SettingError("task", self.name, f"a task of the model, whose UNet reads {taken} channels")
         return widened(sd, 2 * latent + 1)
 

@@ -55,20 +55,18 @@ class Task(Protocol):
 
 def widened(sd: StableDiffusion, channels: int) -> StableDiffusion:
     """Returns sd whose UNet reads `channels` in place of its latent's own, the new ones with weights of zero."""
-    network = sd.networks.unet
+    network = sd.networks["unet"]
 
     def change(name, kernel):  # [3 3 in out]
         return jnp.pad(kernel, ((0, 0), (0, 0), (0, channels - kernel.shape[2]), (0, 0)))
 
     network = network.clone(config=replace(network.config, in_channels=channels))
-    return sd.replace(
-        unet=trees.edit(sd.unet, r"^conv_in\.kernel$", change), networks=replace(sd.networks, unet=network)
-    )
+    return sd.with_networks(unet=network).with_parts(unet=trees.edit(sd.parts["unet"], r"^conv_in\.kernel$", change))
 
 
 def channels(sd: StableDiffusion) -> tuple[int, int]:
     """Returns (channels that the UNet reads, channels of a latent)."""
-    return sd.networks.unet.config.in_channels, sd.networks.vae.config.latent_channels
+    return sd.networks["unet"].config.in_channels, sd.networks["vae"].config.latent_channels
 
 
 def tiles(x: Array | np.ndarray, factor: int) -> Array:

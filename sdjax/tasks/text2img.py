@@ -18,7 +18,7 @@ class TextToImage(Task):
     def matches(self, sd: StableDiffusion) -> bool:
         """Returns whether the UNet reads a latent's channels alone, and words."""
         taken, latent = channels(sd)
-        return taken == latent and sd.text_encoder is not None
+        return taken == latent and "text_encoder" in sd.parts
 
     def prepare(self, sd: StableDiffusion, key: Array) -> StableDiffusion:
         """Returns sd; refuses a model whose UNet reads more."""

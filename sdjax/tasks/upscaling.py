@@ -32,21 +32,21 @@ class Upscaling(Task):
     def matches(self, sd: StableDiffusion) -> bool:
         """Returns whether the UNet reads a picture beside the latent, a level of noise, and words."""
         taken, latent = channels(sd)
-        labels = sd.networks.unet.config.num_class_embeds
-        return taken == latent + SMALL and labels is not None and sd.text_encoder is not None
+        labels = sd.networks["unet"].config.num_class_embeds
+        return taken == latent + SMALL and labels is not None and "text_encoder" in sd.parts
 
     def prepare(self, sd: StableDiffusion, key: Array) -> StableDiffusion:
         """Returns sd whose UNet reads three channels more and a level, whose embedding starts at zero."""
         taken, latent = channels(sd)
         if self.matches(sd):
             return sd
-        if taken != latent or sd.text_encoder is None:
+        if taken != latent or "text_encoder" not in sd.parts:
             raise SettingError("task", self.name, f"a task of the model, whose UNet reads {taken} channels")
         sd = widened(sd, latent + SMALL)
-        width = trees.flatten(sd.unet)["time_embedding.linear_2.bias"].shape[0]
-        network = sd.networks.unet.clone(config=replace(sd.networks.unet.config, num_class_embeds=CLASSES))
+        width = trees.flatten(sd.parts["unet"])["time_embedding.linear_2.bias"].shape[0]
+        network = sd.networks["unet"].clone(config=replace(sd.networks["unet"].config, num_class_embeds=CLASSES))
         levels = {"class_embedding": {"embedding": jnp.zeros((CLASSES, width))}}
-        return sd.replace(unet={**sd.unet, **levels}, networks=replace(sd.networks, unet=network))
+        return sd.with_networks(unet=network).with_parts(unet={**sd.parts["unet"], **levels})
 
     def inputs(self, sd: StableDiffusion, batch: Mapping[str, Array], key: Array) -> Cond:
         """Returns {"extra" [B h w 3], "class_labels" [B]}."""

@@ -238,7 +238,9 @@ def _digest(settings, sd):
     them.
     """
     new = settings.model.startswith("new:")
-    return trees.digest((settings.model, sd.image_encoder if settings.vision else None, sd.reference) if new else sd)
+    return trees.digest(
+        (settings.model, sd.parts["image_encoder"] if settings.vision else None, sd.reference) if new else sd
+    )
 
 
 def _rounded(frozen, dtype):

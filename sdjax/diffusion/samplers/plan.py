@@ -224,7 +224,7 @@ def sample(
         output = to_output[k, 0] * x + to_output[k, 1] * prediction
         known = [x, base, output, *past[:-1]] + ([fresh(plan_draw[k])] if plan.stochastic else [])
         x, base = _combine(to_x[k], known), _combine(to_base[k], known)
-        broken = (lost == 0) & ~jnp.isfinite(x).reshape(len(x), -1).all(1)
+        broken = (lost == 0) & ~jnp.isfinite(x).reshape(len(noise), -1).all(1)
         return x, base, (output, *past[:-1]), jnp.where(broken, plan_step[k] + 1, lost)
 
     plan_t, plan_step, plan_draw, to_output, to_x, to_base = (

@@ -14,7 +14,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 from flax import struct
@@ -247,14 +247,14 @@ def _put(sd, base, items):
     _, old = _taken(sd)
     first, added = len(base.hooks), sum(item.adapter.hook is not None for item in old)
     hooks = (item.adapter.hook.replace(strength=jnp.float32(item.strength)) for item in items if item.adapter.hook)
-    text_encoder = sd.networks.text_encoder.clone(config=base.networks.text_encoder.config)
-    made = _without_record(sd).replace(
-        unet=_edited(base, "unet", items),
-        text_encoder=_edited(base, "text_encoder", items),
-        words=base.words,
-        tokenizer=base.tokenizer,
-        networks=replace(sd.networks, text_encoder=text_encoder),
-        hooks=(*sd.hooks[:first], *hooks, *sd.hooks[first + added :]),
+    text_encoder = sd.networks["text_encoder"].clone(config=base.networks["text_encoder"].config)
+    made = (
+        _without_record(sd)
+        .replace(
+            words=base.words, tokenizer=base.tokenizer, hooks=(*sd.hooks[:first], *hooks, *sd.hooks[first + added :])
+        )
+        .with_networks(text_encoder=text_encoder)
+        .with_parts(unet=_edited(base, "unet", items), text_encoder=_edited(base, "text_encoder", items))
     )
     for item in items:
         made = embeddings.add(made, item.adapter.words, item.path)
@@ -269,4 +269,4 @@ def _edited(base, part, items):
     for item in items:
         for name, edit in item.adapter.edits.get(part, {}).items():
             stacks[name] = (*stacks.get(name, ()), (edit, item.unet if part == "unet" else item.strength))
-    return lora.merge(getattr(base, part), stacks) if stacks else getattr(base, part)
+    return lora.merge(base.parts[part], stacks) if stacks else base.parts[part]

@@ -49,13 +49,13 @@ class E4TFolder(Format):
     def read(self, file: Path, sd: StableDiffusion) -> Adapter:
         """Returns what a model's e4t/ holds, weights in float32."""
         folder = Path(file) / "e4t"
-        config, unet = _settings(folder), parameters.template(sd.networks.unet)
+        config, unet = _settings(folder), parameters.template(sd.networks["unet"])
         method = E4T(**{name: config[name] for name in FIELDS})
 
         def read(stem, like):
             return parameters.read_tree(files.open_weights(folder, stem), like, "float32")
 
-        like = {"head": method.head(sd), **({"vision": sd.image_encoder} if method.vision else {})}
+        like = {"head": method.head(sd), **({"vision": sd.parts["image_encoder"]} if method.vision else {})}
         own = read("encoder", like)
         own["offsets"] = read(
             "offsets", jax.eval_shape(lambda stacked: offsets.by_name(unet, stacked), offsets.create(unet))
@@ -93,9 +93,9 @@ class E4TFolder(Format):
                 raise SettingError(name, getattr(method, name), wanted)
         own.pop("concept", None)
         if "vision" in own and not method.vision:
-            frozen = frozen.replace(image_encoder=own.pop("vision"))
+            frozen = frozen.with_parts(image_encoder=own.pop("vision"))
         frozen = frozen.replace(reference={**frozen.reference, **own.pop("reference", {})})
-        unet = parameters.template(frozen.networks.unet)
+        unet = parameters.template(frozen.networks["unet"])
         return {**trained, **own, "offsets": offsets.by_shape(unet, own["offsets"])}, frozen
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:

@@ -111,7 +111,7 @@ def _tensor(values):
 
 def check(sd, words, path):
     """Raises ValueError, naming the file, for rows {word: rows [n C]} of another width than the text encoder's."""
-    width = trees.flatten(sd.text_encoder)[TOKENS].shape[1]
+    width = trees.flatten(sd.parts["text_encoder"])[TOKENS].shape[1]
     for rows in words.values():
         if rows.shape[1] != width:
             raise ValueError(f"{path}: rows of width {rows.shape[1]}; this model's text encoder takes {width}")
@@ -133,16 +133,13 @@ def add(sd, words, path):
 
 def taken(sd):
     """Returns (sd without placeholder words, {word: float32 rows [n C]}), for formats with no place for words."""
-    table = trees.flatten(sd.text_encoder)[TOKENS]
+    table = trees.flatten(sd.parts["text_encoder"])[TOKENS]
     words = {word: np.asarray(table[ids], np.float32) for word, ids in sd.words.items()}
     tokenizer = replace(sd.tokenizer, added=tuple(token for token in sd.tokenizer.added if token["special"]))
-    network = sd.networks.text_encoder
+    network = sd.networks["text_encoder"]
     network = network.clone(config=replace(network.config, vocab_size=tokenizer.size))
-    return sd.replace(
-        tokenizer=tokenizer,
-        words={},
-        networks=replace(sd.networks, text_encoder=network),
-        text_encoder=trees.edit(sd.text_encoder, f"^{TOKENS}$", lambda name, weight: weight[: tokenizer.size]),
+    return sd.replace(tokenizer=tokenizer, words={}).with_networks(text_encoder=network).with_parts(
+        text_encoder=trees.edit(sd.parts["text_encoder"], f"^{TOKENS}$", lambda name, weight: weight[: tokenizer.size])
     ), words
 
 
@@ -159,9 +156,9 @@ def write(path, words, about=None):
 
 def _with_room(sd, rows):
     """Returns sd whose token table has place for more rows, in whole blocks."""
-    table = trees.flatten(sd.text_encoder)[TOKENS]
+    table = trees.flatten(sd.parts["text_encoder"])[TOKENS]
     wanted = -(-(sd.tokenizer.size + rows) // BLOCK) * BLOCK
     if sd.tokenizer.size + rows <= len(table):
         return sd
     grown = jnp.concatenate([table, jnp.zeros((wanted - len(table), table.shape[1]), table.dtype)])
-    return sd.replace(text_encoder=trees.edit(sd.text_encoder, f"^{TOKENS}$", lambda name, weight: grown))
+    return sd.with_parts(text_encoder=trees.edit(sd.parts["text_encoder"], f"^{TOKENS}$", lambda name, weight: grown))

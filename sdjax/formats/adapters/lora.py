@@ -130,7 +130,7 @@ def read(tensors, networks, configs, path):
     tensors = _of_one(tensors, path)
     for kind in filter(None, map(_unsupported, tensors)):
         raise ValueError(f"{path}: {kind}: not supported; LoRA, DoRA, LoHa, LoKr and full differences are")
-    places, modules, unknown = spellings(networks.unet, networks.text_encoder), {}, []
+    places, modules, unknown = spellings(networks.parts["unet"], networks.parts["text_encoder"]), {}, []
     for name in tensors:
         place, role = _place(name, places)
         if place is None or role in modules.setdefault(place, {}):
@@ -147,7 +147,7 @@ def read(tensors, networks, configs, path):
         if factors:
             edits[part][f"{module}.kernel"] = Edit(_prepared(factors, module, config, where))
     for part in PARTS:
-        _check_shapes(edits[part], parameters.template(getattr(networks, part)), path)
+        _check_shapes(edits[part], parameters.template(networks[part]), path)
     return edits
 
 

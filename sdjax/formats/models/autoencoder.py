@@ -3,7 +3,6 @@
 sd = put(sd, "vae-ft-mse-840000-ema-pruned.safetensors")        # or a .ckpt or .pt, a diffusers folder, a hub id
 """
 
-import dataclasses
 import os
 import pathlib
 
@@ -29,7 +28,7 @@ def put(sd: StableDiffusion, source: str | pathlib.Path, dtype: DTypeLike | None
     """
     try:
         weights, config = _file(source, sd) if os.path.isfile(source) else _folder(locate(source))
-        old, factor = sd.networks.vae.config, 2 ** (len(config.block_out_channels) - 1)
+        old, factor = sd.networks["vae"].config, 2 ** (len(config.block_out_channels) - 1)
         if (config.latent_channels, factor) != (old.latent_channels, 2 ** (len(old.block_out_channels) - 1)):
             raise ValueError(
                 f"{config.latent_channels} latent channels, sides divided by {factor}; expected the model's"
@@ -40,7 +39,7 @@ def put(sd: StableDiffusion, source: str | pathlib.Path, dtype: DTypeLike | None
         params = parameters.read(weights, network, "vae", dtype)
     except ValueError as error:
         raise ValueError(f"vae={str(source)!r}: {error}") from None
-    return sd.replace(vae=params, networks=dataclasses.replace(sd.networks, vae=network))
+    return sd.with_networks(vae=network).with_parts(vae=params)
 
 
 def locate(source: str | pathlib.Path) -> pathlib.Path:
@@ -63,4 +62,4 @@ def _file(path: str | pathlib.Path, sd: StableDiffusion) -> tuple[files.Stored, 
         raise ValueError("no autoencoder with the original names; expected such a file, or a diffusers folder")
     shapes = {name: weights.shape(place) for name, place in places.items()}
     view = single_file.View(weights, {single_file.VAE + name: (place, None) for name, place in places.items()})
-    return view, infer_config.vae_config(shapes, sd.networks.unet.config)
+    return view, infer_config.vae_config(shapes, sd.networks["unet"].config)

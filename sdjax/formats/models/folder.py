@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jax.typing import DTypeLike
 
 from sdjax.diffusion.schedule import Schedule
@@ -20,7 +21,7 @@ from sdjax.methods.clip import CLIP
 from sdjax.models.clip import MEAN, STD, ImageConfig, ImageEncoder, TextConfig, TextEncoder
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import AutoencoderKL, VaeConfig
-from sdjax.stable_diffusion import TOKENS, Networks, StableDiffusion
+from sdjax.stable_diffusion import TOKENS, StableDiffusion
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.trees import Tree
 
@@ -101,14 +102,13 @@ def assemble(
     Raises ValueError when the tokenizer has more ids than the text encoder's token table has rows.
     """
     if tokenizer is None:
-        return StableDiffusion(
-            **params, text_encoder=None, networks=Networks(**networks, text_encoder=None), schedule=schedule
-        )
+        return StableDiffusion(dict(params), networks=FrozenDict(networks), schedule=schedule)
     rows = networks["text_encoder"].config.vocab_size
     if tokenizer.size > rows:
         raise ValueError(f"tokenizer: {tokenizer.size} ids, but the text encoder's vocab_size is {rows}")
     words = {word: jnp.array(ids, jnp.int32) for word, ids in tokenizer.words.items()}
-    return StableDiffusion(**params, words=words, networks=Networks(**networks), schedule=schedule, tokenizer=tokenizer)
+    frozen = FrozenDict(networks)
+    return StableDiffusion(dict(params), words=words, networks=frozen, schedule=schedule, tokenizer=tokenizer)
 
 
 def read(folder: pathlib.Path, dtype: DTypeLike | None = None, variant: str | None = None) -> StableDiffusion:
@@ -195,8 +195,8 @@ def write(
 ) -> pathlib.Path:
     """Writes the folder of a model, whole or not at all; returns its path.  Arguments: as of pipeline.save."""
     configs = _configs(sd)
-    places = {name: WORDLESS[name][0] if sd.text_encoder is None else name for name in configs}
-    tensors = {name: parameters.write(getattr(sd, name), dtype) for name in configs}
+    places = {name: WORDLESS[name][0] if "text_encoder" not in sd.parts else name for name in configs}
+    tensors = {name: parameters.write(sd.parts[name], dtype) for name in configs}
     size = sum(tensor.bytes for part in tensors.values() for tensor in part.values())
     index = _index(sd, configs)
     with files.new_folder(destination, INDEX, ENTRIES, size) as folder:
@@ -212,7 +212,7 @@ def write(
             files.write_json(folder / name / "scheduler_config.json", scheduler)
         if "image_encoder" in configs:
             (folder / "feature_extractor").mkdir()
-            processor = _processor(sd.networks.image_encoder.config.image_size)
+            processor = _processor(sd.networks["image_encoder"].config.image_size)
             files.write_json(folder / "feature_extractor" / "preprocessor_config.json", processor)
             if CLIP in (sd.reference or {}):
                 (folder / CLIP).mkdir()
@@ -227,7 +227,7 @@ def _configs(sd: StableDiffusion) -> dict[str, dict[str, Any]]:
     """Returns {part: content of its config.json} of the parts that sd has."""
     configs = {}
     for name, part in PARTS.items():
-        network = getattr(sd.networks, name)
+        network = sd.networks.get(name)
         if network is not None:
             configs[name] = network.config.to_json()
             if part.package == "diffusers":
@@ -235,17 +235,17 @@ def _configs(sd: StableDiffusion) -> dict[str, dict[str, Any]]:
             else:  # transformers takes the type of the file without it, diffusers float32: halves that do not fit
                 configs[name]["dtype"] = "float32"
     if "text_encoder" in configs:  # words may have been added since the config was read
-        configs["text_encoder"]["vocab_size"] = len(parameters.trees.flatten(sd.text_encoder)[TOKENS])
+        configs["text_encoder"]["vocab_size"] = len(parameters.trees.flatten(sd.parts["text_encoder"])[TOKENS])
     return configs
 
 
 def _index(sd: StableDiffusion, configs: Collection[str]) -> dict[str, Any]:
     """Returns the content of model_index.json; the pipeline's class follows from the UNet's input channels."""
     scheduler = {"scheduler": ["diffusers", sd.schedule.to_json()["_class_name"]]}
-    if sd.text_encoder is None:
+    if "text_encoder" not in sd.parts:
         head = {"_class_name": LDM_SR, "_diffusers_version": WRITTEN_AS}
         return {**head, **{place: ["diffusers", kind] for place, kind in WORDLESS.values()}, **scheduler}
-    entering, latent = sd.networks.unet.config.in_channels, sd.networks.vae.config.latent_channels
+    entering, latent = sd.networks["unet"].config.in_channels, sd.networks["vae"].config.latent_channels
     fitting = [name for name, channels in PIPELINES.items() if channels(latent) == entering]
     if not fitting:
         raise ValueError(

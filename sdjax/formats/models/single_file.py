@@ -366,12 +366,12 @@ def write(sd: StableDiffusion, destination: str | pathlib.Path, dtype: DTypeLike
         words = ", ".join(sd.words)
         raise ValueError(f"{path}: a single file has no place for the words {words}; save a diffusers folder instead")
     prefixes, tensors = {"unet": UNET, "vae": VAE}, {}
-    if sd.text_encoder is not None:
+    if "text_encoder" in sd.parts:
         prefixes["text_encoder"] = (
-            OPEN_CLIP_PREFIX if sd.networks.text_encoder.config.hidden_act == "gelu" else CLIP_PREFIX
+            OPEN_CLIP_PREFIX if sd.networks["text_encoder"].config.hidden_act == "gelu" else CLIP_PREFIX
         )
     for part, prefix in prefixes.items():
-        tensors |= _renamed(parameters.write(getattr(sd, part), dtype), getattr(sd.networks, part), prefix)
+        tensors |= _renamed(parameters.write(sd.parts[part], dtype), sd.networks[part], prefix)
     metadata = {"format": "pt", NOTES: json.dumps(_said(sd, usual)), **_modelspec(sd, path.stem)}
     with files.new_file(path) as temporary:
         files.write_safetensors(temporary, tensors, metadata)
@@ -434,7 +434,7 @@ def _unused(written: Mapping[str, files.Tensor], config: TextConfig) -> dict[str
 
 def _said(sd: StableDiffusion, usual: bool) -> dict[str, Any]:
     """Returns all that the file's weights do not tell, of CLIP's vocabulary only that it is the usual one."""
-    networks = {name: getattr(sd.networks, name) for name in NETWORKS}
+    networks = {name: sd.networks[name] for name in NETWORKS}
     notes = {name: network.config.to_json() for name, network in networks.items() if network is not None}
     notes["scheduler"] = sd.schedule.to_json()
     if sd.low_schedule is not None:
@@ -449,7 +449,7 @@ def _said(sd: StableDiffusion, usual: bool) -> dict[str, Any]:
 
 def _modelspec(sd: StableDiffusion, title: str) -> dict[str, str]:
     """Returns the metadata by which other tools know a model of a known architecture, {} for other sizes."""
-    unet = sd.networks.unet.config
+    unet = sd.networks["unet"].config
     velocity, size = sd.schedule.prediction_type == "v_prediction", unet.sample_size * sd.factor
     kinds = {
         (768, 4): "stable-diffusion-v1",

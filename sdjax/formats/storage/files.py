@@ -111,7 +111,8 @@ def open_weights(folder: str | pathlib.Path, stem: str, variant: str | None = No
     folder = pathlib.Path(folder)
     infixes = [f".{variant}"] if variant else ["", ".fp16"]
     for ending, name in (("safetensors", stem), ("bin", PICKLED.get(stem, stem))):
-        make, read = (Weights, _tensors) if ending == "safetensors" else (Arrays, arrays)
+        make: Any = Weights if ending == "safetensors" else Arrays
+        read: Any = _tensors if ending == "safetensors" else arrays
         for infix in infixes:
             single, index = folder / f"{name}{infix}.{ending}", folder / f"{name}.{ending}.index{infix}.json"
             if single.is_file():
