@@ -11,17 +11,21 @@ Shapes: B batch, H W pixels, h w latent pixels, c latent channels, L tokens, C t
 """
 
 import functools
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from flax.core import FrozenDict
+from jaxtyping import Array, Float, Float32, Int, Int32, Key, Num, UInt8
 
 import sdjax.models.hooks
 from sdjax import trees
+from sdjax.diffusion.model import Cond
+from sdjax.trees import Tree
 
 TOKENS = "text_model.embeddings.token_embedding.embedding"
 ADAPTERS = "adapters"  # in `reference`: what formats.adapters.attach attached and to what
@@ -50,7 +54,7 @@ class StableDiffusion(struct.PyTreeNode):
     low_schedule: Any = struct.field(pytree_node=False, default=None)
 
     @property
-    def bare(self):
+    def bare(self) -> Self:
         """sd without what no compiled function looks at: tokenizer, placeholders, what adapters were attached to.
 
         So that another word or adapter of a kind is the same tree and compiles nothing.
@@ -60,23 +64,23 @@ class StableDiffusion(struct.PyTreeNode):
 
     # ---- words ---------------------------------------------------------------------------------
 
-    def tokenize(self, prompts):
+    def tokenize(self, prompts: Iterable[str]) -> Int32[np.ndarray, "B L"]:
         """Returns token ids int32 [B L] of a list of prompts."""
         return self.tokenizer(list(prompts))
 
-    def embed(self, ids):
+    def embed(self, ids: Int[Array, "B L"]) -> Float[Array, "B L C"]:
         """Returns the token table's rows [B L C] of ids [B L], before positions are added."""
         return self.call("text_encoder", ids, method="embed")
 
-    def encode_text(self, embeddings, skip=0):
+    def encode_text(self, embeddings: Float[Array, "B L C"], skip: int = 0) -> Float[Array, "B L C"]:
         """Returns the text encoder's output [B L C] for input rows [B L C]; the last `skip` layers are left out."""
         return self.call("text_encoder", embeddings, skip=skip)
 
-    def condition(self, ids, skip=0):
+    def condition(self, ids: Int[Array, "B L"], skip: int = 0) -> Cond:
         """Returns the whole cond of a prompt: {"ids" [B L], "context" [B L C]}."""
         return {"ids": ids, "context": self.encode_text(self.embed(ids), skip)}
 
-    def add_word(self, word, vectors=1, init=None, place=False):
+    def add_word(self, word: str, vectors: int = 1, init: str | None = None, place: bool = False) -> Self:
         """Returns sd that knows the placeholder `word`, `vectors` new rows of the token table.
 
         place: it may be a word that is made of tokens, in whose place it then stands; see Tokenizer.add.
@@ -104,7 +108,9 @@ class StableDiffusion(struct.PyTreeNode):
             .with_rows(jnp.array(ids), jnp.stack(rows), grown)
         )
 
-    def with_rows(self, ids, rows, table=None):
+    def with_rows(
+        self, ids: Int[Array, " n"], rows: Float[Array, "n C"], table: Float[Array, "V C"] | None = None
+    ) -> Self:
         """Returns sd with rows [n C] of the token table at ids [n] replaced; `table`: a larger table to start from."""
         old = trees.flatten(self.parts["text_encoder"])[TOKENS] if table is None else table
         new = old.at[ids].set(rows.astype(old.dtype))
@@ -113,20 +119,22 @@ class StableDiffusion(struct.PyTreeNode):
     # ---- pictures ------------------------------------------------------------------------------
 
     @property
-    def scaling(self):
+    def scaling(self) -> float:
         """The factor between the autoencoder's latents and the diffusion's, 0.18215 for SD 1 and 2."""
         return self.networks["vae"].config.scaling_factor
 
     @property
-    def factor(self):
+    def factor(self) -> int:
         """Pixels per latent pixel along one side, 8 for SD 1 and 2."""
         return 2 ** (len(self.networks["vae"].config.block_out_channels) - 1)
 
-    def moments(self, pixels):
+    def moments(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w 2*c"]:
         """Returns the posterior's mean and log variance, [B h w 2c], of pixels [B H W 3] in [-1, 1]."""
         return jnp.concatenate(self.call("vae", pixels, method="encode"), axis=-1)
 
-    def latents(self, moments, keys=None):
+    def latents(
+        self, moments: Float[Array, "B h w 2*c"], keys: Key[Array, " B"] | None = None
+    ) -> Float[Array, "B h w c"]:
         """Returns scaled latents [B h w c]: scaling * (mean + exp(logvar / 2) * noise), noise 0 without keys.
 
         moments [B h w 2c]; keys: one key per example, [B].  Source: Rombach et al. 2022, LDM's DiagonalGaussian.
@@ -137,27 +145,29 @@ class StableDiffusion(struct.PyTreeNode):
             mean = mean + jnp.exp(0.5 * logvar) * noise
         return self.scaling * mean
 
-    def encode(self, pixels, keys=None):
+    def encode(self, pixels: Float[Array, "B H W 3"], keys: Key[Array, " B"] | None = None) -> Float[Array, "B h w c"]:
         """Returns scaled latents [B h w c] of pixels [B H W 3] in [-1, 1]; sampled where keys [B] are given."""
         return self.latents(self.moments(pixels), keys)
 
-    def decode(self, latents):
+    def decode(self, latents: Float[Array, "B h w c"]) -> Float[Array, "B H W 3"]:
         """Returns pixels [B H W 3], about [-1, 1], of scaled latents [B h w c]."""
         return self.call("vae", latents / self.scaling, method="decode").astype(jnp.float32)
 
     # ---- noise ---------------------------------------------------------------------------------
 
-    def call(self, part, *args, **kwargs):
+    def call(self, part: str, *args: Any, **kwargs: Any) -> Any:
         """Returns the output of one part's network with this model's parameters and hooks; cond=: what hooks see."""
         return sdjax.models.hooks.apply(part, self.networks[part], self.parts[part], self.hooks, *args, **kwargs)
 
-    def predict(self, z, t, cond):
+    def predict(self, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond) -> Float[Array, "B h w c"]:
         """Returns the UNet's prediction [B h w c] as float32, without conditioners and wrappers."""
         given = {name: cond.get(name) for name in ("class_labels", "residuals")}
         prediction, _ = self.call("unet", z, t, cond.get("context"), **given, cond=cond)
         return prediction.astype(jnp.float32)
 
-    def denoise(self, z, t, cond, i=0):
+    def denoise(
+        self, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond, i: Int[Array, ""] | int = 0
+    ) -> tuple[Float[Array, "B h w c"], dict[str, Any]]:
         """Returns (prediction [B h w c], aux) at latents z [B h w c], times t [B], denoising step i.
 
         Conditioners come first, on B rows; then the wrappers, outermost first by rank; then the UNet.
@@ -172,24 +182,24 @@ class StableDiffusion(struct.PyTreeNode):
             call = functools.partial(wrapper, self, call)
         return call(z, t, cond), aux
 
-    def add(self, **kinds):
+    def add(self, **kinds: Any) -> Self:
         """Returns sd with one more conditioner, wrapper or hook: sd.add(hooks=hook)."""
         return self.replace(**{kind: (*getattr(self, kind), item) for kind, item in kinds.items()})
 
-    def with_parts(self, **parts):
+    def with_parts(self, **parts: Tree | None) -> Self:
         """Returns sd with other parameters of some parts, sd.with_parts(unet=params); None: without that part."""
         kept = {name: tree for name, tree in {**self.parts, **parts}.items() if tree is not None}
         return self.replace(parts=kept)
 
-    def with_networks(self, **networks):
+    def with_networks(self, **networks: Any) -> Self:
         """Returns sd with other Linen modules for some parts."""
         return self.replace(networks=FrozenDict({**self.networks, **networks}))
 
-    def with_dtype(self, dtype, remat=None):
+    def with_dtype(self, dtype: Any, remat: bool | None = None) -> Self:
         """Returns sd whose networks compute in `dtype` (parameters stay as they are); remat: recompute activations."""
 
         def change(network):
-            fields = {"dtype": jnp.dtype(dtype)}
+            fields: dict[str, Any] = {"dtype": jnp.dtype(dtype)}
             if remat is not None and hasattr(network, "remat"):
                 fields["remat"] = remat
             return network.clone(**fields)
@@ -197,11 +207,11 @@ class StableDiffusion(struct.PyTreeNode):
         return self.with_networks(**{name: change(network) for name, network in self.networks.items()})
 
 
-def to_pixels(pictures):
+def to_pixels(pictures: UInt8[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
     """Returns float32 in [-1, 1] of uint8 pictures: x / 127.5 - 1."""
     return np.asarray(pictures, np.float32) / 127.5 - 1
 
 
-def to_pictures(pixels):
+def to_pictures(pixels: Float[Array | np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     """Returns uint8 pictures of pixels in [-1, 1]: round(127.5 (x + 1)), clipped."""
     return np.asarray(jnp.round(jnp.clip((pixels + 1) * 127.5, 0, 255)).astype(jnp.uint8))

@@ -63,6 +63,10 @@ class Cached(Examples):
         """Returns the numbers of those pictures that the run asks for."""
         return self.source.chosen()
 
+    def fingerprint(self) -> list[Any]:
+        """Returns what decides the pictures."""
+        return self.source.fingerprint()
+
     def about(self) -> str:
         """Returns what there is, in words."""
         return self.source.about()

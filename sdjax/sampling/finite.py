@@ -7,9 +7,13 @@
 Shapes: B batch.
 """
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+A = TypeVar("A", jax.Array, np.ndarray)
 
 
 def latents(z: jax.Array, lost: jax.Array, steps: int, advice: str) -> jax.Array:
@@ -27,7 +31,7 @@ def latents(z: jax.Array, lost: jax.Array, steps: int, advice: str) -> jax.Array
     return z
 
 
-def made(name: str, x: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+def made(name: str, x: A) -> A:
     """Returns what an autoencoder made, x [B ...].  Raises ValueError, with its name, where it is not finite."""
     lost = np.count_nonzero(~np.asarray(_finite(x)))
     if lost:

@@ -137,5 +137,5 @@ def hires(
     else:
         pixels = tuple(side * sd.factor for side in large[:2])
         z = generate.encode(sd, fitted(list(generate.decode(sd, z)), len(z), pixels), job.keys)
-    again = dict(z=z, skipped=skipped, before=job.steps)
+    again: dict[str, Any] = dict(z=z, skipped=skipped, before=job.steps)
     return generate.decode(sd, generate.run(sd, second, second.start_noise(large), **again))
