@@ -75,25 +75,29 @@ def _forward(x, kernel):
 
 def _backward(saved, grad):
     x, kernel = saved
-
-    def flipped(x, kernel, grad):
-        turned = kernel[::-1, ::-1].swapaxes(2, 3)
-        return differentiated(grad, turned)(grad, turned)
-
-    def input_gradient(x, kernel, grad):
-        return jax.vjp(lambda x: convolution_plain.convolve(x, kernel), x)[1](grad)[0]
-
-    def kernel_gradient(x, kernel, grad):
-        return jax.vjp(lambda kernel: convolution_plain.convolve(x, kernel), kernel)[1](grad)[0]
-
-    def as_products(x, kernel, grad):
-        return convolution_gradient.kernel_gradient(x, grad)
-
     small = x.shape[1] * x.shape[2] < 256 or min(kernel.shape[2:]) < 32
     return (
-        _lowered(flipped, input_gradient, x, kernel, grad),
-        _lowered(kernel_gradient if small else as_products, kernel_gradient, x, kernel, grad),
+        _lowered(_turned, _input_gradient, x, kernel, grad),
+        _lowered(_kernel_gradient if small else _as_products, _kernel_gradient, x, kernel, grad),
     )
+
+
+def _input_gradient(x, kernel, grad):
+    return jax.vjp(lambda x: convolution_plain.convolve(x, kernel), x)[1](grad)[0]
+
+
+def _turned(x, kernel, grad):
+    """Returns the input's gradient as a convolution of its own: with the kernel turned by 180 degrees."""
+    kernel = kernel[::-1, ::-1].swapaxes(2, 3)
+    return differentiated(grad, kernel)(grad, kernel)
+
+
+def _kernel_gradient(x, kernel, grad):
+    return jax.vjp(lambda kernel: convolution_plain.convolve(x, kernel), kernel)[1](grad)[0]
+
+
+def _as_products(x, kernel, grad):
+    return convolution_gradient.kernel_gradient(x, grad)
 
 
 _convolve3.defvjp(_forward, _backward)
