@@ -3,8 +3,8 @@
 A Linen tree is nested dicts whose keys may hold dots themselves ("down_blocks.0"), so ".".join(path) is the key of the
 same weight in a diffusers file.  `unflatten` therefore needs a tree of the same structure; names are never parsed.
 
-    matching(sd.unet, r"attn\\d\\.to_q\\.kernel$")
-    edit(sd.unet, r"attn\\d\\.to_q\\.kernel$", lambda name, w: w * 2)
+    matching(sd.parts["unet"], r"attn\\d\\.to_q\\.kernel$")
+    edit(sd.parts["unet"], r"attn\\d\\.to_q\\.kernel$", lambda name, w: w * 2)
 """
 
 import functools

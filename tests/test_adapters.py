@@ -216,7 +216,7 @@ def test_files_of_a_command_line(folder):
     cat, dog = folder / "cat.safetensors", folder / "dog.safetensors"
     ours = attach_all(base, [f"{cat}:0.5", str(dog)])
     wanted = sdjax.attach(sdjax.attach(base, cat, 0.5), dog)
-    assert trees.digest(ours.parts["unet"]) == trees.digest(wanted.unet) and ours.reference is None
+    assert trees.digest(ours.parts["unet"]) == trees.digest(wanted.parts["unet"]) and ours.reference is None
     for text, message in {
         "no.pt": "no.pt: no such file",
         "no.pt:1": "no.pt: no such file",

@@ -254,11 +254,11 @@ def test_saved_again_is_the_same_folder(folder, tmp_path):
 def test_image_encoder_and_its_processor_load_in_diffusers(folder):
     back = diffusers.StableDiffusionPipeline.from_pretrained(folder)
     sd = pipeline.load(folder)
-    assert type(back.parts["image_encoder"]).__name__ == "CLIPVisionModelWithProjection"
+    assert type(back.image_encoder).__name__ == "CLIPVisionModelWithProjection"
     pixels = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
     prepared = clip_pixels(jnp.array(pixels), 32)
     with torch.no_grad():
-        close(run(sd, "image_encoder", prepared)[0], back.parts["image_encoder"](channels_first(prepared)).image_embeds)
+        close(run(sd, "image_encoder", prepared)[0], back.image_encoder(channels_first(prepared)).image_embeds)
     assert back.feature_extractor.crop_size == {"height": 32, "width": 32}
     picture = np.uint8(np.round((pixels[0] + 1) * 127.5))
     theirs = back.feature_extractor(picture, return_tensors="np").pixel_values
@@ -277,7 +277,7 @@ def test_placeholder_words_travel(folder, tmp_path):
     theirs = back.tokenizer(prompt, padding="max_length", max_length=16).input_ids
     np.testing.assert_array_equal(again.tokenize(["a photo of <me>"])[0], theirs)
     with torch.no_grad():
-        context = back.parts["text_encoder"](torch.tensor([theirs]))[0]
+        context = back.text_encoder(torch.tensor([theirs]))[0]
     close(jax.jit(type(sd).condition)(again, again.tokenize(["a photo of <me>"]))["context"], context)
 
 

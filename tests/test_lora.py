@@ -288,7 +288,7 @@ BEGUN = {
 def test_what_training_took_out_of_the_base(name, tmp_path):
     """What peft makes of the pretrained model when it loads the file: it takes B0 A0 out of the base again."""
     config = peft.LoraConfig(r=4, target_modules=list(ATTENTION), **BEGUN[name])
-    noised(peft.get_peft_model(fresh("sd1").parts["unet"], config)).save_pretrained(tmp_path)
+    noised(peft.get_peft_model(fresh("sd1").unet, config)).save_pretrained(tmp_path)
     theirs, base = fresh("sd1"), made("sd1")[1]
     theirs.unet = peft.PeftModel.from_pretrained(theirs.unet, tmp_path).merge_and_unload()
     assert_same(sdjax.attach(base, tmp_path), theirs, moved=base)
@@ -314,9 +314,7 @@ def test_what_training_took_out_of_the_base(name, tmp_path):
     ],
 )
 def test_settings_that_are_refused_by_name(settings, message, tmp_path):
-    peft.get_peft_model(fresh("sd1").parts["unet"], peft.LoraConfig(r=4, target_modules=["to_k"])).save_pretrained(
-        tmp_path
-    )
+    peft.get_peft_model(fresh("sd1").unet, peft.LoraConfig(r=4, target_modules=["to_k"])).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | settings))
     with pytest.raises(ValueError, match=rf"adapter_model.safetensors: .*{message}") as error:
@@ -328,7 +326,7 @@ def test_settings_that_are_refused_by_name(settings, message, tmp_path):
 @pytest.mark.parametrize("kind", ["plain", "dora", "loha", "lokr"])
 def test_names_with_that_of_the_adapter(kind, name, tmp_path):
     """PEFT's own state dicts, "lora_A.NAME.weight": the same numbers as without it."""
-    base, model = made("sd1")[1], noised(peft.get_peft_model(fresh("sd1").parts["unet"], PEFT[kind]))
+    base, model = made("sd1")[1], noised(peft.get_peft_model(fresh("sd1").unet, PEFT[kind]))
     model.save_pretrained(tmp_path)
     wanted = sdjax.attach(base, tmp_path)
     own = {key: tensor for key, tensor in model.state_dict().items() if ".default" in key}
@@ -337,7 +335,7 @@ def test_names_with_that_of_the_adapter(kind, name, tmp_path):
     save(own, tmp_path / "adapter_model.safetensors")
     assert (
         trees.digest(sdjax.attach(base, tmp_path).parts["unet"])
-        == trees.digest(wanted.unet)
+        == trees.digest(wanted.parts["unet"])
         != trees.digest(base.parts["unet"])
     )
 
@@ -379,7 +377,7 @@ def test_exponents_alone_are_refused_by_name(ending, tmp_path):
 
 
 def test_peft_needs_its_settings(tmp_path):
-    model = peft.get_peft_model(fresh("sd1").parts["text_encoder"], peft.LoraConfig(r=4, target_modules=list(TEXT)))
+    model = peft.get_peft_model(fresh("sd1").text_encoder, peft.LoraConfig(r=4, target_modules=list(TEXT)))
     model.save_pretrained(tmp_path)
     (tmp_path / "adapter_config.json").unlink()
     with pytest.raises(ValueError, match="adapter_config.json: no such file"):
@@ -388,7 +386,7 @@ def test_peft_needs_its_settings(tmp_path):
 
 def test_patterns_that_are_no_names(tmp_path):
     config = peft.LoraConfig(r=4, target_modules=["to_k"], alpha_pattern={"attn[12].to_k": 2})
-    peft.get_peft_model(fresh("sd1").parts["unet"], config).save_pretrained(tmp_path)
+    peft.get_peft_model(fresh("sd1").unet, config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"alpha_pattern: 'attn\[12\].to_k': expected a module's name or its end"):
         sdjax.attach(made("sd1")[1], tmp_path)
 
@@ -425,7 +423,7 @@ def merged(module, tensors, path, strength=1.0):
     save(tensors, path / "x.safetensors")
     base = made("sd1")[1]
     sd = sdjax.attach(base, path / "x.safetensors", strength)
-    weights = (np.asarray(trees.flatten(one.unet)[f"{module}.kernel"], np.float64) for one in (base, sd))
+    weights = (np.asarray(trees.flatten(one.parts["unet"])[f"{module}.kernel"], np.float64) for one in (base, sd))
     return [weight.transpose((1, 0) if weight.ndim == 2 else (3, 2, 0, 1)) for weight in weights]
 
 

@@ -580,10 +580,10 @@ def test_an_autoencoder_of_its_own(one, tmp_path):
         {"state_dict": bare | {"loss.logvar": torch.zeros(()), "model_ema.decay": torch.ones(())}}, tmp_path / "a.pt"
     )
     save_file(state, tmp_path / "b.safetensors")
-    other = wanted.with_parts(vae=jax.tree.map(lambda x: x + 1, wanted.vae))
+    other = wanted.with_parts(vae=jax.tree.map(lambda x: x + 1, wanted.parts["vae"]))
     model = pipeline.save(other, tmp_path / "other")
     for source in (tmp_path / "a.pt", tmp_path / "b.safetensors", path, folder, folder / "vae"):
-        equal(pipeline.load(model, vae=source).parts["vae"], wanted.vae)
+        equal(pipeline.load(model, vae=source).parts["vae"], wanted.parts["vae"])
     save_file({"x": torch.zeros(2)}, tmp_path / "none.safetensors")
     refused(lambda: pipeline.load(model, vae=tmp_path / "none.safetensors"), "vae=", "no autoencoder")
     refused(lambda: pipeline.load(model, vae=tmp_path / "missing"), "vae=", "missing", "no such folder")

@@ -70,7 +70,7 @@ class ControlNetConfig:
 
     def to_json(self):
         """Returns the dict for the config.json that diffusers' ControlNetModel reads."""
-        unet = {name: value for name, value in self.parts["unet"].to_json().items() if name not in ABSENT}
+        unet = {name: value for name, value in self.unet.to_json().items() if name not in ABSENT}
         own = {name: value for name, value in dataclasses.asdict(self).items() if name != "unet"}
         own["conditioning_embedding_out_channels"] = list(self.conditioning_embedding_out_channels)
         return {**unet, **own, "_class_name": "ControlNetModel"}

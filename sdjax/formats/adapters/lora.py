@@ -1,7 +1,7 @@
 """LoRA and its relatives as edits of weights: every spelling of their names in, one sum over a weight out.
 
     edits = read(tensors, sd.networks, {}, "cat.safetensors")       # {part: {weight's name: Edit}}
-    tree = merge(sd.unet, {name: ((edit, 0.8),) for name, edit in edits["unet"].items()})
+    tree = merge(sd.parts["unet"], {name: ((edit, 0.8),) for name, edit in edits["unet"].items()})
 
 A merged weight is W + sum_i s_i D_i(W), with D_i from the unmerged W, so that the order of adapters does not matter.
 In a file's layout W is [out in] or [out in height width], r the rank and a = alpha / r (1 where no alpha is given):
@@ -130,7 +130,7 @@ def read(tensors, networks, configs, path):
     tensors = _of_one(tensors, path)
     for kind in filter(None, map(_unsupported, tensors)):
         raise ValueError(f"{path}: {kind}: not supported; LoRA, DoRA, LoHa, LoKr and full differences are")
-    places, modules, unknown = spellings(networks.parts["unet"], networks.parts["text_encoder"]), {}, []
+    places, modules, unknown = spellings(networks["unet"], networks["text_encoder"]), {}, []
     for name in tensors:
         place, role = _place(name, places)
         if place is None or role in modules.setdefault(place, {}):
