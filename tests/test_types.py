@@ -14,7 +14,6 @@ NOT_YET = (
     "sdjax/formats/pipeline.py",
     "sdjax/images/reading.py",
     "sdjax/methods",
-    "sdjax/models",
     "sdjax/sampling/generate.py",
     "sdjax/sampling/memory.py",
     "sdjax/service",

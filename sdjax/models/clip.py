@@ -10,11 +10,13 @@ Shapes: B batch, L tokens, C text width, N patches + 1, D vision width, P projec
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from sdjax.models.kernels.attention import attend
 from sdjax.models.layers import Conv, Dense, LayerNorm, gelu, join_heads, split_heads
@@ -47,14 +49,14 @@ class TextConfig:
     pad_token_id: int = 1
 
     @classmethod
-    def from_json(cls, values):
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Returns the config of a parsed config.json.  Keys that CLIP does not read are ignored, as transformers does.
 
         Raises ValueError for another model type, a config of both towers, and options that we do not have.
         """
         return _read(cls, values, "clip_text_model")
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """Returns the dict for config.json that transformers' CLIPTextModel reads."""
         return {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **dataclasses.asdict(self)}
 
@@ -75,7 +77,7 @@ class ImageConfig:
     projection_dim: int = 512
 
     @classmethod
-    def from_json(cls, values):
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Returns the config of a parsed config.json.  Raises ValueError as TextConfig.from_json does."""
         config = _read(cls, values, "clip_vision_model")
         if config.num_channels != 3:
@@ -84,7 +86,7 @@ class ImageConfig:
             raise ValueError(f"patch_size={config.patch_size}: at most image_size={config.image_size}")
         return config
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """Returns the dict for config.json that transformers' CLIPVisionModelWithProjection reads."""
         kind = {"architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model"}
         return {**kind, **dataclasses.asdict(self)}
@@ -129,16 +131,16 @@ class TextEncoder(nn.Module):
     """
 
     config: TextConfig
-    dtype: object = jnp.float32
+    dtype: Any = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         self.text_model = _TextModel(self.config, self.dtype)
 
-    def embed(self, ids):
+    def embed(self, ids: Int[Array, "B L"]) -> Float[Array, "B L C"]:
         """Returns the token rows [B L C] of ids [B L], without positions; NaN for ids beyond the vocabulary."""
         return self.text_model.embeddings.token_embedding(ids)
 
-    def __call__(self, embeddings, skip=0):
+    def __call__(self, embeddings: Float[Array, "B L C"], skip: int = 0) -> Float[Array, "B L C"]:
         """Returns the context [B L C]: positions added, causal layers without the last `skip`, final norm.
 
         skip: clip skip as a number of layers left out, 0 to num_hidden_layers - 1; diffusers' clip_skip.
@@ -146,7 +148,7 @@ class TextEncoder(nn.Module):
         """
         return self.text_model(embeddings, skip)
 
-    def initialise(self, ids):
+    def initialise(self, ids: Int[Array, "B L"]) -> Float[Array, "B L C"]:
         """Returns the context of ids [B L]; touches every parameter."""
         return self(self.embed(ids))
 
@@ -155,14 +157,16 @@ class ImageEncoder(nn.Module):
     """CLIP's vision transformer with its projection."""
 
     config: ImageConfig
-    dtype: object = jnp.float32
+    dtype: Any = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         start = nn.initializers.normal(self.config.hidden_size**-0.5)
         self.vision_model = _VisionModel(self.config, self.dtype)
         self.visual_projection = Dense(self.config.projection_dim, use_bias=False, dtype=self.dtype, kernel_init=start)
 
-    def __call__(self, pixels):
+    def __call__(
+        self, pixels: Float[Array, "B s s 3"]
+    ) -> tuple[Float[Array, "B P"], Float[Array, "B layers D"], Float[Array, "B N D"]]:
         """Returns (embeds [B P], class_tokens [B layers D], hidden [B N D]) of CLIP-normalised pixels [B s s 3].
 
         embeds = projection(post_layernorm(class token)); class_tokens are those after each block and hidden the last
@@ -172,14 +176,14 @@ class ImageEncoder(nn.Module):
         embeds = self.visual_projection(self.vision_model.post_layernorm(states[-1][:, 0]))
         return embeds, jnp.stack([state[:, 0] for state in states[1:]], axis=1), states[-1]
 
-    def states(self, pixels):
+    def states(self, pixels: Float[Array, "B s s 3"]) -> tuple[Float[Array, "B N D"], ...]:
         """Returns the tuple of all hidden states [B N D]: the normed input of the blocks, then each block's output."""
         return self.vision_model(pixels)
 
 
 class _TextEmbeddings(nn.Module):
     config: TextConfig
-    dtype: object
+    dtype: Any
 
     def setup(self):
         config = self.config
@@ -189,7 +193,7 @@ class _TextEmbeddings(nn.Module):
 
 class _TextModel(nn.Module):
     config: TextConfig
-    dtype: object
+    dtype: Any
 
     def setup(self):
         self.embeddings = _TextEmbeddings(self.config, self.dtype)
@@ -210,7 +214,7 @@ class _TextModel(nn.Module):
 
 class _ImageEmbeddings(nn.Module):
     config: ImageConfig
-    dtype: object
+    dtype: Any
 
     @nn.compact
     def __call__(self, pixels):
@@ -228,7 +232,7 @@ class _ImageEmbeddings(nn.Module):
 
 class _VisionModel(nn.Module):
     config: ImageConfig
-    dtype: object
+    dtype: Any
 
     def setup(self):
         norm = (self.config.layer_norm_eps, self.dtype)
@@ -242,8 +246,8 @@ class _VisionModel(nn.Module):
 
 
 class _Blocks(nn.Module):
-    config: object
-    dtype: object
+    config: TextConfig | ImageConfig
+    dtype: Any
 
     @nn.compact
     def __call__(self, x, mask):
@@ -254,8 +258,8 @@ class _Blocks(nn.Module):
 
 
 class _Block(nn.Module):
-    config: object
-    dtype: object
+    config: TextConfig | ImageConfig
+    dtype: Any
 
     @nn.compact
     def __call__(self, x, mask):
@@ -265,8 +269,8 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    config: object
-    dtype: object
+    config: TextConfig | ImageConfig
+    dtype: Any
 
     @nn.compact
     def __call__(self, x, mask):
@@ -281,15 +285,15 @@ class _Attention(nn.Module):
         q: Float[Array, "B N heads d"],
         k: Float[Array, "B M heads d"],
         v: Float[Array, "B M heads d"],
-        mask: Bool[Array, "..."] | None = None,
+        mask: Bool[Array, "#B #heads #N #M"] | None = None,
     ) -> Float[Array, "B N heads d"]:
         """Returns the attention [B N heads d] of q, k, v [B N heads d]: a method, so that hooks can stand around it."""
         return attend(q, k, v, mask)
 
 
 class _Mlp(nn.Module):
-    config: object
-    dtype: object
+    config: TextConfig | ImageConfig
+    dtype: Any
 
     @nn.compact
     def __call__(self, x):
@@ -312,7 +316,7 @@ def _embed(rows, width, std, dtype, name=None):
     return nn.Embed(rows, width, dtype=dtype, embedding_init=nn.initializers.normal(std), name=name)
 
 
-def pooled(hidden, ids, eos):
+def pooled(hidden: Float[Array, "B L C"], ids: Int[Array, "B L"], eos: int) -> Float[Array, "B C"]:
     """Returns the row of each text's first EOS token [B C] (row 0 where there is none).
 
     hidden: output of TextEncoder [B L C]; ids int [B L]; eos: config.eos_token_id.  eos = 2 stands in old config.json
@@ -323,7 +327,7 @@ def pooled(hidden, ids, eos):
     return jnp.take_along_axis(hidden, position[:, None, None], axis=1)[:, 0]
 
 
-def clip_pixels(pixels, size):
+def clip_pixels(pixels: Float[Array, "B H W 3"], size: int) -> Float32[Array, "B size size 3"]:
     """Returns the pictures as CLIP's towers take them, [B size size 3] float32: resized, cropped, (x - MEAN) / STD.
 
     pixels: [B H W 3] in [-1, 1].  The shorter side is resized to `size`, the longer is cropped at the centre.

@@ -11,12 +11,15 @@ Source: Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusio
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Num
 
 from sdjax.models.layers import Conv, zeros
-from sdjax.models.unet import UNetConfig, descend, embed_time
+from sdjax.models.unet import Maps, UNetConfig, descend, embed_time
 
 UP = {"CrossAttnDownBlock2D": "CrossAttnUpBlock2D", "DownBlock2D": "UpBlock2D"}
 # Fields of a UNet's config that a ControlNet's has not.
@@ -34,7 +37,7 @@ class ControlNetConfig:
 
     unet: UNetConfig
     conditioning_channels: int = 3
-    conditioning_embedding_out_channels: tuple = (16, 32, 96, 256)
+    conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
     controlnet_conditioning_channel_order: str = "rgb"
     global_pool_conditions: bool = False
 
@@ -44,14 +47,14 @@ class ControlNetConfig:
             raise ValueError(f"controlnet_conditioning_channel_order={order!r}: expected rgb or bgr")
 
     @classmethod
-    def of(cls, unet, factor, **options):
+    def of(cls, unet: UNetConfig, factor: int, **options: Any) -> Self:
         """Returns the config for a UNet's config and an autoencoder of `factor` pixels per latent pixel."""
         widths = cls.conditioning_embedding_out_channels[: factor.bit_length()]
         plain = dataclasses.replace(unet, sample_size=None, in_channels=unet.out_channels)
         return cls(plain, **{"conditioning_embedding_out_channels": widths, **options})
 
     @classmethod
-    def from_json(cls, options):
+    def from_json(cls, options: Mapping[str, Any]) -> Self:
         """Returns the config of a parsed config.json of diffusers' ControlNetModel.
 
         Raises ValueError that names an option which is unknown, or whose value these networks do not cover.
@@ -62,13 +65,11 @@ class ControlNetConfig:
         rest = {name: value for name, value in options.items() if name not in own}
         down = rest.get("down_block_types", UNetConfig.down_block_types)
         rest["up_block_types"] = [UP.get(kind, kind) for kind in reversed(down)]
-        values = {name: options[name] for name in own if name in options}
-        return cls(
-            UNetConfig.from_json(rest),
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()},
-        )
+        values: dict[str, Any] = {name: options[name] for name in own if name in options}
+        values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(UNetConfig.from_json(rest), **values)
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """Returns the dict for the config.json that diffusers' ControlNetModel reads."""
         unet = {name: value for name, value in self.unet.to_json().items() if name not in ABSENT}
         own = {name: value for name, value in dataclasses.asdict(self).items() if name != "unet"}
@@ -83,11 +84,18 @@ class ControlNet(nn.Module):
     """
 
     config: ControlNetConfig
-    dtype: object = jnp.float32
+    dtype: Any = jnp.float32
     remat: bool = False
 
     @nn.compact
-    def __call__(self, z, t, context, hint, class_labels=None):
+    def __call__(
+        self,
+        z: Float[Array, "B h w in"],
+        t: Num[Array, " B"],
+        context: Float[Array, "B L C"],
+        hint: Float[Array, "B H W 3"],
+        class_labels: Int[Array, " B"] | None = None,
+    ) -> tuple[Maps, Float[Array, "B _ _ D"]]:
         """Returns (maps [B h w D] for each skip map, finest first, map for the middle).
 
         z: [B h w in].  t: [B].  context: [B L C].  hint: the picture [B H W 3] in [0, 1].
@@ -113,10 +121,10 @@ class HintEncoder(nn.Module):
     """A picture [B H W 3] to a map [B h w D] of the latent's size: convolutions, each second one halving."""
 
     config: ControlNetConfig
-    dtype: object = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
         widths = self.config.conditioning_embedding_out_channels
         x = nn.silu(Conv(widths[0], dtype=self.dtype, name="conv_in")(x))
         for i, (width, wider) in enumerate(zip(widths, widths[1:], strict=False)):

@@ -9,11 +9,15 @@ Shapes: B batch, H W pixels in [-1, 1], N positions of a map, D channels.
 """
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 from sdjax.models.layers import Conv, GroupNorm
+from sdjax.trees import Tree
 
 SLOPE = 0.2  # of the leaky ReLU; Isola et al. 2017, appendix 6.1
 MOST = 8  # layers have at most this many times the first's channels; Isola et al. 2017, appendix 6.1.2
@@ -40,10 +44,10 @@ class PatchDiscriminator(nn.Module):
     channels: int = 64
     layers: int = 3
     groups: int = 32
-    dtype: object = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, pixels):
+    def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w 1"]:
         """Returns the scores.  Raises ValueError for pictures so small that no score is left."""
         if min(pixels.shape[1:3]) >> self.layers < 3:
             raise ValueError(
@@ -57,7 +61,7 @@ class PatchDiscriminator(nn.Module):
             x = nn.leaky_relu(norm(x), SLOPE)
         return self.conv(1, 1, 3 * self.layers + 2, use_bias=True)(x)
 
-    def conv(self, features, strides, place, use_bias=False):
+    def conv(self, features: int, strides: int, place: int, use_bias: bool = False) -> Conv:
         """Returns the 4x4 convolution at a place of the sequence; N(0, 0.02) at the start as in taming."""
         start = nn.initializers.normal(0.02)
         return Conv(features, 4, strides, 1, use_bias, self.dtype, start, name=f"main.{place}")
@@ -71,17 +75,17 @@ class Lpips(nn.Module):
     Source: Zhang et al. 2018, equation 1.
     """
 
-    widths: tuple = (64, 128, 256, 512, 512)
-    dtype: object = jnp.float32
+    widths: tuple[int, ...] = (64, 128, 256, 512, 512)
+    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, y):
+    def __call__(self, x: Float[Array, "B H W 3"], y: Float[Array, "B H W 3"]) -> Float32[Array, " B"]:
         """Returns the distances.  Raises ValueError for pictures under 16 pixels, which the poolings use up."""
         if min(x.shape[1:3]) < 16:
             raise ValueError(f"picture of {x.shape[1:3]}: LPIPS needs 16 pixels a side")
         shift, scale = (jnp.array(values, self.dtype)[None, None, None] for values in (SHIFT, SCALE))
         maps = (jnp.concatenate([x, y]) - shift) / scale
-        total, place = 0.0, 0
+        total, place = jnp.zeros(len(x)), 0
         for stage, (width, convs) in enumerate(zip(self.widths, CONVS, strict=True)):
             for _ in range(convs):
                 maps = nn.relu(Conv(width, dtype=self.dtype, name=f"features.{place}")(maps))
@@ -93,16 +97,18 @@ class Lpips(nn.Module):
         return total
 
 
-def lpips(weights, x, y):
+def lpips(weights: Tree, x: Float[Array, "B H W 3"], y: Float[Array, "B H W 3"]) -> Float32[Array, " B"]:
     """Returns LPIPS [B] of pictures [B H W 3] in [-1, 1] with a tree of weights, which tells the widths.
 
     Raises ValueError for pictures under 16 pixels.
     """
     widths = tuple(weights[f"lin{stage}.model.1"]["kernel"].shape[2] for stage in range(len(CONVS)))
-    return Lpips(widths).apply({"params": weights}, x, y)
+    return Lpips(widths).apply({"params": weights}, x, y)  # pyright: ignore[reportReturnType]  # nothing is mutable
 
 
-def feature_distance(ours, theirs):
+def feature_distance(
+    ours: Iterable[Float[Array, "B N D"]], theirs: Iterable[Float[Array, "B N D"]]
+) -> Float32[Array, " B"]:
     """Returns the distance of pictures in a transformer's eyes [B]: mean over layers and patches of |f(x) - f(y)|^2.
 
     ours, theirs: tuples of hidden states [B N D], class token first (ImageEncoder.states).  f is scaled to length 1, so

@@ -10,22 +10,27 @@ parameters it is given; norms take their statistics in float32.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Num
 
 from sdjax.models.kernels.attention import attend
 from sdjax.models.kernels.convolution import convolve
+from sdjax.models.kernels.convolution_plain import Pads
 from sdjax.models.kernels.precision import precision
 
 zeros = nn.initializers.zeros_init()
 
 
-def Dense(features, use_bias=True, dtype=jnp.float32, name=None, **options):
+def Dense(
+    features: int, use_bias: bool = True, dtype: DTypeLike = jnp.float32, name: str | None = None, **options: Any
+) -> nn.Dense:
     """Returns Linen's Dense (kernel [in out], bias) that multiplies in `dtype` and, for float32, exactly."""
     return nn.Dense(features, use_bias, dtype=dtype, precision=precision(dtype), name=name, **options)
 
@@ -40,13 +45,13 @@ class Conv(nn.Module):
     features: int
     kernel_size: int = 3
     strides: int = 1
-    padding: object = None
+    padding: int | Pads | None = None
     use_bias: bool = True
-    dtype: object = jnp.float32
+    dtype: Any = jnp.float32
     kernel_init: Callable = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B h w in"]) -> Float[Array, "B _ _ features"]:
         size = self.kernel_size
         kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features), jnp.float32)
         y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.pads())
@@ -54,10 +59,13 @@ class Conv(nn.Module):
             y = y + self.param("bias", zeros, (self.features,), jnp.float32).astype(self.dtype)[None, None, None]
         return y
 
-    def pads(self):
+    def pads(self) -> Pads:
         """Returns the padding as pairs for height and width."""
         padding = self.kernel_size // 2 if self.padding is None else self.padding
-        return ((padding, padding), (padding, padding)) if isinstance(padding, int) else tuple(map(tuple, padding))
+        if isinstance(padding, int):
+            return (padding, padding), (padding, padding)
+        (top, bottom), (left, right) = padding
+        return (top, bottom), (left, right)
 
 
 class GroupNorm(nn.Module):
@@ -69,20 +77,27 @@ class GroupNorm(nn.Module):
 
     groups: int = 32
     eps: float = 1e-5
-    dtype: object = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, moments=None):
+    def __call__(
+        self,
+        x: Float[Array, "B *space D"],
+        moments: tuple[Float[Array, "B groups"], Float[Array, "B groups"]] | None = None,
+    ) -> Float[Array, "B *space D"]:
         width = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones_init(), (width,), jnp.float32).astype(jnp.float32)
         bias = self.param("bias", zeros, (width,), jnp.float32).astype(jnp.float32)
         if moments is None:
-            return group_norm(x, scale, bias, self.groups, self.eps).astype(self.dtype)
+            y: Any = group_norm(x, scale, bias, self.groups, self.eps)  # Any: partial hides the type
+            return y.astype(self.dtype)
         return _normalise(x, scale, bias, *moments, self.eps).astype(self.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def group_norm(x, scale, bias, groups, eps):
+def group_norm(
+    x: Float[Array, "B *space D"], scale: Float32[Array, " D"], bias: Float32[Array, " D"], groups: int, eps: float
+) -> Float32[Array, "B *space D"]:
     """Returns (x - mean) / sqrt(variance + eps) * scale + bias, float32, with moments over positions and group.
 
     x [B ... D]; scale, bias float32 [D].  The gradient reads x and its own input twice, where the derivative of each
@@ -136,10 +151,10 @@ class LayerNorm(nn.Module):
     """Normalisation of the last axis with the exact variance; parameters scale and bias."""
 
     eps: float = 1e-5
-    dtype: object = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "*space D"]) -> Float[Array, "*space D"]:
         shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones_init(), shape[-1:], jnp.float32).astype(jnp.float32)
         bias = self.param("bias", zeros, shape[-1:], jnp.float32).astype(jnp.float32)
@@ -150,7 +165,7 @@ class LayerNorm(nn.Module):
 
 
 @jax.custom_vjp
-def gelu(x):
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Returns x Phi(x) with the exact normal distribution; its gradient is Phi(x) + x phi(x).
 
     XLA's CPU runs erf, and this gradient, twice as fast as Linen's erfc and its derivative.
@@ -180,7 +195,9 @@ def join_heads(x: Float[Array, "B N heads d"]) -> Float[Array, "B N D"]:
     return x.reshape(*x.shape[:2], -1)
 
 
-def timestep_embedding(t, width, flip_sin_to_cos=True, shift=0):
+def timestep_embedding(
+    t: Num[Array, " B"], width: int, flip_sin_to_cos: bool = True, shift: int = 0
+) -> Float32[Array, "B width"]:
     """Returns sines and cosines of t [B] at width / 2 frequencies 10000^(-i / (width / 2 - shift)), float32 [B width].
 
     Cosines come first where flip_sin_to_cos.  An odd width ends in a zero.
@@ -204,10 +221,12 @@ class ResnetBlock(nn.Module):
     groups: int = 32
     eps: float = 1e-5
     zero: bool = False
-    dtype: object = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, time=None):
+    def __call__(
+        self, x: Float[Array, "B h w in"], time: Float[Array, "B T"] | None = None
+    ) -> Float[Array, "B h w features"]:
         last = zeros if self.zero else nn.initializers.lecun_normal()
         y = nn.silu(GroupNorm(self.groups, self.eps, self.dtype, name="norm1")(x))
         y = Conv(self.features, dtype=self.dtype, name="conv1")(y)
@@ -226,10 +245,10 @@ class MapAttention(nn.Module):
     heads: int = 1
     groups: int = 32
     eps: float = 1e-5
-    dtype: object = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
         width = x.shape[-1]
         rows = GroupNorm(self.groups, self.eps, self.dtype, name="group_norm")(x).reshape(len(x), -1, width)  # [B N D]
         q, k, v = (split_heads(Dense(width, dtype=self.dtype, name=f"to_{name}")(rows), self.heads) for name in "qkv")
@@ -247,11 +266,11 @@ class Downsample(nn.Module):
     """Half the size by a 3x3 convolution of stride 2.  padding: 1 in UNets; ((0, 1), (0, 1)) in VAE encoders."""
 
     features: int
-    padding: object = 1
-    dtype: object = jnp.float32
+    padding: int | Pads = 1
+    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B h w D"]) -> Float[Array, "B _ _ features"]:
         return Conv(self.features, strides=2, padding=self.padding, dtype=self.dtype, name="conv")(x)
 
 
@@ -259,15 +278,15 @@ class Upsample(nn.Module):
     """Twice the size, or `size` (h, w) where given, by repeating the nearest position; then a 3x3 convolution."""
 
     features: int
-    dtype: object = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, size=None):
+    def __call__(self, x: Float[Array, "B h w D"], size: Sequence[int] | None = None) -> Float[Array, "B _ _ features"]:
         x = repeat(x, size or (2 * x.shape[1], 2 * x.shape[2]))
         return Conv(self.features, dtype=self.dtype, name="conv")(x)
 
 
-def repeat(x, size):
+def repeat(x: Float[Array, "B h w D"], size: Sequence[int]) -> Float[Array, "B _ _ D"]:
     """Returns x [B h w D] resized to `size` by the nearest position, index floor(i * h / size)."""
     for axis, length in zip((1, 2), size, strict=True):
         if length != x.shape[axis]:

@@ -10,10 +10,13 @@ names are the keys of diffusers' UNet2DConditionModel, so a weight's dotted name
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Num
 
 from sdjax.models.kernels.attention import attend
 from sdjax.models.layers import (
@@ -91,6 +94,9 @@ IGNORED = {
 }
 
 
+Maps = tuple[Float[Array, "B _ _ _"], ...]  # of several levels
+
+
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
     """The sizes of a UNet, named and with defaults as in its config.json; lists are tuples here.
@@ -103,20 +109,25 @@ class UNetConfig:
     Source: the format of diffusers' UNet2DConditionModel.
     """
 
-    sample_size: int | tuple | None = None
+    sample_size: int | tuple[int, ...] | None = None
     in_channels: int = 4
     out_channels: int = 4
     flip_sin_to_cos: bool = True
     freq_shift: int = 0
-    down_block_types: tuple = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
-    up_block_types: tuple = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
-    only_cross_attention: bool | tuple = False
-    block_out_channels: tuple = (320, 640, 1280, 1280)
-    layers_per_block: int | tuple = 2
+    down_block_types: tuple[str, ...] = (
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    )
+    up_block_types: tuple[str, ...] = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
+    only_cross_attention: bool | tuple[bool, ...] = False
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int | tuple[int, ...] = 2
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     cross_attention_dim: int | None = 1280
-    attention_head_dim: int | tuple = 8
+    attention_head_dim: int | tuple[int, ...] = 8
     use_linear_projection: bool = False
     num_class_embeds: int | None = None
     upcast_attention: bool = False
@@ -143,13 +154,13 @@ class UNetConfig:
             if width % heads:
                 raise ValueError(f"unet attention_head_dim={heads} (number of heads): must divide {width} channels")
 
-    def levels(self, name):
+    def levels(self, name: str) -> tuple[Any, ...]:
         """Returns an option's values, one per level, finest level first."""
         value = getattr(self, name)
         return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
 
     @classmethod
-    def from_json(cls, options):
+    def from_json(cls, options: Mapping[str, Any]) -> Self:
         """Returns the config of a parsed config.json.
 
         Raises ValueError that names an option which is unknown, or whose value these networks do not cover.
@@ -162,10 +173,11 @@ class UNetConfig:
                 raise ValueError(f"unet {name}={value!r} is not supported; expected {fixed[name][0]!r}")
             if not name.startswith("_") and name not in known | fixed.keys() | IGNORED:
                 raise ValueError(f"unet {name}={value!r}: unknown option; supported are {', '.join(sorted(known))}")
-        found = {name: value for name, value in options.items() if name in known}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+        found: dict[str, Any] = {name: value for name, value in options.items() if name in known}
+        found |= {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+        return cls(**found)
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """Returns the content of a config.json from which diffusers builds the same network."""
         options = dataclasses.asdict(self)
         options = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
@@ -176,7 +188,7 @@ class UNetConfig:
         return {"_class_name": "UNet2DModel", **options, "attention_head_dim": self.head_width}
 
     @property
-    def head_width(self):
+    def head_width(self) -> int:
         """Channels of one attention head.  Raises ValueError where levels differ, which UNet2DModel cannot tell."""
         pairs = zip(self.block_out_channels, self.levels("attention_head_dim"), strict=True)
         widths = {width // heads for width, heads in pairs}
@@ -203,10 +215,10 @@ class Attention(nn.Module):
     """Multi-head attention of x [B N D] to itself or to a context [B L C], with its projections."""
 
     heads: int
-    dtype: object = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, context=None):
+    def __call__(self, x: Float[Array, "B N D"], context: Float[Array, "B L C"] | None = None) -> Float[Array, "B N D"]:
         width, source = x.shape[-1], x if context is None else context
         q = Dense(width, use_bias=False, dtype=self.dtype, name="to_q")(x)
         k = Dense(width, use_bias=False, dtype=self.dtype, name="to_k")(source)
@@ -230,10 +242,10 @@ class FeedForward(nn.Module):
     Source: Shazeer 2020, GEGLU, with the exact gelu.
     """
 
-    dtype: object = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         width = x.shape[-1]
         value, gate = jnp.split(Dense(8 * width, dtype=self.dtype, name="net.0.proj")(x), 2, axis=-1)
         return Dense(width, dtype=self.dtype, name="net.2")(value * gelu(gate))
@@ -244,10 +256,10 @@ class TransformerBlock(nn.Module):
 
     heads: int
     only_cross: bool = False
-    dtype: object = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, context):
+    def __call__(self, x: Float[Array, "B N D"], context: Float[Array, "B L C"] | None) -> Float[Array, "B N D"]:
         def norm(name):
             return LayerNorm(dtype=self.dtype, name=name)
 
@@ -265,10 +277,10 @@ class Transformer(nn.Module):
     config: UNetConfig
     level: int
     only_cross: bool = False
-    dtype: object = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, context):
+    def __call__(self, x: Float[Array, "B h w D"], context: Float[Array, "B L C"] | None) -> Float[Array, "B h w D"]:
         config, width = self.config, x.shape[-1]
         heads = config.levels("attention_head_dim")[self.level]
 
@@ -291,19 +303,21 @@ class Layers:
 
     config: UNetConfig
     level: int
-    dtype: object = jnp.float32
+    dtype: Any = jnp.float32
     remat: bool = False
 
     @property
-    def width(self):
+    def width(self) -> int:
         return self.config.block_out_channels[self.level]
 
-    def resnet(self, i):
+    def resnet(self, i: int) -> ResnetBlock:
         block = nn.remat(ResnetBlock) if self.remat else ResnetBlock
         config = self.config
         return block(self.width, config.norm_num_groups, config.norm_eps, True, self.dtype, name=f"resnets.{i}")
 
-    def transform(self, i, x, context, only_cross=False):
+    def transform(
+        self, i: int, x: Float[Array, "B h w D"], context: Float[Array, "B L C"] | None, only_cross: bool = False
+    ) -> Float[Array, "B h w D"]:
         """Returns the map x [B h w D] after a transformer, or without a text after attention to itself."""
         config, name = self.config, f"attentions.{i}"
         if config.cross_attention_dim is None:
@@ -319,7 +333,9 @@ class DownBlock(nn.Module):
     layers: Layers
 
     @nn.compact
-    def __call__(self, x, time, context):
+    def __call__(
+        self, x: Float[Array, "B h w in"], time: Float[Array, "B T"], context: Float[Array, "B L C"] | None
+    ) -> list[Float[Array, "B _ _ D"]]:
         layers, config, level = self.layers, self.layers.config, self.layers.level
         attention = config.down_block_types[level] != "DownBlock2D"
         maps = []
@@ -339,7 +355,9 @@ class MidBlock(nn.Module):
     layers: Layers
 
     @nn.compact
-    def __call__(self, x, time, context):
+    def __call__(
+        self, x: Float[Array, "B h w D"], time: Float[Array, "B T"], context: Float[Array, "B L C"] | None
+    ) -> Float[Array, "B h w D"]:
         x = self.layers.resnet(0)(x, time)
         x = self.layers.transform(0, x, context)
         return self.layers.resnet(1)(x, time)
@@ -351,7 +369,14 @@ class UpBlock(nn.Module):
     layers: Layers
 
     @nn.compact
-    def __call__(self, x, skips, time, context, size=None):
+    def __call__(
+        self,
+        x: Float[Array, "B h w in"],
+        skips: Sequence[Float[Array, "B h w _"]],
+        time: Float[Array, "B T"],
+        context: Float[Array, "B L C"] | None,
+        size: Sequence[int] | None = None,
+    ) -> Float[Array, "B _ _ D"]:
         layers, config, level = self.layers, self.layers.config, self.layers.level
         attention = config.up_block_types[-1 - level] != "UpBlock2D"
         for i, skip in enumerate(reversed(skips)):
@@ -365,15 +390,20 @@ class TimeEmbedding(nn.Module):
     """Two layers on the sines of the time: [B D] -> [B features]."""
 
     features: int
-    dtype: object = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B features"]:
         x = nn.silu(Dense(self.features, dtype=self.dtype, name="linear_1")(x))
         return Dense(self.features, dtype=self.dtype, name="linear_2")(x)
 
 
-def embed_time(config, t, class_labels=None, dtype=jnp.float32):
+def embed_time(
+    config: UNetConfig,
+    t: Num[Array, " B"],
+    class_labels: Int[Array, " B"] | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "B T"]:
     """Returns the time embedding [B T], made inside the calling module; T is four times the finest level's width.
 
     Raises ValueError when class labels are missing, or given to a network without them.
@@ -386,21 +416,27 @@ def embed_time(config, t, class_labels=None, dtype=jnp.float32):
     width = config.block_out_channels[0]
     sines = timestep_embedding(t, width, config.flip_sin_to_cos, config.freq_shift).astype(dtype)
     time = TimeEmbedding(4 * width, dtype, name="time_embedding")(sines)
-    if class_labels is not None:
+    if class_labels is not None and config.num_class_embeds is not None:
         time = time + nn.Embed(config.num_class_embeds, 4 * width, dtype=dtype, name="class_embedding")(class_labels)
     return time
 
 
-def descend(config, x, time, context, dtype=jnp.float32, remat=False):
+def descend(
+    config: UNetConfig,
+    x: Float[Array, "B h w D"],
+    time: Float[Array, "B T"],
+    context: Float[Array, "B L C"] | None,
+    dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
+) -> tuple[Maps, Float[Array, "B _ _ _"]]:
     """Returns the skip maps of the way down, finest first and `x` [B h w D] among them, and the middle's map.
 
     Makes its blocks inside the calling module.
     """
-    skips = [x]
-    for level in range(len(config.block_out_channels)):
-        layers = Layers(config, level, dtype, remat)
+    skips, levels = [x], [Layers(config, level, dtype, remat) for level in range(len(config.block_out_channels))]
+    for level, layers in enumerate(levels):
         skips += DownBlock(layers, name=f"down_blocks.{level}")(skips[-1], time, context)
-    return tuple(skips), MidBlock(layers, name="mid_block")(skips[-1], time, context)
+    return tuple(skips), MidBlock(levels[-1], name="mid_block")(skips[-1], time, context)
 
 
 class UNet(nn.Module):
@@ -410,11 +446,19 @@ class UNet(nn.Module):
     """
 
     config: UNetConfig
-    dtype: object = jnp.float32
+    dtype: Any = jnp.float32
     remat: bool = False
 
     @nn.compact
-    def __call__(self, z, t, context=None, class_labels=None, residuals=None, features_only=False):
+    def __call__(
+        self,
+        z: Float[Array, "B h w in"],
+        t: Num[Array, " B"],
+        context: Float[Array, "B L C"] | None = None,
+        class_labels: Int[Array, " B"] | None = None,
+        residuals: tuple[Maps, Float[Array, "B _ _ D"]] | None = None,
+        features_only: bool = False,
+    ) -> tuple[Float[Array, "B h w out"] | None, Maps]:
         """Returns (prediction [B h w out], features); the prediction is None where features_only.
 
         z: [B h w in].  t: [B], 0..999.  context: [B L C], None where the config has no text.

@@ -8,10 +8,13 @@ Shapes: B batch, H W pixels, h w latent pixels (H / f, W / f with f = 2^(blocks 
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Key
 
 from sdjax.models.layers import Conv, Downsample, GroupNorm, MapAttention, ResnetBlock, Upsample
 
@@ -34,7 +37,7 @@ class VaeConfig:
 
     in_channels: int = 3
     out_channels: int = 3
-    block_out_channels: tuple = (64,)
+    block_out_channels: tuple[int, ...] = (64,)
     layers_per_block: int = 1
     latent_channels: int = 4
     norm_num_groups: int = 32
@@ -47,7 +50,7 @@ class VaeConfig:
     num_vq_embeddings: int | None = None
 
     @classmethod
-    def from_json(cls, values):
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Returns the config of a parsed config.json; keys that begin with "_" are ignored.
 
         Raises ValueError for another class of model and for options that are unknown or not supported.
@@ -76,7 +79,7 @@ class VaeConfig:
             widths, groups = self.block_out_channels, self.norm_num_groups
             raise ValueError(f"block_out_channels={widths}: expected multiples of norm_num_groups={groups}")
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """Returns the dict for config.json that diffusers' AutoencoderKL or VQModel reads."""
         blocks, quantized = len(self.block_out_channels), self.num_vq_embeddings is not None
         fixed = {"_class_name": "VQModel" if quantized else "AutoencoderKL", "act_fn": "silu"}
@@ -115,10 +118,10 @@ class AutoencoderKL(nn.Module):
     """
 
     config: VaeConfig
-    dtype: object = jnp.float32
+    dtype: Any = jnp.float32
     remat: bool = False
 
-    def setup(self):
+    def setup(self) -> None:
         config, quantized = self.config, self.config.num_vq_embeddings is not None
         upcast = config.force_upcast and jnp.dtype(self.dtype) == jnp.float16
         dtype = jnp.float32 if upcast else self.dtype
@@ -129,10 +132,12 @@ class AutoencoderKL(nn.Module):
             self.quant_conv = Conv(made, 1, dtype=dtype)
         if config.use_post_quant_conv:
             self.post_quant_conv = Conv(config.latent_channels, 1, dtype=dtype)
-        if quantized:
+        if config.num_vq_embeddings is not None:
             self.quantize = Codebook(config.num_vq_embeddings, config.latent_channels)
 
-    def encode(self, x, only=None):
+    def encode(
+        self, x: Float[Array, "B H W 3"] | Float[Array, "B h w D"], only: str | None = None
+    ) -> tuple[Float32[Array, "B h w c"], Float32[Array, "B h w c"]] | Float[Array, "B h w D"]:
         """Returns (mean, logvar) of the latents, float32 [B h w c] each, logvar in [-30, 20]; not scaled.
 
         x: pixels [B H W 3] in [-1, 1].
@@ -149,7 +154,9 @@ class AutoencoderKL(nn.Module):
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, NO_VARIANCE, 20)  # CompVis latent-diffusion, DiagonalGaussianDistribution
 
-    def decode(self, z, only=None):
+    def decode(
+        self, z: Float[Array, "B h w c"] | Float[Array, "B h w D"], only: str | None = None
+    ) -> Float32[Array, "B H W 3"] | Float32[Array, "B h w D"]:
         """Returns the pixels, float32 [B H W 3], about [-1, 1] but not clipped, of latents that are not scaled.
 
         only: "coarse" ends behind the middle, with the map [B h w D] from which "fine" goes on.
@@ -160,7 +167,9 @@ class AutoencoderKL(nn.Module):
             z = self.post_quant_conv(z)
         return self.decoder(z, only).astype(jnp.float32)
 
-    def __call__(self, x, key):
+    def __call__(
+        self, x: Float[Array, "B H W 3"], key: Key[Array, ""]
+    ) -> tuple[Float32[Array, "B H W 3"], Float32[Array, "B h w c"], Float32[Array, "B h w c"]]:
         """Returns (decode(z), mean, logvar) with z = mean + exp(logvar / 2) noise."""
         mean, logvar = self.encode(x)
         noise = jax.random.normal(key, mean.shape)
@@ -177,7 +186,7 @@ class Codebook(nn.Module):
     channels: int
 
     @nn.compact
-    def __call__(self, z):
+    def __call__(self, z: Float[Array, "B h w c"]) -> Float32[Array, "B h w c"]:
         z = z.astype(jnp.float32)
         table = nn.Embed(self.entries, self.channels, name="embedding")
         codes = table(jnp.arange(self.entries))
@@ -192,7 +201,7 @@ class Codebook(nn.Module):
 class _Encoder(nn.Module):
     config: VaeConfig
     features: int
-    dtype: object
+    dtype: Any
     remat: bool
 
     @nn.compact
@@ -212,7 +221,7 @@ class _Encoder(nn.Module):
 
 class _Decoder(nn.Module):
     config: VaeConfig
-    dtype: object
+    dtype: Any
     remat: bool
 
     @nn.compact
@@ -234,7 +243,7 @@ class _DownBlock(nn.Module):
     config: VaeConfig
     width: int
     downsample: bool
-    dtype: object
+    dtype: Any
     remat: bool
 
     @nn.compact
@@ -250,7 +259,7 @@ class _UpBlock(nn.Module):
     config: VaeConfig
     width: int
     upsample: bool
-    dtype: object
+    dtype: Any
     remat: bool
 
     @nn.compact
@@ -264,7 +273,7 @@ class _UpBlock(nn.Module):
 
 class _MidBlock(nn.Module):
     config: VaeConfig
-    dtype: object
+    dtype: Any
     remat: bool
 
     @nn.compact

@@ -18,6 +18,8 @@ from sdjax.models.kernels import attention_cudnn, attention_parts, attention_pla
 SCORES_AT_ONCE = 1 << 31  # bytes of scores from which on they are made in parts on every platform
 CACHED = 512 * 512  # scores of one head from which on a CPU is faster with parts
 
+Heads = Float[Array, "B _ heads d"] | jax.ShapeDtypeStruct
+
 cached = functools.partial(attention_parts.attend, rows=512)
 fitting = functools.partial(attention_parts.attend, rows=2048)
 
@@ -40,7 +42,7 @@ def attend(
     return lax.platform_dependent(q, k, v, **others, default=default) if others else default(q, k, v)
 
 
-def way(platform: str, q: jax.Array | jax.ShapeDtypeStruct, k: jax.Array | jax.ShapeDtypeStruct) -> Callable:
+def way(platform: str, q: Heads, k: Heads) -> Callable:
     """Returns the function that attends without a mask where it is lowered for "cpu", "cuda", "tpu" or another.
 
     q, k: arrays or their shapes, as `attend` takes them.  cuDNN is chosen only in a process that has a card for it,

@@ -33,5 +33,6 @@ def takes(dtype: DTypeLike, width: int) -> bool:
 def capability() -> tuple[int, int] | None:
     """Returns the least compute capability of this process's CUDA devices, (9, 0) for Hopper; None without any."""
     named = [str(getattr(device, "compute_capability", "")) for device in jax.local_devices()]
-    found = [tuple(map(int, name.split("."))) for name in named if re.fullmatch(r"\d+\.\d+", name)]
+    matches = [re.fullmatch(r"(\d+)\.(\d+)", name) for name in named]
+    found = [(int(one[1]), int(one[2])) for one in matches if one]
     return min(found, default=None)

@@ -11,7 +11,7 @@ def attend(
     q: Float[Array, "B N heads d"],
     k: Float[Array, "B M heads d"],
     v: Float[Array, "B M heads d"],
-    mask: Bool[Array, "..."] | None = None,
+    mask: Bool[Array, "#B #heads #N #M"] | None = None,
 ) -> Float[Array, "B N heads d"]:
     """Returns attention of q [B N heads d] to k, v [B M heads d], [B N heads d]; see kernels/attention.py."""
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
@@ -19,11 +19,11 @@ def attend(
 
 
 def weighed(
-    q: Float[Array, "*batch N d"],
-    k: Float[Array, "*batch M d"],
-    v: Float[Array, "*batch M d"],
-    mask: Bool[Array, "..."] | None = None,
-) -> Float[Array, "*batch N d"]:
+    q: Float[Array, "*rows N d"],
+    k: Float[Array, "*rows M d"],
+    v: Float[Array, "*rows M d"],
+    mask: Bool[Array, "*#rows #N #M"] | None = None,
+) -> Float[Array, "*rows N d"]:
     """Returns softmax(q k^T / sqrt(d)) v over the last two axes, dividing by the rows' sums last.
 
     Scores, softmax and the sums of both products are float32 whatever the type; q, k and the weights are not rounded

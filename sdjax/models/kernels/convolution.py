@@ -22,15 +22,13 @@ from sdjax.models.kernels import (
     convolution_rows,
     convolution_winograd,
 )
+from sdjax.models.kernels.convolution_plain import Pads
 from sdjax.models.kernels.precision import precision
 
 
 def convolve(
-    x: Float[Array, "B h w in"],
-    kernel: Float[Array, "a b in out"],
-    strides: int = 1,
-    pads: convolution_plain.Pads = ((1, 1), (1, 1)),
-) -> Float[Array, "B H W out"]:
+    x: Float[Array, "B h w in"], kernel: Float[Array, "a b in out"], strides: int = 1, pads: Pads = ((1, 1), (1, 1))
+) -> Float[Array, "B _ _ out"]:
     """Returns the convolution of x [B h w in] with kernel [a b in out], without bias."""
     if kernel.shape[:2] == (1, 1) and strides == 1 and tuple(pads) == ((0, 0), (0, 0)):
         return jnp.matmul(x, kernel[0, 0], precision=precision(x.dtype))
