@@ -12,10 +12,8 @@ FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 NOT_YET = (
     "sdjax/formats/adapters",
     "sdjax/formats/pipeline.py",
-    "sdjax/images/reading.py",
     "sdjax/methods",
     "sdjax/sampling/generate.py",
-    "sdjax/sampling/memory.py",
     "sdjax/service",
     "sdjax/training",
 )

@@ -11,6 +11,7 @@ itself.  Paths come from listing the folder; a file's text is only ever looked u
 import contextlib
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def counted(endings: dict[str, int]) -> str:
     return ", ".join(f"{count} {ending}" for ending, count in endings.items())
 
 
-def decode(item, size, masked=False):
+def decode(item: Item, size: int, masked: bool = False) -> tuple[Image.Image, Image.Image | None]:
     """Returns (picture, mask): an upright RGB image over white and, if `masked`, an "L" image of its size, else None.
 
     Pictures far larger than `size` pixels on the short side are averaged down by whole numbers, to at least twice it.
@@ -118,7 +119,7 @@ def mask(path: str | Path) -> UInt8[np.ndarray, "H W"]:
     return np.asarray(masks.of(_upright(path)[0]))
 
 
-def has_mask(item):
+def has_mask(item: Item) -> bool:
     """Returns whether a picture brings a mask: a file of its own, or something clear in it.
 
     Of pictures that cannot be clear only the header is read.
@@ -132,7 +133,9 @@ def has_mask(item):
             return masks.opened(image).mode == "RGBA"
 
 
-def square(image, size, place=(0.5, 0.5), flip=False):
+def square(
+    image: Image.Image, size: int, place: tuple[float, float] = (0.5, 0.5), flip: bool = False
+) -> UInt8[np.ndarray, "size size *channels"]:
     """Returns the largest square of an image as uint8 [size size 3], or [size size] of a mask.
 
     place: where the square lies in what it leaves over, (x, y) from 0 (left, top) to 1; on whole pixels.
@@ -145,7 +148,7 @@ def square(image, size, place=(0.5, 0.5), flip=False):
     return np.ascontiguousarray(cut[:, ::-1]) if flip else cut
 
 
-def subject(path, size):
+def subject(path: str | Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """Returns the middle square of the picture in a file, upright and over white, uint8 [size size 3].
 
     Raises ValueError naming the file when it is no picture, see decode.
@@ -153,7 +156,7 @@ def subject(path, size):
     return square(decode(Item(Path(path)), size)[0], size)
 
 
-def digest(items):
+def digest(items: Iterable[Item]) -> str:
     """Returns the first 16 hex digits of a SHA-256 over the pictures' bytes in order: which pictures these are."""
     total = hashlib.sha256()
     for item in items:

@@ -7,6 +7,7 @@ Shapes: h w latent pixels.
 
 import contextlib
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 
 from sdjax.models.kernels import attention, attention_plain
 from sdjax.sampling.tiles import AT_ONCE
+from sdjax.stable_diffusion import StableDiffusion
 
 # Numbers that a UNet's call keeps per row, latent pixel and channel of the finest map: 27 for Stable Diffusion 1.5,
 # 2 rows of 64 x 64, by XLA's own count on a CPU (283 MB; 21 November 2026, benchmarks/sampling_memory.py).
@@ -69,7 +71,7 @@ def _lines(path):
         return []
 
 
-def needed(sd, sides, rows, controls=0):
+def needed(sd: StableDiffusion, sides: Sequence[int], rows: int, controls: int = 0) -> int:
     """Returns about how many bytes sampling takes beside the weights: latents of sides (h, w), `rows` at once.
 
     rows: of the UNet's calls: with guidance two per picture, with AND one more for each further text.
@@ -80,7 +82,7 @@ def needed(sd, sides, rows, controls=0):
     return max(unet(sd, sides, rows, controls), decoder) + 12 * pixels
 
 
-def unet(sd, sides, rows, controls=0):
+def unet(sd: StableDiffusion, sides: Sequence[int], rows: int, controls: int = 0) -> int:
     """Returns about how many bytes one call of the UNet, and of ControlNets before it, takes beside the weights."""
     config, dtype, length = sd.networks["unet"].config, jnp.dtype(sd.networks["unet"].dtype), sides[0] * sides[1]
     width, heads = config.block_out_channels[0], max(config.levels("attention_head_dim"))
@@ -95,7 +97,7 @@ def _scores(q):
     return 4 * math.prod(q.shape[:3]) * q.shape[1] if whole else 0
 
 
-def check(sd, sides, rows, limit=None, controls=0):
+def check(sd: StableDiffusion, sides: Sequence[int], rows: int, limit: int | None = None, controls: int = 0) -> None:
     """Raises ValueError when sampling latents of sides (h, w) would not fit, naming the largest size that would.
 
     limit: bytes; None is what is free now.
@@ -117,7 +119,7 @@ def check(sd, sides, rows, limit=None, controls=0):
 
 
 @contextlib.contextmanager
-def told(size, count):
+def told(size: Sequence[int], count: int) -> Iterator[None]:
     """Turns what a device says when its memory is full into a ValueError of one line; size: pixels (height, width)."""
     try:
         yield
