@@ -8,16 +8,20 @@ it where the file says so.
 Source: the file format and formula of AUTOMATIC1111's stable-diffusion-webui.
 """
 
-from typing import NamedTuple
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Float
 
 from sdjax import trees
 from sdjax.models.kernels.precision import precision
 from sdjax.models.layers import gelu
+from sdjax.trees import Tree
 
 # torch's activations by their lower-case names, with torch's default settings; swish is A1111's name for hardswish.
 ACTIVATIONS = {
@@ -54,11 +58,11 @@ class Hypernetwork(struct.PyTreeNode):
     strength: s, an array.  activations: the name of the activation behind each layer, or None; norms are layers.
     """
 
-    networks: dict
-    strength: object
-    activations: tuple = struct.field(pytree_node=False, default=())
+    networks: Any
+    strength: Any
+    activations: tuple[str | None, ...] = struct.field(pytree_node=False, default=())
 
-    def intercept(self, part, layer, args, kwargs, at, cond):
+    def intercept(self, part: str, layer: Callable, args: tuple, kwargs: dict[str, Any], at: Any, cond: Any) -> Any:
         if part == "unet" and at.module.name in ("to_k", "to_v") and at.method_name == "__call__":
             x, *rest = args
             if x.shape[-1] in self.networks:
@@ -66,7 +70,7 @@ class Hypernetwork(struct.PyTreeNode):
                 args = (x + jnp.asarray(self.strength, x.dtype) * self.run(layers, x), *rest)
         return layer(*args, **kwargs)
 
-    def run(self, layers, x):
+    def run(self, layers: Sequence[Tree], x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         """Returns N(x) [B N D]."""
         for weights, activation in zip(layers, self.activations, strict=True):
             weights = {name: value.astype(x.dtype) for name, value in weights.items()}
@@ -84,12 +88,12 @@ class Hypernetwork(struct.PyTreeNode):
         return x
 
 
-def recognised(state):
+def recognised(state: Any) -> bool:
     """Returns whether a file's content is a hypernetwork: pairs under numbers."""
     return isinstance(state, dict) and any(type(key) is int for key in state)
 
 
-def read(state, path):
+def read(state: Mapping[Any, Any], path: pathlib.Path) -> Hypernetwork:
     """Returns the hook of a file's content, of strength 1.
 
     Raises ValueError naming a setting that is not A1111's, or layers that are missing, unexpected or misshapen.

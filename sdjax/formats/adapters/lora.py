@@ -22,17 +22,24 @@ Source: Hu et al. 2021 (LoRA), Liu et al. 2024 (DoRA), Meng et al. 2024 (PiSSA),
 """
 
 import functools
+import pathlib
 import re
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32
 
 from sdjax import trees
 from sdjax.formats.adapters import peft_settings
 from sdjax.formats.storage import ldm_names, parameters
+from sdjax.models.clip import TextEncoder
+from sdjax.models.unet import UNet
+from sdjax.trees import Tree
 
 PARTS = ("unet", "text_encoder")
 SUFFIXES = {
@@ -84,13 +91,16 @@ KEPT = 2  # merged copies of a weight that are kept for attaching again
 class Edit:
     """The factors of one weight's change, {name: array}; what they are called decides on the formula."""
 
-    factors: dict
+    factors: dict[str, Any]
+
+
+Stack = tuple[tuple[Edit, float], ...]  # edits of one weight, each with its strength
 
 
 # ---- reading -----------------------------------------------------------------------------------
 
 
-def recognised(tensors):
+def recognised(tensors: Mapping[str, Any]) -> bool:
     """Returns whether a file's tensors {name: array} are those of LoRA or a relative, supported or not."""
     ends = tuple(SUFFIXES)
     return any(_unnamed(name)[0].endswith(ends) or _unsupported(name) for name in tensors)
@@ -120,7 +130,12 @@ def _of_one(tensors, path):
     return renamed
 
 
-def read(tensors, networks, configs, path):
+def read(
+    tensors: Mapping[str, Any],
+    networks: Mapping[str, Any],
+    configs: Mapping[str, dict[str, Any]],
+    path: str | pathlib.Path,
+) -> dict[str, dict[str, Edit]]:
     """Returns {part: {dotted name of a weight: Edit}} of a file's tensors {name: array}.
 
     configs: {part: PEFT's settings}, see peft_settings; those of alpha count where a module has no alpha of its own.
@@ -223,7 +238,7 @@ def _check_shapes(edits, template, path):
 
 
 @functools.lru_cache(maxsize=4)
-def spellings(unet, text_encoder):
+def spellings(unet: UNet, text_encoder: TextEncoder) -> dict[str, tuple[str, str]]:
     """Returns {every spelling of a module's name: (part, module)} of the layers with a kernel."""
     found = {}
     original = ldm_names.unet_modules(unet.config)
@@ -266,7 +281,7 @@ def _text_spellings(module):
 # ---- merging -----------------------------------------------------------------------------------
 
 
-def merge(tree, stacks):
+def merge(tree: Tree, stacks: Mapping[str, Stack]) -> Tree:
     """Returns the tree with W + sum_i s_i D_i(W) for every W in stacks, {dotted name: ((Edit, strength), ...)}.
 
     The sum is float32 and cast once.  The last two sums of each weight are kept as long as the weight itself.
@@ -299,7 +314,7 @@ def _summed(weight, edits, strengths):
     return (base + sum(changes)).transpose(from_file).astype(weight.dtype)
 
 
-def change(factors, weight):
+def change(factors: Mapping[str, Float[Array, "..."]], weight: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
     """Returns D(W) of one Edit's factors, W float32 in a file's layout; raises ValueError where shapes do not fit."""
     f = {name: value.astype(jnp.float32) for name, value in factors.items()}
     if "diff" in f:
