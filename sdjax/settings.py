@@ -17,10 +17,13 @@ import re
 import runpy
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
 CLASS = "class"  # the key of a dataclass's name in JSON; no field can be called so
 WORDS = {"true": True, "false": False, "none": None}
+UNSAID = object()  # in place of a value that an error does not show
+SHOWN = 60  # letters of a value that it does show
 
 # What a number may be, for `check`: a test and its words.
 FROM_0 = (lambda x: 0 <= x < math.inf, "a number from 0")
@@ -29,6 +32,32 @@ FROM_1 = (lambda x: 1 <= x < math.inf, "a number from 1")
 ABOVE_0 = (lambda x: 0 < x < math.inf, "a number above 0")
 TO_1 = (lambda x: 0 <= x <= 1, "a number from 0 to 1")
 BELOW_1 = (lambda x: 0 <= x < 1, "a number from 0 to below 1")
+
+
+class SettingError(ValueError):
+    """A setting that is not what is accepted: "steps=0: expected a whole number, 1 or more".
+
+    why: what makes it so, where the value alone does not.  Callers that spell settings in another way, as flags or as
+    keys of a list, ask for `line(spell)`; nobody reads the text.
+    """
+
+    def __init__(self, name: str, value: object, expected: str, why: str = "") -> None:
+        super().__init__(name, value, expected, why)
+        self.name, self.value, self.expected, self.why = name, value, expected, why
+
+    def line(self, spell: Callable[[str], str] = str) -> str:
+        """Returns the error in one line; spell(name): how the caller writes a setting's name."""
+        value = "" if self.value is UNSAID else f"={shown(self.value)}"
+        return f"{spell(self.name)}{value}: {self.why and f'{self.why}; '}expected {self.expected}"
+
+    def __str__(self) -> str:
+        return self.line()
+
+
+def shown(value: object) -> str:
+    """Returns a value as errors show it: in one line, cut where it is long; numpy's numbers as Python's."""
+    text = repr(value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def load(path, overrides=()):
