@@ -17,7 +17,7 @@ import re
 import runpy
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 CLASS = "class"  # the key of a dataclass's name in JSON; no field can be called so
@@ -289,6 +289,12 @@ def _join(name, head):
 def _unknown(head, owner, accepted):
     near = difflib.get_close_matches(head, accepted, 1)
     return f"{owner} has no {head!r}; " + (f"did you mean {near[0]!r}?" if near else f"accepted: {', '.join(accepted)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns the known name that is most like this one, else all of them."""
+    known = list(known)
+    return next(iter(difflib.get_close_matches(name, known, 1)), f"one of {', '.join(known)}")
 
 
 def _plain(value, name):

@@ -17,7 +17,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ from sdjax.settings import UNSAID, SettingError, nearest
 
 LARGEST = float(np.finfo(np.float32).max)  # what is sampled in; a bound that errors call finite
 SMALLEST = float(np.finfo(np.float32).tiny)
-LONGEST_SIDE = 100_000  # pixels
+LONGEST_SIDE = 100_000_000  # pixels
 NOTHING = dataclasses.MISSING
 
 
@@ -58,18 +58,29 @@ class Setting(NamedTuple):
 
 
 class Choice(dict):
-    """The accepted names, {ours: A1111's}; both are understood."""
+    """The accepted names, {ours: A1111's}; both are understood, and other names that `also` gives, {theirs: ours}."""
+
+    others: Mapping[str, str] = types.MappingProxyType({})
+
+    def __hash__(self) -> int:
+        return hash((*self.items(), *self.others.items()))
+
+    def also(self, **others: str) -> "Choice":
+        """Returns the names with others that are understood."""
+        made = Choice(self)
+        made.others = others
+        return made
 
     def ours(self, name: object) -> object:
         """Returns our name of A1111's, in letters of any size; another value as it is."""
-        same = str(name).casefold()
-        return next((own for own, theirs in self.items() if same == theirs.casefold()), name)
+        same, theirs = str(name).casefold(), {label: own for own, label in self.items()} | dict(self.others)
+        return name if name in self else next((own for label, own in theirs.items() if same == label.casefold()), name)
 
     def __get_pydantic_core_schema__(self, _: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
 
         return core_schema.no_info_before_validator_function(
-            lambda name: name if name in self else self.ours(name), handler.generate_schema(typing.Literal[tuple(self)])
+            self.ours, handler.generate_schema(typing.Literal[tuple(self)])
         )
 
 
@@ -81,6 +92,8 @@ class Size(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.width}x{self.height}"
+
+    __repr__ = __str__
 
     @classmethod
     def of(cls, value: object) -> "Size":
@@ -139,7 +152,7 @@ class Field:
         elif low is not None and high is not None and -LARGEST < low and high < LARGEST:
             span = f"{low:g} to {high:g}" if high < 1e6 else ""
         elif low is not None and low > -LARGEST:
-            span = f"{low:g} or more"
+            span = "above 0" if low == SMALLEST else f"{low:g} or more"
         else:
             span = "" if self.kind is int else "a finite number"
         if self.kind is int:
@@ -151,13 +164,13 @@ def declared(part: type) -> type:
     """Returns a class of settings, a part or a task, as a frozen dataclass that checks itself.
 
     Inherited settings that it gives a value, as in `steps = 75`, have that as their usual one.
-    After the types the parts' own `rule(self)` are asked, which raise SettingError, and before them `fill(self)`,
-    which returns {name: value} of what follows from other settings.
+    A part may have `fill(self)`, {name: value} of what follows from other settings, and `rule(self)`, which raises
+    SettingError for settings that do not fit each other.
     """
-    inherited = {name: hint for base in reversed(part.__mro__[1:]) for name, hint in inspect.get_annotations(base).items()}
-    own = part.__dict__.setdefault("__annotations__", {}) if False else inspect.get_annotations(part)
-    own |= {name: hint for name, hint in inherited.items() if name in vars(part) and name not in own}
-    part.__annotations__ = own
+    bases = reversed(part.__mro__[1:])
+    inherited = {name: hint for base in bases for name, hint in inspect.get_annotations(base).items()}
+    again = {name: hint for name, hint in inherited.items() if name in vars(part)}
+    part.__annotations__ = again | inspect.get_annotations(part)
     part.__post_init__ = _check
     return dataclasses.dataclass(frozen=True, kw_only=True)(part)
 
@@ -165,11 +178,12 @@ def declared(part: type) -> type:
 @functools.cache
 def fields(task: type) -> dict[str, Field]:
     """Returns {name: Field} of a part's or a task's settings, in the order of its parts."""
-    hints, usual = typing.get_type_hints(task, include_extras=True), {f.name: f.default for f in dataclasses.fields(task)}
+    usual = {field.name: field.default for field in dataclasses.fields(task)}
+    hints = typing.get_type_hints(task, include_extras=True)
     made = {}
     for part in (cls for cls in task.__mro__ if dataclasses.is_dataclass(cls)):
         for name in inspect.get_annotations(part):
-            if not any(name in inspect.get_annotations(base) for base in part.__mro__[1:]):
+            if name in usual and not any(name in inspect.get_annotations(base) for base in part.__mro__[1:]):
                 made[name] = _field(name, hints[name], part, usual[name])
     return made
 
@@ -203,21 +217,22 @@ def checked(field: Field, value: object, text: bool = False) -> Any:
     """
     import pydantic
 
-    given = value.item() if isinstance(value, np.generic) or isinstance(value, np.ndarray) and value.ndim == 0 else value
+    given = value.item() if getattr(value, "ndim", 1) == 0 else value  # of numpy
     if given is None and field.optional:
         return None
-    if field.several and not isinstance(given, (list, tuple)):
-        given = (given,)
-    items = given if field.several else (given,)
+    items = given if field.several and isinstance(given, (list, tuple)) else (given,)
     number = field.kind in (int, float)
-    if any(isinstance(item, bool) and field.kind is not bool or isinstance(item, str) and number and not text for item in items):
-        raise SettingError(field.name, value, field.accepted)
     try:
-        made = _adapter(field.hint).validate_python(given)
-    except (pydantic.ValidationError, OverflowError):
+        for item in items:
+            if isinstance(item, bool) != (field.kind is bool) and not text or isinstance(item, str) and number > text:
+                raise ValueError(item)
+            if isinstance(item, bool) and number or isinstance(item, float) and math.isnan(item):
+                raise ValueError(item)
+        made = _adapter(field.hint).validate_python(tuple(items) if field.several else given)
+        if number and any(math.isnan(item) for item in (made if field.several else [made])):
+            raise ValueError(made)
+    except (pydantic.ValidationError, ValueError, OverflowError):
         raise SettingError(field.name, value, field.accepted) from None
-    if number and any(math.isnan(item) for item in (made if field.several else (made,)) if item is not None):
-        raise SettingError(field.name, value, field.accepted)
     return made
 
 
@@ -235,31 +250,36 @@ def _check(self: Any) -> None:
 
 
 def make(task: type, values: Mapping[str, object], text: bool = False) -> Any:
-    """Returns a task's settings of {name: value}; what is not there is as usual.
+    """Returns a task's settings of {name: value}; what is not there, or None, is as usual.
 
+    text: a text may stand for a number.
     Raises SettingError for an unknown name, a value that is not accepted, one without the setting that it needs, and
     for settings that do not fit each other.
     """
     known = fields(task)
-    for name in values:
-        if name not in known:
-            raise SettingError(name, UNSAID, nearest(name, known), "unknown")
     values = understood(task, {name: value for name, value in values.items() if value is not None})
     values = {name: checked(known[name], value, text) for name, value in values.items()}
     for name, value in values.items():
         needed = known[name].about.needs
         if needed in known and value != known[name].usual and not values.get(needed, known[needed].usual):
             raise SettingError(name, value, f"together with {needed}")
-    for name, field in known.items():
-        if field.usual is NOTHING and name not in values:
-            raise SettingError(name, UNSAID, field.accepted, "missing")
+    for name in task.asked:
+        if name not in values:
+            raise SettingError(name, UNSAID, known[name].accepted, "missing")
     return task(**values)
 
 
-def understood(task: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Returns {name: value} with other spellings that a part understands, by its `spelled`, in ours."""
+def understood(task: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns {name: value} with other spellings that a part understands, by its `spelled`, in ours.
+
+    Raises SettingError for a name that the task does not know.
+    """
+    values = dict(values)
     for part in task.__mro__:
-        values = vars(part)["spelled"](values) if "spelled" in vars(part) else values
+        values = vars(part)["spelled"].__func__(values) if "spelled" in vars(part) else values
+    for name in values:
+        if name not in fields(task):
+            raise SettingError(name, UNSAID, nearest(name, fields(task)), "unknown")
     return values
 
 
@@ -271,6 +291,3 @@ def acting(made: Any) -> dict[str, Any]:
         if needed not in known or getattr(made, needed):
             values[name] = getattr(made, name)
     return values
-
-
-Spell = Callable[[str], str]
