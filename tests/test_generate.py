@@ -106,7 +106,7 @@ def test_steps_seeds_prompts_and_guidance_compile_nothing_new(sd):
         ({"grammar": "compel"}, "grammar='compel': expected one of plain, a1111, comfyui"),
         ({"weighting": "nonsense", "grammar": "a1111"}, "weighting='nonsense': expected one of a1111, comfyui"),
         ({"weighting": "a1111"}, "weighting='a1111': grammar='plain' has no weights; expected"),
-        ({"noise_source": "gpu"}, "noise_source='gpu': expected one of jax, torch-cpu, philox"),
+        ({"noise_source": "dice"}, "noise_source='dice': expected one of jax, torch-cpu, philox"),
     ],
 )
 def test_options_that_do_not_fit(sd, options, message):
