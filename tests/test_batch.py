@@ -298,6 +298,47 @@ def test_rows_name_adapters_in_a_field(tmp_path):
     assert record["adapter"] == ("<lora:style:0.5>",) and "lora style" in record.hashes
 
 
+def test_a_seed_of_minus_one_is_drawn_once(tmp_path, capsys):
+    jobs = write(
+        tmp_path, [{"prompt": "a face", "seed": [-1, -1], "guidance": [2, 3]}, {"prompt": "a cat", "seed": -1}]
+    )
+    seeds = {}
+    for out in ("a", "b"):
+        assert run(jobs, tmp_path / out) == 0 == run(jobs, tmp_path / out)
+        said = capsys.readouterr().out.splitlines()
+        assert "5 pictures made, 0 were there" in said[0] and "0 pictures made, 5 were there" in said[1]
+        files = sorted((tmp_path / out).glob("0*.json"))
+        seeds[out] = [records.read(path)["seed"] for path in files]
+        assert seeds[out][0] == seeds[out][1] and seeds[out][2] == seeds[out][3] and len(set(seeds[out])) == 3
+    assert not set(seeds["a"]) & set(seeds["b"])
+    (tmp_path / "a" / "000002.png").unlink()
+    (tmp_path / "a" / "000002.json").unlink()
+    assert run(jobs, tmp_path / "a") == 0
+    assert records.read(tmp_path / "a" / "000002.png")["seed"] == seeds["a"][4]
+
+
+def test_files_of_others_stay(tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    smooth(out / "cat.png")
+    (out / "dog.json").write_text('{"breed": "poodle"}')
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    jobs = write(tmp_path, [{"prompt": "a", "name": name} for name in ("cat", "dog", "owl")])
+    assert run(jobs, out) == 1
+    assert all(path.read_bytes() == held for path, held in before.items()) and (out / "owl.png").exists()
+    assert not (out / "cat.json").exists() and not (out / "dog.png").exists()
+    said = reasons(out)
+    assert list(said) == [1, 2] and "cat.png was not written by this program" in said[1] and "dog.json" in said[2]
+    assert "1 pictures made, 0 were there, 2 rows failed" in capsys.readouterr().out
+    for kind in ("webp", "jpg"):  # what is ours is made anew, whatever its format and what it tells
+        for steps in ("2", "3"):
+            assert (
+                run(write(tmp_path, [{"prompt": "a"}]), out, "--format", kind, "--public", "--set", f"steps={steps}")
+                == 0
+            )
+            assert "1 pictures made" in capsys.readouterr().out
+
+
 def test_embeddings_of_the_folder_are_known_by_name(tmp_path, capsys):
     (tmp_path / "known").mkdir()
     width = load(MODEL).text_encoder["text_model"]["embeddings"]["token_embedding"]["embedding"].shape[1]

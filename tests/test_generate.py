@@ -129,6 +129,18 @@ def test_pictures_of_one_call_differ_in_what_is_their_own_alone():
         generate.Job((TextToImage(steps=3), TextToImage(steps=4)))
 
 
+def test_seeds_have_64_bits():
+    def data(*seeds):
+        return jax.random.key_data(generate.job(TextToImage, ["a"] * len(seeds), seeds=seeds).keys)
+
+    plain = jnp.stack([jax.random.key_data(jax.random.key(np.uint32(seed))) for seed in (0, 7, 2**32 - 1)])
+    np.testing.assert_array_equal(data(0, 7, 2**32 - 1), plain)
+    np.testing.assert_array_equal(data(0, 7, -1), plain)  # as 32 bits
+    np.testing.assert_array_equal(data(0, 7, 2**32 - 1, 2**32 + 7)[:3], plain)  # whatever seeds are beside them
+    many = (7, 2**32 + 7, 2**33 + 7, -(2**32) - 7, 2**63 + 7, np.uint64(2**63 + 2**32 + 7), -(2**63) + 2**33 + 7)
+    assert len(np.unique(data(*many), axis=0)) == len(many)
+
+
 @pytest.mark.parametrize("grammar", [pytest.param("a1111", marks=pytest.mark.slow), "comfyui"])
 def test_a_picture_depends_on_its_own_prompt_only(sd, grammar):
     """Prompts of one and two chunks, and with AND, in the order asked for."""

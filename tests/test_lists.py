@@ -191,6 +191,19 @@ def test_a1111s_names_of_samplers_are_understood(tmp_path):
     assert found == [("euler_a", "normal"), ("dpmpp_2m", "karras"), ("dpmpp_2m", "simple")] and not errors
 
 
-def test_a_seed_of_minus_one_is_a_random_one(tmp_path):
-    pictures, _ = lists.read(write(tmp_path, [{"prompt": "a", "seed": [-1, 3]}]))
-    assert 0 <= pictures[0].settings.seed < 2**32 and pictures[1].settings.seed == 3
+def test_a_seed_of_minus_one_is_drawn(tmp_path):
+    rows = [
+        {"prompt": "a", "seed": -1},
+        {"prompt": "a", "seed": [-1, 5, "-1"], "guidance": [2, 3], "variation_seed": -1},
+    ]
+    rows += [{"prompt": "b"}, {"prompt": "b", "seed": "-1|7"}]
+    path = write(tmp_path, rows)
+    drawn = [[p.settings.seed for p in lists.read(path, {"seed": -1})[0]] for _ in range(2)]
+    for seeds in drawn:
+        assert all(0 <= seed < 1 << 32 for seed in seeds) and len(seeds) == 10
+        assert seeds[1] == seeds[2] and seeds[3:5] == [5, 5] and seeds[5] == seeds[6] and seeds[9] == 7
+        assert len(set(seeds)) == 7  # rows and places have their own
+    assert not set(drawn[0]) & set(drawn[1]) - {5, 7}
+    pictures, _ = lists.read(path, None, lambda: "a word")
+    assert pictures == lists.read(path, None, lambda: "a word")[0]
+    assert 0 <= pictures[1].settings.variation_seed != pictures[1].settings.seed

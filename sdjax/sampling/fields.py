@@ -150,13 +150,13 @@ class Field:
         if above is not None:
             span = f"more than {above:g}, to {high:g}" if high is not None and high < LARGEST else f"above {above:g}"
         elif low is not None and high is not None and -LARGEST < low and high < LARGEST:
-            span = f"{low:g} to {high:g}" if high < 1e6 else ""
+            span = f"{low:g} to {high:g}" if high < 1e6 else "of at most 64 bits"
         elif low is not None and low > -LARGEST:
             span = "above 0" if low == SMALLEST else f"{low:g} or more"
         else:
-            span = "" if self.kind is int else "a finite number"
+            span = f"a finite number, at most {LARGEST:.3g}"
         if self.kind is int:
-            return f"{NOUNS[int]}{span and f', {span}'}"
+            return f"{NOUNS[int]}, {span}"
         return span if self.kind is float else NOUNS.get(self.kind, "a text")
 
 
@@ -261,7 +261,8 @@ def make(task: type, values: Mapping[str, object], text: bool = False) -> Any:
     values = {name: checked(known[name], value, text) for name, value in values.items()}
     for name, value in values.items():
         needed = known[name].about.needs
-        if needed in known and value != known[name].usual and not values.get(needed, known[needed].usual):
+        absent = needed in known and known[needed].usual in (None, ()) and not values.get(needed)
+        if absent and value != known[name].usual:
             raise SettingError(name, value, f"together with {needed}")
     for name in task.asked:
         if name not in values:

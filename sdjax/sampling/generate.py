@@ -71,8 +71,13 @@ class Job:
 
     @property
     def keys(self) -> Array:
-        """One key per picture [B]."""
-        return jax.vmap(jax.random.key)(np.array([seed % (1 << 32) for seed in self.each("seed")], np.uint32))
+        """One key per picture [B]: of the seed's low 32 bits, with the high ones folded in where they are not 0."""
+        words = [seed if abs(seed) >> 32 else seed % (1 << 32) for seed in self.each("seed")]
+        low, high = np.array([(word & 0xFFFFFFFF, word >> 32 & 0xFFFFFFFF) for word in words], np.uint32).T
+        keys = jax.vmap(jax.random.key)(low)
+        if not high.any():
+            return keys
+        return jnp.where(high, jax.vmap(jax.random.fold_in)(jax.random.clone(keys), high), keys)
 
     @property
     def guided(self) -> bool:

@@ -22,6 +22,7 @@ Finite = Annotated[float, Interval(ge=-LARGEST, le=LARGEST)]
 From0 = Annotated[float, Interval(ge=0, le=LARGEST)]
 SEEDS = Interval(ge=-(2**63), le=2**64 - 1)
 
+SEEDED = ("seed", "variation_seed")  # of which -1 is a random one
 SAMPLERS = Choice(
     ddim="DDIM", ddpm="DDPM", pndm="PLMS", euler="Euler", euler_a="Euler a", heun="Heun", lms="LMS", dpm2="DPM2",
     dpm2_a="DPM2 a", dpmpp_2s_a="DPM++ 2S a", dpmpp_2m="DPM++ 2M", dpmpp_sde="DPM++ SDE", dpmpp_2m_sde="DPM++ 2M SDE",
@@ -187,9 +188,7 @@ class Reading:
 @declared
 class Noise:
     noise_source: Annotated[str, NOISES, Setting("whose numbers a seed stands for", "RNG", unsaid="philox")] = "jax"
-    ensd: Annotated[
-        int, Interval(ge=-(2**63), le=2**64 - 1), Setting("added to the seed for fresh noise, A1111's ENSD", "ENSD")
-    ] = 0
+    ensd: Annotated[int, SEEDS, Setting("added to the seed for fresh noise, A1111's ENSD", "ENSD")] = 0
     eta: Annotated[
         float | None, Interval(ge=0, le=1), Setting("fresh noise of samplers that take it", "Eta", "eta")
     ] = None
@@ -376,7 +375,7 @@ class Task(Words, Sampling, Model, Variation, Reading, Noise, Guidance):
 
     def drawn(self) -> "Task":
         """Returns the settings with random numbers in the place of seeds -1, as A1111 does."""
-        names = [name for name in ("seed", "variation_seed") if getattr(self, name) == -1]
+        names = [name for name in SEEDED if getattr(self, name) == -1]
         return dataclasses.replace(self, **{name: secrets.randbelow(1 << 32) for name in names}) if names else self
 
 

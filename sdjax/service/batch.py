@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import re
+import secrets
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,11 +65,15 @@ class Folder:
 
     def done(self, request: Request) -> bool:
         """Returns whether a picture is there, made of these settings by this model."""
-        try:
-            found = json.loads((self.out / f"{request.name}.json").read_text())["made_from"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return False
-        return found == self.key(request) and self.path(request).is_file()
+        found = _made_from(self.out / f"{request.name}.json")
+        return found is not None and found == self.key(request) and self.path(request).is_file()
+
+    def in_the_way(self, request: Request) -> str | None:
+        """Returns the error of a picture in whose place is a file that this program did not write, else None."""
+        path, beside = self.path(request), self.out / f"{request.name}.json"
+        ours = records.own(path) if path.exists() else not beside.exists() or _made_from(beside) is not None
+        there = path if path.exists() else beside
+        return None if ours else f"name={request.name!r}: {there} was not written by this program; choose another name"
 
     def make(
         self, some: Sequence[Request], lacking: Sequence[Request], count: int, among: Sequence[Request]
@@ -115,11 +120,14 @@ def run(
     if batch < 1:
         raise SettingError("batch", batch, "a whole number, 1 or more")
     axes = _axes(plot) if plot else ()
-    requests, errors = lists.read(jobs, usual)
+    requests, errors = lists.read(jobs, usual, functools.cache(lambda: _word(folder.out)))
     folder.out.mkdir(parents=True, exist_ok=True)
     mine = requests[part[0] :: part[1]]
     missing = {one.name for one in mine if not folder.done(one)}
-    made, groups = 0, list(grouped(mine, folder.kind))
+    kept, made, groups = len(mine) - len(missing), 0, list(grouped(mine, folder.kind))
+    others = {one.name: folder.in_the_way(one) for one in mine if one.name in missing}
+    errors += [{"row": one.row, "name": one.name, "error": others[one.name]} for one in mine if others.get(one.name)]
+    missing -= {name for name, error in others.items() if error}
     most = min(batch, max(map(len, groups), default=1))  # one shape, no larger than of use
     with tqdm(total=len(missing), desc="pictures", unit="picture", dynamic_ncols=True, smoothing=0.1) as bar:
         for group in groups:
@@ -134,7 +142,7 @@ def run(
     _report(folder.out, part, errors)
     if axes:
         _plot(folder, requests, axes)
-    return made, len(errors), len(mine) - len(missing)
+    return made, len(errors), kept
 
 
 def parser(doc: str | None) -> flags.Parser:
@@ -201,6 +209,29 @@ def _tried(function: Callable[..., Any], *arguments: Any, **more: Any) -> tuple[
         return function(*arguments, **more), None
     except Exception as error:  # of Pillow also SyntaxError, of JAX its own where memory is full
         return None, line(error)  # the error itself would keep arrays alive
+
+
+def _made_from(path):
+    """Returns what a picture was made from, by the JSON beside it; None where that is not of this program."""
+    try:
+        return json.loads(path.read_text())["made_from"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _word(out):
+    """Returns a folder's random word, from which seeds of -1 are drawn; it stays, so that all starts draw the same."""
+    path = out / "seeds.txt"
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("x") as file:
+            file.write(secrets.token_hex(16))
+    except FileExistsError:
+        pass
+    word = path.read_text()
+    if not word:
+        raise OSError(f"{path}: is empty; remove it and start again")
+    return word
 
 
 def _weights(made_by, request):

@@ -7,20 +7,24 @@
 
 A field is a setting (sampling/settings.py), or `name`, or `task`, which otherwise follows from the fields: mask, image,
 control_image.  One that is a list, or a number or size written as "0-9" or "3|7.5", is a matrix: every combination
-becomes a picture.  A row that cannot be used is an error in `errors` and never the end of a run.
+becomes a picture.  Each -1 of a row's seeds is a random number, for all pictures that it stands in.
+A row that cannot be used is an error in `errors` and never the end of a run.
 """
 
 import codecs
 import csv
+import functools
+import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from sdjax.sampling.fields import Field, checked, fields, make, understood
-from sdjax.sampling.settings import TASKS
+from sdjax.sampling.settings import SEEDED, TASKS
 from sdjax.service.request import EXPECTED, Request, taken_apart
 from sdjax.settings import UNSAID, SettingError, nearest, shown
 
@@ -33,21 +37,25 @@ WITH = {"control_image": "controlnet", "mask": "inpaint", "image": "img2img"}  #
 OLD = {"negative": "negative_prompt", "skip": "clip_skip, which is 1 more", "adapters": "adapter"}
 
 
-def read(path: str | Path, defaults: dict[str, Any] | None = None) -> tuple[list[Request], list[dict[str, Any]]]:
+def read(
+    path: str | Path, defaults: dict[str, Any] | None = None, word: Callable[[], str] | None = None
+) -> tuple[list[Request], list[dict[str, Any]]]:
     """Returns (requests, errors): list of Request, and list of {"row", "error"}.
 
     defaults: settings for the fields that a row does not have; those that its task does not have, or that need others,
     as strength needs an image, are for the rows that have these.
+    word: () -> text, asked where seeds are -1: the same word draws the same seeds at every reading; None draws anew.
     Raises ValueError when the file as a whole cannot be read, and for defaults that cannot be used.
     """
     path = Path(path)
     requests, errors, names = [], [], set()
     defaults = _checked(defaults or {}, mine=True)
+    word = word or functools.cache(lambda: secrets.token_hex(16))
     for number, row in enumerate(_rows(path), start=1):
         try:
             if isinstance(row, ValueError):
                 raise row
-            made = _requests(number, row, defaults, path.resolve().parent)
+            made = _requests(number, row, defaults, path.resolve().parent, word)
             taken = names & {one.name for one in made}
             if taken:
                 raise ValueError(f"name={min(taken)!r}: there is a picture of this name already")
@@ -75,7 +83,7 @@ def _checked(row, mine=False):
     return made | {name: row[name] for name in ("name", "task") if name in row}
 
 
-def _requests(number, row, defaults, folder):
+def _requests(number, row, defaults, folder, word):
     row = _checked(row)
     task = row.pop("task", None) or next((task for name, task in WITH.items() if row.get(name)), "text2img")
     if task not in TASKS or task == "interpolate":
@@ -87,6 +95,7 @@ def _requests(number, row, defaults, folder):
     for name in [name for name in usual if known[name].about.needs not in (*row, *usual, "")]:
         del usual[name]
     row |= {"seed": number} | usual if "seed" not in row else usual
+    row |= {name: _drawn(row[name], f"{number} {name}", word) for name in SEEDED if name in row}
     rows = expand(row)
     made = []
     for index, settings in enumerate(rows):
@@ -95,7 +104,7 @@ def _requests(number, row, defaults, folder):
             raise ValueError(f"name={shown(name)}: expected letters, digits, '.', '_', '-' and spaces")
         if len(name.encode()) > LONGEST:
             raise ValueError(f"name={shown(name)}: expected at most {LONGEST} bytes")
-        one = make(TASKS[task], settings).drawn()
+        one = make(TASKS[task], settings)
         mine = defaults.get("adapter", ())
         for adapter in one.adapter:
             if adapter not in mine and not adapter.startswith("<"):
@@ -114,6 +123,15 @@ def expand(row: dict[str, Any]) -> list[dict[str, Any]]:
         raise ValueError(f"{count} pictures of one row: expected 1 to {MOST}")
     values = [value if isinstance(value, list) else [value] for value in row.values()]
     return [dict(zip(row, some, strict=True)) for some in itertools.product(*values)]
+
+
+def _drawn(value, place, word):
+    """Returns a seed, or a list of such, with 32 random bits in place of each -1; place: of the field in the list."""
+    if isinstance(value, list):
+        return [_drawn(one, f"{place} {i}", word) for i, one in enumerate(value)]
+    if value != -1:
+        return value
+    return int.from_bytes(hashlib.sha256(f"{word()} {place}".encode()).digest()[:4], "big")
 
 
 def _several(one: Field, value: Any) -> Any:

@@ -371,6 +371,14 @@ def read(path: str | Path) -> Record:
         raise ValueError(f"{path}: {reason}") from None
 
 
+def own(path: Path) -> bool:
+    """Returns whether a picture's file holds a record that this library wrote, in whatever version."""
+    try:
+        return _held(path)[0] is not None
+    except (ValueError, OSError, SyntaxError):  # SyntaxError: Pillow, for a broken PNG
+        return False
+
+
 def _within(written):
     if len(written) > MOST_TEXT:
         raise ValueError(f"a record of {len(written)} characters; expected at most {MOST_TEXT}")
