@@ -208,3 +208,26 @@ def test_command_line_errors_are_one_line(arguments, message, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert done.returncode == 1 and len(lines) == 1 and message in lines[0] and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a", "heun", "dpmpp_2m"])
+def test_pictures_that_are_watched_are_the_same_to_the_bit(sd, sampler):
+    seen, settings = [], dict(steps=4, sampler=sampler, seeds=[5, 6], grammar="a1111")
+    alone = sdjax.text2img(sd, PROMPTS, **settings)
+    watched = sdjax.text2img(sd, PROMPTS, **settings, watch=lambda p: seen.append((p.done, p.steps, p.preview())))
+    np.testing.assert_array_equal(alone, watched)
+    assert [one[:2] for one in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert all(one[2].shape == alone.shape for one in seen)
+
+
+def test_what_is_watched_is_cancelled_within_two_steps(sd, monkeypatch):
+    walked, advance = [], generate._advance
+    monkeypatch.setattr(generate, "_advance", lambda *given: walked.append(1) or advance(*given))
+    with pytest.raises(generate.Cancelled, match="cancelled after 2 of 9 steps"):
+        sdjax.text2img(sd, ["a"], steps=9, watch=lambda progress: progress.done == 2)
+    assert len(walked) <= 4
+
+
+def test_bars_belong_to_the_call(sd, capsys):
+    sdjax.text2img(sd, ["a"], steps=3, progress=True)
+    assert "3/3" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from sdjax.formats import pipeline
 from sdjax.sampling import generate
 from sdjax.sampling.fields import Size, fields
 from sdjax.sampling.settings import TASKS, ImageToImage, TextToImage
-from sdjax.service import provenance, records
+from sdjax.service import maker, provenance, records
 from sdjax.service.records import Record, parse, public, read, save, text
+from sdjax.service.request import Request
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
 FULL = records.of(
@@ -369,3 +371,33 @@ def test_a_folder_has_a_hash_of_its_weights(tmp_path):
     os.utime(tmp_path / "vae" / "w.safetensors", ns=(1, 1))
     assert provenance.model_hash(tmp_path) != first
     refused(lambda: provenance.model_hash(tmp_path / "none"), "none", "no such file")
+
+
+OLD = Path(__file__).parent / "data" / "records"  # pictures of commit 3498d3f, all of random:tiny
+
+
+@pytest.mark.parametrize("name", ["words.png", "hires.png", "img2img.webp", "inpaint.jpg"])
+def test_pictures_of_the_first_form_are_made_again(name, tmp_path):
+    """sdjax 0.1 recorded settings under other names and some as words only; to the same pixels."""
+    record = read(OLD / name)
+    files = {"image": OLD / "given.png", "mask": OLD / "mask.png"}
+    given = {flag: str(path) for flag, path in files.items() if flag in fields(TASKS[record.task])}
+    given = {} if record.task == "text2img" else given
+    made = records.request(record, **given)
+    picture = maker.Maker(tmp_path).make([Request(made)])[0]
+    records.save(tmp_path / name, picture, records.of(made))
+    with Image.open(OLD / name) as old, Image.open(tmp_path / name) as new:
+        assert np.abs(np.asarray(new).astype(int) - np.asarray(old)).max() <= 1  # compiled for another processor
+    assert record["model"] == "random:tiny" and record["steps"] == 3
+    if name == "words.png":
+        assert read(OLD / "words.json") == record
+        names = ("clip_skip", "variation_seed", "variation", "negative_prompt", "noise_source", "size", "ensd")
+        assert [record[one] for one in names] == [2, 9, 0.2, "blue", "torch-cpu", (32, 48), 7]
+    if name == "hires.png":
+        assert [record[one] for one in ("hires", "hires_steps", "hires_strength")] == [1.5, 4, 0.6]
+
+
+def test_an_old_key_that_is_not_known_is_named(tmp_path):
+    held = json.loads((OLD / "words.json").read_text()) | {"mood": "blue"}
+    (tmp_path / "a.json").write_text(json.dumps(held))
+    refused(lambda: read(tmp_path / "a.json"), "mood='blue': unknown; expected a record of sdjax 0.1")

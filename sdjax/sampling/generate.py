@@ -13,7 +13,7 @@ Shapes: B batch, H W pixels, h w latent pixels, c latent channels.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
-from sdjax.diffusion.samplers.plan import guided_times, sample, tabulate
+from sdjax.diffusion.samplers.plan import begin, guided_times, sample, tabulate, walk
 from sdjax.diffusion.wrappers import ExtraChannels, Guidance, Threshold, mask_channels
 from sdjax.images.resize import fitted, pad
 from sdjax.runtime import replicas
@@ -36,12 +36,26 @@ Pictures = UInt8[np.ndarray, "B H W 3"]
 
 
 @dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far sampling is: `done` of `steps` steps; preview() makes the pictures [B H W 3] of what is there."""
+
+    done: int
+    steps: int
+    preview: Callable[[], Pictures]
+
+
+class Cancelled(Exception):
+    """What `watch` asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Job:
     """Pictures that are made together, and how.
 
     pictures: the settings of each, one of settings.TASKS; all but those that a picture may have for itself are alike.
     noise: standard normal [B h w c] in place of the seeds'.  control: ControlNets with their pictures (control.py).
-    progress: a bar over the steps.
+    progress: a bar over the steps.  watch(Progress) is called after every step; where it returns true, Cancelled is
+    raised, at most two steps later.  Pictures are the same with both.
     Raises ValueError for no pictures, and SettingError for a setting in which they differ.
     """
 
@@ -49,6 +63,7 @@ class Job:
     noise: Any = None
     control: Any = ()
     progress: bool = False
+    watch: Callable[[Progress], Any] | None = None
 
     def __post_init__(self) -> None:
         first, *others = self.pictures
@@ -113,14 +128,14 @@ def job(task: type, prompts: str | Sequence[str], *, seeds: Any = None, **given:
     """Returns the Job of prompts, with settings of a task; seeds count from 0 where None.
 
     What a picture may have for itself (seeds, negative_prompt, variation ...) is one for all or a list, one per prompt;
-    one variation_seed counts on.  noise, control, progress: of Job.
+    one variation_seed counts on.  noise, control, progress, watch: of Job.
     Raises ValueError for lists of another length, and SettingError for an unknown setting and a value that is not
     accepted.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     count = len(prompts)
     own = {name for name, field in fields(task).items() if field.about.own}
-    more = {name: given.pop(name) for name in ("noise", "control", "progress") if name in given}
+    more = {name: given.pop(name) for name in ("noise", "control", "progress", "watch") if name in given}
     seeds = range(count) if seeds is None else [seeds] if np.ndim(seeds) == 0 else seeds
     given = {"seed": seeds} | understood(task, given)
     if not isinstance(given.get("variation_seed", ()), (list, tuple)):
@@ -195,13 +210,13 @@ def interpolate(
     for name, some in (("prompts", texts), ("seeds", ends)):
         if len(some) not in (1, 2):
             raise SettingError(name, some, "one, or two")
-    more = {name: given.pop(name) for name in ("progress",) if name in given}
+    more = {name: given.pop(name) for name in ("progress", "watch") if name in given}
     values = {"prompt": texts[0], "to_prompt": texts[-1], "seed": ends[0], "to_seed": ends[-1], "frames": frames}
     return between(sd, make(settings.Interpolate, values | given), batch, **more)
 
 
 def between(
-    sd: StableDiffusion, way: settings.Interpolate, batch: int | None = None, progress: bool = False
+    sd: StableDiffusion, way: settings.Interpolate, batch: int | None = None, progress: bool = False, watch: Any = None
 ) -> Pictures:
     """Returns the frames [frames H W 3] of an interpolation, `batch` at once; None is all."""
     if batch is not None and batch < 1:
@@ -214,11 +229,11 @@ def between(
     seeds = way.seed, way.seed if way.to_seed is None else way.to_seed
     low, high = (Job((dataclasses.replace(way, seed=seed),)).start_noise(shape) for seed in seeds)
     texts = [] if first == last else [words(sd, [text], way.clip_skip)["context"] for text in (first, last)]
-    for begin in range(0, frames, count):
-        places = np.minimum(np.arange(begin, begin + count), frames - 1)  # one shape: nothing compiles for the rest
+    for done in range(0, frames, count):
+        places = np.minimum(np.arange(done, done + count), frames - 1)  # one shape: nothing compiles for the rest
         part = share[places][:, None, None]
         cond = {"context": (1 - part) * texts[0] + part * texts[1]} if texts else None
-        some = Job((way,) * len(places), progress=progress)
+        some = Job((way,) * len(places), progress=progress, watch=watch)
         made.append(decode(sd, run(sd, some, slerp.slerp(low, high, part[..., None]), cond=cond)))
     return np.concatenate(made)[:frames]
 
@@ -351,8 +366,37 @@ def _run(sd, job, start, z, cond, extra, region, *, skipped, before):
     if plan.stochastic:
         fresh = foreign_noise.steps(shared.noise_source, job.each("seed"), start.shape[1:], plan.draws, shared.ensd)
     cond, keys, z = place((cond, job.keys, z))
-    with memory.told(size, count), _bar(int(plan.rows), job.progress) as tick:
-        return _sample(sd.bare, cond, start, keys, plan, z, fresh, tick=tick).block_until_ready()
+    with memory.told(size, count):
+        if not job.progress and job.watch is None:
+            return _sample(sd.bare, cond, start, keys, plan, z, fresh).block_until_ready()
+        with tqdm(
+            total=int(plan.rows), desc="sampling", unit="step", dynamic_ncols=True, disable=not job.progress
+        ) as bar:
+            return _watched(sd.bare, cond, start, keys, plan, z, fresh, bar, job.watch)
+
+
+def _watched(sd, cond, start, keys, plan, z, fresh, bar, watch):
+    """Returns the latents of a plan that is run from the host, step by step; the next step is under way while the one
+    before is looked at."""
+    steps, state, before = int(plan.steps), _begin(start, jax.random.clone(keys), plan, z, fresh), None
+    ends = [0, *np.searchsorted(plan.step[: plan.rows], np.arange(1, steps)), int(plan.rows)]
+    for done, (first, last) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        own = jax.random.clone(keys)  # each call draws others of the same keys
+        state = _advance(sd, cond, state, own, plan, fresh, np.int32(first), np.int32(last))
+        _look(sd, before, done, steps, watch)
+        bar.update(int(last - first))
+        before = jax.block_until_ready(state) if done + 1 == steps else state
+    _look(sd, before, steps, steps, watch)
+    return state[0]
+
+
+def _look(sd, state, done, steps, watch):
+    """Waits for a state and shows it; raises Cancelled where the watcher asks for it."""
+    if state is None:
+        return
+    jax.block_until_ready(state)
+    if watch is not None and watch(Progress(done, steps, lambda: decode(sd, state[2][0]))):
+        raise Cancelled(f"cancelled after {done} of {steps} steps")
 
 
 def _texts(sd, job, before):
@@ -422,36 +466,20 @@ def _condition(sd, ids, skip):
     return sd.condition(ids, skip)
 
 
-@functools.partial(jax.jit, static_argnames="tick")
-def _sample(sd, cond, start, keys, plan, z, fresh, *, tick):
-    def denoise(z, t, i):
-        if tick is not None:
-            jax.debug.callback(tick)
-        return sd.denoise(z, t, cond, i)[0]
-
-    return sample(denoise, start, plan, _split(keys)[1], z=z, step_noise=fresh)
+@jax.jit
+def _sample(sd, cond, start, keys, plan, z, fresh):
+    return sample(_denoiser(sd, cond), start, plan, _split(keys)[1], z=z, step_noise=fresh)
 
 
-class _bar:
-    """A progress bar as a context; yields what each evaluation of the network calls, None without a bar."""
-
-    current = None
-
-    def __init__(self, total, wanted):
-        self.total, self.wanted = total, wanted
-
-    def __enter__(self):
-        if not self.wanted:
-            return None
-        _bar.current = tqdm(total=self.total, desc="sampling", unit="step", dynamic_ncols=True)
-        return _tick
-
-    def __exit__(self, *_):
-        if self.wanted:
-            _bar.current.close()
-            _bar.current = None
+@jax.jit
+def _begin(start, keys, plan, z, fresh):
+    return begin(start, plan, _split(keys)[1], z=z, step_noise=fresh)
 
 
-def _tick():
-    if _bar.current is not None:
-        _bar.current.update()
+@jax.jit
+def _advance(sd, cond, state, keys, plan, fresh, first, last):
+    return walk(_denoiser(sd, cond), state, plan, first, last, _split(keys)[1], step_noise=fresh)
+
+
+def _denoiser(sd, cond):
+    return lambda z, t, i: sd.denoise(z, t, cond, i)[0]

@@ -73,18 +73,19 @@ class Maker:
         among: Sequence[Request] = (),
         batch: int | None = None,
         progress: bool = False,
+        watch: Callable[[generate.Progress], Any] | None = None,
     ) -> np.ndarray:
         """Returns the pictures uint8 [B H W 3] of requests that can be made together, of an interpolation its frames.
 
         among: requests that are still to come: their words are attached too, so that nothing compiles anew for them.
-        batch: frames that are made at once.  progress: a bar over the steps.
+        batch: frames that are made at once.  progress: a bar over the steps.  watch: see generate.Job.
         Raises SettingError for a file that is no picture, and what the functions of sampling/ raise.
         """
         sd = self.model(requests[0], [*requests, *among])
         pictures = tuple(self._suited(sd, request.settings) for request in requests)
         if isinstance(pictures[0], settings.Interpolate):
-            return generate.between(sd, pictures[0], batch, progress)
-        job = generate.Job(pictures, control=self._controls(requests[0]), progress=progress)
+            return generate.between(sd, pictures[0], batch, progress, watch)
+        job = generate.Job(pictures, control=self._controls(requests[0]), progress=progress, watch=watch)
         return _draw(sd, job, requests)
 
     def _suited(self, sd: StableDiffusion, made: settings.Task) -> settings.Task:
