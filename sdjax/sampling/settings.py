@@ -22,6 +22,10 @@ Finite = Annotated[float, Interval(ge=-LARGEST, le=LARGEST)]
 From0 = Annotated[float, Interval(ge=0, le=LARGEST)]
 SEEDS = Interval(ge=-(2**63), le=2**64 - 1)
 
+# What records and lists of sdjax 0.1 called settings: {then: (now, how much more now)}.
+FIRST = {"negative": ("negative_prompt", 0), "noise": ("noise_source", 0), "skip": ("clip_skip", 1)}
+FIRST |= {"adapters": ("adapter", 0)}
+VARIED = ("variation_seed", "variation")
 SEEDED = ("seed", "variation_seed")  # of which -1 is a random one
 SAMPLERS = Choice(
     ddim="DDIM", ddpm="DDPM", pndm="PLMS", euler="Euler", euler_a="Euler a", heun="Heun", lms="LMS", dpm2="DPM2",
@@ -360,6 +364,16 @@ class Way:
         int | None, SEEDS, Setting("the seed of the last frame; default: the first one's", "To seed")
     ] = None
     frames: Annotated[int, Interval(ge=2), Setting("how many pictures, both ends with them", "Frames")] = 16
+
+    @staticmethod
+    def spelled(values: dict) -> dict:
+        """Takes two prompts as both ends."""
+        prompts = values.get("prompt")
+        if not isinstance(prompts, list):
+            return values
+        if len(prompts) > 2:
+            raise SettingError("prompt", prompts, "one, or two")
+        return {**values, "prompt": prompts[0], **({"to_prompt": prompts[1]} if len(prompts) > 1 else {})}
 
 
 @declared

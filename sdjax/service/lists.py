@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.sampling.fields import Field, checked, fields, make, understood
-from sdjax.sampling.settings import SEEDED, TASKS
+from sdjax.sampling.settings import FIRST, SEEDED, TASKS
 from sdjax.service.request import EXPECTED, Request, taken_apart
 from sdjax.settings import UNSAID, SettingError, nearest, shown
 
@@ -33,8 +33,6 @@ MOST = 100_000  # pictures of one row: a typing error should not fill a disk
 LONGEST = 200  # bytes of a name, to which endings come: file systems take 255
 KNOWN = {name: one for task in TASKS.values() for name, one in fields(task).items()}
 WITH = {"control_image": "controlnet", "mask": "inpaint", "image": "img2img"}  # the task of a row with such a field
-# Fields of lists before 0.2, and what they are called now.
-OLD = {"negative": "negative_prompt", "skip": "clip_skip, which is 1 more", "adapters": "adapter"}
 
 
 def read(
@@ -73,8 +71,11 @@ def _checked(row, mine=False):
     """
     row = {name: value for name, value in row.items() if value not in (None, "") or name == "prompt"}
     for name in row:
-        if name in OLD:
-            raise SettingError(name, UNSAID, OLD[name], "is called otherwise now")
+        if name in FIRST and name not in KNOWN:
+            now, more = FIRST[name]
+            raise SettingError(
+                name, UNSAID, f"{now}{more and f', which is {more} more' or ''}", "is called otherwise now"
+            )
         if name not in KNOWN and name not in ("name", "task"):
             raise SettingError(name, UNSAID, nearest(name, ["prompt", *KNOWN, "name", "task"]), "no such field")
         if not mine and name in KNOWN and KNOWN[name].about.mine:

@@ -21,7 +21,7 @@ from sdjax.formats.adapters import attach, e4t
 from sdjax.formats.models import controlnet
 from sdjax.images import reading
 from sdjax.runtime import replicas
-from sdjax.sampling import generate, inpainting, memory, settings, upscaling
+from sdjax.sampling import control, generate, inpainting, memory, settings, upscaling
 from sdjax.sampling.fields import fields
 from sdjax.service import provenance, records
 from sdjax.service.request import Request, taken_apart, texts
@@ -152,14 +152,15 @@ class Maker:
         return replicas.spread(attach.attach_all(sd, given))
 
     def _controls(self, request: Request) -> list[Any]:
-        made, controls = request.settings, []
-        for i, source in enumerate(getattr(made, "control", ())):
+        made = request.settings
+        if not isinstance(made, settings.ControlNet):
+            return []
+        held = []
+        for source in made.control:
             key = ("control", source, made.dtype, _state(source))
-            control = self.held.get(key, lambda: controlnet.load_control(source, made.dtype))  # noqa: B023
-            each = [values[i if len(values) > 1 else 0] for values in (made.weight, made.start, made.end)]
-            picture = _named_picture("control_image", request, made.control_image[i], reading.picture)
-            controls.append(control.on(picture, *each, made.guess, made.resize))
-        return controls
+            held.append(self.held.get(key, lambda: controlnet.load_control(source, made.dtype)))  # noqa: B023
+        pictures = [_named_picture("control_image", request, one, reading.picture) for one in made.control_image]
+        return control.applied(held, made, pictures)
 
     def _named(self, sd: StableDiffusion, made: settings.Task) -> dict[str, Path]:
         wanted = taken_apart(made)[1]

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdjax.sampling.fields import fields, make
-from sdjax.sampling.settings import TASKS, Interpolate
+from sdjax.sampling.fields import acting, fields, make
+from sdjax.sampling.settings import SEEDED, TASKS, Interpolate
 from sdjax.service import flags, remade
 from sdjax.service.request import Request, grouped, several
 from sdjax.settings import SettingError
@@ -109,17 +109,13 @@ def asked(task: str, given: dict[str, Any], count: int, source: str | None = Non
         raise ValueError(f"--from-image {source}: not of a built-in model; name it with --model")
     prompts = values.pop("prompt", None)
     prompts = [prompts] if prompts is None or isinstance(prompts, str) else prompts
-    if TASKS[task] is Interpolate:
-        if len(prompts) > 2:
-            raise SettingError("prompt", prompts, "one, or two")
-        values |= {"to_prompt": prompts[1]} if len(prompts) > 1 else {}
-        prompts = prompts[:1]
+    prompts = [prompts] if TASKS[task] is Interpolate and prompts[0] is not None else prompts
     made = [make(TASKS[task], values | {"prompt": prompt}, text=True) for prompt in prompts]
     first = made[0].drawn()
-    for name in ("seed", "variation_seed"):
-        if getattr(first, name) != getattr(made[0], name) and (name == "seed" or first.variation):
-            print(f"{flags.flag(name)} {getattr(first, name)}")
-    drawn = {name: getattr(first, name) for name in ("seed", "variation_seed")}
+    drawn = {name: getattr(first, name) for name in SEEDED}
+    for name, value in acting(first).items():
+        if name in SEEDED and value != getattr(made[0], name):
+            print(f"{flags.flag(name)} {value}")
     return several([dataclasses.replace(one, **drawn) for one in made], count)
 
 
@@ -147,8 +143,8 @@ def _next_number(out: Path) -> int:
     return max(numbers, default=-1) + 1
 
 
-def _moving(frames: Any, path: Path, milliseconds: int) -> None:
+def _moving(pictures: Any, path: Path, milliseconds: int) -> None:
     from PIL import Image
 
-    first, *others = map(Image.fromarray, frames)
+    first, *others = map(Image.fromarray, pictures)
     first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)

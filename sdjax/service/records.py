@@ -27,7 +27,7 @@ import numpy as np
 from sdjax import __version__
 from sdjax.formats.storage.files import new_file
 from sdjax.sampling.fields import Field, Size, acting, checked, fields, make
-from sdjax.sampling.settings import NAMES, TASKS, Sampling, Task
+from sdjax.sampling.settings import FIRST, NAMES, TASKS, VARIED, Sampling, Task
 from sdjax.settings import SettingError
 
 HASHES = {"Lora hashes": "lora", "Hypernet hashes": "hypernet", "TI hashes": "embedding"}  # the second is ours
@@ -179,8 +179,8 @@ def _its(one, words, known):
 
 def _task(words):
     """Returns the task that a text without its name stands for."""
-    hires = {"Hires upscale", "Hires resize"} & words.keys()
-    return "img2img" if "Denoising strength" in words and not hires else "text2img"
+    twice = {"Hires upscale", "Hires resize"} & words.keys()
+    return "img2img" if "Denoising strength" in words and not twice else "text2img"
 
 
 def _texts(lines):
@@ -277,13 +277,10 @@ def _of_first(held, hashes, more):
     own = {
         name: value for name, value in held.items() if name not in ("class", "hashes", "more", "strength", "variation")
     }
-    for old, name in {"negative": "negative_prompt", "noise": "noise_source"}.items():
+    for old, (name, more_now) in FIRST.items():
         if old in own:
-            own[name] = own.pop(old)
-    if "skip" in own:
-        own["clip_skip"] = own.pop("skip") + 1
-    if held.get("variation"):
-        own["variation_seed"], own["variation"] = held["variation"]
+            own[name] = own.pop(old) + more_now if more_now else own.pop(old)
+    own |= dict(zip(VARIED, held.get("variation") or (), strict=False))
     words = dict(more) | ({"Denoising strength": str(held["strength"])} if held.get("strength") is not None else {})
     known = {name: one for task in TASKS.values() for name, one in fields(task).items()}
     settings = {name: _exact(known[name], value) for name, value in own.items() if name in known and value != ""}
