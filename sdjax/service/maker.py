@@ -41,18 +41,12 @@ class Held:
 
     def get(self, key: Any, load: Callable[[], Any]) -> Any:
         """Returns what load() gave for this key."""
-        if key not in self.items:
-            self._drop(len(self.items) and max(map(_bytes, self.items.values())))  # of the next we expect as much
-            self.items[key] = load()
-        self.items[key] = self.items.pop(key)
-        self._drop()
-        return self.items[key]
-
-    def _drop(self, more: int = 0) -> None:
         if self.room is None:
             self.room = (memory.available() or ROOM) / 2
-        while len(self.items) > (not more) and _bytes(*self.items.values()) + more > self.room:
+        self.items[key] = self.items.pop(key) if key in self.items else load()
+        while len(self.items) > 1 and _bytes(*self.items.values()) > self.room:
             del self.items[next(iter(self.items))]
+        return self.items[key]
 
 
 def _bytes(*held: Any) -> int:
