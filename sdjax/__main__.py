@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     programs |= {"batch": _batch, "train": _train, "tune": _tune, "convert": _convert}
     if name in programs:
         return programs[name](rest)
-    print(__doc__.strip())
+    print((__doc__ or "").strip())
     if name in ("--help", "-h"):
         return 0
     print(f"error: {name!r}: expected one of {', '.join(programs)}", file=sys.stderr)

@@ -62,7 +62,7 @@ class Choice(dict):
 
     others: Mapping[str, str] = types.MappingProxyType({})
 
-    def __hash__(self) -> int:
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return hash((*self.items(), *self.others.items()))
 
     def also(self, **others: str) -> "Choice":
@@ -96,7 +96,7 @@ class Size(NamedTuple):
     __repr__ = __str__
 
     @classmethod
-    def of(cls, value: object) -> "Size":
+    def of(cls, value: Any) -> "Size":
         """Returns the Size of what is understood; raises ValueError for anything else."""
         if isinstance(value, str):
             sides = [int(side) for side in value.lower().split("x")][::-1]
@@ -210,7 +210,7 @@ def _adapter(hint: Any) -> Any:
     return pydantic.TypeAdapter(hint)
 
 
-def checked(field: Field, value: object, text: bool = False) -> Any:
+def checked(field: Field, value: Any, text: bool = False) -> Any:
     """Returns a value in the setting's type; text: a text may stand for a number, as in flags and lists.
 
     Raises SettingError where it is not accepted.
@@ -275,13 +275,13 @@ def understood(task: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises SettingError for a name that the task does not know.
     """
-    values = dict(values)
+    found = dict(values)
     for part in task.__mro__:
-        values = vars(part)["spelled"].__func__(values) if "spelled" in vars(part) else values
-    for name in values:
+        found = vars(part)["spelled"].__func__(found) if "spelled" in vars(part) else found
+    for name in found:
         if name not in fields(task):
             raise SettingError(name, UNSAID, nearest(name, fields(task)), "unknown")
-    return values
+    return found
 
 
 def acting(made: Any) -> dict[str, Any]:
