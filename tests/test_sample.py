@@ -220,6 +220,14 @@ def test_no_picture_is_overwritten(tmp_path, stubs):
     assert [path.name for path in names] == ["00000-0.png", "00001-0.png", "00002-3.jpg"]
 
 
+def test_programs_read_prompts_as_a1111_does(tmp_path, stubs):
+    words = ["--model", "random:tiny", "--prompt", "a (face:1.2)"]
+    grammars = [
+        records.read(*run("text2img", tmp_path, *words, *more))["grammar"] for more in ([], ["--grammar", "plain"])
+    ]
+    assert grammars == ["a1111", "plain"] and TextToImage().grammar == "plain"
+
+
 def test_samplers_by_the_names_of_a1111(tmp_path, stubs):
     def used(*more):
         record = records.read(*run("text2img", tmp_path, "--model", "random:tiny", "--prompt", "a", *more))

@@ -182,7 +182,7 @@ class Reading:
         Setting("the text encoder's layer from the end that is read; 2: the last is left out", "Clip skip"),
     ] = 1
 
-    def rule(self):
+    def rule(self) -> None:
         if self.weighting and self.grammar == "plain":
             raise SettingError(
                 "weighting", self.weighting, "none, or a1111 or comfyui", "grammar='plain' has no weights"
@@ -205,7 +205,7 @@ class Noise:
     churn_high: Annotated[float, Interval(ge=0), Setting("the highest, s_tmax", "Sigma tmax", "s_tmax")] = 999.0
     churn_noise: Annotated[From0, Setting("its standard deviation, s_noise", "Sigma noise", "s_noise")] = 1.0
 
-    def rule(self):
+    def rule(self) -> None:
         if self.ensd and self.noise_source == "jax":
             raise SettingError("ensd", self.ensd, "0, or torch-cpu or philox", "noise_source='jax' has none")
 
@@ -224,7 +224,7 @@ class Guidance:
         Setting("what it never clips, in standard deviations of latents", "Threshold limit"),
     ] = 3.0
 
-    def rule(self):
+    def rule(self) -> None:
         if self.guidance_start >= self.guidance_end:
             why = f"guidance_start={self.guidance_start}"
             raise SettingError("guidance_end", self.guidance_end, "0 <= start < end <= 1", why)
@@ -346,7 +346,7 @@ class Controls:
         bool, Setting("act on the prompt's side only: for prompts that say little", "Guess", needs="control")
     ] = False
 
-    def rule(self):
+    def rule(self) -> None:
         count = len(self.control)
         if len(self.control_image) != count:
             raise SettingError("control_image", self.control_image, f"{count}, as many as ControlNets")
@@ -420,11 +420,11 @@ class Upscale(Task, Picture, Fit, Enlarging):
 class ControlNet(Task, Start, Picture, Fit, Hole, Hires, Controls):
     asked = ("prompt", "control", "control_image")
 
-    def fill(self):
+    def fill(self) -> dict[str, float]:
         usual = 1.0 if self.mask else 0.75
         return {"strength": usual} if self.image and self.strength is None else {}
 
-    def rule(self):
+    def rule(self) -> None:
         if self.image and self.hires is not None:
             raise SettingError("hires", self.hires, "no image", "enlarges what words make")
 

@@ -75,20 +75,18 @@ class Folder:
         there = path if path.exists() else beside
         return None if ours else f"name={request.name!r}: {there} was not written by this program; choose another name"
 
-    def make(
-        self, some: Sequence[Request], lacking: Sequence[Request], count: int, among: Sequence[Request]
-    ) -> list[Any]:
+    def make(self, some: Sequence[Request], lacking: Sequence[Request], count: int) -> list[Any]:
         """Makes pictures of one call and writes those that lack; returns {"row", "name", "error"} of failures.
 
         count: pictures that are made, the last one several times: nothing compiles for what is left over.
         Where one of several cannot be made, all that lack are tried alone, which takes the least memory.
         """
         keys = [self.key(one) for one in some]
-        images, error = _tried(self.maker.make, [*some, *[some[-1]] * (count - len(some))], among=among)
+        images, error = _tried(self.maker.make, [*some, *[some[-1]] * (count - len(some))])
         if images is None and count == 1:
             return [{"row": some[0].row, "name": some[0].name, "error": error}]
         if images is None:
-            return [found for one in lacking for found in self.make([one], [one], 1, among)]
+            return [found for one in lacking for found in self.make([one], [one], 1)]
         failed = []
         for key, image, one in zip(keys, images, some, strict=False):
             error = _tried(self.write, one, key, image)[1] if one in lacking else None
@@ -122,6 +120,7 @@ def run(
     axes = _axes(plot) if plot else ()
     requests, errors = lists.read(jobs, usual, functools.cache(lambda: _word(folder.out)))
     folder.out.mkdir(parents=True, exist_ok=True)
+    folder.maker.expect(requests)
     mine = requests[part[0] :: part[1]]
     missing = {one.name for one in mine if not folder.done(one)}
     kept, made, groups = len(mine) - len(missing), 0, list(grouped(mine, folder.kind))
@@ -135,7 +134,7 @@ def run(
                 some = group[first : first + most]
                 lacking = [one for one in some if one.name in missing]
                 if lacking:
-                    found = folder.make(some, lacking, most, requests)
+                    found = folder.make(some, lacking, most)
                     errors += found
                     made += len(lacking) - len(found)
                     bar.update(len(lacking))

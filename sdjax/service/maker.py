@@ -8,7 +8,7 @@ Programs, lists of pictures, page and API call this one.  One call makes what re
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
 ROOM = 8e9  # bytes of models that are held where free memory is unknown
-LEARNED = re.compile(r"<[\w-]+>|(?<!\w)\*\w+")  # <new>, *s: how words are called that nobody says otherwise
+LEARNED = re.compile(r"<[\w-]+>|(?<!\w)\*\w\b")  # <new>, *s: how learned words are called where nobody says otherwise
 
 
 class Held:
@@ -59,23 +59,29 @@ class Maker:
 
     def __init__(self, adapters: str | Path = "adapters", room: float | None = None) -> None:
         self.adapters, self.held = Path(adapters), Held(room)
+        self.expected: dict[str, dict[str, None]] = {}  # texts that are to come, by their grammar
+        self.named: dict[Any, dict[str, Path]] = {}  # the embeddings that those name, by model and grammar
+
+    def expect(self, requests: Iterable[Request]) -> None:
+        """Has the words of requests that are to come attached from the first on: nothing compiles anew for them."""
+        self.expected, self.named = {}, {}
+        for one in requests:
+            self.expected.setdefault(one.settings.grammar, {}).update(dict.fromkeys(texts(one.settings)))
 
     def make(
         self,
         requests: Sequence[Request],
         *,
-        among: Sequence[Request] = (),
         batch: int | None = None,
         progress: bool = False,
         watch: Callable[[generate.Progress], Any] | None = None,
     ) -> np.ndarray:
         """Returns the pictures uint8 [B H W 3] of requests that can be made together, of an interpolation its frames.
 
-        among: requests that are still to come: their words are attached too, so that nothing compiles anew for them.
         batch: frames that are made at once.  progress: a bar over the steps.  watch: see generate.Job.
         Raises SettingError for a file that is no picture, and what the functions of sampling/ raise.
         """
-        sd = self.model(requests[0], [*requests, *among])
+        sd = self.model(requests)
         pictures = tuple(self._suited(sd, request.settings) for request in requests)
         if isinstance(pictures[0], settings.Interpolate):
             return generate.between(sd, pictures[0], batch, progress, watch)
@@ -105,26 +111,29 @@ class Maker:
 
     # ---- models ------------------------------------------------------------------------------------
 
-    def model(self, request: Request, among: Sequence[Request] = ()) -> StableDiffusion:
-        """Returns the model that a request asks for, with its adapters and the embeddings that texts name.
-
-        among: requests whose words are attached where they have the same grammar.
-        """
-        made, named = request.settings, taken_apart(request.settings)[1]
-        base, key = self.base(request)
+    def model(self, requests: Sequence[Request]) -> StableDiffusion:
+        """Returns the model of requests that are made together, with their adapters and the embeddings they name."""
+        made, named = requests[0].settings, taken_apart(requests[0].settings)[1]
+        base, key = self.base(requests[0])
         if base.tokenizer is None:
             return base
         if named:
             files = [(one, _state(attach.find(self.adapters, one.name))) for one in named]
             key = (key, repr(files))
             base = self.held.get(key, lambda: replicas.spread(attach.attach_named(base, named, self.adapters)))
-        said = [text for one in among for text in texts(one.settings) if one.settings.grammar == made.grammar]
-        found = attach.find_embeddings(base, said, self.adapters, made.grammar)
+        said = dict.fromkeys(text for one in requests for text in texts(one.settings))
+        expected = self.expected.get(made.grammar, {})
+        if said.keys() <= expected.keys():
+            said, place = expected, (key, made.grammar)
+            if place not in self.named:
+                self.named[place] = attach.find_embeddings(base, list(said), self.adapters, made.grammar)
+            found = self.named[place]
+        else:
+            found = attach.find_embeddings(base, list(said), self.adapters, made.grammar)
         if not found:
             return base
-        key = (key, repr([(word, _state(path)) for word, path in found.items()]))
-        known = lambda: attach.attach_embeddings(base, said, self.adapters, made.grammar)  # noqa: E731
-        return self.held.get(key, lambda: replicas.spread(known()))
+        key, here = (key, repr([(word, _state(path)) for word, path in found.items()])), (self.adapters, made.grammar)
+        return self.held.get(key, lambda: replicas.spread(attach.attach_embeddings(base, list(said), *here)))
 
     def base(self, request: Request) -> tuple[StableDiffusion, Any]:
         """Returns (the model of a request without what its prompt names, what tells it from others)."""
@@ -176,7 +185,7 @@ class Maker:
 
     def notes(self, requests: Sequence[Request]) -> list[str]:
         """Returns what the model of requests that are made together reads otherwise than who wrote them may think."""
-        sd, plain = self.model(requests[0], requests), requests[0].settings.grammar == "plain"
+        sd, plain = self.model(requests), requests[0].settings.grammar == "plain"
         if sd.tokenizer is None:
             return []
         said = list(dict.fromkeys(text for one in requests for text in texts(one.settings)))

@@ -87,6 +87,7 @@ def run(task: str, given: dict[str, Any]) -> list[Path]:
     compile_cache.keep()
     made_by, paths = maker.Maker(program["adapters"]), []
     groups = list(grouped(requests))
+    made_by.expect(requests)
     notes = [note for group in groups for note in made_by.notes(group)]
     if source:
         notes += remade.differences(source, made_by.record(requests[0], (1, 1)))
@@ -97,7 +98,7 @@ def run(task: str, given: dict[str, Any]) -> list[Path]:
         for first in range(0, len(group), most):
             some = group[first : first + most]
             filled = [*some, *[some[-1]] * (most - len(some))]
-            made = made_by.make(filled, among=requests, batch=program["batch"], progress=True)
+            made = made_by.make(filled, batch=program["batch"], progress=True)
             paths += _written(made_by, some, made, program)
     return paths
 
