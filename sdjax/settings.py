@@ -53,6 +53,10 @@ class SettingError(ValueError):
     def __str__(self) -> str:
         return self.line()
 
+    def under(self, prefix: str) -> "SettingError":
+        """Returns the error of the same setting with a prefix before its name: "scale" under "method"."""
+        return SettingError(f"{prefix}.{self.name}", self.value, self.expected, self.why)
+
 
 def shown(value: object) -> str:
     """Returns a value as errors show it: in one line, cut where it is long; numpy's numbers as Python's."""

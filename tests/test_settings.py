@@ -199,6 +199,7 @@ def test_setting_errors_say_name_value_and_what_is_accepted():
     assert error.line(lambda name: f"--{name.replace('_', '-')}") == "--clip-skip=0: expected a whole number, 1 or more"
     error = settings.SettingError("ensd", 5, "0", "noise_source='jax' has none")
     assert str(error) == "ensd=5: noise_source='jax' has none; expected 0"
+    assert str(error.under("noise")) == "noise.ensd=5: noise_source='jax' has none; expected 0"
     assert (
         str(settings.SettingError("steps", settings.UNSAID, "a number", "missing"))
         == "steps: missing; expected a number"
