@@ -1,6 +1,6 @@
 """Makes pictures from words.
 
-python sample/text2img.py --model pocket --prompt "a photo of a face on the beach" --seed 1 --batch 4
+python sample/text2img.py --model pocket --prompt "a photo of a face on the beach" --seed 1 --count 4
 """
 
 import sys

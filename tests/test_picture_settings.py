@@ -140,6 +140,10 @@ def test_sizes_are_pairs_written_width_first():
     assert TextToImage(size=64).size == TextToImage(size="64").size == (64, 64) and str(Size(96, 64)) == "64x96"
 
 
+def test_a_preset_is_a_size():
+    assert Upscale(preset="64-256").size == (64, 64) and Upscale(preset="128-512", size=7).size == (128, 128)
+
+
 def test_seeds_count_on_and_minus_one_is_drawn():
     plain, varied = TextToImage(seed=7), TextToImage(seed=7, variation_seed=3, variation=0.1)
     assert [plain.numbered(i).seed for i in range(3)] == [7, 8, 9]

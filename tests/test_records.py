@@ -137,7 +137,7 @@ def test_every_setting_survives_the_text_and_the_record(task):
     assert again == dataclasses.replace(made, size=Size(64, 32))
 
 
-FITTED = {"hires", "hires_strength", "hires_steps", "hires_method", "guidance_start", "noise_level"}
+FITTED = {"preset", "hires", "hires_strength", "hires_steps", "hires_method", "guidance_start", "noise_level"}
 
 
 def other(one):

@@ -9,7 +9,7 @@ acts on it.  To add one: a line here, and the place that reads `job.settings.NAM
 
 import dataclasses
 import secrets
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Interval
 
@@ -310,6 +310,11 @@ class Hires:
 
 @declared
 class Enlarging:
+    preset: Annotated[
+        str | None,
+        Choice({"64-256": "64-256", "128-512": "128-512"}),
+        Setting("bring the picture to the first size, make the second of it", "Preset"),
+    ] = None  # the sizes of the original super-resolution, and of the upscaler's training
     noise_level: Annotated[
         int | None, Interval(ge=0, le=350), Setting("noise put on the small picture: more invents more", "Noise level")
     ] = 20
@@ -319,6 +324,9 @@ class Enlarging:
     overlap: Annotated[
         int, Interval(ge=0), Setting("small pixels that neighbouring squares share", "Overlap", needs="tile")
     ] = 16
+
+    def fill(self) -> dict[str, Any]:
+        return {"size": Size.of(self.preset.partition("-")[0])} if self.preset else {}
 
 
 @declared
@@ -420,7 +428,7 @@ class Upscale(Task, Picture, Fit, Enlarging):
 class ControlNet(Task, Start, Picture, Fit, Hole, Hires, Controls):
     asked = ("prompt", "control", "control_image")
 
-    def fill(self) -> dict[str, float]:
+    def fill(self) -> dict[str, Any]:
         usual = 1.0 if self.mask else 0.75
         return {"strength": usual} if self.image and self.strength is None else {}
 
