@@ -32,6 +32,7 @@ setup(
     packages=find_packages(include=["sdjax", "sdjax.*"]),
     package_data={"sdjax": ["pocket/**"]},
     install_requires=CORE,
+    entry_points={"console_scripts": ["sdjax=sdjax.__main__:main"]},
     extras_require={
         "torch": TORCH,
         "test": ["pytest>=8", "pytest-xdist>=3.6", *LINT, *TORCH, *TENSORBOARD, *TABLES],

@@ -14,7 +14,12 @@ from PIL import Image
 SPELLINGS = {
     "negative_prompt": ("negative", lambda value: value),
     "clip_skip": ("skip", lambda value: value - 1),  # layers left out; A1111's 1 is none
+    "variation": ("variation", lambda value: (VARIATION_SEED, value)),
+    "hires_strength": ("strength", lambda value: value),
+    "hires_method": ("method", lambda value: value),
+    "batch": ("at_once", lambda value: value),
 }
+VARIATION_SEED = 7  # of all rows with a variation
 FACE, CAT = "a photo of a face on the beach", "a mosaic of a cat in the city at night"
 SKETCH, SNOW = "a pencil sketch of a face with a hat", "a watercolor of the snow in the forest"
 LONG = ", ".join([FACE, CAT, SKETCH, SNOW])  # more than one chunk
@@ -83,7 +88,7 @@ NUMBERS = (
     _text("threshold", FACE, threshold=0.9, threshold_limit=2.0),
     _text("guidance interval", FACE, guidance_start=0.2, guidance_end=0.6, negative_prompt="red hair"),
     _text("clip skip", FACE, clip_skip=2),
-    _text("variation", FACE, variation=(7, 0.3)),
+    _text("variation", FACE, variation=0.3, variation_seed=VARIATION_SEED),
     _text("noise of torch", FACE, sampler="euler_a", noise_source="torch-cpu", ensd=31337),
     _text("no guidance", FACE, guidance=1.0),
     _text("batch", [FACE, CAT, SKETCH], seeds=[3, 2**31, 5], negative_prompt=["", "red hair", "a cat"], size=(24, 40)),
@@ -114,7 +119,7 @@ PICTURES = (
     _row("upscale in tiles", "upscale", "upscaler", prompts=[SNOW], pictures=picture(7, 20), tile=12, overlap=4),
     _row("LDM-SR", "super_resolve", "ldm_sr", pictures=[picture(8, 12), picture(9, 12)], guidance=1.0, eta=1.0),
     _row("hires, latent", "hires", "tiny", prompts=["[a cat:a face:1.5] in the snow"], grammar="a1111", scale=1.5),
-    _row("hires, lanczos", "hires", "tiny", prompts=[CAT], method="lanczos", hires_steps=6, strength=0.5),
+    _row("hires, lanczos", "hires", "tiny", prompts=[CAT], hires_method="lanczos", hires_steps=6, hires_strength=0.5),
     _text("ControlNet", CAT, control=(dict(picture=HINT, weight=0.8, start=0.2, end=0.8),)),
     _text("ControlNet, guess", CAT, control=(dict(picture=HINT, guess=True),)),
     _row("two ControlNets, img2img", "img2img", "tiny", prompts=[CAT], pictures=picture(10),
@@ -123,7 +128,7 @@ PICTURES = (
 POCKET = (
     _text("pocket", [FACE, SKETCH], "pocket", sampler="dpmpp_2m", schedule="karras", steps=6),
     _row("pocket, inpaint", "inpaint", "pocket", prompts=[FACE], pictures=picture(11, 64), masks=mask(64)),
-    _row("interpolate", "interpolate", "pocket", prompts=[FACE, SKETCH], frames=4, seeds=(0, 1), at_once=2),
+    _row("interpolate", "interpolate", "pocket", prompts=[FACE, SKETCH], frames=4, seeds=(0, 1), batch=2),
     _text("E4T", "a photo of *s on the beach", "e4t", sampler="euler_a"),
     _text("E4T, weights", "a (photo:1.2) of *s AND snow :0.4", "e4t", grammar="a1111", negative_prompt="*s"),
 )

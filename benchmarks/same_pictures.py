@@ -10,7 +10,7 @@ Needs the extra `test`, and minutes for each checkout, fewer where compiled prog
 """
 
 import argparse
-import dataclasses
+import importlib.util
 import os
 import subprocess
 import sys
@@ -47,13 +47,17 @@ def make(models: Models, request: Request, pixels: list) -> np.ndarray:
 
 def spelled(settings: dict) -> dict:
     """Returns settings in the names that this sdjax has, today's or older ones."""
-    job = getattr(sys.modules[sdjax.text2img.__module__], "Job", None)
-    known = {field.name for field in dataclasses.fields(job)} if job else set()
-    found = {}
-    for name, value in settings.items():
-        old, translate = SPELLINGS.get(name, (name, None))
-        found |= {old: translate(value)} if translate and name not in known and old in known else {name: value}
-    return found
+    if today():
+        return dict(settings)
+    older = {name: SPELLINGS.get(name, (name, lambda value: value)) for name in settings if name != "variation_seed"}
+    return {old: translate(settings[name]) for name, (old, translate) in older.items()}
+
+
+def today() -> bool:
+    """Returns whether this sdjax declares settings in a module of their own, as it does since their names are these."""
+    return importlib.util.find_spec("sdjax.sampling") is not None and bool(
+        importlib.util.find_spec("sdjax.sampling.settings")
+    )
 
 
 def watch(put: Callable = setattr) -> list:

@@ -21,12 +21,14 @@ import re
 import runpy
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 CLASS = "class"  # the key of a dataclass's name in JSON; no field can be called so
 WORDS = {"true": True, "false": False, "none": None}
+UNSAID = object()  # in place of a value that an error does not show
+SHOWN = 60  # letters of a value that it does show
 
 # What a number may be, for `check`: a test and its words.
 FROM_0 = (lambda x: 0 <= x < math.inf, "a number from 0")
@@ -38,15 +40,34 @@ BELOW_1 = (lambda x: 0 <= x < 1, "a number from 0 to below 1")
 
 
 class SettingError(ValueError):
-    """A setting that is not what is accepted; `name` is dotted, outer layers add a prefix."""
+    """A setting that is not what is accepted: "steps=0: expected a whole number, 1 or more".
 
-    def __init__(self, name: str, value: object, expected: str) -> None:
-        super().__init__(f"{name}={value!r}: expected {expected}")
-        self.name, self.value, self.expected = name, value, expected
+    why: what makes it so, where the value alone does not.  Callers that spell settings in another way, as flags or as
+    keys of a list, ask for `line(spell)`; nobody reads the text.
+    """
+
+    def __init__(self, name: str, value: object, expected: str, why: str = "") -> None:
+        super().__init__(name, value, expected, why)
+        self.name, self.value, self.expected, self.why = name, value, expected, why
+
+    def line(self, spell: Callable[[str], str] = str) -> str:
+        """Returns the error in one line; spell(name): how the caller writes a setting's name."""
+        value = "" if self.value is UNSAID else f"={shown(self.value)}"
+        return f"{spell(self.name)}{value}: {self.why and f'{self.why}; '}expected {self.expected}"
+
+    def __str__(self) -> str:
+        return self.line()
 
     def under(self, prefix: str) -> "SettingError":
         """Returns the error of the same setting with a prefix before its name: "scale" under "method"."""
-        return SettingError(f"{prefix}.{self.name}", self.value, self.expected)
+        return SettingError(f"{prefix}.{self.name}", self.value, self.expected, self.why)
+
+
+def shown(value: object) -> str:
+    """Returns a value as errors show it: in one line, cut where it is long; numpy's numbers as Python's."""
+    number: Any = value
+    text = repr(number.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 @contextlib.contextmanager
@@ -300,6 +321,12 @@ def _join(name, head):
 def _unknown(head, owner, accepted):
     near = difflib.get_close_matches(head, accepted, 1)
     return f"{owner} has no {head!r}; " + (f"did you mean {near[0]!r}?" if near else f"accepted: {', '.join(accepted)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns the known name that is most like this one, else all of them."""
+    known = list(known)
+    return next(iter(difflib.get_close_matches(name, known, 1)), f"one of {', '.join(known)}")
 
 
 def _plain(value, name):

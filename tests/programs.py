@@ -23,6 +23,16 @@ def load(path, monkeypatch):
     return module
 
 
+def sample(task, out, *arguments):
+    """Runs a program of sample/; returns the new pictures' paths in order, or its exit status where it failed."""
+    from sdjax.service import programs
+
+    before = set(Path(out).glob("*"))
+    status = programs.main(task, "", [*map(str, arguments), "--out", str(out)])
+    made = sorted(path for path in set(Path(out).glob("[0-9]*")) - before if path.suffix != ".json")
+    return status or made
+
+
 def photo(path, seed=0):
     """Writes a picture of noise and returns its path as text."""
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), np.uint8)).save(path)

@@ -1,11 +1,9 @@
 """Adapters together: sums, detaching, strengths, what is kept and what is compiled, pictures, the command line."""
 
 import gc
-import importlib
 import json
 import os
 import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +23,7 @@ import sdjax
 from sdjax import trees
 from sdjax.formats.adapters import attach, lora
 from sdjax.formats.adapters.attach import attach_all, detach
-from sdjax.service import records
+from sdjax.service import batch, programs, records
 
 WORD = "<toy>"
 ROWS = 0.3 * torch.randn(2, 32, generator=torch.Generator().manual_seed(2))
@@ -237,31 +235,26 @@ def test_damaged_files_are_one_line(folder, tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_text2img_takes_adapters(folder, tmp_path, capsys, monkeypatch):
-    programs = Path(__file__).parents[1] / "sample"
-    monkeypatch.syspath_prepend(programs)
-    program = importlib.import_module("text2img")
+def test_text2img_takes_adapters(folder, tmp_path, capsys):
     sdjax.save(made("sd1")[1], tmp_path / "model")
     begin = ["--model", str(tmp_path / "model"), "--prompt", f"a {WORD}", "--steps", "1", "--size", "16"]
     begin += ["--out", str(tmp_path / "out"), "--adapter"]
 
     def run(*adapters):
-        return program.common.main(program.parser(), program.run, [*begin, *adapters])
+        return programs.main("text2img", "", [*begin, *adapters])
 
     assert run(f"{folder / 'cat.safetensors'}:0.5", str(folder / "toy.safetensors")) == 0
     assert run(str(folder / "cat.safetensors"), "nothing.pt") == 1
     assert "nothing.pt: no such file" in capsys.readouterr().err
 
 
-def test_prompts_name_adapters_of_a_folder(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "sample")
-    text2img, batch = importlib.import_module("text2img"), importlib.import_module("batch")
+def test_prompts_name_adapters_of_a_folder(folder, tmp_path, capsys):
     sdjax.save(made("sd1")[1], tmp_path / "model")
     begin = ["--model", str(tmp_path / "model"), "--steps", "1", "--size", "16", "--grammar", "a1111"]
 
     def run(out, prompt, *more):
         arguments = [*begin, "--out", str(tmp_path / out), "--prompt", prompt, *more]
-        return text2img.common.main(text2img.parser(), text2img.run, arguments)
+        return programs.main("text2img", "", arguments)
 
     def picture(path):
         return np.asarray(Image.open(tmp_path / path))
@@ -271,7 +264,7 @@ def test_prompts_name_adapters_of_a_folder(folder, tmp_path, capsys, monkeypatch
     assert run("given", "a cat", "--adapter", f"{folder / 'cat.safetensors'}:0.5") == 0
     named, given, plain = (picture(f"{out}/00000-0.png") for out in ("named", "given", "plain"))
     assert np.array_equal(named, given) and not np.array_equal(named, plain)
-    assert records.read(tmp_path / "named/00000-0.png").prompt == "a <lora:cat:0.5>cat"
+    assert records.read(tmp_path / "named/00000-0.png")["prompt"] == "a <lora:cat:0.5>cat"
     assert run("bad", "a <lora:cat/../../x:1>cat", *here) == run("bad", "a <hypernet:cat:1>cat", *here) == 1
     said = capsys.readouterr().err
     assert "0 files of this name" in said and "of the kind lora" in said
@@ -279,15 +272,13 @@ def test_prompts_name_adapters_of_a_folder(folder, tmp_path, capsys, monkeypatch
     rows = [{"prompt": text, "grammar": "a1111", "seed": 0} for text in ("a cat", "a <lora:cat:0.5>cat", "a <lora:x>")]
     (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = [*begin[:6], *here, "--batch", "1", "--out", str(tmp_path / "many")]
-    assert batch.main([str(tmp_path / "jobs.jsonl"), *options]) == 1
+    assert batch.main("", [str(tmp_path / "jobs.jsonl"), *options]) == 1
     assert np.array_equal(picture("many/000001.png"), plain) and np.array_equal(picture("many/000002.png"), named)
     assert "adapter 'x': 0 files" in (tmp_path / "many/errors.jsonl").read_text()
 
 
 def test_what_prompts_name_is_found_and_recorded(folder, tmp_path, monkeypatch, capsys):
     """A folder by its name, embeddings by theirs, pictures among them; previews and other words are passed over."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "sample")
-    text2img = importlib.import_module("text2img")
     sdjax.save(made("sd1")[1], tmp_path / "model")
     here = tmp_path / "adapters"
     (here / "ink").mkdir(parents=True)
@@ -300,7 +291,7 @@ def test_what_prompts_name_is_found_and_recorded(folder, tmp_path, monkeypatch, 
 
     def run(out, prompt, *more):
         arguments = [*begin, "--out", str(tmp_path / out), "--prompt", prompt, *more]
-        assert text2img.common.main(text2img.parser(), text2img.run, arguments) == 0
+        assert programs.main("text2img", "", arguments) == 0
         path = tmp_path / out / "00000-0.png"
         return np.asarray(Image.open(path)), records.read(path)
 
@@ -312,7 +303,7 @@ def test_what_prompts_name_is_found_and_recorded(folder, tmp_path, monkeypatch, 
     assert np.array_equal(named, same) and record.hashes == other.hashes
     assert set(record.hashes) == {"model", "lora ink", "hypernet style", "embedding inky-1"}
     assert records.parse(records.text(record)).hashes == record.hashes
-    assert "Adapters" not in record.more and other.more["Adapters"] == "ink:0.5, style:0.5, inky-1:1"
+    assert record["adapter"] == () and other["adapter"] == ("ink:0.5", "style:0.5", "inky-1:1")
     comfy, record = run("c", "a cat", "--grammar", "comfyui", "--negative-prompt", "embedding:inky-1, red")
     assert set(record.hashes) == {"model", "embedding inky-1"}
     assert run("d", "a inky-1 cat", "--grammar", "comfyui")[1].hashes.keys() == {"model"}

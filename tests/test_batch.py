@@ -1,6 +1,5 @@
 """Lists of pictures made: one picture a row, nothing twice, bad rows named, the same pixels after interruptions."""
 
-import importlib
 import json
 import os
 import random
@@ -22,15 +21,10 @@ from safetensors.numpy import save_file
 from sdjax import load, text2img
 from sdjax.images import resize
 from sdjax.sampling import generate
-from sdjax.service import records
+from sdjax.service import batch, records
 
 ROOT = Path(__file__).parents[1]
 MODEL = "random:tiny"
-
-
-sys.path.insert(0, str(ROOT / "sample"))
-program = importlib.import_module("batch")
-sys.path.pop(0)
 
 
 def write(folder, rows):
@@ -40,7 +34,7 @@ def write(folder, rows):
 
 
 def run(jobs, out, *more):
-    return program.main([jobs, "--out", str(out), "--model", MODEL, "--batch", "2", "--steps", "2", *more])
+    return batch.main("", [jobs, "--out", str(out), "--model", MODEL, "--batch", "2", "--steps", "2", *more])
 
 
 def pictures(out):
@@ -74,16 +68,23 @@ def test_what_is_missing_or_half_written_comes_back_the_same(tmp_path):
 
 
 def test_files_hold_the_settings_and_say_nothing_private_when_asked(tmp_path):
-    given = {"prompt": "my secret", "negative": "a rival", "seed": 4, "sampler": "euler_a", "noise_source": "torch-cpu"}
+    given = {
+        "prompt": "my secret",
+        "negative_prompt": "a rival",
+        "seed": 4,
+        "sampler": "euler_a",
+        "noise_source": "torch-cpu",
+    }
     jobs = write(tmp_path, [given])
     assert run(jobs, tmp_path / "a") == 0 == run(jobs, tmp_path / "b", "--public", "--format", "webp")
     record = records.read(tmp_path / "a" / "000001.png")
     assert record == records.read(tmp_path / "a" / "000001.json")
-    assert (record.prompt, record.seed, record.noise, record.model) == ("my secret", 4, "torch-cpu", MODEL)
+    names = ("prompt", "seed", "noise_source", "model")
+    assert [record[name] for name in names] == ["my secret", 4, "torch-cpu", MODEL]
     assert records.read(tmp_path / "b" / "000001.webp") == records.public(record)
     everything = b"".join(path.read_bytes() for path in (tmp_path / "b").iterdir())
     assert not any(word in everything for word in (b"secret", b"rival", b"tiny"))
-    again = text2img(load(MODEL), **records.settings(record))[0].astype(int)
+    again = generate.drawn(load(MODEL), generate.Job((records.request(record),)))[0].astype(int)
     assert np.abs(again - pictures(tmp_path / "a")["000001.png"]).max() <= 1  # it was made in a batch of two
 
 
@@ -152,23 +153,23 @@ def test_broken_pictures_are_rows_of_their_own(tmp_path):
     assert sorted(pictures(tmp_path / "out")) == ["000001.png"]
     said = reasons(tmp_path / "out")
     assert sorted(said) == [2, 3, 4, 5]
-    assert "broken.png" in said[2] and "pixels" in said[3] and "strength=0.5: expected" in said[5]
+    assert "broken.png" in said[2] and "pixels" in said[3] and "strength=0.5: expected together with image" in said[5]
 
 
 def test_rows_survive_full_memory_and_files_that_cannot_be_written(tmp_path, monkeypatch):
-    text2img, save = generate.text2img, records.save
+    drawn, save = generate.drawn, records.save
 
-    def full(sd, prompts, **settings):
-        if len(prompts) > 1 or "huge" in prompts[0]:
+    def full(sd, job):
+        if len(job.pictures) > 1 or "huge" in job.settings.prompt:
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")
-        return text2img(sd, prompts, **settings)
+        return drawn(sd, job)
 
     def refused(path, *arguments, **more):
         if path.stem == "refused":
             raise SystemError("")
         save(path, *arguments, **more)
 
-    monkeypatch.setattr(generate, "text2img", full)
+    monkeypatch.setattr(generate, "drawn", full)
     monkeypatch.setattr(records, "save", refused)
     rows = [{"prompt": "a"}, {"prompt": "huge"}, {"prompt": "b", "name": "refused"}, {"prompt": "c"}]
     assert run(write(tmp_path, rows), tmp_path / "out") == 1
@@ -252,10 +253,11 @@ def test_each_row_has_its_own_variation(tmp_path):
     ]
     assert run(write(tmp_path, rows), tmp_path / "out", "--batch", "4") == 0
     sd, made = load(MODEL), pictures(tmp_path / "out")
-    records_there = [records.read(tmp_path / "out" / name).variation for name in made]
-    assert records_there == [None, (5, 0.3), None, (6, 0.3)] * 2
+    found = [records.read(tmp_path / "out" / name) for name in made]
+    assert [(one["variation_seed"], one["variation"]) for one in found] == [(0, 0), (5, 0.3), (0, 0), (6, 0.3)] * 2
     for i, variation in enumerate([(5, 0.0), (5, 0.3), (6, 0.0), (6, 0.3)]):
-        settings = {"seeds": [3] * 4, "steps": 2, "variation": variation}  # of these the first has it
+        settings = {"seeds": [3] * 4, "steps": 2, "variation_seed": variation[0], "variation": variation[1]}
+        settings["grammar"] = "a1111"  # of the four the first has this variation
         alone = text2img(sd, ["a"] * 4, **settings)[0].astype(int)
         assert np.abs(alone - made[f"000001-{i:05d}.png"]).max() <= 1
         picture = np.asarray(Image.open(tmp_path / "a.png"))
@@ -264,16 +266,16 @@ def test_each_row_has_its_own_variation(tmp_path):
 
 
 def test_any_field_has_a_default_on_the_command_line(tmp_path, capsys):
-    jobs = write(tmp_path, [{"prompt": "a face", "seed": 1}, {"prompt": "a cat", "skip": 0}])
-    assert run(jobs, tmp_path / "out", "--set", "grammar=a1111", "--set", "skip=1", "--set", "noise_source=philox") == 0
+    jobs = write(tmp_path, [{"prompt": "a face", "seed": 1}, {"prompt": "a cat", "clip_skip": 1}])
+    assert (
+        run(jobs, tmp_path / "out", "--grammar", "plain", "--set", "clip_skip=2", "--set", "noise_source=philox") == 0
+    )
     found = [records.read(tmp_path / "out" / f"00000{i}.png") for i in (1, 2)]
-    assert [(record.grammar, record.skip, record.noise) for record in found] == [
-        ("a1111", 1, "philox"),
-        ("a1111", 0, "philox"),
-    ]
+    names = ("grammar", "clip_skip", "noise_source")
+    assert [[record[name] for name in names] for record in found] == [["plain", 2, "philox"], ["plain", 1, "philox"]]
     for wrong, said in (
-        ("skip", "--set='skip': expected FIELD=VALUE"),
-        ("skip=x", "skip='x': expected a whole number"),
+        ("clip_skip", "--set='clip_skip': expected FIELD=VALUE"),
+        ("clip_skip=x", "--clip-skip='x': expected a whole number, 1 or more"),
     ):
         assert run(jobs, tmp_path / "out", "--set", wrong) == 2
         assert capsys.readouterr().err.splitlines()[-1] == f"error: {said}"
@@ -292,13 +294,54 @@ def test_rows_name_adapters_in_a_field(tmp_path):
         {f"{name}.{part}": random.standard_normal(shape, np.float32) for part, shape in shapes.items()},
         tmp_path / "loras" / "style.safetensors",
     )
-    rows = [{"prompt": "a face", "seed": 1, "adapters": ["", "<lora:style:0.5>", "<lora:none>"]}]
+    rows = [{"prompt": "a face", "seed": 1, "adapter": ["", "<lora:style:0.5>", "<lora:none>"]}]
     assert run(write(tmp_path, rows), tmp_path / "out", "--adapters", str(tmp_path / "loras")) == 1
     made = pictures(tmp_path / "out")
     assert sorted(made) == ["000001-00000.png", "000001-00001.png"]
     assert not np.array_equal(*made.values())
     record = records.read(tmp_path / "out" / "000001-00001.png")
-    assert record.more["Adapters"] == "style:0.5" and "lora style" in record.hashes
+    assert record["adapter"] == ("<lora:style:0.5>",) and "lora style" in record.hashes
+
+
+def test_a_seed_of_minus_one_is_drawn_once(tmp_path, capsys):
+    jobs = write(
+        tmp_path, [{"prompt": "a face", "seed": [-1, -1], "guidance": [2, 3]}, {"prompt": "a cat", "seed": -1}]
+    )
+    seeds = {}
+    for out in ("a", "b"):
+        assert run(jobs, tmp_path / out) == 0 == run(jobs, tmp_path / out)
+        said = capsys.readouterr().out.splitlines()
+        assert "5 pictures made, 0 were there" in said[0] and "0 pictures made, 5 were there" in said[1]
+        files = sorted((tmp_path / out).glob("0*.json"))
+        seeds[out] = [records.read(path)["seed"] for path in files]
+        assert seeds[out][0] == seeds[out][1] and seeds[out][2] == seeds[out][3] and len(set(seeds[out])) == 3
+    assert not set(seeds["a"]) & set(seeds["b"])
+    (tmp_path / "a" / "000002.png").unlink()
+    (tmp_path / "a" / "000002.json").unlink()
+    assert run(jobs, tmp_path / "a") == 0
+    assert records.read(tmp_path / "a" / "000002.png")["seed"] == seeds["a"][4]
+
+
+def test_files_of_others_stay(tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    smooth(out / "cat.png")
+    (out / "dog.json").write_text('{"breed": "poodle"}')
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    jobs = write(tmp_path, [{"prompt": "a", "name": name} for name in ("cat", "dog", "owl")])
+    assert run(jobs, out) == 1
+    assert all(path.read_bytes() == held for path, held in before.items()) and (out / "owl.png").exists()
+    assert not (out / "cat.json").exists() and not (out / "dog.png").exists()
+    said = reasons(out)
+    assert list(said) == [1, 2] and "cat.png was not written by this program" in said[1] and "dog.json" in said[2]
+    assert "1 pictures made, 0 were there, 2 rows failed" in capsys.readouterr().out
+    for kind in ("webp", "jpg"):  # what is ours is made anew, whatever its format and what it tells
+        for steps in ("2", "3"):
+            assert (
+                run(write(tmp_path, [{"prompt": "a"}]), out, "--format", kind, "--public", "--set", f"steps={steps}")
+                == 0
+            )
+            assert "1 pictures made" in capsys.readouterr().out
 
 
 def test_embeddings_of_the_folder_are_known_by_name(tmp_path, capsys):
@@ -342,13 +385,13 @@ def test_another_hypernetwork_of_the_same_name_is_made_anew(tmp_path, capsys):
 
 
 def test_a_batch_is_no_larger_than_of_use(tmp_path, monkeypatch):
-    counts, text2img = [], generate.text2img
+    counts, drawn = [], generate.drawn
 
-    def counted(sd, prompts, **settings):
-        counts.append(len(prompts))
-        return text2img(sd, prompts, **settings)
+    def counted(sd, job):
+        counts.append(len(job.pictures))
+        return drawn(sd, job)
 
-    monkeypatch.setattr(generate, "text2img", counted)
+    monkeypatch.setattr(generate, "drawn", counted)
     rows = [{"prompt": "a", "seed": "0-1", "guidance": [2, 3, 4]}, {"prompt": "b", "guidance": 5}]
     assert run(write(tmp_path, rows), tmp_path / "out", "--batch", "8") == 0
     assert counts == [2, 2, 2, 2]
@@ -389,25 +432,6 @@ def test_killed_five_times_makes_a_thousand_once_each(tmp_path):
     assert all(np.array_equal(killed[name], undisturbed[name]) for name in killed)
 
 
-def test_a_seed_of_minus_one_is_drawn_once(tmp_path, capsys):
-    jobs = write(
-        tmp_path, [{"prompt": "a face", "seed": [-1, -1], "guidance": [2, 3]}, {"prompt": "a cat", "seed": -1}]
-    )
-    seeds = {}
-    for out in ("a", "b"):
-        assert run(jobs, tmp_path / out) == 0 == run(jobs, tmp_path / out)
-        said = capsys.readouterr().out.splitlines()
-        assert "5 pictures made, 0 were there" in said[0] and "0 pictures made, 5 were there" in said[1]
-        files = sorted((tmp_path / out).glob("0*.json"))
-        seeds[out] = [records.read(path).seed for path in files]
-        assert seeds[out][0] == seeds[out][1] and seeds[out][2] == seeds[out][3] and len(set(seeds[out])) == 3
-    assert not set(seeds["a"]) & set(seeds["b"])
-    (tmp_path / "a" / "000002.png").unlink()
-    (tmp_path / "a" / "000002.json").unlink()
-    assert run(jobs, tmp_path / "a") == 0
-    assert records.read(tmp_path / "a" / "000002.png").seed == seeds["a"][4]
-
-
 def test_rows_whose_latents_are_not_finite_fail_alone(tmp_path):
     rows = [{"prompt": text, "grammar": "a1111"} for text in ("a face", f"(a face:{'9' * 38})", "a cat")]
     assert run(write(tmp_path, rows), tmp_path / "out", "--batch", "3") == 1
@@ -415,25 +439,3 @@ def test_rows_whose_latents_are_not_finite_fail_alone(tmp_path):
     assert not (tmp_path / "out" / "000002.json").exists()
     said = reasons(tmp_path / "out")
     assert list(said) == [2] and said[2].startswith("latents: not finite from step 1 of 2 on")
-
-
-def test_files_of_others_stay(tmp_path, capsys):
-    out = tmp_path / "out"
-    out.mkdir()
-    smooth(out / "cat.png")
-    (out / "dog.json").write_text('{"breed": "poodle"}')
-    before = {path: path.read_bytes() for path in out.iterdir()}
-    jobs = write(tmp_path, [{"prompt": "a", "name": name} for name in ("cat", "dog", "owl")])
-    assert run(jobs, out) == 1
-    assert all(path.read_bytes() == held for path, held in before.items()) and (out / "owl.png").exists()
-    assert not (out / "cat.json").exists() and not (out / "dog.png").exists()
-    said = reasons(out)
-    assert list(said) == [1, 2] and "cat.png was not written by this program" in said[1] and "dog.json" in said[2]
-    assert "1 pictures made, 0 were there, 2 rows failed" in capsys.readouterr().out
-    for kind in ("webp", "jpg"):  # what is ours is made anew, whatever its format and what it tells
-        for steps in ("2", "3"):
-            assert (
-                run(write(tmp_path, [{"prompt": "a"}]), out, "--format", kind, "--public", "--set", f"steps={steps}")
-                == 0
-            )
-            assert "1 pictures made" in capsys.readouterr().out

@@ -1,10 +1,7 @@
 """ControlNets: pictures against diffusers' pipelines, files in both namings, and when they act."""
 
 import dataclasses
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import diffusers
 import jax
@@ -14,9 +11,11 @@ import tasks
 import torch
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from PIL import Image
+from programs import sample
 
 import sdjax
 from sdjax.diffusion import wrappers
+from sdjax.formats import pipeline
 from sdjax.formats.models import controlnet
 from sdjax.formats.storage import files, ldm_names, parameters
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
@@ -90,26 +89,19 @@ def test_gives_the_picture_of_diffusers(sd, controls, pipe, case):
         )
     ]
     made = sdjax.text2img(
-        sd, tasks.PROMPTS, steps=10, guidance=case["guidance"], negative=tasks.NEGATIVE, seeds=[4, 5], control=acting
+        sd,
+        tasks.PROMPTS,
+        steps=10,
+        guidance=case["guidance"],
+        negative_prompt=tasks.NEGATIVE,
+        seeds=[4, 5],
+        control=acting,
     )
     assert tasks.difference(made, wanted) <= 1
     assert np.abs(made.astype(int) - sdjax.text2img(sd, tasks.PROMPTS, steps=10, seeds=[4, 5])).mean() > 3
 
 
-@pytest.fixture
-def program(sd, monkeypatch):
-    """sample/controlnet.py with our model in place of what --model names."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "sample"))
-    common, program = importlib.import_module("options"), importlib.import_module("controlnet")
-    monkeypatch.setattr(common, "load", lambda options: sd)
-    monkeypatch.setattr(common, "origins", lambda sd, options: {})
-    yield common, program
-    for name in ("options", "controlnet"):
-        sys.modules.pop(name)
-
-
-def test_the_program_begins_with_pictures_and_masks_and_enlarges(sd, program, tmp_path, monkeypatch, capsys):
-    common, controlnet_program = program
+def test_the_program_begins_with_pictures_and_masks_and_enlarges(sd, tmp_path, monkeypatch, capsys):
     given, mask = tasks.pictures(2, seed=1)[0], np.zeros((32, 32), np.uint8)
     mask[8:24, 8:24] = 255
     for name, one in (("given", given), ("mask", mask)):
@@ -118,37 +110,40 @@ def test_the_program_begins_with_pictures_and_masks_and_enlarges(sd, program, tm
     image, calls = ["--image", str(tmp_path / "given.png")], []
 
     def stub(name):
-        def made(sd, prompts, *more, **settings):
-            calls.append((name, more, settings))
-            return np.full((len(prompts), 32, 32, 3), 127, np.uint8)
+        def made(sd, job, *more):
+            calls.append((name, more, job))
+            return np.full((len(job.pictures), 32, 32, 3), 127, np.uint8)
 
         return made
 
-    for module, name in ((generate, "img2img"), (generate, "text2img"), (inpainting, "inpaint"), (upscaling, "hires")):
-        monkeypatch.setattr(module, name, stub(name))
+    functions = {generate: ("drawn", "redrawn"), inpainting: ("repainted",), upscaling: ("redone",)}
+    for module, names in functions.items():
+        for name in names:
+            monkeypatch.setattr(module, name, stub(name))
+    monkeypatch.setattr(pipeline, "load", lambda *source, **given: sd)
 
     def run(*arguments):
-        made = controlnet_program.parser().parse_args([*base, *arguments, "--out", str(tmp_path / "out")])
-        (path,) = controlnet_program.run(made)
-        name, more, settings = calls[-1]
-        assert len(settings["control"]) == 1
-        return name, more, settings, records.read(path)
+        (path,) = sample("controlnet", tmp_path / "out", *base, *arguments)
+        name, more, job = calls[-1]
+        assert len(job.control) == 1 and job.control[0].weight == 1.0
+        return name, more, job.settings, records.read(path)
 
     name, more, settings, record = run(*image, "--strength", "0.5")
-    assert (name, settings["strength"], record.strength, record.more["Image"]) == ("img2img", 0.5, 0.5, "given.png")
-    np.testing.assert_array_equal(more[0], given)
+    assert (name, settings.strength, record["strength"], record["image"]) == ("redrawn", 0.5, 0.5, "given.png")
+    np.testing.assert_array_equal(more[0][0], given)
     name, more, settings, record = run(*image, "--mask", str(tmp_path / "mask.png"))
-    assert (name, settings["strength"], settings["feather"], record.more["Mask"]) == ("inpaint", 1.0, 4, "mask.png")
-    np.testing.assert_array_equal(more[1], mask)
+    assert (name, settings.strength, settings.feather, record["mask"]) == ("repainted", 1.0, 4, "mask.png")
+    np.testing.assert_array_equal(more[1][0], mask)
     Image.fromarray(np.stack([0 * mask, 0 * mask, 0 * mask, mask], -1)).save(tmp_path / "strokes.png")
-    np.testing.assert_array_equal(run(*image, "--mask", str(tmp_path / "strokes.png"))[1][1], mask)
+    np.testing.assert_array_equal(run(*image, "--mask", str(tmp_path / "strokes.png"))[1][1][0], mask)
     name, _, settings, record = run("--hires", "1.5")
-    assert (name, settings["scale"], record.more["Hires upscale"], record.strength) == ("hires", 1.5, "1.5", 0.7)
+    assert (name, settings.hires, record["hires"], record["hires_strength"]) == ("redone", 1.5, 1.5, 0.7)
     name, _, _, record = run()
-    assert name == "text2img" and record.strength is None and not {"Feather", "Hires upscaler"} & record.more.keys()
-    for wrong in (["--mask", "m.png"], [*image, "--hires", "2"]):
-        assert common.main(controlnet_program.parser(), controlnet_program.run, [*base, *wrong]) == 1
-        assert capsys.readouterr().err.startswith("error: --")
+    assert name == "drawn" and not {"strength", "feather", "hires_method"} & record.settings.keys()
+    for wrong in (["--mask", "m.png"], [*image, "--hires", "2"], ["--weight", "1", "2"], ["--strength", "0.5"]):
+        assert sample("controlnet", tmp_path / "out", *base, *wrong) == 1
+        flag = [word for word in wrong if word.startswith("--")][-1]
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {flag}=")
 
 
 def test_files_in_both_namings_hold_the_same(sd, tmp_path):

@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import programs
 import pytest
 from PIL import Image
 from programs import ROOT, photo
@@ -14,6 +13,8 @@ from sdjax.data import pocketland
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import e4t
 from sdjax.methods.e4t import E4T
+from sdjax.runtime import compile_cache
+from sdjax.service import demo
 from sdjax.training import run as run_folder
 from sdjax.training.loop import train
 from sdjax.training.run import fresh
@@ -28,9 +29,9 @@ def folder(tmp_path, key):
 
 def test_demo_leaves_pictures_times_and_a_model_for_pytorch(folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / "demo"
-    demo = programs.load("sample/demo.py", monkeypatch)
+    monkeypatch.setattr(compile_cache, "keep", lambda **_: None)
     arguments = ["--model", str(folder), "--image", photo(tmp_path / "my photo.png"), "--steps", "1", "--out", str(out)]
-    assert demo.main(arguments) == 0, capsys.readouterr().err
+    assert demo.main("", ROOT / "configs", arguments) == 0, capsys.readouterr().err
     with Image.open(out / "grid.png") as grid:
         assert grid.width > 9 * 32
     assert len(list(out.glob("*.json"))) == len(demo.PROMPTS) + 1
@@ -38,7 +39,7 @@ def test_demo_leaves_pictures_times_and_a_model_for_pytorch(folder, tmp_path, mo
     said = capsys.readouterr().out
     assert f"python -m sdjax.convert {out / 'run' / 'export'} DST" in said
     (out / "run" / "config.json").write_text("{}")
-    assert demo.main(arguments) == 1
+    assert demo.main("", ROOT / "configs", arguments) == 1
     assert (out / "run" / "export").is_dir()
     assert "holds other files than a run's; choose another out=DIR" in capsys.readouterr().err
 

@@ -112,10 +112,10 @@ def _inputs(sd, text):
 @pytest.mark.parametrize(
     "how",
     [
-        dict(prompts=["a *s"], skip=1),
-        dict(prompts=["a photo"], negative="a *s"),
+        dict(prompts=["a *s"], clip_skip=2),
+        dict(prompts=["a photo"], negative_prompt="a *s"),
         dict(prompts=["a photo AND a *s"], grammar="a1111"),
-        dict(prompts=["a photo"], negative="a *s", grammar="a1111", skip=1),
+        dict(prompts=["a photo"], negative_prompt="a *s", grammar="a1111", clip_skip=2),
     ],
     ids=lambda how: " ".join(map(str, how)),
 )

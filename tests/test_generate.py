@@ -16,6 +16,7 @@ import sdjax
 from sdjax import trees
 from sdjax.formats import pipeline
 from sdjax.sampling import generate
+from sdjax.sampling.settings import TextToImage
 
 PROMPTS = ["a photo of a face on the beach", "a mosaic of a cat"]
 
@@ -58,7 +59,9 @@ def test_twenty_steps_give_the_picture_of_diffusers(pair, sampler):
         PROMPTS, negative_prompt=["red hair", ""], num_inference_steps=20, guidance_scale=5.0, output_type="np",
         latents=torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()), height=32, width=32,
     ).images  # fmt: skip
-    ours = sdjax.text2img(sd, PROMPTS, negative=["red hair", ""], guidance=5.0, steps=20, sampler=sampler, noise=noise)
+    ours = sdjax.text2img(
+        sd, PROMPTS, negative_prompt=["red hair", ""], guidance=5.0, steps=20, sampler=sampler, noise=noise
+    )
     assert np.abs(ours.astype(int) - np.round(theirs * 255).astype(int)).max() <= 1
 
 
@@ -72,7 +75,7 @@ def test_a_picture_depends_on_its_own_seed_only(sd):
 def test_steps_seeds_prompts_and_guidance_compile_nothing_new(sd):
     sdjax.text2img(sd, PROMPTS, seeds=[1, 2], steps=3)
     before = generate._sample._cache_size()
-    sdjax.text2img(sd, PROMPTS[::-1], seeds=[8, 9], steps=5, guidance=3.0, negative="a cat")
+    sdjax.text2img(sd, PROMPTS[::-1], seeds=[8, 9], steps=5, guidance=3.0, negative_prompt="a cat")
     assert generate._sample._cache_size() == before
 
 
@@ -80,7 +83,7 @@ def test_steps_seeds_prompts_and_guidance_compile_nothing_new(sd):
     ("options", "message"),
     [
         ({"sampler": "ouler"}, "sampler='ouler'"),
-        ({"size": 33}, "size=33"),
+        ({"size": 33}, "size=33x33: expected sides that are multiples of 2, such as 32x32"),
         ({"seeds": [1]}, "2 prompts, 1 seeds"),
         ({"noise": np.zeros((2, 8, 8, 4))}, "expected"),
         ({"schedule": "linear"}, "linear"),
@@ -91,20 +94,24 @@ def test_steps_seeds_prompts_and_guidance_compile_nothing_new(sd):
         ({"guidance": np.float16(np.inf)}, "guidance=inf: expected a finite number"),
         ({"seeds": [1, 1 << 64]}, "seed=18446744073709551616: expected -9223372036854775808 to 18446744073709551615"),
         ({"rescale": 5}, "rescale=5: expected 0 to 1"),
-        ({"variation": (1, 3)}, "variation=3: expected 0 to 1"),
-        ({"variation": 0.3}, "variation=0.3: expected .seed, amount."),
-        ({"variation": (0.5, 0.3)}, "variation seed=0.5: expected a whole number"),
+        ({"guidance": 1e39}, "guidance=1e.39: expected a finite number"),
+        ({"variation": [0.1, 3]}, "variation=3: expected 0 to 1"),
+        ({"variation": [0.3]}, "2 prompts, 1 variation: expected as many"),
+        ({"variation_seed": 0.5, "variation": 0.3}, "variation_seed=0.5: expected a whole number"),
         ({"eta": 2}, "eta=2: expected 0 to 1"),
         ({"churn": -1}, "churn=-1: expected 0 or more"),
         ({"churn_high": float("nan")}, "churn_high=nan: expected 0 or more"),
         ({"threshold_limit": 0}, "threshold_limit=0: expected above 0"),
         ({"steps": 2.5}, "steps=2.5: expected a whole number, 1 or more"),
-        ({"skip": -1}, "skip=-1: expected a whole number, 0 or more"),
+        ({"clip_skip": 0}, "clip_skip=0: expected a whole number, 1 or more"),
+        ({"clip_skip": 9}, "clip_skip=9: expected 1 to 2, the layers of the text encoder"),
+        ({"skip": 1}, "skip: unknown; expected clip_skip"),
+        ({"negative": "red"}, "negative: unknown; expected negative_prompt"),
         ({"seeds": [1, "2"]}, "seed='2': expected a whole number"),
         ({"grammar": "compel"}, "grammar='compel': expected one of plain, a1111, comfyui"),
         ({"weighting": "nonsense", "grammar": "a1111"}, "weighting='nonsense': expected one of a1111, comfyui"),
         ({"weighting": "a1111"}, "weighting='a1111': grammar='plain' has no weights; expected"),
-        ({"noise_source": "gpu"}, "noise_source='gpu': expected one of jax, torch-cpu, philox"),
+        ({"noise_source": "dice"}, "noise_source='dice': expected one of jax, torch-cpu, philox"),
     ],
 )
 def test_options_that_do_not_fit(sd, options, message):
@@ -117,13 +124,19 @@ MIXED = ["a (cat:1.3)", LONG, "a dog AND snow:0.5", "a [cat|dog]"]
 
 
 def test_settings_may_be_numbers_of_numpy():
-    made = generate.Job(["a"], seeds=np.int64(3), guidance=np.float32(2), churn_high=np.inf, steps=np.int32(4))
-    assert made.seeds == [3] and type(made.seeds[0]) is int
+    given = dict(guidance=np.float32(2), churn_high=np.inf, steps=np.int32(4))
+    made = generate.job(TextToImage, ["a"], seeds=np.int64(3), **given)
+    assert made.each("seed") == [3] and type(made.settings.guidance) is float
+
+
+def test_pictures_of_one_call_differ_in_what_is_their_own_alone():
+    with pytest.raises(ValueError, match=r"steps=\[3, 4\]: expected one for all pictures of a call"):
+        generate.Job((TextToImage(steps=3), TextToImage(steps=4)))
 
 
 def test_seeds_have_64_bits():
     def data(*seeds):
-        return jax.random.key_data(generate.Job(["a"] * len(seeds), seeds=seeds).keys)
+        return jax.random.key_data(generate.job(TextToImage, ["a"] * len(seeds), seeds=seeds).keys)
 
     plain = jnp.stack([jax.random.key_data(jax.random.key(np.uint32(seed))) for seed in (0, 7, 2**32 - 1)])
     np.testing.assert_array_equal(data(0, 7, 2**32 - 1), plain)
@@ -173,11 +186,13 @@ def test_weights_that_are_not_finite_are_errors(sd):
 @pytest.mark.parametrize("grammar", [pytest.param("a1111", marks=pytest.mark.slow), "comfyui"])
 def test_a_picture_depends_on_its_own_prompt_only(sd, grammar):
     """Prompts of one and two chunks, and with AND, in the order asked for."""
-    settings = dict(steps=3, sampler="euler_a", grammar=grammar, negative=["", "", "", "red"], guidance=12.0)
+    settings = dict(steps=3, sampler="euler_a", grammar=grammar, negative_prompt=["", "", "", "red"], guidance=12.0)
     settings |= dict(noise_source="torch-cpu")
     together = sdjax.text2img(sd, MIXED, seeds=[5, 6, 7, 8], **settings)
     for i, text in enumerate(MIXED):
-        alone = sdjax.text2img(sd, [text], seeds=[5 + i], **{**settings, "negative": settings["negative"][i]})
+        alone = sdjax.text2img(
+            sd, [text], seeds=[5 + i], **{**settings, "negative_prompt": settings["negative_prompt"][i]}
+        )
         assert np.abs(together[i].astype(int) - alone[0]).max() <= 1, text
 
 
@@ -196,8 +211,9 @@ def test_a_batch_of_several_sizes_compiles_once_a_size(sd):
     [("a cat", False), ("a LAND AND\tsnow", True), ("a cat:1.5", True), ("a GRAND house", False), ("(a:1.5)", False)],
 )
 def test_weighed_prompts_need_the_negative_side(text, guided):
-    assert generate.Job(text, guidance=1.0, grammar="a1111").guided is guided
-    assert not generate.Job(text, guidance=1.0).guided and generate.Job(text, guidance=2.0).guided
+    assert generate.job(TextToImage, text, guidance=1.0, grammar="a1111").guided is guided
+    for guidance in (1.0, 2.0):
+        assert generate.job(TextToImage, text, guidance=guidance).guided is (guidance > 1)
 
 
 def test_words_of_several_vectors_are_rows_of_the_table(sd):
@@ -214,7 +230,7 @@ def test_words_of_several_vectors_are_rows_of_the_table(sd):
     ("arguments", "message"),
     [
         (["--model", "no/where/at/all"], "no/where"),
-        (["--sampler", "x"], "sampler='x'"),
+        (["--sampler", "x"], "--sampler='x'"),
         (["--image", "setup.py"], "setup.py"),
     ],
 )
@@ -234,3 +250,26 @@ def test_command_line_errors_are_one_line(arguments, message, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert done.returncode == 1 and len(lines) == 1 and message in lines[0] and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a", "heun", "dpmpp_2m"])
+def test_pictures_that_are_watched_are_the_same_to_the_bit(sd, sampler):
+    seen, settings = [], dict(steps=4, sampler=sampler, seeds=[5, 6], grammar="a1111")
+    alone = sdjax.text2img(sd, PROMPTS, **settings)
+    watched = sdjax.text2img(sd, PROMPTS, **settings, watch=lambda p: seen.append((p.done, p.steps, p.preview())))
+    np.testing.assert_array_equal(alone, watched)
+    assert [one[:2] for one in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert all(one[2].shape == alone.shape for one in seen)
+
+
+def test_what_is_watched_is_cancelled_within_two_steps(sd, monkeypatch):
+    walked, advance = [], generate._advance
+    monkeypatch.setattr(generate, "_advance", lambda *given: walked.append(1) or advance(*given))
+    with pytest.raises(generate.Cancelled, match="cancelled after 2 of 9 steps"):
+        sdjax.text2img(sd, ["a"], steps=9, watch=lambda progress: progress.done == 2)
+    assert len(walked) <= 4
+
+
+def test_bars_belong_to_the_call(sd, capsys):
+    sdjax.text2img(sd, ["a"], steps=3, progress=True)
+    assert "3/3" in capsys.readouterr().err

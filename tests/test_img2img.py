@@ -36,7 +36,7 @@ def test_gives_the_picture_of_diffusers(prediction, tmp_path, monkeypatch):
             guidance_scale=5.0, negative_prompt=tasks.NEGATIVE, output_type="np",
         ).images  # fmt: skip
         ours = sdjax.img2img(
-            sd, tasks.PROMPTS, list(given), strength=strength, steps=10, guidance=5.0, negative=tasks.NEGATIVE,
+            sd, tasks.PROMPTS, list(given), strength=strength, steps=10, guidance=5.0, negative_prompt=tasks.NEGATIVE,
             seeds=[4, 5], sampler=sampler,
         )  # fmt: skip
         assert not left and tasks.difference(ours, theirs) <= 1
@@ -68,7 +68,7 @@ def test_any_size_is_made(sd):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strength": 1.5}, "strength=1.5: expected"),
+        ({"strength": 1.5}, "strength=1.5: expected more than 0, to 1"),
         ({"strength": 0.1, "steps": 5}, "strength=0.1: none of 5 steps is left; expected at least 0.2"),
         ({"resize": "shrink", "size": 16}, "resize='shrink': expected one of crop, fill, stretch"),
         ({"pictures": np.zeros((4, 4, 3))}, "a picture of type float64"),
@@ -110,7 +110,7 @@ def test_slerp_is_the_arc():
 def test_variations_lie_between_two_seeds(sd):
     make = {"steps": 4, "seeds": [1]}
     own, other = sdjax.text2img(sd, ["a cat"], **make), sdjax.text2img(sd, ["a cat"], **{**make, "seeds": [9]})
-    none, some, all_ = (sdjax.text2img(sd, ["a cat"], variation=(9, v), **make) for v in (0.0, 0.2, 1.0))
+    none, some, all_ = (sdjax.text2img(sd, ["a cat"], variation_seed=9, variation=v, **make) for v in (0.0, 0.2, 1.0))
     np.testing.assert_array_equal(none, own)
     assert np.abs(all_.astype(int) - other).max() <= 1
     assert 0 < np.abs(some.astype(int) - own).mean() < np.abs(other.astype(int) - own).mean()
@@ -124,8 +124,8 @@ def test_interpolation_begins_and_ends_where_it_should(sd):
 
 
 def test_frames_do_not_depend_on_how_many_are_made_at_once(sd):
-    settings = dict(seeds=(1, 9), steps=3, sampler="euler_a", variation=(3, 0.2))
-    together, apart = (sdjax.interpolate(sd, tasks.PROMPTS, 3, at_once=n, **settings) for n in (None, 2))
+    settings = dict(seeds=(1, 9), steps=3, sampler="euler_a", variation_seed=3, variation=0.2)
+    together, apart = (sdjax.interpolate(sd, tasks.PROMPTS, 3, batch=n, **settings) for n in (None, 2))
     assert np.abs(together.astype(int) - apart).max() <= 1
     first = sdjax.text2img(sd, tasks.PROMPTS[:1], **{**settings, "seeds": [1]})
     assert np.abs(together[0].astype(int) - first[0]).max() <= 1
@@ -135,26 +135,26 @@ def test_frames_do_not_depend_on_how_many_are_made_at_once(sd):
 
 def test_the_program_writes_frames_and_a_moving_picture(tmp_path):
     command = [sys.executable, "sample/interpolate.py", "--model", "random:tiny", "--prompt", "a face", "a cat"]
-    command += "--steps 2 --frames 3 --at-once 2 --to-seed 5 --seed 2 --out".split() + [str(tmp_path)]
+    command += "--steps 2 --frames 3 --batch 2 --to-seed 5 --seed 2 --out".split() + [str(tmp_path)]
     env = {**os.environ, "PYTHONPATH": ".", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "moving.webp") as moving:
         assert (moving.n_frames, moving.size) == (3, (32, 32))
     record = records.read(tmp_path / "00002.png")
-    assert (record.prompt, record.seed) == ("a face", 2)
-    assert record.more.items() >= {"Frame": "3/3", "To seed": "5", "To prompt": "a cat"}.items()
+    assert (record["prompt"], record["seed"]) == ("a face", 2)
+    assert (record["to_seed"], record["to_prompt"], record.more) == (5, "a cat", {"Frame": "3/3"})
 
 
 @pytest.mark.parametrize(
     ("program", "arguments", "message"),
     [
-        ("img2img", ["--strength", "2"], "strength=2.0"),
+        ("img2img", ["--strength", "2"], "--strength='2': expected more than 0, to 1"),
         ("inpaint", ["--mask", "{folder}/black.png"], "the mask is empty"),
         ("upscale", [], "expected an upscaler"),
         ("controlnet", ["--control", "random:tiny", "--control-image", "{folder}/a.png", "--start", "1"], "start=1.0"),
         ("img2img", ["--steps", "2", "--size", "24x18"], None),
-        ("interpolate", ["--frames", "1"], "frames=1: expected"),
+        ("interpolate", ["--frames", "1"], "--frames='1': expected"),
     ],
 )
 def test_programs(program, arguments, message, tmp_path):

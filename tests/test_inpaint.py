@@ -11,7 +11,7 @@ from PIL import Image
 
 import sdjax
 from sdjax.images import resize
-from sdjax.sampling import generate, inpainting
+from sdjax.sampling import generate, inpainting, settings
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
 
@@ -33,8 +33,9 @@ def make_both(sd, pipe, given, mask, strength):
         strength=strength, num_inference_steps=10, guidance_scale=5.0, negative_prompt=tasks.NEGATIVE,
         output_type="np", height=32, width=32,
     ).images  # fmt: skip
-    settings = dict(steps=10, guidance=5.0, negative=tasks.NEGATIVE, seeds=[4, 5])
-    ours = inpainting.painted(sd, tasks.PROMPTS, given, np.stack([mask] * 2) > 127, strength, settings)
+    how = dict(steps=10, guidance=5.0, negative_prompt=tasks.NEGATIVE, seeds=[4, 5], strength=strength)
+    job = generate.job(settings.Inpaint, tasks.PROMPTS, **how)
+    ours = inpainting.painted(sd, job, given, np.stack([mask] * 2) > 127)
     return ours, theirs
 
 
@@ -100,7 +101,7 @@ def test_margins_are_those_of_each_picture_and_keep_its_shape(plain, monkeypatch
     given, masks, seen = tasks.pictures(2, 60), np.zeros((2, 60, 60), np.uint8), []
     masks[0, 5:10, 5:25], masks[1, 40:58, 40:48] = 255, 255
 
-    def grey(sd, prompts, shown, hidden, *more):
+    def grey(sd, job, shown, hidden):
         seen.append(hidden)
         return np.full_like(shown, 127)
 
@@ -112,7 +113,7 @@ def test_margins_are_those_of_each_picture_and_keep_its_shape(plain, monkeypatch
         np.testing.assert_array_equal(seen[0][i], seen[i + 1][0])
     rows, columns = (seen[0][0].any(1).sum(), seen[0][0].any(0).sum())
     assert columns == pytest.approx(4 * rows, abs=3)  # the mask is 5 by 20
-    with pytest.raises(ValueError, match="margin=-1: expected 0 or more"):
+    with pytest.raises(ValueError, match="margin=-1: expected a whole number, 0 to 100000"):
         sdjax.inpaint(plain, ["a"], given[0], masks[0], margin=-1)
 
 
@@ -144,10 +145,10 @@ def test_strength_and_mask_compile_nothing(plain):
 
 def test_prompts_of_several_sizes_keep_their_pictures_and_masks(plain):
     texts, given = ["a cat", ", ".join(["a face on the beach"] * 6)], tasks.pictures()
-    masks, settings = [hole(), hole()[:, ::-1]], dict(steps=3, grammar="a1111", strength=0.7)
-    together = sdjax.inpaint(plain, texts, given, masks, seeds=[3, 4], **settings)
+    masks, how = [hole(), hole()[:, ::-1]], dict(steps=3, grammar="a1111", strength=0.7)
+    together = sdjax.inpaint(plain, texts, given, masks, seeds=[3, 4], **how)
     for i, text in enumerate(texts):
-        alone = sdjax.inpaint(plain, [text], given[i], masks[i], seeds=[3 + i], **settings)
+        alone = sdjax.inpaint(plain, [text], given[i], masks[i], seeds=[3 + i], **how)
         assert np.abs(together[i].astype(int) - alone[0]).max() <= 1
 
 

@@ -9,6 +9,8 @@ import tasks
 import sdjax
 from sdjax.diffusion.samplers import plan, sigmas
 from sdjax.sampling import generate
+from sdjax.sampling.fields import fields
+from sdjax.sampling.settings import Guidance, Noise, TextToImage
 from sdjax.service import records
 
 # Every option of its own, euler's picture being the first; each takes the place of what is usual.
@@ -17,7 +19,8 @@ OPTIONS = [
     {"guidance_start": 0.3, "guidance_end": 0.5}, {"threshold": 0.8, "threshold_limit": 0.5}, {"threshold": 0.9,
     "threshold_limit": 0.5}, {"threshold": 0.8, "threshold_limit": 0.8}, {"churn": 3.0}, {"churn": 2.0},
     {"churn": 3.0, "churn_low": 3.0}, {"churn": 3.0, "churn_high": 3.0}, {"churn": 3.0, "churn_noise": 1.1},
-    {"negative": "red hair"}, {"skip": 1}, {"steps": 7}, {"seeds": [5]}, {"variation": (3, 0.2)},
+    {"negative_prompt": "red hair"}, {"clip_skip": 2},
+    {"steps": 7}, {"seeds": [5]}, {"variation_seed": 3, "variation": 0.2},
     {"noise_source": "torch-cpu"}, {"noise_source": "philox"}, {"noise_source": "philox", "churn": 3.0},
     {"noise_source": "philox", "churn": 3.0, "ensd": 5}, {"grammar": "a1111"}, {"grammar": "comfyui"},
 ]  # fmt: skip
@@ -83,17 +86,18 @@ def test_numbers_compile_nothing(sd):
 
 
 def test_records_keep_them():
-    options = {**dict.fromkeys(records.NUMBERED, 0.25), "guidance_end": 0.75}
-    record = records.of(generate.Job(["a"], **options), 0, (32, 32))
-    assert records.settings(records.parse(records.text(record))).items() >= options.items()
-    plain = records.text(records.of(generate.Job(["a"]), 0, (32, 32)))
-    assert not [word for word in records.NUMBERED.values() if word in plain]
+    numbers = [name for part in (Guidance, Noise) for name, one in fields(part).items() if one.kind is float]
+    options = {**dict.fromkeys(numbers, 0.25), "guidance_end": 0.75}
+    record = records.of(TextToImage(prompt="a", **options), (32, 32))
+    assert records.parse(records.text(record)).settings.items() >= options.items() and len(numbers) > 8
+    plain = records.text(records.of(TextToImage(prompt="a"), (32, 32)))
+    assert not [name for name in numbers if fields(TextToImage)[name].about.word in plain]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"guidance_start": 0.5, "guidance_end": 0.5}, "guidance_end=0.5: expected 0 <= start < end"),
+        ({"guidance_start": 0.5, "guidance_end": 0.5}, "guidance_end=0.5: guidance_start=0.5; expected 0 <= start"),
         ({"threshold": 1.5}, "threshold=1.5"), ({"threshold_limit": 0.0}, "threshold_limit=0.0"),
         ({"churn": 1.0, "sampler": "lms"}, "churn=1.0: lms has none"),
     ],

@@ -6,58 +6,59 @@ import json
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from sdjax.formats import pipeline
-from sdjax.sampling.generate import Job, text2img
-from sdjax.service import provenance, records
+from sdjax.sampling import generate
+from sdjax.sampling.fields import Size, fields
+from sdjax.sampling.settings import TASKS, ImageToImage, TextToImage
+from sdjax.service import maker, provenance, records
 from sdjax.service.records import Record, parse, public, read, save, text
+from sdjax.service.request import Request
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
-FULL = Record(
-    prompt='a (cat:1.3), "quoted"\nsecond line: 1, 2',
-    negative="ugly, [blurry]\nbad: hands",
-    steps=28,
-    sampler="dpmpp_2m",
-    schedule="karras",
-    guidance=6.5,
-    seed=2**40 + 1,
-    size=(768, 512),
-    grammar="a1111",
-    weighting="comfyui",
-    noise="torch-cpu",
-    skip=1,
-    rescale=0.7,
-    strength=0.55,
-    eta=0.3,
-    ensd=31337,
-    variation=(99, 0.25),
-    model="my, model: v1",
-    vae="vae-ft-mse",
+FULL = records.of(
+    TextToImage(
+        prompt='a (cat:1.3), "quoted"\nsecond line: 1, 2', negative_prompt="ugly, [blurry]\nbad: hands", steps=28,
+        sampler="dpmpp_2m", schedule="karras", guidance=6.5, seed=2**40 + 1, grammar="a1111", weighting="comfyui",
+        noise_source="torch-cpu", clip_skip=2, rescale=0.7, eta=0.3, ensd=31337, variation_seed=99, variation=0.25,
+        churn_high=float("inf"), hires=2.0, hires_strength=0.55, ema=True,
+    ),
+    (768, 512),
+    {"model": "my, model: v1", "vae": "vae-ft-mse", "image": "me, too.png", "adapter": ("ink:0.5", "<lora:oil:1>")},
     hashes={"model": "6ce0161689", "vae": "f921fb3f29", "lora ink": "0123456789ab", "embedding <me>": "aabbccddee"},
-    more={"Hires upscale": "2", "Comment": "a, b: c", "Civitai resources": '[{"x": 1, "y": "z"}]'},
-)
+    more={"Comment": "a, b: c", "Civitai resources": '[{"x": 1, "y": "z"}]'},
+)  # fmt: skip
+
+
+def a1111(task="text2img", hashes=(), more=(), **settings):
+    """Returns the Record of a text of A1111 that says these settings; all others are as usual there."""
+    usual = {"sampler": "euler", "schedule": "automatic", "guidance": 7.0, "grammar": "a1111", "noise_source": "philox"}
+    made = records.of(TASKS[task](**usual), (512, 512))
+    said = made.settings | {"model": ""} | settings
+    return Record(task, said, dict(hashes), dict(more))
+
 
 # As A1111 1.10 writes them, and what they stand for.
 WRITTEN = {
     "a cat\nNegative prompt: dog\nSteps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 1, "
     "Size: 512x768, Model hash: 6ce0161689, Model: v1-5-pruned-emaonly, Denoising strength: 0.7, Clip skip: 2, "
     'ENSD: 31337, RNG: CPU, Hires upscale: 2, Hires upscaler: Latent, Lora hashes: "ink: 0123456789ab, b: 22", '
-    'TI hashes: "bad-hands-5: aa7651be154c", Version: v1.10.1': Record(
+    'TI hashes: "bad-hands-5: aa7651be154c", Version: v1.10.1': a1111(
         prompt="a cat",
-        negative="dog",
+        negative_prompt="dog",
         sampler="dpmpp_2m",
         schedule="karras",
         guidance=7.0,
         seed=1,
         size=(768, 512),
-        grammar="a1111",
-        noise="torch-cpu",
-        skip=1,
-        strength=0.7,
+        noise_source="torch-cpu",
+        clip_skip=2,
+        hires_strength=0.7,
         ensd=31337,
         model="v1-5-pruned-emaonly",
         hashes={
@@ -66,22 +67,22 @@ WRITTEN = {
             "lora b": "22",
             "embedding bad-hands-5": "aa7651be154c",
         },
-        more={"Hires upscale": "2", "Hires upscaler": "Latent"},
+        hires=2.0,
+        hires_method="latent",
+        hires_steps=None,
     ),
     "girl with an artist's beret, determined, ((eyeshadow)), intricate\nNegative prompt: ugly, fat, [blurry]\n"
-    "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 965400086, Size: 512x512, Model hash: 45dee52b": Record(
+    "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 965400086, Size: 512x512, Model hash: 45dee52b": a1111(
         prompt="girl with an artist's beret, determined, ((eyeshadow)), intricate",
-        negative="ugly, fat, [blurry]",
+        negative_prompt="ugly, fat, [blurry]",
         sampler="euler_a",
         schedule="automatic",
         guidance=7.0,
         seed=965400086,
-        grammar="a1111",
-        noise="philox",
         hashes={"model": "45dee52b"},
     ),
     "Steps: 5, Sampler: DPM++ 2M SDE Karras, CFG scale: 3.5, Seed: 2, Variation seed: 7, Variation seed strength: 0.1, "
-    "Size: 64x32, Hypernet: old, Hypernet strength: 0.5": Record(
+    "Size: 64x32, Hypernet: old, Hypernet strength: 0.5": a1111(
         prompt="<hypernet:old:0.5>",
         steps=5,
         sampler="dpmpp_2m_sde",
@@ -89,20 +90,17 @@ WRITTEN = {
         guidance=3.5,
         seed=2,
         size=(32, 64),
-        grammar="a1111",
-        noise="philox",
-        variation=(7, 0.1),
+        variation_seed=7,
+        variation=0.1,
     ),
-    "one\ntwo\n\nNegative prompt: a\nb\nSteps: 30, Sampler: Restart, Schedule type: KL Optimal, Seed: 3": Record(
+    "one\ntwo\n\nNegative prompt: a\nb\nSteps: 30, Sampler: Restart, Schedule type: KL Optimal, Seed: 3": a1111(
         prompt="one\ntwo\n",
-        negative="a\nb",
+        negative_prompt="a\nb",
         steps=30,
         sampler="Restart",
         schedule="KL Optimal",
         guidance=7.0,
         seed=3,
-        grammar="a1111",
-        noise="philox",
     ),
 }
 
@@ -113,39 +111,69 @@ def test_what_a1111_wrote_is_understood(written):
 
 
 def test_the_text_is_a1111s():
-    record = Record(
-        prompt="a cat", negative="dog", sampler="dpmpp_2m", schedule="karras", guidance=7.0, seed=1, size=(768, 512),
-        grammar="a1111", noise="torch-cpu", skip=1, strength=0.5, model="v1-5",
-        hashes={"model": "6ce0161689", "lora ink": "012345"}, more={"Hires upscale": "2"},
+    made = TextToImage(
+        prompt="a cat", negative_prompt="dog", sampler="dpmpp_2m", schedule="karras", guidance=7.0, seed=1,
+        grammar="a1111", noise_source="torch-cpu", clip_skip=2, hires=2.0, hires_strength=0.5,
     )  # fmt: skip
-    head, version = text(record).split(", Version: sdjax ")
-    assert head == (
-        "a cat\nNegative prompt: dog\nSteps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 1, "
-        "Size: 512x768, Model hash: 6ce0161689, Model: v1-5, Denoising strength: 0.5, Clip skip: 2, RNG: CPU, "
-        'Hires upscale: 2, Lora hashes: "ink: 012345"'
-    )
-    assert version.count(".") == 2
+    hashes = {"model": "6ce0161689", "lora ink": "012345"}
+    head, version = text(records.of(made, (768, 512), {"model": "v1-5"}, hashes=hashes)).split(", Version: sdjax ")
+    first, *words = head.replace('"ink: 012345"', "ink").split(", ")
+    assert first == "a cat\nNegative prompt: dog\nSteps: 20" and version.count(".") == 2
+    assert words[:5] == ["Sampler: DPM++ 2M", "Schedule type: Karras", "CFG scale: 7", "Seed: 1", "Size: 512x768"]
+    assert words[5:7] == ["Model hash: 6ce0161689", "Model: v1-5"] and words[-1] == "Lora hashes: ink"
+    more = {"Clip skip: 2", "RNG: CPU", "Denoising strength: 0.5", "Hires upscale: 2", "Hires upscaler: Latent"}
+    assert set(words[7:-1]) == more | {"Task: text2img"}
 
 
-def test_every_setting_survives_the_text():
+@pytest.mark.parametrize("task", TASKS)
+def test_every_setting_survives_the_text_and_the_record(task):
+    """Those of each task, each with another value than the usual one."""
+    made = TASKS[task](**{name: other(one) for name, one in fields(TASKS[task]).items() if name not in FITTED})
+    record = records.of(made, (64, 32))
+    assert parse(text(record)) == record == records.from_json(records.to_json(record))
+    unusual = {name for name in record.settings if record[name] != fields(TASKS[task])[name].usual}
+    assert unusual == record.settings.keys() - FITTED
+    again = records.request(record, **{name: getattr(made, name) for name in ("tokenizer",)})
+    assert again == dataclasses.replace(made, size=Size(64, 32))
+
+
+FITTED = {"preset", "hires", "hires_strength", "hires_steps", "hires_method", "guidance_start", "noise_level"}
+
+
+def other(one):
+    """Returns a value of a setting that is not the usual one."""
+    if one.choices is not None:
+        return next(name for name in reversed(one.choices) if name not in (one.usual, one.unsaid))
+    kinds = {bool: not one.usual, int: 7, float: 0.125, str: "a, b", Size: Size(64, 32)}
+    return ("a b" if one.kind is str else kinds[one.kind],) if one.several else kinds[one.kind]
+
+
+def test_every_name_survives_the_text():
     assert parse(text(FULL)) == FULL
-    for name, value in {"sampler": records.SAMPLERS, "schedule": records.SCHEDULES, "noise": records.NOISE}.items():
-        for choice in value:
-            record = dataclasses.replace(FULL, **{name: choice})
-            assert parse(text(record)) == record
+    for name, one in fields(TextToImage).items():
+        for choice in one.choices or ():
+            record = dataclasses.replace(FULL, settings=FULL.settings | {name: choice})
+            assert parse(text(record)) == record == records.from_json(records.to_json(record))
 
 
 def test_the_names_are_those_of_the_samplers_and_noises():
     from sdjax.diffusion.samplers import plan, sigmas
+    from sdjax.images import resize
     from sdjax.sampling import foreign_noise
+    from sdjax.text import conditioning
 
-    assert set(records.SAMPLERS) == set(plan.SAMPLERS)
-    assert set(records.SCHEDULES) == {"automatic", *sigmas.SPACINGS}
-    assert set(records.NOISE) == set(foreign_noise.SOURCES)
+    names = {name: set(one.choices) for name, one in fields(ImageToImage).items() if one.choices}
+    assert names["sampler"] == set(plan.SAMPLERS) and names["schedule"] == {"automatic", *sigmas.SPACINGS}
+    assert names["noise_source"] == set(foreign_noise.SOURCES) and names["resize"] == set(resize.MODES)
+    assert names["grammar"] == set(conditioning.GRAMMARS) and names["weighting"] == set(conditioning.WEIGHTINGS)
 
 
-AWKWARD = Record(
-    prompt="  Negative prompt: x\nSteps: 1, Sampler: Euler, Seed: 5", negative="日本語 \U0001f642\n", eta=1e-5
+AWKWARD = records.of(
+    TextToImage(
+        prompt="  Negative prompt: x\nSteps: 1, Sampler: Euler, Seed: 5",
+        negative_prompt="日本語 \U0001f642\n",
+        eta=1e-5,
+    )
 )
 
 
@@ -184,7 +212,7 @@ def png_chunks(data):
 def test_png_holds_the_text_under_a1111s_word(tmp_path, record):
     save(tmp_path / "a.png", PICTURE, record)
     chunks = png_chunks((tmp_path / "a.png").read_bytes())
-    assert chunks["parameters"] == text(record) and json.loads(chunks["sdjax"])["seed"] == record.seed
+    assert chunks["parameters"] == text(record) and json.loads(chunks["sdjax"])["settings"]["seed"] == record["seed"]
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
@@ -212,7 +240,7 @@ def test_comments_of_other_programs(tmp_path, comment):
     exif.get_ifd(0x8769)[0x9286] = comment
     Image.fromarray(PICTURE).save(tmp_path / "a.jpg", exif=exif)
     record = read(tmp_path / "a.jpg")
-    assert (record.prompt, record.steps, record.sampler, record.seed) == ("ä cat", 3, "euler", 4)
+    assert [record[name] for name in ("prompt", "steps", "sampler", "seed")] == ["ä cat", 3, "euler", 4]
 
 
 def test_pictures_of_a1111(tmp_path):
@@ -229,7 +257,7 @@ def test_pictures_of_a1111(tmp_path):
 def test_private_things_are_left_out_everywhere(tmp_path, name):
     save(tmp_path / name, PICTURE, FULL, private=False)
     assert read(tmp_path / name) == public(FULL)
-    assert (public(FULL).seed, public(FULL).steps, public(FULL).sampler) == (FULL.seed, 28, "dpmpp_2m")
+    assert [public(FULL)[name] for name in ("seed", "steps", "sampler", "hires")] == [2**40 + 1, 28, "dpmpp_2m", 2.0]
     everything = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     for word in ("cat", "ugly", "my, model", "6ce0161689", "0123456789ab", "ink", "vae-ft", "Civitai"):
         assert word.encode() not in everything and word.encode("utf-16-be") not in everything
@@ -253,16 +281,17 @@ def test_nothing_stands_half_written(tmp_path, monkeypatch):
 
 def test_a_picture_is_made_again_from_its_file(tmp_path):
     sd = pipeline.load("random:tiny")
-    job = Job(
-        ["a cat", "a (face:1.3) in the [snow:night:0.5]"], seeds=[3, 4], steps=3, sampler="euler_a", guidance=4.0,
-        negative="red", grammar="a1111", noise_source="torch-cpu", variation=(9, 0.2),
+    how = dict(
+        steps=3, sampler="euler_a", guidance=4.0, negative_prompt="red", grammar="a1111", noise_source="torch-cpu",
+        variation_seed=9, variation=0.2, model="random:tiny",
     )  # fmt: skip
-    pictures = text2img(sd, **vars(job))
+    job = generate.job(TextToImage, ["a cat", "a (face:1.3) in the [snow:night:0.5]"], seeds=[3, 4], **how)
+    pictures = generate.drawn(sd, job)
     for i in (0, 1):
-        save(tmp_path / f"{i}.png", pictures[i], records.of(job, i, pictures[i].shape[:2], model="random:tiny"))
+        save(tmp_path / f"{i}.png", pictures[i], records.of(job.pictures[i], pictures[i].shape[:2]))
     record = read(tmp_path / "1.png")
-    assert record == parse(text(record)) and record.seed == 4 and record.variation == (10, 0.2)
-    again = text2img(sd, **records.settings(record))
+    assert record == parse(text(record)) and (record["seed"], record["variation_seed"]) == (4, 10)
+    again = generate.drawn(sd, generate.Job((records.request(record),)))
     assert np.abs(again[0].astype(int) - pictures[1]).max() <= 1 < np.abs(pictures[0].astype(int) - pictures[1]).max()
 
 
@@ -289,17 +318,18 @@ def test_what_is_no_record_is_refused_in_one_line(tmp_path):
         ("text.png", "cannot identify"),
         ("list.json", "no record"),
         ("deep.json", "nested too deep"),
-        ("other.json", "class='Path'"),
+        ("other.json", "no record"),
         ("inner.json", "no record"),
         ("type.json", "steps='many'"),
     ):
         refused(lambda name=name: read(tmp_path / name), tmp_path / name, word)
     refused(lambda: save(tmp_path / "a.gif", PICTURE, FULL), "'.gif'", ".png, .jpg")
-    refused(lambda: text(Record(sampler="restart")), "sampler='restart'", "euler_a")
+    refused(lambda: records.request(a1111(sampler="Restart", prompt="a")), "sampler='Restart'", "euler_a")
     refused(lambda: parse("only a prompt"), "no parameters in 'only a prompt'")
     refused(lambda: parse("x\nSteps: many, Sampler: Euler, Seed: 1"), "Steps: 'many'", "a whole number")
-    refused(lambda: parse("x\nSteps: 2, Sampler: Euler, Size: 5"), "Size: '5'", "WIDTHxHEIGHT")
-    refused(lambda: parse("x\nSteps: 2, Sampler: Euler, RNG: Dice"), "RNG: 'Dice'", "GPU, JAX, CPU, NV")
+    refused(lambda: parse("x\nSteps: 2, Sampler: Euler, Size: big"), "Size: 'big'", "WIDTHxHEIGHT")
+    dice = parse("x\nSteps: 2, Sampler: Euler, RNG: Dice")
+    refused(lambda: records.request(dice), "noise_source='Dice'", "jax, torch-cpu, philox")
 
 
 def test_text_made_to_take_long_does_not(tmp_path):
@@ -341,3 +371,33 @@ def test_a_folder_has_a_hash_of_its_weights(tmp_path):
     os.utime(tmp_path / "vae" / "w.safetensors", ns=(1, 1))
     assert provenance.model_hash(tmp_path) != first
     refused(lambda: provenance.model_hash(tmp_path / "none"), "none", "no such file")
+
+
+OLD = Path(__file__).parent / "data" / "records"  # pictures of commit 3498d3f, all of random:tiny
+
+
+@pytest.mark.parametrize("name", ["words.png", "hires.png", "img2img.webp", "inpaint.jpg"])
+def test_pictures_of_the_first_form_are_made_again(name, tmp_path):
+    """sdjax 0.1 recorded settings under other names and some as words only; to the same pixels."""
+    record = read(OLD / name)
+    files = {"image": OLD / "given.png", "mask": OLD / "mask.png"}
+    given = {flag: str(path) for flag, path in files.items() if flag in fields(TASKS[record.task])}
+    given = {} if record.task == "text2img" else given
+    made = records.request(record, **given)
+    picture = maker.Maker(tmp_path).make([Request(made)])[0]
+    records.save(tmp_path / name, picture, records.of(made))
+    with Image.open(OLD / name) as old, Image.open(tmp_path / name) as new:
+        assert np.abs(np.asarray(new).astype(int) - np.asarray(old)).max() <= 1  # compiled for another processor
+    assert record["model"] == "random:tiny" and record["steps"] == 3
+    if name == "words.png":
+        assert read(OLD / "words.json") == record
+        names = ("clip_skip", "variation_seed", "variation", "negative_prompt", "noise_source", "size", "ensd")
+        assert [record[one] for one in names] == [2, 9, 0.2, "blue", "torch-cpu", (32, 48), 7]
+    if name == "hires.png":
+        assert [record[one] for one in ("hires", "hires_steps", "hires_strength")] == [1.5, 4, 0.6]
+
+
+def test_an_old_key_that_is_not_known_is_named(tmp_path):
+    held = json.loads((OLD / "words.json").read_text()) | {"mood": "blue"}
+    (tmp_path / "a.json").write_text(json.dumps(held))
+    refused(lambda: read(tmp_path / "a.json"), "mood='blue': unknown; expected a record of sdjax 0.1")

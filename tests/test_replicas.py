@@ -15,6 +15,7 @@ import sdjax
 from sdjax.formats import pipeline
 from sdjax.runtime import replicas
 from sdjax.sampling import generate
+from sdjax.sampling.settings import TextToImage
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = [f"a photo of a face, number {i}" for i in range(8)]
@@ -49,7 +50,7 @@ def test_a_seed_is_the_same_picture(sd, alone, spread, batch):
 
 def test_each_device_computes_its_own_rows(sd):
     here = sdjax.spread(sd)
-    job = generate.Job(PROMPTS, **SETTINGS)
+    job = generate.job(TextToImage, PROMPTS, **SETTINGS)
     latents = generate.run(here, job, job.start_noise((16, 16, 4)))
     assert [shard.data.shape for shard in latents.addressable_shards] == [(2, 16, 16, 4)] * 4
     three, place = replicas.share(here, 3)

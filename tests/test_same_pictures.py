@@ -7,7 +7,6 @@ all of them between two checkouts.
 The thumbnails are of commit 3498d3f.
 """
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -75,17 +74,16 @@ def test_the_rows_cover_samplers_schedules_and_tasks():
 
 
 @pytest.mark.parametrize(
-    ("fields", "wanted"),
+    ("today", "wanted"),
     [
-        (("negative", "skip"), {"negative": "hat", "skip": 1, "steps": 3}),
-        (("negative", "clip_skip"), {"negative": "hat", "clip_skip": 2, "steps": 3}),
-        (("negative_prompt", "clip_skip"), {"negative_prompt": "hat", "clip_skip": 2, "steps": 3}),
+        (True, {"negative_prompt": "hat", "clip_skip": 2, "steps": 3, "variation": 0.2, "variation_seed": 7}),
+        (False, {"negative": "hat", "skip": 1, "steps": 3, "variation": (7, 0.2)}),
     ],
 )
-def test_settings_get_the_names_of_the_code_that_is_there(monkeypatch, fields, wanted):
-    job = dataclasses.make_dataclass("Job", fields)
-    monkeypatch.setattr(sys.modules[sdjax.text2img.__module__], "Job", job)
-    assert same_pictures.spelled({"negative_prompt": "hat", "clip_skip": 2, "steps": 3}) == wanted
+def test_settings_get_the_names_of_the_code_that_is_there(monkeypatch, today, wanted):
+    monkeypatch.setattr(same_pictures, "today", lambda: today)
+    given = {"negative_prompt": "hat", "clip_skip": 2, "steps": 3, "variation": 0.2, "variation_seed": 7}
+    assert same_pictures.spelled(given) == wanted
 
 
 def test_differences_are_counted_in_255ths(tmp_path, capsys):

@@ -1,10 +1,12 @@
 """Recipes, overrides and JSON of settings."""
 
 import json
+import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from sdjax import settings
@@ -189,3 +191,18 @@ def test_load_refuses_a_missing_file_and_one_without_config(tmp_path):
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(ValueError, match=r"no function config\(\)"):
         settings.load(tmp_path / "empty.py")
+
+
+def test_setting_errors_say_name_value_and_what_is_accepted():
+    error = settings.SettingError("clip_skip", np.int64(0), "a whole number, 1 or more")
+    assert isinstance(error, ValueError) and str(error) == "clip_skip=0: expected a whole number, 1 or more"
+    assert error.line(lambda name: f"--{name.replace('_', '-')}") == "--clip-skip=0: expected a whole number, 1 or more"
+    error = settings.SettingError("ensd", 5, "0", "noise_source='jax' has none")
+    assert str(error) == "ensd=5: noise_source='jax' has none; expected 0"
+    assert str(error.under("noise")) == "noise.ensd=5: noise_source='jax' has none; expected 0"
+    assert (
+        str(settings.SettingError("steps", settings.UNSAID, "a number", "missing"))
+        == "steps: missing; expected a number"
+    )
+    assert len(str(settings.SettingError("prompt", "x\n" * 999, "less"))) < 100
+    assert pickle.loads(pickle.dumps(error)).line() == error.line()

@@ -1,9 +1,6 @@
 """LDM-SR against diffusers: its autoencoder with a codebook, its UNet without words, its pictures and its files."""
 
 import dataclasses
-import importlib
-import pathlib
-import sys
 
 import diffusers
 import diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion_superresolution as sr_module
@@ -24,7 +21,7 @@ from sdjax.formats.models import infer_config, single_file
 from sdjax.formats.storage import ldm_names, parameters
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import AutoencoderKL, VaeConfig
-from sdjax.service import records
+from sdjax.service import programs, records
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
 # Heads of 32 channels, as the original has them, for that no shape tells.
@@ -225,17 +222,12 @@ def test_what_does_not_fit(sd):
 
 
 def test_the_program_asks_for_no_words(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parents[1] / "sample"))
-    program, common = importlib.import_module("upscale"), importlib.import_module("options")
     Image.fromarray(tasks.pictures(1, 16)[0]).save(tmp_path / "small.png")
     asked = ["--model", str(folder), "--image", str(tmp_path / "small.png"), "--steps", "10", "--out", str(tmp_path)]
-    paths = []
-    assert common.main(program.parser(), lambda options: paths.extend(program.run(options)) or paths, asked) == 0
-    with Image.open(paths[0]) as made:
+    assert programs.main("upscale", "", asked) == 0
+    with Image.open(tmp_path / "00000-0.png") as made:
         assert made.size == (64, 64)
-    record = records.read(paths[0])
-    assert (record.guidance, record.prompt) == (1.0, "") and "Noise level" not in record.more
-    assert common.main(program.parser(), program.run, [*asked, "--prompt", "a cat"]) == 1
-    assert "LDM-SR reads no words" in capsys.readouterr().err
-    for name in ("upscale", "options"):
-        sys.modules.pop(name)
+    record = records.read(tmp_path / "00000-0.png")
+    assert (record["guidance"], record["prompt"], record["noise_level"]) == (1.0, "", None)
+    assert programs.main("upscale", "", [*asked, "--prompt", "a cat"]) == 1
+    assert "--prompt='a cat': LDM-SR reads no words" in capsys.readouterr().err

@@ -38,7 +38,14 @@ def test_gives_the_picture_of_diffusers(sd, tmp_path, monkeypatch):
         noise_level=80, negative_prompt=tasks.NEGATIVE, output_type="np",
     ).images  # fmt: skip
     ours = sdjax.upscale(
-        again, tasks.PROMPTS, list(given), noise_level=80, steps=10, guidance=5.0, negative=tasks.NEGATIVE, seeds=[4, 5]
+        again,
+        tasks.PROMPTS,
+        list(given),
+        noise_level=80,
+        steps=10,
+        guidance=5.0,
+        negative_prompt=tasks.NEGATIVE,
+        seeds=[4, 5],
     )
     assert ours.shape == (2, 24, 24, 3) and not left
     assert tasks.difference(ours, theirs) <= 1
@@ -68,7 +75,7 @@ def test_tiles_cover_the_whole(sd):
 @pytest.mark.parametrize("method", ["latent", "lanczos"])
 def test_hires_is_the_first_pass_enlarged_and_painted_over(method):
     sd = tasks.model()
-    made = sdjax.hires(sd, ["a cat"], steps=4, method=method, strength=0.25, scale=1.5)
+    made = sdjax.hires(sd, ["a cat"], steps=4, hires_method=method, hires_strength=0.25, scale=1.5)
     small = sdjax.text2img(sd, ["a cat"], steps=4)[0]
     assert made.shape == (1, 48, 48, 3)
     if method == "lanczos":  # the way through pixels is no way back for an autoencoder with random weights
@@ -83,7 +90,7 @@ def test_the_second_pass_goes_on_with_the_schedule_of_prompts():
     words = {"whole": "[cat:snow:4]", "part": "[cat:snow:1.0]", "later": "[cat:snow:6]", "never": "cat"}
     made = sdjax.hires(
         tasks.model(), [f"a {said} face" for said in words.values()], seeds=[0] * 4, steps=4, grammar="a1111",
-        strength=0.9, scale=1.0, guidance=15.0,
+        hires_strength=0.9, scale=1.0, guidance=15.0,
     )  # fmt: skip
     of = dict(zip(words, made.astype(int), strict=True))
     assert np.abs(of["whole"] - of["part"]).max() <= 1  # cat in the first pass, snow from the second on
@@ -93,7 +100,10 @@ def test_the_second_pass_goes_on_with_the_schedule_of_prompts():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"noise_level": 351}, "noise_level=351: expected 0 to 350"), ({"guidance": 2, "seeds": [1, 2]}, "2 seeds")],
+    [
+        ({"noise_level": 351}, "noise_level=351: expected a whole number, 0 to 350"),
+        ({"guidance": 2, "seeds": [1, 2]}, "2 seeds"),
+    ],
 )
 def test_options_that_do_not_fit(sd, options, message):
     with pytest.raises(ValueError, match=message):
@@ -102,7 +112,7 @@ def test_options_that_do_not_fit(sd, options, message):
 
 def test_what_does_not_fit_hires():
     sd = tasks.model()
-    with pytest.raises(ValueError, match="method='nearest': expected one of latent, lanczos"):
-        sdjax.hires(sd, ["a cat"], method="nearest")
+    with pytest.raises(ValueError, match="hires_method='nearest': expected one of latent, lanczos"):
+        sdjax.hires(sd, ["a cat"], hires_method="nearest")
     with pytest.raises(ValueError, match="expected an upscaler"):
         sdjax.upscale(sd, ["a cat"], tasks.pictures(1, 12)[0])

@@ -18,6 +18,7 @@ from sdjax.formats.storage import files, parameters
 from sdjax.methods.clip import CLIP
 from sdjax.models.clip import ImageConfig, ImageEncoder, TextConfig
 from sdjax.models.critics import LPIPS
+from sdjax.settings import SettingError
 from sdjax.text.tokenizer import Tokenizer, byte_vocabulary
 
 POCKET = pathlib.Path(__file__).parents[1] / "pocket"
@@ -76,7 +77,9 @@ def load(
         *parts, low = single_file.read(source, dtype, **options)
         sd = folder.assemble(*parts).replace(low_schedule=low)
     elif prediction_type or ema or tokenizer:
-        raise ValueError(f"{source}: prediction_type, ema and tokenizer are for single files; this is none")
+        given = {"ema": ema, "prediction_type": prediction_type, "tokenizer": tokenizer}
+        name = next(name for name in given if given[name])
+        raise SettingError(name, given[name], "a single file such as v1-5.safetensors", f"{source} is none")
     elif kind in ("random", "new") and shape:
         sd = _built_in(kind, shape, dtype or "float32")
     else:

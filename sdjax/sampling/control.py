@@ -8,7 +8,7 @@ Shapes: B batch, H W pixels.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from sdjax.diffusion.model import Cond
 from sdjax.diffusion.samplers.plan import ROWS
 from sdjax.diffusion.wrappers import ControlNet
 from sdjax.images import resize
+from sdjax.sampling.settings import ControlNet as ControlNetSettings
 from sdjax.stable_diffusion import StableDiffusion
 
 
@@ -67,6 +68,14 @@ class Control:
         """
         acts = [not (i / steps < self.start or (i + 1) / steps > self.end) for i in range(steps)]
         return np.pad(np.array(acts, np.float32) * np.float32(self.weight), (0, max(ROWS - steps, 0)))
+
+
+def applied(controls: Sequence[Control], made: ControlNetSettings, pictures: Sequence[np.ndarray]) -> list[Control]:
+    """Returns the Controls that look at pictures, one each, as a picture's settings say."""
+    count = len(controls)
+    each = [values * (count // len(values)) for values in (made.weight, made.start, made.end)]
+    given = zip(controls, pictures, *each, strict=True)
+    return [one.on(picture, *numbers, made.guess, made.resize) for one, picture, *numbers in given]
 
 
 class Steps(struct.PyTreeNode):

@@ -8,7 +8,7 @@ every step.  Source: algorithms of the original inpainting checkpoints; Lugmayr 
 Shapes: B batch, H W pixels, h w latent pixels, c latent channels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,52 +17,45 @@ from jaxtyping import Array, Bool, Float32, UInt8
 
 from sdjax.diffusion.wrappers import KnownRegion
 from sdjax.images.resize import fit, fitted, pad
-from sdjax.sampling import generate
+from sdjax.sampling import generate, settings
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.inpainting import Inpainting
 
 
 def inpaint(
-    sd: StableDiffusion,
-    prompts: list[str],
-    pictures: Any,
-    masks: Any,
-    *,
-    strength: float = 1.0,
-    feather: int = 4,
-    size: int | Sequence[int] | None = None,
-    resize: str = "crop",
-    margin: int | None = None,
-    **settings: Any,
-) -> UInt8[np.ndarray, "B H W 3"]:
+    sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, masks: Any, **given: Any
+) -> generate.Pictures:
     """Returns pictures uint8 [B H W 3] that are painted where the mask is at least half white, and as given elsewhere.
 
     pictures: uint8 [H W 3], masks: uint8 [H W], 255 where to paint; one for all prompts or one per prompt.
-    strength: 0 to 1; 1 begins with noise alone, less with the picture under the mask (see img2img).
-    feather: pixels over which the painted region fades in, inside the mask.
+    given: settings of settings.Inpaint, and what generate.job takes.
+    strength: 1 begins with noise alone, less with the picture under the mask (see img2img).
     size, resize: as in img2img; with the picture's own size nothing is resized.
     margin: None paints within the whole picture; a number of pixels, within the box of each picture's mask and so much
     around it, widened to the shape of the model's size, at that size, and puts that back: for small regions of large
-    pictures.  settings: see generate.Job.
-    Raises ValueError for a mask without a white place, a margin below 0, and for a model with another task.
+    pictures.
+    Raises ValueError for a mask without a white place, and for a model with another task.
     """
-    count = len(generate.Job(prompts, **settings).prompts)
-    pixels, holes = prepare(pictures, masks, count, size, resize)
-    if margin is None:
-        return paste(painted(sd, prompts, pixels, holes, strength, settings), pixels, holes, feather)
-    if margin < 0:
-        raise ValueError(f"margin={margin}: expected 0 or more")
+    return repainted(sd, generate.job(settings.Inpaint, prompts, **given), pictures, masks)
+
+
+def repainted(sd: StableDiffusion, job: generate.Job, pictures: Any, masks: Any) -> generate.Pictures:
+    """Returns the pictures [B H W 3] of a job that paints within masks."""
+    shared, count = job.settings, len(job.pictures)
+    pixels, holes = prepare(pictures, masks, count, shared.size, shared.resize)
+    if shared.margin is None:
+        return paste(painted(sd, job, pixels, holes), pixels, holes, shared.feather)
     size = tuple(side * sd.factor for side in generate.latent_shape(sd)[:2])
-    boxes = [box(hole, margin, size) for hole in holes]
+    boxes = [box(hole, shared.margin, size) for hole in holes]
     near, around = (
         [one[place] for one, place in zip(many, boxes, strict=True)] for many in (pixels, 255 * holes.astype(np.uint8))
     )
     shown, hidden = prepare(near, around, count, size, "fill")
     made = pixels.copy()
-    small = painted(sd, prompts, shown, hidden, strength, settings)
+    small = painted(sd, job, shown, hidden)
     for whole, place, one in zip(made, boxes, small, strict=True):
         whole[place] = unfilled(one, whole[place].shape[:2])
-    return paste(made, pixels, holes, feather)
+    return paste(made, pixels, holes, shared.feather)
 
 
 def box(hole: Bool[np.ndarray, "H W"], margin: int, size: Sequence[int]) -> tuple[slice, slice]:
@@ -143,16 +136,11 @@ def _depth(hole: Bool[np.ndarray, "H W"], most: int) -> Float32[np.ndarray, "H W
 
 
 def painted(
-    sd: StableDiffusion,
-    prompts: list[str],
-    pixels: UInt8[np.ndarray, "B H W 3"],
-    holes: Bool[np.ndarray, "B H W"],
-    strength: float,
-    settings: Mapping[str, Any],
+    sd: StableDiffusion, job: generate.Job, pixels: UInt8[np.ndarray, "B H W 3"], holes: Bool[np.ndarray, "B H W"]
 ) -> UInt8[np.ndarray, "B H W 3"]:
     """Returns pictures [B H W 3] as the model makes them, painted or not."""
-    job = generate.Job(prompts, **settings)
-    skipped = generate.first_step(job.steps, strength)
+    strength = job.settings.strength
+    skipped = generate.first_step(job.settings.steps, strength)
     whole, hidden = pad(pixels, sd.factor), pad(holes, sd.factor)
     generate.latent_shape(sd, whole.shape[1:3])
     knows_masks = sd.networks["unet"].config.in_channels > sd.networks["vae"].config.latent_channels

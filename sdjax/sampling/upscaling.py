@@ -7,92 +7,79 @@
 Shapes: B batch, H W pixels, h w latent pixels, c latent channels.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, UInt8
 
-from sdjax.diffusion.model import Cond
 from sdjax.images.resize import fitted
-from sdjax.sampling import generate, tiles
+from sdjax.sampling import generate, memory, settings, tiles
+from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion, to_pixels
 from sdjax.tasks.upscaling import Upscaling
 
-MAX_NOISE_LEVEL = 350  # of training: Stability-AI stablediffusion, configs/stable-diffusion/x4-upscaling.yaml
-METHODS = ("latent", "lanczos")
 
-
-def upscale(
-    sd: StableDiffusion,
-    prompts: list[str],
-    pictures: Any,
-    *,
-    noise_level: int = 20,
-    size: int | Sequence[int] | None = None,
-    resize: str = "crop",
-    tile: int | None = None,
-    overlap: int = 16,
-    **settings: Any,
-) -> UInt8[np.ndarray, "B 4*H 4*W 3"]:
+def upscale(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, **given: Any) -> generate.Pictures:
     """Returns pictures uint8 [B fH fW 3], f = 4 times larger than the given ones with Stable Diffusion's upscaler.
 
     prompts: what is seen; "" where nothing is to be said.  pictures: uint8 [H W 3], one, or one per prompt.
-    noise_level: 0 to 350, noise put on the small picture: more invents more.
+    given: settings of settings.Upscale, and what generate.job takes; steps=75 and guidance=9 where not given, as the
+    checkpoint's pipeline has them.
     size: pixels to which the small pictures are brought first, by resize.fit; 64 makes 256 of anything; None keeps
     theirs.  tile: None does the whole at once; a number of small pixels does squares of it, `overlap` of them shared.
-    settings: see generate.Job; steps=75 and guidance=9 where not given, as the checkpoint's pipeline has them.
-    Raises ValueError for a noise level out of range, and for a model with another task.
+    Raises SettingError for a noise level out of range, and ValueError for a model with another task.
     """
-    job = generate.Job(prompts, **{"steps": 75, "guidance": 9.0, **settings})
-    if not 0 <= noise_level <= MAX_NOISE_LEVEL:
-        raise ValueError(f"noise_level={noise_level}: expected 0 to {MAX_NOISE_LEVEL}")
-    if sd.networks["unet"].config.num_class_embeds is None:
-        raise ValueError("the UNet takes no noise level: expected an upscaler")
-    small = to_pixels(fitted(pictures, len(job.prompts), size, resize))
-    level = jnp.full(len(small), noise_level, jnp.int32)
-    noise = generate.picture_noise(job.keys, small.shape[1:])
-    cond = Upscaling().given(sd, small, None, {"noise": noise, "noise_level": level})
-    return _enlarged(sd, job, cond.pop("extra"), cond, tile, overlap)
+    return enlarged(sd, generate.job(settings.Upscale, prompts, **given), pictures)
 
 
-def super_resolve(
-    sd: StableDiffusion,
-    pictures: Any,
-    *,
-    size: int | Sequence[int] | None = None,
-    resize: str = "crop",
-    tile: int | None = None,
-    overlap: int = 16,
-    **settings: Any,
-) -> UInt8[np.ndarray, "B 4*H 4*W 3"]:
+def super_resolve(sd: StableDiffusion, pictures: Any, **given: Any) -> generate.Pictures:
     """Returns pictures uint8 [B fH fW 3], f = 4 times larger than the given ones with LDM-SR, which reads no words.
 
-    pictures: uint8 [H W 3], one or several.  size, resize, tile, overlap: as for `upscale`.
-    settings: see generate.Job; steps=75 where not given, as on the command line; eta=1 has the fresh noise of the
-    original's notebook.
-    Raises ValueError for guidance, and for a model with another task.
+    pictures: uint8 [H W 3], one or several.  given: as for `upscale`; eta=1 has the fresh noise of the original's
+    notebook.
+    Raises SettingError for guidance, and ValueError for a model with another task.
     Source: Rombach et al. 2022, section 4.4 and the model bsr_sr; the low-resolution picture is seen as it is.
     """
     if "text_encoder" in sd.parts:
         raise ValueError("the model reads words: expected LDM-SR; a Stable Diffusion upscaler is for `upscale`")
     pictures = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
-    job = generate.Job([""] * len(pictures), **{"steps": 75, "guidance": 1.0, **settings})
-    if job.guidance != 1:
-        raise ValueError(f"guidance={job.guidance}: LDM-SR reads no words to be guided by; expected 1")
-    return _enlarged(sd, job, to_pixels(fitted(pictures, len(pictures), size, resize)), {}, tile, overlap)
+    wordless = {"guidance": 1.0, "noise_level": None}
+    return enlarged(sd, generate.job(settings.Upscale, [""] * len(pictures), **wordless | given), pictures)
 
 
-def _enlarged(
-    sd: StableDiffusion,
-    job: generate.Job,
-    low: Float32[Array | np.ndarray, "B h w 3"],
-    cond: Cond,
-    tile: int | None,
-    overlap: int,
-) -> UInt8[np.ndarray, "B 4*h 4*w 3"]:
+def enlarged(sd: StableDiffusion, job: generate.Job, pictures: Any) -> generate.Pictures:
+    """Returns the pictures [B fH fW 3] of a job that enlarges pictures, by either kind of model."""
+    shared = job.settings
+    small = to_pixels(fitted(pictures, len(job.pictures), shared.size, shared.resize))
+    if "text_encoder" not in sd.parts:
+        if shared.guidance != 1:
+            raise SettingError("guidance", shared.guidance, "1", "LDM-SR reads no words to be guided by")
+        return _enlarged(sd, job, small, {})
+    if sd.networks["unet"].config.num_class_embeds is None:
+        raise ValueError("the UNet takes no noise level: expected an upscaler")
+    level = jnp.full(len(small), shared.noise_level, jnp.int32)
+    noise = generate.picture_noise(job.keys, small.shape[1:])
+    cond = Upscaling().given(sd, small, None, {"noise": noise, "noise_level": level})
+    return _enlarged(sd, job, cond.pop("extra"), cond)
+
+
+def suited(sd: StableDiffusion, picture: settings.Upscale) -> settings.Upscale:
+    """Returns the settings of a picture as a model takes them: LDM-SR reads no words and no noise level.
+
+    Raises SettingError for a prompt that it could not read.
+    """
+    if "text_encoder" in sd.parts:
+        return picture
+    for name in ("prompt", "negative_prompt"):
+        if getattr(picture, name):
+            raise SettingError(name, getattr(picture, name), "none", "LDM-SR reads no words")
+    return dataclasses.replace(picture, guidance=1.0, noise_level=None)
+
+
+def _enlarged(sd, job, low, cond):
     """Returns the pictures that a network makes which sees `low` [B h w 3] behind its latent of the same size."""
     noise = job.start_noise((*low.shape[1:3], sd.networks["vae"].config.latent_channels))
 
@@ -100,42 +87,41 @@ def _enlarged(
         start, seen = both[..., : noise.shape[-1]], both[..., noise.shape[-1] :]
         return generate.run(sd, job, start, cond=cond, extra=seen)
 
-    whole = jnp.concatenate([noise, low], axis=-1)
+    whole, (tile, overlap) = jnp.concatenate([noise, low], axis=-1), (job.settings.tile, job.settings.overlap)
     return generate.decode(sd, part(whole) if tile is None else jnp.asarray(tiles.over(part, whole, tile, overlap)))
 
 
-def hires(
-    sd: StableDiffusion,
-    prompts: list[str],
-    *,
-    scale: float = 2.0,
-    strength: float = 0.7,
-    method: str = "latent",
-    hires_steps: int | None = None,
-    size: int | Sequence[int] | None = None,
-    **settings: Any,
-) -> UInt8[np.ndarray, "B H W 3"]:
-    """Returns pictures uint8 [B H W 3] made at `size`, enlarged `scale` times and painted over with some strength.
+def hires(sd: StableDiffusion, prompts: str | Sequence[str], *, scale: float = 2.0, **given: Any) -> generate.Pictures:
+    """Returns pictures uint8 [B H W 3] made at `size`, enlarged `scale` times and painted over.
 
-    So that a model composes at the size that it knows.  method: latent, enlarges the latents, bilinear; lanczos, the
-    pictures.  hires_steps: of the second pass; None as many as of the first.  settings: see generate.Job; in prompts
-    [a:b:12] counts steps of both passes and [a:b:1.5] is half of the second's, as in A1111.
-    Raises ValueError for an unknown method, a strength outside 0 to 1 or that leaves no step, and for settings and
-    sizes that generate.Job or the model does not take.
+    So that a model composes at the size that it knows.
+    given: settings of settings.TextToImage, of which hires_method says how to enlarge (latent: the latents, bilinear;
+    lanczos: the pictures), hires_strength how much is painted over and hires_steps in how many steps; and what
+    generate.job takes.  In prompts [a:b:12] counts steps of both passes and [a:b:1.5] is half of the second's, as in
+    A1111.
+    Raises SettingError for a strength that leaves no step, and for settings and sizes that the model does not take.
     Source: A1111's hires fix.
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}: expected one of {', '.join(METHODS)}")
-    job = generate.Job(prompts, **settings)
-    second = generate.Job(prompts, **{**settings, "steps": hires_steps or job.steps, "noise": None})
-    skipped = generate.first_step(second.steps, strength)
-    h, w, channels = generate.latent_shape(sd, size)
-    large = round(h * scale), round(w * scale), channels
+    return redone(sd, generate.job(settings.TextToImage, prompts, hires=scale, **given))
+
+
+def redone(sd: StableDiffusion, job: generate.Job) -> generate.Pictures:
+    """Returns the pictures [B H W 3] of a job in two passes."""
+    shared = job.settings
+    steps = shared.hires_steps or shared.steps
+    pictures = tuple(dataclasses.replace(one, steps=steps) for one in job.pictures)
+    second = dataclasses.replace(job, pictures=pictures, noise=None)
+    skipped = generate.first_step(steps, shared.hires_strength, "hires_strength")
+    h, w, channels = generate.latent_shape(sd, shared.size)
+    large = round(h * shared.hires), round(w * shared.hires), channels
+    if min(large) < 1:
+        raise SettingError("hires", shared.hires, "a scale that leaves a picture")
+    memory.check(sd, large[:2], 1)
     z = generate.run(sd, job, job.start_noise((h, w, channels)))
-    if method == "latent":
+    if shared.hires_method == "latent":
         z = jax.image.resize(z, (len(z), *large), "linear", antialias=False)
     else:
         pixels = tuple(side * sd.factor for side in large[:2])
         z = generate.encode(sd, fitted(list(generate.decode(sd, z)), len(z), pixels), job.keys)
-    again: dict[str, Any] = dict(z=z, skipped=skipped, before=job.steps)
+    again: dict[str, Any] = dict(z=z, skipped=skipped, before=shared.steps)
     return generate.decode(sd, generate.run(sd, second, second.start_noise(large), **again))

@@ -3,149 +3,127 @@
     {"prompt": "a photo of a face", "seed": 7}
     {"prompt": ["a fox", "an owl"], "seed": "0-9", "guidance": [3, 7.5], "steps": 30}        # 2 x 10 x 2 pictures
 
-    pictures, errors = read("jobs.jsonl", {"steps": 20})
-    for settings, group in grouped(pictures): ...
+    requests, errors = read("jobs.jsonl", {"steps": 20})
 
-A field that is a list, or a number or size written as "0-9" or "3|7.5", is a matrix: every combination becomes a
-picture.  Each -1 of a row's seeds is a random number, for all pictures that it stands in.
+A field is a setting (sampling/settings.py), or `name`, or `task`, which otherwise follows from the fields: mask, image,
+control_image.  One that is a list, or a number or size written as "0-9" or "3|7.5", is a matrix: every combination
+becomes a picture.  Each -1 of a row's seeds is a random number, for all pictures that it stands in.
 A row that cannot be used is an error in `errors` and never the end of a run.
 """
 
 import codecs
 import csv
-import dataclasses
 import functools
 import hashlib
 import itertools
 import json
-import math
 import re
 import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from sdjax.text import grammars
+from sdjax.sampling.fields import Field, checked, fields, make, understood
+from sdjax.sampling.settings import FIRST, SEEDED, TASKS
+from sdjax.service.request import EXPECTED, Request, taken_apart
+from sdjax.settings import UNSAID, SettingError, nearest, shown
 
-NUMBERS = dict.fromkeys(("seed", "steps", "skip", "ensd", "variation_seed", "feather", "margin"), int)
-NUMBERS |= {"guidance": float, "eta": float, "rescale": float, "strength": float}
-NUMBERS |= dict.fromkeys(("guidance_start", "guidance_end", "threshold", "threshold_limit"), float)
-NUMBERS |= dict.fromkeys(("churn", "churn_low", "churn_high", "churn_noise", "variation"), float)
-TEXTS = ("prompt", "negative", "sampler", "schedule", "image", "mask", "resize")
-TEXTS += ("grammar", "weighting", "noise_source", "adapters", "name")
-FIELDS = (*TEXTS, *NUMBERS, "size")
-DRAWN = ("seed", "variation_seed")  # of which -1 is a random one
-# What may differ between pictures of one call.
-SHARED = ("prompt", "negative", "seed", "variation_seed", "variation", "image", "mask", "adapters", "name")
-NEEDED = dict.fromkeys(("strength", "resize", "mask"), ("image",))  # fields that mean nothing without others
-NEEDED |= dict.fromkeys(("feather", "margin"), ("image", "mask"))
 READERS = ("jsonl", "csv", "parquet")
 MOST = 100_000  # pictures of one row: a typing error should not fill a disk
 LONGEST = 200  # bytes of a name, to which endings come: file systems take 255
-BITS = 64  # of whole numbers
-BOUNDS = {"variation": (0, 1), "feather": (0, MOST), "margin": (0, MOST)}
+KNOWN = {name: one for task in TASKS.values() for name, one in fields(task).items()}
+WITH = {"control_image": "controlnet", "mask": "inpaint", "image": "img2img"}  # the task of a row with such a field
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """One picture to make: its name, unique in the list, the row it comes from, counted from 1, and its settings."""
+def read(
+    path: str | Path, defaults: dict[str, Any] | None = None, word: Callable[[], str] | None = None
+) -> tuple[list[Request], list[dict[str, Any]]]:
+    """Returns (requests, errors): list of Request, and list of {"row", "error"}.
 
-    name: str
-    row: int
-    settings: dict
-
-
-def read(path, defaults=None, word=None):
-    """Returns (pictures, errors): list of Picture, and list of {"row", "error"}.
-
-    defaults: settings for the fields that a row does not have; those that need others, as strength needs an image,
-    are for the rows that have these.
+    defaults: settings for the fields that a row does not have; those that its task does not have, or that need others,
+    as strength needs an image, are for the rows that have these.
     word: () -> text, asked where seeds are -1: the same word draws the same seeds at every reading; None draws anew.
     Raises ValueError when the file as a whole cannot be read, and for defaults that cannot be used.
     """
-    pictures, errors, names = [], [], set()
-    defaults = _checked(defaults or {})
+    path = Path(path)
+    requests, errors, names = [], [], set()
+    defaults = _checked(defaults or {}, mine=True)
     word = word or functools.cache(lambda: secrets.token_hex(16))
-    for number, row in enumerate(_rows(Path(path)), start=1):
+    for number, row in enumerate(_rows(path), start=1):
         try:
             if isinstance(row, ValueError):
                 raise row
-            made = _pictures(number, row, defaults, word)
-            taken = names & {picture.name for picture in made}
+            made = _requests(number, row, defaults, path.resolve().parent, word)
+            taken = names & {one.name for one in made}
             if taken:
                 raise ValueError(f"name={min(taken)!r}: there is a picture of this name already")
-            names |= {picture.name for picture in made}
-            pictures += made
+            names |= {one.name for one in made}
+            requests += made
         except (ValueError, OverflowError, RecursionError) as error:
             errors.append({"row": number, "error": str(error)})
-    return pictures, errors
+    return requests, errors
 
 
-def grouped(pictures, kind=lambda picture: None):
-    """Yields (settings, pictures) for each set of settings that pictures share, in order of their first appearance.
+def _checked(row, mine=False):
+    """Returns the fields of a row that say something, each a value in its type or a list of such.
 
-    settings: all but SHARED; which of image and mask there are, which adapters are asked for, and kind(picture) is the
-    same within a group.
+    mine: they are those of who started the program, and no list's.
     """
-    groups = {}
-    for picture in pictures:
-        shared = {name: value for name, value in picture.settings.items() if name not in SHARED}
-        kinds = tuple(name in picture.settings for name in ("image", "mask"))
-        kinds = (*kinds, repr(prompt(picture.settings)[1]), repr(kind(picture)))
-        groups.setdefault(json.dumps([shared, kinds], sort_keys=True), (shared, []))[1].append(picture)
-    yield from groups.values()
+    row = {name: value for name, value in row.items() if value not in (None, "") or name == "prompt"}
+    for name in row:
+        if name in FIRST and name not in KNOWN:
+            now, more = FIRST[name]
+            raise SettingError(
+                name, UNSAID, f"{now}{more and f', which is {more} more' or ''}", "is called otherwise now"
+            )
+        if name not in KNOWN and name not in ("name", "task"):
+            raise SettingError(name, UNSAID, nearest(name, ["prompt", *KNOWN, "name", "task"]), "no such field")
+        if not mine and name in KNOWN and KNOWN[name].about.mine:
+            raise SettingError(name, UNSAID, f"--{name.replace('_', '-')} of the command line", "is not for rows")
+    made = {name: _several(KNOWN[name], value) for name, value in row.items() if name in KNOWN}
+    return made | {name: row[name] for name in ("name", "task") if name in row}
 
 
-def prompt(settings):
-    """Returns (prompt without its adapters, the grammars.Wanted of prompt and settings) of a picture's settings."""
-    rest, more = grammars.adapters(settings.get("adapters", ""))
-    if rest.strip():
-        raise ValueError(f"adapters={_shown(rest.strip())}: expected <lora:NAME:STRENGTH> or <hypernet:NAME:STRENGTH>")
-    text, own = settings["prompt"], ()
-    if settings.get("grammar") == "a1111":
-        text, own = grammars.adapters(text)
-    return text, own + more
-
-
-def expand(row):
-    """Returns the rows of a row whose fields may be lists, first field slowest."""
-    values = [value if isinstance(value, list) else [value] for value in row.values()]
-    return [dict(zip(row, some, strict=True)) for some in itertools.product(*values)]
-
-
-def _checked(row):
-    """Returns the fields of a row that say something, each a value in its type or a list of such."""
-    unknown = [name for name in row if name not in FIELDS]
-    if unknown:
-        raise ValueError(f"{unknown[0]}: no such field; accepted are {', '.join(FIELDS)}")
-    return {name: _several(name, value) for name, value in row.items() if value not in (None, "") or name == "prompt"}
-
-
-def _pictures(number, row, defaults, word):
+def _requests(number, row, defaults, folder, word):
     row = _checked(row)
-    there = row.keys() | defaults.keys()
-    for name, needed in NEEDED.items():
-        if name in row and not there.issuperset(needed):
-            raise ValueError(f"{name}={_shown(row[name])}: expected in a row with {' and '.join(needed)}")
-    row |= {name: x for name, x in defaults.items() if name not in row and there.issuperset(NEEDED.get(name, ()))}
-    if "prompt" not in row:
-        raise ValueError("prompt: missing")
+    task = row.pop("task", None) or next((task for name, task in WITH.items() if row.get(name)), "text2img")
+    if task not in TASKS or task == "interpolate":
+        raise SettingError("task", task, f"one of {', '.join(name for name in TASKS if name != 'interpolate')}")
+    known = fields(TASKS[task])
+    for name in row.keys() - known.keys() - {"name"}:
+        raise SettingError(name, row[name], f"together with {KNOWN[name].about.needs or 'another task'}")
+    usual = {name: value for name, value in defaults.items() if name in known and name not in row}
+    for name in [name for name in usual if known[name].about.needs not in (*row, *usual, "")]:
+        del usual[name]
+    row |= {"seed": number} | usual if "seed" not in row else usual
+    row |= {name: _drawn(row[name], f"{number} {name}", word) for name in SEEDED if name in row}
+    rows = expand(row)
+    made = []
+    for index, settings in enumerate(rows):
+        name = settings.pop("name", None) or f"{number:06d}"
+        if not isinstance(name, str) or not re.fullmatch(r"[\w][\w. -]*", name):
+            raise ValueError(f"name={shown(name)}: expected letters, digits, '.', '_', '-' and spaces")
+        if len(name.encode()) > LONGEST:
+            raise ValueError(f"name={shown(name)}: expected at most {LONGEST} bytes")
+        one = make(TASKS[task], settings)
+        mine = defaults.get("adapter", ())
+        for adapter in one.adapter:
+            if adapter not in mine and not adapter.startswith("<"):
+                raise SettingError("adapter", adapter, EXPECTED)
+        taken_apart(one)  # an adapter that cannot be read is this row's error
+        made.append(Request(one, folder, f"{name}-{index:05d}" if len(rows) > 1 else name, number))
+    return made
+
+
+def expand(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the rows of a row whose fields may be lists, first field slowest."""
     count = 1
     for value in row.values():
         count *= len(value) if isinstance(value, list) else 1
     if not 1 <= count <= MOST:
         raise ValueError(f"{count} pictures of one row: expected 1 to {MOST}")
-    row |= {name: _drawn(row[name], f"{number} {name}", word) for name in DRAWN if name in row}
-    rows = expand(row)
-    stem = f"{number:06d}"
-    made = []
-    for index, settings in enumerate(rows):
-        name = settings.pop("name", None) or stem
-        if not re.fullmatch(r"[\w][\w. -]*", name):
-            raise ValueError(f"name={_shown(name)}: expected letters, digits, '.', '_', '-' and spaces")
-        if len(name.encode()) > LONGEST:
-            raise ValueError(f"name={_shown(name)}: expected at most {LONGEST} bytes")
-        prompt(settings)  # an adapter that cannot be read is this row's error
-        made.append(Picture(f"{name}-{index:05d}" if len(rows) > 1 else name, number, settings))
-    return made
+    values = [value if isinstance(value, list) else [value] for value in row.values()]
+    return [dict(zip(row, some, strict=True)) for some in itertools.product(*values)]
 
 
 def _drawn(value, place, word):
@@ -157,70 +135,33 @@ def _drawn(value, place, word):
     return int.from_bytes(hashlib.sha256(f"{word()} {place}".encode()).digest()[:4], "big")
 
 
-def _several(name, value):
+def _several(one: Field, value: Any) -> Any:
     """Returns a field's value checked and in its type, or a list of such."""
-    if name in NUMBERS and isinstance(value, str):
-        span = re.fullmatch(r"(\d+)-(\d+)", value.strip()) if NUMBERS[name] is int else None
-        if span:
+    if one.kind is int and isinstance(value, str):
+        span = re.fullmatch(r"(\d+)-(\d+)", value.strip())
+        if span and max(map(len, span.groups())) < 20:
             first, last = map(int, span.groups())
             if last - first >= MOST:
-                raise ValueError(f"{name}={_shown(value)}: expected at most {MOST} numbers")
+                raise SettingError(one.name, value, f"at most {MOST} numbers")
             return list(range(first, last + 1))
-    if name not in TEXTS and isinstance(value, str) and "|" in value:
-        return [_one(name, part) for part in value.split("|")]
+    if one.kind is not str and isinstance(value, str) and "|" in value:
+        value = value.split("|")
     if isinstance(value, list):
         if not value:
-            raise ValueError(f"{name}=[]: expected at least one value")
-        return [_one(name, part) for part in value]
-    return _one(name, value)
+            raise SettingError(one.name, value, "at least one value")
+        return [_one(one, part) for part in value]
+    return _one(one, value)
 
 
-def _one(name, value):
-    if name in NUMBERS:
-        return _number(name, value, NUMBERS[name])
-    if name == "size":
-        return _size(value)
-    if name in TEXTS and not isinstance(value, str):
-        raise ValueError(f"{name}={_shown(value)}: expected a text")
-    return value
+def _one(one: Field, value: Any) -> Any:
+    """Returns a value in its type; one that stands for several settings, as "DPM++ 2M Karras" does, as it is."""
+    spelled = understood(TASKS["text2img"], {one.name: value}) if one.choices is not None else {}
+    if len(spelled) > 1:
+        return value
+    return checked(one, () if one.several and value == "" else value, text=True)
 
 
-def _number(name, value, kind):
-    """Returns a number of a kind, int or float; infinity is one for the highest sigma only."""
-    try:
-        number = kind(value)
-        endless = kind is float and not math.isfinite(number) and (name != "churn_high" or number != math.inf)
-        usable = not isinstance(value, bool) and not endless
-    except (TypeError, ValueError, OverflowError):
-        number, usable = None, False
-    if not usable or isinstance(value, float) and number != value:
-        raise ValueError(f"{name}={_shown(value)}: expected {'a whole number' if kind is int else 'a number'}")
-    if kind is int and number.bit_length() > BITS:
-        raise ValueError(f"{name}={_shown(value)}: expected a number of at most {BITS} bits")
-    low, high = BOUNDS.get(name, (-math.inf, math.inf))
-    if not low <= number <= high:
-        raise ValueError(f"{name}={_shown(value)}: expected {low} to {high}")
-    return number
-
-
-def _shown(value):
-    """Returns a value as errors show it, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-def _size(value):
-    """Returns pixels of 64 and "64", (height, width) of "WIDTHxHEIGHT"."""
-    try:
-        sides = [int(part) for part in str(value).lower().split("x")]
-    except ValueError:
-        sides = []
-    if len(sides) not in (1, 2) or min(sides) < 1 or max(sides) > MOST:
-        raise ValueError(f"size={_shown(value)}: expected pixels, or WIDTHxHEIGHT such as 768x512")
-    return sides[0] if len(sides) == 1 else tuple(reversed(sides))
-
-
-def _rows(path):
+def _rows(path: Path) -> Iterator[Any]:
     """Yields rows as dicts, or the ValueError of a line that is none."""
     kind = path.suffix.lstrip(".").lower()
     if kind not in READERS:
@@ -240,18 +181,18 @@ def _jsonl(path):
 
 def _object(line):
     """Returns the object of a line of JSON, or the ValueError that says why there is none."""
-    shown = _shown(line[:240].decode("utf-8", "replace").strip())
+    said = shown(line[:240].decode("utf-8", "replace").strip())
     try:
         row = json.loads(line.decode("utf-8"))
     except json.JSONDecodeError as error:
-        return ValueError(f"{shown}: {error.msg} at column {error.colno}")
+        return ValueError(f"{said}: {error.msg} at column {error.colno}")
     except UnicodeDecodeError as error:
-        return ValueError(f"{shown}: byte {error.start + 1} is not UTF-8")
+        return ValueError(f"{said}: byte {error.start + 1} is not UTF-8")
     except RecursionError:
-        return ValueError(f"{shown}: nested too deep")
+        return ValueError(f"{said}: nested too deep")
     except ValueError:  # of Python's int, for thousands of digits
-        return ValueError(f"{shown}: a number has too many digits")
-    return row if isinstance(row, dict) else ValueError(f"{shown}: expected an object")
+        return ValueError(f"{said}: a number has too many digits")
+    return row if isinstance(row, dict) else ValueError(f"{said}: expected an object")
 
 
 def _csv(path):

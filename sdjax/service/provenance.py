@@ -1,6 +1,6 @@
 """Names and hashes of the files that pictures are made with, as records hold them.
 
-    record = records.of(job, 0, size, **of(sd, "v1-5.safetensors", ["ink.safetensors:0.8"]))
+    names, hashes = of(sd, TextToImage(prompt="a", model="v1-5.safetensors", adapter=("ink.safetensors:0.8",)))
 
 Source of the hashes: AUTOMATIC1111's stable-diffusion-webui 1.10, modules/hashes.
 """
@@ -9,31 +9,41 @@ import functools
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import attach
 from sdjax.formats.models import autoencoder
+from sdjax.sampling.fields import fields
+from sdjax.sampling.settings import Task
+from sdjax.stable_diffusion import StableDiffusion
 
 
-def of(sd, model, adapters=(), *, vae=None, named=None):
-    """Returns the fields of a Record that name a model and its adapters, ["FILE:0.8", ...], with their hashes.
+def of(sd: StableDiffusion, made: Task, named: dict[str, Path] | None = None) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns ({setting: name} of the settings that name files, {"model", "vae", "lora ink" ...: hash}).
 
-    Names are those of files without folder and ending, of the hub, or of models that are built in.
-    vae: the file, folder or hub id of an autoencoder in place of the model's.
+    Names are those of files without folder, of models also without ending, of the hub, or of models that are built in.
     named: {"lora ink": file, "embedding cat": file}, what prompts ask for themselves, see adapters_named: only hashes.
     """
-    name, found = _model(model)
+    names = {}
+    for name, field in fields(type(made)).items():
+        value = getattr(made, name)
+        if field.about.file and value:
+            names[name] = tuple(Path(one).name for one in value) if field.several else Path(value).name
+    names["model"], found = _model(made.model)
     hashes, shown = {"model": found} if found else {}, []
-    if vae is not None:
-        hashes["vae"] = model_hash(vae if Path(vae).is_file() else autoencoder.locate(vae))
-    for file, strength, word in map(attach.split, adapters):
+    if made.vae is not None:
+        names["vae"] = _name(made.vae)
+        hashes["vae"] = model_hash(made.vae if Path(made.vae).is_file() else autoencoder.locate(made.vae))
+    for one in made.adapter:
+        if one.startswith("<"):  # named as in prompts: its hash is one of `named`
+            shown.append(one)
+            continue
+        file, strength, _ = attach.split(one)
         kind, path = attach.kind(sd, file)
-        name = word or attach.name_of(path)
-        hashes[f"{kind} {name}"] = _hash(kind, path)
-        shown.append(f"{name}:{strength:g}")
-    hashes |= of_adapters(named or {})
-    names = {"model": name} if vae is None else {"model": name, "vae": _name(vae)}
-    return {**names, "hashes": hashes, "more": {"Adapters": ", ".join(shown)} if shown else {}}
+        hashes[f"{kind} {attach.name_of(path)}"] = _hash(kind, path)
+        shown.append(f"{attach.name_of(path)}:{strength:g}")
+    return names | ({"adapter": tuple(shown)} if shown else {}), hashes | of_adapters(named or {})
 
 
 def adapters_named(sd, wanted, texts, folder, grammar):

@@ -1,239 +1,129 @@
 """What a picture was made from, written into its file as A1111 writes it and read back from there.
 
-    record = Record("a cat", seed=7, size=(512, 768), model="v1-5", hashes={"model": "6ce0161689"})  # see provenance.py
+    record = of(TextToImage(prompt="a cat", seed=7), size=(512, 768))
     save("cat.png", picture, record)              # or .jpg, .webp; cat.json beside it
     record = read("cat.png")                      # A1111's own pictures too
-    again = text2img(sd, **settings(record))      # and records.of(job, i, size) makes them
+    again = request(record)                       # the settings that make it again
 
-PNG files hold A1111's text under `parameters` and the record itself, exactly, under `sdjax`; JPEG and WebP files hold
-the text in EXIF's UserComment and the record in its ImageDescription.  Settings that A1111 has no word for are written
-in its form under words of ours, which it passes over.  `public` leaves out what may be private.
+A record is a request as text: settings by their names (sampling/settings.py), hashes of files, and words of other
+programs.  PNG files hold A1111's text under `parameters` and the record itself, exactly, under `sdjax`; JPEG and WebP
+files hold the text in EXIF's UserComment and the record in its ImageDescription.  Settings that A1111 has no word for
+are written in its form under words of ours, which it passes over.  `public` leaves out what may be private.
 
 Source: AUTOMATIC1111's stable-diffusion-webui 1.10: processing (the text), infotext_utils (its reading), hashes.
 """
 
 import dataclasses
-import functools
 import json
+import math
 import re
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-import sdjax.settings
 from sdjax import __version__
 from sdjax.formats.storage.files import new_file
+from sdjax.sampling.fields import Field, Size, acting, checked, fields, make
+from sdjax.sampling.settings import FIRST, NAMES, TASKS, VARIED, Sampling, Task
+from sdjax.settings import SettingError
 
-SAMPLERS = {
-    "ddim": "DDIM",
-    "ddpm": "DDPM",
-    "pndm": "PLMS",
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "heun": "Heun",
-    "lms": "LMS",
-    "dpm2": "DPM2",
-    "dpm2_a": "DPM2 a",
-    "dpmpp_2s_a": "DPM++ 2S a",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_sde": "DPM++ SDE",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_3m_sde": "DPM++ 3M SDE",
-    "unipc": "UniPC",
-    "deis": "DEIS",
-    "lcm": "LCM",
-    "tcd": "TCD",
-}
-SCHEDULES = {
-    "automatic": "Automatic",
-    "normal": "Normal",
-    "karras": "Karras",
-    "exponential": "Exponential",
-    "polyexponential": "Polyexponential",
-    "sgm_uniform": "SGM Uniform",
-    "simple": "Simple",
-    "ddim_uniform": "DDIM",
-    "align_your_steps": "Align Your Steps",
-}
-NOISE = {"jax": "JAX", "torch-cpu": "CPU", "philox": "NV"}
-SAMPLER_OF = {label: name for name, label in SAMPLERS.items()}
-SCHEDULE_OF = {"Uniform": "normal", **{label: name for name, label in SCHEDULES.items()}}
-NOISE_OF = {"GPU": "philox", **{label: name for name, label in NOISE.items()}}
 HASHES = {"Lora hashes": "lora", "Hypernet hashes": "hypernet", "TI hashes": "embedding"}  # the second is ours
+HASH_OF = {"Model": ("Model hash", "model"), "VAE": ("VAE hash", "vae")}  # words before which those stand
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 OWN = "sdjax"  # the PNG chunk of the exact record
 MOST_TEXT = 1 << 16  # characters
-DESCRIPTION, EXIF, USER_COMMENT = (
-    0x010E,
-    0x8769,
-    0x9286,
-)  # EXIF 2.3; the second holds the third
+DESCRIPTION, EXIF, USER_COMMENT = 0x010E, 0x8769, 0x9286  # EXIF 2.3; the second holds the third
 ENCODINGS = {b"UNICODE\0": "utf-16-be", b"ASCII\0\0\0": "utf-8", b"\0" * 8: "utf-8"}
-
-
-# Numbers among the settings of generate.Job, under A1111's words or, where it has none, ours; usual ones are left out.
-NUMBERED = {
-    "rescale": "CFG rescale",
-    "guidance_start": "Guidance start",
-    "guidance_end": "Guidance end",
-    "threshold": "Dynamic threshold",
-    "threshold_limit": "Threshold limit",
-    "churn": "Sigma churn",
-    "churn_low": "Sigma tmin",
-    "churn_high": "Sigma tmax",
-    "churn_noise": "Sigma noise",
-}
+OPEN = ("Frame",)  # words of `more` that tell nothing of texts and files
 
 
 @dataclass(frozen=True)
 class Record:
-    """The settings of one picture, named as in generate.
+    """What a picture was made from.
 
-    size: (height, width).  skip: the text encoder's layers left out, A1111's clip skip less one.
-    strength, eta, variation (seed, amount): None where they do not apply.  ensd: added to the seed of fresh noise.
-    model, vae: names.  hashes: {"model", "vae", "lora NAME", "hypernet NAME", "embedding NAME": hash}, provenance.py.
-    more: anything else, {A1111's word: text}; "Task" is the program's and "Adapters" "NAME:STRENGTH, ...".
+    task: one of settings.TASKS.  settings: {name: value} of those that acted; names of files without their folders.
+    hashes: {"model", "vae", "lora NAME", "hypernet NAME", "embedding NAME": hash}, see provenance.py.
+    more: anything else, {A1111's word: text}.
     """
 
-    prompt: str = ""
-    negative: str = ""
-    steps: int = 20
-    sampler: str = "ddim"
-    schedule: str = "normal"
-    guidance: float = 7.5
-    seed: int = 0
-    size: tuple[int, int] = (512, 512)
-    grammar: str = "plain"
-    weighting: str | None = None
-    noise: str = "jax"
-    skip: int = 0
-    rescale: float = 0.0
-    guidance_start: float = 0.0
-    guidance_end: float = 1.0
-    threshold: float = 0.0
-    threshold_limit: float = 3.0
-    churn: float = 0.0
-    churn_low: float = 0.0
-    churn_high: float = 999.0
-    churn_noise: float = 1.0
-    strength: float | None = None
-    eta: float | None = None
-    ensd: int = 0
-    variation: tuple[int, float] | None = None
-    model: str = ""
-    vae: str = ""
-    hashes: dict = field(default_factory=dict)
-    more: dict = field(default_factory=dict)
+    task: str = "text2img"
+    settings: dict[str, Any] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    more: dict[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of a setting, the usual one where the record does not say."""
+        return self.settings.get(name, fields(TASKS[self.task])[name].usual)
 
 
-def of(job, i, size, **more):
-    """Returns the Record of picture i of a generate.Job; size: (height, width) in pixels; more: other fields of it."""
-    seed, amount = job.variation
-    return Record(
-        prompt=job.prompts[i],
-        negative=job.negative[i],
-        steps=job.steps,
-        sampler=job.sampler,
-        schedule=job.schedule,
-        guidance=float(job.guidance),
-        seed=int(job.seeds[i]),
-        size=tuple(map(int, size)),
-        grammar=job.grammar,
-        weighting=job.weighting,
-        noise=job.noise_source,
-        skip=job.skip,
-        eta=job.eta,
-        ensd=job.ensd,
-        variation=(int(seed) + i, float(amount)) if amount else None,
-        **{name: float(getattr(job, name)) for name in NUMBERED},
-        **more,
-    )
+def of(made: Task, size: tuple[int, int] | None = None, names: dict[str, Any] | None = None, **more: Any) -> Record:
+    """Returns the Record of a picture's settings.
 
-
-def settings(record):
-    """Returns the arguments of generate.text2img that make a record's picture again: {"prompts": [text], ...}.
-
-    Model and adapters are the caller's to load; `strength` and a picture belong to img2img.
+    size: (height, width) that --size would be.  names: what stands for settings that name files, provenance.of.
+    more: hashes and more of the Record.
     """
-    made = {name: getattr(record, name) for name in ("negative", "steps", "sampler", "schedule", "guidance", "size")}
-    made |= {name: getattr(record, name) for name in ("grammar", "weighting", "skip", "eta", "ensd", *NUMBERED)}
-    made |= {"prompts": [record.prompt], "seeds": [record.seed], "noise_source": record.noise}
-    return made | {"variation": record.variation or (0, 0.0)}
+    said = acting(made) | (names or {}) | ({} if size is None else {"size": Size(*map(int, size))})
+    known = fields(type(made))
+    return Record(NAMES[type(made)], {name: said[name] for name in said if _kept(known[name])}, **more)
 
 
-PRIVATE = ("prompt", "negative", "model", "vae", "hashes")
-# Words of `more` that tell nothing of texts and files.
-OPEN = ("Task", "Dtype", "Hires upscale", "Hires steps", "Hires upscaler", "Resize", "Feather", "Margin", "Noise level")
-OPEN += ("Weight", "Start", "End", "Guess", "Tile", "EMA", "Prediction type")
+def _kept(field: Field) -> bool:
+    """Returns whether records hold a setting: the texts, and all that have a word."""
+    return bool(field.about.word) or not field.about.file
 
 
-def public(record):
+def request(record: Record, **others: Any) -> Task:
+    """Returns the settings that make a record's picture again; others: in place of recorded ones.
+
+    Files are the caller's to name.  Raises SettingError for what is not there, and for what cannot be made here.
+    """
+    return make(TASKS[record.task], record.settings | others)
+
+
+def public(record: Record) -> Record:
     """Returns the record without what may be private: texts, names and hashes of files, other programs' words."""
-    blank, more = Record(), {word: text for word, text in record.more.items() if word in OPEN}
-    return dataclasses.replace(record, **{name: getattr(blank, name) for name in PRIVATE}, more=more)
+    known = fields(TASKS[record.task])
+    settings = {name: value for name, value in record.settings.items() if not known[name].about.private}
+    return Record(record.task, settings, {}, {word: text for word, text in record.more.items() if word in OPEN})
 
 
 # ---- A1111's text ------------------------------------------------------------------------------
 
 
-def text(record):
-    """Returns A1111's text of a record: the prompt, "Negative prompt: ...", and a line "Steps: 20, Sampler: ...".
-
-    Raises ValueError for a sampler, schedule or noise that has no word there.
-    """
-    hashes = record.hashes
-    height, width = record.size
-    seed, amount = record.variation or (None, None)
-    words = {
-        "Steps": record.steps,
-        "Sampler": _word(SAMPLERS, "sampler", record.sampler),
-        "Schedule type": _word(SCHEDULES, "schedule", record.schedule),
-        "CFG scale": record.guidance,
-        "Seed": record.seed,
-        "Size": f"{width}x{height}",
-        "Model hash": hashes.get("model"),
-        "Model": record.model or None,
-        "VAE hash": hashes.get("vae"),
-        "VAE": record.vae or None,
-        "Variation seed": seed,
-        "Variation seed strength": amount,
-        "Denoising strength": record.strength,
-        "Clip skip": record.skip + 1 if record.skip else None,
-        "ENSD": record.ensd or None,
-        "RNG": _word(NOISE, "noise", record.noise),
-        "Eta": record.eta,
-        **{word: _unusual(record, name) for name, word in NUMBERED.items()},
-        "Prompt grammar": None if record.grammar == "a1111" else record.grammar,
-        "Prompt weighting": record.weighting,
-        **record.more,
-        **{word: _hash_list(hashes, f"{kind} ") for word, kind in HASHES.items()},
-        "Version": f"sdjax {__version__}",
-    }
-    line = ", ".join(f"{word}: {_quoted(_shown(value))}" for word, value in words.items() if value is not None)
-    negative = f"\nNegative prompt: {record.negative}" if record.negative else ""
-    return f"{record.prompt}{negative}\n{line}".strip()
-
-
-def _unusual(record, name):
-    value = getattr(record, name)
-    return None if value == getattr(Record, name) else value
-
-
-def _word(table, setting, name):
-    if name not in table:
-        raise ValueError(f"{setting}={name!r}: expected one of {', '.join(table)}")
-    return table[name]
+def text(record: Record) -> str:
+    """Returns A1111's text of a record: the prompt, "Negative prompt: ...", and a line "Steps: 20, Sampler: ..."."""
+    words: dict[str, str] = {}
+    for name, one in fields(TASKS[record.task]).items():
+        if word := one.about.word:
+            if word in HASH_OF and HASH_OF[word][1] in record.hashes:
+                words[HASH_OF[word][0]] = record.hashes[HASH_OF[word][1]]
+            value = record.settings.get(name)
+            if value not in (None, (), "") and (one.about.always or value != one.unsaid):
+                words[word] = _shown(one, value)
+    words |= {"Task": record.task, **record.more}
+    words |= {word: some for word, kind in HASHES.items() if (some := _hash_list(record.hashes, f"{kind} "))}
+    words["Version"] = f"sdjax {__version__}"
+    line = ", ".join(f"{word}: {_quoted(value)}" for word, value in words.items())
+    prompt, negative = (record.settings.get(name, "") for name in ("prompt", "negative_prompt"))
+    return f"{prompt}{negative and f'{chr(10)}Negative prompt: {negative}'}\n{line}".strip()
 
 
 def _hash_list(hashes, kind):
     found = {name.removeprefix(kind): value for name, value in hashes.items() if name.startswith(kind)}
-    return ", ".join(f"{re.sub('[:,]', '', name)}: {value}" for name, value in found.items()) or None
+    return ", ".join(f"{re.sub('[:,]', '', name)}: {value}" for name, value in found.items())
 
 
-def _shown(value):
+def _shown(one, value):
     """Returns a value as text; whole floats without their point, as A1111's sliders give them."""
+    if one.several:
+        return (" " if one.kind is float else ", ").join(
+            _shown(dataclasses.replace(one, several=False), x) for x in value
+        )
+    if one.choices is not None:
+        return one.choices.get(value, value)
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -244,7 +134,7 @@ def _quoted(value):
 PARAMETER = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
 
-def parse(written):
+def parse(written: str) -> Record:
     """Returns the Record of A1111's text.  What A1111 leaves out has its defaults there: noise of the GPU, "automatic".
 
     Sampler names of before 1.9, which end in the schedule's ("DPM++ 2M Karras"), are understood; samplers that we do
@@ -259,34 +149,38 @@ def parse(written):
     if "Hypernet" in words:
         prompt += f"<hypernet:{words.pop('Hypernet')}:{words.pop('Hypernet strength', '1.0')}>"
     words.pop("Version", None)
-    sampler, schedule = _sampler(words)
-    take = functools.partial(_take, words)
-    size = take("Size", _size, (512, 512))
-    variation = take("Variation seed", int, None)
-    amount = take("Variation seed strength", float, 0.0)
-    return Record(
-        prompt=prompt,
-        negative=negative,
-        steps=take("Steps", int, 20),
-        sampler=sampler,
-        schedule=schedule,
-        guidance=take("CFG scale", float, 7.0),
-        seed=take("Seed", int, 0),
-        size=size,
-        grammar=take("Prompt grammar", str, "a1111"),
-        weighting=take("Prompt weighting", str, None),
-        noise=take("RNG", _noise, "philox"),
-        skip=take("Clip skip", int, 1) - 1,
-        **{name: take(word, float, getattr(Record, name)) for name, word in NUMBERED.items()},
-        strength=take("Denoising strength", float, None),
-        eta=take("Eta", float, None),
-        ensd=take("ENSD", int, 0),
-        variation=None if variation is None else (variation, amount),
-        model=take("Model", str, ""),
-        vae=take("VAE", str, ""),
-        hashes=_hashes(words),
-        more=words,
-    )
+    words.setdefault("Sampler", "Euler")
+    hashes = _hashes(words)
+    return _of_words(words, hashes, {"prompt": prompt, "negative_prompt": negative})
+
+
+def _of_words(words, hashes, settings):
+    """Returns the Record of words, which are taken out of `words`, and of settings that have none."""
+    task = words.pop("Task", None) or _task(words)
+    if task not in TASKS:
+        raise ValueError(f"Task: {task!r} in the picture's text; expected one of {', '.join(TASKS)}")
+    known, found = fields(TASKS[task]), dict(settings)
+    said = Sampling.spelled({name: words.pop(one.about.word) for name, one in known.items() if _its(one, words, known)})
+    for name, one in known.items():
+        needed = one.about.needs
+        if name in said:
+            found[name] = _read(one, said[name])
+        elif name not in found and one.about.word and (needed not in known or found.get(needed)):
+            found[name] = one.unsaid
+    return Record(task, found, hashes, words)
+
+
+def _its(one, words, known):
+    """Returns whether a setting has its word; of two of one word, the one that acts has it."""
+    needs = known.get(one.about.needs)
+    twice = [other for other in known.values() if other.about.word == one.about.word]
+    return one.about.word in words and (len(twice) < 2 or needs is None or needs.about.word in words)
+
+
+def _task(words):
+    """Returns the task that a text without its name stands for."""
+    twice = {"Hires upscale", "Hires resize"} & words.keys()
+    return "img2img" if "Denoising strength" in words and not twice else "text2img"
 
 
 def _texts(lines):
@@ -301,40 +195,19 @@ def _texts(lines):
     return prompt, "\n".join(negative)
 
 
-def _take(words, word, kind, default):
-    """Returns the value of a word, which is taken out of `words`."""
-    if word not in words:
-        return default
-    value = words.pop(word)
+def _read(one, value):
+    """Returns the value of a word's text; a name that is not ours as it is."""
+    if one.choices is not None:
+        return one.choices.ours(value)
+    parts = value.split(" " if one.kind is float else ", ") if one.several else value
     try:
-        return kind(value)
-    except (ValueError, KeyError):
-        raise ValueError(f"{word}: {value!r} in the picture's text; expected {EXPECTED[kind]}") from None
-
-
-def _size(value):
-    width, height = value.split("x")
-    return int(height), int(width)
-
-
-def _noise(value):
-    return NOISE_OF[value]
-
-
-EXPECTED = {int: "a whole number", float: "a number", _size: "WIDTHxHEIGHT", _noise: f"one of {', '.join(NOISE_OF)}"}
-
-
-def _sampler(words):
-    label, schedule = words.pop("Sampler", "Euler"), words.pop("Schedule type", None)
-    if schedule is None and label not in SAMPLER_OF:
-        head, _, tail = label.rpartition(" ")
-        label, schedule = (head, tail) if tail in SCHEDULE_OF and head in SAMPLER_OF else (label, None)
-    return SAMPLER_OF.get(label, label), SCHEDULE_OF.get(schedule or "Automatic", schedule)
+        return checked(one, parts, text=True)
+    except SettingError as error:
+        raise ValueError(f"{one.about.word}: {value!r} in the picture's text; expected {error.expected}") from None
 
 
 def _hashes(words):
-    names = (("Model hash", "model"), ("VAE hash", "vae"))
-    found = {name: words.pop(word) for word, name in names if word in words}
+    found = {name: words.pop(word) for word, name in HASH_OF.values() if word in words}
     for word, kind in HASHES.items():
         for item in filter(None, words.pop(word, "").split(",")):
             name, _, value = item.rpartition(":")
@@ -351,10 +224,77 @@ def _unquoted(value):
     return value.strip()
 
 
+# ---- the exact record ----------------------------------------------------------------------------
+
+
+def to_json(record: Record) -> str:
+    """Returns the record as one line of JSON, ASCII letters only."""
+    settings = {name: _plain(value) for name, value in record.settings.items()}
+    return json.dumps({"class": "Request", **vars(record), "settings": settings})
+
+
+def _plain(value):
+    return str(value) if isinstance(value, Size) or isinstance(value, float) and math.isinf(value) else value
+
+
+def from_json(data: str) -> Record:
+    """Returns the Record of what to_json gave, or of an object that has it under "record"; those of 0.1 too.
+
+    Raises ValueError for anything else.
+    """
+    try:
+        held = json.loads(data)
+    except RecursionError:
+        raise ValueError("the record's JSON is nested too deep") from None
+    held = held.get("record", held) if isinstance(held, dict) else held
+    kind = held.get("class") if isinstance(held, dict) else None
+    if kind not in ("Request", "Record"):
+        raise ValueError("no record; expected what to_json gave")
+    parts = [held.get(name, {}) for name in ("hashes", "more")]
+    if not all(isinstance(part, dict) and all(type(x) is str for x in part.values()) for part in parts):
+        raise ValueError("no record; expected what to_json gave")
+    if kind == "Record":
+        return _of_first(held, *parts)
+    task, settings = held.get("task"), held.get("settings")
+    if task not in TASKS or not isinstance(settings, dict):
+        raise ValueError(f"task={task!r}: expected one of {', '.join(TASKS)}")
+    known = fields(TASKS[task])
+    for name in settings:
+        if name not in known:
+            raise SettingError(name, settings[name], f"a setting of {task}", "unknown")
+    return Record(task, {name: _exact(known[name], value) for name, value in settings.items()}, *parts)
+
+
+def _exact(one, value):
+    """Returns a setting's value; names that we do not have stay."""
+    if one.choices is not None and isinstance(value, str):
+        return one.choices.ours(value)
+    return checked(one, value, text=isinstance(value, str))
+
+
+def _of_first(held, hashes, more):
+    """Returns the Record of the first form, sdjax 0.1: settings under other names, some as A1111's words."""
+    own = {
+        name: value for name, value in held.items() if name not in ("class", "hashes", "more", "strength", "variation")
+    }
+    for old, (name, more_now) in FIRST.items():
+        if old in own:
+            own[name] = own.pop(old) + more_now if more_now else own.pop(old)
+    own |= dict(zip(VARIED, held.get("variation") or (), strict=False))
+    words = dict(more) | ({"Denoising strength": str(held["strength"])} if held.get("strength") is not None else {})
+    known = {name: one for task in TASKS.values() for name, one in fields(task).items()}
+    settings = {name: _exact(known[name], value) for name, value in own.items() if name in known and value != ""}
+    for name in own.keys() - known.keys():
+        raise SettingError(name, own[name], "a record of sdjax 0.1", "unknown")
+    return _of_words(words, hashes, settings)
+
+
 # ---- files -------------------------------------------------------------------------------------
 
 
-def save(path, picture, record, *, private=True, beside=True, quality=95):
+def save(
+    path: str | Path, picture: Any, record: Record, *, private: bool = True, beside: bool = True, quality: int = 95
+) -> None:
     """Writes a picture, uint8 [H W 3], with its record: whole or not at all.
 
     The format is the suffix's: .png .jpg .jpeg .webp.  private: False writes public(record).
@@ -408,28 +348,7 @@ def _exif(description, comment):
     return b"Exif\0\0" + first + end + filled + second + end + comment
 
 
-def to_json(record):
-    """Returns the record as one line of JSON, ASCII letters only."""
-    return json.dumps(sdjax.settings.to_json(record))
-
-
-def from_json(data):
-    """Returns the Record of what to_json gave, or of an object that has it under "record".
-
-    Raises ValueError for anything else.
-    """
-    try:
-        held = json.loads(data)
-        held = held.get("record", held) if isinstance(held, dict) else held
-        made = sdjax.settings.from_json(held, {"Record": Record})
-    except RecursionError:
-        raise ValueError("the record's JSON is nested too deep") from None
-    if not isinstance(made, Record) or not all(type(x) is str for x in (*made.hashes.values(), *made.more.values())):
-        raise ValueError("no record; expected what to_json gave")
-    return made
-
-
-def read(path):
+def read(path: str | Path) -> Record:
     """Returns the Record of a picture's file, ours or A1111's, or of the .json beside it.
 
     Raises ValueError naming a file that is missing, is no picture, or holds no record.
@@ -476,7 +395,7 @@ def _held(path):
         raise
     except Exception as error:  # a damaged file makes Pillow raise anything
         raise ValueError(f"cannot be read ({str(error) or type(error).__name__})") from None
-    own = described if isinstance(described, str) and described.startswith('{"class": "Record"') else None
+    own = described if isinstance(described, str) and described.startswith('{"class": "Re') else None
     return held.get(OWN, own), held.get("parameters", _comment(comment))
 
 

@@ -89,7 +89,7 @@ class Folder(Examples):
         """Returns (a square of picture i, of its mask or None)."""
         picture, mask = self._decoded(i, size)
         cut = functools.partial(reading.square, size=size, place=place, flip=flip)
-        return cut(picture), cut(mask).astype(np.float32) / 255 if self.masked else None
+        return cut(picture), cut(mask).astype(np.float32) / 255 if mask is not None else None
 
     def shape(self, i: int) -> tuple[int, int]:
         """Returns (height, width) of picture i, upright."""

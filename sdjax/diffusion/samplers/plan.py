@@ -71,6 +71,10 @@ SAMPLERS = {
 }
 
 
+# The latent, the base and the outputs of before, which are registers of row.py, and `lost`, see sample.
+State = tuple[Array, Array, tuple[Array, ...], Array]
+
+
 class Plan(struct.PyTreeNode):
     """The table of one run, K = ROWS rows of which the first `rows` are used; numpy arrays, an argument of the jit.
 
@@ -211,32 +215,61 @@ def sample(
         raise ValueError("keys=None: this sampler draws fresh noise; expected one key per image, or step_noise")
     if step_noise is not None and not isinstance(plan.draws, jax.core.Tracer) and len(step_noise) < plan.draws:
         raise ValueError(f"step_noise has {len(step_noise)} entries: expected {plan.draws}")
+    state = begin(noise, plan, keys, z=z, step_noise=step_noise)
+    z, _, _, lost = walk(denoise, state, plan, 0, plan.rows, keys, step_noise=step_noise)
+    return z, lost
 
-    def fresh(n):
-        if step_noise is not None:
-            return jnp.asarray(step_noise, jnp.float32)[n]
-        return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, n), noise.shape[1:], jnp.float32))(keys)
+
+def begin(
+    noise: Float[Array, "B h w c"],
+    plan: Plan,
+    keys: Key[Array, " B"] | None = None,
+    *,
+    z: Float[Array, "B h w c"] | None = None,
+    step_noise: Float[Array | np.ndarray, "n B h w c"] | None = None,
+) -> State:
+    """Returns the state before a plan's first row; arguments as for `sample`."""
+    noise = noise.astype(jnp.float32)
+    x = plan.scale * noise if z is None else plan.a * z.astype(jnp.float32) + plan.s * noise
+    if plan.stochastic:
+        x += plan.churn * _fresh(0, x.shape[1:], keys, step_noise)
+    return x, jnp.zeros_like(x), (jnp.zeros_like(x),) * len(row.M), jnp.zeros(len(x), jnp.int32)
+
+
+def walk(
+    denoise: Denoise,
+    state: State,
+    plan: Plan,
+    first: int | Array,
+    last: int | Array,
+    keys: Key[Array, " B"] | None = None,
+    *,
+    step_noise: Float[Array | np.ndarray, "n B h w c"] | None = None,
+) -> State:
+    """Returns the state after the plan's rows from `first` to before `last`; see State."""
 
     def evaluate(k, state):
         x, base, past, lost = state
         t = jnp.broadcast_to(plan_t[k], x.shape[:1])
         prediction = denoise(x, t, plan_step[k]).astype(jnp.float32)
         output = to_output[k, 0] * x + to_output[k, 1] * prediction
-        known = [x, base, output, *past[:-1]] + ([fresh(plan_draw[k])] if plan.stochastic else [])
+        known = [x, base, output, *past[:-1]]
+        known += [_fresh(plan_draw[k], x.shape[1:], keys, step_noise)] if plan.stochastic else []
         x, base = _combine(to_x[k], known), _combine(to_base[k], known)
-        broken = (lost == 0) & ~jnp.isfinite(x).reshape(len(noise), -1).all(1)
+        broken = (lost == 0) & ~jnp.isfinite(x).reshape(len(lost), -1).all(1)
         return x, base, (output, *past[:-1]), jnp.where(broken, plan_step[k] + 1, lost)
 
     plan_t, plan_step, plan_draw, to_output, to_x, to_base = (
         jnp.asarray(table) for table in (plan.t, plan.step, plan.draw, plan.output, plan.x, plan.base)
     )
-    noise = noise.astype(jnp.float32)
-    x = plan.scale * noise if z is None else plan.a * z.astype(jnp.float32) + plan.s * noise
-    if plan.stochastic:
-        x += plan.churn * fresh(0)
-    state = x, jnp.zeros_like(x), (jnp.zeros_like(x),) * len(row.M), jnp.zeros(len(x), jnp.int32)
-    x, _, _, lost = jax.lax.fori_loop(0, plan.rows, evaluate, state)
-    return x, lost
+    return jax.lax.fori_loop(first, last, evaluate, state)
+
+
+def _fresh(n, shape, keys, step_noise):
+    """Returns draw n of fresh noise [B h w c]."""
+    if step_noise is not None:
+        return jnp.asarray(step_noise, jnp.float32)[n]
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, n), shape, jnp.float32))(keys)
 
 
 def _combine(factors, registers):

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from sdjax.formats.models import infer_config, single_file
 from sdjax.formats.storage import files, parameters
 from sdjax.models.vae import AutoencoderKL, VaeConfig
+from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
 MODULES = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.")
@@ -38,7 +39,7 @@ def put(sd: StableDiffusion, source: str | pathlib.Path, dtype: DTypeLike | None
         weights = single_file.vae_view(weights, network) if os.path.isfile(source) else weights
         params = parameters.read(weights, network, "vae", dtype)
     except ValueError as error:
-        raise ValueError(f"vae={str(source)!r}: {error}") from None
+        raise SettingError("vae", str(source), "an autoencoder that fits the model", str(error)) from None
     return sd.with_networks(vae=network).with_parts(vae=params)
 
 

@@ -30,6 +30,7 @@ from sdjax.formats.storage.tensor_file import TensorFile
 from sdjax.models.clip import TextConfig, TextEncoder
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import AutoencoderKL, VaeConfig
+from sdjax.settings import UNSAID, SettingError
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.trees import Tree
@@ -190,7 +191,9 @@ def _view(weights: files.Stored, network: Any, prefix: str, ema: bool = False) -
         places = {name: (averaged(place), third) for name, (place, third) in places.items()}
         there = {name for name in weights.names if name.startswith(EMA)} - {f"{EMA}decay", f"{EMA}num_updates"}
         if not there:
-            raise ValueError("ema=True: the file holds no averaged weights (model_ema.)")
+            raise SettingError(
+                "ema", True, "a file with averaged weights", "the file holds no averaged ones (model_ema.)"
+            )
     found = {name: place for name, place in places.items() if place[0] in there}
     unknown = there - {place for place, _ in found.values()}
     return View(weights, found | {name: (name, None) for name in unknown})
@@ -283,7 +286,8 @@ def _tokenizer(source: str | pathlib.Path | None, notes: Mapping[str, Any], text
     try:
         folder = files.locate(source or VOCABULARY, [list(VOCABULARY_FILES)], lambda folder: True)
     except ValueError as error:
-        raise ValueError(f"a single file has no vocabulary; give tokenizer=FOLDER with CLIP's: {error}") from None
+        why = f"a single file has no vocabulary: {error}"
+        raise SettingError("tokenizer", UNSAID if source is None else source, "a folder with CLIP's", why) from None
     tokenizer = Tokenizer.load(folder)
     if text == OPEN_CLIP_PREFIX and tokenizer.pad == tokenizer.eos:
         return Tokenizer.of(tokenizer.vocabulary, tokenizer.merges, tokenizer.length, pad="!")  # open_clip: id 0

@@ -4,6 +4,8 @@ import contextlib
 import pathlib
 from collections.abc import Iterator
 
+from sdjax.settings import SettingError
+
 LONGEST = 400  # letters of a message
 
 
@@ -15,6 +17,9 @@ def named(path: str | pathlib.Path, trouble: str = "cannot be read") -> Iterator
     """
     try:
         yield
+    except SettingError as error:  # it keeps its setting
+        why = error.why if str(path) in error.why else ": ".join(filter(None, (str(path), error.why)))
+        raise SettingError(error.name, error.value, error.expected, why) from None
     except Exception as error:  # of our readers, of Pillow, safetensors, numpy and JAX
         line, ours = " ".join(str(error).split()) or type(error).__name__, isinstance(error, ValueError)
         if isinstance(error, ValueError | OSError) and str(path) in line and line == str(error):

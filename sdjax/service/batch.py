@@ -1,0 +1,295 @@
+"""The pictures of a list, made resumably: started again, what is missing is made.
+
+Each picture gets NAME.png with its settings in it, and last NAME.json, which decides whether it is done: `made_from` is
+a hash of all that it depends on.  Rows that cannot be made are in errors.jsonl.
+"""
+
+import functools
+import hashlib
+import json
+import re
+import secrets
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+from tqdm import tqdm
+
+from sdjax.formats.storage import files
+from sdjax.images import grid, reading
+from sdjax.runtime import compile_cache
+from sdjax.sampling.fields import acting
+from sdjax.sampling.settings import TASKS
+from sdjax.service import flags, lists, maker, programs, records
+from sdjax.service.request import Request, grouped, named_files
+from sdjax.settings import SettingError
+
+ROWS = [task for name, task in TASKS.items() if name != "interpolate"]
+LONG = 7 * 24 * 3600  # seconds that a process that is done waits for the others
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where pictures of requests go, and who makes them.
+
+    format: png, jpg, webp.  public: texts and names of files are left out of what is written.
+    """
+
+    maker: maker.Maker
+    out: Path
+    format: str = "png"
+    public: bool = False
+
+    def path(self, request: Request) -> Path:
+        """Returns the file of a picture."""
+        return self.out / f"{request.name}.{self.format}"
+
+    def key(self, request: Request) -> str:
+        """Returns a hash of everything that a picture's files depend on."""
+        made = {name: str(value) for name, value in acting(request.settings).items()}
+        given = {name: _read_or_none(_digest, request, file) for name, file in named_files(request).items()}
+        about = [request.name, request.row, self.public, made, given]
+        about += [_weights(self.maker, request), self.maker.hashes(request)]
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+    def kind(self, request: Request) -> Any:
+        """Returns what pictures of one call have in common beside their settings: sizes of files, else made to fit."""
+        made, given = request.settings, named_files(request)
+        sizes = [_read_or_none(_size, request, file) for file in given.values()] if made.size is None else []
+        around = getattr(made, "margin", None) is not None  # the margin is around all masks of a call
+        return sizes, _read_or_none(_digest, request, given["mask"]) if around else None
+
+    def done(self, request: Request) -> bool:
+        """Returns whether a picture is there, made of these settings by this model."""
+        found = _made_from(self.out / f"{request.name}.json")
+        return found is not None and found == self.key(request) and self.path(request).is_file()
+
+    def in_the_way(self, request: Request) -> str | None:
+        """Returns the error of a picture in whose place is a file that this program did not write, else None."""
+        path, beside = self.path(request), self.out / f"{request.name}.json"
+        ours = records.own(path) if path.exists() else not beside.exists() or _made_from(beside) is not None
+        there = path if path.exists() else beside
+        return None if ours else f"name={request.name!r}: {there} was not written by this program; choose another name"
+
+    def make(self, some: Sequence[Request], lacking: Sequence[Request], count: int) -> list[Any]:
+        """Makes pictures of one call and writes those that lack; returns {"row", "name", "error"} of failures.
+
+        count: pictures that are made, the last one several times: nothing compiles for what is left over.
+        Where one of several cannot be made, all that lack are tried alone, which takes the least memory.
+        """
+        keys = [self.key(one) for one in some]
+        images, error = _tried(self.maker.make, [*some, *[some[-1]] * (count - len(some))])
+        if images is None and count == 1:
+            return [{"row": some[0].row, "name": some[0].name, "error": error}]
+        if images is None:
+            return [found for one in lacking for found in self.make([one], [one], 1)]
+        failed = []
+        for key, image, one in zip(keys, images, some, strict=False):
+            error = _tried(self.write, one, key, image)[1] if one in lacking else None
+            failed += [{"row": one.row, "name": one.name, "error": error}] if error else []
+        return failed
+
+    def write(self, request: Request, key: str, image: np.ndarray) -> None:
+        """Writes a picture and its record."""
+        record = self.maker.record(request, image.shape[:2], private=not self.public)
+        records.save(self.path(request), image, record, beside=False)
+        about = {"name": request.name, "row": request.row, "made_from": key}
+        with files.new_file(self.out / f"{request.name}.json") as temporary:
+            temporary.write_text(json.dumps({**about, "record": json.loads(records.to_json(record))}, indent=1))
+
+
+def run(
+    folder: Folder,
+    jobs: str | Path,
+    usual: dict[str, Any],
+    batch: int = 8,
+    part: tuple[int, int] = (0, 1),
+    plot: str = "",
+) -> tuple[int, int, int]:
+    """Makes what is missing and returns how many pictures were made, rows failed, and pictures were there.
+
+    usual: settings for rows that leave them out.  part: which part of the list, (0, 4).
+    plot: "ACROSS,DOWN", two fields: also a sheet of the pictures, plot.png.
+    """
+    if batch < 1:
+        raise SettingError("batch", batch, "a whole number, 1 or more")
+    axes = _axes(plot) if plot else ()
+    requests, errors = lists.read(jobs, usual, functools.cache(lambda: _word(folder.out)))
+    folder.out.mkdir(parents=True, exist_ok=True)
+    folder.maker.expect(requests)
+    mine = requests[part[0] :: part[1]]
+    missing = {one.name for one in mine if not folder.done(one)}
+    kept, made, groups = len(mine) - len(missing), 0, list(grouped(mine, folder.kind))
+    others = {one.name: folder.in_the_way(one) for one in mine if one.name in missing}
+    errors += [{"row": one.row, "name": one.name, "error": others[one.name]} for one in mine if others.get(one.name)]
+    missing -= {name for name, error in others.items() if error}
+    most = min(batch, max(map(len, groups), default=1))  # one shape, no larger than of use
+    with tqdm(total=len(missing), desc="pictures", unit="picture", dynamic_ncols=True, smoothing=0.1) as bar:
+        for group in groups:
+            for first in range(0, len(group), most):  # of all, made or not: the same rows meet at every start
+                some = group[first : first + most]
+                lacking = [one for one in some if one.name in missing]
+                if lacking:
+                    found = folder.make(some, lacking, most)
+                    errors += found
+                    made += len(lacking) - len(found)
+                    bar.update(len(lacking))
+    _report(folder.out, part, errors)
+    if axes:
+        _plot(folder, requests, axes)
+    return made, len(errors), kept
+
+
+def parser(doc: str | None) -> flags.Parser:
+    """Returns the command line's parser; doc: the program's docstring."""
+    made = flags.Parser(doc)
+    flags.add(made, ROWS, programs.USUAL, lists=True)
+    add = made.add_argument_group("program").add_argument
+    add("jobs", help="a .jsonl, .csv or .parquet file")
+    add("--batch", type=int, default=8, help="pictures made at once")
+    add("--part", help="which part of the list, as in 0/4; default: that of this process among JAX's")
+    add("--distributed", action="store_true", help="join JAX's other processes first: a part of the list for each")
+    add("--plot", default="", metavar="ACROSS,DOWN", help="two fields: also a sheet of pictures, plot.png")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any field, for rows without; several times")
+    programs.add_places(add, "batch")
+    return made
+
+
+def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
+    """Makes the pictures of a list; returns 0, 1 where rows failed; ends the program with 2 where nothing can begin."""
+    given = vars(parser(doc).parse_args(arguments))
+    usual = programs.USUAL | {name: given.pop(name) for name in list(given) if name in lists.KNOWN}
+    usual = {name: tuple(value) if isinstance(value, list) else value for name, value in usual.items()}
+    try:
+        with programs.one_line(exits=2):
+            for text in given["set"]:
+                name, equals, value = text.partition("=")
+                if not equals:
+                    raise SettingError("set", text, "FIELD=VALUE")
+                usual[name] = value
+            compile_cache.keep()
+            folder = Folder(maker.Maker(given["adapters"]), Path(given["out"]), given["format"], given["public"])
+            where = part(given["part"], given["distributed"])
+            made, failed, kept = run(folder, given["jobs"], usual, given["batch"], where, given["plot"])
+    except SystemExit as end:
+        return end.code
+    print(f"{made} pictures made, {kept} were there, {failed} rows failed: {folder.out}")
+    return int(failed > 0)
+
+
+def part(text: str | None, distributed: bool) -> tuple[int, int]:
+    """Returns (0, 4) of "0/4"; without a text this process and the number of all that JAX knows."""
+    import jax
+
+    if distributed:
+        jax.distributed.initialize(shutdown_timeout_seconds=LONG)
+    if text is None:
+        return jax.process_index(), jax.process_count()
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise SettingError("part", text, "a part and their number, 0/4 to 3/4")
+    return int(found[1]), int(found[2])
+
+
+def line(error: BaseException) -> str:
+    """Returns an error in one line, with its kind where it is none of ours."""
+    first = next(iter(str(error).splitlines()), "")
+    kind = "" if first and isinstance(error, (ValueError, OSError)) else type(error).__name__
+    return ": ".join(filter(None, (kind, first)))
+
+
+def _tried(function: Callable[..., Any], *arguments: Any, **more: Any) -> tuple[Any, str | None]:
+    """Returns (what a function returns, None), or (None, error in one line): nothing that a row does ends the run."""
+    try:
+        return function(*arguments, **more), None
+    except Exception as error:  # of Pillow also SyntaxError, of JAX its own where memory is full
+        return None, line(error)  # the error itself would keep arrays alive
+
+
+def _made_from(path):
+    """Returns what a picture was made from, by the JSON beside it; None where that is not of this program."""
+    try:
+        return json.loads(path.read_text())["made_from"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _word(out):
+    """Returns a folder's random word, from which seeds of -1 are drawn; it stays, so that all starts draw the same."""
+    path = out / "seeds.txt"
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("x") as file:
+            file.write(secrets.token_hex(16))
+    except FileExistsError:
+        pass
+    word = path.read_text()
+    if not word:
+        raise OSError(f"{path}: is empty; remove it and start again")
+    return word
+
+
+def _weights(made_by, request):
+    sd, key = made_by.base(request)
+    return made_by.held.get(("digest", key), lambda: maker.weights(sd))
+
+
+def _read_or_none(read, request, file):
+    """Returns what `read` says of a file of the list's folder; None where it cannot: the row's error comes later."""
+    try:
+        path = request.file(file)
+        state = path.stat()
+        return read(path, state.st_size, state.st_mtime_ns)
+    except Exception:
+        return None
+
+
+@functools.lru_cache(maxsize=100_000)
+def _digest(path, size, changed):
+    """Returns a hash of a file's bytes; kept for as long as its size and time stay."""
+    return reading.digest([reading.Item(path)])
+
+
+@functools.lru_cache(maxsize=100_000)
+def _size(path, size, changed):
+    """Returns (height, width) of a picture, upright, of which only the header is read."""
+    with Image.open(path, formats=reading.FORMATS) as image:
+        sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return image.size if sideways else image.size[::-1]
+
+
+def _report(out, part, errors):
+    """Writes the failed rows, one JSON object a line; no file where there are none."""
+    path = out / ("errors.jsonl" if part[1] == 1 else f"errors-{part[0]}-{part[1]}.jsonl")
+    for error in errors:
+        print(f"row {error['row']}: {error['error']}", file=sys.stderr)
+    if errors:
+        path.write_text("".join(json.dumps(error) + "\n" for error in errors))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _axes(plot):
+    axes = plot.split(",")
+    if len(axes) != 2 or not set(axes) <= set(lists.KNOWN):
+        raise SettingError("plot", plot, f"two of {', '.join(lists.KNOWN)}")
+    return axes
+
+
+def _plot(folder, requests, axes):
+    """Writes plot.png, a sheet of the pictures whose columns and rows are the values of two fields."""
+    across, down = axes
+    found = {}
+    for request in requests:
+        path = folder.path(request)
+        place = tuple(str(getattr(request.settings, axis, "")) for axis in (down, across))
+        if path.is_file() and place not in found:
+            found[place] = np.asarray(Image.open(path))
+    rows, columns = (list(dict.fromkeys(place[i] for place in found)) for i in (0, 1))
+    sheet = [[found.get((row, column)) for column in columns] for row in rows]
+    names = [[f"{axis} {value}" for value in values] for axis, values in ((down, rows), (across, columns))]
+    Image.fromarray(grid.sheet(sheet, *names)).save(folder.out / "plot.png")

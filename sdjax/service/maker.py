@@ -1,0 +1,260 @@
+"""Requests in, pictures and their records out; what was loaded for them stays, up to a number of bytes.
+
+    maker = Maker(adapters="loras")
+    (picture,) = maker.make([Request(TextToImage(prompt="a <lora:ink:0.8>cat", grammar="a1111"))])
+
+Programs, lists of pictures, page and API call this one.  One call makes what request.grouped found alike.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdjax import trees
+from sdjax.formats import pipeline
+from sdjax.formats.adapters import attach, e4t
+from sdjax.formats.models import controlnet
+from sdjax.images import reading
+from sdjax.runtime import replicas
+from sdjax.sampling import control, generate, inpainting, memory, settings, upscaling
+from sdjax.sampling.fields import fields
+from sdjax.service import provenance, records
+from sdjax.service.request import Request, taken_apart, texts
+from sdjax.settings import SettingError
+from sdjax.stable_diffusion import StableDiffusion
+
+ROOM = 8e9  # bytes of models that are held where free memory is unknown
+LEARNED = re.compile(r"<[\w-]+>|(?<!\w)\*\w\b")  # <new>, *s: how learned words are called where nobody says otherwise
+
+
+class Held:
+    """What was loaded, the last used at the end; where it is more than `room` bytes, what was used first goes."""
+
+    def __init__(self, room: float | None = None) -> None:
+        self.items: dict[Any, Any] = {}
+        self.room = room
+
+    def get(self, key: Any, load: Callable[[], Any]) -> Any:
+        """Returns what load() gave for this key."""
+        if self.room is None:
+            self.room = (memory.available() or ROOM) / 2
+        self.items[key] = self.items.pop(key) if key in self.items else load()
+        while len(self.items) > 1 and _bytes(*self.items.values()) > self.room:
+            del self.items[next(iter(self.items))]
+        return self.items[key]
+
+
+def _bytes(*held: Any) -> int:
+    """Returns the bytes of all arrays, each counted once."""
+    return sum({id(x): x.nbytes for x in jax.tree.leaves(held) if hasattr(x, "nbytes")}.values())
+
+
+class Maker:
+    """Makes pictures of requests; adapters: the folder of those that prompts name.  room: bytes that stay loaded."""
+
+    def __init__(self, adapters: str | Path = "adapters", room: float | None = None) -> None:
+        self.adapters, self.held = Path(adapters), Held(room)
+        self.expected: dict[str, dict[str, None]] = {}  # texts that are to come, by their grammar
+        self.named: dict[Any, dict[str, Path]] = {}  # the embeddings that those name, by model and grammar
+        self.unread: dict[str, str] = {}  # words whose embedding cannot be read, and why
+
+    def expect(self, requests: Iterable[Request]) -> None:
+        """Has the words of requests that are to come attached from the first on: nothing compiles anew for them."""
+        self.expected, self.named = {}, {}
+        for one in requests:
+            self.expected.setdefault(one.settings.grammar, {}).update(dict.fromkeys(texts(one.settings)))
+
+    def make(
+        self,
+        requests: Sequence[Request],
+        *,
+        batch: int | None = None,
+        progress: bool = False,
+        watch: Callable[[generate.Progress], Any] | None = None,
+    ) -> np.ndarray:
+        """Returns the pictures uint8 [B H W 3] of requests that can be made together, of an interpolation its frames.
+
+        batch: frames that are made at once.  progress: a bar over the steps.  watch: see generate.Job.
+        Raises SettingError for a file that is no picture, and what the functions of sampling/ raise.
+        """
+        sd = self.model(requests)
+        pictures = tuple(self._suited(sd, request.settings) for request in requests)
+        if isinstance(pictures[0], settings.Interpolate):
+            return generate.between(sd, pictures[0], batch, progress, watch)
+        job = generate.Job(pictures, control=self._controls(requests[0]), progress=progress, watch=watch)
+        return _draw(sd, job, requests)
+
+    def _suited(self, sd: StableDiffusion, made: settings.Task) -> settings.Task:
+        """Returns a picture's settings as the model takes them, without the adapters that its prompt names."""
+        made = dataclasses.replace(made, prompt=taken_apart(made)[0])
+        return upscaling.suited(sd, made) if isinstance(made, settings.Upscale) else made
+
+    def record(self, request: Request, size: tuple[int, int], private: bool = True, **more: str) -> records.Record:
+        """Returns the Record of a request whose picture has a size, (height, width); more: other words of it.
+
+        private: False leaves texts and names and hashes of files out.
+        """
+        sd, made = self.base(request)[0], request.settings
+        if isinstance(made, settings.Upscale):
+            made, size = upscaling.suited(sd, made), (size[0] // sd.factor, size[1] // sd.factor)
+        elif getattr(made, "hires", None) is not None:
+            height, width = generate.latent_shape(sd, made.size)[:2]
+            size = height * sd.factor, width * sd.factor
+        if not private:
+            return records.public(records.of(made, size, more=more))
+        names, hashes = provenance.of(sd, made, self._named(sd, made))
+        return records.of(made, size, names, hashes=hashes, more=more)
+
+    # ---- models ------------------------------------------------------------------------------------
+
+    def model(self, requests: Sequence[Request]) -> StableDiffusion:
+        """Returns the model of requests that are made together, with their adapters and the embeddings they name."""
+        made, named = requests[0].settings, taken_apart(requests[0].settings)[1]
+        base, key = self.base(requests[0])
+        if base.tokenizer is None:
+            return base
+        if named:
+            files = [(one, _state(attach.find(self.adapters, one.name))) for one in named]
+            key = (key, repr(files))
+            base = self.held.get(key, lambda: replicas.spread(attach.attach_named(base, named, self.adapters)))
+        said = dict.fromkeys(text for one in requests for text in texts(one.settings))
+        expected = self.expected.get(made.grammar, {})
+        if said.keys() <= expected.keys():
+            said, place = expected, (key, made.grammar)
+            if place not in self.named:
+                self.named[place] = self._embeddings(base, said, made.grammar)
+            found = self.named[place]
+        else:
+            found = self._embeddings(base, said, made.grammar)
+        if not found:
+            return base
+        key, here = (key, repr([(word, _state(path)) for word, path in found.items()])), (self.adapters, made.grammar)
+        quiet = functools.partial(attach.attach_embeddings, say=lambda line: None)  # it was said above
+        return self.held.get(key, lambda: replicas.spread(quiet(base, list(said), *here)))
+
+    def _embeddings(self, sd, said, grammar):
+        """Returns {word: file} of the embeddings that texts name; those that cannot be read are said once."""
+        found, unread = attach.find_embeddings(sd, list(said), self.adapters, grammar)
+        for word, reason in unread.items():
+            if self.unread.setdefault(word, reason) is reason:
+                attach.note(f"{word!r} is no embedding here: {reason}")
+        return found
+
+    def base(self, request: Request) -> tuple[StableDiffusion, Any]:
+        """Returns (the model of a request without what its prompt names, what tells it from others)."""
+        made, known = request.settings, fields(type(request.settings))
+        about = {name: getattr(made, name) for name, one in known.items() if one.part is settings.Model}
+        given = [one for one in about.pop("adapter") if not one.startswith("<")]
+        subject = made.image if isinstance(made, settings.TextToImage) else None
+        files = [attach.split(one)[0] for one in given] + ([request.file(subject)] if subject else [])
+        key = repr((about, given, [_state(file) for file in files]))
+        return self.held.get(key, lambda: self._load(about, given, request, subject)), key
+
+    def _load(self, about, given, request, subject):
+        source = about["model"]
+        sd = pipeline.load(source, **{name: value for name, value in about.items() if name != "model"})
+        if subject:
+            size = generate.latent_shape(sd)[0] * sd.factor
+            picture = _named_picture("image", request, subject, lambda path: reading.subject(path, size))
+            sd = e4t.personalise(sd, pipeline.locate(source), picture)
+        return replicas.spread(attach.attach_all(sd, given))
+
+    def _controls(self, request: Request) -> list[Any]:
+        made = request.settings
+        if not isinstance(made, settings.ControlNet):
+            return []
+        held = []
+        for source in made.control:
+            key = ("control", source, made.dtype, _state(source))
+            held.append(self.held.get(key, lambda: controlnet.load_control(source, made.dtype)))  # noqa: B023
+        pictures = [_named_picture("control_image", request, one, reading.picture) for one in made.control_image]
+        return control.applied(held, made, pictures)
+
+    def _named(self, sd: StableDiffusion, made: settings.Task) -> dict[str, Path]:
+        wanted = taken_apart(made)[1]
+        return provenance.adapters_named(sd, wanted, texts(made), self.adapters, made.grammar) if sd.tokenizer else {}
+
+    def hashes(self, request: Request) -> list[Any]:
+        """Returns the hashes of the adapters that a request names, None for one that cannot be read."""
+        sd, made = self.base(request)[0], request.settings
+        found: list[Any] = []
+        if sd.tokenizer:
+            words = provenance.adapters_named(sd, (), texts(made), self.adapters, made.grammar)
+            found = list(provenance.of_adapters(words).values())
+        for one in taken_apart(made)[1]:
+            try:
+                found.append(provenance.adapter_hash(attach.find(self.adapters, one.name)))
+            except (ValueError, OSError):
+                found.append(None)
+        return found
+
+    def notes(self, requests: Sequence[Request]) -> list[str]:
+        """Returns what the model of requests that are made together reads otherwise than who wrote them may think."""
+        sd, plain = self.model(requests), requests[0].settings.grammar == "plain"
+        if sd.tokenizer is None:
+            return []
+        said = list(dict.fromkeys(text for one in requests for text in texts(one.settings)))
+        named = re.search(r"<(lora|lyco|hypernet):[^>]*>", "\n".join(said))
+        room = sd.tokenizer.length - 2  # begin and end
+        longest = max(len(sd.tokenizer.ids(text)) for text in said)
+        found = []
+        if named:
+            found.append(f"{named[0]} is read as words; --grammar a1111 attaches the adapter")
+        elif plain and longest > room:
+            first = f"a prompt of {longest} tokens, of which the first {room} are read"
+            found.append(f"{first}; --grammar a1111 reads them all")
+        for word in dict.fromkeys(word for text in said for word in LEARNED.findall(text)):
+            if sd.tokenizer.backend.normalizer.normalize_str(word) not in sd.tokenizer.words:
+                how = "--adapter FILE brings a learned word, --image PICTURE the subject of a model with an e4t/"
+                found.append(f"{word} is a word that the model has not learned; {how}")
+        return found
+
+
+def _state(path: Any) -> Any:
+    """Returns what tells a file from another of its name, None for what is no file."""
+    try:
+        state = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return str(path), state.st_size, state.st_mtime_ns
+
+
+def weights(sd: StableDiffusion) -> str:
+    """Returns the digest of a model's weights."""
+    return trees.digest({part: sd.parts[part] for part in ("unet", "vae", "text_encoder")})
+
+
+# ---- drawing ---------------------------------------------------------------------------------------
+
+
+def _draw(sd: StableDiffusion, job: generate.Job, requests: Sequence[Request]) -> np.ndarray:
+    """Returns the pictures of a job by the function of sampling/ that its settings ask for."""
+    shared = job.settings
+    if isinstance(shared, settings.TextToImage) or not shared.image:
+        return generate.drawn(sd, job) if shared.hires is None else upscaling.redone(sd, job)
+    images = [_named_picture("image", one, one.settings.image, reading.picture) for one in requests]
+    if isinstance(shared, settings.Upscale):
+        return upscaling.enlarged(sd, job, images)
+    if not getattr(shared, "mask", None):
+        return generate.redrawn(sd, job, images)
+    masks = [_named_picture("mask", one, one.settings.mask, reading.mask) for one in requests]
+    return inpainting.repainted(sd, job, images, masks)
+
+
+def _named_picture(name: str, request: Request, file: str, read: Callable[[Path], np.ndarray]) -> np.ndarray:
+    """Returns the picture of a file that a setting names.  Raises SettingError, of its name, for what is none."""
+    path = request.file(file)
+    if path.is_dir():
+        raise SettingError(name, file, "one picture", "is a folder")
+    if not path.is_file():
+        raise SettingError(name, file, "a picture's file", "no such file")
+    try:
+        return read(path)
+    except (ValueError, OSError) as error:
+        raise SettingError(name, file, "a picture", str(error).splitlines()[0]) from None

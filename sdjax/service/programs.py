@@ -1,0 +1,151 @@
+"""The programs that make pictures: flags in, pictures with their records out, errors in one line.
+
+sys.exit(main("text2img", __doc__))
+"""
+
+import contextlib
+import dataclasses
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdjax.sampling.fields import acting, fields, make
+from sdjax.sampling.settings import SEEDED, TASKS, Interpolate
+from sdjax.service import flags, remade
+from sdjax.service.request import Request, grouped, several
+from sdjax.settings import SettingError
+
+USUAL = {"grammar": "a1111"}  # what programs take in place of the declared values
+FORMATS = ("png", "jpg", "webp")
+
+
+def usual(task: str) -> dict[str, Any]:
+    """Returns {name: value} of what a program takes in place of the declared values; a way needs plain texts."""
+    return {} if TASKS[task] is Interpolate else dict(USUAL)
+
+
+def parser(task: str, doc: str | None) -> flags.Parser:
+    """Returns the command line's parser of a task's program; doc: its docstring."""
+    made = flags.Parser(doc)
+    made.add_argument("--from-image", metavar="FILE", help="settings recorded in it hold where no flag is given")
+    flags.add(made, [TASKS[task]], usual(task))
+    add = made.add_argument_group("program").add_argument
+    if TASKS[task] is Interpolate:
+        add("--milliseconds", type=int, default=100, help="that the moving picture, moving.webp, shows each frame")
+    else:
+        add("--count", type=int, default=1, help="pictures per prompt")
+    add("--batch", type=int, default=4 if TASKS[task] is Interpolate else 8, help="pictures made at once")
+    add_places(add, task)
+    return made
+
+
+def add_places(add: Any, task: str) -> None:
+    """Adds the options of where adapters lie and what is written."""
+    add("--adapters", default="adapters", help="folder of adapters that prompts name: <lora:NAME:0.8>, NAME")
+    add("--format", default="png", choices=FORMATS, help="of the pictures")
+    add("--public", action="store_true", help="leave texts and names of files out of the records")
+    add("--out", default=f"outputs/{task}", help="folder")
+
+
+@contextlib.contextmanager
+def one_line(exits: int = 1) -> Iterator[None]:
+    """Ends the program with one line on stderr where the block raises what input can cause; settings are flags."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        said = error.line(flags.flag) if isinstance(error, SettingError) else str(error)
+        print(f"error: {next(iter(said.splitlines()), type(error).__name__)}", file=sys.stderr)
+        raise SystemExit(exits) from None
+
+
+def main(task: str, doc: str | None, arguments: Sequence[str] | None = None) -> int:
+    """Runs a task's program; returns the exit status."""
+    given, begin = vars(parser(task, doc).parse_args(arguments)), time.monotonic()
+    try:
+        with one_line():
+            paths = run(task, given)
+    except SystemExit as end:
+        return end.code
+    print(f"{len(paths)} pictures in {time.monotonic() - begin:.1f} s: {paths[0].parent}")
+    return 0
+
+
+def run(task: str, given: dict[str, Any]) -> list[Path]:
+    """Writes the pictures that flags ask for and returns their paths; given: {option: value}."""
+    from sdjax.runtime import compile_cache
+    from sdjax.service import maker
+
+    program = {name: given.pop(name) for name in list(given) if name not in fields(TASKS[task])}
+    for name in ("count", "batch", "milliseconds"):
+        if program.get(name, 1) < 1:
+            raise SettingError(name, program[name], "a whole number, 1 or more")
+    source = program["from_image"]
+    requests = asked(task, given, program.get("count", 1), source)
+    compile_cache.keep()
+    made_by, paths = maker.Maker(program["adapters"]), []
+    groups = list(grouped(requests))
+    made_by.expect(requests)
+    notes = [note for group in groups for note in made_by.notes(group)]
+    if source:
+        notes += remade.differences(source, made_by.record(requests[0], (1, 1)))
+    for note in dict.fromkeys(notes):
+        print(f"note: {note}", file=sys.stderr)
+    for group in groups:
+        most = min(program["batch"], len(group))
+        for first in range(0, len(group), most):
+            some = group[first : first + most]
+            filled = [*some, *[some[-1]] * (most - len(some))]
+            made = made_by.make(filled, batch=program["batch"], progress=True)
+            paths += _written(made_by, some, made, program)
+    return paths
+
+
+def asked(task: str, given: dict[str, Any], count: int, source: str | None = None) -> list[Request]:
+    """Returns the requests of a command line; source: a picture whose settings hold where none are given."""
+    values = usual(task) | (remade.values(source, task) if source else {}) | given
+    if values.get("model", "") is None:
+        raise ValueError(f"--from-image {source}: not of a built-in model; name it with --model")
+    prompts = values.pop("prompt", None)
+    prompts = [prompts] if prompts is None or isinstance(prompts, str) else prompts
+    prompts = [prompts] if TASKS[task] is Interpolate and prompts[0] is not None else prompts
+    made = [make(TASKS[task], values | {"prompt": prompt}, text=True) for prompt in prompts]
+    first = made[0].drawn()
+    drawn = {name: getattr(first, name) for name in SEEDED}
+    for name, value in acting(first).items():
+        if name in SEEDED and value != getattr(made[0], name):
+            print(f"{flags.flag(name)} {value}")
+    return several([dataclasses.replace(one, **drawn) for one in made], count)
+
+
+def _written(made_by: Any, some: Sequence[Request], made: Any, program: dict[str, Any]) -> list[Path]:
+    """Writes pictures, numbered on from those that are there, and the moving picture of frames; returns their paths."""
+    from sdjax.service import records
+
+    out, private, paths = Path(program["out"]), not program["public"], []
+    first, way = _next_number(out), isinstance(some[0].settings, Interpolate)
+    for i, picture in enumerate(made if way else made[: len(some)]):
+        request = some[0] if way else some[i]
+        more = {"Frame": f"{i + 1}/{len(made)}"} if way else {}
+        name = f"{first + i:05d}" if way else f"{first + i:05d}-{request.settings.seed}"
+        paths.append(out / f"{name}.{program['format']}")
+        record = made_by.record(request, picture.shape[:2], private, **more)
+        records.save(paths[-1], picture, record)
+    if way:
+        _moving(made, out / ("moving.webp" if first == 0 else f"moving-{first:05d}.webp"), program["milliseconds"])
+    return paths
+
+
+def _next_number(out: Path) -> int:
+    """Returns the number behind the highest that a file of the folder begins with."""
+    numbers = [int(path.name[:5]) for path in out.glob("*") if re.match(r"\d{5}[-.]", path.name)]
+    return max(numbers, default=-1) + 1
+
+
+def _moving(pictures: Any, path: Path, milliseconds: int) -> None:
+    from PIL import Image
+
+    first, *others = map(Image.fromarray, pictures)
+    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)

@@ -1,0 +1,75 @@
+"""A picture's record as the settings of another request, and what it does not say."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from sdjax.sampling.fields import fields
+from sdjax.sampling.settings import TASKS
+from sdjax.service import provenance, records
+from sdjax.settings import SettingError
+
+
+def values(path: str | Path, task: str) -> dict[str, Any]:
+    """Returns {setting: value} that a picture's record stands for in a task.
+
+    It names no file to open: of models only built-in names hold, and None stands for another.
+    Raises SettingError for a picture that another task made from more than words.
+    """
+    record = records.read(path)
+    if record.task not in ("text2img", task):
+        raise SettingError(
+            "from_image", str(path), f"sample/{record.task}.py, with its files", f"was made by {record.task}"
+        )
+    known, found = fields(TASKS[task]), {}
+    for name, value in record.settings.items():
+        if name in known and not known[name].about.file and name != "adapter":
+            found[name] = value
+    model = record.settings.get("model") or ""
+    if provenance.built_in(model):
+        found["model"] = model
+    elif model or "model" in record.hashes:
+        found["model"] = None
+    return found | _of_a1111(path, record, known)
+
+
+def differences(path: str | Path, made: records.Record) -> list[str]:
+    """Returns how a record and the one of what is made of it differ in their files, a line each."""
+    record, lines = records.read(path), []
+    for name, found in record.hashes.items():
+        if made.hashes.get(name) != found:
+            lines.append(f"{path} was made with {name} {found}, which is not here")
+    if record.task == made.task == "text2img" and record["image"] and not made["image"]:
+        lines.append(f"{path} was made with {record['image']}: --image")
+    wanted, given = (", ".join(one["adapter"]) or "none" for one in (record, made))
+    if wanted != given:
+        lines.append(f"{path} was made with adapters {wanted}; given: {given}")
+    return lines
+
+
+def _of_a1111(path, record, known):
+    """Returns the settings of words that A1111 has beside ours, and says where they are not the same."""
+    more, found = record.more, {}
+    if "Hires resize" in more:
+        found["hires"] = _scale(path, record["size"], more["Hires resize"])
+    method = record.settings.get("hires_method")
+    if method is not None and "hires_method" in known and method not in known["hires_method"].choices:
+        found["hires_method"] = "latent" if method.startswith("Latent") else "lanczos"
+        said = f"{path} was made with Hires upscaler {method}, which is not here: {found['hires_method']}"
+        print(f"note: {said}", file=sys.stderr)
+    if more.get("Emphasis", "Original") != "Original":
+        said = f"Emphasis: {more['Emphasis']}, which is not here: weights act as in Original"
+        print(f"note: {path} was made with {said}", file=sys.stderr)
+    return found
+
+
+def _scale(path, size, resize):
+    """Returns how many times A1111's "Hires resize: WIDTHxHEIGHT" enlarges; a side of 0 follows from the other."""
+    sides = re.fullmatch(r"(\d+)x(\d+)", resize)
+    scales = {int(side) / own for side, own in zip(sides.groups(), reversed(size), strict=True)} if sides else set()
+    scales.discard(0)
+    if len(scales) != 1:
+        said = f"Hires resize {resize} of {size[1]}x{size[0]}"
+        raise ValueError(f"--from-image {path}: {said}: expected WIDTHxHEIGHT of the same proportions")
+    return scales.pop()

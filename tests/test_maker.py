@@ -1,0 +1,59 @@
+"""The Maker: pictures of requests, what it loads once, and how much of that it keeps."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sdjax
+from sdjax.formats import pipeline
+from sdjax.sampling.settings import ImageToImage, TextToImage
+from sdjax.service import maker
+from sdjax.service.request import Request, grouped, several
+from sdjax.settings import SettingError
+
+TINY = TextToImage(prompt="a face", model="random:tiny", steps=2)
+
+
+def test_pictures_are_those_of_the_function_and_the_model_is_loaded_once(tmp_path, monkeypatch):
+    loaded, load = [], pipeline.load
+    monkeypatch.setattr(pipeline, "load", lambda *source, **given: loaded.append(source) or load(*source, **given))
+    made_by = maker.Maker(tmp_path)
+    requests = several([TINY], 2)
+    assert [one.settings.seed for one in requests] == [0, 1] and len(list(grouped(requests))) == 1
+    made = made_by.make(requests)
+    wanted = sdjax.text2img(load("random:tiny"), ["a face"] * 2, steps=2, seeds=[0, 1])
+    np.testing.assert_array_equal(made, wanted)
+    made_by.record(requests[0], (32, 32))
+    np.testing.assert_array_equal(made_by.make(requests), made)
+    assert loaded == [("random:tiny",)]
+
+
+def test_what_was_used_first_goes_where_there_is_no_room():
+    held, made = maker.Held(room=2000), []
+
+    def load(name, size=200):
+        return held.get(name, lambda: made.append(name) or np.zeros(size, np.float32))
+
+    for name in "abab":
+        load(name)
+    assert made == ["a", "b"]
+    for name in ("c", "b", "a"):  # 800 bytes each: two have room
+        load(name)
+    assert made == ["a", "b", "c", "a"] and list(held.items) == ["b", "a"]
+    load("large", 4000)
+    assert list(held.items) == ["large"]  # one always stays
+    shared = np.zeros(400, np.float32)
+    held = maker.Held(room=2000)
+    for name in "ab":
+        held.get(name, lambda: (shared, np.zeros(1)))
+    assert len(held.items) == 2  # what they share counts once
+
+
+def test_files_of_a_list_lie_in_its_folder(tmp_path):
+    (tmp_path / "list").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "outside.png")
+    made = ImageToImage(prompt="a", model="random:tiny", image="../outside.png", steps=2)
+    with pytest.raises(ValueError, match="lies outside"):
+        maker.Maker(tmp_path).make([Request(made, (tmp_path / "list").resolve())])
+    with pytest.raises(SettingError, match="image='none.png': no such file; expected a picture's file"):
+        maker.Maker(tmp_path).make([Request(ImageToImage(prompt="a", model="random:tiny", image="none.png"), tmp_path)])
