@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from sdjax import trees
 from sdjax.formats import pipeline
 from sdjax.methods.clip import Clip
 from sdjax.methods.vae import Vae
@@ -39,7 +40,7 @@ def test_four_devices_give_the_losses_of_one(name):
     step = make_step(method, tx, jax.random.key(1))
     for mode in ("single", "pmap"):
         place, run = mesh.compile(step, mode, 8)
-        state, fixed = place.state(initial_state(trained, tx)), place.frozen(frozen)
+        state, fixed = place.state(initial_state(trees.copy(trained), tx)), place.frozen(frozen)  # donated
         for i in range(2):  # the second step sees what the gradients of the first made
             state, metrics = run(state, fixed, place.batch(rows))
             found[mode, i] = {name: float(value) for name, value in metrics.items()}
