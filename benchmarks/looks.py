@@ -36,7 +36,7 @@ def drawn(count):
 def errors(sd, pixels, ids, t, noise, cond):
     """Returns the mean squared error of the predicted noise, [B]."""
     z = sd.encode(pixels).astype(jnp.float32)
-    prediction, _ = sd.denoise(add_noise(sd.schedule, z, noise, t), t, {**sd.condition(ids), "ids": ids, **cond})
+    prediction, _ = sd.denoise(add_noise(sd.schedule, z, noise, t), t, sd.condition(ids).with_own(**cond))
     return ((prediction - target(sd.schedule, z, noise, t)) ** 2).mean((1, 2, 3))
 
 

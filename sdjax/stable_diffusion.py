@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Float32, Int, Int32, Key, Num, UInt8
 
 import sdjax.models.hooks
 from sdjax import trees
-from sdjax.diffusion.model import Cond
+from sdjax.models.cond import Cond, UNetInputs
 from sdjax.trees import Tree
 
 TOKENS = "text_model.embeddings.token_embedding.embedding"
@@ -77,8 +77,9 @@ class StableDiffusion(struct.PyTreeNode):
         return self.call("text_encoder", embeddings, skip=skip)
 
     def condition(self, ids: Int[Array, "B L"], skip: int = 0) -> Cond:
-        """Returns the whole cond of a prompt: {"ids" [B L], "context" [B L C]}."""
-        return {"ids": ids, "context": self.encode_text(self.embed(ids), skip)}
+        """Returns the whole cond of a prompt: its context [B L C], and its ids for conditioners."""
+        context = self.encode_text(self.embed(ids), skip)
+        return Cond(UNetInputs(context), words={"text_encoder": {"ids": ids}})
 
     def add_word(self, word: str, vectors: int = 1, init: str | None = None, place: bool = False) -> Self:
         """Returns sd that knows the placeholder `word`, `vectors` new rows of the token table.
@@ -161,8 +162,13 @@ class StableDiffusion(struct.PyTreeNode):
 
     def predict(self, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond) -> Float[Array, "B h w c"]:
         """Returns the UNet's prediction [B h w c] as float32, without conditioners and wrappers."""
-        given = {name: cond.get(name) for name in ("class_labels", "residuals")}
-        prediction, _ = self.call("unet", z, t, cond.get("context"), **given, cond=cond)
+        told = cond.unet
+        if told.channels is not None:
+            z = jnp.concatenate([z, told.channels.astype(z.dtype)], axis=-1)
+        more = {name: value for name in ("pooled", "size") if (value := getattr(told, name)) is not None}
+        prediction, _ = self.call(
+            "unet", z, t, told.context, class_labels=told.labels, residuals=told.residuals, **more, cond=cond
+        )
         return prediction.astype(jnp.float32)
 
     def denoise(

@@ -50,7 +50,7 @@ def outputs_there(theirs, texts=TEXTS):
 @jax.jit
 def compute(sd, ids, z, t):
     cond = sd.condition(ids)
-    return cond["context"], sd.predict(z, t, cond)
+    return cond.unet.context, sd.predict(z, t, cond)
 
 
 def outputs_here(sd, texts=TEXTS):

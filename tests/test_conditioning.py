@@ -9,7 +9,7 @@ import transformers
 from flax import struct
 
 import sdjax
-from sdjax.diffusion.wrappers import EXTRA_CHANNELS, Guidance
+from sdjax.diffusion.wrappers import Guidance
 from sdjax.formats import pipeline
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text import conditioning
@@ -205,16 +205,16 @@ TEXT = "a (photo:1.4) of a [face] on the (beach:0.6), a mosaic of a cat in the s
 def test_weights_act_as_in_the_tools(pair, weighting, skip):
     sd, theirs = pair
     _, cond, negative = conditioning.condition(sd, [TEXT], ["(red:1.2)"], skip=skip, weighting=weighting)
-    count = cond["weights"].shape[1]
-    assert count == 2 and cond["context"].shape == negative["context"].shape == (1, 32, 32)
+    count = cond.words["text_encoder"]["weights"].shape[1]
+    assert count == 2 and cond.unet.context.shape == negative.unet.context.shape == (1, 32, 32)
     empty = encoded(theirs, conditioning.rows(sd.tokenizer, [], 1)[0], skip)[0]
     for made, text in ((cond, TEXT), (negative, "(red:1.2)")):
         ids, weights = conditioning.rows(sd.tokenizer, conditioning.chunks(sd.tokenizer, text), count)
         assert (weights != 1).any()
         formula = a1111 if weighting == "a1111" else lambda z, w: comfyui(z, w, empty)
         expected = [formula(z, w) for z, w in zip(encoded(theirs, ids, skip), weights, strict=True)]
-        np.testing.assert_array_equal(made["ids"][0], ids.reshape(-1))
-        np.testing.assert_allclose(made["context"][0], torch.cat(expected).numpy(), atol=2e-5)
+        np.testing.assert_array_equal(made.words["text_encoder"]["ids"][0], ids.reshape(-1))
+        np.testing.assert_allclose(made.unet.context[0], torch.cat(expected).numpy(), atol=2e-5)
 
 
 def test_the_texts_of_a_schedule_share_their_mean(pair):
@@ -229,7 +229,7 @@ def test_the_texts_of_a_schedule_share_their_mean(pair):
     expected = weighed * (z.mean() / weighed.mean())
     for step, text in ((0, 0), (1, 0), (2, 1)):
         made, _ = sd.conditioners[0](sd, None, None, step, cond)
-        np.testing.assert_allclose(made["context"][0], expected[text].numpy(), atol=2e-5)
+        np.testing.assert_allclose(made.unet.context[0], expected[text].numpy(), atol=2e-5)
 
 
 def test_a_mean_of_nothing_is_not_restored():
@@ -237,11 +237,11 @@ def test_a_mean_of_nothing_is_not_restored():
     fresh = pipeline.load("random:tiny")
     _, three, _ = conditioning.condition(fresh, ["a cat", "(cat:1.5)", "a"])
     _, alone, _ = conditioning.condition(fresh, ["(cat:1.5)"])
-    z = _conditioned(fresh, fresh.tokenize(["cat"]))["context"][0]
+    z = _conditioned(fresh, fresh.tokenize(["cat"])).unet.context[0]
     expected = z * np.where(np.arange(16) == 1, 1.5, 1)[:, None].astype(np.float32)
     assert len(fresh.tokenizer.ids("cat")) == 1
-    np.testing.assert_allclose(three["context"][1], expected, atol=1e-5)
-    np.testing.assert_allclose(alone["context"][0], expected, atol=1e-5)
+    np.testing.assert_allclose(three.unet.context[1], expected, atol=1e-5)
+    np.testing.assert_allclose(alone.unet.context[0], expected, atol=1e-5)
 
 
 def shown(text, steps, prompts_of):
@@ -257,30 +257,32 @@ def test_each_step_has_its_text(sd, text):
     for i in range(6):
         made = step(timed, i)
         wanted = [shown(t, 6, schedule)[i] for t in (text, "a [face::4]")]
-        np.testing.assert_array_equal(made["ids"], sd.tokenize(wanted))
+        np.testing.assert_array_equal(made.words["text_encoder"]["ids"], sd.tokenize(wanted))
         unwanted = shown("[red:blue:0.2]", 6, schedule)[i]
-        np.testing.assert_array_equal(made["negative"]["ids"][1:], sd.tokenize([unwanted]))
-        np.testing.assert_allclose(made["context"][:1], _conditioned(sd, sd.tokenize(wanted))["context"][:1], atol=1e-5)
+        np.testing.assert_array_equal(made.negative.words["text_encoder"]["ids"][1:], sd.tokenize([unwanted]))
+        np.testing.assert_allclose(
+            made.unet.context[:1], _conditioned(sd, sd.tokenize(wanted)).unet.context[:1], atol=1e-5
+        )
 
 
 def test_plain_prompts_are_what_they_always_were(sd):
     texts = ["a (photo:1.3) of a [face:cat:0.5] AND snow <lora:x:1>", "a face"]
     same, cond, negative = conditioning.condition(sd, texts, ["(red)", ""], grammar="plain")
-    assert same.conditioners == () and "also" not in cond
+    assert same.conditioners == () and cond.also == ()
     for made, wanted in ((cond, texts), (negative, ["(red)", ""])):
         expected = _conditioned(sd, sd.tokenize(wanted))
-        np.testing.assert_array_equal(made["ids"], expected["ids"])
-        np.testing.assert_allclose(made["context"], expected["context"], atol=1e-5)
+        np.testing.assert_array_equal(made.words["text_encoder"]["ids"], expected.words["text_encoder"]["ids"])
+        np.testing.assert_allclose(made.unet.context, expected.unet.context, atol=1e-5)
 
 
 class Network(struct.PyTreeNode):
     """Stands for the UNet, which takes long to compile: a prediction that feels every number of the context."""
 
-    rank: int = struct.field(pytree_node=False, default=EXTRA_CHANNELS)
+    rank: int = struct.field(pytree_node=False, default=9)  # innermost
 
     def __call__(self, sd, call, z, t, cond):
-        phase = jnp.arange(cond["context"][0].size, dtype=jnp.float32).reshape(1, *cond["context"].shape[1:])
-        return z * jnp.mean(cond["context"] * jnp.cos(phase), (1, 2))[:, None, None, None] * 30
+        phase = jnp.arange(cond.unet.context[0].size, dtype=jnp.float32).reshape(1, *cond.unet.context.shape[1:])
+        return z * jnp.mean(cond.unet.context * jnp.cos(phase), (1, 2))[:, None, None, None] * 30
 
 
 _conditioned = jax.jit(StableDiffusion.condition)
@@ -288,7 +290,7 @@ _conditioned = jax.jit(StableDiffusion.condition)
 
 def denoised(sd, cond, i=0):
     sd = sd.add(wrappers=Network())
-    z = jax.random.normal(jax.random.key(1), (len(cond["ids"]), 16, 16, 4))
+    z = jax.random.normal(jax.random.key(1), (len(cond.words["text_encoder"]["ids"]), 16, 16, 4))
     return _denoise(sd, z, jnp.full(len(z), 500.0), cond, jnp.int32(i))
 
 
@@ -344,21 +346,22 @@ def test_sizes_tell_which_prompts_are_padded_for_others(sd):
 
 
 def test_encode_is_for_conditioners_that_change_rows(sd):
-    """What an encoder such as E4T's does with the rows of cond["ids"], weights and chunks included."""
+    """What an encoder such as E4T's does with the rows of a prompt, weights and chunks included."""
     for weighting in ("a1111", "comfyui"):
         made, cond, _ = conditioning.condition(sd, [TEXT], weighting=weighting)
-        again = jax.jit(lambda sd, cond: conditioning.encode(sd, sd.embed(cond["ids"]), cond))(sd, cond)
-        np.testing.assert_allclose(again, cond["context"], atol=1e-5)
+        words = cond.words["text_encoder"]
+        again = jax.jit(lambda sd, words: conditioning.encode(sd, sd.embed(words["ids"]), words))(sd, words)
+        np.testing.assert_allclose(again, cond.unet.context, atol=1e-5)
     plain = jax.jit(lambda sd, ids: conditioning.encode(sd, sd.embed(ids), {"ids": ids}))(sd, sd.tokenize(["a cat"]))
-    np.testing.assert_allclose(plain, _conditioned(sd, sd.tokenize(["a cat"]))["context"], atol=1e-5)
+    np.testing.assert_allclose(plain, _conditioned(sd, sd.tokenize(["a cat"])).unet.context, atol=1e-5)
 
 
 def test_words_of_several_vectors_are_used_by_name(sd):
     grown = sd.add_word("<dog>", 3, "dog cat")
     for grammar, text in (("a1111", "a (<dog>:1.2)"), ("comfyui", "a (embedding:<dog>:1.2)")):
         _, cond, _ = conditioning.condition(grown, [text], grammar=grammar)
-        assert cond["ids"][0, 2:5].tolist() == [int(number) for number in grown.words["<dog>"]]
-        assert cond["weights"][0, 0, :7].tolist() == pytest.approx([1, 1, 1.2, 1.2, 1.2, 1, 1])
+        assert cond.words["text_encoder"]["ids"][0, 2:5].tolist() == [int(number) for number in grown.words["<dog>"]]
+        assert cond.words["text_encoder"]["weights"][0, 0, :7].tolist() == pytest.approx([1, 1, 1.2, 1.2, 1.2, 1, 1])
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_features_come_from_the_pretrained_unet(sd, key):
 
 
 def _inputs(sd, text):
-    cond = {**sd.condition(sd.tokenize([text])), "concept": jnp.full((1, 32, 32, 3), 0.3)}
+    cond = sd.condition(sd.tokenize([text])).with_own(concept=jnp.full((1, 32, 32, 3), 0.3))
     return jax.random.normal(jax.random.key(1), (1, 16, 16, 4)), jnp.array([300.0]), cond
 
 
@@ -147,9 +147,9 @@ def test_a_tower_that_trains_keeps_the_picture(sd, tmp_path):
     joined = method.join(frozen, trained)
     z, t, cond = _inputs(joined, "a *s")
     one, other = (
-        joined.denoise(z, t, {**cond, "concept": pixels})[0] for pixels in (data.single[None], 0 * data.single[None])
+        joined.denoise(z, t, cond.with_own(concept=pixels))[0] for pixels in (data.single[None], 0 * data.single[None])
     )
-    del cond["concept"]
+    cond = cond.replace(own={})
     assert np.array_equal(joined.denoise(z, t, cond)[0], one) and not np.array_equal(one, other)
     run_folder.export(method, frozen, trained, tmp_path / "out")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "e4t" / "concept.png")), picture)
@@ -212,7 +212,7 @@ def test_pictures_without_one_to_look_at_are_refused(sd, key):
     trained, frozen = method.split(sd, key)
     z, t, cond = _inputs(frozen, "a *s")
     with pytest.raises(ValueError, match="data.concept=''"):
-        method.join(frozen, trained).denoise(z, t, {k: v for k, v in cond.items() if k != "concept"})
+        method.join(frozen, trained).denoise(z, t, cond.replace(own={}))
 
 
 def test_reference_is_kept_where_it_is_not_of_the_parts_beside_it(sd, key, tmp_path):
@@ -263,7 +263,8 @@ def test_plain_model_runs_no_encoder_and_stands_for_the_same_word(sd, key, tmp_p
     z, t, cond = _inputs(frozen, "a *s")
     full = seen.denoise(z, t, cond)[0]
     far, near = (
-        float(jnp.abs(other.denoise(z, t, other.condition(cond["ids"]))[0] - full).max()) for other in (frozen, row)
+        float(jnp.abs(other.denoise(z, t, other.condition(cond.words["text_encoder"]["ids"]))[0] - full).max())
+        for other in (frozen, row)
     )
     assert near < far / 2
     sdjax.save(row, tmp_path / "plain")

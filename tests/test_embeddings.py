@@ -112,7 +112,7 @@ def test_words_that_are_tokens_take_their_place(word, tmp_path):
     assert theirs != text
 
     def contexts(sd, text, grammar):
-        return condition(sd, [text], grammar=grammar)[1]["context"]
+        return condition(sd, [text], grammar=grammar)[1].unet.context
 
     for grammar in ("plain", "a1111"):
         np.testing.assert_array_equal(contexts(ours, text, grammar), contexts(other, theirs, grammar))
@@ -180,8 +180,8 @@ def test_a_folder_with_words_of_every_prompt(tmp_path):
     sd = attach_embeddings(made("sd1")[1], ["a photo", "BAD  hands, blurry"], tmp_path, "a1111", say=lines.append)
     assert list(sd.tokenizer.words) == ["a", "bad hands"] and lines == []
     _, cond, negative = condition(sd, ["a photo"], ["BAD  hands, blurry"])
-    assert cond["ids"][0, 1:4].tolist() == list(sd.tokenizer.words["a"])
-    assert negative["ids"][0, 1:4].tolist() == list(sd.tokenizer.words["bad hands"])
+    assert cond.words["text_encoder"]["ids"][0, 1:4].tolist() == list(sd.tokenizer.words["a"])
+    assert negative.words["text_encoder"]["ids"][0, 1:4].tolist() == list(sd.tokenizer.words["bad hands"])
 
 
 def test_tables_grow_in_blocks(tmp_path):

@@ -158,10 +158,10 @@ def test_what_diffusers_wrote_computes_the_same_here(saved):
     np.testing.assert_array_equal(ids, theirs.tokenizer(TEXTS, **options).input_ids)
     cond = jax.jit(type(sd).condition)(sd, ids)
     context = theirs.text_encoder(torch.from_numpy(ids).long())[0]
-    close(cond["context"], context)
+    close(cond.unet.context, context)
     z = rng.standard_normal((2, 8, 8, theirs.unet.config.in_channels)).astype(np.float32)
     t = torch.tensor([7, 901])
-    prediction, _ = run(sd, "unet", z, jnp.array([7, 901]), cond["context"])
+    prediction, _ = run(sd, "unet", z, jnp.array([7, 901]), cond.unet.context)
     close(prediction, channels_last(theirs.unet(channels_first(z), t, context).sample))
     if sd.schedule.prediction_type != "epsilon":
         return  # the same autoencoder again
@@ -278,7 +278,7 @@ def test_placeholder_words_travel(folder, tmp_path):
     np.testing.assert_array_equal(again.tokenize(["a photo of <me>"])[0], theirs)
     with torch.no_grad():
         context = back.text_encoder(torch.tensor([theirs]))[0]
-    close(jax.jit(type(sd).condition)(again, again.tokenize(["a photo of <me>"]))["context"], context)
+    close(jax.jit(type(sd).condition)(again, again.tokenize(["a photo of <me>"])).unet.context, context)
 
 
 # ---- other spellings ---------------------------------------------------------------------------

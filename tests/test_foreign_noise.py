@@ -150,8 +150,8 @@ def test_a_seed_of_diffusers_gives_its_picture(tmp_path):
 
     ours = to_pictures(run(guided, cond, plan, start, fresh))
     theirs = pipe(
-        prompt_embeds=torch.from_numpy(np.array(cond["context"])), num_inference_steps=4, guidance_scale=5.0,
-        negative_prompt_embeds=torch.from_numpy(np.array(negative["context"])), height=32, width=32,
+        prompt_embeds=torch.from_numpy(np.array(cond.unet.context)), num_inference_steps=4, guidance_scale=5.0,
+        negative_prompt_embeds=torch.from_numpy(np.array(negative.unet.context)), height=32, width=32,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds], output_type="np",
     ).images  # fmt: skip
     assert np.abs(ours.astype(int) - np.round(theirs * 255).astype(int)).max() <= 1

@@ -154,7 +154,7 @@ class Breaks:
 
     def __call__(self, sd, z, t, i, cond):
         broken = (self.steps > 0) & (i + 1 >= self.steps)
-        return {**cond, "context": jnp.where(broken[:, None, None], jnp.inf, cond["context"])}, {}
+        return cond.with_unet(context=jnp.where(broken[:, None, None], jnp.inf, cond.unet.context)), {}
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler_a", "heun", "unipc"])

@@ -28,7 +28,7 @@ class Replaced(struct.PyTreeNode):
 
 
 class Tinted(struct.PyTreeNode):
-    """Adds `gain` times cond["tint"] [B] to what attention to the text gives."""
+    """Adds `gain` times cond.own["tint"] [B] to what attention to the text gives."""
 
     gain: object
 
@@ -37,7 +37,7 @@ class Tinted(struct.PyTreeNode):
         if part != "unet":
             assert cond is None
         elif at.method_name == "attend" and at.module.name == "attn2":
-            out = out + self.gain * cond["tint"][:, None, None, None]
+            out = out + self.gain * cond.own["tint"][:, None, None, None]
         return out
 
 
@@ -81,7 +81,7 @@ def test_every_part_has_a_core_of_attention(sd, part):
     if part == "vae":
         one, other = (x.decode(inputs(sd)[0]) for x in (sd, changed))
     else:
-        one, other = (x.condition(sd.tokenize(["a cat"]))["context"] for x in (sd, changed))
+        one, other = (x.condition(sd.tokenize(["a cat"])).unet.context for x in (sd, changed))
     assert hook.seen and not np.allclose(one, other, atol=1e-3)
 
 
@@ -90,7 +90,7 @@ def test_a_hook_reads_cond_and_learns(sd):
 
     @jax.jit
     def predict(gain, tint):
-        return sd.add(hooks=Tinted(gain)).denoise(z, t, {**cond, "tint": tint})[0]
+        return sd.add(hooks=Tinted(gain)).denoise(z, t, cond.with_own(tint=tint))[0]
 
     plain, same, tinted = predict(0.0, jnp.ones(2)), predict(1.0, jnp.zeros(2)), predict(1.0, jnp.array([0.0, 1.0]))
     np.testing.assert_allclose(same, plain, atol=1e-6)
@@ -102,8 +102,8 @@ def test_a_hook_reads_cond_and_learns(sd):
 
 def test_with_guidance_cond_has_the_rows_of_the_call(sd):
     z, t, cond = inputs(sd)
-    none = {**sd.condition(sd.tokenize([""] * 2)), "tint": jnp.zeros(2)}
-    tinted, cond = sd.add(hooks=Tinted(1.0)), {**cond, "tint": jnp.ones(2)}
+    none = sd.condition(sd.tokenize([""] * 2)).with_own(tint=jnp.zeros(2))
+    tinted, cond = sd.add(hooks=Tinted(1.0)), cond.with_own(tint=jnp.ones(2))
     guided = tinted.add(wrappers=Guidance(scale=1.0, negative=none))
     found, wanted = (jax.jit(lambda one=one: one.denoise(z, t, cond)[0])() for one in (guided, tinted))
     np.testing.assert_allclose(found, wanted, atol=1e-5)

@@ -78,7 +78,7 @@ def test_join_after_split_changes_nothing(method, parts):
     prompts = before.tokenize(["a photo of a face", "a cat in the snow"])
     z, t = jax.random.normal(jax.random.key(2), (2, 16, 16, 4)), jnp.array([10.0, 700.0])
     more = {"concept": batch(before)["concept"][:2]}
-    run = jax.jit(lambda sd: (sd.denoise(z, t, {**sd.condition(prompts), **more})[0], sd.decode(z)))
+    run = jax.jit(lambda sd: (sd.denoise(z, t, sd.condition(prompts).with_own(**more))[0], sd.decode(z)))
     for one, other in zip(run(before), run(after), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * float(jnp.abs(one).max()))
 

@@ -11,13 +11,14 @@ import pytest
 import sdjax.diffusion.schedule as noising
 from sdjax.diffusion.loss import diffusion_loss, snr_weight
 from sdjax.diffusion.schedule import Schedule
+from sdjax.models.cond import Cond, UNetInputs
 
 
 @dataclasses.dataclass
 class Fake:
     """What the loss asks of a model: `predict(z, t, cond)` is the network."""
 
-    predict: object = staticmethod(lambda z, t, cond: 0.5 * z * cond["context"].mean((1, 2))[:, None, None, None])
+    predict: object = staticmethod(lambda z, t, cond: 0.5 * z * cond.unet.context.mean((1, 2))[:, None, None, None])
     schedule: Schedule = Schedule()
     penalty: object = None
 
@@ -29,7 +30,7 @@ class Fake:
         return mean + std * jax.vmap(lambda k: jax.random.normal(k, (4, 4, 2)))(keys)
 
     def condition(self, ids):
-        return {"ids": ids, "context": jnp.ones((*ids.shape, 8)) * ids[..., None]}
+        return Cond(UNetInputs(jnp.ones((*ids.shape, 8)) * ids[..., None]))
 
     def denoise(self, z, t, cond, i=0):
         return self.predict(z, t, cond), {} if self.penalty is None else {"penalty": self.penalty(cond)}
@@ -69,7 +70,7 @@ def test_perfect_predictor_has_no_loss(prediction, batch):
 
     def oracle(z_t, t, cond):  # the clean latent is known here: pixels encode without noise
         seen.update(t=t)
-        z = cond["pixels"][:, ::2, ::2]
+        z = batch["pixels"][:, ::2, ::2]
         return noising.from_x0(schedule, z, z_t, t)
 
     sd = Fake(predict=oracle, schedule=schedule)

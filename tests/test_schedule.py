@@ -10,7 +10,6 @@ import pytest
 import sdjax.diffusion.schedule as noising
 from sdjax.diffusion.schedule import Schedule
 from sdjax.diffusion.wrappers import (
-    ExtraChannels,
     Guidance,
     KnownRegion,
     Threshold,
@@ -18,6 +17,7 @@ from sdjax.diffusion.wrappers import (
     rescaled,
     thresholded,
 )
+from sdjax.models.cond import Cond, UNetInputs
 
 SD15 = {  # scheduler/scheduler_config.json of Stable Diffusion 1.5
     "_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -107,14 +107,14 @@ def test_fractional_times_meet_integer_ones():
 
 def predict(z, t, cond):
     """A stand-in for the network: reads the first channels of z, t and the context of each row."""
-    return jnp.tanh(z[..., :2] * cond["context"].mean((1, 2))[:, None, None, None] + t[:, None, None, None] / 1000)
+    return jnp.tanh(z[..., :2] * cond.unet.context.mean((1, 2))[:, None, None, None] + t[:, None, None, None] / 1000)
 
 
 @pytest.fixture
 def scene(key):
     z, context, empty = (jax.random.normal(k, s) for k, s in zip(
         jax.random.split(key, 3), [(3, 4, 4, 2), (3, 5, 6), (3, 5, 6)], strict=True))  # fmt: skip
-    return z, jnp.array([900.0, 500.0, 10.0]), {"context": context}, {"context": empty}
+    return z, jnp.array([900.0, 500.0, 10.0]), Cond(UNetInputs(context)), Cond(UNetInputs(empty))
 
 
 def test_guidance_is_its_formula_and_does_not_recompile(scene):
@@ -175,19 +175,18 @@ def test_threshold_acts_on_what_the_prediction_stands_for(prediction, scene):
 
 def test_keys_of_one_side_serve_both(scene):
     z, t, cond, negative = scene
-    extra = jnp.arange(3.0)[:, None, None, None] * jnp.ones((3, 4, 4, 5))
+    rows = jnp.arange(3.0)
     seen = []
 
     def call(z, t, cond):
-        seen.append((z.shape, cond["extra"][:, 0, 0, 0]))
+        seen.append(cond)
         return predict(z, t, cond)
 
-    def inner(z, t, cond):
-        return ExtraChannels()(None, call, z, t, cond)
-
-    Guidance(2.0, negative)(None, inner, z, t, {**cond, "extra": extra})
-    assert seen[0][0] == (6, 4, 4, 7)
-    np.testing.assert_array_equal(seen[0][1], [0, 1, 2, 0, 1, 2])
+    told = cond.with_unet(channels=rows[:, None, None, None] * jnp.ones((3, 4, 4, 5))).with_own(tint=rows)
+    Guidance(2.0, negative.with_unet(labels=7 * jnp.ones(3, jnp.int32)))(None, call, z, t, told)
+    np.testing.assert_array_equal(seen[0].unet.channels[:, 0, 0, 0], [0, 1, 2, 0, 1, 2])
+    np.testing.assert_array_equal(seen[0].own["tint"], [0, 1, 2, 0, 1, 2])
+    np.testing.assert_array_equal(seen[0].unet.labels, [7] * 6)
 
 
 def test_mask_channels_order():

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from sdjax import tasks, trees
-from sdjax.diffusion.wrappers import ExtraChannels
 from sdjax.formats import pipeline
 from sdjax.methods.full import Full
 from sdjax.tasks.inpainting import WHOLE, hole
@@ -43,7 +42,7 @@ def test_a_widened_model_computes_as_before(task, sd):
     cond = sd.condition(batch["ids"])
     before, _ = sd.denoise(z, t, cond)
     more = task.inputs(made, batch, jax.random.key(2))
-    after, _ = made.add(wrappers=ExtraChannels()).denoise(z, t, {**cond, **more})
+    after, _ = made.denoise(z, t, more.over(cond))
     np.testing.assert_allclose(before, after, atol=2e-5 * float(jnp.abs(before).max()))
 
 

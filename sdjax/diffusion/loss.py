@@ -21,6 +21,9 @@ from sdjax import trees
 from sdjax.diffusion import schedule as noising
 from sdjax.diffusion.model import Model
 from sdjax.diffusion.schedule import Schedule, add_noise, snr
+from sdjax.models.cond import Cond
+
+LOSS_ALONE = ("pixels", "moments", "ids", "index", "weight", "mask")  # of a batch: no concern of the network
 
 
 def squared(prediction: Float[Array, "B ..."], target: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
@@ -39,6 +42,7 @@ def diffusion_loss(
     weighting: Callable | None = None,
     regularisers: Sequence[Callable] = (),
     noise_offset: float = 0.0,
+    told: Cond = Cond(),  # noqa: B008 a frozen value
 ) -> tuple[Array, dict[str, Array]]:
     """Returns (mean over the batch of weight * (weighting * error + penalty), metrics), all float32.
 
@@ -52,7 +56,8 @@ def diffusion_loss(
     noise_offset: standard deviation of a constant added to each channel's noise, 0.05 to 0.1 for darker and brighter
     pictures.
     batch: "pixels" [B H W 3] or "moments" [B h w 2c] (mean and log-variance of the unscaled latent), "ids" [B L],
-    "index" [B], "weight" [B] if not all 1; whatever else it holds goes to the conditioners and wrappers through cond.
+    "index" [B], "weight" [B] if not all 1; whatever else it holds goes to the conditioners and wrappers in cond.own.
+    told: what the task tells the network beside the words.
     """
     k_latent, k_time, k_noise, k_offset = jax.random.split(key, 4)
     index, schedule = batch["index"], sd.schedule
@@ -63,7 +68,8 @@ def diffusion_loss(
     if noise_offset:
         noise += noise_offset * draw(trees.example_keys(k_offset, index), (1,) * (z.ndim - 2) + z.shape[-1:])
 
-    cond = {**batch, **sd.condition(batch["ids"])}
+    own = {name: value for name, value in batch.items() if name not in LOSS_ALONE}
+    cond = told.over(sd.condition(batch["ids"])).with_own(**own)
     z_t = add_noise(schedule, z, noise, t)
     prediction, aux = sd.denoise(z_t, t, cond, i=0)
     wrong = masked_mean(error(prediction.astype(jnp.float32), target(schedule, z, noise, t)), batch.get("mask"))
@@ -85,7 +91,8 @@ def preservation(strength: float) -> Callable:
     def regulariser(sd, z_t, t, cond, prediction):
         parts = {part: trees.merge(sd.parts[part], tree) for part, tree in sd.reference["base"].items()}
         base = sd.with_parts(**parts)
-        before, _ = base.denoise(z_t, t, {**cond, **base.condition(cond["ids"])}, i=0)
+        told = base.condition(cond.words["text_encoder"]["ids"]).over(cond)
+        before, _ = base.denoise(z_t, t, told, i=0)
         return strength * masked_mean(squared(prediction, jax.lax.stop_gradient(before)))
 
     return regulariser

@@ -5,7 +5,8 @@ from typing import Any, Protocol
 
 from jaxtyping import Array, Float, Int, Key, Num
 
-Cond = dict[str, Any]  # what the network is told beside latent and time; the first axis of every array is the batch
+from sdjax.models.cond import Cond
+
 # (z, t, cond) -> prediction: all that lies further inside than a wrapper
 Predict = Callable[[Float[Array, "B h w c"], Num[Array, " B"], Cond], Float[Array, "B h w c"]]
 

@@ -1,13 +1,12 @@
-"""What stands around the network while sampling: mask paste-back, thresholds, guidance, ControlNets, extra channels.
+"""What stands around the network while sampling: mask paste-back, thresholds, guidance, ControlNets.
 
 A wrapper is called as wrapper(sd, call, z, t, cond) -> prediction, where call(z, t, cond) is all that lies further
 inside; `rank` sorts wrappers, 0 is outermost.  Wrappers are pytrees: their arrays are arguments of the compiled
-function, so another guidance scale or mask does not recompile.  cond is a dict of arrays whose first axis is the
-batch; a negative prompt is a whole cond.
+function, so another guidance scale or mask does not recompile.  A negative prompt is a whole Cond.
 
     sd = sd.add(wrappers=Guidance(scale=7.5, negative=sd.condition(sd.tokenize([""]))))
 
-Shapes: B batch, h w latent pixels, c latent channels, E extra channels.
+Shapes: B batch, h w latent pixels, c latent channels.
 """
 
 from typing import Any
@@ -22,17 +21,17 @@ from sdjax.diffusion import schedule
 from sdjax.diffusion.model import Cond, Model, Predict
 from sdjax.models import hooks
 
-PASTE_BACK, THRESHOLD, GUIDANCE, CONTROLNET, EXTRA_CHANNELS = range(5)  # ranks, outermost first
+PASTE_BACK, THRESHOLD, GUIDANCE, CONTROLNET = range(4)  # ranks, outermost first
 
 
 class Guidance(struct.PyTreeNode):
     """Classifier-free guidance, negative + scale (positive - negative), in one call of 2B rows (negative rows first).
 
     scale, rescale: one number, or one per example [B].
-    negative: a cond of B rows; keys that only one side has are taken from the other.  A conditioner may change some of
-    it in a step: cond["negative"] goes before it.
-    Several prompts at once: cond["also"] is a tuple of further conds, cond["share"] [B prompts] their weights w, the
-    first one's included; positive is then negative + sum of w (their prediction - negative), in one call of all rows.
+    negative: a Cond of B rows; what only one side has is taken from the other.  A conditioner may change some of it in
+    a step: cond.negative goes before it.
+    Several prompts at once: cond.also is a tuple of further Conds, cond.share [B prompts] their weights w, the first
+    one's included; positive is then negative + sum of w (their prediction - negative), in one call of all rows.
     rescale: 0 to 1, how far the result gets the standard deviation of the positive prediction (0.7 in the paper).
     first, last: guidance acts at times first <= t <= last, elsewhere the prediction is the positive one.
     Source: Ho and Salimans 2022, equation 6; rescale: Lin et al. 2023, section 3.4; interval: Kynkäänniemi et al. 2024;
@@ -40,7 +39,7 @@ class Guidance(struct.PyTreeNode):
     """
 
     scale: Any
-    negative: dict
+    negative: Any
     rescale: Any = 0.0
     first: Any = 0.0
     last: Any = jnp.inf
@@ -49,10 +48,9 @@ class Guidance(struct.PyTreeNode):
     def __call__(
         self, sd: Model, call: Predict, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond
     ) -> Float[Array, "B h w c"]:
-        cond = dict(cond)
-        unwanted = {**self.negative, **cond.pop("negative", {})}
-        also, share = cond.pop("also", ()), cond.pop("share", None)
-        conds = [{**cond, **unwanted}, *({**unwanted, **cond, **one} for one in ({}, *also))]
+        unwanted, share = self.negative if cond.negative is None else cond.negative.over(self.negative), cond.share
+        wanted = cond.over(unwanted)
+        conds = [unwanted.over(cond), wanted, *(one.over(wanted) for one in cond.also)]
         count = len(conds)
         negative, positive, *others = jnp.split(call(_stack(*[z] * count), _stack(*[t] * count), _stack(*conds)), count)
         if share is not None:
@@ -135,9 +133,9 @@ class KnownRegion(struct.PyTreeNode):
 class ControlNet(struct.PyTreeNode):
     """Adds what a ControlNet makes of its picture to the maps of the UNet; several add up.
 
-    cond["control"][name] holds "hint", pictures [B H W 3] in [0, 1], and "weight" [B], 1 where it is absent.  Where no
-    weight is other than 0 the network does not run.
-    guess: acts only where cond["positive"] [B] is 1, and less on fine maps (see guess_scales).
+    cond.own[name] holds "hint", pictures [B H W 3] in [0, 1], and "weight" [B], 1 where it is absent.  Where no weight
+    is other than 0 the network does not run.
+    guess: acts only where cond.own["positive"] [B] is 1, and less on fine maps (see guess_scales).
     network: the Linen module of params.
     """
 
@@ -150,9 +148,9 @@ class ControlNet(struct.PyTreeNode):
     def __call__(
         self, sd: Model, call: Predict, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond
     ) -> Float[Array, "B h w c"]:
-        own = cond["control"][self.name]
-        weight = own.get("weight", jnp.ones(len(z))) * (cond["positive"] if self.guess else 1)
-        inputs = z, t, cond["context"], own["hint"], cond.get("class_labels")
+        own = cond.own[self.name]
+        weight = own.get("weight", jnp.ones(len(z))) * (cond.own["positive"] if self.guess else 1)
+        inputs = z, t, cond.unet.context, own["hint"], cond.unet.labels
 
         def run(inputs):
             maps, middle = hooks.apply("controlnet", self.network, self.params, sd.hooks, *inputs, cond=cond)
@@ -167,9 +165,9 @@ class ControlNet(struct.PyTreeNode):
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, inputs))
 
         made = jax.lax.cond(jnp.any(weight != 0), run, nothing, inputs)
-        if "residuals" in cond:
-            made = jax.tree.map(jnp.add, cond["residuals"], made)
-        return call(z, t, {**cond, "residuals": made})
+        if cond.unet.residuals is not None:
+            made = jax.tree.map(jnp.add, cond.unet.residuals, made)
+        return call(z, t, cond.with_unet(residuals=made))
 
 
 def guess_scales(count: int) -> Float32[np.ndarray, " count"]:
@@ -178,22 +176,6 @@ def guess_scales(count: int) -> Float32[np.ndarray, " count"]:
     Source: the ControlNet repository's guess mode, and diffusers' torch.logspace(-1, 0, count).
     """
     return np.logspace(-1, 0, count, dtype=np.float32)
-
-
-class ExtraChannels(struct.PyTreeNode):
-    """Channels that the network reads beside the latent: cond[name] [B h w E] behind z, as they are at every time.
-
-    9-channel inpainting: `mask_channels`, E = 5.  x4 upscaler: the noisy low-resolution picture, E = 3, with its noise
-    level in cond["class_labels"].  Guidance doubles cond, so both of its halves see the same channels.
-    """
-
-    name: str = struct.field(pytree_node=False, default="extra")
-    rank: int = struct.field(pytree_node=False, default=EXTRA_CHANNELS)
-
-    def __call__(
-        self, sd: Model, call: Predict, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond
-    ) -> Float[Array, "B h w c"]:
-        return call(jnp.concatenate([z, cond[self.name].astype(z.dtype)], axis=-1), t, cond)
 
 
 def mask_channels(mask: Num[Array, "B h w 1"], masked_z: Float[Array, "B h w c"]) -> Float[Array, "B h w 1+c"]:

@@ -168,15 +168,13 @@ class Encoder(struct.PyTreeNode):
         vector = row + self.scale * move
 
         def told(one):
-            emb = sd.embed(one["ids"])  # [B L C]
-            emb = jnp.where((one["ids"] == self.word[0])[..., None], vector[:, None].astype(emb.dtype), emb)
-            return {**one, "context": conditioning.encode(sd, emb, one, self.skip)}
+            words = one.words[conditioning.ENCODER]
+            emb = sd.embed(words["ids"])  # [B L C]
+            emb = jnp.where((words["ids"] == self.word[0])[..., None], vector[:, None].astype(emb.dtype), emb)
+            return one.with_unet(context=conditioning.encode(sd, emb, words, self.skip))
 
-        cond = told(cond)
-        if "also" in cond:
-            cond["also"] = tuple(told(one) for one in cond["also"])
-        if "negative" in cond:
-            cond["negative"] = told(cond["negative"])
+        negative = None if cond.negative is None else told(cond.negative)
+        cond = told(cond).replace(also=tuple(map(told, cond.also)), negative=negative)
         return cond, {"penalty": self.penalty * jnp.sum(move**2, axis=1)}
 
     def offset(self, sd, z, t, cond):
@@ -208,9 +206,9 @@ class Encoder(struct.PyTreeNode):
 
 def _concept(sd, cond):
     """Returns the pictures to look at, [B H W 3]: each row's own, else the one of the run."""
-    if "concept" not in cond and "concept" not in sd.reference:
+    if "concept" not in cond.own and "concept" not in sd.reference:
         raise ValueError("data.concept='': the encoder needs one picture, or with several 'same' or 'other'")
-    return cond["concept"] if "concept" in cond else sd.reference["concept"][None]
+    return cond.own["concept"] if "concept" in cond.own else sd.reference["concept"][None]
 
 
 def _linear(layer, x):

@@ -2,7 +2,7 @@
 
 A hook is a pytree with `intercept(part, layer, args, kwargs, at, cond) -> output`, where `part` is "unet",
 "text_encoder", ..., `layer` the next call, `at` Flax's context (`at.module.name`, `at.module.path`, `at.method_name`)
-and `cond` what the denoising step is conditioned on, a dict of arrays with the rows of this call; None outside of one.
+and `cond` what the denoising step is conditioned on, a Cond with the rows of this call; None outside of one.
 
 The core of every attention is such a call too: at.method_name is "attend", args are q [B N heads d], k, v [B M heads d]
 and, for a text, a mask; so is the output [B N heads d].
@@ -14,8 +14,10 @@ from typing import Any
 
 import flax.linen as nn
 
+from sdjax.models.cond import Cond
 
-def apply(part: str, network: Any, params: Any, hooks: tuple, *args, cond: dict | None = None, **kwargs) -> Any:
+
+def apply(part: str, network: Any, params: Any, hooks: tuple, *args, cond: Cond | None = None, **kwargs) -> Any:
     """Returns network.apply(params, ...) with every hook around every layer, the first hook outermost."""
     with contextlib.ExitStack() as stack:
         for hook in hooks:
@@ -23,6 +25,6 @@ def apply(part: str, network: Any, params: Any, hooks: tuple, *args, cond: dict 
         return network.apply({"params": params}, *args, **kwargs)
 
 
-def _around(hook: Any, part: str, cond: dict | None) -> Callable:
+def _around(hook: Any, part: str, cond: Cond | None) -> Callable:
     """Returns a hook's interceptor as Flax calls it."""
     return lambda layer, args, kwargs, at: hook.intercept(part, layer, args, kwargs, at, cond)

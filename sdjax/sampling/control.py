@@ -87,8 +87,8 @@ class Steps(struct.PyTreeNode):
     def __call__(
         self, sd: StableDiffusion, z: Float[Array, "B h w c"], t: Num[Array, " B"], i: Int[Array, ""] | int, cond: Cond
     ) -> tuple[Cond, dict[str, Any]]:
-        own = {**cond["control"][self.name], "weight": jnp.broadcast_to(jnp.asarray(self.weights)[i], len(z))}
-        return {**cond, "control": {**cond["control"], self.name: own}}, {}
+        weight = jnp.broadcast_to(jnp.asarray(self.weights)[i], len(z))
+        return cond.with_own(**{self.name: {**cond.own[self.name], "weight": weight}}), {}
 
 
 def attach(
@@ -102,18 +102,18 @@ def attach(
     for i, control in enumerate(controls):
         if control.picture is None:
             raise ValueError("a ControlNet without a picture: expected control.on(picture)")
-        config, name, count = control.network.config, f"{i}", len(cond["context"])
-        width = cond["context"].shape[-1]
+        config, name, count = control.network.config, f"control.{i}", len(cond.unet.context)
+        width = cond.unet.context.shape[-1]
         if config.unet.cross_attention_dim != width:
             raise ValueError(
                 f"ControlNet for texts of width {config.unet.cross_attention_dim}: the model's are {width} wide"
             )
         hint = jnp.asarray(resize.fitted(control.picture, count, size, control.resize), jnp.float32) / 255
-        own = {"hint": hint, "weight": jnp.zeros(count)}
-        cond = {**cond, "control": {**cond.get("control", {}), name: own}}
+        cond = cond.with_own(**{name: {"hint": hint, "weight": jnp.zeros(count)}})
         wrapper = ControlNet(control.params, name, control.network, control.guess)
         sd = sd.add(wrappers=wrapper, conditioners=Steps(control.weights(steps), name))
     if any(control.guess for control in controls):
-        cond = {**cond, "positive": jnp.ones(len(cond["context"]))}
-        negative = negative if negative is None else {**negative, "positive": jnp.zeros(len(cond["context"]))}
+        count = len(cond.unet.context)
+        cond = cond.with_own(positive=jnp.ones(count))
+        negative = negative if negative is None else negative.with_own(positive=jnp.zeros(count))
     return sd, cond, negative

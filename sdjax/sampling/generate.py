@@ -23,8 +23,9 @@ from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
 from sdjax.diffusion.samplers.plan import begin, guided_times, sample, tabulate, walk
-from sdjax.diffusion.wrappers import ExtraChannels, Guidance, Threshold, mask_channels
+from sdjax.diffusion.wrappers import Guidance, Threshold, mask_channels
 from sdjax.images.resize import fitted, pad
+from sdjax.models.cond import Cond, UNetInputs
 from sdjax.runtime import replicas
 from sdjax.sampling import control, finite, foreign_noise, memory, settings, slerp, tiles
 from sdjax.sampling.fields import Size, fields, make, understood
@@ -228,11 +229,11 @@ def between(
     shape, share, made = latent_shape(sd, way.size), np.linspace(0, 1, frames, dtype=np.float32), []
     seeds = way.seed, way.seed if way.to_seed is None else way.to_seed
     low, high = (Job((dataclasses.replace(way, seed=seed),)).start_noise(shape) for seed in seeds)
-    texts = [] if first == last else [words(sd, [text], way.clip_skip)["context"] for text in (first, last)]
+    texts = [] if first == last else [words(sd, [text], way.clip_skip).unet.context for text in (first, last)]
     for done in range(0, frames, count):
         places = np.minimum(np.arange(done, done + count), frames - 1)  # one shape: nothing compiles for the rest
         part = share[places][:, None, None]
-        cond = {"context": (1 - part) * texts[0] + part * texts[1]} if texts else None
+        cond = Cond(UNetInputs((1 - part) * texts[0] + part * texts[1])) if texts else None
         some = Job((way,) * len(places), progress=progress, watch=watch)
         made.append(decode(sd, run(sd, some, slerp.slerp(low, high, part[..., None]), cond=cond)))
     return np.concatenate(made)[:frames]
@@ -290,18 +291,18 @@ def decode(sd, z):
 # ---- sampling ------------------------------------------------------------------------------------
 
 
-def run(sd, job, start, *, z=None, skipped=0, cond=None, extra=None, region=None, before=None):
+def run(sd, job, start, *, z=None, skipped=0, cond=None, region=None, before=None):
     """Returns the scaled latents [B h w c] that a job leads to.
 
     start: standard normal noise [B h w c].  z: the latents that image-to-image begins with, `skipped` steps late.
-    cond: what to add to the prompts' own, for both sides of guidance.  extra: channels for a network that reads more
-    than the latent [B h w E].  region: a KnownRegion of B pictures.  before: steps of a first pass that this follows.
+    cond: what goes before the prompts' own Cond, for both sides of guidance.  region: a KnownRegion of B pictures.
+    before: steps of a first pass that this follows.
     Prompts of several sizes (prompt.sizes) are made one size after the other, each filled up to B, so that none is
     padded for another and one program of each size serves all batches.
     Raises ValueError for an unknown sampler or schedule, for extra channels that the network does not take, for what
     does not fit into memory, and where a latent is not finite, naming the step.
     """
-    rows = {"start": start, "z": z, "cond": cond, "extra": extra, "region": region}
+    rows = {"start": start, "z": z, "cond": cond, "region": region}
     groups = _groups(sd, job, before)
     if len(groups) == 1:
         return _run(sd, job, **rows, skipped=skipped, before=before)
@@ -340,7 +341,7 @@ def _seen(one, places):
     return dataclasses.replace(one, picture=[one.picture[i] for i in places])
 
 
-def _run(sd, job, start, z, cond, extra, region, *, skipped, before):
+def _run(sd, job, start, z, cond, region, *, skipped, before):
     shared = job.settings
     churn = shared.churn, shared.churn_low, shared.churn_high, shared.churn_noise
     plan = tabulate(sd.schedule, shared.sampler, shared.steps, shared.schedule, shared.eta, skipped, churn)
@@ -352,10 +353,8 @@ def _run(sd, job, start, z, cond, extra, region, *, skipped, before):
     if region is not None:
         sd = sd.add(wrappers=region)
     sd, own, negative = _texts(sd, job, before)
-    cond = {**own, **(cond or {})}
-    extra = _extra_channels(sd, job, start, extra)
-    if extra is not None:
-        sd, cond["extra"] = sd.add(wrappers=ExtraChannels()), extra
+    cond = own if cond is None else cond.over(own).replace(also=own.also, share=own.share, negative=own.negative)
+    cond = cond.with_unet(channels=_extra_channels(sd, job, start, cond.unet.channels))
     size = tuple(side * sd.factor for side in sides)
     sd, cond, negative = control.attach(sd, job.control, cond, negative, int(plan.steps), size)
     if negative is not None:
@@ -407,7 +406,7 @@ def _look(sd, state, done, steps, watch):
 def _texts(sd, job, before):
     """Returns (sd, cond, negative), negative None without guidance."""
     if "text_encoder" not in sd.parts:  # LDM-SR reads no words
-        return sd, {}, None
+        return sd, Cond(), None
     shared, prompts, negative = job.settings, job.each("prompt"), job.each("negative_prompt")
     layers = sd.networks["text_encoder"].config.num_hidden_layers
     if shared.clip_skip > layers:
@@ -421,12 +420,14 @@ def _texts(sd, job, before):
     if job.guided:
         unwanted = words(sd, negative, shared.clip_skip)
     learned = [c.word for c in sd.conditioners if hasattr(c, "word")]
-    if unwanted is not None and any(np.isin(unwanted["ids"], word).any() for word in learned):
-        cond = {**cond, "negative": unwanted}  # what a conditioner makes anew in every step
+    if unwanted is not None and any(
+        np.isin(unwanted.words[conditioning.ENCODER]["ids"], word).any() for word in learned
+    ):
+        cond = cond.replace(negative=unwanted)  # what a conditioner makes anew in every step
     return sd, cond, unwanted
 
 
-def words(sd: StableDiffusion, prompts: Sequence[str], clip_skip: int = 1) -> dict[str, Any]:
+def words(sd: StableDiffusion, prompts: Sequence[str], clip_skip: int = 1) -> Cond:
     """Returns the cond of a list of prompts."""
     return _condition(sd.bare, sd.tokenize(prompts), clip_skip - 1)
 

@@ -144,17 +144,17 @@ def painted(
     whole, hidden = pad(pixels, sd.factor), pad(holes, sd.factor)
     generate.latent_shape(sd, whole.shape[1:3])
     knows_masks = sd.networks["unet"].config.in_channels > sd.networks["vae"].config.latent_channels
-    z, extra = None, None
+    z, cond = None, None
     if strength < 1 or not knows_masks:
         z = generate.encode(sd, whole, job.keys)
     if knows_masks:
         encode = {"encode": lambda masked: generate.encode(sd, masked, job.keys)}
-        extra = Inpainting().given(sd, whole, hidden, encode)["extra"]
+        cond = Inpainting().given(sd, whole, hidden, encode)
     shape = (whole.shape[1] // sd.factor, whole.shape[2] // sd.factor, sd.networks["vae"].config.latent_channels)
     noise = job.start_noise(shape)
     region = None if knows_masks else KnownRegion(_any(hidden, sd.factor), z, noise)
     z = z if strength < 1 else None
-    made = generate.decode(sd, generate.run(sd, job, noise, z=z, skipped=skipped, extra=extra, region=region))
+    made = generate.decode(sd, generate.run(sd, job, noise, z=z, skipped=skipped, cond=cond, region=region))
     return made[:, : pixels.shape[1], : pixels.shape[2]]
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.images.resize import fitted
+from sdjax.models.cond import Cond
 from sdjax.sampling import generate, memory, settings, tiles
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion, to_pixels
@@ -57,13 +58,13 @@ def enlarged(sd: StableDiffusion, job: generate.Job, pictures: Any) -> generate.
     if "text_encoder" not in sd.parts:
         if shared.guidance != 1:
             raise SettingError("guidance", shared.guidance, "1", "LDM-SR reads no words to be guided by")
-        return _enlarged(sd, job, small, {})
+        return _enlarged(sd, job, small, Cond())
     if sd.networks["unet"].config.num_class_embeds is None:
         raise ValueError("the UNet takes no noise level: expected an upscaler")
     level = jnp.full(len(small), shared.noise_level, jnp.int32)
     noise = generate.picture_noise(job.keys, small.shape[1:])
     cond = Upscaling().given(sd, small, None, {"noise": noise, "noise_level": level})
-    return _enlarged(sd, job, cond.pop("extra"), cond)
+    return _enlarged(sd, job, cond.unet.channels, cond)
 
 
 def suited(sd: StableDiffusion, picture: settings.Upscale) -> settings.Upscale:
@@ -85,7 +86,7 @@ def _enlarged(sd, job, low, cond):
 
     def part(both):
         start, seen = both[..., : noise.shape[-1]], both[..., noise.shape[-1] :]
-        return generate.run(sd, job, start, cond=cond, extra=seen)
+        return generate.run(sd, job, start, cond=cond.with_unet(channels=seen))
 
     whole, (tile, overlap) = jnp.concatenate([noise, low], axis=-1), (job.settings.tile, job.settings.overlap)
     return generate.decode(sd, part(whole) if tile is None else jnp.asarray(tiles.over(part, whole, tile, overlap)))

@@ -18,9 +18,10 @@ from jaxtyping import Bool
 
 from sdjax import trees
 from sdjax.diffusion.wrappers import mask_channels
+from sdjax.models.cond import Cond
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.tasks.task import Cond, Task, channels, widened
+from sdjax.tasks.task import Task, channels, widened
 
 WHOLE = 0.25  # share of pictures that are wholly a hole
 
@@ -43,7 +44,7 @@ class Inpainting(Task):
         return widened(sd, 2 * latent + 1)
 
     def inputs(self, sd: StableDiffusion, batch: Mapping[str, Array], key: Array) -> Cond:
-        """Returns {"extra" [B h w c+1]} of holes that are drawn anew for every example at every step."""
+        """Returns a Cond of channels [B h w c+1], of holes that are drawn anew for every example at every step."""
         k_hole, k_latent = (trees.example_keys(k, batch["index"]) for k in jax.random.split(key))
         pixels = batch["pixels"]
         _, height, width, _ = pixels.shape
@@ -51,7 +52,7 @@ class Inpainting(Task):
         return self.given(sd, pixels, holes, {"encode": lambda masked: sd.encode(masked, k_latent)})
 
     def given(self, sd: StableDiffusion, pictures: Any, masks: Any, settings: Mapping[str, Any]) -> Cond:
-        """Returns {"extra" [B h w c+1]}.
+        """Returns a Cond of channels [B h w c+1].
 
         pictures: uint8 or float in [-1, 1] [B H W 3]; masks: bool [B H W], True where to paint.
         settings: {"encode": function from such pictures to scaled latents}.
@@ -59,7 +60,7 @@ class Inpainting(Task):
         grey, where = (0.0, jnp.where) if jnp.issubdtype(pictures.dtype, jnp.floating) else (127.5, np.where)
         masked = settings["encode"](where(masks[..., None], grey, pictures).astype(np.float32))
         mask = jnp.asarray(masks[:, :: sd.factor, :: sd.factor, None], jnp.float32)
-        return {"extra": mask_channels(mask, masked)}
+        return Cond().with_unet(channels=mask_channels(mask, masked))
 
 
 def hole(key: Array, size: tuple[int, int]) -> Bool[Array, "H W"]:

@@ -14,9 +14,8 @@ import numpy as np
 from jax import Array
 
 from sdjax import trees
+from sdjax.models.cond import Cond
 from sdjax.stable_diffusion import StableDiffusion
-
-Cond = dict[str, Array]
 
 
 class Task(Protocol):
@@ -42,7 +41,7 @@ class Task(Protocol):
         ...
 
     def inputs(self, sd: StableDiffusion, batch: Mapping[str, Array], key: Array) -> Cond:
-        """Returns what training adds to a batch's cond: "extra" [B h w E] channels, "class_labels" [B].
+        """Returns what training tells the UNet beside the words: channels [B h w E], labels [B].
 
         Draws belong to the example: fold_in(key, batch["index"]).
         """

@@ -5,9 +5,10 @@ from typing import Any
 
 from jax import Array
 
+from sdjax.models.cond import Cond
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.tasks.task import Cond, Task, channels
+from sdjax.tasks.task import Task, channels
 
 
 class TextToImage(Task):
@@ -27,9 +28,9 @@ class TextToImage(Task):
         return sd
 
     def inputs(self, sd: StableDiffusion, batch: Mapping[str, Array], key: Array) -> Cond:
-        """Returns {}."""
-        return {}
+        """Returns an empty Cond."""
+        return Cond()
 
     def given(self, sd: StableDiffusion, pictures: Any, masks: Any, settings: Mapping[str, Any]) -> Cond:
-        """Returns {}."""
-        return {}
+        """Returns an empty Cond."""
+        return Cond()

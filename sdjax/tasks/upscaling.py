@@ -15,9 +15,10 @@ from jax import Array
 
 from sdjax import trees
 from sdjax.diffusion.schedule import add_noise
+from sdjax.models.cond import Cond
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.tasks.task import Cond, Task, channels, tiles, widened
+from sdjax.tasks.task import Task, channels, tiles, widened
 
 LEVELS = 350  # of noise on the small picture in training; max_noise_level of the original's config
 CLASSES = 1000  # rows of the embedding of levels; num_classes there
@@ -49,7 +50,7 @@ class Upscaling(Task):
         return sd.with_networks(unet=network).with_parts(unet={**sd.parts["unet"], **levels})
 
     def inputs(self, sd: StableDiffusion, batch: Mapping[str, Array], key: Array) -> Cond:
-        """Returns {"extra" [B h w 3], "class_labels" [B]}."""
+        """Returns a Cond of channels [B h w 3] and labels [B]."""
         k_level, k_noise = (trees.example_keys(k, batch["index"]) for k in jax.random.split(key))
         small = tiles(batch["pixels"], sd.factor)
         level = jax.vmap(lambda k: jax.random.randint(k, (), 0, LEVELS))(k_level)
@@ -57,10 +58,10 @@ class Upscaling(Task):
         return self.given(sd, small, None, {"noise": noise, "noise_level": level})
 
     def given(self, sd: StableDiffusion, pictures: Any, masks: Any, settings: Mapping[str, Any]) -> Cond:
-        """Returns {"extra" [B h w 3], "class_labels" [B]}.
+        """Returns a Cond of channels [B h w 3] and labels [B].
 
         pictures: float in [-1, 1] [B h w 3].  settings: {"noise": standard normal [B h w 3], "noise_level": int [B]}.
         """
         level = settings["noise_level"]
         low = add_noise(sd.low_schedule or sd.schedule, pictures, settings["noise"], level)
-        return {"extra": low, "class_labels": level}
+        return Cond().with_unet(channels=low, labels=level)

@@ -31,10 +31,12 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Float32, Int, Int32, Num
 
+from sdjax.models.cond import Cond, UNetInputs
 from sdjax.text import grammars
 from sdjax.text.tokenizer import Tokenizer
 
 GRAMMARS = ("plain", "a1111", "comfyui")
+ENCODER = "text_encoder"  # whose words these are
 WEIGHTINGS = ("a1111", "comfyui")
 BACKTRACK = 20  # tokens: a text after a comma so near to a chunk's end moves to the next; A1111's default
 WHOLE = 8  # tokens: ComfyUI breaks only stretches of one weight of so many and more at a chunk's end
@@ -213,12 +215,12 @@ def condition(
     grammar: str = "a1111",
     weighting: str | None = None,
     before: int | None = None,
-) -> tuple[M, dict[str, Any], dict[str, Any] | None]:
+) -> tuple[M, Cond, Cond | None]:
     """Returns (sd, cond, negative): what sd.denoise takes for these prompts, one picture each.
 
-    sd holds a conditioner that puts the texts of step i into cond, where the grammar has such.  cond: {"ids" [B N],
-    "weights" [B n L], "context" [B N C]} of step 0; with AND also {"also": such dicts, "share": weights [B parts]} and
-    then Guidance is needed, with scale 1 too.  negative: a whole cond, None without `negatives`.
+    sd holds a conditioner that puts the texts of step i into cond, where the grammar has such.  cond is that of step 0;
+    with AND it has `also` and `share` [B parts], and then Guidance is needed, with scale 1 too.  negative: a whole
+    Cond, None without `negatives`.
     steps: of the whole run, image-to-image's too.  skip: the text encoder's last layers left out ("clip skip 2" is 1).
     weighting: how weights act: "a1111", a token's vector times its weight, then the chunk's mean as it was; "comfyui",
     the vector's way from that of the empty text times its weight; None: the grammar's own.
@@ -242,8 +244,8 @@ def condition(
     batch = len(prompts)
     made = [jax.tree.map(lambda x, k=k: x[k * batch : (k + 1) * batch], made) for k in range(len(streams))]
     texts = Texts(made[0], tuple(made[1:count]), made[count] if negatives is not None else None)
-    first, _ = texts(sd, None, None, 0, {"share": jnp.asarray(shares[:count].T)} if composed else {})
-    negative = first.pop("negative", None)
+    first, _ = texts(sd, None, None, 0, Cond(share=jnp.asarray(shares[:count].T) if composed else None))
+    first, negative = first.replace(negative=None), first.negative
     if grammar == "a1111":
         sd = sd.replace(conditioners=(texts, *sd.conditioners))
     return sd, first, negative
@@ -266,34 +268,35 @@ class Texts(struct.PyTreeNode):
         z: Float[Array, "B h w c"] | None,
         t: Num[Array, " B"] | None,
         i: Int[Array, ""] | int,
-        cond: dict[str, Any],
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        cond = {**cond, **_at(self.positive, i)}
-        if self.others:
-            cond["also"] = tuple(_at(other, i) for other in self.others)
-        if self.negative is not None:
-            cond["negative"] = _at(self.negative, i)
-        return cond, {}
+        cond: Cond,
+    ) -> tuple[Cond, dict[str, Any]]:
+        also = tuple(_at(other, i) for other in self.others)
+        negative = None if self.negative is None else _at(self.negative, i)
+        return _at(self.positive, i).over(cond).replace(also=also, share=cond.share, negative=negative), {}
 
 
-def _at(table: Mapping[str, Any], i: Int[Array, ""] | int) -> dict[str, Any]:
+def _at(table: Mapping[str, Any], i: Int[Array, ""] | int) -> Cond:
     """Returns the cond of step i."""
     index = jnp.take(table["index"], i, axis=1, mode="clip")  # [B]
     named = {name: jax.vmap(jnp.take, (0, 0, None))(table[name], index, 0) for name in ("ids", "weights", "context")}
-    return {**named, **{name: table[name] for name in table.keys() & {"empty"}}}
+    context = named.pop("context")
+    words = {**named, **{name: table[name] for name in table.keys() & {"empty"}}}
+    return Cond(UNetInputs(context), words={ENCODER: words})
 
 
-def encode(sd: TextModel, rows: Float[Array, "B N C"], cond: Mapping[str, Any], skip: int = 0) -> Float[Array, "B N C"]:
+def encode(
+    sd: TextModel, rows: Float[Array, "B N C"], words: Mapping[str, Any], skip: int = 0
+) -> Float[Array, "B N C"]:
     """Returns the context [B N C] of token rows [B N C], such as a conditioner changed them, chunk by chunk.
 
-    cond: of `condition`, for its weights; a cond without them is one chunk without weights.
+    words: of the encoder in a Cond, for its weights; without them it is one chunk without weights.
     """
-    if "weights" not in cond:
+    if "weights" not in words:
         return sd.encode_text(rows, skip)
-    weights = cond["weights"]
+    weights = words["weights"]
     batch, count, length = weights.shape
     z = sd.encode_text(rows.reshape(batch * count, length, -1), skip).reshape(*weights.shape, -1)
-    return _weighed(z[:, None], weights[:, None], cond.get("empty")).reshape(rows.shape[:2] + z.shape[-1:])
+    return _weighed(z[:, None], weights[:, None], words.get("empty")).reshape(rows.shape[:2] + z.shape[-1:])
 
 
 def _weighed(

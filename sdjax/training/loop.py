@@ -24,7 +24,6 @@ from sdjax.data import batches
 from sdjax.data.batches import Data
 from sdjax.data.sources.source import Examples
 from sdjax.diffusion.loss import diffusion_loss, preservation, snr_weight
-from sdjax.diffusion.wrappers import ExtraChannels
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import format as kinds
 from sdjax.formats.storage.files import HUB_ID
@@ -167,10 +166,9 @@ def default_loss(method: Method, settings: Any, task: Task = TextToImage()) -> C
 
     def loss(frozen, trained, batch, key, step, axis=None):
         sd = method.join(frozen, trained, trees.named_key(key, "join"))
-        inputs = task.inputs(sd, batch, trees.named_key(key, "task"))
-        sd = sd.add(wrappers=ExtraChannels()) if "extra" in inputs else sd
+        told = task.inputs(sd, batch, trees.named_key(key, "task"))
         return diffusion_loss(
-            sd, {**batch, **inputs}, key, step, weighting=weighting, regularisers=regularisers,
+            sd, batch, key, step, weighting=weighting, regularisers=regularisers, told=told,
             noise_offset=settings.noise_offset,
         )  # fmt: skip
 
