@@ -80,8 +80,8 @@ class Schedule:
             )
 
         for i, beta in enumerate(self.trained_betas or ()):
-            if not 0 < beta <= 1:
-                raise ValueError(f"trained_betas: value {i} is {beta}; expected numbers above 0, to 1")
+            if not 0 <= beta <= 1:
+                raise ValueError(f"trained_betas: value {i} is {beta}; expected numbers from 0 to 1")
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> Self:

@@ -17,7 +17,9 @@ import flax.linen as nn
 from sdjax.models.cond import Cond
 
 
-def apply(part: str, network: Any, params: Any, hooks: tuple, *args, cond: Cond | None = None, **kwargs) -> Any:
+def apply(
+    part: str, network: Any, params: Any, hooks: tuple, *args: Any, cond: Cond | None = None, **kwargs: Any
+) -> Any:
     """Returns network.apply(params, ...) with every hook around every layer, the first hook outermost."""
     with contextlib.ExitStack() as stack:
         for hook in hooks:
