@@ -12,7 +12,6 @@ FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 NOT_YET = (
     "sdjax/methods",
     "sdjax/sampling/generate.py",
-    "sdjax/training",
 )
 
 
