@@ -64,7 +64,7 @@ class E4TFolder(Format):
             "offsets", jax.eval_shape(lambda stacked: offsets.by_name(unet, stacked), offsets.create(unet))
         )
         if config["reference"]:
-            told = jax.eval_shape(lambda: sd.condition(jnp.zeros((1, sd.tokenizer.length), jnp.int32))["context"])
+            told = jax.eval_shape(lambda: sd.condition(jnp.zeros((1, sd.tokenizer.length), jnp.int32)).unet.context)
             own["reference"] = read("reference", {"unet": trees.partition(unet, HALF)[0], "empty": told})
         if (folder / "concept.png").is_file():
             own["concept"] = jnp.asarray(to_pixels(reading.picture(folder / "concept.png")))
