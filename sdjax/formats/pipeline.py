@@ -8,6 +8,8 @@ save(sd, "out.safetensors", "single-file")               # one checkpoint, as A1
 
 import os
 import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -19,6 +21,7 @@ from sdjax.methods.clip import CLIP
 from sdjax.models.clip import ImageConfig, ImageEncoder, TextConfig
 from sdjax.models.critics import LPIPS
 from sdjax.settings import SettingError
+from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text.tokenizer import Tokenizer, byte_vocabulary
 
 POCKET = pathlib.Path(__file__).parents[1] / "pocket"
@@ -26,7 +29,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 FORMATS = ("diffusers", "single-file")
 
 
-def locate(source, variant=None):
+def locate(source: str | pathlib.Path, variant: str | None = None) -> pathlib.Path:
     """Returns the local folder of "pocket", a folder or a hub id (fetched into the hub's cache).
 
     Raises ValueError naming the source when there is no such model.
@@ -44,17 +47,17 @@ def locate(source, variant=None):
 
 
 def load(
-    source,
-    dtype="float32",
+    source: str | pathlib.Path,
+    dtype: str | None = "float32",
     *,
-    variant=None,
-    vision=None,
-    perceptual=None,
-    prediction_type=None,
-    ema=False,
-    tokenizer=None,
-    vae=None,
-):
+    variant: str | None = None,
+    vision: str | pathlib.Path | None = None,
+    perceptual: str | pathlib.Path | None = None,
+    prediction_type: str | None = None,
+    ema: bool = False,
+    tokenizer: str | pathlib.Path | None = None,
+    vae: str | pathlib.Path | None = None,
+) -> StableDiffusion:
     """Returns the StableDiffusion of a diffusers folder, a single-file checkpoint, a hub id "owner/name", "pocket",
     "random:NAME" or "new:NAME".
 
@@ -73,9 +76,8 @@ def load(
         raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
     kind, _, shape = str(source).partition(":")
     if os.path.isfile(source):
-        options = {"prediction_type": prediction_type, "ema": ema, "tokenizer": tokenizer}
-        *parts, low = single_file.read(source, dtype, **options)
-        sd = folder.assemble(*parts).replace(low_schedule=low)
+        whole = single_file.read(source, dtype, prediction_type=prediction_type, ema=ema, tokenizer=tokenizer)
+        sd = folder.assemble(*whole[:4]).replace(low_schedule=whole[4])
     elif prediction_type or ema or tokenizer:
         given = {"ema": ema, "prediction_type": prediction_type, "tokenizer": tokenizer}
         name = next(name for name in given if given[name])
@@ -137,7 +139,7 @@ def _built_in(kind, name, dtype):
         raise ValueError(f"model '{kind}:{name}': expected one of {_known(presets.SHAPES)}")
     shape = presets.SHAPES[name]
     tokenizer = _tokenizer(**shape["tokenizer"])
-    text = {"vocab_size": tokenizer.size, "bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
+    text: dict[str, Any] = {"vocab_size": tokenizer.size, "bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
     text |= {"pad_token_id": tokenizer.pad}
     configs = {
         part: folder.PARTS[part].config(**shape[part])
@@ -162,7 +164,15 @@ def _tokenizer(size=0, length=77, texts=None, pad="<|endoftext|>", folder=None):
 # ---- saving ------------------------------------------------------------------------------------
 
 
-def save(sd, destination, format="diffusers", *, dtype=None, shard_size=files.SHARD_SIZE, extras=()):
+def save(
+    sd: StableDiffusion,
+    destination: str | pathlib.Path,
+    format: str = "diffusers",
+    *,
+    dtype: str | None = None,
+    shard_size: int = files.SHARD_SIZE,
+    extras: Iterable[Callable[[StableDiffusion, pathlib.Path], object]] = (),
+) -> pathlib.Path:
     """Writes a folder that diffusers' from_pretrained loads bit for bit, whole or not at all; returns its path.
 
     format: "diffusers", or "single-file" for one checkpoint (single_file.write), without shards and extras.

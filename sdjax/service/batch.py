@@ -176,7 +176,7 @@ def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
             where = part(given["part"], given["distributed"])
             made, failed, kept = run(folder, given["jobs"], usual, given["batch"], where, given["plot"])
     except SystemExit as end:
-        return end.code
+        return end.code  # pyright: ignore[reportReturnType]  # one_line ends with a number
     print(f"{made} pictures made, {kept} were there, {failed} rows failed: {folder.out}")
     return int(failed > 0)
 
@@ -291,5 +291,5 @@ def _plot(folder, requests, axes):
             found[place] = np.asarray(Image.open(path))
     rows, columns = (list(dict.fromkeys(place[i] for place in found)) for i in (0, 1))
     sheet = [[found.get((row, column)) for column in columns] for row in rows]
-    names = [[f"{axis} {value}" for value in values] for axis, values in ((down, rows), (across, columns))]
-    Image.fromarray(grid.sheet(sheet, *names)).save(folder.out / "plot.png")
+    left, above = ([f"{axis} {value}" for value in values] for axis, values in ((down, rows), (across, columns)))
+    Image.fromarray(grid.sheet(sheet, left, above)).save(folder.out / "plot.png")

@@ -43,7 +43,7 @@ def main(doc: str | None, recipes: Path, arguments: Sequence[str] | None = None)
         with programs.one_line():
             result = run(options, recipes)
     except SystemExit as end:
-        return end.code
+        return end.code  # pyright: ignore[reportReturnType]  # one_line ends with a number
     print(f"\nlook at {result}")
     return 0
 

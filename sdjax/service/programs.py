@@ -68,7 +68,7 @@ def main(task: str, doc: str | None, arguments: Sequence[str] | None = None) -> 
         with one_line():
             paths = run(task, given)
     except SystemExit as end:
-        return end.code
+        return end.code  # pyright: ignore[reportReturnType]  # one_line ends with a number
     print(f"{len(paths)} pictures in {time.monotonic() - begin:.1f} s: {paths[0].parent}")
     return 0
 

@@ -8,6 +8,7 @@ Source of the hashes: AUTOMATIC1111's stable-diffusion-webui 1.10, modules/hashe
 import functools
 import hashlib
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sdjax.formats.models import autoencoder
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import Task
 from sdjax.stable_diffusion import StableDiffusion
+from sdjax.text.grammars import Wanted
 
 
 def of(sd: StableDiffusion, made: Task, named: dict[str, Path] | None = None) -> tuple[dict[str, Any], dict[str, str]]:
@@ -46,8 +48,10 @@ def of(sd: StableDiffusion, made: Task, named: dict[str, Path] | None = None) ->
     return names | ({"adapter": tuple(shown)} if shown else {}), hashes | of_adapters(named or {})
 
 
-def adapters_named(sd, wanted, texts, folder, grammar):
-    """Returns {"lora ink": file, ...} of what prompts ask for below a folder: grammars.Wanted and embeddings' names.
+def adapters_named(
+    sd: StableDiffusion, wanted: Iterable[Wanted], texts: Iterable[str], folder: str | Path, grammar: str
+) -> dict[str, Path]:
+    """Returns {"lora ink": file, ...} of what prompts ask for below a folder: wanted adapters and embeddings' names.
 
     texts: prompts and negative prompts, of a grammar.
     """
@@ -56,7 +60,7 @@ def adapters_named(sd, wanted, texts, folder, grammar):
     return found | {f"embedding {word}": path for word, path in words.items()}
 
 
-def of_adapters(named):
+def of_adapters(named: Mapping[str, Path]) -> dict[str, str]:
     """Returns {"lora ink": hash, ...} of what adapters_named found."""
     return {name: _hash(name.partition(" ")[0], path) for name, path in named.items()}
 
@@ -65,7 +69,7 @@ def _hash(kind, path):
     return embedding_hash(path) if kind == "embedding" else adapter_hash(path)
 
 
-def built_in(model):
+def built_in(model: str) -> bool:
     """Returns whether a model's name is one of ours, which stands for nothing outside of the package."""
     return model == "pocket" or model.partition(":")[0] in ("random", "new")
 
@@ -84,7 +88,7 @@ def _name(source):
 # ---- hashes ------------------------------------------------------------------------------------
 
 
-def model_hash(path):
+def model_hash(path: str | Path) -> str:
     """Returns 10 hex digits that name a model: of the SHA-256 of a checkpoint's file, as A1111 and Civitai show it.
 
     A folder has none of theirs; ours is of the names and hashes of the weight files in it.
@@ -100,7 +104,7 @@ def model_hash(path):
     return hashlib.sha256(lines.encode()).hexdigest()[:10]
 
 
-def adapter_hash(path):
+def adapter_hash(path: str | Path) -> str:
     """Returns the 12 hex digits of "Lora hashes": of a safetensors file's tensors, without its header; else of all.
 
     Source: kohya's sshs_model_hash, which A1111 and Civitai (AutoV3) use.
@@ -112,7 +116,7 @@ def adapter_hash(path):
         return _sha256(path, 8 + int.from_bytes(file.read(8), "little"))[:12]
 
 
-def embedding_hash(path):
+def embedding_hash(path: str | Path) -> str:
     """Returns the 10 hex digits of "TI hashes"."""
     return _sha256(Path(path))[:10]
 

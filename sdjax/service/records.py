@@ -358,9 +358,11 @@ def read(path: str | Path) -> Record:
         if path.suffix.lower() == ".json":
             return from_json(_within(path.read_text(encoding="utf-8")))
         own, written = _held(path)
-        if own is None and written is None:
+        if own is not None:
+            return from_json(_within(own))
+        if written is None:
             raise ValueError("holds no record; expected A1111's text in PNG or EXIF")
-        return parse(_within(written)) if own is None else from_json(_within(own))
+        return parse(_within(written))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except (ValueError, OSError) as error:

@@ -11,6 +11,8 @@ import os
 import shutil
 import warnings
 import zlib
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,14 +24,14 @@ ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # what the errors of a dam
 class Checkpoints:
     """The checkpoints in one folder."""
 
-    def __init__(self, folder, keep=3):
+    def __init__(self, folder: Path, keep: int = 3) -> None:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
         self.folder, self.damaged = folder.absolute(), set()
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
-    def save(self, state, base, wait=False):
+    def save(self, state: dict[str, Any], base: str, wait: bool = False) -> None:
         """Writes the state under its step; `base`: the digest of the frozen weights.  Returns at once unless `wait`."""
         step = int(state["step"])
         if step in self.manager.all_steps():
@@ -42,11 +44,11 @@ class Checkpoints:
         if wait:
             self.wait()
 
-    def wait(self):
+    def wait(self) -> None:
         """Waits until everything that was saved is on disk."""
         self.manager.wait_until_finished()
 
-    def restore(self, like, base):
+    def restore(self, like: dict[str, Any], base: str) -> dict[str, Any] | None:
         """Returns the newest whole state, or None where there is none; `like`: a state of the same shapes.
 
         The names of damaged ones are in `damaged` then, those of earlier times too.
@@ -90,7 +92,7 @@ class Checkpoints:
             (self.folder / str(step)).rename(aside)
         self.manager.reload()
 
-    def close(self):
+    def close(self) -> None:
         """Waits for pending writes and stops the background threads."""
         self.manager.close()
 
@@ -116,6 +118,6 @@ def _shapes(tree):
 def _sums(tree):
     """Returns {leaf's path: CRC-32 of its bytes}."""
     return {
-        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(np.asarray(leaf)).reshape(-1).view(np.uint8))
+        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(np.asarray(leaf)).reshape(-1).view(np.uint8).data)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }

@@ -56,7 +56,7 @@ class Wandb:
     """Figures and pictures in a project of Weights & Biases; a run that goes on is the same run there."""
 
     def __init__(self, folder: Path, project: str, settings: dict[str, Any]) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  # of the extra `logging` alone
 
         self.module = wandb
         name = folder.absolute().name

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Key
 
 from sdjax import tasks, trees
 from sdjax.data import batches
@@ -37,7 +38,7 @@ from sdjax.tasks.task import Task
 from sdjax.tasks.text2img import TextToImage
 from sdjax.training import checks, log, preview, run
 from sdjax.training.checkpoint import Checkpoints
-from sdjax.training.optim import Optim, as_trained, check_rates, moving_average, norm, optimizer, rate
+from sdjax.training.optim import Evaluate, Optim, as_trained, check_rates, moving_average, norm, optimizer, rate
 
 BEFORE_STOP = 143  # exit status after SIGTERM, as shells count it: 128 + 15
 DTYPES = ("float32", "bfloat16")
@@ -66,7 +67,7 @@ class Train:
     model: str = "pocket"
     vision: str = ""
     perceptual: str = ""
-    method: object = field(default_factory=Full)
+    method: Any = field(default_factory=Full)
     task: str = ""
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
@@ -104,7 +105,16 @@ class Train:
         return (max(50, self.steps // 10) if self.prompts else 0) if self.preview is None else self.preview
 
 
-def make_step(method, tx, root, *, loss=None, accumulate=1, ema=0.0, evaluate=as_trained):
+def make_step(
+    method: Method,
+    tx: optax.GradientTransformation,
+    root: Key[Array, ""],
+    *,
+    loss: Any = None,
+    accumulate: int = 1,
+    ema: float = 0.0,
+    evaluate: Evaluate = as_trained,
+) -> mesh.Step:
     """Returns the pure step(state, frozen, batch, axis=None) -> (state, metrics).
 
     state: {"step", "trained", "opt"[, "ema"]}.  loss(frozen, trained, batch, key, step, axis) -> (scalar, metrics) is
@@ -175,7 +185,9 @@ def default_loss(method: Method, settings: Any, task: Task = TextToImage()) -> C
     return loss
 
 
-def begin(settings: Train, pictures: bool = True, fresh: bool = True, examples: Examples | None = None):
+def begin(
+    settings: Train, pictures: bool = True, fresh: bool = True, examples: Examples | None = None
+) -> tuple[Any, StableDiffusion, Any, str]:
     """Returns (trained, frozen, data, base) as they are before a run's first step; base: a digest of model,
     init and the one picture of the run.
 
@@ -211,9 +223,9 @@ def begin(settings: Train, pictures: bool = True, fresh: bool = True, examples: 
         kept = settings.data.encode and not (method.pixels or task.pixels)
         data = batches.build(replace(settings.data, encode=kept), frozen, settings.seed, examples)
         checks.said_word(method, frozen, data)
-    if method.look is not None and data.single is not None:
-        picture = data.single
-        frozen = method.look(frozen, trained, picture)
+        if method.look is not None and data.single is not None:
+            picture = data.single
+            frozen = method.look(frozen, trained, picture)
     return trained, frozen, data, trees.digest((model, trained if settings.init else None, picture))
 
 

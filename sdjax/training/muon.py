@@ -9,6 +9,7 @@ far slower.
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ SMALL = 1 << 24  # numbers; stacks of larger models would cost too much memory, 
 ITERATIONS, FACTORS = 5, (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024
 
 
-def packed(inner):
+def packed(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """Returns a transformation of trees of weights that runs `inner` on {key: stack of matrices, or vector}."""
 
     def rows(tree):
@@ -38,7 +39,7 @@ def packed(inner):
     return optax.GradientTransformation(lambda params: inner.init(_join(rows(params))), update)
 
 
-def scale_by_muon(beta, rest):
+def scale_by_muon(beta: float, rest: optax.GradientTransformation) -> optax.GradientTransformation:
     """Returns a transformation of packed trees: orthogonal updates of stacks of matrices, those of `rest` of vectors.
 
     With U S V^T the singular value decomposition of a matrix's momentum the update is close to
@@ -56,7 +57,7 @@ def scale_by_muon(beta, rest):
     )
 
 
-def orthogonal(tree):
+def orthogonal(tree: Any) -> Any:
     """Returns 0.2 sqrt(max(rows, columns)) X after 5 iterations X <- Q X, Q = a + b A + c A^2, A = X X^T, of each X.
 
     Every Q is a polynomial of the first A, so they commute, and with A <- Q A Q their product is known before X is

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from sdjax import trees
 from sdjax.settings import ABOVE_0, FROM_0, FROM_1, TO_1, SettingError, check, check_pattern
@@ -59,7 +60,7 @@ class Optim:
             check_pattern("rates", pattern)
 
 
-def rate(optim, steps):
+def rate(optim: Optim, steps: int) -> optax.Schedule:
     """Returns the schedule step -> learning rate for a run of `steps` steps."""
     body = {
         "constant": lambda n: optax.constant_schedule(optim.lr),
@@ -113,7 +114,7 @@ def check_rates(optim: Optim, trained: dict) -> None:
             )
 
 
-def norm(tree):
+def norm(tree: Any) -> Float[Array, ""]:
     """Returns the global norm of a tree of gradients or updates, in float32; as one vector where the tree is small."""
     leaves = jax.tree.leaves(tree)
     if trees.count(tree) <= muon.SMALL:
@@ -129,7 +130,8 @@ def _as_vector(inner):
         return flat if 0 < trees.count(tree) <= muon.SMALL else inner
 
     return optax.GradientTransformation(
-        lambda params: of(params).init(params), lambda updates, *rest: of(updates).update(updates, *rest)
+        lambda params: of(params).init(params),
+        lambda updates, state, params=None: of(updates).update(updates, state, params),
     )
 
 
@@ -145,7 +147,7 @@ def _by_name(rates):
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def moving_average(ema, trained, decay, step):
+def moving_average(ema: Any, trained: Any, decay: float, step: Int[Array, ""] | int) -> Any:
     """Returns decay' * ema + (1 - decay') * trained, decay' = min(decay, (1 + step) / (10 + step)).
 
     The ramp lets the average forget the start.  Source: TensorFlow's ExponentialMovingAverage with num_updates.

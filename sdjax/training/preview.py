@@ -36,7 +36,7 @@ def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any) -> np.n
         subjects = data[0]["concept"][:SEEDS]
         rows = [(*to_pictures(x[None]), *_pictures(look(sd, x), texts, [0] * len(texts))) for x in subjects]
         return grid.sheet(rows, columns=("subject", *texts))
-    rows = [_pictures(sd, [text] * SEEDS, range(SEEDS)) for text in texts]
+    rows = [list(_pictures(sd, [text] * SEEDS, range(SEEDS))) for text in texts]
     return grid.sheet(rows, texts, [f"seed {seed}" for seed in range(SEEDS)])
 
 

@@ -63,7 +63,7 @@ def _is_of(folder, settings, pictures):
     return same and kept == pictures and _learned(there) == _learned(wanted)
 
 
-def fresh(out):
+def fresh(out: str | Path) -> Path:
     """Returns the folder of a new short run as a Path, what an older one left there removed.
 
     Raises ValueError where it is no run's, holds checkpoints, or a process has it.
@@ -83,7 +83,7 @@ def fresh(out):
     return out
 
 
-def check_folder(out, settings, base):
+def check_folder(out: Path, settings: Any, base: str) -> None:
     """Raises ValueError where the folder holds what was learned by another method or from something else, or no run."""
     if not (out / "config.json").is_file():
         return
@@ -153,7 +153,7 @@ def export(method: Method, frozen: StableDiffusion, trained: Any, destination: s
     destination = Path(destination)
     adapter = method.adapter(frozen, trained)
     kind = _kind(method, adapter)
-    if kind is None:
+    if kind is None or adapter is None:
         path = pipeline.save(method.join(frozen, trained), destination)
         return path, _use(path, method.words)
     if adapter.model is None:

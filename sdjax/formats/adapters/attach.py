@@ -13,17 +13,20 @@ nor does another file of the same kind that edits weights.
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
+from flax.core import FrozenDict
 
 from sdjax import trees
 from sdjax.formats.adapters import embeddings, lora, reading
 from sdjax.formats.adapters.reading import FILES
 from sdjax.methods.adapter import Adapter
 from sdjax.stable_diffusion import ADAPTERS, StableDiffusion
+from sdjax.text.grammars import Wanted
 
 SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin")
 PICTURES = (".png",)  # endings of embeddings only: beside other adapters lie their previews
@@ -53,7 +56,15 @@ class Attached(struct.PyTreeNode):
     stack: Stack = struct.field(pytree_node=False)
 
 
-def attach(sd, source, strength=1.0, *, unet=None, word=None, keep=True):
+def attach(
+    sd: StableDiffusion,
+    source: str | pathlib.Path,
+    strength: float = 1.0,
+    *,
+    unet: float | None = None,
+    word: str | None = None,
+    keep: bool = True,
+) -> StableDiffusion:
     """Returns sd with the adapter of a file, or of a folder that diffusers or peft wrote; weights W + sum_i s_i D_i.
 
     strength: s, any number; 0 is off, of LoRA negative ones are of use.  A file that is attached already gets the new
@@ -76,15 +87,16 @@ def _attachment(path, adapter, strength, unet):
     return Attachment(path, adapter, float(strength), float(strength if unet is None else unet))
 
 
-def detach(sd, source=None):
+def detach(sd: StableDiffusion, source: str | pathlib.Path | None = None) -> StableDiffusion:
     """Returns sd without one adapter, or without all: then the weights, words and hooks from before, bit for bit.
 
     What was changed in these since the first adapter came, by training or by new words, goes with it.
     Raises ValueError where the adapter is not attached.
     """
-    base, items = _taken(sd)
-    path = source if source is None else pathlib.Path(source).resolve()
-    path = reading.locate(source) if path is not None and path.is_dir() else path  # a file may be gone by now
+    (base, items), path = _taken(sd), None
+    if source is not None:
+        path = pathlib.Path(source).resolve()
+        path = reading.locate(source) if path.is_dir() else path  # a file may be gone by now
     left = tuple(item for item in items if path is not None and item.path != path)
     if len(left) == len(items):
         there = trees.listing(item.path for item in items)
@@ -92,15 +104,15 @@ def detach(sd, source=None):
     return _put(sd, base, left)
 
 
-def attach_all(sd, named):
+def attach_all(sd: StableDiffusion, named: Iterable[str]) -> StableDiffusion:
     """Returns sd with the adapters of a command line, see split, which cannot be detached."""
     for file, strength, word in map(split, named):
         sd = attach(sd, file, strength, word=word)
     return _without_record(sd)
 
 
-def attach_named(sd, wanted, folder):
-    """Returns sd with the adapters that prompts ask for, grammars.Wanted, from files of their names below a folder.
+def attach_named(sd: StableDiffusion, wanted: Sequence[Wanted], folder: str | pathlib.Path) -> StableDiffusion:
+    """Returns sd with the adapters that prompts ask for, from files of their names below a folder.
 
     They cannot be detached.  Raises ValueError where a name is not that of one file, or its file is of another kind.
     """
@@ -112,7 +124,7 @@ def attach_named(sd, wanted, folder):
     return _without_record(sd) if wanted else sd
 
 
-def find(folder, name):
+def find(folder: str | pathlib.Path, name: str) -> pathlib.Path:
     """Returns the one adapter's file of this name below a folder; names are compared and never become part of a path.
 
     A file's name is without its ending; what diffusers or peft wrote, FILES, has also the name of its own folder.
@@ -126,7 +138,7 @@ def find(folder, name):
     return found[0]
 
 
-def name_of(path):
+def name_of(path: pathlib.Path) -> str:
     """Returns what an adapter's file is called: its name without ending, or the name of the folder that it fills."""
     return path.parent.name if path.name in FILES else path.stem
 
@@ -223,7 +235,7 @@ def kind(sd: StableDiffusion, source: str | pathlib.Path) -> tuple[str, pathlib.
     return reading.read(path, sd.networks).kind, path
 
 
-def words(source, networks):
+def words(source: str | pathlib.Path, networks: FrozenDict[str, Any]) -> embeddings.Words:
     """Returns {word: float32 rows [n C]} that a file, or a folder that diffusers wrote, brings to these networks."""
     return reading.read(reading.locate(source), networks).words
 

@@ -12,11 +12,14 @@ The parts beside it hold no offsets, so other programs load the base model.
 import dataclasses
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from sdjax import trees
@@ -61,7 +64,7 @@ class E4TFolder(Format):
             "offsets", jax.eval_shape(lambda stacked: offsets.by_name(unet, stacked), offsets.create(unet))
         )
         if config["reference"]:
-            told = jax.eval_shape(lambda: sd.condition(jnp.zeros((1, sd.tokenizer.length), jnp.int32))["context"])
+            told = jax.eval_shape(lambda: sd.condition(jnp.zeros((1, sd.tokenizer.length), jnp.int32)).unet.context)
             own["reference"] = read("reference", {"unet": trees.partition(unet, HALF)[0], "empty": told})
         if (folder / "concept.png").is_file():
             own["concept"] = jnp.asarray(to_pixels(reading.picture(folder / "concept.png")))
@@ -131,7 +134,9 @@ def _is_of(reference, sd):
     return trees.digest(reference["empty"]) == trees.digest(empty(sd))
 
 
-def personalise(sd, source, picture=None):
+def personalise(
+    sd: StableDiffusion, source: str | Path, picture: UInt8[np.ndarray, "H W 3"] | None = None
+) -> StableDiffusion:
     """Returns sd whose word looks at a picture, uint8 [H W 3], through the encoder in the model folder `source`.
 
     picture: None for the one that was kept with the model.
@@ -139,7 +144,7 @@ def personalise(sd, source, picture=None):
     """
     if sd.conditioners:
         raise ValueError(f"{source}: was tuned on one picture and looks at that; give the model it came from")
-    kind, adapter = E4TFolder(), E4TFolder().read(source, sd)
+    kind, adapter = E4TFolder(), E4TFolder().read(Path(source), sd)
     method = E4T(**adapter.about["settings"] | {"vision": False})
     trained, frozen = kind.start(adapter, method, *method.split(sd))
     if picture is None and "concept" not in adapter.trees:
@@ -148,12 +153,14 @@ def personalise(sd, source, picture=None):
     return look(method.join(frozen, trained), pixels)
 
 
-def attached(sd, folder):
+def attached(sd: StableDiffusion, folder: str | Path) -> StableDiffusion:
     """Returns sd with the encoder and the picture of its folder's e4t/, or sd itself where no picture is kept."""
     return personalise(sd, folder) if (Path(folder) / "e4t" / "concept.png").is_file() else sd
 
 
-def carried(source, dtype=None, reference=True):
+def carried(
+    source: str | Path, dtype: str | None = None, reference: bool = True
+) -> list[Callable[[StableDiffusion, Path], None]]:
     """Returns [a function (sd, folder) that copies the e4t/ of a model folder, weights in `dtype`]; [] without one.
 
     reference: False leaves the pretrained half out, so that the encoder reads the UNet beside it.

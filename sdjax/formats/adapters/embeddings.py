@@ -14,22 +14,27 @@ a picture (PNG) with the text sd-ti-embedding, A1111's; the word is the file's n
 
 import base64
 import json
+import pathlib
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32
 
 from sdjax import trees
 from sdjax.formats.storage import files
-from sdjax.stable_diffusion import TOKENS
+from sdjax.stable_diffusion import TOKENS, StableDiffusion
 
 UNNAMED = ("*", "emb_params", "emp_params", "clip_l")  # keys that are no word
 BUNDLED = "bundle_emb."
 ENDS = (".string_to_param.*", ".clip_l", ".emb_params")
 BLOCK = 64  # rows by which the token table grows, so that few sizes of it are compiled
+Words = dict[str, Float32[np.ndarray, "n C"]]  # {word: rows}
 
 
-def read(state, path, word=None):
+def read(state: Any, path: pathlib.Path, word: str | None = None) -> Words:
     """Returns {word: float32 rows [n C]} of what a file holds; word: one to use instead of the file's.
 
     Raises ValueError where it is no embedding, or one that Stable Diffusion 1 and 2 cannot use.
@@ -70,7 +75,7 @@ def _only(state, path):
     return next(iter(state.items()))
 
 
-def bundled(tensors, path):
+def bundled(tensors: Mapping[str, Any], path: pathlib.Path) -> tuple[Words, dict[str, Any]]:
     """Returns ({word: rows} of embeddings bundled with a LoRA, the other tensors)."""
     found = {}
     for key, rows in tensors.items():
@@ -87,7 +92,7 @@ def _rows(rows, path):
     return np.atleast_2d(rows).astype(np.float32)
 
 
-def from_picture(path):
+def from_picture(path: pathlib.Path) -> Any:
     """Returns what A1111 keeps in a picture's text `sd-ti-embedding`: base64 of JSON, tensors as nested lists.
 
     None: a picture without that text.
@@ -109,7 +114,7 @@ def _tensor(values):
     return np.array(values["TORCHTENSOR"], np.float32) if "TORCHTENSOR" in values else values
 
 
-def check(sd, words, path):
+def check(sd: StableDiffusion, words: Words, path: pathlib.Path) -> None:
     """Raises ValueError, naming the file, for rows {word: rows [n C]} of another width than the text encoder's."""
     width = trees.flatten(sd.parts["text_encoder"])[TOKENS].shape[1]
     for rows in words.values():
@@ -117,7 +122,7 @@ def check(sd, words, path):
             raise ValueError(f"{path}: rows of width {rows.shape[1]}; this model's text encoder takes {width}")
 
 
-def add(sd, words, path):
+def add(sd: StableDiffusion, words: Words, path: pathlib.Path) -> StableDiffusion:
     """Returns sd that knows the words {word: rows [n C]}; those that are tokens, or several, stand in their place.
 
     Raises ValueError for rows of another width than the text encoder's and for a word that is there already.
@@ -131,7 +136,7 @@ def add(sd, words, path):
     return sd
 
 
-def taken(sd):
+def taken(sd: StableDiffusion) -> tuple[StableDiffusion, Words]:
     """Returns (sd without placeholder words, {word: float32 rows [n C]}), for formats with no place for words."""
     table = trees.flatten(sd.parts["text_encoder"])[TOKENS]
     words = {word: np.asarray(table[ids], np.float32) for word, ids in sd.words.items()}
@@ -143,7 +148,7 @@ def taken(sd):
     ), words
 
 
-def write(path, words, about=None):
+def write(path: pathlib.Path, words: Words, about: Mapping[str, str] | None = None) -> pathlib.Path:
     """Writes {word: rows [n C]} as diffusers' learned_embeds.safetensors and returns its path; about: metadata.
 
     A file of one word is also what A1111 and ComfyUI read: there the word is the file's name.

@@ -6,6 +6,9 @@ adapter = read(path, sd.networks)            # Adapter(edits, words, hook)
 
 import functools
 import pathlib
+from typing import Any
+
+from flax.core import FrozenDict
 
 from sdjax.formats.adapters import embeddings, hypernetworks, lora, peft_settings
 from sdjax.formats.storage import pickles
@@ -39,7 +42,7 @@ def locate(source: str | pathlib.Path) -> pathlib.Path:
     return path
 
 
-def read(path: pathlib.Path, networks, word: str | None = None) -> Adapter:
+def read(path: pathlib.Path, networks: FrozenDict[str, Any], word: str | None = None) -> Adapter:
     """Returns what a file brings to these networks, from memory where it was read last.
 
     word: of an embedding, in place of the file's.
@@ -100,7 +103,7 @@ def _kind(state):
     return "embedding"
 
 
-def _content(path):
+def _content(path: pathlib.Path) -> tuple[Any, dict[str, str]]:
     """Returns (what a file holds, a safetensors file's metadata)."""
     with open(path, "rb") as file:
         head = file.read(9)
