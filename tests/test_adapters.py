@@ -309,7 +309,7 @@ def test_what_prompts_name_is_found_and_recorded(folder, tmp_path, monkeypatch, 
     assert run("d", "a inky-1 cat", "--grammar", "comfyui")[1].hashes.keys() == {"model"}
     shutil.copy(here / "inky-1.png", here / "ink" / "inky-1.png")
     with pytest.raises(ValueError, match="embedding 'inky-1': .* have this name"):
-        attach.find_embeddings(made("sd1")[1], ["inky-1"], here, "a1111")
+        attach.find_embeddings(made("sd1")[1], ["inky-1"], attach.Folder(here), "a1111")
 
 
 def test_the_unet_has_a_strength_of_its_own(folder):

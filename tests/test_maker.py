@@ -1,8 +1,12 @@
 """The Maker: pictures of requests, what it loads once, and how much of that it keeps."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 import sdjax
 from sdjax.formats import pipeline
@@ -12,6 +16,7 @@ from sdjax.service.request import Request, grouped, several
 from sdjax.settings import SettingError
 
 TINY = TextToImage(prompt="a face", model="random:tiny", steps=2)
+CHANGE = "lora_te_text_model_encoder_layers_0_mlp_fc1.diff"
 
 
 def test_pictures_are_those_of_the_function_and_the_model_is_loaded_once(tmp_path, monkeypatch):
@@ -57,3 +62,21 @@ def test_files_of_a_list_lie_in_its_folder(tmp_path):
         maker.Maker(tmp_path).make([Request(made, (tmp_path / "list").resolve())])
     with pytest.raises(SettingError, match="image='none.png': no such file; expected a picture's file"):
         maker.Maker(tmp_path).make([Request(ImageToImage(prompt="a", model="random:tiny", image="none.png"), tmp_path)])
+
+
+def test_the_adapters_folder_is_walked_once_in_a_call(tmp_path, monkeypatch):
+    save_file({"emb_params": np.ones((2, 32), np.float32)}, tmp_path / "ink.safetensors")
+    save_file({CHANGE: np.ones((64, 32), np.float32)}, tmp_path / "cat.safetensors")
+    walked, walk = [], Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda path, *given: walked.append(path) or walk(path, *given))
+    made_by, made = maker.Maker(tmp_path), dataclasses.replace(TINY, steps=1, grammar="a1111")
+    request = Request(dataclasses.replace(made, prompt="a <lora:cat:0.5> ink"))
+    for call in (
+        lambda: made_by.model([request]),
+        lambda: made_by.record(request, (32, 32)),
+        lambda: made_by.hashes(request),
+        lambda: made_by.notes([request]),
+    ):
+        walked.clear()
+        call()
+        assert walked == [tmp_path]

@@ -119,28 +119,29 @@ class Maker:
         base, key = self.base(requests[0])
         if base.tokenizer is None:
             return base
+        folder = attach.Folder(self.adapters)
         if named:
-            files = [(one, _state(attach.find(self.adapters, one.name))) for one in named]
+            files = [(one, _state(attach.find(folder, one.name))) for one in named]
             key = (key, repr(files))
-            base = self.held.get(key, lambda: replicas.spread(attach.attach_named(base, named, self.adapters)))
+            base = self.held.get(key, lambda: replicas.spread(attach.attach_named(base, named, folder)))
         said = dict.fromkeys(text for one in requests for text in texts(one.settings))
         expected = self.expected.get(made.grammar, {})
         if said.keys() <= expected.keys():
             said, place = expected, (key, made.grammar)
             if place not in self.named:
-                self.named[place] = self._embeddings(base, said, made.grammar)
+                self.named[place] = self._embeddings(base, said, folder, made.grammar)
             found = self.named[place]
         else:
-            found = self._embeddings(base, said, made.grammar)
+            found = self._embeddings(base, said, folder, made.grammar)
         if not found:
             return base
-        key, here = (key, repr([(word, _state(path)) for word, path in found.items()])), (self.adapters, made.grammar)
+        key, here = (key, repr([(word, _state(path)) for word, path in found.items()])), (folder, made.grammar)
         quiet = functools.partial(attach.attach_embeddings, say=lambda line: None)  # it was said above
         return self.held.get(key, lambda: replicas.spread(quiet(base, list(said), *here)))
 
-    def _embeddings(self, sd, said, grammar):
+    def _embeddings(self, sd, said, folder, grammar):
         """Returns {word: file} of the embeddings that texts name; those that cannot be read are said once."""
-        found, unread = attach.find_embeddings(sd, list(said), self.adapters, grammar)
+        found, unread = attach.find_embeddings(sd, list(said), folder, grammar)
         for word, reason in unread.items():
             if self.unread.setdefault(word, reason) is reason:
                 attach.note(f"{word!r} is no embedding here: {reason}")
@@ -177,19 +178,22 @@ class Maker:
         return control.applied(held, made, pictures)
 
     def _named(self, sd: StableDiffusion, made: settings.Task) -> dict[str, Path]:
-        wanted = taken_apart(made)[1]
-        return provenance.adapters_named(sd, wanted, texts(made), self.adapters, made.grammar) if sd.tokenizer else {}
+        if not sd.tokenizer:
+            return {}
+        folder = attach.Folder(self.adapters)
+        return provenance.adapters_named(sd, taken_apart(made)[1], texts(made), folder, made.grammar)
 
     def hashes(self, request: Request) -> list[Any]:
         """Returns the hashes of the adapters that a request names, None for one that cannot be read."""
         sd, made = self.base(request)[0], request.settings
         found: list[Any] = []
+        folder = attach.Folder(self.adapters)
         if sd.tokenizer:
-            words = provenance.adapters_named(sd, (), texts(made), self.adapters, made.grammar)
+            words = provenance.adapters_named(sd, (), texts(made), folder, made.grammar)
             found = list(provenance.of_adapters(words).values())
         for one in taken_apart(made)[1]:
             try:
-                found.append(provenance.adapter_hash(attach.find(self.adapters, one.name)))
+                found.append(provenance.adapter_hash(attach.find(folder, one.name)))
             except (ValueError, OSError):
                 found.append(None)
         return found

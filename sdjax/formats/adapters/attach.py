@@ -10,6 +10,7 @@ the model (sd.reference["adapters"]), so every change starts from those weights.
 nor does another file of the same kind that edits weights.
 """
 
+import functools
 import pathlib
 import re
 import sys
@@ -112,17 +113,34 @@ def attach_named(sd, wanted, folder):
     return _without_record(sd) if wanted else sd
 
 
-def find(folder, name):
+class Folder:
+    """What lies below a folder of adapters, walked when first asked for and not again: one for each call."""
+
+    def __init__(self, root: str | pathlib.Path) -> None:
+        self.root = pathlib.Path(root)
+
+    @functools.cached_property
+    def files(self) -> dict[pathlib.Path, tuple[str, ...]]:
+        """{file: its names} of what may be an adapter, previews too, in order of their paths."""
+        found = {}
+        for path in sorted(self.root.rglob("*")):
+            if path.suffix.lower() in (*SUFFIXES, *PICTURES):
+                own = path.name in FILES and path.parent != self.root and path == reading.chosen(path.parent)
+                found[path] = (name_of(path), path.stem) if own else (path.stem,)
+        return found
+
+
+def find(folder: Folder, name: str) -> pathlib.Path:
     """Returns the one adapter's file of this name below a folder; names are compared and never become part of a path.
 
     A file's name is without its ending; what diffusers or peft wrote, FILES, has also the name of its own folder.
     Raises ValueError where there is none, or several.
     """
-    there = _below(folder, SUFFIXES)
+    there = {path: names for path, names in folder.files.items() if path.suffix.lower() in SUFFIXES}
     found = [path for path, names in there.items() if name in names]
     if len(found) != 1:
         known = trees.listing(names[0] for names in there.values())
-        raise ValueError(f"adapter {name!r}: {len(found)} files of this name in {folder}; expected one of {known}")
+        raise ValueError(f"adapter {name!r}: {len(found)} files of this name in {folder.root}; expected one of {known}")
     return found[0]
 
 
@@ -131,18 +149,8 @@ def name_of(path):
     return path.parent.name if path.name in FILES else path.stem
 
 
-def _below(folder, suffixes):
-    """Returns {file: its names} of all files below a folder with these endings, in order of their paths."""
-    root, found = pathlib.Path(folder), {}
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in suffixes:
-            own = path.name in FILES and path.parent != root and path == reading.chosen(path.parent)
-            found[path] = (name_of(path), path.stem) if own else (path.stem,)
-    return found
-
-
 def find_embeddings(
-    sd: StableDiffusion, texts: Iterable[str], folder: str | pathlib.Path, grammar: str
+    sd: StableDiffusion, texts: Iterable[str], folder: Folder, grammar: str
 ) -> tuple[dict[str, pathlib.Path], dict[str, str]]:
     """Returns ({word: file}, {word: why it cannot be read}) of the embeddings below a folder that texts name: "word" in
     a1111, "embedding:word" in comfyui; nothing in plain.
@@ -154,7 +162,7 @@ def find_embeddings(
     if before is None:
         return {}, {}
     said, found, unread = "\n".join(texts), {}, {}
-    for path, names in _below(folder, (*SUFFIXES, *PICTURES)).items():
+    for path, names in folder.files.items():
         word = names[0]
         letters = r"\s+".join(map(re.escape, word.split()))
         if not re.search(rf"(?:{before}){letters}(?!\w)", said, re.IGNORECASE):
@@ -180,7 +188,7 @@ def note(line: str) -> None:
 def attach_embeddings(
     sd: StableDiffusion,
     texts: Iterable[str],
-    folder: str | pathlib.Path,
+    folder: Folder,
     grammar: str,
     say: Callable[[str], None] = note,
 ) -> StableDiffusion:
