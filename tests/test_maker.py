@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 import sdjax
 from sdjax.formats import pipeline
+from sdjax.formats.adapters import reading
 from sdjax.sampling.settings import ImageToImage, TextToImage
 from sdjax.service import maker
 from sdjax.service.request import Request, grouped, several
@@ -80,3 +81,17 @@ def test_the_adapters_folder_is_walked_once_in_a_call(tmp_path, monkeypatch):
         walked.clear()
         call()
         assert walked == [tmp_path]
+
+
+def test_a_file_is_read_once_for_its_strengths_and_counts(tmp_path, monkeypatch):
+    save_file({CHANGE: np.ones((64, 32), np.float32)}, tmp_path / "cat.safetensors")
+    read, found = reading.read, []
+    monkeypatch.setattr(reading, "read", lambda *given: found.append(given[0].name) or read(*given))
+    made_by = maker.Maker(tmp_path, room=1e9)
+    plain = maker._bytes(made_by.base(Request(TINY))[0])
+    for strength in (0.1, 0.2):
+        made = dataclasses.replace(TINY, grammar="a1111", prompt=f"a <lora:cat:{strength}>")
+        made_by.model([Request(made)])
+    assert found == ["cat.safetensors"]
+    size = 64 * 32 * 4
+    assert maker._bytes(*made_by.held.items.values()) == plain + size + 4 + 2 * size  # the factors, two sums

@@ -19,6 +19,7 @@ import numpy as np
 from sdjax import trees
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import attach, e4t
+from sdjax.formats.adapters import reading as adapters
 from sdjax.formats.models import controlnet
 from sdjax.images import reading
 from sdjax.runtime import replicas
@@ -123,7 +124,7 @@ class Maker:
         if named:
             files = [(one, _state(attach.find(folder, one.name))) for one in named]
             key = (key, repr(files))
-            base = self.held.get(key, lambda: replicas.spread(attach.attach_named(base, named, folder)))
+            base = self.held.get(key, lambda: replicas.spread(attach.attach_named(base, named, folder, self._read)))
         said = dict.fromkeys(text for one in requests for text in texts(one.settings))
         expected = self.expected.get(made.grammar, {})
         if said.keys() <= expected.keys():
@@ -164,7 +165,12 @@ class Maker:
             size = generate.latent_shape(sd)[0] * sd.factor
             picture = _named_picture("image", request, subject, lambda path: reading.subject(path, size))
             sd = e4t.personalise(sd, pipeline.locate(source), picture)
-        return replicas.spread(attach.attach_all(sd, given))
+        return replicas.spread(attach.attach_all(sd, given, self._read))
+
+    def _read(self, path, networks, word=None):
+        """Returns the adapter of a file, for other strengths of it too."""
+        key = ("adapter", _state(path), word, networks)
+        return self.held.get(key, lambda: adapters.read(path, networks, word))
 
     def _controls(self, request: Request) -> list[Any]:
         made = request.settings

@@ -39,7 +39,7 @@ def of(sd: StableDiffusion, made: Task, named: dict[str, Path] | None = None) ->
             shown.append(one)
             continue
         file, strength, _ = attach.split(one)
-        kind, path = attach.kind(sd, file)
+        kind, path = attach.kind(file)
         hashes[f"{kind} {attach.name_of(path)}"] = _hash(kind, path)
         shown.append(f"{attach.name_of(path)}:{strength:g}")
     return names | ({"adapter": tuple(shown)} if shown else {}), hashes | of_adapters(named or {})

@@ -15,7 +15,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 from flax import struct
@@ -32,10 +32,14 @@ PICTURES = (".png",)  # endings of embeddings only: beside other adapters lie th
 
 @dataclass(frozen=True)
 class Attachment:
-    """One adapter of a model, the file that it came from, and how strongly it acts, apart on the UNet."""
+    """One adapter of a model, the file that it came from, and how strongly it acts, apart on the UNet.
+
+    state: (size, time, word that was asked for) of the file as it was read.
+    """
 
     path: pathlib.Path
-    adapter: Adapter
+    state: tuple[int, int, str | None]
+    adapter: Adapter = field(compare=False)
     strength: float
     unet: float
 
@@ -64,17 +68,18 @@ def attach(sd, source, strength=1.0, *, unet=None, word=None, keep=True):
     keep: False lets go of the weights before: less memory, but what is attached so far cannot be detached.
     Raises ValueError in one line where the file is no adapter, of a kind that is not supported, or for another model.
     """
-    path, (base, items) = reading.locate(source), _taken(sd)
-    adapter = reading.read(path, base.networks, word)
-    if adapter.words and not adapter.edits and strength != 1:
-        raise ValueError(f"{path}: strength={strength!r}: an embedding has none; weigh its word in the prompt instead")
-    items = (*(item for item in items if item.path != path), _attachment(path, adapter, strength, unet))
-    sd = _put(sd, base, items)
+    sd = _with(sd, [_attachment(sd, source, strength, unet, word)])
     return sd if keep else _without_record(sd)
 
 
-def _attachment(path, adapter, strength, unet):
-    return Attachment(path, adapter, float(strength), float(strength if unet is None else unet))
+def _attachment(sd, source, strength, unet=None, word=None, read=reading.read):
+    path = reading.locate(source)
+    about = path.stat()
+    adapter = read(path, _taken(sd)[0].networks, word)
+    if adapter.words and not adapter.edits and strength != 1:
+        raise ValueError(f"{path}: strength={strength!r}: an embedding has none; weigh its word in the prompt instead")
+    state = about.st_size, about.st_mtime_ns, word
+    return Attachment(path, state, adapter, float(strength), float(strength if unet is None else unet))
 
 
 def detach(sd, source=None):
@@ -93,24 +98,28 @@ def detach(sd, source=None):
     return _put(sd, base, left)
 
 
-def attach_all(sd, named):
-    """Returns sd with the adapters of a command line, see split, which cannot be detached."""
-    for file, strength, word in map(split, named):
-        sd = attach(sd, file, strength, word=word)
-    return _without_record(sd)
+def attach_all(sd, named, read=reading.read):
+    """Returns sd with the adapters of a command line, see split, which cannot be detached.
+
+    read(path, networks, word): reading.read, or what knows files that it has read before.
+    """
+    items = [_attachment(sd, file, strength, word=word, read=read) for file, strength, word in map(split, named)]
+    return _without_record(_with(sd, items))
 
 
-def attach_named(sd, wanted, folder):
+def attach_named(sd, wanted, folder, read=reading.read):
     """Returns sd with the adapters that prompts ask for, grammars.Wanted, from files of their names below a folder.
 
-    They cannot be detached.  Raises ValueError where a name is not that of one file, or its file is of another kind.
+    They cannot be detached.  read: see attach_all.
+    Raises ValueError where a name is not that of one file, or its file is of another kind.
     """
-    for adapter in wanted:
-        path = find(folder, adapter.name)
-        if kind(sd, path)[0] != adapter.kind:
-            raise ValueError(f"<{adapter.kind}:{adapter.name}>: {path} is of the kind {kind(sd, path)[0]}")
-        sd = attach(sd, path, adapter.strength, unet=adapter.unet)
-    return _without_record(sd) if wanted else sd
+    items = []
+    for one in wanted:
+        path = find(folder, one.name)
+        if kind(path)[0] != one.kind:
+            raise ValueError(f"<{one.kind}:{one.name}>: {path} is of the kind {kind(path)[0]}")
+        items.append(_attachment(sd, path, one.strength, one.unet, read=read))
+    return _without_record(_with(sd, items)) if wanted else sd
 
 
 class Folder:
@@ -225,10 +234,10 @@ def split(text: str) -> tuple[str, float, str | None]:
         raise ValueError(f"adapter {text!r}: no such file; expected FILE, FILE:STRENGTH or WORD=FILE") from None
 
 
-def kind(sd: StableDiffusion, source: str | pathlib.Path) -> tuple[str, pathlib.Path]:
+def kind(source: str | pathlib.Path) -> tuple[str, pathlib.Path]:
     """Returns (what an adapter brings to a model: "lora", "hypernet" or "embedding", its file)."""
     path = reading.locate(source)
-    return reading.read(path, sd.networks).kind, path
+    return reading.kind(path), path
 
 
 def words(source, networks):
@@ -248,6 +257,14 @@ def _taken(sd):
 def _without_record(sd):
     others = {name: tree for name, tree in (sd.reference or {}).items() if name != ADAPTERS}
     return sd.replace(reference=others or None)
+
+
+def _with(sd, items):
+    """Returns sd with these attachments too, those of the same files in place of what was: weights are summed once."""
+    base, there = _taken(sd)
+    for item in items:
+        there = (*(other for other in there if other.path != item.path), item)
+    return _put(sd, base, there) if items else sd
 
 
 def _put(sd, base, items):
