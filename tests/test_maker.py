@@ -1,8 +1,13 @@
 """The Maker: pictures of requests, what it loads once, and how much of that it keeps."""
 
 import dataclasses
+import sys
+import threading
+import time
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,6 +60,27 @@ def test_what_was_used_first_goes_where_there_is_no_room():
     assert len(held.items) == 2  # what they share counts once
 
 
+def test_threads_wait_for_what_one_of_them_loads():
+    held, made, wait_for_all = maker.Held(room=1000), [], threading.Barrier(4)
+
+    def load(i):
+        time.sleep(0.05)
+        made.append(i)
+        return np.full(150, i)  # one has room
+
+    def ask(_):
+        wait_for_all.wait()
+        return [int(held.get(i, lambda: load(i))[0]) for i in range(3)]  # noqa: B023
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(ask, range(4))) == [[0, 1, 2]] * 4
+    held = maker.Held(room=1e6)
+    made.clear()
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(ask, range(4))) == [[0, 1, 2]] * 4
+    assert made == [0, 1, 2]
+
+
 def test_files_of_a_list_lie_in_its_folder(tmp_path):
     (tmp_path / "list").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "outside.png")
@@ -95,3 +121,50 @@ def test_a_file_is_read_once_for_its_strengths_and_counts(tmp_path, monkeypatch)
     assert found == ["cat.safetensors"]
     size = 64 * 32 * 4
     assert maker._bytes(*made_by.held.items.values()) == plain + size + 4 + 2 * size  # the factors, two sums
+
+
+@pytest.fixture
+def restless():
+    """Threads that change places a thousand times as often as usual."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(before / 1000)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_threads_make_the_pictures_that_one_makes(tmp_path, restless):
+    """Two threads draw 200 pictures of one Maker while a third attaches adapters; not all that is loaded has room."""
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        save_file({CHANGE: random.standard_normal((64, 32), np.float32)}, tmp_path / f"{name}.safetensors")
+    save_file({"emb_params": random.standard_normal((2, 32), np.float32)}, tmp_path / "ink.safetensors")
+    texts = ("a face", "a <lora:cat:0.9> face", "ink", "<lora:cat:0.4><lora:dog:1> ink face", "a <lora:dog:2> face")
+    tiny = dataclasses.replace(TINY, steps=1, size="16", grammar="a1111")
+    wanted = [Request(dataclasses.replace(tiny, prompt=texts[i % 5], seed=i)) for i in range(40)]
+    made_by = maker.Maker(tmp_path)
+    base = made_by.base(wanted[0])[0]
+    made_by.held.room = 1.5 * maker._bytes(base)
+    made, done = {}, threading.Event()
+
+    def draw(first):
+        for i in range(first, 200, 2):
+            made[i] = made_by.make([wanted[i % 40]], progress=i % 20 < 2)
+
+    def attach():
+        while not done.is_set():
+            for name in ("cat", "dog"):
+                sdjax.detach(sdjax.attach(base, tmp_path / f"{name}.safetensors", random.normal()))
+            made_by.model([wanted[random.integers(5)]])
+
+    with ThreadPoolExecutor() as threads:
+        attaching, drawing = threads.submit(attach), [threads.submit(draw, first) for first in (0, 1)]
+        wait(drawing, return_when=FIRST_EXCEPTION)
+        done.set()
+        for one in (*drawing, attaching):
+            one.result()
+    jax.clear_caches()  # what was traced beside other threads
+    alone = maker.Maker(tmp_path)
+    pictures = [alone.make([request]) for request in wanted]
+    assert len({picture.tobytes() for picture in pictures}) == 40
+    for i in range(200):
+        np.testing.assert_array_equal(made[i], pictures[i % 40], err_msg=wanted[i % 40].settings.prompt)

@@ -9,6 +9,7 @@ Programs, lists of pictures, page and API call this one.  One call makes what re
 import dataclasses
 import functools
 import re
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,20 @@ class Held:
     def __init__(self, room: float | None = None) -> None:
         self.items: dict[Any, Any] = {}
         self.room = room
+        self.lock = threading.RLock()
 
     def get(self, key: Any, load: Callable[[], Any]) -> Any:
-        """Returns what load() gave for this key."""
-        if self.room is None:
-            self.room = (memory.available() or ROOM) / 2
-        self.items[key] = self.items.pop(key) if key in self.items else load()
-        while len(self.items) > 1 and _bytes(*self.items.values()) > self.room:
-            del self.items[next(iter(self.items))]
-        return self.items[key]
+        """Returns what load() gave for this key; one thread loads, which may ask for more, and the others wait."""
+        with self.lock:
+            if self.room is None:
+                self.room = (memory.available() or ROOM) / 2
+            if key in self.items:
+                self.items[key] = self.items.pop(key)
+                return self.items[key]
+            self.items[key] = load()
+            while len(self.items) > 1 and _bytes(*self.items.values()) > self.room:
+                del self.items[next(iter(self.items))]
+            return self.items[key]
 
 
 def _bytes(*held: Any) -> int:
