@@ -28,7 +28,7 @@ from typing import Any
 CLASS = "class"  # the key of a dataclass's name in JSON; no field can be called so
 WORDS = {"true": True, "false": False, "none": None}
 UNSAID = object()  # in place of a value that an error does not show
-SHOWN = 60  # letters of a value that it does show
+SHOWN = 160  # letters of a value that it does show
 
 # What a number may be, for `check`: a test and its words.
 FROM_0 = (lambda x: 0 <= x < math.inf, "a number from 0")

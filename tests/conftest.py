@@ -19,6 +19,7 @@ import pytest
 # Programs that several tests, processes and runs compile alike are compiled once.
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["SDJAX_HASHES"] = str(CACHE.with_name("hashes.json"))
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_debug_key_reuse", True)

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import shutil
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -130,17 +131,37 @@ def test_sums_are_rounded_once(folder):
     assert trees.digest(half.parts["unet"]) == trees.digest(trees.cast(start.parts["unet"], jnp.bfloat16))
 
 
-def test_merged_weights_are_kept_as_long_as_the_model(folder):
+def test_the_process_keeps_nothing_of_what_was_attached(folder):
+    """Neither merged weights nor what a file holds; what is kept belongs to a Maker and its room."""
     base = made("sd1")[1]
-    sd = base.with_parts(unet=trees.copy(base.parts["unet"]))
-    first = jax.tree.leaves(sdjax.attach(sd, folder / "cat.safetensors", 0.8).parts["unet"])
-    sdjax.attach(sd, folder / "dog.safetensors")
-    again = jax.tree.leaves(sdjax.attach(sd, folder / "cat.safetensors", 0.8).parts["unet"])
-    assert all(one is other for one, other in zip(first, again, strict=True))
-    before = len(lora._copies)
-    del sd, first, again
+    sd = sdjax.attach(base, folder / "cat.safetensors", 0.8)
+    kernel = "down_blocks.0.resnets.0.conv1.kernel"
+    merged, (item,) = trees.flatten(sd.parts["unet"])[kernel], sd.reference["adapters"].stack.items
+    assert merged is not trees.flatten(base.parts["unet"])[kernel]
+    seen = [weakref.ref(merged), weakref.ref(item.adapter)]
+    del sd, merged, item
     gc.collect()
-    assert len(lora._copies) < before
+    assert [one() for one in seen] == [None, None]
+
+
+def test_models_with_the_same_adapters_are_equal(folder, tmp_path):
+    """So that a function of a whole model compiles once for them."""
+    base, path = made("sd1")[1], tmp_path / "x.safetensors"
+    path.write_bytes((folder / "cat.safetensors").read_bytes())
+    one, same, other = (sdjax.attach(base, path, strength) for strength in (0.8, 0.8, 0.7))
+    path.write_bytes((folder / "dog.safetensors").read_bytes())
+    changed = sdjax.attach(base, path, 0.8)
+    kinds = [jax.tree.structure(sd) for sd in (one, same, other, changed)]
+    assert kinds[0] == kinds[1] and hash(kinds[0]) == hash(kinds[1]) and kinds[0] not in kinds[2:]
+
+
+def test_weights_are_summed_once_for_all_adapters_of_a_call(folder, monkeypatch):
+    summed, merge = [], lora.merge
+    monkeypatch.setattr(lora, "merge", lambda tree, stacks: summed.append(len(stacks)) or merge(tree, stacks))
+    attach_all(
+        made("sd1")[1], [str(folder / name) for name in ("cat.safetensors", "toy.safetensors", "dog.safetensors")]
+    )
+    assert len(summed) == 2  # of the UNet and of the text encoder
 
 
 def test_a_changed_file_is_read_again(folder, tmp_path):
@@ -309,7 +330,7 @@ def test_what_prompts_name_is_found_and_recorded(folder, tmp_path, monkeypatch, 
     assert run("d", "a inky-1 cat", "--grammar", "comfyui")[1].hashes.keys() == {"model"}
     shutil.copy(here / "inky-1.png", here / "ink" / "inky-1.png")
     with pytest.raises(ValueError, match="embedding 'inky-1': .* have this name"):
-        attach.find_embeddings(made("sd1")[1], ["inky-1"], here, "a1111")
+        attach.find_embeddings(made("sd1")[1], ["inky-1"], attach.Folder(here), "a1111")
 
 
 def test_the_unet_has_a_strength_of_its_own(folder):

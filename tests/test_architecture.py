@@ -147,6 +147,16 @@ def test_files_are_short(path):
     assert len(path.read_text().splitlines()) <= 500
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_module_keeps_no_state(path):
+    """No empty container to be filled, and no `global`: what is kept belongs to a call or to the Maker."""
+    tree = ast.parse(path.read_text())
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Global)]
+    empty = "[]", "{}", "set()", "dict()", "list()"
+    named = [node for node in tree.body if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value]
+    assert not [ast.unparse(node) for node in named if ast.unparse(node.value) in empty]
+
+
 @pytest.mark.parametrize("name", sdjax.PUBLIC)
 def test_public_names_resolve(name):
     if not (ROOT / sdjax.PUBLIC[name].replace(".", "/")).with_suffix(".py").exists():

@@ -35,7 +35,7 @@ def found(path):
 
 def folder(path, **changes):
     settings = dict(path=str(path), word="", templates="captions", crop="center", flip=0.0, mask=False)
-    return Folder(SimpleNamespace(**{**settings, **changes}), 32)
+    return Folder(SimpleNamespace(**{**settings, **changes}))
 
 
 def test_metadata_of_sub_folders_names_pictures_from_there_and_the_nearest_counts(tmp_path):

@@ -15,8 +15,9 @@ from test_folder import TEXTS
 
 import sdjax
 from sdjax import trees
-from sdjax.formats.adapters.attach import attach_all, attach_embeddings, detach, split
+from sdjax.formats.adapters.attach import Folder, attach_all, attach_embeddings, detach, split
 from sdjax.methods.textual_inversion import TextualInversion
+from sdjax.sampling.settings import TextToImage
 from sdjax.service import provenance
 from sdjax.stable_diffusion import TOKENS
 from sdjax.text.conditioning import condition
@@ -134,8 +135,10 @@ def test_another_word_on_the_command_line(tmp_path, monkeypatch):
     assert split("cat.pt:0.5") == ("cat.pt", 0.5, None)
     with pytest.raises(ValueError, match="no.pt: no such file"):
         attach_all(made("sd1")[1], ["<cat>=no.pt"])
-    about = provenance.of(made("sd1")[1], "random:tiny", ["<cat>=photo.safetensors"])
-    assert list(about["hashes"]) == ["embedding <cat>"] and about["more"] == {"Adapters": "<cat>:1"}
+    names, hashes = provenance.of(
+        made("sd1")[1], TextToImage(model="random:tiny", adapter=("<cat>=photo.safetensors",))
+    )
+    assert list(hashes) == ["embedding <cat>"] and names["adapter"] == ("<cat>:1",)
 
 
 UNREAD = {
@@ -153,12 +156,12 @@ UNREAD = {
 def test_one_that_cannot_be_read_is_said_and_stays_text(reason, grammar, text, tmp_path, capsys):
     UNREAD[reason](tmp_path / "toy.safetensors")
     base, lines = made("sd1")[1], []
-    sd = attach_embeddings(base, [text], tmp_path, grammar, say=lines.append)
+    sd = attach_embeddings(base, [text], Folder(tmp_path), grammar, say=lines.append)
     assert sd.tokenizer.words == {} and len(lines) == 1 and "\n" not in lines[0]
     assert lines[0].startswith(f"'toy' is no embedding here: {tmp_path / 'toy.safetensors'}: ") and reason in lines[0]
-    attach_embeddings(base, [text], tmp_path, grammar)
+    attach_embeddings(base, [text], Folder(tmp_path), grammar)
     assert capsys.readouterr().err == f"note: {lines[0]}\n"
-    assert attach_embeddings(base, ["a dog", "toys", "atoy"], tmp_path, grammar, say=lines.append) is base
+    assert attach_embeddings(base, ["a dog", "toys", "atoy"], Folder(tmp_path), grammar, say=lines.append) is base
     assert len(lines) == 1
 
 
@@ -177,7 +180,9 @@ def test_a_folder_with_words_of_every_prompt(tmp_path):
     save({f"{name}.lora_down.weight": torch.ones(2, 48)}, tmp_path / "photo.safetensors")
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
     lines = []
-    sd = attach_embeddings(made("sd1")[1], ["a photo", "BAD  hands, blurry"], tmp_path, "a1111", say=lines.append)
+    sd = attach_embeddings(
+        made("sd1")[1], ["a photo", "BAD  hands, blurry"], Folder(tmp_path), "a1111", say=lines.append
+    )
     assert list(sd.tokenizer.words) == ["a", "bad hands"] and lines == []
     _, cond, negative = condition(sd, ["a photo"], ["BAD  hands, blurry"])
     assert cond.words["text_encoder"]["ids"][0, 1:4].tolist() == list(sd.tokenizer.words["a"])

@@ -128,7 +128,9 @@ def test_a_seed_of_diffusers_gives_its_picture(tmp_path):
     sd, random = pipeline.load("random:tiny"), np.random.default_rng(3)
     parts = {name: sd.parts[name] for name in ("unet", "vae", "text_encoder")}
     parts = jax.tree.map(np.asarray, parts)  # on the host: nothing to compile per shape
-    sd = sd.replace(**jax.tree.map(lambda x: x + np.float32(0.03) * random.standard_normal(x.shape, np.float32), parts))
+    sd = sd.with_parts(
+        **jax.tree.map(lambda x: x + np.float32(0.03) * random.standard_normal(x.shape, np.float32), parts)
+    )
     sdjax.save(sd, tmp_path / "model")
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "model", low_cpu_mem_usage=False)
     pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)

@@ -92,7 +92,7 @@ def test_steps_seeds_prompts_and_guidance_compile_nothing_new(sd):
         ({"guidance": 1e39}, "guidance=1e.39: expected a finite number, at most 3.4e.38"),
         ({"guidance": -(10**400)}, "guidance=-1000.*: expected a finite number, at most 3.4e.38"),
         ({"guidance": np.float16(np.inf)}, "guidance=inf: expected a finite number"),
-        ({"seeds": [1, 1 << 64]}, "seed=18446744073709551616: expected -9223372036854775808 to 18446744073709551615"),
+        ({"seeds": [1, 1 << 64]}, "seed=18446744073709551616: expected a whole number"),
         ({"rescale": 5}, "rescale=5: expected 0 to 1"),
         ({"guidance": 1e39}, "guidance=1e.39: expected a finite number"),
         ({"variation": [0.1, 3]}, "variation=3: expected 0 to 1"),

@@ -12,6 +12,7 @@ import sys
 import pytest
 from programs import ROOT
 
+from sdjax.data.batches import Data
 from sdjax.runtime import locks
 from sdjax.training.loop import Train, train
 from sdjax.training.run import fresh
@@ -141,12 +142,14 @@ def test_without_flock_only_a_new_file_is_a_lock(tmp_path, monkeypatch):
 
 def test_no_run_starts_in_a_folder_that_one_has(holder, tmp_path):
     with pytest.raises(ValueError, match=f"run': pid {holder.pid} on"):
-        train(Train(model="random:none"), tmp_path / "run")  # not even a model is looked for
+        train(
+            Train(model="random:none", data=Data(path="pocketland")), tmp_path / "run"
+        )  # not even a model is looked for
     assert [path.name for path in (tmp_path / "run").iterdir()] == [locks.FILE]
     tell(holder)
     holder.wait()
     with pytest.raises(ValueError, match="random:none"):
-        train(Train(model="random:none"), tmp_path / "run")
+        train(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

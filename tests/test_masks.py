@@ -131,7 +131,7 @@ def test_a_picture_is_its_own_mask_only_where_something_is_clear(tmp_path):
     assert reading.decode(item, SIDE, masked=True)[1].getextrema() == (255, 255)
     data = dict(path=str(tmp_path), word="cat", templates="captions", crop="center", flip=0.0, mask=True)
     with pytest.raises(ValueError, match="data.mask=True: no picture"):
-        Folder(type("Data", (), data), SIDE)
+        Folder(type("Data", (), data))
     clear_colour(tmp_path / "a.png", "I16", key=0)
     assert reading.has_mask(item)
     np.testing.assert_array_equal(np.asarray(reading.decode(item, SIDE, masked=True)[1]), HALF)

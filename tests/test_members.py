@@ -66,11 +66,11 @@ class Bias(Method):
     formats = ("bias",)
 
     def split(self, sd, key=None):
-        trained, rest = trees.partition(sd.unet, r"^conv_in\\.bias$")
-        return trees.copy(trained, jnp.float32), sd.replace(unet=rest)
+        trained, rest = trees.partition(sd.parts["unet"], r"^conv_in\\.bias$")
+        return trees.copy(trained, jnp.float32), sd.with_parts(unet=rest)
 
     def join(self, frozen, trained, key=None):
-        return frozen.replace(unet=trees.merge(frozen.unet, trained))
+        return frozen.with_parts(unet=trees.merge(frozen.parts["unet"], trained))
 
     def adapter(self, frozen, trained):
         return Adapter(trees={{"bias": trained["conv_in"]["bias"]}}, about=about(self))

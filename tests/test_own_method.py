@@ -37,12 +37,12 @@ class Mine(Method):
     pattern: str = "^conv_in.bias$"
 
     def split(self, sd, key=None):
-        chosen, rest = trees.partition(sd.unet, self.pattern)
+        chosen, rest = trees.partition(sd.parts["unet"], self.pattern)
         scale = jax.ShapeDtypeStruct((1,), jnp.float32) if key is None else 1 + jax.random.normal(key, (1,))
-        return {"unet": trees.copy(chosen, jnp.float32), "scale": scale}, sd.replace(unet=rest)
+        return {"unet": trees.copy(chosen, jnp.float32), "scale": scale}, sd.with_parts(unet=rest)
 
     def join(self, frozen, trained, key=None):
-        return frozen.replace(unet=trees.merge(frozen.unet, trained["unet"]))
+        return frozen.with_parts(unet=trees.merge(frozen.parts["unet"], trained["unet"]))
 
     def loss(self, frozen, trained, batch, key, step, axis=None):
         return sum(jnp.sum((x - 1) ** 2) for x in jax.tree.leaves(trained)), {}

@@ -31,7 +31,12 @@ def start(monkeypatch, tmp_path, capsys):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         config = str(programs.ROOT / "configs" / "textual_inversion.py")
-        assert run.main([config, "model=random:none", f"out={tmp_path / 'run'}"]) == 1
+        assert (
+            run.main(
+                [config, "model=random:none", "data.path=pocketland", "data.word=<new>", f"out={tmp_path / 'run'}"]
+            )
+            == 1
+        )
         assert not (tmp_path / "run").exists()
         return capsys.readouterr().err
 

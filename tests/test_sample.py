@@ -299,5 +299,5 @@ def test_a_picture_that_is_not_finite_is_not_written(tmp_path, capsys):
         capsys.readouterr().err.splitlines()[-1].startswith("error: latents: not finite from step 1 of 2 on, in 1 of 1")
     )
     assert run("text2img", tmp_path / "out", *asked, "1e39") is None
-    assert capsys.readouterr().err.startswith("error: guidance=1e+39: expected a finite number")
+    assert capsys.readouterr().err.startswith("error: --guidance='1e39': expected a finite number")
     assert not list(tmp_path.rglob("*.png"))

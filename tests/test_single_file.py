@@ -123,8 +123,8 @@ def equal(ours, theirs):
 
 def same_model(ours, theirs):
     for part in ("unet", "vae", "text_encoder"):
-        equal(getattr(ours, part), getattr(theirs, part))
-        assert getattr(ours.networks, part) == getattr(theirs.networks, part)
+        equal(ours.parts[part], theirs.parts[part])
+        assert ours.networks[part] == theirs.networks[part]
 
 
 def refused(call, *words):
@@ -546,9 +546,8 @@ def test_words_go_into_embeddings_beside_the_file(tiny, tmp_path, monkeypatch, c
 def test_metadata_for_other_tools():
     sd = pipeline.load("random:tiny")
     unet = dataclasses.replace(sd.networks["unet"].config, cross_attention_dim=1024, sample_size=96)
-    networks = dataclasses.replace(sd.networks, unet=UNet(unet))
     schedule = dataclasses.replace(sd.schedule, prediction_type="v_prediction")
-    metadata = single_file._modelspec(sd.replace(networks=networks, schedule=schedule), "cat")
+    metadata = single_file._modelspec(sd.with_networks(unet=UNet(unet)).replace(schedule=schedule), "cat")
     assert metadata["modelspec.architecture"] == "stable-diffusion-v2-768-v"
     assert metadata["modelspec.prediction_type"] == "v" and metadata["modelspec.title"] == "cat"
     assert single_file._modelspec(sd, "cat") == {}

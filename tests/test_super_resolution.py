@@ -148,7 +148,7 @@ def test_old_names_of_attention_in_pickled_files(sd, folder, tmp_path):
 def same(ours, theirs):
     assert ours.networks == theirs.networks and ours.tokenizer is None
     for part in ("unet", "vae"):
-        here, there = trees.flatten(getattr(ours, part)), trees.flatten(getattr(theirs, part))
+        here, there = trees.flatten(ours.parts[part]), trees.flatten(theirs.parts[part])
         assert here.keys() == there.keys()
         for name in there:
             np.testing.assert_array_equal(here[name], there[name], err_msg=name)

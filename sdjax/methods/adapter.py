@@ -1,11 +1,19 @@
 """An adapter in memory: what a method learned, or what a file brings to a model."""
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
+
+import jax
 
 from sdjax.stable_diffusion import StableDiffusion
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["edits", "words", "hook", "trees", "model"],
+    meta_fields=["about"],
+)
 @dataclass(frozen=True, eq=False)
 class Adapter:
     """What acts on a model.

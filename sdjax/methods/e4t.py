@@ -129,7 +129,7 @@ def half(sd):
 
 def empty(sd):
     """Returns what the UNet is told of the empty prompt, [1 L C]."""
-    return jax.jit(lambda sd, ids: sd.condition(ids)["context"])(sd, sd.tokenize([""]))
+    return jax.jit(lambda sd, ids: sd.condition(ids).unet.context)(sd, sd.tokenize([""]))
 
 
 def map_widths(config):

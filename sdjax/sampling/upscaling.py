@@ -33,6 +33,8 @@ def upscale(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, **
     theirs.  tile: None does the whole at once; a number of small pixels does squares of it, `overlap` of them shared.
     Raises SettingError for a noise level out of range, and ValueError for a model with another task.
     """
+    if "text_encoder" not in sd.parts:
+        raise ValueError("the UNet takes no noise level: expected an upscaler; LDM-SR is for `super_resolve`")
     return enlarged(sd, generate.job(settings.Upscale, prompts, **given), pictures)
 
 

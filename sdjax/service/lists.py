@@ -25,7 +25,7 @@ from typing import Any
 
 from sdjax.sampling.fields import Field, checked, fields, make, understood
 from sdjax.sampling.settings import FIRST, SEEDED, TASKS
-from sdjax.service.request import EXPECTED, Request, taken_apart
+from sdjax.service.request import EXPECTED, Request, by_name, taken_apart
 from sdjax.settings import UNSAID, SettingError, nearest, shown
 
 READERS = ("jsonl", "csv", "parquet")
@@ -108,7 +108,7 @@ def _requests(number, row, defaults, folder, word):
         one = make(TASKS[task], settings)
         mine = defaults.get("adapter", ())
         for adapter in one.adapter:
-            if adapter not in mine and not adapter.startswith("<"):
+            if adapter not in mine and not by_name(adapter):
                 raise SettingError("adapter", adapter, EXPECTED)
         taken_apart(one)  # an adapter that cannot be read is this row's error
         made.append(Request(one, folder, f"{name}-{index:05d}" if len(rows) > 1 else name, number))

@@ -9,6 +9,7 @@ Programs, lists of pictures, page and API call this one.  One call makes what re
 import dataclasses
 import functools
 import re
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ import numpy as np
 from sdjax import trees
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import attach, e4t
+from sdjax.formats.adapters import reading as adapters
 from sdjax.formats.models import controlnet
 from sdjax.images import reading
 from sdjax.runtime import replicas
 from sdjax.sampling import control, generate, inpainting, memory, settings, upscaling
 from sdjax.sampling.fields import fields
 from sdjax.service import provenance, records
-from sdjax.service.request import Request, taken_apart, texts
+from sdjax.service.request import Request, by_name, taken_apart, texts
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
@@ -39,15 +41,20 @@ class Held:
     def __init__(self, room: float | None = None) -> None:
         self.items: dict[Any, Any] = {}
         self.room = room
+        self.lock = threading.RLock()
 
     def get(self, key: Any, load: Callable[[], Any]) -> Any:
-        """Returns what load() gave for this key."""
-        if self.room is None:
-            self.room = (memory.available() or ROOM) / 2
-        self.items[key] = self.items.pop(key) if key in self.items else load()
-        while len(self.items) > 1 and _bytes(*self.items.values()) > self.room:
-            del self.items[next(iter(self.items))]
-        return self.items[key]
+        """Returns what load() gave for this key; one thread loads, which may ask for more, and the others wait."""
+        with self.lock:
+            if self.room is None:
+                self.room = (memory.available() or ROOM) / 2
+            if key in self.items:
+                self.items[key] = self.items.pop(key)
+                return self.items[key]
+            self.items[key] = load()
+            while len(self.items) > 1 and _bytes(*self.items.values()) > self.room:
+                del self.items[next(iter(self.items))]
+            return self.items[key]
 
 
 def _bytes(*held: Any) -> int:
@@ -119,28 +126,29 @@ class Maker:
         base, key = self.base(requests[0])
         if base.tokenizer is None:
             return base
+        folder = attach.Folder(self.adapters)
         if named:
-            files = [(one, _state(attach.find(self.adapters, one.name))) for one in named]
+            files = [(one, _state(attach.find(folder, one.name))) for one in named]
             key = (key, repr(files))
-            base = self.held.get(key, lambda: replicas.spread(attach.attach_named(base, named, self.adapters)))
+            base = self.held.get(key, lambda: replicas.spread(attach.attach_named(base, named, folder, self._read)))
         said = dict.fromkeys(text for one in requests for text in texts(one.settings))
         expected = self.expected.get(made.grammar, {})
         if said.keys() <= expected.keys():
             said, place = expected, (key, made.grammar)
             if place not in self.named:
-                self.named[place] = self._embeddings(base, said, made.grammar)
+                self.named[place] = self._embeddings(base, said, folder, made.grammar)
             found = self.named[place]
         else:
-            found = self._embeddings(base, said, made.grammar)
+            found = self._embeddings(base, said, folder, made.grammar)
         if not found:
             return base
-        key, here = (key, repr([(word, _state(path)) for word, path in found.items()])), (self.adapters, made.grammar)
+        key, here = (key, repr([(word, _state(path)) for word, path in found.items()])), (folder, made.grammar)
         quiet = functools.partial(attach.attach_embeddings, say=lambda line: None)  # it was said above
         return self.held.get(key, lambda: replicas.spread(quiet(base, list(said), *here)))
 
-    def _embeddings(self, sd, said, grammar):
+    def _embeddings(self, sd, said, folder, grammar):
         """Returns {word: file} of the embeddings that texts name; those that cannot be read are said once."""
-        found, unread = attach.find_embeddings(sd, list(said), self.adapters, grammar)
+        found, unread = attach.find_embeddings(sd, list(said), folder, grammar)
         for word, reason in unread.items():
             if self.unread.setdefault(word, reason) is reason:
                 attach.note(f"{word!r} is no embedding here: {reason}")
@@ -150,7 +158,7 @@ class Maker:
         """Returns (the model of a request without what its prompt names, what tells it from others)."""
         made, known = request.settings, fields(type(request.settings))
         about = {name: getattr(made, name) for name, one in known.items() if one.part is settings.Model}
-        given = [one for one in about.pop("adapter") if not one.startswith("<")]
+        given = [one for one in about.pop("adapter") if not by_name(one)]
         subject = made.image if isinstance(made, settings.TextToImage) else None
         files = [attach.split(one)[0] for one in given] + ([request.file(subject)] if subject else [])
         key = repr((about, given, [_state(file) for file in files]))
@@ -163,7 +171,12 @@ class Maker:
             size = generate.latent_shape(sd)[0] * sd.factor
             picture = _named_picture("image", request, subject, lambda path: reading.subject(path, size))
             sd = e4t.personalise(sd, pipeline.locate(source), picture)
-        return replicas.spread(attach.attach_all(sd, given))
+        return replicas.spread(attach.attach_all(sd, given, self._read))
+
+    def _read(self, path, networks, word=None):
+        """Returns the adapter of a file, for other strengths of it too."""
+        key = ("adapter", _state(path), word, networks)
+        return self.held.get(key, lambda: adapters.read(path, networks, word))
 
     def _controls(self, request: Request) -> list[Any]:
         made = request.settings
@@ -177,19 +190,25 @@ class Maker:
         return control.applied(held, made, pictures)
 
     def _named(self, sd: StableDiffusion, made: settings.Task) -> dict[str, Path]:
-        wanted = taken_apart(made)[1]
-        return provenance.adapters_named(sd, wanted, texts(made), self.adapters, made.grammar) if sd.tokenizer else {}
+        if not sd.tokenizer:
+            return {}
+        folder = attach.Folder(self.adapters)
+        return provenance.adapters_named(sd, taken_apart(made)[1], texts(made), folder, made.grammar)
 
     def hashes(self, request: Request) -> list[Any]:
         """Returns the hashes of the adapters that a request names, None for one that cannot be read."""
         sd, made = self.base(request)[0], request.settings
         found: list[Any] = []
+        folder = attach.Folder(self.adapters)
         if sd.tokenizer:
-            words = provenance.adapters_named(sd, (), texts(made), self.adapters, made.grammar)
+            words = provenance.adapters_named(sd, (), texts(made), folder, made.grammar)
             found = list(provenance.of_adapters(words).values())
+        files = [attach.split(one)[0] for one in made.adapter if not by_name(one)]
+        kinds = [attach.kind(file) for file in files]
+        found += [provenance.adapter_hash(path) for kind, path in kinds if kind == "hypernet"]  # which are in no weight
         for one in taken_apart(made)[1]:
             try:
-                found.append(provenance.adapter_hash(attach.find(self.adapters, one.name)))
+                found.append(provenance.adapter_hash(attach.find(folder, one.name)))
             except (ValueError, OSError):
                 found.append(None)
         return found

@@ -5,9 +5,7 @@
 Source of the hashes: AUTOMATIC1111's stable-diffusion-webui 1.10, modules/hashes.
 """
 
-import functools
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,8 @@ from sdjax.formats.adapters import attach
 from sdjax.formats.models import autoencoder
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import Task
+from sdjax.service.hashes import sha256
+from sdjax.service.request import by_name
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text.grammars import Wanted
 
@@ -38,18 +38,19 @@ def of(sd: StableDiffusion, made: Task, named: dict[str, Path] | None = None) ->
         names["vae"] = _name(made.vae)
         hashes["vae"] = model_hash(made.vae if Path(made.vae).is_file() else autoencoder.locate(made.vae))
     for one in made.adapter:
-        if one.startswith("<"):  # named as in prompts: its hash is one of `named`
+        if by_name(one):  # its hash is one of `named`
             shown.append(one)
             continue
-        file, strength, _ = attach.split(one)
-        kind, path = attach.kind(sd, file)
-        hashes[f"{kind} {attach.name_of(path)}"] = _hash(kind, path)
-        shown.append(f"{attach.name_of(path)}:{strength:g}")
+        file, strength, word = attach.split(one)
+        kind, path = attach.kind(file)
+        called = word or attach.name_of(path)
+        hashes[f"{kind} {called}"] = _hash(kind, path)
+        shown.append(f"{called}:{strength:g}")
     return names | ({"adapter": tuple(shown)} if shown else {}), hashes | of_adapters(named or {})
 
 
 def adapters_named(
-    sd: StableDiffusion, wanted: Iterable[Wanted], texts: Iterable[str], folder: str | Path, grammar: str
+    sd: StableDiffusion, wanted: Iterable[Wanted], texts: Iterable[str], folder: attach.Folder, grammar: str
 ) -> dict[str, Path]:
     """Returns {"lora ink": file, ...} of what prompts ask for below a folder: wanted adapters and embeddings' names.
 
@@ -96,11 +97,11 @@ def model_hash(path: str | Path) -> str:
     """
     path = Path(path)
     if path.is_file():
-        return _sha256(path)[:10]
+        return sha256(path)[:10]
     files = sorted(path.rglob("*.safetensors"), key=lambda file: file.relative_to(path).as_posix())
     if not files:
         raise ValueError(f"{path}: no such file, and no folder with .safetensors files")
-    lines = "".join(f"{_sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
+    lines = "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()[:10]
 
 
@@ -111,27 +112,11 @@ def adapter_hash(path: str | Path) -> str:
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        return _sha256(path)[:12]
+        return sha256(path)[:12]
     with open(path, "rb") as file:
-        return _sha256(path, 8 + int.from_bytes(file.read(8), "little"))[:12]
+        return sha256(path, 8 + int.from_bytes(file.read(8), "little"))[:12]
 
 
 def embedding_hash(path: str | Path) -> str:
     """Returns the 10 hex digits of "TI hashes"."""
-    return _sha256(Path(path))[:10]
-
-
-def _sha256(path, start=0):
-    state = os.stat(path)
-    return _digest(os.fspath(path), start, state.st_size, state.st_mtime_ns)
-
-
-@functools.cache
-def _digest(path, start, size, changed):
-    """Returns the SHA-256 of a file from a byte on; kept for as long as its size and time stay."""
-    total = hashlib.sha256()
-    with open(path, "rb") as file:
-        file.seek(start)
-        while part := file.read(1 << 20):
-            total.update(part)
-    return total.hexdigest()
+    return sha256(Path(path))[:10]

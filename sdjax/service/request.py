@@ -45,12 +45,17 @@ def several(settings: Iterable[Task], count: int = 1) -> list[Request]:
     return [Request(one.numbered(i)) for i, one in enumerate(each)]
 
 
+def by_name(adapter: str) -> bool:
+    """Returns whether an adapter is named as in prompts, <lora:ink:0.8>, and not as a file, which may be <cat>=FILE."""
+    return adapter.startswith("<") and ">=" not in adapter
+
+
 def taken_apart(settings: Task) -> tuple[str, tuple[Any, ...]]:
     """Returns (the prompt without adapters, the adapters that it and the settings ask for by name).
 
     Raises ValueError for one that cannot be read.
     """
-    named = " ".join(one for one in settings.adapter if one.startswith("<"))
+    named = " ".join(one for one in settings.adapter if by_name(one))
     rest, more = grammars.adapters(named)
     if rest.strip():
         raise SettingError("adapter", named, EXPECTED)

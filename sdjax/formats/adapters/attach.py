@@ -10,11 +10,12 @@ the model (sd.reference["adapters"]), so every change starts from those weights.
 nor does another file of the same kind that edits weights.
 """
 
+import functools
 import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
@@ -34,10 +35,14 @@ PICTURES = (".png",)  # endings of embeddings only: beside other adapters lie th
 
 @dataclass(frozen=True)
 class Attachment:
-    """One adapter of a model, the file that it came from, and how strongly it acts, apart on the UNet."""
+    """One adapter of a model, the file that it came from, and how strongly it acts, apart on the UNet.
+
+    state: (size, time, word that was asked for) of the file as it was read.
+    """
 
     path: pathlib.Path
-    adapter: Adapter
+    state: tuple[int, int, str | None]
+    adapter: Adapter = field(compare=False)
     strength: float
     unet: float
 
@@ -74,17 +79,18 @@ def attach(
     keep: False lets go of the weights before: less memory, but what is attached so far cannot be detached.
     Raises ValueError in one line where the file is no adapter, of a kind that is not supported, or for another model.
     """
-    path, (base, items) = reading.locate(source), _taken(sd)
-    adapter = reading.read(path, base.networks, word)
-    if adapter.words and not adapter.edits and strength != 1:
-        raise ValueError(f"{path}: strength={strength!r}: an embedding has none; weigh its word in the prompt instead")
-    items = (*(item for item in items if item.path != path), _attachment(path, adapter, strength, unet))
-    sd = _put(sd, base, items)
+    sd = _with(sd, [_attachment(sd, source, strength, unet, word)])
     return sd if keep else _without_record(sd)
 
 
-def _attachment(path, adapter, strength, unet):
-    return Attachment(path, adapter, float(strength), float(strength if unet is None else unet))
+def _attachment(sd, source, strength, unet=None, word=None, read=reading.read):
+    path = reading.locate(source)
+    about = path.stat()
+    adapter = read(path, _taken(sd)[0].networks, word)
+    if adapter.words and not adapter.edits and strength != 1:
+        raise ValueError(f"{path}: strength={strength!r}: an embedding has none; weigh its word in the prompt instead")
+    state = about.st_size, about.st_mtime_ns, word
+    return Attachment(path, state, adapter, float(strength), float(strength if unet is None else unet))
 
 
 def detach(sd: StableDiffusion, source: str | pathlib.Path | None = None) -> StableDiffusion:
@@ -104,37 +110,60 @@ def detach(sd: StableDiffusion, source: str | pathlib.Path | None = None) -> Sta
     return _put(sd, base, left)
 
 
-def attach_all(sd: StableDiffusion, named: Iterable[str]) -> StableDiffusion:
-    """Returns sd with the adapters of a command line, see split, which cannot be detached."""
-    for file, strength, word in map(split, named):
-        sd = attach(sd, file, strength, word=word)
-    return _without_record(sd)
+def attach_all(sd: StableDiffusion, named: Iterable[str], read: Callable = reading.read) -> StableDiffusion:
+    """Returns sd with the adapters of a command line, see split, which cannot be detached.
+
+    read(path, networks, word): reading.read, or what knows files that it has read before.
+    """
+    items = [_attachment(sd, file, strength, word=word, read=read) for file, strength, word in map(split, named)]
+    return _without_record(_with(sd, items))
 
 
-def attach_named(sd: StableDiffusion, wanted: Sequence[Wanted], folder: str | pathlib.Path) -> StableDiffusion:
+def attach_named(
+    sd: StableDiffusion, wanted: Sequence[Wanted], folder: "Folder", read: Callable = reading.read
+) -> StableDiffusion:
     """Returns sd with the adapters that prompts ask for, from files of their names below a folder.
 
-    They cannot be detached.  Raises ValueError where a name is not that of one file, or its file is of another kind.
+    They cannot be detached.  read: see attach_all.
+    Raises ValueError where a name is not that of one file, or its file is of another kind.
     """
-    for adapter in wanted:
-        path = find(folder, adapter.name)
-        if kind(sd, path)[0] != adapter.kind:
-            raise ValueError(f"<{adapter.kind}:{adapter.name}>: {path} is of the kind {kind(sd, path)[0]}")
-        sd = attach(sd, path, adapter.strength, unet=adapter.unet)
-    return _without_record(sd) if wanted else sd
+    items = []
+    for one in wanted:
+        path = find(folder, one.name)
+        if kind(path)[0] != one.kind:
+            raise ValueError(f"<{one.kind}:{one.name}>: {path} is of the kind {kind(path)[0]}")
+        items.append(_attachment(sd, path, one.strength, one.unet, read=read))
+    return _without_record(_with(sd, items)) if wanted else sd
 
 
-def find(folder: str | pathlib.Path, name: str) -> pathlib.Path:
+class Folder:
+    """What lies below a folder of adapters, walked when first asked for and not again: one for each call."""
+
+    def __init__(self, root: str | pathlib.Path) -> None:
+        self.root = pathlib.Path(root)
+
+    @functools.cached_property
+    def files(self) -> dict[pathlib.Path, tuple[str, ...]]:
+        """{file: its names} of what may be an adapter, previews too, in order of their paths."""
+        found = {}
+        for path in sorted(self.root.rglob("*")):
+            if path.suffix.lower() in (*SUFFIXES, *PICTURES):
+                own = path.name in FILES and path.parent != self.root and path == reading.chosen(path.parent)
+                found[path] = (name_of(path), path.stem) if own else (path.stem,)
+        return found
+
+
+def find(folder: Folder, name: str) -> pathlib.Path:
     """Returns the one adapter's file of this name below a folder; names are compared and never become part of a path.
 
     A file's name is without its ending; what diffusers or peft wrote, FILES, has also the name of its own folder.
     Raises ValueError where there is none, or several.
     """
-    there = _below(folder, SUFFIXES)
+    there = {path: names for path, names in folder.files.items() if path.suffix.lower() in SUFFIXES}
     found = [path for path, names in there.items() if name in names]
     if len(found) != 1:
         known = trees.listing(names[0] for names in there.values())
-        raise ValueError(f"adapter {name!r}: {len(found)} files of this name in {folder}; expected one of {known}")
+        raise ValueError(f"adapter {name!r}: {len(found)} files of this name in {folder.root}; expected one of {known}")
     return found[0]
 
 
@@ -143,18 +172,8 @@ def name_of(path: pathlib.Path) -> str:
     return path.parent.name if path.name in FILES else path.stem
 
 
-def _below(folder, suffixes):
-    """Returns {file: its names} of all files below a folder with these endings, in order of their paths."""
-    root, found = pathlib.Path(folder), {}
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in suffixes:
-            own = path.name in FILES and path.parent != root and path == reading.chosen(path.parent)
-            found[path] = (name_of(path), path.stem) if own else (path.stem,)
-    return found
-
-
 def find_embeddings(
-    sd: StableDiffusion, texts: Iterable[str], folder: str | pathlib.Path, grammar: str
+    sd: StableDiffusion, texts: Iterable[str], folder: Folder, grammar: str
 ) -> tuple[dict[str, pathlib.Path], dict[str, str]]:
     """Returns ({word: file}, {word: why it cannot be read}) of the embeddings below a folder that texts name: "word" in
     a1111, "embedding:word" in comfyui; nothing in plain.
@@ -166,7 +185,7 @@ def find_embeddings(
     if before is None:
         return {}, {}
     said, found, unread = "\n".join(texts), {}, {}
-    for path, names in _below(folder, (*SUFFIXES, *PICTURES)).items():
+    for path, names in folder.files.items():
         word = names[0]
         letters = r"\s+".join(map(re.escape, word.split()))
         if not re.search(rf"(?:{before}){letters}(?!\w)", said, re.IGNORECASE):
@@ -192,7 +211,7 @@ def note(line: str) -> None:
 def attach_embeddings(
     sd: StableDiffusion,
     texts: Iterable[str],
-    folder: str | pathlib.Path,
+    folder: Folder,
     grammar: str,
     say: Callable[[str], None] = note,
 ) -> StableDiffusion:
@@ -229,10 +248,10 @@ def split(text: str) -> tuple[str, float, str | None]:
         raise ValueError(f"adapter {text!r}: no such file; expected FILE, FILE:STRENGTH or WORD=FILE") from None
 
 
-def kind(sd: StableDiffusion, source: str | pathlib.Path) -> tuple[str, pathlib.Path]:
+def kind(source: str | pathlib.Path) -> tuple[str, pathlib.Path]:
     """Returns (what an adapter brings to a model: "lora", "hypernet" or "embedding", its file)."""
     path = reading.locate(source)
-    return reading.read(path, sd.networks).kind, path
+    return reading.kind(path), path
 
 
 def words(source: str | pathlib.Path, networks: FrozenDict[str, Any]) -> embeddings.Words:
@@ -252,6 +271,14 @@ def _taken(sd):
 def _without_record(sd):
     others = {name: tree for name, tree in (sd.reference or {}).items() if name != ADAPTERS}
     return sd.replace(reference=others or None)
+
+
+def _with(sd, items):
+    """Returns sd with these attachments too, those of the same files in place of what was: weights are summed once."""
+    base, there = _taken(sd)
+    for item in items:
+        there = (*(other for other in there if other.path != item.path), item)
+    return _put(sd, base, there) if items else sd
 
 
 def _put(sd, base, items):

@@ -24,7 +24,6 @@ Source: Hu et al. 2021 (LoRA), Liu et al. 2024 (DoRA), Meng et al. 2024 (PiSSA),
 import functools
 import pathlib
 import re
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,9 +83,9 @@ UNSUPPORTED = {  # by what a tensor's name contains
     "LoRA with biases": re.compile(r"\.lora_(B|up)\.bias$"),
     "cloneofsimo's LoRA by position": re.compile(r":\d+:(up|down)$"),
 }
-KEPT = 2  # merged copies of a weight that are kept for attaching again
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["factors"], meta_fields=[])
 @dataclass(frozen=True, eq=False)
 class Edit:
     """The factors of one weight's change, {name: array}; what they are called decides on the formula."""
@@ -284,25 +283,14 @@ def _text_spellings(module):
 def merge(tree: Tree, stacks: Mapping[str, Stack]) -> Tree:
     """Returns the tree with W + sum_i s_i D_i(W) for every W in stacks, {dotted name: ((Edit, strength), ...)}.
 
-    The sum is float32 and cast once.  The last two sums of each weight are kept as long as the weight itself.
+    The sum is float32 and cast once.
     """
-    return trees.map_names(lambda name, weight: _kept(weight, stacks[name]) if name in stacks else weight, tree)
+    return trees.map_names(lambda name, weight: _merged(weight, stacks[name]) if name in stacks else weight, tree)
 
 
-_copies = {}  # {id of a weight: {stack: merged weight}}; an entry goes with its weight
-
-
-def _kept(weight, stack):
-    if id(weight) not in _copies:
-        _copies[id(weight)] = {}
-        weakref.finalize(weight, _copies.pop, id(weight))
-    copies = _copies[id(weight)]
-    if stack not in copies:
-        if len(copies) == KEPT:
-            del copies[next(iter(copies))]
-        edits, strengths = zip(*((edit.factors, np.float32(strength)) for edit, strength in stack), strict=True)
-        copies[stack] = _summed(weight, edits, strengths)
-    return copies[stack]
+def _merged(weight, stack):
+    edits, strengths = zip(*((edit.factors, np.float32(strength)) for edit, strength in stack), strict=True)
+    return _summed(weight, edits, strengths)
 
 
 @jax.jit

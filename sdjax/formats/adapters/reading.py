@@ -43,14 +43,13 @@ def locate(source: str | pathlib.Path) -> pathlib.Path:
 
 
 def read(path: pathlib.Path, networks: FrozenDict[str, Any], word: str | None = None) -> Adapter:
-    """Returns what a file brings to these networks, from memory where it was read last.
+    """Returns what a file brings to these networks.
 
     word: of an embedding, in place of the file's.
     Raises ValueError, or OSError of Pillow's, in one line that names the file, whatever it holds.
     """
-    about = path.stat()
     with named(path):
-        return _read(path, about.st_mtime_ns, about.st_size, word, networks)
+        return _read(path, word, networks)
 
 
 def described(path: pathlib.Path) -> tuple[tuple[str, ...] | None, dict[str, str]]:
@@ -63,9 +62,7 @@ def described(path: pathlib.Path) -> tuple[tuple[str, ...] | None, dict[str, str
     return tuple(held.names), held.metadata
 
 
-@functools.lru_cache(maxsize=4)
-def _read(path, time, size, word, networks):
-    """Returns the Adapter of a file; time and size: of the file, so that a new one is read again."""
+def _read(path, word, networks):
     state, metadata = _content(path)
     kind = _kind(state)
     if word is not None and kind != "embedding":
@@ -82,6 +79,7 @@ def _read(path, time, size, word, networks):
 def kind(path: pathlib.Path) -> str:
     """Returns what a file is: "lora", "hypernet", "embedding", or "picture" for one that holds no embedding.
 
+    Of safetensors only the names are read.
     Raises ValueError or OSError in one line, naming the file, where that cannot be told.
     """
     about = path.stat()
@@ -91,7 +89,8 @@ def kind(path: pathlib.Path) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _known_kind(path, time, size):
-    state, _ = _content(path)
+    names, _ = described(path)
+    state = _content(path)[0] if names is None else dict.fromkeys(names)
     return "picture" if state is None else _kind(state)
 
 

@@ -438,7 +438,7 @@ def _unused(written: Mapping[str, files.Tensor], config: TextConfig) -> dict[str
 
 def _said(sd: StableDiffusion, usual: bool) -> dict[str, Any]:
     """Returns all that the file's weights do not tell, of CLIP's vocabulary only that it is the usual one."""
-    networks = {name: sd.networks[name] for name in NETWORKS}
+    networks = {name: sd.networks.get(name) for name in NETWORKS}
     notes = {name: network.config.to_json() for name, network in networks.items() if network is not None}
     notes["scheduler"] = sd.schedule.to_json()
     if sd.low_schedule is not None:

@@ -1,0 +1,91 @@
+"""SHA-256 of files, made once per content: kept on disk by path, size and time, as A1111 does.
+
+    hashes.sha256("v1-5.safetensors")                # reads 4 GB the first time, on this machine, and nothing after
+
+They are kept in sdjax/hashes.json of the user's cache folder, XDG_CACHE_HOME or ~/.cache; SDJAX_HASHES, where set,
+names another file: {path: {"size": bytes, "time": ns, "sha256": {first byte: hash}}}.  What is damaged there counts
+as not there, and where nothing can be written, a hash is kept as long as the process lives.
+Source: AUTOMATIC1111's stable-diffusion-webui 1.10, modules/hashes and modules/cache.
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sdjax.formats.storage import files
+
+MOST = 10_000  # files whose hashes are kept
+HASH = re.compile("[0-9a-f]{64}")
+
+
+def sha256(path: str | Path, start: int = 0) -> str:
+    """Returns the SHA-256, 64 hex digits, of a file from byte `start` on.  Raises OSError where it cannot be read."""
+    path = os.path.realpath(path)
+    state = os.stat(path)
+    return _sha256(path, start, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=MOST)
+def _sha256(path: str, start: int, size: int, time: int) -> str:
+    known = _hashes(_read().get(path), size, time).get(str(start))
+    if known is not None:
+        return known
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        file.seek(start)
+        while part := file.read(1 << 20):
+            total.update(part)
+        after = os.fstat(file.fileno())
+    if (after.st_size, after.st_mtime_ns) == (size, time):  # else it changed while it was read
+        with contextlib.suppress(OSError, ValueError):
+            _keep(path, start, size, time, total.hexdigest())
+    return total.hexdigest()
+
+
+def place() -> Path:
+    """Returns the file in which hashes are kept."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SDJAX_HASHES") or Path(cache) / "sdjax" / "hashes.json")
+
+
+def _read() -> dict[str, Any]:
+    """Returns what the file holds, {} where there is none or it is damaged."""
+    try:
+        return files.read_json(place())
+    except (OSError, ValueError):
+        return {}
+
+
+def _hashes(entry: Any, size: int, time: int) -> dict[str, str]:
+    """Returns {first byte: hash} of a file's entry, {} where that is damaged or of another size or time."""
+    if not isinstance(entry, dict) or (entry.get("size"), entry.get("time")) != (size, time):
+        return {}
+    found = entry.get("sha256")
+    found = found if isinstance(found, dict) else {}
+    return {at: one for at, one in found.items() if isinstance(one, str) and HASH.fullmatch(one)}
+
+
+def _keep(path: str, start: int, size: int, time: int, found: str) -> None:
+    """Writes a hash beside the others, the newest last."""
+    file = place()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(file.with_name(f".{file.name}.lock")), files.new_file(file) as temporary:
+        kept = _read()
+        known = _hashes(kept.pop(path, None), size, time)
+        kept[path] = {"size": size, "time": time, "sha256": {**known, str(start): found}}
+        temporary.write_text(json.dumps(dict(list(kept.items())[-MOST:]), indent=1), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """A context that one thread of one process is in at a time."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
