@@ -149,7 +149,7 @@ def test_no_run_starts_in_a_folder_that_one_has(holder, tmp_path):
     tell(holder)
     holder.wait()
     with pytest.raises(ValueError, match="random:none"):
-        train(settings, tmp_path / "run")
+        train(Train(model="random:none", data=Data(path="pocketland")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
