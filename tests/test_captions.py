@@ -133,9 +133,9 @@ def test_pictures_that_are_passed_over_are_counted(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     assert reading.passed_over(tmp_path) == {".gif": 1, ".heic": 2}
-    assert folder(tmp_path, word="dog").about() == "2 pictures; passed over: 1 .gif, 2 .heic"
+    assert folder(tmp_path, word="dog").about() == "2 pictures, 2 captions; passed over: 1 .gif, 2 .heic"
     make(tmp_path, "3_dog/h.png")
-    assert folder(tmp_path, word="dog").about() == "3 pictures, 5 an epoch; passed over: 1 .gif, 2 .heic"
-    assert folder(tmp_path / "b.png", word="dog").about() == "1 picture"
+    assert folder(tmp_path, word="dog").about() == "3 pictures, 5 an epoch, 3 captions; passed over: 1 .gif, 2 .heic"
+    assert folder(tmp_path / "b.png", word="dog").about() == "1 picture, 1 caption"
     with pytest.raises(ValueError, match=r"x': no images \(1 \.heic passed over\); expected \.jpg \.png \.webp"):
         reading.find(tmp_path / "x")

@@ -39,7 +39,8 @@ def pair(request, tmp_path_factory):
         )
         for part in ("unet", "vae", "text_encoder")
     }
-    sd = sd.replace(**noised, schedule=dataclasses.replace(sd.schedule, prediction_type=request.param))
+    schedule = dataclasses.replace(sd.schedule, prediction_type=request.param)
+    sd = sd.with_parts(**noised).replace(schedule=schedule)
     folder = tmp_path_factory.mktemp(request.param) / "model"
     sdjax.save(sd, folder)
     return sd, StableDiffusionPipeline.from_pretrained(folder, low_cpu_mem_usage=False), request.param

@@ -10,6 +10,7 @@ from PIL import Image
 
 from sdjax.data.sources.folder import Folder
 from sdjax.images import reading
+from sdjax.sampling.settings import TextToImage
 from sdjax.service import records
 
 
@@ -207,7 +208,7 @@ def mutated(data, random):
 def test_damaged_pictures_and_records_are_read_or_refused_in_one_line_by_name(tmp_path, kind):
     path, refused, ways = tmp_path / f"a.{kind}", 0, (reading.picture, reading.mask, records.read)
     exif = Image.Exif()
-    exif[0x0112], exif[0x010E] = 6, records.to_json(records.Record(prompt="a cat"))
+    exif[0x0112], exif[0x010E] = 6, records.to_json(records.of(TextToImage(prompt="a cat"), (64, 64)))
     image = Image.fromarray(ramp(32, 20))
     (image.convert("P") if kind == "png" else image).save(path, exif=exif)
     whole = path.read_bytes()
