@@ -28,7 +28,7 @@ from typing import Any
 CLASS = "class"  # the key of a dataclass's name in JSON; no field can be called so
 WORDS = {"true": True, "false": False, "none": None}
 UNSAID = object()  # in place of a value that an error does not show
-SHOWN = 160  # letters of a value that it does show
+SHOWN = 60  # letters of a value that it does show, both ends of it
 
 # What a number may be, for `check`: a test and its words.
 FROM_0 = (lambda x: 0 <= x < math.inf, "a number from 0")
@@ -64,10 +64,10 @@ class SettingError(ValueError):
 
 
 def shown(value: object) -> str:
-    """Returns a value as errors show it: in one line, cut where it is long; numpy's numbers as Python's."""
+    """Returns a value as errors show it: in one line, its middle left out where it is long; numpy's numbers as Python's."""
     number: Any = value
     text = repr(number.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]}...{text[-SHOWN // 2 :]}"
 
 
 @contextlib.contextmanager
