@@ -14,7 +14,7 @@ conditioners, and in no fourth way (design of the package; sdjax.stable_diffusio
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from jax import Array
 
@@ -35,6 +35,7 @@ class Method(Protocol):
     formats: names of the kinds of file (formats/adapters) that hold what was learned; the first that can is written.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # of the dataclass that it is
     loss: Any = None
     look: Any = None
     finish: Any = None
