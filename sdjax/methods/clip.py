@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
+from jaxtyping import Array, Float, Int
 
 from sdjax import trees
 from sdjax.methods.adapter import Adapter
@@ -75,7 +75,15 @@ class Clip(Method):
             text_encoder=trained["text_encoder"], image_encoder=trained["image_encoder"]
         )
 
-    def loss(self, frozen, trained, batch, key, step, axis=None):
+    def loss(
+        self,
+        frozen: StableDiffusion,
+        trained: Any,
+        batch: dict[str, Any],
+        key: Array,
+        step: Array,
+        axis: str | None = None,
+    ) -> tuple[Array, dict[str, Array]]:
         """Returns the mean of both cross entropies of scale * cos(image_i, text_j) over the global batch; its accuracy.
 
         axis: the mapped axis over which embeddings are gathered, where the batch is split over one (pmap).
@@ -94,13 +102,13 @@ class Clip(Method):
         return loss, {"accuracy": jnp.mean(jnp.argmax(by_image, axis=1) == labels)}
 
 
-def embed_images(sd, pixels):
+def embed_images(sd: StableDiffusion, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B P"]:
     """Returns unit image embeddings [B P] of pixels [B H W 3] in [-1, 1]."""
     seen = clip_pixels(pixels, sd.networks["image_encoder"].config.image_size)
     return _unit(sd.call("image_encoder", seen)[0])
 
 
-def embed_texts(sd, ids, projection):
+def embed_texts(sd: StableDiffusion, ids: Int[Array, "B L"], projection: Float[Array, "C P"]) -> Float[Array, "B P"]:
     """Returns unit text embeddings [B P]: the output at the first end token [B C] times projection [C P]."""
     hidden = sd.encode_text(sd.embed(ids))
     return _unit(pooled(hidden, ids, sd.tokenizer.eos) @ projection)

@@ -13,13 +13,14 @@ and our choice: one linear map per CLIP layer, the UNet's maps that are pooled, 
 penalty on E (per example, summed over C) rather than on v*.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax import Array
+from jaxtyping import Array, Float, Float32, Int, Num
 
 from sdjax import trees
 from sdjax.diffusion.schedule import add_noise
@@ -27,9 +28,11 @@ from sdjax.methods import offsets
 from sdjax.methods.adapter import Adapter
 from sdjax.methods.method import Method, about
 from sdjax.models.clip import clip_pixels
+from sdjax.models.cond import Cond
 from sdjax.settings import FROM_0, SettingError, check
 from sdjax.stable_diffusion import TOKENS, StableDiffusion
 from sdjax.text import conditioning
+from sdjax.trees import Tree
 
 REFERENCE = ("unet", "empty")  # in `reference`: the pretrained half, and what it is told of the empty prompt
 HALF = r"^(conv_in|time_embedding|class_embedding|down_blocks|mid_block)\b"  # what `features_only` runs
@@ -122,17 +125,17 @@ class E4T(Method):
         return {"clip": clip, "final": {"kernel": jnp.zeros((width + pooled, context)), "bias": jnp.zeros(context)}}
 
 
-def half(sd):
+def half(sd: StableDiffusion) -> Tree:
     """Returns the weights of sd's UNet that its features come from."""
     return trees.partition(sd.parts["unet"], HALF)[0]
 
 
-def empty(sd):
+def empty(sd: StableDiffusion) -> Float[Array, "1 L C"]:
     """Returns what the UNet is told of the empty prompt, [1 L C]."""
     return jax.jit(lambda sd, ids: sd.condition(ids).unet.context)(sd, sd.tokenize([""]))
 
 
-def map_widths(config):
+def map_widths(config: Any) -> tuple[int, ...]:
     """Returns the channels of the UNet's feature maps: conv_in, every block and downsampler, the middle.
 
     SD 1.5: 13 maps, 10880 channels together.
@@ -144,7 +147,7 @@ def map_widths(config):
     return (*widths, channels[-1])
 
 
-def level_maps(config):
+def level_maps(config: Any) -> tuple[int, ...]:
     """Returns which maps are the last before each downsampler and the middle: (2, 5, 8, 12) for SD 1.5."""
     per_level, levels = config.layers_per_block + 1, len(config.block_out_channels)
     inner = tuple(per_level * level + per_level - 1 for level in range(levels - 1))
@@ -154,15 +157,17 @@ def level_maps(config):
 class Encoder(struct.PyTreeNode):
     """E4T's encoder as a conditioner: predicts v* at every denoising step and encodes the prompt again with it."""
 
-    head: object
-    tower: object
-    word: object  # int32 [1]
-    scale: object
-    penalty: object
+    head: Any
+    tower: Any
+    word: Any  # int32 [1]
+    scale: Any
+    penalty: Any
     level: bool = struct.field(pytree_node=False, default=False)
     skip: int = struct.field(pytree_node=False, default=0)  # of the text encoder's last layers, as of the prompts
 
-    def __call__(self, sd, z, t, i, cond):
+    def __call__(
+        self, sd: StableDiffusion, z: Float[Array, "B h w c"], t: Num[Array, " B"], i: Int[Array, ""] | int, cond: Cond
+    ) -> tuple[Cond, dict[str, Any]]:
         move = self.offset(sd, z, t, cond)  # [B C]
         row = sd.embed(sd.reference["domain"][None])[0]  # [1 C]
         vector = row + self.scale * move
@@ -177,7 +182,9 @@ class Encoder(struct.PyTreeNode):
         cond = told(cond).replace(also=tuple(map(told, cond.also)), negative=negative)
         return cond, {"penalty": self.penalty * jnp.sum(move**2, axis=1)}
 
-    def offset(self, sd, z, t, cond):
+    def offset(
+        self, sd: StableDiffusion, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond
+    ) -> Float[Array, "B C"]:
         """Returns E [B C] for latents z [B h w c] at times t [B]: the last map of [clip, pooled maps], LeakyReLU."""
         classes = sd.reference["classes"] if "classes" in sd.reference else self.see(sd, _concept(sd, cond))  # [B n D]
         layers = [
@@ -191,13 +198,15 @@ class Encoder(struct.PyTreeNode):
         seen = jnp.concatenate([clip, *pooled], axis=1)
         return _linear(self.head["final"], seen)
 
-    def maps(self, sd, z, t):
+    def maps(
+        self, sd: StableDiffusion, z: Float[Array, "B h w c"], t: Num[Array, " B"]
+    ) -> Sequence[Float[Array, "B h w D"]]:
         """Returns the pretrained UNet's feature maps of z with the empty prompt, without offsets and hooks."""
         empty = jnp.broadcast_to(sd.reference["empty"], (len(z), *sd.reference["empty"].shape[1:]))
         _, maps = sd.networks["unet"].apply({"params": sd.reference["unet"]}, z, t, empty, features_only=True)
         return [maps[k] for k in level_maps(sd.networks["unet"].config)] if self.level else maps
 
-    def see(self, sd, pixels):
+    def see(self, sd: StableDiffusion, pixels: Float[Array, "B H W 3"]) -> Float32[Array, "B n D"]:
         """Returns the class tokens of all CLIP layers [B n D], float32, for pixels [B H W 3] in [-1, 1]."""
         network = sd.networks["image_encoder"]
         _, classes, _ = network.apply({"params": self.tower}, clip_pixels(pixels, network.config.image_size))
@@ -215,7 +224,7 @@ def _linear(layer, x):
     return x @ layer["kernel"] + layer["bias"][None]
 
 
-def look(sd, pixels):
+def look(sd: StableDiffusion, pixels: Float[Array, "H W 3"]) -> StableDiffusion:
     """Returns sd whose E4T encoder looks at one image, pixels [H W 3] in [-1, 1]; its CLIP features are computed once.
 
     Raises ValueError when sd has no E4T encoder.
@@ -236,7 +245,7 @@ def _see(encoder, sd, pixels):
     return encoder.see(sd, pixels)
 
 
-def plain(sd, levels=32):
+def plain(sd: StableDiffusion, levels: int = 32) -> StableDiffusion:
     """Returns sd without its encoder: the word's row is the mean of v* over `levels` noise levels of its own picture.
 
     What programs can load that run no encoder between the steps; the offsets are in the weights already.
@@ -251,7 +260,7 @@ def plain(sd, levels=32):
     z = sd.encode(sd.reference["concept"][None])
     noise = jax.random.normal(jax.random.key(0), (levels, *z.shape[1:]))
     noisy = add_noise(sd.schedule, jnp.broadcast_to(z, noise.shape), noise, t)
-    move = jax.jit(lambda sd: encoder.offset(sd, noisy, t.astype(jnp.float32), {}))(sd).mean(0)
+    move = jax.jit(lambda sd: encoder.offset(sd, noisy, t.astype(jnp.float32), Cond()))(sd).mean(0)
     row = sd.embed(sd.reference["domain"][None])[0] + encoder.scale * move[None]  # [1 C]
     others = tuple(c for c in sd.conditioners if c is not encoder)
     return sd.replace(conditioners=others, reference=None).with_rows(encoder.word, row)

@@ -3,18 +3,18 @@
     @dataclass(frozen=True)
     class Bias(Method):                                                    # a file of this package, or a recipe's own
         def split(self, sd, key=None):
-            trained, rest = trees.partition(sd.unet, r"bias$")
-            return trees.copy(trained, jnp.float32), sd.replace(unet=rest)
+            trained, rest = trees.partition(sd.parts["unet"], r"bias$")
+            return trees.copy(trained, jnp.float32), sd.with_parts(unet=rest)
 
         def join(self, frozen, trained, key=None):
-            return frozen.replace(unet=trees.merge(frozen.unet, trained))
+            return frozen.with_parts(unet=trees.merge(frozen.parts["unet"], trained))
 
 Law: join after split gives an sd that computes as before.  A method acts by edits of weights, by hooks and by
-conditioners, and in no fourth way (design of the package; sdjax.stable_diffusion).
+conditioners; a network beside the UNet, as a ControlNet is, joins as its wrapper (sdjax.stable_diffusion).
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from jax import Array
 
@@ -35,6 +35,7 @@ class Method(Protocol):
     formats: names of the kinds of file (formats/adapters) that hold what was learned; the first that can is written.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # of the dataclass that it is
     loss: Any = None
     look: Any = None
     finish: Any = None

@@ -15,18 +15,23 @@ weights' names: few and large operations, which compile several times faster.  F
 Source: Gal et al. 2023 (arXiv 2302.12228), figure 2, "Weight Offsets".
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Key
 
 from sdjax import trees
+from sdjax.trees import Tree
 
 TARGETS = (
     r"attn[12]\.to_[qkv]\.kernel$"  # self- and cross-attention, queries, keys and values; to_out is not in the figure
 )
 
 
-def create(unet, key=None):
+def create(unet: Tree, key: Key[Array, ""] | None = None) -> Tree:
     """Returns {shape: stacked generators} for every target of the UNet's tree, leaves or shapes; offsets are zero.
 
     key=None: shapes only.
@@ -34,13 +39,13 @@ def create(unet, key=None):
     weights = trees.matching(unet, TARGETS)
     if key is None:
         return jax.eval_shape(
-            lambda: by_shape(unet, {name: _generator(*x.shape, _nothing, jnp.zeros) for name, x in weights.items()})
+            lambda: by_shape(unet, {name: _generator(x.shape, _nothing, jnp.zeros) for name, x in weights.items()})
         )
     draws = {name: _uniform(trees.named_key(key, name)) for name in weights}
-    return by_shape(unet, {name: _generator(*x.shape, draws[name], _zeros) for name, x in weights.items()})
+    return by_shape(unet, {name: _generator(x.shape, draws[name], _zeros) for name, x in weights.items()})
 
 
-def groups(unet):
+def groups(unet: Tree) -> dict[str, list[str]]:
     """Returns {shape, as in "160x160": sorted names of its targets} for a UNet's tree, leaves or shapes."""
     found = {}
     for name, weight in sorted(trees.matching(unet, TARGETS).items()):
@@ -48,7 +53,7 @@ def groups(unet):
     return found
 
 
-def by_shape(unet, generators):
+def by_shape(unet: Tree, generators: Mapping[str, Any]) -> Tree:
     """Returns {shape: stacked generators} of {weight's name: generator}."""
     return {
         shape: jax.tree.map(lambda *leaves: jnp.stack(leaves), *(generators[name] for name in names))
@@ -56,7 +61,7 @@ def by_shape(unet, generators):
     }
 
 
-def by_name(unet, stacked):
+def by_name(unet: Tree, stacked: Mapping[str, Any]) -> Tree:
     """Returns {weight's name: generator} of {shape: stacked generators}."""
     return {
         name: jax.tree.map(lambda leaf, i=i: leaf[i], stacked[shape])
@@ -79,8 +84,9 @@ def _nothing(shape, fan_in):
     return jnp.zeros(shape)
 
 
-def _generator(rows, columns, uniform, zeros):
+def _generator(shape, uniform, zeros):
     """Returns one generator, 1 + 2 in + 2 out + in^2 + in + out^2 + out numbers; uniform: see _uniform."""
+    rows, columns = shape
     return {
         "v": jnp.ones(1),
         "linear1": {"kernel": uniform((1, rows), 1), "bias": uniform((rows,), 1)},
@@ -90,7 +96,7 @@ def _generator(rows, columns, uniform, zeros):
     }
 
 
-def offset(generator):
+def offset(generator: Mapping[str, Any]) -> Float[Array, "in out"]:
     """Returns D [in out] of one generator as the sum of three outer products (the module's formula)."""
     a = generator["v"] @ generator["linear1"]["kernel"] + generator["linear1"]["bias"]  # [in]
     b = generator["v"] @ generator["linear2"]["kernel"] + generator["linear2"]["bias"]  # [out]
@@ -100,7 +106,7 @@ def offset(generator):
     return left @ right
 
 
-def apply(unet, stacked):
+def apply(unet: Tree, stacked: Mapping[str, Any]) -> Tree:
     """Returns the UNet's tree with W (1 + D) for every W that has a generator; the product is float32, cast once."""
     moves = {}
     for shape, names in groups(unet).items():

@@ -102,7 +102,15 @@ class Vae(Method):
         """Returns sd with the trained autoencoder."""
         return frozen.with_parts(vae=trees.merge(frozen.parts["vae"], trained["vae"]))
 
-    def loss(self, frozen, trained, batch, key, step, axis=None):
+    def loss(
+        self,
+        frozen: StableDiffusion,
+        trained: Any,
+        batch: dict[str, Any],
+        key: Array,
+        step: Array,
+        axis: str | None = None,
+    ) -> tuple[Array, dict[str, Array]]:
         """Returns (autoencoder loss + discriminator loss, metrics) of pixels [B H W 3] in [-1, 1].
 
         axis: the mapped axis over which the critic's weight is made, where the batch is split over one (pmap).
@@ -150,7 +158,7 @@ class Vae(Method):
         features = [sd.call("image_encoder", clip_pixels(pixels, size), method="states") for pixels in (x, made)]
         return error + self.perceptual * jnp.mean(critics.feature_distance(*features))
 
-    def _critic(self):
+    def _critic(self) -> Any:
         return critics.PatchDiscriminator(channels=self.critic_channels, layers=self.critic_layers)
 
     def _adversarial(self, sd, trained, x, z, made, step, axis):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-A = TypeVar("A", jax.Array, np.ndarray)
+A = TypeVar("A", bound=jax.Array | np.ndarray)
 
 
 def latents(z: jax.Array, lost: jax.Array, steps: int, advice: str) -> jax.Array:

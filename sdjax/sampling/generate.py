@@ -19,11 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Key, UInt8
 from tqdm import tqdm
 
 from sdjax.diffusion.samplers.plan import begin, guided_times, sample, tabulate, walk
-from sdjax.diffusion.wrappers import Guidance, Threshold, mask_channels
+from sdjax.diffusion.wrappers import Guidance, KnownRegion, Threshold, mask_channels
 from sdjax.images.resize import fitted, pad
 from sdjax.models.cond import Cond, UNetInputs
 from sdjax.runtime import replicas
@@ -185,7 +185,8 @@ def redrawn(sd: StableDiffusion, job: Job, pictures: Any) -> Pictures:
     skipped = first_step(shared.steps, shared.strength)
     pixels = fitted(pictures, len(job.pictures), shared.size, shared.resize)
     z = encode(sd, pad(pixels, sd.factor), job.keys)
-    made = decode(sd, run(sd, job, job.start_noise(z.shape[1:]), z=z, skipped=skipped))
+    _, h, w, c = z.shape
+    made = decode(sd, run(sd, job, job.start_noise((h, w, c)), z=z, skipped=skipped))
     return made[:, : pixels.shape[1], : pixels.shape[2]]
 
 
@@ -258,8 +259,8 @@ def latent_shape(sd: StableDiffusion, size: Any = None) -> tuple[int, int, int]:
     """
     config = sd.networks["unet"].config
     if size is None:
-        sides = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else tuple(config.sample_size)
-        return (*sides, sd.networks["vae"].config.latent_channels)
+        height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
+        return height, width, sd.networks["vae"].config.latent_channels
     height, width = size = Size.of(size)
     if min(height, width) < sd.factor or height % sd.factor or width % sd.factor:
         near = Size(*(max(sd.factor, round(side / sd.factor) * sd.factor) for side in size))
@@ -271,7 +272,7 @@ def latent_shape(sd: StableDiffusion, size: Any = None) -> tuple[int, int, int]:
 # ---- between pixels and latents ------------------------------------------------------------------
 
 
-def encode(sd, pictures, keys):
+def encode(sd: StableDiffusion, pictures: Any, keys: Key[Array, " B"]) -> Float[Array, "B h w c"]:
     """Returns scaled latents [B h w c], one draw each, of pictures uint8 [B H W 3]; large ones in tiles.
 
     keys: one per picture [B]; the draw is of its own, apart from the sampling noise of the same key.
@@ -281,7 +282,7 @@ def encode(sd, pictures, keys):
     return finite.made("latents of the given pictures", z)
 
 
-def decode(sd, z):
+def decode(sd: StableDiffusion, z: Float[Array, "B h w c"]) -> Pictures:
     """Returns pictures uint8 [B H W 3] of scaled latents [B h w c]; large ones in tiles, to save memory."""
     sd, place = replicas.share(sd.bare, len(z))
     with memory.told(tuple(side * sd.factor for side in z.shape[1:3]), len(z)):
@@ -291,7 +292,17 @@ def decode(sd, z):
 # ---- sampling ------------------------------------------------------------------------------------
 
 
-def run(sd, job, start, *, z=None, skipped=0, cond=None, region=None, before=None):
+def run(
+    sd: StableDiffusion,
+    job: Job,
+    start: Float[Array, "B h w c"],
+    *,
+    z: Float[Array, "B h w c"] | None = None,
+    skipped: int = 0,
+    cond: Cond | None = None,
+    region: KnownRegion | None = None,
+    before: int | None = None,
+) -> Float[Array, "B h w c"]:
     """Returns the scaled latents [B h w c] that a job leads to.
 
     start: standard normal noise [B h w c].  z: the latents that image-to-image begins with, `skipped` steps late.
@@ -416,13 +427,11 @@ def _texts(sd, job, before):
     if shared.grammar != "plain":
         how = dict(steps=shared.steps, skip=skip, grammar=shared.grammar, weighting=shared.weighting, before=before)
         return conditioning.condition(sd, prompts, negative if job.guided else None, **how)
-    cond, unwanted = words(sd, prompts, shared.clip_skip), None
-    if job.guided:
-        unwanted = words(sd, negative, shared.clip_skip)
+    cond = words(sd, prompts, shared.clip_skip)
+    unwanted = words(sd, negative, shared.clip_skip) if job.guided else None
     learned = [c.word for c in sd.conditioners if hasattr(c, "word")]
-    if unwanted is not None and any(
-        np.isin(unwanted.words[conditioning.ENCODER]["ids"], word).any() for word in learned
-    ):
+    ids = () if unwanted is None else unwanted.words[conditioning.ENCODER]["ids"]
+    if any(np.isin(ids, word).any() for word in learned):
         cond = cond.replace(negative=unwanted)  # what a conditioner makes anew in every step
     return sd, cond, unwanted
 
@@ -457,7 +466,7 @@ def _normal(keys, shape):
 
 
 @functools.partial(jax.jit, static_argnames="shape")
-def picture_noise(keys, shape):
+def picture_noise(keys: Key[Array, " B"], shape: tuple[int, ...]) -> Float[Array, "B ..."]:
     """Returns standard normal noise [B *shape] for the given picture, apart from the noise of sampling."""
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(_split(keys)[2])
 
