@@ -64,7 +64,7 @@ class SettingError(ValueError):
 
 
 def shown(value: object) -> str:
-    """Returns a value as errors show it: in one line, its middle left out where it is long; numpy's numbers as Python's."""
+    """Returns a value as errors show it: in one line, long ones without their middle; numpy's numbers as Python's."""
     number: Any = value
     text = repr(number.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]}...{text[-SHOWN // 2 :]}"
