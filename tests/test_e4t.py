@@ -1,6 +1,7 @@
 """E4T against its specification: sizes on Stable Diffusion 1.5, rank and start of the offsets, the word, its folder."""
 
 import collections
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,9 @@ def noised(tree):
 def test_sizes_on_stable_diffusion_1_5():
     config = UNetConfig(sample_size=64, cross_attention_dim=768)
     assert (len(map_widths(config)), sum(map_widths(config))) == (13, 10880)
-    assert sum(map_widths(config)[i] for i in level_maps(config)) == 3520
+    assert sum(map_widths(config)[i] for i in level_maps(config)) == 3520 and level_maps(config) == (2, 5, 8, 12)
+    uneven = dataclasses.replace(config, layers_per_block=(1, 2, 1, 2))
+    assert level_maps(uneven) == (1, 4, 6, 10) and len(map_widths(uneven)) == 11
     unet = parameters.template(UNet(config))
     weights = trees.matching(unet, offsets.TARGETS)
     shapes = collections.Counter(leaf.shape[::-1] for leaf in weights.values())  # (out, in)

@@ -13,6 +13,7 @@ and our choice: one linear map per CLIP layer, the UNet's maps that are pooled, 
 penalty on E (per example, summed over C) rather than on v*.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from sdjax.methods.adapter import Adapter
 from sdjax.methods.method import Method, about
 from sdjax.models.clip import clip_pixels
 from sdjax.models.cond import Cond
+from sdjax.models.unet import UNetConfig
 from sdjax.settings import FROM_0, SettingError, check
 from sdjax.stable_diffusion import TOKENS, StableDiffusion
 from sdjax.text import conditioning
@@ -135,23 +137,22 @@ def empty(sd: StableDiffusion) -> Float[Array, "1 L C"]:
     return jax.jit(lambda sd, ids: sd.condition(ids).unet.context)(sd, sd.tokenize([""]))
 
 
-def map_widths(config: Any) -> tuple[int, ...]:
+def map_widths(config: UNetConfig) -> tuple[int, ...]:
     """Returns the channels of the UNet's feature maps: conv_in, every block and downsampler, the middle.
 
     SD 1.5: 13 maps, 10880 channels together.
     """
     channels, last = config.block_out_channels, len(config.block_out_channels) - 1
     widths = [channels[0]]
-    for level, width in enumerate(channels):
-        widths += [width] * (config.layers_per_block + (level < last))
+    for level, (width, count) in enumerate(zip(channels, config.levels("layers_per_block"), strict=True)):
+        widths += [width] * (count + (level < last))
     return (*widths, channels[-1])
 
 
-def level_maps(config: Any) -> tuple[int, ...]:
+def level_maps(config: UNetConfig) -> tuple[int, ...]:
     """Returns which maps are the last before each downsampler and the middle: (2, 5, 8, 12) for SD 1.5."""
-    per_level, levels = config.layers_per_block + 1, len(config.block_out_channels)
-    inner = tuple(per_level * level + per_level - 1 for level in range(levels - 1))
-    return (*inner, len(map_widths(config)) - 1)
+    ends = itertools.accumulate(count + 1 for count in config.levels("layers_per_block")[:-1])
+    return (*(end - 1 for end in ends), len(map_widths(config)) - 1)
 
 
 class Encoder(struct.PyTreeNode):
