@@ -53,14 +53,14 @@ def test_sizes_on_stable_diffusion_1_5():
     expected = {(320, 320): 20, (640, 640): 20, (1280, 1280): 24, (320, 768): 10, (640, 768): 10, (1280, 768): 12}
     assert shapes == expected
     sizes = {
-        (i, o): trees.count(offsets._generator(i, o, offsets._uniform(jax.random.key(0)), offsets._zeros))
+        (i, o): trees.count(offsets._generator((i, o), offsets._uniform(jax.random.key(0)), offsets._zeros))
         for o, i in shapes
     }
     assert sum(number * sizes[i, o] for (o, i), number in shapes.items()) == 143_226_592
 
 
 def test_three_outer_products_equal_the_published_products(key):
-    generator = noised(offsets._generator(6, 5, offsets._uniform(key), offsets._zeros))
+    generator = noised(offsets._generator((6, 5), offsets._uniform(key), offsets._zeros))
     a = generator["v"] @ generator["linear1"]["kernel"] + generator["linear1"]["bias"]
     b = generator["v"] @ generator["linear2"]["kernel"] + generator["linear2"]["bias"]
     column, row = generator["linear_column"], generator["linear_row"]
