@@ -22,6 +22,8 @@ from sdjax.diffusion.samplers.plan import sample, tabulate
 from sdjax.diffusion.wrappers import Guidance
 from sdjax.formats import pipeline
 from sdjax.formats.storage import parameters
+from sdjax.models.cond import Cond, UNetInputs
+from sdjax.tasks.text2img import TextToImage
 from sdjax.training import loop, optim
 
 SIZE, LENGTH = 512, 77  # pixels, tokens
@@ -42,11 +44,12 @@ def load(dtype="float32", **options):
 def sampling(rows, dtype):
     """Returns (function, arguments) of sampling `rows` pictures."""
     sd, plan = load(dtype), tabulate(load().schedule, "ddim", 50)
-    text = {"ids": S((rows, LENGTH), jnp.int32), "context": S((rows, LENGTH, 768), jnp.dtype(dtype))}
+    words = {"text_encoder": {"ids": S((rows, LENGTH), jnp.int32)}}
+    text = Cond(UNetInputs(S((rows, LENGTH, 768), jnp.dtype(dtype))), words=words)
 
     def run(sd, cond, negative, start, plan):
         guided = sd.add(wrappers=Guidance(7.5, negative))
-        return sample(lambda z, t, i: guided.denoise(z, t, cond, i)[0], start, plan)
+        return sample(lambda z, t, i: guided.denoise(z, t, cond, i)[0], start, plan)[0]
 
     return jax.jit(run), (sd.bare, text, text, S((rows, SIZE // 8, SIZE // 8, 4), jnp.float32), plan)
 
@@ -56,7 +59,7 @@ def tuning(rows):
     given = ["model=random:sd15", "init=''", "vision=random:vit-h", f"data.batch={rows}", "data.path=photo.png"]
     given += ["method.parts.0.domain=a"]  # the only words that the built-in vocabulary holds are letters
     train = settings.load("configs/e4t_tune.py", given)
-    tx = optim.transform(train.optim, train.steps)
+    tx, evaluate = optim.optimizer(train.optim, train.steps)
     sd = load(vision=train.vision).with_dtype(train.compute, remat=train.remat)
 
     def begin(sd, pixels):
@@ -69,7 +72,7 @@ def tuning(rows):
     shapes = {"ids": ((LENGTH,), jnp.int32), "index": ((), jnp.int32), "weight": ((), jnp.float32)}
     shapes["moments"] = ((SIZE // 8, SIZE // 8, 8), jnp.float32)
     batch = {name: S((rows, *shape), dtype) for name, (shape, dtype) in shapes.items()}
-    return jax.jit(loop._step(train, tx), donate_argnums=0), (state, frozen, batch)
+    return jax.jit(loop._step(train, tx, evaluate, TextToImage()), donate_argnums=0), (state, frozen, batch)
 
 
 def main():
