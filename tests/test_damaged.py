@@ -6,11 +6,14 @@ import pytest
 
 import sdjax
 from sdjax.formats.storage.guard import named
+from sdjax.service import lists, records
 
 FOLDER = Path(__file__).parent / "data" / "damaged"
 READERS = {
     "attach": lambda path: sdjax.attach(sdjax.load("random:tiny"), path),
     "ckpt": lambda path: sdjax.load(path),
+    "jobs": lambda path: lists.read(path),
+    "recs": lambda path: records.read(path),
 }
 FILES = [path.name for path in sorted(FOLDER.iterdir()) if path.name.partition("-")[0] in READERS]
 
@@ -24,7 +27,7 @@ def test_one_line_that_names_the_file(name):
 
 
 def test_there_are_as_many_as_were_found():
-    assert len(FILES) == 25
+    assert len(FILES) == 31
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sdjax.formats.storage.guard import named
 from sdjax.sampling.fields import Field, checked, fields, make, understood
 from sdjax.sampling.settings import FIRST, SEEDED, TASKS
 from sdjax.service.request import EXPECTED, Request, by_name, taken_apart
@@ -219,17 +220,15 @@ def _csv(path):
 
 def _parquet(path):
     try:
-        from pyarrow import ArrowException, parquet
+        from pyarrow import parquet
     except ImportError as error:
         raise ValueError(f"{path}: parquet needs pyarrow; pip install pyarrow, or give .jsonl or .csv") from error
-    try:
+    with named(path):
         table = parquet.read_table(path)
-    except ArrowException as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
     for batch in table.to_batches(max_chunksize=1000):
         try:
             rows = batch.to_pylist()
-        except ValueError:  # of text that is not UTF-8
+        except (ValueError, OverflowError):  # of text that is not UTF-8, of times that Python has not
             rows = [_arrow_row(batch.slice(i, 1)) for i in range(len(batch))]
         yield from rows
 
@@ -237,5 +236,5 @@ def _parquet(path):
 def _arrow_row(one):
     try:
         return one.to_pylist()[0]
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         return ValueError(str(error))
