@@ -38,14 +38,7 @@ def test_recipe_describes_itself(path):
         assert meaning in text
 
 
-QUICK = "textual_inversion.py"  # the laws train every method; the other recipes run in `make test-slow`
-
-
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=() if path.name == QUICK else pytest.mark.slow) for path in RECIPES],
-    ids=lambda path: str(path.relative_to(ROOT)),
-)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_recipe_runs(path, tmp_path):
     settings = sdjax.settings.load(path)
     more = [] if not settings.init else ["init=''"]
