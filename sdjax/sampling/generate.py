@@ -308,8 +308,8 @@ def run(
     start: standard normal noise [B h w c].  z: the latents that image-to-image begins with, `skipped` steps late.
     cond: what goes before the prompts' own Cond, for both sides of guidance.  region: a KnownRegion of B pictures.
     before: steps of a first pass that this follows.
-    Prompts of several sizes (prompt.sizes) are made one size after the other, each filled up to B, so that none is
-    padded for another and one program of each size serves all batches.
+    Prompts of several sizes (conditioning.sizes) are made one size after the other, each filled up to B, so that none
+    is padded for another and one program of each size serves all batches.
     Raises ValueError for an unknown sampler or schedule, for extra channels that the network does not take, for what
     does not fit into memory, and where a latent is not finite, naming the step.
     """

@@ -7,7 +7,6 @@ Programs, lists of pictures, page and API call this one.  One call makes what re
 """
 
 import dataclasses
-import functools
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -142,15 +141,15 @@ class Maker:
             found = self._embeddings(base, said, folder, made.grammar)
         if not found:
             return base
-        key, here = (key, repr([(word, _state(path)) for word, path in found.items()])), (folder, made.grammar)
-        quiet = functools.partial(attach.attach_embeddings, say=lambda line: None)  # it was said above
-        return self.held.get(key, lambda: replicas.spread(quiet(base, list(said), *here)))
+        key = (key, repr([(word, _state(path)) for word, path in found.items()]))
+        return self.held.get(key, lambda: replicas.spread(attach.attach_found(base, found)))
 
     def _embeddings(self, sd, said, folder, grammar):
         """Returns {word: file} of the embeddings that texts name; those that cannot be read are said once."""
         found, unread = attach.find_embeddings(sd, list(said), folder, grammar)
         for word, reason in unread.items():
-            if self.unread.setdefault(word, reason) is reason:
+            if word not in self.unread:
+                self.unread[word] = reason
                 attach.note(f"{word!r} is no embedding here: {reason}")
         return found
 

@@ -14,7 +14,7 @@ import functools
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -223,6 +223,11 @@ def attach_embeddings(
     found, unread = find_embeddings(sd, texts, folder, grammar)
     for word, reason in unread.items():
         say(f"{word!r} is no embedding here: {reason}")
+    return attach_found(sd, found)
+
+
+def attach_found(sd: StableDiffusion, found: Mapping[str, pathlib.Path]) -> StableDiffusion:
+    """Returns sd that knows the embeddings {word: file} of find_embeddings; which cannot be detached."""
     for word, path in found.items():
         if not sd.tokenizer.knows(word):
             sd = attach(sd, path, word=word)
