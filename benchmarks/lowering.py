@@ -24,7 +24,7 @@ from sdjax.formats import pipeline
 from sdjax.formats.storage import parameters
 from sdjax.models.cond import Cond, UNetInputs
 from sdjax.tasks.text2img import TextToImage
-from sdjax.training import loop, optim
+from sdjax.training import optim, step
 
 SIZE, LENGTH = 512, 77  # pixels, tokens
 S = jax.ShapeDtypeStruct
@@ -66,13 +66,13 @@ def tuning(rows):
         with jax.ensure_compile_time_eval():  # the offsets' first weights are drawn on the host
             trained, frozen = train.method.split(sd, jax.random.key(0))
         frozen = trees.cast(frozen, train.frozen)
-        return loop.initial_state(trained, tx), train.method.look(frozen, trained, pixels)
+        return step.initial_state(trained, tx), train.method.look(frozen, trained, pixels)
 
     state, frozen = jax.eval_shape(begin, sd, S((SIZE, SIZE, 3), jnp.float32))
     shapes = {"ids": ((LENGTH,), jnp.int32), "index": ((), jnp.int32), "weight": ((), jnp.float32)}
     shapes["moments"] = ((SIZE // 8, SIZE // 8, 8), jnp.float32)
     batch = {name: S((rows, *shape), dtype) for name, (shape, dtype) in shapes.items()}
-    return jax.jit(loop._step(train, tx, evaluate, TextToImage()), donate_argnums=0), (state, frozen, batch)
+    return jax.jit(step.of_run(train, tx, evaluate, TextToImage()), donate_argnums=0), (state, frozen, batch)
 
 
 def main():

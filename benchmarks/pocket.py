@@ -40,7 +40,7 @@ from sdjax.runtime import compile_cache
 from sdjax.sampling import generate
 from sdjax.stable_diffusion import to_pictures, to_pixels
 from sdjax.training import optim, run
-from sdjax.training.loop import default_loss, initial_state, make_step
+from sdjax.training.step import default_loss, initial_state, make_step
 
 SPLITS = {  # first seeds that neither training nor the judges' own figures use: for final figures, and for choices
     "heldout": pocketland.HELDOUT[0] + 3_000_000,

@@ -15,7 +15,8 @@ from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
-from sdjax.training.loop import Train, begin, task_of
+from sdjax.training.begin import begin, task_of
+from sdjax.training.settings import Train
 
 DATA = Data(path="pocketland", size=32, batch=4, source=Pocketland(count=16))
 RUN = Train(model="random:tiny", data=DATA)

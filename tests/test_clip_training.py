@@ -14,7 +14,8 @@ from sdjax.formats import pipeline
 from sdjax.methods.clip import Clip
 from sdjax.methods.full import Full
 from sdjax.training import run as run_folder
-from sdjax.training.loop import Train, begin
+from sdjax.training.begin import begin
+from sdjax.training.settings import Train
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,8 @@ from sdjax.models.unet import UNet, UNetConfig
 from sdjax.stable_diffusion import to_pictures
 from sdjax.training import preview
 from sdjax.training import run as run_folder
-from sdjax.training.loop import Train, begin
+from sdjax.training.begin import begin
+from sdjax.training.settings import Train
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
-from sdjax.training.loop import Train, default_loss, initial_state, make_step
+from sdjax.training.settings import Train
+from sdjax.training.step import default_loss, initial_state, make_step
 
 METHODS = {
     "full": Full(("unet", "text_encoder")),

@@ -20,9 +20,10 @@ from sdjax.formats import pipeline
 from sdjax.formats.adapters import format as kinds
 from sdjax.methods.chain import Chain
 from sdjax.methods.method import Method
-from sdjax.training import export, loop
-from sdjax.training.loop import Train, train
+from sdjax.training import begin, export
+from sdjax.training.loop import train
 from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
 
 DATA = Data(path="pocketland", size=32, batch=2, source=Pocketland(count=8))
 LOSS = """
@@ -136,7 +137,7 @@ def test_a_method_of_a_known_kind_of_file_is_one_file(add, tmp_path, capsys):
     assert export.read(tmp_path / "out").method == Rows()
     path, step = export.write(tmp_path / "out", tmp_path / "again")
     assert step == 1 and path.read_bytes() == (tmp_path / "out/export/learned_embeds.safetensors").read_bytes()
-    again, *_ = loop.begin(run(Rows("<other>"), init=str(path)), pictures=False)
+    again, *_ = begin.begin(run(Rows("<other>"), init=str(path)), pictures=False)
     np.testing.assert_array_equal(again["rows"], held["<rows>"])
 
 
@@ -145,7 +146,7 @@ def test_a_method_with_a_new_kind_of_file_is_two(add, tmp_path):
     add(sdjax.formats.adapters, "bias_file", BIAS_FILE)
     train(run(Bias()), tmp_path / "out")
     path = tmp_path / "out" / "export" / "bias.npy"
-    again, *_ = loop.begin(run(Bias(), init=str(path)), pictures=False)
+    again, *_ = begin.begin(run(Bias(), init=str(path)), pictures=False)
     np.testing.assert_array_equal(again["conv_in"]["bias"], np.load(path))
 
 
@@ -204,7 +205,7 @@ class Squares(Examples):
     with pytest.raises(ValueError, match="data.levle: Data has no 'levle'; did you mean 'level'"):
         sdjax.settings.override(settings, ["data.levle=3"])
     (tmp_path / "recipe.py").write_text(
-        "from sdjax.data.batches import Data\nfrom sdjax.training.loop import Train\n\n\n"
+        "from sdjax.data.batches import Data\nfrom sdjax.training.settings import Train\n\n\n"
         "def config():\n    return Train(data=Data(path='grey'))\n"
     )
     assert "data.level = 128" in sdjax.settings.describe(tmp_path / "recipe.py")

@@ -17,6 +17,8 @@ from sdjax.training import loop, optim
 from sdjax.training import muon as muons
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
+from sdjax.training.step import initial_state
 
 SHAPES = {
     "a.kernel": (6, 8), "b.kernel": (6, 8), "c.kernel": (3, 3, 4, 8), "d.kernel": (36, 8), "e.kernel": (5, 6, 8),
@@ -95,7 +97,7 @@ def test_weights_that_an_optimizer_evaluates_are_averaged_and_exported(monkeypat
     tx = schedule_free_adamw(1e-2)
     monkeypatch.setattr(loop, "optimizer", lambda settings, steps: (tx, schedule_free_eval_params))
     data = Data(path="pocketland", size=32, batch=2, source=Pocketland(count=8), word="<new>")
-    run = loop.Train(
+    run = Train(
         model="random:tiny", method=TextualInversion("<new>", "face"), data=data, steps=3, checkpoint=3, ema=0.5
     )
     states = []
@@ -119,7 +121,7 @@ def test_a_states_first_weights_are_those_of_the_split_and_nothing_is_shared():
     from optax.contrib import schedule_free_adamw
 
     trained = {"rows": jnp.ones((4, 3))}
-    state = loop.initial_state(trained, schedule_free_adamw(1e-2), 0.9)
+    state = initial_state(trained, schedule_free_adamw(1e-2), 0.9)
     assert state["trained"]["rows"] is trained["rows"]
     places = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state) if x.size == 12]
     assert len(places) == len(set(places)) >= 4

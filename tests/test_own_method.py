@@ -14,7 +14,8 @@ from sdjax.convert import main
 from sdjax.formats import pipeline
 from sdjax.runtime import compile_cache
 from sdjax.training import run as run_folder
-from sdjax.training.loop import begin, train
+from sdjax.training.begin import begin
+from sdjax.training.loop import train
 
 RECIPE = '''"""Trains the first biases.  python train/run.py mine.py"""
 
@@ -27,7 +28,7 @@ from sdjax import trees
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.methods.method import Method
-from sdjax.training.loop import Train
+from sdjax.training.settings import Train
 
 
 @dataclass(frozen=True)

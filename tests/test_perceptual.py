@@ -17,7 +17,7 @@ from sdjax.formats import pipeline
 from sdjax.formats.models import lpips
 from sdjax.methods.vae import Vae
 from sdjax.models.critics import LPIPS, Lpips
-from sdjax.training.loop import initial_state, make_step
+from sdjax.training.step import initial_state, make_step
 
 WIDTHS = (4, 6, 8, 8, 8)
 METHOD = Vae(recon="l2", perceptual=1.0)

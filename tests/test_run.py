@@ -13,7 +13,8 @@ from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
 from sdjax.training import checks, loop, preview, run
-from sdjax.training.loop import Train, begin
+from sdjax.training.begin import begin
+from sdjax.training.settings import Train
 
 RUN = Train(model="random:tiny", method=Full(("unet",), "attn2"))
 

@@ -26,8 +26,9 @@ from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
 from sdjax.runtime import compile_cache
 from sdjax.training import export
-from sdjax.training.loop import Train, train
+from sdjax.training.loop import train
 from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
 
 RUN = Train(
     model="random:tiny",

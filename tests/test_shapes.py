@@ -27,8 +27,9 @@ from sdjax.models.cond import Cond
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.models.kernels.attention import attend
 from sdjax.models.layers import split_heads
-from sdjax.training.loop import Train, default_loss, initial_state, make_step
 from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
+from sdjax.training.step import default_loss, initial_state, make_step
 
 HOW = dict(steps=3, guidance=3.0, seeds=[4])
 TOKENS = 3  # of an image

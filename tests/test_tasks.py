@@ -11,7 +11,8 @@ from sdjax import tasks, trees
 from sdjax.formats import pipeline
 from sdjax.methods.full import Full
 from sdjax.tasks.inpainting import WHOLE, hole
-from sdjax.training.loop import Train, default_loss
+from sdjax.training.settings import Train
+from sdjax.training.step import default_loss
 
 NAMES = ("inpainting", "upscaling")
 

@@ -34,9 +34,12 @@ from sdjax.runtime import mesh
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.training import optim, preview
 from sdjax.training import run as run_folder
+from sdjax.training.begin import begin
 from sdjax.training.checkpoint import Checkpoints
-from sdjax.training.loop import Train, begin, default_loss, initial_state, make_step, train
+from sdjax.training.loop import train
 from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
+from sdjax.training.step import default_loss, initial_state, make_step
 
 ROOT = Path(__file__).parents[1]
 DATA = Data(path="pocketland", size=32, batch=4, source=Pocketland(count=16))

@@ -12,8 +12,10 @@ from sdjax.formats import pipeline
 from sdjax.methods.clip import Clip
 from sdjax.methods.vae import Vae
 from sdjax.runtime import mesh
-from sdjax.training.loop import Train, initial_state, make_step, train
+from sdjax.training.loop import train
 from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
+from sdjax.training.step import initial_state, make_step
 
 CRITIC = Vae(recon="l2", critic=0.5, critic_start=0, critic_channels=8, critic_layers=2)
 METHODS = {"clip": Clip(), "critic": CRITIC}

@@ -20,9 +20,11 @@ from sdjax.methods.method import Method
 from sdjax.runtime import members
 from sdjax.settings import CLASS, from_json, names
 from sdjax.training import optim, run
+from sdjax.training.begin import begin
 from sdjax.training.checkpoint import Checkpoints
-from sdjax.training.loop import Train, begin, initial_state
 from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
+from sdjax.training.step import initial_state
 
 WEIGHTS = ("ema", "raw")
 WORLD = ("count", "domain", "looks", "named")  # settings of the drawn world, which runs of 0.1 kept among Data's own

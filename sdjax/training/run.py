@@ -1,6 +1,6 @@
 """A run's folder: whose it is, by the settings and the origin kept beside its checkpoints, and what it leaves.
 
-config.json holds the run's settings, origin.json the digest of what it started from (`begin` in loop.py) and, of a run
+config.json holds the run's settings, origin.json the digest of what it started from (`begin` in begin.py) and, of a run
 on one picture, which that is.
 
 export(method, frozen, trained, "outputs/cat/export")     # a diffusers folder, or what the method's kind of file is

@@ -2,7 +2,7 @@
 
 from sdjax.data.batches import Data
 from sdjax.methods.textual_inversion import TextualInversion
-from sdjax.training.loop import Train
+from sdjax.training.settings import Train
 
 
 def config():

@@ -1,0 +1,99 @@
+"""What a run starts from: the model, split into what trains and what does not, and the batches.
+
+trained, frozen, data, base = begin(settings)
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sdjax import tasks, trees
+from sdjax.data import batches
+from sdjax.data.sources.source import Examples
+from sdjax.formats import pipeline
+from sdjax.formats.adapters import format as kinds
+from sdjax.formats.storage.files import HUB_ID
+from sdjax.methods.clip import CLIP
+from sdjax.settings import prefixed
+from sdjax.stable_diffusion import StableDiffusion
+from sdjax.tasks.task import Task
+from sdjax.tasks.text2img import TextToImage
+from sdjax.training import checks, run
+from sdjax.training.settings import Train
+
+
+def begin(
+    settings: Train, pictures: bool = True, fresh: bool = True, examples: Examples | None = None
+) -> tuple[Any, StableDiffusion, Any, str]:
+    """Returns (trained, frozen, data, base) as they are before a run's first step; base: a digest of model,
+    init and the one picture of the run.
+
+    pictures: False leaves data None where the method itself does not ask for them.
+    fresh: False leaves what is drawn at the start as shapes, for a checkpoint to fill.
+    examples: what checks.pictures gave; None opens them.
+    Raises ValueError for settings that do not fit each other or the model, and for a model, a file or pictures that
+    are not there; pictures are looked through before the model is read.
+    """
+    settings = checks.worded(settings)
+    checks.alone(settings)
+    method, key = settings.method, jax.random.key(settings.seed)
+    if examples is None and (pictures or method.look is not None or method.finish is not None):
+        examples = checks.pictures(settings)
+    # In float32, from which training starts whatever `frozen` is.
+    loaded = pipeline.load(settings.model, vision=settings.vision or None, perceptual=settings.perceptual or None)
+    if loaded.conditioners:
+        raise ValueError(f"model={settings.model!r}: was tuned on one picture already; give the model it came from")
+    task = task_of(settings, loaded)
+    sd = task.prepare(loaded, trees.named_key(key, "task")) if method.loss is None else loaded
+    opened = kinds.opened(_place(settings.init), sd) if settings.init else None
+    sd = sd.with_dtype(settings.compute, remat=settings.remat)
+    split = trees.named_key(key, "split")
+    with prefixed("method"):
+        trained, frozen = method.split(sd, split if fresh and opened is None else None)
+    if opened is not None:
+        trained, frozen = run.start(method, trained, frozen, settings.init, opened)
+        trained = run.drawn(trained, method, sd, split)
+    model, frozen = _digest(settings, loaded), _rounded(frozen, settings.frozen)
+    del loaded, sd  # gigabytes, where `frozen` is now something else
+    data = picture = None
+    if examples is not None:
+        kept = settings.data.encode and not (method.pixels or task.pixels)
+        data = batches.build(replace(settings.data, encode=kept), frozen, settings.seed, examples)
+        checks.said_word(method, frozen, data)
+        if method.look is not None and data.single is not None:
+            picture = data.single
+            frozen = method.look(frozen, trained, picture)
+    return trained, frozen, data, trees.digest((model, trained if settings.init else None, picture))
+
+
+def task_of(settings: Train, sd: StableDiffusion) -> Task:
+    """Returns the run's task: what the model is for where settings do not say; of a loss of its own text to image."""
+    return tasks.of(sd, settings.task) if settings.method.loss is None else TextToImage()
+
+
+def _place(init):
+    """Returns the place of what a run starts from: a file, an adapter's folder, or a model's, here or on the hub."""
+    if init == "pocket" or (not Path(init).exists() and HUB_ID.fullmatch(init)):
+        return pipeline.locate(init)
+    return Path(init)
+
+
+def _digest(settings, sd):
+    """Returns the digest of the model that a run starts from, as it was loaded.
+
+    The random weights of a new model are left out, since their last bits depend on the device; its name stands for
+    them.
+    """
+    new = settings.model.startswith("new:")
+    return trees.digest(
+        (settings.model, sd.parts["image_encoder"] if settings.vision else None, sd.reference) if new else sd
+    )
+
+
+def _rounded(frozen, dtype):
+    """Returns what does not train with weights in `dtype`; what CLIP's training left stays, as a load leaves it."""
+    kept = {name: tree for name, tree in (frozen.reference or {}).items() if name == CLIP}
+    rounded = trees.cast(frozen, dtype)
+    return rounded.replace(reference={**rounded.reference, **kept}) if kept else rounded
