@@ -8,8 +8,10 @@ A batch: "ids" int32 [B L], "index" int32 [B] (the example's number in the strea
 [B S S 3] where asked for.
 """
 
+import math
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -41,6 +43,7 @@ class Data:
     encode: train on the autoencoder's moments, computed once where pictures are kept: those in `cache`, a folder for
     decoded pictures and moments ("" for none), and one picture without augmentation.
     concept: also give E4T's encoder a picture: "same", or "other" view of the subject where the source knows one.
+    validation: a folder of pictures that are only measured (Train.validate), or the share of `path`'s that is.
     mask: weight the loss by the image's mask file (its alpha where something is clear, else white), or by its alpha.
     """
 
@@ -57,12 +60,15 @@ class Data:
     encode: bool = True
     concept: str = ""
     mask: bool = False
+    validation: str | float = 0.0
 
     def __post_init__(self):
         settings.check(
             self, concept=CONCEPTS, size=settings.FROM_0, batch=settings.FROM_1, dropout=settings.TO_1,
             crop=CROPS, flip=settings.TO_1,
         )  # fmt: skip
+        if not isinstance(self.validation, str):
+            settings.check(self, validation=settings.BELOW_1)
         if self.cache and (not self.plain or self.mask):
             raise SettingError("cache", self.cache, "'' unless crop=center, flip=0, mask=False: pictures stay as kept")
 
@@ -92,6 +98,10 @@ class Batches:
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         """Returns this process's rows of the batch of a step."""
         return next(self.iterate(step, threads=0))
+
+    def steps(self, epochs: float) -> int:
+        """Returns the number of batches that show every picture so many times, the last one filled up."""
+        return math.ceil(epochs * len(self.source.epoch()) / self.data.batch)
 
     def mentions(self, tokens: np.ndarray) -> bool:
         """Returns whether any of up to MOST of the source's prompts holds one of these token ids."""
@@ -164,9 +174,44 @@ def build(data: Data, sd: StableDiffusion, seed: int, source: Examples | None = 
     source: the examples that sources.open(data) gave; None opens them.
     Raises ValueError for a path that holds no pictures, and for sizes that the autoencoder cannot halve evenly.
     """
-    size = side(data, sd)
     source = sources.open(data) if source is None else source
+    numbers, apart = source.chosen(), _apart(data, source, seed)
+    if apart:
+        numbers = [i for i in (range(len(source)) if numbers is None else numbers) if i not in apart]
+    return _built(data, sd, seed, source, numbers)
+
+
+def held_out(data: Data, sd: StableDiffusion, seed: int) -> Batches | None:
+    """Returns the Batches of the pictures that a run only measures, never augmented; None where there are none."""
+    if not data.validation:
+        return None
+    plain = measured(data)
+    source = sources.open(plain)
+    numbers = None if isinstance(data.validation, str) else sorted(_apart(data, source, seed))
+    return _built(plain, sd, seed, source, numbers)
+
+
+def measured(data: Data) -> Data:
+    """Returns the settings of the pictures that a run only measures."""
+    plain = replace(data, crop="center", flip=0.0, dropout=0.0, validation=0.0)
+    return replace(plain, path=data.validation, source=None) if isinstance(data.validation, str) else plain
+
+
+def _apart(data, source, seed):
+    """Returns the numbers of the pictures that are held out of the source: data.validation's share, at least one."""
+    if not data.validation or isinstance(data.validation, str):
+        return set()
+    numbers = list(range(len(source)) if (chosen := source.chosen()) is None else chosen)
+    if len(numbers) == 1:
+        raise SettingError("data.validation", data.validation, "0, or a folder: there is only one picture")
+    count = min(max(1, round(data.validation * len(numbers))), len(numbers) - 1)
+    order = np.random.default_rng((seed, zlib.crc32(b"validation"))).permutation(len(numbers))
+    return {numbers[i] for i in order[:count]}
+
+
+def _built(data, sd, seed, source, numbers):
+    """Returns the Batches of the source's pictures of these numbers, None for all."""
+    size = side(data, sd)
     if data.cache:
         source = cache.cached(source, sd, data.cache, size, data.encode)
-    chosen = source.chosen()
-    return Batches(data, source if chosen is None else Only(source, chosen), size, sd, seed)
+    return Batches(data, source if numbers is None else Only(source, numbers), size, sd, seed)

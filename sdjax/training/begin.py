@@ -11,6 +11,7 @@ import jax
 
 from sdjax import tasks, trees
 from sdjax.data import batches
+from sdjax.data.batches import Data
 from sdjax.data.sources.source import Examples
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import format as kinds
@@ -59,13 +60,18 @@ def begin(
     del loaded, sd  # gigabytes, where `frozen` is now something else
     data = picture = None
     if examples is not None:
-        kept = settings.data.encode and not (method.pixels or task.pixels)
-        data = batches.build(replace(settings.data, encode=kept), frozen, settings.seed, examples)
+        data = batches.build(shown(settings, task), frozen, settings.seed, examples)
         checks.said_word(method, frozen, data)
         if method.look is not None and data.single is not None:
             picture = data.single
             frozen = method.look(frozen, trained, picture)
     return trained, frozen, data, trees.digest((model, trained if settings.init else None, picture))
+
+
+def shown(settings: Train, task: Task) -> Data:
+    """Returns the run's Data settings; `encode` only where neither method nor task needs pixels."""
+    encode = settings.data.encode and not (settings.method.pixels or task.pixels)
+    return replace(settings.data, encode=encode)
 
 
 def task_of(settings: Train, sd: StableDiffusion) -> Task:

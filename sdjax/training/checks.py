@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.data import sources
+from sdjax.data import batches, sources
 from sdjax.data.sources.source import Examples
 from sdjax.methods.chain import Chain
 from sdjax.methods.full import Full
@@ -74,6 +74,11 @@ def pictures(settings: Any) -> Examples:
             f"one picture, not {len(examples)}: this method looks at one (or data.concept=same)",
         )  # fmt: skip
     examples.check(settings.data.size or LARGE)
+    if isinstance(settings.data.validation, str) and settings.data.validation:
+        try:
+            sources.open(batches.measured(settings.data)).check(settings.data.size or LARGE)
+        except ValueError as error:
+            raise ValueError(f"data.validation: {error}") from None
     return examples
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sdjax.data.batches import Data
 from sdjax.methods.full import Full
-from sdjax.settings import BELOW_1, FROM_0, FROM_1, SEED, check
+from sdjax.settings import BELOW_1, FROM_0, FROM_1, SEED, SettingError, check
 from sdjax.training.optim import Optim
 
 DTYPES = ("float32", "bfloat16")
@@ -29,6 +29,10 @@ class Train:
     min_snr: gamma of min-SNR weighting, 0 for none.  noise_offset: deviation of a constant in each channel's noise.
     preserve: weight of what the model said before, for a Full with keep=True.
     checkpoint, preview, log: every so many steps, 0 for never (a SIGTERM still saves).  keep: so many checkpoints.
+    epochs: so many times all pictures, in place of `steps`; 0 for `steps`.
+    validate: every so many steps the error on data.validation is measured, at noise and times that stay the same.
+    best: export the weights of the smallest such error.  patience: end after so many without a new smallest, 0 never.
+    export_every: every so many steps the export is also written to exports/STEP, 0 for never.
     prompts: of the previews, "[name]" for the word; preview=None shows them every max(50, steps / 10) steps.
     wandb: a project of Weights & Biases that is told too.
     """
@@ -57,16 +61,24 @@ class Train:
     log: int = 10
     preview: int | None = None
     prompts: tuple[str, ...] = ()
+    epochs: float = 0.0
+    validate: int = 100
+    best: bool = False
+    patience: int = 0
+    export_every: int = 0
     wandb: str = ""
 
     def __post_init__(self):
         check(
             self, steps=FROM_0, seed=SEED, ema=BELOW_1, compute=DTYPES, frozen=DTYPES,
             min_snr=FROM_0, noise_offset=FROM_0, checkpoint=FROM_0, keep=FROM_1,
-            log=FROM_0, preserve=FROM_0,
+            log=FROM_0, preserve=FROM_0, epochs=FROM_0, validate=FROM_1, patience=FROM_0, export_every=FROM_0,
         )  # fmt: skip
         if self.preview is not None:
             check(self, preview=FROM_0)
+        for name in ("best", "patience"):
+            if getattr(self, name) and not self.data.validation:
+                raise SettingError(name, getattr(self, name), "data.validation: the pictures whose error decides")
 
     @property
     def previews(self) -> int:

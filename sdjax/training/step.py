@@ -20,7 +20,7 @@ from sdjax.methods.method import Method
 from sdjax.runtime import mesh
 from sdjax.tasks.task import Task
 from sdjax.tasks.text2img import TextToImage
-from sdjax.training.optim import Evaluate, as_trained, moving_average, norm
+from sdjax.training.optim import Evaluate, as_trained, gradients, moving_average, norm
 
 
 def make_step(
@@ -37,8 +37,8 @@ def make_step(
 
     state: {"step", "trained", "opt"[, "ema"]}.  loss(frozen, trained, batch, key, step, axis) -> (scalar, metrics) is
     the method's own where it has one, else `loss`.  The gradient is the mean over `accumulate` equal microbatches.
-    metrics: the loss's own, "loss", and "gradient" and "update", the norms of all gradients and of all changes: both
-    are finite only where all of the new weights are, if the old ones were.
+    metrics: the loss's own, "loss", what optim.gradients tells, and "update", the norm of all changes: that and
+    "gradient" are finite only where all of the new weights are, if the old ones were.
     evaluate: of the optimizer; the moving average is of what it gives.
     """
     loss = loss if method.loss is None else method.loss
@@ -65,7 +65,7 @@ def make_step(
         if axis is not None:
             metrics, grads = jax.lax.pmean((metrics, grads), axis)
         updates, opt = tx.update(grads, state["opt"], state["trained"])
-        metrics = {**metrics, "gradient": norm(grads), "update": norm(updates)}
+        metrics = {**metrics, **gradients(grads, opt), "update": norm(updates)}
         trained = jax.tree.map(lambda x, u: (x + u).astype(x.dtype), state["trained"], updates)
         new = {"step": state["step"] + 1, "trained": trained, "opt": opt}
         if ema:
@@ -87,13 +87,16 @@ def _begun(tx, trained):
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tx.init(trained))
 
 
-def default_loss(method: Method, settings: Any, task: Task = TextToImage()) -> Callable:
-    """Returns the diffusion loss of a method's joined model on a task, with the run's weighting."""
+def default_loss(method: Method, settings: Any, task: Task = TextToImage(), random: bool = True) -> Callable:
+    """Returns the diffusion loss of a method's joined model on a task, with the run's weighting.
+
+    random: whether the method trains with what is random of it, such as dropout.
+    """
     weighting = functools.partial(snr_weight, gamma=settings.min_snr) if settings.min_snr else None
     regularisers = (preservation(settings.preserve),) if settings.preserve else ()
 
     def loss(frozen, trained, batch, key, step, axis=None):
-        sd = method.join(frozen, trained, trees.named_key(key, "join"))
+        sd = method.join(frozen, trained, trees.named_key(key, "join") if random else None)
         told = task.inputs(sd, batch, trees.named_key(key, "task"))
         return diffusion_loss(
             sd, batch, key, step, weighting=weighting, regularisers=regularisers, told=told,
