@@ -42,6 +42,7 @@ def begin(
     method, key = settings.method, jax.random.key(settings.seed)
     if examples is None and (pictures or method.look is not None or method.finish is not None):
         examples = checks.pictures(settings)
+    others = None if examples is None else checks.class_pictures(settings, examples)
     # In float32, from which training starts whatever `frozen` is.
     loaded = pipeline.load(settings.model, vision=settings.vision or None, perceptual=settings.perceptual or None)
     if loaded.conditioners:
@@ -60,7 +61,8 @@ def begin(
     del loaded, sd  # gigabytes, where `frozen` is now something else
     data = picture = None
     if examples is not None:
-        data = batches.build(shown(settings, task), frozen, settings.seed, examples)
+        classes = settings.class_data if settings.preserve else replace(settings.class_data, identifiers=())
+        data = batches.build(shown(settings, task), frozen, settings.seed, examples, classes, others)
         checks.said_word(method, frozen, data)
         if method.look is not None and data.single is not None:
             picture = data.single

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from sdjax import methods
 from sdjax.data import sources
 from sdjax.data.batches import Data
+from sdjax.data.classes import ClassData
 from sdjax.formats.storage import files
 from sdjax.methods.method import Method
 from sdjax.runtime import members
@@ -88,7 +89,7 @@ def read(folder: str | Path, recipe: str | None = None) -> Train:
     Raises ValueError for what a run does not write.
     """
     path, own = Path(folder) / "config.json", names(recipe).values() if recipe else ()
-    classes = {kind.__name__: kind for kind in (Train, Data, Optim)}
+    classes = {kind.__name__: kind for kind in (Train, Data, ClassData, Optim)}
     classes |= {**methods.known(), **sources.known(), **members.of(own, Method)}
     try:
         found = from_json(_moved(files.read_json(path)), classes)

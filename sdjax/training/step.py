@@ -15,7 +15,8 @@ import optax
 from jaxtyping import Array, Key
 
 from sdjax import trees
-from sdjax.diffusion.loss import diffusion_loss, preservation, snr_weight
+from sdjax.diffusion import errors
+from sdjax.diffusion.loss import debiased, diffusion_loss, preservation, snr_weight
 from sdjax.methods.method import Method
 from sdjax.runtime import mesh
 from sdjax.tasks.task import Task
@@ -93,14 +94,17 @@ def default_loss(method: Method, settings: Any, task: Task = TextToImage(), rand
     random: whether the method trains with what is random of it, such as dropout.
     """
     weighting = functools.partial(snr_weight, gamma=settings.min_snr) if settings.min_snr else None
-    regularisers = (preservation(settings.preserve),) if settings.preserve else ()
+    weighting = debiased if settings.debiased else weighting
+    error = functools.partial(errors.huber, c=settings.huber, decay=settings.huber_decay)
+    kept = settings.preserve
 
     def loss(frozen, trained, batch, key, step, axis=None):
         sd = method.join(frozen, trained, trees.named_key(key, "join") if random else None)
         told = task.inputs(sd, batch, trees.named_key(key, "task"))
         return diffusion_loss(
-            sd, batch, key, step, weighting=weighting, regularisers=regularisers, told=told,
-            noise_offset=settings.noise_offset,
+            sd, batch, key, step, error=error if settings.huber else errors.squared, weighting=weighting,
+            regularisers=(preservation(kept, method.before(frozen)),) if kept else (), told=told,
+            noise_offset=settings.noise_offset, pyramid=settings.pyramid, perturbation=settings.perturbation,
         )  # fmt: skip
 
     return loss
