@@ -5,7 +5,7 @@
 
 A batch: "ids" int32 [B L], "index" int32 [B] (the example's number in the stream), "weight" float32 [B], and either
 "pixels" float32 [B S S 3] in [-1, 1] or, where they are kept, "moments" [B h w 2c]; "mask" [B h w 1] and "concept"
-[B S S 3] where asked for.
+[B S S 3] where asked for, and "control" {"hint" float32 [B S S 3] in [0, 1]} for a ControlNet.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from sdjax import settings
+from sdjax import conditions, settings
 from sdjax.data import cache, sources
 from sdjax.data.sources.source import Examples, Only, Source
 from sdjax.settings import SettingError
@@ -42,6 +42,9 @@ class Data:
     decoded pictures and moments ("" for none), and one picture without augmentation.
     concept: also give E4T's encoder a picture: "same", or "other" view of the subject where the source knows one.
     mask: weight the loss by the image's mask file (its alpha where something is clear, else white), or by its alpha.
+    condition: what a ControlNet sees: "files" (NAME.condition.png beside the picture), "canny", "scribble", "softedge",
+    "lines", "depth" (made of the picture), "openpose" (NAME.condition.json), "segmentation" or "mask" (files); with
+    settings as in "canny:low=50".  A folder of such files elsewhere is data.condition_folder.
     """
 
     path: str = ""
@@ -57,6 +60,7 @@ class Data:
     encode: bool = True
     concept: str = ""
     mask: bool = False
+    condition: str = ""
 
     def __post_init__(self):
         settings.check(
@@ -65,10 +69,18 @@ class Data:
         )  # fmt: skip
         if self.cache and (not self.plain or self.mask):
             raise SettingError("cache", self.cache, "'' unless crop=center, flip=0, mask=False: pictures stay as kept")
+        maker = self.maker
+        if self.cache and maker is not None and maker.endings:
+            raise SettingError("cache", self.cache, f"'' with condition={self.condition!r}: only pictures are kept")
 
     def looked_up(self) -> tuple[str, Source | None]:
         """Returns ("source", the source of `path`): where a setting that is not here is looked up."""
         return "source", self.source or sources.matching(self.path)
+
+    @property
+    def maker(self) -> conditions.Condition | None:
+        """The condition that a ControlNet sees, None for none."""
+        return conditions.of(self.condition) if self.condition else None
 
     @property
     def plain(self) -> bool:
@@ -82,6 +94,7 @@ class Batches:
     def __init__(self, data: Data, source: Examples, size: int, sd: StableDiffusion, seed: int) -> None:
         self.data, self.source, self.size, self.seed = data, source, size, seed
         self.tokenizer, self.factor, self.moments = sd.tokenizer, sd.factor, None
+        self.maker = data.maker
         self.single = to_pixels(source.picture(0, size)) if len(source) == 1 else None
         if self.single is not None and data.encode and data.plain:
             self.moments = np.asarray(jax.jit(lambda sd, x: sd.moments(x))(sd, self.single[None])[0], np.float32)
@@ -138,6 +151,9 @@ class Batches:
             example["concept"] = to_pixels(seen["picture"])
         if self.data.mask:
             example["mask"] = _shrink(item["mask"], self.factor)
+        if self.maker is not None:
+            seen = item["condition"] if self.maker.endings else self.maker.make(item["picture"])
+            example["control"] = {"hint": seen.astype(np.float32) / 255}
         return example
 
 
