@@ -1,8 +1,8 @@
 """One step of training beside PyTorch: the same tiny model in both, the same latents, noise and times.
 
-    ours, unet, text = models()                       # noise in every weight
-    seen = drawn(ours, batch, key)                    # what the loss draws: z, noise, t, z_t
-    assert_same_gradients(update, unet.named_parameters())
+ours, unet, text = models()                       # noise in every weight
+seen = drawn(ours, batch, key)                    # what the loss draws: z, noise, t, z_t
+assert_same_gradients(update, unet.named_parameters())
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Errors of a prediction: error(schedule, t, prediction, target) -> the error of every number, float32 [B h w c].
 
-    diffusion_loss(sd, batch, key, error=squared)
-    diffusion_loss(sd, batch, key, error=partial(huber, c=0.1, decay="snr"))
+diffusion_loss(sd, batch, key, error=squared)
+diffusion_loss(sd, batch, key, error=partial(huber, c=0.1, decay="snr"))
 """
 
 import math

@@ -1,7 +1,7 @@
 """The noise that training adds to latents, of one key per example, so that it depends on nothing else.
 
-    noise = normal(keys, z.shape[1:])                                    # [B h w c]
-    noise = pyramid(noise, trees.example_keys(other, index), 0.4)        # coarse noise too
+noise = normal(keys, z.shape[1:])                                    # [B h w c]
+noise = pyramid(noise, trees.example_keys(other, index), 0.4)        # coarse noise too
 """
 
 import jax

@@ -69,9 +69,7 @@ def prompts(run: Any, count: int) -> list[str]:
     if not classes.changes(source, len(source)):
         wanted = "words that the subject's prompts hold, or class_data.prompts: what to draw"
         raise SettingError("class_data.identifiers", classes.identifiers, wanted)
-    made = [
-        classes.prompt(source.caption(i % len(source), np.random.default_rng((run.seed, i)))) for i in range(count)
-    ]
+    made = [classes.prompt(source.caption(i % len(source), np.random.default_rng((run.seed, i)))) for i in range(count)]
     if not all(made):
         wanted = "what to draw: a subject's prompt is empty without its identifier"
         raise SettingError("class_data.prompts", classes.prompts, wanted)

@@ -4,7 +4,7 @@
     trained, frozen = kind.start(adapter, method, trained, frozen)
     kind.write(method.adapter(frozen, trained), Path("export"))
 
-A new kind is a new file of this package, found by walking it (`known`).
+A new kind is a new file of this package, or of sdjax.formats where it reads networks too, found by walking (`known`).
 """
 
 from dataclasses import dataclass, field
@@ -68,7 +68,8 @@ class Format(Protocol):
 
 def known() -> dict[str, Format]:
     """Returns {name: Format} of all kinds."""
-    return {kind.name: kind for kind in (made() for made in members(sdjax.formats.adapters, Format).values())}
+    found = {**members(sdjax.formats.adapters, Format), **members(sdjax.formats, Format)}
+    return {kind.name: kind for kind in (made() for made in found.values())}
 
 
 def header(path: Path) -> Header:
