@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,13 @@ from sdjax.data.store import HEAD, MAGIC, Store, key
 from sdjax.formats import pipeline
 from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
+from sdjax.settings import load
+from sdjax.training import program
 from sdjax.training.begin import begin
 from sdjax.training.settings import Train
 from sdjax.training.step import default_loss
 
+ROOT = Path(__file__).parents[1]
 DATA = Data(path="pocketland", size=32, batch=2, source=Pocketland(count=6))
 
 
@@ -190,3 +194,19 @@ def test_prompts_are_kept_only_where_the_text_encoder_does_not_learn(tmp_path):
         assert (begin(Train(model="random:tiny", method=method, data=data))[2].texts is not None) == kept
     assert trees.depends(lambda tree: tree["a"] + tree["b"], {"a": jnp.ones(2), "b": jnp.ones(2)})
     assert not trees.depends(lambda tree: (tree["a"] * 2, jnp.ones(2))[1], {"a": jnp.ones(2)})
+
+
+def test_the_program_fills_what_a_run_will_look_up(tmp_path, capsys):
+    line = [str(ROOT / "configs/full.py"), "model=random:tiny", "data.path=pocketland", "data.count=6", "data.size=32",
+            "data.batch=2", "epochs=1", f"data.cache={tmp_path}"]  # fmt: skip
+    assert program.fill(line, "") == 0
+    said = capsys.readouterr().out
+    prompts = len(Store(tmp_path / "texts.records"))
+    assert f"{tmp_path}: 6 pictures, {prompts} prompts" in said and 2 <= prompts <= 7
+    sizes = [path.stat().st_size for path in sorted(tmp_path.glob("*.records"))]
+    data = begin(load(line[0], line[1:]))[2]
+    for step in range(3):
+        assert "text" in data[step]
+    assert [path.stat().st_size for path in sorted(tmp_path.glob("*.records"))] == sizes
+    assert program.fill(line[:-1], "") == 1
+    assert "error: data.cache='': expected a folder" in capsys.readouterr().err

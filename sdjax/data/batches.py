@@ -76,8 +76,8 @@ class Data:
 
     def __post_init__(self):
         settings.check(
-            self, concept=CONCEPTS, size=settings.FROM_0, buckets=settings.FROM_0, batch=settings.FROM_1, dropout=settings.TO_1,
-            crop=CROPS, flip=settings.TO_1,
+            self, concept=CONCEPTS, size=settings.FROM_0, buckets=settings.FROM_0, batch=settings.FROM_1,
+            dropout=settings.TO_1, crop=CROPS, flip=settings.TO_1,
         )  # fmt: skip
         if not isinstance(self.validation, str):
             settings.check(self, validation=settings.BELOW_1)
@@ -185,8 +185,18 @@ class Batches:
         """Returns the place in the global stream of this process's q-th example."""
         return q // self.rows * self.data.batch + jax.process_index() * self.rows + q % self.rows
 
+    def fill(self, epochs: float) -> str:
+        """Keeps the prompts of so many epochs, where prompts are kept; returns what there is in all, in words."""
+        kept = [share.source for share in self.shares if isinstance(share.source, cache.Kept)]
+        said = f"{sum(len(examples.numbers) for examples in kept)} pictures"
+        if self.texts is None:
+            return f"{said}, no prompts: the text encoder learns, or nothing is kept"
+        for position in range(self.plan.batches(epochs) * self.data.batch):
+            self.texts(self._ids(self.seen(position)["caption"]))
+        return f"{said}, {len(self.texts.store)} prompts"
+
     def seen(self, position: int) -> dict[str, Any]:
-        """Returns what the global stream holds at a place: "size", "caption", "i", "share", and the source's example."""
+        """Returns what the global stream holds at a place: the source's example, its "size", "i" and "share"."""
         random = np.random.default_rng((self.seed, position))
         step, row = divmod(position, self.data.batch)
         share = [share for share in self.shares if share.first <= row][-1]

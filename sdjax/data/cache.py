@@ -39,6 +39,11 @@ class Kept(Examples):
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def numbers(self) -> set[int]:
+        """The numbers of the pictures that are kept."""
+        return {i for _, keys in self.places.values() for i in keys}
+
     def shape(self, i: int) -> Shape:
         """Returns (height, width) of picture i as the source has it."""
         return self.source.shape(i)

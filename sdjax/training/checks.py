@@ -25,6 +25,7 @@ from sdjax.methods.method import Method
 from sdjax.runtime import mesh
 from sdjax.settings import SettingError, prefixed
 from sdjax.stable_diffusion import StableDiffusion
+from sdjax.training import prompt_lines
 
 LARGE = 512  # pixels that pictures are decoded for where neither settings nor a model say a size yet
 
@@ -55,6 +56,8 @@ def alone(settings: Any) -> None:
                 raise SettingError(name, value, f"none: {type(method).__name__} has a loss of its own, without it")
     if settings.data.buckets and method.look is not None:
         raise SettingError("data.buckets", settings.data.buckets, f"0: {type(method).__name__} looks at a square")
+    if settings.prompts_file:
+        prompt_lines.read(settings.prompts_file)
     if settings.data.concept and method.look is None:
         raise SettingError("data.concept", settings.data.concept, "'': only E4T looks at a picture")
     parts = _parts(method)

@@ -111,7 +111,7 @@ class Folder(Examples):
         return Image.fromarray(found)
 
     def _cut(self, i, size, place=(0.5, 0.5), flip=False):
-        """Returns {"picture"[, "mask"][, "condition"]}: the part of picture i with those proportions, and of its mask."""
+        """Returns {"picture"[, "mask"][, "condition"]} of the part of picture i with the proportions of `size`."""
         picture, mask, condition = self._decoded(i, size)
         cut = functools.partial(reading.cut, size=size, place=place, flip=flip)
         found = {"picture": cut(picture)}
