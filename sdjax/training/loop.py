@@ -18,7 +18,7 @@ from sdjax import trees
 from sdjax.runtime import locks, mesh, processes
 from sdjax.settings import to_json
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.training import checks, log, preview, run
+from sdjax.training import checks, facts, log, preview, run
 from sdjax.training.begin import begin, task_of
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.optim import check_rates, optimizer, rate
@@ -101,15 +101,15 @@ def _train(settings, out):
         checkpoints.wait()
         checkpoints.close()
         told.close()
-    return _finished(settings, frozen, learned(state), data, out)
+    return _finished(settings, frozen, learned(state), data, out, int(place.gather(state)["step"]))
 
 
-def _finished(settings, frozen, weights, data, out):
+def _finished(settings, frozen, weights, data, out, step):
     """Writes the export, says how it is used, and returns the joined model."""
     method = settings.method
     if method.finish is not None:
         frozen, weights = method.finish(frozen, weights, data)
-    result, use = run.export(method, frozen, weights, out / "export")
+    result, use = run.export(method, frozen, weights, out / "export", **facts.told(settings, out, step))
     print("\n  ".join([f"result: {result}", *(line.replace("MODEL", settings.model) for line in use)]))
     return method.join(frozen, weights)
 

@@ -30,6 +30,7 @@ class Train:
     preserve: weight of what the model said before, for a Full with keep=True.
     checkpoint, preview, log: every so many steps, 0 for never (a SIGTERM still saves).  keep: so many checkpoints.
     prompts: of the previews, "[name]" for the word; preview=None shows them every max(50, steps / 10) steps.
+    public: what is exported says nothing of the pictures: no captions, names of folders or of the base model.
     wandb: a project of Weights & Biases that is told too.
     """
 
@@ -57,6 +58,7 @@ class Train:
     log: int = 10
     preview: int | None = None
     prompts: tuple[str, ...] = ()
+    public: bool = False
     wandb: str = ""
 
     def __post_init__(self):
