@@ -12,6 +12,7 @@ from typing import Any
 
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import attach
+from sdjax.formats.adapters.format import Format
 from sdjax.formats.models import autoencoder
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import Task
@@ -44,7 +45,7 @@ def of(sd: StableDiffusion, made: Task, named: dict[str, Path] | None = None) ->
         file, strength, word = attach.split(one)
         kind, path = attach.kind(file)
         called = word or attach.name_of(path)
-        hashes[f"{kind} {called}"] = _hash(kind, path)
+        hashes[f"{kind.called} {called}"] = file_hash(kind, path)
         shown.append(f"{called}:{strength:g}")
     return names | ({"adapter": tuple(shown)} if shown else {}), hashes | of_adapters(named or {})
 
@@ -58,16 +59,17 @@ def adapters_named(
     """
     found = {f"{one.kind} {one.name}": attach.find(folder, one.name) for one in wanted}
     words, _ = attach.find_embeddings(sd, texts, folder, grammar)
-    return found | {f"embedding {word}": path for word, path in words.items()}
+    return found | {f"{attach.kind(path)[0].called} {word}": path for word, path in words.items()}
 
 
 def of_adapters(named: Mapping[str, Path]) -> dict[str, str]:
     """Returns {"lora ink": hash, ...} of what adapters_named found."""
-    return {name: _hash(name.partition(" ")[0], path) for name, path in named.items()}
+    return {name: file_hash(*attach.kind(path)) for name, path in named.items()}
 
 
-def _hash(kind, path):
-    return embedding_hash(path) if kind == "embedding" else adapter_hash(path)
+def file_hash(kind: Format, path: Path) -> str:
+    """Returns the hash that records have of an adapter's file, as others list it for its kind."""
+    return embedding_hash(path) if kind.hashed == "AutoV2" else adapter_hash(path)
 
 
 def built_in(model: str) -> bool:

@@ -1,9 +1,8 @@
-"""LoRA and its relatives as edits of weights: every spelling of their names in, one sum over a weight out.
+"""LoRA and its relatives as edits of weights: every spelling of their names in, a change D of each weight out.
 
     edits = read(tensors, sd.networks, {}, "cat.safetensors")       # {part: {weight's name: Edit}}
-    tree = merge(sd.parts["unet"], {name: ((edit, 0.8),) for name, edit in edits["unet"].items()})
+    change(edits["unet"]["conv_in.kernel"].factors, weight)         # D(W), which edits.merge adds with a strength
 
-A merged weight is W + sum_i s_i D_i(W), with D_i from the unmerged W, so that the order of adapters does not matter.
 In a file's layout W is [out in] or [out in height width], r the rank and a = alpha / r (1 where no alpha is given):
 
     LoRA      D = a B A              A [r in ...], B [out r]; with a middle M [r r height width]: B M A
@@ -24,7 +23,7 @@ Source: Hu et al. 2021 (LoRA), Liu et al. 2024 (DoRA), Meng et al. 2024 (PiSSA),
 import functools
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +33,11 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from sdjax import trees
+from sdjax.formats.adapters import edits as sums
 from sdjax.formats.adapters import peft_settings
 from sdjax.formats.storage import ldm_names, parameters
 from sdjax.models.clip import TextEncoder
 from sdjax.models.unet import UNet
-from sdjax.trees import Tree
 
 PARTS = ("unet", "text_encoder")
 SUFFIXES = {
@@ -92,17 +91,18 @@ class Edit:
 
     factors: dict[str, Any]
 
-
-Stack = tuple[tuple[Edit, float], ...]  # edits of one weight, each with its strength
+    def change(self, weight: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
+        """Returns D(W), see change below."""
+        return change(self.factors, weight)
 
 
 # ---- reading -----------------------------------------------------------------------------------
 
 
-def recognised(tensors: Mapping[str, Any]) -> bool:
-    """Returns whether a file's tensors {name: array} are those of LoRA or a relative, supported or not."""
+def recognised(names: Iterable[str]) -> bool:
+    """Returns whether the names of a file's tensors are those of LoRA or a relative, supported or not."""
     ends = tuple(SUFFIXES)
-    return any(_unnamed(name)[0].endswith(ends) or _unsupported(name) for name in tensors)
+    return any(_unnamed(name)[0].endswith(ends) or _unsupported(name) for name in names)
 
 
 def _unsupported(name):
@@ -228,7 +228,7 @@ def _check_shapes(edits, template, path):
         if name not in shapes:
             raise ValueError(f"{path}: a difference for {name}, which this model has not")
         try:
-            jax.eval_shape(_summed, shapes[name], (edit.factors,), (np.float32(1),))
+            jax.eval_shape(sums.summed, shapes[name], (edit,), (np.float32(1),))
         except (TypeError, ValueError, ZeroDivisionError):
             sizes = ", ".join(f"{key} {list(value.shape)}" for key, value in edit.factors.items() if value.ndim)
             wrong.append(f"{name} ({sizes})")
@@ -277,29 +277,7 @@ def _text_spellings(module):
             yield f"text_encoder.{attention}.to_{projection}_lora"
 
 
-# ---- merging -----------------------------------------------------------------------------------
-
-
-def merge(tree: Tree, stacks: Mapping[str, Stack]) -> Tree:
-    """Returns the tree with W + sum_i s_i D_i(W) for every W in stacks, {dotted name: ((Edit, strength), ...)}.
-
-    The sum is float32 and cast once.
-    """
-    return trees.map_names(lambda name, weight: _merged(weight, stacks[name]) if name in stacks else weight, tree)
-
-
-def _merged(weight, stack):
-    edits, strengths = zip(*((edit.factors, np.float32(strength)) for edit, strength in stack), strict=True)
-    return _summed(weight, edits, strengths)
-
-
-@jax.jit
-def _summed(weight, edits, strengths):
-    """Returns a weight in our layout with edits of several strengths: arrays, so that no other strength compiles."""
-    to_file, from_file = parameters.TO_FILE.get(weight.ndim, (0,)), parameters.FROM_FILE.get(weight.ndim, (0,))
-    base = weight.astype(jnp.float32).transpose(to_file)
-    changes = (strength * change(edit, base) for edit, strength in zip(edits, strengths, strict=True))
-    return (base + sum(changes)).transpose(from_file).astype(weight.dtype)
+# ---- changes ---------------------------------------------------------------------------------
 
 
 def change(factors: Mapping[str, Float[Array, "..."]], weight: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
