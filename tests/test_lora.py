@@ -19,8 +19,10 @@ import sdjax
 from sdjax import trees
 from sdjax.formats.adapters import lora
 from sdjax.formats.models import presets
+from sdjax.formats.storage import hashes
 from sdjax.models.clip import TextConfig, TextEncoder
 from sdjax.models.unet import UNet, UNetConfig
+from sdjax.service import provenance
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 WIDE = (
@@ -247,6 +249,20 @@ def test_peft(name, tmp_path):
     sd = sdjax.attach(base, tmp_path)
     theirs.unet = model.base_model.model
     assert_same(sd, theirs, moved=base)
+
+
+def test_settings_of_peft_are_part_of_the_hash(tmp_path):
+    """A file with another alpha acts otherwise, though its tensors are the same."""
+    theirs = fresh("sd1")
+    noised(peft.get_peft_model(theirs.unet, peft.LoraConfig(r=4, target_modules=FEW))).save_pretrained(tmp_path)
+    config, path = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
+    found = [provenance.digest(tmp_path)]
+    for changed in ({"lora_alpha": 2}, {"use_rslora": True}, {"peft_version": "another"}):
+        config.write_text(json.dumps({**json.loads(config.read_text()), **changed}))
+        found.append(provenance.digest(path))
+    assert len(set(found)) == 3 and found[2] == found[3] and all(len(one) == 12 for one in found)
+    save({"lora_unet_conv_in.alpha": torch.ones(1)}, tmp_path / "x.safetensors", {"ss_network_dim": "4"})
+    assert provenance.digest(tmp_path / "x.safetensors") == hashes.autov3(tmp_path / "x.safetensors")
 
 
 BY_UNET = {

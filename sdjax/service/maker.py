@@ -204,10 +204,10 @@ class Maker:
             words = provenance.adapters_named(sd, (), texts(made), folder, made.grammar)
             found = list(provenance.of_adapters(words).values())
         files = [attach.split(one)[0] for one in made.adapter if not by_name(one)]
-        found += [provenance.file_hash(*attach.kind(file)) for file in files]
+        found += [provenance.digest(file) for file in files]
         for one in taken_apart(made)[1]:
             try:
-                found.append(provenance.file_hash(*attach.kind(attach.find(folder, one.name))))
+                found.append(provenance.digest(attach.find(folder, one.name)))
             except (ValueError, OSError):
                 found.append(None)
         return found

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import sdjax.formats.adapters
 from sdjax.formats.adapters import file as files
 from sdjax.formats.adapters.file import File
+from sdjax.formats.storage import hashes
 from sdjax.formats.storage.guard import named
 from sdjax.methods.adapter import Adapter
 from sdjax.methods.method import Method
@@ -31,8 +32,7 @@ class Format(Protocol):
     tags: words before the name in prompts, <lora:NAME:0.8>; () for a kind that prompts name by its word alone.
     suffixes: endings of its files.  filling: names that other programs give it in a folder of its own.
     last: it is asked after the others, since it takes what may be anything.
-    hashed: which hash records have of it, "AutoV2" (first 10 digits of the file's SHA-256) or "AutoV3" (first 12 of
-    the tensors', without the header).  listed: under which word of A1111's text; "" for "Name hashes".
+    listed: the word of A1111's text under which records list hashes of such files; "" for "Name hashes".
     """
 
     name: Any = ""
@@ -41,7 +41,6 @@ class Format(Protocol):
     suffixes: Any = (".safetensors",)
     filling: Any = ()
     last: Any = False
-    hashed: Any = "AutoV3"
     listed: Any = ""
 
     def matches(self, file: File) -> bool:
@@ -51,6 +50,10 @@ class Format(Protocol):
     def read(self, file: File, sd: StableDiffusion) -> Adapter:
         """Returns what a file brings to a model; raises ValueError naming the file and what does not fit."""
         ...
+
+    def digest(self, path: Path) -> str:
+        """Returns the hash that records list, AutoV3: 12 hex digits of the tensors', or of a whole other file."""
+        return hashes.autov3(path)
 
     def holds(self, adapter: Adapter) -> bool:
         """Returns whether such a file can hold all of an adapter; False for a kind that is only read."""

@@ -1,8 +1,14 @@
 """LoRA and its relatives as files: every tool's names are read, see lora.py."""
 
+import hashlib
+import json
+from pathlib import Path
+
 from sdjax.formats.adapters import embeddings, lora, peft_settings
+from sdjax.formats.adapters import file as files
 from sdjax.formats.adapters.file import File
 from sdjax.formats.adapters.format import Format
+from sdjax.formats.storage import hashes
 from sdjax.methods.adapter import Adapter
 from sdjax.stable_diffusion import StableDiffusion
 
@@ -26,3 +32,16 @@ class Kohya(Format):
         tensors = {name: value for name, value in tensors.items() if type(value) is not dict}  # of Custom Diffusion
         settings = peft_settings.of_file(file.path, tensors, file.metadata)
         return Adapter(lora.read(tensors, sd.networks, settings, file.path), words)
+
+    def digest(self, path: Path) -> str:
+        """Returns AutoV3, the hash of the tensors; with PEFT's settings, which act too, 12 digits of a hash of both.
+
+        Others leave the settings out, so that a file with another alpha in its header keeps its hash there.
+        """
+        file = files.of(path)
+        found = peft_settings.kept(path, file.keys, file.metadata)
+        acting = {name: x for name, x in found.items() if name.rpartition(".")[2] in peft_settings.APPLIED}
+        if not acting:
+            return hashes.autov3(path)
+        text = json.dumps(acting, sort_keys=True)
+        return hashlib.sha256(f"{hashes.autov3(path)} {text}".encode()).hexdigest()[:12]

@@ -11,6 +11,7 @@ import numpy as np
 from sdjax.formats.adapters import embeddings
 from sdjax.formats.adapters.file import File
 from sdjax.formats.adapters.format import Format
+from sdjax.formats.storage import hashes
 from sdjax.methods.adapter import Adapter
 from sdjax.stable_diffusion import StableDiffusion
 
@@ -20,7 +21,7 @@ NAME = "learned_embeds.safetensors"
 class LearnedEmbeds(Format):
     """Rows of the token table, {word: rows [n C]}: read in every layout, see embeddings.py, written as diffusers'."""
 
-    name, called, hashed, listed = "embedding", "embedding", "AutoV2", "TI hashes"
+    name, called, listed = "embedding", "embedding", "TI hashes"
     suffixes = (".safetensors", ".pt", ".ckpt", ".bin", ".png")
     filling = (NAME, "learned_embeds.bin")
     last = True  # one tensor of any name may be an embedding
@@ -32,6 +33,10 @@ class LearnedEmbeds(Format):
         if file.path.is_dir() or file.metadata.get("format", "").startswith("sdjax."):
             return False  # a kind of ours says so
         return isinstance(file.content, np.ndarray) if not file.keys else embeddings.recognised(file.keys)
+
+    def digest(self, path: Path) -> str:
+        """Returns AutoV2, 10 hex digits of the file's SHA-256."""
+        return hashes.autov2(path)
 
     def holds(self, adapter: Adapter) -> bool:
         """Returns whether there are words and nothing else."""
