@@ -149,6 +149,7 @@ def make_step(
         updates, opt = tx.update(grads, state["opt"], state["trained"])
         metrics = {**metrics, "gradient": norm(grads), "update": norm(updates)}
         trained = jax.tree.map(lambda x, u: (x + u).astype(x.dtype), state["trained"], updates)
+        trained = trained if method.project is None else method.project(trained)
         new = {"step": state["step"] + 1, "trained": trained, "opt": opt}
         if ema:
             new["ema"] = moving_average(state["ema"], evaluate(opt, trained), ema, state["step"])
@@ -175,7 +176,7 @@ def default_loss(method: Method, settings: Any, task: Task = TextToImage()) -> C
     regularisers = (preservation(settings.preserve),) if settings.preserve else ()
 
     def loss(frozen, trained, batch, key, step, axis=None):
-        sd = method.join(frozen, trained, trees.named_key(key, "join"))
+        sd = method.join(frozen, trained, trees.example_keys(trees.named_key(key, "join"), batch["index"]))
         told = task.inputs(sd, batch, trees.named_key(key, "task"))
         return diffusion_loss(
             sd, batch, key, step, weighting=weighting, regularisers=regularisers, told=told,
@@ -297,7 +298,7 @@ def _train(settings, out):
         return state["ema"] if settings.ema else evaluate(state["opt"], state["trained"])
 
     def show(step, state):
-        seen = method.join(frozen, learned(state))
+        seen = method.join(frozen, learned(state)).fold()
         picture = preview.write(out / "samples" / f"{step:07d}.png", method, seen, data, settings)
         if picture is not None:
             told.picture(step, "samples", picture)
@@ -342,7 +343,7 @@ def _finished(settings, frozen, weights, data, out):
         frozen, weights = method.finish(frozen, weights, data)
     result, use = run.export(method, frozen, weights, out / "export")
     print("\n  ".join([f"result: {result}", *(line.replace("MODEL", settings.model) for line in use)]))
-    return method.join(frozen, weights)
+    return method.join(frozen, weights).fold()
 
 
 def _step(settings, tx, evaluate, task):
