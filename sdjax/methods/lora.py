@@ -11,7 +11,7 @@ dropout of ranks and modules, and the largest norm: sd-scripts.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,13 +182,20 @@ class Lora(Method):
             blocks, side, _ = f["oft_blocks"].shape
             most = self.constraint * blocks * side
             return {**f, "alpha": np.float32(self.constraint), "constraint": np.float32(most)}
-        rank = next((len(f[name]) for name in deltas.named(self.algo).ranked if name in f), None)
-        scale = 1.0 if rank is None else self.scale(rank)
+        rank, scale = self._ranked(f), self.scale_of(f)
         made = {**f, "scale": np.float32(scale), "alpha": np.float32(scale * (rank or 1) * (2 if first else 1))}
         if first is not None:
             made["down"] = jnp.concatenate([f["down"], first["down"]])
             made["up"] = jnp.concatenate([f["up"], -first["up"]], axis=1)
         return made
+
+    def scale_of(self, f: Mapping[str, Any]) -> float | None:
+        """Returns by how much a layer's factors {name: array} count: 1 where they have no rank, None of OFT's."""
+        rank = self._ranked(f)
+        return None if self.algo == "oft" else 1.0 if rank is None else self.scale(rank)
+
+    def _ranked(self, f):
+        return next((len(f[name]) for name in deltas.named(self.algo).ranked if name in f), None)
 
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
         """Returns the changes as edits of weights, float32."""
