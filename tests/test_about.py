@@ -17,7 +17,6 @@ from sdjax.diffusion.schedule import Schedule
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import about
 from sdjax.formats.adapters.about import Facts
-from sdjax.formats.adapters.lora import Edit
 from sdjax.formats.models import presets
 from sdjax.formats.storage import hashes, headers
 from sdjax.methods.adapter import Adapter
@@ -104,29 +103,6 @@ def test_what_stays_private(public, pictures, tmp_path):
     told = [text for text in ("red cat", "on grass", "private-album", "random:tiny") if text.encode() in written]
     assert told == ([] if public else ["red cat", "on grass", "private-album", "random:tiny"])
     assert said["modelspec.trigger_phrase"] == "<cat>"
-
-
-def lora(rank, alpha, **more):
-    noise = np.random.default_rng(0).standard_normal
-    factors = {"down": noise((rank, 8)), "up": noise((8, rank)), "scale": alpha / rank, **more}
-    return Edit(factors)
-
-
-def test_ranks_and_algorithms():
-    sd = pipeline.load("random:tiny")
-
-    def told(**edits):
-        return about.metadata(Adapter(edits={"unet": edits}), Facts(title="x"), sd)
-
-    plain = told(a=lora(4, 2), b=lora(4, 2), c=lora(8, 2))
-    assert (plain["ss_network_module"], plain["ss_network_dim"]) == ("networks.lora", "4")
-    assert plain["ss_network_alpha"] == "2.0" and "ss_network_args" not in plain
-    assert plain["modelspec.architecture"] == "stable-diffusion/lora"
-    dora = told(a=lora(4, 4, outputs=np.ones(8)))
-    assert json.loads(dora["ss_network_args"]) == {"algo": "lora", "dora_wd": "True"}
-    assert dora["ss_network_module"] == "lycoris.kohya"
-    ones = {name: np.ones((2, 8)) for name in ("hada_w1_b", "hada_w2_b")}
-    assert json.loads(told(a=Edit({**ones, "scale": 1}))["ss_network_args"]) == {"algo": "loha"}
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ from test_lora import ATTENTION, kohya
 
 import sdjax
 from sdjax import trees
-from sdjax.formats.adapters import attach, edits
+from sdjax.formats.adapters import attach
 from sdjax.formats.adapters.attach import attach_all, detach
+from sdjax.methods import edits
 from sdjax.service import batch, programs, records
 
 WORD = "<toy>"

@@ -17,7 +17,7 @@ from peft.utils import get_peft_model_state_dict
 
 import sdjax
 from sdjax import trees
-from sdjax.formats.adapters import lora
+from sdjax.formats.adapters import lora_names
 from sdjax.formats.models import presets
 from sdjax.formats.storage import hashes
 from sdjax.models.clip import TextConfig, TextEncoder
@@ -413,7 +413,7 @@ def test_names_at_full_size(shape):
     sizes = presets.SHAPES[shape]
     unet = UNet(UNetConfig(**sizes["unet"]))
     text_encoder = TextEncoder(TextConfig(**sizes["text_encoder"]))
-    found = lora.spellings(unet, text_encoder)
+    found = lora_names.spellings(unet, text_encoder)
     kohya = [name for name in found if name.startswith(("lora_unet_down", "lora_unet_mid_", "lora_unet_up"))]
     inside = [name for name in kohya if "_attentions_" in name]
     assert (len(inside), len(kohya) - len(inside)) == (192, 86)
@@ -506,7 +506,7 @@ def test_lokr_of_two_whole_factors_has_scale_one(alpha, tmp_path):
         ({f"unet.{KEY}.lora_A.weight": (4, 64), f"unet.{KEY}.lora_B.weight": (16, 4)}, "made for another model"),
         ({f"unet.{KEY}.diff": (64, 16)}, "made for another model"),
         ({f"unet.{KEY}.diff_b": (32,)}, "a difference for .*to_k.bias, which this model has not"),
-        ({f"unet.{KEY}.oft_blocks": (4, 8, 8)}, "OFT: not supported; LoRA, DoRA, LoHa"),
+        ({f"unet.{KEY}.oft_R.weight": (4, 28)}, "BOFT and PEFT's OFT: not supported; LoRA, DoRA, LoHa"),
         ({f"unet.{KEY}.on_input": (1,), f"unet.{KEY}.weight": (32,)}, "IA3: not supported"),
         ({"unet:0:up": (4, 32), "unet:0:down": (32, 4)}, "cloneofsimo's LoRA by position: not supported"),
         ({"conv_in.weight": (32, 4, 3, 3), "conv_in.bias": (32,)}, "an embedding file holds one tensor, not 2"),

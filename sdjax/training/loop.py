@@ -111,7 +111,7 @@ def _finished(settings, frozen, weights, data, out, step):
         frozen, weights = method.finish(frozen, weights, data)
     result, use = run.export(method, frozen, weights, out / "export", **facts.told(settings, out, step))
     print("\n  ".join([f"result: {result}", *(line.replace("MODEL", settings.model) for line in use)]))
-    return method.join(frozen, weights)
+    return method.join(frozen, weights).fold()
 
 
 def _resumed(out, settings, state, base, pictures):

@@ -67,6 +67,7 @@ def make_step(
         updates, opt = tx.update(grads, state["opt"], state["trained"])
         metrics = {**metrics, "gradient": norm(grads), "update": norm(updates)}
         trained = jax.tree.map(lambda x, u: (x + u).astype(x.dtype), state["trained"], updates)
+        trained = trained if method.project is None else method.project(trained)
         new = {"step": state["step"] + 1, "trained": trained, "opt": opt}
         if ema:
             new["ema"] = moving_average(state["ema"], evaluate(opt, trained), ema, state["step"])
@@ -93,7 +94,7 @@ def default_loss(method: Method, settings: Any, task: Task = TextToImage()) -> C
     regularisers = (preservation(settings.preserve),) if settings.preserve else ()
 
     def loss(frozen, trained, batch, key, step, axis=None):
-        sd = method.join(frozen, trained, trees.named_key(key, "join"))
+        sd = method.join(frozen, trained, trees.example_keys(trees.named_key(key, "join"), batch["index"]))
         told = task.inputs(sd, batch, trees.named_key(key, "task"))
         return diffusion_loss(
             sd, batch, key, step, weighting=weighting, regularisers=regularisers, told=told,

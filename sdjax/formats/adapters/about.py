@@ -29,8 +29,6 @@ OUTPUT, TRIGGER = "ss_output_name", "modelspec.trigger_phrase"
 PRIVATE = ("ss_tag_frequency", "ss_dataset_dirs", "ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash")
 MOST_TAGS = 1000  # captions of whole sentences make as many tags as there are pictures
 KINDS = {"edits": "lora", "hook": "hypernetwork", "words": "textual-inversion"}  # as ModelSpec names adapters
-# By the factor whose first axis is the rank, of OFT the number of blocks.
-ALGORITHMS = {"down": "lora", "hada_w1_b": "loha", "lokr_w1_b": "lokr", "lokr_w2_b": "lokr", "oft_blocks": "oft"}
 CARD_VERSIONS = {"stable-diffusion-v1": "SD1", "stable-diffusion-v2": "SD2", "stable-diffusion-xl": "SDXL"}
 
 
@@ -62,6 +60,8 @@ class Facts:
 def metadata(adapter: Adapter, facts: Facts, sd: StableDiffusion, public: bool = False) -> dict[str, str]:
     """Returns {name: text} for the header of an adapter's file; sd: the model that it was made for.
 
+    What only a kind of file knows, such as ss_network_dim, its writer adds.
+
     public: without PRIVATE: captions, names of folders and of the base model.
     """
     shape = architecture(sd)
@@ -79,7 +79,6 @@ def metadata(adapter: Adapter, facts: Facts, sd: StableDiffusion, public: bool =
         "ss_training_started_at": "" if facts.began is None else facts.began,
         "ss_training_finished_at": "" if facts.ended is None else facts.ended,
         **{f"ss_{name}": value for name, value in facts.settings.items()},
-        **_network(adapter),
         **_modelspec(adapter, facts, shape, sd),
     }
     left_out = PRIVATE if public else ()
@@ -115,29 +114,6 @@ def _version(shape):
         return "sdxl_base_v1-0"
     family = next((name for name in ("v1", "v2") if f"-{name}" in shape), "")
     return f"sd_{family}{'_v' * shape.endswith('-v')}" if family else ""
-
-
-def _network(adapter):
-    """Returns ss_network_* of LoRA and its relatives: the commonest algorithm, rank and alpha."""
-    factors = [edit.factors for edits in adapter.edits.values() for edit in edits.values() if hasattr(edit, "factors")]
-    known = [(one, role) for one in factors for role in ALGORITHMS if role in one]
-    if not known:
-        return {}
-    algorithm = _commonest(ALGORITHMS[role] for _, role in known)
-    dora = {"dora_wd": "True"} if any({"outputs", "inputs"} & one.keys() for one in factors) else {}
-    ranks = [len(one[role]) for one, role in known]
-    alphas = [float(f"{float(one.get('scale', 1)) * len(one[role]):.6g}") for one, role in known]
-    plain = algorithm == "lora" and not dora
-    return {
-        "ss_network_module": "networks.lora" if plain else "lycoris.kohya",
-        "ss_network_dim": _commonest(ranks),
-        "ss_network_alpha": _commonest(alphas),
-        "ss_network_args": {} if plain else {"algo": algorithm, **dora},
-    }
-
-
-def _commonest(values):
-    return collections.Counter(values).most_common(1)[0][0]
 
 
 def _modelspec(adapter, facts, shape, sd):

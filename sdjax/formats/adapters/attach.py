@@ -22,9 +22,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from sdjax import trees
-from sdjax.formats.adapters import edits, embeddings, reading
+from sdjax.formats.adapters import embeddings, reading
 from sdjax.formats.adapters import file as files
 from sdjax.formats.adapters import format as kinds
+from sdjax.methods import edits
 from sdjax.methods.adapter import Adapter
 from sdjax.stable_diffusion import ADAPTERS, StableDiffusion
 from sdjax.text.grammars import Wanted

@@ -24,7 +24,8 @@ def metadata(path: str | pathlib.Path) -> dict[str, str]:
 def tell(path: str | pathlib.Path, values: Mapping[str, str]) -> None:
     """Writes the file again with this metadata in place of what it had; the tensors' bytes stay as they are."""
     header, begin = _header(path)
-    text = json.dumps({**header, "__metadata__": dict(sorted(values.items()))}, ensure_ascii=False, separators=(",", ":")).encode()
+    whole = {**header, "__metadata__": dict(sorted(values.items()))}
+    text = json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
     with files.new_file(path) as temporary, open(path, "rb") as old, open(temporary, "wb") as new:
         new.write(struct.pack("<Q", len(text)) + text)
