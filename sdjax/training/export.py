@@ -20,7 +20,7 @@ from sdjax.formats.storage import files
 from sdjax.methods.method import Method
 from sdjax.runtime import members
 from sdjax.settings import CLASS, from_json, names
-from sdjax.training import optim, run, validation
+from sdjax.training import facts, optim, run, validation
 from sdjax.training.begin import begin
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.optim import Optim
@@ -66,8 +66,9 @@ def write(
     tree = state["ema"] if averaged else evaluate(state["opt"], state["trained"])
     if method.finish is not None:
         frozen, tree = method.finish(frozen, tree, data)
-    path, _ = run.export(method, frozen, tree, destination)
-    return path, int(state["step"])
+    step = int(state["step"])
+    path, _ = run.export(method, frozen, tree, destination, **facts.told(told, folder, step))
+    return path, step
 
 
 def settings_of(source: str | Path, recipe: str | None = None) -> Train:

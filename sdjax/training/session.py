@@ -13,7 +13,7 @@ from sdjax.data.batches import Batches
 from sdjax.runtime.mesh import Place
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.task import Task
-from sdjax.training import preview, run
+from sdjax.training import facts, preview, run
 from sdjax.training.asked import SAMPLE
 from sdjax.training.begin import shown
 from sdjax.training.checkpoint import Checkpoints
@@ -93,7 +93,8 @@ class Session:
     def _export(self, step, state):
         """Writes what was learned so far to exports/STEP."""
         frozen, weights = self._finished(self.learned(state))
-        run.export(self.settings.method, frozen, weights, self.out / "exports" / f"{step:07d}")
+        place, about = self.out / "exports" / f"{step:07d}", facts.told(self.settings, self.out, step)
+        run.export(self.settings.method, frozen, weights, place, **about)
 
     def _measure(self, step, state):
         """Measures the error on held-out pictures; saves the state where it is the smallest so far and `best` is on."""
@@ -106,11 +107,13 @@ class Session:
 
     def end(self, state: dict[str, Any]) -> StableDiffusion:
         """Writes the export, says how it is used, and returns the joined model; with `best` of the best step."""
-        frozen, weights = self._finished(self.learned(self._best(state)))
-        result, use = run.export(self.settings.method, frozen, weights, self.out / "export")
+        state = self._best(state)
+        frozen, weights = self._finished(self.learned(state))
+        about = facts.told(self.settings, self.out, int(self.place.gather(state)["step"]))
+        result, use = run.export(self.settings.method, frozen, weights, self.out / "export", **about)
         lines = (line.replace("MODEL", self.settings.model) for line in use)
         print("\n  ".join([f"result: {result}", *lines]))
-        return self.settings.method.join(frozen, weights)
+        return self.settings.method.join(frozen, weights).fold()
 
     def _finished(self, weights):
         """Returns (frozen, weights) as the method leaves them after the last step."""

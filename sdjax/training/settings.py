@@ -43,6 +43,7 @@ class Train:
     export_every: every so many steps the export is also written to exports/STEP, 0 for never.
     prompts: of the previews, "[name]" for the word; preview=None shows them every max(50, steps / 10) steps.
     prompts_file: prompts of further previews, a line each in kohya's syntax (training/prompt_lines.py).
+    public: what is exported says nothing of the pictures: no captions, names of folders or of the base model.
     wandb: a project of Weights & Biases that is told too.
     """
 
@@ -77,6 +78,7 @@ class Train:
     preview: int | None = None
     prompts: tuple[str, ...] = ()
     prompts_file: str = ""
+    public: bool = False
     epochs: float = 0.0
     validate: int = 100
     best: bool = False

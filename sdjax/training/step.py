@@ -68,6 +68,7 @@ def make_step(
         updates, opt = tx.update(grads, state["opt"], state["trained"])
         metrics = {**metrics, **gradients(grads, opt), "update": norm(updates)}
         trained = jax.tree.map(lambda x, u: (x + u).astype(x.dtype), state["trained"], updates)
+        trained = trained if method.project is None else method.project(trained)
         new = {"step": state["step"] + 1, "trained": trained, "opt": opt}
         if ema:
             new["ema"] = moving_average(state["ema"], evaluate(opt, trained), ema, state["step"])
@@ -99,7 +100,8 @@ def default_loss(method: Method, settings: Any, task: Task = TextToImage(), rand
     kept = settings.preserve
 
     def loss(frozen, trained, batch, key, step, axis=None):
-        sd = method.join(frozen, trained, trees.named_key(key, "join") if random else None)
+        keys = trees.example_keys(trees.named_key(key, "join"), batch["index"]) if random else None
+        sd = method.join(frozen, trained, keys)
         told = task.inputs(sd, batch, trees.named_key(key, "task"))
         return diffusion_loss(
             sd, batch, key, step, error=error if settings.huber else errors.squared, weighting=weighting,
