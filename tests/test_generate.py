@@ -219,9 +219,9 @@ def test_weighed_prompts_need_the_negative_side(text, guided):
 
 def test_words_of_several_vectors_are_rows_of_the_table(sd):
     grown = sd.add_word("<cat>", 2, "cat")
-    rows = grown.embed(grown.tokenize(["a <cat>"]))[0]
+    rows = grown.embed("text_encoder", grown.tokenize(["a <cat>"])["text_encoder"])[0]
     table = trees.flatten(sd.parts["text_encoder"])["text_model.embeddings.token_embedding.embedding"]
-    np.testing.assert_array_equal(rows[2:4], np.repeat(table[sd.tokenizer.ids("cat")[0]][None], 2, 0))
+    np.testing.assert_array_equal(rows[2:4], np.repeat(table[sd.tokenizers["text_encoder"].ids("cat")[0]][None], 2, 0))
     assert grown.add_word("<cat>", 2) is grown
     with pytest.raises(ValueError, match="knows it with 2 vectors, not 3"):
         grown.add_word("<cat>", 3)

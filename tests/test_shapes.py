@@ -68,7 +68,7 @@ def moved(before, after):
 
 def predict(sd, rows, told=None, **own):
     """Returns what the model predicts of noise for the rows' words, [B h w c]."""
-    z = jax.random.normal(jax.random.key(3), (len(rows["ids"]), 16, 16, 4))
+    z = jax.random.normal(jax.random.key(3), (len(rows["index"]), 16, 16, 4))
     cond = sd.condition(rows["ids"]).with_own(**own)
     cond = cond if told is None else told.over(cond)
     return jax.jit(lambda sd, cond: sd.denoise(z, jnp.full(len(z), 400), cond)[0])(sd.bare, cond)

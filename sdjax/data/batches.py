@@ -3,13 +3,14 @@
     data = build(Data(path="photos/cat", word="a sks cat", batch=4), sd, seed=0)
     for batch in data.iterate(start=400): ...
 
-A batch: "ids" int32 [B L], "index" int32 [B] (the example's number in the stream), "weight" float32 [B], and either
-"pixels" float32 [B S S 3] in [-1, 1] or, where they are kept, "moments" [B h w 2c]; "mask" [B h w 1] and "concept"
-[B S S 3] where asked for.
+A batch: "ids" {text encoder: int32 [B L]}, "index" int32 [B] (the example's number in the stream), "weight" float32
+[B], and either "pixels" float32 [B S S 3] in [-1, 1] or, where they are kept, "moments" [B h w 2c]; "mask" [B h w 1]
+and "concept" [B S S 3] where asked for.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -81,7 +82,7 @@ class Batches:
 
     def __init__(self, data: Data, source: Examples, size: int, sd: StableDiffusion, seed: int) -> None:
         self.data, self.source, self.size, self.seed = data, source, size, seed
-        self.tokenizer, self.factor, self.moments = sd.tokenizer, sd.factor, None
+        self.tokenize, self.factor, self.moments = sd.tokenize, sd.factor, None
         self.single = to_pixels(source.picture(0, size)) if len(source) == 1 else None
         if self.single is not None and data.encode and data.plain:
             self.moments = np.asarray(jax.jit(lambda sd, x: sd.moments(x))(sd, self.single[None])[0], np.float32)
@@ -89,18 +90,19 @@ class Batches:
         if data.batch % jax.process_count():
             raise ValueError(f"data.batch={data.batch}: {jax.process_count()} processes must divide it")
 
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, step: int) -> dict[str, Any]:
         """Returns this process's rows of the batch of a step."""
         return next(self.iterate(step, threads=0))
 
-    def mentions(self, tokens: np.ndarray) -> bool:
-        """Returns whether any of up to MOST of the source's prompts holds one of these token ids."""
+    def mentions(self, tokens: dict[str, Any]) -> bool:
+        """Returns whether any of up to MOST of the source's prompts holds one of these ids {text encoder: [n]}."""
         captions = (
             self.source.caption(i, np.random.default_rng((self.seed, i))) for i in range(min(len(self.source), MOST))
         )
-        return any(np.isin(self.tokenizer([caption]), tokens).any() for caption in captions)
+        said = (self.tokenize([caption]) for caption in captions)
+        return any(np.isin(ids[encoder], tokens[encoder]).any() for ids in said for encoder in tokens)
 
-    def iterate(self, start: int = 0, threads: int = THREADS) -> Iterator[dict[str, np.ndarray]]:
+    def iterate(self, start: int = 0, threads: int = THREADS) -> Iterator[dict[str, Any]]:
         """Yields this process's rows of the batches of steps start, start + 1, ...; decoding runs ahead in threads."""
         import grain
 
@@ -122,7 +124,7 @@ class Batches:
         item = self.source.example(i, self.size, random)
         caption = "" if random.random() < self.data.dropout else item["caption"]
         example = {
-            "ids": np.asarray(self.tokenizer([caption])[0], np.int32),
+            "ids": {encoder: ids[0] for encoder, ids in self.tokenize([caption]).items()},
             "index": np.int32(position % (1 << 31)),
             "weight": np.float32(1),
         }
@@ -159,7 +161,7 @@ def side(data: Data, sd: StableDiffusion) -> int:
 
 
 def build(data: Data, sd: StableDiffusion, seed: int, source: Examples | None = None) -> Batches:
-    """Returns the Batches of a run for a model (its tokenizer, its picture size, its autoencoder for the cache).
+    """Returns the Batches of a run for a model (its tokenizers, its picture size, its autoencoder for the cache).
 
     source: the examples that sources.open(data) gave; None opens them.
     Raises ValueError for a path that holds no pictures, and for sizes that the autoencoder cannot halve evenly.

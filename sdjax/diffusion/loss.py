@@ -55,8 +55,9 @@ def diffusion_loss(
     penalty: with them aux["penalty"] [B] of the conditioners, e.g. the size of an encoder's offset.
     noise_offset: standard deviation of a constant added to each channel's noise, 0.05 to 0.1 for darker and brighter
     pictures.
-    batch: "pixels" [B H W 3] or "moments" [B h w 2c] (mean and log-variance of the unscaled latent), "ids" [B L],
-    "index" [B], "weight" [B] if not all 1; whatever else it holds goes to the conditioners and wrappers in cond.own.
+    batch: "pixels" [B H W 3] or "moments" [B h w 2c] (mean and log-variance of the unscaled latent), "ids" {text
+    encoder: [B L]}, "index" [B], "weight" [B] if not all 1; whatever else it holds goes to the conditioners and
+    wrappers in cond.own.
     told: what the task tells the network beside the words.
     """
     k_latent, k_time, k_noise, k_offset = jax.random.split(key, 4)
@@ -84,14 +85,14 @@ def diffusion_loss(
 def preservation(strength: float) -> Callable:
     """Returns a regulariser: strength times the mean squared difference from what the model predicted before, [B].
 
-    The weights from before are sd.reference["base"] (Full(keep=True)).  In the manner of Li and Hoiem 2016, "Learning
+    The weights from before are sd.reference.base (Full(keep=True)).  In the manner of Li and Hoiem 2016, "Learning
     without Forgetting": the old outputs on the new examples are targets of their own.
     """
 
     def regulariser(sd, z_t, t, cond, prediction):
-        parts = {part: trees.merge(sd.parts[part], tree) for part, tree in sd.reference["base"].items()}
+        parts = {part: trees.merge(sd.parts[part], tree) for part, tree in sd.reference.base.items()}
         base = sd.with_parts(**parts)
-        told = base.condition(cond.words["text_encoder"]["ids"]).over(cond)
+        told = base.condition({encoder: words["ids"] for encoder, words in cond.words.items()}).over(cond)
         before, _ = base.denoise(z_t, t, told, i=0)
         return strength * masked_mean(squared(prediction, jax.lax.stop_gradient(before)))
 

@@ -17,9 +17,7 @@ from sdjax.diffusion.schedule import Schedule
 from sdjax.formats.adapters import e4t
 from sdjax.formats.models import autoencoder, folder, lpips, presets, single_file
 from sdjax.formats.storage import files, parameters
-from sdjax.methods.clip import CLIP
 from sdjax.models.clip import ImageConfig, ImageEncoder, TextConfig
-from sdjax.models.critics import LPIPS
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text.tokenizer import Tokenizer, byte_vocabulary
@@ -92,10 +90,9 @@ def load(
     if vision is not None:
         network, params = _load_vision(vision, dtype, variant)
         # A text projection into the embeddings of another image encoder means nothing.
-        others = {name: tree for name, tree in (sd.reference or {}).items() if name != CLIP}
-        sd = sd.replace(reference=others or None).with_networks(image_encoder=network).with_parts(image_encoder=params)
+        sd = sd.with_reference(clip=None).with_networks(image_encoder=network).with_parts(image_encoder=params)
     if perceptual is not None:
-        sd = sd.replace(reference={**(sd.reference or {}), LPIPS: lpips.read(perceptual, dtype)})
+        sd = sd.with_reference(lpips=lpips.read(perceptual, dtype))
     return sd
 
 
@@ -150,7 +147,7 @@ def _built_in(kind, name, dtype):
     networks = {part: folder.PARTS[part].network(config, jnp.dtype(dtype)) for part, config in configs.items()}
     make = {"random": parameters.random_parameters, "new": parameters.new_parameters}[kind]
     params = {part: make(network, dtype) for part, network in networks.items()}
-    return folder.assemble(networks, params, Schedule(**shape["schedule"]), tokenizer)
+    return folder.assemble(networks, params, Schedule(**shape["schedule"]), {"text_encoder": tokenizer})
 
 
 def _tokenizer(size=0, length=77, texts=None, pad="<|endoftext|>", folder=None):

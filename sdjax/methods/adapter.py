@@ -18,7 +18,8 @@ from sdjax.stable_diffusion import StableDiffusion
 class Adapter:
     """What acts on a model.
 
-    edits: {part: {weight's name: Edit}}.  words: {word: rows [n C]}.  hook: what layers compute, or None.
+    edits: {part: {weight's name: Edit}}.  hook: what layers compute, or None.
+    words: {word: {text encoder: rows [n C]}}.
     trees: {name: tree} of what only one kind of file knows, such as E4T's head and offsets.
     about: {"method", "settings"} of who learned it, plain values.
     model: the model that it belongs into and is written with; None where it is a file of its own.

@@ -16,8 +16,6 @@ from sdjax.methods.method import Method
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
-BASE = "base"  # in `reference`: {part: chosen weights} as they were, where a loss looks back at them
-
 
 @dataclass(frozen=True)
 class Full(Method):
@@ -54,7 +52,7 @@ class Full(Method):
                 raise SettingError("pattern", self.pattern, f"a match among the names of {part}'s weights")
             trained[part] = trees.copy(chosen, jnp.float32)
         sd = sd.with_parts(**rest)
-        return trained, sd.replace(reference={**(sd.reference or {}), BASE: trees.copy(trained)}) if self.keep else sd
+        return trained, sd.with_reference(base=trees.copy(trained)) if self.keep else sd
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with the trained weights in their places."""

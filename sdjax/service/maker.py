@@ -123,7 +123,7 @@ class Maker:
         """Returns the model of requests that are made together, with their adapters and the embeddings they name."""
         made, named = requests[0].settings, taken_apart(requests[0].settings)[1]
         base, key = self.base(requests[0])
-        if base.tokenizer is None:
+        if not base.tokenizers:
             return base
         folder = attach.Folder(self.adapters)
         if named:
@@ -189,7 +189,7 @@ class Maker:
         return control.applied(held, made, pictures)
 
     def _named(self, sd: StableDiffusion, made: settings.Task) -> dict[str, Path]:
-        if not sd.tokenizer:
+        if not sd.tokenizers:
             return {}
         folder = attach.Folder(self.adapters)
         return provenance.adapters_named(sd, taken_apart(made)[1], texts(made), folder, made.grammar)
@@ -199,7 +199,7 @@ class Maker:
         sd, made = self.base(request)[0], request.settings
         found: list[Any] = []
         folder = attach.Folder(self.adapters)
-        if sd.tokenizer:
+        if sd.tokenizers:
             words = provenance.adapters_named(sd, (), texts(made), folder, made.grammar)
             found = list(provenance.of_adapters(words).values())
         files = [attach.split(one)[0] for one in made.adapter if not by_name(one)]
@@ -215,12 +215,13 @@ class Maker:
     def notes(self, requests: Sequence[Request]) -> list[str]:
         """Returns what the model of requests that are made together reads otherwise than who wrote them may think."""
         sd, plain = self.model(requests), requests[0].settings.grammar == "plain"
-        if sd.tokenizer is None:
+        if not sd.tokenizers:
             return []
         said = list(dict.fromkeys(text for one in requests for text in texts(one.settings)))
         named = re.search(r"<(lora|lyco|hypernet):[^>]*>", "\n".join(said))
-        room = sd.tokenizer.length - 2  # begin and end
-        longest = max(len(sd.tokenizer.ids(text)) for text in said)
+        tokenizer = next(iter(sd.tokenizers.values()))
+        room = tokenizer.length - 2  # begin and end
+        longest = max(len(tokenizer.ids(text)) for text in said)
         found = []
         if named:
             found.append(f"{named[0]} is read as words; --grammar a1111 attaches the adapter")
@@ -228,7 +229,7 @@ class Maker:
             first = f"a prompt of {longest} tokens, of which the first {room} are read"
             found.append(f"{first}; --grammar a1111 reads them all")
         for word in dict.fromkeys(word for text in said for word in LEARNED.findall(text)):
-            if sd.tokenizer.backend.normalizer.normalize_str(word) not in sd.tokenizer.words:
+            if not sd.knows(word):
                 how = "--adapter FILE brings a learned word, --image PICTURE the subject of a model with an e4t/"
                 found.append(f"{word} is a word that the model has not learned; {how}")
         return found

@@ -32,6 +32,7 @@ from flax import struct
 from jaxtyping import Array, Float, Float32, Int, Int32, Num
 
 from sdjax.models.cond import Cond, UNetInputs
+from sdjax.models.reference import Reference
 from sdjax.text import grammars
 from sdjax.text.tokenizer import Tokenizer
 
@@ -50,7 +51,7 @@ class TextModel(Protocol):
     """What is asked of a model here.  StableDiffusion, which lies above, is one."""
 
     @property
-    def tokenizer(self) -> Any: ...
+    def tokenizers(self) -> Any: ...
 
     @property
     def bare(self) -> Self: ...
@@ -58,9 +59,9 @@ class TextModel(Protocol):
     @property
     def conditioners(self) -> tuple[Any, ...]: ...
 
-    def embed(self, ids: Int[Array, "B L"]) -> Float[Array, "B L C"]: ...
+    def embed(self, encoder: str, ids: Int[Array, "B L"]) -> Float[Array, "B L C"]: ...
 
-    def encode_text(self, embeddings: Float[Array, "B L C"], skip: int = 0) -> Float[Array, "B L C"]: ...
+    def encode_text(self, encoder: str, embeddings: Float[Array, "B L C"], skip: int = 0) -> Float[Array, "B L C"]: ...
 
     def replace(self, **changes: Any) -> Self: ...
 
@@ -196,7 +197,7 @@ def sizes(
     """
     streams = _streams(prompts, negatives, steps, grammar, before)
     texts = [[text for stream in streams for _, text in stream[b][1]] for b in range(len(prompts))]
-    counts = [max(len(chunks(sd.tokenizer, text, grammar)) for text in set(several)) for several in texts]
+    counts = [max(len(chunks(sd.tokenizers[ENCODER], text, grammar)) for text in set(several)) for several in texts]
     return [(count, len(_parts(prompt, grammar))) for count, prompt in zip(counts, prompts, strict=True)]
 
 
@@ -238,8 +239,8 @@ def condition(
     if composed and negatives is None:
         raise ValueError("prompt: AND weighs texts against the negative prompt; give one, '' at least")
 
-    tables = [_table(sd.tokenizer, texts, grammar, steps) for stream in streams for _, texts in stream]
-    plain = sd.bare.replace(conditioners=(), wrappers=(), reference=None)
+    tables = [_table(sd.tokenizers[ENCODER], texts, grammar, steps) for stream in streams for _, texts in stream]
+    plain = sd.bare.replace(conditioners=(), wrappers=(), reference=Reference())
     made = _encoded(plain, _stacked(tables, ROOM if grammar == "a1111" else 1), skip=skip, comfy=weighting == "comfyui")
     batch = len(prompts)
     made = [jax.tree.map(lambda x, k=k: x[k * batch : (k + 1) * batch], made) for k in range(len(streams))]
@@ -285,17 +286,17 @@ def _at(table: Mapping[str, Any], i: Int[Array, ""] | int) -> Cond:
 
 
 def encode(
-    sd: TextModel, rows: Float[Array, "B N C"], words: Mapping[str, Any], skip: int = 0
+    sd: TextModel, encoder: str, rows: Float[Array, "B N C"], words: Mapping[str, Any], skip: int = 0
 ) -> Float[Array, "B N C"]:
     """Returns the context [B N C] of token rows [B N C], such as a conditioner changed them, chunk by chunk.
 
     words: of the encoder in a Cond, for its weights; without them it is one chunk without weights.
     """
     if "weights" not in words:
-        return sd.encode_text(rows, skip)
+        return sd.encode_text(encoder, rows, skip)
     weights = words["weights"]
     batch, count, length = weights.shape
-    z = sd.encode_text(rows.reshape(batch * count, length, -1), skip).reshape(*weights.shape, -1)
+    z = sd.encode_text(encoder, rows.reshape(batch * count, length, -1), skip).reshape(*weights.shape, -1)
     return _weighed(z[:, None], weights[:, None], words.get("empty")).reshape(rows.shape[:2] + z.shape[-1:])
 
 
@@ -389,15 +390,15 @@ def _encoded(sd: TextModel, table: dict[str, Any], *, skip: int, comfy: bool) ->
 
     def one(r, contexts):
         ids = jax.lax.dynamic_index_in_dim(table["ids"], r, 1, keepdims=False).reshape(-1, length)
-        made = sd.encode_text(sd.embed(ids), skip).reshape(batch, 1, count, length, -1)
+        made = sd.encode_text(ENCODER, sd.embed(ENCODER, ids), skip).reshape(batch, 1, count, length, -1)
         return jax.lax.dynamic_update_slice_in_dim(contexts, made, r, 1)
 
-    shape = jax.eval_shape(lambda: sd.encode_text(sd.embed(table["empty"]), skip))
+    shape = jax.eval_shape(lambda: sd.encode_text(ENCODER, sd.embed(ENCODER, table["empty"]), skip))
     contexts = jnp.zeros((batch, room, count, *shape.shape[1:]), shape.dtype)
     contexts = jax.lax.fori_loop(0, table["count"], one, contexts)
     empty = {}
     if comfy:
-        alone = sd.encode_text(sd.embed(table["empty"]), skip)
+        alone = sd.encode_text(ENCODER, sd.embed(ENCODER, table["empty"]), skip)
         empty["empty"] = jnp.broadcast_to(alone, (batch, *alone.shape[1:]))
     contexts = _weighed(contexts, table["weights"], empty.get("empty"), table["uses"])
     flat = (batch, room, count * length)

@@ -10,8 +10,6 @@ checks.said_word(method, sd, data)                               and the prompts
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from sdjax.data import sources
 from sdjax.data.sources.source import Examples
 from sdjax.methods.chain import Chain
@@ -80,7 +78,7 @@ def pictures(settings: Any) -> Examples:
 def said_word(method: Method, sd: StableDiffusion, data: Any) -> None:
     """Raises ValueError where no prompt holds the word that the method trains: its row would stay as it is."""
     for word in method.words:
-        if not data.mentions(np.asarray(sd.words[word])):
+        if not data.mentions(sd.words[word]):
             raise ValueError(
                 f"data.word={data.data.word!r}: no prompt holds {word!r}, which the method trains; write it into the"
                 f" captions, or set data.word={word} and data.templates=object"

@@ -17,7 +17,6 @@ from jax.typing import DTypeLike
 
 from sdjax.diffusion.schedule import Schedule
 from sdjax.formats.storage import files, parameters
-from sdjax.methods.clip import CLIP
 from sdjax.models.clip import MEAN, STD, ImageConfig, ImageEncoder, TextConfig, TextEncoder
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import AutoencoderKL, VaeConfig
@@ -49,6 +48,7 @@ PARTS = {
     "image_encoder": Part("transformers", "CLIPVisionModelWithProjection", "model", ImageConfig, ImageEncoder),
 }
 REQUIRED = ("unet", "vae", "text_encoder")
+ENCODER = "text_encoder"
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 # LDM-SR has no words: its parts, and where they lie.
 LDM_SR = "LDMSuperResolutionPipeline"
@@ -60,7 +60,8 @@ PIPELINES = {
     "StableDiffusionInpaintPipeline": lambda c: 2 * c + 1,
     "StableDiffusionUpscalePipeline": lambda c: c + 3,
 }
-PROJECTION = "projection"  # in clip/: the text projection and the temperature, where encoders were trained here
+CLIP = "clip"  # the folder of what contrastive training leaves
+PROJECTION = "projection"  # in it: the text projection and the temperature
 LOW_SCHEDULER = "low_res_scheduler"  # of the upscaler: the noise on its small picture
 ALSO_READ = ("StableDiffusionImg2ImgPipeline", "StableDiffusionControlNetPipeline")
 # Everything that belongs to a model folder; a save replaces these and keeps the rest (README.md, ...).
@@ -94,21 +95,22 @@ def patterns(kind: str, ending: str = "safetensors") -> list[str]:
 
 
 def assemble(
-    networks: Mapping[str, Any], params: Mapping[str, Any], schedule: Schedule, tokenizer: Tokenizer | None
+    networks: Mapping[str, Any], params: Mapping[str, Any], schedule: Schedule, tokenizers: Mapping[str, Tokenizer]
 ) -> StableDiffusion:
-    """Returns the StableDiffusion of {part: network}, {part: parameters}, a schedule and a tokenizer.
+    """Returns the StableDiffusion of {part: network}, {part: parameters}, a schedule and {text encoder: tokenizer}.
 
-    tokenizer: None for LDM-SR, which has no text encoder either.
-    Raises ValueError when the tokenizer has more ids than the text encoder's token table has rows.
+    tokenizers: {} for LDM-SR, which has no text encoder either.
+    Raises ValueError when a tokenizer has more ids than its encoder's token table has rows.
     """
-    if tokenizer is None:
-        return StableDiffusion(dict(params), networks=FrozenDict(networks), schedule=schedule)
-    rows = networks["text_encoder"].config.vocab_size
-    if tokenizer.size > rows:
-        raise ValueError(f"tokenizer: {tokenizer.size} ids, but the text encoder's vocab_size is {rows}")
-    words = {word: jnp.array(ids, jnp.int32) for word, ids in tokenizer.words.items()}
-    frozen = FrozenDict(networks)
-    return StableDiffusion(dict(params), words=words, networks=frozen, schedule=schedule, tokenizer=tokenizer)
+    words: dict[str, Any] = {}
+    for encoder, tokenizer in tokenizers.items():
+        rows = networks[encoder].config.vocab_size
+        if tokenizer.size > rows:
+            raise ValueError(f"tokenizer: {tokenizer.size} ids, but the vocab_size of {encoder} is {rows}")
+        for word, ids in tokenizer.words.items():
+            words.setdefault(word, {})[encoder] = jnp.array(ids, jnp.int32)
+    static = {"networks": FrozenDict(networks), "tokenizers": FrozenDict(tokenizers)}
+    return StableDiffusion(dict(params), words=words, schedule=schedule, **static)
 
 
 def read(folder: pathlib.Path, dtype: DTypeLike | None = None, variant: str | None = None) -> StableDiffusion:
@@ -127,19 +129,19 @@ def read(folder: pathlib.Path, dtype: DTypeLike | None = None, variant: str | No
     )
     schedule = read_config(folder / "scheduler" / "scheduler_config.json", read_schedule)
     try:
-        tokenizer = None if wordless else Tokenizer.load(folder / "tokenizer")
+        tokenizers = {} if wordless else {ENCODER: Tokenizer.load(folder / "tokenizer")}
         networks = {name: _network(folder / place, PARTS[name], dtype) for name, (place, _) in places.items()}
         # The small files are read first, so that most mistakes show before gigabytes are read.
         opened = {
             name: files.open_weights(folder / place, PARTS[name].stem, variant) for name, (place, _) in places.items()
         }
         params = {name: parameters.read(opened[name], networks[name], name, dtype) for name in places}
-        sd = assemble(networks, params, schedule, tokenizer)
+        sd = assemble(networks, params, schedule, tokenizers)
         if index.get(LOW_SCHEDULER):
             low = read_config(folder / LOW_SCHEDULER / "scheduler_config.json", Schedule.from_json)
             sd = sd.replace(low_schedule=low)
         if (folder / CLIP).is_dir() and "image_encoder" in networks:
-            sd = sd.replace(reference={CLIP: _projection(folder / CLIP, networks)})
+            sd = sd.with_reference(clip=_projection(folder / CLIP, networks))
         return sd
     except ValueError as error:
         raise _named(error, folder) from None
@@ -204,9 +206,9 @@ def write(
             (folder / places[name]).mkdir()
             files.write_json(folder / places[name] / "config.json", config)
             files.write_weights(folder / places[name], PARTS[name].stem, tensors[name], shard_size)
-        if sd.tokenizer is not None:
+        for tokenizer in sd.tokenizers.values():
             (folder / "tokenizer").mkdir()
-            sd.tokenizer.save(folder / "tokenizer")
+            tokenizer.save(folder / "tokenizer")
         for name, scheduler in _schedulers(sd, index).items():
             (folder / name).mkdir()
             files.write_json(folder / name / "scheduler_config.json", scheduler)
@@ -214,9 +216,9 @@ def write(
             (folder / "feature_extractor").mkdir()
             processor = _processor(sd.networks["image_encoder"].config.image_size)
             files.write_json(folder / "feature_extractor" / "preprocessor_config.json", processor)
-            if CLIP in (sd.reference or {}):
+            if sd.reference.clip is not None:
                 (folder / CLIP).mkdir()
-                files.write_weights(folder / CLIP, PROJECTION, parameters.write(sd.reference[CLIP], dtype))
+                files.write_weights(folder / CLIP, PROJECTION, parameters.write(sd.reference.clip, dtype))
         for add in extras:
             add(sd, folder)
         files.write_json(folder / INDEX, index)
