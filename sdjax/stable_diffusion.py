@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Float32, Int, Key, Num, UInt8
 
 import sdjax.models.hooks
 from sdjax import trees
-from sdjax.models.cond import Cond, UNetInputs
+from sdjax.models.cond import Cond
 from sdjax.models.reference import Reference
 from sdjax.trees import Tree
 
@@ -42,6 +42,7 @@ class StableDiffusion(struct.PyTreeNode):
     tokenizers: {text encoder: Tokenizer}, in the order in which the encoders are read.
     words: {placeholder: {text encoder: int32 [n]}}, the rows of the token tables that a placeholder stands for.
     reference: what methods look at beside the parts, such as weights from before training.
+    family: what kind of model it is, see families/family.py.
     low_schedule: of the noise on an upscaler's small picture; None where it is `schedule`.
     """
 
@@ -53,6 +54,7 @@ class StableDiffusion(struct.PyTreeNode):
     hooks: tuple = ()
     networks: Any = struct.field(pytree_node=False, default=FrozenDict())
     schedule: Any = struct.field(pytree_node=False, default=None)
+    family: Any = struct.field(pytree_node=False, default=None)
     tokenizers: Any = struct.field(pytree_node=False, default=FrozenDict())
     low_schedule: Any = struct.field(pytree_node=False, default=None)
 
@@ -80,10 +82,13 @@ class StableDiffusion(struct.PyTreeNode):
         return self.call(encoder, embeddings, skip=skip)
 
     def condition(self, ids: Ids, skip: int = 0) -> Cond:
-        """Returns the whole cond of a prompt: its context [B L C], and its ids for conditioners."""
-        (encoder,) = ids
-        context = self.encode_text(encoder, self.embed(encoder, ids[encoder]), skip)
-        return Cond(UNetInputs(context), words={name: {"ids": some} for name, some in ids.items()})
+        """Returns the whole cond of prompts: what the UNet is told, and the ids for conditioners."""
+        encoded = {
+            encoder: self.family.encode(self, encoder, self.embed(encoder, some), some, skip)
+            for encoder, some in ids.items()
+        }
+        words = {encoder: {"ids": some} for encoder, some in ids.items()}
+        return Cond(self.family.inputs(encoded), words=words, skip=skip)
 
     def knows(self, word: str) -> bool:
         """Returns whether `word` is a placeholder here, whatever its case and white space."""
@@ -191,7 +196,7 @@ class StableDiffusion(struct.PyTreeNode):
 
     def predict(self, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond) -> Float[Array, "B h w c"]:
         """Returns the UNet's prediction [B h w c] as float32, without conditioners and wrappers."""
-        told = cond.unet
+        told = self.family.told(self, z, cond.unet)
         if told.channels is not None:
             z = jnp.concatenate([z, told.channels.astype(z.dtype)], axis=-1)
         more = {name: value for name in ("pooled", "size") if (value := getattr(told, name)) is not None}

@@ -13,10 +13,10 @@ from sdjax.diffusion.wrappers import Guidance
 from sdjax.formats import pipeline
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text import conditioning
-from sdjax.text.conditioning import ENCODER
 from sdjax.text.grammars import schedule
 from sdjax.text.tokenizer import Tokenizer
 
+ENCODER = "text_encoder"
 ROOM = 75
 WORDS = (
     "a b c d e red blue cat dog house sky sun hill on in ( ) [ ] : \\ , . 1 2 3 BREAK AND normal text important word"
@@ -348,16 +348,18 @@ def test_sizes_tell_which_prompts_are_padded_for_others(sd):
     assert conditioning.sizes(sd, texts, grammar="plain") == [(1, 1)] * 4
 
 
-def test_encode_is_for_conditioners_that_change_rows(sd):
+def test_words_are_read_anew_for_conditioners_that_change_rows(sd):
     """What an encoder such as E4T's does with the rows of a prompt, weights and chunks included."""
     for weighting in ("a1111", "comfyui"):
         made, cond, _ = conditioning.condition(sd, [TEXT], weighting=weighting)
-        words = cond.words["text_encoder"]
-        again = jax.jit(lambda sd, words: conditioning.encode(sd, ENCODER, sd.embed(ENCODER, words["ids"]), words))
-        np.testing.assert_allclose(again(sd, words), cond.unet.context, atol=1e-5)
-    plain = jax.jit(lambda sd, ids: conditioning.encode(sd, ENCODER, sd.embed(ENCODER, ids), {"ids": ids}))
-    ids = sd.tokenize(["a cat"])
-    np.testing.assert_allclose(plain(sd, ids[ENCODER]), _conditioned(sd, ids).unet.context, atol=1e-5)
+        rows = {ENCODER: sd.embed(ENCODER, cond.words[ENCODER]["ids"])}
+        again = jax.jit(conditioning.reread)(sd, cond.with_unet(context=None), rows)
+        np.testing.assert_allclose(again.unet.context, cond.unet.context, atol=1e-5)
+        other = jax.jit(conditioning.reread)(sd, cond, {ENCODER: 2 * rows[ENCODER]})
+        assert np.abs(np.asarray(other.unet.context - cond.unet.context)).max() > 0.1
+    plain = _conditioned(sd, sd.tokenize(["a cat"]))
+    again = jax.jit(conditioning.reread)(sd, plain.with_unet(context=None), {})
+    np.testing.assert_allclose(again.unet.context, plain.unet.context, atol=1e-5)
 
 
 def test_words_of_several_vectors_are_used_by_name(sd):

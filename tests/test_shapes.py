@@ -24,6 +24,7 @@ from sdjax.formats.storage import parameters
 from sdjax.methods.full import Full
 from sdjax.methods.method import Method
 from sdjax.models.cond import Cond
+from sdjax.models.conditioner import Conditioner
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.models.kernels.attention import attend
 from sdjax.models.layers import split_heads
@@ -115,7 +116,7 @@ class Attends(struct.PyTreeNode):
         return out + attend(q, k, v)
 
 
-class Shown(struct.PyTreeNode):
+class Shown(struct.PyTreeNode, Conditioner):
     """The conditioner of sampling: tokens [1 M C] of one image, and zeros on the other side of guidance."""
 
     tokens: object
@@ -257,7 +258,7 @@ class Beside(Method):
         return frozen.add(wrappers=wrappers.ControlNet(trained, network=self.network(frozen)))
 
 
-class Hinted(struct.PyTreeNode):
+class Hinted(struct.PyTreeNode, Conditioner):
     """The conditioner of sampling: one picture [1 H W 3] in [0, 1]."""
 
     hint: object

@@ -30,6 +30,7 @@ from sdjax.methods.adapter import Adapter
 from sdjax.methods.method import Method, about
 from sdjax.models.clip import clip_pixels
 from sdjax.models.cond import Cond
+from sdjax.models.conditioner import Conditioner
 from sdjax.models.reference import Reference
 from sdjax.models.unet import UNetConfig
 from sdjax.settings import FROM_0, SettingError, check
@@ -186,7 +187,7 @@ def level_maps(config: UNetConfig) -> tuple[int, ...]:
     return (*(end - 1 for end in ends), len(map_widths(config)) - 1)
 
 
-class Encoder(struct.PyTreeNode):
+class Encoder(struct.PyTreeNode, Conditioner):
     """E4T's encoder as a conditioner: predicts v* at every denoising step and encodes the prompt again with it."""
 
     head: Any
@@ -195,7 +196,11 @@ class Encoder(struct.PyTreeNode):
     scale: Any
     penalty: Any
     level: bool = struct.field(pytree_node=False, default=False)
-    skip: int = struct.field(pytree_node=False, default=0)  # of the text encoder's last layers, as of the prompts
+
+    @property
+    def remade(self) -> dict[str, Any]:
+        """The word's id."""
+        return {ENCODER: self.word}
 
     def __call__(
         self, sd: StableDiffusion, z: Float[Array, "B h w c"], t: Num[Array, " B"], i: Int[Array, ""] | int, cond: Cond
@@ -205,10 +210,10 @@ class Encoder(struct.PyTreeNode):
         vector = row + self.scale * move
 
         def told(one):
-            words = one.words[ENCODER]
-            emb = sd.embed(ENCODER, words["ids"])  # [B L C]
-            emb = jnp.where((words["ids"] == self.word[0])[..., None], vector[:, None].astype(emb.dtype), emb)
-            return one.with_unet(context=conditioning.encode(sd, ENCODER, emb, words, self.skip))
+            ids = one.words[ENCODER]["ids"]
+            emb = sd.embed(ENCODER, ids)  # [B L C]
+            emb = jnp.where((ids == self.word[0])[..., None], vector[:, None].astype(emb.dtype), emb)
+            return conditioning.reread(sd, one, {ENCODER: emb})
 
         negative = None if cond.negative is None else told(cond.negative)
         cond = told(cond).replace(also=tuple(map(told, cond.also)), negative=negative)

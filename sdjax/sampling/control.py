@@ -20,6 +20,7 @@ from sdjax.diffusion.model import Cond
 from sdjax.diffusion.samplers.plan import ROWS
 from sdjax.diffusion.wrappers import ControlNet
 from sdjax.images import resize
+from sdjax.models.conditioner import Conditioner
 from sdjax.sampling.settings import ControlNet as ControlNetSettings
 from sdjax.stable_diffusion import StableDiffusion
 
@@ -78,7 +79,7 @@ def applied(controls: Sequence[Control], made: ControlNetSettings, pictures: Seq
     return [one.on(picture, *numbers, made.guess, made.resize) for one, picture, *numbers in given]
 
 
-class Steps(struct.PyTreeNode):
+class Steps(struct.PyTreeNode, Conditioner):
     """The conditioner that gives a ControlNet the weight of the current step."""
 
     weights: Any

@@ -25,6 +25,8 @@ from sdjax.images import reading
 from sdjax.runtime import replicas
 from sdjax.sampling import control, generate, inpainting, memory, settings, upscaling
 from sdjax.sampling.fields import fields
+from sdjax.sampling.job import Job, Progress
+from sdjax.sampling.latents import latent_shape
 from sdjax.service import provenance, records
 from sdjax.service.request import Request, by_name, taken_apart, texts
 from sdjax.settings import SettingError
@@ -82,18 +84,18 @@ class Maker:
         *,
         batch: int | None = None,
         progress: bool = False,
-        watch: Callable[[generate.Progress], Any] | None = None,
+        watch: Callable[[Progress], Any] | None = None,
     ) -> np.ndarray:
         """Returns the pictures uint8 [B H W 3] of requests that can be made together, of an interpolation its frames.
 
-        batch: frames that are made at once.  progress: a bar over the steps.  watch: see generate.Job.
+        batch: frames that are made at once.  progress: a bar over the steps.  watch: see Job.
         Raises SettingError for a file that is no picture, and what the functions of sampling/ raise.
         """
         sd = self.model(requests)
         pictures = tuple(self._suited(sd, request.settings) for request in requests)
         if isinstance(pictures[0], settings.Interpolate):
             return generate.between(sd, pictures[0], batch, progress, watch)
-        job = generate.Job(pictures, control=self._controls(requests[0]), progress=progress, watch=watch)
+        job = Job(pictures, control=self._controls(requests[0]), progress=progress, watch=watch)
         return _draw(sd, job, requests)
 
     def _suited(self, sd: StableDiffusion, made: settings.Task) -> settings.Task:
@@ -110,7 +112,7 @@ class Maker:
         if isinstance(made, settings.Upscale):
             made, size = upscaling.suited(sd, made), (size[0] // sd.factor, size[1] // sd.factor)
         elif getattr(made, "hires", None) is not None:
-            height, width = generate.latent_shape(sd, made.size)[:2]
+            height, width = latent_shape(sd, made.size)[:2]
             size = height * sd.factor, width * sd.factor
         if not private:
             return records.public(records.of(made, size, more=more))
@@ -167,7 +169,7 @@ class Maker:
         source = about["model"]
         sd = pipeline.load(source, **{name: value for name, value in about.items() if name != "model"})
         if subject:
-            size = generate.latent_shape(sd)[0] * sd.factor
+            size = latent_shape(sd)[0] * sd.factor
             picture = _named_picture("image", request, subject, lambda path: reading.subject(path, size))
             sd = e4t.personalise(sd, pipeline.locate(source), picture)
         return replicas.spread(attach.attach_all(sd, given, self._read))
@@ -252,7 +254,7 @@ def weights(sd: StableDiffusion) -> str:
 # ---- drawing ---------------------------------------------------------------------------------------
 
 
-def _draw(sd: StableDiffusion, job: generate.Job, requests: Sequence[Request]) -> np.ndarray:
+def _draw(sd: StableDiffusion, job: Job, requests: Sequence[Request]) -> np.ndarray:
     """Returns the pictures of a job by the function of sampling/ that its settings ask for."""
     shared = job.settings
     if isinstance(shared, settings.TextToImage) or not shared.image:

@@ -1,6 +1,6 @@
 """Whole models in one file with the names of the original code: .safetensors, and .ckpt through our own reader.
 
-    networks, params, schedule, tokenizers, low = read("v1-5-pruned.ckpt", "float16", ema=True)
+    family, networks, params, schedule, tokenizers, low = read("v1-5-pruned.ckpt", "float16", ema=True)
     write(sd, "cat.safetensors", "float16")
 
 Such files tell no sizes, no schedule and no words: sizes follow from the shapes, the rest is that of Stable Diffusion 1
@@ -23,6 +23,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Float64
 
 from sdjax.diffusion.schedule import Schedule
+from sdjax.families.family import Family
+from sdjax.families.ldm_sr import LdmSr
+from sdjax.families.sd import Sd
 from sdjax.formats.models import infer_config
 from sdjax.formats.storage import files, ldm_names, parameters, pickles
 from sdjax.formats.storage.guard import named
@@ -61,7 +64,9 @@ UPSCALER_BETAS = {"beta_start": 0.0001, "beta_end": 0.02}  # stablediffusion, co
 BASE_STEPS = 875_000  # global_step of 512-base-ema.ckpt: the model of 2.0 that predicts noise
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # modelspec.prediction_type
 NOTES, LOW = "sdjax", "low_res_scheduler"  # the key of our metadata; in it, the schedule of an upscaler's picture
-Whole = tuple[dict[str, Any], dict[str, Tree], Schedule, dict[str, Tokenizer], Schedule | None]  # what `read` returns
+Whole = tuple[
+    Family, dict[str, Any], dict[str, Tree], Schedule, dict[str, Tokenizer], Schedule | None
+]  # what `read` returns
 Place = tuple[str, tuple[int, int | None] | None]  # see View
 
 
@@ -76,7 +81,7 @@ def read(
     ema: bool = False,
     tokenizer: str | pathlib.Path | None = None,
 ) -> Whole:
-    """Returns ({part: network}, {part: parameters}, Schedule, {text encoder: Tokenizer}, low) of a checkpoint.
+    """Returns (family, {part: network}, {part: parameters}, Schedule, {text encoder: Tokenizer}, low) of a checkpoint.
 
     LDM-SR, known by its codebook, has no text encoder and no tokenizer.
     low: the Schedule of an upscaler's small picture, None where it is that of the latents.
@@ -120,7 +125,8 @@ def _read(
             networks["unet"] = UNet(dataclasses.replace(configs["unet"], sample_size=96), networks["unet"].dtype)
     schedule = dataclasses.replace(schedule, prediction_type=prediction_type or schedule.prediction_type)
     low = Schedule.from_json(notes[LOW]) if LOW in notes else None
-    return networks, params, schedule, {} if words is None else {ENCODER: words}, low
+    family, tokenizers = (LdmSr(), {}) if words is None else (Sd(), {ENCODER: words})
+    return family, networks, params, schedule, tokenizers, low
 
 
 def open_file(path: str | pathlib.Path) -> tuple[files.Stored, dict[str, str], int | None]:
@@ -366,6 +372,8 @@ def write(sd: StableDiffusion, destination: str | pathlib.Path, dtype: DTypeLike
     path = pathlib.Path(destination)
     if path.suffix != ".safetensors" or path.is_dir():
         raise ValueError(f"{path}: a single file; a name that ends in .safetensors is expected")
+    if sd.family not in (Sd(), LdmSr()):
+        raise ValueError(f"{path}: {type(sd.family).__name__} has no single file; save a diffusers folder instead")
     usual = has_usual_words(sd)
     if usual and sd.words:
         words = ", ".join(sd.words)
