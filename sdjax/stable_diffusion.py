@@ -226,6 +226,15 @@ class StableDiffusion(struct.PyTreeNode):
         """Returns sd with one more conditioner, wrapper or hook: sd.add(hooks=hook)."""
         return self.replace(**{kind: (*getattr(self, kind), item) for kind, item in kinds.items()})
 
+    def fold(self) -> Self:
+        """Returns sd with weights in place of the hooks that have a `fold`, for sampling; those that give None stay."""
+        sd = self
+        for hook in self.hooks:
+            others = tuple(other for other in sd.hooks if other is not hook)
+            folded = hook.fold(sd.replace(hooks=others)) if hasattr(hook, "fold") else None
+            sd = sd if folded is None else folded
+        return sd
+
     def with_parts(self, **parts: Tree | None) -> Self:
         """Returns sd with other parameters of some parts, sd.with_parts(unet=params); None: without that part."""
         kept = {name: tree for name, tree in {**self.parts, **parts}.items() if tree is not None}

@@ -22,8 +22,9 @@ from test_lora import ATTENTION, kohya
 
 import sdjax
 from sdjax import trees
-from sdjax.formats.adapters import attach, lora
+from sdjax.formats.adapters import attach
 from sdjax.formats.adapters.attach import attach_all, detach
+from sdjax.methods import edits
 from sdjax.models.reference import Reference
 from sdjax.service import batch, programs, records
 
@@ -157,12 +158,14 @@ def test_models_with_the_same_adapters_are_equal(folder, tmp_path):
 
 
 def test_weights_are_summed_once_for_all_adapters_of_a_call(folder, monkeypatch):
-    summed, merge = [], lora.merge
-    monkeypatch.setattr(lora, "merge", lambda tree, stacks: summed.append(len(stacks)) or merge(tree, stacks))
+    summed, merge = [], edits.merge
+    monkeypatch.setattr(edits, "merge", lambda tree, stacks: summed.append(len(stacks)) or merge(tree, stacks))
     attach_all(
         made("sd1")[1], [str(folder / name) for name in ("cat.safetensors", "toy.safetensors", "dog.safetensors")]
     )
     assert len(summed) == 2  # of the UNet and of the text encoder
+    attach.attach(made("sd1")[1], {folder / "cat.safetensors": 0.5, folder / "dog.safetensors": -1.5})
+    assert len(summed) == 4
 
 
 def test_a_changed_file_is_read_again(folder, tmp_path):
@@ -244,7 +247,9 @@ def test_files_of_a_command_line(folder):
     }.items():
         with pytest.raises(ValueError, match=message):
             attach_all(base, [text])
-    with pytest.raises(ValueError, match="a folder without pytorch_lora_weights.safetensors"):
+    with pytest.raises(
+        ValueError, match="without pytorch_lora_weights.safetensors, adapter_model.safetensors, learned"
+    ):
         sdjax.attach(base, folder)
 
 

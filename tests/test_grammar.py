@@ -10,6 +10,7 @@ def alternating(*texts, steps=10):
 
 
 # Examples of stable-diffusion-webui's own documentation, and cases derived from its grammar; ten steps.
+TAGS = {"lora": "lora", "lyco": "lora", "hypernet": "hypernet"}
 SCHEDULES = {
     "test": [(10, "test")],
     "": [(10, "")],
@@ -180,17 +181,17 @@ def test_several_at_once(text, expected):
     ],
 )
 def test_adapters(text, rest, expected):
-    assert adapters(text) == (rest, tuple(expected))
+    assert adapters(text, TAGS) == (rest, tuple(expected))
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: adapters("<lorra:ink:1>"), "<lorra:ink:1>.*expected <lora:name:strength>"),
-        (lambda: adapters("<lora:ink:strong>"), "'strong' is no number"),
-        (lambda: adapters("<lora:ink:nan>"), "'nan' is no number"),
-        (lambda: adapters("<lora:ink:1:1:8>"), "at most two strengths"),
-        (lambda: adapters("<lora:ink:dyn=8>"), "at most two strengths"),
+        (lambda: adapters("<lorra:ink:1>", TAGS), "<lorra:ink:1>.*expected <lora:name:strength>"),
+        (lambda: adapters("<lora:ink:strong>", TAGS), "'strong' is no number"),
+        (lambda: adapters("<lora:ink:nan>", TAGS), "'nan' is no number"),
+        (lambda: adapters("<lora:ink:1:1:8>", TAGS), "at most two strengths"),
+        (lambda: adapters("<lora:ink:dyn=8>", TAGS), "at most two strengths"),
         (lambda: emphasis("(a:1.2.3)"), "'1.2.3' is no number"),
         (lambda: schedule("[" * 200, 10), "nested deeper than 100"),
         (lambda: comfy_emphasis("(" * 200 + ")" * 200), "nested deeper than 100"),

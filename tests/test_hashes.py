@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sdjax.service import hashes
+from sdjax.formats.storage import hashes
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_processes_lose_nothing_of_each_other(kept, tmp_path):
         (tmp_path / f"{i}.pt").write_bytes(bytes([i]))
     program = """
 import sys, threading
-from sdjax.service import hashes
+from sdjax.formats.storage import hashes
 def some(names):
     for name in names:
         hashes.sha256(name)

@@ -101,7 +101,10 @@ def test_a_cell_of_parquet_that_is_no_text_is_one_row(tmp_path):
         ({"prompt": "a", "mask": "m.png"}, "mask='m.png': expected together with image"),
         ({"prompt": "a", "image": "a.png", "margin": 4}, "margin=4: expected together with mask"),
         ({"prompt": "a", "variation": 2}, "variation=2: expected 0 to 1"),
-        ({"prompt": "a", "adapter": "ink:0.8"}, "adapter='ink:0.8': expected <lora:NAME:STRENGTH>"),
+        (
+            {"prompt": "a", "adapter": "ink:0.8"},
+            "adapter='ink:0.8': expected <hypernet:name:strength>",
+        ),
         ({"prompt": "a", "negative": "red"}, "negative: is called otherwise now; expected negative_prompt"),
         ({"prompt": "a", "skip": 1}, "skip: is called otherwise now; expected clip_skip, which is 1 more"),
         ({"prompt": "a", "adapters": "<lora:a>"}, "adapters: is called otherwise now; expected adapter"),

@@ -17,10 +17,12 @@ from peft.utils import get_peft_model_state_dict
 
 import sdjax
 from sdjax import trees
-from sdjax.formats.adapters import lora
+from sdjax.formats.adapters import lora_names
 from sdjax.formats.models import presets
+from sdjax.formats.storage import hashes
 from sdjax.models.clip import TextConfig, TextEncoder
 from sdjax.models.unet import UNet, UNetConfig
+from sdjax.service import provenance
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 WIDE = (
@@ -249,6 +251,20 @@ def test_peft(name, tmp_path):
     assert_same(sd, theirs, moved=base)
 
 
+def test_settings_of_peft_are_part_of_the_hash(tmp_path):
+    """A file with another alpha acts otherwise, though its tensors are the same."""
+    theirs = fresh("sd1")
+    noised(peft.get_peft_model(theirs.unet, peft.LoraConfig(r=4, target_modules=FEW))).save_pretrained(tmp_path)
+    config, path = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
+    found = [provenance.digest(tmp_path)]
+    for changed in ({"lora_alpha": 2}, {"use_rslora": True}, {"peft_version": "another"}):
+        config.write_text(json.dumps({**json.loads(config.read_text()), **changed}))
+        found.append(provenance.digest(path))
+    assert len(set(found)) == 3 and found[2] == found[3] and all(len(one) == 12 for one in found)
+    save({"lora_unet_conv_in.alpha": torch.ones(1)}, tmp_path / "x.safetensors", {"ss_network_dim": "4"})
+    assert provenance.digest(tmp_path / "x.safetensors") == hashes.autov3(tmp_path / "x.safetensors")
+
+
 BY_UNET = {
     "alpha": {"lora_alpha": 16},
     "rslora": {"lora_alpha": 3, "use_rslora": True},
@@ -397,7 +413,7 @@ def test_names_at_full_size(shape):
     sizes = presets.SHAPES[shape]
     unet = UNet(UNetConfig(**sizes["unet"]))
     text_encoder = TextEncoder(TextConfig(**sizes["text_encoder"]))
-    found = lora.spellings(unet, text_encoder)
+    found = lora_names.spellings(unet, text_encoder)
     kohya = [name for name in found if name.startswith(("lora_unet_down", "lora_unet_mid_", "lora_unet_up"))]
     inside = [name for name in kohya if "_attentions_" in name]
     assert (len(inside), len(kohya) - len(inside)) == (192, 86)
@@ -490,7 +506,7 @@ def test_lokr_of_two_whole_factors_has_scale_one(alpha, tmp_path):
         ({f"unet.{KEY}.lora_A.weight": (4, 64), f"unet.{KEY}.lora_B.weight": (16, 4)}, "made for another model"),
         ({f"unet.{KEY}.diff": (64, 16)}, "made for another model"),
         ({f"unet.{KEY}.diff_b": (32,)}, "a difference for .*to_k.bias, which this model has not"),
-        ({f"unet.{KEY}.oft_blocks": (4, 8, 8)}, "OFT: not supported; LoRA, DoRA, LoHa"),
+        ({f"unet.{KEY}.oft_R.weight": (4, 28)}, "BOFT and PEFT's OFT: not supported; LoRA, DoRA, LoHa"),
         ({f"unet.{KEY}.on_input": (1,), f"unet.{KEY}.weight": (32,)}, "IA3: not supported"),
         ({"unet:0:up": (4, 32), "unet:0:down": (32, 4)}, "cloneofsimo's LoRA by position: not supported"),
         ({"conv_in.weight": (32, 4, 3, 3), "conv_in.bias": (32,)}, "an embedding file holds one tensor, not 2"),

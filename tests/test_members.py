@@ -1,6 +1,7 @@
 """A new member of a kind is one new file, found by walking its package; a method with a new kind of file is two."""
 
 import dataclasses
+import hashlib
 import importlib
 import json
 import sys
@@ -8,18 +9,21 @@ import sys
 import numpy as np
 import pytest
 import safetensors.numpy
+from PIL import Image
 
 import sdjax.data.sources
 import sdjax.formats.adapters
 import sdjax.methods
 import sdjax.settings
 import sdjax.tasks
+from sdjax import convert
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import format as kinds
 from sdjax.methods.chain import Chain
 from sdjax.methods.method import Method
+from sdjax.service import programs, records
 from sdjax.training import begin, export
 from sdjax.training.loop import train
 from sdjax.training.optim import Optim
@@ -68,40 +72,51 @@ class Bias(Method):
 
     def split(self, sd, key=None):
         trained, rest = trees.partition(sd.parts["unet"], r"^conv_in\\.bias$")
-        return trees.copy(trained, jnp.float32), sd.with_parts(unet=rest)
+        start = trees.copy(trained["conv_in"]["bias"], jnp.float32)
+        return trees.copy(trained, jnp.float32), sd.with_parts(unet=rest).replace(reference={{"start": start}})
 
     def join(self, frozen, trained, key=None):
         return frozen.with_parts(unet=trees.merge(frozen.parts["unet"], trained))
 
     def adapter(self, frozen, trained):
-        return Adapter(trees={{"bias": trained["conv_in"]["bias"]}}, about=about(self))
-{LOSS}"""
+        shift = trained["conv_in"]["bias"] - frozen.reference["start"]
+        return Adapter(edits={{"unet": {{"conv_in.bias": shift}}}}, about=about(self))
+{LOSS.replace("x**2", "x")}"""
 BIAS_FILE = """
-import numpy as np, jax.numpy as jnp
+from dataclasses import dataclass
+from typing import Any
+import jax, numpy as np, jax.numpy as jnp
+from sdjax import trees
 from sdjax.formats.adapters.format import Format
 from sdjax.methods.adapter import Adapter
 
+@jax.tree_util.register_dataclass
+@dataclass
+class Shift:
+    by: Any
+
+    def change(self, weight):
+        return weight + self.by - weight
+
 class BiasFile(Format):
-    name = "bias"
+    name, called, tags, suffixes = "bias", "bias", ("bias", "b"), (".npy",)
 
-    def matches(self, header):
-        return header.path.suffix == ".npy"
-
-    def holds(self, adapter):
-        return "bias" in adapter.trees
+    def matches(self, file):
+        return file.path.suffix == ".npy"
 
     def read(self, file, sd):
-        return Adapter(trees={"bias": jnp.asarray(np.load(file))})
+        return Adapter(edits={"unet": {"conv_in.bias": Shift(np.load(file.path))}})
 
-    def write(self, adapter, folder):
-        np.save(folder / "bias.npy", np.asarray(adapter.trees["bias"]))
-        return folder / "bias.npy"
+    def holds(self, adapter):
+        return list(adapter.edits.get("unet", ())) == ["conv_in.bias"]
+
+    def write(self, adapter, folder, about=None):
+        np.save(folder / "shift.npy", np.asarray(adapter.edits["unet"]["conv_in.bias"]))
+        return folder / "shift.npy"
 
     def start(self, adapter, method, trained, frozen):
-        return {"conv_in": {"bias": adapter.trees["bias"]}}, frozen
-
-    def use(self, path, adapter, model):
-        return [f"here {path}"]
+        (edit,) = adapter.edits["unet"].values()
+        return jax.tree.map(lambda bias: bias + edit.by, trained), frozen
 """
 
 
@@ -141,13 +156,61 @@ def test_a_method_of_a_known_kind_of_file_is_one_file(add, tmp_path, capsys):
     np.testing.assert_array_equal(again["rows"]["text_encoder"], held["<rows>"])
 
 
-def test_a_method_with_a_new_kind_of_file_is_two(add, tmp_path):
-    Bias = add(sdjax.methods, "bias", BIAS).Bias
+@pytest.fixture
+def shift(add, tmp_path):
+    """Returns (method, file): a run with a method of one file, which is written in a kind of another."""
+    method = add(sdjax.methods, "bias", BIAS).Bias()
     add(sdjax.formats.adapters, "bias_file", BIAS_FILE)
-    train(run(Bias()), tmp_path / "out")
-    path = tmp_path / "out" / "export" / "bias.npy"
-    again, *_ = begin.begin(run(Bias(), init=str(path)), pictures=False)
-    np.testing.assert_array_equal(again["conv_in"]["bias"], np.load(path))
+    train(run(method), tmp_path / "out")
+    return method, tmp_path / "out" / "export" / "shift.npy"
+
+
+def bias(sd):
+    return np.asarray(sd.parts["unet"]["conv_in"]["bias"])
+
+
+def test_a_kind_of_file_is_one_file(shift, tmp_path):
+    """It is written, attached, detached, converted and started from; nothing else of the package names it."""
+    (method, path), base = shift, pipeline.load("random:tiny")
+    held = np.load(path)
+    assert np.abs(held).min() > 1e-3
+    half = sdjax.attach(base, path, 0.5)
+    np.testing.assert_allclose(bias(half), bias(base) + 0.5 * held, rtol=1e-6)
+    assert bias(sdjax.detach(half, path)).tobytes() == bias(base).tobytes()
+    again, *_ = begin.begin(run(method, init=str(path)), pictures=False)
+    np.testing.assert_allclose(again["conv_in"]["bias"], bias(base) + held, rtol=1e-6)
+    assert convert.main([str(tmp_path / "out"), str(tmp_path / "again")]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "again" / "shift.npy"), held)
+
+
+def test_programs_and_prompts_know_a_new_kind_of_file(shift, tmp_path, capsys):
+    (_, path), here = shift, tmp_path / "adapters"
+    (here / "deep").mkdir(parents=True)
+    path.rename(here / "deep" / "dark.npy")
+    (here / "dark.png").write_bytes(b"a preview")
+
+    def drawn(out, prompt, *more):
+        given = ["--model", "random:tiny", "--steps", "1", "--size", "16", "--adapters", str(here), "--prompt", prompt]
+        assert programs.main("text2img", "", [*given, "--out", str(tmp_path / out), *more]) == 0
+        picture = tmp_path / out / "00000-0.png"
+        return np.asarray(Image.open(picture)), records.read(picture)
+
+    plain, _ = drawn("plain", "a cat")
+    named, record = drawn("named", "a <b:dark:40>cat")
+    given, other = drawn("given", "a cat", "--adapter", f"{here / 'deep/dark.npy'}:40")
+    assert np.array_equal(named, given) and not np.array_equal(named, plain)
+    assert record.hashes == other.hashes == {"bias dark": hashlib.sha256(np_bytes(here)).hexdigest()[:12]}
+    assert records.parse(records.text(record)).hashes == record.hashes
+    assert "Bias hashes: " in records.text(record)
+    given = ["--model", "random:tiny", "--adapters", str(here), "--out", str(tmp_path / "bad")]
+    assert programs.main("text2img", "", [*given, "--prompt", "a <lora:dark>cat"]) == 1
+    assert "of the kind bias" in capsys.readouterr().err
+    assert programs.main("text2img", "", [*given, "--prompt", "a <c:dark>cat"]) == 1
+    assert "expected <bias:name:strength> or <hypernet:name:strength> or <lora" in capsys.readouterr().err
+
+
+def np_bytes(folder):
+    return (folder / "deep" / "dark.npy").read_bytes()
 
 
 def test_a_source_is_one_file_with_settings_of_its_own(add, tmp_path):

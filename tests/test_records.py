@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from sdjax.formats import pipeline
+from sdjax.formats.storage import hashes
 from sdjax.sampling import generate
 from sdjax.sampling.fields import Size, fields
 from sdjax.sampling.settings import TASKS, ImageToImage, TextToImage
@@ -350,12 +351,12 @@ def test_hashes_are_a1111s_and_civitais(tmp_path):
     save_file({"a": np.arange(6, dtype=np.float32)}, path, {"format": "pt"})
     data = path.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
-    assert provenance.model_hash(path) == provenance.embedding_hash(path) == hashlib.sha256(data).hexdigest()[:10]
-    assert provenance.adapter_hash(path) == hashlib.sha256(data[8 + length :]).hexdigest()[:12]
+    assert provenance.model_hash(path) == hashes.autov2(path) == hashlib.sha256(data).hexdigest()[:10]
+    assert hashes.autov3(path) == hashlib.sha256(data[8 + length :]).hexdigest()[:12]
     save_file({"a": np.arange(6, dtype=np.float32)}, path, {"format": "pt", "note": "another header"})
-    assert provenance.adapter_hash(path) == hashlib.sha256(data[8 + length :]).hexdigest()[:12]
+    assert hashes.autov3(path) == hashlib.sha256(data[8 + length :]).hexdigest()[:12]
     (tmp_path / "y.pt").write_bytes(b"123")
-    assert provenance.adapter_hash(tmp_path / "y.pt") == hashlib.sha256(b"123").hexdigest()[:12]
+    assert hashes.autov3(tmp_path / "y.pt") == hashlib.sha256(b"123").hexdigest()[:12]
 
 
 def test_a_folder_has_a_hash_of_its_weights(tmp_path):

@@ -16,7 +16,7 @@ from sdjax.convert import main
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.formats import pipeline
-from sdjax.formats.adapters import attach
+from sdjax.formats.adapters import reading
 from sdjax.formats.storage import files
 from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
@@ -174,7 +174,7 @@ def test_a_single_file_gets_its_words_beside_it_whatever_the_vocabulary(tmp_path
     said = capsys.readouterr().out
     path = tmp_path / "cat-s.safetensors"
     assert f"wrote {path}: an embedding, the word *s; in A1111 the word is the file's name, cat-s" in said
-    held, found = pipeline.load(tmp_path / "cat.safetensors"), attach.words(path, sd.networks)
+    held, found = pipeline.load(tmp_path / "cat.safetensors"), reading.read(path, sd).words
     assert held.words == {}
     np.testing.assert_allclose(found["*s"]["text_encoder"], sd.rows("*s")["text_encoder"], atol=1e-6)
 

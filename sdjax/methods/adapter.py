@@ -18,8 +18,8 @@ from sdjax.stable_diffusion import StableDiffusion
 class Adapter:
     """What acts on a model.
 
-    edits: {part: {weight's name: Edit}}.  hook: what layers compute, or None.
-    words: {word: {text encoder: rows [n C]}}.
+    edits: {part: {weight's name: Edit}}, see edits.py.  words: {word: {text encoder: rows [n C]}}.
+    hook: what layers compute, a PyTreeNode with the field `strength` where a file brings it, or None.
     trees: {name: tree} of what only one kind of file knows, such as E4T's head and offsets.
     about: {"method", "settings"} of who learned it, plain values.
     model: the model that it belongs into and is written with; None where it is a file of its own.
@@ -33,6 +33,6 @@ class Adapter:
     model: StableDiffusion | None = None
 
     @property
-    def kind(self) -> str:
-        """What it is called in prompts: "lora", "hypernet" or "embedding"."""
-        return "lora" if self.edits else "hypernet" if self.hook is not None else "embedding"
+    def only_words(self) -> bool:
+        """Whether it brings words and nothing else, so that no strength means anything to it."""
+        return bool(self.words) and not (self.edits or self.trees) and self.hook is None

@@ -49,6 +49,12 @@ class Chain(Method):
             frozen = part.join(frozen, trained[str(i)], _folded(key, i))
         return frozen
 
+    def before(self, frozen: StableDiffusion) -> StableDiffusion:
+        """Returns sd as it was before any part trained."""
+        for part in reversed(self.parts):
+            frozen = part.before(frozen)
+        return frozen
+
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
         """Returns the parts' adapters as one; None where one of them is a whole model and none belongs into a model.
 
@@ -94,6 +100,11 @@ class Chain(Method):
         return self._look if any(part.look is not None for part in self.parts) else None
 
     @property
+    def project(self) -> Callable | None:
+        """Bounds what every part trains; None where none does."""
+        return self._project if any(part.project is not None for part in self.parts) else None
+
+    @property
     def finish(self) -> Callable | None:
         """Finishes every part that has something to do after the last step; None where none has."""
         return self._finish if any(part.finish is not None for part in self.parts) else None
@@ -102,6 +113,12 @@ class Chain(Method):
         for i, part in enumerate(self.parts):
             frozen = frozen if part.look is None else part.look(frozen, trained[str(i)], pixels)
         return frozen
+
+    def _project(self, trained):
+        return {
+            str(i): trained[str(i)] if part.project is None else part.project(trained[str(i)])
+            for i, part in enumerate(self.parts)
+        }
 
     def _finish(self, frozen, trained, data):
         trained = dict(trained)
@@ -112,7 +129,10 @@ class Chain(Method):
 
 
 def _folded(key, i):
-    return None if key is None else jax.random.fold_in(key, i)
+    """Returns the key of part i, of one key or of one per example."""
+    if key is None or not key.ndim:
+        return None if key is None else jax.random.fold_in(key, i)
+    return jax.vmap(lambda one: jax.random.fold_in(one, i))(key)
 
 
 def _together(adapters, about):

@@ -27,6 +27,7 @@ class Method(Protocol):
 
     loss: loss(frozen, trained, batch, key, step, axis=None) -> (scalar, metrics), in place of the diffusion loss.
     look: look(frozen, trained, pixels) -> frozen, before the first step of a run on one picture [H W 3] in [-1, 1].
+    project: project(trained) -> trained, after every step: what bounds the size of what is trained.
     finish: finish(frozen, trained, data) -> (frozen, trained), after the last step.
     preview: preview(sd, batch) -> {label: pictures uint8 [B H W 3]}, in place of pictures of the run's prompts.
     pixels: whether batches must hold pixels and not moments.
@@ -38,6 +39,7 @@ class Method(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]  # of the dataclass that it is
     loss: Any = None
     look: Any = None
+    project: Any = None
     finish: Any = None
     preview: Any = None
     pixels: Any = False
@@ -54,8 +56,18 @@ class Method(Protocol):
         ...
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
-        """Returns the model, ready to train or to sample; key: where training itself is random, such as dropout."""
+        """Returns the model, ready to train or to sample.
+
+        key: where training itself is random, such as dropout: one key per example [B].
+        """
         ...
+
+    def before(self, frozen: StableDiffusion) -> StableDiffusion:
+        """Returns the model as it predicted before training, for a loss that holds on to that (loss.preservation).
+
+        By default `frozen` itself: a method whose split takes weights out keeps them elsewhere, or raises SettingError.
+        """
+        return frozen
 
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
         """Returns what was learned, in memory; None where that is a whole model.

@@ -17,22 +17,44 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Num
 
 from sdjax.models.kernels.attention import attend
-from sdjax.models.kernels.convolution import convolve
+from sdjax.models.kernels.convolution import convolve, convolve_wide
 from sdjax.models.kernels.convolution_plain import Pads
-from sdjax.models.kernels.precision import precision
+from sdjax.models.kernels.precision import precision, summed
 
 zeros = nn.initializers.zeros_init()
 
 
-def Dense(
-    features: int, use_bias: bool = True, dtype: DTypeLike = jnp.float32, name: str | None = None, **options: Any
-) -> nn.Dense:
-    """Returns Linen's Dense (kernel [in out], bias) that multiplies in `dtype` and, for float32, exactly."""
-    return nn.Dense(features, use_bias, dtype=dtype, precision=precision(dtype), name=name, **options)
+class Dense(nn.Module):
+    """A linear layer [... in] -> [... features]; parameters kernel [in features] and bias.
+
+    Float32 is multiplied exactly.  wide: return the float32 sums, before they are rounded to `dtype`, for a hook that
+    adds something small to them.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    kernel_init: Callable = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*space in"], wide: bool = False) -> Float[Array, "*space features"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        y = multiply(x.astype(self.dtype), kernel.astype(self.dtype), wide)
+        if self.use_bias:
+            bias = self.param("bias", zeros, (self.features,), jnp.float32).astype(y.dtype)
+            y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        return y
+
+
+def multiply(x: Float[Array, "*space in"], kernel: Float[Array, "in out"], wide: bool) -> Float[Array, "*space out"]:
+    """Returns x times a kernel of its type, in that type or, where wide, in float32."""
+    dims = (((x.ndim - 1,), (0,)), ((), ()))
+    if not wide:
+        return lax.dot_general(x, kernel, dims, precision=precision(x.dtype))
+    return lax.dot_general(x, kernel, dims, precision=summed(x.dtype), preferred_element_type=jnp.float32)
 
 
 class Conv(nn.Module):
@@ -40,6 +62,7 @@ class Conv(nn.Module):
 
     padding: None keeps the size at stride 1 (kernel_size // 2 on every side); an int for all sides; or pairs
     ((top, bottom), (left, right)).
+    wide: as of Dense.
     """
 
     features: int
@@ -51,12 +74,13 @@ class Conv(nn.Module):
     kernel_init: Callable = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B h w in"]) -> Float[Array, "B _ _ features"]:
+    def __call__(self, x: Float[Array, "B h w in"], wide: bool = False) -> Float[Array, "B _ _ features"]:
         size = self.kernel_size
         kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features), jnp.float32)
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.pads())
+        way = convolve_wide if wide else convolve
+        y = way(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.pads())
         if self.use_bias:
-            y = y + self.param("bias", zeros, (self.features,), jnp.float32).astype(self.dtype)[None, None, None]
+            y = y + self.param("bias", zeros, (self.features,), jnp.float32).astype(y.dtype)[None, None, None]
         return y
 
     def pads(self) -> Pads:

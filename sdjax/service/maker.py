@@ -19,6 +19,7 @@ import numpy as np
 from sdjax import trees
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import attach, e4t
+from sdjax.formats.adapters import format as formats
 from sdjax.formats.adapters import reading as adapters
 from sdjax.formats.models import controlnet
 from sdjax.images import reading
@@ -174,10 +175,10 @@ class Maker:
             sd = e4t.personalise(sd, pipeline.locate(source), picture)
         return replicas.spread(attach.attach_all(sd, given, self._read))
 
-    def _read(self, path, networks, word=None):
+    def _read(self, path, sd, word=None):
         """Returns the adapter of a file, for other strengths of it too."""
-        key = ("adapter", _state(path), word, networks)
-        return self.held.get(key, lambda: adapters.read(path, networks, word))
+        key = ("adapter", _state(path), word, sd.networks)
+        return self.held.get(key, lambda: adapters.read(path, sd, word))
 
     def _controls(self, request: Request) -> list[Any]:
         made = request.settings
@@ -205,11 +206,10 @@ class Maker:
             words = provenance.adapters_named(sd, (), texts(made), folder, made.grammar)
             found = list(provenance.of_adapters(words).values())
         files = [attach.split(one)[0] for one in made.adapter if not by_name(one)]
-        kinds = [attach.kind(file) for file in files]
-        found += [provenance.adapter_hash(path) for kind, path in kinds if kind == "hypernet"]  # which are in no weight
+        found += [provenance.digest(file) for file in files]
         for one in taken_apart(made)[1]:
             try:
-                found.append(provenance.adapter_hash(attach.find(folder, one.name)))
+                found.append(provenance.digest(attach.find(folder, one.name)))
             except (ValueError, OSError):
                 found.append(None)
         return found
@@ -220,7 +220,7 @@ class Maker:
         if not sd.tokenizers:
             return []
         said = list(dict.fromkeys(text for one in requests for text in texts(one.settings)))
-        named = re.search(r"<(lora|lyco|hypernet):[^>]*>", "\n".join(said))
+        named = re.search(rf"<({'|'.join(formats.tags())}):[^>]*>", "\n".join(said))
         tokenizer = next(iter(sd.tokenizers.values()))
         room = tokenizer.length - 2  # begin and end
         longest = max(len(tokenizer.ids(text)) for text in said)

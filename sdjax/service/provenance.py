@@ -13,9 +13,9 @@ from typing import Any
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import attach
 from sdjax.formats.models import autoencoder
+from sdjax.formats.storage.hashes import autov2, sha256
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import Task
-from sdjax.service.hashes import sha256
 from sdjax.service.request import by_name
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text.grammars import Wanted
@@ -44,7 +44,7 @@ def of(sd: StableDiffusion, made: Task, named: dict[str, Path] | None = None) ->
         file, strength, word = attach.split(one)
         kind, path = attach.kind(file)
         called = word or attach.name_of(path)
-        hashes[f"{kind} {called}"] = _hash(kind, path)
+        hashes[f"{kind.called} {called}"] = kind.digest(path)
         shown.append(f"{called}:{strength:g}")
     return names | ({"adapter": tuple(shown)} if shown else {}), hashes | of_adapters(named or {})
 
@@ -58,16 +58,18 @@ def adapters_named(
     """
     found = {f"{one.kind} {one.name}": attach.find(folder, one.name) for one in wanted}
     words, _ = attach.find_embeddings(sd, texts, folder, grammar)
-    return found | {f"embedding {word}": path for word, path in words.items()}
+    return found | {f"{attach.kind(path)[0].called} {word}": path for word, path in words.items()}
 
 
 def of_adapters(named: Mapping[str, Path]) -> dict[str, str]:
     """Returns {"lora ink": hash, ...} of what adapters_named found."""
-    return {name: _hash(name.partition(" ")[0], path) for name, path in named.items()}
+    return {name: digest(path) for name, path in named.items()}
 
 
-def _hash(kind, path):
-    return embedding_hash(path) if kind == "embedding" else adapter_hash(path)
+def digest(source: str | Path) -> str:
+    """Returns the hash that records have of an adapter's file or folder."""
+    kind, path = attach.kind(source)
+    return kind.digest(path)
 
 
 def built_in(model: str) -> bool:
@@ -97,26 +99,9 @@ def model_hash(path: str | Path) -> str:
     """
     path = Path(path)
     if path.is_file():
-        return sha256(path)[:10]
+        return autov2(path)
     files = sorted(path.rglob("*.safetensors"), key=lambda file: file.relative_to(path).as_posix())
     if not files:
         raise ValueError(f"{path}: no such file, and no folder with .safetensors files")
     lines = "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()[:10]
-
-
-def adapter_hash(path: str | Path) -> str:
-    """Returns the 12 hex digits of "Lora hashes": of a safetensors file's tensors, without its header; else of all.
-
-    Source: kohya's sshs_model_hash, which A1111 and Civitai (AutoV3) use.
-    """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        return sha256(path)[:12]
-    with open(path, "rb") as file:
-        return sha256(path, 8 + int.from_bytes(file.read(8), "little"))[:12]
-
-
-def embedding_hash(path: str | Path) -> str:
-    """Returns the 10 hex digits of "TI hashes"."""
-    return sha256(Path(path))[:10]

@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 
 from sdjax import __version__
+from sdjax.formats.adapters import format as formats
 from sdjax.formats.storage.files import new_file
 from sdjax.sampling.fields import Field, Size, acting, checked, fields, make
 from sdjax.sampling.settings import FIRST, NAMES, TASKS, VARIED, Sampling, Task
 from sdjax.settings import SettingError
 
-HASHES = {"Lora hashes": "lora", "Hypernet hashes": "hypernet", "TI hashes": "embedding"}  # the second is ours
 HASH_OF = {"Model": ("Model hash", "model"), "VAE": ("VAE hash", "vae")}  # words before which those stand
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 OWN = "sdjax"  # the PNG chunk of the exact record
@@ -104,11 +104,17 @@ def text(record: Record) -> str:
             if value not in (None, (), "") and (one.about.always or value != one.unsaid):
                 words[word] = _shown(one, value)
     words |= {"Task": record.task, **record.more}
-    words |= {word: some for word, kind in HASHES.items() if (some := _hash_list(record.hashes, f"{kind} "))}
+    words |= {word: some for word, kind in _lists().items() if (some := _hash_list(record.hashes, f"{kind} "))}
     words["Version"] = f"sdjax {__version__}"
     line = ", ".join(f"{word}: {_quoted(value)}" for word, value in words.items())
     prompt, negative = (record.settings.get(name, "") for name in ("prompt", "negative_prompt"))
     return f"{prompt}{negative and f'{chr(10)}Negative prompt: {negative}'}\n{line}".strip()
+
+
+def _lists():
+    """Returns {word of a list of hashes: what the kind in it is called}: {"Lora hashes": "lora", ...}."""
+    kinds = [kind for kind in formats.known().values() if kind.called]
+    return {kind.listed or f"{kind.called.capitalize()} hashes": kind.called for kind in kinds}
 
 
 def _hash_list(hashes, kind):
@@ -208,7 +214,7 @@ def _read(one, value):
 
 def _hashes(words):
     found = {name: words.pop(word) for word, name in HASH_OF.values() if word in words}
-    for word, kind in HASHES.items():
+    for word, kind in _lists().items():
         for item in filter(None, words.pop(word, "").split(",")):
             name, _, value = item.rpartition(":")
             found[f"{kind} {name.strip()}"] = value.strip()

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdjax.formats.adapters import format as formats
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import Task
 from sdjax.settings import SettingError
 from sdjax.text import grammars
-
-EXPECTED = "<lora:NAME:STRENGTH> or <hypernet:NAME:STRENGTH>"
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,13 @@ def taken_apart(settings: Task) -> tuple[str, tuple[Any, ...]]:
 
     Raises ValueError for one that cannot be read.
     """
-    named = " ".join(one for one in settings.adapter if by_name(one))
-    rest, more = grammars.adapters(named)
+    tags, named = formats.tags(), " ".join(one for one in settings.adapter if by_name(one))
+    rest, more = grammars.adapters(named, tags)
     if rest.strip():
-        raise SettingError("adapter", named, EXPECTED)
+        raise SettingError("adapter", named, grammars.expected(tags))
     if settings.grammar != "a1111":
         return settings.prompt, more
-    text, own = grammars.adapters(settings.prompt)
+    text, own = grammars.adapters(settings.prompt, tags)
     return text, own + more
 
 

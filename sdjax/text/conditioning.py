@@ -1,6 +1,6 @@
 """Prompts as conditions: tokens with weights, texts of any length, texts that change while sampling, several at once.
 
-    text, wanted = grammars.adapters("a cat <lora:ink:0.8>")    # attach `wanted` first: files are not looked for here
+    text, wanted = grammars.adapters("a cat <lora:ink:0.8>", tags)    # attach `wanted` first; no file is read here
     sd, cond, negative = condition(sd, ["a (red:1.3) [cat:dog:0.5] AND snow"], ["blurry"], steps=20)
     sd = sd.add(wrappers=Guidance(7.5, negative))
     prediction, aux = sd.denoise(z, t, cond, i)                # i: the denoising step, 0 the first

@@ -1,6 +1,6 @@
 """The grammar of prompts: adapters, several texts at once, texts that change while sampling, weights of words.
 
-    text, wanted = adapters("a [cat:dog:0.5] (on snow:1.3) AND night :0.5 <lora:ink:0.8>")
+    text, wanted = adapters("a [cat:dog:0.5] (on snow:1.3) AND night :0.5 <lora:ink:0.8>", {"lora": "lora"})
     (first, 1.0), (second, 0.5) = parts(text)
     (10, before), (20, after) = schedule(first, steps=20)
     emphasis(after)                                             # (("a dog ", 1.0), ("on snow", 1.3))
@@ -11,19 +11,21 @@ behaviour, constants and published examples.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 ROUND, SQUARE = 1.1, 1 / 1.1  # what a pair of brackets multiplies a weight by, in all of these tools
 DEPTH = 100  # of brackets in brackets
-KINDS = {"lora": "lora", "lyco": "lora", "hypernet": "hypernet"}
 BREAK = ("BREAK", -1.0)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A <kind:name:strength> of a prompt; unet: the strength there, where it is another than the text encoder's."""
+    """A <tag:name:strength> of a prompt.
+
+    kind: what its tag stands for.  unet: the strength there, where it is another than the text encoder's.
+    """
 
     kind: str
     name: str
@@ -34,27 +36,33 @@ class Wanted:
 ADAPTER = re.compile(r"<(\w+):([^>]+)>")
 
 
-def adapters(text: str) -> tuple[str, tuple[Wanted, ...]]:
-    """Returns (text without its <lora:name:w> and <hypernet:name:w>, what they ask for, Wanted, in order).
+def adapters(text: str, tags: Mapping[str, str]) -> tuple[str, tuple[Wanted, ...]]:
+    """Returns (text without its <lora:name:w>, <hypernet:name:w>, ..., what they ask for, Wanted, in order).
 
+    tags: {word before the name: what its kind is called}, those of formats: {"lora": "lora", "lyco": "lora", ...}.
     <lora:name:0.8> sets both strengths, <lora:name:0.8:0.5> or <lora:name:te=0.8:unet=0.5> the text encoder's and the
     UNet's.  Names are looked up by the caller and are no paths.
     Raises ValueError for another kind and for a strength that is no number.
     """
-    return ADAPTER.sub("", text), tuple(_adapter(match) for match in ADAPTER.finditer(text))
+    return ADAPTER.sub("", text), tuple(_adapter(match, tags) for match in ADAPTER.finditer(text))
 
 
-def _adapter(match: re.Match[str]) -> Wanted:
-    kind, (name, *values) = match[1], match[2].split(":")
-    if kind not in KINDS:
-        raise ValueError(f"{match[0]!r}: expected <lora:name:strength> or <hypernet:name:strength>")
+def expected(tags: Mapping[str, str]) -> str:
+    """Returns how adapters are asked for: "<lora:name:strength> or <hypernet:name:strength>"."""
+    return " or ".join(f"<{kind}:name:strength>" for kind in dict.fromkeys(tags.values()))
+
+
+def _adapter(match: re.Match[str], tags: Mapping[str, str]) -> Wanted:
+    tag, (name, *values) = match[1], match[2].split(":")
+    if tag not in tags:
+        raise ValueError(f"{match[0]!r}: expected {expected(tags)}")
     named = dict(value.split("=", 1) for value in values if "=" in value)
     places = [value for value in values if "=" not in value]
     strength = named.pop("te", places[0] if places else "1")
     unet = named.pop("unet", places[1] if len(places) > 1 else strength)
     if named or len(places) > 2:
         raise ValueError(f"{match[0]!r}: expected at most two strengths, te and unet")
-    return Wanted(KINDS[kind], name, _number(strength, match[0]), _number(unet, match[0]))
+    return Wanted(tags[tag], name, _number(strength, match[0]), _number(unet, match[0]))
 
 
 def _number(text: str, where: str) -> float:

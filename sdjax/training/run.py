@@ -19,7 +19,9 @@ import jax
 from sdjax.data import sources
 from sdjax.data.sources.source import Examples
 from sdjax.formats import pipeline
+from sdjax.formats.adapters import about
 from sdjax.formats.adapters import format as kinds
+from sdjax.formats.adapters.about import Facts
 from sdjax.formats.storage import files
 from sdjax.methods.adapter import Adapter
 from sdjax.methods.chain import Chain
@@ -126,10 +128,14 @@ def _settings(out):
 
 def _learned(settings):
     """Returns {dotted name: value} of methods, words and pictures in a run's JSON; the rest may change on the way."""
-    leaves = jax.tree_util.tree_leaves_with_path({name: settings.get(name) for name in ("method", "data")})
+    told = {name: settings.get(name, {}) for name in ("method", "data", "class_data")}  # the last: not of older runs
+    leaves = jax.tree_util.tree_leaves_with_path(told)
     named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
     kept = {name: leaf for name, leaf in named.items() if name.rpartition(".")[2] in ("class", "word", "path")}
-    kept.pop("data.source.class", None)  # follows from the path
+    for name in ("data.source.class", "class_data.class"):  # follows from the path
+        kept.pop(name, None)
+    if not kept.get("class_data.path"):
+        kept.pop("class_data.path", None)
     return {name: os.path.realpath(leaf) if name.endswith(".path") else leaf for name, leaf in kept.items()}
 
 
@@ -145,10 +151,21 @@ def run_of(source: str | Path) -> tuple[Path, int | None] | None:
 # ---- what it leaves, and what it starts from -----------------------------------------------------
 
 
-def export(method: Method, frozen: StableDiffusion, trained: Any, destination: str | Path) -> tuple[Path, list[str]]:
+def export(
+    method: Method,
+    frozen: StableDiffusion,
+    trained: Any,
+    destination: str | Path,
+    *,
+    facts: Facts | None = None,
+    public: bool = False,
+    picture: Path | None = None,
+) -> tuple[Path, list[str]]:
     """Writes what a method learned; returns (path, how it is used, in lines).
 
     The first of the method's kinds of file that holds all of its adapter; a model folder where there is none.
+    facts: what the header of the file and the card beside it say, see facts.py; None for no card.  public: without
+    captions and names.  picture: a PNG for the card.
     """
     destination = Path(destination)
     adapter = method.adapter(frozen, trained)
@@ -156,11 +173,15 @@ def export(method: Method, frozen: StableDiffusion, trained: Any, destination: s
     if kind is None or adapter is None:
         path = pipeline.save(method.join(frozen, trained), destination)
         return path, _use(path, method.words)
+    told = {} if facts is None else about.metadata(adapter, facts, frozen, public)
     if adapter.model is None:
         destination.mkdir(parents=True, exist_ok=True)
-        path = kind.write(adapter, destination)
+        path = kind.write(adapter, destination, told)
     else:
-        path = pipeline.save(adapter.model, destination, extras=[lambda sd, folder: kind.write(adapter, folder)])
+        path = pipeline.save(adapter.model, destination, extras=[lambda sd, folder: kind.write(adapter, folder, told)])
+    if facts is not None and path.is_file():
+        about.seal(path)
+        about.card(path, told, picture)
     return path, kind.use(path, adapter, "MODEL")
 
 

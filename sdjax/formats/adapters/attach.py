@@ -1,7 +1,8 @@
-"""Adapters to sample with: embeddings, LoRA and its relatives, hypernetworks, told apart by what a file holds.
+"""Adapters to sample with, of every kind of file that can be attached (format.py), told apart by what a file holds.
 
     sd = attach(sd, "cat.safetensors", 0.8)          # again with another strength: that strength instead
     sd = attach(sd, "style.pt")                      # several act together, in whatever order they came
+    sd = attach(sd, {"cat.safetensors": 0.8, "ink.safetensors": 0.5})      # so the weights are summed once for both
     sd = detach(sd, "cat.safetensors")               # without reading the model again
     sd = detach(sd)                                  # the model as it was, bit for bit
 
@@ -16,21 +17,18 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
-from flax.core import FrozenDict
 
 from sdjax import trees
-from sdjax.formats.adapters import embeddings, lora, reading
-from sdjax.formats.adapters.reading import FILES
+from sdjax.formats.adapters import embeddings, reading
+from sdjax.formats.adapters import file as files
+from sdjax.formats.adapters import format as kinds
+from sdjax.methods import edits
 from sdjax.methods.adapter import Adapter
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text.grammars import Wanted
-
-SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin")
-PICTURES = (".png",)  # endings of embeddings only: beside other adapters lie their previews
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Attached(struct.PyTreeNode):
 
 def attach(
     sd: StableDiffusion,
-    source: str | pathlib.Path,
+    source: str | pathlib.Path | Mapping[str, float],
     strength: float = 1.0,
     *,
     unet: float | None = None,
@@ -72,6 +70,7 @@ def attach(
 ) -> StableDiffusion:
     """Returns sd with the adapter of a file, or of a folder that diffusers or peft wrote; weights W + sum_i s_i D_i.
 
+    source: also {file: s} of several, whose sums are computed once; of another file each call computes them anew.
     strength: s, any number; 0 is off, of LoRA negative ones are of use.  A file that is attached already gets the new
     strength.  unet: another one for the UNet's weights.
     word: the word of an embedding in prompts; None for the file's, else its name without the ending.  A word that is
@@ -79,15 +78,16 @@ def attach(
     keep: False lets go of the weights before: less memory, but what is attached so far cannot be detached.
     Raises ValueError in one line where the file is no adapter, of a kind that is not supported, or for another model.
     """
-    sd = _with(sd, [_attachment(sd, source, strength, unet, word)])
+    given = source if isinstance(source, Mapping) else {source: strength}
+    sd = _with(sd, [_attachment(sd, one, s, unet, word) for one, s in given.items()])
     return sd if keep else _without_record(sd)
 
 
 def _attachment(sd, source, strength, unet=None, word=None, read=reading.read):
     path = reading.locate(source)
     about = path.stat()
-    adapter = read(path, _taken(sd)[0].networks, word)
-    if adapter.words and not adapter.edits and strength != 1:
+    adapter = read(path, _taken(sd)[0], word)
+    if adapter.only_words and strength != 1:
         raise ValueError(f"{path}: strength={strength!r}: an embedding has none; weigh its word in the prompt instead")
     state = about.st_size, about.st_mtime_ns, word
     return Attachment(path, state, adapter, float(strength), float(strength if unet is None else unet))
@@ -113,7 +113,7 @@ def detach(sd: StableDiffusion, source: str | pathlib.Path | None = None) -> Sta
 def attach_all(sd: StableDiffusion, named: Iterable[str], read: Callable = reading.read) -> StableDiffusion:
     """Returns sd with the adapters of a command line, see split, which cannot be detached.
 
-    read(path, networks, word): reading.read, or what knows files that it has read before.
+    read(path, sd, word): reading.read, or what knows files that it has read before.
     """
     items = [_attachment(sd, file, strength, word=word, read=read) for file, strength, word in map(split, named)]
     return _without_record(_with(sd, items))
@@ -130,8 +130,9 @@ def attach_named(
     items = []
     for one in wanted:
         path = find(folder, one.name)
-        if kind(path)[0] != one.kind:
-            raise ValueError(f"<{one.kind}:{one.name}>: {path} is of the kind {kind(path)[0]}")
+        found, _ = kind(path)
+        if found.called != one.kind:
+            raise ValueError(f"<{one.kind}:{one.name}>: {path} is of the kind {found.called or found.name}")
         items.append(_attachment(sd, path, one.strength, one.unet, read=read))
     return _without_record(_with(sd, items)) if wanted else sd
 
@@ -145,10 +146,10 @@ class Folder:
     @functools.cached_property
     def files(self) -> dict[pathlib.Path, tuple[str, ...]]:
         """{file: its names} of what may be an adapter, previews too, in order of their paths."""
-        found = {}
+        found, endings, filled = {}, kinds.endings(), kinds.folder_names()
         for path in sorted(self.root.rglob("*")):
-            if path.suffix.lower() in (*SUFFIXES, *PICTURES):
-                own = path.name in FILES and path.parent != self.root and path == reading.chosen(path.parent)
+            if path.suffix.lower() in endings:
+                own = path.name in filled and path.parent != self.root and path == kinds.chosen(path.parent)
                 found[path] = (name_of(path), path.stem) if own else (path.stem,)
         return found
 
@@ -156,10 +157,11 @@ class Folder:
 def find(folder: Folder, name: str) -> pathlib.Path:
     """Returns the one adapter's file of this name below a folder; names are compared and never become part of a path.
 
-    A file's name is without its ending; what diffusers or peft wrote, FILES, has also the name of its own folder.
+    A file's name is without its ending; what diffusers or peft wrote has also the name of its own folder.
     Raises ValueError where there is none, or several.
     """
-    there = {path: names for path, names in folder.files.items() if path.suffix.lower() in SUFFIXES}
+    endings = kinds.endings(tagged=True)  # beside them lie previews, which may be embeddings by their endings
+    there = {path: names for path, names in folder.files.items() if path.suffix.lower() in endings}
     found = [path for path, names in there.items() if name in names]
     if len(found) != 1:
         known = trees.listing(names[0] for names in there.values())
@@ -169,7 +171,7 @@ def find(folder: Folder, name: str) -> pathlib.Path:
 
 def name_of(path: pathlib.Path) -> str:
     """Returns what an adapter's file is called: its name without ending, or the name of the folder that it fills."""
-    return path.parent.name if path.name in FILES else path.stem
+    return path.parent.name if path.name in kinds.folder_names() else path.stem
 
 
 def find_embeddings(
@@ -191,9 +193,9 @@ def find_embeddings(
         if not re.search(rf"(?:{before}){letters}(?!\w)", said, re.IGNORECASE):
             continue
         try:
-            if reading.kind(path) != "embedding":
+            if not _by_word(reading.kind(path)):
                 continue
-            embeddings.check(sd, reading.read(path, sd.networks).words, path)
+            embeddings.check(sd, reading.read(path, sd).words, path)
         except (ValueError, OSError) as error:
             unread[word] = str(error)
             continue
@@ -201,6 +203,11 @@ def find_embeddings(
             raise ValueError(f"embedding {word!r}: {found[word]} and {path} have this name; expected one")
         found[word] = path
     return found, {word: reason for word, reason in unread.items() if word not in found}
+
+
+def _by_word(kind):
+    """Returns whether prompts name files of a kind, or of None, by their word alone."""
+    return kind is not None and bool(kind.called) and not kind.tags
 
 
 def note(line: str) -> None:
@@ -253,15 +260,10 @@ def split(text: str) -> tuple[str, float, str | None]:
         raise ValueError(f"adapter {text!r}: no such file; expected FILE, FILE:STRENGTH or WORD=FILE") from None
 
 
-def kind(source: str | pathlib.Path) -> tuple[str, pathlib.Path]:
-    """Returns (what an adapter brings to a model: "lora", "hypernet" or "embedding", its file)."""
+def kind(source: str | pathlib.Path) -> tuple[kinds.Format, pathlib.Path]:
+    """Returns (the kind of an adapter, its file)."""
     path = reading.locate(source)
-    return reading.kind(path), path
-
-
-def words(source: str | pathlib.Path, networks: FrozenDict[str, Any]) -> embeddings.Words:
-    """Returns {word: {text encoder: float32 rows [n C]}} of a file, or of a folder that diffusers wrote."""
-    return reading.read(reading.locate(source), networks).words
+    return reading.kind(path) or kinds.kind_of(files.of(path)), path
 
 
 # ---- the stack ---------------------------------------------------------------------------------
@@ -296,7 +298,7 @@ def _put(sd, base, items):
         _without_record(sd)
         .replace(words=base.words, tokenizers=base.tokenizers, hooks=hooks)
         .with_networks(**encoders)
-        .with_parts(**{part: _edited(base, part, items) for part in ("unet", *encoders)})
+        .with_parts(**{part: _edited(base, part, items) for part in _parts((*old, *items), base)})
     )
     for item in items:
         made = embeddings.add(made, item.adapter.words, item.path)
@@ -305,10 +307,16 @@ def _put(sd, base, items):
     return made.with_reference(attached=Attached(base, Stack(items)))
 
 
+def _parts(items, base):
+    """Returns the parts of a model that adapters may have changed: UNet and text encoders, and what they edit."""
+    edited = {part: None for item in items for part in item.adapter.edits}
+    return [part for part in dict.fromkeys(("unet", *base.tokenizers, *edited)) if part in base.parts]
+
+
 def _edited(base, part, items):
     """Returns a part's weights with the edits of all attachments."""
     stacks = {}
     for item in items:
         for name, edit in item.adapter.edits.get(part, {}).items():
             stacks[name] = (*stacks.get(name, ()), (edit, item.unet if part == "unet" else item.strength))
-    return lora.merge(base.parts[part], stacks) if stacks else base.parts[part]
+    return edits.merge(base.parts[part], stacks) if stacks else base.parts[part]

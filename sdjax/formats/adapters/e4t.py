@@ -12,7 +12,7 @@ The parts beside it hold no offsets, so other programs load the base model.
 import dataclasses
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sdjax import trees
-from sdjax.formats.adapters.format import Format, Header
+from sdjax.formats.adapters.file import File
+from sdjax.formats.adapters.format import Format
 from sdjax.formats.storage import files, parameters
 from sdjax.images import reading
 from sdjax.methods import offsets
@@ -41,17 +42,17 @@ class E4TFolder(Format):
 
     name = "e4t"
 
-    def matches(self, header: Header) -> bool:
+    def matches(self, file: File) -> bool:
         """Returns whether a model's folder has an e4t/."""
-        return (header.path / "e4t").is_dir()
+        return (file.path / "e4t").is_dir()
 
     def holds(self, adapter: Adapter) -> bool:
         """Returns whether there is an encoder, and a model for it."""
         return {"head", "offsets"} <= set(adapter.trees) and adapter.model is not None
 
-    def read(self, file: Path, sd: StableDiffusion) -> Adapter:
+    def read(self, file: File, sd: StableDiffusion) -> Adapter:
         """Returns what a model's e4t/ holds, weights in float32."""
-        folder = Path(file) / "e4t"
+        folder = file.path / "e4t"
         config, unet = _settings(folder), parameters.template(sd.networks["unet"])
         method = E4T(**{name: config[name] for name in FIELDS})
 
@@ -71,8 +72,11 @@ class E4TFolder(Format):
             own["concept"] = jnp.asarray(to_pixels(reading.picture(folder / "concept.png")))
         return Adapter(trees=own, about={**about(method), "file": str(folder)})
 
-    def write(self, adapter: Adapter, folder: Path) -> Path:
-        """Writes e4t/ into a model's folder: the reference only where it is not that of the adapter's model."""
+    def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
+        """Writes e4t/ into a model's folder: the reference only where it is not that of the adapter's model.
+
+        about: becomes "metadata" in its config.json.
+        """
         folder, own = Path(folder) / "e4t", adapter.trees
         folder.mkdir()
         encoder = {name: own[name] for name in ("head", "vision") if name in own}
@@ -83,7 +87,8 @@ class E4TFolder(Format):
             files.write_weights(folder, "reference", parameters.write(own["reference"]))
         if "concept" in own:
             Image.fromarray(to_pictures(own["concept"])).save(folder / "concept.png")
-        files.write_json(folder / "config.json", {**adapter.about["settings"], "reference": kept})
+        told = {"metadata": dict(about)} if about else {}
+        files.write_json(folder / "config.json", {**adapter.about["settings"], "reference": kept, **told})
         return folder
 
     def start(
@@ -145,7 +150,7 @@ def personalise(
     """
     if sd.conditioners:
         raise ValueError(f"{source}: was tuned on one picture and looks at that; give the model it came from")
-    kind, adapter = E4TFolder(), E4TFolder().read(Path(source), sd)
+    kind, adapter = E4TFolder(), E4TFolder().read(File(Path(source)), sd)
     method = E4T(**adapter.about["settings"] | {"vision": False})
     trained, frozen = kind.start(adapter, method, *method.split(sd))
     if picture is None and "concept" not in adapter.trees:

@@ -1,6 +1,6 @@
 """Textual inversions: rows of the token table, in the layouts that tools write.
 
-read({"<cat-toy>": rows}, "learned_embeds.safetensors")      # {"<cat-toy>": {"text_encoder": float32 [n C]}}
+read({"<cat-toy>": rows}, Path("learned_embeds.safetensors"))  # {"<cat-toy>": {"text_encoder": float32 [n C]}}
 
 {"string_to_param": {"*": rows}, ...}       A1111 and the original; the word is the file's name
 {"<word>": rows}                            diffusers; rows [n C] or [C]
@@ -15,7 +15,7 @@ a picture (PNG) with the text sd-ti-embedding, A1111's; the word is the file's n
 import base64
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -32,18 +32,22 @@ from sdjax.stable_diffusion import TOKENS, StableDiffusion
 UNNAMED = ("*", "emb_params", "emp_params", "clip_l")  # keys that are no word
 BUNDLED = "bundle_emb."
 ENDS = (".string_to_param.*", ".clip_l", ".emb_params")
+FEW = 4  # tensors of a file that nothing tells to be anything else
 BLOCK = 64  # rows by which the token table grows, so that few sizes of it are compiled
 ENCODER = "text_encoder"  # whose rows a file without encoders' names holds
 Words = dict[str, dict[str, Float32[np.ndarray, "n C"]]]  # {word: {text encoder: rows}}
 
 
-def read(state: Any, path: pathlib.Path, word: str | None = None) -> Words:
-    """Returns {word: {text encoder: float32 rows [n C]}} of what a file holds; word: one to use instead of the file's.
+def recognised(keys: Collection[Any]) -> bool:
+    """Returns whether keys are those of an embedding's file, or so few that it may be one."""
+    return "string_to_param" in keys or len(keys) <= FEW or all(str(key).startswith(BUNDLED) for key in keys)
+
+
+def read(state: Any, path: pathlib.Path) -> Words:
+    """Returns {word: {text encoder: float32 rows [n C]}} of what a file holds.
 
     Raises ValueError where it is no embedding, or one that Stable Diffusion 1 and 2 cannot use.
     """
-    if state is None:
-        raise ValueError(f"{path}: a picture without the text sd-ti-embedding")
     if isinstance(state, np.ndarray):
         state = {"*": state}
     if not isinstance(state, dict) or not all(type(key) is str for key in state):
@@ -52,12 +56,6 @@ def read(state: Any, path: pathlib.Path, word: str | None = None) -> Words:
     if not words:
         key, rows = _only(state, path)
         words = {path.stem if key in UNNAMED else key: {ENCODER: _rows(rows, path)}}
-    if word is not None:
-        if len(words) != 1:
-            raise ValueError(f"{path}: word={word!r}: the file has {len(words)} words, {', '.join(words)}")
-        words = {word: next(iter(words.values()))}
-    if not all(name.strip() for name in words):
-        raise ValueError(f"{path}: an embedding without a word; give one")
     return words
 
 

@@ -9,7 +9,7 @@ Source: the file format and formula of AUTOMATIC1111's stable-diffusion-webui.
 """
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -88,9 +88,9 @@ class Hypernetwork(struct.PyTreeNode):
         return x
 
 
-def recognised(state: Any) -> bool:
-    """Returns whether a file's content is a hypernetwork: pairs under numbers."""
-    return isinstance(state, dict) and any(type(key) is int for key in state)
+def recognised(keys: Iterable[Any]) -> bool:
+    """Returns whether keys are those of a hypernetwork: numbers."""
+    return any(type(key) is int for key in keys)
 
 
 def read(state: Mapping[Any, Any], path: pathlib.Path) -> Hypernetwork:

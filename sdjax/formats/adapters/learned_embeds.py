@@ -1,14 +1,17 @@
 """What textual inversion learned as a file: learned_embeds.safetensors, as diffusers names it."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
-from sdjax.formats.adapters import embeddings, reading
-from sdjax.formats.adapters.format import Format, Header
+from sdjax.formats.adapters import embeddings
+from sdjax.formats.adapters.file import File
+from sdjax.formats.adapters.format import Format
+from sdjax.formats.storage import hashes
 from sdjax.methods.adapter import Adapter
 from sdjax.stable_diffusion import StableDiffusion
 
@@ -18,26 +21,36 @@ NAME = "learned_embeds.safetensors"
 class LearnedEmbeds(Format):
     """Words, {word: {text encoder: rows [n C]}}: read in every layout, see embeddings.py, written as diffusers'."""
 
-    name = "embedding"
+    name, called, listed = "embedding", "embedding", "TI hashes"
+    suffixes = (".safetensors", ".pt", ".ckpt", ".bin", ".png")
+    filling = (NAME, "learned_embeds.bin")
+    last = True  # one tensor of any name may be an embedding
 
-    def matches(self, header: Header) -> bool:
-        """Returns whether a file may be an embedding: one tensor, or a pickle or picture, which only reading tells."""
-        return not header.path.is_dir() and (header.names is None or len(header.names) == 1)
+    def matches(self, file: File) -> bool:
+        """Returns whether a file may be an embedding: rows, few tensors, or a picture with the text of one."""
+        if file.picture:
+            return embeddings.from_picture(file.path) is not None
+        if file.path.is_dir() or file.metadata.get("format", "").startswith("sdjax."):
+            return False  # a kind of ours says so
+        return isinstance(file.content, np.ndarray) if not file.keys else embeddings.recognised(file.keys)
+
+    def digest(self, path: Path) -> str:
+        """Returns AutoV2, 10 hex digits of the file's SHA-256."""
+        return hashes.autov2(path)
 
     def holds(self, adapter: Adapter) -> bool:
         """Returns whether there are words and nothing else."""
-        return bool(adapter.words) and not (adapter.edits or adapter.trees) and adapter.hook is None
+        return adapter.only_words
 
-    def read(self, file: Path, sd: StableDiffusion) -> Adapter:
-        """Returns the words of a file, or of a folder that diffusers wrote."""
-        adapter = reading.read(reading.locate(file), sd.networks)
-        if not self.holds(adapter):
-            raise ValueError(f"{file}: a {adapter.kind}; expected an embedding")
-        return adapter
+    def read(self, file: File, sd: StableDiffusion) -> Adapter:
+        """Returns the words of a file."""
+        state = embeddings.from_picture(file.path) if file.picture else file.content
+        return Adapter(words=embeddings.read(state, file.path))
 
-    def write(self, adapter: Adapter, folder: Path) -> Path:
+    def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
         """Writes learned_embeds.safetensors, or one file for each of several words; returns the path of the first."""
-        about = adapter.about and {"method": adapter.about["method"], "settings": json.dumps(adapter.about["settings"])}
+        who = adapter.about and {"method": adapter.about["method"], "settings": json.dumps(adapter.about["settings"])}
+        about = {**(about or {}), **who}
         path = Path(folder) / NAME
         places = {word: path for word in adapter.words} if len(adapter.words) == 1 else beside(path, adapter.words)
         return [embeddings.write(place, {word: adapter.words[word]}, about) for word, place in places.items()][0]

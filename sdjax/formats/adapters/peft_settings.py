@@ -15,6 +15,7 @@ import math
 import pathlib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from sdjax.formats.storage import files
 
@@ -41,7 +42,7 @@ def of_file(path: pathlib.Path, names: Iterable[str], metadata: dict[str, str]) 
 
     Raises ValueError naming the file and the setting that is not supported, or whose value cannot be.
     """
-    found = _kept(pathlib.Path(path), names, metadata)
+    found = kept(pathlib.Path(path), names, metadata)
     settings, shared = {}, {name: value for name, value in found.items() if "." not in name}
     for part in PARTS:
         own = {name.removeprefix(f"{part}."): value for name, value in found.items() if name.startswith(f"{part}.")}
@@ -50,8 +51,11 @@ def of_file(path: pathlib.Path, names: Iterable[str], metadata: dict[str, str]) 
     return settings
 
 
-def _kept(path, names, metadata):
-    """Returns the settings as the file has them, {"unet.r": 4, ...} or {"r": 4, ...}."""
+def kept(path: pathlib.Path, names: Iterable[str], metadata: dict[str, str]) -> dict[str, Any]:
+    """Returns the settings as the file has them, {"unet.r": 4, ...} or {"r": 4, ...}; {} where it has none.
+
+    Raises ValueError naming the file where they cannot be read.
+    """
     if METADATA in metadata:
         try:
             found = json.loads(metadata[METADATA])

@@ -5,6 +5,7 @@ recipe, never from the file.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import trees
-from sdjax.formats.adapters import reading
-from sdjax.formats.adapters.format import Format, Header
+from sdjax.formats.adapters.file import File
+from sdjax.formats.adapters.format import Format
 from sdjax.formats.storage import files
 from sdjax.methods.adapter import Adapter
 from sdjax.settings import SettingError
@@ -28,31 +29,29 @@ class Trained(Format):
 
     name = "trained"
 
-    def matches(self, header: Header) -> bool:
+    def matches(self, file: File) -> bool:
         """Returns whether a file's metadata say so."""
-        return header.metadata.get("format") == MARK
+        return file.metadata.get("format") == MARK
 
     def holds(self, adapter: Adapter) -> bool:
         """Returns whether there is such a tree and nothing else."""
         return set(adapter.trees) == {"trained"} and not (adapter.edits or adapter.words) and adapter.hook is None
 
-    def read(self, file: Path, sd: StableDiffusion) -> Adapter:
+    def read(self, file: File, sd: StableDiffusion) -> Adapter:
         """Returns the leaves by name; only the method knows their tree."""
-        weights = files.open_weights(file.parent, file.stem)
-        _, metadata = reading.described(file)
-        about = {"method": metadata["method"], "settings": json.loads(metadata["settings"])}
-        return Adapter(trees={"trained": {name: weights.read(name) for name in weights.names}}, about=about)
+        about = {"method": file.metadata["method"], "settings": json.loads(file.metadata["settings"])}
+        return Adapter(trees={"trained": file.content}, about=about)
 
-    def write(self, adapter: Adapter, folder: Path) -> Path:
+    def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
         """Writes trained.safetensors and returns its path."""
         tensors = {
             name: files.Tensor(leaf.shape, leaf.dtype.name, lambda leaf=leaf: np.asarray(leaf))
             for name, leaf in _named(adapter.trees["trained"]).items()
         }
-        about = {"method": adapter.about["method"], "settings": json.dumps(adapter.about["settings"])}
+        who = {"method": adapter.about["method"], "settings": json.dumps(adapter.about["settings"])}
         path = Path(folder) / NAME
         with files.new_file(path) as temporary:
-            files.write_safetensors(temporary, tensors, {"format": MARK, **about})
+            files.write_safetensors(temporary, tensors, {**(about or {}), "format": MARK, **who})
         return path
 
     def start(

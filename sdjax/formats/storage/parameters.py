@@ -19,12 +19,11 @@ from jaxtyping import Array, Float, Key, Num
 
 from sdjax import trees
 from sdjax.formats.storage.files import TYPES, Stored, Tensor
+from sdjax.models.axes import FROM_FILE, TO_FILE
 from sdjax.trees import Tree
 
 Network = Any  # a Linen module with `example()`, see families/family.py
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}  # all other leaves keep their name
-TO_FILE = {2: (1, 0), 4: (3, 2, 0, 1)}  # axes of a kernel: [in out] -> [out in], HWIO -> OIHW
-FROM_FILE = {2: (1, 0), 4: (2, 3, 1, 0)}
 # Attention of maps to themselves before diffusers 0.15: the autoencoder's, and LDM-SR's UNet.
 OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 # Prefixes that some files have and others lack: transformers from 5.6 on writes none for towers that stand alone.

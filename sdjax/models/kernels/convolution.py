@@ -8,12 +8,13 @@ three products where the processor multiplies bfloat16 matrices by itself (convo
 comes from benchmarks/convolutions.py.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from sdjax.models.kernels import (
     convolution_gradient,
@@ -35,6 +36,29 @@ def convolve(
     if strides == 1 and kernel.shape[:2] == (3, 3) and tuple(pads) == ((1, 1), (1, 1)):
         return _convolve3(x, kernel)
     return convolution_plain.convolve(x, kernel, strides, pads)
+
+
+def convolve_wide(
+    x: Float[Array, "B h w in"], kernel: Float[Array, "a b in out"], strides: int = 1, pads: Pads = ((1, 1), (1, 1))
+) -> Float32[Array, "B _ _ out"]:
+    """Returns `convolve` with its float32 sums as they are, where bfloat16's are rounded; gradients as `convolve`'s."""
+    return convolve(x, kernel, strides, pads) if x.dtype == jnp.float32 else _wide(strides, pads, x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _wide(strides, pads, x, kernel):
+    dims = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, kernel, (strides, strides), pads, dimension_numbers=dims, preferred_element_type=jnp.float32
+    )
+
+
+def _wide_backward(strides, pads, kept, grad):
+    _, back = jax.vjp(lambda x, kernel: convolve(x, kernel, strides, pads), *kept)
+    return back(grad.astype(kept[0].dtype))
+
+
+_wide.defvjp(lambda strides, pads, x, kernel: (_wide(strides, pads, x, kernel), (x, kernel)), _wide_backward)
 
 
 @jax.custom_vjp

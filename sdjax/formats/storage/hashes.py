@@ -1,6 +1,7 @@
 """SHA-256 of files, made once per content: kept on disk by path, size and time, as A1111 does.
 
-    hashes.sha256("v1-5.safetensors")                # reads 4 GB the first time, on this machine, and nothing after
+    sha256("v1-5.safetensors")                       # reads 4 GB the first time, on this machine, and nothing after
+    autov2("cat.pt"), autov3("cat.safetensors")      # as A1111 and Civitai list them
 
 They are kept in sdjax/hashes.json of the user's cache folder, XDG_CACHE_HOME or ~/.cache; SDJAX_HASHES, where set,
 names another file: {path: {"size": bytes, "time": ns, "sha256": {first byte: hash}}}.  What is damaged there counts
@@ -30,6 +31,23 @@ def sha256(path: str | Path, start: int = 0) -> str:
     path = os.path.realpath(path)
     state = os.stat(path)
     return _sha256(path, start, state.st_size, state.st_mtime_ns)
+
+
+def autov2(path: str | Path) -> str:
+    """Returns the first 10 hex digits of a file's SHA-256: of models, and of embeddings ("TI hashes")."""
+    return sha256(path)[:10]
+
+
+def autov3(path: str | Path) -> str:
+    """Returns the 12 hex digits of "Lora hashes": of a safetensors file's tensors, without its header; else of all.
+
+    Source: kohya's sshs_model_hash, whose first digits A1111 and Civitai show.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return sha256(path)[:12]
+    with open(path, "rb") as file:
+        return sha256(path, 8 + int.from_bytes(file.read(8), "little"))[:12]
 
 
 @functools.lru_cache(maxsize=MOST)

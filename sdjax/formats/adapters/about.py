@@ -1,0 +1,188 @@
+"""What an adapter's file says of itself: kohya's ss_* and the modelspec.* names in the header, and the card beside it.
+
+    told = metadata(adapter, Facts(title="cat", base="v1-5", words=("<cat>",), steps=400, captions={...}), sd)
+    path = kind.write(adapter, folder, told)
+    seal(path)                                    # the hash of the tensors, in their own header
+    card(path, told, picture)                     # NAME.json and NAME.preview.png, as A1111's cards read them
+
+Nothing here holds a path, the name of a user, or of a machine.  A public file also says nothing of the pictures: no
+captions, no names of folders and files, no title of the base model.
+Sources: kohya's sd-scripts (names of ss_*), Stability AI's ModelSpec 1.0.1, A1111's extra networks (the card).
+"""
+
+import collections
+import datetime
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdjax import __version__
+from sdjax.formats.storage import files, headers
+from sdjax.formats.storage.hashes import autov2
+from sdjax.methods.adapter import Adapter
+from sdjax.stable_diffusion import StableDiffusion
+
+OUTPUT, TRIGGER = "ss_output_name", "modelspec.trigger_phrase"
+PRIVATE = ("ss_tag_frequency", "ss_dataset_dirs", "ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash")
+MOST_TAGS = 1000  # captions of whole sentences make as many tags as there are pictures
+KINDS = {"edits": "lora", "hook": "hypernetwork", "words": "textual-inversion"}  # as ModelSpec names adapters
+CARD_VERSIONS = {"stable-diffusion-v1": "SD1", "stable-diffusion-v2": "SD2", "stable-diffusion-xl": "SDXL"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run knows of what it learned; what is left at its default is not said.
+
+    title: what the file is called.  words: those that prompts say for it.  base: the model's name, without a folder;
+    base_hash: the SHA-256 of its file, 64 hex digits.
+    size: (height, width) in pixels.  pictures: how many.  captions: {folder's name: {tag: how often}}.
+    folders: {folder's name: (times an epoch, pictures)}.
+    settings: other ss_* names without the prefix, plain values: {"learning_rate": 1e-4, "seed": 0}.
+    began, ended: seconds since 1970.
+    """
+
+    title: str = ""
+    words: tuple[str, ...] = ()
+    base: str = ""
+    base_hash: str = ""
+    size: tuple[int, int] | None = None
+    pictures: int = 0
+    captions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    folders: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    began: float | None = None
+    ended: float | None = None
+
+
+def metadata(adapter: Adapter, facts: Facts, sd: StableDiffusion, public: bool = False) -> dict[str, str]:
+    """Returns {name: text} for the header of an adapter's file; sd: the model that it was made for.
+
+    What only a kind of file knows, such as ss_network_dim, its writer adds.
+
+    public: without PRIVATE: captions, names of folders and of the base model.
+    """
+    shape = architecture(sd)
+    told = {
+        OUTPUT: facts.title,
+        "ss_base_model_version": _version(shape),
+        "ss_v2": "v2" in shape,
+        "ss_sd_model_name": facts.base,
+        "ss_sd_model_hash": facts.base_hash[:10],
+        "ss_new_sd_model_hash": facts.base_hash,
+        "ss_resolution": str(tuple(reversed(facts.size))) if facts.size else "",  # "(width, height)"
+        "ss_num_train_images": facts.pictures or "",
+        "ss_tag_frequency": facts.captions,
+        "ss_dataset_dirs": {name: {"n_repeats": n, "img_count": m} for name, (n, m) in facts.folders.items()},
+        "ss_training_started_at": "" if facts.began is None else facts.began,
+        "ss_training_finished_at": "" if facts.ended is None else facts.ended,
+        **{f"ss_{name}": value for name, value in facts.settings.items()},
+        **_modelspec(adapter, facts, shape, sd),
+    }
+    left_out = PRIVATE if public else ()
+    return {name: _text(value) for name, value in told.items() if value not in ("", {}, ()) and name not in left_out}
+
+
+def _text(value):
+    """Returns a value as kohya's trainers write it: JSON of what is not flat, "True", "None", "0.1"."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping | list) else str(value)
+
+
+def architecture(sd: StableDiffusion) -> str:
+    """Returns ModelSpec's name of a model: "stable-diffusion-v1", "stable-diffusion-v2-768-v", ...
+
+    Told by the UNet's channels, the width of its context and what it predicts; "stable-diffusion" for other shapes.
+    """
+    config = sd.networks["unet"].config
+    family = {768: "v1", 1024: "v2", 2048: "xl-v1-base"}.get(config.cross_attention_dim)
+    if family is None:
+        return "stable-diffusion"
+    if config.in_channels == 9:
+        return f"stable-diffusion-{family}-inpainting"
+    if config.in_channels != 4:  # the upscaler, for which there is no name
+        return "stable-diffusion"
+    if family != "v2":
+        return f"stable-diffusion-{family}"
+    return f"stable-diffusion-v2-{'768-v' if sd.schedule.prediction_type == 'v_prediction' else '512'}"
+
+
+def _version(shape):
+    """Returns kohya's name of a base model: sd_v1, sd_v2, sd_v2_v, sdxl_base_v1-0."""
+    if "-xl-" in shape:
+        return "sdxl_base_v1-0"
+    family = next((name for name in ("v1", "v2") if f"-{name}" in shape), "")
+    return f"sd_{family}{'_v' * shape.endswith('-v')}" if family else ""
+
+
+def _modelspec(adapter, facts, shape, sd):
+    kind = next((name for part, name in KINDS.items() if getattr(adapter, part)), None)
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{shape}/{kind}" if kind else shape,
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": facts.title,
+        "modelspec.resolution": "x".join(map(str, reversed(facts.size))) if facts.size else "",
+        "modelspec.prediction_type": "v" if sd.schedule.prediction_type == "v_prediction" else "epsilon",
+        "modelspec.date": "" if facts.ended is None else _date(facts.ended),
+        TRIGGER: ", ".join(facts.words),
+        "modelspec.implementation_version": f"sdjax {__version__}",
+    }
+
+
+def _date(seconds):
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
+
+
+def frequencies(captions: Iterable[str]) -> dict[str, int]:
+    """Returns {tag: how often} of captions whose tags stand between commas, the commonest first."""
+    found = collections.Counter(
+        tag for text in captions for tag in filter(None, (tag.strip() for tag in text.split(",")))
+    )
+    return dict(found.most_common(MOST_TAGS))
+
+
+# ---- beside and inside the written file --------------------------------------------------------------
+
+
+def seal(path: Path) -> None:
+    """Writes the hash of a safetensors file's tensors into its header, as sshs_model_hash and modelspec.hash_sha256.
+
+    Its first 12 digits are AutoV3, by which A1111 and Civitai know the file whatever its header says.
+    Other files stay as they are.
+    """
+    if path.suffix != ".safetensors":
+        return
+    found = headers.sha256(path)
+    own = {"sshs_model_hash": found, "modelspec.hash_sha256": f"0x{found}"}
+    headers.tell(path, {**headers.metadata(path), **own})
+
+
+def card(path: Path, told: Mapping[str, str], picture: Path | None = None) -> list[Path]:
+    """Writes NAME.json and, a copy of a PNG, NAME.preview.png beside NAME.safetensors; returns their paths.
+
+    The JSON has the fields of A1111's card: description, sd version, activation text, preferred weight, notes; a card
+    that is there already is somebody's work and stays.  told: of metadata.
+    """
+    shape = told.get("modelspec.architecture", "")
+    version = next((short for name, short in CARD_VERSIONS.items() if shape.startswith(name)), "Unknown")
+    hashed = f"AutoV2 {autov2(path)}" if path.is_file() else ""
+    values = {
+        "description": told.get("modelspec.title", ""),
+        "sd version": version,
+        "activation text": told.get(TRIGGER, ""),
+        "preferred weight": 1.0,
+        "negative text": "",
+        "notes": ", ".join(filter(None, (hashed, told.get("modelspec.implementation_version", "")))),
+    }
+    places, written = (path.with_suffix(".json"), path.with_suffix(".preview.png")), []
+    if not places[0].exists():
+        with files.new_file(places[0]) as temporary:
+            files.write_json(temporary, values)
+        written.append(places[0])
+    if picture is not None and not places[1].exists():
+        with files.new_file(places[1]) as temporary:
+            shutil.copyfile(picture, temporary)
+        written.append(places[1])
+    return written

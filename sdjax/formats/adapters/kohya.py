@@ -1,0 +1,102 @@
+"""LoRA and its relatives as files: every tool's names are read, see lora.py; written are sd-scripts' and LyCORIS'."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdjax.formats.adapters import embeddings, lora, lora_start, lora_tensors, peft_settings
+from sdjax.formats.adapters import file as files
+from sdjax.formats.adapters.file import File
+from sdjax.formats.adapters.format import Format
+from sdjax.formats.storage import hashes
+from sdjax.methods.adapter import Adapter
+from sdjax.methods.method import Method
+from sdjax.stable_diffusion import StableDiffusion
+
+LYCORIS = {"loha": "hada_w1_b", "lokr": "lokr_w1", "diag-oft": "oft_blocks"}  # its names, by a factor of each
+STEMS = ("pytorch_lora_weights", "adapter_model")  # diffusers' and peft's names
+
+
+class Kohya(Format):
+    """Edits of weights, and the embeddings that are bundled with them."""
+
+    name, called, tags, listed = "kohya", "lora", ("lora", "lyco"), "Lora hashes"
+    suffixes = (".safetensors", ".pt", ".ckpt", ".bin")
+    filling = tuple(f"{stem}{end}" for end in (".safetensors", ".bin") for stem in STEMS)
+
+    def matches(self, file: File) -> bool:
+        """Returns whether tensors have the names of LoRA or a relative, supported or not."""
+        return bool(file.keys) and all(type(key) is str for key in file.keys) and lora.recognised(file.keys)
+
+    def read(self, file: File, sd: StableDiffusion) -> Adapter:
+        """Returns the edits of a file, and the words that are bundled with it."""
+        words, tensors = embeddings.bundled(file.content, file.path)
+        tensors = {name: value for name, value in tensors.items() if type(value) is not dict}  # of Custom Diffusion
+        settings = peft_settings.of_file(file.path, tensors, file.metadata)
+        return Adapter(lora.read(tensors, sd.networks, settings, file.path), words)
+
+    def digest(self, path: Path) -> str:
+        """Returns AutoV3, the hash of the tensors; with PEFT's settings, which act too, 12 digits of a hash of both.
+
+        Others leave the settings out, so that a file with another alpha in its header keeps its hash there.
+        """
+        file = files.of(path)
+        found = peft_settings.kept(path, file.keys, file.metadata)
+        acting = {name: x for name, x in found.items() if name.rpartition(".")[2] in peft_settings.APPLIED}
+        if not acting:
+            return hashes.autov3(path)
+        text = json.dumps(acting, sort_keys=True)
+        return hashlib.sha256(f"{hashes.autov3(path)} {text}".encode()).hexdigest()[:12]
+
+    def holds(self, adapter: Adapter) -> bool:
+        """Returns whether there are edits by factors, perhaps with words, which are bundled with them."""
+        return lora_tensors.whole(adapter)
+
+    def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
+        """Writes lora.safetensors with the names of sd-scripts, of LyCORIS for its kinds, and every weight's alpha."""
+        about = dict(about or {})
+        tensors = lora_tensors.named(adapter, lora_tensors.kohya)
+        for word, rows in adapter.words.items():
+            tensors[f"{embeddings.BUNDLED}{word}{embeddings.ENDS[0]}"] = np.asarray(
+                rows[embeddings.ENCODER], np.float32
+            )
+        path = Path(folder) / f"{about.get('ss_output_name') or 'lora'}.safetensors"
+        return lora_tensors.write(path, tensors, {**_network(adapter), **lora_tensors.told(adapter), **about})
+
+    def start(
+        self, adapter: Adapter, method: Method, trained: Any, frozen: StableDiffusion
+    ) -> tuple[Any, StableDiffusion]:
+        """Returns the factors of a file in place of those that were drawn."""
+        return lora_start.started(adapter, method, trained), frozen
+
+    def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
+        """Returns how the file is used here, in diffusers and in A1111."""
+        thin = all({"down", "up"} <= set(factors) for *_, factors in lora_tensors.modules(adapter))
+        there = f'diffusers  pipe.load_lora_weights("{path.parent}", weight_name="{path.name}")'
+        return [
+            f"here       sdjax text2img --model {model} --adapter {path}",
+            there if thin else f'LyCORIS    create_lycoris_from_weights(1.0, "{path}", pipe.unet)',
+            f"A1111      copy it to models/Lora/, then say <lora:{path.stem}:1>",
+        ]
+
+
+def _network(adapter):
+    """Returns what A1111 and sd-scripts look for in a header: module, rank and alpha, and LyCORIS' algorithm."""
+    held = [factors for *_, factors in lora_tensors.modules(adapter) if "diff_b" not in factors]
+    ranks = [rank for factors in held if (rank := lora_tensors.rank(factors)) is not None]
+    names = {name for factors in held for name in factors}
+    algo = next((algo for algo, name in LYCORIS.items() if name in names), "lora")
+    dora = bool(names & {"outputs", "inputs"})
+    plain = algo == "lora" and not dora
+    args = {} if plain else {"algo": algo, "dora_wd": str(dora)}
+    alphas = [float(lora_tensors.alpha(factors)) for factors in held if "diff" not in factors]
+    return {
+        "ss_network_module": "networks.lora" if plain else "lycoris.kohya",
+        "ss_network_dim": str(max(ranks, key=ranks.count)) if ranks else "Dynamic",
+        "ss_network_alpha": f"{max(alphas, key=alphas.count):g}" if alphas else "Dynamic",
+        "ss_network_args": json.dumps(args),
+    }

@@ -1,0 +1,127 @@
+"""Edits of weights as the tensors of a LoRA file, in the names and shapes of a layout.
+
+    tensors = named(adapter, kohya)                     # {"lora_unet_mid_block_..._to_q.lora_down.weight": array, ...}
+    with files.new_file(path) as temporary: write(temporary, tensors, {"ss_network_dim": "16"})
+
+Source: sd-scripts' networks/lora.py, LyCORIS, diffusers 0.42 (state_dict_utils.py), peft 0.21.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdjax.formats.storage import files
+from sdjax.methods import deltas
+from sdjax.methods.adapter import Adapter
+from sdjax.methods.deltas.lora import BEGUN
+from sdjax.methods.edits import Factored
+
+Array = np.ndarray
+Naming = Callable[[str, str, Mapping[str, Any]], dict[str, Array]]
+PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}  # sd-scripts' for SD 1 and 2
+KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight"}
+PEFT = {"down": "lora_A.weight", "up": "lora_B.weight", "outputs": "lora_magnitude_vector"}
+SILENT = ("scale", "constraint")  # factors that alpha tells
+
+
+def whole(adapter: Adapter) -> bool:
+    """Returns whether an adapter is edits by factors, perhaps with words, none of which began in the base."""
+    edits = [edit for edits in adapter.edits.values() for edit in edits.values()]
+    plain = all(isinstance(edit, Factored) and not set(BEGUN) & set(edit.factors) for edit in edits)
+    return bool(edits) and plain and not adapter.trees and adapter.hook is None and adapter.model is None
+
+
+def modules(adapter: Adapter) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yields (part, module, factors) of every weight; those of biases are called "diff_b"."""
+    for part, edits in adapter.edits.items():
+        for name, edit in edits.items():
+            module, _, leaf = name.rpartition(".")
+            yield part, module, {"diff_b": edit.factors["diff"]} if leaf == "bias" else dict(edit.factors)
+
+
+def rank(factors: Mapping[str, Any]) -> int | None:
+    """Returns the rank of factors, None where they have none."""
+    names = {name for name in factors if name not in SILENT}
+    return next((len(factors[name]) for name in deltas.of(names).ranked if name in factors), None)
+
+
+def alpha(factors: Mapping[str, Any]) -> Array:
+    """Returns alpha as its file had it, else scale times rank, float32 []."""
+    if "alpha" in factors:
+        return np.asarray(factors["alpha"]).reshape(())
+    return np.float32(float(factors["scale"]) * (rank(factors) or 1)).reshape(())
+
+
+def kohya(part: str, module: str, factors: Mapping[str, Any]) -> dict[str, Array]:
+    """Returns the tensors of one weight as sd-scripts and LyCORIS name them, with alpha."""
+    if "diff_b" in factors:
+        found = {"diff_b": factors["diff_b"]}
+    else:
+        found = {KOHYA.get(role, role): np.asarray(x) for role, x in factors.items() if role not in (*SILENT, "alpha")}
+        for role in {"outputs", "inputs"} & factors.keys():
+            del found[role]
+            found["dora_scale"] = _by_axis(role, factors)
+        if "diff" not in factors:
+            found["alpha"] = alpha(factors)
+    return {f"{PREFIXES[part]}_{module.replace('.', '_')}.{suffix}": x for suffix, x in found.items()}
+
+
+def _by_axis(role, factors):
+    """Returns DoRA's magnitudes as LyCORIS has them: [out 1 ...], or [1 in ...]."""
+    held = np.asarray(factors[role])
+    axes = max(held.ndim, factors["down"].ndim if "down" in factors else 2)
+    count = [1] * axes
+    count[0 if role == "outputs" else 1] = held.size
+    return held.reshape(count)
+
+
+def diffusers(part: str, module: str, factors: Mapping[str, Any]) -> dict[str, Array]:
+    """Returns the tensors of one weight of LoRA or DoRA as diffusers' save_lora_weights names them."""
+    found = {}
+    for suffix, x in peft(part, module, factors).items():
+        if re.search(r"\.attn\d\.to_(q|k|v|out\.0)$", module):
+            suffix = suffix.replace("lora_A", "lora.down").replace("lora_B", "lora.up")
+        if re.search(r"\.(q|k|v|out)_proj$", module):
+            suffix = suffix.replace("lora_A", "lora_linear_layer.down").replace("lora_B", "lora_linear_layer.up")
+        found[f"{part}.{suffix.removeprefix('base_model.model.')}"] = x
+    return found
+
+
+def peft(part: str, module: str, factors: Mapping[str, Any]) -> dict[str, Array]:
+    """Returns the tensors of one weight of LoRA, DoRA or LoHa as PEFT's save_pretrained names them."""
+    found = {
+        f"base_model.model.{module}.{PEFT.get(role, role)}": np.asarray(x)
+        for role, x in factors.items()
+        if role not in (*SILENT, "alpha")
+    }
+    magnitude = f"base_model.model.{module}.{PEFT['outputs']}"
+    if magnitude in found:
+        count = (-1,) if factors["down"].ndim == 2 else (1, -1, 1, 1)
+        found[magnitude] = found[magnitude].reshape(count)
+    return found
+
+
+def named(adapter: Adapter, naming: Naming) -> dict[str, Array]:
+    """Returns {name: array} of all edits of an adapter."""
+    found = {}
+    for part, module, factors in modules(adapter):
+        found |= naming(part, module, factors)
+    return found
+
+
+def told(adapter: Adapter) -> dict[str, str]:
+    """Returns who learned an adapter, as metadata."""
+    about = adapter.about
+    return {"method": about["method"], "settings": json.dumps(about["settings"])} if about else {}
+
+
+def write(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> Path:
+    """Writes tensors as safetensors, whole or not at all, and returns the path."""
+    held = {name: files.Tensor(x.shape, x.dtype.name, lambda x=x: x) for name, x in tensors.items()}
+    with files.new_file(path) as temporary:
+        files.write_safetensors(temporary, held, {"format": "pt", **metadata})
+    return path

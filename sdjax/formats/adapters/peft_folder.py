@@ -1,0 +1,47 @@
+"""LoRA, DoRA and LoHa as PEFT writes them: adapter_model.safetensors beside adapter_config.json, a folder per part."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from sdjax.formats.adapters import lora_tensors, peft_written
+from sdjax.formats.adapters.file import File
+from sdjax.formats.adapters.format import Format
+from sdjax.formats.adapters.peft_settings import CONFIG
+from sdjax.formats.storage import files
+from sdjax.methods.adapter import Adapter
+
+NAME = "adapter_model.safetensors"
+
+
+class PeftFolder(Format):
+    """Edits of weights under PEFT's names; they are read, with those of all other tools, as kohya's."""
+
+    name = "peft"
+
+    def matches(self, file: File) -> bool:
+        """Returns False: kohya.py reads every layout."""
+        return False
+
+    def holds(self, adapter: Adapter) -> bool:
+        """Returns whether all edits are of one of these kinds, and there are no words."""
+        return lora_tensors.whole(adapter) and not adapter.words and peft_written.kind(adapter) is not None
+
+    def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
+        """Writes unet/ and text_encoder/, as far as they have edits; returns the path of the first one's tensors."""
+        paths = []
+        for part, edits in adapter.edits.items():
+            place = Path(folder) / part
+            place.mkdir(parents=True, exist_ok=True)
+            own = Adapter(edits={part: edits})
+            with files.new_file(place / CONFIG) as temporary:
+                files.write_json(temporary, peft_written.written(adapter, part))
+            tensors = lora_tensors.named(own, lora_tensors.peft)
+            paths.append(lora_tensors.write(place / NAME, tensors, {**lora_tensors.told(adapter), **(about or {})}))
+        return paths[0]
+
+    def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
+        """Returns how each part's folder is used here and with PEFT."""
+        folders = [path.parents[1] / part for part in adapter.edits]
+        given = " ".join(f"--adapter {folder}" for folder in folders)
+        there = [f'peft       PeftModel.from_pretrained(pipe.{folder.name}, "{folder}")' for folder in folders]
+        return [f"here       sdjax text2img --model {model} {given}", *there]

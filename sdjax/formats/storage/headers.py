@@ -1,0 +1,51 @@
+"""The metadata of a safetensors file, changed without touching its tensors.
+
+found = metadata("cat.safetensors")                    # {name: text}
+tell("cat.safetensors", {**found, "modelspec.title": "cat"})
+"""
+
+import hashlib
+import json
+import pathlib
+import shutil
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from sdjax.formats.storage import files
+from sdjax.formats.storage.tensor_file import TensorFile
+
+
+def metadata(path: str | pathlib.Path) -> dict[str, str]:
+    """Returns {name: text}; raises ValueError where the file is damaged or of another kind."""
+    return dict(TensorFile(path).metadata)
+
+
+def tell(path: str | pathlib.Path, values: Mapping[str, str]) -> None:
+    """Writes the file again with this metadata in place of what it had; the tensors' bytes stay as they are."""
+    header, begin = _header(path)
+    whole = {**header, "__metadata__": dict(sorted(values.items()))}
+    text = json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
+    with files.new_file(path) as temporary, open(path, "rb") as old, open(temporary, "wb") as new:
+        new.write(struct.pack("<Q", len(text)) + text)
+        old.seek(begin)
+        shutil.copyfileobj(old, new, 1 << 20)
+
+
+def sha256(path: str | pathlib.Path) -> str:
+    """Returns the SHA-256 of the tensors' bytes, 64 hex digits, made anew; hashes.autov3 keeps what it made."""
+    total, (_, begin) = hashlib.sha256(), _header(path)
+    with open(path, "rb") as file:
+        file.seek(begin)
+        while part := file.read(1 << 20):
+            total.update(part)
+    return total.hexdigest()
+
+
+def _header(path) -> tuple[dict[str, Any], int]:
+    """Returns (the header, the first byte of the tensors) of a whole safetensors file."""
+    TensorFile(path)  # raises for a damaged one
+    with open(path, "rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        return json.loads(file.read(size)), 8 + size

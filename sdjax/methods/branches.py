@@ -1,0 +1,71 @@
+"""Branches beside layers: the hook by which deltas act while they train, and which can become weights.
+
+    sd = sd.add(hooks=Branches({"unet": {"mid_block.attentions.0.proj_in": factors}}))
+    sd = sd.fold()                                  # the same model without the hook
+
+No gradient has the size of a weight where a kind's `run` has none.  The layer's sums and the branch's are added in
+float32, also where the network computes in bfloat16: a change of a thousandth would be lost in rounding otherwise.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from sdjax import trees
+from sdjax.methods import deltas
+from sdjax.methods.deltas.layer import Drop, Layer, kept
+from sdjax.methods.edits import Factored, merge
+from sdjax.stable_diffusion import StableDiffusion
+
+
+class Branches(struct.PyTreeNode):
+    """The hook.  factors: {part: {module: {name: array}}}, see deltas.
+
+    keys: one per example of a batch [B], for dropout; None drops nothing.  strength: a number in front of all changes.
+    units, ranks, modules: rates of dropout of single numbers, of ranks and of whole modules.
+    """
+
+    factors: Any
+    keys: Any = None
+    strength: Any = 1.0
+    units: float = struct.field(pytree_node=False, default=0.0)
+    ranks: float = struct.field(pytree_node=False, default=0.0)
+    modules: float = struct.field(pytree_node=False, default=0.0)
+
+    def intercept(self, part: str, layer: Callable, args: tuple, kwargs: dict[str, Any], at: Any, cond: Any) -> Any:
+        name = ".".join(at.module.path)
+        f = self.factors.get(part, {}).get(name) if at.method_name == "__call__" else None
+        if f is None:
+            return layer(*args, **kwargs)
+        y = layer(*args, **{**kwargs, "wide": True})
+        bias = at.module.get_variable("params", "bias")
+        plain = y if bias is None else y - bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+        more = self._run({role: jnp.asarray(x, jnp.float32) for role, x in f.items()}, args[0], plain, at.module, name)
+        y = y + jnp.asarray(self.strength, jnp.float32) * more
+        return y if kwargs.get("wide") else y.astype(at.module.dtype)
+
+    def _run(self, f, x, y, module, name):
+        strides = {"strides": module.strides, "pads": module.pads()} if hasattr(module, "pads") else {}
+        layer = Layer(module.get_variable("params", "kernel"), jnp.dtype(module.dtype), **strides)
+        if self.keys is None:
+            return deltas.of(f).run(f, x, y, layer, Drop())
+        keys = jax.vmap(lambda key: trees.named_key(key, name))(self.keys)
+        more = deltas.of(f).run(f, x, y, layer, Drop(keys, self.units, self.ranks))
+        return more * kept(keys, self.modules, "module", len(x), (1,) * (x.ndim - 1)) if self.modules else more
+
+    def fold(self, sd: StableDiffusion) -> StableDiffusion | None:
+        """Returns sd, which lacks this hook, with weights that do the same; changed ones are float32.
+
+        None where a network computes in less than float32: the changed weight would be rounded by more than it changed.
+        """
+        if any(jnp.dtype(sd.networks[part].dtype) != jnp.float32 for part in self.factors):
+            return None
+        parts = {}
+        for part, modules in self.factors.items():
+            stacks = {f"{name}.kernel": ((Factored(f), self.strength),) for name, f in modules.items()}
+            parts[part] = merge(sd.parts[part], stacks, np.float32)
+        return sd.with_parts(**parts)

@@ -1,0 +1,41 @@
+"""How a weight changes, one file per kind: LoRA, DoRA, LoHa, LoKr, OFT, and whole differences of files.
+
+    kind = deltas.of({"down": a, "up": b, "scale": 0.5})        # Lora(), told by the factors' names
+    change = kind.change(factors, weight)                       # D(W), for files and for sampling
+    more = kind.run(factors, x, y, layer, drop)                 # what the layer's output gains, for training
+
+Factors have the axes of PyTorch's files: W [out in] or [out in height width], r the rank.  delta.py says what a kind
+owes; a new file here is a new kind, found by walking the package.
+"""
+
+import functools
+import sys
+from collections.abc import Iterable
+
+from sdjax.methods.deltas.delta import Delta
+from sdjax.runtime.members import members
+
+
+@functools.cache
+def known() -> tuple[Delta, ...]:
+    """Returns one Delta of each kind."""
+    return tuple(made() for made in members(sys.modules[__name__], Delta).values())
+
+
+def of(names: Iterable[str]) -> Delta:
+    """Returns the kind that factors of these names make; raises ValueError where they make none."""
+    names = frozenset(names)
+    found = [kind for kind in known() if kind.matches(names)]
+    if len(found) != 1:
+        raise ValueError(f"{', '.join(sorted(names))}: these make no change of a weight that is known")
+    return found[0]
+
+
+def named(algo: str) -> Delta | None:
+    """Returns the kind that a setting `algo` names, None where there is none."""
+    return next((kind for kind in known() if kind.name == algo), None)
+
+
+def algorithms() -> tuple[str, ...]:
+    """Returns the names of the kinds that can be trained."""
+    return tuple(sorted(kind.name for kind in known() if kind.name))

@@ -1,0 +1,61 @@
+"""What a kind of change of a weight is."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
+
+from sdjax.methods.deltas.layer import Draw, Drop, Layer
+
+Factors = Mapping[str, Any]  # {name: array} in a file's axes
+# Factors that any kind may have beside its own: the number in front, alpha as the file has it (which nothing computes
+# with), DoRA's magnitudes, and whether training began with a part of the base.
+BESIDE = frozenset({"scale", "alpha", "outputs", "inputs", "pissa", "olora"})
+
+
+class Delta(Protocol):
+    """A class without settings that names this one as its base.
+
+    name: in the setting `algo`; "" where only files have it.
+    roles: the sets of names of its factors, apart from BESIDE.
+    ranked: factors whose first axis is the rank.
+    multiplied: factors that a power of a number goes into when the change is made smaller.
+    """
+
+    name: str = ""
+    roles: tuple[frozenset[str], ...] = ()
+    ranked: tuple[str, ...] = ()
+    multiplied: tuple[str, ...] = ()
+
+    def matches(self, names: frozenset[str]) -> bool:
+        """Returns whether factors of these names make this kind."""
+        return names - BESIDE in self.roles
+
+    def start(self, weight: Float32[Array, "..."], rank: int, draw: Draw, settings: Any) -> dict[str, Array]:
+        """Returns the factors that training of a weight [out in ...] starts from, without the scale.
+
+        settings: methods.lora.Lora.  Raises SettingError for a setting that does not fit the weight.
+        """
+        ...
+
+    def product(self, f: Factors) -> Float32[Array, "..."]:
+        """Returns D in any shape whose order is that of W, float32; the scale is in it."""
+        ...
+
+    def change(self, f: Factors, weight: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
+        """Returns D(W), float32.  Raises ValueError or TypeError where shapes do not fit W."""
+        made = self.product(f)
+        if len(made) != len(weight):
+            raise ValueError(f"{len(made)} outputs where the weight has {len(weight)}")
+        return made.reshape(weight.shape)
+
+    def run(
+        self, f: Factors, x: Float[Array, "B *space in"], y: Float32[Array, "B *space out"], layer: Layer, drop: Drop
+    ) -> Float32[Array, "B *space out"]:
+        """Returns what the layer's output y, without its bias, gains by D at input x: op(x, D)."""
+        return drop.channels(layer.product(x, self.change(f, layer.weight)))
+
+    def size(self, f: Factors) -> Float32[Array, ""]:
+        """Returns |D|, the root of the sum of squares."""
+        return jnp.sqrt(jnp.sum(jnp.square(self.product(f))) + 1e-12)

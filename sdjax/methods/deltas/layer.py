@@ -1,0 +1,98 @@
+"""What a delta sees of the layer that it changes, what it starts from, and what is dropped while it trains."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Key
+
+from sdjax.models.axes import from_file, to_file
+from sdjax.models.kernels.convolution import convolve_wide
+from sdjax.models.kernels.convolution_plain import Pads
+from sdjax.models.layers import multiply
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer, or a convolution of these strides and pads.
+
+    kernel: its weight with our axes.  dtype: the type that it multiplies in.
+    """
+
+    kernel: Any
+    dtype: Any
+    strides: int = 1
+    pads: Pads | None = None
+
+    @functools.cached_property
+    def weight(self) -> Float32[Array, "out inputs *size"]:
+        """The weight in a file's axes."""
+        return to_file(self.kernel.astype(jnp.float32))
+
+    def product(self, x: Float[Array, "B *space in"], weight: Float[Array, "..."]) -> Float32[Array, "B *space out"]:
+        """Returns what the layer would give of x with another weight [out in ...], without a bias."""
+        if self.pads is None:
+            return multiply(x.astype(self.dtype), from_file(weight).astype(self.dtype), wide=True)
+        weight = weight.reshape(*weight.shape, 1, 1) if weight.ndim == 2 else weight
+        return convolve_wide(x.astype(self.dtype), from_file(weight).astype(self.dtype), self.strides, self.pads)
+
+    def mix(self, x: Float[Array, "*space in"], matrix: Float[Array, "out in"]) -> Float32[Array, "*space out"]:
+        """Returns x times a matrix at every position."""
+        return multiply(x.astype(self.dtype), matrix.T.astype(self.dtype), wide=True)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Random numbers on the host, where no shape compiles anything.  random: a generator of numpy's."""
+
+    random: np.random.Generator
+
+    def uniform(self, *shape: int) -> Float32[Array, "..."]:
+        """Returns numbers from -b to b, b = 1 / sqrt(inputs): torch's kaiming_uniform_(a=sqrt(5)), as of its layers."""
+        bound = float(np.prod(shape[1:])) ** -0.5
+        return jnp.asarray(self.random.uniform(-bound, bound, shape).astype(np.float32))
+
+    def normal(self, deviation: float, *shape: int) -> Float32[Array, "..."]:
+        """Returns normal numbers of mean 0."""
+        return jnp.asarray(deviation * self.random.standard_normal(shape, np.float32))
+
+    def zeros(self, *shape: int) -> Float32[Array, "..."]:
+        """Returns zeros."""
+        return jnp.asarray(np.zeros(shape, np.float32))
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What is left out at random for each example; nothing without keys.
+
+    keys: one per example [B], or None.  units: rate of single numbers.  ranks: rate of whole channels, the same at all
+    positions.  What is kept is divided by 1 - rate.
+    """
+
+    keys: Key[Array, " B"] | None = None
+    units: float = 0.0
+    ranks: float = 0.0
+
+    def inner(self, h: Float32[Array, "B *space r"]) -> Float32[Array, "B *space r"]:
+        """Returns what stands between LoRA's factors, numbers and ranks of it left out."""
+        return self.channels(self._kept(h, self.units, "units", h.shape[1:]))
+
+    def channels(self, y: Float32[Array, "B *space out"]) -> Float32[Array, "B *space out"]:
+        """Returns y with channels left out."""
+        return self._kept(y, self.ranks, "ranks", (*(1,) * (y.ndim - 2), y.shape[-1]))
+
+    def _kept(self, x, rate, use, shape):
+        if self.keys is None or not rate:
+            return x
+        return x * kept(self.keys, rate, use, len(x), shape) / (1 - rate)
+
+
+def kept(keys: Key[Array, " B"], rate: float, use: str, rows: int, shape: tuple[int, ...]) -> Float32[Array, "..."]:
+    """Returns ones, and zeros with probability `rate`, for every row [rows *shape]; row i takes the key i modulo B."""
+    number = {"units": 0, "ranks": 1, "module": 2}[use]
+    keys = jnp.tile(keys, -(-rows // len(keys)))[:rows]
+    draw = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, shape))
+    return draw(keys).astype(jnp.float32)
