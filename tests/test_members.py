@@ -73,13 +73,13 @@ class Bias(Method):
     def split(self, sd, key=None):
         trained, rest = trees.partition(sd.parts["unet"], r"^conv_in\\.bias$")
         start = trees.copy(trained["conv_in"]["bias"], jnp.float32)
-        return trees.copy(trained, jnp.float32), sd.with_parts(unet=rest).replace(reference={{"start": start}})
+        return trees.copy(trained, jnp.float32), sd.with_parts(unet=rest).with_own(bias=start)
 
     def join(self, frozen, trained, key=None):
         return frozen.with_parts(unet=trees.merge(frozen.parts["unet"], trained))
 
     def adapter(self, frozen, trained):
-        shift = trained["conv_in"]["bias"] - frozen.reference["start"]
+        shift = trained["conv_in"]["bias"] - frozen.reference.own["bias"]
         return Adapter(edits={{"unet": {{"conv_in.bias": shift}}}}, about=about(self))
 {LOSS.replace("x**2", "x")}"""
 BIAS_FILE = """
