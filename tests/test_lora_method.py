@@ -1,7 +1,6 @@
-"""LoRA and its relatives while they train, and their files, against peft, diffusers and LyCORIS with the same numbers."""
+"""LoRA and its relatives while they train, against peft and LyCORIS with the same numbers."""
 
 import functools
-import json
 import logging
 
 import jax
@@ -9,15 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
-import safetensors.torch
 import torch
-from adapter_files import assert_same, assert_same_picture, fresh, made
+from adapter_files import fresh, made
 from diffusers.training_utils import _collate_lora_metadata
 from test_folder import TEXTS, channels_first
 from test_lora import noised
 
-import sdjax
-from sdjax import trees
 from sdjax.formats.adapters import format as kinds
 from sdjax.formats.adapters import lora_start, lora_tensors
 from sdjax.methods.adapter import Adapter
@@ -172,8 +168,11 @@ def test_gradients_are_those_of_other_libraries(name):
     for part, wanted in gradients_of(held).items():
         ours = {key.replace("text_model.", ""): x for key, x in named({part: grads[part]}, naming).items()}
         for key, gradient in wanted.items():
-            key = "base_model.model." + key.replace(".default", "").removeprefix("base_model.model.") if (
-                naming is lora_tensors.peft) else key
+            key = (
+                "base_model.model." + key.replace(".default", "").removeprefix("base_model.model.")
+                if (naming is lora_tensors.peft)
+                else key
+            )
             key = key.removesuffix(".weight") if "magnitude" in key else key
             mine, gradient = ours.pop(key), gradient.numpy()
             size = np.abs(gradient).max()
