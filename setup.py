@@ -18,7 +18,7 @@ CORE = [
     "pydantic>=2.11",  # the check of a picture's settings; programs and service alone import it
     "annotated-types>=0.7",
 ]
-TORCH = ["torch==2.13.0", "diffusers>=0.40", "transformers>=5", "peft>=0.18"]
+TORCH = ["torch==2.13.0", "diffusers>=0.40", "transformers>=5", "peft>=0.18", "lycoris-lora>=4"]
 TENSORBOARD = ["tensorboardX>=2.6"]
 LINT = ["ruff>=0.14", "basedpyright>=1.30"]
 TABLES = ["pyarrow>=20"]  # parquet lists of jobs

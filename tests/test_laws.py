@@ -15,6 +15,7 @@ from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
+from sdjax.methods.lora import Lora
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
 from sdjax.training.settings import Train
@@ -28,6 +29,13 @@ METHODS = {
     "e4t level vision": E4T(features="level", vision=True),
     "e4t tuning": Chain((E4T(), Full())),
     "pivotal": Chain((TextualInversion("<cat>", "cat"), Full(("unet",), "attn2"))),
+    "lora": Lora(2, 1.0, text_encoder=True, convolutions=2, ranks=((r"attn1", 3), (r"up_blocks\.1", 0))),
+    "pissa": Lora(2, init="pissa", targets=r"^unet\.mid_block"),
+    "dora": Lora(2, algo="dora", targets=r"^unet\.(mid_block|conv_)"),
+    "loha": Lora(2, algo="loha", targets=r"^unet\.(mid_block|conv_)"),
+    "lokr": Lora(1, algo="lokr", targets=r"^unet\.(mid_block|conv_)"),
+    "oft": Lora(4, algo="oft", targets=r"^unet\.(mid_block|conv_in)"),
+    "lora and words": Chain((TextualInversion("<cat>", "cat"), Lora(2, targets="attn2"))),
     "decoder": Vae(recon="l2", pattern=r"^(decoder|post_quant_conv)\."),
     "vae": Vae(recon="l2", critic=0.5, critic_start=0, critic_channels=8, critic_layers=2),
     "clip": Clip(),
