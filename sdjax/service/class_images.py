@@ -97,7 +97,7 @@ def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("changes", nargs="*", metavar="a.b=value", help="the settings that the run will have")
     parser.add_argument("--batch", type=int, default=BATCH, help="pictures at once")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the pictures: steps=50")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     try:
         more = dict(text.partition("=")[::2] for text in given.set)
         compile_cache.keep()
