@@ -129,7 +129,9 @@ def test_class_settings_that_do_not_fit(run, changes, message):
 
 def test_class_pictures_are_counted_and_made_once(run, tmp_path, monkeypatch, capsys):
     recipe = tmp_path / "recipe.py"
-    recipe.write_text("import pickle\n\ndef config():\n    return pickle.loads(" + repr(__import__("pickle").dumps(run)) + ")\n")
+    recipe.write_text(
+        "import pickle\n\ndef config():\n    return pickle.loads(" + repr(__import__("pickle").dumps(run)) + ")\n"
+    )
     folder, program = tmp_path / "drawn", load("train/class_images.py", monkeypatch)
     monkeypatch.setattr("sdjax.runtime.compile_cache.keep", lambda **_: None)
     write(folder, 50, 2, "a dog of mine")
@@ -174,7 +176,7 @@ def test_vocabulary_says_rare_words(monkeypatch, capsys):
 def test_a_killed_run_with_class_rows_ends_as_the_undisturbed_one(run, tmp_path):
     """A process that is killed with SIGKILL, and the run goes on: the export has the same bits."""
     changes = ["model=random:tiny", f"data.path={run.data.path}", "data.word=sks dog", "data.size=32", "data.batch=4",
-               "data.crop=random", "data.dropout=0.2", "preview=0", f"class_data.path={run.class_data.path}", "preserve=0",
+               "data.crop=random", "data.dropout=0.2", "preview=0", "preserve=0", f"class_data.path={run.class_data.path}",
                "class_data.count=5", "method.pattern=attn2", "steps=12", "checkpoint=1"]  # fmt: skip
     recipe, killed = "configs/dreambooth.py", tmp_path / "killed"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
@@ -184,9 +186,10 @@ def test_a_killed_run_with_class_rows_ends_as_the_undisturbed_one(run, tmp_path)
         return (out / "export" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
 
     line = [sys.executable, "train/run.py", recipe, *changes, f"out={killed}"]
-    with open(tmp_path / "said.txt", "w") as said, subprocess.Popen(
-        line, cwd=ROOT, env=env, stdout=said, stderr=said
-    ) as process:
+    with (
+        open(tmp_path / "said.txt", "w") as said,
+        subprocess.Popen(line, cwd=ROOT, env=env, stdout=said, stderr=said) as process,
+    ):
         end = time.monotonic() + 120
         while not any((killed / "checkpoints").glob("[2-9]")) and process.poll() is None and time.monotonic() < end:
             time.sleep(0.02)

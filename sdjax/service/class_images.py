@@ -2,8 +2,8 @@
 
     made, there = draw(Train(model="pocket", data=..., class_data=ClassData(path="photos/dogs", count=200)))
 
-They are a list of pictures (batch.py) in the run's class_data.path, class-00000.png, ..., each with its prompt beside it
-as a caption, so that training reads them as any folder.  What others put into the folder counts and stays.  Started
+They are a list of pictures (batch.py) in the run's class_data.path, class-00000.png, ..., each with its prompt beside
+it as a caption, so that training reads them as any folder.  What others put into the folder counts and stays.  Started
 again, what is missing is made; of another model or other prompts, all that this program made is made anew.
 """
 
