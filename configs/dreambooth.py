@@ -10,8 +10,10 @@ before training: no class pictures are needed.  With class pictures, as in the p
 
 Pictures with captions are called "sks dog, CAPTION", others "a photo of sks dog".  Several subjects: sub-folders
 "1_sks dog" and "1_zwx cat" with data.word="" data.templates=captions class_data.identifiers='("sks", "zwx")'.
-The text encoder too, at a rate of its own: method.parts='("unet", "text_encoder")' optim.rates='(("text_encoder", 0.4),)'.
-Masks: data.mask=true.  Rare words of a model: python train/vocabulary.py --rare MODEL.
+The text encoder too, at a rate of its own: method.parts='("unet", "text_encoder")' with
+optim.rates='(("text_encoder", 0.4),)'.  Masks: data.mask=true.  Rare words of a model:
+
+    python train/vocabulary.py --rare MODEL
 
 Rate and steps are those of diffusers' example for SD 1.5 with prior preservation.
 """

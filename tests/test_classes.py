@@ -175,9 +175,10 @@ def test_vocabulary_says_rare_words(monkeypatch, capsys):
 
 def test_a_killed_run_with_class_rows_ends_as_the_undisturbed_one(run, tmp_path):
     """A process that is killed with SIGKILL, and the run goes on: the export has the same bits."""
-    changes = ["model=random:tiny", f"data.path={run.data.path}", "data.word=sks dog", "data.size=32", "data.batch=4",
-               "data.crop=random", "data.dropout=0.2", "preview=0", "preserve=0", f"class_data.path={run.class_data.path}",
-               "class_data.count=5", "method.pattern=attn2", "steps=12", "checkpoint=1"]  # fmt: skip
+    changes = ["model=random:tiny", f"data.path={run.data.path}", "data.word=sks dog", "data.size=32",
+               "data.batch=4", "data.crop=random", "data.dropout=0.2", "preview=0", "preserve=0",
+               "class_data.count=5", "steps=12",
+               f"class_data.path={run.class_data.path}", "method.pattern=attn2", "checkpoint=1"]  # fmt: skip
     recipe, killed = "configs/dreambooth.py", tmp_path / "killed"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 

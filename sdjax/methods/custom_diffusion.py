@@ -4,8 +4,8 @@
 
 While it trains, the first token's key and value, those of the start of the text, have no gradient: every prompt has
 them, so they would move what all prompts mean.
-Source: Kumari et al. 2023, "Multi-Concept Customization of Text-to-Image Diffusion" (arXiv 2212.04488); the first token:
-the authors' code, as diffusers' CustomDiffusionAttnProcessor has it.
+Source: Kumari et al. 2023, "Multi-Concept Customization of Text-to-Image Diffusion" (arXiv 2212.04488); the first
+token: the authors' code, as diffusers' CustomDiffusionAttnProcessor has it.
 """
 
 from dataclasses import dataclass
