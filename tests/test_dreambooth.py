@@ -157,6 +157,25 @@ def test_huber_debiased_pyramid_and_perturbation_are_their_formulas(decay):
     assert_same_gradients(grads["unet"], now.named_parameters())
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        Full(("unet", "text_encoder"), "attn2|fc1", keep=True),
+        Chain((TextualInversion("<new>"), Full(("unet",), keep=True))),
+        Chain((TextualInversion("<new>"), CustomDiffusion())),
+    ],
+)
+def test_the_model_before_has_the_weights_that_were_there(method):
+    sd, _, _ = models()
+    _, frozen = method.split(sd, jax.random.key(0))
+    before = method.before(frozen)
+    assert trees.digest(before.parts["unet"]) == trees.digest(sd.parts["unet"])
+    ids = sd.tokenize(CLASS)
+    assert np.array_equal(before.embed(ids), sd.embed(ids))
+    with pytest.raises(ValueError, match="keep=False: expected True, where the loss looks back"):
+        Full().before(Full().split(sd)[1])
+
+
 def test_settings_of_the_loss_that_do_not_fit():
     with pytest.raises(ValueError, match="debiased=True: expected False with min_snr=5.0"):
         Train(debiased=True, min_snr=5.0)

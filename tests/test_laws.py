@@ -13,6 +13,7 @@ from sdjax import trees
 from sdjax.formats import pipeline
 from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
+from sdjax.methods.custom_diffusion import CustomDiffusion
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
 from sdjax.methods.lora import Lora
@@ -36,6 +37,7 @@ METHODS = {
     "lokr": Lora(1, algo="lokr", targets=r"^unet\.(mid_block|conv_)"),
     "oft": Lora(4, algo="oft", targets=r"^unet\.(mid_block|conv_in)"),
     "lora and words": Chain((TextualInversion("<cat>", "cat"), Lora(2, targets="attn2"))),
+    "custom diffusion": Chain((TextualInversion("<cat>", "cat"), CustomDiffusion())),
     "decoder": Vae(recon="l2", pattern=r"^(decoder|post_quant_conv)\."),
     "vae": Vae(recon="l2", critic=0.5, critic_start=0, critic_channels=8, critic_layers=2),
     "clip": Clip(),
