@@ -24,9 +24,9 @@ from sdjax.diffusion import schedule as noising
 from sdjax.diffusion.errors import squared
 from sdjax.diffusion.model import Model
 from sdjax.diffusion.schedule import Schedule, add_noise, snr
-from sdjax.models.cond import Cond
+from sdjax.models.cond import Cond, UNetInputs
 
-LOSS_ALONE = ("pixels", "moments", "ids", "class_ids", "index", "weight", "mask")  # no concern of the network
+LOSS_ALONE = ("pixels", "moments", "ids", "class_ids", "text", "index", "weight", "mask")  # no concern of the network
 MOST_SNR = 1000.0  # of the debiased weight, which at time 0 of a schedule without noise would be 0; as kohya has it
 
 
@@ -81,7 +81,7 @@ def diffusion_loss(
         seen = noise + perturbation * noises.normal(more, z.shape[1:])
 
     own = {name: value for name, value in batch.items() if name not in LOSS_ALONE}
-    cond = told.over(sd.condition(batch["ids"])).with_own(**own)
+    cond = told.over(conditioned(sd, batch)).with_own(**own)
     z_t = add_noise(schedule, z, seen, t)
     prediction, aux = sd.denoise(z_t, t, cond, i=0)
     wrong = error(schedule, t, prediction.astype(jnp.float32), target(schedule, z, noise, t))
@@ -111,6 +111,11 @@ def preservation(strength: float, before: Model) -> Callable:
         return strength * masked_mean((prediction - jax.lax.stop_gradient(wanted)) ** 2)
 
     return regulariser
+
+
+def conditioned(sd: Model, batch: Mapping[str, Any]) -> Cond:
+    """Returns the cond of a batch's prompts, from batch["text"], the UNet's inputs, where they are kept."""
+    return Cond(UNetInputs(**batch["text"])) if "text" in batch else sd.condition(batch["ids"])
 
 
 def latents(sd: Model, batch: Mapping[str, Any], keys: Key[Array, " B"]) -> Float32[Array, "B h w c"]:

@@ -12,15 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sdjax import conditions
 from sdjax.data import batches, sources
 from sdjax.data.sources.source import Examples
 from sdjax.images import reading
 from sdjax.methods.chain import Chain
+from sdjax.methods.controlnet import ControlNet
 from sdjax.methods.full import Full
 from sdjax.methods.method import Method
 from sdjax.runtime import mesh
 from sdjax.settings import SettingError, prefixed
 from sdjax.stable_diffusion import StableDiffusion
+from sdjax.training import prompt_lines
 
 LARGE = 512  # pixels that pictures are decoded for where neither settings nor a model say a size yet
 
@@ -49,9 +52,18 @@ def alone(settings: Any) -> None:
                      "data.mask", "class_data.path"):  # fmt: skip
             if value := operator.attrgetter(name)(settings):
                 raise SettingError(name, value, f"none: {type(method).__name__} has a loss of its own, without it")
+    if settings.data.buckets and method.look is not None:
+        raise SettingError("data.buckets", settings.data.buckets, f"0: {type(method).__name__} looks at a square")
+    if settings.prompts_file:
+        prompt_lines.read(settings.prompts_file)
     if settings.data.concept and method.look is None:
         raise SettingError("data.concept", settings.data.concept, "'': only E4T looks at a picture")
     parts = _parts(method)
+    looks = any(isinstance(part, ControlNet) for part in parts)
+    if looks and not settings.data.condition:
+        raise SettingError("data.condition", "", f"what the ControlNet sees: {', '.join(conditions.known())}")
+    if settings.data.condition and not looks:
+        raise SettingError("data.condition", settings.data.condition, "'': only a ControlNet looks at one")
     for part in (part for part in parts if isinstance(part, Full)):
         names = part.parts
         if "vae" in names or ("image_encoder" in names and len(parts) == 1):
