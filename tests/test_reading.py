@@ -2,12 +2,12 @@
 
 import json
 import zlib
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sdjax.data.batches import Data
 from sdjax.data.sources.folder import Folder
 from sdjax.images import reading
 from sdjax.sampling.settings import TextToImage
@@ -27,8 +27,7 @@ def write(path, pixels, **options):
 
 
 def settings(path, **changes):
-    defaults = dict(word="", templates="captions", crop="center", flip=0.0, mask=False)
-    return SimpleNamespace(path=str(path), **{**defaults, **changes})
+    return Data(path=str(path), **changes)
 
 
 def read(path, size=32, masked=False):

@@ -5,8 +5,9 @@
 
 A batch: "ids" int32 [B L], "index" int32 [B] (the example's number in the stream), "weight" float32 [B], and either
 "pixels" float32 [B S S 3] in [-1, 1] or, where they are kept, "moments" [B h w 2c]; "mask" [B h w 1], "concept"
-[B S S 3] and "class_ids" [B L], the class prompts, where asked for.  Pictures of the class are the last rows of every
-batch; "weight" makes the mean over the batch mean(subject) + lambda mean(class).
+[B S S 3], "class_ids" [B L], the class prompts, and "control" {"hint" float32 [B S S 3] in [0, 1]} for a ControlNet,
+where asked for.  Pictures of the class are the last rows of every batch; "weight" makes the mean over the batch
+mean(subject) + lambda mean(class).
 """
 
 import math
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax import settings
+from sdjax import conditions, settings
 from sdjax.data import cache, sources
 from sdjax.data.classes import ClassData
 from sdjax.data.sources.source import Examples, Only, Source
@@ -48,6 +49,9 @@ class Data:
     concept: also give E4T's encoder a picture: "same", or "other" view of the subject where the source knows one.
     validation: a folder of pictures that are only measured (Train.validate), or the share of `path`'s that is.
     mask: weight the loss by the image's mask file (its alpha where something is clear, else white), or by its alpha.
+    condition: what a ControlNet sees: "files" (NAME.condition.png beside the picture), "canny", "scribble", "softedge",
+    "lines", "depth" (made of the picture), "openpose" (NAME.condition.json), "segmentation" or "mask" (files); with
+    settings as in "canny:low=50".  A folder of such files elsewhere is data.condition_folder.
     """
 
     path: str = ""
@@ -63,6 +67,7 @@ class Data:
     encode: bool = True
     concept: str = ""
     mask: bool = False
+    condition: str = ""
     validation: str | float = 0.0
 
     def __post_init__(self):
@@ -74,10 +79,18 @@ class Data:
             settings.check(self, validation=settings.BELOW_1)
         if self.cache and (not self.plain or self.mask):
             raise SettingError("cache", self.cache, "'' unless crop=center, flip=0, mask=False: pictures stay as kept")
+        maker = self.maker
+        if self.cache and maker is not None and maker.endings:
+            raise SettingError("cache", self.cache, f"'' with condition={self.condition!r}: only pictures are kept")
 
     def looked_up(self) -> tuple[str, Source | None]:
         """Returns ("source", the source of `path`): where a setting that is not here is looked up."""
         return "source", self.source or sources.matching(self.path)
+
+    @property
+    def maker(self) -> conditions.Condition | None:
+        """The condition that a ControlNet sees, None for none."""
+        return conditions.of(self.condition) if self.condition else None
 
     @property
     def plain(self) -> bool:
@@ -123,7 +136,7 @@ class Batches:
         classes: tuple[ClassData, Examples | None] = (ClassData(), None),
     ) -> None:
         self.data, self.source, self.size, self.seed = data, source, size, seed
-        self.tokenizer, self.factor = sd.tokenizer, sd.factor
+        self.tokenizer, self.factor, self.maker = sd.tokenizer, sd.factor, data.maker
         self.single = to_pixels(source.picture(0, size)) if len(source) == 1 else None
         self.classes, others = classes
         self.rows = data.batch // jax.process_count()
@@ -202,6 +215,9 @@ class Batches:
         if self.data.mask:
             whole = np.ones((self.size, self.size), np.float32)  # class pictures have none
             example["mask"] = _shrink(item.get("mask", whole), self.factor)
+        if self.maker is not None:
+            seen = item["condition"] if self.maker.endings else self.maker.make(item["picture"])
+            example["control"] = {"hint": seen.astype(np.float32) / 255}
         return example
 
     def _ids(self, caption):

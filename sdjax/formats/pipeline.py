@@ -180,16 +180,16 @@ def save(
     extras: functions (sd, folder) that add further folders, such as e4t/, before the new folder takes its place.
     An old model in the destination is replaced; its README.md and other files that are no part of a model stay.
     Hooks that can be weights become weights.
-    Raises ValueError when others or conditioners hold weights that the files would lack, or the destination holds
-    something else.
+    Raises ValueError when others, conditioners or ControlNets hold weights that the files would lack, or the
+    destination holds something else.
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
     if dtype not in (*DTYPES, None):
         raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
     sd = sd.with_dtype(jnp.float32).fold() if sd.hooks else sd
-    if sd.hooks or sd.conditioners:
-        held = ", ".join(type(item).__name__ for item in (*sd.hooks, *sd.conditioners))
+    if sd.hooks or sd.conditioners or sd.wrappers:
+        held = ", ".join(type(item).__name__ for item in (*sd.hooks, *sd.conditioners, *sd.wrappers))
         raise ValueError(f"{destination}: the model computes with {held} beside its weights; merge before saving")
     if format == "single-file":
         return single_file.write(sd, destination, dtype)

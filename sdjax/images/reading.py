@@ -29,6 +29,8 @@ OTHERS = tuple(
 )
 FORMATS = ("JPEG", "PNG", "WEBP")
 MASK_ENDINGS = (".mask.png", "-masklabel.png")  # the second as OneTrainer writes it
+# Of pictures that say something of another one: no pictures to learn.
+BESIDE = (*MASK_ENDINGS, *(f".condition{ending}" for ending in SUFFIXES), ".segmentation.png")
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MiB at 3 bytes a pixel
 MIN_SIDE = 16
 ACCEPTED = "expected .jpg .png .webp"
@@ -177,7 +179,7 @@ def _listed(path):
 
 
 def _is_picture(path):
-    return path.suffix.lower() in SUFFIXES and not path.name.lower().endswith(MASK_ENDINGS)
+    return path.suffix.lower() in SUFFIXES and not path.name.lower().endswith(BESIDE)
 
 
 def _item(path, root, caption, mask):

@@ -3,6 +3,7 @@
     canny = sdjax.load_control("controlnet-folder")                     # or one file, or random:sd15
     text2img(sd, prompts, control=canny.on(edges, weight=0.8, end=0.5))
     text2img(sd, prompts, control=[canny.on(edges), depth.on(distances)])
+    sd, trained = taken(method.join(frozen, trained))                   # what training left around a model
 
 Shapes: B batch, H W pixels.
 """
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float, Float32, Int, Num
 
 from sdjax.diffusion.model import Cond
 from sdjax.diffusion.samplers.plan import ROWS
-from sdjax.diffusion.wrappers import ControlNet
+from sdjax.diffusion.wrappers import NO_PICTURE, ControlNet
 from sdjax.images import resize
 from sdjax.sampling.settings import ControlNet as ControlNetSettings
 from sdjax.stable_diffusion import StableDiffusion
@@ -78,6 +79,13 @@ def applied(controls: Sequence[Control], made: ControlNetSettings, pictures: Seq
     return [one.on(picture, *numbers, made.guess, made.resize) for one, picture, *numbers in given]
 
 
+def taken(sd: StableDiffusion) -> tuple[StableDiffusion, list[Control]]:
+    """Returns (sd without the ControlNets that stand around it, these as Controls for pictures)."""
+    found = [one for one in sd.wrappers if isinstance(one, ControlNet)]
+    rest = tuple(one for one in sd.wrappers if not isinstance(one, ControlNet))
+    return sd.replace(wrappers=rest), [Control(one.params, one.network) for one in found]
+
+
 class Steps(struct.PyTreeNode):
     """The conditioner that gives a ControlNet the weight of the current step."""
 
@@ -101,7 +109,7 @@ def attach(
     """
     for i, control in enumerate(controls):
         if control.picture is None:
-            raise ValueError("a ControlNet without a picture: expected control.on(picture)")
+            raise ValueError(NO_PICTURE)
         config, name, count = control.network.config, f"control.{i}", len(cond.unet.context)
         width = cond.unet.context.shape[-1]
         if config.unet.cross_attention_dim != width:

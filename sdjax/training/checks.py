@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from sdjax import conditions
 from sdjax.data import batches, sources
 from sdjax.data.sources.source import Examples
 from sdjax.images import reading
 from sdjax.methods.chain import Chain
+from sdjax.methods.controlnet import ControlNet
 from sdjax.methods.full import Full
 from sdjax.methods.method import Method
 from sdjax.runtime import mesh
@@ -54,6 +56,11 @@ def alone(settings: Any) -> None:
     if settings.data.concept and method.look is None:
         raise SettingError("data.concept", settings.data.concept, "'': only E4T looks at a picture")
     parts = _parts(method)
+    looks = any(isinstance(part, ControlNet) for part in parts)
+    if looks and not settings.data.condition:
+        raise SettingError("data.condition", "", f"what the ControlNet sees: {', '.join(conditions.known())}")
+    if settings.data.condition and not looks:
+        raise SettingError("data.condition", settings.data.condition, "'': only a ControlNet looks at one")
     for part in (part for part in parts if isinstance(part, Full)):
         names = part.parts
         if "vae" in names or ("image_encoder" in names and len(parts) == 1):

@@ -11,6 +11,7 @@ from sdjax.images import grid
 from sdjax.methods.e4t import look
 from sdjax.methods.method import Method
 from sdjax.sampling import generate
+from sdjax.sampling.control import taken
 from sdjax.stable_diffusion import StableDiffusion, to_pictures
 
 SEEDS, STEPS = 4, 20
@@ -26,12 +27,17 @@ def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any) -> np.n
     """Returns a labelled sheet uint8 [height width 3]: prompts by seeds; None where there is nothing to see.
 
     A method with previews of its own shows those, a row each.  Where the data show an encoder its subjects
-    (data.concept), a row each: the subject, then a picture per prompt.
+    (data.concept), a row each: the subject, then a picture per prompt; likewise conditions for a ControlNet.
     """
     texts = prompts(settings)
     if method.preview is not None:
         rows = method.preview(sd, data[0])
         return grid.sheet(list(rows.values()), list(rows)) if rows else None
+    if settings.data.condition:
+        sd, (control,) = taken(sd)
+        hints = [np.asarray(np.round(255 * hint), np.uint8) for hint in data[0]["control"]["hint"][:SEEDS]]
+        rows = [(hint, *_pictures(sd, texts, [0] * len(texts), control.on(hint))) for hint in hints]
+        return grid.sheet(rows, columns=("condition", *texts))
     if settings.data.concept:
         subjects = data[0]["concept"][:SEEDS]
         rows = [(*to_pictures(x[None]), *_pictures(look(sd, x), texts, [0] * len(texts))) for x in subjects]
@@ -56,5 +62,5 @@ def write(path: Path, method: Method, sd: StableDiffusion, data: Any, settings: 
     return made
 
 
-def _pictures(sd, prompts, seeds):
-    return generate.text2img(sd, list(prompts), seeds=seeds, steps=STEPS)
+def _pictures(sd, prompts, seeds, control=()):
+    return generate.text2img(sd, list(prompts), seeds=seeds, steps=STEPS, control=control)

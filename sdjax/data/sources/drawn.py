@@ -60,6 +60,8 @@ class Drawn(Examples):
             value = getattr(data, name)
             if value != accepted:
                 raise SettingError(name, value, f"{accepted!r} for data.path=pocketland; {why}")
+        if data.maker is not None and data.maker.endings:
+            raise SettingError("condition", data.condition, "one that is made of the picture for data.path=pocketland")
         if world.looks and data.word:
             raise SettingError("looks", True, f"False with data.word={data.word!r}, whose captions name no looks")
         if world.named and not data.word:

@@ -34,7 +34,9 @@ class Examples(Protocol):
         ...
 
     def example(self, i: int, size: int, random: Random) -> dict[str, Any]:
-        """Returns {"picture" uint8 [size size 3], "caption"[, "mask" float32 [size size] in [0, 1]]} of picture i."""
+        """Returns {"picture" uint8 [size size 3], "caption"} of picture i, and where the run asks for them "mask"
+        float32 [size size] in [0, 1] and, of a condition that files hold, "condition" uint8 [size size 3].
+        """
         return {"picture": self.picture(i, size), "caption": self.caption(i, random)}
 
     def epoch(self) -> Sequence[int]:
