@@ -1,7 +1,7 @@
 """A ControlNet of a kind of pictures: edges here, found in the training pictures as they are shown.
 
     python train/run.py configs/controlnet.py data.path=photos
-    python train/run.py configs/controlnet.py data.path=photos data.condition=files      # NAME.condition.png beside them
+    python train/run.py configs/controlnet.py data.path=photos data.condition=files     # NAME.condition.png beside each
 
 Other conditions: scribble, softedge, lines, depth (made of the pictures); openpose, segmentation, mask (files).  An
 inpainting model learns one too.  Rates and dropped prompts: the original's; it converges suddenly, after 3,000 to 7,000

@@ -186,7 +186,9 @@ class Maker:
         for source in made.control:
             key = ("control", source, made.dtype, _state(source))
             held.append(self.held.get(key, lambda: controlnet.load_control(source, made.dtype)))  # noqa: B023
-        pictures = [_named_picture("control_image", request, one, reading.picture) for one in made.control_image]
+        readers = [maker.read if maker is not None and maker.endings else reading.picture for maker in made.makers()]
+        given = zip(made.control_image, readers, strict=True)
+        pictures = [_named_picture("control_image", request, one, read) for one, read in given]
         return control.applied(held, made, pictures)
 
     def _named(self, sd: StableDiffusion, made: settings.Task) -> dict[str, Path]:
