@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import diffusers
 import jax
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 import sdjax
+import sdjax.settings
 from sdjax import tasks, trees
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
@@ -26,9 +28,11 @@ from sdjax.methods.controlnet import ControlNet
 from sdjax.methods.full import Full
 from sdjax.sampling import control, memory
 from sdjax.tasks.inpainting import hole
-from sdjax.training import checks, loop
-from sdjax.training.loop import Train, default_loss, train
+from sdjax.training import begin, checks
+from sdjax.training.loop import train
 from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
+from sdjax.training.step import default_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
 COUNT = 3
@@ -286,7 +290,7 @@ def test_the_export_gives_the_same_picture_in_diffusers_and_here(trained, tmp_pa
 
 def test_a_run_goes_on_from_an_export_and_from_a_checkpoint(trained, tmp_path):
     out, joined = trained
-    start, *_ = loop.begin(dataclasses.replace(RUN, init=str(out / "export")), pictures=False)
+    start, *_ = begin.begin(dataclasses.replace(RUN, init=str(out / "export")), pictures=False)
     jax.tree.map(np.testing.assert_array_equal, start["controlnet"], control.taken(joined)[1][0].params)
     from sdjax.training import export
 
@@ -295,7 +299,7 @@ def test_a_run_goes_on_from_an_export_and_from_a_checkpoint(trained, tmp_path):
     name = "diffusion_pytorch_model.safetensors"
     assert (path / name).read_bytes() == (out / "export" / name).read_bytes()
     with pytest.raises(ValueError, match="a ControlNet of another model"):
-        loop.begin(dataclasses.replace(RUN, init=str(out / "export"), model="random:pocket"), pictures=False)
+        begin.begin(dataclasses.replace(RUN, init=str(out / "export"), model="random:pocket"), pictures=False)
 
 
 @pytest.mark.slow
@@ -337,3 +341,40 @@ def test_with_the_way_up_too(plain):
         jax.grad(lambda tree: loss(frozen, tree, rows(plain, hint=True), jax.random.key(2), jnp.int32(0))[0]), split
     )
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, split)
+
+
+# ---- tasks and the autoencoder -------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1] / "configs"
+SMALL = ["model=random:tiny", "steps=2", "data.batch=2", "checkpoint=0", "preview=0", "data.size=32", "data.cache=''"]
+PIPES = {
+    "inpainting": (diffusers.StableDiffusionInpaintPipeline, 9, "python sample/inpaint.py --image FILE --mask FILE"),
+    "upscaler": (diffusers.StableDiffusionUpscalePipeline, 7, "python sample/upscale.py --image FILE"),
+    "vae": (diffusers.StableDiffusionPipeline, 4, "python sample/text2img.py"),
+}
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_recipes_leave_folders_that_diffusers_opens(name, tmp_path, capsys):
+    kind, channels, use = PIPES[name]
+    for i, picture in enumerate(models.pictures(5, 48)):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text("a face")
+    given = [*SMALL, f"data.path={tmp_path}", "optim.lr=0.01"]
+    joined = train(sdjax.settings.load(ROOT / f"{name}.py", given), tmp_path / "out")
+    said = capsys.readouterr().out
+    assert f"{use} --model" in said and f"{kind.__name__}.from_pretrained" in said
+    pipe = kind.from_pretrained(tmp_path / "out" / "export", low_cpu_mem_usage=False, safety_checker=None)
+    assert pipe.unet.config.in_channels == channels
+    again, base = sdjax.load(tmp_path / "out" / "export"), sdjax.load("random:tiny")
+    part = "vae" if name == "vae" else "unet"
+    jax.tree.map(np.testing.assert_array_equal, again.parts[part], joined.parts[part])
+    moved = [key for key, x in trees.flatten(again.parts[part]).items()
+             if key in (old := trees.flatten(base.parts[part])) and not np.array_equal(x, old[key])]  # fmt: skip
+    if name == "vae":
+        assert moved and all(key.startswith(("decoder.", "post_quant_conv.")) for key in moved)
+        assert trees.digest(again.parts["unet"]) == trees.digest(base.parts["unet"])
+    else:
+        assert "conv_in.kernel" in moved and tasks.of(again).name == tasks.of(joined).name != "text2img"
+    if name == "upscaler":
+        assert pipe.low_res_scheduler.config.beta_end == 0.02 == again.low_schedule.beta_end
