@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -303,6 +304,16 @@ def test_a_run_goes_on_from_an_export_and_from_a_checkpoint(trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_that_lost_its_end_comes_to_the_same_bits(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "export")
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "2")
+    train(RUN, tmp_path / "out")
+    places = [folder / "export" / "diffusion_pytorch_model.safetensors" for folder in (trained[0], tmp_path / "out")]
+    assert places[0].read_bytes() == places[1].read_bytes()
+
+
+@pytest.mark.slow
 def test_at_rate_zero_the_picture_is_that_of_the_base(tmp_path):
     joined = train(dataclasses.replace(RUN, optim=Optim(lr=0.0), checkpoint=0), tmp_path / "out")
     sd, (own,) = control.taken(joined)
@@ -329,6 +340,18 @@ def test_a_preview_shows_conditions_and_what_follows_them(trained):
     data = batches.build(DATA, sd, 0)
     sheet = preview.sheet(ControlNet(), trained[1], data, dataclasses.replace(RUN, prompts=("a face", "a cat")))
     assert sheet.shape[0] > 4 * 32 and sheet.shape[1] > 3 * 32
+
+
+def test_half_precision_and_remat_reach_the_controlnet(plain):
+    sd = plain.with_dtype("bfloat16", remat=True)
+    trained, frozen = ControlNet().split(sd, jax.random.key(1))
+    network = ControlNet().join(frozen, trained).wrappers[0].network
+    assert network.dtype == jnp.bfloat16 and network.remat
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(trained)} == {"float32"}
+    loss = default_loss(ControlNet(), Train(method=ControlNet()), tasks.of(plain))
+    batch, key = rows(plain, hint=True), jax.random.key(2)
+    value = jax.eval_shape(lambda tree: loss(frozen, tree, batch, key, jnp.int32(0))[0], trained)
+    assert value.dtype == jnp.float32
 
 
 def test_with_the_way_up_too(plain):
