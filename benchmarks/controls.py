@@ -5,8 +5,8 @@
 
 Kinds: a sketch and a blueprint's lines, made of the picture by sdjax.conditions; a skeleton and a depth map, drawn from
 what Pocketland knows of its people.  Judged on people and scenes of the held-out split: F1 of the Canny edges of what
-is made against those of the picture that the condition belongs to, a pixel of tolerance, with the ControlNet and
-without it, same words and noise; 95 % intervals over pictures.
+is made against those of the picture that the condition belongs to, pixel by pixel, with the ControlNet and without it,
+same words and noise; 95 % intervals over pictures.
 """
 
 import argparse
@@ -18,7 +18,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 import sdjax
 from sdjax import conditions
@@ -151,8 +150,9 @@ def settings(kind: str, steps: int) -> Train:
         model="pocket",
         method=ControlNet(),
         data=Data(path="drawn", source=Drawn(kind), condition="files", batch=8, dropout=0.5),
-        optim=Optim(lr=1e-3, schedule="cosine", warmup=20, weight_decay=0.0),
+        optim=Optim(kind="muon", lr=5e-3, schedule="cosine", warmup=10, weight_decay=0.0),  # AdamW takes far more steps
         steps=steps,
+        min_snr=1.0,  # what noisy times show is where things are
         checkpoint=0,
         preview=0,
     )
@@ -162,11 +162,9 @@ def settings(kind: str, steps: int) -> Train:
 
 
 def f1(made: np.ndarray, true: np.ndarray) -> float:
-    """Returns the F1 of the edges of one picture against another's, with a pixel of tolerance, 0 to 1."""
+    """Returns the F1 of the edges of one picture against another's, pixel by pixel, 0 to 1."""
     found, wanted = (canny.edges(picture, *THRESHOLDS) for picture in (made, true))
-    near = [ndimage.binary_dilation(edges, np.ones((3, 3))) for edges in (found, wanted)]
-    precision, recall = (found & near[1]).sum() / max(found.sum(), 1), (wanted & near[0]).sum() / max(wanted.sum(), 1)
-    return float(2 * precision * recall / max(precision + recall, 1e-9))
+    return float(2 * (found & wanted).sum() / max(found.sum() + wanted.sum(), 1))
 
 
 def interval(values: list[float]) -> list[float]:
