@@ -21,7 +21,6 @@ from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.diffusion import schedule as noising
 from sdjax.diffusion import wrappers
-from sdjax.diffusion.loss import draw
 from sdjax.formats.models import controlnet as files
 from sdjax.formats.storage import parameters
 from sdjax.methods.chain import Chain
@@ -53,6 +52,11 @@ def rows(sd, hint=False):
 def first(x):
     """Returns channels-last numbers as a PyTorch tensor, channels first."""
     return torch.from_numpy(np.array(x, np.float32).transpose(0, 3, 1, 2).copy())
+
+
+def draw(keys, shape):
+    """Returns a standard normal array for each key."""
+    return jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(keys)
 
 
 def drawn(sd, batch, seed):

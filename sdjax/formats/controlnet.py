@@ -3,12 +3,14 @@
 It lies here, since kinds of adapters and files of whole networks do not know each other.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
-from sdjax.formats.adapters.format import Format, Header
+from sdjax.formats.adapters.file import File
+from sdjax.formats.adapters.format import Format
 from sdjax.formats.models import controlnet
 from sdjax.methods.adapter import Adapter
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
@@ -24,23 +26,26 @@ class ControlNetFolder(Format):
 
     name = KIND
 
-    def matches(self, header: Header) -> bool:
+    def matches(self, file: File) -> bool:
         """Returns whether a folder's config.json, or the names in a file, are a ControlNet's."""
-        if header.path.is_dir():
-            return controlnet.is_control(header.path)
-        return any(name.endswith(controlnet.MARKS) for name in header.names or ())
+        if file.path.is_dir():
+            return controlnet.is_control(file.path)
+        return any(name.endswith(controlnet.MARKS) for name in file.names or ())
 
     def holds(self, adapter: Adapter) -> bool:
         """Returns whether there is a ControlNet and nothing else."""
         return set(adapter.trees) == {KIND} and not (adapter.edits or adapter.words) and adapter.hook is None
 
-    def read(self, file: Path, sd: StableDiffusion) -> Adapter:
+    def read(self, file: File, sd: StableDiffusion) -> Adapter:
         """Returns the weights of a file or folder, and its config in `about`."""
-        control = controlnet.load_control(file)
+        control = controlnet.load_control(file.path)
         return Adapter(trees={KIND: control.params}, about={"config": control.network.config.to_json()})
 
-    def write(self, adapter: Adapter, folder: Path) -> Path:
-        """Writes config.json and diffusion_pytorch_model.safetensors into a folder; returns the folder."""
+    def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
+        """Writes config.json and diffusion_pytorch_model.safetensors into a folder; returns the folder.
+
+        about: has no place in such a folder.
+        """
         network = ControlNet(ControlNetConfig.from_json(adapter.about["config"]))
         return controlnet.save_control(Control(adapter.trees[KIND], network), folder)
 
