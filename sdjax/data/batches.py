@@ -72,8 +72,8 @@ class Data:
     encode: bool = True
     concept: str = ""
     mask: bool = False
-    validation: str | float = 0.0
     condition: str = ""
+    validation: str | float = 0.0
 
     def __post_init__(self):
         settings.check(
