@@ -133,8 +133,16 @@ def _known(table):
     return ", ".join(f"random:{name}" for name in table)
 
 
+def shape(name: str) -> StableDiffusion:
+    """Returns a built-in shape, "sd15", whose parameters are shapes alone: what files of adapters are held against."""
+    return _built_in("shape", name, "float32")
+
+
 def _built_in(kind, name, dtype):
-    """Returns a built-in shape with "random" weights, none of them zero, or "new" ones, from which training begins."""
+    """Returns a built-in shape.
+
+    kind: "random" weights, none of them zero, "new" ones, from which training begins, or "shape" alone.
+    """
     if name not in presets.SHAPES:
         raise ValueError(f"model '{kind}:{name}': expected one of {_known(presets.SHAPES)}")
     shape = presets.SHAPES[name]
@@ -148,7 +156,11 @@ def _built_in(kind, name, dtype):
     }
     configs["text_encoder"] = TextConfig(**shape["text_encoder"], **text)
     networks = {part: folder.PARTS[part].network(config, jnp.dtype(dtype)) for part, config in configs.items()}
-    make = {"random": parameters.random_parameters, "new": parameters.new_parameters}[kind]
+    make = {
+        "random": parameters.random_parameters,
+        "new": parameters.new_parameters,
+        "shape": lambda network, dtype: parameters.template(network),
+    }[kind]
     params = {part: make(network, dtype) for part, network in networks.items()}
     return folder.assemble(networks, params, Schedule(**shape["schedule"]), tokenizer)
 
