@@ -131,8 +131,16 @@ def _known(table):
     return ", ".join(f"random:{name}" for name in table)
 
 
+def shape(name: str) -> StableDiffusion:
+    """Returns a built-in shape, "sd15", whose parameters are shapes alone: what files of adapters are held against."""
+    return _built_in("shape", name, "float32")
+
+
 def _built_in(kind, name, dtype):
-    """Returns a built-in shape with "random" weights, none of them zero, or "new" ones, from which training begins."""
+    """Returns a built-in shape.
+
+    kind: "random" weights, none of them zero, "new" ones, from which training begins, or "shape" alone.
+    """
     if name not in presets.SHAPES:
         raise ValueError(f"model '{kind}:{name}': expected one of {_known(presets.SHAPES)}")
     shape = presets.SHAPES[name]
@@ -143,7 +151,11 @@ def _built_in(kind, name, dtype):
     given = {**shape, "text_encoder": {**shape["text_encoder"], **text}}
     there = {name: part for name, part in family.parts.items() if name in shape}
     networks = {name: part.network(part.config(**given[name]), jnp.dtype(dtype)) for name, part in there.items()}
-    make = {"random": parameters.random_parameters, "new": parameters.new_parameters}[kind]
+    make = {
+        "random": parameters.random_parameters,
+        "new": parameters.new_parameters,
+        "shape": lambda network, dtype: parameters.template(network),
+    }[kind]
     params = {part: make(network, dtype) for part, network in networks.items()}
     return folder.assemble(family, networks, params, Schedule(**shape["schedule"]), {"text_encoder": tokenizer})
 
