@@ -30,6 +30,8 @@ class Chain(Method):
         takes = [isinstance(part, Full) for part in self.parts]
         if any(takes[:-1]):
             raise ValueError("method.parts: Full takes weights away, so it comes last and only once in a Chain")
+        if sum("hypernetwork" in part.formats for part in self.parts) > 1:
+            raise ValueError("method.parts: a file holds one hypernetwork; expected one such part")
         for part in self.parts:
             for what in ("loss", "preview"):
                 if getattr(part, what) is not None:
