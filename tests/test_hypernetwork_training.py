@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import torch_steps
-from adapter_files import fresh, made
+import torch_step
 from test_hypernetworks import hang, network
 from test_laws import noised
 
@@ -66,28 +65,34 @@ def a1111(trained, method):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_gradients_of_a_step_are_torchs(name):
-    method, (_, sd), theirs = METHODS[name], made("sd1"), fresh("sd1")
+    method, (sd, unet, text) = METHODS[name], torch_step.models()
     trained, frozen = method.split(sd, jax.random.key(1))
     trained, key = noised(trained, 0.1), jax.random.key(5)
-    batch = torch_steps.batch(sd, ["a photo of a woman", "a man in the snow"])
+    batch = torch_step.batch(sd, ["a photo of a face", "a cat in the snow"])
     loss = default_loss(method, Train(method=method))
     value, grads = jax.jit(
         jax.value_and_grad(lambda trained: loss(frozen, trained, batch, jax.random.clone(key), jnp.int32(0))[0])
     )(trained)
-    pairs = a1111(trained, method)
-    hang(theirs.unet, pairs, 1.0)
-    there = torch_steps.loss(theirs, sd, batch, key)
+    pairs, unet, seen = a1111(trained, method), torch_step.fresh(unet), torch_step.drawn(sd, batch, key)
+    hang(unet, pairs, 1.0)
+    prediction = unet(seen["z_t"], seen["t"], torch_step.context(text, batch["ids"])).sample
+    there = ((prediction - seen["noise"]) ** 2).mean()
     there.backward()
     assert float(value) == pytest.approx(there.item(), rel=1e-5)
     wanted = {
-        f"{width}.{projection}.{place}.{kind}": value.grad.mT if value.ndim == 2 else value.grad
+        f"{width}.{projection}.{place}.{kind}": (value.grad.mT if value.ndim == 2 else value.grad).numpy()
         for width, pair in pairs.items()
         for projection, modules in zip(("to_k", "to_v"), pair, strict=True)
         for place, module in enumerate(modules)
         for kind, value in zip(("weight", "bias"), module.parameters(), strict=False)
     }
     ours = {name.replace("kernel", "weight").replace("scale", "weight"): x for name, x in trees.flatten(grads).items()}
-    torch_steps.assert_close(ours, wanted)
+    assert set(ours) == set(wanted)
+    most = max(np.linalg.norm(grad) for grad in wanted.values())
+    for name, grad in wanted.items():
+        size, apart = np.linalg.norm(grad), np.linalg.norm(ours[name] - grad)
+        # A constant in all keys changes nothing, so that its gradient is rounding errors.
+        assert apart <= 1e-4 * size if size > 1e-6 * most else apart <= 1e-5 * most, name
 
 
 def test_dropout_belongs_to_the_example_and_the_layer():

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from sdjax import settings
-from sdjax.data import cache, sources
+from sdjax.data import cache, sources, tags
 from sdjax.data.classes import ClassData
 from sdjax.data.sources.source import Examples, Only, Source
 from sdjax.settings import SettingError
@@ -39,10 +39,14 @@ class Data:
     NAME.caption or metadata.jsonl, its masks in NAME.mask.png or the alpha channel; each sub-folder is a subject.
     The pictures of a sub-folder "10_sks dog" are shown 10 times an epoch, those without a caption as "sks dog".
     source: settings of such pictures alone, found as data.NAME too; None for their defaults.
-    word: what captions call the subject; "" for the word that the method trains.
+    word: what captions call the subject; "" for the word that the method trains.  words: (sub-folder, word) pairs, for
+    several subjects in one run: (("cat", "<my-cat>"), ("dog", "<my-dog>")).
     templates: "captions" (beside the pictures, or drawn with them), "object", "style", "face", ... or a template file.
     size: pixels of the square picture, 0 for the model's.  crop: "center" or "random".  flip: probability.
     dropout: probability of the empty prompt, for guidance.
+    shuffle: tags, the parts of a prompt between commas, come in another order each time, behind the first `keep`;
+    tag_dropout: probability of each of them to be left out.  prefix: before every prompt that is not empty.
+    wildcards: {red|blue} in a prompt is one of its texts.
     encode: train on the autoencoder's moments, computed once where pictures are kept: those in `cache`, a folder for
     decoded pictures and moments ("" for none), and one picture without augmentation.
     concept: also give E4T's encoder a picture: "same", or "other" view of the subject where the source knows one.
@@ -53,12 +57,18 @@ class Data:
     path: str = ""
     source: Source | None = None
     word: str = ""
+    words: tuple[tuple[str, str], ...] = ()
     templates: str = "captions"
     size: int = 0
     batch: int = 4
     crop: str = "center"
     flip: float = 0.0
     dropout: float = 0.0
+    shuffle: bool = False
+    keep: int = 0
+    tag_dropout: float = 0.0
+    prefix: str = ""
+    wildcards: bool = False
     cache: str = ""
     encode: bool = True
     concept: str = ""
@@ -68,7 +78,7 @@ class Data:
     def __post_init__(self):
         settings.check(
             self, concept=CONCEPTS, size=settings.FROM_0, batch=settings.FROM_1, dropout=settings.TO_1,
-            crop=CROPS, flip=settings.TO_1,
+            crop=CROPS, flip=settings.TO_1, keep=settings.FROM_0, tag_dropout=settings.TO_1,
         )  # fmt: skip
         if not isinstance(self.validation, str):
             settings.check(self, validation=settings.BELOW_1)
@@ -157,9 +167,8 @@ class Batches:
 
     def mentions(self, tokens: np.ndarray) -> bool:
         """Returns whether any of up to MOST of the source's prompts holds one of these token ids."""
-        captions = (
-            self.source.caption(i, np.random.default_rng((self.seed, i))) for i in range(min(len(self.source), MOST))
-        )
+        generators = ((i, np.random.default_rng((self.seed, i))) for i in range(min(len(self.source), MOST)))
+        captions = (tags.varied(self.source.caption(i, random), self.data, random) for i, random in generators)
         return any(np.isin(self.tokenizer([caption]), tokens).any() for caption in captions)
 
     def iterate(self, start: int = 0, threads: int = THREADS) -> Iterator[dict[str, np.ndarray]]:
@@ -181,7 +190,8 @@ class Batches:
         share = [share for share in self.shares if share.first <= position % self.data.batch][-1]
         i = share.epoch[int(share.order[share.place(position, self.data.batch)])]
         item = share.source.example(i, self.size, random)
-        caption = "" if random.random() < self.data.dropout else item["caption"]
+        dropped = random.random() < self.data.dropout
+        caption = "" if dropped else tags.varied(item["caption"], self.data, random)
         example = {
             "ids": self._ids(caption),
             "index": np.int32(position % (1 << 31)),

@@ -107,8 +107,9 @@ class Hypernetwork(struct.PyTreeNode):
         if part == "unet" and at.module.name in PROJECTIONS and at.method_name == "__call__":
             x, *rest = args
             if str(x.shape[-1]) in self.networks:
-                layers, keys, name = self.networks[str(x.shape[-1])][at.module.name], None, "/".join(at.module.path)
+                layers, keys = self.networks[str(x.shape[-1])][at.module.name], None
                 if self.keys is not None:
+                    name = "/".join(at.module.path)
                     keys = jax.vmap(lambda key: trees.named_key(key, name))(self.keys)
                 args = (x + jnp.asarray(self.strength, x.dtype) * self.run(layers, x, keys), *rest)
         return layer(*args, **kwargs)

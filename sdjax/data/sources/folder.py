@@ -6,7 +6,7 @@ examples.example(0, 512, np.random.default_rng(7))  # {"picture" uint8 [512 512 
 
 import collections
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from sdjax.data import prompts
 from sdjax.data.sources.source import Examples, Source
 from sdjax.images import reading
+from sdjax.settings import SettingError
 
 KEPT = 16  # decoded pictures kept: a folder for personalisation is read once
 LOOKED_THROUGH = 64  # pictures that are decoded before a model is loaded; of the others the header is read
@@ -49,8 +50,13 @@ class Folder(Examples):
     def __init__(self, data: Any) -> None:
         self.items, self.passed_over = reading.find(data.path), reading.passed_over(data.path)
         self.crop, self.flip, self.masked = data.crop, data.flip, data.mask
-        self.prompts = prompts.make(data.templates, data.word)
-        bare = [] if data.word else [item.path for item in self.items if not item.caption]
+        self.prompts = prompts.make(data.templates, data.word or next((word for _, word in data.words), ""))
+        self.words = dict(data.words)
+        strange = sorted(self.words.keys() - {item.subject for item in self.items})
+        if strange:
+            there = ", ".join(sorted({item.subject for item in self.items} - {""})) or "none"
+            raise SettingError("data.words", data.words, f"sub-folders of {data.path!r}: {there}, not {strange[0]!r}")
+        bare = [item.path for item in self.items if not (item.caption or data.word or item.subject in self.words)]
         if bare and any(prompts.CAPTION in template for template in self.prompts.templates):
             raise ValueError(
                 f"{bare[0]} ({len(bare)} of {len(self.items)} pictures): no caption; write one to "
@@ -105,8 +111,10 @@ class Folder(Examples):
         return self._middle(i, size)[0]
 
     def caption(self, i: int, random: np.random.Generator) -> str:
-        """Returns a prompt for picture i."""
-        return self.prompts(self.items[i].caption, random)
+        """Returns a prompt for picture i, with the word of its sub-folder where data.words gives one."""
+        item = self.items[i]
+        word = self.words.get(item.subject, self.prompts.word)
+        return replace(self.prompts, word=word)(item.caption, random)
 
     def other(self, i: int, random: np.random.Generator) -> int:
         """Returns the number of another picture in the same sub-folder; i itself where there is none."""
