@@ -3,7 +3,8 @@
     python train/run.py configs/hypernetwork.py data.path=photos
     python train/run.py configs/hypernetwork.py data.path=photos method.activation=mish 'method.dropout=(0, 0.3, 0)'
 
-Writes export/NAME.pt, which A1111 opens from models/hypernetworks/; NAME is the run's folder.  Optimizer and rate are A1111's defaults.
+Writes export/NAME.pt, which A1111 opens from models/hypernetworks/; NAME is the run's folder.
+Optimizer and rate are A1111's defaults.
 """
 
 from sdjax.data.batches import Data

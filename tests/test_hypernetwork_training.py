@@ -16,6 +16,7 @@ from sdjax.data.sources.drawn import Pocketland
 from sdjax.formats.adapters import format as kinds
 from sdjax.methods.chain import Chain
 from sdjax.methods.hypernetwork import Hypernetwork
+from sdjax.methods.lora import Lora
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.models import hypernetworks
 from sdjax.settings import SettingError, override
@@ -231,3 +232,19 @@ def test_words_and_a_hypernetwork_are_two_files(tmp_path):
     np.testing.assert_array_equal(started["1"]["32"]["to_k"]["1"]["bias"], trained["1"]["32"]["to_k"]["1"]["bias"])
     with pytest.raises(ValueError, match="a file holds one hypernetwork"):
         Chain((Hypernetwork(), Hypernetwork(activation="relu")))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_hypernetwork_and_a_lora_are_two_files_that_act_together(order, tmp_path):
+    method, sd = Chain((Hypernetwork(), Lora(rank=2, alpha=2.0))[::order]), sdjax.load("random:tiny")
+    trained, frozen = method.split(sd, jax.random.key(0))
+    trained = noised(trained, 0.05)
+    export(method, frozen, trained, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hypernetwork.pt", "lora.safetensors"]
+    attached = sdjax.attach(sdjax.attach(sd, tmp_path / "lora.safetensors"), tmp_path / "hypernetwork.pt")
+    z, t = jax.random.normal(jax.random.key(2), (1, 16, 16, 4)), jnp.array([400.0])
+    run = jax.jit(lambda sd, ids: sd.denoise(z, t, sd.condition(ids))[0])
+    ids = sd.tokenize(["a photo of a face"])
+    joined, other, base = (run(one.bare, ids) for one in (method.join(frozen, trained), attached, sd))
+    np.testing.assert_allclose(joined, other, atol=2e-5 * float(jnp.abs(joined).max()))
+    assert float(jnp.abs(joined - base).max()) > 1e-3

@@ -16,6 +16,7 @@ from sdjax.methods.clip import Clip
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
 from sdjax.methods.hypernetwork import Hypernetwork
+from sdjax.methods.lora import Lora
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
 from sdjax.runtime import mesh
@@ -35,6 +36,7 @@ METHODS = {
     "clip": Clip(),
     "hypernetwork": Hypernetwork((1, 2, 2, 1), "mish", layer_norm=True, dropout=(0, 0.3, 0.2, 0)),
     "words and hypernetwork": Chain((TextualInversion("<cat>", "cat"), Hypernetwork())),
+    "hypernetwork and lora": Chain((Hypernetwork(), Lora(rank=2, alpha=2.0))),
 }
 SIZE = 4
 

@@ -102,9 +102,13 @@ class Hypernetwork(Method):
         return {name: scale * _drawn(kind, shape, key), bias: jnp.zeros(width)}
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
-        """Returns sd with the networks as a hook of strength 1; key [B]: of dropout."""
+        """Returns sd with the networks as a hook of strength 1; key [B]: of dropout.
+
+        It is the outermost hook, so that those on the weights of to_k and to_v, such as LoRA's, see what it made of x.
+        """
         key = key if any(self.dropout) else None
-        return frozen.add(hooks=hypernetworks.Hypernetwork(trained, jnp.float32(1), key, self.rows))
+        hook = hypernetworks.Hypernetwork(trained, jnp.float32(1), key, self.rows)
+        return frozen.replace(hooks=(hook, *frozen.hooks))
 
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
         """Returns the hook."""

@@ -38,8 +38,8 @@ def make_step(
 
     state: {"step", "trained", "opt"[, "ema"]}.  loss(frozen, trained, batch, key, step, axis) -> (scalar, metrics) is
     the method's own where it has one, else `loss`.  The gradient is the mean over `accumulate` equal microbatches.
-    metrics: the loss's own, "loss", what optim.gradients and the method tell, and "update", the norm of all changes: that and
-    "gradient" are finite only where all of the new weights are, if the old ones were.
+    metrics: the loss's own, "loss", what optim.gradients and the method tell, and "update", the norm of all changes:
+    that and "gradient" are finite only where all of the new weights are, if the old ones were.
     evaluate: of the optimizer; the moving average is of what it gives.
     """
     loss = loss if method.loss is None else method.loss
