@@ -13,8 +13,8 @@ a file for A1111 and ComfyUI.
 
 from sdjax.data.batches import Data
 from sdjax.methods.controlnet import ControlNet
-from sdjax.training.loop import Train
 from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
 
 
 def config():

@@ -5,6 +5,7 @@
     sdjax train RECIPE.py [a.b=value ...] [out=DIR]
     sdjax tune photo.png [a.b=value ...]
     sdjax convert SRC DST
+    sdjax adapters merge | extract | resize | check ...
 
 Each has its own --help.
 """
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = (given[0], given[1:]) if given else ("--help", [])
     programs = {task: functools.partial(_draw, task) for task in TASKS}
-    programs |= {"batch": _batch, "train": _train, "tune": _tune, "convert": _convert}
+    programs |= {"batch": _batch, "train": _train, "tune": _tune, "convert": _convert, "adapters": _adapters}
     if name in programs:
         return programs[name](rest)
     print((__doc__ or "").strip())
@@ -66,6 +67,12 @@ def _convert(rest: list[str]) -> int:
     from sdjax.convert import main as convert
 
     return convert(rest)
+
+
+def _adapters(rest: list[str]) -> int:
+    from sdjax.service.adapters import main as adapters
+
+    return adapters(rest)
 
 
 if __name__ == "__main__":

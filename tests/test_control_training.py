@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import diffusers
 import jax
@@ -13,12 +15,12 @@ import torch
 from PIL import Image
 
 import sdjax
+import sdjax.settings
 from sdjax import tasks, trees
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.diffusion import schedule as noising
 from sdjax.diffusion import wrappers
-from sdjax.diffusion.loss import draw
 from sdjax.formats.models import controlnet as files
 from sdjax.formats.storage import parameters
 from sdjax.methods.chain import Chain
@@ -26,9 +28,11 @@ from sdjax.methods.controlnet import ControlNet
 from sdjax.methods.full import Full
 from sdjax.sampling import control, memory
 from sdjax.tasks.inpainting import hole
-from sdjax.training import checks, loop
-from sdjax.training.loop import Train, default_loss, train
+from sdjax.training import begin, checks
+from sdjax.training.loop import train
 from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
+from sdjax.training.step import default_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
 COUNT = 3
@@ -48,6 +52,11 @@ def rows(sd, hint=False):
 def first(x):
     """Returns channels-last numbers as a PyTorch tensor, channels first."""
     return torch.from_numpy(np.array(x, np.float32).transpose(0, 3, 1, 2).copy())
+
+
+def draw(keys, shape):
+    """Returns a standard normal array for each key."""
+    return jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(keys)
 
 
 def drawn(sd, batch, seed):
@@ -286,7 +295,7 @@ def test_the_export_gives_the_same_picture_in_diffusers_and_here(trained, tmp_pa
 
 def test_a_run_goes_on_from_an_export_and_from_a_checkpoint(trained, tmp_path):
     out, joined = trained
-    start, *_ = loop.begin(dataclasses.replace(RUN, init=str(out / "export")), pictures=False)
+    start, *_ = begin.begin(dataclasses.replace(RUN, init=str(out / "export")), pictures=False)
     jax.tree.map(np.testing.assert_array_equal, start["controlnet"], control.taken(joined)[1][0].params)
     from sdjax.training import export
 
@@ -295,7 +304,17 @@ def test_a_run_goes_on_from_an_export_and_from_a_checkpoint(trained, tmp_path):
     name = "diffusion_pytorch_model.safetensors"
     assert (path / name).read_bytes() == (out / "export" / name).read_bytes()
     with pytest.raises(ValueError, match="a ControlNet of another model"):
-        loop.begin(dataclasses.replace(RUN, init=str(out / "export"), model="random:pocket"), pictures=False)
+        begin.begin(dataclasses.replace(RUN, init=str(out / "export"), model="random:pocket"), pictures=False)
+
+
+@pytest.mark.slow
+def test_a_run_that_lost_its_end_comes_to_the_same_bits(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "export")
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "2")
+    train(RUN, tmp_path / "out")
+    places = [folder / "export" / "diffusion_pytorch_model.safetensors" for folder in (trained[0], tmp_path / "out")]
+    assert places[0].read_bytes() == places[1].read_bytes()
 
 
 @pytest.mark.slow
@@ -327,6 +346,18 @@ def test_a_preview_shows_conditions_and_what_follows_them(trained):
     assert sheet.shape[0] > 4 * 32 and sheet.shape[1] > 3 * 32
 
 
+def test_half_precision_and_remat_reach_the_controlnet(plain):
+    sd = plain.with_dtype("bfloat16", remat=True)
+    trained, frozen = ControlNet().split(sd, jax.random.key(1))
+    network = ControlNet().join(frozen, trained).wrappers[0].network
+    assert network.dtype == jnp.bfloat16 and network.remat
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(trained)} == {"float32"}
+    loss = default_loss(ControlNet(), Train(method=ControlNet()), tasks.of(plain))
+    batch, key = rows(plain, hint=True), jax.random.key(2)
+    value = jax.eval_shape(lambda tree: loss(frozen, tree, batch, key, jnp.int32(0))[0], trained)
+    assert value.dtype == jnp.float32
+
+
 def test_with_the_way_up_too(plain):
     """sd_locked=False of the ControlNet repository: a Chain with Full; the gradients' shapes alone, which are quick."""
     method = Chain((ControlNet(), Full(("unet",), r"^up_blocks")))
@@ -337,3 +368,40 @@ def test_with_the_way_up_too(plain):
         jax.grad(lambda tree: loss(frozen, tree, rows(plain, hint=True), jax.random.key(2), jnp.int32(0))[0]), split
     )
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, split)
+
+
+# ---- tasks and the autoencoder -------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1] / "configs"
+SMALL = ["model=random:tiny", "steps=2", "data.batch=2", "checkpoint=0", "preview=0", "data.size=32", "data.cache=''"]
+PIPES = {
+    "inpainting": (diffusers.StableDiffusionInpaintPipeline, 9, "python sample/inpaint.py --image FILE --mask FILE"),
+    "upscaler": (diffusers.StableDiffusionUpscalePipeline, 7, "python sample/upscale.py --image FILE"),
+    "vae": (diffusers.StableDiffusionPipeline, 4, "python sample/text2img.py"),
+}
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_recipes_leave_folders_that_diffusers_opens(name, tmp_path, capsys):
+    kind, channels, use = PIPES[name]
+    for i, picture in enumerate(models.pictures(5, 48)):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text("a face")
+    given = [*SMALL, f"data.path={tmp_path}", "optim.lr=0.01"]
+    joined = train(sdjax.settings.load(ROOT / f"{name}.py", given), tmp_path / "out")
+    said = capsys.readouterr().out
+    assert f"{use} --model" in said and f"{kind.__name__}.from_pretrained" in said
+    pipe = kind.from_pretrained(tmp_path / "out" / "export", low_cpu_mem_usage=False, safety_checker=None)
+    assert pipe.unet.config.in_channels == channels
+    again, base = sdjax.load(tmp_path / "out" / "export"), sdjax.load("random:tiny")
+    part = "vae" if name == "vae" else "unet"
+    jax.tree.map(np.testing.assert_array_equal, again.parts[part], joined.parts[part])
+    moved = [key for key, x in trees.flatten(again.parts[part]).items()
+             if key in (old := trees.flatten(base.parts[part])) and not np.array_equal(x, old[key])]  # fmt: skip
+    if name == "vae":
+        assert moved and all(key.startswith(("decoder.", "post_quant_conv.")) for key in moved)
+        assert trees.digest(again.parts["unet"]) == trees.digest(base.parts["unet"])
+    else:
+        assert "conv_in.kernel" in moved and tasks.of(again).name == tasks.of(joined).name != "text2img"
+    if name == "upscaler":
+        assert pipe.low_res_scheduler.config.beta_end == 0.02 == again.low_schedule.beta_end

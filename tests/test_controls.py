@@ -119,7 +119,7 @@ def test_the_best_weights_are_kept_and_exported_and_patience_ends_a_run(tmp_path
     real = validation.Validation.__call__
 
     def told(self, step, trained):
-        kept[step] = np.asarray(trained["rows"])
+        kept[step] = np.asarray(trained["rows"]["text_encoder"])
         self.measured = lambda *_: errors[step]
         return real(self, step, trained)
 
@@ -129,8 +129,7 @@ def test_the_best_weights_are_kept_and_exported_and_patience_ends_a_run(tmp_path
     joined = train(run, tmp_path)
     assert lines(tmp_path)[-1]["step"] == 5  # three values after the second are not smaller
     assert sorted(path.name for path in (tmp_path / "checkpoints").glob("[0-9]*")) == ["2", "5"]
-    ids = joined.words["<new>"]
-    np.testing.assert_array_equal(joined.embed(ids[None])[0], kept[2])
+    np.testing.assert_array_equal(joined.rows("<new>")["text_encoder"], kept[2])
     assert export.write(tmp_path, tmp_path / "again")[1] == 2
     train(run, tmp_path)  # it is over: nothing more is trained
     assert events(tmp_path)[-1] == (5, "resumed")

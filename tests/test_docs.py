@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("sdjax/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
 )
-START = re.compile(r"^([A-Z_]+=\S+ )*(make|python|python3) ")
+START = re.compile(r"^([A-Z_]+=\S+ )*(make|python|python3|sdjax) ")
 
 
 def commands(page):
@@ -43,6 +43,9 @@ def test_command_is_understood(command):
         assert run.returncode == 0, run.stderr
         for program, given in re.findall(r"((?:sample|benchmarks)/\w+\.py)(.*)", run.stdout):
             assert not set(re.findall(r"--[a-z-]+", given)) - options(ROOT / program)
+    elif words[0] == "sdjax":
+        given = {word.split("=")[0] for word in words if word.startswith("--")}
+        assert not given - options(*words[: 3 if words[1] == "adapters" else 2])
     elif words[1] == "-m":
         assert importlib.util.find_spec(words[2]), words[2]
     elif words[1] == "train/run.py":
@@ -61,9 +64,10 @@ def test_names_with_spaces_are_one_argument():
 
 
 @functools.cache
-def options(path):
-    """Returns the options that a program's --help names."""
-    run = subprocess.run([sys.executable, path, "--help"], cwd=ROOT, capture_output=True, text=True)
+def options(*program):
+    """Returns the options that the --help of a program's file, or of "sdjax" and what it is to do, names."""
+    named = ["-m", *program] if program[0] == "sdjax" else program
+    run = subprocess.run([sys.executable, *named, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return set(re.findall(r"--[a-z][a-z0-9-]*", run.stdout))
 

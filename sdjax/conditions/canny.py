@@ -51,8 +51,9 @@ def edges(picture: UInt8[np.ndarray, "H W *channels"], low: int, high: int) -> B
         best = steep.argmax(-1)[..., None]  # the first of several
         dx, dy, steep = (np.take_along_axis(x, best, -1)[..., 0] for x in (dx, dy, steep))
     thin = (steep > low) & _is_ridge(dx, dy, steep)
-    regions, count = ndimage.label(thin, CONNECTED)
-    strong = np.zeros(count + 1, bool)
+    regions = np.zeros(thin.shape, np.int32)
+    count = ndimage.label(thin, CONNECTED, output=regions)
+    strong = np.zeros(int(count) + 1, bool)  # pyright: ignore[reportArgumentType]  # the number alone, with an output
     strong[regions[thin & (steep > high)]] = True
     strong[0] = False
     return strong[regions]

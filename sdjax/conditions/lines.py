@@ -43,4 +43,5 @@ def segments(picture: UInt8[np.ndarray, "H W 3"]) -> list[tuple[float, float, fl
     except ImportError:
         raise ValueError('condition "lines" needs OpenCV: pip install "sdjax[conditions]"') from None
     found = cv2.createLineSegmentDetector().detect(np.asarray(Image.fromarray(picture).convert("L")))[0]
-    return [] if found is None else [tuple(map(float, line)) for line in np.asarray(found).reshape(-1, 4)]
+    ends = np.zeros((0, 4)) if found is None else np.asarray(found).reshape(-1, 4)
+    return [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in ends]

@@ -3,11 +3,12 @@
     data = build(Data(path="photos/cat", word="a sks cat", batch=4), sd, seed=0)
     for batch in data.iterate(start=400): ...
 
-A batch: "ids" int32 [B L], "index" int32 [B] (the example's number in the stream), "weight" float32 [B], and either
-"pixels" float32 [B H W 3] in [-1, 1] or, where they are kept, "moments" [B h w 2c]; where asked for "mask" [B h w 1],
-"concept" [B H W 3], "class_ids" [B L], the class prompts, and "control" {"hint" float32 [B H W 3] in [0, 1]} for a
-ControlNet; "text", the UNet's inputs of the ids, where they are kept.  Pictures of the class are the last rows of every
-batch; "weight" makes the mean over the batch mean(subject) + lambda mean(class).  H W are those of the batch's bucket.
+A batch: "ids" {text encoder: int32 [B L]}, "index" int32 [B] (the example's number in the stream), "weight" float32
+[B], and either "pixels" float32 [B H W 3] in [-1, 1] or, where they are kept, "moments" [B h w 2c]; where asked for
+"mask" [B h w 1], "concept" [B H W 3], "class_ids" {text encoder: [B L]}, the class prompts, and "control" {"hint"
+float32 [B H W 3] in [0, 1]} for a ControlNet; "text", the UNet's inputs of the ids, where they are kept.  Pictures of
+the class are the last rows of every batch; "weight" makes the mean over the batch mean(subject) + lambda mean(class).
+H W are those of the batch's bucket.
 """
 
 import zlib
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 
 from sdjax import conditions, settings
-from sdjax.data import buckets, cache, sources
+from sdjax.data import buckets, cache, sources, tags
 from sdjax.data.buckets import Plan
 from sdjax.data.classes import ClassData
 from sdjax.data.sources.source import Examples, Only, Source
@@ -40,12 +41,16 @@ class Data:
     NAME.caption or metadata.jsonl, its masks in NAME.mask.png or the alpha channel; each sub-folder is a subject.
     The pictures of a sub-folder "10_sks dog" are shown 10 times an epoch, those without a caption as "sks dog".
     source: settings of such pictures alone, found as data.NAME too; None for their defaults.
-    word: what captions call the subject; "" for the word that the method trains.
+    word: what captions call the subject; "" for the word that the method trains.  words: (sub-folder, word) pairs, for
+    several subjects in one run: (("cat", "<my-cat>"), ("dog", "<my-dog>")).
     templates: "captions" (beside the pictures, or drawn with them), "object", "style", "face", ... or a template file.
     size: pixels of a side of the square picture, 0 for the model's.
     buckets: so many shapes of about size^2 pixels, each of which is compiled; 0 for the square alone.  Pictures go to
     the one that cuts least off them; none is scaled up.  crop: "center" or "random".  flip: probability.
     dropout: probability of the empty prompt, for guidance.
+    shuffle: tags, the parts of a prompt between commas, come in another order each time, behind the first `keep`;
+    tag_dropout: probability of each of them to be left out.  prefix: before every prompt that is not empty.
+    wildcards: {red|blue} in a prompt is one of its texts.
     encode: train on the autoencoder's moments, computed once where pictures stay the same.
     cache: a folder in which they are kept for the next run, and the text encoder's outputs where nothing changes them;
     "" keeps moments of up to FEW pictures for this run, and no text.
@@ -60,6 +65,7 @@ class Data:
     path: str = ""
     source: Source | None = None
     word: str = ""
+    words: tuple[tuple[str, str], ...] = ()
     templates: str = "captions"
     size: int = 0
     buckets: int = 0
@@ -67,17 +73,22 @@ class Data:
     crop: str = "center"
     flip: float = 0.0
     dropout: float = 0.0
+    shuffle: bool = False
+    keep: int = 0
+    tag_dropout: float = 0.0
+    prefix: str = ""
+    wildcards: bool = False
     cache: str = ""
     encode: bool = True
     concept: str = ""
     mask: bool = False
-    validation: str | float = 0.0
     condition: str = ""
+    validation: str | float = 0.0
 
     def __post_init__(self):
         settings.check(
             self, concept=CONCEPTS, size=settings.FROM_0, buckets=settings.FROM_0, batch=settings.FROM_1,
-            dropout=settings.TO_1, crop=CROPS, flip=settings.TO_1,
+            dropout=settings.TO_1, crop=CROPS, flip=settings.TO_1, keep=settings.FROM_0, tag_dropout=settings.TO_1,
         )  # fmt: skip
         if not isinstance(self.validation, str):
             settings.check(self, validation=settings.BELOW_1)
@@ -134,7 +145,7 @@ class Batches:
         classes: tuple[ClassData, Examples | None] = (ClassData(), None),
     ) -> None:
         self.data, self.size, self.seed = data, size, seed
-        self.tokenizer, self.factor, self.maker = sd.tokenizer, sd.factor, data.maker
+        self.tokenize, self.factor, self.maker = sd.tokenize, sd.factor, data.maker
         self.single = to_pixels(source.picture(0, size)) if len(source) == 1 else None
         self.texts: cache.Texts | None = None
         self.classes, others = classes
@@ -161,18 +172,18 @@ class Batches:
         """Which of them a batch shows."""
         return self.shares[0].plan
 
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, step: int) -> dict[str, Any]:
         """Returns this process's rows of the batch of a step."""
         return next(self.iterate(step, threads=0))
 
-    def mentions(self, tokens: np.ndarray) -> bool:
-        """Returns whether any of up to MOST of the source's prompts holds one of these token ids."""
-        captions = (
-            self.source.caption(i, np.random.default_rng((self.seed, i))) for i in range(min(len(self.source), MOST))
-        )
-        return any(np.isin(self.tokenizer([caption]), tokens).any() for caption in captions)
+    def mentions(self, tokens: dict[str, Any]) -> bool:
+        """Returns whether any of up to MOST of the source's prompts holds one of these ids {text encoder: [n]}."""
+        generators = ((i, np.random.default_rng((self.seed, i))) for i in range(min(len(self.source), MOST)))
+        captions = (tags.varied(self.source.caption(i, random), self.data, random) for i, random in generators)
+        said = (self.tokenize([caption]) for caption in captions)
+        return any(np.isin(ids[encoder], tokens[encoder]).any() for ids in said for encoder in tokens)
 
-    def iterate(self, start: int = 0, threads: int = THREADS) -> Iterator[dict[str, np.ndarray]]:
+    def iterate(self, start: int = 0, threads: int = THREADS) -> Iterator[dict[str, Any]]:
         """Yields this process's rows of the batches of steps start, start + 1, ...; decoding runs ahead in threads."""
         import grain
 
@@ -203,7 +214,8 @@ class Batches:
         (height, width), i = share.plan.picture(step, row - share.first)
         size = height if height == width else (height, width)
         item = share.source.example(i, size, random)
-        caption = "" if random.random() < self.data.dropout else item["caption"]
+        dropped = random.random() < self.data.dropout
+        caption = "" if dropped else tags.varied(item["caption"], self.data, random)
         return {**item, "caption": caption, "size": size, "i": i, "share": share, "random": random}
 
     def _example(self, position):
@@ -237,7 +249,7 @@ class Batches:
         return example
 
     def _ids(self, caption):
-        return np.asarray(self.tokenizer([caption])[0], np.int32)
+        return {encoder: ids[0] for encoder, ids in self.tokenize([caption]).items()}
 
 
 def _shrink(mask, factor):
@@ -277,7 +289,7 @@ def build(
     classes: ClassData = ClassData(),  # noqa: B008 a frozen value
     others: Examples | None = None,
 ) -> Batches:
-    """Returns the Batches of a run for a model (its tokenizer, its picture size, its autoencoder for the cache).
+    """Returns the Batches of a run for a model (its tokenizers, its picture size, its autoencoder for the cache).
 
     source: the examples that sources.open(data) gave; None opens them.  others: those of classes.path.
     Raises ValueError for a path that holds no pictures, and for sizes that the autoencoder cannot halve evenly.

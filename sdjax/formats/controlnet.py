@@ -42,7 +42,10 @@ class ControlNetFolder(Format):
         return Adapter(trees={KIND: control.params}, about={"config": control.network.config.to_json()})
 
     def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
-        """Writes config.json and diffusion_pytorch_model.safetensors into a folder; returns the folder."""
+        """Writes config.json and diffusion_pytorch_model.safetensors into a folder; returns the folder.
+
+        about: has no place in such a folder.
+        """
         network = ControlNet(ControlNetConfig.from_json(adapter.about["config"]))
         return controlnet.save_control(Control(adapter.trees[KIND], network), folder)
 

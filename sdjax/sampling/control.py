@@ -22,6 +22,7 @@ from sdjax.diffusion.model import Cond
 from sdjax.diffusion.samplers.plan import ROWS
 from sdjax.diffusion.wrappers import NO_PICTURE, ControlNet
 from sdjax.images import resize
+from sdjax.models.conditioner import Conditioner
 from sdjax.sampling.settings import ControlNet as ControlNetSettings
 from sdjax.stable_diffusion import StableDiffusion
 
@@ -94,7 +95,7 @@ def taken(sd: StableDiffusion) -> tuple[StableDiffusion, list[Control]]:
     return sd.replace(wrappers=rest), [Control(one.params, one.network) for one in found]
 
 
-class Steps(struct.PyTreeNode):
+class Steps(struct.PyTreeNode, Conditioner):
     """The conditioner that gives a ControlNet the weight of the current step."""
 
     weights: Any

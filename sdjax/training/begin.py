@@ -18,7 +18,6 @@ from sdjax.data.sources.source import Examples
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import format as kinds
 from sdjax.formats.storage.files import HUB_ID
-from sdjax.methods.clip import CLIP
 from sdjax.settings import prefixed
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.task import Task
@@ -124,6 +123,4 @@ def _digest(settings, sd):
 
 def _rounded(frozen, dtype):
     """Returns what does not train with weights in `dtype`; what CLIP's training left stays, as a load leaves it."""
-    kept = {name: tree for name, tree in (frozen.reference or {}).items() if name == CLIP}
-    rounded = trees.cast(frozen, dtype)
-    return rounded.replace(reference={**rounded.reference, **kept}) if kept else rounded
+    return trees.cast(frozen, dtype).with_reference(clip=frozen.reference.clip)

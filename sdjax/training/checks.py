@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sdjax import conditions
 from sdjax.data import batches, sources
 from sdjax.data.sources.source import Examples
@@ -99,8 +97,8 @@ def pictures(settings: Any) -> Examples:
 def class_pictures(settings: Any, examples: Examples) -> Examples | None:
     """Returns the examples of class_data.path, looked through; None where there is no such path.
 
-    Raises ValueError for a folder that holds fewer than class_data.count, for rows that do not fit, and where `examples`'
-    class prompts would be their own though the loss asks for them.
+    Raises ValueError for a folder that holds fewer than class_data.count, for rows that do not fit, and where the loss
+    asks for class prompts and those of `examples` would be their own.
     """
     classes = settings.class_data
     if settings.preserve and classes.identifiers and not classes.changes(examples, batches.MOST):
@@ -133,7 +131,7 @@ def _pictures_in(path):
 def said_word(method: Method, sd: StableDiffusion, data: Any) -> None:
     """Raises ValueError where no prompt holds the word that the method trains: its row would stay as it is."""
     for word in method.words:
-        if not data.mentions(np.asarray(sd.words[word])):
+        if not data.mentions(sd.words[word]):
             raise ValueError(
                 f"data.word={data.data.word!r}: no prompt holds {word!r}, which the method trains; write it into the"
                 f" captions, or set data.word={word} and data.templates=object"

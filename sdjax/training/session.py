@@ -80,7 +80,7 @@ class Session:
         """Writes previews, where the task makes pictures from words."""
         if not self.task.words:
             return
-        seen = self.settings.method.join(self.frozen, self.learned(state))
+        seen = self.settings.method.join(self.frozen, self.learned(state)).fold()
         folder, settings = self.out / "samples", self.settings
         if settings.prompts or not settings.prompts_file:
             picture = preview.write(folder / f"{step:07d}.png", settings.method, seen, self.data, settings)

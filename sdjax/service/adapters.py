@@ -1,0 +1,182 @@
+"""Work on files of adapters, without a picture.
+
+    sdjax adapters check cat.safetensors
+    sdjax adapters merge cat.safetensors:0.8 ink.safetensors:0.5 --out both.safetensors [--rank 16]
+    sdjax adapters merge cat.safetensors --format diffusers --out folder
+    sdjax adapters resize cat.safetensors --rank 8 --out small.safetensors
+    sdjax adapters extract v1-5.safetensors tuned.safetensors --rank 32 --out cat.safetensors
+
+merge sums effects: exactly, so that ranks add up, or with --rank, --energy or --ratio as the nearest product of two
+thin factors by singular values.  extract does that for the difference of two models.  --energy 0.95 keeps so many
+singular values as hold this share of the sum of squares, --ratio 20 those that are at least 1/20 of the largest.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdjax.formats import pipeline
+from sdjax.formats.adapters import about, attach, lora_tools, reading
+from sdjax.formats.adapters import format as formats
+from sdjax.formats.adapters.about import Facts
+from sdjax.formats.adapters.low_rank import Cut
+from sdjax.formats.storage import headers
+from sdjax.formats.storage.hashes import autov3
+from sdjax.methods.adapter import Adapter
+from sdjax.methods.edits import Factored
+from sdjax.service import checking
+from sdjax.service.programs import one_line
+from sdjax.settings import SettingError
+from sdjax.stable_diffusion import StableDiffusion
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command that the first argument names; returns the exit status, of check 1 where something is wrong."""
+    options = _parser().parse_args(arguments)
+    begin = time.monotonic()
+    try:
+        with one_line():
+            if options.command == "check":
+                return max(_checked(file, options.model) for file in options.files)
+            for line in {"merge": _merge, "resize": _resize, "extract": _extract}[options.command](options):
+                print(line, flush=True)
+    except SystemExit as end:
+        return end.code  # pyright: ignore[reportReturnType]  # one_line ends with a number
+    print(f"in {time.monotonic() - begin:.1f} s")
+    return 0
+
+
+def _parser():
+    made = argparse.ArgumentParser(
+        prog="sdjax adapters", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    model = "the base model; default: the shape of SD 1.5, of 2.1 or pocket, whichever fits"
+    check = commands.add_parser("check", help="what a file is, for which model, and what is wrong with it")
+    check.add_argument("files", nargs="+", metavar="FILE")
+    check.add_argument("--model", help=model)
+    merge = commands.add_parser("merge", help="several adapters as one; one alone is only written in another format")
+    merge.add_argument("files", nargs="+", metavar="FILE[:STRENGTH]")
+    resize = commands.add_parser("resize", help="a LoRA of another rank")
+    resize.add_argument("files", nargs=1, metavar="FILE")
+    extract = commands.add_parser("extract", help="a LoRA of the difference of two models")
+    extract.add_argument("base", metavar="MODEL")
+    extract.add_argument("tuned", metavar="TUNED")
+    for one in (merge, resize, extract):
+        one.add_argument("--rank", type=int, help="at most so many singular values")
+        one.add_argument("--energy", type=float, help="those that hold this share of the sum of squares")
+        one.add_argument("--ratio", type=float, help="those of at least 1/RATIO of the largest")
+        one.add_argument("--out", required=True, help="the file, or for other formats than kohya's the folder")
+        one.add_argument("--format", default="kohya", help="kohya, diffusers, peft, ...; default: kohya")
+        one.add_argument("--dtype", default="float32", choices=DTYPES, help="of the file; default: float32")
+        if one is not extract:
+            one.add_argument("--model", help=model)
+    return made
+
+
+def _cut(options):
+    return Cut(options.rank, options.energy, options.ratio)
+
+
+# ---- the commands ------------------------------------------------------------------------------
+
+
+def _merge(options) -> Iterator[str]:
+    """Yields what is said while adapters are merged."""
+    named = [attach.split(text) for text in options.files]
+    paths = [reading.locate(file) for file, _, _ in named]
+    sd, adapters = _fitting(paths, options.model)
+    weighed = [(adapter, strength) for adapter, (_, strength, _) in zip(adapters, named, strict=True)]
+    made = lora_tools.merged(weighed, sd, _cut(options))
+    if len(paths) == 1:
+        made = Adapter(made.edits, made.words, about=adapters[0].about)
+    yield from _written(made, sd, options, paths)
+
+
+def _resize(options) -> Iterator[str]:
+    """Yields what is said while an adapter gets another rank."""
+    paths = [reading.locate(options.files[0])]
+    sd, (adapter,) = _fitting(paths, options.model)
+    yield from _written(lora_tools.resized(adapter, sd, _cut(options)), sd, options, paths)
+
+
+def _extract(options) -> Iterator[str]:
+    """Yields what is said while a LoRA is taken out of a model."""
+    cut = _cut(options)
+    base = pipeline.load(options.base)
+    yield f"read {options.base}"
+    tuned = pipeline.load(options.tuned)
+    yield f"read {options.tuned}"
+    made, others = lora_tools.extracted(base, tuned, cut)
+    if others:
+        yield f"left out: {len(others)} norms, biases and embeddings, for which LoRA has no place"
+    yield from _written(made, base, options, [])
+
+
+def _fitting(paths, model) -> tuple[StableDiffusion, list[Adapter]]:
+    """Returns (the model, or the shape, that all adapters are for, the adapters)."""
+    trouble = None
+    for sd in checking.bases(model):
+        try:
+            return sd, [reading.read(path, sd) for path in paths]
+        except ValueError as error:
+            trouble = trouble or error
+    assert trouble is not None
+    raise trouble
+
+
+def _written(made: Adapter, sd: StableDiffusion, options: Any, sources: Sequence[Path]) -> Iterator[str]:
+    """Writes an adapter as the options say; yields where it lies."""
+    known = formats.known()
+    if options.format not in known or not known[options.format].holds(made):
+        able = ", ".join(name for name, kind in known.items() if kind.holds(made))
+        raise SettingError("format", options.format, f"one that holds it: {able}")
+    out = Path(options.out)
+    single = out.suffix == ".safetensors"
+    if out.exists():
+        raise SettingError("out", options.out, "a place where nothing is yet")
+    folder = out.parent if single else out
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = Facts(title=out.stem, words=_triggers(sources, made))
+    told = about.metadata(made, facts, sd)
+    if sources:
+        told["modelspec.merged_from"] = ", ".join(f"{attach.name_of(path)} ({autov3(path)})" for path in sources)
+    path = known[options.format].write(_cast(made, options.dtype), folder, told)
+    about.seal(path)
+    about.card(path, told)
+    ranks = checking.ranks(made)
+    yield f"wrote {path}, {checking.counted(made)}{f', rank {ranks}' if ranks else ''}"
+
+
+def _triggers(paths, made):
+    """Returns the words that prompts say for the merged files: of their headers, else their embeddings'."""
+    found = dict.fromkeys(made.words)
+    for path in paths:
+        if path.suffix == ".safetensors":
+            said = headers.metadata(path).get(about.TRIGGER, "")
+            found |= dict.fromkeys(filter(None, (word.strip() for word in said.split(","))))
+    return tuple(found)
+
+
+def _cast(adapter, dtype):
+    """Returns an adapter whose factors are in a type; scales stay float32."""
+
+    def cast(edit):
+        kept = {name: x if np.ndim(x) == 0 else np.asarray(x).astype(dtype) for name, x in edit.factors.items()}
+        return Factored(kept)
+
+    edits = {part: {name: cast(edit) for name, edit in some.items()} for part, some in adapter.edits.items()}
+    return Adapter(edits, adapter.words, about=adapter.about)
+
+
+def _checked(file, model) -> int:
+    """Prints what is known of a file; returns 1 where something is wrong."""
+    lines, wrong = checking.report(file, model)
+    print("\n".join([*lines, *(f"wrong: {line}" for line in wrong)]))
+    return int(bool(wrong))

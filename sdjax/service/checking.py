@@ -1,0 +1,109 @@
+"""What an adapter's file is, what model it is for, and what is wrong with it.
+
+lines, wrong = report("cat.safetensors")        # ["cat.safetensors: lora", "base: SD 1.5", ...], ["3 tensors ..."]
+"""
+
+import collections
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax import trees
+from sdjax.formats import pipeline
+from sdjax.formats.adapters import about, embeddings, reading
+from sdjax.formats.adapters import file as files
+from sdjax.formats.adapters import format as formats
+from sdjax.formats.storage.hashes import autov2, autov3
+from sdjax.methods.adapter import Adapter
+from sdjax.stable_diffusion import StableDiffusion
+
+SHAPES = {"sd15": "Stable Diffusion 1", "sd21": "Stable Diffusion 2"}
+TOLD = {"ss_base_model_version": "trained on", "ss_sd_model_name": "base", about.TRIGGER: "say", "ss_steps": "steps"}
+
+
+def bases(model: str | None = None) -> Iterator[StableDiffusion]:
+    """Yields the models that a file may be for: the given one, else built-in shapes without weights, then pocket."""
+    if model is not None:
+        yield pipeline.load(model)
+        return
+    for name in SHAPES:
+        yield pipeline.shape(name)
+    yield pipeline.load("pocket")
+
+
+def report(source: str | Path, model: str | None = None) -> tuple[list[str], list[str]]:
+    """Returns (what a file is, in lines, what is wrong with it, in lines).
+
+    Raises ValueError where it is no adapter at all, or damaged.
+    """
+    path = reading.locate(source)
+    file = files.of(path)
+    kind = formats.kind_of(file)
+    lines, wrong = [f"{source}: {kind.called or kind.name}"], _broken(file.content)
+    lines += [f"{word} {file.metadata[name]}" for name, word in TOLD.items() if file.metadata.get(name)]
+    lines.append(f"AutoV2 {autov2(path)}, AutoV3 {autov3(path)}")
+    if (said := file.metadata.get("sshs_model_hash")) and said[:12] != autov3(path):
+        wrong.append(f"its header says AutoV3 {said[:12]}: the tensors were changed since")
+    adapter, base, trouble = _read(path, kind, model)
+    if adapter is None:
+        return lines, [*wrong, *trouble]
+    lines.append(f"fits {base}")
+    if adapter.edits:
+        lines.append(f"{counted(adapter)}{f'; rank {ranks(adapter)}' if ranks(adapter) else ''}")
+    lines += [f"word {word}: {len(np.atleast_2d(_rows(rows)))} rows" for word, rows in adapter.words.items()]
+    return lines, wrong
+
+
+def _rows(rows: Any) -> Any:
+    """Returns the rows of a word, of the first text encoder where there are several."""
+    return next(iter(rows.values())) if isinstance(rows, dict) else rows
+
+
+def _read(path, kind, model):
+    """Returns (adapter, the name of the model that it fits, []), or (None, "", why it fits none)."""
+    trouble = []
+    names = [model] if model else [*SHAPES.values(), "pocket"]
+    for name, sd in zip(names, bases(model), strict=True):
+        try:
+            adapter = reading.read(path, sd)
+            embeddings.check(sd, adapter.words, path) if name not in SHAPES.values() else None
+            return adapter, name, []
+        except ValueError as error:
+            trouble.append(f"for {name}: {error}")
+    return None, "", trouble
+
+
+def _broken(content: Any, name: str = "") -> list[str]:
+    """Returns a line that counts the tensors with numbers that are not finite, [] where all are."""
+    odd = sorted(_odd(content, name))
+    return [f"{len(odd)} tensors hold numbers that are not finite: {trees.listing(odd)}"] if odd else []
+
+
+def _odd(content, name):
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _odd(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(content, list | tuple):
+        for i, value in enumerate(content):
+            yield from _odd(value, f"{name}.{i}")
+    elif isinstance(content, np.ndarray) and jnp.issubdtype(content.dtype, jnp.floating):
+        if not np.isfinite(content.astype(np.float32)).all():
+            yield name
+
+
+def counted(adapter: Adapter) -> str:
+    """Returns how many weights of each part change: "192 weights of unet, 72 of text_encoder"."""
+    parts = [f"{len(edits)} of {part}" for part, edits in adapter.edits.items() if edits]
+    return f"weights: {', '.join(parts)}" if parts else "no weights"
+
+
+def ranks(adapter: Adapter) -> str:
+    """Returns the ranks of an adapter's LoRA, the commonest first: "16", "16 (180), 8 (12)"; "" where it has none."""
+    edits = [getattr(edit, "factors", {}) for some in adapter.edits.values() for edit in some.values()]
+    found = collections.Counter(len(factors["down"]) for factors in edits if "down" in factors)
+    if len(found) == 1:
+        return str(next(iter(found)))
+    return ", ".join(f"{rank} ({count})" for rank, count in found.most_common(8))
