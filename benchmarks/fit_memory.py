@@ -109,7 +109,9 @@ def main():
         print(f"{said}: {found['GB']} GB, compiled in {found['compiled in s']} s", flush=True)
         if options.out:
             figures = json.loads(options.out.read_text()) if options.out.exists() else {}
-            command = f"python benchmarks/fit_memory.py {name}" + (f" --set {' '.join(options.set)}" * bool(options.set))
+            command = f"python benchmarks/fit_memory.py {name}" + (
+                f" --set {' '.join(options.set)}" * bool(options.set)
+            )
             figures[said] = {"command": command, **found}
             options.out.write_text(json.dumps(figures, indent=1) + "\n")
     return 0

@@ -19,7 +19,7 @@ from sdjax import trees
 from sdjax.runtime import locks, mesh, processes
 from sdjax.settings import to_json
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.training import checks, log, run
+from sdjax.training import checks, fit, log, run
 from sdjax.training.asked import SAMPLE, SAVE, STOP, Asked
 from sdjax.training.begin import begin, task_of
 from sdjax.training.checkpoint import Checkpoints
@@ -49,11 +49,16 @@ def train(settings: Train, out: str | Path) -> StableDiffusion:
 def _train(settings, out):
     """Runs a config in a folder that this process has; see train."""
     checks.alone(settings)
+    settings = fit.typed(settings)
     checks.microbatches(settings)
     examples = checks.pictures(settings)
     print(f"{mesh.described(settings.parallel)}; {settings.data.path}: {examples.about()}", flush=True)
     trained, frozen, data, base = begin(settings, examples=examples)
     settings = _lasting(settings, data)
+    if settings.fit:
+        settings, chosen = fit.fitted(settings, trained, frozen, data)
+        frozen = frozen.with_dtype(settings.compute, remat=settings.remat)
+        print(chosen)
     if settings.data.buckets:
         print(f"buckets: {data.plan.about()}")
     check_rates(settings.optim, trained)
