@@ -1,4 +1,4 @@
-"""Muon against optax's own for whole trees and against PyTorch's, whatever stacks its kernels come in."""
+"""Optimizers against optax's own for whole trees, PyTorch's and the papers; Muon in whatever stacks kernels come."""
 
 import dataclasses
 
@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from optax import contrib
 from optax.contrib import MuonDimensionNumbers, muon, scale_by_muon
 
 from sdjax.data.batches import Data
@@ -114,6 +115,77 @@ def test_weights_that_an_optimizer_evaluates_are_averaged_and_exported(monkeypat
     np.testing.assert_array_equal(states[-1]["trained"]["rows"], first)
     distance = [np.abs(states[-1]["ema"]["rows"] - other).max() for other in (wanted, first)]
     assert distance[0] < distance[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "theirs"),
+    [
+        (Optim("lion", 1e-2, betas=(0.9, 0.99)), lambda: optax.lion(1e-2, 0.9, 0.99, weight_decay=0.01)),
+        (
+            Optim("prodigy", 1.0, "cosine"),
+            lambda: contrib.prodigy(
+                optax.cosine_decay_schedule(1.0, 4), estim_lr_coef=2.0, weight_decay=0.01, safeguard_warmup=True
+            ),
+        ),
+        (
+            Optim("schedule_free", 1e-2, weight_decay=0.0, warmup=2),
+            lambda: contrib.schedule_free_adamw(1e-2, warmup_steps=2),
+        ),
+    ],
+)
+def test_kinds_are_optaxs(settings, theirs):
+    settings = dataclasses.replace(settings, clip=None)
+    ours, theirs = after(optim.optimizer(settings, 4)[0]), after(theirs())
+    for name in SHAPES:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-5, atol=1e-9, err_msg=name)
+        assert np.abs(ours[name]).max() > 0
+
+
+def test_lion_is_the_papers():
+    """Chen et al. 2023, algorithm 2, in numpy."""
+    weight = moment = np.zeros(SHAPES["d.kernel"], np.float32)
+    for step in range(4):
+        gradient = np.asarray(gradients(step)["d.kernel"])
+        weight = weight - 1e-2 * (np.sign(0.9 * moment + 0.1 * gradient) + 0.01 * weight)
+        moment = 0.99 * moment + 0.01 * gradient
+    ours = after(optim.optimizer(Optim("lion", 1e-2, betas=(0.9, 0.99), clip=None), 4)[0])
+    np.testing.assert_allclose(ours["d.kernel"], weight, rtol=1e-5, atol=1e-7)
+
+
+def test_schedule_free_is_evaluated_at_its_average():
+    """Defazio et al. 2024, equations 1 to 3 with Adam's scale, in numpy; also where weights come as one vector."""
+    tx, evaluate = optim.optimizer(Optim("schedule_free", 1e-2, weight_decay=0.0, clip=None), 4)
+    params = jax.tree.map(jnp.ones_like, gradients(0))
+    state = tx.init(params)
+    x = z = np.ones(SHAPES["d.kernel"])
+    second = 0.0
+    for step in range(4):
+        updates, state = tx.update(gradients(step), state, params)
+        params = optax.apply_updates(params, updates)
+        gradient = np.asarray(gradients(step)["d.kernel"], np.float64)
+        second = 0.999 * second + 0.001 * gradient**2
+        z = z - 1e-2 * gradient / (np.sqrt(second / (1 - 0.999 ** (step + 1))) + 1e-8)
+        x = x + (z - x) / (step + 1)
+    np.testing.assert_allclose(evaluate(state, params)["d.kernel"], x, rtol=1e-5)
+    assert np.abs(params["d.kernel"] - x).max() > 1e-4  # not where the gradient is taken
+
+
+def test_kinds_that_need_other_settings_say_so():
+    with pytest.raises(ValueError, match="^lr=0.0001: .*expected about 1 with kind=prodigy"):
+        Optim("prodigy")
+    with pytest.raises(ValueError, match="^schedule='cosine': expected 'constant' with kind=schedule_free"):
+        Optim("schedule_free", schedule="cosine")
+
+
+def test_gradients_and_rates_are_told_by_group():
+    tree = {"unet": {"a": jnp.full(4, 3.0)}, "text_encoder": {"b": jnp.full(9, 1.0)}}
+    tx, _ = optim.optimizer(Optim("prodigy", 1.0), 4)
+    told = optim.gradients(tree, tx.init(tree))
+    assert {name: pytest.approx(float(value)) for name, value in told.items()} == {
+        "gradient": 45**0.5, "gradient.unet": 6.0, "gradient.text_encoder": 3.0, "found": 1e-6,
+    }  # fmt: skip
+    assert set(optim.gradients({"rows": jnp.ones(3)}, ())) == {"gradient"}
+    assert optim.rates(Optim(rates=(("^text", 0.5),)), 1e-3) == {"rate": 1e-3, "rate.^text": 5e-4}
 
 
 def test_a_states_first_weights_are_those_of_the_split_and_nothing_is_shared():

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 NAME, CAPTION = "[name]", "[filewords]"
+PHOTO = f"a photo of {NAME}"
 MAX_BYTES = 1 << 16  # of a template file
 
 
@@ -50,8 +51,10 @@ FACE = NORMAL + _lines(
     "portrait of the [name] | photo realistic portrait of [name]"
 )
 ART = NORMAL + _lines("art of [name] | art by [name]")
+TRIGGER = (f"{NAME}, {CAPTION}",)  # without a caption: PHOTO
 TEMPLATES = {
     "captions": (CAPTION,),
+    "trigger": TRIGGER,
     "none": ("",),
     "object": OBJECT,
     "style": STYLE,
@@ -71,7 +74,10 @@ class Prompts:
     word: str = ""
 
     def __call__(self, caption: str, random: np.random.Generator) -> str:
-        return fill(self.templates[random.integers(len(self.templates))], self.word, caption or self.word)
+        template = self.templates[random.integers(len(self.templates))]
+        if not caption and template in TRIGGER:
+            template = PHOTO
+        return fill(template, self.word, caption or self.word)
 
 
 def make(templates: str = "captions", word: str = "") -> Prompts:

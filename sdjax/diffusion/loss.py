@@ -2,6 +2,7 @@
 
     loss, metrics = diffusion_loss(sd, batch, key)
     loss, metrics = diffusion_loss(sd, batch, key, weighting=partial(snr_weight, gamma=5.0))
+    loss, metrics = diffusion_loss(sd, batch, key, error=partial(huber, c=0.1), pyramid=0.3)
 
 A method of another target, error, weighting or penalty calls it with its own, as its `loss`.
 `sd` needs: schedule, encode(pixels, keys), latents(moments, keys), condition(ids) and
@@ -18,17 +19,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, Key, Num
 
 from sdjax import trees
+from sdjax.diffusion import noise as noises
 from sdjax.diffusion import schedule as noising
+from sdjax.diffusion.errors import squared
 from sdjax.diffusion.model import Model
 from sdjax.diffusion.schedule import Schedule, add_noise, snr
 from sdjax.models.cond import Cond
 
-LOSS_ALONE = ("pixels", "moments", "ids", "index", "weight", "mask")  # of a batch: no concern of the network
-
-
-def squared(prediction: Float[Array, "B ..."], target: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-    """Returns the squared error of every number."""
-    return (prediction - target) ** 2
+LOSS_ALONE = ("pixels", "moments", "ids", "class_ids", "index", "weight", "mask")  # no concern of the network
+MOST_SNR = 1000.0  # of the debiased weight, which at time 0 of a schedule without noise would be 0; as kohya has it
 
 
 def diffusion_loss(
@@ -38,23 +37,28 @@ def diffusion_loss(
     step: Int[Array, ""] | int | None = None,
     *,
     target: Callable = noising.target,
-    error: Callable[[Array, Array], Array] = squared,
+    error: Callable[[Schedule, Array, Array, Array], Array] = squared,
     weighting: Callable | None = None,
     regularisers: Sequence[Callable] = (),
     noise_offset: float = 0.0,
+    pyramid: float = 0.0,
+    perturbation: float = 0.0,
     told: Cond = Cond(),  # noqa: B008 a frozen value
 ) -> tuple[Array, dict[str, Array]]:
     """Returns (mean over the batch of weight * (weighting * error + penalty), metrics), all float32.
 
     target: target(schedule, z, noise, t), what the network shall predict [B h w c].
-    error: error(prediction, target) of every number; its mean over one example counts, or over the area of
+    error: error(schedule, t, prediction, target) of every number (errors.py); its mean over one example counts, or over the area of
     batch["mask"] [B h w 1] where there is one: sum(mask * square) / sum(mask), so that a small subject counts as much
     as a large one (our choice; dividing by the whole area is the other custom).  A mask of zeros gives no error.
     weighting: weighting(schedule, t) [B], factors of the errors, such as snr_weight; None: all times alike.
-    regularisers: each (sd, z_t, t, cond, prediction) -> [B], added to the penalty; see preservation.
+    regularisers: each (sd, batch, z_t, t, cond, prediction) -> [B], added to the penalty; see preservation.
     penalty: with them aux["penalty"] [B] of the conditioners, e.g. the size of an encoder's offset.
     noise_offset: standard deviation of a constant added to each channel's noise, 0.05 to 0.1 for darker and brighter
     pictures.
+    pyramid: discount of coarser noise that is added, see noise.pyramid; 0 for none.
+    perturbation: deviation of further noise that z_t has and the target does not, 0.1 in Ning et al. 2023, "Input
+    Perturbation Reduces Exposure Bias in Diffusion Models" (arXiv 2301.11706).
     batch: "pixels" [B H W 3] or "moments" [B h w 2c] (mean and log-variance of the unscaled latent), "ids" [B L],
     "index" [B], "weight" [B] if not all 1; whatever else it holds goes to the conditioners and wrappers in cond.own.
     told: what the task tells the network beside the words.
@@ -64,36 +68,45 @@ def diffusion_loss(
     draw_time = jax.vmap(lambda k: jax.random.randint(k, (), 0, schedule.num_train_timesteps))
     z = latents(sd, batch, trees.example_keys(k_latent, index))
     t = draw_time(trees.example_keys(k_time, index))
-    noise = draw(trees.example_keys(k_noise, index), z.shape[1:])
+    noise = noises.normal(trees.example_keys(k_noise, index), z.shape[1:])
+    if pyramid:
+        noise = noises.pyramid(noise, trees.example_keys(trees.named_key(key, "pyramid"), index), pyramid)
     if noise_offset:
-        noise += noise_offset * draw(trees.example_keys(k_offset, index), (1,) * (z.ndim - 2) + z.shape[-1:])
+        noise += noise_offset * noises.normal(trees.example_keys(k_offset, index), (1,) * (z.ndim - 2) + z.shape[-1:])
+    seen = noise
+    if perturbation:
+        more = trees.example_keys(trees.named_key(key, "perturbation"), index)
+        seen = noise + perturbation * noises.normal(more, z.shape[1:])
 
     own = {name: value for name, value in batch.items() if name not in LOSS_ALONE}
     cond = told.over(sd.condition(batch["ids"])).with_own(**own)
-    z_t = add_noise(schedule, z, noise, t)
+    z_t = add_noise(schedule, z, seen, t)
     prediction, aux = sd.denoise(z_t, t, cond, i=0)
-    wrong = masked_mean(error(prediction.astype(jnp.float32), target(schedule, z, noise, t)), batch.get("mask"))
+    wrong = error(schedule, t, prediction.astype(jnp.float32), target(schedule, z, noise, t))
+    wrong = masked_mean(wrong, batch.get("mask"))
     penalty = jnp.broadcast_to(jnp.asarray(aux.get("penalty", 0.0), jnp.float32), wrong.shape)
     for regulariser in regularisers:
-        penalty += regulariser(sd, z_t, t, cond, prediction)
+        penalty += regulariser(sd, batch, z_t, t, cond, prediction)
     factor = 1.0 if weighting is None else weighting(schedule, t)
     loss = jnp.mean(batch.get("weight", 1.0) * (factor * wrong + penalty))
     return loss, {"error": jnp.mean(wrong), "penalty": jnp.mean(penalty)}
 
 
-def preservation(strength: float) -> Callable:
-    """Returns a regulariser: strength times the mean squared difference from what the model predicted before, [B].
+def preservation(strength: float, before: Model) -> Callable:
+    """Returns a regulariser that holds on to what a model predicted before training: strength times the mean squared
+    difference from `before`'s prediction at the same z_t and t, [B].
 
-    The weights from before are sd.reference["base"] (Full(keep=True)).  In the manner of Li and Hoiem 2016, "Learning
-    without Forgetting": the old outputs on the new examples are targets of their own.
+    Both predict from batch["class_ids"], the prompts of the class, where there are such: DreamBooth's prior
+    preservation without class pictures, as ai-toolkit's diff_output_preservation.  Else from the example's own prompts,
+    in the manner of Li and Hoiem 2016, "Learning without Forgetting".
     """
 
-    def regulariser(sd, z_t, t, cond, prediction):
-        parts = {part: trees.merge(sd.parts[part], tree) for part, tree in sd.reference["base"].items()}
-        base = sd.with_parts(**parts)
-        told = base.condition(cond.words["text_encoder"]["ids"]).over(cond)
-        before, _ = base.denoise(z_t, t, told, i=0)
-        return strength * masked_mean(squared(prediction, jax.lax.stop_gradient(before)))
+    def regulariser(sd, batch, z_t, t, cond, prediction):
+        ids = batch.get("class_ids", batch["ids"])
+        if "class_ids" in batch:
+            prediction, _ = sd.denoise(z_t, t, sd.condition(ids).over(cond), i=0)
+        wanted, _ = before.denoise(z_t, t, before.condition(ids).over(cond), i=0)
+        return strength * masked_mean((prediction - jax.lax.stop_gradient(wanted)) ** 2)
 
     return regulariser
 
@@ -102,11 +115,6 @@ def latents(sd: Model, batch: Mapping[str, Any], keys: Key[Array, " B"]) -> Floa
     """Returns scaled latents [B h w c], drawn from the cached moments or encoded from the pixels.  keys: [B]."""
     z = sd.latents(batch["moments"], keys) if "moments" in batch else sd.encode(batch["pixels"], keys)
     return z.astype(jnp.float32)
-
-
-def draw(keys: Key[Array, " B"], shape: tuple[int, ...]) -> Float32[Array, "B ..."]:
-    """Returns one standard normal array per key, float32 [B *shape]."""
-    return jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(keys)
 
 
 def masked_mean(square: Float[Array, "B ..."], mask: Num[Array, "B h w 1"] | None = None) -> Float32[Array, " B"]:
@@ -129,3 +137,14 @@ def snr_weight(schedule: Schedule, t: Num[Array, " B"], gamma: float) -> Float32
         return jnp.minimum(1.0, gamma / ratio)  # finite at zero SNR
     clamped = jnp.minimum(ratio, gamma)
     return clamped / (ratio + 1.0) if schedule.prediction_type == "v_prediction" else clamped
+
+
+def debiased(schedule: Schedule, t: Num[Array, " B"]) -> Float32[Array, " B"]:
+    """Returns 1 / sqrt(snr); 1 / (snr + 1) of models that predict v, sqrt(snr) of x0.  float32 [B], snr <= MOST_SNR.
+
+    Times of much noise count more: an error of the noise there is a larger error of the picture.
+    Source: Yu et al. 2023, "Debias the Training of Diffusion Models" (arXiv 2310.08442), for models that predict the
+    noise; that of v is kohya's sd-scripts', that of x0 ours: an error of the noise is snr times one of x0.
+    """
+    ratio = jnp.minimum(snr(schedule, t), MOST_SNR)
+    return {"epsilon": ratio**-0.5, "v_prediction": 1 / (ratio + 1), "sample": ratio**0.5}[schedule.prediction_type]

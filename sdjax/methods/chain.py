@@ -49,6 +49,12 @@ class Chain(Method):
             frozen = part.join(frozen, trained[str(i)], _folded(key, i))
         return frozen
 
+    def before(self, frozen: StableDiffusion) -> StableDiffusion:
+        """Returns sd as it was before any part trained."""
+        for part in reversed(self.parts):
+            frozen = part.before(frozen)
+        return frozen
+
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
         """Returns the parts' adapters as one; None where one of them is a whole model and none belongs into a model.
 

@@ -56,6 +56,13 @@ class Full(Method):
         sd = sd.with_parts(**rest)
         return trained, sd.replace(reference={**(sd.reference or {}), BASE: trees.copy(trained)}) if self.keep else sd
 
+    def before(self, frozen: StableDiffusion) -> StableDiffusion:
+        """Returns sd with the weights as they were; raises SettingError where they were not kept."""
+        if not self.keep:
+            raise SettingError("keep", False, "True, where the loss looks back at the model before training")
+        base = (frozen.reference or {})[BASE]
+        return frozen.with_parts(**{part: trees.merge(frozen.parts[part], base[part]) for part in self.parts})
+
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with the trained weights in their places."""
         return frozen.with_parts(**{part: trees.merge(frozen.parts[part], trained[part]) for part in self.parts})

@@ -62,6 +62,13 @@ class Method(Protocol):
         """
         ...
 
+    def before(self, frozen: StableDiffusion) -> StableDiffusion:
+        """Returns the model as it predicted before training, for a loss that holds on to that (loss.preservation).
+
+        By default `frozen` itself: a method whose split takes weights out keeps them elsewhere, or raises SettingError.
+        """
+        return frozen
+
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
         """Returns what was learned, in memory; None where that is a whole model.
 

@@ -11,6 +11,7 @@ import jax
 
 from sdjax import tasks, trees
 from sdjax.data import batches
+from sdjax.data.batches import Data
 from sdjax.data.sources.source import Examples
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import format as kinds
@@ -41,6 +42,7 @@ def begin(
     method, key = settings.method, jax.random.key(settings.seed)
     if examples is None and (pictures or method.look is not None or method.finish is not None):
         examples = checks.pictures(settings)
+    others = None if examples is None else checks.class_pictures(settings, examples)
     # In float32, from which training starts whatever `frozen` is.
     loaded = pipeline.load(settings.model, vision=settings.vision or None, perceptual=settings.perceptual or None)
     if loaded.conditioners:
@@ -59,13 +61,19 @@ def begin(
     del loaded, sd  # gigabytes, where `frozen` is now something else
     data = picture = None
     if examples is not None:
-        kept = settings.data.encode and not (method.pixels or task.pixels)
-        data = batches.build(replace(settings.data, encode=kept), frozen, settings.seed, examples)
+        classes = settings.class_data if settings.preserve else replace(settings.class_data, identifiers=())
+        data = batches.build(shown(settings, task), frozen, settings.seed, examples, classes, others)
         checks.said_word(method, frozen, data)
         if method.look is not None and data.single is not None:
             picture = data.single
             frozen = method.look(frozen, trained, picture)
     return trained, frozen, data, trees.digest((model, trained if settings.init else None, picture))
+
+
+def shown(settings: Train, task: Task) -> Data:
+    """Returns the run's Data settings; `encode` only where neither method nor task needs pixels."""
+    encode = settings.data.encode and not (settings.method.pixels or task.pixels)
+    return replace(settings.data, encode=encode)
 
 
 def task_of(settings: Train, sd: StableDiffusion) -> Task:

@@ -11,6 +11,7 @@ import os
 import shutil
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # what the errors of a dam
 
 
 class Checkpoints:
-    """The checkpoints in one folder."""
+    """The checkpoints in one folder: the newest `keep`, and those whose steps are in `kept`."""
 
     def __init__(self, folder: Path, keep: int = 3) -> None:
+        self.folder, self.damaged, self.kept = folder.absolute(), set(), set()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+            preservation_policy=_Kept(keep, self.kept), cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
-        self.folder, self.damaged = folder.absolute(), set()
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, state: dict[str, Any], base: str, wait: bool = False) -> None:
@@ -48,15 +49,18 @@ class Checkpoints:
         """Waits until everything that was saved is on disk."""
         self.manager.wait_until_finished()
 
-    def restore(self, like: dict[str, Any], base: str) -> dict[str, Any] | None:
+    def restore(self, like: dict[str, Any], base: str, steps: Sequence[int] | None = None) -> dict[str, Any] | None:
         """Returns the newest whole state, or None where there is none; `like`: a state of the same shapes.
 
+        steps: those that are looked for; None for all.
         The names of damaged ones are in `damaged` then, those of earlier times too.
         Raises ValueError when the checkpoints belong to another base model or another set of weights, and
         PermissionError where one may not be read.
         """
         self.damaged = {path.name for path in self.folder.glob("*.damaged")}
         for step in sorted(self.manager.all_steps(), reverse=True):
+            if steps is not None and step not in steps:
+                continue
             meta = self._read(step, "meta", ocp.args.JsonRestore())
             if meta is not None:
                 _fits(meta, like, base)
@@ -95,6 +99,17 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for pending writes and stops the background threads."""
         self.manager.close()
+
+
+class _Kept:
+    """Orbax's preservation policy: the newest n checkpoints, and those of `steps`."""
+
+    def __init__(self, n, steps):
+        self.n, self.steps = n, steps
+
+    def should_preserve(self, checkpoints, *, context):
+        newest = sorted(one.step for one in checkpoints)[-self.n :]
+        return [one.step in self.steps or one.step in newest for one in checkpoints]
 
 
 def _fits(meta, like, base):

@@ -7,18 +7,21 @@ checks.model(settings, sd)                                       and the model
 checks.said_word(method, sd, data)                               and the prompts
 """
 
+import operator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sdjax.data import sources
+from sdjax.data import batches, sources
 from sdjax.data.sources.source import Examples
+from sdjax.images import reading
 from sdjax.methods.chain import Chain
 from sdjax.methods.full import Full
 from sdjax.methods.method import Method
 from sdjax.runtime import mesh
-from sdjax.settings import SettingError
+from sdjax.settings import SettingError, prefixed
 from sdjax.stable_diffusion import StableDiffusion
 
 LARGE = 512  # pixels that pictures are decoded for where neither settings nor a model say a size yet
@@ -44,10 +47,9 @@ def alone(settings: Any) -> None:
         trained = ", ".join(map(repr, words))
         raise SettingError("data.word", settings.data.word, f"what the method trains: {trained} ('' follows it)")
     if method.loss is not None:
-        for name, value in (("min_snr", settings.min_snr), ("noise_offset", settings.noise_offset),
-                            ("preserve", settings.preserve), ("task", settings.task),
-                            ("data.mask", settings.data.mask)):  # fmt: skip
-            if value:
+        for name in ("min_snr", "debiased", "huber", "noise_offset", "pyramid", "perturbation", "preserve", "task",
+                     "data.mask", "class_data.path"):  # fmt: skip
+            if value := operator.attrgetter(name)(settings):
                 raise SettingError(name, value, f"none: {type(method).__name__} has a loss of its own, without it")
     if settings.data.concept and method.look is None:
         raise SettingError("data.concept", settings.data.concept, "'': only E4T looks at a picture")
@@ -57,7 +59,7 @@ def alone(settings: Any) -> None:
         if "vae" in names or ("image_encoder" in names and len(parts) == 1):
             taught = "unet and text_encoder, and image_encoder beside E4T; an autoencoder learns by Vae"
             raise SettingError("method.parts", names, f"what the diffusion loss teaches: {taught}")
-    if settings.preserve and not any(isinstance(part, Full) and part.keep for part in parts):
+    if settings.preserve and any(isinstance(part, Full) and not part.keep for part in parts):
         raise SettingError("preserve", settings.preserve, "0, or a Full with keep=True")
 
 
@@ -74,7 +76,46 @@ def pictures(settings: Any) -> Examples:
             f"one picture, not {len(examples)}: this method looks at one (or data.concept=same)",
         )  # fmt: skip
     examples.check(settings.data.size or LARGE)
+    if isinstance(settings.data.validation, str) and settings.data.validation:
+        try:
+            sources.open(batches.measured(settings.data)).check(settings.data.size or LARGE)
+        except ValueError as error:
+            raise ValueError(f"data.validation: {error}") from None
     return examples
+
+
+def class_pictures(settings: Any, examples: Examples) -> Examples | None:
+    """Returns the examples of class_data.path, looked through; None where there is no such path.
+
+    Raises ValueError for a folder that holds fewer than class_data.count, for rows that do not fit, and where `examples`'
+    class prompts would be their own though the loss asks for them.
+    """
+    classes = settings.class_data
+    if settings.preserve and classes.identifiers and not classes.changes(examples, batches.MOST):
+        raise SettingError(
+            "class_data.identifiers", classes.identifiers, "words of the subject's prompts, such as that of data.word",
+            "no prompt holds one, so that class and subject would have the same",
+        )  # fmt: skip
+    if not classes.path:
+        return None
+    with prefixed("class_data"):
+        classes.rows_of(settings.data.batch)
+        draws = "python train/class_images.py RECIPE with the same settings draws what it lacks"
+        if not _pictures_in(classes.path):
+            raise SettingError("path", classes.path, "a folder of pictures of the class", draws)
+        others = sources.open(classes.data(settings.data))
+        if len(others) < classes.count:
+            raise SettingError("count", classes.count, f"at most {len(others)}, as {classes.path} has", draws)
+    others.check(settings.data.size or LARGE)
+    return others
+
+
+def _pictures_in(path):
+    """Returns whether a path may be opened: a folder only with pictures in it."""
+    place = Path(path)
+    if place.is_dir():
+        return any(file.suffix.lower() in reading.SUFFIXES for file in place.rglob("*"))
+    return sources.matching(path) is not None
 
 
 def said_word(method: Method, sd: StableDiffusion, data: Any) -> None:

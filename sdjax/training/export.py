@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from sdjax import methods
 from sdjax.data import sources
 from sdjax.data.batches import Data
+from sdjax.data.classes import ClassData
 from sdjax.formats.storage import files
 from sdjax.methods.method import Method
 from sdjax.runtime import members
 from sdjax.settings import CLASS, from_json, names
-from sdjax.training import facts, optim, run
+from sdjax.training import facts, optim, run, validation
 from sdjax.training.begin import begin
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.optim import Optim
@@ -39,7 +40,8 @@ def write(
 ) -> tuple[Path, int]:
     """Writes what a run would have exported at a checkpoint; returns (path, step).
 
-    source: RUN or RUN/checkpoints/STEP.  step: of the checkpoint; None for the newest whole one.
+    source: RUN or RUN/checkpoints/STEP.  step: of the checkpoint; None for that of the smallest validation error where
+    the run exports it, else the newest whole one.
     told: the run's settings, where they are read already.
     weights: "ema" or "raw"; None for those that the run exports, its moving average where it has one.
     Raises ValueError for a folder that is no run, a step or weights that it has not, another base model, and when no
@@ -55,7 +57,10 @@ def write(
     if averaged and not told.ema:
         raise ValueError(f"weights='ema': {folder} kept no moving average (ema=0); accepted is raw")
     method = told.method
-    wanted = _checkpoints(folder, named if step is None else step)
+    step = named if step is None else step
+    if step is None and told.best and (best := validation.best(validation.history(folder / validation.FILE))):
+        step = best[0]
+    wanted = _checkpoints(folder, step)
     trained, frozen, data, base = begin(told, pictures=False, fresh=False)
     state, evaluate = _restored(wanted, told, trained, base)
     tree = state["ema"] if averaged else evaluate(state["opt"], state["trained"])
@@ -85,7 +90,7 @@ def read(folder: str | Path, recipe: str | None = None) -> Train:
     Raises ValueError for what a run does not write.
     """
     path, own = Path(folder) / "config.json", names(recipe).values() if recipe else ()
-    classes = {kind.__name__: kind for kind in (Train, Data, Optim)}
+    classes = {kind.__name__: kind for kind in (Train, Data, ClassData, Optim)}
     classes |= {**methods.known(), **sources.known(), **members.of(own, Method)}
     try:
         found = from_json(_moved(files.read_json(path)), classes)

@@ -7,7 +7,8 @@ Order of a run: model, split, data, optimizer, checkpoint (the newest whole one,
 export.  Run again with the same folder, it goes on from the newest checkpoint, to the same bits.
 """
 
-import signal
+import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,10 +19,12 @@ from sdjax import trees
 from sdjax.runtime import locks, mesh, processes
 from sdjax.settings import to_json
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.training import checks, facts, log, preview, run
+from sdjax.training import checks, log, run
+from sdjax.training.asked import SAMPLE, SAVE, STOP, Asked
 from sdjax.training.begin import begin, task_of
 from sdjax.training.checkpoint import Checkpoints
-from sdjax.training.optim import check_rates, optimizer, rate
+from sdjax.training.optim import check_rates, optimizer, rate, rates
+from sdjax.training.session import EXPORT, MEASURE, Session
 from sdjax.training.settings import Train
 from sdjax.training.step import initial_state, of_run
 
@@ -45,73 +48,81 @@ def train(settings: Train, out: str | Path) -> StableDiffusion:
 
 def _train(settings, out):
     """Runs a config in a folder that this process has; see train."""
-    method = settings.method
     checks.alone(settings)
     checks.microbatches(settings)
     examples = checks.pictures(settings)
     print(f"{mesh.described(settings.parallel)}; {settings.data.path}: {examples.about()}", flush=True)
     trained, frozen, data, base = begin(settings, examples=examples)
+    settings = _lasting(settings, data)
     check_rates(settings.optim, trained)
     tx, evaluate = optimizer(settings.optim, settings.steps)
-    numbers = trees.count(trained)
+    numbers, task = trees.count(trained), task_of(settings, frozen)
     state = initial_state(trained, tx, settings.ema)
     del trained  # it is the state's
-    task = task_of(settings, frozen)
     place, advance = mesh.compile(of_run(settings, tx, evaluate, task), settings.parallel, settings.data.batch)
     checkpoints, state = _resumed(out, settings, state, base, run.mark(examples))
     state, fixed = place.state(state), place.frozen(frozen)
-
-    def learned(state):
-        state = place.gather(state)
-        return state["ema"] if settings.ema else evaluate(state["opt"], state["trained"])
-
-    def show(step, state):
-        seen = method.join(frozen, learned(state))
-        picture = preview.write(out / "samples" / f"{step:07d}.png", method, seen, data, settings)
-        if picture is not None:
-            told.picture(step, "samples", picture)
-
     start = int(place.gather(state)["step"])
-    print(f"{type(method).__name__}: {numbers:,} numbers trained, {trees.count(frozen):,} frozen; "
+    print(f"{type(settings.method).__name__}: {numbers:,} numbers trained, {trees.count(frozen):,} frozen; "
           f"{'resumed at step ' + str(start) if start else 'from the start'}; in {out}")  # fmt: skip
+    asked = Asked(out)
     told = log.Log(out, start, settings.steps, out.name, log.boards(out, settings.wandb, to_json(settings)))
-    stop = _Stop()
-    previous, schedule = None, rate(settings.optim, settings.steps)
-    try:
-        for n, batch in zip(range(start, settings.steps), data.iterate(start), strict=False):
-            state, metrics = advance(state, fixed, place.batch(batch))
-            loss = _finite(previous)  # one step late, so that the device never waits
-            previous, stopped, last = (n + 1, metrics), stop.asked, n + 1 == settings.steps
-            saves = stopped or _due(n + 1, settings.checkpoint, last)
-            logs, shows = _due(n + 1, settings.log, last), _due(n + 1, settings.previews) and task.words
-            if saves or logs or shows or last:
-                _finite(previous)  # what waits for the device anyway: nothing is written of a step that went wrong
-            if saves:
-                checkpoints.save(place.gather(state), base, wait=stopped)
-            if stopped:
-                told.event(n + 1, "stopped")
-                raise SystemExit(BEFORE_STOP)
-            if logs:
-                told.metrics(n + 1, {**metrics, "rate": schedule(n)})
-            told.advance(n + 1, loss)
-            if shows:
-                show(n + 1, state)
-    finally:
-        stop.release()
-        checkpoints.wait()
-        checkpoints.close()
-        told.close()
-    return _finished(settings, frozen, learned(state), data, out, int(place.gather(state)["step"]))
+    with contextlib.closing(checkpoints):
+        try:
+            session = Session(settings, out, start, frozen, data, task, place, evaluate, checkpoints, base, told)
+            numbers = range(start, start if session.over else settings.steps)
+            state = _steps(session, state, numbers, lambda state, rows: advance(state, fixed, rows), asked)
+        finally:
+            asked.release()
+            checkpoints.wait()
+            told.close()
+        return session.end(state)
 
 
-def _finished(settings, frozen, weights, data, out, step):
-    """Writes the export, says how it is used, and returns the joined model."""
-    method = settings.method
-    if method.finish is not None:
-        frozen, weights = method.finish(frozen, weights, data)
-    result, use = run.export(method, frozen, weights, out / "export", **facts.told(settings, out, step))
-    print("\n  ".join([f"result: {result}", *(line.replace("MODEL", settings.model) for line in use)]))
-    return method.join(frozen, weights).fold()
+def _steps(session, state, numbers, advance, asked):
+    """Trains for the steps of these numbers, or until a stop is asked for; returns the state after the last one."""
+    settings, told, previous = session.settings, session.told, None
+    schedule = rate(settings.optim, settings.steps)
+    for n, batch in zip(numbers, session.data.iterate(numbers.start), strict=False):
+        state, metrics = advance(state, session.place.batch(batch))
+        loss = _finite(previous)  # one step late, so that the device never waits
+        previous, files = (n + 1, metrics), asked.now()
+        last, stopped = n + 1 == numbers.stop or STOP in files, asked.terminated
+        wanted = _wanted(settings, n + 1, last, files)
+        if wanted or last or stopped:
+            _finite(previous)  # what waits for the device anyway: nothing is written of a step that went wrong
+        if SAVE in wanted or stopped:
+            session.save(state, wait=stopped)
+        if stopped:
+            told.event(n + 1, "stopped")
+            raise SystemExit(BEFORE_STOP)
+        if "log" in wanted:
+            told.metrics(n + 1, {**metrics, **rates(settings.optim, float(schedule(n)))})
+        told.advance(n + 1, loss)
+        session.after(n + 1, state, wanted)
+        for name in sorted(files):
+            told.event(n + 1, name)
+        asked.done(files)
+        if last or session.over:
+            break
+    return state
+
+
+def _wanted(settings, step, last, files):
+    """Returns the names of what is due after a step, and of what files ask for."""
+    due = {
+        SAVE: _due(step, settings.checkpoint, last) or files & {SAVE, STOP},
+        SAMPLE: _due(step, settings.previews) or SAMPLE in files,
+        EXPORT: _due(step, settings.export_every) or SAVE in files,
+        MEASURE: _due(step, settings.validate, last) and bool(settings.data.validation),
+        "log": _due(step, settings.log, last),
+    }
+    return {name for name, is_due in due.items() if is_due}
+
+
+def _lasting(settings, data):
+    """Returns the settings with as many steps as `epochs` are."""
+    return replace(settings, steps=data.steps(settings.epochs)) if settings.epochs else settings
 
 
 def _resumed(out, settings, state, base, pictures):
@@ -144,21 +155,3 @@ def _finite(pair):
             said = f"the {name} of step {pair[0]} is {value if name == 'loss' else 'not finite'}"
             raise FloatingPointError(f"{said}; the last good checkpoint is untouched; a lower optim.lr may help")
     return float(pair[1]["loss"]) if pair else None
-
-
-class _Stop:
-    """Remembers a SIGTERM until the step is over."""
-
-    def __init__(self):
-        self.asked = False
-        try:
-            self.before = signal.signal(signal.SIGTERM, self._ask)
-        except ValueError:  # not the main thread, as in a web server: somebody else handles signals there
-            self.before = None
-
-    def _ask(self, *_):
-        self.asked = True
-
-    def release(self):
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)

@@ -1,4 +1,4 @@
-"""Optimizers from optax: rate schedules, clipping, per-name rates, Muon, and factored states for large models.
+"""Optimizers from optax: rate schedules, clipping, per-name rates, and what of them a run tells.
 
 tx, evaluate = optimizer(Optim(lr=1e-4, schedule="cosine", warmup=100), steps=1000)
 """
@@ -13,13 +13,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
+from optax.contrib import prodigy, schedule_free, schedule_free_eval_params
 
 from sdjax import trees
 from sdjax.settings import ABOVE_0, FROM_0, FROM_1, TO_1, SettingError, check, check_pattern
 from sdjax.training import muon
 
-KINDS = ("adamw", "muon", "adafactor", "sgd")
+KINDS = ("adamw", "muon", "adafactor", "sgd", "lion", "prodigy", "schedule_free")
 SCHEDULES = ("constant", "cosine", "linear")
+NOTHING = optax.identity()  # in the place of what is not asked for, so that a run may go on with or without it
 Evaluate = Callable[[Any, Any], Any]  # (optimizer's state, trained) -> trained
 
 
@@ -28,9 +30,12 @@ class Optim:
     """An optimizer's settings.
 
     kind: adamw; muon (kernels as matrices, all else as adamw does: more from each of few steps); adafactor (second
-    moments factored, no first: about 1/100 of AdamW's state); sgd.
+    moments factored, no first: about 1/100 of AdamW's state); sgd; lion (one moment; a third of AdamW's rate and three
+    times its decay); prodigy (finds the rate itself: lr=1, schedule=cosine); schedule_free (AdamW whose average is
+    evaluated and exported, in place of a falling rate).
     schedule: of the rate after `warmup` steps, falling to `end` times lr at the run's last step.
     clip: largest global norm of a gradient; None for no clipping.  accumulate: microbatches per step.
+    betas: of the moments; Lion's authors take (0.9, 0.99).  growth: factor of the rate that prodigy finds.
     rates: (pattern, factor) pairs; a trained weight whose dotted name matches learns at factor * lr (first match).
     """
 
@@ -44,16 +49,24 @@ class Optim:
     clip: float | None = 1.0
     accumulate: int = 1
     rates: tuple[tuple[str, float], ...] = ()
+    growth: float = 2.0  # d_coef, as Prodigy's users share it
 
     def __post_init__(self):
         check(
             self, kind=KINDS, schedule=SCHEDULES, lr=FROM_0, warmup=FROM_0, end=TO_1,
-            weight_decay=FROM_0, accumulate=FROM_1,
+            weight_decay=FROM_0, accumulate=FROM_1, growth=ABOVE_0,
         )  # fmt: skip
         if self.clip is not None:
             check(self, clip=ABOVE_0)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise SettingError("betas", self.betas, "two numbers from 0 to below 1")
+        if self.kind == "prodigy" and 0 < self.lr < 0.01:
+            raise SettingError(
+                "lr", self.lr, "about 1 with kind=prodigy", "it is a factor of the rate that Prodigy finds"
+            )
+        if self.kind == "schedule_free" and (self.schedule != "constant" or not self.betas[0]):
+            name, wanted = ("schedule", "'constant'") if self.betas[0] else ("betas", "a first number above 0")
+            raise SettingError(name, getattr(self, name), f"{wanted} with kind=schedule_free")
         for pattern, factor in self.rates:
             if not 0 <= factor < math.inf:
                 raise SettingError("rates", self.rates, "factors from 0, as in (('to_k', 0.5),)")
@@ -75,27 +88,41 @@ def rate(optim: Optim, steps: int) -> optax.Schedule:
 def optimizer(optim: Optim, steps: int) -> tuple[optax.GradientTransformation, Evaluate]:
     """Returns (tx, evaluate) of these settings for a run of `steps` steps.
 
-    tx: the optax transformation.  evaluate(opt, trained): the weights to look at, average and export, given tx's state;
-    of all these kinds the trained ones themselves.
+    tx: the optax transformation.  evaluate(opt, trained): the weights to look at, average and export, given tx's state:
+    those that schedule-free averages (Defazio et al. 2024, x of equation 3), of all other kinds the trained ones.
     """
+    schedule = rate(optim, steps)
+    parts = [optax.clip_by_global_norm(optim.clip) if optim.clip else NOTHING, *_scaled(optim, schedule)]
+    shaped = {"adafactor": lambda tx: tx, "muon": muon.packed}.get(optim.kind, _as_vector)
+    named = _by_name(optim.rates) if optim.rates else NOTHING
+    finds = optim.kind == "prodigy"  # the rate is a part of what it finds
+    tx = optax.chain(shaped(optax.chain(*parts)), named, NOTHING if finds else optax.scale_by_learning_rate(schedule))
+    if optim.kind == "schedule_free":
+        return schedule_free(tx, schedule, optim.betas[0]), schedule_free_eval_params
+    return tx, as_trained
+
+
+def _scaled(optim, schedule):
+    """Returns the transformations that make an update of a gradient, before the rate."""
     b1, b2 = optim.betas
+    if optim.kind == "prodigy":
+        found = prodigy(
+            schedule, (b1, b2), estim_lr_coef=optim.growth, weight_decay=optim.weight_decay, safeguard_warmup=True
+        )
+        return [found]
     scale = {
         "adamw": lambda: optax.scale_by_adam(b1, b2),
         "muon": lambda: muon.scale_by_muon(b1, optax.scale_by_adam(b1, b2)),
         "adafactor": lambda: optax.scale_by_factored_rms(),
-        "sgd": lambda: optax.identity(),
+        "sgd": lambda: NOTHING,
+        "lion": lambda: optax.scale_by_lion(b1, b2),
+        "schedule_free": lambda: optax.scale_by_rms(b2, eps_in_sqrt=False, bias_correction=True),  # Adam with b1 = 0
     }[optim.kind]()
-    nothing = optax.identity()  # in the place of what is not asked for, so that a run may go on with or without it
-    parts = [
-        optax.clip_by_global_norm(optim.clip) if optim.clip else nothing,
+    return [
         scale,
-        optax.clip_by_block_rms(1.0) if optim.kind == "adafactor" else nothing,  # Shazeer and Stern 2018, 6: d = 1
-        optax.add_decayed_weights(optim.weight_decay) if optim.weight_decay else nothing,
+        optax.clip_by_block_rms(1.0) if optim.kind == "adafactor" else NOTHING,  # Shazeer and Stern 2018, 6: d = 1
+        optax.add_decayed_weights(optim.weight_decay) if optim.weight_decay else NOTHING,
     ]
-    shaped = {"adafactor": lambda tx: tx, "muon": muon.packed}.get(optim.kind, _as_vector)
-    named = _by_name(optim.rates) if optim.rates else nothing
-    tx = optax.chain(shaped(optax.chain(*parts)), named, optax.scale_by_learning_rate(rate(optim, steps)))
-    return tx, as_trained
 
 
 def as_trained(opt: Any, trained: Any) -> Any:
@@ -120,6 +147,22 @@ def norm(tree: Any) -> Float[Array, ""]:
     if trees.count(tree) <= muon.SMALL:
         leaves = [jnp.concatenate([x.ravel() for x in leaves])]
     return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves))
+
+
+def gradients(grads: Any, opt: Any) -> dict[str, Array]:
+    """Returns the norms of a step's gradients for its metrics: of all, and of each group where there are several.
+
+    A group is a part of the trained tree, such as "unet".  With Prodigy also "found", the rate d that it has found.
+    """
+    groups = grads if isinstance(grads, dict) and len(grads) > 1 else {}
+    apart = {f"gradient.{name}": norm(tree) for name, tree in groups.items() if isinstance(tree, dict) and tree}
+    found = optax.tree.get(opt, "estim_lr")
+    return {"gradient": norm(grads), **apart, **({} if found is None else {"found": found})}
+
+
+def rates(optim: Optim, now: float) -> dict[str, float]:
+    """Returns the rates of a step for its metrics: "rate", and "rate.PATTERN" of each of optim.rates."""
+    return {"rate": now, **{f"rate.{pattern}": factor * now for pattern, factor in optim.rates}}
 
 
 def _as_vector(inner):

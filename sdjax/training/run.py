@@ -128,10 +128,14 @@ def _settings(out):
 
 def _learned(settings):
     """Returns {dotted name: value} of methods, words and pictures in a run's JSON; the rest may change on the way."""
-    leaves = jax.tree_util.tree_leaves_with_path({name: settings.get(name) for name in ("method", "data")})
+    told = {name: settings.get(name, {}) for name in ("method", "data", "class_data")}  # the last: not of older runs
+    leaves = jax.tree_util.tree_leaves_with_path(told)
     named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
     kept = {name: leaf for name, leaf in named.items() if name.rpartition(".")[2] in ("class", "word", "path")}
-    kept.pop("data.source.class", None)  # follows from the path
+    for name in ("data.source.class", "class_data.class"):  # follows from the path
+        kept.pop(name, None)
+    if not kept.get("class_data.path"):
+        kept.pop("class_data.path", None)
     return {name: os.path.realpath(leaf) if name.endswith(".path") else leaf for name, leaf in kept.items()}
 
 

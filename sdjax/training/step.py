@@ -15,12 +15,13 @@ import optax
 from jaxtyping import Array, Key
 
 from sdjax import trees
-from sdjax.diffusion.loss import diffusion_loss, preservation, snr_weight
+from sdjax.diffusion import errors
+from sdjax.diffusion.loss import debiased, diffusion_loss, preservation, snr_weight
 from sdjax.methods.method import Method
 from sdjax.runtime import mesh
 from sdjax.tasks.task import Task
 from sdjax.tasks.text2img import TextToImage
-from sdjax.training.optim import Evaluate, as_trained, moving_average, norm
+from sdjax.training.optim import Evaluate, as_trained, gradients, moving_average, norm
 
 
 def make_step(
@@ -37,8 +38,8 @@ def make_step(
 
     state: {"step", "trained", "opt"[, "ema"]}.  loss(frozen, trained, batch, key, step, axis) -> (scalar, metrics) is
     the method's own where it has one, else `loss`.  The gradient is the mean over `accumulate` equal microbatches.
-    metrics: the loss's own, "loss", and "gradient" and "update", the norms of all gradients and of all changes: both
-    are finite only where all of the new weights are, if the old ones were.
+    metrics: the loss's own, "loss", what optim.gradients tells, and "update", the norm of all changes: that and
+    "gradient" are finite only where all of the new weights are, if the old ones were.
     evaluate: of the optimizer; the moving average is of what it gives.
     """
     loss = loss if method.loss is None else method.loss
@@ -65,7 +66,7 @@ def make_step(
         if axis is not None:
             metrics, grads = jax.lax.pmean((metrics, grads), axis)
         updates, opt = tx.update(grads, state["opt"], state["trained"])
-        metrics = {**metrics, "gradient": norm(grads), "update": norm(updates)}
+        metrics = {**metrics, **gradients(grads, opt), "update": norm(updates)}
         trained = jax.tree.map(lambda x, u: (x + u).astype(x.dtype), state["trained"], updates)
         trained = trained if method.project is None else method.project(trained)
         new = {"step": state["step"] + 1, "trained": trained, "opt": opt}
@@ -88,17 +89,24 @@ def _begun(tx, trained):
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tx.init(trained))
 
 
-def default_loss(method: Method, settings: Any, task: Task = TextToImage()) -> Callable:
-    """Returns the diffusion loss of a method's joined model on a task, with the run's weighting."""
+def default_loss(method: Method, settings: Any, task: Task = TextToImage(), random: bool = True) -> Callable:
+    """Returns the diffusion loss of a method's joined model on a task, with the run's weighting.
+
+    random: whether the method trains with what is random of it, such as dropout.
+    """
     weighting = functools.partial(snr_weight, gamma=settings.min_snr) if settings.min_snr else None
-    regularisers = (preservation(settings.preserve),) if settings.preserve else ()
+    weighting = debiased if settings.debiased else weighting
+    error = functools.partial(errors.huber, c=settings.huber, decay=settings.huber_decay)
+    kept = settings.preserve
 
     def loss(frozen, trained, batch, key, step, axis=None):
-        sd = method.join(frozen, trained, trees.example_keys(trees.named_key(key, "join"), batch["index"]))
+        keys = trees.example_keys(trees.named_key(key, "join"), batch["index"]) if random else None
+        sd = method.join(frozen, trained, keys)
         told = task.inputs(sd, batch, trees.named_key(key, "task"))
         return diffusion_loss(
-            sd, batch, key, step, weighting=weighting, regularisers=regularisers, told=told,
-            noise_offset=settings.noise_offset,
+            sd, batch, key, step, error=error if settings.huber else errors.squared, weighting=weighting,
+            regularisers=(preservation(kept, method.before(frozen)),) if kept else (), told=told,
+            noise_offset=settings.noise_offset, pyramid=settings.pyramid, perturbation=settings.perturbation,
         )  # fmt: skip
 
     return loss

@@ -73,7 +73,7 @@ class Source(Protocol):
 
 
 class Only(Examples):
-    """Some of the examples, by number; `other` must lead to pictures that are among them."""
+    """Some of the examples, by number."""
 
     def __init__(self, examples: Examples, numbers: Sequence[int]) -> None:
         self.examples, self.numbers = examples, list(numbers)
@@ -95,8 +95,12 @@ class Only(Examples):
         return self.examples.caption(self.numbers[i], random)
 
     def other(self, i: int, random: np.random.Generator) -> int:
-        """Returns the number of another picture of the same subject."""
-        return self.place[self.examples.other(self.numbers[i], random)]
+        """Returns the number of another picture of the same subject; i itself where that one is not among them."""
+        return self.place.get(self.examples.other(self.numbers[i], random), i)
+
+    def epoch(self) -> Sequence[int]:
+        """Returns the numbers of an epoch's pictures."""
+        return [self.place[number] for number in self.examples.epoch() if number in self.place]
 
     def example(self, i: int, size: int, random: np.random.Generator) -> dict[str, Any]:
         """Returns {"picture", "caption", ...} of picture i."""

@@ -1,0 +1,36 @@
+"""DreamBooth: a few pictures of one subject, called by a rare word; the UNet learns it and keeps its class.
+
+    python train/run.py configs/dreambooth.py data.path=photos/dog data.word="sks dog"
+
+By itself it asks the model to go on predicting, for the prompts without the identifier ("a dog"), what it predicted
+before training: no class pictures are needed.  With class pictures, as in the paper:
+
+    python train/class_images.py configs/dreambooth.py data.path=photos/dog data.word="sks dog" class_data.path=photos/dogs
+    python train/run.py configs/dreambooth.py data.path=photos/dog data.word="sks dog" class_data.path=photos/dogs preserve=0
+
+Pictures with captions are called "sks, CAPTION", others by data.word.  Several subjects: sub-folders "1_sks dog" and
+"1_zwx cat", data.word="" and class_data.identifiers='("sks", "zwx")'.  The text encoder too, at a rate of its own:
+method.parts='("unet", "text_encoder")' optim.rates='(("text_model", 0.4),)'.  Masks: data.mask=true.  Rare words of a
+model: python train/vocabulary.py --rare MODEL.
+
+Rate and steps are those of diffusers' example for SD 1.5 with prior preservation.
+"""
+
+from sdjax.data.batches import Data
+from sdjax.data.classes import ClassData
+from sdjax.methods.full import Full
+from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
+
+
+def config():
+    """Returns the run's settings."""
+    return Train(
+        method=Full(("unet",), keep=True),
+        data=Data(word="sks", templates="trigger", batch=2),
+        class_data=ClassData(identifiers=("sks",)),
+        optim=Optim(lr=5e-6),
+        steps=800,
+        preserve=1.0,
+        prompts=("a photo of [name]",),
+    )

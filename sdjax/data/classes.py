@@ -1,0 +1,73 @@
+"""The class of a subject: pictures of other dogs beside those of one dog, and prompts that say "dog" for "sks dog".
+
+Source: Ruiz et al. 2022, "DreamBooth" (arXiv 2208.12242), section 3.3: the loss is mean(instance) + lambda mean(class).
+Here both come in one batch, in fixed numbers, and the factors are weights of rows, so that the mean over the batch is
+that sum on one device and on many, with and without microbatches.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sdjax import settings
+from sdjax.settings import SettingError
+
+PHOTO = "a photo of "  # what a class picture without a caption is called, before the class
+
+
+@dataclass(frozen=True)
+class ClassData:
+    """The class of a run's subjects; nothing of it where path and identifiers are empty.
+
+    path: a folder of pictures of the class, shown beside the subject's: prior preservation.  "" for none.
+    `python train/class_images.py RECIPE class_data.path=FOLDER` draws what it lacks from the model before training.
+    count: the pictures that it is to hold.
+    prompts: what is drawn, one after the other; () for the subject's prompts without identifiers.
+    rows: of data.batch that show the class, 0 for half of them.  weight: lambda, how much their mean loss counts beside
+    the mean loss of the subject's rows.
+    identifiers: words that tell a subject from its class; a prompt without them is the class prompt.
+    """
+
+    path: str = ""
+    count: int = 200
+    prompts: tuple[str, ...] = ()
+    rows: int = 0
+    weight: float = 1.0
+    identifiers: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        settings.check(self, count=settings.FROM_0, rows=settings.FROM_0, weight=settings.FROM_0)
+        if not all(self.identifiers):
+            raise SettingError("identifiers", self.identifiers, "words, as in ('sks',)")
+
+    def rows_of(self, batch: int) -> int:
+        """Returns how many rows of a batch show the class; raises SettingError where none or all would."""
+        if not self.path:
+            return 0
+        rows = self.rows or batch // 2
+        if not 0 < rows < batch:
+            raise SettingError("rows", self.rows, f"1 to {batch - 1} of data.batch={batch}, which holds both kinds")
+        return rows
+
+    def prompt(self, text: str) -> str:
+        """Returns the class prompt of a subject's prompt: "a photo of dog" of "a photo of sks dog"."""
+        for word in self.identifiers:
+            text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "", text)
+        return re.sub(r"\s+", " ", re.sub(r"\s+,", ",", text)).strip(" ,")
+
+    def changes(self, source: Any, most: int) -> bool:
+        """Returns whether identifiers are in any of up to `most` prompts of examples."""
+        texts = (source.caption(i, np.random.default_rng(i)) for i in range(min(len(source), most)))
+        return any(self.prompt(text) != text for text in texts)
+
+    def data(self, subject: Any) -> Any:
+        """Returns the Data of the class pictures: the subject's Data with their path and captions.
+
+        A picture without a caption is called by the one prompt or, where there is none, "a photo of" and data.word
+        without identifiers.
+        """
+        word = self.prompt(subject.word) if self.identifiers else ""
+        called = self.prompts[0] if len(self.prompts) == 1 else word and PHOTO + word
+        return replace(subject, path=self.path, source=None, word=called, templates="captions", mask=False, concept="")

@@ -1,0 +1,55 @@
+"""Errors of a prediction: error(schedule, t, prediction, target) -> the error of every number, float32 [B h w c].
+
+diffusion_loss(sd, batch, key, error=squared)
+diffusion_loss(sd, batch, key, error=partial(huber, c=0.1, decay="snr"))
+"""
+
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+from sdjax.diffusion.schedule import Schedule, snr
+
+DECAYS = ("constant", "exponential", "snr")
+
+
+def squared(
+    schedule: Schedule, t: Num[Array, " B"], prediction: Float[Array, "B ..."], target: Float[Array, "B ..."]
+) -> Float[Array, "B ..."]:
+    """Returns the squared error of every number."""
+    return (prediction - target) ** 2
+
+
+def huber(
+    schedule: Schedule,
+    t: Num[Array, " B"],
+    prediction: Float[Array, "B ..."],
+    target: Float[Array, "B ..."],
+    c: float = 0.1,
+    decay: str = "snr",
+) -> Float[Array, "B ..."]:
+    """Returns the pseudo-Huber error 2 c_t (sqrt(d^2 + c_t^2) - c_t) of every difference d.
+
+    It is d^2 where |d| is far below c_t and 2 c_t |d| far above, so that outliers and damaged pictures pull less.
+    c_t: threshold at time t, see threshold.
+    Source: Khrapov et al. 2024, "Improving Diffusion Models's Data-Corruption Resistance using Scheduled Pseudo-Huber
+    Loss" (arXiv 2403.16728); the factor 2 c_t and the defaults are those of kohya's sd-scripts.
+    """
+    at = threshold(schedule, t, c, decay).reshape(-1, *(1,) * (prediction.ndim - 1))
+    return 2 * at * (jnp.sqrt((prediction - target) ** 2 + at**2) - at)
+
+
+def threshold(schedule: Schedule, t: Num[Array, " B"], c: float, decay: str) -> Float[Array, " B"]:
+    """Returns c_t [B] of the pseudo-Huber error.
+
+    constant: c at all times.  exponential: c^(t / T), from 1 to c.  snr: (1 - c) / (1 + sigma_t)^2 + c, where
+    sigma_t^2 = 1 / SNR_t: near 1 where there is little noise, near c where there is much.
+    Source: Khrapov et al. 2024; kohya's sd-scripts.
+    """
+    time = jnp.asarray(t, jnp.float32)
+    if decay == "constant":
+        return jnp.full_like(time, c)
+    if decay == "exponential":
+        return jnp.exp(math.log(c) / schedule.num_train_timesteps * time)
+    return (1 - c) / (1 + snr(schedule, t) ** -0.5) ** 2 + c

@@ -1,0 +1,90 @@
+"""Custom Diffusion: the keys and values of cross-attention, which read the text; words are TextualInversion's.
+
+    Chain((TextualInversion("<new1>", init="ktn"), CustomDiffusion()))
+
+While it trains, the first token's key and value, those of the start of the text, have no gradient: every prompt has
+them, so they would move what all prompts mean.
+Source: Kumari et al. 2023, "Multi-Concept Customization of Text-to-Image Diffusion" (arXiv 2212.04488), sections 3.1 and
+3.2; the first token: the authors' code, as diffusers' CustomDiffusionAttnProcessor has it.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Float32, Key
+
+from sdjax import trees
+from sdjax.methods.adapter import Adapter
+from sdjax.methods.method import Method, about
+from sdjax.settings import SettingError
+from sdjax.stable_diffusion import StableDiffusion
+
+READING = r"attn2\.to_(k|v)\.kernel$"  # of the text
+ALL = r"attn2\.to_(k|v|q|out\.0)\."
+
+
+@dataclass(frozen=True)
+class CustomDiffusion(Method):
+    """Trains to_k and to_v of every cross-attention of the UNet.
+
+    query: to_q and to_out too, diffusers' freeze_model=crossattn.
+    """
+
+    query: bool = False
+    formats = ("custom_diffusion",)
+
+    def split(self, sd: StableDiffusion, key: Key[Array, ""] | None = None) -> tuple[dict[str, Any], StableDiffusion]:
+        """Returns ({"unet": float32 copies of the chosen weights}, sd as it is).
+
+        Raises SettingError for a model whose UNet reads no text.
+        """
+        chosen, _ = trees.partition(sd.parts["unet"], ALL if self.query else READING)
+        if not chosen:
+            raise SettingError("class", type(self).__name__, "a method for this model, whose UNet reads no text")
+        return {"unet": trees.copy(chosen, jnp.float32)}, sd
+
+    def join(self, frozen: StableDiffusion, trained: Any, key: Key[Array, ""] | None = None) -> StableDiffusion:
+        """Returns sd with the trained weights in place of its own; with a key also the hook of training."""
+        sd = frozen.with_parts(unet=trees.merge(frozen.parts["unet"], trained["unet"]))
+        return sd if key is None else sd.add(hooks=Start())
+
+    def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
+        """Returns the weights that stand in the place of the model's, as edits."""
+        weights = trees.flatten(trained["unet"])
+        edits = {
+            name: Whole({"whole": np.asarray(weight, np.float32).T, "scale": np.float32(1)})
+            for name, weight in weights.items()
+        }
+        return Adapter(edits={"unet": edits}, about=about(self))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["factors"], meta_fields=[])
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """An edit that puts another weight in the place of the model's; factors: {"whole" [out in] or [out], "scale" 1}."""
+
+    factors: dict[str, Any]
+
+    def change(self, weight: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
+        """Returns W' - W."""
+        return jnp.asarray(self.factors["whole"]).reshape(weight.shape) - weight
+
+
+class Start(struct.PyTreeNode):
+    """A hook: the first token's key and value of every cross-attention have no gradient."""
+
+    def intercept(self, part: str, layer: Any, args: tuple, kwargs: dict, at: Any, cond: Any) -> Any:
+        """Returns what the layer computes."""
+        if part == "unet" and at.method_name == "attend" and at.module.name == "attn2":
+            q, k, v = args
+            args = q, _still(k), _still(v)
+        return layer(*args, **kwargs)
+
+
+def _still(rows: Float[Array, "B M heads d"]) -> Float[Array, "B M heads d"]:
+    return jnp.concatenate([jax.lax.stop_gradient(rows[:, :1]), rows[:, 1:]], axis=1)

@@ -1,0 +1,109 @@
+"""Pictures of a subject's class, drawn from the model before it learns the subject: DreamBooth's prior preservation.
+
+    made, there = draw(Train(model="pocket", data=..., class_data=ClassData(path="photos/dogs", count=200)))
+
+They are a list of pictures (batch.py) in the run's class_data.path, class-00000.png, ..., each with its prompt beside it
+as a caption, so that training reads them as any folder.  What others put into the folder counts and stays.  Started
+again, what is missing is made; of another model or other prompts, all that this program made is made anew.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdjax import settings
+from sdjax.data import sources
+from sdjax.formats.storage import files
+from sdjax.images import reading
+from sdjax.runtime import compile_cache, locks
+from sdjax.service import batch, maker
+from sdjax.settings import SettingError
+
+LIST, NAME = "class_images.jsonl", re.compile(r"class-\d{5}")
+BATCH = 8  # pictures at once
+
+
+def draw(run: Any, more: dict[str, Any] | None = None, rows: int = BATCH) -> tuple[int, int]:
+    """Draws what class_data.path lacks of class_data.count pictures; returns (made now, were there).
+
+    run: a run's settings (Train).  more: settings of the pictures, such as steps.  rows: how many at once; a machine's
+    devices share them.
+    Raises ValueError without a folder, for one that another process draws into, for a prompt that is empty, and where
+    a picture could not be made.
+    """
+    classes = run.class_data
+    if not classes.path:
+        raise SettingError("class_data.path", "", "the folder that class pictures go to")
+    folder = Path(classes.path)
+    with locks.held(folder, "class_data.path"):
+        there = _others(folder)
+        lacking = max(classes.count - there, 0)
+        if not lacking:
+            return 0, there
+        jobs = [(f"class-{i:05d}", prompt, i) for i, prompt in enumerate(prompts(run, lacking))]
+        for name, prompt, _ in jobs:  # first, so that no picture is without its caption
+            _write(folder / f"{name}.txt", prompt)
+        _write(folder / LIST, "".join(json.dumps({"name": n, "prompt": p, "seed": s}) + "\n" for n, p, s in jobs))
+        usual = {"grammar": "plain", **(more or {}), "model": run.model}
+        made, failed, kept = batch.run(batch.Folder(maker.Maker(), folder), folder / LIST, usual, rows)
+        if failed:
+            raise ValueError(f"{folder}: {failed} of {lacking} pictures were not made; see errors.jsonl there")
+        return made, kept + there
+
+
+def prompts(run: Any, count: int) -> list[str]:
+    """Returns `count` class prompts of a run: class_data.prompts in turn, else its subject's without identifiers.
+
+    Raises ValueError for one that is empty, and where the subject's prompts hold no identifier.
+    """
+    classes = run.class_data
+    if classes.prompts:
+        return [classes.prompts[i % len(classes.prompts)] for i in range(count)]
+    source = sources.open(run.data)
+    if not classes.changes(source, len(source)):
+        wanted = "words that the subject's prompts hold, or class_data.prompts: what to draw"
+        raise SettingError("class_data.identifiers", classes.identifiers, wanted)
+    made = [classes.prompt(source.caption(i % len(source), np.random.default_rng((run.seed, i)))) for i in range(count)]
+    if not all(made):
+        wanted = "what to draw: a subject's prompt is empty without its identifier"
+        raise SettingError("class_data.prompts", classes.prompts, wanted)
+    return made
+
+
+def _others(folder):
+    """Returns how many pictures of a folder are not of this program."""
+    if not any(path.suffix.lower() in reading.SUFFIXES for path in folder.rglob("*")):
+        return 0
+    return sum(not NAME.fullmatch(item.path.stem) for item in reading.find(folder))
+
+
+def _write(path, text):
+    """Writes a text whole or not at all, where it is not there already."""
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        with files.new_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
+    """Draws the class pictures of a recipe; returns 0, or 1 with one line of error."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="a Python file with config(), such as configs/dreambooth.py")
+    parser.add_argument("changes", nargs="*", metavar="a.b=value", help="the settings that the run will have")
+    parser.add_argument("--batch", type=int, default=BATCH, help="pictures at once")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the pictures: steps=50")
+    given = parser.parse_args(arguments)
+    try:
+        more = dict(text.partition("=")[::2] for text in given.set)
+        compile_cache.keep()
+        made, there = draw(settings.load(given.recipe, given.changes), more, given.batch)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(f"{made} class pictures made, {there} were there")
+    return 0

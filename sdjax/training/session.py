@@ -1,0 +1,130 @@
+"""What a run does beside its steps: checkpoints, exports, previews and the error on held-out pictures."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.data import batches
+from sdjax.data.batches import Batches
+from sdjax.runtime.mesh import Place
+from sdjax.stable_diffusion import StableDiffusion
+from sdjax.tasks.task import Task
+from sdjax.training import facts, preview, run
+from sdjax.training.asked import SAMPLE
+from sdjax.training.begin import shown
+from sdjax.training.checkpoint import Checkpoints
+from sdjax.training.log import Log
+from sdjax.training.optim import Evaluate
+from sdjax.training.settings import Train
+from sdjax.training.validation import FILE, Validation
+
+EXPORT, MEASURE = "export", "measure"
+
+
+@dataclass
+class Session:
+    """A run in its folder, from a step on; a `state` is what `place` made of it."""
+
+    settings: Train
+    out: Path
+    start: int
+    frozen: StableDiffusion
+    data: Batches
+    task: Task
+    place: Place
+    evaluate: Evaluate
+    checkpoints: Checkpoints
+    base: str
+    told: Log
+    validation: Validation | None = field(init=False, default=None)
+
+    def __post_init__(self):
+        held_out = batches.held_out(shown(self.settings, self.task), self.frozen, self.settings.seed)
+        if held_out is not None:
+            place = self.out / FILE
+            self.validation = Validation(self.settings, self.task, self.frozen, held_out, place, self.start)
+            self._keep_best()
+
+    @property
+    def over(self) -> bool:
+        """Whether the error on held-out pictures has had no new smallest value for as long as `patience` says."""
+        waits = self.settings.patience
+        return bool(waits) and self.validation is not None and self.validation.waited >= waits
+
+    def learned(self, state: dict[str, Any]) -> Any:
+        """Returns the weights that are looked at and exported: the moving average, or what the optimizer evaluates."""
+        state = self.place.gather(state)
+        return state["ema"] if self.settings.ema else self.evaluate(state["opt"], state["trained"])
+
+    def save(self, state: dict[str, Any], wait: bool = False) -> None:
+        """Writes a checkpoint."""
+        self.checkpoints.save(self.place.gather(state), self.base, wait=wait)
+
+    def after(self, step: int, state: dict[str, Any], wanted: set[str]) -> None:
+        """Does what is wanted after a step, of SAMPLE, EXPORT and MEASURE."""
+        for name, act in ((SAMPLE, self._show), (EXPORT, self._export), (MEASURE, self._measure)):
+            if name in wanted:
+                act(step, state)
+
+    def _show(self, step, state):
+        """Writes previews, where the task makes pictures from words."""
+        if not self.task.words:
+            return
+        seen = self.settings.method.join(self.frozen, self.learned(state))
+        place = self.out / "samples" / f"{step:07d}.png"
+        picture = preview.write(place, self.settings.method, seen, self.data, self.settings)
+        if picture is not None:
+            self.told.picture(step, "samples", picture)
+
+    def _export(self, step, state):
+        """Writes what was learned so far to exports/STEP."""
+        frozen, weights = self._finished(self.learned(state))
+        place, about = self.out / "exports" / f"{step:07d}", facts.told(self.settings, self.out, step)
+        run.export(self.settings.method, frozen, weights, place, **about)
+
+    def _measure(self, step, state):
+        """Measures the error on held-out pictures; saves the state where it is the smallest so far and `best` is on."""
+        assert self.validation is not None
+        self.told.metrics(step, {"validation": self.validation(step, self.learned(state))})
+        best = self.validation.best
+        if self.settings.best and best is not None and best[0] == step:
+            self._keep_best()
+            self.save(state)
+
+    def end(self, state: dict[str, Any]) -> StableDiffusion:
+        """Writes the export, says how it is used, and returns the joined model; with `best` of the best step."""
+        state = self._best(state)
+        frozen, weights = self._finished(self.learned(state))
+        about = facts.told(self.settings, self.out, int(self.place.gather(state)["step"]))
+        result, use = run.export(self.settings.method, frozen, weights, self.out / "export", **about)
+        lines = (line.replace("MODEL", self.settings.model) for line in use)
+        print("\n  ".join([f"result: {result}", *lines]))
+        return self.settings.method.join(frozen, weights).fold()
+
+    def _finished(self, weights):
+        """Returns (frozen, weights) as the method leaves them after the last step."""
+        finish = self.settings.method.finish
+        return (self.frozen, weights) if finish is None else finish(self.frozen, weights, self.data)
+
+    def _keep_best(self):
+        """Lets the checkpoint of the best step stay."""
+        best = self.validation.best if self.settings.best and self.validation is not None else None
+        if best is not None:
+            self.checkpoints.kept.clear()
+            self.checkpoints.kept.add(best[0])
+
+    def _best(self, state):
+        """Returns the state of the best step, the given one where that is it or nothing was measured."""
+        best = self.validation.best if self.settings.best and self.validation is not None else None
+        step = int(self.place.gather(state)["step"])
+        if best is None or best[0] == step:
+            return state
+        self.checkpoints.wait()
+        found = self.checkpoints.restore(self.place.gather(state), self.base, [best[0]])
+        if found is None:
+            raise ValueError(f"{self.out}: checkpoint {best[0]}, the best, cannot be read; best=False exports the last")
+        print(f"best: step {best[0]}, validation {best[1]:.6g}")
+        return self.place.state(jax.tree.map(jnp.asarray, found))

@@ -1,0 +1,80 @@
+"""The loss on pictures that a run does not learn from, at noise and times that stay the same.
+
+    validation = Validation(settings, task, frozen, held_out, out / "validation.json", start)
+    value = validation(step, weights)           # float; smaller is better
+    validation.best, validation.waited          # (step, value), and how many values since
+
+validation.json holds {step: value}; a run that goes on from a step forgets what came after it.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdjax import trees
+from sdjax.data.batches import Batches
+from sdjax.formats.storage import files
+from sdjax.stable_diffusion import StableDiffusion
+from sdjax.tasks.task import Task
+from sdjax.training.step import default_loss
+
+FILE = "validation.json"
+DRAWS, ROWS = 2, 16  # noises and times of each picture, and of all pictures, at least
+
+
+class Validation:
+    """The history of a run's validation loss; `values`: [(step, value)] in order."""
+
+    def __init__(
+        self, settings: Any, task: Task, frozen: StableDiffusion, data: Batches, place: Path, start: int = 0
+    ) -> None:
+        self.frozen, self.data, self.place = frozen, data, place
+        self.values = [pair for pair in history(place) if pair[0] <= start]
+        draws = max(DRAWS, math.ceil(ROWS / len(data.source)))
+        self.batches = math.ceil(draws * len(data.source) / data.data.batch)
+        key = trees.named_key(jax.random.key(settings.seed), "validation")
+        method = settings.method
+        loss = method.loss or default_loss(method, settings, task, random=False)
+
+        def measured(frozen, trained, batch):
+            value, metrics = loss(frozen, trained, batch, jax.random.clone(key), 0)
+            return metrics.get("error", value)
+
+        self.measured = jax.jit(measured)
+
+    def __call__(self, step: int, trained: Any) -> float:
+        """Returns the mean error of the held-out pictures after a step, and keeps it.
+
+        Without the loss's weights and penalties, so that runs of other settings compare; a method's own loss is whole.
+        """
+        stream = zip(range(self.batches), self.data.iterate(), strict=False)
+        found = [self.measured(self.frozen, trained, batch) for _, batch in stream]
+        value = float(np.mean(found))
+        self.values = [pair for pair in self.values if pair[0] != step] + [(step, value)]
+        with files.new_file(self.place) as temporary:
+            files.write_json(temporary, {str(step): value for step, value in self.values})
+        return value
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """The (step, value) of the smallest value, the first of equal ones."""
+        return best(self.values)
+
+    @property
+    def waited(self) -> int:
+        """How many values there are since the best one."""
+        return len(self.values) - 1 - self.values.index(self.best) if self.best else 0
+
+
+def history(place: Path) -> list[tuple[int, float]]:
+    """Returns the [(step, value)] of a run's validation.json, none where there is no such file."""
+    found = files.read_json(place) if place.is_file() else {}
+    return sorted((int(step), float(value)) for step, value in found.items())
+
+
+def best(values: list[tuple[int, float]]) -> tuple[int, float] | None:
+    """Returns the pair with the smallest value, the first of equal ones; None of none."""
+    return min(values, key=lambda pair: pair[1], default=None)
