@@ -17,10 +17,12 @@ CORE = [
     "jaxtyping>=0.3",  # shapes of arrays in annotations
     "pydantic>=2.11",  # the check of a picture's settings; programs and service alone import it
     "annotated-types>=0.7",
+    "scipy>=1.13",  # filters of conditions; JAX has it along
 ]
-TORCH = ["torch==2.13.0", "diffusers>=0.40", "transformers>=5", "peft>=0.18"]
+TORCH = ["torch==2.13.0", "diffusers>=0.40", "transformers>=5", "peft>=0.18", "lycoris-lora>=4"]
 TENSORBOARD = ["tensorboardX>=2.6"]
 LINT = ["ruff>=0.14", "basedpyright>=1.30"]
+CONDITIONS = ["opencv-python-headless>=4.10"]  # straight lines; edges need none
 TABLES = ["pyarrow>=20"]  # parquet lists of jobs
 
 setup(
@@ -35,8 +37,9 @@ setup(
     entry_points={"console_scripts": ["sdjax=sdjax.__main__:main"]},
     extras_require={
         "torch": TORCH,
-        "test": ["pytest>=8", "pytest-xdist>=3.6", *LINT, *TORCH, *TENSORBOARD, *TABLES],
-        "lint": [*LINT, *TENSORBOARD, *TABLES],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", *LINT, *TORCH, *TENSORBOARD, *TABLES, *CONDITIONS],
+        "lint": [*LINT, *TENSORBOARD, *TABLES, *CONDITIONS],
+        "conditions": CONDITIONS,
         "tables": TABLES,
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],

@@ -32,6 +32,7 @@ from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.runtime import compile_cache
 from sdjax.sampling import generate
+from sdjax.sampling.latents import latent_shape
 from sdjax.training.loop import Train, train
 from sdjax.training.optim import Optim
 from sdjax.training.run import fresh
@@ -64,7 +65,7 @@ def personalised(settings, path, out):
     start = time.monotonic()
     if settings.steps == 0:
         sd, folder = pipeline.load(settings.model), pipeline.locate(settings.model)
-        size = generate.latent_shape(sd)[0] * sd.factor
+        size = latent_shape(sd)[0] * sd.factor
         return e4t.personalise(sd, folder, reading.subject(path, size)), time.monotonic() - start
     return train(replace(settings, data=replace(settings.data, path=str(path))), fresh(out)), time.monotonic() - start
 

@@ -48,7 +48,8 @@ def measure(sd, pictures, texts, t, concepts=None):
     for start in range(0, len(pictures), ROWS):
         part = slice(start, start + ROWS)
         cond = {} if concepts is None else {"concept": to_pixels(concepts[part])}
-        found.append(errors(sd, to_pixels(pictures[part]), ids[part], t[part], noise[part], cond))
+        some = jax.tree.map(lambda x: x[part], ids)  # noqa: B023
+        found.append(errors(sd, to_pixels(pictures[part]), some, t[part], noise[part], cond))
     return np.concatenate(found)
 
 

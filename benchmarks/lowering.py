@@ -69,9 +69,10 @@ def tuning(rows):
         return step.initial_state(trained, tx), train.method.look(frozen, trained, pixels)
 
     state, frozen = jax.eval_shape(begin, sd, S((SIZE, SIZE, 3), jnp.float32))
-    shapes = {"ids": ((LENGTH,), jnp.int32), "index": ((), jnp.int32), "weight": ((), jnp.float32)}
+    shapes = {"index": ((), jnp.int32), "weight": ((), jnp.float32)}
     shapes["moments"] = ((SIZE // 8, SIZE // 8, 8), jnp.float32)
     batch = {name: S((rows, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+    batch["ids"] = {"text_encoder": S((rows, LENGTH), jnp.int32)}
     return jax.jit(step.of_run(train, tx, evaluate, TextToImage()), donate_argnums=0), (state, frozen, batch)
 
 

@@ -20,6 +20,7 @@ from sdjax.formats import pipeline
 from sdjax.images import grid
 from sdjax.runtime import compile_cache
 from sdjax.sampling import generate
+from sdjax.sampling.latents import latent_shape
 
 PROMPTS = ("a photo of a {} on the beach", "a pencil sketch of a {} in the snow")
 SAMPLERS = {"ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler", "dpmpp_2m": "DPMSolverMultistepScheduler"}
@@ -60,7 +61,7 @@ def main():
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     prompts = [prompt.format(options.subject) for prompt in PROMPTS]
-    shape = (len(prompts), *generate.latent_shape(sd))
+    shape = (len(prompts), *latent_shape(sd))
     noise = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     rows, worst = [], 0
     for sampler in SAMPLERS:

@@ -4,26 +4,23 @@
     python train/run.py configs/lora.py data.path=photos/cat method.algo=dora method.text_encoder=True
     python train/run.py configs/lora.py data.path=photos/cat 'optim.rates=(("up$", 16),)' optim.lr=2e-5     # LoRA+
 
-Writes export/lora.safetensors with kohya's names and alpha, which diffusers, A1111 and ComfyUI read.
-Pictures without captions: data.word and data.templates say what is on them.
+Writes export/NAME.safetensors with kohya's names and alpha, which diffusers, A1111 and ComfyUI read.  Pictures without
+captions: data.word and data.templates say what is on them.  Less memory: compute=bfloat16 frozen=bfloat16 remat=True.
+The rate is that of diffusers' and sd-scripts' documents for SD 1.5.
 """
 
 from sdjax.data.batches import Data
 from sdjax.methods.lora import Lora
-from sdjax.training.loop import Train
 from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
 
 
 def config():
     """Returns the run's settings."""
     return Train(
-        model="stable-diffusion-v1-5/stable-diffusion-v1-5",
         method=Lora(rank=16, alpha=16.0),
         data=Data(batch=1),
-        optim=Optim(lr=1e-4, warmup=50, weight_decay=0.01),  # the rate of diffusers' and sd-scripts' documents
+        optim=Optim(lr=1e-4, warmup=50),
         steps=1000,
         min_snr=5.0,
-        compute="bfloat16",
-        frozen="bfloat16",
-        remat=True,
     )

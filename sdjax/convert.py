@@ -3,6 +3,7 @@
 A model with an e4t/ keeps it; one that looks at a picture becomes a plain model, with the offsets in its weights and
 the word as a row of its token table.  A single file has no place for words: each becomes an embedding beside it.
 Of a run's folder, or one of its checkpoints, comes what the run itself would have exported then.
+A ControlNet becomes a folder for diffusers, or one file for A1111 and ComfyUI.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import e4t, embeddings
 from sdjax.formats.adapters.learned_embeds import beside
+from sdjax.formats.models import controlnet
 from sdjax.formats.storage import files
 from sdjax.methods.e4t import Encoder, plain
 from sdjax.runtime import compile_cache
@@ -30,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
     try:
-        lines = (_run if run_of(options.source) else _model)(options, given - {"source", "destination"})
+        kind = _run if run_of(options.source) else _control if controlnet.is_control(options.source) else _model
+        lines = kind(options, given - {"source", "destination"})
         for line in lines:
             print(line, flush=True)
     except (ValueError, OSError) as error:
@@ -71,6 +74,15 @@ def _run(options, given):
     compile_cache.keep(steps=told.steps)
     path, step = export.write(options.source, options.destination, options.step, options.weights, told)
     yield f"wrote {path}, step {step} of {options.source}"
+
+
+def _control(options, given):
+    """Yields what is said while a ControlNet is converted: to a folder, or to a file where DST ends in .safetensors."""
+    if more := sorted(given - {"dtype", "variant"}):
+        raise ValueError(f"{options.source}: of a ControlNet accepted are dtype, variant, not {', '.join(more)}")
+    control = controlnet.load_control(options.source, None, variant=options.variant)
+    yield f"read {options.source}, a ControlNet"
+    yield f"wrote {controlnet.save_control(control, options.destination, dtype=options.dtype)}"
 
 
 def _model(options, given):

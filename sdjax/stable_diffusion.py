@@ -20,69 +20,82 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from flax.core import FrozenDict
-from jaxtyping import Array, Float, Float32, Int, Int32, Key, Num, UInt8
+from jaxtyping import Array, Float, Float32, Int, Key, Num, UInt8
 
 import sdjax.models.hooks
 from sdjax import trees
-from sdjax.models.cond import Cond, UNetInputs
+from sdjax.models.cond import Cond
+from sdjax.models.reference import Reference
 from sdjax.trees import Tree
 
 TOKENS = "text_model.embeddings.token_embedding.embedding"
-ADAPTERS = "adapters"  # in `reference`: what formats.adapters.attach attached and to what
+Ids = dict[str, Any]  # {text encoder: token ids int32}
+Rows = dict[str, Any]  # {text encoder: rows of its token table [n C]}
 
 
 class StableDiffusion(struct.PyTreeNode):
     """Parameters of the parts, and the conditioners, wrappers and hooks that methods add (design.md section 2).
 
     parts: {name: parameters}, "unet", "vae", "text_encoder", "image_encoder" as far as there are such; LDM-SR, which
-    reads no words, has neither text_encoder nor tokenizer.
+    reads no words, has neither text_encoder nor tokenizers.
     networks: {name: Linen module} of the parts; sizes are in their configs, compute types in their `dtype`.
-    words: {placeholder: int32 [n]}, the rows of the token table that a placeholder stands for.
-    reference: {part: parameters} of pretrained parts that a method looks at while it changes them.
+    tokenizers: {text encoder: Tokenizer}, in the order in which the encoders are read.
+    words: {placeholder: {text encoder: int32 [n]}}, the rows of the token tables that a placeholder stands for.
+    reference: what methods look at beside the parts, such as weights from before training.
+    family: what kind of model it is, see families/family.py.
     low_schedule: of the noise on an upscaler's small picture; None where it is `schedule`.
     """
 
     parts: Any
-    reference: Any = None
+    reference: Reference = struct.field(default_factory=Reference)
     words: Any = struct.field(default_factory=dict)
     conditioners: tuple = ()
     wrappers: tuple = ()
     hooks: tuple = ()
     networks: Any = struct.field(pytree_node=False, default=FrozenDict())
     schedule: Any = struct.field(pytree_node=False, default=None)
-    tokenizer: Any = struct.field(pytree_node=False, default=None)
+    family: Any = struct.field(pytree_node=False, default=None)
+    tokenizers: Any = struct.field(pytree_node=False, default=FrozenDict())
     low_schedule: Any = struct.field(pytree_node=False, default=None)
 
     @property
     def bare(self) -> Self:
-        """sd without what no compiled function looks at: tokenizer, placeholders, what adapters were attached to.
+        """sd without what no compiled function looks at: tokenizers, placeholders, what adapters were attached to.
 
         So that another word or adapter of a kind is the same tree and compiles nothing.
         """
-        reference = {name: tree for name, tree in (self.reference or {}).items() if name != ADAPTERS}
-        return self.replace(words={}, tokenizer=None, reference=reference or None)
+        return self.replace(words={}, tokenizers=FrozenDict(), reference=self.reference.replace(attached=None))
 
     # ---- words ---------------------------------------------------------------------------------
 
-    def tokenize(self, prompts: Iterable[str]) -> Int32[np.ndarray, "B L"]:
-        """Returns token ids int32 [B L] of a list of prompts."""
-        return self.tokenizer(list(prompts))
+    def tokenize(self, prompts: Iterable[str]) -> Ids:
+        """Returns {text encoder: token ids int32 [B L]} of a list of prompts."""
+        prompts = list(prompts)
+        return {encoder: tokenizer(prompts) for encoder, tokenizer in self.tokenizers.items()}
 
-    def embed(self, ids: Int[Array, "B L"]) -> Float[Array, "B L C"]:
-        """Returns the token table's rows [B L C] of ids [B L], before positions are added."""
-        return self.call("text_encoder", ids, method="embed")
+    def embed(self, encoder: str, ids: Int[Array, "B L"]) -> Float[Array, "B L C"]:
+        """Returns the rows [B L C] of a text encoder's token table at ids [B L], before positions are added."""
+        return self.call(encoder, ids, method="embed")
 
-    def encode_text(self, embeddings: Float[Array, "B L C"], skip: int = 0) -> Float[Array, "B L C"]:
-        """Returns the text encoder's output [B L C] for input rows [B L C]; the last `skip` layers are left out."""
-        return self.call("text_encoder", embeddings, skip=skip)
+    def encode_text(self, encoder: str, embeddings: Float[Array, "B L C"], skip: int = 0) -> Float[Array, "B L C"]:
+        """Returns a text encoder's output [B L C] for input rows [B L C]; the last `skip` layers are left out."""
+        return self.call(encoder, embeddings, skip=skip)
 
-    def condition(self, ids: Int[Array, "B L"], skip: int = 0) -> Cond:
-        """Returns the whole cond of a prompt: its context [B L C], and its ids for conditioners."""
-        context = self.encode_text(self.embed(ids), skip)
-        return Cond(UNetInputs(context), words={"text_encoder": {"ids": ids}})
+    def condition(self, ids: Ids, skip: int = 0) -> Cond:
+        """Returns the whole cond of prompts: what the UNet is told, and the ids for conditioners."""
+        encoded = {
+            encoder: self.family.encode(self, encoder, self.embed(encoder, some), some, skip)
+            for encoder, some in ids.items()
+        }
+        words = {encoder: {"ids": some} for encoder, some in ids.items()}
+        return Cond(self.family.inputs(encoded), words=words, skip=skip)
+
+    def knows(self, word: str) -> bool:
+        """Returns whether `word` is a placeholder here, whatever its case and white space."""
+        return any(tokenizer.knows(word) for tokenizer in self.tokenizers.values())
 
     def add_word(self, word: str, vectors: int = 1, init: str | None = None, place: bool = False) -> Self:
-        """Returns sd that knows the placeholder `word`, `vectors` new rows of the token table.
+        """Returns sd that knows the placeholder `word`, `vectors` new rows of every text encoder's token table.
 
         place: it may be a word that is made of tokens, in whose place it then stands; see Tokenizer.add.
         init: a text whose tokens' rows the new rows start from, repeated in order; None for the mean row.
@@ -90,32 +103,53 @@ class StableDiffusion(struct.PyTreeNode):
         Raises ValueError when the known word has another number of vectors.
         """
         if word in self.words:
-            if len(self.words[word]) != vectors:
-                raise ValueError(
-                    f"word={word!r}: the model knows it with {len(self.words[word])} vectors, not {vectors}"
-                )
+            known = len(next(iter(self.words[word].values())))
+            if known != vectors:
+                raise ValueError(f"word={word!r}: the model knows it with {known} vectors, not {vectors}")
             return self
-        table = trees.flatten(self.parts["text_encoder"])[TOKENS]
-        start = self.tokenizer.ids(init) if init else []
-        rows = [table[start[i % len(start)]] if start else table.mean(0) for i in range(vectors)]
-        tokenizer = self.tokenizer.add(word, vectors, place)
-        ids = tokenizer.ids(word)
-        grown = jnp.concatenate([table, jnp.zeros((max(max(ids) + 1 - len(table), 0), table.shape[1]), table.dtype)])
-        text_encoder = self.networks["text_encoder"]
-        text_encoder = text_encoder.clone(config=replace(text_encoder.config, vocab_size=len(grown)))
-        return (
-            self.replace(tokenizer=tokenizer, words={**self.words, word: jnp.array(ids, jnp.int32)})
-            .with_networks(text_encoder=text_encoder)
-            .with_rows(jnp.array(ids), jnp.stack(rows), grown)
-        )
+        sd, word_ids, word_rows = self, {}, {}
+        for encoder, old in self.tokenizers.items():
+            table = sd.table(encoder)
+            start = old.ids(init) if init else []
+            word_rows[encoder] = jnp.stack(
+                [table[start[i % len(start)]] if start else table.mean(0) for i in range(vectors)]
+            )
+            tokenizer = old.add(word, vectors, place)
+            word_ids[encoder] = jnp.array(tokenizer.ids(word), jnp.int32)
+            sd = sd.with_room(encoder, tokenizer.size)
+            network = sd.networks[encoder]
+            network = network.clone(config=replace(network.config, vocab_size=len(sd.table(encoder))))
+            sd = sd.with_networks(**{encoder: network}).replace(
+                tokenizers=FrozenDict({**sd.tokenizers, encoder: tokenizer})
+            )
+        return sd.replace(words={**sd.words, word: word_ids}).with_rows(word_ids, word_rows)
 
-    def with_rows(
-        self, ids: Int[Array, " n"], rows: Float[Array, "n C"], table: Float[Array, "V C"] | None = None
-    ) -> Self:
-        """Returns sd with rows [n C] of the token table at ids [n] replaced; `table`: a larger table to start from."""
-        old = trees.flatten(self.parts["text_encoder"])[TOKENS] if table is None else table
-        new = old.at[ids].set(rows.astype(old.dtype))
-        return self.with_parts(text_encoder=trees.edit(self.parts["text_encoder"], f"^{TOKENS}$", lambda name, w: new))
+    def table(self, encoder: str) -> Float[Array, "V C"]:
+        """Returns a text encoder's token table [V C]."""
+        return trees.flatten(self.parts[encoder])[TOKENS]
+
+    def rows(self, word: str) -> Rows:
+        """Returns {text encoder: rows [n C]} that a placeholder stands for."""
+        return {encoder: self.table(encoder)[ids] for encoder, ids in self.words[word].items()}
+
+    def with_rows(self, ids: Ids, rows: Rows) -> Self:
+        """Returns sd with rows {text encoder: [n C]} in the token tables at ids {text encoder: [n]}."""
+        sd = self
+        for encoder, some in rows.items():
+            table = sd.table(encoder)
+            sd = sd._with_table(encoder, table.at[ids[encoder]].set(some.astype(table.dtype)))
+        return sd
+
+    def with_room(self, encoder: str, size: int) -> Self:
+        """Returns sd whose token table of a text encoder has at least `size` rows; new ones are 0."""
+        table = self.table(encoder)
+        if size <= len(table):
+            return self
+        new = jnp.zeros((size - len(table), table.shape[1]), table.dtype)
+        return self._with_table(encoder, jnp.concatenate([table, new]))
+
+    def _with_table(self, encoder: str, table: Float[Array, "V C"]) -> Self:
+        return self.with_parts(**{encoder: trees.edit(self.parts[encoder], f"^{TOKENS}$", lambda name, w: table)})
 
     # ---- pictures ------------------------------------------------------------------------------
 
@@ -162,7 +196,7 @@ class StableDiffusion(struct.PyTreeNode):
 
     def predict(self, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond) -> Float[Array, "B h w c"]:
         """Returns the UNet's prediction [B h w c] as float32, without conditioners and wrappers."""
-        told = cond.unet
+        told = self.family.told(self, z, cond.unet)
         if told.channels is not None:
             z = jnp.concatenate([z, told.channels.astype(z.dtype)], axis=-1)
         more = {name: value for name in ("pooled", "size") if (value := getattr(told, name)) is not None}
@@ -205,6 +239,14 @@ class StableDiffusion(struct.PyTreeNode):
         """Returns sd with other parameters of some parts, sd.with_parts(unet=params); None: without that part."""
         kept = {name: tree for name, tree in {**self.parts, **parts}.items() if tree is not None}
         return self.replace(parts=kept)
+
+    def with_reference(self, **fields: Any) -> Self:
+        """Returns sd with other fields of its reference, such as base={"unet": weights}."""
+        return self.replace(reference=self.reference.replace(**fields))
+
+    def with_own(self, **own: Any) -> Self:
+        """Returns sd with more of what methods keep in the reference under names of their own."""
+        return self.with_reference(own={**self.reference.own, **own})
 
     def with_networks(self, **networks: Any) -> Self:
         """Returns sd with other Linen modules for some parts."""

@@ -146,6 +146,19 @@ def digest(tree: Any) -> str:
     return total.hexdigest()[:16]
 
 
+def depends(function: Callable[[Any], Any], tree: Any) -> bool:
+    """Returns whether anything that function(tree) computes may depend on the tree's arrays.
+
+    By what is computed of what, not by values; a call within, such as of a compiled function, is taken as a whole.
+    """
+    made = jax.make_jaxpr(function)(tree).jaxpr
+    touched = set(made.invars)
+    for equation in made.eqns:
+        if any(x in touched for x in equation.invars if not hasattr(x, "val")):
+            touched.update(equation.outvars)
+    return any(x in touched for x in made.outvars if not hasattr(x, "val"))
+
+
 def named_key(key: Key[Array, ""], name: str) -> Key[Array, ""]:
     """Returns the key of a named use, fold_in(key, crc32(name)): the same whatever other names there are."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)

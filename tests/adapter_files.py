@@ -13,6 +13,7 @@ from test_folder import TEXTS, channels_first, channels_last, make_pipeline
 
 import sdjax
 from sdjax.formats import pipeline
+from sdjax.models.reference import Reference
 
 STEPS, GUIDANCE = 3, 4.0
 
@@ -55,7 +56,7 @@ def compute(sd, ids, z, t):
 
 def outputs_here(sd, texts=TEXTS):
     """Returns (context, prediction) of our model at noise of seed 0; with or without adapters it is one program."""
-    return compute(sd.bare.replace(reference=None), sd.tokenize(texts), *_inputs(len(texts), 4))
+    return compute(sd.bare.replace(reference=Reference()), sd.tokenize(texts), *_inputs(len(texts), 4))
 
 
 def _inputs(rows, channels):
@@ -80,6 +81,8 @@ def assert_same_picture(sd, theirs, text=TEXTS[0]):
     noise = np.random.default_rng(1).standard_normal((1, 8, 8, 4)).astype(np.float32)
     options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np", "height": 16, "width": 16}
     wanted = theirs(text, latents=channels_first(noise), **options).images
-    ours = sdjax.text2img(sd.replace(reference=None), [text], steps=STEPS, guidance=GUIDANCE, size=16, noise=noise)
+    ours = sdjax.text2img(
+        sd.replace(reference=Reference()), [text], steps=STEPS, guidance=GUIDANCE, size=16, noise=noise
+    )
     assert np.abs(ours.astype(int) - np.round(wanted * 255).astype(int)).max() <= 1
     assert ours.std() > 5

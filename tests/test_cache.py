@@ -1,59 +1,153 @@
-"""Files of decoded pictures: made whole or not at all, never larger than the disk, never of another drawing code."""
+"""Pictures, moments and prompts that are kept: found by content, made anew where damaged, with the same losses."""
 
+import dataclasses
+import functools
 import shutil
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import photo
 
-from sdjax.data import cache, sources
+from sdjax import trees
+from sdjax.data import batches, cache, sources
 from sdjax.data.batches import Data
 from sdjax.data.sources import drawn
 from sdjax.data.sources.drawn import Pocketland
+from sdjax.data.store import HEAD, MAGIC, Store, key
 from sdjax.formats import pipeline
+from sdjax.methods.full import Full
+from sdjax.methods.textual_inversion import TextualInversion
+from sdjax.settings import load
+from sdjax.training import program
+from sdjax.training.begin import begin
+from sdjax.training.settings import Train
+from sdjax.training.step import default_loss
+
+ROOT = Path(__file__).parents[1]
+DATA = Data(path="pocketland", size=32, batch=2, source=Pocketland(count=6))
 
 
 @pytest.fixture
 def source():
-    return sources.open(Data(path="pocketland", size=32, source=Pocketland(count=6)))
+    return sources.open(DATA)
 
 
-def test_pictures_are_kept_and_found_again(source, tmp_path):
-    made = cache.cached(source, None, tmp_path, 32, encode=False)
-    (file,) = tmp_path.iterdir()
-    before = file.stat().st_mtime_ns
-    again = cache.cached(source, None, tmp_path, 32, encode=False)
-    assert file.stat().st_mtime_ns == before
-    for i in range(len(source)):
-        assert np.array_equal(made.picture(i, 32), source.picture(i, 32)) and np.array_equal(
-            again.picture(i, 32), made.picture(i, 32)
-        )
+@functools.cache
+def tiny():
+    return pipeline.load("random:tiny")
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_what_is_interrupted_leaves_nothing(source, tmp_path, monkeypatch, error):
-    def broken(i, size):
-        if i == 3:
-            raise error("picture 3")
-        return np.zeros((32, 32, 3), np.uint8)
-
-    monkeypatch.setattr(source, "picture", broken)
-    with pytest.raises(error):
-        cache.cached(source, None, tmp_path, 32, encode=False)
-    assert not list(tmp_path.iterdir())
+def arrays(number):
+    return {"a": np.full((3, 2), number, np.float32), "b": np.arange(number, dtype=np.uint8)}
 
 
-def test_a_disk_without_room_is_said_before_it_is_full(source, tmp_path, monkeypatch):
+def same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name])
+        assert one[name].dtype == other[name].dtype
+
+
+@pytest.fixture
+def records(tmp_path):
+    """A file of records 1 to 3, and where each begins."""
+    path, starts = tmp_path / "a.records", {}
+    store = Store(path)
+    for number in (1, 2, 3):
+        starts[number] = path.stat().st_size
+        store.put(key(number), arrays(number))
+    return path, starts
+
+
+def test_records_are_found_again_and_come_from_other_processes(records):
+    path, _ = records
+    one, other = Store(path), Store(path)
+    same(one.get(key(2)), arrays(2))
+    assert one.get(key(4)) is None and one.damaged == 0 and len(one) == 3
+    one.put(key(4), arrays(4))
+    other.put(key(5), arrays(5))
+    same(other.get(key(4)), arrays(4))
+    size = path.stat().st_size
+    one.put(key(5), arrays(5))  # there already, as it sees now
+    assert path.stat().st_size == size
+    assert key("a", 1, [2]) != key("a", 12) and len(key()) == 16
+
+
+def test_a_record_that_was_changed_or_cut_is_as_if_it_were_not_there(records):
+    path, starts = records
+    whole = path.read_bytes()
+    changed = bytearray(whole)
+    changed[starts[2] + HEAD.size + 3] ^= 1  # in its arrays: the next one is found
+    path.write_bytes(changed)
+    store = Store(path)
+    assert store.damaged == 1 and [key(n) in store for n in (1, 2, 3)] == [True, False, True]
+    store.put(key(2), arrays(2))
+    same(Store(path).get(key(2)), arrays(2))
+    changed = bytearray(whole)
+    changed[starts[2] + 17] ^= 1  # in its length: what follows cannot be found
+    path.write_bytes(changed)
+    assert [key(n) in Store(path) for n in (1, 2, 3)] == [True, False, False]
+    for size in (starts[3] + 40, starts[3] + 5):  # of a process that was killed while it wrote
+        path.write_bytes(whole[:size])
+        store = Store(path)
+        assert len(store) == 2 and path.stat().st_size == starts[3]
+        store.put(key(3), arrays(3))
+        assert path.read_bytes() == whole
+    path.write_bytes(MAGIC[:5])
+    assert len(Store(path)) == 0 and path.read_bytes() == MAGIC
+    path.write_bytes(b"something else entirely")
+    with pytest.raises(ValueError, match="a.records: is no file of records; remove it, or choose another data.cache"):
+        Store(path)
+
+
+def test_a_disk_without_room_is_said_before_it_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 100))
     with pytest.raises(ValueError, match="GB to write, 0.00 GB free"):
-        cache.cached(source, pipeline.load("random:tiny"), tmp_path, 32)
-    assert not list(tmp_path.iterdir())
+        batches.build(dataclasses.replace(DATA, cache=str(tmp_path)), tiny(), 0)
+    assert len(Store(tmp_path / "moments.records")) == 0
+
+
+def test_only_what_is_new_is_made_and_what_was_killed_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        photo(tmp_path / "photos" / f"{i}.png", i)
+    data = Data(path=str(tmp_path / "photos"), size=32, batch=2, word="a", cache=str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "PIXELS", 32 * 32)  # one picture at a time
+    made, put = [], Store.put
+
+    def counted(self, name, arrays):
+        if len(made) == 2 and not broken:
+            broken.append(True)
+            raise KeyboardInterrupt
+        made.append(name)
+        put(self, name, arrays)
+
+    broken = []
+    monkeypatch.setattr(Store, "put", counted)
+    with pytest.raises(KeyboardInterrupt):
+        batches.build(data, tiny(), 0)
+    batches.build(data, tiny(), 0)
+    assert len(made) == len(set(made)) == 3
+    photo(tmp_path / "photos" / "aaa.png", 7)  # the others have other numbers now
+    shown = batches.build(data, tiny(), 0)
+    assert len(made) == 4
+    monkeypatch.setattr(Store, "put", put)
+    fresh = batches.build(dataclasses.replace(data, cache=str(tmp_path / "other")), tiny(), 0)
+    for step in range(2):
+        same(shown[step], fresh[step])
+    changed = tiny().with_parts(vae=jax.tree.map(lambda x: x * 1.5, tiny().parts["vae"]))
+    assert np.abs(batches.build(data, changed, 0)[0]["moments"] - shown[0]["moments"]).max() > 0.01
 
 
 def test_other_drawing_code_is_another_source(source, monkeypatch, tmp_path):
-    before = source.fingerprint()
+    before, first = source.fingerprint(), source.content(0)
     (tmp_path / "__init__.py").write_text("other")
     monkeypatch.setattr(drawn.pocketland, "__file__", str(tmp_path / "__init__.py"))
     assert source.fingerprint() != before and source.fingerprint()[:5] == before[:5]
+    assert source.content(0) != first
 
 
 def test_another_view_is_among_the_pictures_whatever_their_number(source):
@@ -64,3 +158,55 @@ def test_another_view_is_among_the_pictures_whatever_their_number(source):
             found = {some.other(i, np.random.default_rng(seed)) for seed in range(40)}
             group = {j for j in range(i - i % 4, i - i % 4 + 4) if j < count}
             assert found == (group - {i} or {i})
+
+
+def losses(settings, monkeypatch, few):
+    """Returns the losses of three batches, and the last batch."""
+    monkeypatch.setattr(cache, "FEW", few)
+    trained, frozen, data, _ = begin(settings)
+    loss = jax.jit(default_loss(settings.method, settings))
+    return [float(loss(frozen, trained, data[step], jax.random.key(step), 0)[0]) for step in range(3)], data[2]
+
+
+def test_losses_are_the_same_with_and_without_what_is_kept(tmp_path, monkeypatch):
+    run = Train(model="random:tiny", method=Full(("unet",), "attn2"), data=dataclasses.replace(DATA, dropout=0.3))
+    plain, batch = losses(run, monkeypatch, few=0)
+    assert "pixels" in batch and "text" not in batch
+    memory, batch = losses(run, monkeypatch, few=6)
+    assert "moments" in batch and "text" not in batch
+    folder = dataclasses.replace(run, data=dataclasses.replace(run.data, cache=str(tmp_path)))
+    first, batch = losses(folder, monkeypatch, few=0)
+    assert "moments" in batch and batch["text"]["context"].shape[0] == 2
+    again, _ = losses(folder, monkeypatch, few=0)
+    np.testing.assert_allclose([memory, first], [plain] * 2, rtol=2e-5)
+    assert again == first
+    path = tmp_path / "moments.records"
+    changed = bytearray(path.read_bytes())
+    changed[len(MAGIC) + HEAD.size + 200] ^= 0x55
+    path.write_bytes(changed)
+    assert losses(folder, monkeypatch, few=0)[0] == first  # made anew
+
+
+def test_prompts_are_kept_only_where_the_text_encoder_does_not_learn(tmp_path):
+    data = dataclasses.replace(DATA, cache=str(tmp_path), word="<new>")
+    for method, kept in ((Full(("unet",), "attn2"), True), (Full(("unet", "text_encoder")), False),
+                         (TextualInversion("<new>", "face"), False)):  # fmt: skip
+        assert (begin(Train(model="random:tiny", method=method, data=data))[2].texts is not None) == kept
+    assert trees.depends(lambda tree: tree["a"] + tree["b"], {"a": jnp.ones(2), "b": jnp.ones(2)})
+    assert not trees.depends(lambda tree: (tree["a"] * 2, jnp.ones(2))[1], {"a": jnp.ones(2)})
+
+
+def test_the_program_fills_what_a_run_will_look_up(tmp_path, capsys):
+    line = [str(ROOT / "configs/full.py"), "model=random:tiny", "data.path=pocketland", "data.count=6", "data.size=32",
+            "data.batch=2", "epochs=1", f"data.cache={tmp_path}"]  # fmt: skip
+    assert program.fill(line, "") == 0
+    said = capsys.readouterr().out
+    prompts = len(Store(tmp_path / "texts.records"))
+    assert f"{tmp_path}: 6 pictures, {prompts} prompts" in said and 2 <= prompts <= 7
+    sizes = [path.stat().st_size for path in sorted(tmp_path.glob("*.records"))]
+    data = begin(load(line[0], line[1:]))[2]
+    for step in range(3):
+        assert "text" in data[step]
+    assert [path.stat().st_size for path in sorted(tmp_path.glob("*.records"))] == sizes
+    assert program.fill(line[:-1], "") == 1
+    assert "error: data.cache='': expected a folder" in capsys.readouterr().err

@@ -3,7 +3,6 @@
 import collections
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,8 +33,7 @@ def found(path):
 
 
 def folder(path, **changes):
-    settings = dict(path=str(path), word="", templates="captions", crop="center", flip=0.0, mask=False)
-    return Folder(SimpleNamespace(**{**settings, **changes}))
+    return Folder(Data(path=str(path), **changes))
 
 
 def test_metadata_of_sub_folders_names_pictures_from_there_and_the_nearest_counts(tmp_path):

@@ -16,6 +16,7 @@ from sdjax.text import conditioning
 from sdjax.text.grammars import schedule
 from sdjax.text.tokenizer import Tokenizer
 
+ENCODER = "text_encoder"
 ROOM = 75
 WORDS = (
     "a b c d e red blue cat dog house sky sun hill on in ( ) [ ] : \\ , . 1 2 3 BREAK AND normal text important word"
@@ -204,12 +205,13 @@ TEXT = "a (photo:1.4) of a [face] on the (beach:0.6), a mosaic of a cat in the s
 @pytest.mark.parametrize("weighting", ["a1111", "comfyui"])
 def test_weights_act_as_in_the_tools(pair, weighting, skip):
     sd, theirs = pair
+    tokenizer = sd.tokenizers[ENCODER]
     _, cond, negative = conditioning.condition(sd, [TEXT], ["(red:1.2)"], skip=skip, weighting=weighting)
     count = cond.words["text_encoder"]["weights"].shape[1]
     assert count == 2 and cond.unet.context.shape == negative.unet.context.shape == (1, 32, 32)
-    empty = encoded(theirs, conditioning.rows(sd.tokenizer, [], 1)[0], skip)[0]
+    empty = encoded(theirs, conditioning.rows(tokenizer, [], 1)[0], skip)[0]
     for made, text in ((cond, TEXT), (negative, "(red:1.2)")):
-        ids, weights = conditioning.rows(sd.tokenizer, conditioning.chunks(sd.tokenizer, text), count)
+        ids, weights = conditioning.rows(tokenizer, conditioning.chunks(tokenizer, text), count)
         assert (weights != 1).any()
         formula = a1111 if weighting == "a1111" else lambda z, w: comfyui(z, w, empty)
         expected = [formula(z, w) for z, w in zip(encoded(theirs, ids, skip), weights, strict=True)]
@@ -223,7 +225,8 @@ def test_the_texts_of_a_schedule_share_their_mean(pair):
     text = "[(cat:1.5)|a (dog:0.7)]"
     texts = ["(cat:1.5)", "a (dog:0.7)", "(cat:1.5)"]  # three steps
     sd, cond, _ = conditioning.condition(sd, [text], steps=3)
-    rows = [conditioning.rows(sd.tokenizer, conditioning.chunks(sd.tokenizer, text), 1) for text in texts]
+    tokenizer = sd.tokenizers["text_encoder"]
+    rows = [conditioning.rows(tokenizer, conditioning.chunks(tokenizer, text), 1) for text in texts]
     z = torch.cat([encoded(theirs, ids) for ids, _ in rows])
     weighed = z * torch.from_numpy(np.concatenate([weights for _, weights in rows])).double()[..., None]
     expected = weighed * (z.mean() / weighed.mean())
@@ -239,7 +242,7 @@ def test_a_mean_of_nothing_is_not_restored():
     _, alone, _ = conditioning.condition(fresh, ["(cat:1.5)"])
     z = _conditioned(fresh, fresh.tokenize(["cat"])).unet.context[0]
     expected = z * np.where(np.arange(16) == 1, 1.5, 1)[:, None].astype(np.float32)
-    assert len(fresh.tokenizer.ids("cat")) == 1
+    assert len(fresh.tokenizers["text_encoder"].ids("cat")) == 1
     np.testing.assert_allclose(three.unet.context[1], expected, atol=1e-5)
     np.testing.assert_allclose(alone.unet.context[0], expected, atol=1e-5)
 
@@ -257,9 +260,9 @@ def test_each_step_has_its_text(sd, text):
     for i in range(6):
         made = step(timed, i)
         wanted = [shown(t, 6, schedule)[i] for t in (text, "a [face::4]")]
-        np.testing.assert_array_equal(made.words["text_encoder"]["ids"], sd.tokenize(wanted))
+        np.testing.assert_array_equal(made.words["text_encoder"]["ids"], sd.tokenize(wanted)["text_encoder"])
         unwanted = shown("[red:blue:0.2]", 6, schedule)[i]
-        np.testing.assert_array_equal(made.negative.words["text_encoder"]["ids"][1:], sd.tokenize([unwanted]))
+        np.testing.assert_array_equal(made.negative.words[ENCODER]["ids"][1:], sd.tokenize([unwanted])[ENCODER])
         np.testing.assert_allclose(
             made.unet.context[:1], _conditioned(sd, sd.tokenize(wanted)).unet.context[:1], atol=1e-5
         )
@@ -345,22 +348,25 @@ def test_sizes_tell_which_prompts_are_padded_for_others(sd):
     assert conditioning.sizes(sd, texts, grammar="plain") == [(1, 1)] * 4
 
 
-def test_encode_is_for_conditioners_that_change_rows(sd):
+def test_words_are_read_anew_for_conditioners_that_change_rows(sd):
     """What an encoder such as E4T's does with the rows of a prompt, weights and chunks included."""
     for weighting in ("a1111", "comfyui"):
         made, cond, _ = conditioning.condition(sd, [TEXT], weighting=weighting)
-        words = cond.words["text_encoder"]
-        again = jax.jit(lambda sd, words: conditioning.encode(sd, sd.embed(words["ids"]), words))(sd, words)
-        np.testing.assert_allclose(again, cond.unet.context, atol=1e-5)
-    plain = jax.jit(lambda sd, ids: conditioning.encode(sd, sd.embed(ids), {"ids": ids}))(sd, sd.tokenize(["a cat"]))
-    np.testing.assert_allclose(plain, _conditioned(sd, sd.tokenize(["a cat"])).unet.context, atol=1e-5)
+        rows = {ENCODER: sd.embed(ENCODER, cond.words[ENCODER]["ids"])}
+        again = jax.jit(conditioning.reread)(sd, cond.with_unet(context=None), rows)
+        np.testing.assert_allclose(again.unet.context, cond.unet.context, atol=1e-5)
+        other = jax.jit(conditioning.reread)(sd, cond, {ENCODER: 2 * rows[ENCODER]})
+        assert np.abs(np.asarray(other.unet.context - cond.unet.context)).max() > 0.1
+    plain = _conditioned(sd, sd.tokenize(["a cat"]))
+    again = jax.jit(conditioning.reread)(sd, plain.with_unet(context=None), {})
+    np.testing.assert_allclose(again.unet.context, plain.unet.context, atol=1e-5)
 
 
 def test_words_of_several_vectors_are_used_by_name(sd):
     grown = sd.add_word("<dog>", 3, "dog cat")
     for grammar, text in (("a1111", "a (<dog>:1.2)"), ("comfyui", "a (embedding:<dog>:1.2)")):
         _, cond, _ = conditioning.condition(grown, [text], grammar=grammar)
-        assert cond.words["text_encoder"]["ids"][0, 2:5].tolist() == [int(number) for number in grown.words["<dog>"]]
+        assert cond.words[ENCODER]["ids"][0, 2:5].tolist() == grown.words["<dog>"][ENCODER].tolist()
         assert cond.words["text_encoder"]["weights"][0, 0, :7].tolist() == pytest.approx([1, 1, 1.2, 1.2, 1.2, 1, 1])
 
 

@@ -21,6 +21,7 @@ from sdjax.formats.storage import files, ldm_names, parameters
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.models.unet import UNetConfig
 from sdjax.sampling import generate, inpainting, upscaling
+from sdjax.sampling import run as running
 from sdjax.sampling.control import Control
 from sdjax.service import records
 
@@ -186,9 +187,9 @@ def test_sizes_of_the_published_ones():
 def test_weights_steps_and_pictures_compile_nothing(sd, controls):
     hints = tasks.pictures(2, seed=1)
     sdjax.text2img(sd, ["a cat"], steps=4, control=controls[0].on(hints[0]))
-    before = generate._sample._cache_size()
+    before = running._sample._cache_size()
     sdjax.text2img(sd, ["a cat"], steps=6, control=controls[0].on(hints[1], weight=0.3, start=0.2, end=0.5))
-    assert generate._sample._cache_size() == before
+    assert running._sample._cache_size() == before
 
 
 def test_a_weight_of_zero_is_no_control(sd, controls):

@@ -5,14 +5,16 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from programs import photo
 
 from sdjax.data import batches
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.formats import pipeline
+from sdjax.images import grid
 from sdjax.methods.textual_inversion import TextualInversion
-from sdjax.training import export, preview, validation
+from sdjax.training import export, preview, prompt_lines, validation
 from sdjax.training.asked import Asked
 from sdjax.training.loop import train
 from sdjax.training.optim import Optim
@@ -117,7 +119,7 @@ def test_the_best_weights_are_kept_and_exported_and_patience_ends_a_run(tmp_path
     real = validation.Validation.__call__
 
     def told(self, step, trained):
-        kept[step] = np.asarray(trained["rows"])
+        kept[step] = np.asarray(trained["rows"]["text_encoder"])
         self.measured = lambda *_: errors[step]
         return real(self, step, trained)
 
@@ -127,8 +129,58 @@ def test_the_best_weights_are_kept_and_exported_and_patience_ends_a_run(tmp_path
     joined = train(run, tmp_path)
     assert lines(tmp_path)[-1]["step"] == 5  # three values after the second are not smaller
     assert sorted(path.name for path in (tmp_path / "checkpoints").glob("[0-9]*")) == ["2", "5"]
-    ids = joined.words["<new>"]
-    np.testing.assert_array_equal(joined.embed(ids[None])[0], kept[2])
+    np.testing.assert_array_equal(joined.rows("<new>")["text_encoder"], kept[2])
     assert export.write(tmp_path, tmp_path / "again")[1] == 2
     train(run, tmp_path)  # it is over: nothing more is trained
     assert events(tmp_path)[-1] == (5, "resumed")
+
+
+def test_lines_of_a_prompts_file_are_kohyas(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("# comment\n\na photo of [name], 1--2 --n blurry, dark --w 512 --h 768 --s 28 --l 7.5 --d 42\n"
+                    "a cat --w 64 --ss euler_a\n")  # fmt: skip
+    one, other = prompt_lines.read(path, "<cat>")
+    assert one == {"prompt": "a photo of <cat>, 1--2", "negative_prompt": "blurry, dark", "size": (768, 512),
+                   "steps": 28, "guidance": 7.5, "seed": 42}  # fmt: skip
+    assert other == {"prompt": "a cat", "size": (64, 64), "steps": 20, "seed": 1, "sampler": "euler_a"}
+    for text, message in (
+        ("a --x 3", "line 1: --x: expected one of --n, --w"),
+        ("a\nb --s many", "line 2: --s many: expected a number"),
+        ("a --s 0", "line 1: steps=0: expected"),
+        ("# nothing", "it has none; expected a prompt on each line"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            prompt_lines.read(path)
+    with pytest.raises(ValueError, match="prompts_file='none.txt': no such file or directory; expected a text file"):
+        train(dataclasses.replace(RUN, prompts_file="none.txt"), tmp_path / "run")
+
+
+def test_previews_of_a_file_and_a_sheet_of_the_data(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a photo of [name] --w 32 --h 48 --s 1\n")
+    run = dataclasses.replace(RUN, prompts=(), prompts_file=str(path), steps=1, preview=1)
+    train(run, tmp_path / "run")
+    samples = tmp_path / "run" / "samples"
+    assert sorted(path.name for path in samples.iterdir()) == ["0000001-00.png", "data.png"]
+    with Image.open(samples / "0000001-00.png") as image:
+        assert image.size == (32, 48)
+
+
+def test_the_sheet_of_the_data_shows_what_is_trained_on(tmp_path):
+    for i, (height, width) in enumerate([(64, 40), (40, 66), (32, 32)]):
+        pixels = np.full((height, width, 4), 40 * i + 100, np.uint8)
+        pixels[..., 3] = 255
+        pixels[: height // 2, :, 3] = 0
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    data = Data(path=str(tmp_path), size=32, buckets=3, batch=1, word="a", mask=True)
+    made = batches.build(data, pipeline.load("random:tiny"), 0)
+    sheet = preview.data_sheet(made)
+    assert len(made.plan.shapes) == 3 and sheet.shape[1] == 8 + 3 * (192 + 8)
+    for column, step in enumerate(sorted({made.plan.at(n)[0]: n for n in reversed(range(64))}.values())):
+        (h, w), i = made.plan.picture(step, 0)
+        shown = sheet[8 : 8 + h, 8 + 200 * column :][:, :w].astype(int)
+        np.testing.assert_allclose(shown[-4:], 40 * i + 100, atol=1)  # learned
+        np.testing.assert_allclose(shown[:4], 255 / 4, atol=1)  # clear, over white, dim
+    words = grid.captioned([np.zeros((8, 8, 3), np.uint8)] * 2, ["", "words"], 4)
+    assert (words[:, : 8 + 192][17:] == 255).all() and (words[17:, 208:] < 255).any()

@@ -58,7 +58,7 @@ def test_class_rows_are_dreambooths_loss():
     grads, loss = moved(Full(("unet", "text_encoder"), PATTERN), rows, accumulate=2)
     seen = drawn(sd, rows, jax.random.fold_in(jax.random.key(KEY), 0))
     unet, text = scaled(unet, PATTERN), scaled(text, PATTERN)
-    predicted = unet(seen["z_t"], seen["t"], context(text, rows["ids"])).sample
+    predicted = unet(seen["z_t"], seen["t"], context(text, rows["ids"]["text_encoder"])).sample
     instance, prior = mse_loss(predicted[:3], seen["noise"][:3]), mse_loss(predicted[3:], seen["noise"][3:])
     total = instance + 0.7 * prior
     total.backward()
@@ -76,7 +76,7 @@ def test_output_preservation_is_its_formula():
     seen = drawn(sd, rows, jax.random.fold_in(jax.random.key(KEY), 0))
     now = scaled(unet, "attn2")
     with torch.no_grad():
-        subject, others = (context(text, rows[name]) for name in ("ids", "class_ids"))
+        subject, others = (context(text, rows[name]["text_encoder"]) for name in ("ids", "class_ids"))
         wanted = unet(seen["z_t"], seen["t"], others).sample
     total = mse_loss(now(seen["z_t"], seen["t"], subject).sample, seen["noise"])
     total = total + 0.6 * mse_loss(now(seen["z_t"], seen["t"], others).sample, wanted)
@@ -107,12 +107,12 @@ def test_custom_diffusion_is_diffusers():
             out = {f"to_out_custom_diffusion.0.{kind}": getattr(layer.to_out[0], kind) for kind in ("weight", "bias")}
             processors[name].load_state_dict({n: 1.1 * w.detach() for n, w in {**weights, **out}.items()})
     unet.set_attn_processor(processors)
-    text.resize_token_embeddings(int(known.words["<new>"].max()) + 1, mean_resizing=False)
+    text.resize_token_embeddings(int(known.words["<new>"]["text_encoder"].max()) + 1, mean_resizing=False)
     table = text.get_input_embeddings().weight
     with torch.no_grad():
-        (start,) = known.tokenizer.ids("red")[:1]
-        table[int(known.words["<new>"][0])] = 1.1 * table[start]
-    total = mse_loss(unet(seen["z_t"], seen["t"], context(text, rows["ids"])).sample, seen["noise"])
+        (start,) = known.tokenizers["text_encoder"].ids("red")[:1]
+        table[int(known.words["<new>"]["text_encoder"][0])] = 1.1 * table[start]
+    total = mse_loss(unet(seen["z_t"], seen["t"], context(text, rows["ids"]["text_encoder"])).sample, seen["noise"])
     total.backward()
     assert loss == pytest.approx(float(total.detach()), rel=1e-5)
     theirs = {}
@@ -120,8 +120,8 @@ def test_custom_diffusion_is_diffusers():
         for weight, value in processor.named_parameters():
             theirs[name.removesuffix("processor") + weight.replace("_custom_diffusion", "")] = value
     assert_same_gradients(grads["1"]["unet"], theirs)
-    wanted = table.grad[int(known.words["<new>"][0])].numpy()
-    assert np.linalg.norm(grads["0"]["rows"][0] - wanted) <= 1e-4 * np.linalg.norm(wanted)
+    wanted = table.grad[int(known.words["<new>"]["text_encoder"][0])].numpy()
+    assert np.linalg.norm(grads["0"]["rows"]["text_encoder"][0] - wanted) <= 1e-4 * np.linalg.norm(wanted)
 
 
 def kohya_weight(seen, snr):
@@ -148,13 +148,32 @@ def test_huber_debiased_pyramid_and_perturbation_are_their_formulas(decay):
     c = c[:, None, None, None]
     now = scaled(unet, "attn2")
     with torch.no_grad():
-        told = context(text, rows["ids"])
+        told = context(text, rows["ids"]["text_encoder"])
     off = now(seen["z_t"], seen["t"], told).sample - seen["noise"]
     error = (2 * c * (torch.sqrt(off**2 + c**2) - c)).mean((1, 2, 3))
     total = (error * kohya_weight(seen, bar / (1 - bar))).mean()
     total.backward()
     assert loss == pytest.approx(float(total.detach()), rel=1e-4)
     assert_same_gradients(grads["unet"], now.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Full(("unet", "text_encoder"), "attn2|fc1", keep=True),
+        Chain((TextualInversion("<new>"), Full(("unet",), keep=True))),
+        Chain((TextualInversion("<new>"), CustomDiffusion())),
+    ],
+)
+def test_the_model_before_has_the_weights_that_were_there(method):
+    sd, _, _ = models()
+    _, frozen = method.split(sd, jax.random.key(0))
+    before = method.before(frozen)
+    assert trees.digest(before.parts["unet"]) == trees.digest(sd.parts["unet"])
+    ids = sd.tokenize(CLASS)
+    assert np.array_equal(before.embed(ids), sd.embed(ids))
+    with pytest.raises(ValueError, match="keep=False: expected True, where the loss looks back"):
+        Full().before(Full().split(sd)[1])
 
 
 def test_settings_of_the_loss_that_do_not_fit():

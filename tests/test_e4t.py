@@ -24,6 +24,7 @@ from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import E4T, level_maps, look, map_widths
 from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
+from sdjax.models.reference import Reference
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.stable_diffusion import to_pictures
 from sdjax.training import preview
@@ -130,8 +131,8 @@ def test_the_word_is_the_encoders_wherever_it_stands(sd, key, how):
     move = jax.random.normal(jax.random.key(5), trained["head"]["final"]["bias"].shape)
     trained = {**trained, "head": {**trained["head"], "final": {**trained["head"]["final"], "bias": move}}}
     joined = look(method.join(frozen, trained), jnp.zeros((32, 32, 3)))
-    row = frozen.embed(frozen.tokenize(["face"]))[0, 1] + method.scale * move
-    fixed = frozen.with_rows(frozen.words["*s"], row[None])
+    row = frozen.embed("text_encoder", frozen.tokenize(["face"])["text_encoder"])[0, 1] + method.scale * move
+    fixed = frozen.with_rows(frozen.words["*s"], {"text_encoder": row[None]})
     pictures = [sdjax.text2img(model, seeds=[0], steps=2, guidance=4.0, **how) for model in (joined, fixed, frozen)]
     assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 1
     assert np.abs(pictures[0].astype(int) - pictures[2]).max() > 1
@@ -263,13 +264,10 @@ def test_plain_model_runs_no_encoder_and_stands_for_the_same_word(sd, key, tmp_p
     trained = noised(trained)
     seen = look(method.join(frozen, trained), jnp.full((32, 32, 3), 0.2))
     row = plain(seen)
-    assert row.conditioners == () and row.reference is None
+    assert row.conditioners == () and row.reference == Reference()
     z, t, cond = _inputs(frozen, "a *s")
-    full = seen.denoise(z, t, cond)[0]
-    far, near = (
-        float(jnp.abs(other.denoise(z, t, other.condition(cond.words["text_encoder"]["ids"]))[0] - full).max())
-        for other in (frozen, row)
-    )
+    full, ids = seen.denoise(z, t, cond)[0], {"text_encoder": cond.words["text_encoder"]["ids"]}
+    far, near = (float(jnp.abs(other.denoise(z, t, other.condition(ids))[0] - full).max()) for other in (frozen, row))
     assert near < far / 2
     sdjax.save(row, tmp_path / "plain")
     assert not (tmp_path / "plain" / "e4t").exists()

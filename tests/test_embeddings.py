@@ -80,7 +80,7 @@ def test_layouts(learned, layout, tmp_path):
     pipe, base = learned
     sd = sdjax.attach(base, tmp_path / name)
     assert_same(sd, pipe(3, layout == "half precision"), texts=PROMPTS)
-    assert len(sd.tokenizer.words[WORD]) == 3
+    assert len(sd.tokenizers["text_encoder"].words[WORD]) == 3
 
 
 def test_one_row_without_an_axis_and_a_folder(learned, tmp_path):
@@ -93,11 +93,10 @@ def test_a_word_of_ones_own(tmp_path):
     save({"<cat>": ROWS}, tmp_path / "cat.safetensors")
     base = made("sd1")[1]
     sd = sdjax.attach(base, tmp_path / "cat.safetensors", word="<dog>")
-    assert list(sd.tokenizer.words) == ["<dog>"]
-    rows = trees.flatten(sd.parts["text_encoder"])[TOKENS]
-    np.testing.assert_array_equal(rows[np.asarray(sd.words["<dog>"])], ROWS)
-    size = base.tokenizer.size
-    np.testing.assert_array_equal(rows[:size], trees.flatten(base.parts["text_encoder"])[TOKENS][:size])
+    assert list(sd.tokenizers["text_encoder"].words) == ["<dog>"]
+    np.testing.assert_array_equal(sd.rows("<dog>")["text_encoder"], ROWS)
+    size = base.tokenizers["text_encoder"].size
+    np.testing.assert_array_equal(sd.table("text_encoder")[:size], base.table("text_encoder")[:size])
 
 
 @pytest.mark.parametrize("word", ["photo", "a", "on the"])
@@ -120,7 +119,7 @@ def test_words_that_are_tokens_take_their_place(word, tmp_path):
     named, plain = f"a (embedding:{word}:1.2) photo", f"a (embedding:{WORD}:1.2) photo"
     np.testing.assert_array_equal(contexts(ours, named, "comfyui"), contexts(other, plain, "comfyui"))
     np.testing.assert_array_equal(contexts(ours, text, "comfyui"), contexts(base, text, "comfyui"))
-    assert detach(ours).tokenizer.words == {}
+    assert detach(ours).tokenizers["text_encoder"].words == {}
 
 
 def test_another_word_on_the_command_line(tmp_path, monkeypatch):
@@ -128,7 +127,7 @@ def test_another_word_on_the_command_line(tmp_path, monkeypatch):
     save({"emb_params": ROWS}, "photo.safetensors")
     torch.save({"<dog>": ROWS}, "a=b.pt")
     sd = attach_all(made("sd1")[1], ["<cat>=photo.safetensors", "a=b.pt"])
-    assert list(sd.tokenizer.words) == ["<cat>", "<dog>"]
+    assert list(sd.tokenizers["text_encoder"].words) == ["<cat>", "<dog>"]
     assert split("<cat>=photo.safetensors") == ("photo.safetensors", 1.0, "<cat>")
     assert split("<cat>=photo.safetensors:0.5") == ("photo.safetensors", 0.5, "<cat>")
     assert split("a=b.pt:0.5") == ("a=b.pt", 0.5, None)
@@ -147,7 +146,7 @@ UNREAD = {
     "cannot be read: ": lambda path: path.write_text("<!DOCTYPE html><html>Please log in</html>"),
     "is not among the names that a file of weights may use": lambda path: torch.save({"x": Path}, path),
     "numbers of type F8_E8M0": lambda path: save({"emb_params": ROWS.to(torch.float8_e8m0fnu)}, path),
-    "rows of width 48; this model's text encoder takes 32": lambda path: save({"emb_params": torch.ones(2, 48)}, path),
+    "rows of width 48; this model's text_encoder takes 32": lambda path: save({"emb_params": torch.ones(2, 48)}, path),
 }
 
 
@@ -157,7 +156,7 @@ def test_one_that_cannot_be_read_is_said_and_stays_text(reason, grammar, text, t
     UNREAD[reason](tmp_path / "toy.safetensors")
     base, lines = made("sd1")[1], []
     sd = attach_embeddings(base, [text], Folder(tmp_path), grammar, say=lines.append)
-    assert sd.tokenizer.words == {} and len(lines) == 1 and "\n" not in lines[0]
+    assert sd.tokenizers["text_encoder"].words == {} and len(lines) == 1 and "\n" not in lines[0]
     assert lines[0].startswith(f"'toy' is no embedding here: {tmp_path / 'toy.safetensors'}: ") and reason in lines[0]
     attach_embeddings(base, [text], Folder(tmp_path), grammar)
     assert capsys.readouterr().err == f"note: {lines[0]}\n"
@@ -168,7 +167,7 @@ def test_one_that_cannot_be_read_is_said_and_stays_text(reason, grammar, text, t
 def test_float8_rows_are_exact(tmp_path):
     save({WORD: ROWS.to(torch.float8_e4m3fn)}, tmp_path / "eight.safetensors")
     sd = sdjax.attach(made("sd1")[1], tmp_path / "eight.safetensors")
-    rows = trees.flatten(sd.parts["text_encoder"])[TOKENS][np.asarray(sd.words[WORD])]
+    rows = sd.rows(WORD)["text_encoder"]
     np.testing.assert_array_equal(rows, ROWS.to(torch.float8_e4m3fn).float())
 
 
@@ -183,10 +182,11 @@ def test_a_folder_with_words_of_every_prompt(tmp_path):
     sd = attach_embeddings(
         made("sd1")[1], ["a photo", "BAD  hands, blurry"], Folder(tmp_path), "a1111", say=lines.append
     )
-    assert list(sd.tokenizer.words) == ["a", "bad hands"] and lines == []
+    assert list(sd.tokenizers["text_encoder"].words) == ["a", "bad hands"] and lines == []
     _, cond, negative = condition(sd, ["a photo"], ["BAD  hands, blurry"])
-    assert cond.words["text_encoder"]["ids"][0, 1:4].tolist() == list(sd.tokenizer.words["a"])
-    assert negative.words["text_encoder"]["ids"][0, 1:4].tolist() == list(sd.tokenizer.words["bad hands"])
+    known = sd.tokenizers["text_encoder"].words
+    assert cond.words["text_encoder"]["ids"][0, 1:4].tolist() == list(known["a"])
+    assert negative.words["text_encoder"]["ids"][0, 1:4].tolist() == list(known["bad hands"])
 
 
 def test_tables_grow_in_blocks(tmp_path):
@@ -201,7 +201,7 @@ def test_tables_grow_in_blocks(tmp_path):
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"emb_params": torch.zeros(2, 48)}, "rows of width 48; this model's text encoder takes 32"),
+        ({"emb_params": torch.zeros(2, 48)}, "rows of width 48; this model's text_encoder takes 32"),
         ({"clip_l": torch.zeros(2, 32), "clip_g": torch.zeros(2, 64)}, "an embedding for SDXL"),
         ({"emp_params": torch.zeros(2, 32), "emp_params_out": torch.zeros(2, 32)}, "emp_params_out"),
         ({"<a>": torch.zeros(2, 32), "<b>": torch.zeros(2, 32)}, "an embedding file holds one tensor, not 2"),
@@ -239,8 +239,8 @@ def test_embeddings_bundled_with_lora(tmp_path):
     save({**factors, **bundle}, tmp_path / "both.safetensors")
     base = made("sd1")[1]
     sd = sdjax.attach(base, tmp_path / "both.safetensors", 0.5)
-    assert sorted(sd.tokenizer.words) == ["<one>", "<two>"]
-    np.testing.assert_array_equal(trees.flatten(sd.parts["text_encoder"])[TOKENS][np.asarray(sd.words["<one>"])], ROWS)
+    assert sorted(sd.tokenizers["text_encoder"].words) == ["<one>", "<two>"]
+    np.testing.assert_array_equal(sd.rows("<one>")["text_encoder"], ROWS)
     changed = trees.flatten(sd.parts["text_encoder"])["text_model.encoder.layers.0.self_attn.q_proj.kernel"]
     wanted = 0.5 * (factors[f"{name}.lora_up.weight"] @ factors[f"{name}.lora_down.weight"]).numpy().T
     start = trees.flatten(base.parts["text_encoder"])["text_model.encoder.layers.0.self_attn.q_proj.kernel"]
@@ -249,7 +249,7 @@ def test_embeddings_bundled_with_lora(tmp_path):
 
 def test_what_we_write_names_the_method_and_its_settings(tmp_path):
     method = TextualInversion("<cat>", "cat", 2)
-    path = run_folder.export(method, None, {"rows": np.ones((2, 32), np.float32)}, tmp_path)[0]
+    path = run_folder.export(method, None, {"rows": {"text_encoder": np.ones((2, 32), np.float32)}}, tmp_path)[0]
     with safetensors.safe_open(path, "numpy") as file:
         about, rows = file.metadata(), file.get_tensor("<cat>")
     assert about["format"] == "pt" and about["method"] == "TextualInversion"

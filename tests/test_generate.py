@@ -15,7 +15,9 @@ from flax import struct
 import sdjax
 from sdjax import trees
 from sdjax.formats import pipeline
+from sdjax.models.conditioner import Conditioner
 from sdjax.sampling import generate
+from sdjax.sampling import run as running
 from sdjax.sampling.settings import TextToImage
 
 PROMPTS = ["a photo of a face on the beach", "a mosaic of a cat"]
@@ -75,9 +77,9 @@ def test_a_picture_depends_on_its_own_seed_only(sd):
 
 def test_steps_seeds_prompts_and_guidance_compile_nothing_new(sd):
     sdjax.text2img(sd, PROMPTS, seeds=[1, 2], steps=3)
-    before = generate._sample._cache_size()
+    before = running._sample._cache_size()
     sdjax.text2img(sd, PROMPTS[::-1], seeds=[8, 9], steps=5, guidance=3.0, negative_prompt="a cat")
-    assert generate._sample._cache_size() == before
+    assert running._sample._cache_size() == before
 
 
 @pytest.mark.parametrize(
@@ -147,8 +149,7 @@ def test_seeds_have_64_bits():
     assert len(np.unique(data(*many), axis=0)) == len(many)
 
 
-@struct.dataclass
-class Breaks:
+class Breaks(struct.PyTreeNode, Conditioner):
     """A conditioner after which the rows' predictions are not finite from a step on, counted from 1; 0 for never."""
 
     steps: jax.Array
@@ -201,10 +202,10 @@ def test_a_picture_depends_on_its_own_prompt_only(sd, grammar):
 def test_a_batch_of_several_sizes_compiles_once_a_size(sd):
     settings = dict(steps=3, grammar="a1111")
     sdjax.text2img(sd, [LONG, "a", "b"], **settings)
-    before = generate._sample._cache_size()
+    before = running._sample._cache_size()
     sdjax.text2img(sd, ["a", LONG, LONG], **settings)
     sdjax.text2img(sd, ["a", "b", "c"], **settings)
-    assert generate._sample._cache_size() == before
+    assert running._sample._cache_size() == before
 
 
 @pytest.mark.parametrize(
@@ -219,9 +220,9 @@ def test_weighed_prompts_need_the_negative_side(text, guided):
 
 def test_words_of_several_vectors_are_rows_of_the_table(sd):
     grown = sd.add_word("<cat>", 2, "cat")
-    rows = grown.embed(grown.tokenize(["a <cat>"]))[0]
+    rows = grown.embed("text_encoder", grown.tokenize(["a <cat>"])["text_encoder"])[0]
     table = trees.flatten(sd.parts["text_encoder"])["text_model.embeddings.token_embedding.embedding"]
-    np.testing.assert_array_equal(rows[2:4], np.repeat(table[sd.tokenizer.ids("cat")[0]][None], 2, 0))
+    np.testing.assert_array_equal(rows[2:4], np.repeat(table[sd.tokenizers["text_encoder"].ids("cat")[0]][None], 2, 0))
     assert grown.add_word("<cat>", 2) is grown
     with pytest.raises(ValueError, match="knows it with 2 vectors, not 3"):
         grown.add_word("<cat>", 3)
@@ -264,9 +265,9 @@ def test_pictures_that_are_watched_are_the_same_to_the_bit(sd, sampler):
 
 
 def test_what_is_watched_is_cancelled_within_two_steps(sd, monkeypatch):
-    walked, advance = [], generate._advance
-    monkeypatch.setattr(generate, "_advance", lambda *given: walked.append(1) or advance(*given))
-    with pytest.raises(generate.Cancelled, match="cancelled after 2 of 9 steps"):
+    walked, advance = [], running._advance
+    monkeypatch.setattr(running, "_advance", lambda *given: walked.append(1) or advance(*given))
+    with pytest.raises(running.Cancelled, match="cancelled after 2 of 9 steps"):
         sdjax.text2img(sd, ["a"], steps=9, watch=lambda progress: progress.done == 2)
     assert len(walked) <= 4
 

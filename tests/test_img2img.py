@@ -13,7 +13,8 @@ from PIL import Image
 
 import sdjax
 from sdjax.images import resize
-from sdjax.sampling import generate, slerp, tiles
+from sdjax.sampling import run as running
+from sdjax.sampling import slerp, tiles
 from sdjax.service import records
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
@@ -45,9 +46,9 @@ def test_gives_the_picture_of_diffusers(prediction, tmp_path, monkeypatch):
 def test_strength_steps_and_another_picture_compile_nothing(sd):
     given = tasks.pictures(1)[0]
     sdjax.img2img(sd, ["a cat"], given, strength=0.5, steps=4)
-    before = generate._sample._cache_size(), tiles._moments._cache_size()
+    before = running._sample._cache_size(), tiles._moments._cache_size()
     sdjax.img2img(sd, ["a face"], 255 - given, strength=0.9, steps=7, seeds=3, guidance=2.0)
-    assert (generate._sample._cache_size(), tiles._moments._cache_size()) == before
+    assert (running._sample._cache_size(), tiles._moments._cache_size()) == before
 
 
 def test_less_strength_keeps_more(sd):

@@ -12,6 +12,7 @@ from PIL import Image
 import sdjax
 from sdjax.images import resize
 from sdjax.sampling import generate, inpainting, settings
+from sdjax.sampling import run as running
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
 
@@ -138,9 +139,9 @@ def test_an_inpainting_model_makes_pictures_from_words_alone():
 def test_strength_and_mask_compile_nothing(plain):
     given = tasks.pictures(1)[0]
     sdjax.inpaint(plain, ["a cat"], given, hole(), steps=4, strength=0.5)
-    before = generate._sample._cache_size()
+    before = running._sample._cache_size()
     sdjax.inpaint(plain, ["a cat"], given, hole().T, steps=6, strength=0.8)
-    assert generate._sample._cache_size() == before
+    assert running._sample._cache_size() == before
 
 
 def test_prompts_of_several_sizes_keep_their_pictures_and_masks(plain):

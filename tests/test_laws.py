@@ -13,8 +13,11 @@ from sdjax import trees
 from sdjax.formats import pipeline
 from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
+from sdjax.methods.controlnet import ControlNet
+from sdjax.methods.custom_diffusion import CustomDiffusion
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
+from sdjax.methods.lora import Lora
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
 from sdjax.training.settings import Train
@@ -28,9 +31,18 @@ METHODS = {
     "e4t level vision": E4T(features="level", vision=True),
     "e4t tuning": Chain((E4T(), Full())),
     "pivotal": Chain((TextualInversion("<cat>", "cat"), Full(("unet",), "attn2"))),
+    "lora": Lora(2, 1.0, text_encoder=True, convolutions=2, ranks=((r"attn1", 3), (r"up_blocks\.1", 0))),
+    "pissa": Lora(2, init="pissa", targets=r"^unet\.mid_block"),
+    "dora": Lora(2, algo="dora", targets=r"^unet\.(mid_block|conv_)"),
+    "loha": Lora(2, algo="loha", targets=r"^unet\.(mid_block|conv_)"),
+    "lokr": Lora(1, algo="lokr", targets=r"^unet\.(mid_block|conv_)"),
+    "oft": Lora(4, algo="oft", targets=r"^unet\.(mid_block|conv_in)"),
+    "lora and words": Chain((TextualInversion("<cat>", "cat"), Lora(2, targets="attn2"))),
+    "custom diffusion": Chain((TextualInversion("<cat>", "cat"), CustomDiffusion())),
     "decoder": Vae(recon="l2", pattern=r"^(decoder|post_quant_conv)\."),
     "vae": Vae(recon="l2", critic=0.5, critic_start=0, critic_channels=8, critic_layers=2),
     "clip": Clip(),
+    "controlnet": ControlNet(),
 }
 SIZE = 4
 
@@ -46,6 +58,7 @@ def batch(sd, size=SIZE):
     return {
         "pixels": random.uniform(-1, 1, (size, 32, 32, 3)).astype(np.float32),
         "concept": random.uniform(-1, 1, (size, 32, 32, 3)).astype(np.float32),
+        "control": {"hint": random.random((size, 32, 32, 3), np.float32)},
         "ids": sd.tokenize([f"a photo of a {words[i % len(words)]}" for i in range(size)]),
         "index": np.arange(size, dtype=np.int32),
         "weight": np.ones(size, np.float32),
@@ -78,7 +91,7 @@ def test_join_after_split_changes_nothing(method, parts):
     before, after = model(), method.join(frozen, trained)
     prompts = before.tokenize(["a photo of a face", "a cat in the snow"])
     z, t = jax.random.normal(jax.random.key(2), (2, 16, 16, 4)), jnp.array([10.0, 700.0])
-    more = {"concept": batch(before)["concept"][:2]}
+    more = jax.tree.map(lambda x: x[:2], {name: batch(before)[name] for name in ("concept", "control")})
     run = jax.jit(lambda sd: (sd.denoise(z, t, sd.condition(prompts).with_own(**more))[0], sd.decode(z)))
     for one, other in zip(run(before), run(after), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * float(jnp.abs(one).max()))

@@ -30,6 +30,7 @@ class Fake:
         return mean + std * jax.vmap(lambda k: jax.random.normal(k, (4, 4, 2)))(keys)
 
     def condition(self, ids):
+        ids = ids["text_encoder"]
         return Cond(UNetInputs(jnp.ones((*ids.shape, 8)) * ids[..., None]))
 
     def denoise(self, z, t, cond, i=0):
@@ -40,13 +41,13 @@ class Fake:
 def batch(key):
     k1, k2 = jax.random.split(key)
     return {
-        "pixels": jax.random.normal(k1, (6, 8, 8, 3)), "ids": jax.random.randint(k2, (6, 5), 0, 3),
+        "pixels": jax.random.normal(k1, (6, 8, 8, 3)), "ids": {"text_encoder": jax.random.randint(k2, (6, 5), 0, 3)},
         "index": jnp.arange(10, 16), "weight": jnp.linspace(0.5, 2.0, 6),
     }  # fmt: skip
 
 
 def rows(batch, select):
-    return {name: x[select] for name, x in batch.items()}
+    return jax.tree.map(lambda x: x[select], batch)
 
 
 def test_loss_of_an_example_is_its_own(batch):

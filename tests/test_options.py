@@ -8,7 +8,7 @@ import tasks
 
 import sdjax
 from sdjax.diffusion.samplers import plan, sigmas
-from sdjax.sampling import generate
+from sdjax.sampling import run as running
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import Guidance, Noise, TextToImage
 from sdjax.service import records
@@ -79,10 +79,10 @@ def test_numbers_compile_nothing(sd):
     ]
     for options in ({}, {"threshold": 0.9}, {"churn": 3.0}):
         picture(sd, **options)
-    before = generate._sample._cache_size()
+    before = running._sample._cache_size()
     for options in kinds:
         picture(sd, **options)
-    assert generate._sample._cache_size() == before
+    assert running._sample._cache_size() == before
 
 
 def test_records_keep_them():

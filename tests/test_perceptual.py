@@ -16,7 +16,7 @@ from sdjax import trees
 from sdjax.formats import pipeline
 from sdjax.formats.models import lpips
 from sdjax.methods.vae import Vae
-from sdjax.models.critics import LPIPS, Lpips
+from sdjax.models.critics import Lpips
 from sdjax.training.step import initial_state, make_step
 
 WIDTHS = (4, 6, 8, 8, 8)
@@ -106,7 +106,7 @@ def test_an_attack_in_a_file_is_an_error(tmp_path):
 @pytest.mark.parametrize("network", ["lpips", "image encoder"])
 def test_training_with_a_perceptual_distance(network, file):
     sd = pipeline.load("random:tiny", perceptual=file if network == "lpips" else None)
-    assert (LPIPS in (sd.reference or {})) == (network == "lpips") and "image_encoder" in sd.parts
+    assert (sd.reference.lpips is not None) == (network == "lpips") and "image_encoder" in sd.parts
     trained, frozen = METHOD.split(sd.with_parts(image_encoder=None) if network == "lpips" else sd, jax.random.key(0))
     assert set(trained) == {"vae"}
     batch = {
@@ -129,7 +129,7 @@ def test_the_loss_holds_lpips_times_its_weight(file):
     sd = pipeline.load("random:tiny", perceptual=file)
     random = np.random.default_rng(0)
     x, y = (jnp.asarray(random.uniform(-1, 1, (2, 32, 32, 3)), jnp.float32) for _ in range(2))
-    distance = Lpips(WIDTHS).apply({"params": sd.reference[LPIPS]}, x, y)
+    distance = Lpips(WIDTHS).apply({"params": sd.reference.lpips}, x, y)
     wanted = jnp.mean((x - y) ** 2) + 0.5 * distance.mean()
     assert float(distance.min()) > 0
     np.testing.assert_allclose(Vae(recon="l2", perceptual=0.5)._distance(sd, x, y), wanted, rtol=1e-5)

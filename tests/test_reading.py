@@ -2,12 +2,12 @@
 
 import json
 import zlib
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sdjax.data.batches import Data
 from sdjax.data.sources.folder import Folder
 from sdjax.images import reading
 from sdjax.sampling.settings import TextToImage
@@ -27,8 +27,7 @@ def write(path, pixels, **options):
 
 
 def settings(path, **changes):
-    defaults = dict(word="", templates="captions", crop="center", flip=0.0, mask=False)
-    return SimpleNamespace(path=str(path), **{**defaults, **changes})
+    return Data(path=str(path), **changes)
 
 
 def read(path, size=32, masked=False):
@@ -256,23 +255,23 @@ def test_bad_masks_are_refused(tmp_path, mask, words):
 
 
 def test_square_of_a_square_of_that_size_is_the_picture():
-    np.testing.assert_array_equal(reading.square(Image.fromarray(ramp(32, 32)), 32), ramp(32, 32))
+    np.testing.assert_array_equal(reading.cut(Image.fromarray(ramp(32, 32)), 32), ramp(32, 32))
 
 
 @pytest.mark.parametrize(("place", "left"), [((0, 0), 0), ((0.5, 0.5), 16), ((1, 1), 32)])
 def test_square_cuts_where_it_is_told_and_flips_after(place, left):
     image = Image.fromarray(ramp(64, 32))
-    cut = reading.square(image, 32, place)
+    cut = reading.cut(image, 32, place)
     np.testing.assert_array_equal(cut, ramp(64, 32)[:, left : left + 32])
-    np.testing.assert_array_equal(reading.square(image, 32, place, flip=True), cut[:, ::-1])
+    np.testing.assert_array_equal(reading.cut(image, 32, place, flip=True), cut[:, ::-1])
 
 
 def test_square_resizes_the_short_side_without_aliasing():
     stripes = np.repeat(np.tile([0, 255], 64)[None, :], 128, 0).astype(np.uint8)
-    cut = reading.square(Image.fromarray(np.stack([stripes] * 3, -1)), 32)
+    cut = reading.cut(Image.fromarray(np.stack([stripes] * 3, -1)), 32)
     assert cut.shape == (32, 32, 3) and cut.dtype == np.uint8
     assert np.abs(cut.astype(int) - 127).max() < 12  # a pick of every fourth pixel would be 0 or 255
-    assert reading.square(Image.fromarray(ramp(20, 40)), 64).shape == (64, 64, 3)
+    assert reading.cut(Image.fromarray(ramp(20, 40)), 64).shape == (64, 64, 3)
 
 
 # ---- the folder --------------------------------------------------------------------------------

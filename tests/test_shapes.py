@@ -24,6 +24,7 @@ from sdjax.formats.storage import parameters
 from sdjax.methods.full import Full
 from sdjax.methods.method import Method
 from sdjax.models.cond import Cond
+from sdjax.models.conditioner import Conditioner
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.models.kernels.attention import attend
 from sdjax.models.layers import split_heads
@@ -68,7 +69,7 @@ def moved(before, after):
 
 def predict(sd, rows, told=None, **own):
     """Returns what the model predicts of noise for the rows' words, [B h w c]."""
-    z = jax.random.normal(jax.random.key(3), (len(rows["ids"]), 16, 16, 4))
+    z = jax.random.normal(jax.random.key(3), (len(rows["index"]), 16, 16, 4))
     cond = sd.condition(rows["ids"]).with_own(**own)
     cond = cond if told is None else told.over(cond)
     return jax.jit(lambda sd, cond: sd.denoise(z, jnp.full(len(z), 400), cond)[0])(sd.bare, cond)
@@ -115,7 +116,7 @@ class Attends(struct.PyTreeNode):
         return out + attend(q, k, v)
 
 
-class Shown(struct.PyTreeNode):
+class Shown(struct.PyTreeNode, Conditioner):
     """The conditioner of sampling: tokens [1 M C] of one image, and zeros on the other side of guidance."""
 
     tokens: object
@@ -257,7 +258,7 @@ class Beside(Method):
         return frozen.add(wrappers=wrappers.ControlNet(trained, network=self.network(frozen)))
 
 
-class Hinted(struct.PyTreeNode):
+class Hinted(struct.PyTreeNode, Conditioner):
     """The conditioner of sampling: one picture [1 H W 3] in [0, 1]."""
 
     hint: object

@@ -163,7 +163,7 @@ def test_what_others_wrote_comes_with_its_sizes(saved, tmp_path):
         judge = judge.with_networks(unet=larger)
     same_model(ours, judge)
     assert ours.schedule == dataclasses.replace(judge.schedule, timestep_spacing=None)  # a sampler's, not a model's
-    assert ours.tokenizer.pad == judge.networks["text_encoder"].config.pad_token_id
+    assert ours.tokenizers["text_encoder"].pad == judge.networks["text_encoder"].config.pad_token_id
 
 
 def test_our_notes_bring_back_any_model(tiny, saved):
@@ -172,7 +172,7 @@ def test_our_notes_bring_back_any_model(tiny, saved):
         ours = pipeline.load(path)
         same_model(ours, sd)
         assert ours.schedule == sd.schedule and ours.low_schedule == sd.low_schedule
-        np.testing.assert_array_equal(ours.tokenize(TEXTS), sd.tokenize(TEXTS))
+        np.testing.assert_array_equal(*(each.tokenize(TEXTS)["text_encoder"] for each in (ours, sd)))
 
 
 # ---- full size ---------------------------------------------------------------------------------
@@ -523,7 +523,7 @@ def test_words_beside_clips_vocabulary(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(single_file, "LANDMARKS", {})
     metadata = state_of(pipeline.save(sd, tmp_path / "usual.safetensors", "single-file"))[1]
     assert "tokenizer" not in json.loads(metadata["sdjax"])
-    worded = sd.replace(tokenizer=sd.tokenizer.add("<me>"), words={"<me>": jnp.array([1])})
+    worded = sd.replace(words={"<me>": {"text_encoder": jnp.array([1])}})
     refused(lambda: pipeline.save(worded, tmp_path / "words.safetensors", "single-file"), "<me>")
 
 
@@ -533,13 +533,13 @@ def test_words_go_into_embeddings_beside_the_file(tiny, tmp_path, monkeypatch, c
     sd, _ = tiny
     rows = np.random.default_rng(0).normal(size=(2, sd.networks["text_encoder"].config.hidden_size)).astype(np.float32)
     worded = sd.add_word("*s", 1).add_word("<s>", 2).add_word("*_*", 1)
-    worded = worded.with_rows(worded.words["<s>"], jnp.asarray(rows))
+    worded = worded.with_rows(worded.words["<s>"], {"text_encoder": jnp.asarray(rows)})
     pipeline.save(worded, tmp_path / "model")
     assert main([str(tmp_path / "model"), str(tmp_path / "cat.safetensors")]) == 0
     names_there = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert names_there == ["cat-_.safetensors", "cat-s-1.safetensors", "cat-s.safetensors", "cat.safetensors"]
     table = single_file.CLIP_PREFIX + "text_model.embeddings.token_embedding.weight"
-    assert len(state_of(tmp_path / "cat.safetensors")[0][table]) == sd.tokenizer.size
+    assert len(state_of(tmp_path / "cat.safetensors")[0][table]) == sd.tokenizers["text_encoder"].size
     assert np.array_equal(state_of(tmp_path / "cat-s-1.safetensors")[0]["<s>"], rows)
 
 

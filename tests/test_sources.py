@@ -92,8 +92,8 @@ def test_the_one_picture_that_an_encoder_looks_at_is_not_augmented(tmp_path):
 def test_one_photo_is_scaled_once(tmp_path, monkeypatch):
     """And not in each of 16 rows at every step; what is augmented is cut anew."""
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 48, 3), np.uint8)).save(tmp_path / "a.png")
-    cuts, square, sd = [], reading.square, pipeline.load("random:tiny")
-    monkeypatch.setattr(reading, "square", lambda *inputs, **how: cuts.append(how) or square(*inputs, **how))
+    cuts, square, sd = [], reading.cut, pipeline.load("random:tiny")
+    monkeypatch.setattr(reading, "cut", lambda *inputs, **how: cuts.append(how) or square(*inputs, **how))
     for flip, wanted in ((0.0, 1), (0.5, 9)):
         cuts.clear()
         data = Data(path=str(tmp_path / "a.png"), size=32, batch=8, word="*s", flip=flip)

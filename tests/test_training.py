@@ -153,7 +153,7 @@ def test_step_tells_the_norms_of_gradient_and_update(mode):
     trained, frozen, data, _ = begin(settings)
     tx, _ = optim.optimizer(settings.optim, 1)
     place, run = mesh.compile(make_step(settings.method, tx, jax.random.key(0)), mode, 4)
-    length = np.linalg.norm(trained["rows"])  # the state, and `trained` with it, is donated
+    length = np.linalg.norm(trained["rows"]["text_encoder"])  # the state, and `trained` with it, is donated
     _, metrics = run(place.state(initial_state(trained, tx)), place.frozen(frozen), place.batch(data[0]))
     assert float(metrics["gradient"]) == pytest.approx(2 * length, rel=1e-5)
     assert float(metrics["update"]) == pytest.approx(length, rel=1e-5)
@@ -179,11 +179,11 @@ class Toy(Method):
         return self.row.join(frozen, trained)
 
     def loss(self, frozen, trained, batch, key, step, axis=None):
-        value, spoilt = jnp.sum(trained["rows"] ** 2), step == self.at
+        value, spoilt = jnp.sum(trained["rows"]["text_encoder"] ** 2), step == self.at
         if self.spoils == "loss":
             value = jnp.where(spoilt, jnp.nan, value)
         if self.spoils == "gradient":  # the square root of zero: its value is 0, its slope is not
-            value += 0 * jnp.sqrt(jnp.where(spoilt, 0.0, 1.0) * jnp.sum(trained["rows"] ** 2))
+            value += 0 * jnp.sqrt(jnp.where(spoilt, 0.0, 1.0) * jnp.sum(trained["rows"]["text_encoder"] ** 2))
         return value, {}
 
 
@@ -225,7 +225,7 @@ def test_what_a_run_starts_from_is_told_by_what_was_loaded(tmp_path, monkeypatch
     )
     _, other, _, again = begin(runs[0])
     for name in ("empty", "classes"):
-        assert (np.asarray(frozen.reference[name]) != np.asarray(other.reference[name])).any()
+        assert (np.asarray(getattr(e4t.seen_by(frozen), name)) != np.asarray(getattr(e4t.seen_by(other), name))).any()
     assert again == base
 
 
@@ -239,8 +239,8 @@ def test_a_new_words_mean_row_is_computed_and_the_models_weights_are_not(monkeyp
 
     def moved(*inputs):
         sd = add_word(*inputs)
-        ids = sd.words["<new>"]
-        return sd.with_rows(ids, sd.embed(ids[None])[0] * (1 + 1e-6))
+        rows = {encoder: some * (1 + 1e-6) for encoder, some in sd.rows("<new>").items()}
+        return sd.with_rows(sd.words["<new>"], rows)
 
     monkeypatch.setattr(StableDiffusion, "add_word", moved)
     assert begin(settings)[3] == base
@@ -341,15 +341,17 @@ def test_methods_of_pictures_get_them_from_a_cache_and_of_one_picture(method, tm
 
 def test_textual_inversion_starts_from_what_others_and_itself_wrote(tmp_path):
     settings = dataclasses.replace(TOY, method=TextualInversion("<cat>"), data=dataclasses.replace(DATA, word="<cat>"))
-    rows = begin(settings, pictures=False)[0]["rows"]
+    rows = begin(settings, pictures=False)[0]["rows"]["text_encoder"]
     torch.save({"string_to_param": {"*": torch.tensor(np.asarray(rows) + 1)}, "name": "cat"}, tmp_path / "cat.pt")
-    folder = run_folder.export(settings.method, None, {"rows": rows + 2}, tmp_path / "export")[0].parent
+    folder = run_folder.export(settings.method, None, {"rows": {"text_encoder": rows + 2}}, tmp_path / "export")[
+        0
+    ].parent
     for source, more in ((tmp_path / "cat.pt", 1), (folder, 2), (folder / "learned_embeds.safetensors", 2)):
-        found = begin(dataclasses.replace(settings, init=str(source)), pictures=False)[0]["rows"]
+        found = begin(dataclasses.replace(settings, init=str(source)), pictures=False)[0]["rows"]["text_encoder"]
         np.testing.assert_allclose(found, rows + more, rtol=1e-6)
     with pytest.raises(ValueError, match="none.pt: no such file"):
         begin(dataclasses.replace(settings, init=str(tmp_path / "none.pt")), pictures=False)
-    with pytest.raises(ValueError, match=r"init='.*cat.pt': rows \(1, 32\) where this method has \(2, 32\)"):
+    with pytest.raises(ValueError, match=r"init='.*cat.pt': rows .* \(1, 32\) where .* \(2, 32\)"):
         begin(dataclasses.replace(settings, init=str(tmp_path / "cat.pt"), method=TextualInversion("<cat>", vectors=2)))
 
 
@@ -358,8 +360,8 @@ def test_batches_are_a_function_of_the_step():
     stream = data.iterate(start=3)
     for step in (3, 4, 5):
         one, other = next(stream), data[step]
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
+        assert jax.tree.structure(one) == jax.tree.structure(other)
+        jax.tree.map(np.testing.assert_array_equal, one, other)
         assert one["index"].tolist() == list(range(4 * step, 4 * step + 4))
 
 

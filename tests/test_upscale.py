@@ -11,7 +11,7 @@ from PIL import Image
 
 import sdjax
 from sdjax.diffusion.schedule import Schedule
-from sdjax.sampling import generate
+from sdjax.sampling import run as running
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
 
@@ -54,9 +54,9 @@ def test_gives_the_picture_of_diffusers(sd, tmp_path, monkeypatch):
 def test_noise_level_compiles_nothing_and_counts(sd):
     given = tasks.pictures(1, 12)[0]
     one = sdjax.upscale(sd, [""], given, steps=3, noise_level=0)
-    before = generate._sample._cache_size()
+    before = running._sample._cache_size()
     other = sdjax.upscale(sd, [""], given, steps=5, noise_level=350)
-    assert generate._sample._cache_size() == before and np.abs(one.astype(int) - other).mean() > 1
+    assert running._sample._cache_size() == before and np.abs(one.astype(int) - other).mean() > 1
 
 
 def test_any_picture_is_brought_to_a_preset_size(sd):

@@ -34,13 +34,13 @@ def _rare(model, count=20):
     """Prints a model's rare words; only its tokenizer is read where that lies in a folder of its own."""
     try:
         folder = Path(pipeline.locate(model)) / "tokenizer"
-        tokenizer = Tokenizer.load(folder) if folder.is_dir() else pipeline.load(model).tokenizer
-        if tokenizer is None:
+        known = [Tokenizer.load(folder)] if folder.is_dir() else [*pipeline.load(model).tokenizers.values()]
+        if not known:
             raise ValueError(f"{model}: reads no words")
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(" ".join(rare(tokenizer, count)))
+    print(" ".join(rare(known[0], count)))
     return 0
 
 

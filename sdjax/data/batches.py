@@ -3,13 +3,14 @@
     data = build(Data(path="photos/cat", word="a sks cat", batch=4), sd, seed=0)
     for batch in data.iterate(start=400): ...
 
-A batch: "ids" int32 [B L], "index" int32 [B] (the example's number in the stream), "weight" float32 [B], and either
-"pixels" float32 [B S S 3] in [-1, 1] or, where they are kept, "moments" [B h w 2c]; "mask" [B h w 1], "concept"
-[B S S 3] and "class_ids" [B L], the class prompts, where asked for.  Pictures of the class are the last rows of every
-batch; "weight" makes the mean over the batch mean(subject) + lambda mean(class).
+A batch: "ids" {text encoder: int32 [B L]}, "index" int32 [B] (the example's number in the stream), "weight" float32
+[B], and either "pixels" float32 [B H W 3] in [-1, 1] or, where they are kept, "moments" [B h w 2c]; where asked for
+"mask" [B h w 1], "concept" [B H W 3], "class_ids" {text encoder: [B L]}, the class prompts, and "control" {"hint"
+float32 [B H W 3] in [0, 1]} for a ControlNet; "text", the UNet's inputs of the ids, where they are kept.  Pictures of
+the class are the last rows of every batch; "weight" makes the mean over the batch mean(subject) + lambda mean(class).
+H W are those of the batch's bucket.
 """
 
-import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,8 +19,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax import settings
-from sdjax.data import cache, sources
+from sdjax import conditions, settings
+from sdjax.data import buckets, cache, sources
+from sdjax.data.buckets import Plan
 from sdjax.data.classes import ClassData
 from sdjax.data.sources.source import Examples, Only, Source
 from sdjax.settings import SettingError
@@ -41,13 +43,19 @@ class Data:
     source: settings of such pictures alone, found as data.NAME too; None for their defaults.
     word: what captions call the subject; "" for the word that the method trains.
     templates: "captions" (beside the pictures, or drawn with them), "object", "style", "face", ... or a template file.
-    size: pixels of the square picture, 0 for the model's.  crop: "center" or "random".  flip: probability.
+    size: pixels of a side of the square picture, 0 for the model's.
+    buckets: so many shapes of about size^2 pixels, each of which is compiled; 0 for the square alone.  Pictures go to
+    the one that cuts least off them; none is scaled up.  crop: "center" or "random".  flip: probability.
     dropout: probability of the empty prompt, for guidance.
-    encode: train on the autoencoder's moments, computed once where pictures are kept: those in `cache`, a folder for
-    decoded pictures and moments ("" for none), and one picture without augmentation.
+    encode: train on the autoencoder's moments, computed once where pictures stay the same.
+    cache: a folder in which they are kept for the next run, and the text encoder's outputs where nothing changes them;
+    "" keeps moments of up to FEW pictures for this run, and no text.
     concept: also give E4T's encoder a picture: "same", or "other" view of the subject where the source knows one.
     validation: a folder of pictures that are only measured (Train.validate), or the share of `path`'s that is.
     mask: weight the loss by the image's mask file (its alpha where something is clear, else white), or by its alpha.
+    condition: what a ControlNet sees: "files" (NAME.condition.png beside the picture), "canny", "scribble", "softedge",
+    "lines", "depth" (made of the picture), "openpose" (NAME.condition.json), "segmentation" or "mask" (files); with
+    settings as in "canny:low=50".  A folder of such files elsewhere is data.condition_folder.
     """
 
     path: str = ""
@@ -55,6 +63,7 @@ class Data:
     word: str = ""
     templates: str = "captions"
     size: int = 0
+    buckets: int = 0
     batch: int = 4
     crop: str = "center"
     flip: float = 0.0
@@ -63,21 +72,32 @@ class Data:
     encode: bool = True
     concept: str = ""
     mask: bool = False
+    condition: str = ""
     validation: str | float = 0.0
 
     def __post_init__(self):
         settings.check(
-            self, concept=CONCEPTS, size=settings.FROM_0, batch=settings.FROM_1, dropout=settings.TO_1,
-            crop=CROPS, flip=settings.TO_1,
+            self, concept=CONCEPTS, size=settings.FROM_0, buckets=settings.FROM_0, batch=settings.FROM_1,
+            dropout=settings.TO_1, crop=CROPS, flip=settings.TO_1,
         )  # fmt: skip
         if not isinstance(self.validation, str):
             settings.check(self, validation=settings.BELOW_1)
         if self.cache and (not self.plain or self.mask):
             raise SettingError("cache", self.cache, "'' unless crop=center, flip=0, mask=False: pictures stay as kept")
+        if self.buckets and self.concept:
+            raise SettingError("buckets", self.buckets, f"0 with concept={self.concept!r}: encoders look at squares")
+        maker = self.maker
+        if self.cache and maker is not None and maker.endings:
+            raise SettingError("cache", self.cache, f"'' with condition={self.condition!r}: only pictures are kept")
 
     def looked_up(self) -> tuple[str, Source | None]:
         """Returns ("source", the source of `path`): where a setting that is not here is looked up."""
         return "source", self.source or sources.matching(self.path)
+
+    @property
+    def maker(self) -> conditions.Condition | None:
+        """The condition that a ControlNet sees, None for none."""
+        return conditions.of(self.condition) if self.condition else None
 
     @property
     def plain(self) -> bool:
@@ -89,22 +109,14 @@ class Data:
 class Share:
     """The rows of every batch that show one source's pictures.
 
-    first, count: which rows.  weight: of each in the loss.  moments: [h w 2c] of a source of one picture, where kept.
-    order: picture number epoch[order[k]] is the k-th that is shown.
+    first, count: which rows.  weight: of each in the loss.  plan: which pictures they show.
     """
 
     source: Examples
     first: int
     count: int
     weight: float
-    moments: np.ndarray | None
-    order: Any
-    epoch: Any
-
-    def place(self, position: int, batch: int) -> int:
-        """Returns the number among this source's pictures of what the global stream holds at `position`."""
-        step, row = divmod(position, batch)
-        return step * self.count + row - self.first
+    plan: Plan
 
 
 class Batches:
@@ -122,47 +134,47 @@ class Batches:
         seed: int,
         classes: tuple[ClassData, Examples | None] = (ClassData(), None),
     ) -> None:
-        self.data, self.source, self.size, self.seed = data, source, size, seed
-        self.tokenizer, self.factor = sd.tokenizer, sd.factor
+        self.data, self.size, self.seed = data, size, seed
+        self.tokenize, self.factor, self.maker = sd.tokenize, sd.factor, data.maker
         self.single = to_pixels(source.picture(0, size)) if len(source) == 1 else None
+        self.texts: cache.Texts | None = None
         self.classes, others = classes
         self.rows = data.batch // jax.process_count()
         if data.batch % jax.process_count():
             raise ValueError(f"data.batch={data.batch}: {jax.process_count()} processes must divide it")
+        divided = [_divided(examples, data, size, sd) for examples in (source, others) if examples is not None]
+        kept = cache.kept(divided, sd, data, bool(data.concept or self.maker))
         less = 0 if others is None else self.classes.rows_of(data.batch)
-        alone = data.encode and data.plain and len(source) == 1 and (others is None or len(others) == 1)
-        self.shares = [self._share(source, 0, data.batch - less, 1.0, sd if alone else None)]
-        if others is not None:
-            part = self.classes.weight
-            self.shares.append(self._share(others, data.batch - less, less, part, sd if alone else None))
+        counts = [(data.batch - less, 1.0), (less, self.classes.weight)]
+        self.shares, first = [], 0
+        for (examples, shapes), (count, part) in zip(kept, counts, strict=False):
+            plan, weight = Plan(shapes, count, seed), part * data.batch / count
+            self.shares.append(Share(examples, first, count, weight, plan))
+            first += count
 
-    def _share(self, source, first, count, part, sd=None):
-        """Returns the Share of a source whose mean loss counts `part`; sd: encodes its one picture."""
-        import grain
+    @property
+    def source(self) -> Examples:
+        """The pictures of the subject."""
+        return self.shares[0].source
 
-        moments, epoch = None, source.epoch()
-        if sd is not None:
-            pixels = to_pixels(source.picture(0, self.size))[None]
-            moments = np.asarray(jax.jit(lambda sd, x: sd.moments(x))(sd, pixels)[0], np.float32)
-        order = grain.MapDataset.range(len(epoch)).seed(self.seed).shuffle().repeat()
-        return Share(source, first, count, part * self.data.batch / count, moments, order, epoch)
+    @property
+    def plan(self) -> Plan:
+        """Which of them a batch shows."""
+        return self.shares[0].plan
 
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, step: int) -> dict[str, Any]:
         """Returns this process's rows of the batch of a step."""
         return next(self.iterate(step, threads=0))
 
-    def steps(self, epochs: float) -> int:
-        """Returns the number of batches that show every picture so many times, the last one filled up."""
-        return math.ceil(epochs * len(self.source.epoch()) / self.data.batch)
-
-    def mentions(self, tokens: np.ndarray) -> bool:
-        """Returns whether any of up to MOST of the source's prompts holds one of these token ids."""
+    def mentions(self, tokens: dict[str, Any]) -> bool:
+        """Returns whether any of up to MOST of the source's prompts holds one of these ids {text encoder: [n]}."""
         captions = (
             self.source.caption(i, np.random.default_rng((self.seed, i))) for i in range(min(len(self.source), MOST))
         )
-        return any(np.isin(self.tokenizer([caption]), tokens).any() for caption in captions)
+        said = (self.tokenize([caption]) for caption in captions)
+        return any(np.isin(ids[encoder], tokens[encoder]).any() for ids in said for encoder in tokens)
 
-    def iterate(self, start: int = 0, threads: int = THREADS) -> Iterator[dict[str, np.ndarray]]:
+    def iterate(self, start: int = 0, threads: int = THREADS) -> Iterator[dict[str, Any]]:
         """Yields this process's rows of the batches of steps start, start + 1, ...; decoding runs ahead in threads."""
         import grain
 
@@ -175,43 +187,77 @@ class Batches:
         """Returns the place in the global stream of this process's q-th example."""
         return q // self.rows * self.data.batch + jax.process_index() * self.rows + q % self.rows
 
+    def fill(self, epochs: float) -> str:
+        """Keeps the prompts of so many epochs, where prompts are kept; returns what there is in all, in words."""
+        kept = [share.source for share in self.shares if isinstance(share.source, cache.Kept)]
+        said = f"{sum(len(examples.numbers) for examples in kept)} pictures"
+        if self.texts is None:
+            return f"{said}, no prompts: the text encoder learns, or nothing is kept"
+        for position in range(self.plan.batches(epochs) * self.data.batch):
+            self.texts(self._ids(self.seen(position)["caption"]))
+        return f"{said}, {len(self.texts.store)} prompts"
+
+    def seen(self, position: int) -> dict[str, Any]:
+        """Returns what the global stream holds at a place: the source's example, its "size", "i" and "share"."""
+        random = np.random.default_rng((self.seed, position))
+        step, row = divmod(position, self.data.batch)
+        share = [share for share in self.shares if share.first <= row][-1]
+        (height, width), i = share.plan.picture(step, row - share.first)
+        size = height if height == width else (height, width)
+        item = share.source.example(i, size, random)
+        caption = "" if random.random() < self.data.dropout else item["caption"]
+        return {**item, "caption": caption, "size": size, "i": i, "share": share, "random": random}
+
     def _example(self, position):
         """Returns the example at a place of the stream; its picture is the next one of the row's share."""
-        random = np.random.default_rng((self.seed, position))
-        share = [share for share in self.shares if share.first <= position % self.data.batch][-1]
-        i = share.epoch[int(share.order[share.place(position, self.data.batch)])]
-        item = share.source.example(i, self.size, random)
-        caption = "" if random.random() < self.data.dropout else item["caption"]
+        item = self.seen(position)
+        share, caption = item["share"], item["caption"]
         example = {
             "ids": self._ids(caption),
             "index": np.int32(position % (1 << 31)),
             "weight": np.float32(share.weight),
         }
+        if self.texts is not None:
+            example["text"] = self.texts(example["ids"])
         if self.classes.identifiers:
             example["class_ids"] = self._ids(self.classes.prompt(caption))
-        if share.moments is not None:
-            example["moments"] = share.moments
-        elif "moments" in item:
-            example["moments"] = item["moments"].astype(np.float32)
+        if "moments" in item:
+            example["moments"] = item["moments"]
         else:
             example["pixels"] = to_pixels(item["picture"])
         if self.data.concept:
-            other = self.data.concept == "other"
-            seen = share.source.example(share.source.other(i, random), self.size, random) if other else item
+            seen, random = item, item["random"]
+            if self.data.concept == "other":
+                seen = share.source.example(share.source.other(item["i"], random), item["size"], random)
             example["concept"] = to_pixels(seen["picture"])
         if self.data.mask:
-            whole = np.ones((self.size, self.size), np.float32)  # class pictures have none
+            whole = np.ones(np.broadcast_to(item["size"], 2), np.float32)  # class pictures have none
             example["mask"] = _shrink(item.get("mask", whole), self.factor)
+        if self.maker is not None:
+            seen = item["condition"] if self.maker.endings else self.maker.make(item["picture"])
+            example["control"] = {"hint": seen.astype(np.float32) / 255}
         return example
 
     def _ids(self, caption):
-        return np.asarray(self.tokenizer([caption])[0], np.int32)
+        return {encoder: ids[0] for encoder, ids in self.tokenize([caption]).items()}
 
 
 def _shrink(mask, factor):
-    """Returns the mean of every factor x factor tile of a mask [S S], as [S/factor S/factor 1]."""
-    side = mask.shape[0] // factor
-    return mask.reshape(side, factor, side, factor).mean((1, 3), dtype=np.float32)[..., None]
+    """Returns the mean of every factor x factor tile of a mask [H W], as [H/factor W/factor 1]."""
+    h, w = (side // factor for side in mask.shape)
+    return mask.reshape(h, factor, w, factor).mean((1, 3), dtype=np.float32)[..., None]
+
+
+def _divided(examples, data, size, sd):
+    """Returns (examples, {shape: numbers of an epoch's pictures})."""
+    epoch = examples.epoch()
+    if not data.buckets:
+        return examples, {(size, size): epoch}
+    unit = sd.factor * 2 ** (len(sd.networks["unet"].config.block_out_channels) - 1)
+    numbers = sorted(set(epoch))
+    found = buckets.divide([examples.shape(i) for i in numbers], size, unit, data.buckets)
+    shape_of = {numbers[k]: shape for shape, places in found.items() for k in places}
+    return examples, {shape: [i for i in epoch if shape_of[i] == shape] for shape in found}
 
 
 def side(data: Data, sd: StableDiffusion) -> int:
@@ -233,7 +279,7 @@ def build(
     classes: ClassData = ClassData(),  # noqa: B008 a frozen value
     others: Examples | None = None,
 ) -> Batches:
-    """Returns the Batches of a run for a model (its tokenizer, its picture size, its autoencoder for the cache).
+    """Returns the Batches of a run for a model (its tokenizers, its picture size, its autoencoder for the cache).
 
     source: the examples that sources.open(data) gave; None opens them.  others: those of classes.path.
     Raises ValueError for a path that holds no pictures, and for sizes that the autoencoder cannot halve evenly.
@@ -241,13 +287,14 @@ def build(
     source = sources.open(data) if source is None else source
     if others is None and classes.path:
         others = sources.open(classes.data(data))
+    if others is not None and data.buckets:
+        raise SettingError("data.buckets", data.buckets, "0 with class_data.path, whose pictures share the batches")
     numbers, apart = source.chosen(), _apart(data, source, seed)
     if apart:
         numbers = [i for i in (range(len(source)) if numbers is None else numbers) if i not in apart]
     size = side(data, sd)
-    if others is not None:
-        others = _ready(data, sd, size, others, others.chosen())
-    return Batches(data, _ready(data, sd, size, source, numbers), size, sd, seed, (classes, others))
+    others = None if others is None else _only(others, others.chosen())
+    return Batches(data, _only(source, numbers), size, sd, seed, (classes, others))
 
 
 def held_out(data: Data, sd: StableDiffusion, seed: int) -> Batches | None:
@@ -257,12 +304,12 @@ def held_out(data: Data, sd: StableDiffusion, seed: int) -> Batches | None:
     plain, size = measured(data), side(data, sd)
     source = sources.open(plain)
     numbers = None if isinstance(data.validation, str) else sorted(_apart(data, source, seed))
-    return Batches(plain, _ready(plain, sd, size, source, numbers), size, sd, seed)
+    return Batches(plain, _only(source, numbers), size, sd, seed)
 
 
 def measured(data: Data) -> Data:
     """Returns the settings of the pictures that a run only measures."""
-    plain = replace(data, crop="center", flip=0.0, dropout=0.0, validation=0.0)
+    plain = replace(data, crop="center", flip=0.0, dropout=0.0, validation=0.0, buckets=0)
     return replace(plain, path=data.validation, source=None) if isinstance(data.validation, str) else plain
 
 
@@ -278,8 +325,6 @@ def _apart(data, source, seed):
     return {numbers[i] for i in order[:count]}
 
 
-def _ready(data, sd, size, source, numbers):
-    """Returns the source's pictures of these numbers, None for all; kept in files where data.cache says where."""
-    if data.cache:
-        source = cache.cached(source, sd, data.cache, size, data.encode)
+def _only(source, numbers):
+    """Returns the source's pictures of these numbers, None for all."""
     return source if numbers is None else Only(source, numbers)

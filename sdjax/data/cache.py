@@ -1,51 +1,56 @@
-"""Pictures decoded once and encoded once: files on disk, made whole, found again by what they hold.
+"""Pictures decoded once and encoded once, and prompts encoded once: in files (store.py), found again by what they hold.
 
-A file's name holds a digest of the pictures' source, the size and, for latents, the autoencoder's weights, so nothing
-stale is used.
+    kept([(examples, {(512, 512): [0, 1]})], sd, data)      # the same examples with "moments"
+    texts = Texts(encode, "cache", digest)
+    texts(ids)                                              # {"context": float32 [L C]}
+
+Pictures go by the bytes of their file (Examples.content) and their shape, moments also by the autoencoder's weights and
+type, prompts by their ids and the text encoder's weights; so nothing stale is used, and only what is new is made.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.typing import DTypeLike
-from jaxtyping import Float16, Shaped, UInt8
 from tqdm import tqdm
 
 from sdjax import trees
+from sdjax.data.buckets import Shape
 from sdjax.data.sources.source import Examples
-from sdjax.formats.storage import files
+from sdjax.data.store import Memory, Store, key
 from sdjax.stable_diffusion import StableDiffusion, to_pixels
 
-CHUNK = 64  # pictures per call of the autoencoder
+FEW = 64  # pictures whose moments a run keeps without a folder
+CHUNK, PIXELS = 64, 1 << 20  # pictures, and pixels, per call of the autoencoder
+Divided = tuple[Examples, Mapping[Shape, Sequence[int]]]  # examples, {shape: numbers of an epoch's pictures}
 
 
-class Cached(Examples):
-    """Examples whose pictures, and moments where encoded, come from files, of one size; the rest is the source's."""
+class Kept(Examples):
+    """Examples whose pictures or moments come from a store; the rest is the source's.
 
-    def __init__(
-        self,
-        source: Examples,
-        pictures: UInt8[np.ndarray, "n S S 3"],
-        moments: Float16[np.ndarray, "n h w 2*c"] | None = None,
-    ):
-        self.source, self.pictures, self.moments = source, pictures, moments
+    places: {"picture" or "moments": (store, {number: key})}; of a picture whose moments are kept only they are read.
+    """
+
+    def __init__(self, source: Examples, places: Mapping[str, tuple[Store | Memory, Mapping[int, bytes]]]) -> None:
+        self.source, self.places = source, places
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def shape(self, i: int) -> tuple[int, int]:
-        """Returns (height, width) of picture i."""
-        height, width = self.pictures.shape[1:3]
-        return height, width
+    @property
+    def numbers(self) -> set[int]:
+        """The numbers of the pictures that are kept."""
+        return {i for _, keys in self.places.values() for i in keys}
 
-    def picture(self, i: int, size: int) -> UInt8[np.ndarray, "S S 3"]:
-        """Returns picture i, uint8 [S S 3], S the size of all."""
-        return self.pictures[i]
+    def shape(self, i: int) -> Shape:
+        """Returns (height, width) of picture i as the source has it."""
+        return self.source.shape(i)
+
+    def picture(self, i: int, size: int | Shape) -> np.ndarray:
+        """Returns picture i without random augmentation, uint8 [h w 3]."""
+        return self.source.picture(i, size)
 
     def caption(self, i: int, random: np.random.Generator) -> str:
         """Returns a caption of picture i."""
@@ -59,9 +64,9 @@ class Cached(Examples):
         """Returns the numbers of an epoch's pictures."""
         return self.source.epoch()
 
-    def chosen(self) -> Sequence[int] | None:
-        """Returns the numbers of those pictures that the run asks for."""
-        return self.source.chosen()
+    def content(self, i: int) -> str:
+        """Returns a digest of picture i."""
+        return self.source.content(i)
 
     def fingerprint(self) -> list[Any]:
         """Returns what decides the pictures."""
@@ -71,63 +76,98 @@ class Cached(Examples):
         """Returns what there is, in words."""
         return self.source.about()
 
-    def example(self, i: int, size: int, random: np.random.Generator) -> dict[str, Any]:
-        """Returns {"picture", "caption"[, "moments"]} of picture i."""
-        item = {"picture": self.pictures[i], "caption": self.source.caption(i, random)}
-        return item if self.moments is None else {**item, "moments": self.moments[i]}
+    def example(self, i: int, size: int | Shape, random: np.random.Generator) -> dict[str, Any]:
+        """Returns {"caption"[, "picture"][, "moments"]} of picture i."""
+        item = {"caption": self.source.caption(i, random)}
+        for name, (store, keys) in self.places.items():
+            found = store.get(keys[i])
+            assert found is not None  # put there by `kept`
+            item |= {name: found[name]}
+        return item
 
 
-def cached(source: Examples, sd: StableDiffusion, folder: str | Path, size: int, encode: bool = True) -> Cached:
-    """Returns the source with its pictures, without random augmentation, read from files below `folder`.
+def kept(divided: Sequence[Divided], sd: StableDiffusion, data: Any, pictures: bool = False) -> list[Divided]:
+    """Returns the examples with what is kept of them in data.cache, or in memory; what is missing is made now.
 
-    encode: also the autoencoder's moments, float16 [n h w 2c].  What is missing is made now.
+    data: a run's Data.  With data.encode these are the autoencoder's moments, float32 [h w 2c], and with `pictures` the
+    decoded pictures too; else those alone.  As they are where pictures are augmented, and where no folder is named and
+    they are more than FEW, or not to be encoded.
     """
-    pictures = _file(folder, ["pictures", source.fingerprint(), size], lambda file: _draw(source, size, file))
-    if not encode:
-        return Cached(source, pictures)
-    name = [
-        "moments",
-        source.fingerprint(),
-        size,
-        trees.digest(sd.parts["vae"]),
-        str(np.dtype(sd.networks["vae"].dtype)),
-    ]
-    return Cached(source, pictures, _file(folder, name, lambda file: _encode(pictures, sd, file)))
+    few = data.encode and sum(len(examples) for examples, _ in divided) <= FEW
+    if not (data.plain and not data.mask and not (data.maker and data.maker.endings)) or not (data.cache or few):
+        return list(divided)
+    made = []
+    for examples, shapes in divided:
+        of = {i: shape for shape, numbers in shapes.items() for i in numbers}
+        places = {}
+        if not data.encode or pictures:
+            keys = {i: key("picture", examples.content(i), *shape) for i, shape in of.items()}
+            store = _store(data.cache, "pictures")
+            _fill(store, keys, "pictures", lambda i, of=of, examples=examples: [{"picture": _picture(examples, i, of)}])
+            places["picture"] = store, keys
+        if data.encode:
+            places["moments"] = _moments(examples, of, sd, data.cache)
+        made.append((Kept(examples, places), shapes))
+    return made
 
 
-def _file(folder: str | Path, name: list[Any], make: Callable[[Path], None]) -> Shaped[np.ndarray, "n ..."]:
-    """Returns the array in the file named by a digest of `name`, read as it is needed; made whole or not at all."""
-    digest = hashlib.sha256(json.dumps(name).encode()).hexdigest()[:16]
-    done = Path(folder) / f"{name[0]}-{digest}.npy"
-    if not done.exists():
-        with files.new_file(done) as work:
-            make(work)
-    return np.load(done, mmap_mode="r")
+def _picture(examples, i, of):
+    height, width = of[i]
+    return examples.picture(i, height if height == width else (height, width))
 
 
-def _draw(source: Examples, size: int, file: Path) -> None:
-    first = source.picture(0, size)
-    pictures = _open(file, np.uint8, (len(source), *first.shape))
-    for i in tqdm(range(len(source)), desc="pictures", unit="picture", dynamic_ncols=True):
-        pictures[i] = source.picture(i, size)
-    pictures.flush()
+def _store(folder, name):
+    return Store(Path(folder) / f"{name}.records") if folder else Memory()
 
 
-def _encode(pictures: UInt8[np.ndarray, "n S S 3"], sd: StableDiffusion, file: Path) -> None:
-    moments = jax.jit(lambda sd, pixels: sd.moments(pixels))
-    out = None
-    for first in tqdm(range(0, len(pictures), CHUNK), desc="latents", unit="chunk", dynamic_ncols=True):
-        block = np.asarray(pictures[first : first + CHUNK])
-        padded = np.concatenate([block, np.repeat(block[:1], CHUNK - len(block), 0)])
-        encoded = np.asarray(moments(sd, to_pixels(padded))[: len(block)], np.float16)
-        if out is None:
-            out = _open(file, np.float16, (len(pictures), *encoded.shape[1:]))
-        out[first : first + len(block)] = encoded
-    if out is not None:
-        out.flush()
+def _fill(store, keys, what, make, chunk=lambda i: (i, 1)):
+    """Makes what the store lacks: make(*numbers) gives the arrays of each; chunk(i): (kind, how many of it at once)."""
+    groups: dict[Any, list[int]] = {}
+    for i in (i for i, name in keys.items() if name not in store):
+        groups.setdefault(chunk(i), []).append(i)
+    todo = [group[k : k + many] for (_, many), group in groups.items() for k in range(0, len(group), many)]
+    if store.damaged:
+        print(f"{store.path}: {store.damaged} damaged records; made anew")
+    for numbers in tqdm(todo, desc=what, unit="call", dynamic_ncols=True, disable=len(todo) < 2):
+        for i, arrays in zip(numbers, make(*numbers), strict=True):
+            store.put(keys[i], arrays)
 
 
-def _open(file: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap:
-    """Returns the array of a new file.  Raises ValueError where it has no room: a full disk would end the process."""
-    files.check_room(file, np.dtype(dtype).itemsize * int(np.prod(shape)))
-    return np.lib.format.open_memmap(file, "w+", dtype, shape)
+def _moments(examples, of, sd, folder):
+    """Returns (store, keys) of the moments of pictures of these shapes, {number: (h, w)}."""
+    which = [trees.digest(sd.parts["vae"]), str(np.dtype(sd.networks["vae"].dtype))]
+    keys = {i: key("moments", examples.content(i), *shape, *which) for i, shape in of.items()}
+    encode = jax.jit(lambda sd, pixels: sd.moments(pixels))
+
+    def chunk(i):
+        return of[i], max(1, min(CHUNK, PIXELS // (of[i][0] * of[i][1]), len(of)))
+
+    def make(*numbers):
+        block = np.stack([_picture(examples, i, of) for i in numbers])
+        padded = np.concatenate([block, np.repeat(block[:1], chunk(numbers[0])[1] - len(block), 0)])
+        found = np.asarray(encode(sd, to_pixels(padded)), np.float32)
+        return [{"moments": one} for one in found[: len(block)]]
+
+    store = _store(folder, "moments")
+    _fill(store, keys, "latents", make, chunk)
+    return store, keys
+
+
+class Texts:
+    """What a text encoder makes of prompts, kept in a folder.
+
+    encode: token ids [1 L] -> {name: array [1 ...]}.  which: a digest of what decides it beside the ids.
+    """
+
+    def __init__(self, encode: Callable[[Any], Mapping[str, Any]], folder: str | Path, which: str) -> None:
+        self.encode, self.which, self.store = encode, which, Store(Path(folder) / "texts.records")
+
+    def __call__(self, ids: Any) -> dict[str, np.ndarray]:
+        """Returns the arrays of a prompt's ids [L], or {text encoder: [L]}."""
+        name = key("text", self.which, [np.asarray(x).tolist() for x in jax.tree.leaves(ids)])
+        found = self.store.get(name)
+        if found is None:
+            made = self.encode(jax.tree.map(lambda x: np.asarray(x)[None], ids))
+            found = {part: np.asarray(array[0], np.float32) for part, array in made.items()}
+            self.store.put(name, found)
+        return found

@@ -24,9 +24,9 @@ from sdjax.diffusion import schedule as noising
 from sdjax.diffusion.errors import squared
 from sdjax.diffusion.model import Model
 from sdjax.diffusion.schedule import Schedule, add_noise, snr
-from sdjax.models.cond import Cond
+from sdjax.models.cond import Cond, UNetInputs
 
-LOSS_ALONE = ("pixels", "moments", "ids", "class_ids", "index", "weight", "mask")  # no concern of the network
+LOSS_ALONE = ("pixels", "moments", "ids", "class_ids", "text", "index", "weight", "mask")  # no concern of the network
 MOST_SNR = 1000.0  # of the debiased weight, which at time 0 of a schedule without noise would be 0; as kohya has it
 
 
@@ -48,9 +48,10 @@ def diffusion_loss(
     """Returns (mean over the batch of weight * (weighting * error + penalty), metrics), all float32.
 
     target: target(schedule, z, noise, t), what the network shall predict [B h w c].
-    error: error(schedule, t, prediction, target) of every number (errors.py); its mean over one example counts, or over the area of
-    batch["mask"] [B h w 1] where there is one: sum(mask * square) / sum(mask), so that a small subject counts as much
-    as a large one (our choice; dividing by the whole area is the other custom).  A mask of zeros gives no error.
+    error: error(schedule, t, prediction, target) of every number, see errors.py; its mean over one example counts, or
+    over the area of batch["mask"] [B h w 1] where there is one: sum(mask * error) / sum(mask), so that a small subject
+    counts as much as a large one (our choice; dividing by the whole area is the other custom).  A mask of zeros gives
+    no error.
     weighting: weighting(schedule, t) [B], factors of the errors, such as snr_weight; None: all times alike.
     regularisers: each (sd, batch, z_t, t, cond, prediction) -> [B], added to the penalty; see preservation.
     penalty: with them aux["penalty"] [B] of the conditioners, e.g. the size of an encoder's offset.
@@ -59,8 +60,9 @@ def diffusion_loss(
     pyramid: discount of coarser noise that is added, see noise.pyramid; 0 for none.
     perturbation: deviation of further noise that z_t has and the target does not, 0.1 in Ning et al. 2023, "Input
     Perturbation Reduces Exposure Bias in Diffusion Models" (arXiv 2301.11706).
-    batch: "pixels" [B H W 3] or "moments" [B h w 2c] (mean and log-variance of the unscaled latent), "ids" [B L],
-    "index" [B], "weight" [B] if not all 1; whatever else it holds goes to the conditioners and wrappers in cond.own.
+    batch: "pixels" [B H W 3] or "moments" [B h w 2c] (mean and log-variance of the unscaled latent), "ids" {text
+    encoder: [B L]}, "index" [B], "weight" [B] if not all 1; whatever else it holds goes to the conditioners and
+    wrappers in cond.own.
     told: what the task tells the network beside the words.
     """
     k_latent, k_time, k_noise, k_offset = jax.random.split(key, 4)
@@ -79,7 +81,7 @@ def diffusion_loss(
         seen = noise + perturbation * noises.normal(more, z.shape[1:])
 
     own = {name: value for name, value in batch.items() if name not in LOSS_ALONE}
-    cond = told.over(sd.condition(batch["ids"])).with_own(**own)
+    cond = told.over(conditioned(sd, batch)).with_own(**own)
     z_t = add_noise(schedule, z, seen, t)
     prediction, aux = sd.denoise(z_t, t, cond, i=0)
     wrong = error(schedule, t, prediction.astype(jnp.float32), target(schedule, z, noise, t))
@@ -109,6 +111,11 @@ def preservation(strength: float, before: Model) -> Callable:
         return strength * masked_mean((prediction - jax.lax.stop_gradient(wanted)) ** 2)
 
     return regulariser
+
+
+def conditioned(sd: Model, batch: Mapping[str, Any]) -> Cond:
+    """Returns the cond of a batch's prompts, from batch["text"], the UNet's inputs, where they are kept."""
+    return Cond(UNetInputs(**batch["text"])) if "text" in batch else sd.condition(batch["ids"])
 
 
 def latents(sd: Model, batch: Mapping[str, Any], keys: Key[Array, " B"]) -> Float32[Array, "B h w c"]:

@@ -22,6 +22,9 @@ from sdjax.diffusion.model import Cond, Model, Predict
 from sdjax.models import hooks
 
 PASTE_BACK, THRESHOLD, GUIDANCE, CONTROLNET = range(4)  # ranks, outermost first
+NO_PICTURE = (
+    "a ControlNet without a picture: expected data.condition=canny in training, control.on(picture) in sampling"
+)
 
 
 class Guidance(struct.PyTreeNode):
@@ -134,7 +137,7 @@ class ControlNet(struct.PyTreeNode):
     """Adds what a ControlNet makes of its picture to the maps of the UNet; several add up.
 
     cond.own[name] holds "hint", pictures [B H W 3] in [0, 1], and "weight" [B], 1 where it is absent.  Where no weight
-    is other than 0 the network does not run.
+    is other than 0 the network does not run.  Raises ValueError where there is no such picture.
     guess: acts only where cond.own["positive"] [B] is 1, and less on fine maps (see guess_scales).
     network: the Linen module of params.
     """
@@ -148,6 +151,8 @@ class ControlNet(struct.PyTreeNode):
     def __call__(
         self, sd: Model, call: Predict, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond
     ) -> Float[Array, "B h w c"]:
+        if "hint" not in cond.own.get(self.name, {}):
+            raise ValueError(NO_PICTURE)
         own = cond.own[self.name]
         weight = own.get("weight", jnp.ones(len(z))) * (cond.own["positive"] if self.guess else 1)
         inputs = z, t, cond.unet.context, own["hint"], cond.unet.labels
@@ -164,7 +169,8 @@ class ControlNet(struct.PyTreeNode):
         def nothing(inputs):
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, inputs))
 
-        made = jax.lax.cond(jnp.any(weight != 0), run, nothing, inputs)
+        always = "weight" not in own and not self.guess  # while it trains
+        made = run(inputs) if always else jax.lax.cond(jnp.any(weight != 0), run, nothing, inputs)
         if cond.unet.residuals is not None:
             made = jax.tree.map(jnp.add, cond.unet.residuals, made)
         return call(z, t, cond.with_unet(residuals=made))

@@ -14,12 +14,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from sdjax.diffusion.schedule import Schedule
+from sdjax.families.sd import Sd
 from sdjax.formats.adapters import e4t
 from sdjax.formats.models import autoencoder, folder, lpips, presets, single_file
 from sdjax.formats.storage import files, parameters
-from sdjax.methods.clip import CLIP
-from sdjax.models.clip import ImageConfig, ImageEncoder, TextConfig
-from sdjax.models.critics import LPIPS
+from sdjax.models.clip import ImageConfig, ImageEncoder
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text.tokenizer import Tokenizer, byte_vocabulary
@@ -77,7 +76,7 @@ def load(
     kind, _, shape = str(source).partition(":")
     if os.path.isfile(source):
         whole = single_file.read(source, dtype, prediction_type=prediction_type, ema=ema, tokenizer=tokenizer)
-        sd = folder.assemble(*whole[:4]).replace(low_schedule=whole[4])
+        sd = folder.assemble(*whole[:5]).replace(low_schedule=whole[5])
     elif prediction_type or ema or tokenizer:
         given = {"ema": ema, "prediction_type": prediction_type, "tokenizer": tokenizer}
         name = next(name for name in given if given[name])
@@ -92,10 +91,9 @@ def load(
     if vision is not None:
         network, params = _load_vision(vision, dtype, variant)
         # A text projection into the embeddings of another image encoder means nothing.
-        others = {name: tree for name, tree in (sd.reference or {}).items() if name != CLIP}
-        sd = sd.replace(reference=others or None).with_networks(image_encoder=network).with_parts(image_encoder=params)
+        sd = sd.with_reference(clip=None).with_networks(image_encoder=network).with_parts(image_encoder=params)
     if perceptual is not None:
-        sd = sd.replace(reference={**(sd.reference or {}), LPIPS: lpips.read(perceptual, dtype)})
+        sd = sd.with_reference(lpips=lpips.read(perceptual, dtype))
     return sd
 
 
@@ -149,20 +147,17 @@ def _built_in(kind, name, dtype):
     tokenizer = _tokenizer(**shape["tokenizer"])
     text: dict[str, Any] = {"vocab_size": tokenizer.size, "bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
     text |= {"pad_token_id": tokenizer.pad}
-    configs = {
-        part: folder.PARTS[part].config(**shape[part])
-        for part in folder.PARTS
-        if part in shape and part != "text_encoder"
-    }
-    configs["text_encoder"] = TextConfig(**shape["text_encoder"], **text)
-    networks = {part: folder.PARTS[part].network(config, jnp.dtype(dtype)) for part, config in configs.items()}
+    family = Sd()
+    given = {**shape, "text_encoder": {**shape["text_encoder"], **text}}
+    there = {name: part for name, part in family.parts.items() if name in shape}
+    networks = {name: part.network(part.config(**given[name]), jnp.dtype(dtype)) for name, part in there.items()}
     make = {
         "random": parameters.random_parameters,
         "new": parameters.new_parameters,
         "shape": lambda network, dtype: parameters.template(network),
     }[kind]
     params = {part: make(network, dtype) for part, network in networks.items()}
-    return folder.assemble(networks, params, Schedule(**shape["schedule"]), tokenizer)
+    return folder.assemble(family, networks, params, Schedule(**shape["schedule"]), {"text_encoder": tokenizer})
 
 
 def _tokenizer(size=0, length=77, texts=None, pad="<|endoftext|>", folder=None):
@@ -192,16 +187,16 @@ def save(
     extras: functions (sd, folder) that add further folders, such as e4t/, before the new folder takes its place.
     An old model in the destination is replaced; its README.md and other files that are no part of a model stay.
     Hooks that can be weights become weights.
-    Raises ValueError when others or conditioners hold weights that the files would lack, or the destination holds
-    something else.
+    Raises ValueError when others, conditioners or ControlNets hold weights that the files would lack, or the
+    destination holds something else.
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
     if dtype not in (*DTYPES, None):
         raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
     sd = sd.with_dtype(jnp.float32).fold() if sd.hooks else sd
-    if sd.hooks or sd.conditioners:
-        held = ", ".join(type(item).__name__ for item in (*sd.hooks, *sd.conditioners))
+    if sd.hooks or sd.conditioners or sd.wrappers:
+        held = ", ".join(type(item).__name__ for item in (*sd.hooks, *sd.conditioners, *sd.wrappers))
         raise ValueError(f"{destination}: the model computes with {held} beside its weights; merge before saving")
     if format == "single-file":
         return single_file.write(sd, destination, dtype)

@@ -48,6 +48,30 @@ def sheet(
     return np.asarray(page)
 
 
+def captioned(
+    pictures: Sequence[UInt8[np.ndarray, "H W 3"]], captions: Sequence[str], columns: int = 4, width: int = 192
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns uint8 [height width 3]: pictures of any sizes in rows of `columns`, the words of each below it.
+
+    width: pixels that the words of a narrower picture may take.
+    """
+    wide = max(width, *(picture.shape[1] for picture in pictures))
+    texts = [_lines(text, wide) for text in captions]
+    rows = [range(k, min(k + columns, len(pictures))) for k in range(0, len(pictures), columns)]
+    tall = [max(pictures[i].shape[0] for i in row) for row in rows]
+    below = [max(_height(texts[i]) for i in row) for row in rows]
+    height = sum(tall) + sum(below) + EDGE * (2 * len(rows) + 1)
+    page = Image.new("RGB", (EDGE + min(columns, len(pictures)) * (wide + EDGE), height), "white")
+    draw, top = ImageDraw.Draw(page), EDGE
+    for row, own, words in zip(rows, tall, below, strict=True):
+        for x, i in enumerate(row):
+            left = EDGE + x * (wide + EDGE)
+            page.paste(Image.fromarray(pictures[i]), (left, top))
+            draw.multiline_text((left, top + own + EDGE // 2), texts[i], "black", _font())
+        top += own + words + 2 * EDGE
+    return np.asarray(page)
+
+
 def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     return ImageFont.load_default(SIZE)
 

@@ -1,8 +1,8 @@
-"""Pictures on disk: finding them with their captions and masks, decoding them safely, cutting them square.
+"""Pictures on disk: finding them with their captions and masks, decoding them safely, cutting them.
 
     items = find("photos/cat")
     picture, mask = decode(items[0], size=512, masked=True)         # PIL images, upright
-    square(picture, 512, place=(0.5, 0.5), flip=False)              # uint8 [512 512 3]
+    cut(picture, 512, place=(0.5, 0.5), flip=False)              # uint8 [512 512 3]
 
 Captions are what captions.py finds; a mask is `name.mask.png`, `name-masklabel.png` or what is clear in the picture
 itself.  Paths come from listing the folder; a file's text is only ever looked up among them.
@@ -29,6 +29,8 @@ OTHERS = tuple(
 )
 FORMATS = ("JPEG", "PNG", "WEBP")
 MASK_ENDINGS = (".mask.png", "-masklabel.png")  # the second as OneTrainer writes it
+# Of pictures that say something of another one: no pictures to learn.
+BESIDE = (*MASK_ENDINGS, *(f".condition{ending}" for ending in SUFFIXES), ".segmentation.png")
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MiB at 3 bytes a pixel
 MIN_SIDE = 16
 ACCEPTED = "expected .jpg .png .webp"
@@ -133,19 +135,21 @@ def has_mask(item: Item) -> bool:
             return masks.opened(image).mode == "RGBA"
 
 
-def square(
-    image: Image.Image, size: int, place: tuple[float, float] = (0.5, 0.5), flip: bool = False
-) -> UInt8[np.ndarray, "size size *channels"]:
-    """Returns the largest square of an image as uint8 [size size 3], or [size size] of a mask.
+def cut(
+    image: Image.Image, size: int | tuple[int, int], place: tuple[float, float] = (0.5, 0.5), flip: bool = False
+) -> UInt8[np.ndarray, "h w *channels"]:
+    """Returns the largest part of an image in the proportions of `size`, as uint8 [h w 3], or [h w] of a mask.
 
-    place: where the square lies in what it leaves over, (x, y) from 0 (left, top) to 1; on whole pixels.
+    size: (h, w), or the side of a square.
+    place: where the part lies in what it leaves over, (x, y) from 0 (left, top) to 1; on whole pixels.
     """
+    h, w = size if isinstance(size, tuple) else (size, size)
     width, height = image.size
-    side = min(width, height)
-    left, top = int(place[0] * (width - side) + 0.5), int(place[1] * (height - side) + 0.5)
+    part = (width, min(height, round(width * h / w))) if width * h <= height * w else (round(height * w / h), height)
+    left, top = (int(at * (whole - own) + 0.5) for at, whole, own in zip(place, image.size, part, strict=True))
     smooth = Image.Resampling.BILINEAR if image.mode == "L" else Image.Resampling.LANCZOS
-    cut = np.asarray(image.resize((size, size), smooth, box=(left, top, left + side, top + side)))
-    return np.ascontiguousarray(cut[:, ::-1]) if flip else cut
+    made = np.asarray(image.resize((w, h), smooth, box=(left, top, left + part[0], top + part[1])))
+    return np.ascontiguousarray(made[:, ::-1]) if flip else made
 
 
 def subject(path: str | Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
@@ -153,7 +157,7 @@ def subject(path: str | Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
 
     Raises ValueError naming the file when it is no picture, see decode.
     """
-    return square(decode(Item(Path(path)), size)[0], size)
+    return cut(decode(Item(Path(path)), size)[0], size)
 
 
 def digest(items: Iterable[Item]) -> str:
@@ -177,7 +181,7 @@ def _listed(path):
 
 
 def _is_picture(path):
-    return path.suffix.lower() in SUFFIXES and not path.name.lower().endswith(MASK_ENDINGS)
+    return path.suffix.lower() in SUFFIXES and not path.name.lower().endswith(BESIDE)
 
 
 def _item(path, root, caption, mask):

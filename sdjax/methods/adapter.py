@@ -18,7 +18,7 @@ from sdjax.stable_diffusion import StableDiffusion
 class Adapter:
     """What acts on a model.
 
-    edits: {part: {weight's name: Edit}}, see edits.py.  words: {word: rows [n C]}.
+    edits: {part: {weight's name: Edit}}, see edits.py.  words: {word: {text encoder: rows [n C]}}.
     hook: what layers compute, a PyTreeNode with the field `strength` where a file brings it, or None.
     trees: {name: tree} of what only one kind of file knows, such as E4T's head and offsets.
     about: {"method", "settings"} of who learned it, plain values.

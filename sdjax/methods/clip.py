@@ -2,7 +2,7 @@
 
     Clip()      with batches of {"pixels", "ids"}; the loss is over the whole global batch
 
-The text projection and the temperature belong to no part of a diffusers model; they travel in sd.reference["clip"],
+The text projection and the temperature belong to no part of a diffusers model; they travel in sd.reference.clip,
 which is the folder clip/ on disk.
 
 Source: Radford et al. 2021 (arXiv 2103.00020), figure 3; temperature as there, learned and at most 100.
@@ -22,7 +22,7 @@ from sdjax.methods.method import Method
 from sdjax.models.clip import clip_pixels, pooled
 from sdjax.stable_diffusion import StableDiffusion
 
-CLIP = "clip"  # in `reference`: {"text_projection": {"kernel" [C P]}, "logit_scale"}, with CLIPModel's names
+ENCODER = "text_encoder"  # whose words are trained
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class Clip(Method):
         if "image_encoder" not in sd.parts:
             raise ValueError("method=Clip: the model has no image_encoder; give it one with vision=FOLDER")
         width, out = sd.networks["text_encoder"].config.hidden_size, sd.networks["image_encoder"].config.projection_dim
-        reference = dict(sd.reference or {})
-        held = reference.pop(CLIP, None)
+        held = sd.reference.clip
         if held is not None:
             held = trees.copy(held, jnp.float32)
             kernel, scale = held["text_projection"]["kernel"], held["logit_scale"]
@@ -66,12 +65,12 @@ class Clip(Method):
             "text_projection": kernel,
             "logit_scale": scale,
         }
-        return trained, sd.replace(reference=reference or None).with_parts(text_encoder={}, image_encoder={})
+        return trained, sd.with_reference(clip=None).with_parts(text_encoder={}, image_encoder={})
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with the trained encoders, projection and temperature."""
         held = {"text_projection": {"kernel": trained["text_projection"]}, "logit_scale": trained["logit_scale"]}
-        return frozen.replace(reference={**(frozen.reference or {}), CLIP: held}).with_parts(
+        return frozen.with_reference(clip=held).with_parts(
             text_encoder=trained["text_encoder"], image_encoder=trained["image_encoder"]
         )
 
@@ -89,7 +88,8 @@ class Clip(Method):
         axis: the mapped axis over which embeddings are gathered, where the batch is split over one (pmap).
         """
         sd = self.join(frozen, trained)
-        image, text = embed_images(sd, batch["pixels"]), embed_texts(sd, batch["ids"], trained["text_projection"])
+        image = embed_images(sd, batch["pixels"])
+        text = embed_texts(sd, batch["ids"][ENCODER], trained["text_projection"])
         labels = jnp.arange(len(image))
         all_image, all_text = image, text
         if axis is not None:
@@ -110,8 +110,8 @@ def embed_images(sd: StableDiffusion, pixels: Float[Array, "B H W 3"]) -> Float[
 
 def embed_texts(sd: StableDiffusion, ids: Int[Array, "B L"], projection: Float[Array, "C P"]) -> Float[Array, "B P"]:
     """Returns unit text embeddings [B P]: the output at the first end token [B C] times projection [C P]."""
-    hidden = sd.encode_text(sd.embed(ids))
-    return _unit(pooled(hidden, ids, sd.tokenizer.eos) @ projection)
+    hidden = sd.encode_text(ENCODER, sd.embed(ENCODER, ids))
+    return _unit(pooled(hidden, ids, sd.tokenizers[ENCODER].eos) @ projection)
 
 
 def _unit(x):

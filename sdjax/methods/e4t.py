@@ -30,14 +30,32 @@ from sdjax.methods.adapter import Adapter
 from sdjax.methods.method import Method, about
 from sdjax.models.clip import clip_pixels
 from sdjax.models.cond import Cond
+from sdjax.models.conditioner import Conditioner
+from sdjax.models.reference import Reference
 from sdjax.models.unet import UNetConfig
 from sdjax.settings import FROM_0, SettingError, check
-from sdjax.stable_diffusion import TOKENS, StableDiffusion
+from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text import conditioning
 from sdjax.trees import Tree
 
-REFERENCE = ("unet", "empty")  # in `reference`: the pretrained half, and what it is told of the empty prompt
+ENCODER = "text_encoder"  # whose rows the encoder makes
+E4T_OWN = "e4t"  # in reference.own: a Seen
 HALF = r"^(conv_in|time_embedding|class_embedding|down_blocks|mid_block)\b"  # what `features_only` runs
+
+
+class Seen(struct.PyTreeNode):
+    """What the encoder reads beside latents and times.
+
+    unet, empty [1 L C]: the pretrained UNet's down half, and what it is told of the empty prompt.  domain int32 [1]:
+    the domain's token.  concept [H W 3]: the picture, None where batches bring theirs; classes [1 n D]: its class
+    tokens, None where they are made anew.
+    """
+
+    unet: Any
+    empty: Any
+    domain: Any
+    concept: Any = None
+    classes: Any = None
 
 
 @dataclass(frozen=True)
@@ -69,18 +87,21 @@ class E4T(Method):
         """Returns ({"head", "offsets"[, "vision"]}, sd that knows the word and keeps its pretrained half as reference).
 
         key=None: head and offsets are shapes; SD 1.5's offsets are 143 million numbers to draw, which a file replaces.
-        Raises ValueError when the domain word is not one token or the model has no image encoder.
+        Raises ValueError when the domain word is not one token, or the model has no image encoder or not one text
+        encoder.
         """
         if "image_encoder" not in sd.parts:
             raise ValueError("method=E4T: the model has no image_encoder; give it one with vision=FOLDER")
-        domain = sd.tokenizer.ids(self.domain)
+        if tuple(sd.tokenizers) != (ENCODER,):
+            raise ValueError(f"method=E4T: the model has {len(sd.tokenizers)} text encoders; expected one")
+        domain = sd.tokenizers[ENCODER].ids(self.domain)
         if len(domain) != 1:
             raise SettingError("domain", self.domain, f"a word of one token for this model, not of {len(domain)}")
         sd = sd.add_word(self.word, 1, self.domain)
         k_head, k_offsets = (None, None) if key is None else jax.random.split(key)
-        if not (sd.reference and "unet" in sd.reference):
-            sd = sd.replace(reference={**(sd.reference or {}), "unet": half(sd), "empty": empty(sd)})
-        sd = sd.replace(reference={**sd.reference, "domain": jnp.array(domain, jnp.int32)})
+        seen, domain = sd.reference.own.get(E4T_OWN), jnp.array(domain, jnp.int32)
+        seen = Seen(half(sd), empty(sd), domain) if seen is None else seen.replace(domain=domain)
+        sd = sd.with_own(**{E4T_OWN: seen})
         trained = {"head": self.head(sd, k_head), "offsets": offsets.create(sd.parts["unet"], k_offsets)}
         if self.vision:
             trained["vision"] = trees.copy(sd.parts["image_encoder"], jnp.float32)
@@ -97,20 +118,21 @@ class E4T(Method):
         It belongs into the model without it: `frozen` as it is.
         """
         own = {**trained, "offsets": offsets.by_name(frozen.parts["unet"], trained["offsets"])}
-        own["reference"] = {name: frozen.reference[name] for name in REFERENCE}
-        if "concept" in frozen.reference:
-            own["concept"] = frozen.reference["concept"]
+        seen = seen_by(frozen)
+        own["reference"] = {"unet": seen.unet, "empty": seen.empty}
+        if seen.concept is not None:
+            own["concept"] = seen.concept
         return Adapter(trees=own, about=about(self), model=frozen)
 
     def look(self, frozen: StableDiffusion, trained: Any, pixels: Array) -> StableDiffusion:
         """Returns frozen that has seen the one picture of a run, [H W 3] in [-1, 1]; a tower that trains looks anew."""
         if self.vision:
-            return frozen.replace(reference={**frozen.reference, "concept": pixels})
+            return with_seen(frozen, concept=pixels)
         return _seen(self._encoder(frozen, trained), frozen, pixels)
 
     def _encoder(self, frozen, trained):
         tower = trained.get("vision", frozen.parts["image_encoder"])
-        word, level = frozen.words[self.word], self.features == "level"
+        word, level = frozen.words[self.word][ENCODER], self.features == "level"
         return Encoder(trained["head"], tower, word, self.scale, self.penalty, level)
 
     def head(self, sd: StableDiffusion, key: Array | None = None) -> dict[str, Any]:
@@ -123,8 +145,18 @@ class E4T(Method):
         pooled = sum(maps[i] for i in level_maps(unet)) if self.features == "level" else sum(maps)
         kernels = jax.random.normal(key, (layers, width, width)) * width**-0.5
         clip = {str(i): {"kernel": kernels[i], "bias": jnp.zeros(width)} for i in range(layers)}
-        context = trees.flatten(sd.parts["text_encoder"])[TOKENS].shape[1]
+        context = sd.table(ENCODER).shape[1]
         return {"clip": clip, "final": {"kernel": jnp.zeros((width + pooled, context)), "bias": jnp.zeros(context)}}
+
+
+def seen_by(sd: StableDiffusion) -> Seen:
+    """Returns what the encoder of sd reads."""
+    return sd.reference.own[E4T_OWN]
+
+
+def with_seen(sd: StableDiffusion, **fields: Any) -> StableDiffusion:
+    """Returns sd whose encoder reads other things, such as concept=pixels."""
+    return sd.with_own(**{E4T_OWN: seen_by(sd).replace(**fields)})
 
 
 def half(sd: StableDiffusion) -> Tree:
@@ -155,7 +187,7 @@ def level_maps(config: UNetConfig) -> tuple[int, ...]:
     return (*(end - 1 for end in ends), len(map_widths(config)) - 1)
 
 
-class Encoder(struct.PyTreeNode):
+class Encoder(struct.PyTreeNode, Conditioner):
     """E4T's encoder as a conditioner: predicts v* at every denoising step and encodes the prompt again with it."""
 
     head: Any
@@ -164,20 +196,24 @@ class Encoder(struct.PyTreeNode):
     scale: Any
     penalty: Any
     level: bool = struct.field(pytree_node=False, default=False)
-    skip: int = struct.field(pytree_node=False, default=0)  # of the text encoder's last layers, as of the prompts
+
+    @property
+    def remade(self) -> dict[str, Any]:
+        """The word's id."""
+        return {ENCODER: self.word}
 
     def __call__(
         self, sd: StableDiffusion, z: Float[Array, "B h w c"], t: Num[Array, " B"], i: Int[Array, ""] | int, cond: Cond
     ) -> tuple[Cond, dict[str, Any]]:
         move = self.offset(sd, z, t, cond)  # [B C]
-        row = sd.embed(sd.reference["domain"][None])[0]  # [1 C]
+        row = sd.embed(ENCODER, seen_by(sd).domain[None])[0]  # [1 C]
         vector = row + self.scale * move
 
         def told(one):
-            words = one.words[conditioning.ENCODER]
-            emb = sd.embed(words["ids"])  # [B L C]
-            emb = jnp.where((words["ids"] == self.word[0])[..., None], vector[:, None].astype(emb.dtype), emb)
-            return one.with_unet(context=conditioning.encode(sd, emb, words, self.skip))
+            ids = one.words[ENCODER]["ids"]
+            emb = sd.embed(ENCODER, ids)  # [B L C]
+            emb = jnp.where((ids == self.word[0])[..., None], vector[:, None].astype(emb.dtype), emb)
+            return conditioning.reread(sd, one, {ENCODER: emb})
 
         negative = None if cond.negative is None else told(cond.negative)
         cond = told(cond).replace(also=tuple(map(told, cond.also)), negative=negative)
@@ -187,7 +223,8 @@ class Encoder(struct.PyTreeNode):
         self, sd: StableDiffusion, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond
     ) -> Float[Array, "B C"]:
         """Returns E [B C] for latents z [B h w c] at times t [B]: the last map of [clip, pooled maps], LeakyReLU."""
-        classes = sd.reference["classes"] if "classes" in sd.reference else self.see(sd, _concept(sd, cond))  # [B n D]
+        classes = seen_by(sd).classes  # [B n D]
+        classes = self.see(sd, _concept(sd, cond)) if classes is None else classes
         layers = [
             _linear(linear, classes[:, 2 * k + 1])  # layers 2, 4, ... counted from 1
             for k, linear in sorted((int(name), linear) for name, linear in self.head["clip"].items())
@@ -203,8 +240,9 @@ class Encoder(struct.PyTreeNode):
         self, sd: StableDiffusion, z: Float[Array, "B h w c"], t: Num[Array, " B"]
     ) -> Sequence[Float[Array, "B h w D"]]:
         """Returns the pretrained UNet's feature maps of z with the empty prompt, without offsets and hooks."""
-        empty = jnp.broadcast_to(sd.reference["empty"], (len(z), *sd.reference["empty"].shape[1:]))
-        _, maps = sd.networks["unet"].apply({"params": sd.reference["unet"]}, z, t, empty, features_only=True)
+        seen = seen_by(sd)
+        empty = jnp.broadcast_to(seen.empty, (len(z), *seen.empty.shape[1:]))
+        _, maps = sd.networks["unet"].apply({"params": seen.unet}, z, t, empty, features_only=True)
         return [maps[k] for k in level_maps(sd.networks["unet"].config)] if self.level else maps
 
     def see(self, sd: StableDiffusion, pixels: Float[Array, "B H W 3"]) -> Float32[Array, "B n D"]:
@@ -216,9 +254,9 @@ class Encoder(struct.PyTreeNode):
 
 def _concept(sd, cond):
     """Returns the pictures to look at, [B H W 3]: each row's own, else the one of the run."""
-    if "concept" not in cond.own and "concept" not in sd.reference:
+    if "concept" not in cond.own and seen_by(sd).concept is None:
         raise ValueError("data.concept='': the encoder needs one picture, or with several 'same' or 'other'")
-    return cond.own["concept"] if "concept" in cond.own else sd.reference["concept"][None]
+    return cond.own["concept"] if "concept" in cond.own else seen_by(sd).concept[None]
 
 
 def _linear(layer, x):
@@ -238,7 +276,7 @@ def look(sd: StableDiffusion, pixels: Float[Array, "H W 3"]) -> StableDiffusion:
 
 def _seen(encoder, sd, pixels):
     classes = _see(encoder, sd.bare, pixels[None])
-    return sd.replace(reference={**sd.reference, "concept": pixels, "classes": classes})
+    return with_seen(sd, concept=pixels, classes=classes)
 
 
 @jax.jit
@@ -254,14 +292,15 @@ def plain(sd: StableDiffusion, levels: int = 32) -> StableDiffusion:
     Raises ValueError when sd has no E4T encoder that looks at a picture.
     """
     encoders = [c for c in sd.conditioners if isinstance(c, Encoder)]
-    if len(encoders) != 1 or "concept" not in (sd.reference or {}):
+    if len(encoders) != 1 or seen_by(sd).concept is None:
         raise ValueError("the model has no E4T encoder that looks at a picture")
     (encoder,) = encoders
     t = jnp.linspace(0, sd.schedule.num_train_timesteps - 1, levels).round().astype(jnp.int32)
-    z = sd.encode(sd.reference["concept"][None])
+    z = sd.encode(seen_by(sd).concept[None])
     noise = jax.random.normal(jax.random.key(0), (levels, *z.shape[1:]))
     noisy = add_noise(sd.schedule, jnp.broadcast_to(z, noise.shape), noise, t)
     move = jax.jit(lambda sd: encoder.offset(sd, noisy, t.astype(jnp.float32), Cond()))(sd).mean(0)
-    row = sd.embed(sd.reference["domain"][None])[0] + encoder.scale * move[None]  # [1 C]
+    row = sd.embed(ENCODER, seen_by(sd).domain[None])[0] + encoder.scale * move[None]  # [1 C]
     others = tuple(c for c in sd.conditioners if c is not encoder)
-    return sd.replace(conditioners=others, reference=None).with_rows(encoder.word, row)
+    bare = sd.replace(conditioners=others, reference=Reference())
+    return bare.with_rows({ENCODER: encoder.word}, {ENCODER: row})

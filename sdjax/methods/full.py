@@ -16,8 +16,6 @@ from sdjax.methods.method import Method
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
-BASE = "base"  # in `reference`: {part: chosen weights} as they were, where a loss looks back at them
-
 
 @dataclass(frozen=True)
 class Full(Method):
@@ -54,13 +52,13 @@ class Full(Method):
                 raise SettingError("pattern", self.pattern, f"a match among the names of {part}'s weights")
             trained[part] = trees.copy(chosen, jnp.float32)
         sd = sd.with_parts(**rest)
-        return trained, sd.replace(reference={**(sd.reference or {}), BASE: trees.copy(trained)}) if self.keep else sd
+        return trained, sd.with_reference(base=trees.copy(trained)) if self.keep else sd
 
     def before(self, frozen: StableDiffusion) -> StableDiffusion:
         """Returns sd with the weights as they were; raises SettingError where they were not kept."""
         if not self.keep:
             raise SettingError("keep", False, "True, where the loss looks back at the model before training")
-        base = (frozen.reference or {})[BASE]
+        base = frozen.reference.base
         return frozen.with_parts(**{part: trees.merge(frozen.parts[part], base[part]) for part in self.parts})
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:

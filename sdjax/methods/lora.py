@@ -32,7 +32,7 @@ from sdjax.settings import BELOW_1, FROM_0, FROM_1, SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
 INITS = ("default", "pissa")
-BEGUN = "lora"  # in `reference`: {part: {module: factors}} that training took out of the base
+BEGUN = "lora"  # in reference.own: {part: {module: factors}} that training took out of the base
 TEXT = r"^text_encoder(_\d)?\..*\.(self_attn|mlp)\."  # 72 layers of SD 1's
 CONVOLUTIONS = r"^unet\..*\.(resnets|downsamplers|upsamplers)\."  # 86 layers of SD 1.5
 
@@ -149,14 +149,13 @@ class Lora(Method):
 
     def _without_start(self, trained, sd):
         """Returns sd that remembers what training takes out of its weights."""
-        held = dict(sd.reference or {})
-        if BEGUN in held:
+        if BEGUN in sd.reference.own:
             raise SettingError("init", self.init, "default: the model's weights have lost a part already")
         first = {
             part: {module: {"down": f["down"], "up": f["up"]} for module, f in modules.items()}
             for part, modules in trained.items()
         }
-        return sd.replace(reference={**held, BEGUN: trees.copy(first)})
+        return sd.with_own(**{BEGUN: trees.copy(first)})
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Key[Array, "..."] | None = None) -> StableDiffusion:
         """Returns sd with the changes beside its layers, a hook; key: one per example [B], or of one for dropout."""
@@ -168,13 +167,13 @@ class Lora(Method):
 
     def _taken(self, frozen, trained):
         """Returns (frozen without what only this method keeps there, {part: {module: all factors of a change}})."""
-        held = dict(frozen.reference or {})
-        first = held.pop(BEGUN, {}) if self.init != "default" else {}
+        own = dict(frozen.reference.own)
+        first = own.pop(BEGUN, {}) if self.init != "default" else {}
         factors = {
             part: {module: self._whole(f, first.get(part, {}).get(module)) for module, f in modules.items()}
             for part, modules in trained.items()
         }
-        return frozen.replace(reference=held or None), factors
+        return frozen.with_reference(own=own), factors
 
     def _whole(self, f, first=None):
         """Returns a layer's factors with scale and alpha; those of the start count against them, at twice the rank."""

@@ -1,4 +1,4 @@
-"""Textual inversion: one or several new rows of the token table, and nothing else.
+"""Textual inversion: one or several new rows of every text encoder's token table, and nothing else.
 
     TextualInversion(word="<cat-toy>", init="toy", vectors=2)
 
@@ -15,7 +15,7 @@ from jax import Array
 from sdjax import trees
 from sdjax.methods.adapter import Adapter
 from sdjax.methods.method import Method, about
-from sdjax.stable_diffusion import TOKENS, StableDiffusion
+from sdjax.stable_diffusion import StableDiffusion
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,18 @@ class TextualInversion(Method):
         return (self.word,)
 
     def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
-        """Returns ({"rows" [vectors C]}, sd that knows the word).
+        """Returns ({"rows": {text encoder: [vectors C]}}, sd that knows the word).
 
         Raises ValueError when the model knows the word with another number of vectors.
         """
         sd = sd.add_word(self.word, self.vectors, self.init or None)
-        rows = trees.flatten(sd.parts["text_encoder"])[TOKENS][sd.words[self.word]]
-        return {"rows": rows.astype(jnp.float32)}, sd
+        return {"rows": trees.cast(sd.rows(self.word), jnp.float32)}, sd
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd whose word stands for the trained rows."""
         return frozen.with_rows(frozen.words[self.word], trained["rows"])
 
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
-        """Returns the word's rows [vectors C], float32."""
-        return Adapter(words={self.word: np.asarray(trained["rows"], np.float32)}, about=about(self))
+        """Returns the word's rows {text encoder: [vectors C]}, float32."""
+        rows = {encoder: np.asarray(some, np.float32) for encoder, some in trained["rows"].items()}
+        return Adapter(words={self.word: rows}, about=about(self))

@@ -83,7 +83,7 @@ class Vae(Method):
 
         Raises ValueError when no weight matches `pattern`, and for a perceptual loss without a network for it.
         """
-        if self.perceptual and "image_encoder" not in sd.parts and critics.LPIPS not in (sd.reference or {}):
+        if self.perceptual and "image_encoder" not in sd.parts and sd.reference.lpips is None:
             wanted = "0, since the model has neither LPIPS nor an image_encoder; give perceptual=FILE or vision=FOLDER"
             raise SettingError("perceptual", self.perceptual, wanted)
         chosen, rest = trees.partition(sd.parts["vae"], self.pattern)
@@ -152,8 +152,8 @@ class Vae(Method):
         error = jnp.mean(jnp.abs(x - made)) if self.recon == "l1" else jnp.mean((x - made) ** 2)
         if not self.perceptual:
             return error
-        if critics.LPIPS in (sd.reference or {}):
-            return error + self.perceptual * jnp.mean(critics.lpips(sd.reference[critics.LPIPS], x, made))
+        if sd.reference.lpips is not None:
+            return error + self.perceptual * jnp.mean(critics.lpips(sd.reference.lpips, x, made))
         size = sd.networks["image_encoder"].config.image_size
         features = [sd.call("image_encoder", clip_pixels(pixels, size), method="states") for pixels in (x, made)]
         return error + self.perceptual * jnp.mean(critics.feature_distance(*features))

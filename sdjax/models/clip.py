@@ -136,6 +136,10 @@ class TextEncoder(nn.Module):
     def setup(self) -> None:
         self.text_model = _TextModel(self.config, self.dtype)
 
+    def example(self) -> dict[str, Any]:
+        """Returns the smallest call that touches all parameters."""
+        return {"ids": jnp.zeros((1, 1), jnp.int32), "method": "initialise"}
+
     def embed(self, ids: Int[Array, "B L"]) -> Float[Array, "B L C"]:
         """Returns the token rows [B L C] of ids [B L], without positions; NaN for ids beyond the vocabulary."""
         return self.text_model.embeddings.token_embedding(ids)
@@ -163,6 +167,10 @@ class ImageEncoder(nn.Module):
         start = nn.initializers.normal(self.config.hidden_size**-0.5)
         self.vision_model = _VisionModel(self.config, self.dtype)
         self.visual_projection = Dense(self.config.projection_dim, use_bias=False, dtype=self.dtype, kernel_init=start)
+
+    def example(self) -> dict[str, Any]:
+        """Returns the smallest inputs that touch all parameters."""
+        return {"pixels": jnp.zeros((1, self.config.image_size, self.config.image_size, 3))}
 
     def __call__(
         self, pixels: Float[Array, "B s s 3"]

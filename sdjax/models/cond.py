@@ -35,6 +35,7 @@ class Cond(struct.PyTreeNode):
     own: {name: arrays} of methods, such as "concept" [B H W 3] and "control.0".
     also: further prompts of AND, Conds; share [B prompts]: the weights of all, the first one's included.
     negative: what a conditioner made of the negative prompt in this step, a Cond; it goes before guidance's own.
+    skip: how many of the text encoders' last layers the words leave out, clip skip - 1.
     """
 
     unet: UNetInputs = struct.field(default_factory=UNetInputs)
@@ -43,6 +44,7 @@ class Cond(struct.PyTreeNode):
     also: tuple = ()
     share: Any = None
     negative: Any = None
+    skip: int = struct.field(pytree_node=False, default=0)
 
     def with_unet(self, **inputs: Any) -> Self:
         """Returns the cond with other inputs of the UNet."""
@@ -56,4 +58,5 @@ class Cond(struct.PyTreeNode):
         """Returns what this cond says, and what `base` says where this one is silent; of one prompt, without others."""
         said = {name: value for name, value in vars(self.unet).items() if value is not None}
         words, own = {**base.words, **self.words}, {**base.own, **self.own}
-        return type(self)(unet=base.unet.replace(**said), words=words, own=own)
+        skip = self.skip if self.words else base.skip
+        return type(self)(unet=base.unet.replace(**said), words=words, own=own, skip=skip)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
 from sdjax.models.layers import Conv, zeros
-from sdjax.models.unet import Maps, UNetConfig, descend, embed_time
+from sdjax.models.unet import Maps, UNetConfig, descend, embed_time, example
 
 UP = {"CrossAttnDownBlock2D": "CrossAttnUpBlock2D", "DownBlock2D": "UpBlock2D"}
 # Fields of a UNet's config that a ControlNet's has not.
@@ -86,6 +86,12 @@ class ControlNet(nn.Module):
     config: ControlNetConfig
     dtype: Any = jnp.float32
     remat: bool = False
+
+    def example(self) -> dict[str, Any]:
+        """Returns the smallest inputs that touch all parameters."""
+        inputs = example(self.config.unet)
+        side = inputs["z"].shape[1] * 2 ** (len(self.config.conditioning_embedding_out_channels) - 1)
+        return {**inputs, "hint": jnp.zeros((1, side, side, self.config.conditioning_channels))}
 
     @nn.compact
     def __call__(

@@ -29,7 +29,6 @@ CONVS = (
     3,
 )  # convolutions per stage of VGG16, a pooling after each; Simonyan and Zisserman 2015, table 1, D
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's in [-1, 1]; richzhang/PerceptualSimilarity
-LPIPS = "lpips"  # the place of its weights in a model's `reference`
 EPS = 1e-10  # added to norms; the same repository
 
 

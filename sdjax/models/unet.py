@@ -439,6 +439,15 @@ def descend(
     return tuple(skips), MidBlock(levels[-1], name="mid_block")(skips[-1], time, context)
 
 
+def example(config: UNetConfig) -> dict[str, Any]:
+    """Returns the smallest inputs of a UNet, or of a network made like its first half."""
+    side = 2 ** (len(config.block_out_channels) - 1)
+    labels = None if config.num_class_embeds is None else jnp.zeros(1, jnp.int32)
+    context = None if config.cross_attention_dim is None else jnp.zeros((1, 1, config.cross_attention_dim))
+    z = jnp.zeros((1, side, side, config.in_channels))
+    return {"z": z, "t": jnp.zeros(1), "context": context, "class_labels": labels}
+
+
 class UNet(nn.Module):
     """The UNet: noisy latents, time and text in; the prediction of noise, velocity or image out.
 
@@ -448,6 +457,10 @@ class UNet(nn.Module):
     config: UNetConfig
     dtype: Any = jnp.float32
     remat: bool = False
+
+    def example(self) -> dict[str, Any]:
+        """Returns the smallest inputs that touch all parameters."""
+        return example(self.config)
 
     @nn.compact
     def __call__(

@@ -135,6 +135,11 @@ class AutoencoderKL(nn.Module):
         if config.num_vq_embeddings is not None:
             self.quantize = Codebook(config.num_vq_embeddings, config.latent_channels)
 
+    def example(self) -> dict[str, Any]:
+        """Returns the smallest inputs that touch all parameters."""
+        side = 2 ** (len(self.config.block_out_channels) - 1)
+        return {"x": jnp.zeros((1, side, side, self.config.in_channels)), "key": jax.random.key(0)}
+
     def encode(
         self, x: Float[Array, "B H W 3"] | Float[Array, "B h w D"], only: str | None = None
     ) -> tuple[Float32[Array, "B h w c"], Float32[Array, "B h w c"]] | Float[Array, "B h w D"]:

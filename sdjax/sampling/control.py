@@ -3,6 +3,7 @@
     canny = sdjax.load_control("controlnet-folder")                     # or one file, or random:sd15
     text2img(sd, prompts, control=canny.on(edges, weight=0.8, end=0.5))
     text2img(sd, prompts, control=[canny.on(edges), depth.on(distances)])
+    sd, trained = taken(method.join(frozen, trained))                   # what training left around a model
 
 Shapes: B batch, H W pixels.
 """
@@ -16,10 +17,12 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Float32, Int, Num
 
+from sdjax import conditions
 from sdjax.diffusion.model import Cond
 from sdjax.diffusion.samplers.plan import ROWS
-from sdjax.diffusion.wrappers import ControlNet
+from sdjax.diffusion.wrappers import NO_PICTURE, ControlNet
 from sdjax.images import resize
+from sdjax.models.conditioner import Conditioner
 from sdjax.sampling.settings import ControlNet as ControlNetSettings
 from sdjax.stable_diffusion import StableDiffusion
 
@@ -32,6 +35,7 @@ class Control:
     start, end: the share of the steps, 0 to 1, in which it acts.
     guess: it acts on the prompt's side of guidance only, and less on fine maps, so that it also works without a prompt.
     resize: how the picture is brought to the size of what is made, see resize.fit.
+    preprocess: a condition (sdjax.conditions) that is made of the picture then, None where it is one.
     """
 
     params: Any
@@ -42,6 +46,7 @@ class Control:
     end: float = 1.0
     guess: bool = False
     resize: str = "crop"
+    preprocess: Any = None
 
     def on(
         self,
@@ -51,14 +56,18 @@ class Control:
         end: float = 1.0,
         guess: bool = False,
         resize: str = "crop",
+        preprocess: Any = None,
     ) -> Self:
         """Returns the Control that looks at a picture.
 
+        preprocess: a condition or its name, such as "canny", where the picture is none yet.
         Raises ValueError for a start and end that are not 0 <= start < end <= 1.
         """
         if not 0 <= start < end <= 1:
             raise ValueError(f"control start={start}, end={end}: expected 0 <= start < end <= 1")
-        values = dict(picture=picture, weight=weight, start=start, end=end, guess=guess, resize=resize)
+        preprocess = conditions.of(preprocess) if isinstance(preprocess, str) else preprocess
+        values: dict[str, Any] = dict(picture=picture, weight=weight, start=start, end=end, guess=guess, resize=resize)
+        values["preprocess"] = preprocess
         return dataclasses.replace(self, **values)
 
     def weights(self, steps: int) -> Float32[np.ndarray, " ROWS"]:
@@ -74,11 +83,19 @@ def applied(controls: Sequence[Control], made: ControlNetSettings, pictures: Seq
     """Returns the Controls that look at pictures, one each, as a picture's settings say."""
     count = len(controls)
     each = [values * (count // len(values)) for values in (made.weight, made.start, made.end)]
-    given = zip(controls, pictures, *each, strict=True)
-    return [one.on(picture, *numbers, made.guess, made.resize) for one, picture, *numbers in given]
+    makers = [maker if maker is not None and not maker.endings else None for maker in made.makers()]  # others are read
+    given = zip(controls, pictures, makers, *each, strict=True)
+    return [one.on(picture, *numbers, made.guess, made.resize, maker) for one, picture, maker, *numbers in given]
 
 
-class Steps(struct.PyTreeNode):
+def taken(sd: StableDiffusion) -> tuple[StableDiffusion, list[Control]]:
+    """Returns (sd without the ControlNets that stand around it, these as Controls for pictures)."""
+    found = [one for one in sd.wrappers if isinstance(one, ControlNet)]
+    rest = tuple(one for one in sd.wrappers if not isinstance(one, ControlNet))
+    return sd.replace(wrappers=rest), [Control(one.params, one.network) for one in found]
+
+
+class Steps(struct.PyTreeNode, Conditioner):
     """The conditioner that gives a ControlNet the weight of the current step."""
 
     weights: Any
@@ -101,14 +118,17 @@ def attach(
     """
     for i, control in enumerate(controls):
         if control.picture is None:
-            raise ValueError("a ControlNet without a picture: expected control.on(picture)")
+            raise ValueError(NO_PICTURE)
         config, name, count = control.network.config, f"control.{i}", len(cond.unet.context)
         width = cond.unet.context.shape[-1]
         if config.unet.cross_attention_dim != width:
             raise ValueError(
                 f"ControlNet for texts of width {config.unet.cross_attention_dim}: the model's are {width} wide"
             )
-        hint = jnp.asarray(resize.fitted(control.picture, count, size, control.resize), jnp.float32) / 255
+        shown = resize.fitted(control.picture, count, size, control.resize)
+        if control.preprocess is not None:
+            shown = np.stack([control.preprocess.make(one) for one in shown])
+        hint = jnp.asarray(shown, jnp.float32) / 255
         cond = cond.with_own(**{name: {"hint": hint, "weight": jnp.zeros(count)}})
         wrapper = ControlNet(control.params, name, control.network, control.guess)
         sd = sd.add(wrappers=wrapper, conditioners=Steps(control.weights(steps), name))

@@ -17,18 +17,20 @@ from jaxtyping import Array, Bool, Float32, UInt8
 
 from sdjax.diffusion.wrappers import KnownRegion
 from sdjax.images.resize import fit, fitted, pad
-from sdjax.sampling import generate, settings
+from sdjax.sampling import settings
+from sdjax.sampling.generate import first_step
+from sdjax.sampling.job import Job, Pictures, job
+from sdjax.sampling.latents import decode, encode, latent_shape
+from sdjax.sampling.run import run
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.inpainting import Inpainting
 
 
-def inpaint(
-    sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, masks: Any, **given: Any
-) -> generate.Pictures:
+def inpaint(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, masks: Any, **given: Any) -> Pictures:
     """Returns pictures uint8 [B H W 3] that are painted where the mask is at least half white, and as given elsewhere.
 
     pictures: uint8 [H W 3], masks: uint8 [H W], 255 where to paint; one for all prompts or one per prompt.
-    given: settings of settings.Inpaint, and what generate.job takes.
+    given: settings of settings.Inpaint, and what job.job takes.
     strength: 1 begins with noise alone, less with the picture under the mask (see img2img).
     size, resize: as in img2img; with the picture's own size nothing is resized.
     margin: None paints within the whole picture; a number of pixels, within the box of each picture's mask and so much
@@ -36,16 +38,16 @@ def inpaint(
     pictures.
     Raises ValueError for a mask without a white place, and for a model with another task.
     """
-    return repainted(sd, generate.job(settings.Inpaint, prompts, **given), pictures, masks)
+    return repainted(sd, job(settings.Inpaint, prompts, **given), pictures, masks)
 
 
-def repainted(sd: StableDiffusion, job: generate.Job, pictures: Any, masks: Any) -> generate.Pictures:
+def repainted(sd: StableDiffusion, job: Job, pictures: Any, masks: Any) -> Pictures:
     """Returns the pictures [B H W 3] of a job that paints within masks."""
     shared, count = job.settings, len(job.pictures)
     pixels, holes = prepare(pictures, masks, count, shared.size, shared.resize)
     if shared.margin is None:
         return paste(painted(sd, job, pixels, holes), pixels, holes, shared.feather)
-    size = tuple(side * sd.factor for side in generate.latent_shape(sd)[:2])
+    size = tuple(side * sd.factor for side in latent_shape(sd)[:2])
     boxes = [box(hole, shared.margin, size) for hole in holes]
     near, around = (
         [one[place] for one, place in zip(many, boxes, strict=True)] for many in (pixels, 255 * holes.astype(np.uint8))
@@ -136,25 +138,25 @@ def _depth(hole: Bool[np.ndarray, "H W"], most: int) -> Float32[np.ndarray, "H W
 
 
 def painted(
-    sd: StableDiffusion, job: generate.Job, pixels: UInt8[np.ndarray, "B H W 3"], holes: Bool[np.ndarray, "B H W"]
+    sd: StableDiffusion, job: Job, pixels: UInt8[np.ndarray, "B H W 3"], holes: Bool[np.ndarray, "B H W"]
 ) -> UInt8[np.ndarray, "B H W 3"]:
     """Returns pictures [B H W 3] as the model makes them, painted or not."""
     strength = job.settings.strength
-    skipped = generate.first_step(job.settings.steps, strength)
+    skipped = first_step(job.settings.steps, strength)
     whole, hidden = pad(pixels, sd.factor), pad(holes, sd.factor)
-    generate.latent_shape(sd, whole.shape[1:3])
+    latent_shape(sd, whole.shape[1:3])
     knows_masks = sd.networks["unet"].config.in_channels > sd.networks["vae"].config.latent_channels
     z, cond = None, None
     if strength < 1 or not knows_masks:
-        z = generate.encode(sd, whole, job.keys)
+        z = encode(sd, whole, job.keys)
     if knows_masks:
-        encode = {"encode": lambda masked: generate.encode(sd, masked, job.keys)}
-        cond = Inpainting().given(sd, whole, hidden, encode)
+        how = {"encode": lambda masked: encode(sd, masked, job.keys)}
+        cond = Inpainting().given(sd, whole, hidden, how)
     shape = (whole.shape[1] // sd.factor, whole.shape[2] // sd.factor, sd.networks["vae"].config.latent_channels)
     noise = job.start_noise(shape)
     region = None if knows_masks else KnownRegion(_any(hidden, sd.factor), z, noise)
     z = z if strength < 1 else None
-    made = generate.decode(sd, generate.run(sd, job, noise, z=z, skipped=skipped, cond=cond, region=region))
+    made = decode(sd, run(sd, job, noise, z=z, skipped=skipped, cond=cond, region=region))
     return made[:, : pixels.shape[1], : pixels.shape[2]]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from sdjax.diffusion.wrappers import ControlNet
 from sdjax.models.kernels import attention, attention_plain
 from sdjax.sampling.tiles import AT_ONCE
 from sdjax.stable_diffusion import StableDiffusion
@@ -75,7 +76,8 @@ def needed(sd: StableDiffusion, sides: Sequence[int], rows: int, controls: int =
     """Returns about how many bytes sampling takes beside the weights: latents of sides (h, w), `rows` at once.
 
     rows: of the UNet's calls: with guidance two per picture, with AND one more for each further text.
-    controls: how many ControlNets act.  The UNet's share or the decoder's, whichever is larger, and the pictures.
+    controls: how many ControlNets act beside those that stand around the model.
+    The UNet's share or the decoder's, whichever is larger, and the pictures.
     """
     pixels = rows * sides[0] * sides[1] * sd.factor**2
     decoder = DECODED * min(pixels, AT_ONCE) * sd.networks["vae"].config.block_out_channels[0] // 128
@@ -83,7 +85,11 @@ def needed(sd: StableDiffusion, sides: Sequence[int], rows: int, controls: int =
 
 
 def unet(sd: StableDiffusion, sides: Sequence[int], rows: int, controls: int = 0) -> int:
-    """Returns about how many bytes one call of the UNet, and of ControlNets before it, takes beside the weights."""
+    """Returns about how many bytes one call of the UNet, and of ControlNets before it, takes beside the weights.
+
+    controls: as in needed.
+    """
+    controls += sum(isinstance(one, ControlNet) for one in sd.wrappers)
     config, dtype, length = sd.networks["unet"].config, jnp.dtype(sd.networks["unet"].dtype), sides[0] * sides[1]
     width, heads = config.block_out_channels[0], max(config.levels("attention_head_dim"))
     kept = (KEPT + CONTROLLED * controls) * dtype.itemsize

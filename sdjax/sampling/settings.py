@@ -13,6 +13,8 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Interval
 
+from sdjax import conditions
+from sdjax.conditions import depth
 from sdjax.sampling.fields import LARGEST, SMALLEST, Choice, Setting, Size, declared
 from sdjax.settings import SettingError
 
@@ -350,6 +352,26 @@ class Controls:
     ] = (1.0,)
     start: Annotated[tuple[Share, ...], Setting("from which part of the steps on", "Start", needs="control")] = (0.0,)
     end: Annotated[tuple[Share, ...], Setting("up to which part of the steps", "End", needs="control")] = (1.0,)
+    preprocess: Annotated[
+        tuple[str, ...],
+        Setting(
+            "what each looks at is made of its picture first: canny, scribble, softedge, lines, depth; with settings"
+            " as canny:low=50; openpose draws a JSON file; one for all",
+            "Preprocess",
+            needs="control",
+        ),
+    ] = ()
+    depth_model: Annotated[
+        str,
+        Setting(
+            "of depth: a folder or hub id that transformers reads",
+            "Depth model",
+            file=True,
+            mine=True,
+            private=True,
+            needs="preprocess",
+        ),
+    ] = depth.USUAL
     guess: Annotated[
         bool, Setting("act on the prompt's side only: for prompts that say little", "Guess", needs="control")
     ] = False
@@ -358,9 +380,22 @@ class Controls:
         count = len(self.control)
         if len(self.control_image) != count:
             raise SettingError("control_image", self.control_image, f"{count}, as many as ControlNets")
-        for name in ("weight", "start", "end"):
-            if len(getattr(self, name)) not in (1, count or 1):
+        for name in ("weight", "start", "end", "preprocess"):
+            if len(getattr(self, name)) not in (1, count or 1, 0 if name == "preprocess" else 1):
                 raise SettingError(name, getattr(self, name), f"one, or {count} as there are ControlNets")
+        self.makers()
+
+    def makers(self) -> list[Any]:
+        """Returns what makes a condition of each picture, None where it is one.
+
+        Raises SettingError for what is no condition; a model's place is given by depth_model alone.
+        """
+        try:
+            made = [conditions.of(text, public=True) for text in self.preprocess]
+        except SettingError as error:
+            raise SettingError("preprocess", error.value, error.expected) from None
+        made = [dataclasses.replace(one, model=self.depth_model) if one.name == "depth" else one for one in made]
+        return made * (len(self.control) // len(made)) if made else [None] * len(self.control)
 
 
 @declared

@@ -17,17 +17,21 @@ import numpy as np
 
 from sdjax.images.resize import fitted
 from sdjax.models.cond import Cond
-from sdjax.sampling import generate, memory, settings, tiles
+from sdjax.sampling import memory, settings, tiles
+from sdjax.sampling.generate import first_step
+from sdjax.sampling.job import Job, Pictures, job, picture_noise
+from sdjax.sampling.latents import decode, encode, latent_shape
+from sdjax.sampling.run import run
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion, to_pixels
 from sdjax.tasks.upscaling import Upscaling
 
 
-def upscale(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, **given: Any) -> generate.Pictures:
+def upscale(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, **given: Any) -> Pictures:
     """Returns pictures uint8 [B fH fW 3], f = 4 times larger than the given ones with Stable Diffusion's upscaler.
 
     prompts: what is seen; "" where nothing is to be said.  pictures: uint8 [H W 3], one, or one per prompt.
-    given: settings of settings.Upscale, and what generate.job takes; steps=75 and guidance=9 where not given, as the
+    given: settings of settings.Upscale, and what job.job takes; steps=75 and guidance=9 where not given, as the
     checkpoint's pipeline has them.
     size: pixels to which the small pictures are brought first, by resize.fit; 64 makes 256 of anything; None keeps
     theirs.  tile: None does the whole at once; a number of small pixels does squares of it, `overlap` of them shared.
@@ -35,10 +39,10 @@ def upscale(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, **
     """
     if "text_encoder" not in sd.parts:
         raise ValueError("the UNet takes no noise level: expected an upscaler; LDM-SR is for `super_resolve`")
-    return enlarged(sd, generate.job(settings.Upscale, prompts, **given), pictures)
+    return enlarged(sd, job(settings.Upscale, prompts, **given), pictures)
 
 
-def super_resolve(sd: StableDiffusion, pictures: Any, **given: Any) -> generate.Pictures:
+def super_resolve(sd: StableDiffusion, pictures: Any, **given: Any) -> Pictures:
     """Returns pictures uint8 [B fH fW 3], f = 4 times larger than the given ones with LDM-SR, which reads no words.
 
     pictures: uint8 [H W 3], one or several.  given: as for `upscale`; eta=1 has the fresh noise of the original's
@@ -50,10 +54,10 @@ def super_resolve(sd: StableDiffusion, pictures: Any, **given: Any) -> generate.
         raise ValueError("the model reads words: expected LDM-SR; a Stable Diffusion upscaler is for `upscale`")
     pictures = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
     wordless = {"guidance": 1.0, "noise_level": None}
-    return enlarged(sd, generate.job(settings.Upscale, [""] * len(pictures), **wordless | given), pictures)
+    return enlarged(sd, job(settings.Upscale, [""] * len(pictures), **wordless | given), pictures)
 
 
-def enlarged(sd: StableDiffusion, job: generate.Job, pictures: Any) -> generate.Pictures:
+def enlarged(sd: StableDiffusion, job: Job, pictures: Any) -> Pictures:
     """Returns the pictures [B fH fW 3] of a job that enlarges pictures, by either kind of model."""
     shared = job.settings
     small = to_pixels(fitted(pictures, len(job.pictures), shared.size, shared.resize))
@@ -64,7 +68,7 @@ def enlarged(sd: StableDiffusion, job: generate.Job, pictures: Any) -> generate.
     if sd.networks["unet"].config.num_class_embeds is None:
         raise ValueError("the UNet takes no noise level: expected an upscaler")
     level = jnp.full(len(small), shared.noise_level, jnp.int32)
-    noise = generate.picture_noise(job.keys, small.shape[1:])
+    noise = picture_noise(job.keys, small.shape[1:])
     cond = Upscaling().given(sd, small, None, {"noise": noise, "noise_level": level})
     return _enlarged(sd, job, cond.unet.channels, cond)
 
@@ -88,43 +92,43 @@ def _enlarged(sd, job, low, cond):
 
     def part(both):
         start, seen = both[..., : noise.shape[-1]], both[..., noise.shape[-1] :]
-        return generate.run(sd, job, start, cond=cond.with_unet(channels=seen))
+        return run(sd, job, start, cond=cond.with_unet(channels=seen))
 
     whole, (tile, overlap) = jnp.concatenate([noise, low], axis=-1), (job.settings.tile, job.settings.overlap)
-    return generate.decode(sd, part(whole) if tile is None else jnp.asarray(tiles.over(part, whole, tile, overlap)))
+    return decode(sd, part(whole) if tile is None else jnp.asarray(tiles.over(part, whole, tile, overlap)))
 
 
-def hires(sd: StableDiffusion, prompts: str | Sequence[str], *, scale: float = 2.0, **given: Any) -> generate.Pictures:
+def hires(sd: StableDiffusion, prompts: str | Sequence[str], *, scale: float = 2.0, **given: Any) -> Pictures:
     """Returns pictures uint8 [B H W 3] made at `size`, enlarged `scale` times and painted over.
 
     So that a model composes at the size that it knows.
     given: settings of settings.TextToImage, of which hires_method says how to enlarge (latent: the latents, bilinear;
     lanczos: the pictures), hires_strength how much is painted over and hires_steps in how many steps; and what
-    generate.job takes.  In prompts [a:b:12] counts steps of both passes and [a:b:1.5] is half of the second's, as in
+    job.job takes.  In prompts [a:b:12] counts steps of both passes and [a:b:1.5] is half of the second's, as in
     A1111.
     Raises SettingError for a strength that leaves no step, and for settings and sizes that the model does not take.
     Source: A1111's hires fix.
     """
-    return redone(sd, generate.job(settings.TextToImage, prompts, hires=scale, **given))
+    return redone(sd, job(settings.TextToImage, prompts, hires=scale, **given))
 
 
-def redone(sd: StableDiffusion, job: generate.Job) -> generate.Pictures:
+def redone(sd: StableDiffusion, job: Job) -> Pictures:
     """Returns the pictures [B H W 3] of a job in two passes."""
     shared = job.settings
     steps = shared.hires_steps or shared.steps
     pictures = tuple(dataclasses.replace(one, steps=steps) for one in job.pictures)
     second = dataclasses.replace(job, pictures=pictures, noise=None)
-    skipped = generate.first_step(steps, shared.hires_strength, "hires_strength")
-    h, w, channels = generate.latent_shape(sd, shared.size)
+    skipped = first_step(steps, shared.hires_strength, "hires_strength")
+    h, w, channels = latent_shape(sd, shared.size)
     large = round(h * shared.hires), round(w * shared.hires), channels
     if min(large) < 1:
         raise SettingError("hires", shared.hires, "a scale that leaves a picture")
     memory.check(sd, large[:2], 1)
-    z = generate.run(sd, job, job.start_noise((h, w, channels)))
+    z = run(sd, job, job.start_noise((h, w, channels)))
     if shared.hires_method == "latent":
         z = jax.image.resize(z, (len(z), *large), "linear", antialias=False)
     else:
         pixels = tuple(side * sd.factor for side in large[:2])
-        z = generate.encode(sd, fitted(list(generate.decode(sd, z)), len(z), pixels), job.keys)
+        z = encode(sd, fitted(list(decode(sd, z)), len(z), pixels), job.keys)
     again: dict[str, Any] = dict(z=z, skipped=skipped, before=shared.steps)
-    return generate.decode(sd, generate.run(sd, second, second.start_noise(large), **again))
+    return decode(sd, run(sd, second, second.start_noise(large), **again))

@@ -56,7 +56,7 @@ def run(options: Any, recipes: Path) -> Path:
     from sdjax.formats.adapters import e4t
     from sdjax.images import reading
     from sdjax.runtime import compile_cache
-    from sdjax.sampling import generate
+    from sdjax.sampling.latents import latent_shape
     from sdjax.training.loop import train
     from sdjax.training.run import fresh
 
@@ -66,7 +66,7 @@ def run(options: Any, recipes: Path) -> Path:
     path = options.image or _stranger(out / "input.png")
     clock.lap("start")
     base = pipeline.load(options.model)
-    size = generate.latent_shape(base)[0] * base.factor
+    size = latent_shape(base)[0] * base.factor
     picture = reading.subject(path, size)
     seen = e4t.personalise(base, pipeline.locate(options.model), picture)
     clock.lap("load")

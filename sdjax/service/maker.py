@@ -26,6 +26,8 @@ from sdjax.images import reading
 from sdjax.runtime import replicas
 from sdjax.sampling import control, generate, inpainting, memory, settings, upscaling
 from sdjax.sampling.fields import fields
+from sdjax.sampling.job import Job, Progress
+from sdjax.sampling.latents import latent_shape
 from sdjax.service import provenance, records
 from sdjax.service.request import Request, by_name, taken_apart, texts
 from sdjax.settings import SettingError
@@ -83,18 +85,18 @@ class Maker:
         *,
         batch: int | None = None,
         progress: bool = False,
-        watch: Callable[[generate.Progress], Any] | None = None,
+        watch: Callable[[Progress], Any] | None = None,
     ) -> np.ndarray:
         """Returns the pictures uint8 [B H W 3] of requests that can be made together, of an interpolation its frames.
 
-        batch: frames that are made at once.  progress: a bar over the steps.  watch: see generate.Job.
+        batch: frames that are made at once.  progress: a bar over the steps.  watch: see Job.
         Raises SettingError for a file that is no picture, and what the functions of sampling/ raise.
         """
         sd = self.model(requests)
         pictures = tuple(self._suited(sd, request.settings) for request in requests)
         if isinstance(pictures[0], settings.Interpolate):
             return generate.between(sd, pictures[0], batch, progress, watch)
-        job = generate.Job(pictures, control=self._controls(requests[0]), progress=progress, watch=watch)
+        job = Job(pictures, control=self._controls(requests[0]), progress=progress, watch=watch)
         return _draw(sd, job, requests)
 
     def _suited(self, sd: StableDiffusion, made: settings.Task) -> settings.Task:
@@ -111,7 +113,7 @@ class Maker:
         if isinstance(made, settings.Upscale):
             made, size = upscaling.suited(sd, made), (size[0] // sd.factor, size[1] // sd.factor)
         elif getattr(made, "hires", None) is not None:
-            height, width = generate.latent_shape(sd, made.size)[:2]
+            height, width = latent_shape(sd, made.size)[:2]
             size = height * sd.factor, width * sd.factor
         if not private:
             return records.public(records.of(made, size, more=more))
@@ -124,7 +126,7 @@ class Maker:
         """Returns the model of requests that are made together, with their adapters and the embeddings they name."""
         made, named = requests[0].settings, taken_apart(requests[0].settings)[1]
         base, key = self.base(requests[0])
-        if base.tokenizer is None:
+        if not base.tokenizers:
             return base
         folder = attach.Folder(self.adapters)
         if named:
@@ -168,7 +170,7 @@ class Maker:
         source = about["model"]
         sd = pipeline.load(source, **{name: value for name, value in about.items() if name != "model"})
         if subject:
-            size = generate.latent_shape(sd)[0] * sd.factor
+            size = latent_shape(sd)[0] * sd.factor
             picture = _named_picture("image", request, subject, lambda path: reading.subject(path, size))
             sd = e4t.personalise(sd, pipeline.locate(source), picture)
         return replicas.spread(attach.attach_all(sd, given, self._read))
@@ -186,11 +188,13 @@ class Maker:
         for source in made.control:
             key = ("control", source, made.dtype, _state(source))
             held.append(self.held.get(key, lambda: controlnet.load_control(source, made.dtype)))  # noqa: B023
-        pictures = [_named_picture("control_image", request, one, reading.picture) for one in made.control_image]
+        readers = [maker.read if maker is not None and maker.endings else reading.picture for maker in made.makers()]
+        given = zip(made.control_image, readers, strict=True)
+        pictures = [_named_picture("control_image", request, one, read) for one, read in given]
         return control.applied(held, made, pictures)
 
     def _named(self, sd: StableDiffusion, made: settings.Task) -> dict[str, Path]:
-        if not sd.tokenizer:
+        if not sd.tokenizers:
             return {}
         folder = attach.Folder(self.adapters)
         return provenance.adapters_named(sd, taken_apart(made)[1], texts(made), folder, made.grammar)
@@ -200,7 +204,7 @@ class Maker:
         sd, made = self.base(request)[0], request.settings
         found: list[Any] = []
         folder = attach.Folder(self.adapters)
-        if sd.tokenizer:
+        if sd.tokenizers:
             words = provenance.adapters_named(sd, (), texts(made), folder, made.grammar)
             found = list(provenance.of_adapters(words).values())
         files = [attach.split(one)[0] for one in made.adapter if not by_name(one)]
@@ -215,12 +219,13 @@ class Maker:
     def notes(self, requests: Sequence[Request]) -> list[str]:
         """Returns what the model of requests that are made together reads otherwise than who wrote them may think."""
         sd, plain = self.model(requests), requests[0].settings.grammar == "plain"
-        if sd.tokenizer is None:
+        if not sd.tokenizers:
             return []
         said = list(dict.fromkeys(text for one in requests for text in texts(one.settings)))
         named = re.search(rf"<({'|'.join(formats.tags())}):[^>]*>", "\n".join(said))
-        room = sd.tokenizer.length - 2  # begin and end
-        longest = max(len(sd.tokenizer.ids(text)) for text in said)
+        tokenizer = next(iter(sd.tokenizers.values()))
+        room = tokenizer.length - 2  # begin and end
+        longest = max(len(tokenizer.ids(text)) for text in said)
         found = []
         if named:
             found.append(f"{named[0]} is read as words; --grammar a1111 attaches the adapter")
@@ -228,7 +233,7 @@ class Maker:
             first = f"a prompt of {longest} tokens, of which the first {room} are read"
             found.append(f"{first}; --grammar a1111 reads them all")
         for word in dict.fromkeys(word for text in said for word in LEARNED.findall(text)):
-            if sd.tokenizer.backend.normalizer.normalize_str(word) not in sd.tokenizer.words:
+            if not sd.knows(word):
                 how = "--adapter FILE brings a learned word, --image PICTURE the subject of a model with an e4t/"
                 found.append(f"{word} is a word that the model has not learned; {how}")
         return found
@@ -251,7 +256,7 @@ def weights(sd: StableDiffusion) -> str:
 # ---- drawing ---------------------------------------------------------------------------------------
 
 
-def _draw(sd: StableDiffusion, job: generate.Job, requests: Sequence[Request]) -> np.ndarray:
+def _draw(sd: StableDiffusion, job: Job, requests: Sequence[Request]) -> np.ndarray:
     """Returns the pictures of a job by the function of sampling/ that its settings ask for."""
     shared = job.settings
     if isinstance(shared, settings.TextToImage) or not shared.image:

@@ -3,7 +3,8 @@
 Channels: [z_t | mask | masked latent], as of the original checkpoints (LatentInpaintDiffusion, concat_keys).
 A hole is mid-grey, 0 of [-1, 1]; its mask on the latent is the nearest pixel's.
 Source of training: runwayml/stable-diffusion-inpainting's card (holes of synthetic shapes, a quarter of the pictures
-wholly a hole, new channels with weights of zero); shapes: diffusers' inpainting example, rectangles and ellipses.
+wholly a hole, new channels with weights of zero); shapes: diffusers' inpainting example, rectangles and ellipses; LaMa,
+Suvorov et al. 2022, section 3.3: boxes and wide strokes, and for outpainting all but a part.  Their numbers are ours.
 """
 
 import functools
@@ -24,6 +25,8 @@ from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.task import Task, channels, widened
 
 WHOLE = 0.25  # share of pictures that are wholly a hole
+KEPT = 0.4  # of a picture's side, the least that outpainting starts from
+LINES, BENDS, REACH, BRUSH = 3, 5, 0.25, (0.05, 0.2)  # of strokes: their lengths and widths in shorter sides
 
 
 class Inpainting(Task):
@@ -64,12 +67,61 @@ class Inpainting(Task):
 
 
 def hole(key: Array, size: tuple[int, int]) -> Bool[Array, "H W"]:
-    """Returns a hole in a picture of `size` (H, W), bool [H W]: a rectangle or an ellipse of any size, or all of it."""
-    k_size, k_place, k_kind, k_whole = jax.random.split(key, 4)
+    """Returns a hole in a picture of `size` (H, W), bool [H W].
+
+    A rectangle, an ellipse, strokes of a brush, or all but a rectangle, each as often; for WHOLE of the keys all of it.
+    """
+    *keys, k_kind, k_whole = jax.random.split(key, 6)
+    kinds = jnp.stack([make(k, size) for make, k in zip((_box, _oval, _strokes, _outside), keys, strict=True)])
+    return kinds[jax.random.randint(k_kind, (), 0, len(kinds))] | jax.random.bernoulli(k_whole, WHOLE)
+
+
+def _box(key, size):
+    """Returns a rectangle of any size."""
+    return jnp.maximum(*_away(key, size, 0.0)) <= 1
+
+
+def _oval(key, size):
+    """Returns an ellipse of any size."""
+    y, x = _away(key, size, 0.0)
+    return y**2 + x**2 <= 1
+
+
+def _outside(key, size):
+    """Returns all but a rectangle, whose sides are at least KEPT of the picture's: what outpainting fills."""
+    return jnp.maximum(*_away(key, size, KEPT)) > 1
+
+
+def _away(key, size, least):
+    """Returns distances (y [H 1], x [1 W]) to the middle of a box in the picture, 1 at its border.
+
+    Its sides are `least` to 1 of the picture's.
+    """
+    k_size, k_place = jax.random.split(key)
     sides = jnp.asarray(size, jnp.float32)
-    half = jax.random.uniform(k_size, (2,)) * sides / 2
+    half = jax.random.uniform(k_size, (2,), minval=least) * sides / 2
     middle = half + jax.random.uniform(k_place, (2,)) * (sides - 2 * half)
     rows, columns = (jnp.arange(side) + 0.5 for side in size)
-    y, x = (jnp.abs(rows - middle[0]) / half[0])[:, None], (jnp.abs(columns - middle[1]) / half[1])[None]
-    inside = jnp.where(jax.random.bernoulli(k_kind), jnp.maximum(y, x), jnp.sqrt(y**2 + x**2)) <= 1
-    return inside | jax.random.bernoulli(k_whole, WHOLE)
+    y, x = jnp.abs(rows - middle[0]) / half[0], jnp.abs(columns - middle[1]) / half[1]
+    return jnp.broadcast_arrays(y[:, None], x[None])
+
+
+def _strokes(key, size):
+    """Returns LINES strokes of a brush, each of BENDS straight pieces with round ends."""
+    k_start, k_way, k_wide = jax.random.split(key, 3)
+    short = float(min(size))
+    start = jax.random.uniform(k_start, (LINES, 1, 2)) * jnp.asarray(size, jnp.float32)[None, None]
+    ways = short * REACH * jax.random.normal(k_way, (LINES, BENDS, 2))
+    points = jnp.concatenate([start, start + jnp.cumsum(ways, 1)], 1)
+    half = short / 2 * jax.random.uniform(k_wide, (LINES, 1), minval=BRUSH[0], maxval=BRUSH[1])
+    y, x = (jnp.arange(side) + 0.5 for side in size)
+    pieces = points[:, :-1].reshape(-1, 2), points[:, 1:].reshape(-1, 2), jnp.repeat(half, BENDS, 1).ravel()
+
+    def draw(page, piece):
+        one, other, half = piece
+        way = other - one
+        dy, dx = jnp.broadcast_arrays(y[:, None] - one[0], x[None] - one[1])
+        share = jnp.clip((dy * way[0] + dx * way[1]) / jnp.maximum(jnp.sum(way**2), 1e-6), 0, 1)
+        return page | ((dy - share * way[0]) ** 2 + (dx - share * way[1]) ** 2 <= half**2), None
+
+    return jax.lax.scan(draw, jnp.zeros(size, bool), pieces)[0]

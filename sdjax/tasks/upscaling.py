@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from sdjax import trees
-from sdjax.diffusion.schedule import add_noise
+from sdjax.diffusion.schedule import Schedule, add_noise
 from sdjax.models.cond import Cond
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
@@ -23,6 +23,7 @@ from sdjax.tasks.task import Task, channels, tiles, widened
 LEVELS = 350  # of noise on the small picture in training; max_noise_level of the original's config
 CLASSES = 1000  # rows of the embedding of levels; num_classes there
 SMALL = 3  # channels of the small picture
+BETAS = 1e-4, 2e-2  # ends of the schedule of its noise, low_scale_config there
 
 
 class Upscaling(Task):
@@ -37,7 +38,10 @@ class Upscaling(Task):
         return taken == latent + SMALL and labels is not None and "text_encoder" in sd.parts
 
     def prepare(self, sd: StableDiffusion, key: Array) -> StableDiffusion:
-        """Returns sd whose UNet reads three channels more and a level, whose embedding starts at zero."""
+        """Returns sd whose UNet reads three channels more and a level, whose embedding starts at zero.
+
+        The small picture's noise gets the original's schedule.
+        """
         taken, latent = channels(sd)
         if self.matches(sd):
             return sd
@@ -47,6 +51,7 @@ class Upscaling(Task):
         width = trees.flatten(sd.parts["unet"])["time_embedding.linear_2.bias"].shape[0]
         network = sd.networks["unet"].clone(config=replace(sd.networks["unet"].config, num_class_embeds=CLASSES))
         levels = {"class_embedding": {"embedding": jnp.zeros((CLASSES, width))}}
+        sd = sd.replace(low_schedule=Schedule(beta_start=BETAS[0], beta_end=BETAS[1]))
         return sd.with_networks(unet=network).with_parts(unet={**sd.parts["unet"], **levels})
 
     def inputs(self, sd: StableDiffusion, batch: Mapping[str, Array], key: Array) -> Cond:

@@ -31,12 +31,13 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Float32, Int, Int32, Num
 
-from sdjax.models.cond import Cond, UNetInputs
+from sdjax.models.cond import Cond
+from sdjax.models.conditioner import Conditioner
+from sdjax.models.reference import Reference
 from sdjax.text import grammars
 from sdjax.text.tokenizer import Tokenizer
 
 GRAMMARS = ("plain", "a1111", "comfyui")
-ENCODER = "text_encoder"  # whose words these are
 WEIGHTINGS = ("a1111", "comfyui")
 BACKTRACK = 20  # tokens: a text after a comma so near to a chunk's end moves to the next; A1111's default
 WHOLE = 8  # tokens: ComfyUI breaks only stretches of one weight of so many and more at a chunk's end
@@ -44,13 +45,17 @@ SHALLOW = 1e-3  # of the mean size of a number; our choice: behind a fresh layer
 ROOM, STEPS = 8, 1024  # different texts of a prompt, and steps, that there is always room for
 Chunk = list[tuple[int, float]]  # (id, weight) without begin, end and padding
 Timed = tuple[tuple[int, str], ...]  # (last step, text)
+Stream = list[tuple[float, Timed]]  # (weight, schedule) of each prompt: of one part of AND, or of the negatives
 
 
 class TextModel(Protocol):
     """What is asked of a model here.  StableDiffusion, which lies above, is one."""
 
     @property
-    def tokenizer(self) -> Any: ...
+    def tokenizers(self) -> Any: ...
+
+    @property
+    def family(self) -> Any: ...
 
     @property
     def bare(self) -> Self: ...
@@ -58,9 +63,7 @@ class TextModel(Protocol):
     @property
     def conditioners(self) -> tuple[Any, ...]: ...
 
-    def embed(self, ids: Int[Array, "B L"]) -> Float[Array, "B L C"]: ...
-
-    def encode_text(self, embeddings: Float[Array, "B L C"], skip: int = 0) -> Float[Array, "B L C"]: ...
+    def embed(self, encoder: str, ids: Int[Array, "B L"]) -> Float[Array, "B L C"]: ...
 
     def replace(self, **changes: Any) -> Self: ...
 
@@ -196,7 +199,10 @@ def sizes(
     """
     streams = _streams(prompts, negatives, steps, grammar, before)
     texts = [[text for stream in streams for _, text in stream[b][1]] for b in range(len(prompts))]
-    counts = [max(len(chunks(sd.tokenizer, text, grammar)) for text in set(several)) for several in texts]
+    counts = [
+        max(len(chunks(tokenizer, text, grammar)) for text in set(several) for tokenizer in sd.tokenizers.values())
+        for several in texts
+    ]
     return [(count, len(_parts(prompt, grammar))) for count, prompt in zip(counts, prompts, strict=True)]
 
 
@@ -238,12 +244,12 @@ def condition(
     if composed and negatives is None:
         raise ValueError("prompt: AND weighs texts against the negative prompt; give one, '' at least")
 
-    tables = [_table(sd.tokenizer, texts, grammar, steps) for stream in streams for _, texts in stream]
-    plain = sd.bare.replace(conditioners=(), wrappers=(), reference=None)
-    made = _encoded(plain, _stacked(tables, ROOM if grammar == "a1111" else 1), skip=skip, comfy=weighting == "comfyui")
+    plain = sd.bare.replace(conditioners=(), wrappers=(), reference=Reference())
+    table = _stacked(sd.tokenizers, streams, grammar, steps)
+    made = _encoded(plain, table, skip=skip, comfy=weighting == "comfyui")
     batch = len(prompts)
     made = [jax.tree.map(lambda x, k=k: x[k * batch : (k + 1) * batch], made) for k in range(len(streams))]
-    texts = Texts(made[0], tuple(made[1:count]), made[count] if negatives is not None else None)
+    texts = Texts(made[0], tuple(made[1:count]), made[count] if negatives is not None else None, skip)
     first, _ = texts(sd, None, None, 0, Cond(share=jnp.asarray(shares[:count].T) if composed else None))
     first, negative = first.replace(negative=None), first.negative
     if grammar == "a1111":
@@ -251,16 +257,18 @@ def condition(
     return sd, first, negative
 
 
-class Texts(struct.PyTreeNode):
+class Texts(struct.PyTreeNode, Conditioner):
     """A conditioner that puts the texts of step i into cond, first of all conditioners.
 
-    positive, others (a tuple, the further parts of AND), negative: {"index" int32 [B S], and by index "ids" [B R N],
-    "weights" [B R n L], "context" [B R N C]}, perhaps {"empty" [B L C]}, the same at all steps.
+    positive, others (a tuple, the further parts of AND), negative: {"index" int32 [B S], and by index "words" {text
+    encoder: {"ids" [B R N], "weights" [B R n L]}} and "unet" UNetInputs [B R ...], and of all steps "empty" {text
+    encoder: {"empty" [B L C]}} or {text encoder: {}}}.
     """
 
     positive: Any
     others: Any = ()
     negative: Any = None
+    skip: int = struct.field(pytree_node=False, default=0)
 
     def __call__(
         self,
@@ -270,33 +278,58 @@ class Texts(struct.PyTreeNode):
         i: Int[Array, ""] | int,
         cond: Cond,
     ) -> tuple[Cond, dict[str, Any]]:
-        also = tuple(_at(other, i) for other in self.others)
-        negative = None if self.negative is None else _at(self.negative, i)
-        return _at(self.positive, i).over(cond).replace(also=also, share=cond.share, negative=negative), {}
+        also = tuple(self._at(other, i) for other in self.others)
+        negative = None if self.negative is None else self._at(self.negative, i)
+        return self._at(self.positive, i).over(cond).replace(also=also, share=cond.share, negative=negative), {}
+
+    def _at(self, table: Mapping[str, Any], i: Int[Array, ""] | int) -> Cond:
+        """Returns the cond of step i."""
+        index = jnp.take(table["index"], i, axis=1, mode="clip")  # [B]
+        chosen = table["words"], table["unet"]
+        words, unet = jax.tree.map(lambda x: jax.vmap(jnp.take, (0, 0, None))(x, index, 0), chosen)
+        words = {encoder: {**some, **table["empty"][encoder]} for encoder, some in words.items()}
+        return Cond(unet, words=words, skip=self.skip)
 
 
-def _at(table: Mapping[str, Any], i: Int[Array, ""] | int) -> Cond:
-    """Returns the cond of step i."""
-    index = jnp.take(table["index"], i, axis=1, mode="clip")  # [B]
-    named = {name: jax.vmap(jnp.take, (0, 0, None))(table[name], index, 0) for name in ("ids", "weights", "context")}
-    context = named.pop("context")
-    words = {**named, **{name: table[name] for name in table.keys() & {"empty"}}}
-    return Cond(UNetInputs(context), words={ENCODER: words})
+def reread(sd: TextModel, cond: Cond, rows: Mapping[str, Float[Array, "B N C"]]) -> Cond:
+    """Returns the cond whose words are encoded again, of token rows that a conditioner changed.
 
-
-def encode(
-    sd: TextModel, rows: Float[Array, "B N C"], words: Mapping[str, Any], skip: int = 0
-) -> Float[Array, "B N C"]:
-    """Returns the context [B N C] of token rows [B N C], such as a conditioner changed them, chunk by chunk.
-
-    words: of the encoder in a Cond, for its weights; without them it is one chunk without weights.
+    rows: {text encoder: [B N C]}; encoders that are not there read their own rows.
     """
+    encoded = {}
+    for encoder, words in cond.words.items():
+        own = rows[encoder] if encoder in rows else sd.embed(encoder, words["ids"])
+        encoded[encoder] = _reencoded(sd, encoder, own, words, cond.skip)
+    said = {name: value for name, value in vars(sd.family.inputs(encoded)).items() if value is not None}
+    return cond.with_unet(**said)
+
+
+def _reencoded(sd, encoder, rows, words, skip):
+    """Returns what the family makes of token rows [B N C], chunk by chunk where words have weights."""
+    ids = words["ids"]
     if "weights" not in words:
-        return sd.encode_text(rows, skip)
-    weights = words["weights"]
-    batch, count, length = weights.shape
-    z = sd.encode_text(rows.reshape(batch * count, length, -1), skip).reshape(*weights.shape, -1)
-    return _weighed(z[:, None], weights[:, None], words.get("empty")).reshape(rows.shape[:2] + z.shape[-1:])
+        return sd.family.encode(sd, encoder, rows, ids, skip)
+    batch, count, length = words["weights"].shape
+    shape = batch * count, length
+    made = sd.family.encode(sd, encoder, rows.reshape(*shape, -1), ids.reshape(shape), skip)
+    made = jax.tree.map(lambda x: x.reshape(batch, 1, count, *x.shape[1:]), made)
+    made = _together(made, words["weights"][:, None], words.get("empty"))
+    return jax.tree.map(lambda x: x[:, 0], made)
+
+
+def _together(
+    made: Mapping[str, Any],
+    weights: Float[Array, "B R n L"],
+    empty: Float[Array, "B L C"] | None,
+    uses: Float[Array, "B R"] | float = 1.0,
+) -> dict[str, Any]:
+    """Returns {"context" [B R N C], others [B R ...]} of a family's {"context" [B R n L C], others [B R n ...]}:
+    chunks in a row, weighed; of the others the first chunk's.
+    """
+    context = _weighed(made["context"], weights, empty, uses)
+    batch, room, count, length = weights.shape
+    others = {name: x[:, :, 0] for name, x in made.items() if name != "context"}
+    return {**others, "context": context.reshape(batch, room, count * length, -1)}
 
 
 def _weighed(
@@ -329,8 +362,8 @@ def _parts(prompt: str, grammar: str) -> tuple[tuple[str, float], ...]:
 
 def _streams(
     prompts: Sequence[str], negatives: Sequence[str] | None, steps: int, grammar: str, before: int | None
-) -> list[list[tuple[float, Timed]]]:
-    """Returns a list for each part of AND, and one for the negatives: (weight, schedule) of each prompt."""
+) -> list[Stream]:
+    """Returns a Stream for each part of AND, and one for the negatives."""
     if grammar not in GRAMMARS:
         raise ValueError(f"grammar={grammar!r}: expected one of {', '.join(GRAMMARS)}")
     if negatives is not None and len(negatives) != len(prompts):
@@ -348,8 +381,8 @@ def _streams(
     return streams + ([] if negatives is None else [[(1.0, timed(text)) for text in negatives]])
 
 
-def _table(tokenizer: Tokenizer, texts: Timed, grammar: str, steps: int) -> dict[str, Any]:
-    """Returns {"ids", "weights": lists of arrays of the different texts, "uses" of each, "index" [S]} of a schedule.
+def _turns(texts: Timed, steps: int) -> tuple[list[str], Int32[np.ndarray, " S"], Int32[np.ndarray, " R"]]:
+    """Returns (the different texts of a schedule, which of them each step shows, how many ends each has).
 
     A1111 shows the text of the first end that is not below the number of steps done: a text until step 3 has 4 steps.
     """
@@ -357,54 +390,79 @@ def _table(tokenizer: Tokenizer, texts: Timed, grammar: str, steps: int) -> dict
     place = [different.index(text) for _, text in texts]
     ends = np.array([end for end, _ in texts])
     steps_done = np.minimum(np.arange(max(STEPS, steps)), steps)
-    index = np.array(place, np.int32)[np.searchsorted(ends, steps_done)]
-    made = [chunks(tokenizer, text, grammar) for text in different]
-    return {"made": made, "uses": np.bincount(place), "index": index, "tokenizer": tokenizer}
+    return different, np.array(place, np.int32)[np.searchsorted(ends, steps_done)], np.bincount(place)
 
 
-def _stacked(tables: Sequence[dict[str, Any]], room: int) -> dict[str, Any]:
-    """Returns {"ids", "weights" [B R n L], "uses" [B R], "index" [B S], "count": most different texts, "empty" [L]}."""
-    tokenizer = tables[0]["tokenizer"]
-    count = max(len(table["made"]) for table in tables)
-    room = max(room, 1 << (count - 1).bit_length())
-    long = max(len(made) for table in tables for made in table["made"])
-    filled = [[rows(tokenizer, made, long) for made in [*t["made"], *[[]] * (room - len(t["made"]))]] for t in tables]
-    uses = np.zeros((len(tables), room), np.float32)
-    for table, line in zip(tables, uses, strict=True):
-        line[: len(table["uses"])] = table["uses"]
+def _stacked(
+    tokenizers: Mapping[str, Tokenizer], streams: Sequence[Stream], grammar: str, steps: int
+) -> dict[str, Any]:
+    """Returns {"words": {text encoder: {"ids", "weights" [B R n L], "empty" [1 L]}}, "uses" [B R], "index" [B S],
+    "count": most different texts}, where B counts the prompts of all streams.
+    """
+    turns = [_turns(texts, steps) for stream in streams for _, texts in stream]
+    count = max(len(different) for different, _, _ in turns)
+    room = max(ROOM if grammar == "a1111" else 1, 1 << (count - 1).bit_length())
+    uses = np.zeros((len(turns), room), np.float32)
+    for (_, _, some), line in zip(turns, uses, strict=True):
+        line[: len(some)] = some
+    made = {
+        encoder: [[chunks(tokenizer, text, grammar) for text in different] for different, _, _ in turns]
+        for encoder, tokenizer in tokenizers.items()
+    }
+    long = max(len(chunked) for prompts in made.values() for texts in prompts for chunked in texts)
+    words = {encoder: _filled(tokenizers[encoder], prompts, room, long) for encoder, prompts in made.items()}
+    return {"words": words, "uses": uses, "index": np.array([index for _, index, _ in turns]), "count": np.int32(count)}
+
+
+def _filled(tokenizer: Tokenizer, prompts: Sequence[Sequence[list[Chunk]]], room: int, long: int) -> dict[str, Any]:
+    """Returns {"ids", "weights" [B R n L], "empty" [1 L]} of the texts of prompts, R = room and n = long."""
+    filled = [
+        [rows(tokenizer, chunked, long) for chunked in [*texts, *[[]] * (room - len(texts))]] for texts in prompts
+    ]
     return {
-        "ids": np.array([[ids for ids, _ in table] for table in filled]),
-        "weights": np.array([[weights for _, weights in table] for table in filled]),
-        "uses": uses,
-        "index": np.array([table["index"] for table in tables]),
-        "count": np.int32(count),
+        "ids": np.array([[ids for ids, _ in texts] for texts in filled]),
+        "weights": np.array([[weights for _, weights in texts] for texts in filled]),
         "empty": rows(tokenizer, [], 1)[0],
     }
 
 
 @functools.partial(jax.jit, static_argnames=("skip", "comfy"))
 def _encoded(sd: TextModel, table: dict[str, Any], *, skip: int, comfy: bool) -> dict[str, Any]:
-    """Returns the tables of Texts; the encoder runs once for each text that is there, not for the room."""
-    batch, room, count, length = table["ids"].shape
+    """Returns the tables of Texts."""
+    each = {encoder: _read(sd, encoder, table, skip, comfy) for encoder in table["words"]}
+    words = {
+        encoder: {"ids": some["ids"].reshape(*some["ids"].shape[:2], -1), "weights": some["weights"]}
+        for encoder, some in table["words"].items()
+    }
+    unet = jax.vmap(sd.family.inputs, in_axes=1, out_axes=1)({encoder: made for encoder, (made, _) in each.items()})
+    empty = {encoder: some for encoder, (_, some) in each.items()}
+    return {"index": table["index"], "words": words, "unet": unet, "empty": empty}
 
-    def one(r, contexts):
-        ids = jax.lax.dynamic_index_in_dim(table["ids"], r, 1, keepdims=False).reshape(-1, length)
-        made = sd.encode_text(sd.embed(ids), skip).reshape(batch, 1, count, length, -1)
-        return jax.lax.dynamic_update_slice_in_dim(contexts, made, r, 1)
 
-    shape = jax.eval_shape(lambda: sd.encode_text(sd.embed(table["empty"]), skip))
-    contexts = jnp.zeros((batch, room, count, *shape.shape[1:]), shape.dtype)
-    contexts = jax.lax.fori_loop(0, table["count"], one, contexts)
+def _read(sd, encoder, table, skip, comfy):
+    """Returns ({"context" [B R N C], others [B R ...]}, {} or {"empty" [B L C]}) of one text encoder.
+
+    It runs once for each text that is there, not for the room.
+    """
+    words = table["words"][encoder]
+    batch, room, count, length = words["ids"].shape
+
+    def read(ids):
+        return sd.family.encode(sd, encoder, sd.embed(encoder, ids), ids, skip)
+
+    def one(r, made):
+        ids = jax.lax.dynamic_index_in_dim(words["ids"], r, 1, keepdims=False).reshape(-1, length)
+
+        def put(whole, part):
+            return jax.lax.dynamic_update_slice_in_dim(whole, part.reshape(batch, 1, count, *part.shape[1:]), r, 1)
+
+        return jax.tree.map(put, made, read(ids))
+
+    shapes = jax.eval_shape(read, words["empty"])
+    made = jax.tree.map(lambda x: jnp.zeros((batch, room, count, *x.shape[1:]), x.dtype), shapes)
+    made = jax.lax.fori_loop(0, table["count"], one, made)
     empty = {}
     if comfy:
-        alone = sd.encode_text(sd.embed(table["empty"]), skip)
+        alone = read(words["empty"])["context"]
         empty["empty"] = jnp.broadcast_to(alone, (batch, *alone.shape[1:]))
-    contexts = _weighed(contexts, table["weights"], empty.get("empty"), table["uses"])
-    flat = (batch, room, count * length)
-    return {
-        "index": table["index"],
-        "ids": table["ids"].reshape(flat),
-        "weights": table["weights"],
-        "context": contexts.reshape(*flat, -1),
-        **empty,
-    }
+    return _together(made, words["weights"], empty.get("empty"), table["uses"]), empty

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from sdjax import tasks, trees
 from sdjax.data import batches
 from sdjax.data.batches import Data
+from sdjax.data.cache import Texts
 from sdjax.data.sources.source import Examples
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import format as kinds
 from sdjax.formats.storage.files import HUB_ID
-from sdjax.methods.clip import CLIP
 from sdjax.settings import prefixed
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.task import Task
@@ -63,11 +64,31 @@ def begin(
     if examples is not None:
         classes = settings.class_data if settings.preserve else replace(settings.class_data, identifiers=())
         data = batches.build(shown(settings, task), frozen, settings.seed, examples, classes, others)
+        data.texts = _texts(settings, frozen, trained) if task.words and method.loss is None else None
         checks.said_word(method, frozen, data)
         if method.look is not None and data.single is not None:
             picture = data.single
             frozen = method.look(frozen, trained, picture)
     return trained, frozen, data, trees.digest((model, trained if settings.init else None, picture))
+
+
+def _texts(settings, frozen, trained):
+    """Returns the Texts that keep what the text encoder makes of prompts; None without a cache, and where it learns."""
+    if not settings.data.cache:
+        return None
+
+    def inputs(joined, ids):
+        told = vars(joined.condition(ids).unet)
+        return {name: value for name, value in told.items() if value is not None}
+
+    joined = settings.method.join(frozen, trained)
+    ids = joined.tokenize([""])
+    if joined.conditioners or trees.depends(lambda tree: inputs(settings.method.join(frozen, tree), ids), trained):
+        return None
+    parts = {name: tree for name, tree in joined.parts.items() if name.startswith("text_encoder")}
+    types = [str(np.dtype(joined.networks[name].dtype)) for name in parts]
+    encode = jax.jit(inputs)
+    return Texts(lambda ids: encode(joined, ids), settings.data.cache, f"{trees.digest((parts, joined.hooks))} {types}")
 
 
 def shown(settings: Train, task: Task) -> Data:
@@ -102,6 +123,4 @@ def _digest(settings, sd):
 
 def _rounded(frozen, dtype):
     """Returns what does not train with weights in `dtype`; what CLIP's training left stays, as a load leaves it."""
-    kept = {name: tree for name, tree in (frozen.reference or {}).items() if name == CLIP}
-    rounded = trees.cast(frozen, dtype)
-    return rounded.replace(reference={**rounded.reference, **kept}) if kept else rounded
+    return trees.cast(frozen, dtype).with_reference(clip=frozen.reference.clip)

@@ -12,17 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from sdjax import conditions
 from sdjax.data import batches, sources
 from sdjax.data.sources.source import Examples
 from sdjax.images import reading
 from sdjax.methods.chain import Chain
+from sdjax.methods.controlnet import ControlNet
 from sdjax.methods.full import Full
 from sdjax.methods.method import Method
 from sdjax.runtime import mesh
 from sdjax.settings import SettingError, prefixed
 from sdjax.stable_diffusion import StableDiffusion
+from sdjax.training import prompt_lines
 
 LARGE = 512  # pixels that pictures are decoded for where neither settings nor a model say a size yet
 
@@ -51,9 +52,18 @@ def alone(settings: Any) -> None:
                      "data.mask", "class_data.path"):  # fmt: skip
             if value := operator.attrgetter(name)(settings):
                 raise SettingError(name, value, f"none: {type(method).__name__} has a loss of its own, without it")
+    if settings.data.buckets and method.look is not None:
+        raise SettingError("data.buckets", settings.data.buckets, f"0: {type(method).__name__} looks at a square")
+    if settings.prompts_file:
+        prompt_lines.read(settings.prompts_file)
     if settings.data.concept and method.look is None:
         raise SettingError("data.concept", settings.data.concept, "'': only E4T looks at a picture")
     parts = _parts(method)
+    looks = any(isinstance(part, ControlNet) for part in parts)
+    if looks and not settings.data.condition:
+        raise SettingError("data.condition", "", f"what the ControlNet sees: {', '.join(conditions.known())}")
+    if settings.data.condition and not looks:
+        raise SettingError("data.condition", settings.data.condition, "'': only a ControlNet looks at one")
     for part in (part for part in parts if isinstance(part, Full)):
         names = part.parts
         if "vae" in names or ("image_encoder" in names and len(parts) == 1):
@@ -87,8 +97,8 @@ def pictures(settings: Any) -> Examples:
 def class_pictures(settings: Any, examples: Examples) -> Examples | None:
     """Returns the examples of class_data.path, looked through; None where there is no such path.
 
-    Raises ValueError for a folder that holds fewer than class_data.count, for rows that do not fit, and where `examples`'
-    class prompts would be their own though the loss asks for them.
+    Raises ValueError for a folder that holds fewer than class_data.count, for rows that do not fit, and where the loss
+    asks for class prompts and those of `examples` would be their own.
     """
     classes = settings.class_data
     if settings.preserve and classes.identifiers and not classes.changes(examples, batches.MOST):
@@ -121,7 +131,7 @@ def _pictures_in(path):
 def said_word(method: Method, sd: StableDiffusion, data: Any) -> None:
     """Raises ValueError where no prompt holds the word that the method trains: its row would stay as it is."""
     for word in method.words:
-        if not data.mentions(np.asarray(sd.words[word])):
+        if not data.mentions(sd.words[word]):
             raise ValueError(
                 f"data.word={data.data.word!r}: no prompt holds {word!r}, which the method trains; write it into the"
                 f" captions, or set data.word={word} and data.templates=object"

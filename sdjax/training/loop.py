@@ -54,6 +54,8 @@ def _train(settings, out):
     print(f"{mesh.described(settings.parallel)}; {settings.data.path}: {examples.about()}", flush=True)
     trained, frozen, data, base = begin(settings, examples=examples)
     settings = _lasting(settings, data)
+    if settings.data.buckets:
+        print(f"buckets: {data.plan.about()}")
     check_rates(settings.optim, trained)
     tx, evaluate = optimizer(settings.optim, settings.steps)
     numbers, task = trees.count(trained), task_of(settings, frozen)
@@ -122,7 +124,7 @@ def _wanted(settings, step, last, files):
 
 def _lasting(settings, data):
     """Returns the settings with as many steps as `epochs` are."""
-    return replace(settings, steps=data.steps(settings.epochs)) if settings.epochs else settings
+    return replace(settings, steps=data.plan.batches(settings.epochs)) if settings.epochs else settings
 
 
 def _resumed(out, settings, state, base, pictures):

@@ -6,14 +6,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sdjax.data.batches import Batches
 from sdjax.data.prompts import NAME
 from sdjax.images import grid
 from sdjax.methods.e4t import look
 from sdjax.methods.method import Method
 from sdjax.sampling import generate
+from sdjax.sampling.control import taken
 from sdjax.stable_diffusion import StableDiffusion, to_pictures
+from sdjax.training import prompt_lines
 
 SEEDS, STEPS = 4, 20
+MOST, COLUMNS, LOOKED_AT = 16, 4, 64  # pictures on the sheet of the data, in a row, and steps that buckets are met in
 
 
 def prompts(settings: Any) -> tuple[str, ...]:
@@ -26,12 +30,17 @@ def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any) -> np.n
     """Returns a labelled sheet uint8 [height width 3]: prompts by seeds; None where there is nothing to see.
 
     A method with previews of its own shows those, a row each.  Where the data show an encoder its subjects
-    (data.concept), a row each: the subject, then a picture per prompt.
+    (data.concept), a row each: the subject, then a picture per prompt; likewise conditions for a ControlNet.
     """
     texts = prompts(settings)
     if method.preview is not None:
         rows = method.preview(sd, data[0])
         return grid.sheet(list(rows.values()), list(rows)) if rows else None
+    if settings.data.condition:
+        sd, (control,) = taken(sd)
+        hints = [np.asarray(np.round(255 * hint), np.uint8) for hint in data[0]["control"]["hint"][:SEEDS]]
+        rows = [(hint, *_pictures(sd, texts, [0] * len(texts), control.on(hint), hint.shape[:2])) for hint in hints]
+        return grid.sheet(rows, columns=("condition", *texts))
     if settings.data.concept:
         subjects = data[0]["concept"][:SEEDS]
         rows = [(*to_pictures(x[None]), *_pictures(look(sd, x), texts, [0] * len(texts))) for x in subjects]
@@ -56,5 +65,50 @@ def write(path: Path, method: Method, sd: StableDiffusion, data: Any, settings: 
     return made
 
 
-def _pictures(sd, prompts, seeds):
-    return generate.text2img(sd, list(prompts), seeds=seeds, steps=STEPS)
+def lines(folder: Path, step: int, sd: StableDiffusion, settings: Any) -> dict[str, np.ndarray]:
+    """Writes a PNG STEP-NN.png for each line of settings.prompts_file and returns {"NN": picture}; none without one.
+
+    Pictures that cannot be made are said, and are not the end of a run.
+    """
+    made = {}
+    for k, line in enumerate(prompt_lines.read(settings.prompts_file, settings.data.word)):
+        given = {name: value for name, value in line.items() if name not in ("prompt", "seed")}
+        path = folder / f"{step:07d}-{k:02d}.png"
+        try:
+            picture = generate.text2img(sd, [line["prompt"]], seeds=[line["seed"]], **given)[0]
+        except ValueError as error:
+            print(f"preview: no {path.name}: {error}")
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+        made[f"{k:02d}"] = picture
+    return made
+
+
+def data_sheet(data: Batches) -> np.ndarray:
+    """Returns a sheet of up to MOST pictures as the network sees them, from the first batch of each bucket.
+
+    Cut, scaled and mirrored as they are trained on, dim where a mask leaves them out, a ControlNet's condition beside
+    each; their captions below.
+    """
+    first = {}
+    for step in range(LOOKED_AT):
+        first.setdefault(data.plan.at(step)[0], step)
+    many = max(1, MOST // len(first))
+    shown, said = [], []
+    for step in sorted(first.values()):
+        for row in range(min(many, data.data.batch)):
+            item = data.seen(step * data.data.batch + row)
+            picture = item["picture"] if "picture" in item else item["share"].source.picture(item["i"], item["size"])
+            if "mask" in item:
+                picture = np.round(picture * (0.25 + 0.75 * item["mask"][..., None])).astype(np.uint8)
+            if data.maker is not None:
+                hint = item["condition"] if data.maker.endings else data.maker.make(item["picture"])
+                picture = np.concatenate([picture, hint], axis=1)
+            shown.append(picture)
+            said.append(item["caption"] or "(no caption)")
+    return grid.captioned(shown, said, COLUMNS)
+
+
+def _pictures(sd, prompts, seeds, control=(), size=None):
+    return generate.text2img(sd, list(prompts), seeds=seeds, steps=STEPS, control=control, size=size)

@@ -4,13 +4,41 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdjax.settings import describe, load
+from sdjax.settings import SettingError, describe, load
 
 USAGE = "usage: sdjax train CONFIG [a.b=value ...] [out=DIR]; CONFIG --help says what it does, and all its settings"
 
 
 def main(arguments: Sequence[str], doc: str = USAGE) -> int:
     """Runs one config; returns the exit status.  doc: what --help without a config shows."""
+    return _run(arguments, doc, _train)
+
+
+def fill(arguments: Sequence[str], doc: str) -> int:
+    """Fills the cache of one config; returns the exit status."""
+    return _run(arguments, doc, _fill)
+
+
+def _train(settings, recipe):
+    """Trains with the settings of a recipe."""
+    from sdjax.training import run
+    from sdjax.training.loop import train
+
+    train(settings, run.place(settings, Path("outputs") / Path(recipe).stem))
+
+
+def _fill(settings, recipe):
+    """Makes what the cache of these settings lacks."""
+    if not settings.data.cache:
+        raise SettingError("data.cache", "", f"a folder, as the run of {recipe} will have it")
+    from sdjax.training.begin import begin
+
+    _, _, data, _ = begin(settings)
+    print(f"{settings.data.cache}: {data.fill(settings.epochs or 1)}")
+
+
+def _run(arguments, doc, act):
+    """Calls act(settings, recipe) for one config; returns the exit status."""
     if not arguments or list(arguments) == ["--help"]:
         print(doc)
         return 0
@@ -21,12 +49,10 @@ def main(arguments: Sequence[str], doc: str = USAGE) -> int:
             return 0
         settings = load(path, overrides)
         from sdjax.runtime import compile_cache
-        from sdjax.training import checks, run
-        from sdjax.training.loop import train
+        from sdjax.training import checks
 
         compile_cache.keep(steps=settings.steps)
-        settings = checks.worded(settings)
-        train(settings, run.place(settings, Path("outputs") / Path(path).stem))
+        act(checks.worded(settings), path)
     except (ValueError, OSError, FloatingPointError) as error:  # what input can cause; the rest are bugs
         print(f"error: {_line(error)}", file=sys.stderr)
         return 1

@@ -22,6 +22,7 @@ from sdjax.formats import pipeline
 from sdjax.formats.adapters import about
 from sdjax.formats.adapters import format as kinds
 from sdjax.formats.adapters.about import Facts
+from sdjax.formats.models.folder import INDEX, LDM_SR
 from sdjax.formats.storage import files
 from sdjax.methods.adapter import Adapter
 from sdjax.methods.chain import Chain
@@ -31,6 +32,11 @@ from sdjax.settings import CLASS, SettingError, prefixed, to_json
 from sdjax.stable_diffusion import StableDiffusion
 
 RUN = "Train"  # the class that a run's config.json names
+PROGRAMS = {  # that make pictures with the models of a pipeline; for others text2img.py
+    "StableDiffusionInpaintPipeline": "inpaint.py --image FILE --mask FILE",
+    "StableDiffusionUpscalePipeline": "upscale.py --image FILE",
+    LDM_SR: "upscale.py --image FILE",
+}
 PICTURE = "{picture}"  # in `out`: the name of the run's picture
 
 
@@ -195,10 +201,12 @@ def _kind(method, adapter):
 def _use(path, words):
     """Returns how a model folder is used: here, in diffusers and in A1111."""
     quoted, prompt = shlex.quote(str(path)), f"a photo of {words[0]}" if words else "a photo of a face"
+    pipe = files.read_json(path / INDEX)["_class_name"]
+    program = PROGRAMS.get(pipe, "text2img.py")
     there = "; each word is a file beside it, and there the file's name" if words else ""
     return [
-        f'here       python sample/text2img.py --model {quoted} --prompt "{prompt}"',
-        f'diffusers  StableDiffusionPipeline.from_pretrained("{path}")',
+        f'here       python sample/{program} --model {quoted} --prompt "{prompt}"',
+        f'diffusers  {pipe}.from_pretrained("{path}")',
         f"A1111      python -m sdjax.convert {quoted} NAME.safetensors{there}",
     ]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from PIL import Image
 
 from sdjax.data import batches
 from sdjax.data.batches import Batches
@@ -42,6 +43,12 @@ class Session:
     validation: Validation | None = field(init=False, default=None)
 
     def __post_init__(self):
+        place = self.out / "samples" / "data.png"
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            sheet = preview.data_sheet(self.data)
+            Image.fromarray(sheet).save(place)
+            self.told.picture(self.start, "data", sheet)
         held_out = batches.held_out(shown(self.settings, self.task), self.frozen, self.settings.seed)
         if held_out is not None:
             place = self.out / FILE
@@ -73,11 +80,15 @@ class Session:
         """Writes previews, where the task makes pictures from words."""
         if not self.task.words:
             return
-        seen = self.settings.method.join(self.frozen, self.learned(state))
-        place = self.out / "samples" / f"{step:07d}.png"
-        picture = preview.write(place, self.settings.method, seen, self.data, self.settings)
-        if picture is not None:
-            self.told.picture(step, "samples", picture)
+        seen = self.settings.method.join(self.frozen, self.learned(state)).fold()
+        folder, settings = self.out / "samples", self.settings
+        if settings.prompts or not settings.prompts_file:
+            picture = preview.write(folder / f"{step:07d}.png", settings.method, seen, self.data, settings)
+            if picture is not None:
+                self.told.picture(step, "samples", picture)
+        if settings.prompts_file:
+            for name, picture in preview.lines(folder, step, seen, settings).items():
+                self.told.picture(step, f"samples/{name}", picture)
 
     def _export(self, step, state):
         """Writes what was learned so far to exports/STEP."""

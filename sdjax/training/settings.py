@@ -42,6 +42,7 @@ class Train:
     best: export the weights of the smallest such error.  patience: end after so many without a new smallest, 0 never.
     export_every: every so many steps the export is also written to exports/STEP, 0 for never.
     prompts: of the previews, "[name]" for the word; preview=None shows them every max(50, steps / 10) steps.
+    prompts_file: prompts of further previews, a line each in kohya's syntax (training/prompt_lines.py).
     public: what is exported says nothing of the pictures: no captions, names of folders or of the base model.
     wandb: a project of Weights & Biases that is told too.
     """
@@ -76,6 +77,7 @@ class Train:
     log: int = 10
     preview: int | None = None
     prompts: tuple[str, ...] = ()
+    prompts_file: str = ""
     public: bool = False
     epochs: float = 0.0
     validate: int = 100
@@ -102,4 +104,6 @@ class Train:
     @property
     def previews(self) -> int:
         """Every so many steps there is a preview, 0 for never."""
-        return (max(50, self.steps // 10) if self.prompts else 0) if self.preview is None else self.preview
+        if self.preview is not None:
+            return self.preview
+        return max(50, self.steps // 10) if self.prompts or self.prompts_file else 0

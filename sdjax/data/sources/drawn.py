@@ -1,6 +1,7 @@
 """The drawn world as a source: people and cats of Pocketland, with captions drawn with them."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,8 @@ class Drawn(Examples):
             value = getattr(data, name)
             if value != accepted:
                 raise SettingError(name, value, f"{accepted!r} for data.path=pocketland; {why}")
+        if data.maker is not None and data.maker.endings:
+            raise SettingError("condition", data.condition, "one that is made of the picture for data.path=pocketland")
         if world.looks and data.word:
             raise SettingError("looks", True, f"False with data.word={data.word!r}, whose captions name no looks")
         if world.named and not data.word:
@@ -124,11 +127,18 @@ class Drawn(Examples):
         """Returns "face" or "cat": what picture i shows."""
         return self._item(i)[0].domain
 
+    def content(self, i: int) -> str:
+        """Returns what decides picture i."""
+        return json.dumps([self.source.views, self.source.cats, self.source.first + i, self._drawing()])
+
     def fingerprint(self) -> list[Any]:
         """Returns what decides the pictures, for a cache's name."""
+        return ["pocketland", len(self), self.source.views, self.source.cats, self.source.first, self._drawing()]
+
+    def _drawing(self):
+        """Returns a digest of the code that draws."""
         drawing = b"".join(path.read_bytes() for path in sorted(Path(pocketland.__file__).parent.glob("*.py")))
-        digest = hashlib.sha256(drawing).hexdigest()
-        return ["pocketland", len(self), self.source.views, self.source.cats, self.source.first, digest]
+        return hashlib.sha256(drawing).hexdigest()
 
 
 def of_domain(drawn: Drawn, domain: str) -> list[int]:

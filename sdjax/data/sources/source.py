@@ -4,16 +4,18 @@ examples = sources.open(Data(path="photos/cat", word="a sks cat"))
 examples.example(0, 512, np.random.default_rng(7))         # {"picture" uint8 [512 512 3], "caption"[, "mask"]}
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 Random = np.random.Generator
+Size = int | tuple[int, int]  # of what is cut out of a picture: the side of a square, or (height, width)
 
 
 class Examples(Protocol):
-    """Pictures with words, by number from 0.  `size`: pixels of a side of the square that is cut out of a picture."""
+    """Pictures with words, by number from 0.  `size`: of what is cut out of a picture, of a square its one side."""
 
     def __len__(self) -> int: ...
 
@@ -21,8 +23,8 @@ class Examples(Protocol):
         """Returns (height, width) of picture i as it is kept."""
         ...
 
-    def picture(self, i: int, size: int) -> np.ndarray:
-        """Returns picture i without random augmentation, uint8 [size size 3]."""
+    def picture(self, i: int, size: Size) -> np.ndarray:
+        """Returns picture i without random augmentation, uint8 [h w 3]."""
         ...
 
     def caption(self, i: int, random: Random) -> str:
@@ -33,8 +35,10 @@ class Examples(Protocol):
         """Returns the number of another picture of the same subject; i itself where there is none."""
         ...
 
-    def example(self, i: int, size: int, random: Random) -> dict[str, Any]:
-        """Returns {"picture" uint8 [size size 3], "caption"[, "mask" float32 [size size] in [0, 1]]} of picture i."""
+    def example(self, i: int, size: Size, random: Random) -> dict[str, Any]:
+        """Returns {"picture" uint8 [size size 3], "caption"} of picture i, and where the run asks for them "mask"
+        float32 [size size] in [0, 1] and, of a condition that files hold, "condition" uint8 [size size 3].
+        """
         return {"picture": self.picture(i, size), "caption": self.caption(i, random)}
 
     def epoch(self) -> Sequence[int]:
@@ -42,8 +46,12 @@ class Examples(Protocol):
         return range(len(self))
 
     def fingerprint(self) -> list[Any]:
-        """Returns what decides the pictures, plain values, for the name of a cache."""
+        """Returns what decides the pictures, plain values."""
         ...
+
+    def content(self, i: int) -> str:
+        """Returns a digest of what decides picture i, whatever its number: for a cache."""
+        return json.dumps([*self.fingerprint(), i])
 
     def check(self, size: int) -> None:
         """Raises ValueError, naming it, for a picture that is there and cannot be used; before a model is loaded."""
@@ -86,7 +94,7 @@ class Only(Examples):
         """Returns (height, width) of picture i."""
         return self.examples.shape(self.numbers[i])
 
-    def picture(self, i: int, size: int) -> np.ndarray:
+    def picture(self, i: int, size: Size) -> np.ndarray:
         """Returns picture i, uint8 [size size 3]."""
         return self.examples.picture(self.numbers[i], size)
 
@@ -102,9 +110,13 @@ class Only(Examples):
         """Returns the numbers of an epoch's pictures."""
         return [self.place[number] for number in self.examples.epoch() if number in self.place]
 
-    def example(self, i: int, size: int, random: np.random.Generator) -> dict[str, Any]:
+    def example(self, i: int, size: Size, random: np.random.Generator) -> dict[str, Any]:
         """Returns {"picture", "caption", ...} of picture i."""
         return self.examples.example(self.numbers[i], size, random)
+
+    def content(self, i: int) -> str:
+        """Returns a digest of picture i."""
+        return self.examples.content(self.numbers[i])
 
     def fingerprint(self) -> list[Any]:
         """Returns what decides the pictures."""

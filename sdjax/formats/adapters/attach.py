@@ -7,7 +7,7 @@
     sd = detach(sd)                                  # the model as it was, bit for bit
 
 An adapter acts in the three ways of a method: edits of weights, words, a hook.  What it was attached to stays beside
-the model (sd.reference["adapters"]), so every change starts from those weights.  Another strength compiles nothing,
+the model (sd.reference.attached), so every change starts from those weights.  Another strength compiles nothing,
 nor does another file of the same kind that edits weights.
 """
 
@@ -27,10 +27,8 @@ from sdjax.formats.adapters import file as files
 from sdjax.formats.adapters import format as kinds
 from sdjax.methods import edits
 from sdjax.methods.adapter import Adapter
-from sdjax.stable_diffusion import ADAPTERS, StableDiffusion
+from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text.grammars import Wanted
-
-PARTS = ("unet", "text_encoder")  # begun with again at every change, edited or not
 
 
 @dataclass(frozen=True)
@@ -238,7 +236,7 @@ def attach_embeddings(
 def attach_found(sd: StableDiffusion, found: Mapping[str, pathlib.Path]) -> StableDiffusion:
     """Returns sd that knows the embeddings {word: file} of find_embeddings; which cannot be detached."""
     for word, path in found.items():
-        if not sd.tokenizer.knows(word):
+        if not sd.knows(word):
             sd = attach(sd, path, word=word)
     return _without_record(sd) if found else sd
 
@@ -273,13 +271,12 @@ def kind(source: str | pathlib.Path) -> tuple[kinds.Format, pathlib.Path]:
 
 def _taken(sd):
     """Returns (the model before its first adapter, its attachments)."""
-    record = (sd.reference or {}).get(ADAPTERS)
+    record = sd.reference.attached
     return (record.base, record.stack.items) if record else (sd, ())
 
 
 def _without_record(sd):
-    others = {name: tree for name, tree in (sd.reference or {}).items() if name != ADAPTERS}
-    return sd.replace(reference=others or None)
+    return sd.with_reference(attached=None)
 
 
 def _with(sd, items):
@@ -295,26 +292,25 @@ def _put(sd, base, items):
     _, old = _taken(sd)
     first, added = len(base.hooks), sum(item.adapter.hook is not None for item in old)
     hooks = (item.adapter.hook.replace(strength=jnp.float32(item.strength)) for item in items if item.adapter.hook)
-    text_encoder = sd.networks["text_encoder"].clone(config=base.networks["text_encoder"].config)
+    hooks = (*sd.hooks[:first], *hooks, *sd.hooks[first + added :])
+    encoders = {name: sd.networks[name].clone(config=base.networks[name].config) for name in base.tokenizers}
     made = (
         _without_record(sd)
-        .replace(
-            words=base.words, tokenizer=base.tokenizer, hooks=(*sd.hooks[:first], *hooks, *sd.hooks[first + added :])
-        )
-        .with_networks(text_encoder=text_encoder)
+        .replace(words=base.words, tokenizers=base.tokenizers, hooks=hooks)
+        .with_networks(**encoders)
         .with_parts(**{part: _edited(base, part, items) for part in _parts((*old, *items), base)})
     )
     for item in items:
         made = embeddings.add(made, item.adapter.words, item.path)
     if not items:
         return made
-    return made.replace(reference={**(made.reference or {}), ADAPTERS: Attached(base, Stack(items))})
+    return made.with_reference(attached=Attached(base, Stack(items)))
 
 
 def _parts(items, base):
-    """Returns the parts of a model that adapters may have changed."""
+    """Returns the parts of a model that adapters may have changed: UNet and text encoders, and what they edit."""
     edited = {part: None for item in items for part in item.adapter.edits}
-    return [part for part in dict.fromkeys((*PARTS, *edited)) if part in base.parts]
+    return [part for part in dict.fromkeys(("unet", *base.tokenizers, *edited)) if part in base.parts]
 
 
 def _edited(base, part, items):

@@ -32,7 +32,7 @@ class DiffusersLora(Format):
         for part in adapter.edits:
             settings |= {f"{part}.{name}": value for name, value in peft_written.written(adapter, part).items()}
         metadata = {**lora_tensors.told(adapter), **(about or {}), METADATA: json.dumps(settings, sort_keys=True)}
-        tensors = lora_tensors.named(adapter, lora_tensors.diffusers)
+        tensors = lora_tensors.for_diffusers(adapter)
         return lora_tensors.write(Path(folder) / NAME, tensors, metadata)
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:

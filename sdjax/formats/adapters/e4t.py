@@ -29,7 +29,7 @@ from sdjax.formats.storage import files, parameters
 from sdjax.images import reading
 from sdjax.methods import offsets
 from sdjax.methods.adapter import Adapter
-from sdjax.methods.e4t import E4T, HALF, empty, half, look
+from sdjax.methods.e4t import E4T, ENCODER, HALF, empty, half, look, with_seen
 from sdjax.methods.method import about
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion, to_pictures, to_pixels
@@ -65,7 +65,8 @@ class E4TFolder(Format):
             "offsets", jax.eval_shape(lambda stacked: offsets.by_name(unet, stacked), offsets.create(unet))
         )
         if config["reference"]:
-            told = jax.eval_shape(lambda: sd.condition(jnp.zeros((1, sd.tokenizer.length), jnp.int32)).unet.context)
+            ids = jnp.zeros((1, sd.tokenizers[ENCODER].length), jnp.int32)
+            told = jax.eval_shape(lambda: sd.condition({ENCODER: ids}).unet.context)
             own["reference"] = read("reference", {"unet": trees.partition(unet, HALF)[0], "empty": told})
         if (folder / "concept.png").is_file():
             own["concept"] = jnp.asarray(to_pixels(reading.picture(folder / "concept.png")))
@@ -102,7 +103,7 @@ class E4TFolder(Format):
         own.pop("concept", None)
         if "vision" in own and not method.vision:
             frozen = frozen.with_parts(image_encoder=own.pop("vision"))
-        frozen = frozen.replace(reference={**frozen.reference, **own.pop("reference", {})})
+        frozen = with_seen(frozen, **own.pop("reference", {}))
         unet = parameters.template(frozen.networks["unet"])
         return {**trained, **own, "offsets": offsets.by_shape(unet, own["offsets"])}, frozen
 

@@ -1,6 +1,6 @@
 """Textual inversions: rows of the token table, in the layouts that tools write.
 
-read({"<cat-toy>": rows}, Path("learned_embeds.safetensors"))      # {"<cat-toy>": float32 [n C]}
+read({"<cat-toy>": rows}, Path("learned_embeds.safetensors"))  # {"<cat-toy>": {"text_encoder": float32 [n C]}}
 
 {"string_to_param": {"*": rows}, ...}       A1111 and the original; the word is the file's name
 {"<word>": rows}                            diffusers; rows [n C] or [C]
@@ -19,8 +19,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import FrozenDict
 from jaxtyping import Float32
 
 from sdjax import trees
@@ -32,7 +34,8 @@ BUNDLED = "bundle_emb."
 ENDS = (".string_to_param.*", ".clip_l", ".emb_params")
 FEW = 4  # tensors of a file that nothing tells to be anything else
 BLOCK = 64  # rows by which the token table grows, so that few sizes of it are compiled
-Words = dict[str, Float32[np.ndarray, "n C"]]  # {word: rows}
+ENCODER = "text_encoder"  # whose rows a file without encoders' names holds
+Words = dict[str, dict[str, Float32[np.ndarray, "n C"]]]  # {word: {text encoder: rows}}
 
 
 def recognised(keys: Collection[Any]) -> bool:
@@ -41,7 +44,7 @@ def recognised(keys: Collection[Any]) -> bool:
 
 
 def read(state: Any, path: pathlib.Path) -> Words:
-    """Returns {word: float32 rows [n C]} of what a file holds.
+    """Returns {word: {text encoder: float32 rows [n C]}} of what a file holds.
 
     Raises ValueError where it is no embedding, or one that Stable Diffusion 1 and 2 cannot use.
     """
@@ -52,7 +55,7 @@ def read(state: Any, path: pathlib.Path) -> Words:
     words, _ = bundled(state, path)
     if not words:
         key, rows = _only(state, path)
-        words = {path.stem if key in UNNAMED else key: _rows(rows, path)}
+        words = {path.stem if key in UNNAMED else key: {ENCODER: _rows(rows, path)}}
     return words
 
 
@@ -74,12 +77,12 @@ def _only(state, path):
 
 
 def bundled(tensors: Mapping[str, Any], path: pathlib.Path) -> tuple[Words, dict[str, Any]]:
-    """Returns ({word: rows} of embeddings bundled with a LoRA, the other tensors)."""
+    """Returns ({word: {text encoder: rows}} of embeddings bundled with a LoRA, the other tensors)."""
     found = {}
     for key, rows in tensors.items():
         end = next((end for end in ENDS if key.endswith(end)), None)
         if key.startswith(BUNDLED) and end:
-            found[key.removeprefix(BUNDLED).removesuffix(end)] = _rows(rows, path)
+            found[key.removeprefix(BUNDLED).removesuffix(end)] = {ENCODER: _rows(rows, path)}
     return found, {key: value for key, value in tensors.items() if not key.startswith(BUNDLED)}
 
 
@@ -113,55 +116,61 @@ def _tensor(values):
 
 
 def check(sd: StableDiffusion, words: Words, path: pathlib.Path) -> None:
-    """Raises ValueError, naming the file, for rows {word: rows [n C]} of another width than the text encoder's."""
-    width = trees.flatten(sd.parts["text_encoder"])[TOKENS].shape[1]
+    """Raises ValueError, naming the file, for rows of other text encoders than the model's, or of another width."""
     for rows in words.values():
-        if rows.shape[1] != width:
-            raise ValueError(f"{path}: rows of width {rows.shape[1]}; this model's text encoder takes {width}")
+        if rows.keys() != sd.tokenizers.keys():
+            there, wanted = ", ".join(rows), ", ".join(sd.tokenizers)
+            raise ValueError(f"{path}: an embedding for {there}; this model has {wanted}")
+        for encoder, some in rows.items():
+            width = sd.table(encoder).shape[1]
+            if some.shape[1] != width:
+                raise ValueError(f"{path}: rows of width {some.shape[1]}; this model's {encoder} takes {width}")
 
 
 def add(sd: StableDiffusion, words: Words, path: pathlib.Path) -> StableDiffusion:
-    """Returns sd that knows the words {word: rows [n C]}; those that are tokens, or several, stand in their place.
+    """Returns sd that knows the words; those that are tokens, or several, stand in their place.
 
-    Raises ValueError for rows of another width than the text encoder's and for a word that is there already.
+    words: {word: {text encoder: rows [n C]}}.
+    Raises ValueError for rows that do not fit the text encoders and for a word that is there already.
     """
     check(sd, words, path)
     for word, rows in words.items():
-        if sd.tokenizer.knows(word):
+        if sd.knows(word):
             raise ValueError(f"{path}: word={word!r}: the model knows it already; give another with word=")
-        sd = _with_room(sd, len(rows)).add_word(word, len(rows), place=True)
-        sd = sd.with_rows(sd.words[word], jnp.asarray(rows))
+        count = len(next(iter(rows.values())))
+        sd = _with_room(sd, count).add_word(word, count, place=True)
+        sd = sd.with_rows(sd.words[word], {encoder: jnp.asarray(some) for encoder, some in rows.items()})
     return sd
 
 
 def taken(sd: StableDiffusion) -> tuple[StableDiffusion, Words]:
-    """Returns (sd without placeholder words, {word: float32 rows [n C]}), for formats with no place for words."""
-    table = trees.flatten(sd.parts["text_encoder"])[TOKENS]
-    words = {word: np.asarray(table[ids], np.float32) for word, ids in sd.words.items()}
-    tokenizer = replace(sd.tokenizer, added=tuple(token for token in sd.tokenizer.added if token["special"]))
-    network = sd.networks["text_encoder"]
-    network = network.clone(config=replace(network.config, vocab_size=tokenizer.size))
-    return sd.replace(tokenizer=tokenizer, words={}).with_networks(text_encoder=network).with_parts(
-        text_encoder=trees.edit(sd.parts["text_encoder"], f"^{TOKENS}$", lambda name, weight: weight[: tokenizer.size])
-    ), words
+    """Returns (sd without placeholder words, the words), for formats with no place for them."""
+    words = {word: jax.tree.map(lambda rows: np.asarray(rows, np.float32), sd.rows(word)) for word in sd.words}
+    for encoder, old in sd.tokenizers.items():
+        tokenizer = replace(old, added=tuple(token for token in old.added if token["special"]))
+        network = sd.networks[encoder]
+        network = network.clone(config=replace(network.config, vocab_size=tokenizer.size))
+        tables = trees.edit(sd.parts[encoder], f"^{TOKENS}$", lambda name, weight: weight[: tokenizer.size])  # noqa: B023
+        sd = sd.replace(tokenizers=FrozenDict({**sd.tokenizers, encoder: tokenizer}), words={})
+        sd = sd.with_networks(**{encoder: network}).with_parts(**{encoder: tables})
+    return sd, words
 
 
 def write(path: pathlib.Path, words: Words, about: Mapping[str, str] | None = None) -> pathlib.Path:
-    """Writes {word: rows [n C]} as diffusers' learned_embeds.safetensors and returns its path; about: metadata.
+    """Writes words of one text encoder as diffusers' learned_embeds.safetensors and returns its path; about: metadata.
 
     A file of one word is also what A1111 and ComfyUI read: there the word is the file's name.
     """
-    tensors = {word: files.Tensor(rows.shape, "float32", lambda rows=rows: rows) for word, rows in words.items()}
+    rows_of = {word: rows[ENCODER] for word, rows in words.items()}
+    tensors = {word: files.Tensor(rows.shape, "float32", lambda rows=rows: rows) for word, rows in rows_of.items()}
     with files.new_file(path) as temporary:
         files.write_safetensors(temporary, tensors, {"format": "pt", **(about or {})})
     return path
 
 
 def _with_room(sd, rows):
-    """Returns sd whose token table has place for more rows, in whole blocks."""
-    table = trees.flatten(sd.parts["text_encoder"])[TOKENS]
-    wanted = -(-(sd.tokenizer.size + rows) // BLOCK) * BLOCK
-    if sd.tokenizer.size + rows <= len(table):
-        return sd
-    grown = jnp.concatenate([table, jnp.zeros((wanted - len(table), table.shape[1]), table.dtype)])
-    return sd.with_parts(text_encoder=trees.edit(sd.parts["text_encoder"], f"^{TOKENS}$", lambda name, weight: grown))
+    """Returns sd whose token tables have place for more rows, in whole blocks."""
+    for encoder, tokenizer in sd.tokenizers.items():
+        if tokenizer.size + rows > len(sd.table(encoder)):
+            sd = sd.with_room(encoder, -(-(tokenizer.size + rows) // BLOCK) * BLOCK)
+    return sd

@@ -61,7 +61,8 @@ class Kohya(Format):
         about = dict(about or {})
         tensors = lora_tensors.named(adapter, lora_tensors.kohya)
         for word, rows in adapter.words.items():
-            tensors[f"{embeddings.BUNDLED}{word}{embeddings.ENDS[0]}"] = np.asarray(rows, np.float32)
+            name = f"{embeddings.BUNDLED}{word}{embeddings.ENDS[0]}"
+            tensors[name] = np.asarray(rows[embeddings.ENCODER], np.float32)
         path = Path(folder) / f"{about.get('ss_output_name') or 'lora'}.safetensors"
         return lora_tensors.write(path, tensors, {**_network(adapter), **lora_tensors.told(adapter), **about})
 

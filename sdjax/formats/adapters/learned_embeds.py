@@ -19,7 +19,7 @@ NAME = "learned_embeds.safetensors"
 
 
 class LearnedEmbeds(Format):
-    """Rows of the token table, {word: rows [n C]}: read in every layout, see embeddings.py, written as diffusers'."""
+    """Words, {word: {text encoder: rows [n C]}}: read in every layout, see embeddings.py, written as diffusers'."""
 
     name, called, listed = "embedding", "embedding", "TI hashes"
     suffixes = (".safetensors", ".pt", ".ckpt", ".bin", ".png")
@@ -62,9 +62,11 @@ class LearnedEmbeds(Format):
         if len(adapter.words) != 1:
             raise ValueError(f"holds {len(adapter.words)} words; expected an embedding of one")
         (rows,) = adapter.words.values()
-        if rows.shape != trained["rows"].shape:
-            raise ValueError(f"rows {rows.shape} where this method has {trained['rows'].shape}")
-        return {**trained, "rows": jnp.asarray(rows)}, frozen
+        both = rows, trained["rows"]
+        has, wants = (", ".join(f"{name} {some.shape}" for name, some in tree.items()) for tree in both)
+        if has != wants:
+            raise ValueError(f"rows {has} where this method has {wants}")
+        return {**trained, "rows": {encoder: jnp.asarray(some) for encoder, some in rows.items()}}, frozen
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
         """Returns how the word is said here, in diffusers and in A1111."""

@@ -121,7 +121,7 @@ def read(
             found[part][f"{module}.kernel"] = Factored(_prepared(factors, module, config, where))
     for part in PARTS:
         _check_shapes(found[part], parameters.template(networks[part]), path)
-    return found
+    return {part: changes for part, changes in found.items() if changes}
 
 
 def _place(name, places):

@@ -79,29 +79,48 @@ def _by_axis(role, factors):
     return held.reshape(count)
 
 
-def diffusers(part: str, module: str, factors: Mapping[str, Any]) -> dict[str, Array]:
-    """Returns the tensors of one weight of LoRA or DoRA as diffusers' save_lora_weights names them."""
+ATTENTION = re.compile(r"\.attn\d\.to_(q|k|v|out\.0)$|\.self_attn\.(q|k|v|out)_proj$")
+
+
+def diffusers(part: str, module: str, factors: Mapping[str, Any], old: bool) -> dict[str, Array]:
+    """Returns the tensors of one weight of LoRA or DoRA as diffusers' save_lora_weights names them.
+
+    old: "lora.down" in place of "lora_A", as it does for attention; its loader takes a part's names to be of one sort.
+    """
+    text, found = part.startswith("text_encoder"), {}
+    names = ("lora_linear_layer.down", "lora_linear_layer.up") if text else ("lora.down", "lora.up")
+    for role, x in _of_peft(factors).items():
+        suffix = role.replace("lora_A", names[0]).replace("lora_B", names[1]) if old else role
+        found[f"{part}.{module}.{suffix}"] = x
+    return found
+
+
+def for_diffusers(adapter: Adapter) -> dict[str, Array]:
+    """Returns {name: array} of all edits of an adapter with diffusers' names."""
     found = {}
-    for suffix, x in peft(part, module, factors).items():
-        if re.search(r"\.attn\d\.to_(q|k|v|out\.0)$", module):
-            suffix = suffix.replace("lora_A", "lora.down").replace("lora_B", "lora.up")
-        if re.search(r"\.(q|k|v|out)_proj$", module):
-            suffix = suffix.replace("lora_A", "lora_linear_layer.down").replace("lora_B", "lora_linear_layer.up")
-        found[f"{part}.{suffix.removeprefix('base_model.model.')}"] = x
+    for part in adapter.edits:
+        own = [(module, factors) for of, module, factors in modules(adapter) if of == part]
+        old = all(ATTENTION.search(module) for module, _ in own)
+        for module, factors in own:
+            found |= diffusers(part, module, factors, old)
     return found
 
 
 def peft(part: str, module: str, factors: Mapping[str, Any]) -> dict[str, Array]:
-    """Returns the tensors of one weight of LoRA, DoRA or LoHa as PEFT's save_pretrained names them."""
-    found = {
-        f"base_model.model.{module}.{PEFT.get(role, role)}": np.asarray(x)
-        for role, x in factors.items()
-        if role not in (*SILENT, "alpha")
-    }
-    magnitude = f"base_model.model.{module}.{PEFT['outputs']}"
-    if magnitude in found:
+    """Returns the tensors of one weight of LoRA, DoRA or LoHa as PEFT's save_pretrained names them.
+
+    Names in a text encoder are those of transformers from 5.6 on.
+    """
+    stem = f"base_model.model.{module.removeprefix('text_model.')}"
+    return {f"{stem}.{suffix}": x for suffix, x in _of_peft(factors).items()}
+
+
+def _of_peft(factors):
+    """Returns {PEFT's name of a role: array}."""
+    found = {PEFT.get(role, role): np.asarray(x) for role, x in factors.items() if role not in (*SILENT, "alpha")}
+    if "outputs" in factors:
         count = (-1,) if factors["down"].ndim == 2 else (1, -1, 1, 1)
-        found[magnitude] = found[magnitude].reshape(count)
+        found[PEFT["outputs"]] = found[PEFT["outputs"]].reshape(count)
     return found
 
 

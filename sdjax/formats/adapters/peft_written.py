@@ -13,6 +13,7 @@ from sdjax.methods.adapter import Adapter
 
 LORA = frozenset({"down", "up"})
 LOHA = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})
+TEXT = "text_model."  # in front of names in text encoders, before transformers 5.6
 BESIDE = ("scale", "alpha", "outputs")
 
 
@@ -35,15 +36,20 @@ def written(adapter: Adapter, part: str) -> dict[str, Any]:
     rank, alpha = _usual(ranks), _usual(alphas)
     shared = {
         "r": rank,
-        "rank_pattern": {f"^{module}": x for module, x in ranks.items() if x != rank},
-        "alpha_pattern": {f"^{module}": x for module, x in alphas.items() if x != alpha},
-        "target_modules": sorted(found),
+        "rank_pattern": {_key(module): x for module, x in ranks.items() if x != rank},
+        "alpha_pattern": {_key(module): x for module, x in alphas.items() if x != alpha},
+        "target_modules": sorted(module.removeprefix(TEXT) for module in found),
         "peft_type": kind(adapter),
     }
     if shared["peft_type"] == "LOHA":
         return {**shared, "alpha": alpha, "use_effective_conv2d": False}
     dora = any("outputs" in factors for factors in found.values())
     return {**shared, "lora_alpha": alpha, "use_dora": dora, "use_rslora": False, "lora_bias": False}
+
+
+def _key(module):
+    """Returns the key of a pattern that names a module alone."""
+    return module.removeprefix(TEXT) if module.startswith(TEXT) else f"^{module}"
 
 
 def _alpha(factors, rank):

@@ -4,10 +4,12 @@
     control = load_control("control_sd15_canny.pth")       # or .safetensors
     control = load_control("random:sd15")                  # a built-in shape with random weights
     save_control(control, "folder")
+    save_control(control, "canny.safetensors")             # one file with the ControlNet repository's names
 
 Source of the names: the ControlNet repository's cldm/cldm.py, and diffusers' ControlNetModel.
 """
 
+import json
 import os
 import pathlib
 
@@ -23,6 +25,10 @@ from sdjax.sampling.control import Control
 
 STEM = "diffusion_pytorch_model"
 PREFIX = "control_model."  # files of version 1.0 hold the whole model beside it
+CLASS = "ControlNetModel"
+MARKS = ("input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight")
+ARCHITECTURES = {768: "stable-diffusion-v1", 1024: "stable-diffusion-v2"}  # by the width of texts; ModelSpec 1.0.1
+NOTES = "sdjax.controlnet"  # of a file: its config.json, of which weights do not tell all
 
 
 def load_control(
@@ -37,9 +43,9 @@ def load_control(
         return _random(str(source).removeprefix("random:"), dtype)
     path = pathlib.Path(source)
     if path.is_file():
-        weights, _, _ = single_file.open_file(path)
+        weights, metadata, _ = single_file.open_file(path)
         if any("input_hint_block." in name for name in weights.names):
-            return _control(*_original(weights), dtype)
+            return _control(*_original(weights, metadata), dtype)
         return _control(weights, _config(path.parent), dtype)
     kinds = [f".{variant}"] if variant else ["", ".fp16"]
     wanted = [["config.json", f"{STEM}{kind}.{ending}"] for ending in ("safetensors", "bin") for kind in kinds]
@@ -48,14 +54,31 @@ def load_control(
 
 
 def save_control(control: Control, destination: str | pathlib.Path, *, dtype: DTypeLike | None = None) -> pathlib.Path:
-    """Writes the folder that diffusers' ControlNetModel.from_pretrained loads; returns its path."""
+    """Writes the folder that diffusers' ControlNetModel.from_pretrained loads; returns its path.
+
+    A destination that ends in .safetensors becomes one file with the ControlNet repository's names, as A1111 and
+    ComfyUI read it.
+    """
     tensors = parameters.write(control.params, dtype)
+    if str(destination).endswith(".safetensors"):
+        return _write_original(tensors, control.network.config, pathlib.Path(destination))
     size = sum(tensor.bytes for tensor in tensors.values())
     with files.new_folder(destination, "config.json", ("config.json", f"{STEM}.safetensors"), size) as folder:
         files.write_weights(folder, STEM, tensors)
         config = {**control.network.config.to_json(), "_diffusers_version": WRITTEN_AS}
         files.write_json(folder / "config.json", config)
     return pathlib.Path(os.path.realpath(destination))
+
+
+def is_control(source: str | pathlib.Path) -> bool:
+    """Returns whether a source on this machine is a ControlNet, by a folder's config.json or the names in a file."""
+    path = pathlib.Path(source)
+    if path.is_dir():
+        config = path / "config.json"
+        return config.is_file() and files.read_json(config).get("_class_name") == CLASS
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    return any(name.endswith(MARKS) for name in single_file.open_file(path)[0].names)
 
 
 def _control(weights: files.Stored, config: ControlNetConfig, dtype: DTypeLike | None) -> Control:
@@ -85,13 +108,28 @@ def _random(name: str, dtype: DTypeLike | None) -> Control:
 # ---- the original names --------------------------------------------------------------------------
 
 
-def _original(weights: files.Stored) -> tuple[files.Stored, ControlNetConfig]:
+def _write_original(tensors: dict[str, files.Tensor], config: ControlNetConfig, path: pathlib.Path) -> pathlib.Path:
+    """Writes one file with the ControlNet repository's names, control_model. in front; returns its path."""
+    table = modules(config)
+    renamed = {PREFIX + ldm_names.rename(name, table): tensor for name, tensor in tensors.items()}
+    metadata = {"format": "pt", NOTES: json.dumps(config.to_json())}
+    if config.unet.cross_attention_dim in ARCHITECTURES:
+        architecture = f"{ARCHITECTURES[config.unet.cross_attention_dim]}/controlnet"
+        metadata |= {"modelspec.sai_model_spec": "1.0.1", "modelspec.architecture": architecture,
+                     "modelspec.implementation": "https://github.com/lllyasviel/ControlNet",
+                     "modelspec.title": path.stem}  # fmt: skip
+    with files.new_file(path) as temporary:
+        files.write_safetensors(temporary, renamed, metadata)
+    return path
+
+
+def _original(weights: files.Stored, metadata: dict[str, str]) -> tuple[files.Stored, ControlNetConfig]:
     """Returns (weights under our names, config) of a file with the ControlNet repository's names."""
     prefix = PREFIX if any(name.startswith(PREFIX) for name in weights.names) else ""
     there = {name.removeprefix(prefix): name for name in weights.names if name.startswith(prefix)}
     found = {name: weights.shape(place) for name, place in there.items()}
     try:
-        config = _found_config(found)
+        config = _noted(metadata[NOTES]) if NOTES in metadata else _found_config(found)
     except ValueError as error:
         raise ValueError(f"{weights.path}: {error}") from None
     table = modules(config)
@@ -100,6 +138,14 @@ def _original(weights: files.Stored) -> tuple[files.Stored, ControlNetConfig]:
     unknown = set(there.values()) - set(places.values())
     known = {name: (place, None) for name, place in places.items()}
     return single_file.View(weights, known | {name: (name, None) for name in unknown}), config
+
+
+def _noted(text: str) -> ControlNetConfig:
+    """Returns the config that a file's metadata hold."""
+    try:
+        return ControlNetConfig.from_json(json.loads(text))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"metadata {NOTES}: {next(iter(str(error).splitlines()), 'unread')}") from None
 
 
 def modules(config: ControlNetConfig) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Whole models in one file with the names of the original code: .safetensors, and .ckpt through our own reader.
 
-    networks, params, schedule, tokenizer, low = read("v1-5-pruned.ckpt", "float16", ema=True)
+    family, networks, params, schedule, tokenizers, low = read("v1-5-pruned.ckpt", "float16", ema=True)
     write(sd, "cat.safetensors", "float16")
 
 Such files tell no sizes, no schedule and no words: sizes follow from the shapes, the rest is that of Stable Diffusion 1
@@ -23,6 +23,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Float64
 
 from sdjax.diffusion.schedule import Schedule
+from sdjax.families.family import Family
+from sdjax.families.ldm_sr import LdmSr
+from sdjax.families.sd import Sd
 from sdjax.formats.models import infer_config
 from sdjax.formats.storage import files, ldm_names, parameters, pickles
 from sdjax.formats.storage.guard import named
@@ -40,6 +43,7 @@ CLIP_PREFIX, OPEN_CLIP_PREFIX = (
     "cond_stage_model.transformer.",
     "cond_stage_model.model.",
 )  # the text encoder of 1 and of 2
+ENCODER = "text_encoder"
 NETWORKS = {"unet": (UNetConfig, UNet), "vae": (VaeConfig, AutoencoderKL), "text_encoder": (TextConfig, TextEncoder)}
 # Entries that no part needs.
 IGNORED = (
@@ -60,7 +64,9 @@ UPSCALER_BETAS = {"beta_start": 0.0001, "beta_end": 0.02}  # stablediffusion, co
 BASE_STEPS = 875_000  # global_step of 512-base-ema.ckpt: the model of 2.0 that predicts noise
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # modelspec.prediction_type
 NOTES, LOW = "sdjax", "low_res_scheduler"  # the key of our metadata; in it, the schedule of an upscaler's picture
-Whole = tuple[dict[str, Any], dict[str, Tree], Schedule, Tokenizer | None, Schedule | None]  # what `read` returns
+Whole = tuple[
+    Family, dict[str, Any], dict[str, Tree], Schedule, dict[str, Tokenizer], Schedule | None
+]  # what `read` returns
 Place = tuple[str, tuple[int, int | None] | None]  # see View
 
 
@@ -75,9 +81,9 @@ def read(
     ema: bool = False,
     tokenizer: str | pathlib.Path | None = None,
 ) -> Whole:
-    """Returns ({part: network}, {part: parameters}, Schedule, Tokenizer, low) of a single-file checkpoint, by content.
+    """Returns (family, {part: network}, {part: parameters}, Schedule, {text encoder: Tokenizer}, low) of a checkpoint.
 
-    LDM-SR, known by its codebook, has no text encoder, and None for a tokenizer.
+    LDM-SR, known by its codebook, has no text encoder and no tokenizer.
     low: the Schedule of an upscaler's small picture, None where it is that of the latents.
     dtype: of weights and computation; None keeps every weight as stored.  ema: take the UNet's averaged weights.
     prediction_type: what the UNet predicts; None takes what the file tells, its size, or, for 2.x with four channels,
@@ -119,7 +125,8 @@ def _read(
             networks["unet"] = UNet(dataclasses.replace(configs["unet"], sample_size=96), networks["unet"].dtype)
     schedule = dataclasses.replace(schedule, prediction_type=prediction_type or schedule.prediction_type)
     low = Schedule.from_json(notes[LOW]) if LOW in notes else None
-    return networks, params, schedule, words, low
+    family, tokenizers = (LdmSr(), {}) if words is None else (Sd(), {ENCODER: words})
+    return family, networks, params, schedule, tokenizers, low
 
 
 def open_file(path: str | pathlib.Path) -> tuple[files.Stored, dict[str, str], int | None]:
@@ -365,6 +372,8 @@ def write(sd: StableDiffusion, destination: str | pathlib.Path, dtype: DTypeLike
     path = pathlib.Path(destination)
     if path.suffix != ".safetensors" or path.is_dir():
         raise ValueError(f"{path}: a single file; a name that ends in .safetensors is expected")
+    if sd.family not in (Sd(), LdmSr()):
+        raise ValueError(f"{path}: {type(sd.family).__name__} has no single file; save a diffusers folder instead")
     usual = has_usual_words(sd)
     if usual and sd.words:
         words = ", ".join(sd.words)
@@ -384,8 +393,8 @@ def write(sd: StableDiffusion, destination: str | pathlib.Path, dtype: DTypeLike
 
 def has_usual_words(sd: StableDiffusion) -> bool:
     """Returns whether a model has CLIP's vocabulary, which no file brings along, or none."""
-    vocabulary = {} if sd.tokenizer is None else sd.tokenizer.vocabulary
-    return sd.tokenizer is None or all(vocabulary.get(token) == number for token, number in LANDMARKS.items())
+    vocabularies = [tokenizer.vocabulary for tokenizer in sd.tokenizers.values()]
+    return all(known.get(token) == number for known in vocabularies for token, number in LANDMARKS.items())
 
 
 def _renamed(tensors: Mapping[str, files.Tensor], network: Any, prefix: str) -> dict[str, files.Tensor]:
@@ -445,7 +454,7 @@ def _said(sd: StableDiffusion, usual: bool) -> dict[str, Any]:
         notes[LOW] = sd.low_schedule.to_json()
     if not usual:
         with tempfile.TemporaryDirectory() as folder:
-            sd.tokenizer.save(folder)
+            sd.tokenizers[ENCODER].save(folder)
             texts = {name: pathlib.Path(folder, name).read_text(encoding="utf-8") for name in VOCABULARY_FILES}
         notes["tokenizer"] = texts
     return notes

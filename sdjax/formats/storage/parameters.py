@@ -20,13 +20,9 @@ from jaxtyping import Array, Float, Key, Num
 from sdjax import trees
 from sdjax.formats.storage.files import TYPES, Stored, Tensor
 from sdjax.models.axes import FROM_FILE, TO_FILE
-from sdjax.models.clip import ImageEncoder, TextEncoder
-from sdjax.models.controlnet import ControlNet
-from sdjax.models.unet import UNet, UNetConfig
-from sdjax.models.vae import AutoencoderKL
 from sdjax.trees import Tree
 
-Network = UNet | ControlNet | AutoencoderKL | TextEncoder | ImageEncoder
+Network = Any  # a Linen module with `example()`, see families/family.py
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}  # all other leaves keep their name
 # Attention of maps to themselves before diffusers 0.15: the autoencoder's, and LDM-SR's UNet.
 OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
@@ -44,46 +40,18 @@ IGNORED = {
 
 def initialise(network: Network, key: Key[Array, ""]) -> Tree:
     """Returns the parameters with which training a network from nothing begins."""
-    return dict(network.init(key, **_example(network))["params"])
+    return dict(network.init(key, **network.example())["params"])
 
 
 def template(network: Network) -> Tree:
     """Returns the tree of shapes of a network's parameters; computes nothing."""
     one = network.clone(dtype=jnp.float32)  # one template for all types of computation
-    return _template(one)  # pyright: ignore[reportArgumentType]  # frozen, so hashable
+    return _template(one)
 
 
 @functools.lru_cache(maxsize=64)
 def _template(network: Network) -> Tree:
     return jax.eval_shape(lambda: initialise(network, jax.random.key(0)))
-
-
-def _example(network: Network) -> dict[str, Any]:
-    """Returns the smallest inputs that touch all parameters of a network."""
-    if isinstance(network, UNet):
-        return _unet_example(network.config)
-    if isinstance(network, ControlNet):
-        config = network.config
-        example = _unet_example(config.unet)
-        side = example["z"].shape[1] * 2 ** (len(config.conditioning_embedding_out_channels) - 1)
-        return {**example, "hint": jnp.zeros((1, side, side, config.conditioning_channels))}
-    if isinstance(network, AutoencoderKL):
-        config = network.config
-        side = 2 ** (len(config.block_out_channels) - 1)
-        return {"x": jnp.zeros((1, side, side, config.in_channels)), "key": jax.random.key(0)}
-    if isinstance(network, TextEncoder):
-        return {"ids": jnp.zeros((1, 1), jnp.int32), "method": "initialise"}
-    if isinstance(network, ImageEncoder):
-        return {"pixels": jnp.zeros((1, network.config.image_size, network.config.image_size, 3))}
-    raise TypeError(f"no example input for {type(network).__name__}")
-
-
-def _unet_example(config: UNetConfig) -> dict[str, Any]:
-    side = 2 ** (len(config.block_out_channels) - 1)
-    labels = None if config.num_class_embeds is None else jnp.zeros(1, jnp.int32)
-    z, width = jnp.zeros((1, side, side, config.in_channels)), config.cross_attention_dim
-    context = None if width is None else jnp.zeros((1, 1, width))
-    return {"z": z, "t": jnp.zeros(1), "context": context, "class_labels": labels}
 
 
 def random_parameters(network: Network, dtype: DTypeLike, seed: int = 0) -> Tree:

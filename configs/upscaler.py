@@ -1,0 +1,27 @@
+"""An upscaler of a plain model, or the x4 upscaler trained on: the UNet also reads the small picture and its noise.
+
+    python train/run.py configs/upscaler.py data.path=photos
+    python sample/upscale.py --model outputs/upscaler/export --image small.png --prompt "a face"
+
+A picture grows by the autoencoder's factor: 8 with Stable Diffusion 1's, 4 with the x4 upscaler's.  The small picture
+is the mean of tiles, with noise of 0 to 349 of 1,000 steps of its own schedule, which the UNet is told.  With
+model=stabilityai/stable-diffusion-x4-upscaler: data.size=512 and data.crop=random, as the original was trained.
+
+export/ is a folder that diffusers' StableDiffusionUpscalePipeline loads.
+"""
+
+from sdjax.data.batches import Data
+from sdjax.methods.full import Full
+from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
+
+
+def config():
+    """Returns the run's settings."""
+    return Train(
+        method=Full(("unet",)),
+        task="upscaling",
+        data=Data(batch=4, dropout=0.1),
+        optim=Optim(lr=1e-5),
+        steps=10000,
+    )

@@ -1,0 +1,82 @@
+"""Conditions that lie in files as they are, and segmentations and masks in files.
+
+NAME.condition.png beside NAME.png: whatever a ControlNet shall look at.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from sdjax.conditions.condition import Condition
+from sdjax.images import reading
+
+PICTURES = tuple(f".condition{ending}" for ending in (".png", ".jpg", ".jpeg", ".webp"))
+
+
+@dataclass(frozen=True)
+class Files(Condition):
+    """A picture, as it is."""
+
+    name = "files"
+    kind = "a picture from a file, as it is"
+    endings = PICTURES
+
+    def make(self, picture: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+        """Returns the picture."""
+        return picture
+
+
+@dataclass(frozen=True)
+class Mask(Condition):
+    """White where a mask's file is, or what is solid in it: see images.masks."""
+
+    name = "mask"
+    kind = "a mask from a file"
+    endings = (*PICTURES, ".mask.png", "-masklabel.png")
+
+    def make(self, picture: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+        """Returns 255 where the brightest channel is at least 128, else 0."""
+        return np.repeat(np.where(picture.max(-1) >= 128, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)
+
+    def read(self, file: str | Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
+        """Returns the mask that a file stands for, 255 on 0."""
+        return self.make(np.repeat(reading.mask(file)[..., None], 3, axis=-1))
+
+
+@dataclass(frozen=True)
+class Segmentation(Condition):
+    """Regions in colours: a file's own colours, or of a grey file of class numbers those of PASCAL VOC."""
+
+    name = "segmentation"
+    kind = "regions from a file"
+    endings = (*PICTURES, ".segmentation.png")
+
+    def make(self, picture: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+        """Returns a picture in colours as it is, a grey one in the colours of its numbers."""
+        grey = (picture == picture[..., :1]).all()
+        return colours()[picture[..., 0]] if grey else picture
+
+
+def colours() -> UInt8[np.ndarray, "256 3"]:
+    """Returns the colours of 256 classes.
+
+    Source: PASCAL VOC's development kit, VOClabelcolormap: the bits of a number, from the lowest on, go in turn to the
+    highest bits of red, green and blue.
+    """
+    numbers = np.arange(256)
+    table = np.zeros((256, 3), np.uint8)
+    for place in range(8):
+        for channel in range(3):
+            bit = (numbers >> (3 * place + channel)) & 1
+            table[:, channel] |= (bit << (7 - place)).astype(np.uint8)
+    return table
+
+
+def saved(condition: UInt8[np.ndarray, "H W 3"], picture: str | Path) -> Path:
+    """Writes the condition of a picture's file beside it, as `Files` reads it; returns its path."""
+    path = Path(picture).with_suffix(PICTURES[0])
+    Image.fromarray(condition).save(path)
+    return path

@@ -1,0 +1,122 @@
+"""Aspect-ratio buckets: a few shapes for pictures of many, and which batch of which bucket a step shows.
+
+    buckets = divide([(600, 800), (512, 512), ...], size=512, unit=64, most=5)     # {(448, 576): [0, ...], ...}
+    plan = Plan({(512, 512): [0, 1, 1, 2]}, rows=4, seed=0)
+    plan.at(step)                           # (shape, the number of this bucket's batches before)
+    plan.picture(step, row)                 # (shape, the picture of a row of the step's batch)
+
+Every shape is a program that is compiled, so there are few.  A picture is scaled down until it covers its bucket and
+what sticks out is cut off; it is never scaled up.
+
+A bucket is a stream of passes, in each of which every picture of it is shown once, in another order; where a pass ends
+within a batch, the next one fills it.  An epoch has the batches that the buckets have full by then, mixed.  All of it
+is a function of seed and step.
+"""
+
+import functools
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from sdjax.settings import SettingError
+
+Shape = tuple[int, int]  # height, width
+LONGEST = 3.0  # the longer side of a bucket by its shorter one, at most (our choice)
+
+
+def divide(sizes: Sequence[Shape], size: int, unit: int, most: int) -> dict[Shape, list[int]]:
+    """Returns {shape (h, w): numbers of its pictures}, at most `most` shapes, of pictures of these (height, width).
+
+    A shape has sides of multiples of `unit` and at most size^2 pixels.  A picture keeps of itself the share
+    min(r / r', r' / r), r = height / width of picture and shape, in h w pixels; shapes are added one by one, each the
+    one by which the sum of share * h w / size^2 over all pictures grows most.
+    Raises SettingError for a picture that is smaller than every shape.
+    """
+    kinds, which = np.unique(np.asarray(sizes, np.int64), axis=0, return_inverse=True)
+    which, counts = which.ravel(), np.bincount(which.ravel())
+    shapes = np.array(_shapes(size, unit))
+    fits = (kinds[:, None] >= shapes[None]).all(-1)
+    ratios = np.log(kinds[:, 0] / kinds[:, 1])[:, None] - np.log(shapes[:, 0] / shapes[:, 1])[None]
+    value = np.where(fits, np.exp(-np.abs(ratios)) * (shapes.prod(1) / size**2)[None], -float(len(sizes)))
+    chosen, best = [], np.full(len(kinds), -float(len(sizes)))
+    for _ in range(most):
+        gain = (counts[:, None] * np.maximum(value - best[:, None], 0)).sum(0)
+        if gain.max() <= 1e-9:
+            break
+        chosen.append(int(gain.argmax()))
+        best = np.maximum(best, value[:, chosen[-1]])
+    if (best < 0).any():
+        height, width = kinds[best < 0][0]
+        why = f"a picture of {width} x {height} pixels is smaller than every bucket, and none is scaled up"
+        raise SettingError("data.buckets", most, "more of them, 0 for squares, or larger pictures", why)
+    places = np.array(chosen)[value[:, chosen].argmax(1)][which]
+    return {tuple(map(int, shapes[k])): np.flatnonzero(places == k).tolist() for k in sorted(set(places.tolist()))}
+
+
+def _shapes(size, unit):
+    """Returns all (h, w) that a bucket may have, those with the most pixels first."""
+    sides = range(unit, int(size * LONGEST**0.5) + unit, unit)
+    found = [(h, w) for h in sides for w in sides if h * w <= size**2 and max(h, w) <= LONGEST * min(h, w)]
+    return sorted(found, key=lambda shape: (-shape[0] * shape[1], shape))
+
+
+class Plan:
+    """Which pictures a batch shows.
+
+    buckets: {shape: numbers of pictures, each as often as an epoch shows it}.  rows: of these pictures in a batch.
+    """
+
+    def __init__(self, buckets: Mapping[Shape, Sequence[int]], rows: int, seed: int) -> None:
+        import grain
+
+        self.buckets, self.rows, self.seed = dict(buckets), rows, seed
+        self.shapes = list(self.buckets)
+        self.counts = [len(numbers) for numbers in self.buckets.values()]
+        seeds = [seed if len(self.shapes) == 1 else zlib.crc32(f"{seed} {shape}".encode()) for shape in self.shapes]
+        self.orders = [
+            grain.MapDataset.range(count).seed(own).shuffle().repeat()
+            for count, own in zip(self.counts, seeds, strict=True)
+        ]
+        self._epoch = functools.lru_cache(4)(self._mixed)
+
+    def about(self) -> str:
+        """Returns the buckets in words: "512 x 512 (12), 576 x 448 (3)", width x height and pictures an epoch."""
+        return ", ".join(f"{w} x {h} ({len(numbers)})" for (h, w), numbers in self.buckets.items())
+
+    def batches(self, epochs: float) -> int:
+        """Returns the number of batches of so many epochs, the last one's rest filled up by the pictures after."""
+        if len(self.shapes) == 1:
+            return -int(-epochs * self.counts[0] // self.rows)
+        whole = int(epochs)
+        part = self._before(whole + 1) - self._before(whole)
+        return self._before(whole) + -int(-(epochs - whole) * part // 1)
+
+    def at(self, step: int) -> tuple[Shape, int]:
+        """Returns (shape of a step's batch, how many batches of that shape there were before)."""
+        if len(self.shapes) == 1:
+            return self.shapes[0], step
+        epoch = step * self.rows // sum(self.counts)  # that many begin no later
+        while self._before(epoch + 1) <= step:
+            epoch += 1
+        return self._epoch(epoch)[step - self._before(epoch)]
+
+    def picture(self, step: int, row: int) -> tuple[Shape, int]:
+        """Returns (shape, number of the picture) of a row of a step's batch."""
+        shape, before = self.at(step)
+        k = self.shapes.index(shape)
+        return shape, self.buckets[shape][int(self.orders[k][before * self.rows + row])]
+
+    def _before(self, epoch):
+        """Returns how many batches the epochs before one have."""
+        return sum(epoch * count // self.rows for count in self.counts)
+
+    def _mixed(self, epoch):
+        """Returns the (shape, batches of it before) of an epoch's batches, in order."""
+        batches = [
+            (shape, k)
+            for shape, count in zip(self.shapes, self.counts, strict=True)
+            for k in range(epoch * count // self.rows, (epoch + 1) * count // self.rows)
+        ]
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(batches))
+        return [batches[i] for i in order]

@@ -1,0 +1,150 @@
+"""Arrays on disk that are found by what they were made of: records at the end of a file, each with its own digest.
+
+    store = Store("cache/moments.records")
+    found = store.get(key("moments", digest, 512))      # {"moments": array}, None where there is none
+    store.put(key("moments", digest, 512), {"moments": array})
+
+A record: 32 bytes, which are the key, the length and a CRC-32 of each half, and the arrays as safetensors.  What a
+killed process left half written is cut off; a record that has other bits than were written is as if it were not there.
+Both are made anew.  Several processes may use one file.
+"""
+
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import struct
+import threading
+import weakref
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from sdjax.formats.storage import files
+
+MAGIC = b"sdjax records 1\n"
+HEAD = struct.Struct("<16sQII")  # key, length of the arrays, CRC-32 of key and length, CRC-32 of the arrays
+Arrays = dict[str, np.ndarray]
+
+
+def key(*parts: Any) -> bytes:
+    """Returns the key of what was made of these plain values: 16 bytes of a SHA-256."""
+    return hashlib.sha256(json.dumps(parts).encode()).digest()[:16]
+
+
+class Store:
+    """The records of a file, which is made where it is not there; `damaged`: how many of them could not be read.
+
+    Raises ValueError for a file that is no such file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path, self.places, self.damaged, self.end = Path(path), {}, 0, 0
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        weakref.finalize(self, os.close, self.file)
+        self.threads = threading.Lock()
+        self._changed(lambda: None)
+
+    def __contains__(self, name: bytes) -> bool:
+        return name in self.places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def get(self, name: bytes) -> Arrays | None:
+        """Returns the arrays of a key, None where there are none."""
+        place = self.places.get(name)
+        return None if place is None else load(os.pread(self.file, place[1], place[0]))
+
+    def put(self, name: bytes, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes the arrays of a key.  Raises ValueError where the disk has no room for them."""
+        data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        start = name + struct.pack("<Q", len(data))
+        record = start + struct.pack("<II", zlib.crc32(start), zlib.crc32(data)) + data
+        files.check_room(self.path, len(record))
+
+        def write():
+            if name not in self.places:
+                os.write(self.file, record)
+
+        self._changed(write)
+
+    def _changed(self, write):
+        """Reads what other processes wrote, calls write() and reads that too, while no other process writes."""
+        with self.threads:
+            fcntl.flock(self.file, fcntl.LOCK_EX)
+            try:
+                self._read()
+                write()
+                self._read()
+            finally:
+                fcntl.flock(self.file, fcntl.LOCK_UN)
+
+    def _read(self):
+        """Learns the records from self.end on; cuts off what is no whole record."""
+        size = os.fstat(self.file).st_size
+        if size == self.end > 0:
+            return
+        if size:
+            self._look(size)
+        if self.end == 0:
+            os.ftruncate(self.file, 0)
+            os.write(self.file, MAGIC)
+            self.end = len(MAGIC)
+        elif self.end < size:
+            self.damaged += 1
+            os.ftruncate(self.file, self.end)
+
+    def _look(self, size):
+        """Learns the whole records from self.end on, and sets it to where they end."""
+        with mmap.mmap(self.file, size, access=mmap.ACCESS_READ) as whole, memoryview(whole) as view:
+            self.end = self._scanned(view, size)
+
+    def _scanned(self, view, size):
+        """Returns where the last whole record ends."""
+        end = self.end
+        if end == 0:
+            start = bytes(view[: len(MAGIC)])
+            if start != MAGIC[: len(start)]:
+                raise ValueError(f"{self.path}: is no file of records; remove it, or choose another data.cache")
+            if len(start) < len(MAGIC):
+                return 0
+            end = len(start)
+        while end + HEAD.size <= size:
+            name, length, head, sum_ = HEAD.unpack(view[end : end + HEAD.size])
+            first, last = end + HEAD.size, end + HEAD.size + length
+            if head != zlib.crc32(view[end : end + 24]) or last > size:
+                break
+            if zlib.crc32(view[first:last]) == sum_:
+                self.places[name] = (first, length)
+            else:
+                self.damaged += 1
+            end = last
+        return end
+
+
+class Memory:
+    """Arrays by key as a Store has them, for as long as the process lives."""
+
+    def __init__(self) -> None:
+        self.arrays, self.damaged = {}, 0
+
+    def __contains__(self, name: bytes) -> bool:
+        return name in self.arrays
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def get(self, name: bytes) -> Arrays | None:
+        """Returns the arrays of a key, None where there are none."""
+        return self.arrays.get(name)
+
+    def put(self, name: bytes, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keeps the arrays of a key."""
+        self.arrays[name] = dict(arrays)

@@ -1,0 +1,30 @@
+"""LDM-SR: super-resolution by latent diffusion, without words.
+
+Source: Rombach et al. 2022 (arXiv 2112.10752), section 4.4; diffusers' folder layout.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdjax.families.family import Family, Part
+from sdjax.models.cond import UNetInputs
+from sdjax.models.unet import UNet, UNetConfig
+from sdjax.models.vae import AutoencoderKL, VaeConfig
+
+
+@dataclass(frozen=True)
+class LdmSr(Family):
+    """A UNet that reads a small picture beside the latent, and an autoencoder with a codebook."""
+
+    parts = {
+        "unet": Part("diffusers", "UNet2DModel", "diffusion_pytorch_model", UNetConfig, UNet),
+        "vae": Part("diffusers", "VQModel", "diffusion_pytorch_model", VaeConfig, AutoencoderKL, place="vqvae"),
+    }
+    required = ("unet", "vae")
+    pipelines = ("LDMSuperResolutionPipeline",)
+    scheduler = {"steps_offset": 0}  # the offset of 1 is a custom of Stable Diffusion's pipelines
+
+    def inputs(self, encoded: Mapping[str, Mapping[str, Any]]) -> UNetInputs:
+        """Returns nothing to tell: there are no texts."""
+        return UNetInputs()

@@ -1,0 +1,70 @@
+"""A trained ControlNet as a kind of file: the folder of diffusers' ControlNetModel.
+
+It lies here, since kinds of adapters and files of whole networks do not know each other.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from sdjax.formats.adapters.file import File
+from sdjax.formats.adapters.format import Format
+from sdjax.formats.models import controlnet
+from sdjax.methods.adapter import Adapter
+from sdjax.models.controlnet import ControlNet, ControlNetConfig
+from sdjax.sampling.control import Control
+from sdjax.stable_diffusion import StableDiffusion
+from sdjax.trees import cast, flatten, listing
+
+KIND = "controlnet"
+
+
+class ControlNetFolder(Format):
+    """config.json and weights, as diffusers names them; read from one file of either naming too."""
+
+    name = KIND
+
+    def matches(self, file: File) -> bool:
+        """Returns whether a folder's config.json, or the names in a file, are a ControlNet's."""
+        if file.path.is_dir():
+            return controlnet.is_control(file.path)
+        return any(name.endswith(controlnet.MARKS) for name in file.names or ())
+
+    def holds(self, adapter: Adapter) -> bool:
+        """Returns whether there is a ControlNet and nothing else."""
+        return set(adapter.trees) == {KIND} and not (adapter.edits or adapter.words) and adapter.hook is None
+
+    def read(self, file: File, sd: StableDiffusion) -> Adapter:
+        """Returns the weights of a file or folder, and its config in `about`."""
+        control = controlnet.load_control(file.path)
+        return Adapter(trees={KIND: control.params}, about={"config": control.network.config.to_json()})
+
+    def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
+        """Writes config.json and diffusion_pytorch_model.safetensors into a folder; returns the folder.
+
+        about: has no place in such a folder.
+        """
+        network = ControlNet(ControlNetConfig.from_json(adapter.about["config"]))
+        return controlnet.save_control(Control(adapter.trees[KIND], network), folder)
+
+    def start(
+        self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion
+    ) -> tuple[Any, StableDiffusion]:
+        """Returns the weights in place of the copied and drawn ones, float32."""
+        found, wanted = flatten(adapter.trees[KIND]), flatten(trained[KIND])
+        shapes = [{name: tuple(leaf.shape) for name, leaf in tree.items()} for tree in (found, wanted)]
+        if shapes[0] != shapes[1]:
+            odd = sorted(name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name))
+            raise ValueError(f"a ControlNet of another model; weights that do not fit: {listing(odd)}")
+        return {**trained, KIND: cast(adapter.trees[KIND], jnp.float32)}, frozen
+
+    def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
+        """Returns how it is used here, in diffusers and in A1111."""
+        return [
+            f"here       python sample/controlnet.py --model {model} --control {path} --control-image FILE"
+            " --preprocess canny --prompt TEXT",
+            f'diffusers  ControlNetModel.from_pretrained("{path}")',
+            f"A1111      python -m sdjax.convert {path} NAME.safetensors",
+        ]

@@ -1,0 +1,110 @@
+"""ControlNet: a copy of the UNet's way down that looks at a picture, and adds to the UNet's maps what it makes of it.
+
+    ControlNet()        with data.condition=canny, or another of sdjax.conditions
+
+The copy reads the latent alone, so that a ControlNet trained on an inpainting model serves a plain one too.  Everything
+else is frozen; Chain((ControlNet(), Full(("unet",), r"^(up_blocks|conv_)"))) trains the way up too ("sd_locked=False").
+
+Source: Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models", section 3; the ControlNet
+repository, cldm/cldm.py (convolutions of the hint's encoder, zero convolutions).  Half of the prompts are empty there:
+data.dropout=0.5.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from sdjax import settings, trees
+from sdjax.diffusion import wrappers
+from sdjax.methods.adapter import Adapter
+from sdjax.methods.method import Method, about
+from sdjax.models import controlnet
+from sdjax.settings import SettingError
+from sdjax.stable_diffusion import StableDiffusion
+from sdjax.trees import Tree
+
+COPIED = r"^(conv_in|time_embedding|class_embedding|down_blocks\.\d+|mid_block)\."
+HINT, ADDED = "controlnet_cond_embedding", ("controlnet_down_blocks.", "controlnet_mid_block.")
+
+
+@dataclass(frozen=True)
+class ControlNet(Method):
+    """Trains a ControlNet for the model, from a copy of its UNet's way down.
+
+    order: of the colours that it is shown, "rgb" or "bgr", as its config.json says it.
+    """
+
+    order: str = "rgb"
+    formats = ("controlnet",)
+
+    def __post_init__(self):
+        settings.check(self, order=("rgb", "bgr"))
+
+    def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
+        """Returns ({"controlnet": its weights}, sd).
+
+        What it adds is zero at first: the convolutions behind it and the last one of the hint's encoder are.
+        Raises SettingError for another order of colours, and for a model without words.
+        """
+        if "text_encoder" not in sd.parts:
+            raise SettingError("class", "ControlNet", "another method for a model that reads no words")
+        network = self._network(sd)
+        return {"controlnet": begun(network, sd.parts["unet"], key)}, sd
+
+    def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
+        """Returns sd with the ControlNet around its UNet; it looks at cond.own["control"]["hint"]."""
+        return frozen.add(wrappers=wrappers.ControlNet(trained["controlnet"], network=self._network(frozen)))
+
+    def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
+        """Returns the weights, and in `about` its config as config.json has it."""
+        config = self._network(frozen).config.to_json()
+        return Adapter(trees={"controlnet": trained["controlnet"]}, about={**about(self), "config": config})
+
+    def _network(self, sd: StableDiffusion) -> controlnet.ControlNet:
+        unet = sd.networks["unet"]
+        order = {"controlnet_conditioning_channel_order": self.order}
+        config = controlnet.ControlNetConfig.of(unet.config, sd.factor, **order)
+        return controlnet.ControlNet(config, unet.dtype, unet.remat)
+
+
+def begun(network: controlnet.ControlNet, unet: Tree, key: Array | None) -> Tree:
+    """Returns the weights that a ControlNet starts from, float32: copies of the UNet's, and a hint's encoder.
+
+    key: of the encoder's convolutions, which are drawn as Linen draws them (our choice); None leaves shapes of them.
+    """
+    shapes = trees.flatten(_shapes(network))
+    half = trees.copy(trees.partition(unet, COPIED)[0], jnp.float32)
+    found = trees.flatten(half)
+    found["conv_in.kernel"] = found["conv_in.kernel"][:, :, : network.config.unet.in_channels]
+    drawn = {f"{HINT}.{name}": leaf for name, leaf in trees.flatten(_hint_encoder(network, key)).items()}
+    zero = {name: jnp.zeros(leaf.shape) for name, leaf in shapes.items() if name.startswith(ADDED)}
+    return trees.unflatten({**found, **drawn, **zero}, _shapes(network))
+
+
+def _hint_encoder(network, key):
+    """Returns the weights of a new encoder of hints, their shapes without a key."""
+    config = network.config
+    side = 2 ** (len(config.conditioning_embedding_out_channels) - 1)
+    init, hint = controlnet.HintEncoder(config).init, jnp.zeros((1, side, side, config.conditioning_channels))
+    if key is None:
+        return jax.eval_shape(init, jax.random.key(0), hint)["params"]
+    return jax.jit(init)(key, hint)["params"]
+
+
+def _shapes(network):
+    """Returns the tree of shapes of a ControlNet's weights; computes nothing."""
+    config, unet = network.config, network.config.unet
+    side = 2 ** (len(unet.block_out_channels) - 1)
+    hint = side * 2 ** (len(config.conditioning_embedding_out_channels) - 1)
+    labels = None if unet.num_class_embeds is None else jnp.zeros(1, jnp.int32)
+    inputs = (
+        jnp.zeros((1, side, side, unet.in_channels)),
+        jnp.zeros(1),
+        jnp.zeros((1, 1, unet.cross_attention_dim)),
+        jnp.zeros((1, hint, hint, config.conditioning_channels)),
+        labels,
+    )
+    return jax.eval_shape(lambda: network.init(jax.random.key(0), *inputs))["params"]

@@ -1,0 +1,38 @@
+"""What a conditioner is: it changes what the network is told, once in every denoising step.
+
+class Mine(struct.PyTreeNode, Conditioner):
+    def __call__(self, sd, z, t, i, cond):
+        return cond.with_unet(context=...), {}
+"""
+
+from typing import Any, Protocol
+
+from jaxtyping import Array, Float, Int, Num
+
+from sdjax.models.cond import Cond
+
+
+class Conditioner(Protocol):
+    """A pytree that names this class as a base, which gives what it does not define itself.
+
+    Clip skip is cond.skip: who encodes words anew leaves out as many layers (text.conditioning.reread).
+    """
+
+    @property
+    def remade(self) -> dict[str, Any]:
+        """{text encoder: token ids [n]} whose rows are made anew in every step.
+
+        A negative prompt that holds one of them is given in cond.negative and read anew too.
+        """
+        return {}
+
+    def __call__(
+        self,
+        sd: Any,
+        z: Float[Array, "B h w c"] | None,
+        t: Num[Array, " B"] | None,
+        i: Int[Array, ""] | int,
+        cond: Cond,
+    ) -> tuple[Cond, dict[str, Any]]:
+        """Returns (cond, aux) of denoising step i, latents z and times t; aux: what the loss sees, {"penalty" [B]}."""
+        ...

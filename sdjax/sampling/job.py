@@ -1,0 +1,155 @@
+"""Pictures that are made together, and the randomness of each.
+
+one = job(settings.TextToImage, ["a photo of a face"], seeds=[0], steps=20, guidance=7.5)
+start = one.start_noise((64, 64, 4))
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, UInt8
+
+from sdjax.sampling import control, foreign_noise, settings, slerp
+from sdjax.sampling.fields import fields, understood
+from sdjax.settings import SettingError
+from sdjax.text import grammars
+
+Pictures = UInt8[np.ndarray, "B H W 3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far sampling is: `done` of `steps` steps; preview() makes the pictures [B H W 3] of what is there."""
+
+    done: int
+    steps: int
+    preview: Callable[[], Pictures]
+
+
+class Cancelled(Exception):
+    """What `watch` asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Pictures that are made together, and how.
+
+    pictures: the settings of each, one of settings.TASKS; all but those that a picture may have for itself are alike.
+    noise: standard normal [B h w c] in place of the seeds'.  control: ControlNets with their pictures (control.py).
+    progress: a bar over the steps.  watch(Progress) is called after every step; where it returns true, Cancelled is
+    raised, at most two steps later.  Pictures are the same with both.
+    Raises ValueError for no pictures, and SettingError for a setting in which they differ.
+    """
+
+    pictures: tuple[settings.Task, ...]
+    noise: Any = None
+    control: Any = ()
+    progress: bool = False
+    watch: Callable[[Progress], Any] | None = None
+
+    def __post_init__(self) -> None:
+        first, *others = self.pictures
+        for name, field in fields(type(first)).items():
+            if not field.about.own and any(getattr(one, name) != getattr(first, name) for one in others):
+                raise SettingError(
+                    name, [getattr(one, name) for one in self.pictures], "one for all pictures of a call"
+                )
+        controls = (self.control,) if isinstance(self.control, control.Control) else tuple(self.control)
+        object.__setattr__(self, "control", controls)
+
+    @property
+    def settings(self) -> Any:
+        """What all pictures have in common, as the settings of the first."""
+        return self.pictures[0]
+
+    def each(self, name: str) -> list[Any]:
+        """Returns a setting of every picture [B]."""
+        return [getattr(one, name) for one in self.pictures]
+
+    @property
+    def keys(self) -> Array:
+        """One key per picture [B]: of the seed's low 32 bits, with the high ones folded in where they are not 0."""
+        words = [seed if abs(seed) >> 32 else seed % (1 << 32) for seed in self.each("seed")]
+        low, high = np.array([(word & 0xFFFFFFFF, word >> 32 & 0xFFFFFFFF) for word in words], np.uint32).T
+        keys = jax.vmap(jax.random.key)(low)
+        if not high.any():
+            return keys
+        return jnp.where(high, jax.vmap(jax.random.fold_in)(jax.random.clone(keys), high), keys)
+
+    @property
+    def guided(self) -> bool:
+        """Whether both sides of guidance are needed: also for prompts that are weighed against the negative one."""
+        shared = self.settings
+        return shared.guidance != 1 or shared.grammar == "a1111" and any(map(grammars.weighed, self.each("prompt")))
+
+    def start_noise(self, shape: tuple[int, int, int]) -> Float[Array, "B h w c"]:
+        """Returns the noise from which sampling begins, standard normal; shape: (h, w, c).
+
+        Raises ValueError when the job's own noise has another shape.
+        """
+        count = len(self.pictures)
+        if self.noise is not None:
+            if self.noise.shape != (count, *shape):
+                raise ValueError(f"noise {tuple(self.noise.shape)}: expected {(count, *shape)}")
+            return jnp.asarray(self.noise, jnp.float32)
+        drawn = foreign_noise.start(self.settings.noise_source, self.each("seed"), shape)
+        start, amounts = _normal(self.keys, shape) if drawn is None else jnp.asarray(drawn), self.each("variation")
+        if not any(amounts):
+            return start
+        others = [dataclasses.replace(one, seed=one.variation_seed, variation=0.0) for one in self.pictures]
+        other = Job(tuple(others)).start_noise(shape)
+        if len(set(amounts)) == 1:
+            return slerp.slerp(start, other, amounts[0])
+        mixed = [
+            slerp.slerp(start[i : i + 1], other[i : i + 1], v) if v else start[i : i + 1] for i, v in enumerate(amounts)
+        ]
+        return jnp.concatenate(mixed)
+
+
+def job(task: type, prompts: str | Sequence[str], *, seeds: Any = None, **given: Any) -> Job:
+    """Returns the Job of prompts, with settings of a task; seeds count from 0 where None.
+
+    What a picture may have for itself (seeds, negative_prompt, variation ...) is one for all or a list, one per prompt;
+    one variation_seed counts on.  noise, control, progress, watch: of Job.
+    Raises ValueError for lists of another length, and SettingError for an unknown setting and a value that is not
+    accepted.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    count = len(prompts)
+    own = {name for name, field in fields(task).items() if field.about.own}
+    more = {name: given.pop(name) for name in ("noise", "control", "progress", "watch") if name in given}
+    seeds = range(count) if seeds is None else [seeds] if np.ndim(seeds) == 0 else seeds
+    given = {"seed": seeds} | understood(task, given)
+    if not isinstance(given.get("variation_seed", ()), (list, tuple)):
+        given["variation_seed"] = [given["variation_seed"] + i for i in range(count)]
+    rows: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts]
+    for name, value in given.items():
+        many = name in own and not isinstance(value, str) and np.ndim(value) == 1
+        values = list(value) if many else [value] * count
+        if len(values) != count or not count:
+            said = f"{len(values)} {name}" + ("s" if name == "seed" else "")
+            raise ValueError(f"{count} prompts, {said}: expected as many")
+        for row, one in zip(rows, values, strict=True):
+            row[name] = one
+    return Job(tuple(task(**row) for row in rows), **more)
+
+
+def split_keys(keys: Key[Array, " B"]) -> tuple[Array, Array, Array]:
+    """Returns the keys [B] of the start, of the noise between the steps and of the given picture's latent."""
+    return jax.vmap(lambda key: tuple(jax.random.split(key, 3)))(keys)
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _normal(keys, shape):
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(split_keys(keys)[0])
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def picture_noise(keys: Key[Array, " B"], shape: tuple[int, ...]) -> Float[Array, "B ..."]:
+    """Returns standard normal noise [B *shape] for the given picture, apart from the noise of sampling."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(split_keys(keys)[2])

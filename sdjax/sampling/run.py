@@ -1,0 +1,213 @@
+"""A job's latents: its words, what stands around the network, and the steps of the sampler.
+
+Another prompt, seed, guidance, strength or number of steps compiles nothing, nor does another sampler of the same kind
+of noise; another size or batch does.
+
+Shapes: B batch, h w latent pixels, c latent channels.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from tqdm import tqdm
+
+from sdjax.diffusion.samplers.plan import begin, guided_times, sample, tabulate, walk
+from sdjax.diffusion.wrappers import Guidance, KnownRegion, Threshold, mask_channels
+from sdjax.models.cond import Cond
+from sdjax.runtime import replicas
+from sdjax.sampling import control, finite, foreign_noise, memory
+from sdjax.sampling.job import Cancelled, Job, Progress, split_keys
+from sdjax.sampling.latents import decode, encode
+from sdjax.settings import SettingError
+from sdjax.stable_diffusion import StableDiffusion
+from sdjax.text import conditioning
+
+
+def run(
+    sd: StableDiffusion,
+    job: Job,
+    start: Float[Array, "B h w c"],
+    *,
+    z: Float[Array, "B h w c"] | None = None,
+    skipped: int = 0,
+    cond: Cond | None = None,
+    region: KnownRegion | None = None,
+    before: int | None = None,
+) -> Float[Array, "B h w c"]:
+    """Returns the scaled latents [B h w c] that a job leads to.
+
+    start: standard normal noise [B h w c].  z: the latents that image-to-image begins with, `skipped` steps late.
+    cond: what goes before the prompts' own Cond, for both sides of guidance.  region: a KnownRegion of B pictures.
+    before: steps of a first pass that this follows.
+    Prompts of several sizes (conditioning.sizes) are made one size after the other, each filled up to B, so that none
+    is padded for another and one program of each size serves all batches.
+    Raises ValueError for an unknown sampler or schedule, for extra channels that the network does not take, for what
+    does not fit into memory, and where a latent is not finite, naming the step.
+    """
+    rows = {"start": start, "z": z, "cond": cond, "region": region}
+    groups = _groups(sd, job, before)
+    if len(groups) == 1:
+        return _run(sd, job, **rows, skipped=skipped, before=before)
+    made = np.zeros(start.shape, np.float32)
+    for group in groups:
+        places = np.resize(group, len(start))
+        some = jax.tree.map(lambda x: x[places], rows)  # noqa: B023
+        made[places] = _run(sd, _part(job, places), **some, skipped=skipped, before=before)
+    return jnp.asarray(made)
+
+
+def _groups(sd, job, before):
+    """Returns the places of the prompts that are made together, a list for each size."""
+    shared = job.settings
+    if shared.grammar == "plain" or not sd.tokenizers:
+        return [range(len(job.pictures))]
+    unwanted, groups = job.each("negative_prompt") if job.guided else None, {}
+    how = dict(steps=shared.steps, grammar=shared.grammar, before=before)
+    sizes = conditioning.sizes(sd, job.each("prompt"), unwanted, **how)
+    for place, size in enumerate(sizes):
+        groups.setdefault(size, []).append(place)
+    return list(groups.values())
+
+
+def _part(job, places):
+    """Returns the job of some of a job's pictures, whose noise is given."""
+    pictures = tuple(job.pictures[i] for i in places)
+    return dataclasses.replace(job, pictures=pictures, noise=None, control=[_seen(one, places) for one in job.control])
+
+
+def _seen(one, places):
+    """Returns the Control of some pictures of a batch."""
+    many = isinstance(one.picture, (list, tuple)) or np.ndim(one.picture) == 4
+    if not many or len(one.picture) == 1:
+        return one
+    return dataclasses.replace(one, picture=[one.picture[i] for i in places])
+
+
+def _run(sd, job, start, z, cond, region, *, skipped, before):
+    shared = job.settings
+    churn = shared.churn, shared.churn_low, shared.churn_high, shared.churn_noise
+    plan = tabulate(sd.schedule, shared.sampler, shared.steps, shared.schedule, shared.eta, skipped, churn)
+    sd, place = replicas.share(sd, len(start))
+    start = place(start)
+    sides, count = start.shape[1:3], len(start) // replicas.count(start)
+    parts = conditioning.parts(job.each("prompt"), shared.grammar) if job.guided else 0
+    memory.check(sd, sides, count * (1 + parts), controls=len(job.control))
+    if region is not None:
+        sd = sd.add(wrappers=region)
+    sd, own, negative = _texts(sd, job, before)
+    cond = own if cond is None else cond.over(own).replace(also=own.also, share=own.share, negative=own.negative)
+    cond = cond.with_unet(channels=_extra_channels(sd, job, start, cond.unet.channels))
+    size = tuple(side * sd.factor for side in sides)
+    sd, cond, negative = control.attach(sd, job.control, cond, negative, int(plan.steps), size)
+    if negative is not None:
+        times = guided_times(plan, shared.guidance_start, shared.guidance_end)
+        sd = sd.add(wrappers=Guidance(np.float32(shared.guidance), place(negative), np.float32(shared.rescale), *times))
+    if shared.threshold:
+        sd = sd.add(wrappers=Threshold(np.float32(shared.threshold), np.float32(shared.threshold_limit)))
+    fresh = None
+    if plan.stochastic:
+        fresh = foreign_noise.steps(shared.noise_source, job.each("seed"), start.shape[1:], plan.draws, shared.ensd)
+    cond, keys, z = place((cond, job.keys, z))
+    with memory.told(size, count):
+        if not job.progress and job.watch is None:
+            made, lost = jax.block_until_ready(_sample(sd.bare, cond, start, keys, plan, z, fresh))
+        else:
+            with tqdm(
+                total=int(plan.rows), desc="sampling", unit="step", dynamic_ncols=True, disable=not job.progress
+            ) as bar:
+                made, lost = _watched(sd.bare, cond, start, keys, plan, z, fresh, bar, job.watch)
+    dtype = jnp.dtype(sd.networks["unet"].dtype).name
+    advice = f"finite weights, and guidance={shared.guidance:g} and dtype={dtype} that suit them"
+    return finite.latents(made, lost, int(plan.steps), advice)
+
+
+def _watched(sd, cond, start, keys, plan, z, fresh, bar, watch):
+    """Returns (latents, lost) of a plan that is run from the host, step by step; the next step is under way while the
+    one before is looked at."""
+    steps, state, before = int(plan.steps), _begin(start, jax.random.clone(keys), plan, z, fresh), None
+    ends = [0, *np.searchsorted(plan.step[: plan.rows], np.arange(1, steps)), int(plan.rows)]
+    for done, (first, last) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        own = jax.random.clone(keys)  # each call draws others of the same keys
+        state = _advance(sd, cond, state, own, plan, fresh, np.int32(first), np.int32(last))
+        _look(sd, before, done, steps, watch)
+        bar.update(int(last - first))
+        before = jax.block_until_ready(state) if done + 1 == steps else state
+    _look(sd, before, steps, steps, watch)
+    return state[0], state[3]
+
+
+def _look(sd, state, done, steps, watch):
+    """Waits for a state and shows it; raises Cancelled where the watcher asks for it."""
+    if state is None:
+        return
+    jax.block_until_ready(state)
+    if watch is not None and watch(Progress(done, steps, lambda: decode(sd, state[2][0]))):
+        raise Cancelled(f"cancelled after {done} of {steps} steps")
+
+
+def _texts(sd, job, before):
+    """Returns (sd, cond, negative), negative None without guidance."""
+    if not sd.tokenizers:  # LDM-SR reads no words
+        return sd, Cond(), None
+    shared, prompts, negative = job.settings, job.each("prompt"), job.each("negative_prompt")
+    layers = min(sd.networks[encoder].config.num_hidden_layers for encoder in sd.tokenizers)
+    if shared.clip_skip > layers:
+        raise SettingError("clip_skip", shared.clip_skip, f"1 to {layers}, the layers of the text encoder")
+    skip = shared.clip_skip - 1
+    if shared.grammar != "plain":
+        how = dict(steps=shared.steps, skip=skip, grammar=shared.grammar, weighting=shared.weighting, before=before)
+        return conditioning.condition(sd, prompts, negative if job.guided else None, **how)
+    cond = words(sd, prompts, shared.clip_skip)
+    unwanted = words(sd, negative, shared.clip_skip) if job.guided else None
+    remade = [item for conditioner in sd.conditioners for item in conditioner.remade.items()]
+    if unwanted is not None and any(np.isin(unwanted.words[encoder]["ids"], ids).any() for encoder, ids in remade):
+        cond = cond.replace(negative=unwanted)
+    return sd, cond, unwanted
+
+
+def words(sd: StableDiffusion, prompts: Sequence[str], clip_skip: int = 1) -> Cond:
+    """Returns the cond of a list of prompts."""
+    return _condition(sd.bare, sd.tokenize(prompts), clip_skip - 1)
+
+
+def _extra_channels(sd, job, start, extra):
+    """Returns the extra channels that the UNet takes beside the latent; an inpainting model without any sees a hole."""
+    taken, latent = sd.networks["unet"].config.in_channels, start.shape[-1]
+    given = 0 if extra is None else extra.shape[-1]
+    if extra is None and taken == 2 * latent + 1:
+        grey = np.full((len(start), *(side * sd.factor for side in start.shape[1:3]), 3), 127.5, np.float32)
+        return mask_channels(jnp.ones((*start.shape[:3], 1)), encode(sd, grey, job.keys))
+    if latent + given != taken:
+        raise ValueError(
+            f"the UNet takes {taken} channels, this task has {latent} + {given}: expected a model for this task"
+        )
+    return extra
+
+
+@functools.partial(jax.jit, static_argnames="skip")
+def _condition(sd, ids, skip):
+    return sd.condition(ids, skip)
+
+
+@jax.jit
+def _sample(sd, cond, start, keys, plan, z, fresh):
+    return sample(_denoiser(sd, cond), start, plan, split_keys(keys)[1], z=z, step_noise=fresh)
+
+
+@jax.jit
+def _begin(start, keys, plan, z, fresh):
+    return begin(start, plan, split_keys(keys)[1], z=z, step_noise=fresh)
+
+
+@jax.jit
+def _advance(sd, cond, state, keys, plan, fresh, first, last):
+    return walk(_denoiser(sd, cond), state, plan, first, last, split_keys(keys)[1], step_noise=fresh)
+
+
+def _denoiser(sd, cond):
+    return lambda z, t, i: sd.denoise(z, t, cond, i)[0]

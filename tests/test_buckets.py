@@ -1,0 +1,200 @@
+"""Aspect-ratio buckets: few shapes, nothing scaled up, every picture as often as the others, a function of the step."""
+
+import collections
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdjax import trees
+from sdjax.data import batches
+from sdjax.data.batches import Data
+from sdjax.data.buckets import Plan, divide
+from sdjax.formats import pipeline
+from sdjax.images import reading
+from sdjax.methods.full import Full
+from sdjax.methods.method import Method
+from sdjax.runtime import mesh
+from sdjax.tasks.text2img import TextToImage
+from sdjax.training import optim
+from sdjax.training.begin import begin
+from sdjax.training.checkpoint import Checkpoints
+from sdjax.training.loop import train
+from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
+from sdjax.training.step import initial_state, of_run
+
+SHAPES = [(40, 40), (64, 40), (40, 66), (35, 35), (90, 50), (48, 90), (70, 70), (41, 64)]
+RANDOM = np.random.default_rng(0)
+SIZES = [tuple(RANDOM.integers(70, 400, 2).tolist()) for _ in range(60)]
+
+
+def shown(plan, steps):
+    """Returns {picture: how often it is shown in so many steps}."""
+    return collections.Counter(plan.picture(step, row)[1] for step in range(steps) for row in range(plan.rows))
+
+
+def test_shapes_are_few_and_no_picture_is_scaled_up():
+    found = divide(SIZES, 128, 16, 5)
+    assert 2 <= len(found) <= 5 and sorted(i for numbers in found.values() for i in numbers) == list(range(60))
+    for (h, w), numbers in found.items():
+        assert h % 16 == w % 16 == 0 and h * w <= 128**2 and max(h, w) <= 3 * min(h, w)
+        for i in numbers:
+            assert SIZES[i][0] >= h and SIZES[i][1] >= w
+            mine = abs(np.log(SIZES[i][0] / SIZES[i][1] * w / h)) - np.log(h * w)
+            assert all(
+                mine <= abs(np.log(SIZES[i][0] / SIZES[i][1] * b / a)) - np.log(a * b) + 1e-9
+                for a, b in found if SIZES[i][0] >= a and SIZES[i][1] >= b
+            )  # fmt: skip
+    assert divide([(200, 200), (300, 310)], 128, 16, 4) == {(128, 128): [0, 1]}
+    assert list(divide(SIZES, 128, 16, 1))[0] == (64, 64)  # which covers nothing larger than any of them
+    with pytest.raises(ValueError, match="data.buckets=3: a picture of 90 x 15 pixels is smaller than every bucket"):
+        divide([*SIZES, (15, 90)], 128, 16, 3)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7])
+def test_every_picture_is_shown_once_an_epoch(rows):
+    numbers = {(64, 64): list(range(9)), (48, 80): list(range(9, 22)), (80, 48): [22, 23, 23]}
+    plan = Plan(numbers, rows, 5)
+    times = collections.Counter(i for some in numbers.values() for i in some)
+    for epochs in (1, 2, 3, 20):
+        steps = plan.batches(epochs)
+        assert steps <= epochs * 25 / rows and steps > epochs * 25 / rows - 3  # what fills no batch of a bucket yet
+        found = shown(plan, steps)
+        for i, each in times.items():
+            assert each * (epochs - -(-rows // 3)) <= found[i] <= each * epochs
+    exact = Plan({(64, 64): list(range(8)), (48, 80): list(range(8, 12))}, 4, 5)
+    assert shown(exact, exact.batches(3)) == {i: 3 for i in range(12)}
+    assert [exact.at(step)[0] for step in range(30)] != [Plan(exact.buckets, 4, 6).at(step)[0] for step in range(30)]
+
+
+def test_each_bucket_takes_its_batches_in_turn_whatever_step_is_asked_first():
+    numbers = {(64, 64): list(range(9)), (48, 80): list(range(9, 22))}
+    plan = Plan(numbers, 4, 0)
+    backwards = [plan.at(step) for step in reversed(range(200))][::-1]
+    again = Plan(numbers, 4, 0)
+    assert backwards == [again.at(step) for step in range(200)]
+    for shape in numbers:
+        assert sorted(k for at, k in backwards if at == shape) == list(range(sum(at == shape for at, _ in backwards)))
+
+
+def test_parts_of_other_proportions_are_cut_where_it_is_told():
+    ramp = np.broadcast_to(np.arange(40, dtype=np.uint8)[:, None, None], (40, 60, 3))
+    made = reading.cut(Image.fromarray(np.ascontiguousarray(ramp)), (20, 60), (0.5, 1.0))
+    np.testing.assert_array_equal(made, ramp[20:40])
+    assert reading.cut(Image.fromarray(np.ascontiguousarray(ramp)), (40, 8), (1.0, 0.0)).shape == (40, 8, 3)
+    assert reading.cut(Image.new("RGB", (33, 50)), (48, 32), (1.0, 1.0)).shape == (48, 32, 3)
+
+
+@functools.cache
+def folder(place):
+    random = np.random.default_rng(1)
+    for i, (height, width) in enumerate(SHAPES):
+        Image.fromarray(random.integers(0, 255, (height, width, 3), np.uint8)).save(place / f"{i}.png")
+        (place / f"{i}.txt").write_text(f"a face, number {i}")
+    return str(place)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = folder(tmp_path_factory.mktemp("photos"))
+    data = Data(path=path, size=32, buckets=3, batch=4, crop="random", flip=0.5)
+    return Train(
+        model="random:tiny", method=Full(("unet",), "attn2"), data=data, optim=Optim(lr=1e-3), steps=6, checkpoint=2,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy(Method):
+    """Learns a factor of every channel, by pictures of any shape."""
+
+    pixels = True
+
+    def split(self, sd, key=None):
+        return {"factor": jnp.ones(3)}, sd
+
+    def join(self, frozen, trained, key=None):
+        return frozen
+
+    def loss(self, frozen, trained, batch, key, step, axis=None):
+        errors = ((batch["pixels"] * trained["factor"][None, None, None] - 0.1) ** 2).mean((1, 2, 3))
+        return jnp.mean(batch["weight"] * errors), {}
+
+
+def losses(settings, mode):
+    """Returns (losses of the run's steps, how many programs were compiled, shapes of its batches)."""
+    settings = dataclasses.replace(settings, method=Toy(), parallel=mode, steps=12)
+    trained, frozen, data, _ = begin(settings)
+    tx, evaluate = optim.optimizer(settings.optim, settings.steps)
+    place, advance = mesh.compile(of_run(settings, tx, evaluate, TextToImage()), mode, settings.data.batch)
+    state, fixed, found, shapes = place.state(initial_state(trained, tx)), place.frozen({}), [], []
+    for _, batch in zip(range(settings.steps), data.iterate(), strict=False):
+        state, metrics = advance(state, fixed, place.batch(batch))
+        found.append(float(metrics["loss"]))
+        shapes.append(batch["pixels"].shape)
+    return found, advance._cache_size() if mode == "single" else None, shapes
+
+
+def test_batches_have_few_shapes_each_compiled_once_and_modes_agree(run):
+    found, compiled, shapes = losses(run, "single")
+    assert len(set(shapes)) == 3 == compiled and len(set(found)) == 12
+    np.testing.assert_allclose(losses(run, "pmap")[0], found, rtol=2e-5)
+    np.testing.assert_allclose(losses(run, "mesh:data=2,fsdp=2")[0], found, rtol=2e-5)
+
+
+def test_processes_have_rows_of_one_batch(run, monkeypatch):
+    sd = pipeline.load("random:tiny")
+    whole = batches.build(run.data, sd, 0)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    whole, parts = [whole[step] for step in range(4)], []
+    for index in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        parts.append([batches.build(run.data, sd, 0)[step] for step in range(4)])
+    for step in range(4):
+        for name, wanted in whole[step].items():
+            np.testing.assert_array_equal(np.concatenate([part[step][name] for part in parts]), wanted)
+
+
+def test_a_run_resumed_within_an_epoch_ends_in_the_same_bits(run, tmp_path):
+    """With buckets, moments and prompts from files, the first ones made before the run is stopped."""
+    data = dataclasses.replace(run.data, buckets=2, batch=2, crop="center", flip=0.0, dropout=0.2)
+    settings = dataclasses.replace(run, data=dataclasses.replace(data, cache=str(tmp_path / "one")), log=1)
+    train(settings, tmp_path / "whole")
+    settings = dataclasses.replace(settings, data=dataclasses.replace(data, cache=str(tmp_path / "other")))
+    train(dataclasses.replace(settings, steps=3), tmp_path / "parts")
+    train(settings, tmp_path / "parts")
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "parts")
+    ]
+    assert [line["step"] for line in lines[1] if "event" in line] == [0, 3]
+    one, other = ([line["loss"] for line in some if "loss" in line] for some in lines)
+    assert one == other and len(one) == 6
+    trained, _, _, base = begin(settings, pictures=False)
+    like = initial_state(trained, optim.optimizer(run.optim, run.steps)[0])
+    one, other = (Checkpoints(tmp_path / name / "checkpoints").restore(like, base) for name in ("whole", "parts"))
+    assert int(one["step"]) == int(other["step"]) == 6 and trees.digest(one) == trees.digest(other)
+
+
+def test_masks_and_conditions_are_cut_with_their_pictures(run, tmp_path):
+    for i, (height, width) in enumerate([(64, 40), (40, 66)]):
+        pixels = np.full((height, width, 4), 255, np.uint8)
+        pixels[: height // 2, :, 3] = 0
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    data = Data(path=str(tmp_path), size=32, buckets=2, batch=2, word="a", mask=True)
+    made = batches.build(data, pipeline.load("random:tiny"), 0)
+    assert len(made.plan.shapes) == 2
+    for step in range(2):
+        batch, (h, w) = made[step], made.plan.at(step)[0]
+        assert batch["pixels"].shape == (2, h, w, 3) and batch["mask"].shape[1] * w == batch["mask"].shape[2] * h
+        np.testing.assert_allclose(batch["mask"].mean(), 0.5, atol=0.02)
+
+
+def test_what_buckets_do_not_go_with(run):
+    with pytest.raises(ValueError, match="^buckets=2: expected 0 with concept='same'"):
+        Data(buckets=2, concept="same")
