@@ -1,6 +1,7 @@
 """Captions: beside pictures, in metadata.jsonl of any folder, by folders' names; and what else a folder holds."""
 
 import collections
+import csv
 import json
 from pathlib import Path
 
@@ -51,6 +52,27 @@ def test_metadata_of_sub_folders_names_pictures_from_there_and_the_nearest_count
     (tmp_path / "train" / "1.txt").write_text("its own")
     assert found(tmp_path)["1.png"] == "its own"
     assert found(tmp_path / "train" / "2.png") == {"2.png": "near 2"}
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_metadata_in_columns(kind, tmp_path):
+    make(tmp_path, "a.png", "train/b.png")
+    rows = {"file_name": ["./a.png", "train/b.png"], "text": ['a "red"  cat, on grass', "a dög"], "more": ["1", "2"]}
+    path = tmp_path / f"metadata.{kind}"
+    if kind == "csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([list(rows), *zip(*rows.values(), strict=True)])
+    else:
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table(rows), path)
+    assert found(tmp_path) == {"a.png": 'a "red" cat, on grass', "b.png": "a dög"}
+    metadata(tmp_path, **{"a.png": "x"})
+    with pytest.raises(ValueError, match=r"metadata\..* lies beside it; expected one of them"):
+        reading.find(tmp_path)
+    (tmp_path / "metadata.jsonl").unlink()
+    path.write_bytes(b"file_name,words\na.png,x\n")
+    with pytest.raises(ValueError, match=rf"metadata\.{kind}(, line 2: expected|: cannot be read)"):
+        reading.find(tmp_path)
 
 
 def test_a_word_does_not_take_the_place_of_captions_in_sub_folders(tmp_path):
