@@ -1,8 +1,11 @@
 """Textual inversion of a few pictures of one thing: new rows of the token table, everything else frozen.
 
     python train/run.py configs/textual_inversion.py data.path=photos/cat method.init=cat
+    python train/run.py configs/textual_inversion.py data.path=photos/flawed method.word=<flaws> method.negative=true
 
-Writes export/learned_embeds.safetensors, which diffusers' load_textual_inversion reads.
+Writes export/learned_embeds.safetensors, which diffusers' load_textual_inversion and A1111 read; method.layout=a1111
+writes A1111's .pt.  init=FILE goes on from an embedding of any tool.  Several words in one run: `concepts` in
+sdjax/methods/textual_inversion.py, with data.words.
 """
 
 from sdjax.data.batches import Data

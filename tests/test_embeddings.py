@@ -1,6 +1,7 @@
 """Textual inversions in every layout, as torch.save and safetensors write them, against diffusers with them loaded."""
 
 import base64
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -253,5 +254,5 @@ def test_what_we_write_names_the_method_and_its_settings(tmp_path):
     with safetensors.safe_open(path, "numpy") as file:
         about, rows = file.metadata(), file.get_tensor("<cat>")
     assert about["format"] == "pt" and about["method"] == "TextualInversion"
-    assert json.loads(about["settings"]) == {"word": "<cat>", "init": "cat", "vectors": 2}
+    assert json.loads(about["settings"]) == dataclasses.asdict(method)
     np.testing.assert_array_equal(rows, np.ones((2, 32)))

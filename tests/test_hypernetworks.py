@@ -2,13 +2,17 @@
 
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 import torch
 from adapter_files import assert_same, fresh, made
 
 import sdjax
-from sdjax.formats.adapters import hypernetworks
+from sdjax import trees
+from sdjax.formats.adapters import reading
+from sdjax.formats.adapters.hypernetwork_file import HypernetworkFile
+from sdjax.models import hypernetworks
 
 WIDTHS = (32, 64)  # of the attention layers and, 32, of the text
 CLASSES = {
@@ -18,6 +22,7 @@ CLASSES = {
     "swish": torch.nn.Hardswish,
     "tanh": torch.nn.Tanh,
     "sigmoid": torch.nn.Sigmoid,
+    "mish": torch.nn.Mish,
 }
 CASES = {
     "default": {"layer_structure": [1, 2, 1], "activation_func": "linear"},
@@ -129,16 +134,40 @@ def test_names_of_old_files(tmp_path):
     new, old = (sdjax.attach(base, tmp_path / f"{name}.pt").hooks[0] for name in ("new", "old"))
     for width in WIDTHS:
         for name in ("to_k", "to_v"):
-            for ours, theirs in zip(new.networks[width][name], old.networks[width][name], strict=True):
-                np.testing.assert_array_equal(ours["kernel"], theirs["kernel"])
+            ours, theirs = (trees.flatten(one.networks[str(width)][name]) for one in (new, old))
+            assert list(ours) == list(theirs)
+            np.testing.assert_array_equal(ours["1.kernel"], theirs["1.kernel"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_files_of_a1111_are_written_again_as_they_were(name, tmp_path):
+    """Tensors bit for bit, settings where A1111 has them; what the file leaves out has A1111's default."""
+    write(tmp_path / "x.pt", CASES[name])
+    kind = HypernetworkFile()
+    adapter = reading.read(tmp_path / "x.pt", made("sd1")[1])
+    again = torch.load(kind.write(adapter, tmp_path), weights_only=True)
+    before = torch.load(tmp_path / "x.pt")
+    for width in WIDTHS:
+        for ours, theirs in zip(again[width], before[width], strict=True):
+            assert list(ours) == list(theirs) and all(torch.equal(ours[one], theirs[one]) for one in theirs)
+    assert {name: again[name] for name in before if name not in WIDTHS} == {
+        name: value for name, value in before.items() if name not in WIDTHS
+    }
+    assert isinstance(reading.kind(tmp_path / "x.pt"), HypernetworkFile)
 
 
 @pytest.mark.parametrize("name", hypernetworks.ACTIVATIONS)
-def test_activations_are_torchs(name):
+def test_activations_and_their_slopes_are_torchs(name):
     classes = {cls.lower(): getattr(torch.nn, cls) for cls in torch.nn.modules.activation.__all__}
     theirs = CLASSES["swish"] if name == "swish" else classes[name]
     x = np.linspace(-4, 4, 41, dtype=np.float32)
-    np.testing.assert_allclose(hypernetworks.ACTIVATIONS[name](x), theirs()(torch.from_numpy(x)), atol=2e-6)
+    there = torch.from_numpy(x).requires_grad_()
+    wanted = theirs()(there)
+    wanted.sum().backward()
+    found, slope = jax.vmap(jax.value_and_grad(hypernetworks.ACTIVATIONS[name]))(x)
+    np.testing.assert_allclose(found, wanted.detach(), atol=2e-6)
+    smooth = np.abs(x - np.round(2 * x) / 2) > 0.01  # at a kink a slope is a convention
+    np.testing.assert_allclose(slope[smooth], there.grad[smooth], atol=5e-6)
 
 
 @pytest.mark.parametrize(

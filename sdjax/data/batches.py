@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from sdjax import conditions, settings
-from sdjax.data import buckets, cache, sources
+from sdjax.data import buckets, cache, sources, tags
 from sdjax.data.buckets import Plan
 from sdjax.data.classes import ClassData
 from sdjax.data.sources.source import Examples, Only, Source
@@ -41,12 +41,16 @@ class Data:
     NAME.caption or metadata.jsonl, its masks in NAME.mask.png or the alpha channel; each sub-folder is a subject.
     The pictures of a sub-folder "10_sks dog" are shown 10 times an epoch, those without a caption as "sks dog".
     source: settings of such pictures alone, found as data.NAME too; None for their defaults.
-    word: what captions call the subject; "" for the word that the method trains.
+    word: what captions call the subject; "" for the word that the method trains.  words: (sub-folder, word) pairs, for
+    several subjects in one run: (("cat", "<my-cat>"), ("dog", "<my-dog>")).
     templates: "captions" (beside the pictures, or drawn with them), "object", "style", "face", ... or a template file.
     size: pixels of a side of the square picture, 0 for the model's.
     buckets: so many shapes of about size^2 pixels, each of which is compiled; 0 for the square alone.  Pictures go to
     the one that cuts least off them; none is scaled up.  crop: "center" or "random".  flip: probability.
     dropout: probability of the empty prompt, for guidance.
+    shuffle: tags, the parts of a prompt between commas, come in another order each time, behind the first `keep`;
+    tag_dropout: probability of each of them to be left out.  prefix: before every prompt that is not empty.
+    wildcards: {red|blue} in a prompt is one of its texts.
     encode: train on the autoencoder's moments, computed once where pictures stay the same.
     cache: a folder in which they are kept for the next run, and the text encoder's outputs where nothing changes them;
     "" keeps moments of up to FEW pictures for this run, and no text.
@@ -61,6 +65,7 @@ class Data:
     path: str = ""
     source: Source | None = None
     word: str = ""
+    words: tuple[tuple[str, str], ...] = ()
     templates: str = "captions"
     size: int = 0
     buckets: int = 0
@@ -68,6 +73,11 @@ class Data:
     crop: str = "center"
     flip: float = 0.0
     dropout: float = 0.0
+    shuffle: bool = False
+    keep: int = 0
+    tag_dropout: float = 0.0
+    prefix: str = ""
+    wildcards: bool = False
     cache: str = ""
     encode: bool = True
     concept: str = ""
@@ -78,7 +88,7 @@ class Data:
     def __post_init__(self):
         settings.check(
             self, concept=CONCEPTS, size=settings.FROM_0, buckets=settings.FROM_0, batch=settings.FROM_1,
-            dropout=settings.TO_1, crop=CROPS, flip=settings.TO_1,
+            dropout=settings.TO_1, crop=CROPS, flip=settings.TO_1, keep=settings.FROM_0, tag_dropout=settings.TO_1,
         )  # fmt: skip
         if not isinstance(self.validation, str):
             settings.check(self, validation=settings.BELOW_1)
@@ -168,9 +178,8 @@ class Batches:
 
     def mentions(self, tokens: dict[str, Any]) -> bool:
         """Returns whether any of up to MOST of the source's prompts holds one of these ids {text encoder: [n]}."""
-        captions = (
-            self.source.caption(i, np.random.default_rng((self.seed, i))) for i in range(min(len(self.source), MOST))
-        )
+        generators = ((i, np.random.default_rng((self.seed, i))) for i in range(min(len(self.source), MOST)))
+        captions = (tags.varied(self.source.caption(i, random), self.data, random) for i, random in generators)
         said = (self.tokenize([caption]) for caption in captions)
         return any(np.isin(ids[encoder], tokens[encoder]).any() for ids in said for encoder in tokens)
 
@@ -205,7 +214,8 @@ class Batches:
         (height, width), i = share.plan.picture(step, row - share.first)
         size = height if height == width else (height, width)
         item = share.source.example(i, size, random)
-        caption = "" if random.random() < self.data.dropout else item["caption"]
+        dropped = random.random() < self.data.dropout
+        caption = "" if dropped else tags.varied(item["caption"], self.data, random)
         return {**item, "caption": caption, "size": size, "i": i, "share": share, "random": random}
 
     def _example(self, position):

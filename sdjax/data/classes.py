@@ -70,4 +70,6 @@ class ClassData:
         """
         word = self.prompt(subject.word) if self.identifiers else ""
         called = self.prompts[0] if len(self.prompts) == 1 else word and PHOTO + word
-        return replace(subject, path=self.path, source=None, word=called, templates="captions", mask=False, concept="")
+        return replace(
+            subject, path=self.path, source=None, word=called, templates="captions", mask=False, concept="", words=()
+        )

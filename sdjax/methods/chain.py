@@ -30,6 +30,8 @@ class Chain(Method):
         takes = [isinstance(part, Full) for part in self.parts]
         if any(takes[:-1]):
             raise ValueError("method.parts: Full takes weights away, so it comes last and only once in a Chain")
+        if sum("hypernetwork" in part.formats for part in self.parts) > 1:
+            raise ValueError("method.parts: a file holds one hypernetwork; expected one such part")
         for part in self.parts:
             for what in ("loss", "preview"):
                 if getattr(part, what) is not None:
@@ -85,6 +87,11 @@ class Chain(Method):
         return tuple(word for part in self.parts for word in part.words)
 
     @property
+    def unwanted(self) -> tuple[str, ...]:
+        """Those of its parts that are for the negative prompt."""
+        return tuple(word for part in self.parts for word in part.unwanted)
+
+    @property
     def pixels(self) -> bool:
         """Whether a part needs pixels."""
         return any(part.pixels for part in self.parts)
@@ -105,6 +112,11 @@ class Chain(Method):
         return self._project if any(part.project is not None for part in self.parts) else None
 
     @property
+    def measure(self) -> Callable | None:
+        """Tells what every part tells of itself; None where none does."""
+        return self._measure if any(part.measure is not None for part in self.parts) else None
+
+    @property
     def finish(self) -> Callable | None:
         """Finishes every part that has something to do after the last step; None where none has."""
         return self._finish if any(part.finish is not None for part in self.parts) else None
@@ -119,6 +131,10 @@ class Chain(Method):
             str(i): trained[str(i)] if part.project is None else part.project(trained[str(i)])
             for i, part in enumerate(self.parts)
         }
+
+    def _measure(self, frozen, trained):
+        told = [part.measure(frozen, trained[str(i)]) for i, part in enumerate(self.parts) if part.measure is not None]
+        return {name: value for one in told for name, value in one.items()}
 
     def _finish(self, frozen, trained, data):
         trained = dict(trained)

@@ -28,11 +28,12 @@ class Method(Protocol):
     loss: loss(frozen, trained, batch, key, step, axis=None) -> (scalar, metrics), in place of the diffusion loss.
     look: look(frozen, trained, pixels) -> frozen, before the first step of a run on one picture [H W 3] in [-1, 1].
     project: project(trained) -> trained, after every step: what bounds the size of what is trained.
+    measure: measure(frozen, trained) -> {name: scalar}, after every step: what metrics tell of what is trained.
     finish: finish(frozen, trained, data) -> (frozen, trained), after the last step.
     preview: preview(sd, batch) -> {label: pictures uint8 [B H W 3]}, in place of pictures of the run's prompts.
     pixels: whether batches must hold pixels and not moments.
     whole_batch: whether the loss needs all rows at once, so that gradients cannot be accumulated.
-    words: the placeholders that are trained.
+    words: the placeholders that are trained.  unwanted: those of them that are for the negative prompt.
     formats: names of the kinds of file (formats/adapters) that hold what was learned; the first that can is written.
     """
 
@@ -40,11 +41,13 @@ class Method(Protocol):
     loss: Any = None
     look: Any = None
     project: Any = None
+    measure: Any = None
     finish: Any = None
     preview: Any = None
     pixels: Any = False
     whole_batch: Any = False
     words: Any = ()
+    unwanted: Any = ()
     formats: Any = ("trained",)
 
     def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[Any, StableDiffusion]:

@@ -1,36 +1,61 @@
 """Textual inversion: one or several new rows of every text encoder's token table, and nothing else.
 
     TextualInversion(word="<cat-toy>", init="toy", vectors=2)
+    concepts({"<cat-toy>": "toy", "<my-dog>": "dog"})               # several words in one run: a Chain
+    TextualInversion(word="<flaws>", negative=True)                 # for the negative prompt, from flawed pictures
 
 Source: Gal et al. 2022, "An Image is Worth One Word" (arXiv 2208.01618), section 3.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from sdjax import trees
 from sdjax.methods.adapter import Adapter
+from sdjax.methods.chain import Chain
 from sdjax.methods.method import Method, about
+from sdjax.settings import check
 from sdjax.stable_diffusion import StableDiffusion
+
+LAYOUTS = ("diffusers", "diffusers-bin", "a1111")
 
 
 @dataclass(frozen=True)
 class TextualInversion(Method):
-    """Trains `vectors` rows for the placeholder `word`, which start from the rows of the text `init`."""
+    """Trains `vectors` rows for the placeholder `word`, which start from the rows of the text `init`.
+
+    init: a word or a phrase, whose tokens' rows are repeated in order; "" for the mean row of the table.  A file to
+    start from is the run's own `init=`.
+    negative: the word is for the negative prompt: previews and what the run says at its end have it there.  It trains
+    as any word does, on pictures of what is not wanted.
+    layout: of the file: diffusers' learned_embeds.safetensors or .bin, or a1111's .pt, whose name is the word there.
+    """
 
     word: str = "<new>"
     init: str = ""
     vectors: int = 1
+    negative: bool = False
+    layout: str = "diffusers"
     formats = ("embedding",)
+
+    def __post_init__(self):
+        check(self, layout=LAYOUTS)
 
     @property
     def words(self) -> tuple[str, ...]:
         """The one placeholder."""
         return (self.word,)
+
+    @property
+    def unwanted(self) -> tuple[str, ...]:
+        """The placeholder where it is for the negative prompt."""
+        return (self.word,) if self.negative else ()
 
     def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
         """Returns ({"rows": {text encoder: [vectors C]}}, sd that knows the word).
@@ -38,13 +63,39 @@ class TextualInversion(Method):
         Raises ValueError when the model knows the word with another number of vectors.
         """
         sd = sd.add_word(self.word, self.vectors, self.init or None)
-        return {"rows": trees.cast(sd.rows(self.word), jnp.float32)}, sd
+        return {"rows": self._start(sd)}, sd
+
+    def _start(self, sd):
+        """Returns the rows that the word has in sd, float32: those before training where nothing was joined."""
+        return trees.cast(sd.rows(self.word), jnp.float32)
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd whose word stands for the trained rows."""
         return frozen.with_rows(frozen.words[self.word], trained["rows"])
 
+    def measure(self, frozen: StableDiffusion, trained: Any) -> dict[str, Array]:
+        """Returns {"norm WORD", "drift WORD"}: the mean norm of the rows, and of how far they are from their start.
+
+        Rows far longer than those of the table, about 0.4 in SD 1, drown the other words of a prompt.
+        """
+        rows, start = trained["rows"], self._start(frozen)
+        moved = jax.tree.map(jnp.subtract, rows, start)
+        return {f"norm {self.word}": _length(rows), f"drift {self.word}": _length(moved)}
+
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
         """Returns the word's rows {text encoder: [vectors C]}, float32."""
         rows = {encoder: np.asarray(some, np.float32) for encoder, some in trained["rows"].items()}
         return Adapter(words={self.word: rows}, about=about(self))
+
+
+def _length(rows):
+    """Returns the mean norm of rows {text encoder: [n C]}."""
+    return jnp.mean(jnp.concatenate([jnp.linalg.norm(some, axis=-1) for some in rows.values()]))
+
+
+def concepts(starts: Mapping[str, str], vectors: int = 1, **settings: Any) -> Chain:
+    """Returns the method that trains several words {word: init}, each by the pictures whose prompts say it.
+
+    data.words=(("cat", "<cat-toy>"), ("dog", "<my-dog>")) gives each sub-folder of pictures its word.
+    """
+    return Chain(tuple(TextualInversion(word, init, vectors, **settings) for word, init in starts.items()))

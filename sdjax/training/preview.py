@@ -21,9 +21,18 @@ MOST, COLUMNS, LOOKED_AT = 16, 4, 64  # pictures on the sheet of the data, in a 
 
 
 def prompts(settings: Any) -> tuple[str, ...]:
-    """Returns a run's prompts; "[name]" in them is the subject's word."""
-    wanted = settings.prompts or (f"a photo of {settings.data.word or 'a face'}",)
-    return tuple(text.replace(NAME, settings.data.word) for text in wanted)
+    """Returns a run's prompts; "[name]" in them is the subject's word, one after the other of several.
+
+    Words that are for the negative prompt, method.unwanted, are not said here.
+    """
+    method = settings.method
+    words = tuple(word for word in method.words if word not in method.unwanted)
+    if method.unwanted:
+        names = words or ("a face",)
+    else:
+        names = words if len(words) > 1 else (settings.data.word,)
+    wanted = settings.prompts or tuple(f"a photo of {name or 'a face'}" for name in names)
+    return tuple(dict.fromkeys(text.replace(NAME, name) for text in wanted for name in names))
 
 
 def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any) -> np.ndarray | None:
@@ -45,7 +54,8 @@ def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any) -> np.n
         subjects = data[0]["concept"][:SEEDS]
         rows = [(*to_pictures(x[None]), *_pictures(look(sd, x), texts, [0] * len(texts))) for x in subjects]
         return grid.sheet(rows, columns=("subject", *texts))
-    rows = [list(_pictures(sd, [text] * SEEDS, range(SEEDS))) for text in texts]
+    unwanted = ", ".join(method.unwanted)
+    rows = [list(_pictures(sd, [text] * SEEDS, range(SEEDS), unwanted=unwanted)) for text in texts]
     return grid.sheet(rows, texts, [f"seed {seed}" for seed in range(SEEDS)])
 
 
@@ -110,5 +120,6 @@ def data_sheet(data: Batches) -> np.ndarray:
     return grid.captioned(shown, said, COLUMNS)
 
 
-def _pictures(sd, prompts, seeds, control=(), size=None):
-    return generate.text2img(sd, list(prompts), seeds=seeds, steps=STEPS, control=control, size=size)
+def _pictures(sd, prompts, seeds, control=(), size=None, unwanted=""):
+    how = {"steps": STEPS, "control": control, "size": size, "negative_prompt": unwanted}
+    return generate.text2img(sd, list(prompts), seeds=seeds, **how)

@@ -11,6 +11,7 @@ import contextlib
 import os
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,33 +170,47 @@ def export(
 ) -> tuple[Path, list[str]]:
     """Writes what a method learned; returns (path, how it is used, in lines).
 
-    The first of the method's kinds of file that holds all of its adapter; a model folder where there is none.
+    The first of the method's kinds of file that holds all of its adapter, else a file for each of its words, edits and
+    hook, of which the first is returned; a model folder where there are no such kinds.
     facts: what the header of the file and the card beside it say, see facts.py; None for no card.  public: without
     captions and names.  picture: a PNG for the card.
     """
     destination = Path(destination)
     adapter = method.adapter(frozen, trained)
-    kind = _kind(method, adapter)
-    if kind is None or adapter is None:
+    held = [] if adapter is None else _held(method, adapter)
+    if adapter is None or not held:
         path = pipeline.save(method.join(frozen, trained), destination)
         return path, _use(path, method.words)
-    told = {} if facts is None else about.metadata(adapter, facts, frozen, public)
-    if adapter.model is None:
-        destination.mkdir(parents=True, exist_ok=True)
-        path = kind.write(adapter, destination, told)
+    told = [{} if facts is None else about.metadata(one, facts, frozen, public) for _, one in held]
+    if adapter.model is not None:
+        ((kind, _),) = held
+        write = lambda sd, folder: kind.write(adapter, folder, told[0])  # noqa: E731
+        paths = [pipeline.save(adapter.model, destination, extras=[write])]
     else:
-        path = pipeline.save(adapter.model, destination, extras=[lambda sd, folder: kind.write(adapter, folder, told)])
-    if facts is not None and path.is_file():
-        about.seal(path)
-        about.card(path, told, picture)
-    return path, kind.use(path, adapter, "MODEL")
+        destination.mkdir(parents=True, exist_ok=True)
+        paths = [kind.write(one, destination, said) for (kind, one), said in zip(held, told, strict=True)]
+    for path, said in zip(paths, told, strict=True):
+        if facts is not None and path.is_file():
+            about.seal(path)
+            about.card(path, said, picture)
+    lines = [line for path, (kind, one) in zip(paths, held, strict=True) for line in kind.use(path, one, "MODEL")]
+    return paths[0], lines
 
 
-def _kind(method, adapter):
-    """Returns the Format that an adapter is written in, None where it is a whole model."""
+def _held(method, adapter):
+    """Returns [(Format, what of an adapter it holds)], [] where the method's kinds do not hold all of it."""
     known = kinds.known()
-    fitting = (known[name] for name in method.formats if adapter is not None and known[name].holds(adapter))
-    return next(fitting, None)
+
+    def fitting(one):
+        return next((known[name] for name in method.formats if known[name].holds(one)), None)
+
+    whole = fitting(adapter)
+    if whole is not None:
+        return [(whole, adapter)]
+    none = {"edits": {}, "words": {}, "hook": None}
+    parts = [replace(adapter, **{**none, name: getattr(adapter, name)}) for name in none if getattr(adapter, name)]
+    found = [(kind, one) for one in parts if (kind := fitting(one)) is not None]
+    return found if len(found) == len(parts) and not adapter.trees else []
 
 
 def _use(path, words):

@@ -38,8 +38,8 @@ def make_step(
 
     state: {"step", "trained", "opt"[, "ema"]}.  loss(frozen, trained, batch, key, step, axis) -> (scalar, metrics) is
     the method's own where it has one, else `loss`.  The gradient is the mean over `accumulate` equal microbatches.
-    metrics: the loss's own, "loss", what optim.gradients tells, and "update", the norm of all changes: that and
-    "gradient" are finite only where all of the new weights are, if the old ones were.
+    metrics: the loss's own, "loss", what optim.gradients and the method tell, and "update", the norm of all changes:
+    that and "gradient" are finite only where all of the new weights are, if the old ones were.
     evaluate: of the optimizer; the moving average is of what it gives.
     """
     loss = loss if method.loss is None else method.loss
@@ -69,6 +69,7 @@ def make_step(
         metrics = {**metrics, **gradients(grads, opt), "update": norm(updates)}
         trained = jax.tree.map(lambda x, u: (x + u).astype(x.dtype), state["trained"], updates)
         trained = trained if method.project is None else method.project(trained)
+        metrics |= {} if method.measure is None else method.measure(frozen, trained)
         new = {"step": state["step"] + 1, "trained": trained, "opt": opt}
         if ema:
             new["ema"] = moving_average(state["ema"], evaluate(opt, trained), ema, state["step"])

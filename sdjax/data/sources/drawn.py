@@ -21,6 +21,7 @@ PLAIN = {
     "crop": ("center", "pictures are drawn square"),
     "flip": (0, "partings and moles tell people apart"),
     "mask": (False, "pictures are drawn without masks"),
+    "words": ((), "there are no sub-folders"),
 }
 
 

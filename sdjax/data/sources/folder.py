@@ -9,7 +9,7 @@ in data.condition_folder; it is cut and mirrored with the picture.
 
 import collections
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,13 @@ class Folder(Examples):
     def __init__(self, data: Any, condition_folder: str = "") -> None:
         self.items, self.passed_over = reading.find(data.path), reading.passed_over(data.path)
         self.crop, self.flip, self.masked = data.crop, data.flip, data.mask
-        self.prompts = prompts.make(data.templates, data.word)
-        bare = [] if data.word else [item.path for item in self.items if not item.caption]
+        self.prompts = prompts.make(data.templates, data.word or next((word for _, word in data.words), ""))
+        self.words = dict(data.words)
+        strange = sorted(self.words.keys() - {item.subject for item in self.items})
+        if strange:
+            there = ", ".join(sorted({item.subject for item in self.items} - {""})) or "none"
+            raise SettingError("data.words", data.words, f"sub-folders of {data.path!r}: {there}, not {strange[0]!r}")
+        bare = [item.path for item in self.items if not (item.caption or data.word or item.subject in self.words)]
         if bare and any(prompts.CAPTION in template for template in self.prompts.templates):
             raise ValueError(
                 f"{bare[0]} ({len(bare)} of {len(self.items)} pictures): no caption; write one to "
@@ -131,8 +136,10 @@ class Folder(Examples):
         return self._middle(i, size)["picture"]
 
     def caption(self, i: int, random: np.random.Generator) -> str:
-        """Returns a prompt for picture i."""
-        return self.prompts(self.items[i].caption, random)
+        """Returns a prompt for picture i, with the word of its sub-folder where data.words gives one."""
+        item = self.items[i]
+        word = self.words.get(item.subject, self.prompts.word)
+        return replace(self.prompts, word=word)(item.caption, random)
 
     def other(self, i: int, random: np.random.Generator) -> int:
         """Returns the number of another picture in the same sub-folder; i itself where there is none."""

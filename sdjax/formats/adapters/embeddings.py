@@ -26,10 +26,12 @@ from flax.core import FrozenDict
 from jaxtyping import Float32
 
 from sdjax import trees
-from sdjax.formats.storage import files
+from sdjax.formats.storage import files, pickle_writer
 from sdjax.stable_diffusion import TOKENS, StableDiffusion
 
 UNNAMED = ("*", "emb_params", "emp_params", "clip_l")  # keys that are no word
+STAR = 265  # the token "*" of CLIP, under which A1111 files every embedding
+SAID = ("name", "step", "sd_checkpoint", "sd_checkpoint_name")  # what A1111 says of an embedding beside its rows
 BUNDLED = "bundle_emb."
 ENDS = (".string_to_param.*", ".clip_l", ".emb_params")
 FEW = 4  # tensors of a file that nothing tells to be anything else
@@ -156,16 +158,32 @@ def taken(sd: StableDiffusion) -> tuple[StableDiffusion, Words]:
     return sd, words
 
 
-def write(path: pathlib.Path, words: Words, about: Mapping[str, str] | None = None) -> pathlib.Path:
-    """Writes words of one text encoder as diffusers' learned_embeds.safetensors and returns its path; about: metadata.
+def write(path: pathlib.Path, words: Words, about: Mapping[str, Any] | None = None) -> pathlib.Path:
+    """Writes words of one text encoder in the layout that the path's ending names, and returns the path.
 
-    A file of one word is also what A1111 and ComfyUI read: there the word is the file's name.
+    .safetensors, .bin: {word: rows}, diffusers'; about: the metadata of the former.  A file of one word is also what
+    A1111 and ComfyUI read: there the word is the file's name.
+    .pt: A1111's, of one word; about: "name", "step", "sd_checkpoint" and so on; string_to_token is what CLIP's "*" is
+    there, whatever the file's word.
     """
-    rows_of = {word: rows[ENCODER] for word, rows in words.items()}
+    rows_of = {word: np.asarray(rows[ENCODER], np.float32) for word, rows in words.items()}
+    if path.suffix in (".bin", ".pt"):
+        pickle_writer.write(path, rows_of if path.suffix == ".bin" else _a1111(rows_of, path, about or {}))
+        return path
     tensors = {word: files.Tensor(rows.shape, "float32", lambda rows=rows: rows) for word, rows in rows_of.items()}
     with files.new_file(path) as temporary:
         files.write_safetensors(temporary, tensors, {"format": "pt", **(about or {})})
     return path
+
+
+def _a1111(words, path, about):
+    """Returns A1111's dict of one word's rows."""
+    if len(words) != 1:
+        raise ValueError(f"{path}: {len(words)} words; expected one, whose name there is the file's")
+    ((word, rows),) = words.items()
+    told = {name: about.get(name) for name in SAID}
+    told["name"] = told["name"] or word  # what diffusers takes for the word
+    return {"string_to_token": {"*": STAR}, "string_to_param": {"*": rows}, **told}
 
 
 def _with_room(sd, rows):

@@ -1,10 +1,27 @@
 """Hypernetworks as files: a pickle of A1111's, see hypernetworks.py."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdjax import trees
 from sdjax.formats.adapters import hypernetworks
 from sdjax.formats.adapters.file import File
 from sdjax.formats.adapters.format import Format
+from sdjax.formats.storage import pickle_writer
 from sdjax.methods.adapter import Adapter
+from sdjax.models.hypernetworks import Hypernetwork
+from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
+
+TOLD = {"step": "ss_steps", "sd_checkpoint": "ss_sd_model_hash", "sd_checkpoint_name": "ss_sd_model_name"}
+SETTINGS = {  # A1111's names of a method's settings that the layers follow from
+    "layer_structure": "layer_structure",
+    "activation": "activation_func",
+    "layer_norm": "is_layer_norm",
+    "activate_output": "activate_output",
+    "dropout": "dropout_structure",
+}
 
 
 class HypernetworkFile(Format):
@@ -17,6 +34,45 @@ class HypernetworkFile(Format):
         """Returns whether a pickle holds networks by width."""
         return hypernetworks.recognised(file.keys)
 
+    def holds(self, adapter: Adapter) -> bool:
+        """Returns whether there is a hypernetwork and nothing else."""
+        return isinstance(adapter.hook, Hypernetwork) and not (adapter.edits or adapter.words or adapter.trees)
+
     def read(self, file: File, sd: StableDiffusion) -> Adapter:
-        """Returns the hook of a file."""
-        return Adapter(hook=hypernetworks.read(file.content, file.path))
+        """Returns the hook of a file, and what else A1111's keys say in about["file"]."""
+        hook, said = hypernetworks.read(file.content, file.path)
+        return Adapter(hook=hook, about={"file": said})
+
+    def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
+        """Writes NAME.pt and returns its path; what A1111 has a key for is in it: steps, base model, first weights."""
+        about = dict(about or {})
+        path = Path(folder) / f"{about.get('ss_output_name') or 'hypernetwork'}.pt"
+        told = {"name": path.stem, **adapter.about.get("file", {})}
+        settings = adapter.about.get("settings", {})
+        if "weight_init" in settings:
+            told["weight_initialization"] = settings["weight_init"]
+        for name, there in TOLD.items():
+            if there in about:
+                told[name] = int(about[there]) if name == "step" else about[there]
+        pickle_writer.write(path, hypernetworks.content(adapter.hook, told))
+        return path
+
+    def start(
+        self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion
+    ) -> tuple[Any, StableDiffusion]:
+        """Returns the networks of a file in place of the method's; their settings must be the method's."""
+        if adapter.hook.rows != method.rows:
+            theirs = hypernetworks.settings(adapter.hook)
+            ours = hypernetworks.settings(Hypernetwork({}, 1.0, rows=method.rows))
+            name = next(name for name, there in SETTINGS.items() if theirs[there] != ours[there])
+            raise SettingError(name, getattr(method, name), f"{theirs[SETTINGS[name]]!r}, with which it was trained")
+        if set(adapter.hook.networks) != set(trained):
+            raise SettingError("sizes", tuple(map(int, trained)), f"{', '.join(adapter.hook.networks)}, as in the file")
+        return trees.copy(adapter.hook.networks, "float32"), frozen
+
+    def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
+        """Returns how it is attached here and named in A1111; diffusers reads none."""
+        return [
+            f"here       sdjax text2img --model {model} --adapter {path}",
+            f"A1111      copy it to models/hypernetworks/, then say <hypernet:{path.stem}:1>",
+        ]

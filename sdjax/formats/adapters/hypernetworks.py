@@ -1,91 +1,27 @@
-"""A1111's hypernetworks: small networks on what attention takes its keys and values from, as a hook.
+"""Files of A1111's hypernetworks: what one holds as a hook, and a hook as what A1111 opens.
 
-    k = to_k(x + s N_k(x))    v = to_v(x + s N_v(x))    q as before
+    hook, about = read(pickles.read("style.pt"), path)
+    pickle_writer.write(path, content(hook, about))
 
-x is the context of an attention, for attention to itself its own input; every width of x in the file has its own pair
-(N_k, N_v), shared by all layers of that width.  N is a row of linear layers, each with an activation and a norm behind
-it where the file says so.
-Source: the file format and formula of AUTOMATIC1111's stable-diffusion-webui.
+A file is a dict: a pair of state dicts under every width, and settings beside them.  sdjax/models/hypernetworks.py has
+the formula.  Source: AUTOMATIC1111's stable-diffusion-webui.
 """
 
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
-from jaxtyping import Array, Float
 
 from sdjax import trees
-from sdjax.models.kernels.precision import precision
-from sdjax.models.layers import gelu
-from sdjax.trees import Tree
+from sdjax.models import hypernetworks
+from sdjax.models.hypernetworks import ACTIVATIONS, PROJECTIONS, Hypernetwork
 
-# torch's activations by their lower-case names, with torch's default settings; swish is A1111's name for hardswish.
-ACTIVATIONS = {
-    "relu": jax.nn.relu,
-    "leakyrelu": jax.nn.leaky_relu,
-    "elu": jax.nn.elu,
-    "swish": jax.nn.hard_swish,
-    "hardswish": jax.nn.hard_swish,
-    "tanh": jnp.tanh,
-    "sigmoid": jax.nn.sigmoid,
-    "silu": jax.nn.silu,
-    "gelu": gelu,
-    "mish": jax.nn.mish,
-    "selu": jax.nn.selu,
-    "celu": jax.nn.celu,
-    "relu6": jax.nn.relu6,
-    "softplus": jax.nn.softplus,
-    "softsign": jax.nn.soft_sign,
-    "logsigmoid": jax.nn.log_sigmoid,
-    "hardtanh": jax.nn.hard_tanh,
-    "hardsigmoid": jax.nn.hard_sigmoid,
-    "tanhshrink": lambda x: x - jnp.tanh(x),
-    "softshrink": lambda x: jnp.sign(x) * jax.nn.relu(jnp.abs(x) - 0.5),
-    "hardshrink": lambda x: jnp.where(jnp.abs(x) > 0.5, x, jnp.zeros_like(x)),
-}
 OLD = {"linear1.": "linear.0.", "linear2.": "linear.1."}
 WIDEST = 2**20  # of layers, as multiples of the context's width
-EPSILON = 1e-5  # torch's LayerNorm
-
-
-class Hypernetwork(struct.PyTreeNode):
-    """The hook.  networks: {width: {"to_k": layers, "to_v": layers}}; a layer is a dict of arrays.
-
-    strength: s, an array.  activations: the name of the activation behind each layer, or None; norms are layers.
-    """
-
-    networks: Any
-    strength: Any
-    activations: tuple[str | None, ...] = struct.field(pytree_node=False, default=())
-
-    def intercept(self, part: str, layer: Callable, args: tuple, kwargs: dict[str, Any], at: Any, cond: Any) -> Any:
-        if part == "unet" and at.module.name in ("to_k", "to_v") and at.method_name == "__call__":
-            x, *rest = args
-            if x.shape[-1] in self.networks:
-                layers = self.networks[x.shape[-1]][at.module.name]
-                args = (x + jnp.asarray(self.strength, x.dtype) * self.run(layers, x), *rest)
-        return layer(*args, **kwargs)
-
-    def run(self, layers: Sequence[Tree], x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        """Returns N(x) [B N D]."""
-        for weights, activation in zip(layers, self.activations, strict=True):
-            weights = {name: value.astype(x.dtype) for name, value in weights.items()}
-            if "scale" in weights:
-                centred = x - x.mean(-1, keepdims=True)
-                x = (
-                    centred
-                    * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + EPSILON)
-                    * weights["scale"][None, None]
-                )
-            else:
-                x = jnp.matmul(x, weights["kernel"], precision=precision(x.dtype))
-            x = x + weights["bias"][None, None]
-            x = ACTIVATIONS[activation](x) if activation else x
-        return x
+RATE = 0.3  # of dropout in files that say only where it is
+KEPT = ("step", "name", "weight_initialization", "sd_checkpoint", "sd_checkpoint_name", "optional_info")
 
 
 def recognised(keys: Iterable[Any]) -> bool:
@@ -93,31 +29,66 @@ def recognised(keys: Iterable[Any]) -> bool:
     return any(type(key) is int for key in keys)
 
 
-def read(state: Mapping[Any, Any], path: pathlib.Path) -> Hypernetwork:
-    """Returns the hook of a file's content, of strength 1.
+def read(state: Mapping[Any, Any], path: pathlib.Path) -> tuple[Hypernetwork, dict[str, Any]]:
+    """Returns (the hook of a file's content, of strength 1; {name: value} of what else it says of itself).
 
     Raises ValueError naming a setting that is not A1111's, or layers that are missing, unexpected or misshapen.
     """
     structure = _numbers(state.get("layer_structure") or [1, 2, 1], "layer_structure", path)
-    if state.get("dropout_structure") is not None:
-        rates = _numbers(state["dropout_structure"], "dropout_structure", path)
-        if len(rates) != len(structure):
-            raise ValueError(f"{path}: dropout_structure={rates}: expected {len(structure)} numbers")
     activation = state.get("activation_func")
     activation = None if activation in (None, "linear", "Linear") else str(activation).lower()
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(f"{path}: activation_func={activation!r}: expected linear or one of {', '.join(ACTIVATIONS)}")
     if len(structure) < 2 or structure[0] != 1 or structure[-1] != 1:
         raise ValueError(f"{path}: layer_structure={structure}: expected numbers that begin and end with 1")
-    rows = _layout(structure, activation, state)
+    norm, output = bool(state.get("is_layer_norm")), bool(state.get("activate_output", True))
+    rows = hypernetworks.layout(structure, activation, norm, output, _dropout(structure, state, path))
     networks = {}
     for width, pair in state.items():
         if type(width) is int:
             if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(one, dict) for one in pair)):
                 raise ValueError(f"{path}: {width}: a pair of networks, for keys and values, is expected")
-            named = zip(("to_k", "to_v"), pair, strict=True)
-            networks[width] = {name: _layers(one, rows, width, f"{path}: {width} {name}") for name, one in named}
-    return Hypernetwork(networks, jnp.float32(1), tuple(row.activation for row in rows))
+            named = zip(PROJECTIONS, pair, strict=True)
+            networks[str(width)] = {name: _layers(one, rows, width, f"{path}: {width} {name}") for name, one in named}
+    about = {name: state[name] for name in KEPT if isinstance(state.get(name), str | int)}
+    return Hypernetwork(networks, jnp.float32(1), rows=rows), about
+
+
+def content(hook: Hypernetwork, about: Mapping[str, Any]) -> dict[Any, Any]:
+    """Returns what A1111 saves of a hypernetwork: {width: (state dict for keys, for values), setting: value}.
+
+    about: "name", "step", "weight_initialization" and so on; what is not there is None, 0 or A1111's default.
+    """
+
+    def state(layers):
+        found = {}
+        for row in hook.rows:
+            weights = layers[str(row.place)]
+            weight = weights["scale"] if row.norm else np.asarray(weights["kernel"]).T
+            found[f"linear.{row.place}.weight"], found[f"linear.{row.place}.bias"] = weight, weights["bias"]
+        return {name: np.ascontiguousarray(value) for name, value in found.items()}
+
+    pairs = {int(width): tuple(state(pair[name]) for name in PROJECTIONS) for width, pair in hook.networks.items()}
+    return {**pairs, **settings(hook), "step": 0, "name": "", "weight_initialization": "Normal", "sd_checkpoint": None,
+            "sd_checkpoint_name": None, **about}  # fmt: skip
+
+
+def settings(hook: Hypernetwork) -> dict[str, Any]:
+    """Returns A1111's settings that a hook's layers follow from."""
+    linear = [row for row in hook.rows if not row.norm]
+    rates = [0.0] * len(linear)
+    for row in hook.rows:
+        rates[sum(one.place <= row.place for one in linear) - 1] += row.dropout
+    activation = next((row.activation for row in linear if row.activation), None)
+    return {
+        "layer_structure": [1, *(row.leaving for row in linear)],
+        "activation_func": activation or "linear",
+        "is_layer_norm": any(row.norm for row in hook.rows),
+        "activate_output": bool(linear[-1].activation),
+        "use_dropout": any(rates),
+        "dropout_structure": [0, *rates] if any(rates) else None,
+        "last_layer_dropout": len(rates) > 1 and rates[-2] > 0,
+    }
 
 
 def _numbers(values, name, path):
@@ -128,49 +99,26 @@ def _numbers(values, name, path):
     return list(values)
 
 
-class Row(NamedTuple):
-    """A layer's place in the file's row of modules, its widths as multiples of the context's, and its activation."""
-
-    place: int
-    entering: float
-    leaving: float
-    activation: str | None
-    norm: bool = False
-
-
-def _layout(structure, activation, state):
-    """Returns the Rows of a layer_structure; activations, norms and dropouts count as modules of the file."""
-    last, rows, place = len(structure) - 2, [], 0
-    dropout = _dropout(structure, state)
-    for i, (entering, leaving) in enumerate(zip(structure, structure[1:], strict=False)):
-        acts = activation if i < last or state.get("activate_output", True) else None
-        rows.append(Row(place, entering, leaving, acts))
-        place += 2 if acts else 1
-        if state.get("is_layer_norm"):
-            rows.append(Row(place, leaving, leaving, None, norm=True))
-            place += 1
-        place += dropout[i + 1] > 0
-    return rows
-
-
-def _dropout(structure, state):
+def _dropout(structure, state, path):
     """Returns the rate of dropout behind each width; older files name only whether there is any."""
     if state.get("dropout_structure") is not None:
-        return list(state["dropout_structure"])
-    used, last = bool(state.get("use_dropout")), bool(state.get("last_layer_dropout"))
-    return [0, *[used] * (len(structure) - 3), used and last, 0][-len(structure) :]
+        rates = _numbers(state["dropout_structure"], "dropout_structure", path)
+        if len(rates) != len(structure):
+            raise ValueError(f"{path}: dropout_structure={rates}: expected {len(structure)} numbers")
+        return rates
+    used, last = RATE * bool(state.get("use_dropout")), bool(state.get("last_layer_dropout"))
+    return [0, *[used] * (len(structure) - 3), used * last, 0][-len(structure) :]
 
 
 def _layers(weights, rows, width, where):
-    """Returns the layers of one network, linear ones as {"kernel" [in out], "bias"}, norms as {"scale", "bias"}."""
+    """Returns {place: weights} of one network, those of linear layers as "kernel" [in out], of norms as "scale"."""
     weights = {str(name): value for name, value in weights.items()}
     for old, new in OLD.items():
         weights = {name.replace(old, new) if name.startswith(old) else name: value for name, value in weights.items()}
     wanted = {}
     for row in rows:
-        entering, leaving = int(width * row.entering), int(width * row.leaving)
-        wanted[f"linear.{row.place}.weight"] = (leaving,) if row.norm else (leaving, entering)
-        wanted[f"linear.{row.place}.bias"] = (leaving,)
+        shape, bias = hypernetworks.shapes(row, width).values()
+        wanted |= {f"linear.{row.place}.weight": shape[::-1], f"linear.{row.place}.bias": bias}
     there = {name: value.shape for name, value in weights.items() if isinstance(value, np.ndarray)}
     if there != wanted:
         wrong = sorted(str(name) for name in wanted | there if wanted.get(name) != there.get(name))
@@ -180,4 +128,4 @@ def _layers(weights, rows, width, where):
         weight, bias = (jnp.asarray(weights[f"linear.{row.place}.{kind}"]) for kind in ("weight", "bias"))
         return {"scale": weight, "bias": bias} if row.norm else {"kernel": weight.T, "bias": bias}
 
-    return [layer(row) for row in rows]
+    return {str(row.place): layer(row) for row in rows}

@@ -16,6 +16,8 @@ from sdjax.methods.adapter import Adapter
 from sdjax.stable_diffusion import StableDiffusion
 
 NAME = "learned_embeds.safetensors"
+ENDINGS = {"diffusers": ".safetensors", "diffusers-bin": ".bin", "a1111": ".pt"}  # by layout
+TOLD = {"step": "ss_steps", "sd_checkpoint": "ss_sd_model_hash", "sd_checkpoint_name": "ss_sd_model_name"}
 
 
 class LearnedEmbeds(Format):
@@ -43,17 +45,30 @@ class LearnedEmbeds(Format):
         return adapter.only_words
 
     def read(self, file: File, sd: StableDiffusion) -> Adapter:
-        """Returns the words of a file."""
+        """Returns the words of a file, and what else A1111's keys say in about["file"]."""
         state = embeddings.from_picture(file.path) if file.picture else file.content
-        return Adapter(words=embeddings.read(state, file.path))
+        words, known = embeddings.read(state, file.path), isinstance(state, dict) and "string_to_param" in state
+        said = (
+            {name: state[name] for name in embeddings.SAID if isinstance(state.get(name), str | int)} if known else {}
+        )
+        return Adapter(words=words, about={"file": said} if said else {})
 
     def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
-        """Writes learned_embeds.safetensors, or one file for each of several words; returns the path of the first."""
-        who = adapter.about and {"method": adapter.about["method"], "settings": json.dumps(adapter.about["settings"])}
-        about = {**(about or {}), **who}
-        path = Path(folder) / NAME
-        places = {word: path for word in adapter.words} if len(adapter.words) == 1 else beside(path, adapter.words)
-        return [embeddings.write(place, {word: adapter.words[word]}, about) for word, place in places.items()][0]
+        """Writes learned_embeds.safetensors, or one file for each of several words; returns the path of the first.
+
+        The method's layout names another file: learned_embeds.bin, or WORD.pt of A1111.
+        """
+        who = {name: adapter.about[name] for name in ("method", "settings") if name in adapter.about}
+        about = {**(about or {}), **{name: x if isinstance(x, str) else json.dumps(x) for name, x in who.items()}}
+        layout = who.get("settings", {}).get("layout", "diffusers")
+        path = Path(folder) / f"{Path(NAME).stem}{ENDINGS[layout]}"
+        one = len(adapter.words) == 1 and layout != "a1111"
+        places = dict.fromkeys(adapter.words, path) if one else beside(path, adapter.words, alone=layout == "a1111")
+        told = about
+        if layout == "a1111":
+            told = {name: about.get(there) for name, there in TOLD.items()} | dict(adapter.about.get("file", {}))
+            told["step"] = int(told["step"] or 0)
+        return [embeddings.write(place, {word: adapter.words[word]}, told) for word, place in places.items()][0]
 
     def start(
         self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion
@@ -71,18 +86,25 @@ class LearnedEmbeds(Format):
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
         """Returns how the word is said here, in diffusers and in A1111."""
         word = next(iter(adapter.words))
+        negative = adapter.about.get("settings", {}).get("negative")
+        said = f'--negative-prompt "{word}"' if negative else f'--prompt "a photo of {word}"'
+        adapter_of = f'"{word}={path}"' if path.suffix == ".pt" else str(path)
         return [
-            f'here       python sample/text2img.py --model {model} --adapter {path} --prompt "a photo of {word}"',
+            f"here       python sample/text2img.py --model {model} --adapter {adapter_of} {said}",
             f'diffusers  pipe.load_textual_inversion("{path}"), then say {word}',
             "A1111      copy it to embeddings/ under a name of your choice: the word there is the file's name",
         ]
 
 
-def beside(path: Path, words: Iterable[str]) -> dict[str, Path]:
-    """Returns {word: a file of its own beside `path`}, cat-s beside cat; A1111 takes a file's name for the word."""
+def beside(path: Path, words: Iterable[str], alone: bool = False) -> dict[str, Path]:
+    """Returns {word: a file of its own beside `path`}, cat-s beside cat; A1111 takes a file's name for the word.
+
+    alone: called as the word, without the path's own name.
+    """
     found = {}
     for i, word in enumerate(words):
         letters = "".join(letter for letter in word if letter.isalnum() or letter in "-_")
-        place = path.with_name(f"{path.stem}-{letters or i}.safetensors")
+        stem = letters or f"word{i}" if alone else f"{path.stem}-{letters or i}"
+        place = path.with_name(f"{stem}{path.suffix}")
         found[word] = place.with_stem(f"{place.stem}-{i}") if place in found.values() else place
     return found

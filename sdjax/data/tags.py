@@ -1,0 +1,40 @@
+"""What changes in a prompt each time that its picture is seen: choices, the order of tags, tags left out, a prefix.
+
+    varied("sks, {red|blue} hat, beach", Data(keep=1, shuffle=True, wildcards=True), random)   # "sks, beach, blue hat"
+
+Tags stand between commas.  What is drawn depends on the run's seed and the example's place in the stream alone.
+Source: the settings of kohya's sd-scripts (shuffle_caption, keep_tokens, caption_tag_dropout_rate, enable_wildcard).
+"""
+
+import re
+from typing import Any
+
+import numpy as np
+
+CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")  # the innermost braces with a bar in them
+
+
+def varied(prompt: str, data: Any, random: np.random.Generator) -> str:
+    """Returns a prompt as it is seen this time.
+
+    data: a run's Data: wildcards, then tag_dropout and shuffle of all tags but the first `keep`, then the prefix.
+    """
+    if data.wildcards:
+        prompt = chosen(prompt, random)
+    if data.shuffle or data.tag_dropout:
+        tags = [tag for tag in (tag.strip() for tag in prompt.split(",")) if tag]
+        kept, others = tags[: data.keep], tags[data.keep :]
+        if data.tag_dropout:
+            others = [tag for tag in others if random.random() >= data.tag_dropout]
+        if data.shuffle:
+            others = [others[i] for i in random.permutation(len(others))]
+        prompt = ", ".join([*kept, *others])
+    return f"{data.prefix} {prompt}".strip() if data.prefix else prompt
+
+
+def chosen(prompt: str, random: np.random.Generator) -> str:
+    """Returns a prompt with one text, drawn evenly, for each {one|two|three}; choices may stand in choices."""
+    while found := CHOICE.search(prompt):
+        texts = found[1].split("|")
+        prompt = prompt[: found.start()] + texts[random.integers(len(texts))] + prompt[found.end() :]
+    return prompt
