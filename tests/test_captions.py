@@ -118,7 +118,7 @@ def test_kohyas_folders_say_how_often_and_what(tmp_path):
 def test_an_epoch_shows_each_picture_as_often_as_its_folder_says_and_goes_on_in_the_same_order(tmp_path):
     make(tmp_path, "3_sks dog/1.png", "3_sks dog/2.png", "1_dog/3.png", "4.png")
     (tmp_path / "4.txt").write_text("a house")
-    data = batches.build(Data(path=str(tmp_path), size=32, batch=4), pipeline.load("random:tiny"), 0)
+    data = batches.build(Data(path=str(tmp_path), size=32, batch=4, encode=False), pipeline.load("random:tiny"), 0)
     assert len(data.source) == 4 and sorted(data.source.epoch()) == [0, 1, 1, 1, 2, 2, 2, 3]
     stream = data.iterate(0, threads=0)
     steps = [next(stream) for _ in range(4)]  # two epochs
