@@ -110,7 +110,7 @@ class Job:
         ]
         return jnp.concatenate(mixed)
 
-    def step_noise(self, shape: tuple[int, ...], draws: Any) -> Any:
+    def step_noise(self, shape: Any, draws: Any) -> Any:
         """Returns the fresh noise of a plan's steps, see foreign_noise.steps; None where keys draw it."""
         shared = self.settings
         return foreign_noise.steps(shared.noise_source, self.each("seed"), shape, draws, shared.ensd)
