@@ -5,8 +5,9 @@
     python benchmarks/fit_memory.py lora --set data.batch=4 remat=false
 
 Each recipe is compiled for a chip of a TPU v5e, on a machine without one, from shapes alone: no weights, nothing
-computed.  Its bytes are those of the arguments (weights, optimizer, batch) and of the temporaries, less what is donated.
-A compilation takes half an hour of two cores and about 10 GB.  The figures of FILE that are not made again stay.
+computed.  Its bytes are those of the arguments (weights, optimizer, batch) and of the temporaries, less what is
+donated; a GB is 2^30 of them.  A compilation takes a quarter of an hour of two cores and up to 10 GB.  Other figures in
+FILE stay.
 """
 
 import argparse
@@ -30,15 +31,15 @@ from sdjax import settings, trees
 from sdjax.formats import pipeline
 from sdjax.formats.storage import parameters
 from sdjax.tasks.text2img import TextToImage
-from sdjax.training import optim, step
+from sdjax.training import fit, optim, step
 
 SIZE, LENGTH, TOPOLOGY = 512, 77, "v5e:2x2"
 S = jax.ShapeDtypeStruct
 # The built-in vocabulary beside shapes without weights holds letters alone, so words are letters here.
 GIVEN = {
-    "lora": [],
-    "dreambooth": ["model=random:sd15", "compute=bfloat16", "frozen=bfloat16", "remat=true"],
-    "e4t_tune": ["model=random:sd15", "init=''", "vision=random:vit-h", "method.parts.0.domain=a"],
+    "lora": ["fit=8GB", "model=random:sd15"],
+    "dreambooth": ["fit=16GB", "model=random:sd15"],
+    "e4t_tune": ["fit=16GB", "model=random:sd15", "init=''", "vision=random:vit-h", "method.parts.0.domain=a"],
 }
 
 
@@ -48,26 +49,33 @@ def abstract(network, dtype):
 
 
 def program(train):
-    """Returns (the step's function, its arguments as shapes, numbers trained) of a run's settings."""
+    """Returns (the step's function, its arguments as shapes, the settings, what was chosen) of a run's settings."""
+    train, chosen = fit.typed(train), ""
     with mock.patch.object(parameters, "random_parameters", abstract):
         sd = pipeline.load("random:sd15", "float32", vision=train.vision or None)
     sd = sd.with_dtype(train.compute, remat=train.remat)
-    tx, evaluate = optim.optimizer(train.optim, train.steps)
 
     def begin(sd, pixels):
         with jax.ensure_compile_time_eval():  # first weights of some methods are drawn on the host
             trained, frozen = train.method.split(sd, jax.random.key(0))
         frozen = trees.cast(frozen, train.frozen)
         frozen = frozen if train.method.look is None else train.method.look(frozen, trained, pixels)
-        return step.initial_state(trained, tx, train.ema), frozen
+        return trained, frozen
 
-    state, frozen = jax.eval_shape(begin, sd, S((SIZE, SIZE, 3), jnp.float32))
+    trained, frozen = jax.eval_shape(begin, sd, S((SIZE, SIZE, 3), jnp.float32))
+    if train.fit:
+        train, chosen = fit.fitted(train, trained, frozen, SIZE)
+        frozen = frozen.with_dtype(train.compute, remat=train.remat)
+    tx, evaluate = optim.optimizer(train.optim, train.steps)
+    state = jax.eval_shape(lambda trained: step.initial_state(trained, tx, train.ema), trained)
     shapes = {"ids": ((LENGTH,), jnp.int32), "index": ((), jnp.int32), "weight": ((), jnp.float32)}
     shapes["moments"] = ((SIZE // 8, SIZE // 8, 8), jnp.float32)
     if train.preserve and train.class_data.identifiers:
         shapes["class_ids"] = shapes["ids"]
     batch = {name: S((train.data.batch, *shape), dtype) for name, (shape, dtype) in shapes.items()}
-    return step.of_run(train, tx, evaluate, TextToImage()), (state, frozen, batch), trees.count(state["trained"])
+    batch |= {name: {"text_encoder": ids} for name, ids in batch.items() if name.endswith("ids")}
+    about = fit.bytes_of(train, trained, frozen, SIZE)
+    return step.of_run(train, tx, evaluate, TextToImage()), (state, frozen, batch), train, chosen, about
 
 
 def measured(train):
@@ -75,18 +83,21 @@ def measured(train):
     device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices[0]
     mesh = Mesh(np.array([device]), ("data",), axis_types=(AxisType.Auto,))
     place = NamedSharding(mesh, PartitionSpec())
-    function, arguments, numbers = program(train)
+    function, arguments, train, chosen, about = program(train)
     arguments = jax.tree.map(lambda x: S(x.shape, x.dtype, sharding=place), arguments)
     start = time.monotonic()
     memory = jax.jit(function, donate_argnums=0).lower(*arguments).compile().memory_analysis()
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
-        "GB": round((kept + memory.temp_size_in_bytes) / 1e9, 3),
+        "bytes": kept + memory.temp_size_in_bytes,
+        "GB": round((kept + memory.temp_size_in_bytes) / fit.GB, 3),
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "aliased": memory.alias_size_in_bytes,
         "outputs": memory.output_size_in_bytes,
-        "trained": numbers,
+        "trained": trees.count(arguments[0]["trained"]),
+        "chosen": chosen,
+        "our account": round(about),
         "device": f"{device.device_kind}, one chip of {TOPOLOGY}",
         "compiled in s": round(time.monotonic() - start),
         "date": datetime.date.today().isoformat(),

@@ -56,7 +56,7 @@ def _train(settings, out):
     trained, frozen, data, base = begin(settings, examples=examples)
     settings = _lasting(settings, data)
     if settings.fit:
-        settings, chosen = fit.fitted(settings, trained, frozen, data)
+        settings, chosen = fit.fitted(settings, trained, frozen, data.size, "pixels" in data[0])
         frozen = frozen.with_dtype(settings.compute, remat=settings.remat)
         print(chosen)
     if settings.data.buckets:
@@ -66,7 +66,10 @@ def _train(settings, out):
     numbers, task = trees.count(trained), task_of(settings, frozen)
     state = initial_state(trained, tx, settings.ema)
     del trained  # it is the state's
-    place, advance = mesh.compile(of_run(settings, tx, evaluate, task), settings.parallel, settings.data.batch)
+    step = of_run(settings, tx, evaluate, task)
+    if settings.fit and settings.parallel == "single":
+        frozen = fit.aside(step, state, frozen, data[0])
+    place, advance = mesh.compile(step, settings.parallel, settings.data.batch)
     checkpoints, state = _resumed(out, settings, state, base, run.mark(examples))
     state, fixed = place.state(state), place.frozen(frozen)
     start = int(place.gather(state)["step"])
