@@ -9,8 +9,8 @@ The image encoder is a hub id or a folder; vision='' takes the model's own.
 
 from sdjax.data.batches import Data
 from sdjax.methods.e4t import E4T
-from sdjax.training.loop import Train
 from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
 
 
 def config():

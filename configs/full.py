@@ -6,8 +6,8 @@ python train/run.py configs/full.py data.path=photos 'method.parts=("unet", "tex
 
 from sdjax.data.batches import Data
 from sdjax.methods.full import Full
-from sdjax.training.loop import Train
 from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
 
 
 def config():

@@ -10,8 +10,8 @@ sdjax/methods/textual_inversion.py, with data.words.
 
 from sdjax.data.batches import Data
 from sdjax.methods.textual_inversion import TextualInversion
-from sdjax.training.loop import Train
 from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
 
 
 def config():

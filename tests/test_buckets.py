@@ -4,6 +4,12 @@ import collections
 import dataclasses
 import functools
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +35,7 @@ from sdjax.training.optim import Optim
 from sdjax.training.settings import Train
 from sdjax.training.step import initial_state, of_run
 
+ROOT = Path(__file__).parents[1]
 SHAPES = [(40, 40), (64, 40), (40, 66), (35, 35), (90, 50), (48, 90), (70, 70), (41, 64)]
 RANDOM = np.random.default_rng(0)
 SIZES = [tuple(RANDOM.integers(70, 400, 2).tolist()) for _ in range(60)]
@@ -96,7 +103,7 @@ def folder(place):
     random = np.random.default_rng(1)
     for i, (height, width) in enumerate(SHAPES):
         Image.fromarray(random.integers(0, 255, (height, width, 3), np.uint8)).save(place / f"{i}.png")
-        (place / f"{i}.txt").write_text(f"a face, number {i}")
+        (place / f"{i}.txt").write_text(f"a face, number {i}, red, blue, green")
     return str(place)
 
 
@@ -179,6 +186,37 @@ def test_a_run_resumed_within_an_epoch_ends_in_the_same_bits(run, tmp_path):
     like = initial_state(trained, optim.optimizer(run.optim, run.steps)[0])
     one, other = (Checkpoints(tmp_path / name / "checkpoints").restore(like, base) for name in ("whole", "parts"))
     assert int(one["step"]) == int(other["step"]) == 6 and trees.digest(one) == trees.digest(other)
+
+
+def test_a_killed_run_with_buckets_shuffled_captions_and_a_cache_ends_in_the_same_bits(run, tmp_path):
+    def start(out):
+        line = [sys.executable, "train/run.py", "configs/full.py", "model=random:tiny", f"data.path={run.data.path}",
+                "data.size=32", "data.buckets=2", "data.batch=2", "data.shuffle=true", f"data.cache={out}.cache",
+                "method.pattern=attn2", "steps=16", "checkpoint=1", "log=1", f"out={out}"]  # fmt: skip
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        with open(f"{out}.txt", "a") as said:
+            return subprocess.Popen(line, cwd=ROOT, env=env, stdout=said, stderr=said)
+
+    def losses(out):
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        return {line["step"]: line["loss"] for line in lines if "loss" in line}, [
+            x["step"] for x in lines if "event" in x
+        ]
+
+    assert start(tmp_path / "whole").wait(300) == 0, (tmp_path / "whole.txt").read_text()[-2000:]
+    process, end = start(tmp_path / "parts"), time.monotonic() + 120
+    while not any((tmp_path / "parts" / "checkpoints").glob("[0-9]*")) and time.monotonic() < end:
+        time.sleep(0.02)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    assert start(tmp_path / "parts").wait(300) == 0, (tmp_path / "parts.txt").read_text()[-2000:]
+    (whole, _), (parts, begun) = losses(tmp_path / "whole"), losses(tmp_path / "parts")
+    assert len(begun) == 2 and 0 < begun[1] < 16
+    assert parts == whole and len(whole) == 16
+    one, other = (tmp_path / name / "export" / "unet" for name in ("whole", "parts"))
+    (file,) = (path.name for path in one.glob("*.safetensors"))
+    assert (one / file).read_bytes() == (other / file).read_bytes()
 
 
 def test_masks_and_conditions_are_cut_with_their_pictures(run, tmp_path):

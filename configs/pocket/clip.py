@@ -9,8 +9,8 @@ name both, scenes alone tell most pictures of a batch apart, and the tower hardl
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.methods.clip import Clip
-from sdjax.training.loop import Train
 from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
 
 
 def config():

@@ -16,8 +16,8 @@ from sdjax.data.sources.drawn import Pocketland
 from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
-from sdjax.training.loop import Train
 from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
 
 
 def config():

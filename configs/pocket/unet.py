@@ -5,8 +5,8 @@ python train/run.py configs/pocket/unet.py
 
 from sdjax.data.batches import Data
 from sdjax.methods.full import Full
-from sdjax.training.loop import Train
 from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
 
 
 def config():

@@ -8,8 +8,8 @@ the target is PSNR.
 
 from sdjax.data.batches import Data
 from sdjax.methods.vae import Vae
-from sdjax.training.loop import Train
 from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
 
 
 def config():
