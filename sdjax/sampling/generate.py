@@ -4,9 +4,8 @@
     images = img2img(sd, ["a sketch of a face"], images, strength=0.6)
 
 Settings are those of settings.TextToImage and its kin.  Every task is a Job, pictures that are made together, and one
-call of `run`; inpainting.py, upscaling.py and slerp.py stand on the same two.  Image i depends on its own prompt,
-picture and seed, never on the batch that it is made in.  Another prompt, seed, guidance, strength or number of steps
-compiles nothing, nor does another sampler of the same kind of noise; another size or batch does.
+call of `run`.  Image i depends on its own prompt, picture and seed, never on the batch that it is made in.  Another
+prompt, seed, guidance, strength, number of steps or sampler of the same kind of noise compiles nothing.
 
 Shapes: B batch, H W pixels, h w latent pixels, c latent channels.
 """
@@ -38,11 +37,12 @@ Pictures = UInt8[np.ndarray, "B H W 3"]
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far sampling is: `done` of `steps` steps; preview() makes the pictures [B H W 3] of what is there."""
+    """How far sampling is: `done` of `steps` steps; preview() decodes what is there, latents [B h w c], to pictures."""
 
     done: int
     steps: int
     preview: Callable[[], Pictures]
+    latents: Any
 
 
 class Cancelled(Exception):
@@ -410,7 +410,7 @@ def _look(sd, state, done, steps, watch):
     if state is None:
         return
     jax.block_until_ready(state)
-    if watch is not None and watch(Progress(done, steps, lambda: decode(sd, state[2][0]))):
+    if watch is not None and watch(Progress(done, steps, lambda: decode(sd, state[2][0]), state[2][0])):
         raise Cancelled(f"cancelled after {done} of {steps} steps")
 
 
