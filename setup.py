@@ -21,6 +21,8 @@ CORE = [
 TORCH = ["torch==2.13.0", "diffusers>=0.40", "transformers>=5", "peft>=0.18"]
 TENSORBOARD = ["tensorboardX>=2.6"]
 LINT = ["ruff>=0.14", "basedpyright>=1.30"]
+UI = ["fastapi>=0.140", "uvicorn>=0.40", "python-multipart>=0.0.20", "gradio>=6.29"]  # gradio: pillow and hub's newest
+CLIENTS = ["webuiapi>=0.9.17", "openai>=3"]  # of the APIs, which tests speak with
 TABLES = ["pyarrow>=20"]  # parquet lists of jobs
 
 setup(
@@ -35,8 +37,9 @@ setup(
     entry_points={"console_scripts": ["sdjax=sdjax.__main__:main"]},
     extras_require={
         "torch": TORCH,
-        "test": ["pytest>=8", "pytest-xdist>=3.6", *LINT, *TORCH, *TENSORBOARD, *TABLES],
-        "lint": [*LINT, *TENSORBOARD, *TABLES],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", *LINT, *TORCH, *TENSORBOARD, *TABLES, *UI, *CLIENTS],
+        "lint": [*LINT, *TENSORBOARD, *TABLES, *UI],
+        "ui": UI,
         "tables": TABLES,
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],

@@ -108,7 +108,7 @@ class Drawing:
         return CANCELLED if now is None or now.asked == "stop" else ""
 
     def _made(self, job: Job, requests: list[Request]) -> np.ndarray:
-        """Returns the pictures of some requests; raises Cancelled where the job is to stop or the picture is skipped."""
+        """Returns the pictures of some requests; raises Cancelled where the job stops or skips them."""
         self._enter("loading")
         sd = self.maker.model(requests)
         self._enter("preparing")

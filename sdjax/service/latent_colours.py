@@ -72,7 +72,9 @@ class Kept:
         if name not in self.known:
             try:
                 weights = np.asarray(files.read_json(self._path(name))["weights"], np.float32)
-                fits = weights.shape == (sd.networks["vae"].config.latent_channels + 1, 3) and np.isfinite(weights).all()
+                fits = (
+                    weights.shape == (sd.networks["vae"].config.latent_channels + 1, 3) and np.isfinite(weights).all()
+                )
             except (ValueError, KeyError, TypeError):
                 return None
             self.known[name] = Colours(weights) if fits else None

@@ -74,10 +74,15 @@ class Library:
         found = {(one.kind, one.name): one for one in self._walk() if one.kind in (kinds or KINDS)}
         return sorted(found.values(), key=lambda one: (KINDS.index(one.kind), one.name.casefold()))
 
+    @property
+    def own(self) -> Entry:
+        """The model that pictures are made with unless a request says otherwise."""
+        name = self.place.model
+        path = Path(name) if name not in BUILT_IN and Path(name).exists() else None
+        return Entry("model", path.resolve().name if path else name, name, path)
+
     def _walk(self) -> Iterator[Entry]:
-        own = self.place.model
-        path = Path(own) if Path(own).exists() else None
-        yield Entry("model", path.name if path else own, own, path)
+        yield self.own
         for name in BUILT_IN:
             yield Entry("model", name, name)
         for run in sorted((self.place.root / "runs").glob("*/export")):

@@ -1,7 +1,7 @@
 """The folder of a server and what lies in it; nothing there is readable by others than its owner.
 
-    place = Place(Path("outputs/ui"), models=Path("models")).made()
-    place.upload(name)                  # the file of an upload; ValueError for a name that is none
+place = Place(Path("outputs/ui"), models=Path("models")).made()
+place.upload(name)                  # the file of an upload; ValueError for a name that is none
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ FOLDERS = ("pictures", "uploads", "sets", "runs", "trash")
 class Place:
     """Where a server's files lie, and what it may use.
 
-    root: its own folder.  model: what pictures are made with unless a request says otherwise.  models, adapters: folders
-    of what requests may name.  data: a folder of folders of pictures to train on.  dtype: of models.  batch: pictures made
-    at once.
+    root: its own folder.  model: what pictures are made with unless a request says otherwise.  models, adapters:
+    folders of what requests may name.  data: a folder of folders of pictures to train on.  dtype: of models.
+    batch: pictures made at once.
     """
 
     root: Path

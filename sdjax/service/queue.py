@@ -74,6 +74,18 @@ class Job:
     changed: int
 
     @property
+    def pictures(self) -> list[str]:
+        """The names of the pictures that it has."""
+        names = self.result.get("pictures", [])
+        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+    @property
+    def count(self) -> int:
+        """How many pictures are asked for."""
+        count = self.request.get("count", 1)
+        return count if type(count) is int and count > 0 else 1
+
+    @property
     def over(self) -> bool:
         """Whether nothing more will happen to it."""
         return self.state in ENDED
@@ -225,7 +237,7 @@ class Queue:
         return next(iter(self._jobs("select * from jobs where state='waiting' order by position limit 1")), None)
 
     def take(self, pid: int, id: int | None = None) -> Job | None:
-        """Gives the first job that waits, or this one, to a process; None where there is none or the queue is paused."""
+        """Gives the first job that waits, or this one, to a process; None where there is none, or a pause."""
         job = self.head() if id is None else self.get(id)
         if job is None:
             return None
@@ -300,6 +312,7 @@ NEXT = "(select coalesce(max(changed), 0) + 1 from jobs)"
 
 
 def _job(row: sqlite3.Row) -> Job:
+    """Returns the Job of a row; one whose request is none has an empty one, which fails when it is taken."""
     values = {name: row[name] for name in COLUMNS}
     return Job(**{**values, "request": _object(row["request"]), "result": _object(row["result"])})
 
@@ -308,10 +321,8 @@ def _object(text: Any) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, TypeError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError("the job database holds a request that is none; move it away to start a new one")
-    return value
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _schema(base: sqlite3.Connection) -> list[tuple[str, str]]:

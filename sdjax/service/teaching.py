@@ -2,8 +2,8 @@
 
     order = order_of(library, {"recipe": "textual_inversion", "data": {"set": KEY}, "settings": {"steps": 500}})
 
-The run's folder is place/runs/KEY.  What a request says is a recipe's name, the library's name of a model, pictures that
-were uploaded or lie in the server's folder of pictures, and plain values; never a path.
+The run's folder is place/runs/KEY.  What a request says is a recipe's name, the library's name of a model, pictures
+that were uploaded or lie in the server's folder of pictures, and plain values; never a path.
 """
 
 import contextlib
@@ -24,7 +24,17 @@ from sdjax.settings import UNSAID, SettingError, shown
 
 RECIPES = Path(__file__).parents[2] / "configs"  # of a checkout; an installed package has none
 EVERY = 0.3  # seconds between two looks at a run's figures
-OWN = ("out", "model", "init", "vision", "perceptual", "wandb", "data.path", "data.cache", "parallel")  # not for requests
+OWN = (
+    "out",
+    "model",
+    "init",
+    "vision",
+    "perceptual",
+    "wandb",
+    "data.path",
+    "data.cache",
+    "parallel",
+)  # not for requests
 NAME = re.compile(r"[a-zA-Z_]\w*(\.\w+)*")
 SUBJECT = re.compile(r"[\w][\w -]{0,60}")
 TAIL = 1 << 16  # bytes of a file's end that are looked at
@@ -222,7 +232,7 @@ def figures(folder: Path, most: int = 2000) -> list[dict[str, Any]]:
     except OSError:
         return []
     every = -(-len(lines) // most) or 1
-    return [found for line in lines[:: -every][::-1] if (found := _line(line))]
+    return [found for line in lines[::-every][::-1] if (found := _line(line))]
 
 
 def last_figures(folder: Path) -> dict[str, Any]:
@@ -255,4 +265,3 @@ def order(folder: Path, what: str) -> None:
         raise SettingError("what", what, f"one of {', '.join(ORDERS)}")
     if folder.is_dir():
         (folder / ORDERS[what]).touch()
-
