@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdjax.client import OVER, ServerError
+from sdjax.client import ServerError
 from sdjax.service import records
+from sdjax.service.queue import Queue
 from tests.serving import Served, gone, wait_for
 
 STEPS = 3
@@ -20,10 +21,17 @@ LONG = {"steps": 900, "size": "128x128", "sampler": "euler"}
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    server = Served(tmp_path_factory.mktemp("served") / "ui").start()
+def process(tmp_path_factory):
+    server = Served(tmp_path_factory.mktemp("served") / "ui", "--batch", 1).start()
     yield server
-    assert server.stop() == 0
+    if server.process.poll() is None:
+        assert server.stop() == 0
+
+
+@pytest.fixture
+def served(process):
+    """A server that lives, whatever the test before did to it."""
+    return process if process.process.poll() is None else process.start()
 
 
 def pixels(data):
@@ -117,7 +125,7 @@ def test_stop_frees_the_device_between_steps_and_resume_goes_on(served):
 
 def test_skip_leaves_one_batch_out(served):
     client = served.client()
-    job = long(client, count=8)
+    job = long(client, count=2)
     client.post(f"/api/jobs/{job['id']}/skip")
     wait_for(lambda: client.job(job["id"])["asked"] == "" and client.job(job["id"])["state"] == "running")
     time.sleep(0.3)
@@ -234,35 +242,19 @@ def restarted(server):
     server.start()
 
 
-def test_killed_servers_and_workers_lose_nothing(tmp_path):
-    """The short form of `make faults-queue`."""
-    server = Served(tmp_path / "ui").start()
+def test_killed_servers_and_workers_lose_nothing(served):
+    """The short form of benchmarks/faults_queue.py."""
     random.seed(0)
-    jobs, made = faults(server, Served.kill_worker, 2, [6.0, 1.0])
-    more, again = faults(server, restarted, 2, [0.5, 1.0])
-    client = server.client()
-    assert len(client.get("/api/jobs")["jobs"]) == len(jobs) + len(more)
+    before = len(list((served.out / "pictures").iterdir()))
+    jobs, made = faults(served, Served.kill_worker, 2, [0.4, 3.0])
+    more, again = faults(served, restarted, 2, [0.5, 1.0])
+    client = served.client()
+    assert len(list((served.out / "pictures").iterdir())) == before + sum(job["count"] for job in jobs + more)
     for job, pictures in zip(jobs + more, made + again, strict=True):
         settings = {name: value for name, value in job["settings"].items() if name != "model"}
         same = client.submit(count=job["count"], **settings)
         over(client, same)
         assert client.fetch(same["id"]) == pictures
-    pid = server.worker()
-    assert server.stop() == 0 and gone(pid)
-
-
-def test_a_worker_without_a_server_ends_its_jobs_and_then_itself(tmp_path):
-    server = Served(tmp_path / "ui").start()
-    client = server.client()
-    jobs = [client.submit(**wanted(i)) for i in range(3)]
-    wait_for(lambda: client.job(jobs[0]["id"])["state"] in ("running", "done"))
-    pid = server.worker()
-    server.kill()
-    from sdjax.service.queue import Queue
-
-    queue = Queue(tmp_path / "ui" / "queue.db")
-    wait_for(lambda: all(queue.get(job["id"]).state == "done" for job in jobs))
-    assert gone(pid, 30)
 
 
 # ---- training ------------------------------------------------------------------------------------------
@@ -280,14 +272,13 @@ def photos(folder, count=3):
 TRAINS = {"steps": 6, "checkpoint": 1, "log": 1, "data.batch": 2, "method.init": "", "preview": 0}
 
 
-def test_training_is_killed_stopped_and_resumed(tmp_path):
-    server = Served(tmp_path / "ui").start()
-    client, files = server.client(), photos(tmp_path / "photos")
-    job = client.train("textual_inversion", files, settings={**TRAINS, "steps": 60}, name="noise")
+def test_training_is_killed_stopped_and_resumed(served, tmp_path):
+    client, files = served.client(), photos(tmp_path / "photos")
+    job = client.train("textual_inversion", files, settings={**TRAINS, "steps": 40}, name="noise")
     picture = client.submit(prompt="between", steps=STEPS)
-    step = wait_for(lambda: client.job(job["id"])["step"], 180)
+    step = wait_for(lambda: (now := client.job(job["id"])["step"]) > 4 and now, 180)
     assert client.job(picture["id"])["state"] == "waiting"
-    assert server.kill_worker()
+    assert served.kill_worker()
     later = wait_for(lambda: (now := client.job(job["id"])["step"]) > step and now, 180)
     client.stop(job["id"])
     assert over(client, job)["state"] == "stopped" and over(client, picture)["state"] == "done"
@@ -298,7 +289,17 @@ def test_training_is_killed_stopped_and_resumed(tmp_path):
     done = over(client, job, 240)
     assert done["state"] == "done" and done["step"] >= later, done
     figures = [line for line in client.get(f"/api/jobs/{job['id']}/figures") if "loss" in line]
-    assert figures[-1]["step"] == 60 and "result:" in client._call(f"/api/jobs/{job['id']}/log").decode()
+    assert figures[-1]["step"] == 40 and "result:" in client._call(f"/api/jobs/{job['id']}/log").decode()
     (path,) = client.export(job["id"], tmp_path / "export")
     assert path.name == "learned_embeds.safetensors" and path.stat().st_size > 100
-    assert server.stop() == 0
+
+
+def test_a_worker_without_a_server_ends_its_jobs_and_then_itself(served):
+    client = served.client()
+    jobs = [client.submit(**wanted(i)) for i in range(3)]
+    wait_for(lambda: client.job(jobs[0]["id"])["state"] in ("running", "done"))
+    pid = served.worker()
+    served.kill()
+    queue = Queue(served.out / "queue.db")
+    wait_for(lambda: all(queue.get(job["id"]).state == "done" for job in jobs))
+    assert gone(pid, 30)

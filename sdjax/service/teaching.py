@@ -91,7 +91,11 @@ def _plain(name: str, value: Any) -> Any:
         text = isinstance(item, str)
         if not text and not isinstance(item, (int, float, bool)):
             raise SettingError(name, value, "a number, a text, or a list of such")
-        if text and (re.search(r"[/\\\0\n]", item) or item.startswith(("~", ".")) or Path(item[:200]).exists()):
+        if (
+            text
+            and item
+            and (re.search(r"[/\\\0\n]", item) or item.startswith(("~", ".")) or Path(item[:200]).exists())
+        ):
             raise SettingError(name, value, "a value that is no place of files")
     return tuple(value) if isinstance(value, list) else value
 
