@@ -40,6 +40,7 @@ class Drawing:
         self.job: Job | None = None
         self.phase = ""
         self.warmed = False
+        queue.options(warming=False)
         jax.monitoring.register_event_listener(self._event)
 
     # ---- a job -----------------------------------------------------------------------------------
@@ -160,7 +161,7 @@ class Drawing:
     def _path(self, job: Job, i: int) -> Path:
         return self.place.picture(f"{job.key}-{i}.png")
 
-    def _write(self, path: Path, request: Request, picture: np.ndarray, **more: str) -> None:
+    def _write(self, path: Path, request: Request, picture: np.ndarray, **more: Any) -> None:
         record = self.maker.record(request, picture.shape[:2], **more)
         records.save(path, picture, record, beside=False)
 
@@ -171,8 +172,8 @@ class Drawing:
         if self.job is not None:
             self.queue.update(self.job.id, phase=phase)
 
-    def _event(self, name: str, **_: Any) -> None:
-        if name == COMPILES and self.job is not None and self.phase not in ("compiling", "loading"):
+    def _event(self, event: str, **_: Any) -> None:
+        if event == COMPILES and self.job is not None and self.phase not in ("compiling", "loading"):
             self._enter("compiling")
 
     def warm(self) -> None:
@@ -180,6 +181,7 @@ class Drawing:
         if self.warmed:
             return
         self.warmed = True
+        self.queue.options(warming=True)
         with contextlib.suppress(Exception):  # a model that cannot be read is told by the first job
             usual = {"prompt": "a", "grammar": "a1111", "sampler": "euler", "schedule": "automatic"}
             (request,) = orders.requests(
@@ -187,6 +189,7 @@ class Drawing:
             )
             self.maker.make([request], watch=lambda _: self.stop.asked)
             self.maker.record(request, (8, 8))
+        self.queue.options(warming=False)
 
 
 class Last:

@@ -139,7 +139,8 @@ def router(services: Services) -> APIRouter:
             left = (time.time() - job.started) * (1 - done) / done
         seen = None if skip_current_image else queue.preview(job.id)
         image = base64.b64encode(seen).decode() if seen else None
-        text = "waiting" if job.state == WAITING else job.phase
+        idle = "compiling" if queue.option("warming") else "waiting"
+        text = idle if job.state == WAITING else job.phase
         shown = max(done, 0.01)  # 0 with no job is "ready" to clients
         return {
             "progress": shown, "eta_relative": left, "state": _state(job), "current_image": image, "textinfo": text,

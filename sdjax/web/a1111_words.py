@@ -167,7 +167,7 @@ async def _begun(asked: Asked, body: Mapping[str, Any], keep: Keep, masked: bool
         asked.notes.append("inpainting_fill: the masked part begins with the picture")
 
 
-def _units(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _units(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns the ControlNet units of a body that are on."""
     scripts = {str(name).lower(): value for name, value in _object(body, "alwayson_scripts").items()}
     held = scripts.get("controlnet") or {}
@@ -179,7 +179,7 @@ def _units(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return units
 
 
-async def _controlled(asked: Asked, units: list[Mapping[str, Any]], keep: Keep) -> None:
+async def _controlled(asked: Asked, units: list[dict[str, Any]], keep: Keep) -> None:
     """Adds ControlNets: a model, a picture, a weight and a span of the steps each."""
     values, begun = asked.values, asked.values.get("image")
     pictures = []
