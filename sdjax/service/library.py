@@ -119,7 +119,10 @@ class Library:
         there = self.entries(kind)
         plain = name.rpartition(" [")[0] if name.endswith("]") else name
         for one in there:
-            if name == one.name or plain in (one.name, one.stem) or name in (self.hash(one), self.title(one)):
+            if plain == one.name:
+                return one
+        for one in there:
+            if plain in (one.stem, one.name.removesuffix(Path(one.name).suffix)) or name and name == self.hash(one):
                 return one
         raise SettingError(setting or kind, name, f"one of {listing(self.title(one) for one in there)}")
 

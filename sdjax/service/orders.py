@@ -36,12 +36,24 @@ def pictures(library: Library, task: str, values: Mapping[str, Any], count: int 
     if TASKS[task] is Interpolate and count != 1:
         raise SettingError("count", count, "1 of an interpolation")
     made = _settings(library, task, values).drawn()
-    known, kept = fields(TASKS[task]), {name: value for name, value in values.items() if name in NAMED}
+    known, kept = fields(TASKS[task]), _names(library, values)
     for name, one in known.items():
         value = getattr(made, name)
         if name not in NAMED and not one.about.mine and value != one.usual:
             kept[name] = str(value) if isinstance(value, Size) else value
     return {"task": task, "settings": kept, "count": count}
+
+
+def _names(library: Library, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that name what the library has, by its own names."""
+    found = {}
+    for name, kind in NAMED.items():
+        value = values.get(name)
+        if isinstance(value, str) and name != "control":
+            found[name] = library.find(kind, value, name).name
+        elif value is not None:
+            found[name] = [library.find(kind, one, name).name for one in ([value] if isinstance(value, str) else value)]
+    return found
 
 
 def requests(library: Library, order: Mapping[str, Any]) -> list[Request]:

@@ -76,6 +76,12 @@ class Place:
             raise ValueError(f"{key[:80]!r}: expected a key that this server gave")
         return self.root / folder / key
 
+    def hidden(self, text: str) -> str:
+        """Returns a text without the paths of the server's folders."""
+        for folder in filter(None, (self.models, self.adapters, self.data, self.root)):
+            text = text.replace(f"{folder}/", "").replace(str(folder), folder.name)
+        return text
+
     def arguments(self) -> list[str]:
         """Returns the arguments that tell a worker this place."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -147,7 +147,7 @@ def run(place: Place, queue: Queue, id: int) -> None:
     if state == STOPPED and (now := queue.get(id)) is not None and now.asked != "stop":
         queue.back(id)
         raise SystemExit(0)
-    queue.finish(id, state, result(folder), error)
+    queue.finish(id, state, result(folder), place.hidden(error))
 
 
 def _trained(place: Place, job: Job, folder: Path) -> tuple[str, str]:

@@ -67,7 +67,7 @@ def run(queue: Queue, job: Job, drawing: Any) -> None:
         state, result = drawing.make(job)
     except Exception as error:
         said = str(error) if isinstance(error, SettingError) else line(error)
-        queue.finish(job.id, FAILED, drawing.result(job), said)
+        queue.finish(job.id, FAILED, drawing.result(job), drawing.place.hidden(said))
         return
     if state in (DONE, CANCELLED):
         queue.finish(job.id, state, result)

@@ -21,7 +21,7 @@ from sdjax.service.queue import FAILED, RUNNING, WAITING, Job
 from sdjax.settings import SettingError
 from sdjax.web.a1111_words import NO_NAME, Asked, of_body, spelled
 from sdjax.web.jobs import progress
-from sdjax.web.services import Services, asks, body, said
+from sdjax.web.services import Services, asks, body
 
 SOURCE = "sdapi"
 PICTURE = {"type": "string", "description": "base64, raw or as a data URL"}
@@ -56,7 +56,7 @@ def router(services: Services) -> APIRouter:
             asked = await of_body(kind, given, options(), keep)
             job = await services.put(asked.task, asked.values, asked.count, SOURCE)
         except (SettingError, ValueError) as error:
-            raise HTTPException(422, said(error, spelled)) from None
+            raise HTTPException(422, services.said(error, spelled)) from None
         _kept_options(given)
         job = await services.over(job.id, request)
         if job.state == FAILED:
@@ -97,7 +97,7 @@ def router(services: Services) -> APIRouter:
             else:
                 data = await run_in_threadpool(extras.enlarged, services.place.upload(name), asked)
         except (SettingError, ValueError) as error:
-            raise HTTPException(422, said(error)) from None
+            raise HTTPException(422, services.said(error)) from None
         return {"html_info": "", "image": base64.b64encode(data).decode()}
 
     @routes.post("/png-info", openapi_extra=asks({"image": PICTURE}))
@@ -107,7 +107,7 @@ def router(services: Services) -> APIRouter:
         try:
             name = await keep(given.get("image"), "image")
         except SettingError as error:
-            raise HTTPException(422, said(error)) from None
+            raise HTTPException(422, services.said(error)) from None
         try:
             record = await run_in_threadpool(records.read, services.place.upload(name))
         except ValueError:
@@ -194,7 +194,7 @@ def router(services: Services) -> APIRouter:
                 if name in given and not isinstance(given[name], int):
                     raise SettingError(name, given[name], "a whole number")
         except SettingError as error:
-            raise HTTPException(422, said(error)) from None
+            raise HTTPException(422, services.said(error)) from None
         queue.options(**{f"a1111.{name}": value for name, value in given.items()})
         return JSONResponse(None)
 

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sdjax.sampling.fields import NOTHING, fields
-from sdjax.sampling.settings import NOISES, SAMPLERS, TASKS
+from sdjax.sampling.fields import NOTHING, Field, fields
+from sdjax.sampling.settings import NOISES, SAMPLERS, SCHEDULES, TASKS
 from sdjax.service import records
 from sdjax.settings import SettingError
 
@@ -59,6 +59,8 @@ async def of_body(kind: str, body: Mapping[str, Any], options: Mapping[str, Any]
     asked.notes = [f"{name} is not here" for name in UNHEARD if body.get(name) not in (None, "", False, 0)]
     known = fields(TASKS[task])
     asked.values = {name: value for name, value in asked.values.items() if name in known and value is not None}
+    if _told_twice(asked.values):
+        asked.values.pop("schedule")
     if not asked.values.get("variation"):
         asked.values.pop("variation_seed", None)
     return asked
@@ -98,11 +100,15 @@ def _named(task: str, body: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("sampler", "schedule"):
         if name in found and not isinstance(found[name], str):
             raise SettingError(name, found[name], "a name")
-    if found.get("schedule") in ("Automatic", "automatic") and " " in str(found.get("sampler", "")):
-        head, _, tail = str(found["sampler"]).rpartition(" ")
-        if SAMPLERS.ours(found["sampler"]) not in SAMPLERS and SAMPLERS.ours(head) in SAMPLERS and tail:
-            found.pop("schedule")  # an old name says it too: "DPM++ 2M Karras"
     return found
+
+
+def _told_twice(values: Mapping[str, Any]) -> bool:
+    """Returns whether an old sampler's name tells the schedule too, "DPM++ 2M Karras", and nothing else does."""
+    sampler = values.get("sampler")
+    head = str(sampler).rpartition(" ")[0]
+    old = SAMPLERS.ours(sampler) not in SAMPLERS and SAMPLERS.ours(head) in SAMPLERS
+    return old and SCHEDULES.ours(values.get("schedule")) == "automatic"
 
 
 def _of_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,7 +132,11 @@ def _of_text(body: Mapping[str, Any], task: str) -> dict[str, Any]:
     if not isinstance(body.get("infotext"), str) or not body["infotext"].strip():
         return {}
     record, known = records.parse(body["infotext"]), fields(TASKS[task])
-    return {name: value for name, value in record.settings.items() if name in known and not known[name].about.file}
+    return {name: value for name, value in record.settings.items() if name in known and not _ours(known[name])}
+
+
+def _ours(one: Field) -> bool:
+    return one.about.file or one.about.mine
 
 
 def _twice(asked: Asked, body: Mapping[str, Any]) -> None:
@@ -202,8 +212,10 @@ async def _controlled(asked: Asked, units: list[dict[str, Any]], keep: Keep) -> 
         "end": [unit.get("guidance_end", 1.0) for unit in units],
         "guess": any(unit.get("control_mode", 0) in GUESS or unit.get("guessmode") for unit in units),
     }
-    values.setdefault("resize", _one_of(UNIT_RESIZE, units[0].get("resize_mode", 1), "resize_mode"))
+    resize = _one_of(UNIT_RESIZE, units[0].get("resize_mode", 1), "resize_mode")
     if begun is None:
+        if resize != "crop":
+            asked.notes.append("resize_mode of units acts as Crop and Resize where there is no init_image")
         values.pop("strength", None)
         values.pop("feather", None)
 

@@ -17,7 +17,7 @@ from sdjax.service import uploads
 from sdjax.service.orders import MOST
 from sdjax.service.queue import FAILED, Job
 from sdjax.settings import SettingError
-from sdjax.web.services import Services, asks, body, said
+from sdjax.web.services import Services, asks, body
 
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 OURS = ("negative_prompt", "seed", "steps", "guidance", "sampler", "schedule", "strength")  # beyond OpenAI's own
@@ -34,7 +34,7 @@ def router(services: Services) -> APIRouter:
             values, count, kind = _asked(services, given)
             job = await services.put(task, values | more, count, "openai")
         except (SettingError, ValueError) as error:
-            return _refused(said(error))
+            return _refused(services.said(error))
         job = await services.over(job.id, request)
         if job.state == FAILED:
             return _refused(job.error, 500, "server_error")
@@ -67,7 +67,7 @@ def router(services: Services) -> APIRouter:
             if "mask" in files:
                 more["mask"] = await services.keep(await run_in_threadpool(_hole, files["mask"]), "mask")
         except SettingError as error:
-            return _refused(said(error))
+            return _refused(services.said(error))
         numbers = {name: _number(given[name]) for name in NUMBERS if name in given}
         return await draw(request, "inpaint" if "mask" in more else "img2img", given | numbers, more)
 
@@ -83,7 +83,7 @@ def router(services: Services) -> APIRouter:
         try:
             return _model(services.library.find("model", name).name)
         except SettingError as error:
-            return _refused(said(error), 404)
+            return _refused(services.said(error), 404)
 
     @routes.get("/pictures/{id}/{number}")
     def picture(id: int, number: int) -> Response:

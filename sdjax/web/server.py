@@ -33,7 +33,7 @@ from sdjax.settings import SettingError
 from sdjax.web import a1111, a1111_lists, docs, jobs, library, openai
 from sdjax.web.auth import Auth, add_user
 from sdjax.web.guard import Guard
-from sdjax.web.services import Services, said
+from sdjax.web.services import Services
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]", "::1")
 PATIENCE = 20.0  # seconds in which a worker ends when the server does
@@ -51,6 +51,10 @@ def create_app(place: Place, hosts: Sequence[str] | None = LOCAL, auth: Auth | N
     services = Services(place, Queue(place.queue), Library(place))
     app = FastAPI(title="sdjax", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.state.services = services
+
+    async def refused(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"detail": services.said(error)}, 422)
+
     for router in (
         jobs.router,
         library.router,
@@ -61,14 +65,9 @@ def create_app(place: Place, hosts: Sequence[str] | None = LOCAL, auth: Auth | N
     ):
         app.include_router(router(services))
     docs.add(app)
-    app.add_exception_handler(ValueError, _refused)
+    app.add_exception_handler(ValueError, refused)
     app.add_middleware(Guard, hosts=hosts, auth=auth)  # pyright: ignore[reportArgumentType]
     return app
-
-
-async def _refused(_: Request, error: Exception) -> JSONResponse:
-    """Answers what a request causes, in one line."""
-    return JSONResponse({"detail": said(error)}, 422)
 
 
 def mount_page(app: FastAPI) -> None:
@@ -142,13 +141,13 @@ def _holder(place: Place) -> int | None:
 
 
 @contextlib.contextmanager
-def kept(place: Place, queue: Queue) -> Iterator[None]:
+def kept(services: Services) -> Iterator[None]:
     """A context in which a worker lives, and the library is described in the background."""
+    place, queue = services.place, services.queue
     queue.options(server=os.getpid())
     keeper, going = Keeper(place, queue), threading.Event()
     going.set()
-    shelf = Library(place)
-    reader = threading.Thread(target=shelf.describe_all, args=(going,), daemon=True)
+    reader = threading.Thread(target=services.library.describe_all, args=(going,), daemon=True)
     keeper.start()
     reader.start()
     try:
@@ -216,7 +215,7 @@ def serve(given: Any) -> None:
     with locks.held(place.root):
         place.made()
         app = create_app(place, (*LOCAL, given.host) if local else None, auth)
-        with kept(place, app.state.services.queue):
+        with kept(app.state.services):
             mount_page(app)
             _listen(app, given.host, given.port, lambda url: _say(url, begin))
 

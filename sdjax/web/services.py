@@ -61,6 +61,11 @@ class Services:
             self.queue.ask(id, "stop")
             raise
 
+    def said(self, error: Exception, spell: Callable[[str], str] = str) -> str:
+        """Returns an error in one line, without the server's own paths; spell: how the client writes a setting."""
+        text = error.line(spell) if isinstance(error, SettingError) else str(error)
+        return self.place.hidden(next(iter(text.splitlines()), type(error).__name__))
+
     def pictures(self, job: Job) -> list[bytes]:
         """Returns the bytes of a job's pictures, in order."""
         return [self.place.picture(name).read_bytes() for name in job.pictures]
@@ -76,12 +81,6 @@ async def body(request: Request) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise HTTPException(400, "the body is no JSON object")
     return found
-
-
-def said(error: Exception, spell: Callable[[str], str] = str) -> str:
-    """Returns an error in one line, without the server's own paths."""
-    text = error.line(spell) if isinstance(error, SettingError) else str(error)
-    return next(iter(text.splitlines()), type(error).__name__)
 
 
 # ---- schemas, from the settings' declarations --------------------------------------------------------
