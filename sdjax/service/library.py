@@ -28,6 +28,7 @@ KINDS = ("model", "vae", "controlnet", "lora", "embedding", "hypernet")
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
 WEIGHTS = (".safetensors", ".ckpt")  # of whole models
 CLASSES = {"ControlNetModel": "controlnet", "AutoencoderKL": "vae"}  # of diffusers' config.json
+MOST_NOTES, MOST_TAGS = 20_000, 50
 BUILT_IN = ("pocket",)
 
 
@@ -148,6 +149,25 @@ class Library:
         about = self._once(entry.path, "about", lambda path: descriptions.of(entry.kind, path))
         self._once(entry.path, "sha256", lambda path: about.get("hashes", {}).get("sha256", ""))
         return about
+
+    def notes(self, entry: Entry) -> dict[str, Any]:
+        """Returns {"notes": text, "tags": [text]} that the owner gave an entry."""
+        kept = self._notes().get(f"{entry.kind} {entry.name}")
+        return kept if isinstance(kept, dict) else {"notes": "", "tags": []}
+
+    def note(self, entry: Entry, notes: str, tags: list[str]) -> None:
+        """Keeps the owner's notes and tags of an entry.  Raises SettingError for too long ones."""
+        if len(notes) > MOST_NOTES or len(tags) > MOST_TAGS or any(len(tag) > 100 for tag in tags):
+            raise SettingError("notes", f"{len(notes)} letters", f"at most {MOST_NOTES} and {MOST_TAGS} tags")
+        with self.lock, files.new_file(self.place.root / "notes.json") as temporary:
+            kept = self._notes() | {f"{entry.kind} {entry.name}": {"notes": notes, "tags": tags}}
+            temporary.write_text(json.dumps(kept))
+
+    def _notes(self) -> dict[str, Any]:
+        try:
+            return files.read_json(self.place.root / "notes.json")
+        except ValueError:
+            return {}
 
     def describe_all(self, going: threading.Event) -> None:
         """Describes all that is there, for a thread; ends early where `going` is cleared."""
