@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from sdjax.formats.storage.hashes import autov3
 from sdjax.formats.storage.tensor_file import TensorFile
 from sdjax.sampling.settings import TextToImage
-from sdjax.service import descriptions, library, orders, provenance, records, sharing
+from sdjax.service import descriptions, library, orders, records, sharing
 from sdjax.service.library import Library
 from sdjax.service.place import Place
 from sdjax.settings import SettingError
@@ -70,7 +71,7 @@ def test_what_a_file_tells(place):
     about = descriptions.of("lora", path)
     assert about["words"] == [["pen", 5], ["ink", 4]] and about["base"] == "sd1"
     assert about["training"]["rank"] == "4" and about["training"]["rate"] == "1e-4"
-    assert about["hashes"]["autov3"] == provenance.adapter_hash(path)
+    assert about["hashes"]["autov3"] == autov3(path)
     for width, base in ((1024, "sd2"), (2048, "sdxl"), (64, "")):
         assert descriptions.of("lora", lora(place.adapters / "w.safetensors", width, format="pt"))["base"] == base
     modelspec = {
@@ -150,7 +151,7 @@ def test_a_package_holds_what_others_need_and_nothing_private(place, tmp_path):
         and "![](pictures/00.png)" in card
     )
     assert TensorFile(out / "ink.safetensors").metadata == {"ss_network_dim": "4", "ss_learning_rate": "1e-4"}
-    assert provenance.adapter_hash(out / "ink.safetensors") == provenance.adapter_hash(path)
+    assert autov3(out / "ink.safetensors") == autov3(path)
     for name, tensor in load_file(path).items():
         np.testing.assert_array_equal(load_file(out / "ink.safetensors")[name], tensor)
     assert records.read(out / "pictures/00.png")["seed"] == 4

@@ -13,10 +13,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from sdjax.formats.adapters import reading as adapters
+from sdjax.formats.adapters import file as files
+from sdjax.formats.storage.hashes import autov3, sha256
 from sdjax.formats.storage.tensor_file import TensorFile
 from sdjax.service import provenance
-from sdjax.service.hashes import sha256
 
 PREVIEWS = (".preview.png", ".png", ".preview.jpg", ".jpg", ".jpeg", ".preview.webp", ".webp")
 MOST = 1 << 20  # bytes of a card beside a file
@@ -56,7 +56,7 @@ def hashes(path: Path) -> dict[str, str]:
     if path.is_dir():
         return {"autov2": provenance.model_hash(path)}
     whole = sha256(path)
-    return {"sha256": whole, "autov2": whole[:10], "autov3": provenance.adapter_hash(path)}
+    return {"sha256": whole, "autov2": whole[:10], "autov3": autov3(path)}
 
 
 def preview(path: Path) -> Path | None:
@@ -78,10 +78,10 @@ def whole_kind(names: Collection[str]) -> str | None:
 
 def _header(path: Path) -> tuple[dict[str, str], Collection[str]]:
     try:
-        names, metadata = adapters.described(path) if path.is_file() else ((), {})
+        held = files.of(path)
     except (ValueError, OSError):
         return {}, ()
-    return metadata, names or ()
+    return held.metadata, held.names or ()
 
 
 def _base(metadata: dict[str, str], path: Path, names: Collection[str]) -> str:

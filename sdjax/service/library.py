@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdjax.formats.adapters import attach
-from sdjax.formats.adapters import reading as adapters
+from sdjax.formats.adapters import attach, reading
+from sdjax.formats.adapters import file as adapters
+from sdjax.formats.adapters import format as formats
 from sdjax.formats.storage import files
 from sdjax.service import descriptions
 from sdjax.service.place import Place
 from sdjax.settings import SettingError
 from sdjax.trees import listing
 
-KINDS = ("model", "vae", "controlnet", "lora", "embedding", "hypernet")
+WHOLE = ("model", "vae", "controlnet")
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
 WEIGHTS = (".safetensors", ".ckpt")  # of whole models
 CLASSES = {"ControlNetModel": "controlnet", "AutoencoderKL": "vae"}  # of diffusers' config.json
@@ -50,6 +51,11 @@ class Entry:
         return Path(self.name).stem if self.path is not None and self.path.is_file() else self.name
 
 
+def known() -> tuple[str, ...]:
+    """Returns all kinds of entries: of whole models, and what kinds of adapters are called."""
+    return (*WHOLE, *dict.fromkeys(kind.called for kind in formats.known().values() if kind.called))
+
+
 class Library:
     """What lies below a place's folders; described once per path, size and time, in place/library.json."""
 
@@ -72,8 +78,9 @@ class Library:
 
     def entries(self, *kinds: str) -> list[Entry]:
         """Returns what there is now of some kinds, or of all, by name."""
-        found = {(one.kind, one.name): one for one in self._walk() if one.kind in (kinds or KINDS)}
-        return sorted(found.values(), key=lambda one: (KINDS.index(one.kind), one.name.casefold()))
+        every = known()
+        found = {(one.kind, one.name): one for one in self._walk() if one.kind in (kinds or every)}
+        return sorted(found.values(), key=lambda one: (every.index(one.kind), one.name.casefold()))
 
     @property
     def own(self) -> Entry:
@@ -103,13 +110,13 @@ class Library:
                 kind = self._once(path, "kind", _file_kind)
             else:
                 continue
-            if kind in KINDS:
+            if kind is not None:
                 yield Entry(kind, name, str(path), path)
 
     def _adapters(self, root: Path) -> Iterator[Entry]:
         for path, names in attach.Folder(root).files.items():
             kind = self._once(path, "kind", _adapter_kind)
-            if kind in KINDS:
+            if kind is not None:
                 yield Entry(kind, names[0], str(path), path)
 
     def find(self, kind: str, name: str, setting: str = "") -> Entry:
@@ -231,17 +238,16 @@ def _file_kind(path: Path) -> str | None:
     if path.suffix.lower() != ".safetensors":
         return "vae" if ".vae." in path.name.lower() else "model" if path.suffix.lower() in WEIGHTS else None
     try:
-        names, _ = adapters.described(path)
+        names = adapters.of(path).names
     except (ValueError, OSError):
         return None
     return descriptions.whole_kind(names or ())
 
 
 def _adapter_kind(path: Path) -> str | None:
-    if path.suffix.lower() not in (*attach.SUFFIXES, *attach.PICTURES):
-        return None
+    """Returns what the kind of an adapter's file is called, None where it is none that can be attached."""
     try:
-        kind = adapters.kind(path)
+        kind = reading.kind(path)
     except (ValueError, OSError):
         return None
-    return kind if kind in KINDS else None
+    return kind.called or None if kind is not None else None

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.formats.adapters import attach
+from sdjax.formats.adapters import format as formats
 from sdjax.sampling.fields import Field, Size, fields, make
 from sdjax.sampling.settings import TASKS, Interpolate, Task
 from sdjax.service.library import Library
-from sdjax.service.request import EXPECTED, Request, by_name, several, taken_apart
+from sdjax.service.request import Request, by_name, several, taken_apart
 from sdjax.settings import UNSAID, SettingError, nearest
+from sdjax.text import grammars
 
 MOST = 100  # pictures of one job
 NAMED = {"model": "model", "vae": "vae", "control": "controlnet"}  # settings that name what a library has
@@ -85,7 +87,7 @@ def _settings(library: Library, task: str, values: Mapping[str, Any]) -> Task:
     made = make(TASKS[task], {"dtype": library.place.dtype, **found})
     for one in made.adapter:
         if not by_name(one):
-            raise SettingError("adapter", one, EXPECTED)
+            raise SettingError("adapter", one, grammars.expected(formats.tags()))
     folder = attach.Folder(adapters(library))
     for one in taken_apart(made)[1]:
         attach.find(folder, one.name)

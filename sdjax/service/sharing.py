@@ -7,10 +7,8 @@ they are asked for: texts and names of files in pictures, and what trainers writ
 """
 
 import contextlib
-import json
 import secrets
 import shutil
-import struct
 import tempfile
 import time
 import zipfile
@@ -20,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from sdjax.formats.storage import files
+from sdjax.formats.storage import files, headers
 from sdjax.images import reading
 from sdjax.service import descriptions, records
 from sdjax.service.library import Entry, Library
@@ -32,7 +30,6 @@ PRIVATE = (
     "ss_training_comment", "ss_training_started_at", "ss_training_finished_at", "ss_vae_name", "ss_output_name",
 )  # fmt: skip
 BESIDE = (*descriptions.PREVIEWS, ".json", ".civitai.info")
-MOST_HEADER = 100 << 20  # bytes; the safetensors format's own limit
 MOST_PICTURES = 20
 
 
@@ -107,21 +104,12 @@ def _shareable(path: Path, folder: Path, private: bool) -> Path:
     """Returns a file without what its metadata tells of its owner; the tensors, and so AutoV3, stay as they are."""
     if private or path.suffix != ".safetensors":
         return path
-    with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        if size > MOST_HEADER:
-            raise SettingError("name", path.name, "a safetensors file")
-        header = json.loads(file.read(size))
-        metadata = header.get("__metadata__", {})
-        if not set(PRIVATE) & metadata.keys():
-            return path
-        header["__metadata__"] = {name: value for name, value in metadata.items() if name not in PRIVATE}
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        made = folder / f"{secrets.token_hex(8)}.safetensors"
-        with made.open("wb") as written:
-            written.write(struct.pack("<Q", len(text)) + text)
-            shutil.copyfileobj(file, written, 1 << 20)
+    told = headers.metadata(path)
+    if not set(PRIVATE) & told.keys():
+        return path
+    made = folder / f"{secrets.token_hex(8)}.safetensors"
+    shutil.copyfile(path, made)
+    headers.tell(made, {name: value for name, value in told.items() if name not in PRIVATE})
     return made
 
 

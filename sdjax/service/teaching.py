@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdjax.service.library import Library
+from sdjax.service.library import Library, known
 from sdjax.service.place import Place
 from sdjax.service.queue import DONE, FAILED, STOPPED, Job, Queue
 from sdjax.settings import UNSAID, SettingError, shown
@@ -79,7 +79,8 @@ def _loaded(library: Library, order: Mapping[str, Any], key: str) -> Any:
     if not isinstance(settings, dict):
         raise SettingError("settings", settings, "an object of names and plain values")
     for name, value in settings.items():
-        if not NAME.fullmatch(name) or name in OWN or name.startswith("data.source"):
+        place = name in OWN or name.startswith("data.source") or name.rpartition(".")[2] in ("path", "cache")
+        if place or not NAME.fullmatch(name):
             raise SettingError(name, value, "a setting of the recipe that is no place of files")
         items.append(f"{name}={_plain(name, value)}")
     return load(there[recipe], items)
@@ -122,8 +123,7 @@ def _pictures(place: Place, data: Any) -> list[str]:
 def _named(library: Library, setting: str, name: Any) -> str:
     if not isinstance(name, str):
         raise SettingError(setting, name, "a name of the library")
-    kinds = ("model",) if setting == "model" else ("model", "lora", "embedding", "hypernet")
-    for kind in kinds:
+    for kind in ("model",) if setting == "model" else known():
         with contextlib.suppress(SettingError):
             return library.find(kind, name).source
     raise SettingError(setting, shown(name), "a name of the library")

@@ -10,7 +10,7 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 
 from sdjax.service import descriptions, sharing
-from sdjax.service.library import KINDS, Entry
+from sdjax.service.library import Entry, known
 from sdjax.settings import UNSAID, SettingError, nearest
 from sdjax.web.services import Services, asks, body
 
@@ -24,15 +24,15 @@ def router(services: Services) -> APIRouter:
     routes, library = APIRouter(prefix="/api/library", tags=["library"]), services.library
 
     def found(kind: str, name: str) -> Entry:
-        if kind not in KINDS:
-            raise HTTPException(404, f"{kind[:40]!r}: expected one of {', '.join(KINDS)}")
+        if kind not in known():
+            raise HTTPException(404, f"{kind[:40]!r}: expected one of {', '.join(known())}")
         return library.find(kind, name)
 
     def shown(one: Entry) -> dict[str, Any]:
-        known = library.known_of(one)
+        told = library.known_of(one)
         seen = one.path is not None and descriptions.preview(one.path) is not None
         about = {"kind": one.kind, "name": one.name, "title": library.title(one), "preview": seen}
-        return {**about, **library.notes(one), **known}
+        return {**about, **library.notes(one), **told}
 
     async def named(kind: str, request: Request, *keys: str) -> tuple[Entry, dict[str, Any]]:
         """The entry that a body names, and the body, whose other keys are known."""
