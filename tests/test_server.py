@@ -274,12 +274,14 @@ TRAINS = {"steps": 6, "checkpoint": 1, "log": 1, "data.batch": 2, "method.init":
 
 def test_training_is_killed_stopped_and_resumed(served, tmp_path):
     client, files = served.client(), photos(tmp_path / "photos")
-    job = client.train("textual_inversion", files, settings={**TRAINS, "steps": 40}, name="noise")
+    job = client.train("textual_inversion", files, settings={**TRAINS, "steps": 200}, name="noise")
     picture = client.submit(prompt="between", steps=STEPS)
     step = wait_for(lambda: (now := client.job(job["id"])["step"]) > 4 and now, 180)
     assert client.job(picture["id"])["state"] == "waiting"
     assert served.kill_worker()
     later = wait_for(lambda: (now := client.job(job["id"])["step"]) > step and now, 180)
+    client.post(f"/api/jobs/{job['id']}/sample")
+    wait_for(lambda: client.get(f"/api/jobs/{job['id']}/samples"), 120)
     client.stop(job["id"])
     assert over(client, job)["state"] == "stopped" and over(client, picture)["state"] == "done"
     events = [line["event"] for line in client.get(f"/api/jobs/{job['id']}/figures") if "event" in line]
@@ -289,9 +291,14 @@ def test_training_is_killed_stopped_and_resumed(served, tmp_path):
     done = over(client, job, 240)
     assert done["state"] == "done" and done["step"] >= later, done
     figures = [line for line in client.get(f"/api/jobs/{job['id']}/figures") if "loss" in line]
-    assert figures[-1]["step"] == 40 and "result:" in client._call(f"/api/jobs/{job['id']}/log").decode()
-    (path,) = client.export(job["id"], tmp_path / "export")
-    assert path.name == "learned_embeds.safetensors" and path.stat().st_size > 100
+    assert figures[-1]["step"] == 200 and "result:" in client._call(f"/api/jobs/{job['id']}/log").decode()
+    sizes = {path.name: path.stat().st_size for path in client.export(job["id"], tmp_path / "export")}
+    assert sizes["learned_embeds.safetensors"] > 100
+    client.post(f"/api/jobs/{job['id']}/keep", {"name": "noise"})
+    assert "noise" in client.get("/sdapi/v1/embeddings")["loaded"]
+    for name in ("noise", "../noise", "", 3):
+        with pytest.raises(ServerError, match="name"):
+            client.post(f"/api/jobs/{job['id']}/keep", {"name": name})
 
 
 def test_a_worker_without_a_server_ends_its_jobs_and_then_itself(served):

@@ -35,7 +35,7 @@ class Drawing:
 
         self.place, self.queue, self.stop = place, queue, stop
         self.library = Library(place)
-        self.maker = Maker(orders.adapters(self.library))
+        self.maker = Maker(place.named)
         self.colours = latent_colours.Kept(place.root)
         self.job: Job | None = None
         self.phase = ""

@@ -98,8 +98,7 @@ class Library:
                 yield Entry("model", f"run {run.parent.name[:8]}", str(run), run)
         if self.place.models is not None:
             yield from self._models(self.place.models)
-        if self.place.adapters is not None:
-            yield from self._adapters(self.place.adapters)
+        yield from self._adapters(self.place.named)
 
     def _models(self, root: Path) -> Iterator[Entry]:
         for path in _visible(root):

@@ -9,7 +9,6 @@ both are looked up and never become part of a path unseen.
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from sdjax.formats.adapters import attach
@@ -70,11 +69,6 @@ def requests(library: Library, order: Mapping[str, Any]) -> list[Request]:
     return [dataclasses.replace(one, folder=folder) for one in several([made], count)]
 
 
-def adapters(library: Library) -> Path:
-    """Returns the folder of adapters that prompts name, which may be empty."""
-    return library.place.adapters or library.place.root / "adapters"
-
-
 def _settings(library: Library, task: str, values: Mapping[str, Any]) -> Task:
     """Returns the settings as the Maker takes them, with paths in the place of names."""
     known, found = fields(TASKS[task]), {}
@@ -88,7 +82,7 @@ def _settings(library: Library, task: str, values: Mapping[str, Any]) -> Task:
     for one in made.adapter:
         if not by_name(one):
             raise SettingError("adapter", one, grammars.expected(formats.tags()))
-    folder = attach.Folder(adapters(library))
+    folder = attach.Folder(library.place.named)
     for one in taken_apart(made)[1]:
         attach.find(folder, one.name)
     return made

@@ -50,6 +50,11 @@ class Place:
         """The file whose lock the process has that uses the device."""
         return self.root / "device.lock"
 
+    @property
+    def named(self) -> Path:
+        """The folder of adapters that prompts name, which may not be there."""
+        return self.adapters or self.root / "adapters"
+
     def picture(self, name: str) -> Path:
         """Returns the path of a picture.  Raises ValueError for what is no picture's name."""
         return self._file("pictures", name)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -17,10 +18,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sdjax.formats.storage import files
 from sdjax.service.library import Library, known
 from sdjax.service.place import Place
 from sdjax.service.queue import DONE, FAILED, STOPPED, Job, Queue
 from sdjax.settings import UNSAID, SettingError, shown
+from sdjax.training import asked
 
 RECIPES = Path(__file__).parents[2] / "configs"  # of a checkout; an installed package has none
 EVERY = 0.3  # seconds between two looks at a run's figures
@@ -38,7 +41,7 @@ OWN = (
 NAME = re.compile(r"[a-zA-Z_]\w*(\.\w+)*")
 SUBJECT = re.compile(r"[\w][\w -]{0,60}")
 TAIL = 1 << 16  # bytes of a file's end that are looked at
-ORDERS = {"sample": "sample-now", "save": "save-now"}  # files that a run looks for
+ORDERS = {"sample": asked.SAMPLE, "save": asked.SAVE}  # files that a run looks for
 
 
 def recipes() -> dict[str, Path]:
@@ -144,6 +147,7 @@ def run(place: Place, queue: Queue, id: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with _logged(folder / "log.txt"), _watched(queue, job, folder):
         state, error = _trained(place, job, folder)
+    queue.update(id, step=int(last_figures(folder).get("step", 0)))
     if state == STOPPED and (now := queue.get(id)) is not None and now.asked != "stop":
         queue.back(id)
         raise SystemExit(0)
@@ -220,8 +224,29 @@ def _watched(queue: Queue, job: Job, folder: Path) -> Iterator[None]:
 def result(folder: Path) -> dict[str, Any]:
     """Returns {"export": names of files, "samples": names, "figures": the last ones} of a run's folder."""
     export = folder / "export"
-    files = sorted(path.relative_to(export).as_posix() for path in export.rglob("*") if path.is_file())
-    return {"export": files, "samples": samples(folder), "figures": last_figures(folder)}
+    left = sorted(path.relative_to(export).as_posix() for path in export.rglob("*") if path.is_file())
+    return {"export": left, "samples": samples(folder), "figures": last_figures(folder)}
+
+
+def keep(place: Place, key: str, name: str) -> list[str]:
+    """Copies the adapters that a run left to those that prompts name, under a name; returns the files' names.
+
+    Raises SettingError for a name that is none or is taken, and for a run that left no adapter.
+    """
+    if not isinstance(name, str) or not SUBJECT.fullmatch(name):
+        raise SettingError("name", name, "letters, digits, '-' and spaces, at most 60")
+    there = sorted((place.run(key) / "export").glob("*.safetensors"))
+    if not there:
+        raise SettingError("job", key[:8], "a run that left an adapter; a whole model is in the library already")
+    place.named.mkdir(mode=0o700, exist_ok=True)
+    made = [f"{name}{f'-{i + 1}' if i else ''}.safetensors" for i in range(len(there))]
+    for one in made:
+        if (place.named / one).exists():
+            raise SettingError("name", name, "a name that is not taken")
+    for path, one in zip(there, made, strict=True):
+        with files.new_file(place.named / one) as temporary:
+            shutil.copyfile(path, temporary)
+    return made
 
 
 def samples(folder: Path) -> list[str]:

@@ -21,7 +21,7 @@ KEYS = ("task", "settings", "count")
 BEAT = 15.0  # seconds after which a stream that has nothing to say sends a comment
 LOOK = 0.1
 MOST = 500  # jobs of one answer
-ASKED = ("stop", "skip", "resume", "move", "sample", "save")
+ASKED = ("stop", "skip", "resume", "move", "sample", "save", "keep")
 
 
 def shown(job: Job) -> dict[str, Any]:
@@ -120,7 +120,10 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/jobs/{id}/{what}")
     async def ask(id: int, what: str, request: Request) -> dict[str, Any]:
-        """stop, skip (the next picture), resume, move ({"before": id}), sample and save (of a training run)."""
+        """stop, skip (the next picture), resume, move ({"before": id}); of a run: sample, save, keep ({"name": text}).
+
+        keep copies the adapter that a run left to those that prompts name.
+        """
         job = found(id)
         if what not in ASKED:
             raise HTTPException(404, f"{what[:40]!r}: expected one of {', '.join(ASKED)}")
@@ -128,6 +131,8 @@ def router(services: Services) -> APIRouter:
             if job.kind != "training" or job.state != RUNNING:
                 raise HTTPException(409, f"job {id}: is no training run that is under way")
             teaching.order(place.run(job.key), what)
+        elif what == "keep":
+            await run_in_threadpool(teaching.keep, place, job.key, (await body(request)).get("name", ""))
         elif what == "move":
             before = (await body(request)).get("before")
             if before is not None and type(before) is not int:
