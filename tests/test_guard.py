@@ -346,6 +346,23 @@ def test_few_pictures_of_one_request(shared):
     assert ask(shared, "POST", "/sdapi/v1/txt2img", body).status == 422
 
 
+def test_many_send_the_same_picture_at_once(place):
+    data = png(300, 300)
+    with ThreadPoolExecutor(8) as threads:
+        names = set(threads.map(lambda _: uploads.keep(place, data), range(32)))
+    assert [path.name for path in (place.root / "uploads").iterdir()] == list(names)
+
+
+def test_a_large_picture_is_taken(app):
+    noise = np.random.default_rng(0).integers(0, 255, (1500, 2000, 3), np.uint8)
+    Image.fromarray(noise).save(written := io.BytesIO(), "PNG", compress_level=0)
+    data = written.getvalue()
+    assert len(data) > 8 << 20
+    assert ask(app, "POST", "/api/uploads", data, {"content-type": "image/png"}).status == 201
+    got = ask(app, "POST", "/sdapi/v1/png-info", {"image": b64(data)})
+    assert got.status == 200 and got.json()["info"] == ""
+
+
 def test_old_uploads_go_and_those_that_jobs_wait_for_stay(place):
     names = [uploads.keep(place, png(32 + i)) for i in range(5)]
     for i, name in enumerate(names):

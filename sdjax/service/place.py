@@ -38,6 +38,8 @@ class Place:
         for folder in (self.root, *(self.root / name for name in FOLDERS)):
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
+        for left in (self.root / "uploads").glob(".*"):  # of a server that died while somebody sent it
+            left.unlink(missing_ok=True)
         return self
 
     @property

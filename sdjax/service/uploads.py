@@ -8,6 +8,7 @@ import binascii
 import hashlib
 import os
 import re
+import tempfile
 import zipfile
 from collections.abc import Iterable
 from io import BytesIO
@@ -59,13 +60,15 @@ def keep(place: Place, data: bytes, setting: str = "image") -> str:
     if path.is_file():
         os.utime(path)
         return path.name
-    with files.new_file(path) as temporary:
-        temporary.write_bytes(data)
+    descriptor, name = tempfile.mkstemp(prefix=".", suffix=f".{kind}", dir=path.parent)  # several may send the same
     try:
-        reading.picture(path)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+        reading.picture(name)
+        os.replace(name, path)
     except (ValueError, OSError) as error:
-        path.unlink(missing_ok=True)
-        said = str(error).splitlines()[0].removeprefix(f"{path}: ")
+        os.unlink(name)
+        said = str(error).splitlines()[0].removeprefix(f"{name}: ")
         raise SettingError(setting, f"{len(data)} bytes", "a picture", said) from None
     return path.name
 

@@ -21,7 +21,7 @@ from typing import Any
 from sdjax.service.place import Place, private
 from sdjax.service.queue import CANCELLED, DONE, FAILED, Job, Queue
 
-IDLE = 5.0  # seconds that a worker without a server waits for jobs
+IDLE = 3.0  # seconds that a worker without a server waits for jobs
 LOOK = 0.05  # seconds between two looks at an empty queue
 NICE = 5  # the server answers while pictures are made
 LOCK = "SDJAX_DEVICE"  # the descriptor of the lock, for the program that this one becomes

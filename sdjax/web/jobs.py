@@ -93,7 +93,10 @@ def router(services: Services) -> APIRouter:
             raise SettingError("settings", values, "an object")
         return shown(await services.put(given.get("task", "text2img"), values, given.get("count", 1), "api"))
 
-    @routes.post("/training", status_code=201)
+    trains: dict[str, Any] = {name: {"type": "string"} for name in ("recipe", "model", "init", "name")}
+    trains |= {"settings": {"type": "object"}, "data": {"type": "object"}}
+
+    @routes.post("/training", status_code=201, openapi_extra=asks(trains, ("recipe",), False))
     async def train(request: Request) -> dict[str, Any]:
         """Puts a training run: {"recipe", "data", "model", "init", "settings", "name"}; see service/teaching.py."""
         order, steps = await run_in_threadpool(teaching.order_of, services.library, await body(request))
