@@ -185,7 +185,7 @@ def test_controlnet_units(client):
     assert "Task: controlnet" in json.loads(again["info"])["infotexts"][0]
     with pytest.raises(ServerError, match="control"):
         txt2img(client, alwayson_scripts={"controlnet": {"args": [{**unit, "model": "nothing"}]}})
-    with pytest.raises(ServerError, match="module"):
+    with pytest.raises(ServerError, match="module|preprocess"):
         txt2img(client, alwayson_scripts={"controlnet": {"args": [{**unit, "module": "mediapipe"}]}})
 
 

@@ -194,9 +194,6 @@ async def _controlled(asked: Asked, units: list[dict[str, Any]], keep: Keep) -> 
     values, begun = asked.values, asked.values.get("image")
     pictures = []
     for unit in units:
-        module = unit.get("module")
-        if module not in NO_NAME:
-            raise SettingError("module", module, "none: a picture that a preprocessor made")
         given = unit.get("image", unit.get("input_image"))
         given = given.get("image") if isinstance(given, dict) else given
         if not given and begun is None:
@@ -204,6 +201,10 @@ async def _controlled(asked: Asked, units: list[dict[str, Any]], keep: Keep) -> 
         pictures.append(await keep(given, "controlnet image") if given else begun)
         if unit.get("control_mode", 0) not in (*BALANCED, *GUESS):
             asked.notes.append(f"control_mode {unit['control_mode']!r} acts as Balanced")
+    makers = [_maker(unit) for unit in units if unit.get("module") not in NO_NAME]
+    if makers and ("preprocess" not in fields(TASKS["controlnet"]) or len(makers) != len(units)):
+        raise SettingError("module", makers[0], "none, for pictures that a preprocessor made")
+    values |= {"preprocess": makers} if makers else {}
     values |= {
         "control": [unit["model"] for unit in units],
         "control_image": pictures,
@@ -218,6 +219,13 @@ async def _controlled(asked: Asked, units: list[dict[str, Any]], keep: Keep) -> 
             asked.notes.append("resize_mode of units acts as Crop and Resize where there is no init_image")
         values.pop("strength", None)
         values.pop("feather", None)
+
+
+def _maker(unit: Mapping[str, Any]) -> str:
+    """Returns the condition that a unit's picture is to become, with canny's two thresholds where they are given."""
+    name, ends = str(unit["module"]), [unit.get(f"threshold_{one}") for one in "ab"]
+    given = name == "canny" and all(isinstance(end, (int, float)) and end > 0 for end in ends)
+    return f"canny:low={ends[0]:g},high={ends[1]:g}" if given else name
 
 
 def _one_of(table: Mapping[Any, str], value: Any, name: str) -> str:
