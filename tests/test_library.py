@@ -101,13 +101,14 @@ def test_a_file_is_described_once_and_again_where_it_changed(place, monkeypatch)
     path, read = lora(place.adapters / "ink.safetensors"), []
     of = descriptions.of
     monkeypatch.setattr(library.descriptions, "of", lambda *given: read.append(given) or of(*given))
-    going = threading.Event()
-    Library(place).describe_all(going)
+    over = threading.Event()
+    over.set()
+    Library(place).describe_all(over)
     assert read == []
-    going.set()
-    Library(place).describe_all(going)
+    over.clear()
+    Library(place).describe_all(over)
     again = Library(place)
-    again.describe_all(going)
+    again.describe_all(over)
     entry = again.find("lora", "ink")
     assert len(read) == 1 and again.known_of(entry)["base"] == "sd1" and again.hash(entry) == again.title(entry)[5:-1]
     os.utime(path, (1, 1))

@@ -29,6 +29,7 @@ WHOLE = ("model", "vae", "controlnet")
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
 WEIGHTS = (".safetensors", ".ckpt")  # of whole models
 CLASSES = {"ControlNetModel": "controlnet", "AutoencoderKL": "vae"}  # of diffusers' config.json
+EVERY = 30.0  # seconds between two looks for new files
 MOST_NOTES, MOST_TAGS = 20_000, 50
 BUILT_IN = ("pocket",)
 
@@ -62,6 +63,7 @@ class Library:
     def __init__(self, place: Place) -> None:
         self.place, self.kept, self.lock = place, place.root / "library.json", threading.Lock()
         self.known: dict[str, Any] = self._read()
+        self.saved = ""
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -70,9 +72,13 @@ class Library:
             return {}
 
     def save(self) -> None:
-        """Keeps what was found out."""
-        with self.lock, files.new_file(self.kept) as temporary:
-            temporary.write_text(json.dumps(self.known))
+        """Keeps what was found out, where that is news."""
+        with self.lock:
+            text = json.dumps(self.known)
+            if text != self.saved:
+                with files.new_file(self.kept) as temporary:
+                    temporary.write_text(text)
+                self.saved = text
 
     # ---- what there is ---------------------------------------------------------------------------
 
@@ -175,14 +181,20 @@ class Library:
         except ValueError:
             return {}
 
-    def describe_all(self, going: threading.Event) -> None:
-        """Describes all that is there, for a thread; ends early where `going` is cleared."""
+    def describe_all(self, over: threading.Event) -> None:
+        """Describes all that is there; ends early where `over` is set."""
         for one in self.entries():
-            if not going.is_set():
+            if over.is_set():
                 return
             with contextlib.suppress(ValueError, OSError):
                 self.described(one)
         self.save()
+
+    def watch(self, over: threading.Event) -> None:
+        """Describes all that is there and what comes, for a thread, until `over` is set."""
+        while not over.is_set():
+            self.describe_all(over)
+            over.wait(EVERY)
 
     def _kept(self, entry: Entry) -> dict[str, Any]:
         if entry.path is None:
@@ -198,7 +210,9 @@ class Library:
             if not held or held.get("state") != state:
                 held = self.known[str(path)] = {"state": state}
         if name not in held:
-            held[name] = find(path)
+            found = find(path)
+            with self.lock:
+                held[name] = found
         return held[name]
 
 

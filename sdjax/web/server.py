@@ -145,15 +145,14 @@ def kept(services: Services) -> Iterator[None]:
     """A context in which a worker lives, and the library is described in the background."""
     place, queue = services.place, services.queue
     queue.options(server=os.getpid())
-    keeper, going = Keeper(place, queue), threading.Event()
-    going.set()
-    reader = threading.Thread(target=services.library.describe_all, args=(going,), daemon=True)
+    keeper, over = Keeper(place, queue), threading.Event()
+    reader = threading.Thread(target=services.library.watch, args=(over,), daemon=True)
     keeper.start()
     reader.start()
     try:
         yield
     finally:
-        going.clear()
+        over.set()
         queue.options(server=0)
         keeper.stop()
 
