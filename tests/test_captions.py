@@ -1,9 +1,11 @@
 """Captions: beside pictures, in metadata.jsonl of any folder, by folders' names; and what else a folder holds."""
 
 import collections
+import csv
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -53,6 +55,27 @@ def test_metadata_of_sub_folders_names_pictures_from_there_and_the_nearest_count
     assert found(tmp_path / "train" / "2.png") == {"2.png": "near 2"}
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_metadata_in_columns(kind, tmp_path):
+    make(tmp_path, "a.png", "train/b.png")
+    rows = {"file_name": ["./a.png", "train/b.png"], "text": ['a "red"  cat, on grass', "a dög"], "more": ["1", "2"]}
+    path = tmp_path / f"metadata.{kind}"
+    if kind == "csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([list(rows), *zip(*rows.values(), strict=True)])
+    else:
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table(rows), path)
+    assert found(tmp_path) == {"a.png": 'a "red" cat, on grass', "b.png": "a dög"}
+    metadata(tmp_path, **{"a.png": "x"})
+    with pytest.raises(ValueError, match=r"metadata\..* lies beside it; expected one of them"):
+        reading.find(tmp_path)
+    (tmp_path / "metadata.jsonl").unlink()
+    path.write_bytes(b"file_name,words\na.png,x\n")
+    with pytest.raises(ValueError, match=rf"metadata\.{kind}(, line 2: expected|: cannot be read)"):
+        reading.find(tmp_path)
+
+
 def test_a_word_does_not_take_the_place_of_captions_in_sub_folders(tmp_path):
     make(tmp_path, "train/1.png")
     metadata(tmp_path / "train", **{"1.png": "a dog on a sofa"})
@@ -96,7 +119,7 @@ def test_kohyas_folders_say_how_often_and_what(tmp_path):
 def test_an_epoch_shows_each_picture_as_often_as_its_folder_says_and_goes_on_in_the_same_order(tmp_path):
     make(tmp_path, "3_sks dog/1.png", "3_sks dog/2.png", "1_dog/3.png", "4.png")
     (tmp_path / "4.txt").write_text("a house")
-    data = batches.build(Data(path=str(tmp_path), size=32, batch=4), pipeline.load("random:tiny"), 0)
+    data = batches.build(Data(path=str(tmp_path), size=32, batch=4, encode=False), pipeline.load("random:tiny"), 0)
     assert len(data.source) == 4 and sorted(data.source.epoch()) == [0, 1, 1, 1, 2, 2, 2, 3]
     stream = data.iterate(0, threads=0)
     steps = [next(stream) for _ in range(4)]  # two epochs
@@ -104,8 +127,7 @@ def test_an_epoch_shows_each_picture_as_often_as_its_folder_says_and_goes_on_in_
     for epoch in (tones[:8], tones[8:]):
         assert collections.Counter(epoch.astype(int).tolist()) == {0: 3, 1: 3, 2: 1, 3: 1}
     again = next(data.iterate(2, threads=0))
-    for name, rows in again.items():
-        np.testing.assert_array_equal(rows, steps[2][name])
+    jax.tree.map(np.testing.assert_array_equal, again, steps[2])
 
 
 def test_repeats_leave_subjects_the_fingerprint_and_one_picture_as_they_are(tmp_path):

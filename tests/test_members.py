@@ -261,7 +261,9 @@ class Squares(Examples):
 """)  # fmt: skip
     from sdjax.data import batches
 
-    settings = sdjax.settings.override(run(Chain()), ["data.path=grey", "data.source=None", "data.level=255"])
+    settings = sdjax.settings.override(
+        run(Chain()), ["data.path=grey", "data.source=None", "data.level=255", "data.encode=False"]
+    )
     assert settings.data.source.level == 255
     batch = batches.build(settings.data, pipeline.load("random:tiny"), 0)[0]
     assert batch["pixels"].shape == (2, 32, 32, 3) and (batch["pixels"] == 1).all()

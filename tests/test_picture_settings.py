@@ -30,11 +30,10 @@ COMMON = {
     "weight",
     "strength",
     "resize",
-    "schedule",
 }
 COMMON |= {"variation", "dtype", "tile", "overlap", "guidance", "grammar", "hires"}
-# Asked for by the layer that opens files, and by the one that acts; `margin` by who groups masks too.
-TWICE = {"adapter", "model", "vae", "image", "mask", "control", "control_image", "margin", "hires_method"}
+# Asked for by the layer that opens files, and by the one that acts; `hires_method` also by who reads A1111's records.
+TWICE = {"adapter", "model", "vae", "image", "mask", "control", "control_image", "hires_method"}
 
 
 @declared

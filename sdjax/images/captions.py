@@ -4,18 +4,21 @@
     of_folder(Path("10_sks dog"))               # (10, "sks dog"): ten times an epoch, and a caption for want of one
 
 NAME.txt or NAME.caption holds the caption of NAME.png.  In metadata.jsonl a line {"file_name": "a.png", "text": "..."}
-names a picture as seen from that file's folder; where several name one, the nearest counts.
+names a picture as seen from that file's folder; where several name one, the nearest counts.  metadata.csv and
+metadata.parquet have the same two columns.
 
-Sources: Hugging Face's datasets, ImageFolder (metadata.jsonl); kohya's sd-scripts (.caption, REPEATS_WORDS).
+Sources: Hugging Face's datasets, ImageFolder (metadata.*); kohya's sd-scripts (.caption, REPEATS_WORDS).
 """
 
+import csv
 import json
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
+from typing import Any
 
-METADATA = "metadata.jsonl"
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 ENDINGS = (".txt", ".caption")  # the first goes before the second
 MAX_BYTES = 1 << 16
 NAMED = re.compile(r"(\d{1,4})_(.*)")  # longer numbers are dates
@@ -24,11 +27,15 @@ NAMED = re.compile(r"(\d{1,4})_(.*)")  # longer numbers are dates
 def of(root: Path, files: Iterable[Path], pictures: Iterable[Path], whole: bool = True) -> dict[Path, str]:
     """Returns {picture: caption} of the pictures that have one; files: all of the folder `root`, in order.
 
-    whole: whether these are all pictures of the folder, so that metadata.jsonl must name no other.
-    Raises ValueError for a text that is no UTF-8 or too long, a line that says nothing, and one without a picture.
+    whole: whether these are all pictures of the folder, so that metadata.* must name no other.
+    Raises ValueError for a text that is no UTF-8 or too long, a line that says nothing, one without a picture, and for
+    two files of metadata in a folder.
     """
     known, found = set(pictures), {}
-    for path in sorted((p for p in files if p.name == METADATA), key=lambda p: len(p.parts)):  # the nearest last
+    told = sorted((p for p in files if p.name in METADATA), key=lambda p: len(p.parts))  # the nearest last
+    for path in told:
+        if others := [other for other in told if other.parent == path.parent and other != path]:
+            raise ValueError(f"{path}: {others[0].name} lies beside it; expected one of them")
         named = {path.parent / name: (name, text) for name, text in _metadata(path)}
         unknown = [name for picture, (name, _) in named.items() if picture not in known]
         if whole and unknown:
@@ -75,14 +82,50 @@ def _text(path):
 
 
 def _metadata(path) -> Iterator[tuple[str, str]]:
-    """Yields (name as seen from its folder, caption) of each line of a metadata.jsonl."""
+    """Yields (name as seen from its folder, caption) of each row of a metadata file."""
+    for place, row in {".jsonl": _lines, ".csv": _cells, ".parquet": _columns}[path.suffix](path):
+        try:
+            said = posixpath.normpath(row["file_name"]), " ".join(row["text"].split())
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ValueError(f'{path}, {place}: expected {{"file_name": "...", "text": "..."}}') from None
+        yield said
+
+
+def _lines(path) -> Iterator[tuple[str, Any]]:
+    """Yields ("line 3", the line's value, None where it has none)."""
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_BYTES + 1), b""), 1):
-            if not line.strip():
-                continue
+            if line.strip():
+                try:
+                    yield f"line {number}", json.loads(line) if len(line) <= MAX_BYTES else None
+                except (ValueError, RecursionError):
+                    yield f"line {number}", None
+
+
+def _cells(path) -> Iterator[tuple[str, Any]]:
+    """Yields ("line 3", {column: cell}); None for a line that is not UTF-8, or no CSV."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        while True:
             try:
-                row = json.loads(line) if len(line) <= MAX_BYTES else {}
-                said = posixpath.normpath(row["file_name"]), " ".join(row["text"].split())
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-                raise ValueError(f'{path}, line {number}: expected {{"file_name": "...", "text": "..."}}') from None
-            yield said
+                row = next(rows)
+            except StopIteration:
+                return
+            except (csv.Error, UnicodeDecodeError):
+                row = None
+            yield f"line {rows.line_num}", row
+            if row is None:
+                return
+
+
+def _columns(path) -> Iterator[tuple[str, Any]]:
+    """Yields ("row 3", {column: value})."""
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ValueError(f"{path}: parquet needs pyarrow; pip install pyarrow, or write metadata.csv") from error
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except Exception as error:  # of pyarrow, for a damaged file
+        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+    yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))

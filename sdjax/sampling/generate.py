@@ -104,7 +104,7 @@ def between(
     shape, share, made = latent_shape(sd, way.size), np.linspace(0, 1, frames, dtype=np.float32), []
     seeds = way.seed, way.seed if way.to_seed is None else way.to_seed
     low, high = (Job((dataclasses.replace(way, seed=seed),)).start_noise(shape) for seed in seeds)
-    texts = [] if first == last else [words(sd, [text], way.clip_skip).unet.context for text in (first, last)]
+    texts = [] if first == last else [words(sd, [text], way).unet.context for text in (first, last)]
     for done in range(0, frames, count):
         places = np.minimum(np.arange(done, done + count), frames - 1)  # one shape: nothing compiles for the rest
         part = share[places][:, None, None]

@@ -60,6 +60,11 @@ def repainted(sd: StableDiffusion, job: Job, pictures: Any, masks: Any) -> Pictu
     return paste(made, pixels, holes, shared.feather)
 
 
+def together(made: settings.Task) -> bool:
+    """Returns whether masks of one call act on each other: a margin is around all of them."""
+    return getattr(made, "margin", None) is not None
+
+
 def box(hole: Bool[np.ndarray, "H W"], margin: int, size: Sequence[int]) -> tuple[slice, slice]:
     """Returns the rows and columns, slices, that hold a hole [H W] and `margin` pixels around, in the shape of `size`.
 

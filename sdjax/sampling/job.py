@@ -111,6 +111,11 @@ class Job:
         ]
         return jnp.concatenate(mixed)
 
+    def step_noise(self, shape: Any, draws: Any) -> Any:
+        """Returns the fresh noise of a plan's steps, see foreign_noise.steps; None where keys draw it."""
+        shared = self.settings
+        return foreign_noise.steps(shared.noise_source, self.each("seed"), shape, draws, shared.ensd)
+
 
 def job(task: type, prompts: str | Sequence[str], *, seeds: Any = None, **given: Any) -> Job:
     """Returns the Job of prompts, with settings of a task; seeds count from 0 where None.

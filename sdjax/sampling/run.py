@@ -9,6 +9,7 @@ Shapes: B batch, h w latent pixels, c latent channels.
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from sdjax.diffusion.samplers.plan import begin, guided_times, sample, tabulate,
 from sdjax.diffusion.wrappers import Guidance, KnownRegion, Threshold, mask_channels
 from sdjax.models.cond import Cond
 from sdjax.runtime import replicas
-from sdjax.sampling import control, finite, foreign_noise, memory
+from sdjax.sampling import control, finite, memory
 from sdjax.sampling.job import Cancelled, Job, Progress, split_keys
 from sdjax.sampling.latents import decode, encode
 from sdjax.settings import SettingError
@@ -111,7 +112,7 @@ def _run(sd, job, start, z, cond, region, *, skipped, before):
         sd = sd.add(wrappers=Threshold(np.float32(shared.threshold), np.float32(shared.threshold_limit)))
     fresh = None
     if plan.stochastic:
-        fresh = foreign_noise.steps(shared.noise_source, job.each("seed"), start.shape[1:], plan.draws, shared.ensd)
+        fresh = job.step_noise(start.shape[1:], plan.draws)
     cond, keys, z = place((cond, job.keys, z))
     with memory.told(size, count):
         if not job.progress and job.watch is None:
@@ -162,17 +163,17 @@ def _texts(sd, job, before):
     if shared.grammar != "plain":
         how = dict(steps=shared.steps, skip=skip, grammar=shared.grammar, weighting=shared.weighting, before=before)
         return conditioning.condition(sd, prompts, negative if job.guided else None, **how)
-    cond = words(sd, prompts, shared.clip_skip)
-    unwanted = words(sd, negative, shared.clip_skip) if job.guided else None
+    cond = words(sd, prompts, shared)
+    unwanted = words(sd, negative, shared) if job.guided else None
     remade = [item for conditioner in sd.conditioners for item in conditioner.remade.items()]
     if unwanted is not None and any(np.isin(unwanted.words[encoder]["ids"], ids).any() for encoder, ids in remade):
         cond = cond.replace(negative=unwanted)
     return sd, cond, unwanted
 
 
-def words(sd: StableDiffusion, prompts: Sequence[str], clip_skip: int = 1) -> Cond:
-    """Returns the cond of a list of prompts."""
-    return _condition(sd.bare, sd.tokenize(prompts), clip_skip - 1)
+def words(sd: StableDiffusion, prompts: Sequence[str], made: Any) -> Cond:
+    """Returns the cond of a list of prompts, from the layer that the settings say."""
+    return _condition(sd.bare, sd.tokenize(prompts), made.clip_skip - 1)
 
 
 def _extra_channels(sd, job, start, extra):

@@ -23,7 +23,7 @@ from sdjax.formats import pipeline
 from sdjax.formats.adapters import about
 from sdjax.formats.adapters import format as kinds
 from sdjax.formats.adapters.about import Facts
-from sdjax.formats.models.folder import INDEX, LDM_SR
+from sdjax.formats.models.folder import INDEX
 from sdjax.formats.storage import files
 from sdjax.methods.adapter import Adapter
 from sdjax.methods.chain import Chain
@@ -36,7 +36,7 @@ RUN = "Train"  # the class that a run's config.json names
 PROGRAMS = {  # that make pictures with the models of a pipeline; for others text2img.py
     "StableDiffusionInpaintPipeline": "inpaint.py --image FILE --mask FILE",
     "StableDiffusionUpscalePipeline": "upscale.py --image FILE",
-    LDM_SR: "upscale.py --image FILE",
+    "LDMSuperResolutionPipeline": "upscale.py --image FILE",
 }
 PICTURE = "{picture}"  # in `out`: the name of the run's picture
 

@@ -108,7 +108,7 @@ def _summed(stack, weight, cut, name):
         return _of(up, down, tuple(weight.shape[axis] for axis in TO_FILE[weight.ndim]))
     if len(stack) == 1 and stack[0][1] == 1 and cut.whole:
         return stack[0][0]
-    change = sum(np.float32(strength) * _change(edit, weight, name) for edit, strength in stack)
+    change = np.sum([np.float32(strength) * _change(edit, weight, name) for edit, strength in stack], 0)
     if change.ndim == 1:
         return Factored({"diff": change, "scale": np.float32(1)})
     if cut.whole:
