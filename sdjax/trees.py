@@ -154,9 +154,14 @@ def depends(function: Callable[[Any], Any], tree: Any) -> bool:
     made = jax.make_jaxpr(function)(tree).jaxpr
     touched = set(made.invars)
     for equation in made.eqns:
-        if any(x in touched for x in equation.invars if not hasattr(x, "val")):
+        if not touched.isdisjoint(variables(equation.invars)):
             touched.update(equation.outvars)
-    return any(x in touched for x in made.outvars if not hasattr(x, "val"))
+    return not touched.isdisjoint(variables(made.outvars))
+
+
+def variables(atoms: Iterable[Any]) -> list[Any]:
+    """Returns the variables among what a jaxpr's equation takes or gives; the others are constants."""
+    return [x for x in atoms if not hasattr(x, "val")]
 
 
 def named_key(key: Key[Array, ""], name: str) -> Key[Array, ""]:

@@ -19,7 +19,7 @@ from sdjax import trees
 from sdjax.runtime import locks, mesh, processes
 from sdjax.settings import to_json
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.training import checks, log, run
+from sdjax.training import checks, fit, log, run
 from sdjax.training.asked import SAMPLE, SAVE, STOP, Asked
 from sdjax.training.begin import begin, task_of
 from sdjax.training.checkpoint import Checkpoints
@@ -49,11 +49,16 @@ def train(settings: Train, out: str | Path) -> StableDiffusion:
 def _train(settings, out):
     """Runs a config in a folder that this process has; see train."""
     checks.alone(settings)
+    settings = fit.typed(settings)
     checks.microbatches(settings)
     examples = checks.pictures(settings)
     print(f"{mesh.described(settings.parallel)}; {settings.data.path}: {examples.about()}", flush=True)
     trained, frozen, data, base = begin(settings, examples=examples)
     settings = _lasting(settings, data)
+    if settings.fit:
+        settings, chosen = fit.fitted(settings, trained, frozen, data.size, "pixels" in data[0])
+        frozen = frozen.with_dtype(settings.compute, remat=settings.remat)
+        print(chosen)
     if settings.data.buckets:
         print(f"buckets: {data.plan.about()}")
     check_rates(settings.optim, trained)
@@ -61,7 +66,10 @@ def _train(settings, out):
     numbers, task = trees.count(trained), task_of(settings, frozen)
     state = initial_state(trained, tx, settings.ema)
     del trained  # it is the state's
-    place, advance = mesh.compile(of_run(settings, tx, evaluate, task), settings.parallel, settings.data.batch)
+    step = of_run(settings, tx, evaluate, task)
+    if settings.fit and settings.parallel == "single":
+        frozen = fit.aside(step, state, frozen, data[0])
+    place, advance = mesh.compile(step, settings.parallel, settings.data.batch)
     checkpoints, state = _resumed(out, settings, state, base, run.mark(examples))
     state, fixed = place.state(state), place.frozen(frozen)
     start = int(place.gather(state)["step"])

@@ -14,6 +14,7 @@ from sdjax.settings import BELOW_1, FROM_0, FROM_1, SEED, TO_1, SettingError, ch
 from sdjax.training.optim import Optim
 
 DTYPES = ("float32", "bfloat16")
+FITS = ("", "8GB", "12GB", "16GB", "24GB")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Train:
     mesh:data=N,fsdp=M.  out: the run's folder; "" for outputs/NAME of the recipe; with {picture} in it one for each.
     ema: decay of the moving average of the trained weights, 0 for none.  compute, frozen: "float32" or "bfloat16".
     remat: compute activations a second time in place of keeping them.
+    fit: 8GB, 12GB, 16GB or 24GB of a device's memory: sets types, remat, microbatches and, where nothing else does, the
+    optimizer, and says what it chose; "" leaves them.
     class_data: pictures of the subject's class, DreamBooth's prior; see there.
     min_snr: gamma of min-SNR weighting, 0 for none.  debiased: weigh errors by 1 / sqrt(SNR).
     huber: c of the pseudo-Huber error, 0 for the squared one; huber_decay: from 1 to c over the times, by snr or
@@ -64,6 +67,7 @@ class Train:
     compute: str = "float32"
     frozen: str = "float32"
     remat: bool = False
+    fit: str = ""
     min_snr: float = 0.0
     debiased: bool = False
     huber: float = 0.0
@@ -88,7 +92,7 @@ class Train:
 
     def __post_init__(self):
         check(
-            self, steps=FROM_0, seed=SEED, ema=BELOW_1, compute=DTYPES, frozen=DTYPES,
+            self, steps=FROM_0, seed=SEED, ema=BELOW_1, fit=FITS, compute=DTYPES, frozen=DTYPES,
             min_snr=FROM_0, noise_offset=FROM_0, checkpoint=FROM_0, keep=FROM_1,
             log=FROM_0, preserve=FROM_0, huber=TO_1, huber_decay=errors.DECAYS, pyramid=BELOW_1, perturbation=FROM_0,
             epochs=FROM_0, validate=FROM_1, patience=FROM_0, export_every=FROM_0,

@@ -1,0 +1,103 @@
+"""What a run needs of a device's memory, and the settings that keep it below a limit: fit=8GB, 12GB, 16GB or 24GB.
+
+    settings = typed(settings)                                     # before the model is loaded
+    settings, said = fitted(settings, trained, frozen)             # and after it
+
+The rows of a step stay those of data.batch, so what is learned stays the same: microbatches, activations computed a
+second time and, where nothing else does, factored moments make room.  Weights that do not train and computation are
+bfloat16.
+
+The account: weights that train and their gradients in float32, the optimizer's numbers, the moving average, a bfloat16
+copy for computation, one more gradient with microbatches, frozen weights as they are, and activations.  Those are
+fitted to what the compiler says of Stable Diffusion 1.5 at 512 x 512 (docs/fit_memory.json, with the commands) and go
+with the pixels and with the root of the UNet's weights, which is our estimate for other models.  A GB is 2^30 bytes, as
+devices are sold.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdjax import trees
+from sdjax.runtime import mesh
+from sdjax.settings import SettingError
+from sdjax.stable_diffusion import StableDiffusion
+
+GB = 1 << 30
+SHARE = 0.945  # of the limit; the rest is the device's own
+ROW = {False: 6.0e9, True: 0.7e9}  # bytes of activations of a row, {remat: bytes}; 5.5e9 and 0.8e9 of LoRA's one row
+FIXED, PIXELS = 0.5e9, 0.7e9  # bytes of any step, and of a row whose pixels the autoencoder encodes
+COPY = 1.5  # bytes of a weight that trains beside its float32: its bfloat16, as far as all are there at once
+UNET, AREA = 860e6, 512 * 512  # what they were measured with
+MOMENTS = {  # numbers that an optimizer keeps for each that trains
+    "adamw": 2, "muon": 2, "adafactor": 0.01, "sgd": 0, "lion": 1, "prodigy": 4, "schedule_free": 2,
+}  # fmt: skip
+
+
+def typed(settings: Any) -> Any:
+    """Returns the settings with the types that `fit` sets, as they are where it is ""."""
+    return replace(settings, compute="bfloat16", frozen="bfloat16", remat=True) if settings.fit else settings
+
+
+def fitted(settings: Any, trained: Any, frozen: StableDiffusion, size: int, pixels: bool = False) -> tuple[Any, str]:
+    """Returns (settings that need at most the limit, what was chosen in words); arguments as of bytes_of.
+
+    The first of these that fits, fastest first: the recipe's optimizer without and with activations computed a second
+    time, then adafactor so; each with as few microbatches as will do.
+    Raises SettingError where nothing does, saying what the smallest would need.
+    """
+    limit, least = SHARE * GB * int(settings.fit.removesuffix("GB")), math.inf
+    for made in _ways(settings):
+        needed = bytes_of(made, trained, frozen, size, pixels)
+        if needed <= limit:
+            n, rows = made.optim.accumulate, made.data.batch
+            said = f"rows in {n} x {rows // n}, {made.optim.kind}, remat={made.remat}, compute and frozen in bfloat16"
+            return made, f"fit={settings.fit}: {said}; about {needed / GB:.1f} GB"
+        least = min(least, needed)
+    raise SettingError("fit", settings.fit, "a larger one, less that trains, or smaller pictures",
+                       f"the least that this run needs is about {least / SHARE / GB:.1f} GB")  # fmt: skip
+
+
+def _ways(settings):
+    """Yields the settings that a run may have, fastest first."""
+    rows, devices, own = settings.data.batch, mesh.count(settings.parallel), settings.optim
+    parts = [n for n in range(own.accumulate, rows + 1) if rows % (n * devices) == 0]
+    kinds = [(own.kind, False), (own.kind, True)] + [("adafactor", True)] * (own.kind not in ("adafactor", "prodigy"))
+    for kind, remat in kinds:  # prodigy's rate is no rate for another
+        for n in parts[:1] if settings.method.whole_batch else parts:
+            yield replace(settings, optim=replace(own, kind=kind, accumulate=n), remat=remat)
+
+
+def aside(step: Any, state: Any, frozen: StableDiffusion, batch: Any) -> StableDiffusion:
+    """Returns the frozen model whose weights that a step does not look at lie in the host's memory."""
+    leaves, treedef = jax.tree.flatten(frozen)
+    made = jax.make_jaxpr(lambda leaves: step(state, treedef.unflatten(leaves), batch))(leaves).jaxpr
+    needed = set(trees.variables(made.outvars))
+    for equation in reversed(made.eqns):
+        if not needed.isdisjoint(equation.outvars):
+            needed.update(trees.variables(equation.invars))
+    kept = [x if name in needed else np.asarray(x) for name, x in zip(made.invars, leaves, strict=True)]
+    return treedef.unflatten(kept)
+
+
+def bytes_of(settings: Any, trained: Any, frozen: StableDiffusion, size: int, pixels: bool = False) -> float:
+    """Returns about how many bytes a step of these settings needs on one device.
+
+    trained, frozen: of the method's split, or their shapes.  size: a side of the pictures.  pixels: whether batches
+    hold pixels, which the autoencoder encodes within the step.
+    """
+    numbers = trees.count(trained)
+    floats = 2.0 + MOMENTS[settings.optim.kind] + (settings.optim.accumulate > 1) + (settings.ema > 0)
+    copy = COPY if settings.compute == "bfloat16" else 0
+    unseen = set() if settings.parallel != "single" else {"image_encoder"} if pixels else {"image_encoder", "vae"}
+    seen = {name: tree for name, tree in frozen.parts.items() if name not in unseen}
+    still = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((seen, frozen.reference)))
+    unet = trees.count(frozen.parts["unet"]) + trees.count(trained)
+    rows = settings.data.batch / settings.optim.accumulate / mesh.count(settings.parallel)
+    scale = size**2 / AREA * min(1.0, math.sqrt(unet / UNET))
+    wide = 1 if settings.compute == "bfloat16" else 2
+    activations = wide * rows * scale * (ROW[settings.remat] + PIXELS * pixels)
+    return numbers * (4 * floats + copy) + still + FIXED * min(1.0, unet / UNET) + activations
