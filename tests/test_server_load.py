@@ -77,6 +77,10 @@ def test_training_survives_twenty_deaths(served, tmp_path):
     options = {"steps": 120, "checkpoint": 1, "log": 1, "data.batch": 1, "preview": 0}
     job = client.train("textual_inversion", files, settings=options)
     other = client.submit(prompt="after", steps=2)
+    wait_for(lambda: client.job(job["id"])["step"] > 2, 240)
+    client.stop(job["id"])
+    wait_for(lambda: client.job(job["id"])["state"] == "stopped", 60)
+    client.post(f"/api/jobs/{job['id']}/resume")
     deaths = 0
     while deaths < MOMENTS and client.job(job["id"])["state"] not in OVER:
         before = client.job(job["id"])["step"]

@@ -36,14 +36,13 @@ def main(arguments: list[str]) -> int:
         queue = Queue(place.queue)
         queue.left()
         os.nice(max(0, NICE - os.nice(0)))
-        from sdjax.service.drawing import Drawing
-
-        drawing = Drawing(place, queue, stop)
+        drawing = None  # which takes seconds to import, and a run needs none
         alone = None  # since when no server lives
         while not stop.asked:
             job = queue.head()
             if job is not None and job.kind == "training" and queue.take(os.getpid(), job.id):
                 become(place, descriptor, "train", str(job.id))
+            drawing = drawing or _drawing(place, queue, stop)
             taken = queue.take(os.getpid(), job.id) if job is not None else None
             if taken is not None:
                 run(queue, taken, drawing)
@@ -56,6 +55,12 @@ def main(arguments: list[str]) -> int:
                 break
             time.sleep(LOOK)
     return 0
+
+
+def _drawing(place: Place, queue: Queue, stop: "Stop") -> Any:
+    from sdjax.service.drawing import Drawing
+
+    return Drawing(place, queue, stop)
 
 
 def run(queue: Queue, job: Job, drawing: Any) -> None:
