@@ -193,14 +193,16 @@ def written(table: dict[str, dict], path: Path) -> str:
     heads = list(dict.fromkeys(head for row in table.values() for head in row if not head.endswith("95 %")))
     lines = ["| way | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
     for name, row in table.items():
-        cells = [
-            f"{row[head]} ({row[low][0]:.2f} to {row[low][1]:.2f})" if (low := f"{head}, 95 %") in row else row.get(head, "")
-            for head in heads
-        ]  # fmt: skip
-        lines.append(f"| {name} | " + " | ".join(map(str, cells)) + " |")
+        lines.append(f"| {name} | " + " | ".join(cell(row, head) for head in heads) + " |")
     text = "\n".join(lines) + "\n"
     path.with_suffix(".md").write_text(text)
     return text
+
+
+def cell(row: dict, head: str) -> str:
+    """Returns one figure of the table, with its interval where there is one."""
+    low, high = row.get(f"{head}, 95 %", (None, None))
+    return f"{row.get(head, '')}" if low is None else f"{row[head]} ({low:.2f} to {high:.2f})"
 
 
 def figure(columns: dict[str, np.ndarray], subject: Subject, options: argparse.Namespace) -> Image.Image:

@@ -1,7 +1,7 @@
 """The ways to personalise a model that compare.py puts side by side: a recipe, how many pictures, steps and rates.
 
-Steps and rates of pocket are the best of a sweep on people of the validation split (compare.py sweep); no held-out person
-was looked at.
+Steps and rates of pocket are the best of a sweep on people of the validation split (compare.py --sweep); no held-out
+person was looked at.
 """
 
 from dataclasses import dataclass
