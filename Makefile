@@ -1,6 +1,7 @@
 # make demo   personalise the embedded model from one image; pictures and timings in outputs/demo/
 # make test   the test suite; make test-slow what takes longer
-# Both make .venv and install what they need first.  Everything else is the same programs with their main arguments:
+# make ui     a queue and the APIs of A1111 and OpenAI on http://127.0.0.1:7860 (ARGS="--models DIR --adapters DIR")
+# They make .venv and install what they need first.  Everything else is the same programs with their main arguments:
 #   make tune IMAGE=photo.png (into outputs/tune/photo), train-encoder, compare, verify-pytorch, bench; install, lint, format
 #   make clean  removes .venv and build; outputs/ stays
 #   MODEL   pocket, a diffusers folder, a single file or a hub id        IMAGE   one photo
@@ -18,13 +19,14 @@ PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell command -v python
 PY := .venv/bin/python
 CORE := .venv/installed-$(ACCEL)
 LINT := .venv/installed-lint
+UI := .venv/installed-ui
 TEST := .venv/installed-test
 
 ifeq ($(filter $(ACCEL),cpu cuda tpu),)
 $(error ACCEL=$(ACCEL): expected cpu, cuda or tpu)
 endif
 
-.PHONY: help install demo test test-slow train-encoder tune compare verify-pytorch bench lint format clean
+.PHONY: help install demo ui test test-slow train-encoder tune compare verify-pytorch bench lint format clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile
@@ -33,6 +35,9 @@ install: $(CORE)
 
 demo: $(CORE)
 	$(PY) sample/demo.py --model "$(MODEL)" --out outputs/demo $(ARGS)
+
+ui: $(UI)
+	$(PY) -m sdjax ui --model "$(MODEL)" $(ARGS)
 
 test: $(TEST)
 	$(PY) -m pytest $(ARGS)
@@ -95,6 +100,11 @@ $(CORE): setup.py constraints.txt | .venv/bin/python
 $(LINT): $(CORE)
 	@echo "installing what the checks need"
 	@$(call install,.[lint])
+	@touch $@
+
+$(UI): $(CORE)
+	@echo "installing what the page and the APIs need"
+	@$(call install,.[ui])
 	@touch $@
 
 # torch comes first and by its exact version, so that a wheel for CPUs at hand is taken before a larger one.

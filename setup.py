@@ -23,6 +23,8 @@ TORCH = ["torch==2.13.0", "diffusers>=0.40", "transformers>=5", "peft>=0.18", "l
 TENSORBOARD = ["tensorboardX>=2.6"]
 LINT = ["ruff>=0.14", "basedpyright>=1.30"]
 CONDITIONS = ["opencv-python-headless>=4.10"]  # straight lines; edges need none
+UI = ["fastapi>=0.140", "uvicorn>=0.40", "python-multipart>=0.0.20", "gradio>=6.29"]  # gradio: pillow and hub's newest
+CLIENTS = ["webuiapi>=0.9.17", "openai>=3"]  # of the APIs, which tests speak with
 TABLES = ["pyarrow>=20"]  # parquet lists of jobs
 
 setup(
@@ -37,9 +39,10 @@ setup(
     entry_points={"console_scripts": ["sdjax=sdjax.__main__:main"]},
     extras_require={
         "torch": TORCH,
-        "test": ["pytest>=8", "pytest-xdist>=3.6", *LINT, *TORCH, *TENSORBOARD, *TABLES, *CONDITIONS],
-        "lint": [*LINT, *TENSORBOARD, *TABLES, *CONDITIONS],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", *LINT, *TORCH, *TENSORBOARD, *TABLES, *CONDITIONS, *UI, *CLIENTS],
+        "lint": [*LINT, *TENSORBOARD, *TABLES, *CONDITIONS, *UI],
         "conditions": CONDITIONS,
+        "ui": UI,
         "tables": TABLES,
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],

@@ -6,6 +6,7 @@
     sdjax tune photo.png [a.b=value ...]
     sdjax convert SRC DST
     sdjax adapters merge | extract | resize | check ...
+    sdjax ui [--models DIR] [--adapters DIR]         a queue and its APIs on http://127.0.0.1:7860
 
 Each has its own --help.
 """
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = (given[0], given[1:]) if given else ("--help", [])
     programs = {task: functools.partial(_draw, task) for task in TASKS}
-    programs |= {"batch": _batch, "train": _train, "tune": _tune, "convert": _convert, "adapters": _adapters}
+    programs |= {"batch": _batch, "train": _train, "tune": _tune, "convert": _convert}
+    programs |= {"adapters": _adapters, "ui": _ui}
     if name in programs:
         return programs[name](rest)
     print((__doc__ or "").strip())
@@ -73,6 +75,15 @@ def _adapters(rest: list[str]) -> int:
     from sdjax.service.adapters import main as adapters
 
     return adapters(rest)
+
+
+def _ui(rest: list[str]) -> int:
+    try:
+        from sdjax.web.server import main as serve
+    except ImportError as error:
+        print(f"error: sdjax ui needs {error.name}: pip install 'sdjax[ui]'", file=sys.stderr)
+        return 2
+    return serve("sdjax ui", rest)
 
 
 if __name__ == "__main__":

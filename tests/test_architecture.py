@@ -27,7 +27,7 @@ FLOORS = (
     ("training",),
     ("service",),
     ("web",),
-    ("convert", "__main__"),
+    ("convert", "client", "__main__"),
 )
 LOOSE = 8  # modules that may lie in sdjax/ itself
 STRANGERS = ("sdjax.formats.models", "sdjax.formats.adapters")  # neither imports the other

@@ -24,11 +24,12 @@ Pictures = UInt8[np.ndarray, "B H W 3"]
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far sampling is: `done` of `steps` steps; preview() makes the pictures [B H W 3] of what is there."""
+    """How far sampling is: `done` of `steps` steps; preview() decodes what is there, latents [B h w c], to pictures."""
 
     done: int
     steps: int
     preview: Callable[[], Pictures]
+    latents: Any
 
 
 class Cancelled(Exception):

@@ -147,7 +147,7 @@ def _look(sd, state, done, steps, watch):
     if state is None:
         return
     jax.block_until_ready(state)
-    if watch is not None and watch(Progress(done, steps, lambda: decode(sd, state[2][0]))):
+    if watch is not None and watch(Progress(done, steps, lambda: decode(sd, state[2][0]), state[2][0])):
         raise Cancelled(f"cancelled after {done} of {steps} steps")
 
 

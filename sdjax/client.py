@@ -1,0 +1,162 @@
+"""Speaks to a server (`sdjax ui`) from a program: put jobs, follow them, fetch what they made.
+
+    from sdjax.client import Client
+
+    client = Client("http://127.0.0.1:7860")                        # user="name", password="..." where it asks
+    job = client.submit("text2img", prompt="a photo of a face", seed=7, count=2)
+    for now in client.watch(job["id"]):
+        print(now["phase"], now["progress"])
+    first, second = client.fetch(job["id"])                          # PNG files, as bytes
+
+Needs nothing but Python.
+"""
+
+import base64
+import json
+import secrets
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+OVER = ("done", "failed", "cancelled", "stopped")
+
+
+class ServerError(ValueError):
+    """What a server refused, in its own words; status: of HTTP."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Client:
+    """A server by its address; timeout: seconds that one call may take."""
+
+    def __init__(self, url: str = "http://127.0.0.1:7860", user: str = "", password: str = "", timeout: float = 60):
+        self.url, self.timeout = url.rstrip("/"), timeout
+        word = base64.b64encode(f"{user}:{password}".encode()).decode()
+        self.headers = {"Authorization": f"Basic {word}"} if user else {}
+        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    # ---- pictures --------------------------------------------------------------------------------
+
+    def submit(self, task: str = "text2img", count: int = 1, **settings: Any) -> dict[str, Any]:
+        """Puts a job of `count` pictures at the end of the queue and returns it.
+
+        settings: those of the task; pictures as `upload` names them, models as the library does.
+        Raises ServerError for what cannot be made.
+        """
+        return self.post("/api/jobs", {"task": task, "settings": settings, "count": count})
+
+    def upload(self, path: str | Path) -> str:
+        """Sends a picture's file and returns the name that settings take: image=client.upload("photo.png")."""
+        return json.loads(self._call("/api/uploads", Path(path).read_bytes(), "application/octet-stream"))["name"]
+
+    def job(self, id: int) -> dict[str, Any]:
+        """Returns a job: its state, phase, progress from 0 to 1, pictures, error."""
+        return self.get(f"/api/jobs/{id}")
+
+    def watch(self, id: int) -> Iterator[dict[str, Any]]:
+        """Yields a job each time that it changes, the last time when it is over; goes on where a connection breaks."""
+        now, last = self.job(id), -1
+        while True:
+            if now["changed"] > last:
+                last = now["changed"]
+                yield now
+            if now["state"] in OVER:
+                return
+            try:
+                with self._open(f"/api/events?after={last}") as stream:
+                    for found in _events(stream):
+                        if found.get("id") == id:
+                            now = found
+                            break
+            except TimeoutError:
+                now = self.job(id)
+
+    def fetch(self, id: int) -> list[bytes]:
+        """Returns the PNG files of a job's pictures.  Raises ServerError where the job failed."""
+        now = self.job(id)
+        if now["state"] == "failed":
+            raise ServerError(500, now["error"])
+        return [self._call(f"/api/jobs/{id}/pictures/{i}") for i in range(now["pictures"])]
+
+    def stop(self, id: int) -> dict[str, Any]:
+        """Stops a job between two steps; one that waits is cancelled."""
+        return self.post(f"/api/jobs/{id}/stop")
+
+    # ---- training ----------------------------------------------------------------------------------
+
+    def train(self, recipe: str, pictures: Iterable[str | Path] = (), **order: Any) -> dict[str, Any]:
+        """Sends pictures, and captions beside them, and puts a run of a recipe at the end of the queue.
+
+        order: model, init, settings={"optim.lr": 1e-4}, name, or data where pictures are there already.
+        """
+        files = [Path(path) for path in pictures]
+        if files:
+            order["data"] = {"set": self.send_set(files)}
+        return self.post("/api/training", {"recipe": recipe, **order})
+
+    def send_set(self, files: Iterable[Path]) -> str:
+        """Sends pictures and captions to train on; returns the key of the set."""
+        mark = secrets.token_hex(16)
+        parts = []
+        for path in files:
+            head = f'--{mark}\r\nContent-Disposition: form-data; name="files"; filename="{quote(path.name)}"\r\n\r\n'
+            parts += [head.encode(), path.read_bytes(), b"\r\n"]
+        data = b"".join([*parts, f"--{mark}--\r\n".encode()])
+        return json.loads(self._call("/api/sets", data, f"multipart/form-data; boundary={mark}"))["set"]
+
+    def export(self, id: int, folder: str | Path) -> list[Path]:
+        """Writes the files that a run left into a folder and returns their paths."""
+        paths = []
+        for name in self.job(id)["result"].get("export", []):
+            path = Path(folder) / Path(name).name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self._call(f"/api/jobs/{id}/export/{name}"))
+            paths.append(path)
+        return paths
+
+    # ---- calls ---------------------------------------------------------------------------------------
+
+    def get(self, path: str) -> Any:
+        """Returns the JSON of an address of the server."""
+        return json.loads(self._call(path))
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """Sends JSON to an address of the server and returns its JSON."""
+        return json.loads(self._call(path, json.dumps(body or {}).encode(), "application/json"))
+
+    def _call(self, path: str, data: bytes | None = None, kind: str = "") -> bytes:
+        with self._open(path, data, kind) as answer:
+            return answer.read()
+
+    def _open(self, path: str, data: bytes | None = None, kind: str = "") -> BinaryIO:
+        headers = {**self.headers, **({"Content-Type": kind} if kind else {})}
+        request = urllib.request.Request(self.url + path, data, headers)
+        try:
+            return self.opener.open(request, timeout=self.timeout)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise ServerError(error.code, _detail(error.read())) from None
+
+
+def _events(stream: BinaryIO) -> Iterator[dict[str, Any]]:
+    """Yields the jobs of a stream of server-sent events."""
+    kind = ""
+    for line in stream:
+        name, _, value = line.decode().rstrip("\r\n").partition(": ")
+        if name == "event":
+            kind = value
+        elif name == "data" and kind == "job":
+            yield json.loads(value)
+
+
+def _detail(text: bytes) -> str:
+    try:
+        return str(json.loads(text)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return text.decode("utf-8", "replace")[:200]

@@ -1,0 +1,266 @@
+"""What requests may name: models, autoencoders, ControlNets and adapters below the folders that a server was given.
+
+    library = Library(place)
+    library.find("model", "v1-5.safetensors [6ce0161689]").source       # what Maker loads
+    library.described(entry)["words"]                                   # trigger words, from the file's own text
+
+A name that comes from outside is only ever compared with names of this list.  What a file is, is read from its header,
+what it tells of itself by descriptions.py; both are kept by path, size and time.
+"""
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdjax.formats.adapters import attach, reading
+from sdjax.formats.adapters import file as adapters
+from sdjax.formats.adapters import format as formats
+from sdjax.formats.storage import files
+from sdjax.service import descriptions
+from sdjax.service.place import Place
+from sdjax.settings import SettingError
+from sdjax.trees import listing
+
+WHOLE = ("model", "vae", "controlnet")
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
+WEIGHTS = (".safetensors", ".ckpt")  # of whole models
+CLASSES = {"ControlNetModel": "controlnet", "AutoencoderKL": "vae"}  # of diffusers' config.json
+EVERY = 30.0  # seconds between two looks for new files
+MOST_NOTES, MOST_TAGS = 20_000, 50
+BUILT_IN = ("pocket",)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model or adapter.
+
+    name: how requests call it; source: what the Maker is given: a path, a built-in name, or a hub id.
+    """
+
+    kind: str
+    name: str
+    source: str
+    path: Path | None = None
+
+    @property
+    def stem(self) -> str:
+        """The name without folder and ending."""
+        return Path(self.name).stem if self.path is not None and self.path.is_file() else self.name
+
+
+def known() -> tuple[str, ...]:
+    """Returns all kinds of entries: of whole models, and what kinds of adapters are called."""
+    return (*WHOLE, *dict.fromkeys(kind.called for kind in formats.known().values() if kind.called))
+
+
+class Library:
+    """What lies below a place's folders; described once per path, size and time, in place/library.json."""
+
+    def __init__(self, place: Place) -> None:
+        self.place, self.kept, self.lock = place, place.root / "library.json", threading.Lock()
+        self.known: dict[str, Any] = self._read()
+        self.saved = ""
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return {key: value for key, value in files.read_json(self.kept).items() if isinstance(value, dict)}
+        except ValueError:
+            return {}
+
+    def save(self) -> None:
+        """Keeps what was found out, where that is news."""
+        with self.lock:
+            text = json.dumps(self.known)
+            if text != self.saved:
+                with files.new_file(self.kept) as temporary:
+                    temporary.write_text(text)
+                self.saved = text
+
+    # ---- what there is ---------------------------------------------------------------------------
+
+    def entries(self, *kinds: str) -> list[Entry]:
+        """Returns what there is now of some kinds, or of all, by name."""
+        every = known()
+        found = {(one.kind, one.name): one for one in self._walk() if one.kind in (kinds or every)}
+        return sorted(found.values(), key=lambda one: (every.index(one.kind), one.name.casefold()))
+
+    @property
+    def own(self) -> Entry:
+        """The model that pictures are made with unless a request says otherwise."""
+        name = self.place.model
+        path = Path(name) if name not in BUILT_IN and Path(name).exists() else None
+        return Entry("model", path.resolve().name if path else name, name, path)
+
+    def _walk(self) -> Iterator[Entry]:
+        yield self.own
+        for name in BUILT_IN:
+            yield Entry("model", name, name)
+        for run in sorted((self.place.root / "runs").glob("*/export")):
+            if (run / "model_index.json").is_file():
+                yield Entry("model", f"run {run.parent.name[:8]}", str(run), run)
+        if self.place.models is not None:
+            yield from self._models(self.place.models)
+        yield from self._adapters(self.place.named)
+
+    def _models(self, root: Path) -> Iterator[Entry]:
+        for path in _visible(root):
+            name = path.relative_to(root).as_posix()
+            if path.is_dir():
+                kind = self._once(path, "kind", _folder_kind)
+            elif path.suffix.lower() in SUFFIXES and not (path.parent / "config.json").is_file():
+                kind = self._once(path, "kind", _file_kind)
+            else:
+                continue
+            if kind is not None:
+                yield Entry(kind, name, str(path), path)
+
+    def _adapters(self, root: Path) -> Iterator[Entry]:
+        for path, names in attach.Folder(root).files.items():
+            kind = self._once(path, "kind", _adapter_kind)
+            if kind is not None:
+                yield Entry(kind, names[0], str(path), path)
+
+    def find(self, kind: str, name: str, setting: str = "") -> Entry:
+        """Returns the entry that a name stands for: its own, with or without ending and hash.
+
+        Raises SettingError, of the setting, where there is none.
+        """
+        there = self.entries(kind)
+        plain = name.rpartition(" [")[0] if name.endswith("]") else name
+        for one in there:
+            if plain == one.name:
+                return one
+        for one in there:
+            if plain in (one.stem, one.name.removesuffix(Path(one.name).suffix)) or name and name == self.hash(one):
+                return one
+        raise SettingError(setting or kind, name, f"one of {listing(self.title(one) for one in there)}")
+
+    # ---- what is known of it -----------------------------------------------------------------------
+
+    def title(self, entry: Entry) -> str:
+        """Returns an entry's name and, where that is known, its hash: "v1-5.safetensors [6ce0161689]"."""
+        found = self.hash(entry)
+        return f"{entry.name} [{found}]" if found else entry.name
+
+    def hash(self, entry: Entry) -> str:
+        """Returns the first 10 digits of its SHA-256, "" where that is not known yet."""
+        return str(self._kept(entry).get("sha256", ""))[:10]
+
+    def known_of(self, entry: Entry) -> dict[str, Any]:
+        """Returns what is known of an entry by now; see descriptions.of."""
+        return dict(self._kept(entry).get("about") or {})
+
+    def described(self, entry: Entry) -> dict[str, Any]:
+        """Returns what an entry tells of itself, which may read gigabytes the first time; see descriptions.of."""
+        if entry.path is None:
+            return {}
+        about = self._once(entry.path, "about", lambda path: descriptions.of(entry.kind, path))
+        self._once(entry.path, "sha256", lambda path: about.get("hashes", {}).get("sha256", ""))
+        return about
+
+    def notes(self, entry: Entry) -> dict[str, Any]:
+        """Returns {"notes": text, "tags": [text]} that the owner gave an entry."""
+        kept = self._notes().get(f"{entry.kind} {entry.name}")
+        return kept if isinstance(kept, dict) else {"notes": "", "tags": []}
+
+    def note(self, entry: Entry, notes: str, tags: list[str]) -> None:
+        """Keeps the owner's notes and tags of an entry.  Raises SettingError for too long ones."""
+        if len(notes) > MOST_NOTES or len(tags) > MOST_TAGS or any(len(tag) > 100 for tag in tags):
+            raise SettingError("notes", f"{len(notes)} letters", f"at most {MOST_NOTES} and {MOST_TAGS} tags")
+        with self.lock, files.new_file(self.place.root / "notes.json") as temporary:
+            kept = self._notes() | {f"{entry.kind} {entry.name}": {"notes": notes, "tags": tags}}
+            temporary.write_text(json.dumps(kept))
+
+    def _notes(self) -> dict[str, Any]:
+        try:
+            return files.read_json(self.place.root / "notes.json")
+        except ValueError:
+            return {}
+
+    def describe_all(self, over: threading.Event) -> None:
+        """Describes all that is there; ends early where `over` is set."""
+        for one in self.entries():
+            if over.is_set():
+                return
+            with contextlib.suppress(ValueError, OSError):
+                self.described(one)
+        self.save()
+
+    def watch(self, over: threading.Event) -> None:
+        """Describes all that is there and what comes, for a thread, until `over` is set."""
+        while not over.is_set():
+            self.describe_all(over)
+            over.wait(EVERY)
+
+    def _kept(self, entry: Entry) -> dict[str, Any]:
+        if entry.path is None:
+            return {}
+        found = self.known.get(str(entry.path))
+        return found if found and found.get("state") == _state(entry.path) else {}
+
+    def _once(self, path: Path, name: str, find: Any) -> Any:
+        """Returns what find(path) gives, which is asked once for each path, size and time."""
+        state = _state(path)
+        with self.lock:
+            held = self.known.get(str(path))
+            if not held or held.get("state") != state:
+                held = self.known[str(path)] = {"state": state}
+        if name not in held:
+            found = find(path)
+            with self.lock:
+                held[name] = found
+        return held[name]
+
+
+def _visible(root: Path) -> Iterator[Path]:
+    """Yields folders and files below a folder in order of their names; not what lies in a model's folder."""
+    if not root.is_dir():
+        return
+    for path in sorted(root.iterdir()):
+        if path.name.startswith("."):
+            continue
+        yield path
+        if path.is_dir() and _folder_kind(path) is None:
+            yield from _visible(path)
+
+
+def _state(path: Path) -> list[int]:
+    try:
+        state = path.stat()
+    except OSError:
+        return []
+    return [state.st_size if path.is_file() else 0, state.st_mtime_ns]
+
+
+def _folder_kind(path: Path) -> str | None:
+    """Returns what a folder of diffusers is."""
+    if (path / "model_index.json").is_file():
+        return "model"
+    try:
+        return CLASSES.get(files.read_json(path / "config.json").get("_class_name", ""))
+    except ValueError:
+        return None
+
+
+def _file_kind(path: Path) -> str | None:
+    """Returns what a single file is; of pickles, which would have to be read whole, by its name."""
+    if path.suffix.lower() != ".safetensors":
+        return "vae" if ".vae." in path.name.lower() else "model" if path.suffix.lower() in WEIGHTS else None
+    try:
+        names = adapters.of(path).names
+    except (ValueError, OSError):
+        return None
+    return descriptions.whole_kind(names or ())
+
+
+def _adapter_kind(path: Path) -> str | None:
+    """Returns what the kind of an adapter's file is called, None where it is none that can be attached."""
+    try:
+        kind = reading.kind(path)
+    except (ValueError, OSError):
+        return None
+    return kind.called or None if kind is not None else None

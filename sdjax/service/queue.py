@@ -1,0 +1,337 @@
+"""Jobs that survive anything: one SQLite file, written by the server, worked off by worker processes.
+
+    queue = Queue(Path("outputs/ui/queue.db"))
+    job = queue.add("pictures", {"task": "text2img", "settings": {"prompt": "a cat"}, "count": 1})
+    queue.take(os.getpid())             # the worker's: the first job that waits
+
+Every change is one transaction and gives the job the next number in `changed`, so that who watches asks for what is
+newer than the last number he saw.  A connection lives as long as a call.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+APPLICATION = 0x5D1A0B5  # SQLite's application_id: this file is ours
+VERSION = 1
+KINDS = ("pictures", "training")
+WAITING, RUNNING, DONE, FAILED, CANCELLED, STOPPED = "waiting", "running", "done", "failed", "cancelled", "stopped"
+ENDED = (DONE, FAILED, CANCELLED, STOPPED)
+TRIES = 5  # deaths of the worker at a job, without anything made between, after which the job has failed
+BUSY = 30  # seconds that a call waits for another process's transaction
+TABLES = """
+create table jobs (
+    id integer primary key autoincrement, key text not null unique, kind text not null, request text not null,
+    source text not null, state text not null, position real not null, phase text not null default '',
+    step integer not null default 0, steps integer not null default 0, made integer not null default 0,
+    asked text not null default '', pid integer, tries integer not null default 0, result text not null default '{}',
+    error text not null default '', created real not null, started real, ended real, changed integer not null);
+create index jobs_changed on jobs (changed);
+create index jobs_state on jobs (state, position);
+create table previews (job integer primary key, picture blob not null);
+create table options (name text primary key, value text not null);
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of the table.
+
+    key: an opaque name, of 32 hex digits, which its files have.  kind: of KINDS.  request: what is to be done.
+    source: who asked for it.  state: waiting, running, or one of ENDED; a stopped job can be resumed.
+    position: jobs run in its order.  phase: what a running job does ("loading", "compiling", "sampling" ...), with
+    `step` of `steps` steps, and `made` pictures.  asked: "stop" or "skip", which the worker has not done yet.
+    pid: of the process that has it.  tries: how often one died at it.  times: seconds since 1970.
+    """
+
+    id: int
+    key: str
+    kind: str
+    request: dict[str, Any]
+    source: str
+    state: str
+    position: float
+    phase: str
+    step: int
+    steps: int
+    made: int
+    asked: str
+    pid: int | None
+    tries: int
+    result: dict[str, Any]
+    error: str
+    created: float
+    started: float | None
+    ended: float | None
+    changed: int
+
+    @property
+    def pictures(self) -> list[str]:
+        """The names of the pictures that it has."""
+        names = self.result.get("pictures", [])
+        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+    @property
+    def count(self) -> int:
+        """How many pictures are asked for."""
+        count = self.request.get("count", 1)
+        return count if type(count) is int and count > 0 else 1
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.state in ENDED
+
+
+COLUMNS = [field.name for field in dataclasses.fields(Job)]
+
+
+class Queue:
+    """The jobs of one file, which is made where it is not there, for its owner alone.
+
+    Raises ValueError for a file that holds something else, or that another version of sdjax wrote.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        try:
+            with self._open() as base:
+                self._prepare(base)
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{self.path}: no job database ({error}); move it away to start a new one") from None
+
+    def _prepare(self, base: sqlite3.Connection) -> None:
+        base.execute("pragma journal_mode=wal")  # readers never wait for the writer
+        base.execute("begin immediate")
+        (application,), (version,) = (
+            base.execute(f"pragma {name}").fetchone() for name in ("application_id", "user_version")
+        )
+        if application == 0 and not base.execute("select count(*) from sqlite_master").fetchone()[0]:
+            for statement in filter(str.strip, TABLES.split(";")):
+                base.execute(statement)
+            base.execute(f"pragma application_id={APPLICATION}")
+            base.execute(f"pragma user_version={VERSION}")
+        elif (application, version) != (APPLICATION, VERSION) or _schema(base) != _wanted():
+            raise ValueError(f"{self.path}: not this version's job database; move it away to start a new one")
+        base.execute("commit")
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        with contextlib.closing(sqlite3.connect(self.path, timeout=BUSY, isolation_level=None)) as base:
+            base.row_factory = sqlite3.Row
+            base.execute("pragma synchronous=normal")
+            base.execute("pragma trusted_schema=off")
+            yield base
+
+    def _rows(self, text: str, *values: Any) -> list[sqlite3.Row]:
+        with self._open() as base:
+            return base.execute(text, values).fetchall()
+
+    def _jobs(self, text: str, *values: Any) -> list[Job]:
+        return [_job(row) for row in self._rows(text, *values)]
+
+    # ---- who asks ------------------------------------------------------------------------------
+
+    def add(self, kind: str, request: dict[str, Any], source: str = "", steps: int = 0) -> Job:
+        """Puts a job at the end and returns it."""
+        if kind not in KINDS:
+            raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")
+        text = (
+            "insert into jobs (key, kind, request, source, state, steps, created, position, changed) values"
+            f" (?, ?, ?, ?, 'waiting', ?, ?, (select coalesce(max(position), 0) + 1 from jobs), {NEXT}) returning *"
+        )
+        given = secrets.token_hex(16), kind, json.dumps(request), source, steps, time.time()
+        return self._jobs(text, *given)[0]
+
+    def get(self, id: int) -> Job | None:
+        """Returns a job, None where there is none of this number."""
+        return next(iter(self._jobs("select * from jobs where id=?", id)), None)
+
+    def newest(self, count: int = 100, states: Iterable[str] = (), before: int | None = None) -> list[Job]:
+        """Returns the newest jobs, the last first; states: only those; before: only those of smaller numbers."""
+        states = list(states)
+        where = [f"state in ({', '.join('?' * len(states))})"] if states else []
+        where += ["id < ?"] if before is not None else []
+        text = f"select * from jobs {'where ' + ' and '.join(where) if where else ''} order by id desc limit ?"
+        return self._jobs(text, *states, *([before] if before is not None else []), count)
+
+    def waiting(self) -> list[Job]:
+        """Returns the jobs that wait or run, in their order."""
+        return self._jobs("select * from jobs where state in ('running', 'waiting') order by state, position")
+
+    def since(self, changed: int, count: int = 200) -> list[Job]:
+        """Returns jobs that changed after a number, the oldest change first."""
+        return self._jobs("select * from jobs where changed > ? order by changed limit ?", changed, count)
+
+    def clock(self) -> int:
+        """Returns the number of the last change."""
+        return self._rows("select coalesce(max(changed), 0) from jobs")[0][0]
+
+    def ask(self, id: int, what: str) -> Job | None:
+        """Asks for "stop" or "skip"; a job that waits is cancelled at once.  Returns it, None where there is none."""
+        self._rows(
+            f"update jobs set state='cancelled', ended=?, changed={NEXT} where id=? and state='waiting'",
+            time.time(), id,
+        )  # fmt: skip
+        self._rows(
+            f"update jobs set asked=?, changed={NEXT} where id=? and state='running' and asked != 'stop'", what, id
+        )
+        return self.get(id)
+
+    def resume(self, id: int) -> Job | None:
+        """Puts a job that was stopped, cancelled or failed back among those that wait, at the end."""
+        self._rows(
+            "update jobs set state='waiting', error='', asked='', phase='', ended=null, tries=0,"
+            f" position=(select max(position) + 1 from jobs), changed={NEXT}"
+            " where id=? and state in ('stopped', 'cancelled', 'failed')",
+            id,
+        )
+        return self.get(id)
+
+    def move(self, id: int, before: int | None = None) -> None:
+        """Moves a waiting job before another one, or to the end.  Raises ValueError where either does not wait."""
+        with self._open() as base:
+            base.execute("begin immediate")
+            rows = base.execute("select id, position from jobs where state='waiting' order by position").fetchall()
+            places = {row["id"]: row["position"] for row in rows}
+            if id not in places or before is not None and before not in places:
+                raise ValueError(f"job {id if id not in places else before}: does not wait")
+            places.pop(id)
+            end = base.execute("select max(position) from jobs").fetchone()[0]
+            if before is None:
+                position = end + 1
+            elif before in places:
+                under = [one for one in places.values() if one < places[before]]
+                position = (max(under) + places[before]) / 2 if under else places[before] - 1
+            else:
+                return
+            base.execute(f"update jobs set position=?, changed={NEXT} where id=?", (position, id))
+            base.execute("commit")
+
+    def clear(self) -> int:
+        """Cancels all that wait; returns how many."""
+        text = f"update jobs set state='cancelled', ended=?, changed={NEXT} where state='waiting' returning id"
+        return len(self._rows(text, time.time()))
+
+    def forget(self, id: int) -> bool:
+        """Takes a job that is over off the list; returns whether it was there."""
+        self._rows("delete from previews where job=?", id)
+        return bool(self._rows(f"delete from jobs where id=? and state in {ENDED!r} returning id", id))
+
+    # ---- who works -----------------------------------------------------------------------------
+
+    def head(self) -> Job | None:
+        """Returns the first job that waits, None where there is none or the queue is paused."""
+        if self.paused:
+            return None
+        return next(iter(self._jobs("select * from jobs where state='waiting' order by position limit 1")), None)
+
+    def take(self, pid: int, id: int | None = None) -> Job | None:
+        """Gives the first job that waits, or this one, to a process; None where there is none, or a pause."""
+        job = self.head() if id is None else self.get(id)
+        if job is None:
+            return None
+        text = f"update jobs set state='running', phase='starting', step=0, pid=?, started=?, changed={NEXT}"
+        taken = self._jobs(f"{text} where id=? and state='waiting' returning *", pid, time.time(), job.id)
+        return taken[0] if taken else None
+
+    def update(self, id: int, **values: Any) -> None:
+        """Sets columns of a job: phase, step, steps, made, tries."""
+        self._set(id, values)
+
+    def finish(self, id: int, state: str, result: dict[str, Any] | None = None, error: str = "") -> None:
+        """Ends a running job in a state."""
+        more = {} if result is None else {"result": json.dumps(result)}
+        ended = {"state": state, "error": error, "pid": None, "asked": "", "phase": "", "ended": time.time()}
+        self._set(id, ended | more)
+        self._rows("delete from previews where job=?", id)
+
+    def back(self, id: int) -> None:
+        """Puts a running job back to its place among those that wait."""
+        self._set(id, {"state": WAITING, "pid": None, "phase": ""})
+
+    def left(self) -> list[Job]:
+        """Takes what dead workers left and returns it, for the one worker that lives to see after.
+
+        What was asked to stop is stopped, what died TRIES times has failed, the rest waits again.
+        """
+        left = self._jobs("select * from jobs where state='running'")
+        for job in left:
+            if job.asked == "stop":
+                self.finish(job.id, STOPPED if job.kind == "training" else CANCELLED, job.result)
+            elif job.tries + 1 >= TRIES:
+                self.finish(job.id, FAILED, job.result, f"the worker died {TRIES} times at this job")
+            else:
+                self._set(job.id, {"state": WAITING, "pid": None, "phase": "", "tries": job.tries + 1})
+        return left
+
+    def _set(self, id: int, values: dict[str, Any]) -> None:
+        named = ", ".join(f"{name}=?" for name in values)
+        self._rows(f"update jobs set {named}, changed={NEXT} where id=?", *values.values(), id)
+
+    # ---- beside the jobs -----------------------------------------------------------------------
+
+    def show(self, id: int, picture: bytes) -> None:
+        """Keeps a running job's preview, a PNG."""
+        self._rows("insert or replace into previews values (?, ?)", id, picture)
+
+    def preview(self, id: int) -> bytes | None:
+        """Returns a running job's preview, a PNG, None where there is none."""
+        return next((row[0] for row in self._rows("select picture from previews where job=?", id)), None)
+
+    @property
+    def paused(self) -> bool:
+        """Whether no job begins."""
+        return bool(self.option("paused", False))
+
+    def pause(self, paused: bool) -> None:
+        """Lets no job begin, or lets them again; one that runs goes on."""
+        self.options(paused=paused)
+
+    def option(self, name: str, usual: Any = None) -> Any:
+        """Returns an option's value."""
+        return next((json.loads(row[0]) for row in self._rows("select value from options where name=?", name)), usual)
+
+    def options(self, **values: Any) -> None:
+        """Keeps options, {name: plain value}."""
+        for name, value in values.items():
+            self._rows("insert or replace into options values (?, ?)", name, json.dumps(value))
+
+
+NEXT = "(select coalesce(max(changed), 0) + 1 from jobs)"
+
+
+def _job(row: sqlite3.Row) -> Job:
+    """Returns the Job of a row; one whose request is none has an empty one, which fails when it is taken."""
+    values = {name: row[name] for name in COLUMNS}
+    return Job(**{**values, "request": _object(row["request"]), "result": _object(row["result"])})
+
+
+def _object(text: Any) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _schema(base: sqlite3.Connection) -> list[tuple[str, str]]:
+    """Returns the names and texts of what a database holds."""
+    text = "select name, sql from sqlite_master where sql is not null and name not like 'sqlite_%' order by name"
+    return [(name, " ".join(sql.split())) for name, sql in base.execute(text)]
+
+
+def _wanted() -> list[tuple[str, str]]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as base:
+        base.executescript(TABLES)
+        return _schema(base)

@@ -1,0 +1,147 @@
+"""What leaves the library: a package for others, or a file for the trash.
+
+    package(entry, about, Path("ink.zip"), pictures=[Path("a.png")], licence="CC-BY-4.0")
+
+A package is a zip with the file, pictures with their settings, and a card (README.md).  Private things stay out unless
+they are asked for: texts and names of files in pictures, and what trainers write of the owner's folders into a file.
+"""
+
+import contextlib
+import secrets
+import shutil
+import tempfile
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sdjax.formats.storage import files, headers
+from sdjax.images import reading
+from sdjax.service import descriptions, records
+from sdjax.service.library import Entry, Library
+from sdjax.settings import SettingError
+
+# What kohya's trainer writes of folders, files, sessions and captions; source: sd-scripts' train_network.py.
+PRIVATE = (
+    "ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_datasets", "ss_bucket_info", "ss_session_id", "ss_tag_frequency",
+    "ss_training_comment", "ss_training_started_at", "ss_training_finished_at", "ss_vae_name", "ss_output_name",
+)  # fmt: skip
+BESIDE = (*descriptions.PREVIEWS, ".json", ".civitai.info")
+MOST_PICTURES = 20
+
+
+def package(
+    entry: Entry,
+    about: Mapping[str, Any],
+    destination: Path,
+    pictures: Sequence[Path] = (),
+    licence: str = "",
+    recipe: Mapping[str, Any] | None = None,
+    private: bool = False,
+) -> Path:
+    """Writes the zip of a library's entry and returns its path; whole or not at all.
+
+    about: what descriptions.of tells of it.  recipe: the settings of the run that made it.
+    private: True keeps texts, names of files and what a trainer wrote of the owner's folders.
+    Raises SettingError for what has no file.
+    """
+    if entry.path is None:
+        raise SettingError("name", entry.name, "a file or folder of the library")
+    if len(pictures) > MOST_PICTURES:
+        raise SettingError("pictures", len(pictures), f"at most {MOST_PICTURES}")
+    with files.new_file(destination) as temporary, tempfile.TemporaryDirectory(dir=destination.parent) as folder:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            for path, name in _files(entry.path):
+                archive.write(_shareable(path, Path(folder), private), name)
+            shown = []
+            for number, path in enumerate(pictures):
+                shown.append((f"pictures/{number:02d}.png", _picture(path, Path(folder), private)))
+                archive.write(shown[-1][1], shown[-1][0])
+            archive.writestr("README.md", card(entry, about, [name for name, _ in shown], licence, recipe, private))
+    return destination
+
+
+def card(
+    entry: Entry,
+    about: Mapping[str, Any],
+    pictures: Sequence[str] = (),
+    licence: str = "",
+    recipe: Mapping[str, Any] | None = None,
+    private: bool = False,
+) -> str:
+    """Returns the card of an entry: base model, trigger words, how it was made, licence, hashes."""
+    words = [word for word, _ in about.get("words", [])]
+    training = {name: value for name, value in about.get("training", {}).items() if private or name != "comment"}
+    base, licence = (_line(text) or "unknown" for text in (about.get("base", ""), licence))
+    lines = ["---", f"license: {licence}", f"base_model: {base}", "---", "", f"# {_line(entry.stem)}", ""]
+    lines += [f"* kind: {entry.kind}", f"* base model: {base}", f"* licence: {licence}"]
+    lines += [f"* trigger words: {_line(', '.join(words[:20])) or 'none'}"] if private or words else []
+    lines += [f"* {name}: {_line(value)}" for name, value in about.get("hashes", {}).items()]
+    if training or recipe:
+        lines += ["", "## Training", ""]
+        lines += [f"* {name}: {_line(value)}" for name, value in training.items()]
+        lines += [f"* {_line(name)}: {_line(value)}" for name, value in (recipe or {}).items()]
+    lines += ["", *(f"![]({name})" for name in pictures)] if pictures else []
+    return "\n".join(lines) + "\n"
+
+
+def _line(value: Any) -> str:
+    return " ".join(str(value).split())[:500].replace("<", "&lt;")
+
+
+def _files(path: Path) -> list[tuple[Path, str]]:
+    """Returns [(file, name in the package)] of an entry."""
+    if path.is_file():
+        return [(path, path.name)]
+    inside = sorted(one for one in path.rglob("*") if one.is_file() and not one.name.startswith("."))
+    return [(one, f"{path.name}/{one.relative_to(path).as_posix()}") for one in inside]
+
+
+def _shareable(path: Path, folder: Path, private: bool) -> Path:
+    """Returns a file without what its metadata tells of its owner; the tensors, and so AutoV3, stay as they are."""
+    if private or path.suffix != ".safetensors":
+        return path
+    told = headers.metadata(path)
+    if not set(PRIVATE) & told.keys():
+        return path
+    made = folder / f"{secrets.token_hex(8)}.safetensors"
+    shutil.copyfile(path, made)
+    headers.tell(made, {name: value for name, value in told.items() if name not in PRIVATE})
+    return made
+
+
+def _picture(path: Path, folder: Path, private: bool) -> Path:
+    """Returns a picture as it is shared: its pixels, and of its settings what is not private."""
+    made = folder / f"{secrets.token_hex(8)}.png"
+    pixels = reading.picture(path)
+    try:
+        record = records.read(path)
+    except ValueError:
+        Image.fromarray(pixels).save(made)
+        return made
+    records.save(made, pixels, record, private=private, beside=False)
+    return made
+
+
+def discard(library: Library, entry: Entry) -> str:
+    """Moves an entry's files into the place's trash folder and returns the name that they have there.
+
+    Raises SettingError for what is built in, or what the server was started with.
+    """
+    place, path = library.place, entry.path
+    roots = [root.resolve() for root in (place.models, place.named, place.root / "runs") if root is not None]
+    inside = path is not None and any(path.absolute().is_relative_to(root) for root in roots)
+    own = library.own.path
+    if path is None or not inside or own is not None and own.resolve() == path.resolve():
+        raise SettingError("name", entry.name, "a file below the server's folders that it was not started with")
+    there = place.root / "trash" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+    there.mkdir(mode=0o700)
+    stem = path.with_suffix("") if path.is_file() else path
+    for one in (path, *(stem.parent / f"{stem.name}{end}" for end in BESIDE)):
+        if one.exists():
+            with contextlib.suppress(FileNotFoundError):
+                shutil.move(one, there / one.name)
+    return there.name

@@ -1,0 +1,296 @@
+"""Jobs that train: a recipe of configs/ with settings of a request, in a process and a folder of its own.
+
+    order = order_of(library, {"recipe": "textual_inversion", "data": {"set": KEY}, "settings": {"steps": 500}})
+
+The run's folder is place/runs/KEY.  What a request says is a recipe's name, the library's name of a model, pictures
+that were uploaded or lie in the server's folder of pictures, and plain values; never a path.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sdjax.formats.storage import files
+from sdjax.service.library import Library, known
+from sdjax.service.place import Place
+from sdjax.service.queue import DONE, FAILED, STOPPED, Job, Queue
+from sdjax.settings import UNSAID, SettingError, shown
+from sdjax.training import asked
+
+RECIPES = Path(__file__).parents[2] / "configs"  # of a checkout; an installed package has none
+EVERY = 0.3  # seconds between two looks at a run's figures
+OWN = (
+    "out",
+    "model",
+    "init",
+    "vision",
+    "perceptual",
+    "wandb",
+    "data.path",
+    "data.cache",
+    "parallel",
+)  # not for requests
+NAME = re.compile(r"[a-zA-Z_]\w*(\.\w+)*")
+SUBJECT = re.compile(r"[\w][\w -]{0,60}")
+TAIL = 1 << 16  # bytes of a file's end that are looked at
+ORDERS = {"sample": asked.SAMPLE, "save": asked.SAVE}  # files that a run looks for
+
+
+def recipes() -> dict[str, Path]:
+    """Returns {name: file} of the recipes that are here."""
+    found = sorted(RECIPES.rglob("*.py"))
+    return {path.relative_to(RECIPES).with_suffix("").as_posix(): path for path in found if path.name != "__init__.py"}
+
+
+def order_of(library: Library, body: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """Returns (the order of a training job, its steps).
+
+    body: {"recipe", "data": {"set": key} or {"folder": name} or {"drawn": "pocketland"}, "model": the library's name,
+    "init": likewise, "settings": {"optim.lr": 1e-4}, "name": what it is called}.
+    Raises SettingError or ValueError in one line for what cannot be run.
+    """
+    known = {"recipe", "data", "model", "init", "settings", "name"}
+    for name in body.keys() - known:
+        raise SettingError(name, UNSAID, f"one of {', '.join(sorted(known))}", "unknown")
+    order = {name: body[name] for name in known & body.keys() if body[name] is not None}
+    name = order.get("name", "")
+    if not isinstance(name, str) or name and not SUBJECT.fullmatch(name):
+        raise SettingError("name", name, "letters, digits, '-' and spaces, at most 60")
+    return order, int(_loaded(library, order, "0" * 32).steps)
+
+
+def _loaded(library: Library, order: Mapping[str, Any], key: str) -> Any:
+    """Returns the settings of the run of an order."""
+    from sdjax.settings import load
+
+    recipe, there = order.get("recipe"), recipes()
+    if recipe not in there:
+        raise SettingError("recipe", recipe, f"one of {', '.join(there)}")
+    items = [f"out={library.place.run(key)}", *_pictures(library.place, order.get("data"))]
+    for name in ("model", "init"):
+        if order.get(name) is not None:
+            items.append(f"{name}={_named(library, name, order[name])}")
+    settings = order.get("settings", {})
+    if not isinstance(settings, dict):
+        raise SettingError("settings", settings, "an object of names and plain values")
+    for name, value in settings.items():
+        place = name in OWN or name.startswith("data.source") or name.rpartition(".")[2] in ("path", "cache")
+        if place or not NAME.fullmatch(name):
+            raise SettingError(name, value, "a setting of the recipe that is no place of files")
+        items.append(f"{name}={_plain(name, value)}")
+    return load(there[recipe], items)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Returns a value that names no file.  Raises SettingError for another."""
+    for item in value if isinstance(value, list) else [value]:
+        text = isinstance(item, str)
+        if not text and not isinstance(item, (int, float, bool)):
+            raise SettingError(name, value, "a number, a text, or a list of such")
+        if (
+            text
+            and item
+            and (re.search(r"[/\\\0\n]", item) or item.startswith(("~", ".")) or Path(item[:200]).exists())
+        ):
+            raise SettingError(name, value, "a value that is no place of files")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _pictures(place: Place, data: Any) -> list[str]:
+    """Returns the override that names a run's pictures."""
+    if data is None:
+        return []
+    (kind, name), *others = data.items() if isinstance(data, dict) and data else [(None, None)]
+    if others or not isinstance(name, str):
+        raise SettingError("data", data, '{"set": key}, {"folder": name} or {"drawn": "pocketland"}')
+    if kind == "drawn" and name == "pocketland":
+        return ["data.path=pocketland"]
+    there = {}
+    if kind == "set":
+        there = {path.name: path for path in (place.root / "sets").iterdir()}
+    elif kind == "folder" and place.data is not None:
+        there = {path.name: path for path in place.data.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    if name not in there:
+        raise SettingError("data", data, "pictures that were uploaded, or a folder of the server's")
+    return [f"data.path={there[name]}"]
+
+
+def _named(library: Library, setting: str, name: Any) -> str:
+    if not isinstance(name, str):
+        raise SettingError(setting, name, "a name of the library")
+    for kind in ("model",) if setting == "model" else known():
+        with contextlib.suppress(SettingError):
+            return library.find(kind, name).source
+    raise SettingError(setting, shown(name), "a name of the library")
+
+
+# ---- in the run's process ------------------------------------------------------------------------
+
+
+def run(place: Place, queue: Queue, id: int) -> None:
+    """Trains the job that this process was given; says in the queue how it ended.
+
+    Ends the process where it was told to go by anybody else than the job's owner; then the job waits again.
+    """
+    job = queue.get(id)
+    if job is None:
+        return
+    folder = place.run(job.key)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _logged(folder / "log.txt"), _watched(queue, job, folder):
+        state, error = _trained(place, job, folder)
+    queue.update(id, step=int(last_figures(folder).get("step", 0)))
+    if state == STOPPED and (now := queue.get(id)) is not None and now.asked != "stop":
+        queue.back(id)
+        raise SystemExit(0)
+    queue.finish(id, state, result(folder), place.hidden(error))
+
+
+def _trained(place: Place, job: Job, folder: Path) -> tuple[str, str]:
+    """Returns (how a run ended, its error)."""
+    try:
+        settings = _loaded(Library(place), job.request, job.key)
+        from sdjax.runtime import compile_cache
+        from sdjax.training import checks
+        from sdjax.training.loop import train
+
+        compile_cache.keep(steps=settings.steps)
+        train(checks.worded(settings), folder)
+    except SystemExit:
+        return STOPPED, ""
+    except Exception as error:  # the next job gets its turn
+        print(f"error: {error}", file=sys.stderr)
+        kind = "" if isinstance(error, (ValueError, OSError, FloatingPointError)) else f"{type(error).__name__}: "
+        return FAILED, kind + " ".join(str(error).split())[:500]
+    return DONE, ""
+
+
+@contextlib.contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """A context in which what this process prints goes to the end of a file."""
+    kept = os.dup(1), os.dup(2)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, old in zip((1, 2), kept, strict=True):
+            os.dup2(old, number)
+            os.close(old)
+        os.close(file)
+
+
+@contextlib.contextmanager
+def _watched(queue: Queue, job: Job, folder: Path) -> Iterator[None]:
+    """A context in which a thread tells the queue how far a run is, and the run that it is to stop."""
+    over, begun = threading.Event(), last_figures(folder).get("step")
+
+    def look() -> None:
+        said, told = begun, False
+        queue.update(job.id, phase="preparing")
+        while not over.wait(EVERY):
+            figures = last_figures(folder)
+            if figures.get("step") != said:
+                said = figures.get("step")
+                queue.update(job.id, phase="training", step=int(said or 0), tries=0)
+            now = queue.get(job.id)
+            if now is not None and now.asked == "stop" and not told:
+                told = True
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+# ---- what a run left ---------------------------------------------------------------------------------
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """Returns {"export": names of files, "samples": names, "figures": the last ones} of a run's folder."""
+    export = folder / "export"
+    left = sorted(path.relative_to(export).as_posix() for path in export.rglob("*") if path.is_file())
+    return {"export": left, "samples": samples(folder), "figures": last_figures(folder)}
+
+
+def keep(place: Place, key: str, name: str) -> list[str]:
+    """Copies the adapters that a run left to those that prompts name, under a name; returns the files' names.
+
+    Raises SettingError for a name that is none or is taken, and for a run that left no adapter.
+    """
+    if not isinstance(name, str) or not SUBJECT.fullmatch(name):
+        raise SettingError("name", name, "letters, digits, '-' and spaces, at most 60")
+    there = sorted((place.run(key) / "export").glob("*.safetensors"))
+    if not there:
+        raise SettingError("job", key[:8], "a run that left an adapter; a whole model is in the library already")
+    place.named.mkdir(mode=0o700, exist_ok=True)
+    made = [f"{name}{f'-{i + 1}' if i else ''}.safetensors" for i in range(len(there))]
+    for one in made:
+        if (place.named / one).exists():
+            raise SettingError("name", name, "a name that is not taken")
+    for path, one in zip(there, made, strict=True):
+        with files.new_file(place.named / one) as temporary:
+            shutil.copyfile(path, temporary)
+    return made
+
+
+def samples(folder: Path) -> list[str]:
+    """Returns the names of a run's pictures."""
+    return sorted(path.name for path in (folder / "samples").glob("*.png"))
+
+
+def figures(folder: Path, most: int = 2000) -> list[dict[str, Any]]:
+    """Returns the lines of a run's metrics.jsonl, evenly left out where there are more than `most`."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    every = -(-len(lines) // most) or 1
+    return [found for line in lines[::-every][::-1] if (found := _line(line))]
+
+
+def last_figures(folder: Path) -> dict[str, Any]:
+    """Returns the last line of a run's metrics.jsonl that tells of a step, {} where there is none."""
+    lines = tail(folder / "metrics.jsonl").splitlines()
+    return next((found for line in reversed(lines) if "loss" in (found := _line(line))), {})
+
+
+def tail(path: Path) -> str:
+    """Returns the last part of a text file, "" where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _line(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def order(folder: Path, what: str) -> None:
+    """Tells a run, by a file in its folder, to show pictures ("sample") or to save ("save") after the next step."""
+    if what not in ORDERS:
+        raise SettingError("what", what, f"one of {', '.join(ORDERS)}")
+    if folder.is_dir():
+        (folder / ORDERS[what]).touch()

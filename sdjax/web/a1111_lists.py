@@ -1,0 +1,180 @@
+"""/sdapi/v1 and /controlnet: names of everything there is, which A1111's clients ask for before pictures."""
+
+import os
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from sdjax import __version__
+from sdjax.sampling.fields import fields
+from sdjax.sampling.settings import SAMPLERS, SCHEDULES, Hires
+from sdjax.service import extras
+from sdjax.service.library import Entry
+from sdjax.web.services import Services
+
+ANCESTRAL = "_a"  # what names of samplers that make fresh noise end in
+UNIT_ARGUMENTS = ("enabled", "module", "model", "weight", "image", "resize_mode", "guidance_start", "guidance_end")
+
+
+def router(services: Services) -> APIRouter:
+    """Returns the endpoints of lists under /sdapi/v1."""
+    routes, library = APIRouter(prefix="/sdapi/v1", tags=["A1111"]), services.library
+
+    @routes.get("/samplers")
+    def samplers() -> list[dict[str, Any]]:
+        """Samplers, with our names as aliases, and those that end in a schedule's."""
+        return [
+            {"name": label, "aliases": [name, f"k_{name}"], "options": _options(name)}
+            for name, label in SAMPLERS.items()
+        ]
+
+    @routes.get("/schedulers")
+    def schedulers() -> list[dict[str, Any]]:
+        """Noise schedules."""
+        return [
+            {"name": name, "label": label, "aliases": [name], "default_rho": -1.0, "need_inner_model": False}
+            for name, label in SCHEDULES.items()
+        ]
+
+    @routes.get("/sd-models")
+    def models() -> list[dict[str, Any]]:
+        """Models; `title` is what options.sd_model_checkpoint takes."""
+        return [
+            {
+                "title": library.title(one),
+                "model_name": one.stem,
+                "hash": library.hash(one) or None,
+                "sha256": library.known_of(one).get("hashes", {}).get("sha256"),
+                "filename": one.name,
+                "config": None,
+            }
+            for one in library.entries("model")
+        ]
+
+    @routes.get("/sd-vae")
+    def vaes() -> list[dict[str, Any]]:
+        """Autoencoders that may take the place of a model's."""
+        return [{"model_name": one.name, "filename": one.name} for one in library.entries("vae")]
+
+    @routes.get("/upscalers")
+    def upscalers() -> list[dict[str, Any]]:
+        """What enlarges a picture."""
+        names = ["None", *extras.FILTERS, *(library.title(one) for one in extras.upscalers(library))]
+        return [_upscaler(name) for name in names]
+
+    @routes.get("/latent-upscale-modes")
+    def modes() -> list[dict[str, Any]]:
+        """What enlarges latents, for hires fix."""
+        choices = fields(Hires)["hires_method"].choices or {}
+        return [{"name": label} for name, label in choices.items() if name.startswith("latent")]
+
+    @routes.get("/loras")
+    def loras() -> list[dict[str, Any]]:
+        """LoRA, named in prompts as <lora:NAME:1>."""
+        return [_lora(one, library.known_of(one)) for one in library.entries("lora")]
+
+    @routes.get("/embeddings")
+    def embeddings() -> dict[str, Any]:
+        """Embeddings, named in prompts by their names."""
+        found = {one.name: {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": 0, "vectors": 0}
+                 for one in library.entries("embedding")}  # fmt: skip
+        return {"loaded": found, "skipped": {}}
+
+    @routes.get("/hypernetworks")
+    def hypernetworks() -> list[dict[str, Any]]:
+        """Hypernetworks, named in prompts as <hypernet:NAME:1>."""
+        return [{"name": one.name, "path": one.name} for one in library.entries("hypernet")]
+
+    @routes.get("/face-restorers")
+    @routes.get("/realesrgan-models")
+    def none() -> list[Any]:
+        """Not here."""
+        return []
+
+    @routes.get("/prompt-styles")
+    def styles() -> list[Any]:
+        """Texts that are added to prompts by name; there are none."""
+        return []
+
+    @routes.get("/scripts")
+    def scripts() -> dict[str, Any]:
+        """What alwayson_scripts may name."""
+        return {"txt2img": ["controlnet"], "img2img": ["controlnet"]}
+
+    @routes.get("/script-info")
+    def script_info() -> list[dict[str, Any]]:
+        """What alwayson_scripts take."""
+        arguments = [{"label": name, "value": None, "minimum": None, "maximum": None} for name in UNIT_ARGUMENTS]
+        return [
+            {"name": "controlnet", "is_alwayson": True, "is_img2img": both, "args": arguments} for both in (False, True)
+        ]
+
+    @routes.get("/memory")
+    def memory() -> dict[str, Any]:
+        """Memory of the machine, in bytes."""
+        total, free = (os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+        return {"ram": {"free": free, "used": total - free, "total": total}, "cuda": {"error": "not told"}}
+
+    @routes.get("/cmd-flags")
+    def flags() -> dict[str, Any]:
+        """How the server was started, without its paths."""
+        return {"api": True, "nowebui": False, "listen": False, "sdjax": __version__}
+
+    async def refresh() -> JSONResponse:
+        """Looks through the folders again, which every list does anyway."""
+        await run_in_threadpool(library.entries)
+        return JSONResponse(None)
+
+    for name in ("checkpoints", "loras", "vae", "embeddings"):
+        routes.add_api_route(f"/refresh-{name}", refresh, methods=["POST"])
+    return routes
+
+
+def controlnet(services: Services) -> APIRouter:
+    """Returns the endpoints under /controlnet, of the extension that clients know."""
+    routes, library = APIRouter(prefix="/controlnet", tags=["A1111"]), services.library
+
+    @routes.get("/version")
+    def version() -> dict[str, int]:
+        """The version of the extension's API that is spoken."""
+        return {"version": 2}
+
+    @routes.get("/model_list")
+    def models(update: bool = True) -> dict[str, Any]:
+        """ControlNets."""
+        return {"model_list": [library.title(one) for one in library.entries("controlnet")]}
+
+    @routes.get("/module_list")
+    def modules(alias_names: bool = False) -> dict[str, Any]:
+        """Preprocessors."""
+        return {"module_list": ["none"], "module_detail": {"none": {"model_free": False, "sliders": []}}}
+
+    @routes.get("/control_types")
+    def types() -> dict[str, Any]:
+        """What belongs together: all of it."""
+        names = ["None", *(library.title(one) for one in library.entries("controlnet"))]
+        every = {"module_list": ["none"], "model_list": names, "default_option": "none", "default_model": names[-1]}
+        return {"control_types": {"All": every}}
+
+    @routes.get("/settings")
+    def settings() -> dict[str, Any]:
+        """How many ControlNets one picture may have."""
+        return {"control_net_unit_count": 4}
+
+    return routes
+
+
+def _options(name: str) -> dict[str, str]:
+    return {"uses_ensd": "True"} if name.endswith(ANCESTRAL) else {}
+
+
+def _upscaler(name: str) -> dict[str, Any]:
+    return {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
+
+
+def _lora(one: Entry, known: dict[str, Any]) -> dict[str, Any]:
+    words = {word: count for word, count in known.get("words", [])}
+    metadata = {"ss_base_model_version": known.get("base", ""), "ss_tag_frequency": {"tags": words} if words else {}}
+    return {"name": one.name, "alias": one.name, "path": one.name, "metadata": metadata}

@@ -1,0 +1,249 @@
+"""What A1111's API calls things, in our settings: bodies of txt2img and img2img as tasks, ControlNet units, options.
+
+Names of settings come from their declaration (`api=`), defaults from what A1111's text stands for where a word is not
+there (`unsaid`).  Keys that are not ours are ignored, as A1111 does; what would change the picture and is not here is
+said in `notes`.  Facts: AUTOMATIC1111's stable-diffusion-webui 1.10, modules/api; sd-webui-controlnet, external code.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sdjax.sampling.fields import NOTHING, Field, fields
+from sdjax.sampling.settings import NOISES, SAMPLERS, SCHEDULES, TASKS
+from sdjax.service import records
+from sdjax.settings import SettingError
+
+Keep = Callable[[object, str], Awaitable[str]]  # (base64, what it is called) -> the name of an upload
+STEPS = 50  # of a body that says none
+MOST_UNITS = 4  # ControlNets of one picture
+RESIZE = {0: "stretch", 1: "crop", 2: "fill"}  # resize_mode of pictures
+UNIT_RESIZE = {  # of ControlNet units, as numbers and as their texts
+    0: "stretch", 1: "crop", 2: "fill", "Just Resize": "stretch", "Crop and Resize": "crop", "Resize and Fill": "fill",
+    "Inner Fit (Scale to Fit)": "crop", "Outer Fit (Shrink to Fit)": "fill", "Scale to Fit (Inner Fit)": "crop",
+    "Envelope (Outer Fit)": "fill",
+}  # fmt: skip
+BALANCED, GUESS = (0, "Balanced"), (2, "ControlNet is more important")
+NO_NAME = ("", "None", "none", "Automatic", None)
+UNHEARD = ("restore_faces", "tiling", "refiner_checkpoint", "hr_prompt", "hr_negative_prompt", "hr_sampler_name")
+
+
+@dataclass
+class Asked:
+    """What a body asks for: a task, its settings, how many pictures, and what of it is not done."""
+
+    task: str
+    values: dict[str, Any]
+    count: int = 1
+    notes: list[str] = field(default_factory=list)
+
+
+async def of_body(kind: str, body: Mapping[str, Any], options: Mapping[str, Any], keep: Keep) -> Asked:
+    """Returns what a body of "txt2img" or "img2img" asks for; options: those that are set on the server.
+
+    keep: keeps a picture that is in the body.  Raises SettingError for what cannot be understood.
+    """
+    options = {**options, **_object(body, "override_settings")}
+    units = _units(body)
+    masked = kind == "img2img" and body.get("mask") is not None
+    task = "controlnet" if units else "inpaint" if masked else "img2img" if kind == "img2img" else "text2img"
+    asked = Asked(task, _usual(task) | _of_options(options) | _of_text(body, task))
+    asked.values |= _named(task, body)
+    if kind == "img2img":
+        await _begun(asked, body, keep, masked)
+    else:
+        _twice(asked, body)
+    if units:
+        await _controlled(asked, units, keep)
+    asked.count = _count(body, "batch_size") * _count(body, "n_iter")
+    asked.notes = [f"{name} is not here" for name in UNHEARD if body.get(name) not in (None, "", False, 0)]
+    known = fields(TASKS[task])
+    asked.values = {name: value for name, value in asked.values.items() if name in known and value is not None}
+    if _told_twice(asked.values):
+        asked.values.pop("schedule")
+    if not asked.values.get("variation"):
+        asked.values.pop("variation_seed", None)
+    return asked
+
+
+def spelled(name: str) -> str:
+    """Returns what A1111's API calls a setting."""
+    for task in TASKS.values():
+        if name in fields(task):
+            return fields(task)[name].about.api or name
+    return name
+
+
+def _usual(task: str) -> dict[str, Any]:
+    """Returns {name: value} of what A1111 takes where a body does not say; the size is the model's."""
+    known = fields(TASKS[task])
+    said = {name: one.about.unsaid for name, one in known.items() if one.about.unsaid not in (NOTHING, "")}
+    return {**{name: value for name, value in said.items() if name != "size"}, "steps": STEPS, "seed": -1}
+
+
+def _named(task: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that a body names as the declarations do."""
+    found = {}
+    for name, one in fields(TASKS[task]).items():
+        if one.about.api and one.about.api in body and body[one.about.api] not in (None, ""):
+            found[name] = body[one.about.api]
+    found.pop("mask_blur", None)
+    sides = [body.get(side) for side in ("width", "height")]
+    if all(isinstance(side, int) and side > 0 for side in sides):
+        found["size"] = f"{sides[0]}x{sides[1]}"
+    if "sampler" not in found and body.get("sampler_index"):
+        found["sampler"] = body["sampler_index"]  # its name before 1.0
+    found.pop("prompt", None)
+    found |= {name: str(body[name]) for name in ("prompt", "negative_prompt") if body.get(name) is not None}
+    if not found.get("churn_high"):
+        found.pop("churn_high", None)  # 0 stands for no bound
+    for name in ("sampler", "schedule"):
+        if name in found and not isinstance(found[name], str):
+            raise SettingError(name, found[name], "a name")
+    return found
+
+
+def _told_twice(values: Mapping[str, Any]) -> bool:
+    """Returns whether an old sampler's name tells the schedule too, "DPM++ 2M Karras", and nothing else does."""
+    sampler = values.get("sampler")
+    head = str(sampler).rpartition(" ")[0]
+    old = SAMPLERS.ours(sampler) not in SAMPLERS and SAMPLERS.ours(head) in SAMPLERS
+    return old and SCHEDULES.ours(values.get("schedule")) == "automatic"
+
+
+def _of_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what options say of a picture."""
+    found: dict[str, Any] = {}
+    if options.get("sd_model_checkpoint") not in NO_NAME:
+        found["model"] = options["sd_model_checkpoint"]
+    if options.get("sd_vae") not in NO_NAME:
+        found["vae"] = options["sd_vae"]
+    if isinstance(options.get("CLIP_stop_at_last_layers"), (int, float)):
+        found["clip_skip"] = max(1, int(options["CLIP_stop_at_last_layers"]))
+    if isinstance(options.get("randn_source"), str):
+        found["noise_source"] = NOISES.ours(options["randn_source"])
+    if options.get("eta_noise_seed_delta"):
+        found["ensd"] = options["eta_noise_seed_delta"]
+    return found
+
+
+def _of_text(body: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """Returns the settings of A1111's text in `infotext`, which hold where the body says nothing; never a file."""
+    if not isinstance(body.get("infotext"), str) or not body["infotext"].strip():
+        return {}
+    record, known = records.parse(body["infotext"]), fields(TASKS[task])
+    return {name: value for name, value in record.settings.items() if name in known and not _ours(known[name])}
+
+
+def _ours(one: Field) -> bool:
+    return one.about.file or one.about.mine
+
+
+def _twice(asked: Asked, body: Mapping[str, Any]) -> None:
+    """Takes hires fix apart: denoising_strength is its strength."""
+    values = asked.values
+    values.pop("strength", None)
+    if not body.get("enable_hr"):
+        for name in ("hires", "hires_strength", "hires_steps", "hires_method"):
+            values.pop(name, None)
+        return
+    values.setdefault("hires", 2.0)
+    if body.get("hr_resize_x") and isinstance(body.get("width"), int):
+        values["hires"] = body["hr_resize_x"] / body["width"]
+    if values.get("hires_steps") in (0, None):
+        values.pop("hires_steps", None)
+
+
+async def _begun(asked: Asked, body: Mapping[str, Any], keep: Keep, masked: bool) -> None:
+    """Adds the picture that img2img begins with, and its mask."""
+    values = asked.values
+    for name in ("hires", "hires_strength", "hires_steps", "hires_method"):
+        values.pop(name, None)
+    given = body.get("init_images")
+    if not isinstance(given, list) or not given:
+        raise SettingError("init_images", given, "a list with a picture in base64")
+    if len(given) > 1:
+        asked.notes.append("of several init_images the first is taken")
+    values["image"] = await keep(given[0], "init_images")
+    values.setdefault("strength", 0.75)
+    values["resize"] = _one_of(RESIZE, body.get("resize_mode", 0), "resize_mode")
+    if not masked:
+        values.pop("feather", None)
+        return
+    values["mask"] = await keep(body["mask"], "inverted mask" if body.get("inpainting_mask_invert") else "mask")
+    if body.get("inpaint_full_res"):
+        values["margin"] = body.get("inpaint_full_res_padding", 32)
+    if body.get("inpainting_fill", 1) != 1:
+        asked.notes.append("inpainting_fill: the masked part begins with the picture")
+
+
+def _units(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the ControlNet units of a body that are on."""
+    scripts = {str(name).lower(): value for name, value in _object(body, "alwayson_scripts").items()}
+    held = scripts.get("controlnet") or {}
+    given = held.get("args", []) if isinstance(held, dict) else held
+    units = [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
+    units = [one for one in units if one.get("enabled", True) and one.get("model") not in NO_NAME]
+    if len(units) > MOST_UNITS:
+        raise SettingError("controlnet", len(units), f"at most {MOST_UNITS} units")
+    return units
+
+
+async def _controlled(asked: Asked, units: list[dict[str, Any]], keep: Keep) -> None:
+    """Adds ControlNets: a model, a picture, a weight and a span of the steps each."""
+    values, begun = asked.values, asked.values.get("image")
+    pictures = []
+    for unit in units:
+        given = unit.get("image", unit.get("input_image"))
+        given = given.get("image") if isinstance(given, dict) else given
+        if not given and begun is None:
+            raise SettingError("controlnet image", given, "a picture in base64")
+        pictures.append(await keep(given, "controlnet image") if given else begun)
+        if unit.get("control_mode", 0) not in (*BALANCED, *GUESS):
+            asked.notes.append(f"control_mode {unit['control_mode']!r} acts as Balanced")
+    makers = [_maker(unit) for unit in units if unit.get("module") not in NO_NAME]
+    if makers and ("preprocess" not in fields(TASKS["controlnet"]) or len(makers) != len(units)):
+        raise SettingError("module", makers[0], "none, for pictures that a preprocessor made")
+    values |= {"preprocess": makers} if makers else {}
+    values |= {
+        "control": [unit["model"] for unit in units],
+        "control_image": pictures,
+        "weight": [unit.get("weight", 1.0) for unit in units],
+        "start": [unit.get("guidance_start", 0.0) for unit in units],
+        "end": [unit.get("guidance_end", 1.0) for unit in units],
+        "guess": any(unit.get("control_mode", 0) in GUESS or unit.get("guessmode") for unit in units),
+    }
+    resize = _one_of(UNIT_RESIZE, units[0].get("resize_mode", 1), "resize_mode")
+    if begun is None:
+        if resize != "crop":
+            asked.notes.append("resize_mode of units acts as Crop and Resize where there is no init_image")
+        values.pop("strength", None)
+        values.pop("feather", None)
+
+
+def _maker(unit: Mapping[str, Any]) -> str:
+    """Returns the condition that a unit's picture is to become, with canny's two thresholds where they are given."""
+    name, ends = str(unit["module"]), [unit.get(f"threshold_{one}") for one in "ab"]
+    given = name == "canny" and all(isinstance(end, (int, float)) and end > 0 for end in ends)
+    return f"canny:low={ends[0]:g},high={ends[1]:g}" if given else name
+
+
+def _one_of(table: Mapping[Any, str], value: Any, name: str) -> str:
+    try:
+        return table[value]
+    except (KeyError, TypeError):
+        raise SettingError(name, value, f"one of {', '.join(map(str, table))}") from None
+
+
+def _count(body: Mapping[str, Any], name: str) -> int:
+    value = body.get(name)
+    if value is None:
+        return 1
+    if type(value) is not int or not 1 <= value <= 100:
+        raise SettingError(name, value, "a whole number, 1 to 100")
+    return value
+
+
+def _object(body: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = body.get(name)
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,132 @@
+"""Who may speak to a server that others reach: names with hashed passwords in a file, and few tries.
+
+    NAME:scrypt:16384:8:1:SALT:HASH         a line each, as `sdjax ui --auth FILE --add-user NAME` writes it
+
+Basic authentication, as A1111's clients have it; OpenAI's clients send "NAME:PASSWORD" as their key.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+import threading
+import time
+from pathlib import Path
+
+from sdjax.formats.storage import files
+
+COST = (1 << 14, 8, 1)  # n, r, p of scrypt: 16 MB and about 50 ms a try (RFC 7914's interactive use)
+LENGTH = 32
+SHORTEST = 8  # letters of a password
+TRIES, SPAN = 5, 60.0  # failed tries of an address within so many seconds, after which it waits
+ALL_TRIES = 50  # likewise of all addresses together
+KEPT = 1000  # passwords that were right and need no second hashing
+
+
+def hashed(password: str, salt: bytes | None = None) -> str:
+    """Returns what a file keeps of a password."""
+    salt = secrets.token_bytes(16) if salt is None else salt
+    return ":".join(["scrypt", *map(str, COST), salt.hex(), _scrypt(password, salt, *COST).hex()])
+
+
+def _scrypt(password: str, salt: bytes, n: int, r: int, p: int) -> bytes:
+    return hashlib.scrypt(password.encode(), salt=salt, n=n, r=r, p=p, dklen=LENGTH, maxmem=256 * n * r)
+
+
+def add_user(path: Path, name: str, password: str) -> None:
+    """Writes a user's line into a file, which only its owner can read.  Raises ValueError for a name or password."""
+    if not name or not name.isprintable() or ":" in name or name != name.strip():
+        raise ValueError(f"user {name!r}: expected letters without ':'")
+    if len(password) < SHORTEST:
+        raise ValueError(f"the password: expected at least {SHORTEST} letters")
+    users = _read(path) if path.is_file() else {}
+    users[name] = hashed(password)
+    with files.new_file(path) as temporary:
+        temporary.touch(mode=0o600)
+        temporary.write_text("".join(f"{user}:{line}\n" for user, line in users.items()), encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, str]:
+    """Returns {name: hash} of a file.  Raises ValueError for a line that is none, which is not shown."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"auth={str(path)!r}: cannot be read: {error}") from None
+    found = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, _, rest = line.partition(":")
+        parts = rest.split(":")
+        if not name or len(parts) != 6 or parts[0] != "scrypt" or not all(part.isdecimal() for part in parts[1:4]):
+            raise ValueError(f"auth={str(path)!r}: line {number}: expected what `sdjax ui --add-user NAME` writes")
+        found[name] = rest
+    return found
+
+
+class Auth:
+    """The users of a file, and the tries that failed of late.
+
+    Raises ValueError where the file cannot be read, has no user, or is readable by others.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.users = _read(path)
+        if not self.users:
+            raise ValueError(f"auth={str(path)!r}: no user; add one with --add-user NAME")
+        if path.stat().st_mode & 0o077:
+            raise ValueError(f"auth={str(path)!r}: others can read it; chmod 600 it")
+        self.secret, self.right = secrets.token_bytes(32), dict[bytes, None]()
+        self.failed: dict[str, list[float]] = {}
+        self.lock, self.nobody = threading.Lock(), hashed(secrets.token_hex())
+
+    def wait(self, address: str) -> float:
+        """Returns the seconds that an address has to wait before another try, 0 for none."""
+        with self.lock:
+            now = time.monotonic()
+            self.failed = {
+                one: kept for one, times in self.failed.items() if (kept := [at for at in times if now - at < SPAN])
+            }
+            own = self.failed.get(address, [])
+            every = [at for times in self.failed.values() for at in times]
+            if len(own) >= TRIES:
+                return SPAN - (now - own[0])
+            return SPAN - (now - min(every)) if len(every) >= ALL_TRIES else 0.0
+
+    def check(self, header: str, address: str) -> bool:
+        """Returns whether an Authorization header names a user with his password; a failed try is counted."""
+        given = credentials(header)
+        if given is None:
+            return False
+        name, password = given
+        mark = hmac.digest(self.secret, f"{name}\0{password}".encode(), "sha256")
+        with self.lock:
+            if mark in self.right:
+                return True
+        kept = self.users.get(name, self.nobody)  # an unknown name takes as long as a known one
+        _, n, r, p, salt, wanted = kept.split(":")
+        made = _scrypt(password, bytes.fromhex(salt), int(n), int(r), int(p))
+        right = hmac.compare_digest(made, bytes.fromhex(wanted)) and name in self.users
+        with self.lock:
+            if right:
+                self.right[mark] = None
+                while len(self.right) > KEPT:
+                    self.right.pop(next(iter(self.right)))
+            else:
+                self.failed.setdefault(address, []).append(time.monotonic())
+        return right
+
+
+def credentials(header: str) -> tuple[str, str] | None:
+    """Returns (name, password) of an Authorization header, Basic or Bearer NAME:PASSWORD; None of another."""
+    scheme, _, rest = header.partition(" ")
+    if scheme.lower() == "basic":
+        try:
+            rest = base64.b64decode(rest, validate=True).decode()
+        except (binascii.Error, ValueError):
+            return None
+    elif scheme.lower() != "bearer":
+        return None
+    name, colon, password = rest.partition(":")
+    return (name, password) if colon and len(rest) < 1000 else None

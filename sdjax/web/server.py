@@ -1,0 +1,277 @@
+"""The server: queue, library and APIs on one address; it computes nothing, a worker process does.
+
+sdjax ui --models models --adapters loras           # http://127.0.0.1:7860
+
+app = create_app(Place(Path("outputs/ui")).made())  # what uvicorn runs
+"""
+
+import contextlib
+import getpass
+import importlib.util
+import ipaddress
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse
+
+from sdjax import __version__
+from sdjax.runtime import locks
+from sdjax.service import flags, worker
+from sdjax.service.library import Library
+from sdjax.service.place import Place, private
+from sdjax.service.programs import one_line
+from sdjax.service.queue import Queue
+from sdjax.settings import SettingError
+from sdjax.web import a1111, a1111_lists, docs, jobs, library, openai
+from sdjax.web.auth import Auth, add_user
+from sdjax.web.guard import Guard
+from sdjax.web.services import Services
+
+LOCAL = ("127.0.0.1", "localhost", "[::1]", "::1")
+PATIENCE = 20.0  # seconds in which a worker ends when the server does
+PAGE = "sdjax.web.page"  # where mount(app, services) is that adds the page, if it is there
+FOLDERS = ("models", "adapters", "data")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def create_app(place: Place, hosts: Sequence[str] | None = LOCAL, auth: Auth | None = None) -> FastAPI:
+    """Returns the program of a place, made already, without the page.
+
+    hosts: names that it may be asked for by; None for any.  auth: who may ask; None is everybody.
+    Raises ValueError for a place whose database is none.
+    """
+    services = Services(place, Queue(place.queue), Library(place))
+    app = FastAPI(title="sdjax", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app.state.services = services
+
+    async def refused(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"detail": services.said(error)}, 422)
+
+    for router in (
+        jobs.router,
+        library.router,
+        a1111.router,
+        a1111_lists.router,
+        a1111_lists.controlnet,
+        openai.router,
+    ):
+        app.include_router(router(services))
+    docs.add(app)
+    app.add_exception_handler(ValueError, refused)
+    app.add_middleware(Guard, hosts=hosts, auth=auth)  # pyright: ignore[reportArgumentType]
+    return app
+
+
+def mount_page(app: FastAPI) -> None:
+    """Adds the page where it and what it needs are installed, else a line that says where the API is."""
+    if importlib.util.find_spec(PAGE) is not None and importlib.util.find_spec("gradio") is not None:
+        importlib.import_module(PAGE).mount(app, app.state.services)
+        return
+
+    @app.get("/", include_in_schema=False)
+    def index() -> HTMLResponse:
+        return HTMLResponse("<!doctype html><title>sdjax</title><p>sdjax: <a href=/docs>the API</a></p>")
+
+
+# ---- what keeps a worker alive -----------------------------------------------------------------------
+
+
+class Keeper(threading.Thread):
+    """Starts a worker where no process has the device, until it is told to stop."""
+
+    def __init__(self, place: Place, queue: Queue) -> None:
+        super().__init__(daemon=True)
+        self.place, self.queue, self.over = place, queue, threading.Event()
+        self.process: subprocess.Popen | None = None
+        self.pause, self.next = 0.5, 0.0  # seconds before another start, which get longer where workers die at once
+
+    def run(self) -> None:
+        """Looks after the worker."""
+        while not self.over.is_set():
+            if self._gone() and time.monotonic() >= self.next:
+                self._start()
+            self.over.wait(0.1)
+
+    def _gone(self) -> bool:
+        if self.process is not None and self.process.poll() is None:
+            return False
+        return not worker.taken(self.place)
+
+    def _start(self) -> None:
+        quick = self.process is not None and time.monotonic() - self.next < 30
+        self.pause = min(30.0, self.pause * 2) if quick else 0.5
+        log = os.open(self.place.root / "worker.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            self.process = subprocess.Popen(
+                self.place.command(), start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        finally:
+            os.close(log)
+        self.next = time.monotonic() + self.pause
+
+    def stop(self) -> None:
+        """Ends the worker between two steps; a training run saves first.  What it did waits again."""
+        self.over.set()
+        self.join()
+        pid = _holder(self.place)
+        until = time.monotonic() + PATIENCE
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        while worker.taken(self.place) and time.monotonic() < until:
+            time.sleep(0.05)
+
+
+def _holder(place: Place) -> int | None:
+    """Returns the number of the process that has the device."""
+    if not worker.taken(place):
+        return None
+    try:
+        return int(place.device.read_text())
+    except ValueError:
+        return None
+
+
+@contextlib.contextmanager
+def kept(services: Services) -> Iterator[None]:
+    """A context in which a worker lives, and the library is described in the background."""
+    place, queue = services.place, services.queue
+    queue.options(server=os.getpid())
+    keeper, over = Keeper(place, queue), threading.Event()
+    reader = threading.Thread(target=services.library.watch, args=(over,), daemon=True)
+    keeper.start()
+    reader.start()
+    try:
+        yield
+    finally:
+        over.set()
+        queue.options(server=0)
+        keeper.stop()
+
+
+# ---- the program -----------------------------------------------------------------------------------
+
+
+def parser(doc: str | None) -> flags.Parser:
+    """Returns the command line's parser."""
+    made = flags.Parser(doc)
+    add = made.add_argument
+    add("--model", default="pocket", help="what pictures are made with: pocket, a folder, a single file or a hub id")
+    add("--models", type=Path, metavar="DIR", help="folder of models, autoencoders and ControlNets")
+    add("--adapters", type=Path, metavar="DIR", help="folder of LoRA, embeddings and hypernetworks")
+    add("--data", type=Path, metavar="DIR", help="folder of folders of pictures to train on")
+    add("--dtype", default="float32", choices=DTYPES, help="of models")
+    add("--batch", type=int, default=4, help="pictures made at once; default: 4")
+    add("--out", type=Path, default=Path("outputs/ui"), metavar="DIR", help="the server's own folder")
+    add("--host", default="127.0.0.1", help="address; another one than this machine's own needs --auth")
+    add("--port", type=int, default=7860)
+    add("--auth", type=Path, metavar="FILE", help="names and hashed passwords of those who may ask")
+    add("--add-user", metavar="NAME", help="ask for a password, write it into --auth FILE, and end")
+    return made
+
+
+def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
+    """Serves until it is told to stop; returns the exit status."""
+    given = parser(doc).parse_args(arguments)
+    try:
+        with one_line():
+            private()
+            if given.add_user is not None:
+                return _new_user(given.auth, given.add_user)
+            serve(given)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    return 0
+
+
+def _new_user(path: Path | None, name: str) -> int:
+    if path is None:
+        raise SettingError("auth", None, "a file, together with --add-user")
+    password = getpass.getpass(f"password of {name}: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
+    add_user(path, name, password)
+    print(f"{name} may ask: --auth {path}")
+    return 0
+
+
+def serve(given: Any) -> None:
+    """Serves a command line's place.  Raises ValueError for one that cannot be served."""
+    begin = time.monotonic()
+    place = _place(given)
+    local = given.host in LOCAL or _loopback(given.host)
+    if not local and given.auth is None:
+        raise SettingError("host", given.host, "127.0.0.1, or --auth FILE with it")
+    if not 0 <= given.port < 1 << 16:
+        raise SettingError("port", given.port, "0 to 65535")
+    auth = Auth(given.auth) if given.auth is not None else None
+    with locks.held(place.root):
+        place.made()
+        app = create_app(place, (*LOCAL, given.host) if local else None, auth)
+        with kept(app.state.services):
+            mount_page(app)
+            _listen(app, given.host, given.port, lambda url: _say(url, begin))
+
+
+def _place(given: Any) -> Place:
+    for name in FOLDERS:
+        folder = getattr(given, name)
+        if folder is not None and not folder.is_dir():
+            raise SettingError(name, str(folder), "a folder")
+    if given.batch < 1:
+        raise SettingError("batch", given.batch, "a whole number, 1 or more")
+    folders = {name: path and path.absolute() for name, path in vars(given).items() if name in FOLDERS}
+    return Place(given.out.absolute(), given.model, **folders, dtype=given.dtype, batch=given.batch)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _say(url: str, begin: float) -> None:
+    print(f"sdjax: {url} ({time.monotonic() - begin:.1f} s); API: {url}/docs; Ctrl-C ends it", flush=True)
+
+
+def _listen(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serves until a SIGTERM or Ctrl-C.  Raises OSError where the address is taken."""
+    import socket
+
+    import uvicorn
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host.strip("[]"), port))
+        except OSError as error:
+            raise OSError(f"host={host} port={port}: {error.strerror}; choose another --port") from None
+        listener.listen(128)
+        shown = f"[{host}]" if ":" in host else host
+        ready(f"http://{shown}:{listener.getsockname()[1]}")
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5,
+            proxy_headers=False, h11_max_incomplete_event_size=1 << 16,
+        )  # fmt: skip
+        server = uvicorn.Server(config)
+        server.capture_signals = lambda: _caught(server.handle_exit)  # theirs raises the signal again at the end
+        server.run([listener])
+
+
+@contextlib.contextmanager
+def _caught(handle: Any) -> Iterator[None]:
+    """A context in which signals that end a program go to a function."""
+    before = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
