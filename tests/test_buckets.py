@@ -163,8 +163,10 @@ def test_processes_have_rows_of_one_batch(run, monkeypatch):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         parts.append([batches.build(run.data, sd, 0)[step] for step in range(4)])
     for step in range(4):
-        for name, wanted in whole[step].items():
-            np.testing.assert_array_equal(np.concatenate([part[step][name] for part in parts]), wanted)
+        jax.tree.map(
+            lambda wanted, *some: np.testing.assert_array_equal(np.concatenate(some), wanted),
+            whole[step], *(part[step] for part in parts),
+        )  # fmt: skip
 
 
 def test_a_run_resumed_within_an_epoch_ends_in_the_same_bits(run, tmp_path):
@@ -199,9 +201,8 @@ def test_a_killed_run_with_buckets_shuffled_captions_and_a_cache_ends_in_the_sam
 
     def losses(out):
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        return {line["step"]: line["loss"] for line in lines if "loss" in line}, [
-            x["step"] for x in lines if "event" in x
-        ]
+        begun = [line["step"] for line in lines if "event" in line]
+        return {line["step"]: line["loss"] for line in lines if "loss" in line}, begun
 
     assert start(tmp_path / "whole").wait(300) == 0, (tmp_path / "whole.txt").read_text()[-2000:]
     process, end = start(tmp_path / "parts"), time.monotonic() + 120
@@ -213,7 +214,8 @@ def test_a_killed_run_with_buckets_shuffled_captions_and_a_cache_ends_in_the_sam
     assert start(tmp_path / "parts").wait(300) == 0, (tmp_path / "parts.txt").read_text()[-2000:]
     (whole, _), (parts, begun) = losses(tmp_path / "whole"), losses(tmp_path / "parts")
     assert len(begun) == 2 and 0 < begun[1] < 16
-    assert parts == whole and len(whole) == 16
+    assert len(whole) == 16 and set(parts) >= set(range(begun[1] + 1, 17))  # a kill may come before a line is written
+    assert parts == {step: whole[step] for step in parts}
     one, other = (tmp_path / name / "export" / "unet" for name in ("whole", "parts"))
     (file,) = (path.name for path in one.glob("*.safetensors"))
     assert (one / file).read_bytes() == (other / file).read_bytes()

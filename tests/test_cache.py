@@ -45,10 +45,10 @@ def arrays(number):
 
 
 def same(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name])
-        assert one[name].dtype == other[name].dtype
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(x, y)
+        assert x.dtype == y.dtype
 
 
 @pytest.fixture

@@ -86,8 +86,8 @@ def test_held_out_pictures_are_never_learned_from_and_cover_the_share(tmp_path):
     data = dataclasses.replace(DATA, validation=0.25, word="")
     learned, apart = batches.build(data, sd, 0), batches.held_out(data, sd, 0)
     assert len(learned.source) == 12 and len(apart.source) == 4
-    assert not set(learned.source.numbers) & set(apart.source.numbers)
-    assert batches.build(data, sd, 1).source.numbers != learned.source.numbers
+    assert not set(learned.source.source.numbers) & set(apart.source.source.numbers)
+    assert batches.build(data, sd, 1).source.source.numbers != learned.source.source.numbers
     for i in range(2):
         photo(tmp_path / f"{i}.png", i)
     folder = dataclasses.replace(data, validation=str(tmp_path), source=None, word="a", path=str(tmp_path))

@@ -51,7 +51,10 @@ def divide(sizes: Sequence[Shape], size: int, unit: int, most: int) -> dict[Shap
         why = f"a picture of {width} x {height} pixels is smaller than every bucket, and none is scaled up"
         raise SettingError("data.buckets", most, "more of them, 0 for squares, or larger pictures", why)
     places = np.array(chosen)[value[:, chosen].argmax(1)][which]
-    return {tuple(map(int, shapes[k])): np.flatnonzero(places == k).tolist() for k in sorted(set(places.tolist()))}
+    return {
+        (int(shapes[k, 0]), int(shapes[k, 1])): np.flatnonzero(places == k).tolist()
+        for k in sorted(set(places.tolist()))
+    }
 
 
 def _shapes(size, unit):
@@ -105,7 +108,11 @@ class Plan:
         """Returns (shape, number of the picture) of a row of a step's batch."""
         shape, before = self.at(step)
         k = self.shapes.index(shape)
-        return shape, self.buckets[shape][int(self.orders[k][before * self.rows + row])]
+        return shape, self.buckets[shape][self._shown(k, before * self.rows + row)]
+
+    def _shown(self, k, place):
+        """Returns which picture of bucket k its stream shows at a place."""
+        return int(self.orders[k][place])
 
     def _before(self, epoch):
         """Returns how many batches the epochs before one have."""

@@ -160,7 +160,7 @@ def gradients(grads: Any, opt: Any) -> dict[str, Array]:
     return {"gradient": norm(grads), **apart, **({} if found is None else {"found": found})}
 
 
-def rates(optim: Optim, now: float) -> dict[str, float]:
+def rates(optim: Optim, now: Any) -> dict[str, Any]:
     """Returns the rates of a step for its metrics: "rate", and "rate.PATTERN" of each of optim.rates."""
     return {"rate": now, **{f"rate.{pattern}": factor * now for pattern, factor in optim.rates}}
 

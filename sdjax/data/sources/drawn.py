@@ -11,7 +11,7 @@ import numpy as np
 
 from sdjax import settings
 from sdjax.data import pocketland, prompts
-from sdjax.data.sources.source import Examples, Source
+from sdjax.data.sources.source import Examples, Size, Source
 from sdjax.settings import SettingError
 
 EVERY = 0.5  # of the drawn captions name all there is to see: with few words a small model never ties looks to words
@@ -82,9 +82,9 @@ class Drawn(Examples):
         """Returns the size that pictures are drawn in."""
         return pocketland.SIZE, pocketland.SIZE
 
-    def picture(self, i: int, size: int) -> np.ndarray:
+    def picture(self, i: int, size: Size) -> np.ndarray:
         """Returns picture i, uint8 [size size 3]."""
-        return pocketland.draw(*self._item(i), size)
+        return pocketland.draw(*self._item(i), int(np.max(size)))
 
     def caption(self, i: int, random: np.random.Generator) -> str:
         """Returns a caption of picture i; with a word, one that names the scene and calls the subject by the word.
