@@ -125,7 +125,7 @@ def test_what_is_refused(run, tmp_path, capsys):
     (other / "checkpoints").mkdir(parents=True)
     settings = json.loads((run / "config.json").read_text())
     for change, message in (
-        ({"method": {"class": "os.system"}}, "method.class='os.system': accepted are Chain, Clip"),
+        ({"method": {"class": "os.system"}}, "method.class='os.system': accepted are Chain, "),
         ({"method": {"class": "Data"}}, "holds no settings of a run"),
         ({"optim": {"class": "Optim", "lr": "fast"}}, "optim.lr='fast'"),
         ({}, "other: has no checkpoint yet"),
