@@ -5,13 +5,15 @@
 By itself it asks the model to go on predicting, for the prompts without the identifier ("a dog"), what it predicted
 before training: no class pictures are needed.  With class pictures, as in the paper:
 
-    python train/class_images.py configs/dreambooth.py data.path=photos/dog data.word="sks dog" class_data.path=photos/dogs
-    python train/run.py configs/dreambooth.py data.path=photos/dog data.word="sks dog" class_data.path=photos/dogs preserve=0
+    python train/class_images.py configs/dreambooth.py data.path=photos/dog data.word="sks dog" class_data.path=dogs
+    python train/run.py configs/dreambooth.py data.path=photos/dog data.word="sks dog" class_data.path=dogs preserve=0
 
-Pictures with captions are called "sks, CAPTION", others by data.word.  Several subjects: sub-folders "1_sks dog" and
-"1_zwx cat", data.word="" and class_data.identifiers='("sks", "zwx")'.  The text encoder too, at a rate of its own:
-method.parts='("unet", "text_encoder")' optim.rates='(("text_model", 0.4),)'.  Masks: data.mask=true.  Rare words of a
-model: python train/vocabulary.py --rare MODEL.
+Pictures with captions are called "sks dog, CAPTION", others "a photo of sks dog".  Several subjects: sub-folders
+"1_sks dog" and "1_zwx cat" with data.word="" data.templates=captions class_data.identifiers='("sks", "zwx")'.
+The text encoder too, at a rate of its own: method.parts='("unet", "text_encoder")' with
+optim.rates='(("text_encoder", 0.4),)'.  Masks: data.mask=true.  Rare words of a model:
+
+    python train/vocabulary.py --rare MODEL
 
 Rate and steps are those of diffusers' example for SD 1.5 with prior preservation.
 """

@@ -247,7 +247,7 @@ def test_files_of_a_command_line(folder):
         with pytest.raises(ValueError, match=message):
             attach_all(base, [text])
     with pytest.raises(
-        ValueError, match="without pytorch_lora_weights.safetensors, adapter_model.safetensors, learned"
+        ValueError, match="without .*pytorch_lora_weights.safetensors, adapter_model.safetensors, learned"
     ):
         sdjax.attach(base, folder)
 

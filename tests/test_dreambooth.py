@@ -17,7 +17,9 @@ from sdjax.data.classes import ClassData
 from sdjax.methods.chain import Chain
 from sdjax.methods.custom_diffusion import CustomDiffusion
 from sdjax.methods.full import Full
+from sdjax.methods.lora import Lora
 from sdjax.methods.textual_inversion import TextualInversion
+from sdjax.training.optim import Optim, optimizer
 from sdjax.training.settings import Train
 from sdjax.training.step import default_loss, initial_state, make_step
 
@@ -155,6 +157,44 @@ def test_huber_debiased_pyramid_and_perturbation_are_their_formulas(decay):
     total.backward()
     assert loss == pytest.approx(float(total.detach()), rel=1e-4)
     assert_same_gradients(grads["unet"], now.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Full(("unet", "text_encoder"), "attn2|fc1", keep=True),
+        Chain((TextualInversion("<new>"), Full(("unet",), keep=True))),
+        Chain((TextualInversion("<new>"), CustomDiffusion())),
+    ],
+)
+def test_the_model_before_has_the_weights_that_were_there(method):
+    sd, _, _ = models()
+    _, frozen = method.split(sd, jax.random.key(0))
+    before = method.before(frozen)
+    assert trees.digest(before.parts["unet"]) == trees.digest(sd.parts["unet"])
+    ids = sd.tokenize(CLASS)
+    assert np.array_equal(before.embed(ids), sd.embed(ids))
+    with pytest.raises(ValueError, match="keep=False: expected True, where the loss looks back"):
+        Full().before(Full().split(sd)[1])
+
+
+def test_lora_with_a_word_holds_on_to_the_class():
+    """Pivotal tuning: nothing to hold on to at the start, more the further it goes; a rate of 0 keeps the word."""
+    sd, _, _ = models()
+    method = Chain((TextualInversion("<new>", "red"), Lora(rank=2, targets="attn2")))
+    trained, frozen = method.split(sd, jax.random.key(1))
+    rows = batch(frozen, ["a photo of <new> face", "<new> in the snow"], class_ids=frozen.tokenize(CLASS))
+    plain, kept = (default_loss(method, Train(method=method, preserve=strength)) for strength in (0.0, 1.0))
+    value = jax.jit(lambda tree: [one(frozen, tree, rows, jax.random.key(3), 0)[0] for one in (plain, kept)])
+    one, other = value(trained)
+    assert float(other) == pytest.approx(float(one), rel=1e-6)
+    one, other = value(jax.tree.map(lambda x: x + 0.3, trained))
+    assert float(other) > float(one) * 1.001
+    tx, _ = optimizer(Optim(lr=1e-2, rates=(("rows", 0.0),)), 1)
+    step = jax.jit(make_step(method, tx, jax.random.key(0), loss=kept))
+    state, _ = step(initial_state(trees.copy(trained), tx), frozen, rows)
+    assert trees.digest(state["trained"]["0"]) == trees.digest(trained["0"])
+    assert trees.digest(state["trained"]["1"]) != trees.digest(trained["1"])
 
 
 def test_settings_of_the_loss_that_do_not_fit():

@@ -13,6 +13,7 @@ from sdjax import trees
 from sdjax.formats import pipeline
 from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
+from sdjax.methods.custom_diffusion import CustomDiffusion
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
 from sdjax.methods.textual_inversion import TextualInversion
@@ -28,6 +29,7 @@ METHODS = {
     "e4t level vision": E4T(features="level", vision=True),
     "e4t tuning": Chain((E4T(), Full())),
     "pivotal": Chain((TextualInversion("<cat>", "cat"), Full(("unet",), "attn2"))),
+    "custom diffusion": Chain((TextualInversion("<cat>", "cat"), CustomDiffusion())),
     "decoder": Vae(recon="l2", pattern=r"^(decoder|post_quant_conv)\."),
     "vae": Vae(recon="l2", critic=0.5, critic_start=0, critic_channels=8, critic_layers=2),
     "clip": Clip(),

@@ -1,6 +1,6 @@
 """Draws the pictures of a subject's class that a DreamBooth run lacks, from the model that it will train.
 
-    python train/class_images.py configs/dreambooth.py data.path=photos/dog data.word="sks dog" class_data.path=photos/dogs
+    python train/class_images.py configs/dreambooth.py data.path=photos/dog data.word="sks dog" class_data.path=dogs
 
 Recipe and settings are those of the run.  class_data.count pictures shall be in class_data.path (200); what lies there
 counts, what this program made before and another model or prompt would not make is made anew.  Prompts are

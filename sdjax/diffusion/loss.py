@@ -48,9 +48,10 @@ def diffusion_loss(
     """Returns (mean over the batch of weight * (weighting * error + penalty), metrics), all float32.
 
     target: target(schedule, z, noise, t), what the network shall predict [B h w c].
-    error: error(schedule, t, prediction, target) of every number (errors.py); its mean over one example counts, or over the area of
-    batch["mask"] [B h w 1] where there is one: sum(mask * square) / sum(mask), so that a small subject counts as much
-    as a large one (our choice; dividing by the whole area is the other custom).  A mask of zeros gives no error.
+    error: error(schedule, t, prediction, target) of every number, see errors.py; its mean over one example counts, or
+    over the area of batch["mask"] [B h w 1] where there is one: sum(mask * error) / sum(mask), so that a small subject
+    counts as much as a large one (our choice; dividing by the whole area is the other custom).  A mask of zeros gives
+    no error.
     weighting: weighting(schedule, t) [B], factors of the errors, such as snr_weight; None: all times alike.
     regularisers: each (sd, batch, z_t, t, cond, prediction) -> [B], added to the penalty; see preservation.
     penalty: with them aux["penalty"] [B] of the conditioners, e.g. the size of an encoder's offset.

@@ -4,11 +4,10 @@
 
 While it trains, the first token's key and value, those of the start of the text, have no gradient: every prompt has
 them, so they would move what all prompts mean.
-Source: Kumari et al. 2023, "Multi-Concept Customization of Text-to-Image Diffusion" (arXiv 2212.04488), sections 3.1 and
-3.2; the first token: the authors' code, as diffusers' CustomDiffusionAttnProcessor has it.
+Source: Kumari et al. 2023, "Multi-Concept Customization of Text-to-Image Diffusion" (arXiv 2212.04488); the first
+token: the authors' code, as diffusers' CustomDiffusionAttnProcessor has it.
 """
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Float32, Key
+from jaxtyping import Array, Float, Key
 
 from sdjax import trees
 from sdjax.methods.adapter import Adapter
+from sdjax.methods.edits import Factored
 from sdjax.methods.method import Method, about
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
@@ -57,22 +57,10 @@ class CustomDiffusion(Method):
         """Returns the weights that stand in the place of the model's, as edits."""
         weights = trees.flatten(trained["unet"])
         edits = {
-            name: Whole({"whole": np.asarray(weight, np.float32).T, "scale": np.float32(1)})
+            name: Factored({"whole": np.asarray(weight, np.float32).T, "scale": np.float32(1)})
             for name, weight in weights.items()
         }
         return Adapter(edits={"unet": edits}, about=about(self))
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["factors"], meta_fields=[])
-@dataclass(frozen=True, eq=False)
-class Whole:
-    """An edit that puts another weight in the place of the model's; factors: {"whole" [out in] or [out], "scale" 1}."""
-
-    factors: dict[str, Any]
-
-    def change(self, weight: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
-        """Returns W' - W."""
-        return jnp.asarray(self.factors["whole"]).reshape(weight.shape) - weight
 
 
 class Start(struct.PyTreeNode):

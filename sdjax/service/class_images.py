@@ -2,8 +2,8 @@
 
     made, there = draw(Train(model="pocket", data=..., class_data=ClassData(path="photos/dogs", count=200)))
 
-They are a list of pictures (batch.py) in the run's class_data.path, class-00000.png, ..., each with its prompt beside it
-as a caption, so that training reads them as any folder.  What others put into the folder counts and stays.  Started
+They are a list of pictures (batch.py) in the run's class_data.path, class-00000.png, ..., each with its prompt beside
+it as a caption, so that training reads them as any folder.  What others put into the folder counts and stays.  Started
 again, what is missing is made; of another model or other prompts, all that this program made is made anew.
 """
 
@@ -97,7 +97,7 @@ def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("changes", nargs="*", metavar="a.b=value", help="the settings that the run will have")
     parser.add_argument("--batch", type=int, default=BATCH, help="pictures at once")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the pictures: steps=50")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     try:
         more = dict(text.partition("=")[::2] for text in given.set)
         compile_cache.keep()

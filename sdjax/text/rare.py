@@ -3,9 +3,9 @@
     rare(Tokenizer.load("model/tokenizer"), 5)          # ["sks", ...]
 
 A word that is one token, whose merge came late, was seldom in the texts that the vocabulary was made of, so the text
-encoder has little meaning for it that a subject would have to fight against.
-Source: Ruiz et al. 2022, "DreamBooth" (arXiv 2208.12242), section 3.2, which draws from T5's rarest tokens of up to three
-letters.  Our choice: words without vowels come first, since they are no words of a language.
+encoder knows little of it that a subject would have to replace.
+Source: Ruiz et al. 2022, "DreamBooth" (arXiv 2208.12242), which looks up rare tokens of few letters.  Our choice: the
+order of the merges stands for rarity, and words without vowels come first, since they are no words of a language.
 """
 
 import re

@@ -87,8 +87,8 @@ def pictures(settings: Any) -> Examples:
 def class_pictures(settings: Any, examples: Examples) -> Examples | None:
     """Returns the examples of class_data.path, looked through; None where there is no such path.
 
-    Raises ValueError for a folder that holds fewer than class_data.count, for rows that do not fit, and where `examples`'
-    class prompts would be their own though the loss asks for them.
+    Raises ValueError for a folder that holds fewer than class_data.count, for rows that do not fit, and where the loss
+    asks for class prompts and those of `examples` would be their own.
     """
     classes = settings.class_data
     if settings.preserve and classes.identifiers and not classes.changes(examples, batches.MOST):

@@ -89,7 +89,7 @@ def known() -> dict[str, Format]:
 
 def tags() -> dict[str, str]:
     """Returns {word before a name in prompts: what its kind is called}: {"lora": "lora", "lyco": "lora", ...}."""
-    return {tag: kind.called for kind in known().values() for tag in kind.tags}
+    return dict(sorted((tag, kind.called) for kind in known().values() for tag in kind.tags))
 
 
 def endings(tagged: bool = False) -> tuple[str, ...]:

@@ -1,0 +1,34 @@
+"""Pivotal tuning: a new word by textual inversion, and LoRA around it, together or one after the other.
+
+    python train/run.py configs/pivotal.py data.path=photos/dog method.parts.0.init=dog data.word="<new> dog"
+
+Word and LoRA in one file, export/lora.safetensors.  In two stages the word is learned first, then stands still:
+
+    python train/run.py configs/textual_inversion.py data.path=photos/dog method.init=dog out=outputs/word
+    python train/run.py configs/pivotal.py data.path=photos/dog data.word="<new> dog" init=outputs/word/export
+
+to which optim.rates='(("rows", 0),)' is added.  In place of LoRA the whole UNet: method.parts.1 of a recipe of your own
+as Full(("unet",), keep=True), with optim.lr=5e-6 and optim.rates='(("rows", 100),)'.
+
+The rates are those of cloneofsimo's pivotal tuning, 5e-4 for the word and 1e-4 for LoRA.
+"""
+
+from sdjax.data.batches import Data
+from sdjax.data.classes import ClassData
+from sdjax.methods.chain import Chain
+from sdjax.methods.lora import Lora
+from sdjax.methods.textual_inversion import TextualInversion
+from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
+
+
+def config():
+    """Returns the run's settings."""
+    return Train(
+        method=Chain((TextualInversion(word="<new>"), Lora(rank=16, alpha=16.0))),
+        data=Data(templates="trigger", batch=2),
+        class_data=ClassData(identifiers=("<new>",)),
+        optim=Optim(lr=1e-4, rates=(("rows", 5.0),)),
+        steps=1000,
+        prompts=("a photo of [name]",),
+    )

@@ -1,0 +1,135 @@
+"""Custom Diffusion's files: pytorch_custom_diffusion_weights.safetensors, and its words as embeddings.
+
+diffusers' pipe.unet.load_attn_procs(FOLDER, weight_name=NAME, _pipeline=pipe) wants an entry for every attention.
+Those without weights of their own are tensors without numbers here, where its .bin files have empty dicts: its loader
+asks for the length alone.  (Without _pipeline diffusers 0.42 reads the file and changes nothing.)
+Layout: DIFFUSERS' PROCESSOR.to_k_custom_diffusion.weight [out in]; to_q, to_out.0 with a bias where they trained.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax import trees
+from sdjax.formats.adapters import embeddings, lora
+from sdjax.formats.adapters import file as places
+from sdjax.formats.adapters.file import File
+from sdjax.formats.adapters.format import Format
+from sdjax.formats.adapters.learned_embeds import NAME as WORDS
+from sdjax.formats.adapters.learned_embeds import beside
+from sdjax.formats.storage import files
+from sdjax.methods.adapter import Adapter
+from sdjax.methods.chain import Chain
+from sdjax.stable_diffusion import StableDiffusion
+
+STEM, MARK = "pytorch_custom_diffusion_weights", "_custom_diffusion"
+NAME = f"{STEM}.safetensors"
+KINDS = {"kernel": "weight", "bias": "bias"}
+
+
+class CustomDiffusion(Format):
+    """Weights of cross-attention in place of the model's; what is attached is these, words are files of their own."""
+
+    name, called, tags, listed = "custom_diffusion", "lora", ("lora", "lyco"), "Lora hashes"
+    suffixes = (".safetensors", ".bin")
+    filling = (NAME, f"{STEM}.bin")
+
+    def matches(self, file: File) -> bool:
+        """Returns whether a file's tensors are called so."""
+        return any(type(key) is str and MARK in key for key in file.keys)
+
+    def read(self, file: File, sd: StableDiffusion) -> Adapter:
+        """Returns the weights of a file."""
+        tensors = {name: value for name, value in file.content.items() if not name.endswith(".processor")}
+        about = {"method": file.metadata.get("method", ""), "folder": str(file.path.parent)}
+        return Adapter(edits=lora.read(tensors, sd.networks, {}, file.path), about=about)
+
+    def holds(self, adapter: Adapter) -> bool:
+        """Returns whether there are whole weights of the UNet's cross-attention, perhaps words, and nothing else."""
+        edits = adapter.edits.get("unet", {})
+        whole = all(".attn2." in name and "whole" in getattr(e, "factors", {}) for name, e in edits.items())
+        return bool(edits) and whole and set(adapter.edits) == {"unet"} and not adapter.trees and adapter.hook is None
+
+    def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
+        """Writes the weights, and each word's learned_embeds file beside them; returns the path of the weights."""
+        who = {"method": adapter.about["method"], "settings": json.dumps(adapter.about["settings"])}
+        about = {**(about or {}), **who}
+        path, tensors = Path(folder) / NAME, {}
+        for name, edit in adapter.edits["unet"].items():
+            attention, projection, kind = _taken_apart(name)
+            weight = np.asarray(edit.factors["whole"], np.float32)
+            tensors[f"{attention}.processor.{projection}.{KINDS[kind]}"] = weight
+        for attention in sorted({name.partition(".attn2.")[0] for name in adapter.edits["unet"]}):
+            tensors[f"{attention}.attn1.processor"] = np.zeros(0, np.float32)
+        lazy = {n: files.Tensor(x.shape, "float32", lambda x=x: np.ascontiguousarray(x)) for n, x in tensors.items()}
+        with files.new_file(path) as temporary:
+            files.write_safetensors(temporary, lazy, {"format": "pt", **about})
+        for word, place in _places(path, adapter.words).items():
+            embeddings.write(place, {word: adapter.words[word]}, about)
+        return path
+
+    def start(
+        self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion
+    ) -> tuple[Any, StableDiffusion]:
+        """Returns the file's weights, and of a Chain the words beside it, in place of what trains.
+
+        Raises ValueError for weights of other layers and rows of another number.
+        """
+        if not isinstance(method, Chain):
+            return {**trained, "unet": _started(adapter, trained["unet"])}, frozen
+        made, words = dict(trained), _words(Path(adapter.about["folder"]))
+        for i, part in enumerate(method.parts):
+            tree = made[str(i)]
+            if self.name in part.formats:
+                made[str(i)] = {**tree, "unet": _started(adapter, tree["unet"])}
+            for word in part.words:
+                if word not in words or words[word].shape != tree["rows"].shape:
+                    raise ValueError(f"no rows {list(tree['rows'].shape)} of the word {word!r} lie beside it")
+                made[str(i)] = {**tree, "rows": jnp.asarray(words[word])}
+        return made, frozen
+
+    def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
+        """Returns how weights and words are used here and in diffusers."""
+        rows = list(_places(path, adapter.words).values())
+        word = next(iter(adapter.words), "a photo")
+        given = " ".join(f'--adapter "{one}"' for one in (path, *rows))
+        lines = [f'here       sdjax text2img --model {model} {given} --prompt "a photo of {word}"']
+        lines.append(
+            f'diffusers  pipe.unet.load_attn_procs("{path.parent}", weight_name="{path.name}", _pipeline=pipe)'
+        )
+        return lines + [f'           pipe.load_textual_inversion("{one}")' for one in rows]
+
+
+def _taken_apart(name):
+    """Returns (attention, projection as diffusers calls it, kind of leaf) of a weight's dotted name."""
+    path, _, kind = name.rpartition(".")
+    attention, _, projection = path.partition(".attn2.")
+    first, _, number = projection.partition(".")
+    return f"{attention}.attn2", f"{first}{MARK}{number and f'.{number}'}", kind
+
+
+def _places(path, words):
+    """Returns {word: its file} beside the weights."""
+    place = path.with_name(WORDS)
+    return {word: place for word in words} if len(words) == 1 else beside(place, words)
+
+
+def _words(folder):
+    """Returns {word: rows} of the embeddings that were written into a folder."""
+    found = {}
+    for path in sorted(folder.glob(f"{Path(WORDS).stem}*.safetensors")):
+        found |= embeddings.read(places.of(path).content, path)
+    return found
+
+
+def _started(adapter, tree):
+    """Returns a trained tree with an adapter's weights in it."""
+    found, wanted = adapter.edits["unet"], trees.flatten(tree)
+    if found.keys() != wanted.keys():
+        raise ValueError(f"its weights are not this method's: {trees.listing(sorted(found.keys() ^ wanted.keys()))}")
+    flat = {name: jnp.asarray(np.asarray(edit.factors["whole"], np.float32).T) for name, edit in found.items()}
+    return trees.unflatten(flat, tree)

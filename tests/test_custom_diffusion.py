@@ -1,0 +1,87 @@
+"""Custom Diffusion's files: what diffusers makes of ours, what we make of them, training that goes on from them."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch_step import models
+from torch_weights import to_torch
+
+import sdjax
+from sdjax import trees
+from sdjax.formats.adapters import format as kinds
+from sdjax.methods.chain import Chain
+from sdjax.methods.custom_diffusion import CustomDiffusion
+from sdjax.methods.textual_inversion import TextualInversion
+from sdjax.training import run
+
+METHOD = Chain((TextualInversion("<new>", "red"), CustomDiffusion(query=True)))
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """(trained, frozen) of the method, with noise in all that trains."""
+    trained, frozen = METHOD.split(models()[0], jax.random.key(1))
+    random = np.random.default_rng(8)
+    return jax.tree.map(lambda x: x + np.float32(0.1) * random.standard_normal(x.shape, np.float32), trained), frozen
+
+
+@pytest.fixture(scope="module")
+def folder(learned, tmp_path_factory):
+    trained, frozen = learned
+    folder = tmp_path_factory.mktemp("export")
+    path, use = run.export(METHOD, frozen, trained, folder)
+    assert path == folder / "pytorch_custom_diffusion_weights.safetensors"
+    assert sorted(file.name for file in folder.iterdir()) == ["learned_embeds.safetensors", path.name]
+    assert "load_attn_procs" in use[1] and "load_textual_inversion" in use[2]
+    return folder
+
+
+def predicted(sd, z, t, context):
+    return jax.jit(lambda sd: sd.call("unet", z, t, context)[0])(sd)
+
+
+def test_diffusers_reads_what_we_write(learned, folder, tmp_path):
+    """Weights and word: the text encoder's output and the UNet's prediction are those of our joined model."""
+    trained, frozen = learned
+    sd, random, t = METHOD.join(frozen, trained), np.random.default_rng(0), np.array([10, 700])
+    z, text = random.normal(size=(2, 16, 16, 4)).astype(np.float32), ["a photo of <new> face", "<new> in the snow"]
+    sdjax.save(models()[0], tmp_path / "sd")
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "sd", safety_checker=None)
+    pipe.unet.load_attn_procs(folder, weight_name="pytorch_custom_diffusion_weights.safetensors", _pipeline=pipe)
+    pipe.load_textual_inversion(folder / "learned_embeds.safetensors")
+    with torch.no_grad():
+        told, _ = pipe.encode_prompt(text, "cpu", 1, False)
+        theirs = pipe.unet(to_torch(z), torch.tensor(t), told).sample.permute(0, 2, 3, 1).numpy()
+    context = sd.condition(sd.tokenize(text)).unet.context
+    assert np.abs(context - told.numpy()).max() <= 1e-5 * float(told.abs().max())
+    ours = predicted(sd, z, t, context)
+    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+    assert np.abs(predicted(frozen, z, t, context) - theirs).max() > 1e-3 * np.abs(theirs).max()
+
+
+def test_we_read_what_we_write(learned, folder):
+    trained, frozen = learned
+    wanted, base = METHOD.join(frozen, trained), models()[0]
+    sd = sdjax.attach(sdjax.attach(base, folder), folder / "learned_embeds.safetensors")
+    one, other = trees.flatten(sd.parts["unet"]), trees.flatten(wanted.parts["unet"])
+    assert all(np.allclose(one[name], other[name], atol=1e-7) for name in other)
+    ids = sd.tokenize(["a <new> face"])
+    assert np.array_equal(sd.embed(ids), wanted.embed(wanted.tokenize(["a <new> face"])))
+
+
+def test_training_goes_on_from_the_files(learned, folder):
+    trained, _ = learned
+    base = models()[0]
+    again, frozen = METHOD.split(base, None)
+    found, _ = run.start(METHOD, again, frozen, str(folder), kinds.opened(folder, base))
+    assert trees.digest(found) == trees.digest(trained)
+    other = Chain((METHOD.parts[0], CustomDiffusion()))
+    with pytest.raises(ValueError, match="its weights are not this method's: .*attn2.to_out.0.bias"):
+        run.start(other, *other.split(base, None), str(folder), kinds.opened(folder, base))
+    other = Chain((dataclasses.replace(METHOD.parts[0], word="<other>"), METHOD.parts[1]))
+    with pytest.raises(ValueError, match=r"no rows \[1, 32\] of the word '<other>'"):
+        run.start(other, *other.split(base, None), str(folder), kinds.opened(folder, base))
