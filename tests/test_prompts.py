@@ -89,7 +89,7 @@ def test_bad_template_files_are_refused(tmp_path, content, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("objects", "cat"), "data.templates='objects': expected captions, none, object"),
+        (("objects", "cat"), "data.templates='objects': expected captions, trigger, none, object"),
         (("object", ""), "data.word=''"),
     ],
 )
