@@ -73,7 +73,7 @@ class Session:
         """Writes previews, where the task makes pictures from words."""
         if not self.task.words:
             return
-        seen = self.settings.method.join(self.frozen, self.learned(state))
+        seen = self.settings.method.join(self.frozen, self.learned(state)).fold()
         place = self.out / "samples" / f"{step:07d}.png"
         picture = preview.write(place, self.settings.method, seen, self.data, self.settings)
         if picture is not None:
