@@ -182,7 +182,9 @@ class Lora(Method):
             most = self.constraint * blocks * side
             return {**f, "alpha": np.float32(self.constraint), "constraint": np.float32(most)}
         rank, scale = self._ranked(f), self.scale_of(f)
-        made = {**f, "scale": np.float32(scale), "alpha": np.float32(scale * (rank or 1) * (2 if first else 1))}
+        assert scale is not None  # only OFT has none
+        alpha = scale * (rank or 1) * (2 if first else 1)
+        made = {**f, "scale": np.float32(scale), "alpha": np.float32(alpha)}
         if first is not None:
             made["down"] = jnp.concatenate([f["down"], first["down"]])
             made["up"] = jnp.concatenate([f["up"], -first["up"]], axis=1)

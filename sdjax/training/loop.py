@@ -107,7 +107,7 @@ def _steps(session, state, numbers, advance, asked):
             told.event(n + 1, "stopped")
             raise SystemExit(BEFORE_STOP)
         if "log" in wanted:
-            told.metrics(n + 1, {**metrics, **rates(settings.optim, schedule(n))})
+            told.metrics(n + 1, {**metrics, **rates(settings.optim, float(np.asarray(schedule(n))))})
         told.advance(n + 1, loss)
         session.after(n + 1, state, wanted)
         for name in sorted(files):

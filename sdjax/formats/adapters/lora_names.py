@@ -4,6 +4,7 @@ import functools
 
 from sdjax import trees
 from sdjax.formats.storage import ldm_names, parameters
+from sdjax.formats.storage.parameters import Network
 from sdjax.models.clip import TextEncoder
 from sdjax.models.unet import UNet
 
@@ -21,7 +22,7 @@ def spellings(unet: UNet, text_encoder: TextEncoder) -> dict[str, tuple[str, str
     return found
 
 
-def modules(network):
+def modules(network: Network) -> list[str]:
     """Returns the dotted names of the layers that have a kernel."""
     leaves = (name.rpartition(".") for name in trees.names(parameters.template(network)))
     return [module for module, _, leaf in leaves if leaf == "kernel"]

@@ -49,11 +49,11 @@ def rank(factors: Mapping[str, Any]) -> int | None:
     return next((len(factors[name]) for name in deltas.of(names).ranked if name in factors), None)
 
 
-def alpha(factors: Mapping[str, Any]) -> Array:
+def alpha(factors: Mapping[str, Any]) -> np.ndarray:
     """Returns alpha as its file had it, else scale times rank, float32 []."""
     if "alpha" in factors:
         return np.asarray(factors["alpha"]).reshape(())
-    return np.float32(float(factors["scale"]) * (rank(factors) or 1)).reshape(())
+    return np.asarray(float(factors["scale"]) * (rank(factors) or 1), np.float32)
 
 
 def kohya(part: str, module: str, factors: Mapping[str, Any]) -> dict[str, Array]:

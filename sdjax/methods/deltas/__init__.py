@@ -31,9 +31,9 @@ def of(names: Iterable[str]) -> Delta:
     return found[0]
 
 
-def named(algo: str) -> Delta | None:
-    """Returns the kind that a setting `algo` names, None where there is none."""
-    return next((kind for kind in known() if kind.name == algo), None)
+def named(algo: str) -> Delta:
+    """Returns the kind that a setting `algo` names, one of `algorithms`."""
+    return next(kind for kind in known() if kind.name == algo)
 
 
 def algorithms() -> tuple[str, ...]:
