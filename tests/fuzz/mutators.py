@@ -11,7 +11,22 @@ import zipfile
 import zlib
 
 HUGE = (0, 1, -1, 2**31, 2**63, 2**64 - 1, -(2**63), 10**18, 10**400, 1e308, float("inf"), float("nan"))
-ODD = (*HUGE, None, True, False, "", "x" * 5000, "\0", "../../etc/passwd", "é\u202e", [], {}, [[]], {"": None}, [1, "a"])
+ODD = (
+    *HUGE,
+    None,
+    True,
+    False,
+    "",
+    "x" * 5000,
+    "\0",
+    "../../etc/passwd",
+    "é\u202e",
+    [],
+    {},
+    [[]],
+    {"": None},
+    [1, "a"],
+)
 
 
 def mutate(data: bytes, name: str, random) -> bytes:
@@ -235,7 +250,10 @@ def _png(data, random):
         i = _pick(random, [i for i, (k, _) in enumerate(chunks) if k in (b"tEXt", b"iTXt", b"zTXt")])
         chunks[i] = (chunks[i][0], _pick(random, ANY)(chunks[i][1], random))
     else:
-        chunks[i] = (_pick(random, (kind, b"zTXt", b"iTXt", b"acTL", b"eXIf", b"PLTE")), _pick(random, ANY)(held, random))
+        chunks[i] = (
+            _pick(random, (kind, b"zTXt", b"iTXt", b"acTL", b"eXIf", b"PLTE")),
+            _pick(random, ANY)(held, random),
+        )
     return data[:8] + b"".join(
         struct.pack(">I", len(held)) + kind + held + struct.pack(">I", zlib.crc32(kind + held)) for kind, held in chunks
     )

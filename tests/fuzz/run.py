@@ -171,11 +171,15 @@ def main() -> int:
             return 0
         with tqdm(total=options.count, unit="file", dynamic_ncols=True) as bar:
             found = check(seeds, options.seed, list(range(options.count)), place, lambda number: bar.update())
-        lines = [f"{n} {seeds[n % len(seeds)].reader}:{seeds[n % len(seeds)].name} {wrong}" for n, wrong in found.items()]
+        lines = [
+            f"{n} {seeds[n % len(seeds)].reader}:{seeds[n % len(seeds)].name} {wrong}" for n, wrong in found.items()
+        ]
         (options.out / f"findings-{options.seed}.txt").write_text("\n".join(lines) + "\n" * bool(lines))
     kinds = Counter(wrong.partition(":")[0].partition(" ")[0] for wrong in found.values())
     print("\n".join(lines[:100]))
-    print(f"{options.count} files of {len(seeds)} kinds, seed {options.seed}: {len(found)} findings {dict(kinds) or ''}")
+    print(
+        f"{options.count} files of {len(seeds)} kinds, seed {options.seed}: {len(found)} findings {dict(kinds) or ''}"
+    )
     return bool(found)
 
 

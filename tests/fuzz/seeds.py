@@ -82,18 +82,22 @@ def adapters(folder):
     }.items():
         place = folder / name
         noised(peft.get_peft_model(fresh("sd1").unet, config)).save_pretrained(place)
-        peft_files += [Seed("attach", place, place / part) for part in ("adapter_model.safetensors", "adapter_config.json")]
+        peft_files += [
+            Seed("attach", place, place / part) for part in ("adapter_model.safetensors", "adapter_config.json")
+        ]
     place = folder / "diffusers"
-    return [*_alone("attach", *made, folder / "kohya.pt"), *peft_files, Seed("attach", place, place / "pytorch_lora_weights.safetensors")]
+    return [
+        *_alone("attach", *made, folder / "kohya.pt"),
+        *peft_files,
+        Seed("attach", place, place / "pytorch_lora_weights.safetensors"),
+    ]
 
 
 def embeddings(folder):
     """Textual inversions of A1111 (both containers and a picture), diffusers and sd-scripts."""
     rows, about = _noise(3, 32), {"string_to_token": {"*": 265}, "name": "toy", "step": 9, "sd_checkpoint": None}
     torch.save({**about, "string_to_param": {"*": rows}}, folder / "a1111.pt")
-    torch.save(
-        {**about, "string_to_param": {"*": rows}}, folder / "old.pt", _use_new_zipfile_serialization=False
-    )
+    torch.save({**about, "string_to_param": {"*": rows}}, folder / "old.pt", _use_new_zipfile_serialization=False)
     torch.save({"<toy>": rows}, folder / "learned_embeds.bin")
     safetensors.torch.save_file({"<toy>": rows}, folder / "toy.safetensors")
     safetensors.torch.save_file({"emb_params": rows}, folder / "params.safetensors")
@@ -183,7 +187,10 @@ def pictures(folder):
     for ending in ("png", "jpg", "webp"):
         records.save(folder / f"own.{ending}", made, record)
     info = PngImagePlugin.PngInfo()
-    info.add_text("parameters", 'a (cat:1.2)\nNegative prompt: bad\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 64x64, Model: "x", Hashes: {"a": "b"}')
+    info.add_text(
+        "parameters",
+        'a (cat:1.2)\nNegative prompt: bad\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 64x64, Model: "x", Hashes: {"a": "b"}',
+    )
     Image.fromarray(made).save(folder / "a1111.png", pnginfo=info)
     (folder / "own.json").write_text(records.to_json(record))
     for mode in ("L", "LA", "RGBA", "P", "I;16", "1"):
@@ -193,7 +200,11 @@ def pictures(folder):
     Image.fromarray(made).save(folder / "plain.tiff")
     own = [path for path in sorted(folder.iterdir()) if path.stem in ("own", "a1111")]
     drawn = [path for path in sorted(folder.iterdir()) if path.suffix != ".json"]
-    return [*_alone("record", *own), *_alone("picture", *drawn), *_alone("mask", *(p for p in drawn if "mode" in p.name))]
+    return [
+        *_alone("record", *own),
+        *_alone("picture", *drawn),
+        *_alone("mask", *(p for p in drawn if "mode" in p.name)),
+    ]
 
 
 def folders(folder):
