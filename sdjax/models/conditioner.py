@@ -29,8 +29,8 @@ class Conditioner(Protocol):
     def __call__(
         self,
         sd: Any,
-        z: Float[Array, "B h w c"] | None,
-        t: Num[Array, " B"] | None,
+        z: Float[Array, "B h w c"],
+        t: Num[Array, " B"],
         i: Int[Array, ""] | int,
         cond: Cond,
     ) -> tuple[Cond, dict[str, Any]]:

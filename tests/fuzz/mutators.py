@@ -216,7 +216,8 @@ PARTS = (  # pieces of pickles: numbers, containers, memo, marks, globals
     b"I-1\n", b"K\xff", b"J\xff\xff\xff\x7f", b"\x8a\x10" + b"\xff" * 16, b"G\x7f\xf0" + b"\0" * 6, b"N", b"\x88",
     b"]", b"}", b")", b"(", b"t", b"l", b"d", b"a", b"e", b"s", b"u", b"0", b"2", b"1", b".", b"h\0", b"h\xff", b"q\0",
     b"R", b"b", b"\x81", b"Q", b"cos\nsystem\n", b"cbuiltins\neval\n", b"c__builtin__\nset\n", b"X\x03\0\0\0abc",
-    b"B\xff\xff\xff\x7f", b"X\xff\xff\xff\xff", b"\x8f", b"\x90", b"\x85", b"\x86", b"\x87", b"\x94", b"\x95" + b"\xff" * 8,
+    b"B\xff\xff\xff\x7f", b"X\xff\xff\xff\xff", b"\x8f", b"\x90", b"\x85", b"\x86", b"\x87", b"\x94",
+    b"\x95" + b"\xff" * 8,
 )  # fmt: skip
 
 

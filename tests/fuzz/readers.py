@@ -68,8 +68,8 @@ def photos(path: Path) -> None:
 
 
 READERS = {
-    "attach": attach, "load": load, "single": single, "tokenizer": tokenizer, "run": run, "list": list_, "record": record,
-    "picture": picture, "mask": mask, "photos": photos,
+    "attach": attach, "load": load, "single": single, "tokenizer": tokenizer, "run": run, "list": list_,
+    "record": record, "picture": picture, "mask": mask, "photos": photos,
 }  # fmt: skip
 
 

@@ -25,8 +25,8 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-import numpy as np
-from tqdm import tqdm
+import numpy as np  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 SECONDS, SHARE, ROOM = 10.0, 4, 200 << 20  # limits: of time, of memory beside the file's size
 START = 600.0  # seconds: until the first file is read
@@ -123,7 +123,7 @@ def told(process, results, seconds: float) -> tuple[int, str | None] | None:
 
 
 def check(seeds, chosen: int, numbers: list[int], place: Path, say) -> dict[int, str]:
-    """Returns {number: what is wrong} of damaged files; a reader that never ends is killed after three times the limit."""
+    """Returns {number: what is wrong} of damaged files; kills a reader after three times the limit."""
     found, left, context = {}, list(numbers), multiprocessing.get_context("spawn")
     while left:
         results = context.Queue()

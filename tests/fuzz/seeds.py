@@ -189,7 +189,8 @@ def pictures(folder):
     info = PngImagePlugin.PngInfo()
     info.add_text(
         "parameters",
-        'a (cat:1.2)\nNegative prompt: bad\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 64x64, Model: "x", Hashes: {"a": "b"}',
+        "a (cat:1.2)\nNegative prompt: bad\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 64x64, "
+        'Model: "x", Hashes: {"a": "b"}',
     )
     Image.fromarray(made).save(folder / "a1111.png", pnginfo=info)
     (folder / "own.json").write_text(records.to_json(record))
