@@ -10,6 +10,8 @@ import pytest
 from sdjax.training.checkpoint import Checkpoints
 
 
+# A read that Orbax gave up on may end after its event loop, on a busy machine.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_damaged_checkpoint_is_passed_over(tmp_path):
     state = {"step": np.int32(1), "trained": {"w": np.random.default_rng(0).normal(size=(512, 512)).astype(np.float32)}}
     checkpoints = Checkpoints(tmp_path, keep=3)

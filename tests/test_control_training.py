@@ -85,7 +85,7 @@ def their_loss(sd, pipe, batch, seed, extra=None, labels=None, residuals=None):
     latent_noise, t, noise = drawn(sd, batch, seed)
     with torch.no_grad():
         z = encoded(pipe, batch["pixels"], latent_noise)
-        context = pipe.text_encoder(torch.from_numpy(np.array(batch["ids"])).long())[0]
+        context = pipe.text_encoder(torch.from_numpy(np.array(batch["ids"]["text_encoder"])).long())[0]
     z_t, times = noised(sd.schedule, z, first(noise), t), torch.from_numpy(np.array(t)).long()
     more = {} if residuals is None else residuals(z_t, times, context)
     seen = z_t if extra is None else torch.cat([z_t, extra], 1)

@@ -172,8 +172,8 @@ def test_the_model_before_has_the_weights_that_were_there(method):
     _, frozen = method.split(sd, jax.random.key(0))
     before = method.before(frozen)
     assert trees.digest(before.parts["unet"]) == trees.digest(sd.parts["unet"])
-    ids = sd.tokenize(CLASS)
-    assert np.array_equal(before.embed(ids), sd.embed(ids))
+    for encoder, ids in sd.tokenize(CLASS).items():
+        assert np.array_equal(before.embed(encoder, ids), sd.embed(encoder, ids))
     with pytest.raises(ValueError, match="keep=False: expected True, where the loss looks back"):
         Full().before(Full().split(sd)[1])
 

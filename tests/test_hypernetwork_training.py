@@ -76,7 +76,7 @@ def test_gradients_of_a_step_are_torchs(name):
     )(trained)
     pairs, unet, seen = a1111(trained, method), torch_step.fresh(unet), torch_step.drawn(sd, batch, key)
     hang(unet, pairs, 1.0)
-    prediction = unet(seen["z_t"], seen["t"], torch_step.context(text, batch["ids"])).sample
+    prediction = unet(seen["z_t"], seen["t"], torch_step.context(text, batch["ids"]["text_encoder"])).sample
     there = ((prediction - seen["noise"]) ** 2).mean()
     there.backward()
     assert float(value) == pytest.approx(there.item(), rel=1e-5)

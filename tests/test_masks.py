@@ -129,7 +129,7 @@ def test_a_picture_is_its_own_mask_only_where_something_is_clear(tmp_path):
     (item,) = reading.find(tmp_path)
     assert not reading.has_mask(item)
     assert reading.decode(item, SIDE, masked=True)[1].getextrema() == (255, 255)
-    data = dict(path=str(tmp_path), word="cat", templates="captions", crop="center", flip=0.0, mask=True)
+    data = dict(path=str(tmp_path), word="cat", templates="captions", crop="center", flip=0.0, mask=True, words=())
     with pytest.raises(ValueError, match="data.mask=True: no picture"):
         Folder(type("Data", (), data))
     clear_colour(tmp_path / "a.png", "I16", key=0)

@@ -146,6 +146,8 @@ def other(one):
     if one.choices is not None:
         return next(name for name in reversed(one.choices) if name not in (one.usual, one.unsaid))
     kinds = {bool: not one.usual, int: 7, float: 0.125, str: "a, b", Size: Size(64, 32)}
+    if one.name == "preprocess":
+        return ("canny:low=50,high=60",)
     return ("a b" if one.kind is str else kinds[one.kind],) if one.several else kinds[one.kind]
 
 

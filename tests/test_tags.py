@@ -60,12 +60,12 @@ def test_a_batch_depends_on_seed_and_place_alone(tmp_path):
     stream = [next(whole.iterate(n)) for n in range(3)]
     again = [batch for _, batch in zip(range(3), batches.build(data, sd, 0).iterate(), strict=False)]
     for one, other in zip(stream, again, strict=True):
-        np.testing.assert_array_equal(one["ids"], other["ids"])
-    ids = np.concatenate([batch["ids"] for batch in stream])
+        np.testing.assert_array_equal(one["ids"]["text_encoder"], other["ids"]["text_encoder"])
+    ids = np.concatenate([batch["ids"]["text_encoder"] for batch in stream])
     assert len(np.unique(ids, axis=0)) > 6
-    assert not np.array_equal(stream[0]["ids"], batches.build(data, sd, 1)[0]["ids"])
+    assert not np.array_equal(stream[0]["ids"]["text_encoder"], batches.build(data, sd, 1)[0]["ids"]["text_encoder"])
     plain = batches.build(dataclasses.replace(data, shuffle=False, tag_dropout=0.0, prefix="", dropout=0.0), sd, 0)[0]
-    assert len(np.unique(plain["ids"], axis=0)) == 1
+    assert len(np.unique(plain["ids"]["text_encoder"], axis=0)) == 1
 
 
 def test_settings_that_cannot_be():

@@ -51,18 +51,18 @@ def test_gradients_of_a_step_are_torchs():
     seen, text = torch_step.drawn(frozen, batch, key), torch_step.fresh(text)
     table = text.get_input_embeddings()
     grown = torch.nn.Embedding(len(table.weight) + 4, table.weight.shape[1])
-    places = {word: ids.tolist() for word, ids in frozen.words.items()}
+    places = {word: ids["text_encoder"].tolist() for word, ids in frozen.words.items()}
     with torch.no_grad():
         grown.weight[: len(table.weight)] = table.weight
         for i, ids in enumerate(places.values()):
-            grown.weight[ids] = torch.from_numpy(np.array(trained[str(i)]["rows"]))
+            grown.weight[ids] = torch.from_numpy(np.array(trained[str(i)]["rows"]["text_encoder"]))
     text.set_input_embeddings(grown)
-    prediction = unet(seen["z_t"], seen["t"], torch_step.context(text, batch["ids"])).sample
+    prediction = unet(seen["z_t"], seen["t"], torch_step.context(text, batch["ids"]["text_encoder"])).sample
     there = ((prediction - seen["noise"]) ** 2).mean()
     there.backward()
     assert float(value) == pytest.approx(there.item(), rel=1e-5)
     for i, ids in enumerate(places.values()):
-        wanted, ours = grown.weight.grad[ids].numpy(), np.asarray(grads[str(i)]["rows"])
+        wanted, ours = grown.weight.grad[ids].numpy(), np.asarray(grads[str(i)]["rows"]["text_encoder"])
         assert np.linalg.norm(wanted) > 0
         assert np.linalg.norm(ours - wanted) <= 1e-4 * np.linalg.norm(wanted)
 
@@ -107,7 +107,7 @@ def test_a_run_of_two_words(folder, tmp_path):
         assert told[f"norm <{word}>"] == pytest.approx(np.linalg.norm(rows[word]), rel=1e-4)
     trained, *_ = begin(settings, pictures=False)
     for i, word in enumerate(rows):
-        drift = np.linalg.norm(rows[word] - np.asarray(trained[str(i)]["rows"]))
+        drift = np.linalg.norm(rows[word] - np.asarray(trained[str(i)]["rows"]["text_encoder"]))
         assert drift > 0 and told[f"drift <{word}>"] == pytest.approx(drift, rel=1e-4)
 
 
@@ -120,7 +120,7 @@ def test_words_for_the_negative_prompt():
     assert preview.prompts(Train(method=both, data=Data(word="<cat>"))) == ("a photo of <cat>",)
     seen = {}
 
-    def text2img(sd, prompts, seeds, steps, negative_prompt):
+    def text2img(sd, prompts, seeds, negative_prompt, **how):
         seen[prompts[0]] = negative_prompt
         return np.zeros((len(prompts), 8, 8, 3), np.uint8)
 
@@ -132,10 +132,10 @@ def test_words_for_the_negative_prompt():
 
 @pytest.mark.parametrize("layout", ["diffusers", "diffusers-bin", "a1111"])
 def test_files_that_diffusers_reads(layout, tmp_path):
-    rows = ROWS.numpy()
+    rows, held = ROWS.numpy(), {"rows": {"text_encoder": ROWS.numpy()}}
     method = TextualInversion("<toy>", vectors=3, layout=layout)
     frozen = method.split(made("sd1")[1])[1]
-    path, use = run.export(method, frozen, {"rows": rows}, tmp_path)
+    path, use = run.export(method, frozen, held, tmp_path)
     assert path.name == {"a1111": "toy.pt", "diffusers-bin": "learned_embeds.bin"}.get(
         layout, "learned_embeds.safetensors"
     )
@@ -145,12 +145,12 @@ def test_files_that_diffusers_reads(layout, tmp_path):
     np.testing.assert_array_equal(pipe.text_encoder.get_input_embeddings().weight[ids].detach(), rows)
     kind, adapter = kinds.opened(path, made("sd1")[1])
     (found,) = adapter.words.values()
-    np.testing.assert_array_equal(found, rows)
-    again, _ = kind.start(adapter, method, {"rows": jnp.zeros((3, 32))}, frozen)
-    np.testing.assert_array_equal(again["rows"], rows)
+    np.testing.assert_array_equal(found["text_encoder"], rows)
+    again, _ = kind.start(adapter, method, {"rows": {"text_encoder": jnp.zeros((3, 32))}}, frozen)
+    np.testing.assert_array_equal(again["rows"]["text_encoder"], rows)
     assert use[0].endswith('--prompt "a photo of <toy>"')
     negative = dataclasses.replace(method, negative=True)
-    assert run.export(negative, frozen, {"rows": rows}, tmp_path)[1][0].endswith('--negative-prompt "<toy>"')
+    assert run.export(negative, frozen, held, tmp_path)[1][0].endswith('--negative-prompt "<toy>"')
 
 
 def test_what_a1111_saved_is_saved_again_as_it_was(tmp_path):
@@ -169,7 +169,7 @@ def test_what_a1111_saved_is_saved_again_as_it_was(tmp_path):
 def test_a_run_starts_from_a_file(tmp_path):
     torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": ROWS}, "name": "x"}, tmp_path / "x.pt")
     settings = Train(model="random:tiny", method=TextualInversion("<toy>", vectors=3), init=str(tmp_path / "x.pt"))
-    np.testing.assert_array_equal(begin(settings, pictures=False)[0]["rows"], ROWS)
+    np.testing.assert_array_equal(begin(settings, pictures=False)[0]["rows"]["text_encoder"], ROWS)
     with pytest.raises(ValueError, match="rows"):
         begin(dataclasses.replace(settings, method=TextualInversion("<toy>", vectors=2)), pictures=False)
 

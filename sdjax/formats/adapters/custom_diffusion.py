@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -87,9 +88,10 @@ class CustomDiffusion(Format):
             if self.name in part.formats:
                 made[str(i)] = {**tree, "unet": _started(adapter, tree["unet"])}
             for word in part.words:
-                if word not in words or words[word].shape != tree["rows"].shape:
-                    raise ValueError(f"no rows {list(tree['rows'].shape)} of the word {word!r} lie beside it")
-                made[str(i)] = {**tree, "rows": jnp.asarray(words[word])}
+                wanted, found = jax.tree.map(jnp.shape, tree["rows"]), words.get(word)
+                if found is None or jax.tree.map(jnp.shape, found) != wanted:
+                    raise ValueError(f"no rows {wanted} of the word {word!r} lie beside it")
+                made[str(i)] = {**tree, "rows": jax.tree.map(jnp.asarray, found)}
         return made, frozen
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
