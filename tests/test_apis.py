@@ -3,12 +3,14 @@
 import base64
 import io
 import json
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 from safetensors.numpy import save_file
 
+from sdjax import conditions
 from sdjax.client import ServerError
 from sdjax.formats import pipeline
 from sdjax.formats.models import controlnet
@@ -187,6 +189,44 @@ def test_controlnet_units(client):
         txt2img(client, alwayson_scripts={"controlnet": {"args": [{**unit, "model": "nothing"}]}})
     with pytest.raises(ServerError, match="module|preprocess"):
         txt2img(client, alwayson_scripts={"controlnet": {"args": [{**unit, "module": "mediapipe"}]}})
+
+
+def test_preprocessors(client):
+    """Modules are the conditions that are made of a picture; detect makes the one that a picture is drawn with."""
+    modules = client.get("/controlnet/module_list")["module_list"]
+    assert modules[0] == "none" and {"canny", "scribble", "softedge"} <= set(modules) and "openpose" not in modules
+    given = picture(6)
+    ends = {"controlnet_threshold_a": 60, "controlnet_threshold_b": 120}
+    body = {"controlnet_module": "canny", "controlnet_input_images": [b64(given)], **ends}
+    (made,) = client.post("/controlnet/detect", body)["images"]
+    expected = conditions.of("canny:low=60,high=120").make(np.asarray(Image.open(io.BytesIO(given))))
+    assert np.array_equal(np.asarray(image(made)), expected) and expected.any()
+    unit = {"model": "canny", "weight": 1.0}
+    one, other = (
+        txt2img(client, alwayson_scripts={"controlnet": {"args": [{**unit, **more}]}})["images"]
+        for more in (
+            {"image": b64(given), "module": "canny", "threshold_a": 60, "threshold_b": 120},
+            {"image": made, "module": "none"},
+        )
+    )
+    assert np.array_equal(np.asarray(image(one[0])), np.asarray(image(other[0])))
+    for wrong in ({"controlnet_module": "mediapipe"}, {"controlnet_input_images": ["http://127.0.0.1/a.png"]}):
+        with pytest.raises(ServerError, match="condition|controlnet_input_images"):
+            client.post("/controlnet/detect", body | wrong)
+
+
+def test_an_interrupted_picture_comes_half_done(client):
+    """A client that interrupts gets what is there by then, at full size, and the device is free."""
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(txt2img(client, steps=150, width=64, height=64)))
+    asking.start()
+    wait_for(lambda: client.get("/sdapi/v1/progress")["state"]["sampling_step"] > 2)
+    client.post("/sdapi/v1/interrupt")
+    asking.join(60)
+    (half,) = answers[0]["images"]
+    assert image(half).size == (64, 64) and json.loads(answers[0]["info"])["infotexts"] == []
+    (whole,) = txt2img(client, steps=150, width=64, height=64)["images"]
+    assert not np.array_equal(np.asarray(image(half)), np.asarray(image(whole)))
 
 
 def test_the_same_request_gives_the_same_bytes(client):

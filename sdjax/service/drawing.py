@@ -1,12 +1,14 @@
 """Jobs of pictures: what a worker does with them, seen from the queue."""
 
 import contextlib
+import io
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from sdjax.runtime import compile_cache
 from sdjax.sampling.job import Cancelled, Progress
@@ -15,7 +17,7 @@ from sdjax.service import latent_colours, orders, records
 from sdjax.service.library import Library
 from sdjax.service.maker import Maker
 from sdjax.service.place import Place
-from sdjax.service.queue import CANCELLED, DONE, WAITING, Job, Queue
+from sdjax.service.queue import CANCELLED, DONE, HALF, STOPS, WAITING, Job, Queue
 from sdjax.service.request import Request
 
 EVERY = 0.15  # seconds between two reports, of which each is a transaction
@@ -106,7 +108,7 @@ class Drawing:
         if self.stop.asked:
             return WAITING
         now = self.queue.get(job.id)
-        return CANCELLED if now is None or now.asked == "stop" else ""
+        return CANCELLED if now is None or now.asked in STOPS else ""
 
     def _made(self, job: Job, requests: list[Request]) -> np.ndarray:
         """Returns the pictures of some requests; raises Cancelled where the job stops or skips them."""
@@ -119,7 +121,10 @@ class Drawing:
 
         def watch(progress: Progress) -> bool:
             last.latents = progress.latents
-            return report(progress, lambda: self._preview(job, sd, progress))
+            ends = report(progress, lambda: self._preview(job, sd, progress))
+            if ends and not self.stop.asked:
+                self._half(job, progress)
+            return ends
 
         made = self.maker.make(requests, watch=watch, batch=self.place.batch)
         self._learn(sd, last.latents, made)
@@ -149,6 +154,13 @@ class Drawing:
         colours = self.colours.of(sd)
         if colours is not None and progress.latents is not None:
             self.queue.show(job.id, colours.png(np.asarray(progress.latents[0], np.float32), sd.factor))
+
+    def _half(self, job: Job, progress: Progress) -> None:
+        """Keeps the half-done picture of a job that stops, where that is asked for."""
+        now = self.queue.get(job.id)
+        if now is not None and now.asked == HALF:
+            Image.fromarray(progress.preview()[0]).save(written := io.BytesIO(), "PNG")
+            self.queue.show(job.id, written.getvalue())
 
     def _learn(self, sd: Any, latents: Any, made: np.ndarray) -> None:
         """Fits the autoencoder's colours, once, to pictures that are all its own."""

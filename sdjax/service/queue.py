@@ -24,6 +24,9 @@ APPLICATION = 0x5D1A0B5  # SQLite's application_id: this file is ours
 VERSION = 1
 KINDS = ("pictures", "training")
 WAITING, RUNNING, DONE, FAILED, CANCELLED, STOPPED = "waiting", "running", "done", "failed", "cancelled", "stopped"
+HALF = "half"  # asks a job to stop and to keep its half-done picture as its preview
+STOPS = ("stop", HALF)  # what ends a running job
+HALF_DONE = 20  # previews of cancelled jobs that are kept
 ENDED = (DONE, FAILED, CANCELLED, STOPPED)
 TRIES = 5  # deaths of the worker at a job, without anything made between, after which the job has failed
 BUSY = 30  # seconds that a call waits for another process's transaction
@@ -48,7 +51,7 @@ class Job:
     key: an opaque name, of 32 hex digits, which its files have.  kind: of KINDS.  request: what is to be done.
     source: who asked for it.  state: waiting, running, or one of ENDED; a stopped job can be resumed.
     position: jobs run in its order.  phase: what a running job does ("loading", "compiling", "sampling" ...), with
-    `step` of `steps` steps, and `made` pictures.  asked: "stop" or "skip", which the worker has not done yet.
+    `step` of `steps` steps, and `made` pictures.  asked: one of STOPS, or "skip", which the worker has not done yet.
     pid: of the process that has it.  tries: how often one died at it.  times: seconds since 1970.
     """
 
@@ -178,13 +181,15 @@ class Queue:
         return self._rows("select coalesce(max(changed), 0) from jobs")[0][0]
 
     def ask(self, id: int, what: str) -> Job | None:
-        """Asks for "stop" or "skip"; a job that waits is cancelled at once.  Returns it, None where there is none."""
+        """Asks for one of STOPS, or "skip"; cancels a job that waits at once.  Returns it, None for no such job."""
         self._rows(
             f"update jobs set state='cancelled', ended=?, changed={NEXT} where id=? and state='waiting'",
             time.time(), id,
         )  # fmt: skip
         self._rows(
-            f"update jobs set asked=?, changed={NEXT} where id=? and state='running' and asked != 'stop'", what, id
+            f"update jobs set asked=?, changed={NEXT} where id=? and state='running' and asked not in {STOPS!r}",
+            what,
+            id,
         )
         return self.get(id)
 
@@ -254,7 +259,9 @@ class Queue:
         more = {} if result is None else {"result": json.dumps(result)}
         ended = {"state": state, "error": error, "pid": None, "asked": "", "phase": "", "ended": time.time()}
         self._set(id, ended | more)
-        self._rows("delete from previews where job=?", id)
+        kept = f"select id from jobs where state='cancelled' order by ended desc limit {HALF_DONE}"
+        self._rows(f"delete from previews where job in (select id from jobs where state in {ENDED!r}) "
+                   f"and job not in ({kept})")  # fmt: skip
 
     def back(self, id: int) -> None:
         """Puts a running job back to its place among those that wait."""
@@ -267,7 +274,7 @@ class Queue:
         """
         left = self._jobs("select * from jobs where state='running'")
         for job in left:
-            if job.asked == "stop":
+            if job.asked in STOPS:
                 self.finish(job.id, STOPPED if job.kind == "training" else CANCELLED, job.result)
             elif job.tries + 1 >= TRIES:
                 self.finish(job.id, FAILED, job.result, f"the worker died {TRIES} times at this job")
@@ -282,11 +289,11 @@ class Queue:
     # ---- beside the jobs -----------------------------------------------------------------------
 
     def show(self, id: int, picture: bytes) -> None:
-        """Keeps a running job's preview, a PNG."""
+        """Keeps a job's preview, a PNG."""
         self._rows("insert or replace into previews values (?, ?)", id, picture)
 
     def preview(self, id: int) -> bytes | None:
-        """Returns a running job's preview, a PNG, None where there is none."""
+        """Returns the preview of a job that runs or was cancelled, a PNG; None where there is none."""
         return next((row[0] for row in self._rows("select picture from previews where job=?", id)), None)
 
     @property

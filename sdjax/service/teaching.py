@@ -21,7 +21,7 @@ from typing import Any
 from sdjax.formats.storage import files
 from sdjax.service.library import Library, known
 from sdjax.service.place import Place
-from sdjax.service.queue import DONE, FAILED, STOPPED, Job, Queue
+from sdjax.service.queue import DONE, FAILED, STOPPED, STOPS, Job, Queue
 from sdjax.settings import UNSAID, SettingError, shown
 from sdjax.training import asked
 
@@ -148,7 +148,7 @@ def run(place: Place, queue: Queue, id: int) -> None:
     with _logged(folder / "log.txt"), _watched(queue, job, folder):
         state, error = _trained(place, job, folder)
     queue.update(id, step=int(last_figures(folder).get("step", 0)))
-    if state == STOPPED and (now := queue.get(id)) is not None and now.asked != "stop":
+    if state == STOPPED and (now := queue.get(id)) is not None and now.asked not in STOPS:
         queue.back(id)
         raise SystemExit(0)
     queue.finish(id, state, result(folder), place.hidden(error))
@@ -205,7 +205,7 @@ def _watched(queue: Queue, job: Job, folder: Path) -> Iterator[None]:
                 said = figures.get("step")
                 queue.update(job.id, phase="training", step=int(said or 0), tries=0)
             now = queue.get(job.id)
-            if now is not None and now.asked == "stop" and not told:
+            if now is not None and now.asked in STOPS and not told:
                 told = True
                 os.kill(os.getpid(), signal.SIGTERM)
 

@@ -17,7 +17,7 @@ from sdjax import __version__
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import TASKS
 from sdjax.service import extras, records, uploads
-from sdjax.service.queue import FAILED, RUNNING, WAITING, Job
+from sdjax.service.queue import CANCELLED, FAILED, RUNNING, STOPS, WAITING, Job
 from sdjax.settings import SettingError
 from sdjax.web.a1111_words import NO_NAME, Asked, of_body, spelled
 from sdjax.web.jobs import progress
@@ -154,8 +154,8 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/interrupt")
     def interrupt() -> dict[str, Any]:
-        """Stops the job that runs, between two steps."""
-        return _ask("stop")
+        """Stops the job that runs, between two steps; its client gets the half-done picture."""
+        return _ask("half")
 
     @routes.post("/skip")
     def skip() -> dict[str, Any]:
@@ -205,8 +205,8 @@ def _state(job: Job | None) -> dict[str, Any]:
     """Returns the `state` of progress; job_count is 0 where nothing is to be done."""
     return {
         "skipped": bool(job and job.asked == "skip"),
-        "interrupted": bool(job and job.asked == "stop"),
-        "stopping_generation": bool(job and job.asked == "stop"),
+        "interrupted": bool(job and job.asked in STOPS),
+        "stopping_generation": bool(job and job.asked in STOPS),
         "job": "" if job is None else f"job {job.id}",
         "job_count": 0 if job is None else job.count,
         "job_no": 0 if job is None else job.made,
@@ -218,7 +218,11 @@ def _state(job: Job | None) -> dict[str, Any]:
 
 def answer(services: Services, job: Job, asked: Asked, given: dict[str, Any]) -> dict[str, Any]:
     """Returns the answer of txt2img and img2img: pictures in base64, the body, and what was made as a text of JSON."""
-    pictures = services.pictures(job) if given.get("send_images", True) is not False else []
+    pictures = services.pictures(job)
+    half = services.queue.preview(job.id) if job.state == CANCELLED else None
+    pictures = [*pictures, half] if half else pictures
+    if given.get("send_images", True) is False:
+        pictures = []
     echoed = {name: value for name, value in given.items() if name not in ("init_images", "mask", "alwayson_scripts")}
     return {
         "images": [base64.b64encode(data).decode() for data in pictures],

@@ -1,20 +1,36 @@
 """/sdapi/v1 and /controlnet: names of everything there is, which A1111's clients ask for before pictures."""
 
+import base64
+import io
 import os
+from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import JSONResponse
+from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
-from sdjax import __version__
+from sdjax import __version__, conditions
+from sdjax.conditions.canny import Canny
+from sdjax.conditions.condition import Condition
+from sdjax.images import reading
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import SAMPLERS, SCHEDULES, Hires
-from sdjax.service import extras
+from sdjax.service import extras, uploads
 from sdjax.service.library import Entry
-from sdjax.web.services import Services
+from sdjax.settings import SettingError
+from sdjax.web.a1111_words import preprocessor
+from sdjax.web.services import Services, asks, body
 
 ANCESTRAL = "_a"  # what names of samplers that make fresh noise end in
+IMAGES = "controlnet_input_images"
+DETECT = {
+    "controlnet_module": {"type": "string", "description": "one of module_list"},
+    IMAGES: {"type": "array", "items": {"type": "string", "description": "base64"}},
+    "controlnet_threshold_a": {"type": "number"},
+    "controlnet_threshold_b": {"type": "number"},
+}
 UNIT_ARGUMENTS = ("enabled", "module", "model", "weight", "image", "resize_mode", "guidance_start", "guidance_end")
 
 
@@ -148,15 +164,37 @@ def controlnet(services: Services) -> APIRouter:
 
     @routes.get("/module_list")
     def modules(alias_names: bool = False) -> dict[str, Any]:
-        """Preprocessors."""
-        return {"module_list": ["none"], "module_detail": {"none": {"model_free": False, "sliders": []}}}
+        """Preprocessors: none, and the conditions that are made of a picture."""
+        detail = {name: {"model_free": False, "sliders": sliders(name)} for name in ("none", *modules_of())}
+        return {"module_list": list(detail), "module_detail": detail}
 
     @routes.get("/control_types")
     def types() -> dict[str, Any]:
         """What belongs together: all of it."""
         names = ["None", *(library.title(one) for one in library.entries("controlnet"))]
-        every = {"module_list": ["none"], "model_list": names, "default_option": "none", "default_model": names[-1]}
+        every = {
+            "module_list": ["none", *modules_of()],
+            "model_list": names,
+            "default_option": "none",
+            "default_model": names[-1],
+        }
         return {"control_types": {"All": every}}
+
+    @routes.post("/detect", openapi_extra=asks(DETECT))
+    async def detect(request: Request) -> dict[str, Any]:
+        """The conditions that a preprocessor makes of pictures."""
+        given = await body(request)
+        pictures = given.get(IMAGES)
+        try:
+            if not isinstance(pictures, list) or not pictures:
+                raise SettingError(IMAGES, pictures, "a list of pictures in base64")
+            unit = {name.removeprefix("controlnet_"): value for name, value in given.items()}
+            maker = preprocessor(unit)
+            names = [await services.keep(uploads.decoded(one, IMAGES), IMAGES) for one in pictures]
+            made = [await run_in_threadpool(_made, maker, services.place.upload(name)) for name in names]
+        except ValueError as error:
+            raise HTTPException(422, services.said(error)) from None
+        return {"images": [base64.b64encode(one).decode() for one in made], "info": "Success"}
 
     @routes.get("/settings")
     def settings() -> dict[str, Any]:
@@ -164,6 +202,26 @@ def controlnet(services: Services) -> APIRouter:
         return {"control_net_unit_count": 4}
 
     return routes
+
+
+def modules_of() -> list[str]:
+    """Returns the names of the conditions that are made of a picture, without those that are read from a file."""
+    return [name for name, kind in conditions.known().items() if not kind.endings]
+
+
+def sliders(name: str) -> list[dict[str, Any] | None]:
+    """Returns what clients show of a preprocessor: canny's two thresholds, after a resolution that is not used."""
+    made = conditions.known()[name]() if name != "none" else None
+    if not isinstance(made, Canny):
+        return []
+    ends = (("Low Threshold", made.low), ("High Threshold", made.high))
+    return [None, *({"name": text, "value": value, "min": 1, "max": 255} for text, value in ends)]
+
+
+def _made(maker: Condition, path: Path) -> bytes:
+    """Returns the PNG of a picture's condition."""
+    Image.fromarray(maker.make(reading.picture(path))).save(written := io.BytesIO(), "PNG")
+    return written.getvalue()
 
 
 def _options(name: str) -> dict[str, str]:

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdjax import conditions
+from sdjax.conditions.condition import Condition
 from sdjax.sampling.fields import NOTHING, Field, fields
 from sdjax.sampling.settings import NOISES, SAMPLERS, SCHEDULES, TASKS
 from sdjax.service import records
@@ -222,10 +224,15 @@ async def _controlled(asked: Asked, units: list[dict[str, Any]], keep: Keep) -> 
 
 
 def _maker(unit: Mapping[str, Any]) -> str:
-    """Returns the condition that a unit's picture is to become, with canny's two thresholds where they are given."""
+    """Returns the text of the condition of a unit's module, with canny's two thresholds where they are given."""
     name, ends = str(unit["module"]), [unit.get(f"threshold_{one}") for one in "ab"]
     given = name == "canny" and all(isinstance(end, (int, float)) and end > 0 for end in ends)
     return f"canny:low={ends[0]:g},high={ends[1]:g}" if given else name
+
+
+def preprocessor(unit: Mapping[str, Any]) -> Condition:
+    """Returns the condition of a unit's module.  Raises SettingError for one that is not there."""
+    return conditions.of(_maker({"module": "", **unit}), public=True)
 
 
 def _one_of(table: Mapping[Any, str], value: Any, name: str) -> str:
