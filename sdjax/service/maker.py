@@ -250,7 +250,7 @@ def _state(path: Any) -> Any:
 
 def weights(sd: StableDiffusion) -> str:
     """Returns the digest of a model's weights."""
-    return trees.digest({part: sd.parts[part] for part in ("unet", "vae", "text_encoder")})
+    return trees.digest({part: sd.parts[part] for part in ("unet", "vae", *sd.tokenizers)})
 
 
 # ---- drawing ---------------------------------------------------------------------------------------

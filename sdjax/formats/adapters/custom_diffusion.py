@@ -46,7 +46,7 @@ class CustomDiffusion(Format):
         """Returns the weights of a file."""
         tensors = {name: value for name, value in file.content.items() if not name.endswith(".processor")}
         about = {"method": file.metadata.get("method", ""), "folder": str(file.path.parent)}
-        return Adapter(edits=lora.read(tensors, sd.networks, {}, file.path), about=about)
+        return Adapter(edits=lora.read(tensors, sd, {}, file.path), about=about)
 
     def holds(self, adapter: Adapter) -> bool:
         """Returns whether there are whole weights of the UNet's cross-attention, perhaps words, and nothing else."""
@@ -69,7 +69,7 @@ class CustomDiffusion(Format):
         with files.new_file(path) as temporary:
             files.write_safetensors(temporary, lazy, {"format": "pt", **about})
         for word, place in _places(path, adapter.words).items():
-            embeddings.write(place, {word: adapter.words[word]}, about)
+            embeddings.write(place, {word: adapter.words[word]}, adapter.family, about)
         return path
 
     def start(
