@@ -6,6 +6,7 @@
 Source: Podell et al. 2023, "SDXL" (arXiv 2307.01952), sections 2.1 and 2.2; diffusers' StableDiffusionXLPipeline.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,14 @@ class XlConfig(UNetConfig):
     addition_embed_type: str = "text_time"
     addition_time_embed_dim: int = 8
     projection_class_embeddings_input_dim: int = 0
+
+    @classmethod
+    def from_json(cls, options):
+        own = {field.name for field in dataclasses.fields(cls)} - {
+            field.name for field in dataclasses.fields(UNetConfig)
+        }
+        plain = UNetConfig.from_json({name: value for name, value in options.items() if name not in own})
+        return cls(**vars(plain), **{name: options[name] for name in own})
 
 
 class XlUNet(nn.Module):

@@ -11,13 +11,15 @@ Shapes: B batch, H W pixels, h w latent pixels, c latent channels.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from sdjax.images.resize import fitted, pad
-from sdjax.models.cond import Cond, UNetInputs
+from sdjax.models.cond import Cond
 from sdjax.sampling import settings, slerp
 from sdjax.sampling.fields import make
 from sdjax.sampling.job import Job, Pictures, job
@@ -104,14 +106,20 @@ def between(
     shape, share, made = latent_shape(sd, way.size), np.linspace(0, 1, frames, dtype=np.float32), []
     seeds = way.seed, way.seed if way.to_seed is None else way.to_seed
     low, high = (Job((dataclasses.replace(way, seed=seed),)).start_noise(shape) for seed in seeds)
-    texts = [] if first == last else [words(sd, [text], way).unet.context for text in (first, last)]
+    texts = [] if first == last else [words(sd, [text], way).unet for text in (first, last)]
     for done in range(0, frames, count):
         places = np.minimum(np.arange(done, done + count), frames - 1)  # one shape: nothing compiles for the rest
-        part = share[places][:, None, None]
-        cond = Cond(UNetInputs((1 - part) * texts[0] + part * texts[1])) if texts else None
+        part = share[places]
+        cond = Cond(jax.tree.map(functools.partial(_mixed, part), *texts)) if texts else None
         some = Job((way,) * len(places), progress=progress, watch=watch)
-        made.append(decode(sd, run(sd, some, slerp.slerp(low, high, part[..., None]), cond=cond)))
+        made.append(decode(sd, run(sd, some, slerp.slerp(low, high, part[:, None, None, None]), cond=cond)))
     return np.concatenate(made)[:frames]
+
+
+def _mixed(part, one, other):
+    """Returns (1 - part) one + part other, [B ...], of arrays [1 ...]."""
+    part = part.reshape(-1, *(1,) * (one.ndim - 1))
+    return (1 - part) * one + part * other
 
 
 def first_step(steps: int, strength: float, name: str = "strength") -> int:
