@@ -109,7 +109,8 @@ def test_frames_between_two_prompts_end_at_their_pictures(sd):
 
 def test_a_folder_comes_back(sd, theirs):
     again = pipeline.load(theirs[1])
-    assert again.family == sd.family and again.tokenizers == sd.tokenizers
+    assert again.family == sd.family
+    jax.tree.map(np.testing.assert_array_equal, again.tokenize([PROMPT]), sd.tokenize([PROMPT]))
     for part, tree in sd.parts.items():
         assert trees.digest(again.parts[part]) == trees.digest(tree)
 
@@ -154,10 +155,11 @@ def test_a_word_is_written_as_two_tensors_that_diffusers_loads(sd, theirs, inver
 
 
 def test_embeddings_of_one_encoder_are_refused(sd, tmp_path):
-    for held, said in (({"clip_l": np.ones((1, 32), np.float32)}, "an embedding for text_encoder; this model has"),
-                       ({"clip_g": np.ones((1, 48), np.float32)}, "an embedding for text_encoder_2; this")):  # fmt: skip
-        safetensors.numpy.save_file(held, tmp_path / "toy.safetensors")
-        with pytest.raises(ValueError, match=said):
+    for name, width, encoder in (("clip_l", 32, "text_encoder"), ("clip_g", 48, "text_encoder_2")):
+        safetensors.numpy.save_file({name: np.ones((1, width), np.float32)}, tmp_path / "toy.safetensors")
+        with pytest.raises(
+            ValueError, match=f"an embedding for {encoder}; this model has text_encoder, text_encoder_2"
+        ):
             sdjax.attach(sd, tmp_path / "toy.safetensors")
 
 
