@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Float32, Int, Num
 
 from sdjax import conditions
 from sdjax.diffusion.model import Cond
-from sdjax.diffusion.samplers.plan import ROWS
+from sdjax.diffusion.plan import ROWS
 from sdjax.diffusion.wrappers import NO_PICTURE, ControlNet
 from sdjax.images import resize
 from sdjax.models.conditioner import Conditioner

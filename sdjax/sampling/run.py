@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from sdjax.diffusion.samplers.plan import begin, guided_times, sample, tabulate, walk
+from sdjax.diffusion.plan import begin, guided_times, sample, tabulate, walk
 from sdjax.diffusion.wrappers import Guidance, KnownRegion, Threshold, mask_channels
 from sdjax.models.cond import Cond
 from sdjax.runtime import replicas

@@ -15,6 +15,7 @@ from annotated_types import Interval
 
 from sdjax import conditions
 from sdjax.conditions import depth
+from sdjax.diffusion import samplers
 from sdjax.sampling.fields import LARGEST, SMALLEST, Choice, Setting, Size, declared
 from sdjax.settings import SettingError
 
@@ -29,11 +30,7 @@ FIRST = {"negative": ("negative_prompt", 0), "noise": ("noise_source", 0), "skip
 FIRST |= {"adapters": ("adapter", 0)}
 VARIED = ("variation_seed", "variation")
 SEEDED = ("seed", "variation_seed")  # of which -1 is a random one
-SAMPLERS = Choice(
-    ddim="DDIM", ddpm="DDPM", pndm="PLMS", euler="Euler", euler_a="Euler a", heun="Heun", lms="LMS", dpm2="DPM2",
-    dpm2_a="DPM2 a", dpmpp_2s_a="DPM++ 2S a", dpmpp_2m="DPM++ 2M", dpmpp_sde="DPM++ SDE", dpmpp_2m_sde="DPM++ 2M SDE",
-    dpmpp_3m_sde="DPM++ 3M SDE", unipc="UniPC", deis="DEIS", lcm="LCM", tcd="TCD",
-)  # fmt: skip
+SAMPLERS = Choice({name: one.word for name, one in samplers.known().items()})
 SCHEDULES = Choice(
     normal="Normal", karras="Karras", exponential="Exponential", polyexponential="Polyexponential",
     align_your_steps="Align Your Steps", sgm_uniform="SGM Uniform", simple="Simple", ddim_uniform="DDIM",
