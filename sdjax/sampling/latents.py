@@ -34,6 +34,21 @@ def latent_shape(sd: StableDiffusion, size: Any = None) -> tuple[int, int, int]:
     return height // sd.factor, width // sd.factor, sd.networks["vae"].config.latent_channels
 
 
+def wanted_shape(sd: StableDiffusion, made: Any) -> tuple[int, int, int]:
+    """Returns (h, w, c) of the latents that settings ask for; raises as `latent_shape` does."""
+    return latent_shape(sd, made.size)
+
+
+def target(made: Any) -> tuple[Size | None, str]:
+    """Returns (the size that settings bring given pictures to, None for their own, and how)."""
+    return made.size, made.resize
+
+
+def sized(made: Any) -> bool:
+    """Returns whether settings say the size of the picture."""
+    return made.size is not None
+
+
 def encode(sd: StableDiffusion, pictures: Any, keys: Key[Array, " B"]) -> Float[Array, "B h w c"]:
     """Returns scaled latents [B h w c], one draw each, of pictures uint8 [B H W 3]; large ones in tiles.
 

@@ -9,7 +9,7 @@ acts on it.  To add one: a line here, and the place that reads `job.settings.NAM
 
 import dataclasses
 import secrets
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from annotated_types import Interval
 
@@ -47,6 +47,15 @@ class Words:
     negative_prompt: Annotated[
         str, Setting("what it should not show", api="negative_prompt", own=True, private=True)
     ] = ""
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """What both sides of guidance read: the prompt and the negative one."""
+        return self.prompt, self.negative_prompt
+
+    def saying(self, prompt: str) -> Self:
+        """Returns the settings with another prompt."""
+        return dataclasses.replace(self, prompt=prompt)  # pyright: ignore[reportArgumentType]  # `declared` makes it one
 
 
 @declared
@@ -287,6 +296,8 @@ class Hole:
 
 @declared
 class Hires:
+    """A second pass at a larger size."""
+
     hires: Annotated[
         float | None,
         Interval(gt=0, le=64),
@@ -302,9 +313,13 @@ class Hires:
     ] = None
     hires_method: Annotated[
         str,
-        Choice(latent="Latent", lanczos="Lanczos"),
+        Choice(latent="Latent", lanczos="Lanczos").rest("lanczos"),
         Setting("how to enlarge", "Hires upscaler", "hr_upscaler", always=True, needs="hires"),
     ] = "latent"
+
+    def again(self: Any) -> Any:
+        """Returns the settings of the second pass."""
+        return dataclasses.replace(self, steps=self.hires_steps or self.steps)
 
 
 @declared
@@ -415,6 +430,12 @@ class Way:
             raise SettingError("prompt", prompts, "one, or two")
         return {**values, "prompt": prompts[0], **({"to_prompt": prompts[1]} if len(prompts) > 1 else {})}
 
+    def ends(self: Any) -> tuple[Any, Any]:
+        """Returns the settings of the first and of the last frame."""
+        prompt = self.prompt if self.to_prompt is None else self.to_prompt
+        seed = self.seed if self.to_seed is None else self.to_seed
+        return self, dataclasses.replace(self, prompt=prompt, seed=seed)
+
 
 @declared
 class Task(Words, Sampling, Model, Variation, Reading, Noise, Guidance):
@@ -431,6 +452,11 @@ class Task(Words, Sampling, Model, Variation, Reading, Noise, Guidance):
         """Returns the settings with random numbers in the place of seeds -1, as A1111 does."""
         names = [name for name in SEEDED if getattr(self, name) == -1]
         return dataclasses.replace(self, **{name: secrets.randbelow(1 << 32) for name in names}) if names else self
+
+    @property
+    def ending(self) -> str:
+        """What tells its file from those of other seeds."""
+        return f"-{self.seed}"
 
 
 @declared
@@ -454,6 +480,14 @@ class Upscale(Task, Picture, Fit, Enlarging):
     asked = ("image",)
     guidance = 9.0
     steps = 75
+    WORDLESS: ClassVar[dict[str, Any]] = {"guidance": 1.0, "noise_level": None}  # of LDM-SR, which reads neither
+
+    def wordless(self) -> Self:
+        """Returns the settings as LDM-SR takes them; raises SettingError for texts, which it cannot read."""
+        for name, text in zip(("prompt", "negative_prompt"), self.texts, strict=True):
+            if text:
+                raise SettingError(name, text, "none", "LDM-SR reads no words")
+        return dataclasses.replace(self, **self.WORDLESS)
 
 
 @declared

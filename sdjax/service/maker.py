@@ -6,7 +6,6 @@
 Programs, lists of pictures, page and API call this one.  One call makes what request.grouped found alike.
 """
 
-import dataclasses
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -27,9 +26,9 @@ from sdjax.runtime import replicas
 from sdjax.sampling import control, generate, inpainting, memory, settings, upscaling
 from sdjax.sampling.fields import fields
 from sdjax.sampling.job import Job, Progress
-from sdjax.sampling.latents import latent_shape
+from sdjax.sampling.latents import latent_shape, wanted_shape
 from sdjax.service import provenance, records
-from sdjax.service.request import Request, by_name, taken_apart, texts
+from sdjax.service.request import Request, files_of, taken_apart, texts
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
@@ -96,12 +95,12 @@ class Maker:
         pictures = tuple(self._suited(sd, request.settings) for request in requests)
         if isinstance(pictures[0], settings.Interpolate):
             return generate.between(sd, pictures[0], batch, progress, watch)
-        job = Job(pictures, control=self._controls(requests[0]), progress=progress, watch=watch)
+        job = Job(pictures, control=self._controls(sd, requests[0]), progress=progress, watch=watch)
         return _draw(sd, job, requests)
 
     def _suited(self, sd: StableDiffusion, made: settings.Task) -> settings.Task:
         """Returns a picture's settings as the model takes them, without the adapters that its prompt names."""
-        made = dataclasses.replace(made, prompt=taken_apart(made)[0])
+        made = made.saying(taken_apart(made)[0])
         return upscaling.suited(sd, made) if isinstance(made, settings.Upscale) else made
 
     def record(self, request: Request, size: tuple[int, int], private: bool = True, **more: str) -> records.Record:
@@ -112,8 +111,8 @@ class Maker:
         sd, made = self.base(request)[0], request.settings
         if isinstance(made, settings.Upscale):
             made, size = upscaling.suited(sd, made), (size[0] // sd.factor, size[1] // sd.factor)
-        elif getattr(made, "hires", None) is not None:
-            height, width = latent_shape(sd, made.size)[:2]
+        elif upscaling.passes(made) > 1:
+            height, width = wanted_shape(sd, made)[:2]
             size = height * sd.factor, width * sd.factor
         if not private:
             return records.public(records.of(made, size, more=more))
@@ -159,8 +158,8 @@ class Maker:
     def base(self, request: Request) -> tuple[StableDiffusion, Any]:
         """Returns (the model of a request without what its prompt names, what tells it from others)."""
         made, known = request.settings, fields(type(request.settings))
-        about = {name: getattr(made, name) for name, one in known.items() if one.part is settings.Model}
-        given = [one for one in about.pop("adapter") if not by_name(one)]
+        about = {n: getattr(made, n) for n, one in known.items() if one.part is settings.Model and not one.several}
+        given = files_of(made)
         subject = made.image if isinstance(made, settings.TextToImage) else None
         files = [attach.split(one)[0] for one in given] + ([request.file(subject)] if subject else [])
         key = repr((about, given, [_state(file) for file in files]))
@@ -180,14 +179,14 @@ class Maker:
         key = ("adapter", _state(path), word, sd.networks)
         return self.held.get(key, lambda: adapters.read(path, sd, word))
 
-    def _controls(self, request: Request) -> list[Any]:
-        made = request.settings
+    def _controls(self, sd: StableDiffusion, request: Request) -> list[Any]:
+        made, dtype = request.settings, sd.networks["unet"].dtype.name
         if not isinstance(made, settings.ControlNet):
             return []
         held = []
         for source in made.control:
-            key = ("control", source, made.dtype, _state(source))
-            held.append(self.held.get(key, lambda: controlnet.load_control(source, made.dtype)))  # noqa: B023
+            key = ("control", source, dtype, _state(source))
+            held.append(self.held.get(key, lambda: controlnet.load_control(source, dtype)))  # noqa: B023
         readers = [maker.read if maker is not None and maker.endings else reading.picture for maker in made.makers()]
         given = zip(made.control_image, readers, strict=True)
         pictures = [_named_picture("control_image", request, one, read) for one, read in given]
@@ -207,7 +206,7 @@ class Maker:
         if sd.tokenizers:
             words = provenance.adapters_named(sd, (), texts(made), folder, made.grammar)
             found = list(provenance.of_adapters(words).values())
-        files = [attach.split(one)[0] for one in made.adapter if not by_name(one)]
+        files = [attach.split(one)[0] for one in files_of(made)]
         found += [provenance.digest(file) for file in files]
         for one in taken_apart(made)[1]:
             try:
@@ -260,7 +259,7 @@ def _draw(sd: StableDiffusion, job: Job, requests: Sequence[Request]) -> np.ndar
     """Returns the pictures of a job by the function of sampling/ that its settings ask for."""
     shared = job.settings
     if isinstance(shared, settings.TextToImage) or not shared.image:
-        return generate.drawn(sd, job) if shared.hires is None else upscaling.redone(sd, job)
+        return generate.drawn(sd, job) if upscaling.passes(shared) == 1 else upscaling.redone(sd, job)
     images = [_named_picture("image", one, one.settings.image, reading.picture) for one in requests]
     if isinstance(shared, settings.Upscale):
         return upscaling.enlarged(sd, job, images)

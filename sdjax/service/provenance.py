@@ -16,7 +16,7 @@ from sdjax.formats.models import autoencoder
 from sdjax.formats.storage.hashes import autov2, sha256
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import Task
-from sdjax.service.request import by_name
+from sdjax.service.request import adapters_of
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text.grammars import Wanted
 
@@ -37,8 +37,8 @@ def of(sd: StableDiffusion, made: Task, named: dict[str, Path] | None = None) ->
     if made.vae is not None:
         names["vae"] = _name(made.vae)
         hashes["vae"] = model_hash(made.vae if Path(made.vae).is_file() else autoencoder.locate(made.vae))
-    for one in made.adapter:
-        if by_name(one):  # its hash is one of `named`
+    for one, by_name in adapters_of(made):
+        if by_name:  # its hash is one of `named`
             shown.append(one)
             continue
         file, strength, word = attach.split(one)

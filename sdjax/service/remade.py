@@ -53,11 +53,12 @@ def _of_a1111(path, record, known):
     more, found = record.more, {}
     if "Hires resize" in more:
         found["hires"] = _scale(path, record["size"], more["Hires resize"])
-    method = record.settings.get("hires_method")
-    if method is not None and "hires_method" in known and method not in known["hires_method"].choices:
-        found["hires_method"] = "latent" if method.startswith("Latent") else "lanczos"
-        said = f"{path} was made with Hires upscaler {method}, which is not here: {found['hires_method']}"
-        print(f"note: {said}", file=sys.stderr)
+    for name, value in record.settings.items():
+        choices = known[name].choices if name in known else None
+        if choices is not None and value is not None and value not in choices and (near := choices.near(value)):
+            found[name] = near
+            said = f"{known[name].about.word} {value}, which is not here: {near}"
+            print(f"note: {path} was made with {said}", file=sys.stderr)
     if more.get("Emphasis", "Original") != "Original":
         said = f"Emphasis: {more['Emphasis']}, which is not here: weights act as in Original"
         print(f"note: {path} was made with {said}", file=sys.stderr)
