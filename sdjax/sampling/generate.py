@@ -22,7 +22,7 @@ from sdjax.models.cond import Cond
 from sdjax.sampling import settings, slerp
 from sdjax.sampling.fields import make
 from sdjax.sampling.job import Job, Pictures, job
-from sdjax.sampling.latents import decode, encode, target, wanted_shape
+from sdjax.sampling.latents import decode, encode, wanted_shape
 from sdjax.sampling.run import late, run, words
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
@@ -57,7 +57,7 @@ def drawn(sd: StableDiffusion, job: Job) -> Pictures:
 def redrawn(sd: StableDiffusion, job: Job, pictures: Any) -> Pictures:
     """Returns the pictures [B H W 3] of a job that begins with pictures."""
     skipped = late(job)
-    pixels = fitted(pictures, len(job.pictures), *target(job.settings))
+    pixels = fitted(pictures, len(job.pictures), *job.settings.target())
     z = encode(sd, pad(pixels, sd.factor), job.keys)
     _, h, w, c = z.shape
     made = decode(sd, run(sd, job, job.start_noise((h, w, c)), z=z, skipped=skipped))
@@ -99,7 +99,7 @@ def between(
         raise SettingError("batch", batch, "a whole number, 1 or more")
     ends = way.ends()
     (first, _), (last, _) = (end.texts for end in ends)
-    if first != last and (sd.conditioners or way.grammar != "plain"):
+    if first != last and (sd.conditioners or not way.plain):
         raise ValueError("prompts: those that are read anew at every step have no way between them; expected one")
     frames, count = way.frames, min(batch or way.frames, way.frames)
     shape, share, made = wanted_shape(sd, way), np.linspace(0, 1, frames, dtype=np.float32), []

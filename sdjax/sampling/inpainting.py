@@ -19,7 +19,7 @@ from sdjax.diffusion.wrappers import KnownRegion
 from sdjax.images.resize import fit, fitted, pad
 from sdjax.sampling import settings
 from sdjax.sampling.job import Job, Pictures, job
-from sdjax.sampling.latents import decode, encode, latent_shape, target
+from sdjax.sampling.latents import decode, encode, latent_shape
 from sdjax.sampling.run import late, run
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.inpainting import Inpainting
@@ -43,7 +43,7 @@ def inpaint(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, ma
 def repainted(sd: StableDiffusion, job: Job, pictures: Any, masks: Any) -> Pictures:
     """Returns the pictures [B H W 3] of a job that paints within masks."""
     shared, count = job.settings, len(job.pictures)
-    pixels, holes = prepare(pictures, masks, count, *target(shared))
+    pixels, holes = prepare(pictures, masks, count, *shared.target())
     if shared.margin is None:
         return paste(painted(sd, job, pixels, holes), pixels, holes, shared.feather)
     size = tuple(side * sd.factor for side in latent_shape(sd)[:2])

@@ -16,7 +16,7 @@ from annotated_types import Interval
 from sdjax import conditions
 from sdjax.conditions import depth
 from sdjax.diffusion import samplers
-from sdjax.sampling.fields import LARGEST, SMALLEST, Choice, Setting, Size, declared
+from sdjax.sampling.fields import LARGEST, SMALLEST, Choice, Setting, Size, declared, fields
 from sdjax.settings import SettingError
 
 Share = Annotated[float, Interval(ge=0, le=1)]
@@ -149,6 +149,11 @@ class Model:
         ),
     ] = ()
 
+    def loading(self) -> tuple[str, dict[str, Any]]:
+        """Returns (what is loaded, how: the settings of one value of this part)."""
+        how = {name: getattr(self, name) for name, one in fields(Model).items() if not one.several}
+        return how.pop("model"), how
+
 
 @declared
 class Variation:
@@ -189,6 +194,16 @@ class Reading:
         Interval(ge=1),
         Setting("the text encoder's layer from the end that is read; 2: the last is left out", "Clip skip"),
     ] = 1
+
+    @property
+    def plain(self) -> bool:
+        """Whether prompts are read as they stand, without weights and changes."""
+        return self.grammar == "plain"
+
+    @property
+    def naming(self) -> str:
+        """How texts name adapters and embeddings: as their grammar has it."""
+        return self.grammar
 
     def rule(self) -> None:
         if self.weighting and self.grammar == "plain":
@@ -257,6 +272,10 @@ class Fit:
     resize: Annotated[
         str, FITS, Setting("how given pictures get to the size that is made", "Resize", needs="image")
     ] = "crop"
+
+    def target(self: Any) -> tuple[Size | None, str]:
+        """Returns (the size that given pictures are brought to, None for their own, and how)."""
+        return self.size, self.resize
 
 
 @declared

@@ -19,7 +19,7 @@ from sdjax.images.resize import fitted
 from sdjax.models.cond import Cond
 from sdjax.sampling import memory, settings, tiles
 from sdjax.sampling.job import Job, Pictures, job, picture_noise
-from sdjax.sampling.latents import decode, encode, target, wanted_shape
+from sdjax.sampling.latents import decode, encode, wanted_shape
 from sdjax.sampling.run import late, run
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion, to_pixels
@@ -58,7 +58,7 @@ def super_resolve(sd: StableDiffusion, pictures: Any, **given: Any) -> Pictures:
 def enlarged(sd: StableDiffusion, job: Job, pictures: Any) -> Pictures:
     """Returns the pictures [B fH fW 3] of a job that enlarges pictures, by either kind of model."""
     shared = job.settings
-    small = to_pixels(fitted(pictures, len(job.pictures), *target(shared)))
+    small = to_pixels(fitted(pictures, len(job.pictures), *shared.target()))
     if "text_encoder" not in sd.parts:
         return _enlarged(sd, job, small, Cond())
     if sd.networks["unet"].config.num_class_embeds is None:

@@ -24,7 +24,6 @@ from sdjax.formats.models import controlnet
 from sdjax.images import reading
 from sdjax.runtime import replicas
 from sdjax.sampling import control, generate, inpainting, memory, settings, upscaling
-from sdjax.sampling.fields import fields
 from sdjax.sampling.job import Job, Progress
 from sdjax.sampling.latents import latent_shape, wanted_shape
 from sdjax.service import provenance, records
@@ -68,7 +67,7 @@ class Maker:
 
     def __init__(self, adapters: str | Path = "adapters", room: float | None = None) -> None:
         self.adapters, self.held = Path(adapters), Held(room)
-        self.expected: dict[str, dict[str, None]] = {}  # texts that are to come, by their grammar
+        self.expected: dict[str, dict[str, None]] = {}  # texts that are to come, by how they name adapters
         self.named: dict[Any, dict[str, Path]] = {}  # the embeddings that those name, by model and grammar
         self.unread: dict[str, str] = {}  # words whose embedding cannot be read, and why
 
@@ -76,7 +75,7 @@ class Maker:
         """Has the words of requests that are to come attached from the first on: nothing compiles anew for them."""
         self.expected, self.named = {}, {}
         for one in requests:
-            self.expected.setdefault(one.settings.grammar, {}).update(dict.fromkeys(texts(one.settings)))
+            self.expected.setdefault(one.settings.naming, {}).update(dict.fromkeys(texts(one.settings)))
 
     def make(
         self,
@@ -133,14 +132,14 @@ class Maker:
             key = (key, repr(files))
             base = self.held.get(key, lambda: replicas.spread(attach.attach_named(base, named, folder, self._read)))
         said = dict.fromkeys(text for one in requests for text in texts(one.settings))
-        expected = self.expected.get(made.grammar, {})
+        expected = self.expected.get(made.naming, {})
         if said.keys() <= expected.keys():
-            said, place = expected, (key, made.grammar)
+            said, place = expected, (key, made.naming)
             if place not in self.named:
-                self.named[place] = self._embeddings(base, said, folder, made.grammar)
+                self.named[place] = self._embeddings(base, said, folder, made.naming)
             found = self.named[place]
         else:
-            found = self._embeddings(base, said, folder, made.grammar)
+            found = self._embeddings(base, said, folder, made.naming)
         if not found:
             return base
         key = (key, repr([(word, _state(path)) for word, path in found.items()]))
@@ -157,17 +156,15 @@ class Maker:
 
     def base(self, request: Request) -> tuple[StableDiffusion, Any]:
         """Returns (the model of a request without what its prompt names, what tells it from others)."""
-        made, known = request.settings, fields(type(request.settings))
-        about = {n: getattr(made, n) for n, one in known.items() if one.part is settings.Model and not one.several}
-        given = files_of(made)
+        made = request.settings
+        loading, given = made.loading(), files_of(made)
         subject = made.image if isinstance(made, settings.TextToImage) else None
         files = [attach.split(one)[0] for one in given] + ([request.file(subject)] if subject else [])
-        key = repr((about, given, [_state(file) for file in files]))
-        return self.held.get(key, lambda: self._load(about, given, request, subject)), key
+        key = repr((loading, given, [_state(file) for file in files]))
+        return self.held.get(key, lambda: self._load(*loading, given, request, subject)), key
 
-    def _load(self, about, given, request, subject):
-        source = about["model"]
-        sd = pipeline.load(source, **{name: value for name, value in about.items() if name != "model"})
+    def _load(self, source, how, given, request, subject):
+        sd = pipeline.load(source, **how)
         if subject:
             size = latent_shape(sd)[0] * sd.factor
             picture = _named_picture("image", request, subject, lambda path: reading.subject(path, size))
@@ -196,7 +193,7 @@ class Maker:
         if not sd.tokenizers:
             return {}
         folder = attach.Folder(self.adapters)
-        return provenance.adapters_named(sd, taken_apart(made)[1], texts(made), folder, made.grammar)
+        return provenance.adapters_named(sd, taken_apart(made)[1], texts(made), folder, made.naming)
 
     def hashes(self, request: Request) -> list[Any]:
         """Returns the hashes of the adapters that a request names, None for one that cannot be read."""
@@ -204,7 +201,7 @@ class Maker:
         found: list[Any] = []
         folder = attach.Folder(self.adapters)
         if sd.tokenizers:
-            words = provenance.adapters_named(sd, (), texts(made), folder, made.grammar)
+            words = provenance.adapters_named(sd, (), texts(made), folder, made.naming)
             found = list(provenance.of_adapters(words).values())
         files = [attach.split(one)[0] for one in files_of(made)]
         found += [provenance.digest(file) for file in files]
@@ -217,7 +214,7 @@ class Maker:
 
     def notes(self, requests: Sequence[Request]) -> list[str]:
         """Returns what the model of requests that are made together reads otherwise than who wrote them may think."""
-        sd, plain = self.model(requests), requests[0].settings.grammar == "plain"
+        sd, plain = self.model(requests), requests[0].settings.plain
         if not sd.tokenizers:
             return []
         said = list(dict.fromkeys(text for one in requests for text in texts(one.settings)))

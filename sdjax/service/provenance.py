@@ -77,6 +77,17 @@ def built_in(model: str) -> bool:
     return model == "pocket" or model.partition(":")[0] in ("random", "new")
 
 
+def kept_model(said: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, str | None]:
+    """Returns {"model": name} of a record's settings where it holds elsewhere, else {"model": None}; {} without one.
+
+    hashes: the record's.
+    """
+    name = said.get("model") or ""
+    if built_in(name):
+        return {"model": name}
+    return {"model": None} if name or "model" in hashes else {}
+
+
 def _model(source):
     if built_in(source):
         return source, model_hash(pipeline.locate(source)) if source == "pocket" else None

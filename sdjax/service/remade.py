@@ -26,12 +26,7 @@ def values(path: str | Path, task: str) -> dict[str, Any]:
     for name, value in record.settings.items():
         if name in known and not known[name].about.file and name != "adapter":
             found[name] = value
-    model = record.settings.get("model") or ""
-    if provenance.built_in(model):
-        found["model"] = model
-    elif model or "model" in record.hashes:
-        found["model"] = None
-    return found | _of_a1111(path, record, known)
+    return found | provenance.kept_model(record.settings, record.hashes) | _of_a1111(path, record, known)
 
 
 def differences(path: str | Path, made: records.Record) -> list[str]:

@@ -76,7 +76,7 @@ def taken_apart(settings: Task) -> tuple[str, tuple[Any, ...]]:
     if rest.strip():
         raise SettingError("adapter", named, grammars.expected(tags))
     prompt, _ = settings.texts
-    if settings.grammar != "a1111":
+    if settings.naming != "a1111":
         return prompt, more
     text, own = grammars.adapters(prompt, tags)
     return text, own + more
