@@ -87,8 +87,8 @@ def _groups(sd, job, before):
     if shared.grammar == "plain" or not sd.tokenizers:
         return [range(len(job.pictures))]
     unwanted, groups = job.each("negative_prompt") if guided(job) else None, {}
-    how = dict(steps=shared.steps, grammar=shared.grammar, before=_steps(before))
-    sizes = conditioning.sizes(sd, job.each("prompt"), unwanted, **how)
+    how = dict(steps=shared.steps, grammar=shared.grammar)
+    sizes = conditioning.sizes(sd, job.each("prompt"), unwanted, before=_steps(before), **how)
     for place, size in enumerate(sizes):
         groups.setdefault(size, []).append(place)
     return list(groups.values())

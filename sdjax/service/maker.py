@@ -157,11 +157,11 @@ class Maker:
     def base(self, request: Request) -> tuple[StableDiffusion, Any]:
         """Returns (the model of a request without what its prompt names, what tells it from others)."""
         made = request.settings
-        loading, given = made.loading(), files_of(made)
+        (source, how), given = made.loading(), files_of(made)
         subject = made.image if isinstance(made, settings.TextToImage) else None
         files = [attach.split(one)[0] for one in given] + ([request.file(subject)] if subject else [])
-        key = repr((loading, given, [_state(file) for file in files]))
-        return self.held.get(key, lambda: self._load(*loading, given, request, subject)), key
+        key = repr((source, how, given, [_state(file) for file in files]))
+        return self.held.get(key, lambda: self._load(source, how, given, request, subject)), key
 
     def _load(self, source, how, given, request, subject):
         sd = pipeline.load(source, **how)

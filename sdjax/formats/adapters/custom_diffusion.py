@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -81,15 +82,16 @@ class CustomDiffusion(Format):
         """
         if not isinstance(method, Chain):
             return {**trained, "unet": _started(adapter, trained["unet"])}, frozen
-        made, words = dict(trained), _words(Path(adapter.about["folder"]))
+        made, words = dict(trained), _words(Path(adapter.about["folder"]), adapter.family)
         for i, part in enumerate(method.parts):
             tree = made[str(i)]
             if self.name in part.formats:
                 made[str(i)] = {**tree, "unet": _started(adapter, tree["unet"])}
             for word in part.words:
-                if word not in words or words[word].shape != tree["rows"].shape:
-                    raise ValueError(f"no rows {list(tree['rows'].shape)} of the word {word!r} lie beside it")
-                made[str(i)] = {**tree, "rows": jnp.asarray(words[word])}
+                wanted = {encoder: list(some.shape) for encoder, some in tree["rows"].items()}
+                if {encoder: list(some.shape) for encoder, some in words.get(word, {}).items()} != wanted:
+                    raise ValueError(f"no rows {wanted} of the word {word!r} lie beside it")
+                made[str(i)] = {**tree, "rows": jax.tree.map(jnp.asarray, words[word])}
         return made, frozen
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
@@ -118,11 +120,11 @@ def _places(path, words):
     return {word: place for word in words} if len(words) == 1 else beside(place, words)
 
 
-def _words(folder):
+def _words(folder, family):
     """Returns {word: rows} of the embeddings that were written into a folder."""
     found = {}
     for path in sorted(folder.glob(f"{Path(WORDS).stem}*.safetensors")):
-        found |= embeddings.read(places.of(path).content, path)
+        found |= embeddings.read(places.of(path).content, path, family)
     return found
 
 

@@ -1,6 +1,7 @@
 """Names of layers in LoRA files: every spelling that is read, generated from the model's own names and never parsed."""
 
 import functools
+from typing import Any
 
 from flax.core import FrozenDict
 
@@ -11,7 +12,7 @@ from sdjax.formats.storage.parameters import Network
 
 
 @functools.lru_cache(maxsize=4)
-def spellings(family: Family, networks: FrozenDict) -> dict[str, tuple[str, str]]:
+def spellings(family: Family, networks: FrozenDict[str, Any]) -> dict[str, tuple[str, str]]:
     """Returns {every spelling of a module's name: (part, module)} of the layers with a kernel.
 
     networks: {part: network} of the parts in the family's `lora`.  A spelling without the part's name that several text
@@ -19,7 +20,8 @@ def spellings(family: Family, networks: FrozenDict) -> dict[str, tuple[str, str]
     """
     found: dict[str, tuple[str, str]] = {}
     shared: set[str] = set()
-    for part, network in networks.items():
+    for part in networks:
+        network: Any = networks[part]
         original = ldm_names.unet_modules(network.config) if part == "unet" else {}
         for module in modules(network):
             if part == "unet":
