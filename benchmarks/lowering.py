@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import settings, trees
-from sdjax.diffusion.samplers.plan import sample, tabulate
+from sdjax.diffusion.plan import sample, tabulate
 from sdjax.diffusion.wrappers import Guidance
 from sdjax.formats import pipeline
 from sdjax.formats.storage import parameters

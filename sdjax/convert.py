@@ -106,7 +106,7 @@ def _model(options, given):
     size = int(options.shard_size * 1e9)
     path = pipeline.save(sd, options.destination, form, dtype=options.dtype, shard_size=size, extras=extras)
     for word, place in beside(path, words).items():
-        written = embeddings.write(place, {word: words[word]})
+        written = embeddings.write(place, {word: words[word]}, sd.family)
         yield f"wrote {written}: an embedding, the word {word}; in A1111 the word is the file's name, {place.stem}"
     yield f"wrote {path}"
 

@@ -72,9 +72,9 @@ def test_the_last_rows_of_every_batch_show_the_class(run):
         np.testing.assert_allclose(batch["weight"], [4 / 3, 4 / 3, 4 / 3, 0.5 * 4])
         assert batch["index"].tolist() == list(range(4 * step, 4 * step + 4))
         words = ["sks dog, in a park"] * 3 + ["a photo of dog"]
-        np.testing.assert_array_equal(batch["ids"], tokenizer(words))
+        np.testing.assert_array_equal(batch["ids"]["text_encoder"], tokenizer(words))
         words = ["dog, in a park"] * 3 + ["a photo of dog"]
-        np.testing.assert_array_equal(batch["class_ids"], tokenizer(words))
+        np.testing.assert_array_equal(batch["class_ids"]["text_encoder"], tokenizer(words))
     assert set(shown) == {10, 11, 12} and shown.count(10) == 10  # whole epochs of both
     assert set(others) == {200, 201, 202, 203, 204} and others.count(200) == 2
 

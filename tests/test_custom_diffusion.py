@@ -83,5 +83,5 @@ def test_training_goes_on_from_the_files(learned, folder):
     with pytest.raises(ValueError, match="its weights are not this method's: .*attn2.to_out.0.bias"):
         run.start(other, *other.split(base, None), str(folder), kinds.opened(folder, base))
     other = Chain((dataclasses.replace(METHOD.parts[0], word="<other>"), METHOD.parts[1]))
-    with pytest.raises(ValueError, match=r"no rows .*\(1, 32\).* of the word '<other>'"):
+    with pytest.raises(ValueError, match=r"no rows .*\[1, 32\].* of the word '<other>'"):
         run.start(other, *other.split(base, None), str(folder), kinds.opened(folder, base))

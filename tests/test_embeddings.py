@@ -250,7 +250,9 @@ def test_embeddings_bundled_with_lora(tmp_path):
 
 def test_what_we_write_names_the_method_and_its_settings(tmp_path):
     method = TextualInversion("<cat>", "cat", 2)
-    path = run_folder.export(method, None, {"rows": {"text_encoder": np.ones((2, 32), np.float32)}}, tmp_path)[0]
+    path = run_folder.export(
+        method, made("sd1")[1], {"rows": {"text_encoder": np.ones((2, 32), np.float32)}}, tmp_path
+    )[0]
     with safetensors.safe_open(path, "numpy") as file:
         about, rows = file.metadata(), file.get_tensor("<cat>")
     assert about["format"] == "pt" and about["method"] == "TextualInversion"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sdjax
-from sdjax.diffusion.samplers.plan import sample, tabulate
+from sdjax.diffusion.plan import sample, tabulate
 from sdjax.diffusion.wrappers import Guidance
 from sdjax.formats import pipeline
 from sdjax.sampling import foreign_noise

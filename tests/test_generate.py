@@ -213,9 +213,9 @@ def test_a_batch_of_several_sizes_compiles_once_a_size(sd):
     [("a cat", False), ("a LAND AND\tsnow", True), ("a cat:1.5", True), ("a GRAND house", False), ("(a:1.5)", False)],
 )
 def test_weighed_prompts_need_the_negative_side(text, guided):
-    assert generate.job(TextToImage, text, guidance=1.0, grammar="a1111").guided is guided
+    assert running.guided(generate.job(TextToImage, text, guidance=1.0, grammar="a1111")) is guided
     for guidance in (1.0, 2.0):
-        assert generate.job(TextToImage, text, guidance=guidance).guided is (guidance > 1)
+        assert running.guided(generate.job(TextToImage, text, guidance=guidance)) is (guidance > 1)
 
 
 def test_words_of_several_vectors_are_rows_of_the_table(sd):

@@ -13,10 +13,12 @@ import torch
 from adapter_files import assert_same, fresh, made
 from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import convert_state_dict_to_diffusers
+from flax.core import FrozenDict
 from peft.utils import get_peft_model_state_dict
 
 import sdjax
 from sdjax import trees
+from sdjax.families.sd import Sd
 from sdjax.formats.adapters import lora_names
 from sdjax.formats.models import presets
 from sdjax.formats.storage import hashes
@@ -413,7 +415,7 @@ def test_names_at_full_size(shape):
     sizes = presets.SHAPES[shape]
     unet = UNet(UNetConfig(**sizes["unet"]))
     text_encoder = TextEncoder(TextConfig(**sizes["text_encoder"]))
-    found = lora_names.spellings(unet, text_encoder)
+    found = lora_names.spellings(Sd(), FrozenDict(unet=unet, text_encoder=text_encoder))
     kohya = [name for name in found if name.startswith(("lora_unet_down", "lora_unet_mid_", "lora_unet_up"))]
     inside = [name for name in kohya if "_attentions_" in name]
     assert (len(inside), len(kohya) - len(inside)) == (192, 86)

@@ -14,6 +14,7 @@ from diffusers.training_utils import _collate_lora_metadata
 from test_folder import TEXTS, channels_first
 from test_lora import noised
 
+from sdjax.families.sd import Sd
 from sdjax.formats.adapters import format as kinds
 from sdjax.formats.adapters import lora_start, lora_tensors
 from sdjax.methods.adapter import Adapter
@@ -36,6 +37,7 @@ METHODS = {
     "lycoris oft": Lora(4, None, "oft", targets=r"^unet\.", constraint=2e-3),
 }
 LYCORIS = {"oft": "diag-oft"}
+KOHYA = functools.partial(lora_tensors.kohya, Sd().lora)
 
 
 def by_peft(theirs, method):
@@ -164,7 +166,7 @@ def test_gradients_are_those_of_other_libraries(name):
     theirs, held, method, trained, frozen, _ = case(name)
     value, grads = gradient_here(method, frozen, trained)
     assert value == pytest.approx(gradient_there(theirs, held), rel=1e-5)
-    naming, count = lora_tensors.kohya if name.startswith("lycoris") else lora_tensors.peft, 0
+    naming, count = KOHYA if name.startswith("lycoris") else lora_tensors.peft, 0
     for part, wanted in gradients_of(held).items():
         ours = {key.replace("text_model.", ""): x for key, x in named({part: grads[part]}, naming).items()}
         for key, gradient in wanted.items():

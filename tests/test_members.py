@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -276,6 +277,41 @@ class Squares(Examples):
     assert "data.level = 128" in sdjax.settings.describe(tmp_path / "recipe.py")
     data = json.loads(json.dumps(sdjax.settings.to_json(settings)))["data"]
     assert data["source"] == {"class": "Grey", "level": 255}
+
+
+SAMPLER = """
+from sdjax.diffusion.samplers.row import M, Row, X
+from sdjax.diffusion.samplers.sampler import Sampler
+
+def rows(path, eta):
+    for i, here, there in path.moves():
+        x = X / here.a
+        yield Row(here, i, there.a * (x + (there.sigma - here.sigma) * (x - M[0]) / here.sigma))
+
+MINE = Sampler("mine", "My Euler", rows, "sigmas", automatic="normal")
+"""
+PROGRAM = """
+import sys
+import sdjax.diffusion.samplers
+sdjax.diffusion.samplers.__path__.append(sys.argv[1])
+from sdjax.service import programs
+sys.exit(programs.main("text2img", "", sys.argv[2:]) or programs.main("text2img", "", ["--help"]))
+"""
+
+
+def test_a_sampler_is_one_file(tmp_path):
+    """By its own name and A1111's word in programs, help and records; settings are declared once a process."""
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "mine.py").write_text(SAMPLER)
+    drawn = ["--model", "random:tiny", "--prompt", "a cat", "--steps", "2", "--size", "16", "--out"]
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "new"), *drawn, str(tmp_path / "out")]
+    done = subprocess.run([*command, "--sampler", "My Euler"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "lms, mine, pndm" in " ".join(done.stdout.split())
+    assert b"Sampler: My Euler" in (tmp_path / "out" / "00000-0.png").read_bytes()
+    assert programs.main("text2img", "", [*drawn, str(tmp_path / "euler"), "--sampler", "euler"]) == 0
+    one, other = (np.asarray(Image.open(tmp_path / folder / "00000-0.png")) for folder in ("out", "euler"))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_a_task_is_one_file(add):

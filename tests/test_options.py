@@ -7,7 +7,7 @@ import pytest
 import tasks
 
 import sdjax
-from sdjax.diffusion.samplers import plan, sigmas
+from sdjax.diffusion import samplers, sigmas
 from sdjax.sampling import run as running
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import Guidance, Noise, TextToImage
@@ -52,7 +52,7 @@ def closest(made, near=()):
 
 
 def test_no_two_samplers_make_the_same_picture(sd):
-    made = {name: picture(sd, sampler=name) for name in plan.SAMPLERS}
+    made = {name: picture(sd, sampler=name) for name in samplers.known()}
     print("CLOSEST samplers", closest(made))
     assert closest(made)[0] > 1
 

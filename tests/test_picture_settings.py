@@ -18,22 +18,8 @@ from sdjax.settings import SettingError
 ROOT = Path(__file__).parents[1]
 # The layers that a setting passes through, from what is asked for to what acts.
 LAYERS = [*sorted((ROOT / "sdjax/sampling").glob("*.py")), *sorted((ROOT / "sdjax/service").glob("*.py"))]
-# Names that are words of other things too: of arrays, functions, noise schedules, texts, parts of models.
-COMMON = {
-    "size",
-    "seed",
-    "steps",
-    "prompt",
-    "negative_prompt",
-    "start",
-    "end",
-    "weight",
-    "strength",
-    "resize",
-}
-COMMON |= {"variation", "dtype", "tile", "overlap", "guidance", "grammar", "hires"}
-# Asked for by the layer that opens files, and by the one that acts; `hires_method` also by who reads A1111's records.
-TWICE = {"adapter", "model", "vae", "image", "mask", "control", "control_image", "hires_method"}
+DECLARED = {name for task in TASKS.values() for name in fields(task)}
+MAKES = {*(task.__name__ for task in TASKS.values()), "make", "drawn", "numbered", "again", "saying", "wordless"}
 
 
 @declared
@@ -94,13 +80,94 @@ def names(path):
     return found
 
 
+def held(node, bound):
+    """Returns whether an expression is settings: job.settings, TextToImage(...), replace(made, ...), a name of such."""
+    if isinstance(node, ast.Name):
+        return node.id in bound
+    if isinstance(node, ast.Call):
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        return name in MAKES or name == "replace" and bool(node.args) and held(node.args[0], bound)
+    return isinstance(node, ast.Attribute) and node.attr == "settings"
+
+
+def holders(tree):
+    """Returns the names in a module that stand for settings, or for {name: value} of all of them."""
+    bound, known = set(), {"Task", *MAKES}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.alias) and node.name in known:
+            known.add(node.asname or node.name)
+    for _ in range(3):  # a name may come from another
+        for node in ast.walk(tree):
+            if isinstance(node, ast.arg) and node.annotation is not None:
+                said = {getattr(one, "attr", getattr(one, "id", "")) for one in ast.walk(node.annotation)}
+                bound |= {node.arg} if said & known else set()
+            pairs = []
+            if isinstance(node, ast.Assign):
+                pairs = [(target, node.value) for target in node.targets]
+            elif isinstance(node, (ast.comprehension, ast.For)) and getattr(node.iter, "attr", "") == "pictures":
+                bound |= {getattr(node.target, "id", "")}
+            for target, value in pairs:
+                several = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+                for one, of in zip(target.elts, value.elts, strict=False) if several else [(target, value)]:
+                    whole = isinstance(of, ast.DictComp) and isinstance(of.value, ast.Call) and reads(of.value, bound)
+                    bound |= {one.id} if isinstance(one, ast.Name) and (held(of, bound) or whole) else set()
+    return bound
+
+
+def reads(call, bound):
+    """Returns whether a call is getattr(settings, ...)."""
+    return getattr(call.func, "id", "") == "getattr" and held(call.args[0], bound)
+
+
+def uses(path):
+    """Returns the settings that a module reads of settings, changes in them, or names in errors.
+
+    Who gives values, TextToImage(prompt=...), only asks.
+    """
+    tree, found = ast.parse(path.read_text()), set()
+    bound = holders(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and held(node.value, bound):
+            found.add(node.attr)
+        elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and held(node.value, bound):
+            found.add(node.slice.value)
+        elif isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            of = held(node.func.value, bound) if isinstance(node.func, ast.Attribute) else False
+            first = node.args[1:2] if reads(node, bound) else node.args[:1]
+            if name in ("SettingError", "each") or reads(node, bound) or name in ("get", "pop") and of:
+                found |= {one.value for one in first if isinstance(one, ast.Constant)}
+            if name == "replace" and held(node, bound):
+                found |= {one.arg for one in node.keywords}
+    return found & DECLARED
+
+
 def test_every_setting_is_named_where_it_is_declared_and_where_it_acts():
-    said = {path.relative_to(ROOT / "sdjax").as_posix(): names(path) for path in LAYERS}
-    declared_ = {name for task in TASKS.values() for name in fields(task)}
-    places = {name: sorted(path for path, words in said.items() if name in words) for name in declared_}
-    assert all("sampling/settings.py" in found for found in places.values())
-    assert {name: found for name, found in places.items() if len(found) > 2 and name not in COMMON | TWICE} == {}
-    assert len(declared_ - COMMON - TWICE) > 20
+    """In at most two modules; words that are of other things too count where they are read of settings."""
+    where = {path.relative_to(ROOT / "sdjax").as_posix(): path for path in LAYERS}
+    home, named = "sampling/settings.py", {place: names(path) for place, path in where.items()}
+    used = {place: uses(path) for place, path in where.items() if place != home}
+    said = {name: [place for place, words in named.items() if name in words] for name in DECLARED}
+    acts = {name: [place for place, words in used.items() if name in words] for name in DECLARED}
+    assert all(home in found for found in said.values())
+    assert {name: acts[name] for name, found in said.items() if len(found) > 2 and len(acts[name]) > 1} == {}
+    assert sum(len(found) <= 2 for found in said.values()) > 20
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("def run(job):\n    shared, z = job.settings, 1\n    return shared.steps + plan.steps + z.size", {"steps"}),
+        ("def of(made: settings.Task):\n    return getattr(made, 'hires', None), sd.networks['vae']", {"hires"}),
+        ("few = [replace(one, seed=1) for one in job.pictures]\ngrid = replace(page, size=2)", {"seed"}),
+        ("raise SettingError('size', value, 'a pair')\nrow = {'mask': None}", {"size"}),
+        ("about = {n: getattr(made, n) for n in known for made in job.pictures}\nload(about['vae'], Task())", {"vae"}),
+        ("from x import ControlNet as Asked\ndef of(made: Asked):\n    return made.start, text.end", {"start"}),
+    ],
+)  # fmt: skip
+def test_uses_of_settings_are_told_from_other_words(code, found, tmp_path):
+    (tmp_path / "module.py").write_text(code)
+    assert uses(tmp_path / "module.py") == found
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -160,13 +160,13 @@ def test_every_name_survives_the_text():
 
 
 def test_the_names_are_those_of_the_samplers_and_noises():
-    from sdjax.diffusion.samplers import plan, sigmas
+    from sdjax.diffusion import samplers, sigmas
     from sdjax.images import resize
     from sdjax.sampling import foreign_noise
     from sdjax.text import conditioning
 
     names = {name: set(one.choices) for name, one in fields(ImageToImage).items() if one.choices}
-    assert names["sampler"] == set(plan.SAMPLERS) and names["schedule"] == {"automatic", *sigmas.SPACINGS}
+    assert names["sampler"] == set(samplers.known()) and names["schedule"] == {"automatic", *sigmas.SPACINGS}
     assert names["noise_source"] == set(foreign_noise.SOURCES) and names["resize"] == set(resize.MODES)
     assert names["grammar"] == set(conditioning.GRAMMARS) and names["weighting"] == set(conditioning.WEIGHTINGS)
 

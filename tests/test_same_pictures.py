@@ -56,8 +56,8 @@ def test_pictures_stay_what_they_were(name, models, thumbnails, request):
 
 
 def test_the_rows_cover_samplers_schedules_and_tasks():
-    from sdjax.diffusion.samplers.plan import SAMPLERS
-    from sdjax.diffusion.samplers.sigmas import SPACINGS
+    from sdjax.diffusion import samplers
+    from sdjax.diffusion.sigmas import SPACINGS
     from sdjax.sampling.foreign_noise import SOURCES
     from sdjax.text.conditioning import GRAMMARS, WEIGHTINGS
 
@@ -66,7 +66,7 @@ def test_the_rows_cover_samplers_schedules_and_tasks():
     def values(name):
         return {request.settings.get(name) for request in request_rows.REQUESTS} - {None}
 
-    assert values("sampler") == set(SAMPLERS) and values("schedule") == {*SPACINGS, "automatic"}
+    assert values("sampler") == set(samplers.known()) and values("schedule") == {*SPACINGS, "automatic"}
     assert values("grammar") == set(GRAMMARS) - {"plain"} and values("weighting") <= set(WEIGHTINGS)
     assert values("noise_source") == set(SOURCES) - {"jax"}
     tasks = {"text2img", "img2img", "inpaint", "upscale", "super_resolve", "hires", "interpolate"}

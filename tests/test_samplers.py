@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.diffusion.samplers import row, sigmas
-from sdjax.diffusion.samplers.plan import ROWS, SAMPLERS, fill, guided_times, sample, tabulate
+from sdjax.diffusion import samplers, sigmas
+from sdjax.diffusion.plan import ROWS, fill, guided_times, sample, tabulate
+from sdjax.diffusion.samplers import row
 from sdjax.diffusion.schedule import Schedule
 
+SAMPLERS = samplers.known()
 SD15 = {  # scheduler/scheduler_config.json of Stable Diffusion 1.5
     "_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "beta_start": 0.00085, "num_train_timesteps": 1000, "set_alpha_to_one": False, "skip_prk_steps": True,

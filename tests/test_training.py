@@ -341,11 +341,11 @@ def test_methods_of_pictures_get_them_from_a_cache_and_of_one_picture(method, tm
 
 def test_textual_inversion_starts_from_what_others_and_itself_wrote(tmp_path):
     settings = dataclasses.replace(TOY, method=TextualInversion("<cat>"), data=dataclasses.replace(DATA, word="<cat>"))
-    rows = begin(settings, pictures=False)[0]["rows"]["text_encoder"]
+    trained, frozen, *_ = begin(settings, pictures=False)
+    rows = trained["rows"]["text_encoder"]
     torch.save({"string_to_param": {"*": torch.tensor(np.asarray(rows) + 1)}, "name": "cat"}, tmp_path / "cat.pt")
-    folder = run_folder.export(settings.method, None, {"rows": {"text_encoder": rows + 2}}, tmp_path / "export")[
-        0
-    ].parent
+    path, _ = run_folder.export(settings.method, frozen, {"rows": {"text_encoder": rows + 2}}, tmp_path / "export")
+    folder = path.parent
     for source, more in ((tmp_path / "cat.pt", 1), (folder, 2), (folder / "learned_embeds.safetensors", 2)):
         found = begin(dataclasses.replace(settings, init=str(source)), pictures=False)[0]["rows"]["text_encoder"]
         np.testing.assert_allclose(found, rows + more, rtol=1e-6)

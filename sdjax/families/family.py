@@ -43,6 +43,8 @@ class Family(Protocol):
     pipelines: the classes in model_index.json that are of this family.
     beside: what model_index.json says beside parts, tokenizers and schedulers.
     scheduler: what a scheduler_config.json means that does not say it.
+    lora: {part: prefixes of its layers in sd-scripts' LoRA files}, the one that is written first.
+    rows: {text encoder: the tensor that holds a word's rows of it in an embedding's file}.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # of the dataclass that it is
@@ -52,6 +54,8 @@ class Family(Protocol):
     pipelines: Any = ()
     beside: Any = {}
     scheduler: Any = {}
+    lora: Any = {}
+    rows: Any = {}
 
     def pipeline(self, sd: StableDiffusion) -> str:
         """Returns the class that model_index.json names for a model; raises ValueError where none takes its parts."""

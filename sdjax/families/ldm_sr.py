@@ -23,6 +23,7 @@ class LdmSr(Family):
     }
     required = ("unet", "vae")
     pipelines = ("LDMSuperResolutionPipeline",)
+    lora = {"unet": ("lora_unet",)}
     scheduler = {"steps_offset": 0}  # the offset of 1 is a custom of Stable Diffusion's pipelines
 
     def inputs(self, encoded: Mapping[str, Mapping[str, Any]]) -> UNetInputs:

@@ -41,6 +41,9 @@ class Sd(Family):
         **dict.fromkeys(("safety_checker", "image_encoder", "feature_extractor"), (None, None)),
     }
 
+    lora = {"unet": ("lora_unet",), "text_encoder": ("lora_te", "lora_te1")}
+    rows = {"text_encoder": "clip_l"}
+
     def pipeline(self, sd: StableDiffusion) -> str:
         """Returns the pipeline that takes as many channels as the UNet."""
         entering, latent = sd.networks["unet"].config.in_channels, sd.networks["vae"].config.latent_channels

@@ -6,13 +6,15 @@ from typing import Any
 
 import jax
 
+from sdjax.families.family import Family
+from sdjax.families.sd import Sd
 from sdjax.stable_diffusion import StableDiffusion
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["edits", "words", "hook", "trees", "model"],
-    meta_fields=["about"],
+    meta_fields=["about", "family"],
 )
 @dataclass(frozen=True, eq=False)
 class Adapter:
@@ -23,6 +25,7 @@ class Adapter:
     trees: {name: tree} of what only one kind of file knows, such as E4T's head and offsets.
     about: {"method", "settings"} of who learned it, plain values.
     model: the model that it belongs into and is written with; None where it is a file of its own.
+    family: of the model that it is for, which says what files call its parts.
     """
 
     edits: dict[str, Any] = field(default_factory=dict)
@@ -31,6 +34,7 @@ class Adapter:
     trees: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
     model: StableDiffusion | None = None
+    family: Family = Sd()
 
     @property
     def only_words(self) -> bool:

@@ -152,6 +152,14 @@ class TextEncoder(nn.Module):
         """
         return self.text_model(embeddings, skip)
 
+    def states(self, embeddings: Float[Array, "B L C"]) -> tuple[Float[Array, "B L C"], ...]:
+        """Returns the input of the layers and each layer's output, all [B L C], before the final norm."""
+        return self.text_model.states(embeddings)
+
+    def norm(self, state: Float[Array, "B L C"]) -> Float[Array, "B L C"]:
+        """Returns a state [B L C] behind the final norm."""
+        return self.text_model.final_layer_norm(state)
+
     def initialise(self, ids: Int[Array, "B L"]) -> Float[Array, "B L C"]:
         """Returns the context of ids [B L]; touches every parameter."""
         return self(self.embed(ids))
@@ -209,15 +217,17 @@ class _TextModel(nn.Module):
         self.final_layer_norm = LayerNorm(self.config.layer_norm_eps, self.dtype)
 
     def __call__(self, embeddings, skip):
+        if not 0 <= skip < self.config.num_hidden_layers:
+            raise ValueError(f"skip={skip}: expected 0 to {self.config.num_hidden_layers - 1}")
+        return self.final_layer_norm(self.states(embeddings)[-1 - skip])
+
+    def states(self, embeddings):
         length, most = embeddings.shape[1], self.config.max_position_embeddings
         if length > most:
             raise ValueError(f"{length} tokens: the text encoder takes at most {most} (max_position_embeddings)")
-        if not 0 <= skip < self.config.num_hidden_layers:
-            raise ValueError(f"skip={skip}: expected 0 to {self.config.num_hidden_layers - 1}")
         positions = self.embeddings.position_embedding(jnp.arange(length)[None])  # [1 L C]
         causal = jnp.tril(jnp.ones((length, length), bool))[None, None]  # [1 1 L L]
-        states = self.encoder(embeddings.astype(self.dtype) + positions, causal)
-        return self.final_layer_norm(states[-1 - skip])
+        return self.encoder(embeddings.astype(self.dtype) + positions, causal)
 
 
 class _ImageEmbeddings(nn.Module):

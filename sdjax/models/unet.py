@@ -92,8 +92,6 @@ IGNORED = {
     "update_after_step",
     "use_ema_warmup",
 }
-
-
 Maps = tuple[Float[Array, "B _ _ _"], ...]  # of several levels
 
 
@@ -471,6 +469,7 @@ class UNet(nn.Module):
         class_labels: Int[Array, " B"] | None = None,
         residuals: tuple[Maps, Float[Array, "B _ _ D"]] | None = None,
         features_only: bool = False,
+        added: Float[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B h w out"] | None, Maps]:
         """Returns (prediction [B h w out], features); the prediction is None where features_only.
 
@@ -478,9 +477,11 @@ class UNet(nn.Module):
         class_labels: int [B] where the config has num_class_embeds.
         residuals: (a tuple added to the skip maps, a map added to the middle), as ControlNet makes them.
         features: the skip maps, finest first, then the middle's map, all before residuals are added.
+        added: what a network around this one adds to the time embedding.
         """
         config, context = self.config, None if context is None else context.astype(self.dtype)
         time = embed_time(config, t, class_labels, self.dtype)
+        time = time if added is None else time + added
         x = Conv(config.block_out_channels[0], dtype=self.dtype, name="conv_in")(z)
         skips, x = descend(config, x, time, context, self.dtype, self.remat)
         features = (*skips, x)

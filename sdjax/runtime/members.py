@@ -9,6 +9,9 @@ import importlib
 import pkgutil
 from collections.abc import Iterable
 from types import ModuleType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def members(package: ModuleType, contract: type) -> dict[str, type]:
@@ -17,6 +20,13 @@ def members(package: ModuleType, contract: type) -> dict[str, type]:
     found = [importlib.import_module(f"{package.__name__}.{name}") for name in modules]
     own = ((module.__name__, value) for module in found for value in vars(module).values())
     return of((value for name, value in own if getattr(value, "__module__", "") == name), contract)
+
+
+def values(package: ModuleType, kind: type[T]) -> list[T]:
+    """Returns all values of a class that the modules of a package name, sorted by module, as they stand in it."""
+    modules = sorted(found.name for found in pkgutil.iter_modules(package.__path__))
+    found = [importlib.import_module(f"{package.__name__}.{name}") for name in modules]
+    return list(dict.fromkeys(value for module in found for value in vars(module).values() if isinstance(value, kind)))
 
 
 def of(values: Iterable[object], contract: type) -> dict[str, type]:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Float32, Int, Num
 
 from sdjax import conditions
 from sdjax.diffusion.model import Cond
-from sdjax.diffusion.samplers.plan import ROWS
+from sdjax.diffusion.plan import ROWS
 from sdjax.diffusion.wrappers import NO_PICTURE, ControlNet
 from sdjax.images import resize
 from sdjax.models.conditioner import Conditioner
@@ -84,8 +84,8 @@ def applied(controls: Sequence[Control], made: ControlNetSettings, pictures: Seq
     count = len(controls)
     each = [values * (count // len(values)) for values in (made.weight, made.start, made.end)]
     makers = [maker if maker is not None and not maker.endings else None for maker in made.makers()]  # others are read
-    given = zip(controls, pictures, makers, *each, strict=True)
-    return [one.on(picture, *numbers, made.guess, made.resize, maker) for one, picture, maker, *numbers in given]
+    given, (_, how) = zip(controls, pictures, makers, *each, strict=True), made.target()
+    return [one.on(picture, *numbers, made.guess, how, maker) for one, picture, maker, *numbers in given]
 
 
 def taken(sd: StableDiffusion) -> tuple[StableDiffusion, list[Control]]:

@@ -61,6 +61,7 @@ class Choice(dict):
     """The accepted names, {ours: A1111's}; both are understood, and other names that `also` gives, {theirs: ours}."""
 
     others: Mapping[str, str] = types.MappingProxyType({})
+    last = ""
 
     def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return hash((*self.items(), *self.others.items()))
@@ -70,6 +71,16 @@ class Choice(dict):
         made = Choice(self)
         made.others = others
         return made
+
+    def rest(self, name: str) -> "Choice":
+        """Returns the names, of which this one stands for what A1111 has and we have not, see `near`."""
+        made = Choice(self).also(**self.others)
+        made.last = name
+        return made
+
+    def near(self, name: str) -> str:
+        """Returns our name of one that A1111 has: whose label it begins with, else that of `rest`; "" for none."""
+        return next((own for own, label in self.items() if name.startswith(label)), self.last) if self.last else ""
 
     def ours(self, name: object) -> object:
         """Returns our name of A1111's, in letters of any size; another value as it is."""

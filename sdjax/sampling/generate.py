@@ -10,19 +10,20 @@ prompt, picture and seed, never on the batch that it is made in.
 Shapes: B batch, H W pixels, h w latent pixels, c latent channels.
 """
 
-import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from sdjax.images.resize import fitted, pad
-from sdjax.models.cond import Cond, UNetInputs
+from sdjax.models.cond import Cond
 from sdjax.sampling import settings, slerp
 from sdjax.sampling.fields import make
 from sdjax.sampling.job import Job, Pictures, job
-from sdjax.sampling.latents import decode, encode, latent_shape
-from sdjax.sampling.run import run, words
+from sdjax.sampling.latents import decode, encode, wanted_shape
+from sdjax.sampling.run import late, run, words
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
@@ -50,14 +51,13 @@ def img2img(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, **
 
 def drawn(sd: StableDiffusion, job: Job) -> Pictures:
     """Returns the pictures [B H W 3] of a job from words alone."""
-    return decode(sd, run(sd, job, job.start_noise(latent_shape(sd, job.settings.size))))
+    return decode(sd, run(sd, job, job.start_noise(wanted_shape(sd, job.settings))))
 
 
 def redrawn(sd: StableDiffusion, job: Job, pictures: Any) -> Pictures:
     """Returns the pictures [B H W 3] of a job that begins with pictures."""
-    shared = job.settings
-    skipped = first_step(shared.steps, shared.strength)
-    pixels = fitted(pictures, len(job.pictures), shared.size, shared.resize)
+    skipped = late(job)
+    pixels = fitted(pictures, len(job.pictures), *job.settings.target())
     z = encode(sd, pad(pixels, sd.factor), job.keys)
     _, h, w, c = z.shape
     made = decode(sd, run(sd, job, job.start_noise((h, w, c)), z=z, skipped=skipped))
@@ -97,29 +97,24 @@ def between(
     """Returns the frames [frames H W 3] of an interpolation, `batch` at once; None is all."""
     if batch is not None and batch < 1:
         raise SettingError("batch", batch, "a whole number, 1 or more")
-    first, last = way.prompt, way.prompt if way.to_prompt is None else way.to_prompt
-    if first != last and (sd.conditioners or way.grammar != "plain"):
+    ends = way.ends()
+    (first, _), (last, _) = (end.texts for end in ends)
+    if first != last and (sd.conditioners or not way.plain):
         raise ValueError("prompts: those that are read anew at every step have no way between them; expected one")
     frames, count = way.frames, min(batch or way.frames, way.frames)
-    shape, share, made = latent_shape(sd, way.size), np.linspace(0, 1, frames, dtype=np.float32), []
-    seeds = way.seed, way.seed if way.to_seed is None else way.to_seed
-    low, high = (Job((dataclasses.replace(way, seed=seed),)).start_noise(shape) for seed in seeds)
-    texts = [] if first == last else [words(sd, [text], way).unet.context for text in (first, last)]
+    shape, share, made = wanted_shape(sd, way), np.linspace(0, 1, frames, dtype=np.float32), []
+    low, high = (Job((end,)).start_noise(shape) for end in ends)
+    texts = [] if first == last else [words(sd, [text], way).unet for text in (first, last)]
     for done in range(0, frames, count):
         places = np.minimum(np.arange(done, done + count), frames - 1)  # one shape: nothing compiles for the rest
-        part = share[places][:, None, None]
-        cond = Cond(UNetInputs((1 - part) * texts[0] + part * texts[1])) if texts else None
+        part = share[places]
+        cond = Cond(jax.tree.map(functools.partial(_mixed, part), *texts)) if texts else None
         some = Job((way,) * len(places), progress=progress, watch=watch)
-        made.append(decode(sd, run(sd, some, slerp.slerp(low, high, part[..., None]), cond=cond)))
+        made.append(decode(sd, run(sd, some, slerp.slerp(low, high, part[:, None, None, None]), cond=cond)))
     return np.concatenate(made)[:frames]
 
 
-def first_step(steps: int, strength: float, name: str = "strength") -> int:
-    """Returns how many steps image-to-image leaves out at the noisy end: steps - int(steps * strength).
-
-    Raises SettingError, of the strength's name, where no step would be left.
-    """
-    kept = min(int(steps * strength), steps)
-    if not kept:
-        raise SettingError(name, strength, f"at least {1 / steps:.3g}", f"none of {steps} steps is left")
-    return steps - kept
+def _mixed(part, one, other):
+    """Returns (1 - part) one + part other, [B ...], of arrays [1 ...]."""
+    part = part.reshape(-1, *(1,) * (one.ndim - 1))
+    return (1 - part) * one + part * other

@@ -18,10 +18,9 @@ from jaxtyping import Array, Bool, Float32, UInt8
 from sdjax.diffusion.wrappers import KnownRegion
 from sdjax.images.resize import fit, fitted, pad
 from sdjax.sampling import settings
-from sdjax.sampling.generate import first_step
 from sdjax.sampling.job import Job, Pictures, job
 from sdjax.sampling.latents import decode, encode, latent_shape
-from sdjax.sampling.run import run
+from sdjax.sampling.run import late, run
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.inpainting import Inpainting
 
@@ -44,7 +43,7 @@ def inpaint(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, ma
 def repainted(sd: StableDiffusion, job: Job, pictures: Any, masks: Any) -> Pictures:
     """Returns the pictures [B H W 3] of a job that paints within masks."""
     shared, count = job.settings, len(job.pictures)
-    pixels, holes = prepare(pictures, masks, count, shared.size, shared.resize)
+    pixels, holes = prepare(pictures, masks, count, *shared.target())
     if shared.margin is None:
         return paste(painted(sd, job, pixels, holes), pixels, holes, shared.feather)
     size = tuple(side * sd.factor for side in latent_shape(sd)[:2])
@@ -146,13 +145,12 @@ def painted(
     sd: StableDiffusion, job: Job, pixels: UInt8[np.ndarray, "B H W 3"], holes: Bool[np.ndarray, "B H W"]
 ) -> UInt8[np.ndarray, "B H W 3"]:
     """Returns pictures [B H W 3] as the model makes them, painted or not."""
-    strength = job.settings.strength
-    skipped = first_step(job.settings.steps, strength)
+    skipped = late(job)  # 0 where noise alone is the beginning
     whole, hidden = pad(pixels, sd.factor), pad(holes, sd.factor)
     latent_shape(sd, whole.shape[1:3])
     knows_masks = sd.networks["unet"].config.in_channels > sd.networks["vae"].config.latent_channels
     z, cond = None, None
-    if strength < 1 or not knows_masks:
+    if skipped or not knows_masks:
         z = encode(sd, whole, job.keys)
     if knows_masks:
         how = {"encode": lambda masked: encode(sd, masked, job.keys)}
@@ -160,7 +158,7 @@ def painted(
     shape = (whole.shape[1] // sd.factor, whole.shape[2] // sd.factor, sd.networks["vae"].config.latent_channels)
     noise = job.start_noise(shape)
     region = None if knows_masks else KnownRegion(_any(hidden, sd.factor), z, noise)
-    z = z if strength < 1 else None
+    z = z if skipped else None
     made = decode(sd, run(sd, job, noise, z=z, skipped=skipped, cond=cond, region=region))
     return made[:, : pixels.shape[1], : pixels.shape[2]]
 

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Key, UInt8
 from sdjax.sampling import control, foreign_noise, settings, slerp
 from sdjax.sampling.fields import fields, understood
 from sdjax.settings import SettingError
-from sdjax.text import grammars
 
 Pictures = UInt8[np.ndarray, "B H W 3"]
 
@@ -81,12 +80,6 @@ class Job:
         if not high.any():
             return keys
         return jnp.where(high, jax.vmap(jax.random.fold_in)(jax.random.clone(keys), high), keys)
-
-    @property
-    def guided(self) -> bool:
-        """Whether both sides of guidance are needed: also for prompts that are weighed against the negative one."""
-        shared = self.settings
-        return shared.guidance != 1 or shared.grammar == "a1111" and any(map(grammars.weighed, self.each("prompt")))
 
     def start_noise(self, shape: tuple[int, int, int]) -> Float[Array, "B h w c"]:
         """Returns the noise from which sampling begins, standard normal; shape: (h, w, c).

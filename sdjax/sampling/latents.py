@@ -12,6 +12,7 @@ from sdjax.runtime import replicas
 from sdjax.sampling import finite, memory, tiles
 from sdjax.sampling.fields import Size
 from sdjax.sampling.job import Pictures, split_keys
+from sdjax.sampling.settings import Task
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion, to_pictures, to_pixels
 
@@ -32,6 +33,16 @@ def latent_shape(sd: StableDiffusion, size: Any = None) -> tuple[int, int, int]:
         raise SettingError("size", size, f"sides that are multiples of {sd.factor}, such as {near}")
     memory.check(sd, (height // sd.factor, width // sd.factor), 1)
     return height // sd.factor, width // sd.factor, sd.networks["vae"].config.latent_channels
+
+
+def wanted_shape(sd: StableDiffusion, made: Task) -> tuple[int, int, int]:
+    """Returns (h, w, c) of the latents that settings ask for; raises as `latent_shape` does."""
+    return latent_shape(sd, made.size)
+
+
+def sized(made: Task) -> bool:
+    """Returns whether settings say the size of the picture."""
+    return made.size is not None
 
 
 def encode(sd: StableDiffusion, pictures: Any, keys: Key[Array, " B"]) -> Float[Array, "B h w c"]:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from sdjax.diffusion.samplers.plan import begin, guided_times, sample, tabulate, walk
+from sdjax.diffusion.plan import begin, guided_times, sample, tabulate, walk
 from sdjax.diffusion.wrappers import Guidance, KnownRegion, Threshold, mask_channels
 from sdjax.models.cond import Cond
 from sdjax.runtime import replicas
@@ -26,7 +26,7 @@ from sdjax.sampling.job import Cancelled, Job, Progress, split_keys
 from sdjax.sampling.latents import decode, encode
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.text import conditioning
+from sdjax.text import conditioning, grammars
 
 
 def run(
@@ -38,13 +38,13 @@ def run(
     skipped: int = 0,
     cond: Cond | None = None,
     region: KnownRegion | None = None,
-    before: int | None = None,
+    before: Job | None = None,
 ) -> Float[Array, "B h w c"]:
     """Returns the scaled latents [B h w c] that a job leads to.
 
     start: standard normal noise [B h w c].  z: the latents that image-to-image begins with, `skipped` steps late.
     cond: what goes before the prompts' own Cond, for both sides of guidance.  region: a KnownRegion of B pictures.
-    before: steps of a first pass that this follows.
+    before: a first pass that this follows, whose steps prompts count too.
     Prompts of several sizes (conditioning.sizes) are made one size after the other, each filled up to B, so that none
     is padded for another and one program of each size serves all batches.
     Raises ValueError for an unknown sampler or schedule, for extra channels that the network does not take, for what
@@ -62,17 +62,41 @@ def run(
     return jnp.asarray(made)
 
 
+def guided(job: Job) -> bool:
+    """Returns whether both sides of guidance are needed: also for prompts that are weighed against the negative one."""
+    shared = job.settings
+    return shared.guidance != 1 or shared.grammar == "a1111" and any(map(grammars.weighed, job.each("prompt")))
+
+
+def late(job: Job, strength: float | None = None, name: str = "strength") -> int:
+    """Returns how many steps image-to-image leaves out at the noisy end: steps - int(steps * strength).
+
+    strength: None is the job's own.
+    Raises SettingError, of the strength's name, where no step would be left.
+    """
+    steps, strength = job.settings.steps, job.settings.strength if strength is None else strength
+    kept = min(int(steps * strength), steps)
+    if not kept:
+        raise SettingError(name, strength, f"at least {1 / steps:.3g}", f"none of {steps} steps is left")
+    return steps - kept
+
+
 def _groups(sd, job, before):
     """Returns the places of the prompts that are made together, a list for each size."""
     shared = job.settings
     if shared.grammar == "plain" or not sd.tokenizers:
         return [range(len(job.pictures))]
-    unwanted, groups = job.each("negative_prompt") if job.guided else None, {}
-    how = dict(steps=shared.steps, grammar=shared.grammar, before=before)
-    sizes = conditioning.sizes(sd, job.each("prompt"), unwanted, **how)
+    unwanted, groups = job.each("negative_prompt") if guided(job) else None, {}
+    how = dict(steps=shared.steps, grammar=shared.grammar)
+    sizes = conditioning.sizes(sd, job.each("prompt"), unwanted, before=_steps(before), **how)
     for place, size in enumerate(sizes):
         groups.setdefault(size, []).append(place)
     return list(groups.values())
+
+
+def _steps(before):
+    """Returns the steps of a first pass, None without one."""
+    return None if before is None else before.settings.steps
 
 
 def _part(job, places):
@@ -96,7 +120,7 @@ def _run(sd, job, start, z, cond, region, *, skipped, before):
     sd, place = replicas.share(sd, len(start))
     start = place(start)
     sides, count = start.shape[1:3], len(start) // replicas.count(start)
-    parts = conditioning.parts(job.each("prompt"), shared.grammar) if job.guided else 0
+    parts = conditioning.parts(job.each("prompt"), shared.grammar) if guided(job) else 0
     memory.check(sd, sides, count * (1 + parts), controls=len(job.control))
     if region is not None:
         sd = sd.add(wrappers=region)
@@ -153,7 +177,9 @@ def _look(sd, state, done, steps, watch):
 
 def _texts(sd, job, before):
     """Returns (sd, cond, negative), negative None without guidance."""
-    if not sd.tokenizers:  # LDM-SR reads no words
+    if not sd.tokenizers:
+        if job.settings.guidance != 1:
+            raise SettingError("guidance", job.settings.guidance, "1", "LDM-SR reads no words to be guided by")
         return sd, Cond(), None
     shared, prompts, negative = job.settings, job.each("prompt"), job.each("negative_prompt")
     layers = min(sd.networks[encoder].config.num_hidden_layers for encoder in sd.tokenizers)
@@ -161,10 +187,10 @@ def _texts(sd, job, before):
         raise SettingError("clip_skip", shared.clip_skip, f"1 to {layers}, the layers of the text encoder")
     skip = shared.clip_skip - 1
     if shared.grammar != "plain":
-        how = dict(steps=shared.steps, skip=skip, grammar=shared.grammar, weighting=shared.weighting, before=before)
-        return conditioning.condition(sd, prompts, negative if job.guided else None, **how)
+        how = dict(steps=shared.steps, skip=skip, grammar=shared.grammar, weighting=shared.weighting)
+        return conditioning.condition(sd, prompts, negative if guided(job) else None, before=_steps(before), **how)
     cond = words(sd, prompts, shared)
-    unwanted = words(sd, negative, shared) if job.guided else None
+    unwanted = words(sd, negative, shared) if guided(job) else None
     remade = [item for conditioner in sd.conditioners for item in conditioner.remade.items()]
     if unwanted is not None and any(np.isin(unwanted.words[encoder]["ids"], ids).any() for encoder, ids in remade):
         cond = cond.replace(negative=unwanted)

@@ -9,13 +9,14 @@ acts on it.  To add one: a line here, and the place that reads `job.settings.NAM
 
 import dataclasses
 import secrets
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from annotated_types import Interval
 
 from sdjax import conditions
 from sdjax.conditions import depth
-from sdjax.sampling.fields import LARGEST, SMALLEST, Choice, Setting, Size, declared
+from sdjax.diffusion import samplers
+from sdjax.sampling.fields import LARGEST, SMALLEST, Choice, Setting, Size, declared, fields
 from sdjax.settings import SettingError
 
 Share = Annotated[float, Interval(ge=0, le=1)]
@@ -29,11 +30,7 @@ FIRST = {"negative": ("negative_prompt", 0), "noise": ("noise_source", 0), "skip
 FIRST |= {"adapters": ("adapter", 0)}
 VARIED = ("variation_seed", "variation")
 SEEDED = ("seed", "variation_seed")  # of which -1 is a random one
-SAMPLERS = Choice(
-    ddim="DDIM", ddpm="DDPM", pndm="PLMS", euler="Euler", euler_a="Euler a", heun="Heun", lms="LMS", dpm2="DPM2",
-    dpm2_a="DPM2 a", dpmpp_2s_a="DPM++ 2S a", dpmpp_2m="DPM++ 2M", dpmpp_sde="DPM++ SDE", dpmpp_2m_sde="DPM++ 2M SDE",
-    dpmpp_3m_sde="DPM++ 3M SDE", unipc="UniPC", deis="DEIS", lcm="LCM", tcd="TCD",
-)  # fmt: skip
+SAMPLERS = Choice({name: one.word for name, one in samplers.known().items()})
 SCHEDULES = Choice(
     normal="Normal", karras="Karras", exponential="Exponential", polyexponential="Polyexponential",
     align_your_steps="Align Your Steps", sgm_uniform="SGM Uniform", simple="Simple", ddim_uniform="DDIM",
@@ -50,6 +47,15 @@ class Words:
     negative_prompt: Annotated[
         str, Setting("what it should not show", api="negative_prompt", own=True, private=True)
     ] = ""
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """What both sides of guidance read: the prompt and the negative one."""
+        return self.prompt, self.negative_prompt
+
+    def saying(self, prompt: str) -> Self:
+        """Returns the settings with another prompt."""
+        return dataclasses.replace(self, prompt=prompt)  # pyright: ignore[reportArgumentType]  # `declared` makes it one
 
 
 @declared
@@ -143,6 +149,11 @@ class Model:
         ),
     ] = ()
 
+    def loading(self) -> tuple[str, dict[str, Any]]:
+        """Returns (what is loaded, how: the settings of one value of this part)."""
+        how = {name: getattr(self, name) for name, one in fields(Model).items() if not one.several}
+        return how.pop("model"), how
+
 
 @declared
 class Variation:
@@ -183,6 +194,16 @@ class Reading:
         Interval(ge=1),
         Setting("the text encoder's layer from the end that is read; 2: the last is left out", "Clip skip"),
     ] = 1
+
+    @property
+    def plain(self) -> bool:
+        """Whether prompts are read as they stand, without weights and changes."""
+        return self.grammar == "plain"
+
+    @property
+    def naming(self) -> str:
+        """How texts name adapters and embeddings: as their grammar has it."""
+        return self.grammar
 
     def rule(self) -> None:
         if self.weighting and self.grammar == "plain":
@@ -252,6 +273,10 @@ class Fit:
         str, FITS, Setting("how given pictures get to the size that is made", "Resize", needs="image")
     ] = "crop"
 
+    def target(self: Any) -> tuple[Size | None, str]:
+        """Returns (the size that given pictures are brought to, None for their own, and how)."""
+        return self.size, self.resize
+
 
 @declared
 class Start:
@@ -290,6 +315,8 @@ class Hole:
 
 @declared
 class Hires:
+    """A second pass at a larger size."""
+
     hires: Annotated[
         float | None,
         Interval(gt=0, le=64),
@@ -305,9 +332,13 @@ class Hires:
     ] = None
     hires_method: Annotated[
         str,
-        Choice(latent="Latent", lanczos="Lanczos"),
+        Choice(latent="Latent", lanczos="Lanczos").rest("lanczos"),
         Setting("how to enlarge", "Hires upscaler", "hr_upscaler", always=True, needs="hires"),
     ] = "latent"
+
+    def again(self: Any) -> Any:
+        """Returns the settings of the second pass."""
+        return dataclasses.replace(self, steps=self.hires_steps or self.steps)
 
 
 @declared
@@ -418,6 +449,12 @@ class Way:
             raise SettingError("prompt", prompts, "one, or two")
         return {**values, "prompt": prompts[0], **({"to_prompt": prompts[1]} if len(prompts) > 1 else {})}
 
+    def ends(self: Any) -> tuple[Any, Any]:
+        """Returns the settings of the first and of the last frame."""
+        prompt = self.prompt if self.to_prompt is None else self.to_prompt
+        seed = self.seed if self.to_seed is None else self.to_seed
+        return self, dataclasses.replace(self, prompt=prompt, seed=seed)
+
 
 @declared
 class Task(Words, Sampling, Model, Variation, Reading, Noise, Guidance):
@@ -434,6 +471,11 @@ class Task(Words, Sampling, Model, Variation, Reading, Noise, Guidance):
         """Returns the settings with random numbers in the place of seeds -1, as A1111 does."""
         names = [name for name in SEEDED if getattr(self, name) == -1]
         return dataclasses.replace(self, **{name: secrets.randbelow(1 << 32) for name in names}) if names else self
+
+    @property
+    def ending(self) -> str:
+        """What tells its file from those of other seeds."""
+        return f"-{self.seed}"
 
 
 @declared
@@ -457,6 +499,14 @@ class Upscale(Task, Picture, Fit, Enlarging):
     asked = ("image",)
     guidance = 9.0
     steps = 75
+    WORDLESS: ClassVar[dict[str, Any]] = {"guidance": 1.0, "noise_level": None}  # of LDM-SR, which reads neither
+
+    def wordless(self) -> Self:
+        """Returns the settings as LDM-SR takes them; raises SettingError for texts, which it cannot read."""
+        for name, text in zip(("prompt", "negative_prompt"), self.texts, strict=True):
+            if text:
+                raise SettingError(name, text, "none", "LDM-SR reads no words")
+        return dataclasses.replace(self, **self.WORDLESS)
 
 
 @declared

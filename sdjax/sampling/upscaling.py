@@ -18,10 +18,9 @@ import numpy as np
 from sdjax.images.resize import fitted
 from sdjax.models.cond import Cond
 from sdjax.sampling import memory, settings, tiles
-from sdjax.sampling.generate import first_step
 from sdjax.sampling.job import Job, Pictures, job, picture_noise
-from sdjax.sampling.latents import decode, encode, latent_shape
-from sdjax.sampling.run import run
+from sdjax.sampling.latents import decode, encode, wanted_shape
+from sdjax.sampling.run import late, run
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion, to_pixels
 from sdjax.tasks.upscaling import Upscaling
@@ -53,17 +52,14 @@ def super_resolve(sd: StableDiffusion, pictures: Any, **given: Any) -> Pictures:
     if "text_encoder" in sd.parts:
         raise ValueError("the model reads words: expected LDM-SR; a Stable Diffusion upscaler is for `upscale`")
     pictures = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
-    wordless = {"guidance": 1.0, "noise_level": None}
-    return enlarged(sd, job(settings.Upscale, [""] * len(pictures), **wordless | given), pictures)
+    return enlarged(sd, job(settings.Upscale, [""] * len(pictures), **settings.Upscale.WORDLESS | given), pictures)
 
 
 def enlarged(sd: StableDiffusion, job: Job, pictures: Any) -> Pictures:
     """Returns the pictures [B fH fW 3] of a job that enlarges pictures, by either kind of model."""
     shared = job.settings
-    small = to_pixels(fitted(pictures, len(job.pictures), shared.size, shared.resize))
+    small = to_pixels(fitted(pictures, len(job.pictures), *shared.target()))
     if "text_encoder" not in sd.parts:
-        if shared.guidance != 1:
-            raise SettingError("guidance", shared.guidance, "1", "LDM-SR reads no words to be guided by")
         return _enlarged(sd, job, small, Cond())
     if sd.networks["unet"].config.num_class_embeds is None:
         raise ValueError("the UNet takes no noise level: expected an upscaler")
@@ -78,12 +74,7 @@ def suited(sd: StableDiffusion, picture: settings.Upscale) -> settings.Upscale:
 
     Raises SettingError for a prompt that it could not read.
     """
-    if "text_encoder" in sd.parts:
-        return picture
-    for name in ("prompt", "negative_prompt"):
-        if getattr(picture, name):
-            raise SettingError(name, getattr(picture, name), "none", "LDM-SR reads no words")
-    return dataclasses.replace(picture, guidance=1.0, noise_level=None)
+    return picture if "text_encoder" in sd.parts else picture.wordless()
 
 
 def _enlarged(sd, job, low, cond):
@@ -115,11 +106,9 @@ def hires(sd: StableDiffusion, prompts: str | Sequence[str], *, scale: float = 2
 def redone(sd: StableDiffusion, job: Job) -> Pictures:
     """Returns the pictures [B H W 3] of a job in two passes."""
     shared = job.settings
-    steps = shared.hires_steps or shared.steps
-    pictures = tuple(dataclasses.replace(one, steps=steps) for one in job.pictures)
-    second = dataclasses.replace(job, pictures=pictures, noise=None)
-    skipped = first_step(steps, shared.hires_strength, "hires_strength")
-    h, w, channels = latent_shape(sd, shared.size)
+    second = dataclasses.replace(job, pictures=tuple(one.again() for one in job.pictures), noise=None)
+    skipped = late(second, shared.hires_strength, "hires_strength")
+    h, w, channels = wanted_shape(sd, shared)
     large = round(h * shared.hires), round(w * shared.hires), channels
     if min(large) < 1:
         raise SettingError("hires", shared.hires, "a scale that leaves a picture")
@@ -130,5 +119,9 @@ def redone(sd: StableDiffusion, job: Job) -> Pictures:
     else:
         pixels = tuple(side * sd.factor for side in large[:2])
         z = encode(sd, fitted(list(decode(sd, z)), len(z), pixels), job.keys)
-    again: dict[str, Any] = dict(z=z, skipped=skipped, before=shared.steps)
-    return decode(sd, run(sd, second, second.start_noise(large), **again))
+    return decode(sd, run(sd, second, second.start_noise(large), z=z, skipped=skipped, before=job))
+
+
+def passes(made: settings.Task) -> int:
+    """Returns how often settings run over the steps: twice with `hires`."""
+    return 2 if getattr(made, "hires", None) is not None else 1

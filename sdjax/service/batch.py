@@ -22,7 +22,7 @@ from tqdm import tqdm
 from sdjax.formats.storage import files
 from sdjax.images import grid, reading
 from sdjax.runtime import compile_cache
-from sdjax.sampling import inpainting
+from sdjax.sampling import inpainting, latents
 from sdjax.sampling.fields import acting
 from sdjax.sampling.settings import TASKS
 from sdjax.service import flags, lists, maker, programs, records
@@ -60,7 +60,7 @@ class Folder:
     def kind(self, request: Request) -> Any:
         """Returns what pictures of one call have in common beside their settings: sizes of files, else made to fit."""
         made, given = request.settings, named_files(request)
-        sizes = [_read_or_none(_size, request, file) for file in given.values()] if made.size is None else []
+        sizes = [_read_or_none(_size, request, file) for file in given.values()] if not latents.sized(made) else []
         around = inpainting.together(made)
         return sizes, _read_or_none(_digest, request, given["mask"]) if around else None
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sdjax.runtime import compile_cache
+from sdjax.sampling import upscaling
 from sdjax.sampling.job import Cancelled, Progress
 from sdjax.sampling.settings import Interpolate
 from sdjax.service import latent_colours, orders, records
@@ -116,8 +117,7 @@ class Drawing:
         sd = self.maker.model(requests)
         self._enter("preparing")
         shared, last = requests[0].settings, Last()
-        passes = 2 if getattr(shared, "hires", None) is not None else 1
-        report = self._reporting(job, passes)
+        report = self._reporting(job, upscaling.passes(shared))
 
         def watch(progress: Progress) -> bool:
             last.latents = progress.latents

@@ -23,13 +23,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sdjax.formats.adapters import format as formats
 from sdjax.formats.storage.guard import named
 from sdjax.sampling.fields import Field, checked, fields, make, understood
 from sdjax.sampling.settings import FIRST, SEEDED, TASKS
-from sdjax.service.request import Request, by_name, taken_apart
+from sdjax.service.request import Request, check_named, taken_apart
 from sdjax.settings import UNSAID, SettingError, nearest, shown
-from sdjax.text import grammars
 
 READERS = ("jsonl", "csv", "parquet")
 MOST = 100_000  # pictures of one row: a typing error should not fill a disk
@@ -109,10 +107,7 @@ def _requests(number, row, defaults, folder, word):
         if len(name.encode()) > LONGEST:
             raise ValueError(f"name={shown(name)}: expected at most {LONGEST} bytes")
         one = make(TASKS[task], settings)
-        mine = defaults.get("adapter", ())
-        for adapter in one.adapter:
-            if adapter not in mine and not by_name(adapter):
-                raise SettingError("adapter", adapter, grammars.expected(formats.tags()))
+        check_named(one, defaults.get("adapter", ()))
         taken_apart(one)  # an adapter that cannot be read is this row's error
         made.append(Request(one, folder, f"{name}-{index:05d}" if len(rows) > 1 else name, number))
     return made

@@ -6,7 +6,6 @@
 Programs, lists of pictures, page and API call this one.  One call makes what request.grouped found alike.
 """
 
-import dataclasses
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -25,11 +24,10 @@ from sdjax.formats.models import controlnet
 from sdjax.images import reading
 from sdjax.runtime import replicas
 from sdjax.sampling import control, generate, inpainting, memory, settings, upscaling
-from sdjax.sampling.fields import fields
 from sdjax.sampling.job import Job, Progress
-from sdjax.sampling.latents import latent_shape
+from sdjax.sampling.latents import latent_shape, wanted_shape
 from sdjax.service import provenance, records
-from sdjax.service.request import Request, by_name, taken_apart, texts
+from sdjax.service.request import Request, files_of, taken_apart, texts
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
@@ -69,7 +67,7 @@ class Maker:
 
     def __init__(self, adapters: str | Path = "adapters", room: float | None = None) -> None:
         self.adapters, self.held = Path(adapters), Held(room)
-        self.expected: dict[str, dict[str, None]] = {}  # texts that are to come, by their grammar
+        self.expected: dict[str, dict[str, None]] = {}  # texts that are to come, by how they name adapters
         self.named: dict[Any, dict[str, Path]] = {}  # the embeddings that those name, by model and grammar
         self.unread: dict[str, str] = {}  # words whose embedding cannot be read, and why
 
@@ -77,7 +75,7 @@ class Maker:
         """Has the words of requests that are to come attached from the first on: nothing compiles anew for them."""
         self.expected, self.named = {}, {}
         for one in requests:
-            self.expected.setdefault(one.settings.grammar, {}).update(dict.fromkeys(texts(one.settings)))
+            self.expected.setdefault(one.settings.naming, {}).update(dict.fromkeys(texts(one.settings)))
 
     def make(
         self,
@@ -96,12 +94,12 @@ class Maker:
         pictures = tuple(self._suited(sd, request.settings) for request in requests)
         if isinstance(pictures[0], settings.Interpolate):
             return generate.between(sd, pictures[0], batch, progress, watch)
-        job = Job(pictures, control=self._controls(requests[0]), progress=progress, watch=watch)
+        job = Job(pictures, control=self._controls(sd, requests[0]), progress=progress, watch=watch)
         return _draw(sd, job, requests)
 
     def _suited(self, sd: StableDiffusion, made: settings.Task) -> settings.Task:
         """Returns a picture's settings as the model takes them, without the adapters that its prompt names."""
-        made = dataclasses.replace(made, prompt=taken_apart(made)[0])
+        made = made.saying(taken_apart(made)[0])
         return upscaling.suited(sd, made) if isinstance(made, settings.Upscale) else made
 
     def record(self, request: Request, size: tuple[int, int], private: bool = True, **more: str) -> records.Record:
@@ -112,8 +110,8 @@ class Maker:
         sd, made = self.base(request)[0], request.settings
         if isinstance(made, settings.Upscale):
             made, size = upscaling.suited(sd, made), (size[0] // sd.factor, size[1] // sd.factor)
-        elif getattr(made, "hires", None) is not None:
-            height, width = latent_shape(sd, made.size)[:2]
+        elif upscaling.passes(made) > 1:
+            height, width = wanted_shape(sd, made)[:2]
             size = height * sd.factor, width * sd.factor
         if not private:
             return records.public(records.of(made, size, more=more))
@@ -134,14 +132,14 @@ class Maker:
             key = (key, repr(files))
             base = self.held.get(key, lambda: replicas.spread(attach.attach_named(base, named, folder, self._read)))
         said = dict.fromkeys(text for one in requests for text in texts(one.settings))
-        expected = self.expected.get(made.grammar, {})
+        expected = self.expected.get(made.naming, {})
         if said.keys() <= expected.keys():
-            said, place = expected, (key, made.grammar)
+            said, place = expected, (key, made.naming)
             if place not in self.named:
-                self.named[place] = self._embeddings(base, said, folder, made.grammar)
+                self.named[place] = self._embeddings(base, said, folder, made.naming)
             found = self.named[place]
         else:
-            found = self._embeddings(base, said, folder, made.grammar)
+            found = self._embeddings(base, said, folder, made.naming)
         if not found:
             return base
         key = (key, repr([(word, _state(path)) for word, path in found.items()]))
@@ -158,17 +156,15 @@ class Maker:
 
     def base(self, request: Request) -> tuple[StableDiffusion, Any]:
         """Returns (the model of a request without what its prompt names, what tells it from others)."""
-        made, known = request.settings, fields(type(request.settings))
-        about = {name: getattr(made, name) for name, one in known.items() if one.part is settings.Model}
-        given = [one for one in about.pop("adapter") if not by_name(one)]
+        made = request.settings
+        (source, how), given = made.loading(), files_of(made)
         subject = made.image if isinstance(made, settings.TextToImage) else None
         files = [attach.split(one)[0] for one in given] + ([request.file(subject)] if subject else [])
-        key = repr((about, given, [_state(file) for file in files]))
-        return self.held.get(key, lambda: self._load(about, given, request, subject)), key
+        key = repr((source, how, given, [_state(file) for file in files]))
+        return self.held.get(key, lambda: self._load(source, how, given, request, subject)), key
 
-    def _load(self, about, given, request, subject):
-        source = about["model"]
-        sd = pipeline.load(source, **{name: value for name, value in about.items() if name != "model"})
+    def _load(self, source, how, given, request, subject):
+        sd = pipeline.load(source, **how)
         if subject:
             size = latent_shape(sd)[0] * sd.factor
             picture = _named_picture("image", request, subject, lambda path: reading.subject(path, size))
@@ -180,14 +176,14 @@ class Maker:
         key = ("adapter", _state(path), word, sd.networks)
         return self.held.get(key, lambda: adapters.read(path, sd, word))
 
-    def _controls(self, request: Request) -> list[Any]:
-        made = request.settings
+    def _controls(self, sd: StableDiffusion, request: Request) -> list[Any]:
+        made, dtype = request.settings, sd.networks["unet"].dtype.name
         if not isinstance(made, settings.ControlNet):
             return []
         held = []
         for source in made.control:
-            key = ("control", source, made.dtype, _state(source))
-            held.append(self.held.get(key, lambda: controlnet.load_control(source, made.dtype)))  # noqa: B023
+            key = ("control", source, dtype, _state(source))
+            held.append(self.held.get(key, lambda: controlnet.load_control(source, dtype)))  # noqa: B023
         readers = [maker.read if maker is not None and maker.endings else reading.picture for maker in made.makers()]
         given = zip(made.control_image, readers, strict=True)
         pictures = [_named_picture("control_image", request, one, read) for one, read in given]
@@ -197,7 +193,7 @@ class Maker:
         if not sd.tokenizers:
             return {}
         folder = attach.Folder(self.adapters)
-        return provenance.adapters_named(sd, taken_apart(made)[1], texts(made), folder, made.grammar)
+        return provenance.adapters_named(sd, taken_apart(made)[1], texts(made), folder, made.naming)
 
     def hashes(self, request: Request) -> list[Any]:
         """Returns the hashes of the adapters that a request names, None for one that cannot be read."""
@@ -205,9 +201,9 @@ class Maker:
         found: list[Any] = []
         folder = attach.Folder(self.adapters)
         if sd.tokenizers:
-            words = provenance.adapters_named(sd, (), texts(made), folder, made.grammar)
+            words = provenance.adapters_named(sd, (), texts(made), folder, made.naming)
             found = list(provenance.of_adapters(words).values())
-        files = [attach.split(one)[0] for one in made.adapter if not by_name(one)]
+        files = [attach.split(one)[0] for one in files_of(made)]
         found += [provenance.digest(file) for file in files]
         for one in taken_apart(made)[1]:
             try:
@@ -218,7 +214,7 @@ class Maker:
 
     def notes(self, requests: Sequence[Request]) -> list[str]:
         """Returns what the model of requests that are made together reads otherwise than who wrote them may think."""
-        sd, plain = self.model(requests), requests[0].settings.grammar == "plain"
+        sd, plain = self.model(requests), requests[0].settings.plain
         if not sd.tokenizers:
             return []
         said = list(dict.fromkeys(text for one in requests for text in texts(one.settings)))
@@ -250,7 +246,7 @@ def _state(path: Any) -> Any:
 
 def weights(sd: StableDiffusion) -> str:
     """Returns the digest of a model's weights."""
-    return trees.digest({part: sd.parts[part] for part in ("unet", "vae", "text_encoder")})
+    return trees.digest({part: sd.parts[part] for part in ("unet", "vae", *sd.tokenizers)})
 
 
 # ---- drawing ---------------------------------------------------------------------------------------
@@ -260,7 +256,7 @@ def _draw(sd: StableDiffusion, job: Job, requests: Sequence[Request]) -> np.ndar
     """Returns the pictures of a job by the function of sampling/ that its settings ask for."""
     shared = job.settings
     if isinstance(shared, settings.TextToImage) or not shared.image:
-        return generate.drawn(sd, job) if shared.hires is None else upscaling.redone(sd, job)
+        return generate.drawn(sd, job) if upscaling.passes(shared) == 1 else upscaling.redone(sd, job)
     images = [_named_picture("image", one, one.settings.image, reading.picture) for one in requests]
     if isinstance(shared, settings.Upscale):
         return upscaling.enlarged(sd, job, images)

@@ -12,13 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdjax.formats.adapters import attach
-from sdjax.formats.adapters import format as formats
 from sdjax.sampling.fields import Field, Size, fields, make
 from sdjax.sampling.settings import TASKS, Interpolate, Task
 from sdjax.service.library import Library
-from sdjax.service.request import Request, by_name, several, taken_apart
+from sdjax.service.request import Request, check_named, several, taken_apart
 from sdjax.settings import UNSAID, SettingError, nearest
-from sdjax.text import grammars
 
 MOST = 100  # pictures of one job
 NAMED = {"model": "model", "vae": "vae", "control": "controlnet"}  # settings that name what a library has
@@ -79,9 +77,7 @@ def _settings(library: Library, task: str, values: Mapping[str, Any]) -> Task:
             found[name] = _looked_up(library, known[name], value)
     found.setdefault("model", library.place.model)
     made = make(TASKS[task], {"dtype": library.place.dtype, **found})
-    for one in made.adapter:
-        if not by_name(one):
-            raise SettingError("adapter", one, grammars.expected(formats.tags()))
+    check_named(made)
     folder = attach.Folder(library.place.named)
     for one in taken_apart(made)[1]:
         attach.find(folder, one.name)

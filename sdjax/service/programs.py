@@ -129,7 +129,7 @@ def _written(made_by: Any, some: Sequence[Request], made: Any, program: dict[str
     for i, picture in enumerate(made if way else made[: len(some)]):
         request = some[0] if way else some[i]
         more = {"Frame": f"{i + 1}/{len(made)}"} if way else {}
-        name = f"{first + i:05d}" if way else f"{first + i:05d}-{request.settings.seed}"
+        name = f"{first + i:05d}" if way else f"{first + i:05d}{request.settings.ending}"
         paths.append(out / f"{name}.{program['format']}")
         record = made_by.record(request, picture.shape[:2], private, **more)
         records.save(paths[-1], picture, record)

@@ -16,7 +16,7 @@ from sdjax.formats.models import autoencoder
 from sdjax.formats.storage.hashes import autov2, sha256
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import Task
-from sdjax.service.request import by_name
+from sdjax.service.request import adapters_of
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text.grammars import Wanted
 
@@ -37,8 +37,8 @@ def of(sd: StableDiffusion, made: Task, named: dict[str, Path] | None = None) ->
     if made.vae is not None:
         names["vae"] = _name(made.vae)
         hashes["vae"] = model_hash(made.vae if Path(made.vae).is_file() else autoencoder.locate(made.vae))
-    for one in made.adapter:
-        if by_name(one):  # its hash is one of `named`
+    for one, by_name in adapters_of(made):
+        if by_name:  # its hash is one of `named`
             shown.append(one)
             continue
         file, strength, word = attach.split(one)
@@ -75,6 +75,17 @@ def digest(source: str | Path) -> str:
 def built_in(model: str) -> bool:
     """Returns whether a model's name is one of ours, which stands for nothing outside of the package."""
     return model == "pocket" or model.partition(":")[0] in ("random", "new")
+
+
+def kept_model(said: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, str | None]:
+    """Returns {"model": name} of a record's settings where it holds elsewhere, else {"model": None}; {} without one.
+
+    hashes: the record's.
+    """
+    name = said.get("model") or ""
+    if built_in(name):
+        return {"model": name}
+    return {"model": None} if name or "model" in hashes else {}
 
 
 def _model(source):

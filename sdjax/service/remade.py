@@ -26,12 +26,7 @@ def values(path: str | Path, task: str) -> dict[str, Any]:
     for name, value in record.settings.items():
         if name in known and not known[name].about.file and name != "adapter":
             found[name] = value
-    model = record.settings.get("model") or ""
-    if provenance.built_in(model):
-        found["model"] = model
-    elif model or "model" in record.hashes:
-        found["model"] = None
-    return found | _of_a1111(path, record, known)
+    return found | provenance.kept_model(record.settings, record.hashes) | _of_a1111(path, record, known)
 
 
 def differences(path: str | Path, made: records.Record) -> list[str]:
@@ -53,11 +48,12 @@ def _of_a1111(path, record, known):
     more, found = record.more, {}
     if "Hires resize" in more:
         found["hires"] = _scale(path, record["size"], more["Hires resize"])
-    method = record.settings.get("hires_method")
-    if method is not None and "hires_method" in known and method not in known["hires_method"].choices:
-        found["hires_method"] = "latent" if method.startswith("Latent") else "lanczos"
-        said = f"{path} was made with Hires upscaler {method}, which is not here: {found['hires_method']}"
-        print(f"note: {said}", file=sys.stderr)
+    for name, value in record.settings.items():
+        choices = known[name].choices if name in known else None
+        if choices is not None and value is not None and value not in choices and (near := choices.near(value)):
+            found[name] = near
+            said = f"{known[name].about.word} {value}, which is not here: {near}"
+            print(f"note: {path} was made with {said}", file=sys.stderr)
     if more.get("Emphasis", "Original") != "Original":
         said = f"Emphasis: {more['Emphasis']}, which is not here: weights act as in Original"
         print(f"note: {path} was made with {said}", file=sys.stderr)

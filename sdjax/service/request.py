@@ -49,24 +49,42 @@ def by_name(adapter: str) -> bool:
     return adapter.startswith("<") and ">=" not in adapter
 
 
+def adapters_of(settings: Task) -> list[tuple[str, bool]]:
+    """Returns the adapters that the settings ask for, each with whether it is named as in prompts, and not a file."""
+    return [(one, by_name(one)) for one in settings.adapter]
+
+
+def files_of(settings: Task) -> list[str]:
+    """Returns the adapters that the settings ask for as files, FILE[:STRENGTH]."""
+    return [one for one, named in adapters_of(settings) if not named]
+
+
+def check_named(settings: Task, allowed: Sequence[str] = ()) -> None:
+    """Raises SettingError for an adapter that is a file, where who asks may only name them; allowed: files that may."""
+    for one in files_of(settings):
+        if one not in allowed:
+            raise SettingError("adapter", one, grammars.expected(formats.tags()))
+
+
 def taken_apart(settings: Task) -> tuple[str, tuple[Any, ...]]:
     """Returns (the prompt without adapters, the adapters that it and the settings ask for by name).
 
     Raises ValueError for one that cannot be read.
     """
-    tags, named = formats.tags(), " ".join(one for one in settings.adapter if by_name(one))
+    tags, named = formats.tags(), " ".join(one for one, named in adapters_of(settings) if named)
     rest, more = grammars.adapters(named, tags)
     if rest.strip():
         raise SettingError("adapter", named, grammars.expected(tags))
-    if settings.grammar != "a1111":
-        return settings.prompt, more
-    text, own = grammars.adapters(settings.prompt, tags)
+    prompt, _ = settings.texts
+    if settings.naming != "a1111":
+        return prompt, more
+    text, own = grammars.adapters(prompt, tags)
     return text, own + more
 
 
 def texts(settings: Task) -> list[str]:
     """Returns the texts of a picture in which embeddings may be named."""
-    return [taken_apart(settings)[0], settings.negative_prompt]
+    return [taken_apart(settings)[0], settings.texts[1]]
 
 
 def named_files(request: Request) -> dict[str, str]:

@@ -177,6 +177,7 @@ def export(
     """
     destination = Path(destination)
     adapter = method.adapter(frozen, trained)
+    adapter = None if adapter is None else replace(adapter, family=frozen.family)
     held = [] if adapter is None else _held(method, adapter)
     if adapter is None or not held:
         path = pipeline.save(method.join(frozen, trained), destination)

@@ -7,7 +7,7 @@
 
 A sampler is a function of a Path (noise levels) that yields rows in float64; the registers are unit vectors there, so
 x = there.a * M[0] + there.s * (X - here.a * M[0]) / here.s reads like the formula that it is.  Samplers differ in
-numbers only: one compiled loop (samplers.sample) runs all of them, and neither another sampler nor another number of
+numbers only: one compiled loop (plan.sample) runs all of them, and neither another sampler nor another number of
 steps compiles anything.
 """
 
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from sdjax.diffusion.samplers.sigmas import Level
+from sdjax.diffusion.samplers.path import Level
 
 REGISTERS = 8
 _unit = np.eye(REGISTERS)
@@ -56,3 +56,8 @@ def outputs(prediction_type: str, level: Level, kind: str) -> Float64[np.ndarray
     x, prediction = np.eye(2)
     x0, eps = x0_and_eps(prediction_type, level, x, prediction)
     return {"x0": x0, "eps": eps, "raw": prediction}[kind]
+
+
+def eps(here: Level) -> Float64[np.ndarray, " registers"]:
+    """Returns the noise in X at a level, where M[0] is the clean latent: (x - a x0) / s."""
+    return (X - here.a * M[0]) / here.s

@@ -47,7 +47,7 @@ class CustomDiffusion(Format):
         """Returns the weights of a file."""
         tensors = {name: value for name, value in file.content.items() if not name.endswith(".processor")}
         about = {"method": file.metadata.get("method", ""), "folder": str(file.path.parent)}
-        return Adapter(edits=lora.read(tensors, sd.networks, {}, file.path), about=about)
+        return Adapter(edits=lora.read(tensors, sd, {}, file.path), about=about)
 
     def holds(self, adapter: Adapter) -> bool:
         """Returns whether there are whole weights of the UNet's cross-attention, perhaps words, and nothing else."""
@@ -70,7 +70,7 @@ class CustomDiffusion(Format):
         with files.new_file(path) as temporary:
             files.write_safetensors(temporary, lazy, {"format": "pt", **about})
         for word, place in _places(path, adapter.words).items():
-            embeddings.write(place, {word: adapter.words[word]}, about)
+            embeddings.write(place, {word: adapter.words[word]}, adapter.family, about)
         return path
 
     def start(
@@ -82,16 +82,16 @@ class CustomDiffusion(Format):
         """
         if not isinstance(method, Chain):
             return {**trained, "unet": _started(adapter, trained["unet"])}, frozen
-        made, words = dict(trained), _words(Path(adapter.about["folder"]))
+        made, words = dict(trained), _words(Path(adapter.about["folder"]), adapter.family)
         for i, part in enumerate(method.parts):
             tree = made[str(i)]
             if self.name in part.formats:
                 made[str(i)] = {**tree, "unet": _started(adapter, tree["unet"])}
             for word in part.words:
-                wanted, found = jax.tree.map(jnp.shape, tree["rows"]), words.get(word)
-                if found is None or jax.tree.map(jnp.shape, found) != wanted:
+                wanted = {encoder: list(some.shape) for encoder, some in tree["rows"].items()}
+                if {encoder: list(some.shape) for encoder, some in words.get(word, {}).items()} != wanted:
                     raise ValueError(f"no rows {wanted} of the word {word!r} lie beside it")
-                made[str(i)] = {**tree, "rows": jax.tree.map(jnp.asarray, found)}
+                made[str(i)] = {**tree, "rows": jax.tree.map(jnp.asarray, words[word])}
         return made, frozen
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
@@ -120,11 +120,11 @@ def _places(path, words):
     return {word: place for word in words} if len(words) == 1 else beside(place, words)
 
 
-def _words(folder):
+def _words(folder, family):
     """Returns {word: rows} of the embeddings that were written into a folder."""
     found = {}
     for path in sorted(folder.glob(f"{Path(WORDS).stem}*.safetensors")):
-        found |= embeddings.read(places.of(path).content, path)
+        found |= embeddings.read(places.of(path).content, path, family)
     return found
 
 

@@ -1,13 +1,13 @@
 """Textual inversions: rows of the token table, in the layouts that tools write.
 
-read({"<cat-toy>": rows}, Path("learned_embeds.safetensors"))  # {"<cat-toy>": {"text_encoder": float32 [n C]}}
+read({"<cat-toy>": rows}, Path("learned_embeds.safetensors"), sd.family)  # {"<cat-toy>": {"text_encoder": [n C]}}
 
 {"string_to_param": {"*": rows}, ...}       A1111 and the original; the word is the file's name
 {"<word>": rows}                            diffusers; rows [n C] or [C]
 {"emb_params": rows}                        sd-scripts, invoke-training; the word is the file's name
 {"emp_params": rows}                        OneTrainer; the word is the file's name
-{"clip_l": rows}                            tools that know two text encoders; the word is the file's name
-{"bundle_emb.WORD.string_to_param.*": rows} beside the tensors of a LoRA; also "bundle_emb.WORD.clip_l"
+{"clip_l": rows, "clip_g": rows}            SDXL's two text encoders, of SD 1 clip_l alone; the word is the file's name
+{"bundle_emb.WORD.string_to_param.*": rows} beside the tensors of a LoRA; also "bundle_emb.WORD.clip_l" and clip_g
 a bare array                                the word is the file's name
 a picture (PNG) with the text sd-ti-embedding, A1111's; the word is the file's name
 """
@@ -26,17 +26,19 @@ from flax.core import FrozenDict
 from jaxtyping import Float32
 
 from sdjax import trees
+from sdjax.families.family import Family
 from sdjax.formats.storage import files, pickle_writer
 from sdjax.stable_diffusion import TOKENS, StableDiffusion
 
-UNNAMED = ("*", "emb_params", "emp_params", "clip_l")  # keys that are no word
+UNNAMED = ("*", "emb_params", "emp_params")  # keys that are no word
+CLIPS = ("clip_l", "clip_g")  # rows of SDXL's text encoders; a family's `rows` says which of them a model has
+WORD = "word"  # in our headers, where no tensor is called so
 STAR = 265  # the token "*" of CLIP, under which A1111 files every embedding
 SAID = ("name", "step", "sd_checkpoint", "sd_checkpoint_name")  # what A1111 says of an embedding beside its rows
 BUNDLED = "bundle_emb."
-ENDS = (".string_to_param.*", ".clip_l", ".emb_params")
+ENDS = (".string_to_param.*", ".emb_params")
 FEW = 4  # tensors of a file that nothing tells to be anything else
 BLOCK = 64  # rows by which the token table grows, so that few sizes of it are compiled
-ENCODER = "text_encoder"  # whose rows a file without encoders' names holds
 Words = dict[str, dict[str, Float32[np.ndarray, "n C"]]]  # {word: {text encoder: rows}}
 
 
@@ -45,20 +47,35 @@ def recognised(keys: Collection[Any]) -> bool:
     return "string_to_param" in keys or len(keys) <= FEW or all(str(key).startswith(BUNDLED) for key in keys)
 
 
-def read(state: Any, path: pathlib.Path) -> Words:
+def read(state: Any, path: pathlib.Path, family: Family, word: str | None = None) -> Words:
     """Returns {word: {text encoder: float32 rows [n C]}} of what a file holds.
 
-    Raises ValueError where it is no embedding, or one that Stable Diffusion 1 and 2 cannot use.
+    family: of the model that it is for; a file that names no text encoder holds rows of the first.
+    word: what rows without a word are called; the file's name where it is None.
+    Raises ValueError where it is no embedding, or one of other text encoders.
     """
     if isinstance(state, np.ndarray):
         state = {"*": state}
     if not isinstance(state, dict) or not all(type(key) is str for key in state):
         raise ValueError(f"{path}: holds no tensors by name")
-    words, _ = bundled(state, path)
-    if not words:
-        key, rows = _only(state, path)
-        words = {path.stem if key in UNNAMED else key: {ENCODER: _rows(rows, path)}}
-    return words
+    words, _ = bundled(state, path, family)
+    if words:
+        return words
+    word = path.stem if word is None else word
+    tensors = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
+    if tensors and tensors.keys() <= set(CLIPS):
+        return {word: {_encoder(key, family, path): _rows(rows, path) for key, rows in tensors.items()}}
+    key, rows = _only(state, path)
+    return {word if key in UNNAMED else key: {_encoder("", family, path): _rows(rows, path)}}
+
+
+def _encoder(key, family, path):
+    """Returns the text encoder whose rows a tensor holds; "" for the first."""
+    found = next((encoder for encoder, own in family.rows.items() if key in (own, "")), None)
+    if found is None:
+        there = ", ".join(family.rows.values())
+        raise ValueError(f"{path}: an embedding{key and f' for SDXL ({key})'}; this model reads {there or 'no words'}")
+    return found
 
 
 def _only(state, path):
@@ -69,8 +86,6 @@ def _only(state, path):
             raise ValueError(f"{path}: string_to_param: one word's rows are expected")
         return "*", next(iter(state.values()))
     state = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
-    if "clip_g" in state:
-        raise ValueError(f"{path}: an embedding for SDXL (clip_g); this model has one text encoder")
     if "emp_params_out" in state:
         raise ValueError(f"{path}: holds emp_params_out, rows behind the text encoder; only rows before it are read")
     if len(state) != 1:
@@ -78,14 +93,23 @@ def _only(state, path):
     return next(iter(state.items()))
 
 
-def bundled(tensors: Mapping[str, Any], path: pathlib.Path) -> tuple[Words, dict[str, Any]]:
+def bundled(tensors: Mapping[str, Any], path: pathlib.Path, family: Family) -> tuple[Words, dict[str, Any]]:
     """Returns ({word: {text encoder: rows}} of embeddings bundled with a LoRA, the other tensors)."""
-    found = {}
+    ends, found = {**dict.fromkeys(ENDS, ""), **{f".{key}": key for key in CLIPS}}, {}
     for key, rows in tensors.items():
-        end = next((end for end in ENDS if key.endswith(end)), None)
+        end = next((end for end in ends if key.endswith(end)), None)
         if key.startswith(BUNDLED) and end:
-            found[key.removeprefix(BUNDLED).removesuffix(end)] = {ENCODER: _rows(rows, path)}
+            word = found.setdefault(key.removeprefix(BUNDLED).removesuffix(end), {})
+            word[_encoder(ends[end], family, path)] = _rows(rows, path)
     return found, {key: value for key, value in tensors.items() if not key.startswith(BUNDLED)}
+
+
+def bundle(word: str, rows: Mapping[str, Any], family: Family) -> dict[str, Float32[np.ndarray, "n C"]]:
+    """Returns {tensor's name: rows} that bundle a word with a LoRA, as A1111 and OneTrainer read them."""
+    return {
+        f"{BUNDLED}{word}{ENDS[0] if len(rows) == 1 else f'.{family.rows[encoder]}'}": np.asarray(some, np.float32)
+        for encoder, some in rows.items()
+    }
 
 
 def _rows(rows, path):
@@ -158,15 +182,24 @@ def taken(sd: StableDiffusion) -> tuple[StableDiffusion, Words]:
     return sd, words
 
 
-def write(path: pathlib.Path, words: Words, about: Mapping[str, Any] | None = None) -> pathlib.Path:
-    """Writes words of one text encoder in the layout that the path's ending names, and returns the path.
+def write(path: pathlib.Path, words: Words, family: Family, about: Mapping[str, Any] | None = None) -> pathlib.Path:
+    """Writes words in the layout that the path's ending names, and returns the path.
 
     .safetensors, .bin: {word: rows}, diffusers'; about: the metadata of the former.  A file of one word is also what
     A1111 and ComfyUI read: there the word is the file's name.
     .pt: A1111's, of one word; about: "name", "step", "sd_checkpoint" and so on; string_to_token is what CLIP's "*" is
     there, whatever the file's word.
+    Of two text encoders, .safetensors alone: {"clip_l": rows, "clip_g": rows} of one word, which the header tells.
+    Raises ValueError for another ending or several words of two text encoders.
     """
-    rows_of = {word: np.asarray(rows[ENCODER], np.float32) for word, rows in words.items()}
+    if any(len(rows) > 1 for rows in words.values()):
+        if path.suffix != ".safetensors" or len(words) != 1:
+            raise ValueError(f"{path}: {len(words)} words of several text encoders; expected one, as .safetensors")
+        ((word, rows),) = words.items()
+        rows_of = {family.rows[encoder]: np.asarray(some, np.float32) for encoder, some in rows.items()}
+        about = {**(about or {}), WORD: word}
+    else:
+        rows_of = {word: np.asarray(some, np.float32) for word, rows in words.items() for some in rows.values()}
     if path.suffix in (".bin", ".pt"):
         pickle_writer.write(path, rows_of if path.suffix == ".bin" else _a1111(rows_of, path, about or {}))
         return path

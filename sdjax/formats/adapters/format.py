@@ -9,6 +9,7 @@ from then on `attach`, prompts, as <bias:NAME:0.5>, programs, records, exports a
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -157,4 +158,4 @@ def opened(source: str | Path, sd: StableDiffusion) -> tuple[Format, Adapter]:
     except ValueError as error:
         raise ValueError(f"init={str(source)!r}: {error}; a whole model is given as model=") from None
     with named(file.path):
-        return kind, kind.read(file, sd)
+        return kind, replace(kind.read(file, sd), family=sd.family)

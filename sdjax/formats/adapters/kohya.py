@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sdjax.formats.adapters import embeddings, lora, lora_start, lora_tensors, peft_settings
 from sdjax.formats.adapters import file as files
 from sdjax.formats.adapters.file import File
@@ -34,10 +32,10 @@ class Kohya(Format):
 
     def read(self, file: File, sd: StableDiffusion) -> Adapter:
         """Returns the edits of a file, and the words that are bundled with it."""
-        words, tensors = embeddings.bundled(file.content, file.path)
+        words, tensors = embeddings.bundled(file.content, file.path, sd.family)
         tensors = {name: value for name, value in tensors.items() if type(value) is not dict}  # of Custom Diffusion
         settings = peft_settings.of_file(file.path, tensors, file.metadata)
-        return Adapter(lora.read(tensors, sd.networks, settings, file.path), words)
+        return Adapter(lora.read(tensors, sd, settings, file.path), words)
 
     def digest(self, path: Path) -> str:
         """Returns AutoV3, the hash of the tensors; with PEFT's settings, which act too, 12 digits of a hash of both.
@@ -59,10 +57,9 @@ class Kohya(Format):
     def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
         """Writes lora.safetensors with the names of sd-scripts, of LyCORIS for its kinds, and every weight's alpha."""
         about = dict(about or {})
-        tensors = lora_tensors.named(adapter, lora_tensors.kohya)
+        tensors = lora_tensors.for_kohya(adapter)
         for word, rows in adapter.words.items():
-            name = f"{embeddings.BUNDLED}{word}{embeddings.ENDS[0]}"
-            tensors[name] = np.asarray(rows[embeddings.ENCODER], np.float32)
+            tensors |= embeddings.bundle(word, rows, adapter.family)
         path = Path(folder) / f"{about.get('ss_output_name') or 'lora'}.safetensors"
         return lora_tensors.write(path, tensors, {**_network(adapter), **lora_tensors.told(adapter), **about})
 

@@ -47,7 +47,8 @@ class LearnedEmbeds(Format):
     def read(self, file: File, sd: StableDiffusion) -> Adapter:
         """Returns the words of a file, and what else A1111's keys say in about["file"]."""
         state = embeddings.from_picture(file.path) if file.picture else file.content
-        words, known = embeddings.read(state, file.path), isinstance(state, dict) and "string_to_param" in state
+        words = embeddings.read(state, file.path, sd.family, file.metadata.get(embeddings.WORD))
+        known = isinstance(state, dict) and "string_to_param" in state
         said = (
             {name: state[name] for name in embeddings.SAID if isinstance(state.get(name), str | int)} if known else {}
         )
@@ -62,13 +63,15 @@ class LearnedEmbeds(Format):
         about = {**(about or {}), **{name: x if isinstance(x, str) else json.dumps(x) for name, x in who.items()}}
         layout = who.get("settings", {}).get("layout", "diffusers")
         path = Path(folder) / f"{Path(NAME).stem}{ENDINGS[layout]}"
-        one = len(adapter.words) == 1 and layout != "a1111"
-        places = dict.fromkeys(adapter.words, path) if one else beside(path, adapter.words, alone=layout == "a1111")
+        named = layout == "a1111" or len(adapter.family.rows) > 1  # for which tools take the file's name as the word
+        one = len(adapter.words) == 1 and not named
+        places = dict.fromkeys(adapter.words, path) if one else beside(path, adapter.words, alone=named)
         told = about
         if layout == "a1111":
             told = {name: about.get(there) for name, there in TOLD.items()} | dict(adapter.about.get("file", {}))
             told["step"] = int(told["step"] or 0)
-        return [embeddings.write(place, {word: adapter.words[word]}, told) for word, place in places.items()][0]
+        held = {place: {word: adapter.words[word]} for word, place in places.items()}
+        return [embeddings.write(place, words, adapter.family, told) for place, words in held.items()][0]
 
     def start(
         self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion
@@ -85,15 +88,24 @@ class LearnedEmbeds(Format):
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
         """Returns how the word is said here, in diffusers and in A1111."""
-        word = next(iter(adapter.words))
+        word, rows = next(iter(adapter.words.items()))
         negative = adapter.about.get("settings", {}).get("negative")
         said = f'--negative-prompt "{word}"' if negative else f'--prompt "a photo of {word}"'
         adapter_of = f'"{word}={path}"' if path.suffix == ".pt" else str(path)
+        there = [f'diffusers  pipe.load_textual_inversion("{path}"), then say {word}']
+        if len(rows) > 1:
+            there = [_load(path, word, one, adapter.family) for one in rows]
         return [
             f"here       python sample/text2img.py --model {model} --adapter {adapter_of} {said}",
-            f'diffusers  pipe.load_textual_inversion("{path}"), then say {word}',
+            *there,
             "A1111      copy it to embeddings/ under a name of your choice: the word there is the file's name",
         ]
+
+
+def _load(path, word, encoder, family):
+    """Returns how diffusers loads the rows of one of several text encoders."""
+    parts = f"tokenizer=pipe.{family.tokenizers[encoder]}, text_encoder=pipe.{encoder}"
+    return f'diffusers  pipe.load_textual_inversion(load_file("{path}")["{family.rows[encoder]}"], "{word}", {parts})'
 
 
 def beside(path: Path, words: Iterable[str], alone: bool = False) -> dict[str, Path]:

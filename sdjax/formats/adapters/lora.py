@@ -1,6 +1,6 @@
 """LoRA and its relatives as edits of weights, read from every layout of their files.
 
-    edits = read(tensors, sd.networks, {}, "cat.safetensors")       # {part: {weight's name: Factored}}
+    edits = read(tensors, sd, {}, "cat.safetensors")                # {part: {weight's name: Factored}}
 
 What the factors do to a weight is told in methods/deltas; here they get its names for them and the scale a = alpha / r.
 
@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import FrozenDict
 
 from sdjax import trees
 from sdjax.formats.adapters import peft_settings
@@ -24,8 +25,8 @@ from sdjax.formats.adapters.lora_names import spellings
 from sdjax.formats.storage import parameters
 from sdjax.methods import deltas, edits
 from sdjax.methods.edits import Factored
+from sdjax.stable_diffusion import StableDiffusion
 
-PARTS = ("unet", "text_encoder")
 SUFFIXES = {
     **dict.fromkeys((".lora_down.weight", ".lora.down.weight", ".lora_A.weight"), "down"),
     **dict.fromkeys((".lora_up.weight", ".lora.up.weight", ".lora_B.weight"), "up"),
@@ -88,7 +89,7 @@ def _of_one(tensors, path):
 
 def read(
     tensors: Mapping[str, Any],
-    networks: Mapping[str, Any],
+    sd: StableDiffusion,
     configs: Mapping[str, dict[str, Any]],
     path: str | pathlib.Path,
 ) -> dict[str, dict[str, Factored]]:
@@ -101,7 +102,8 @@ def read(
     tensors = _of_one(tensors, path)
     for kind in filter(None, map(_unsupported, tensors)):
         raise ValueError(f"{path}: {kind}: not supported; LoRA, DoRA, LoHa, LoKr, OFT and full differences are")
-    places, modules, unknown = spellings(networks["unet"], networks["text_encoder"]), {}, []
+    parts = {part: network for part, network in sd.networks.items() if part in sd.family.lora}
+    places, modules, unknown = spellings(sd.family, FrozenDict(parts)), {}, []
     for name in tensors:
         place, role = _place(name, places)
         if place is None or role in modules.setdefault(place, {}):
@@ -110,7 +112,7 @@ def read(
             modules[place][role] = _array(tensors[name], f"{path}: {name}")
     if unknown:
         raise ValueError(f"{path}: tensors that belong to no weight of this model: {trees.listing(sorted(unknown))}")
-    found = {part: {} for part in PARTS}
+    found = {part: {} for part in parts}
     for (part, module), factors in modules.items():
         where, config = f"{path}: {module}", configs.get(part, {})
         for kind in factors.keys() & {"diff_b", "whole_b"}:
@@ -119,8 +121,8 @@ def read(
             )
         if factors:
             found[part][f"{module}.kernel"] = Factored(_prepared(factors, module, config, where))
-    for part in PARTS:
-        _check_shapes(found[part], parameters.template(networks[part]), path)
+    for part, network in parts.items():
+        _check_shapes(found[part], parameters.template(network), path)
     return {part: changes for part, changes in found.items() if changes}
 
 

@@ -1,25 +1,36 @@
 """Names of layers in LoRA files: every spelling that is read, generated from the model's own names and never parsed."""
 
 import functools
+from typing import Any
+
+from flax.core import FrozenDict
 
 from sdjax import trees
+from sdjax.families.family import Family
 from sdjax.formats.storage import ldm_names, parameters
 from sdjax.formats.storage.parameters import Network
-from sdjax.models.clip import TextEncoder
-from sdjax.models.unet import UNet
 
 
 @functools.lru_cache(maxsize=4)
-def spellings(unet: UNet, text_encoder: TextEncoder) -> dict[str, tuple[str, str]]:
-    """Returns {every spelling of a module's name: (part, module)} of the layers with a kernel."""
-    found = {}
-    original = ldm_names.unet_modules(unet.config)
-    for module in modules(unet):
-        spelled = _unet_spellings(module, ldm_names.rename(module, original))
-        found |= dict.fromkeys(spelled, ("unet", module))
-    for module in modules(text_encoder):
-        found |= dict.fromkeys(_text_spellings(module), ("text_encoder", module))
-    return found
+def spellings(family: Family, networks: FrozenDict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Returns {every spelling of a module's name: (part, module)} of the layers with a kernel.
+
+    networks: {part: network} of the parts in the family's `lora`.  A spelling without the part's name that several text
+    encoders share is left out.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    shared: set[str] = set()
+    for part in networks:
+        network: Any = networks[part]
+        original = ldm_names.unet_modules(network.config) if part == "unet" else {}
+        for module in modules(network):
+            if part == "unet":
+                spelled = set(_unet_spellings(module, ldm_names.rename(module, original)))
+            else:
+                spelled = set(_text_spellings(module, part, family))
+            shared |= spelled & found.keys()
+            found |= dict.fromkeys(spelled, (part, module))
+    return {name: place for name, place in found.items() if name not in shared}
 
 
 def modules(network: Network) -> list[str]:
@@ -40,11 +51,12 @@ def _unet_spellings(module, original):
             yield from (f"{processor}_lora", processor)  # diffusers before 0.20, Custom Diffusion
 
 
-def _text_spellings(module):
+def _text_spellings(module, part, family):
     for name in (module, module.removeprefix("text_model.")):
         flat = name.replace(".", "_")
-        yield from (name, f"text_encoder.{name}", f"base_model.model.{name}", f"lora_te_{flat}", f"lora_te1_{flat}")
-        yield from (f"text_encoders.clip_l.transformer.{name}", f"lycoris_{flat}")
+        yield from (name, f"{part}.{name}", f"base_model.model.{name}", f"lycoris_{flat}")
+        yield from (f"{prefix}_{flat}" for prefix in family.lora[part])
+        yield f"text_encoders.{family.rows[part]}.transformer.{name}"  # ComfyUI
         attention, _, projection = name.removesuffix("_proj").rpartition(".")
         if name.endswith("_proj"):  # diffusers before 0.20
-            yield f"text_encoder.{attention}.to_{projection}_lora"
+            yield f"{part}.{attention}.to_{projection}_lora"

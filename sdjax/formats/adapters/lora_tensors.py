@@ -1,14 +1,15 @@
 """Edits of weights as the tensors of a LoRA file, in the names and shapes of a layout.
 
-    tensors = named(adapter, kohya)                     # {"lora_unet_mid_block_..._to_q.lora_down.weight": array, ...}
+    tensors = for_kohya(adapter)                        # {"lora_unet_mid_block_..._to_q.lora_down.weight": array, ...}
     with files.new_file(path) as temporary: write(temporary, tensors, {"ss_network_dim": "16"})
 
 Source: sd-scripts' networks/lora.py, LyCORIS, diffusers 0.42 (state_dict_utils.py), peft 0.21.
 """
 
+import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from sdjax.methods.edits import Factored
 
 Array = np.ndarray
 Naming = Callable[[str, str, Mapping[str, Any]], dict[str, Array]]
-PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}  # sd-scripts' for SD 1 and 2
 KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight"}
 PEFT = {"down": "lora_A.weight", "up": "lora_B.weight", "outputs": "lora_magnitude_vector"}
 SILENT = ("scale", "constraint")  # factors that alpha tells
@@ -56,8 +56,13 @@ def alpha(factors: Mapping[str, Any]) -> np.ndarray:
     return np.asarray(float(factors["scale"]) * (rank(factors) or 1), np.float32)
 
 
-def kohya(part: str, module: str, factors: Mapping[str, Any]) -> dict[str, Array]:
-    """Returns the tensors of one weight as sd-scripts and LyCORIS name them, with alpha."""
+def kohya(
+    prefixes: Mapping[str, Sequence[str]], part: str, module: str, factors: Mapping[str, Any]
+) -> dict[str, Array]:
+    """Returns the tensors of one weight as sd-scripts and LyCORIS name them, with alpha.
+
+    prefixes: of a part's layers, a family's `lora`.
+    """
     if "diff_b" in factors:
         found = {"diff_b": factors["diff_b"]}
     else:
@@ -67,7 +72,7 @@ def kohya(part: str, module: str, factors: Mapping[str, Any]) -> dict[str, Array
             found["dora_scale"] = _by_axis(role, factors)
         if "diff" not in factors:
             found["alpha"] = alpha(factors)
-    return {f"{PREFIXES[part]}_{module.replace('.', '_')}.{suffix}": x for suffix, x in found.items()}
+    return {f"{prefixes[part][0]}_{module.replace('.', '_')}.{suffix}": x for suffix, x in found.items()}
 
 
 def _by_axis(role, factors):
@@ -77,6 +82,11 @@ def _by_axis(role, factors):
     count = [1] * axes
     count[0 if role == "outputs" else 1] = held.size
     return held.reshape(count)
+
+
+def for_kohya(adapter: Adapter) -> dict[str, Array]:
+    """Returns {name: array} of all edits of an adapter as sd-scripts and LyCORIS name them."""
+    return named(adapter, functools.partial(kohya, adapter.family.lora))
 
 
 ATTENTION = re.compile(r"\.attn\d\.to_(q|k|v|out\.0)$|\.self_attn\.(q|k|v|out)_proj$")

@@ -25,7 +25,6 @@ from sdjax.stable_diffusion import StableDiffusion
 
 PLAIN = {"down", "up", "scale"}  # of LoRA alone, whose product needs no weight
 OF_BASE = {"outputs", "inputs", "whole", "pissa", "olora"}  # factors that mean nothing without W
-PARTS = ("unet", "text_encoder", "text_encoder_2")
 Weighed = Sequence[tuple[Adapter, float]]
 
 
@@ -52,7 +51,7 @@ def merged(adapters: Weighed, sd: StableDiffusion, cut: Cut = Cut()) -> Adapter:
                 stacks.setdefault(name, []).append((edit, strength))
         weights = trees.flatten(sd.parts[part])
         found[part] = {name: _summed(stack, weights[name], cut, name) for name, stack in stacks.items()}
-    return Adapter({part: edits for part, edits in found.items() if edits}, words)
+    return Adapter({part: edits for part, edits in found.items() if edits}, words, family=sd.family)
 
 
 def resized(adapter: Adapter, sd: StableDiffusion, cut: Cut) -> Adapter:
@@ -74,7 +73,7 @@ def extracted(base: StableDiffusion, tuned: StableDiffusion, cut: Cut) -> tuple[
     if cut.whole:
         raise SettingError("rank", None, "a rank, a share of energy or a ratio of singular values")
     found, others = {}, []
-    for part in [part for part in PARTS if part in base.parts and part in tuned.parts]:
+    for part in [part for part in base.family.lora if part in base.parts and part in tuned.parts]:
         old, new = trees.flatten(base.parts[part]), trees.flatten(tuned.parts[part])
         kernels = [{name: leaf for name, leaf in tree.items() if name.endswith(".kernel")} for tree in (old, new)]
         shapes = [{name: leaf.shape for name, leaf in tree.items()} for tree in kernels]
@@ -87,7 +86,7 @@ def extracted(base: StableDiffusion, tuned: StableDiffusion, cut: Cut) -> tuple[
                 found.setdefault(part, {})[name] = _of(*split(change.reshape(len(change), -1), cut), change.shape)
     if not found:
         raise ValueError("the models do not differ in a weight that LoRA can change")
-    return Adapter(found), others
+    return Adapter(found, family=base.family), others
 
 
 def _there(weight):

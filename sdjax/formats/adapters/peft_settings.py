@@ -20,7 +20,7 @@ from typing import Any
 from sdjax.formats.storage import files
 
 METADATA, CONFIG = "lora_adapter_metadata", "adapter_config.json"
-PARTS = ("unet", "text_encoder")
+PARTS = ("unet", "text_encoder", "text_encoder_2")
 KINDS = ("LORA", "LOHA", "LOKR")
 PLAIN = (None, True, False, "gaussian", "eva", "orthogonal", "mica")  # of init_lora_weights: the base stays as it is
 CHANGED = ("pissa", "olora")  # they took B0 A0 out of the base; of the others' it cannot be known

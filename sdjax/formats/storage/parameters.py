@@ -133,7 +133,7 @@ def _listing(names: Sequence[str]) -> str:
 
 def _look_up(names: Iterable[str], places: Mapping[str, str], part: str | None) -> tuple[dict[str, str], list[str]]:
     """Returns ({leaf: its name in this file}, names that nothing asks for)."""
-    names = [name for name in names if not name.startswith(IGNORED.get(part or "", ()))]
+    names = [name for name in names if not name.startswith(IGNORED.get(_kind(part), ()))]
     accepted = {spelling: leaf for leaf, name in places.items() for spelling in _spellings(name, part)}
     found, unexpected = {}, []
     for name in names:
@@ -145,9 +145,14 @@ def _look_up(names: Iterable[str], places: Mapping[str, str], part: str | None) 
     return found, unexpected
 
 
+def _kind(part: str | None) -> str:
+    """Returns a part's name without its number: text_encoder of text_encoder_2."""
+    return (part or "").rstrip("0123456789").removesuffix("_")
+
+
 def _spellings(name: str, part: str | None) -> list[str]:
     """Returns all names under which files hold a weight, today's first."""
-    prefix = PREFIXES.get(part or "")
+    prefix = PREFIXES.get(_kind(part))
     if prefix:
         return [name, name.removeprefix(prefix)]
     old = name

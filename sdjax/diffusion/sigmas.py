@@ -1,10 +1,9 @@
-"""Noise levels: at which times, and how much noise, a sampler looks at the latent.
+"""Which noise levels a run looks at: the spacings, and the grids of samplers.
 
     path = levels(schedule, steps=20, spacing="karras", grid="sigmas")
     for i, here, there in path.moves(): ...
 
-A level is (t, a, s): the time that the network is told, the factors of signal and noise, a² + s² = 1.  sigma = s / a is
-k-diffusion's noise level, lam = log(a / s) DPM-Solver's.  Everything here runs on the host in float64.
+Everything here runs on the host in float64.
 
 `normal` and `karras` mean what the sampler's counterpart in diffusers does when built with from_config on the model's
 scheduler_config.json; counterparts differ in spacing and rounding, which is what a grid names (see GRIDS).  The other
@@ -12,14 +11,14 @@ spacings mean what A1111 calls so.  The grid "kdiffusion" is for `automatic`: fr
 lowest, whatever its config says, as k-diffusion's get_sigmas.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
+from sdjax.diffusion.samplers.path import CLEAN, Level, Path
 from sdjax.diffusion.schedule import Schedule
 
 ALPHA_BAR_FLOOR = 2.0**-24  # diffusers' stand-in for alpha_bar = 0 where a sampler divides by it
@@ -35,51 +34,6 @@ GRIDS = {
 DISTILLED_TIMES = 50
 # Source: Sabour et al. 2024, "Align Your Steps", the 10-step schedule for Stable Diffusion 1.5.
 ALIGN_YOUR_STEPS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
-
-
-class Level(NamedTuple):
-    """A noise level; t is None where no network looks: CLEAN alone."""
-
-    t: float
-    a: float
-    s: float
-
-    @property
-    def sigma(self) -> float:
-        return self.s / self.a
-
-    @property
-    def lam(self) -> float:
-        return np.log(self.a / self.s) if self.s else np.inf
-
-
-CLEAN = Level(None, 1.0, 0.0)  # pyright: ignore[reportArgumentType]  # all others have a time
-
-
-@dataclasses.dataclass(frozen=True)
-class Path:
-    """The levels of a run: the network looks at levels[i], step i leads to ends[i] (nearly always levels[i + 1]).
-
-    steps: length of the whole path; shorter than it are levels and ends where img2img starts late.
-    scale: factor of unit-variance noise at the start of a run from pure noise.
-    at: level of an integer training time.  time: the (fractional) time of a sigma.
-    """
-
-    levels: tuple[Level, ...]
-    ends: tuple[Level, ...]
-    steps: int
-    scale: float
-    at: Callable[[float], Level]
-    time: Callable[[Any], Any]
-    prediction_type: str
-
-    def moves(self) -> Iterator[tuple[int, Level, Level]]:
-        """Yields (i, here, there) of each step."""
-        yield from zip(range(len(self.levels)), self.levels, self.ends, strict=True)
-
-    def start(self, first: int) -> Self:
-        """Returns the path without its first steps."""
-        return dataclasses.replace(self, levels=self.levels[first:], ends=self.ends[first:])
 
 
 # ---- spacings by sigma: each returns sigmas [steps], falling ----

@@ -1,4 +1,4 @@
-"""Sampling: from noise to a latent, by any of SAMPLERS along any of the noise schedules of sigmas.py.
+"""Sampling: from noise to a latent, by any of samplers.known() along any of the noise schedules of sigmas.py.
 
     plan = tabulate(sd.schedule, "dpmpp_2m", steps=20, spacing="karras")           # on the host, numpy
     z, lost = sample(lambda z, t, i: sd.denoise(z, t, cond, i)[0], noise, plan, keys)    # inside jit, plan an argument
@@ -10,8 +10,7 @@ float32 with the signal's and noise's variances adding up to 1 at every level, a
 Shapes: B batch, h w latent pixels, c latent channels, K rows.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,54 +20,15 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Float32, Int, Int32, Key
 
-from sdjax.diffusion.samplers import discrete, multistep, row, sigmas, singlestep
+from sdjax.diffusion import samplers, sigmas
+from sdjax.diffusion.samplers import row
+from sdjax.diffusion.samplers import steps as starts
+from sdjax.diffusion.samplers.path import Level, Path
 from sdjax.diffusion.schedule import Schedule
 
 ROWS = 2048  # room for 1000 steps of two evaluations; one length, so that no step count compiles anything
 # (z, t, i: the step) -> prediction
 Denoise = Callable[[Float[Array, "B h w c"], Float32[Array, " B"], Int[Array, ""]], Float[Array, "B h w c"]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampler:
-    """How a sampler is run: `rows(path, eta)`, what its network outputs are turned into, and which levels it looks at.
-
-    eta: the default amount of fresh noise; None where the method has none to set.
-    grid, end: see sigmas.levels.  automatic: the noise schedule that A1111 takes for it, with or without `discard`, on
-    k-diffusion's grid; None where it has the sampler not from there, for "normal" on its own grid.
-    churn: whether its steps may begin with noise, see singlestep.raised.
-    """
-
-    rows: Callable[..., Iterator[row.Row]]
-    grid: str
-    eta: float | None = None
-    output: str = "x0"
-    end: str = "clean"
-    automatic: str | None = None
-    discard: bool = False
-    churn: bool = False
-
-
-SAMPLERS = {
-    "ddim": Sampler(discrete.ddim, "times", eta=0.0, end="file"),
-    "ddpm": Sampler(discrete.ddpm, "times"),
-    "pndm": Sampler(multistep.pndm, "times", output="raw", end="file"),
-    "euler": Sampler(singlestep.euler, "sigmas", automatic="normal", churn=True),
-    "euler_a": Sampler(singlestep.euler, "sigmas", eta=1.0, automatic="normal"),
-    "heun": Sampler(singlestep.heun, "sigmas", automatic="normal", churn=True),
-    "lms": Sampler(multistep.lms, "sigmas", output="eps", automatic="normal"),
-    "dpm2": Sampler(singlestep.dpm2, "sigmas_rounded", automatic="karras", discard=True),
-    "dpm2_a": Sampler(singlestep.dpm2, "sigmas_rounded", eta=1.0, automatic="karras", discard=True),
-    "dpmpp_2s_a": Sampler(singlestep.dpmpp_2s, "sigmas", eta=1.0, automatic="karras"),
-    "dpmpp_2m": Sampler(multistep.dpmpp_2m, "intervals", automatic="karras"),
-    "dpmpp_sde": Sampler(singlestep.dpmpp_sde, "sigmas", eta=1.0, automatic="karras"),
-    "dpmpp_2m_sde": Sampler(multistep.dpmpp_2m, "intervals", eta=1.0, automatic="exponential"),
-    "dpmpp_3m_sde": Sampler(multistep.dpmpp_3m, "intervals", eta=1.0, automatic="exponential", discard=True),
-    "unipc": Sampler(multistep.unipc, "intervals"),
-    "deis": Sampler(multistep.deis, "intervals", output="eps", end="lowest"),
-    "lcm": Sampler(discrete.lcm, "distilled"),
-    "tcd": Sampler(discrete.tcd, "distilled", eta=0.3, end="lowest"),
-}
 
 
 # The latent, the base and the outputs of before, which are registers of row.py, and `lost`, see sample.
@@ -108,7 +68,7 @@ def tabulate(
     spacing: str = "normal",
     eta: float | None = None,
     start: int = 0,
-    churn: singlestep.Churn | None = None,
+    churn: starts.Churn | None = None,
 ) -> Plan:
     """Returns the Plan of a run.
 
@@ -119,16 +79,17 @@ def tabulate(
     Raises ValueError for an unknown sampler or schedule, for steps, start or eta out of range, and for an eta or churn
     where the sampler has none.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler={sampler!r}: expected one of {', '.join(SAMPLERS)}")
-    chosen = SAMPLERS[sampler]
+    known = samplers.known()
+    if sampler not in known:
+        raise ValueError(f"sampler={sampler!r}: expected one of {', '.join(known)}")
+    chosen = known[sampler]
     if eta and chosen.eta is None:
         raise ValueError(f"eta={eta}: {sampler} has no eta; expected 0 or None")
     if eta is not None and not 0 <= eta <= 1:
         raise ValueError(f"eta={eta}: expected 0 to 1")
     churn = churn if churn and churn[0] else None
     if churn and not chosen.churn:
-        able = ", ".join(name for name, one in SAMPLERS.items() if one.churn)
+        able = ", ".join(name for name, one in known.items() if one.churn)
         raise ValueError(f"churn={churn[0]}: {sampler} has none; expected 0, or one of {able}")
     if churn and min(churn) < 0:
         raise ValueError(f"churn={churn}: expected s_churn, s_tmin, s_tmax, s_noise, none below 0")
@@ -139,19 +100,19 @@ def tabulate(
     path = sigmas.levels(schedule, steps, spacing, grid, chosen.end, start, discard)
     more = {"churn": churn} if chosen.churn else {}
     rows = list(chosen.rows(path, (chosen.eta or 0.0) if eta is None else eta, **more))
-    return fill(path, rows, chosen.output, *singlestep.raised(path, 0, churn))
+    return fill(path, rows, chosen.output, *starts.raised(path, 0, churn))
 
 
 def fill(
-    path: sigmas.Path,
+    path: Path,
     rows: Sequence[row.Row],
     output: str = "x0",
-    above: sigmas.Level | None = None,
+    above: Level | None = None,
     share: float = 0.0,
 ) -> Plan:
     """Returns the Plan of a path's rows (row.Row), padded.
 
-    above, share: see singlestep.raised; where the run starts, where that is not the first level.
+    above, share: see starts.raised; where the run starts, where that is not the first level.
     """
     room = -(-len(rows) // ROWS) * ROWS
     noisy = [bool(r.x @ row.NOISE or r.base @ row.NOISE) for r in rows]

@@ -1,0 +1,58 @@
+"""The noise levels of a run: at which times, and how much noise, a sampler looks at the latent.
+
+    for i, here, there in path.moves(): ...
+
+A level is (t, a, s): the time that the network is told, the factors of signal and noise, a² + s² = 1.  sigma = s / a is
+k-diffusion's noise level, lam = log(a / s) DPM-Solver's.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+
+class Level(NamedTuple):
+    """A noise level; t is None where no network looks: CLEAN alone."""
+
+    t: float
+    a: float
+    s: float
+
+    @property
+    def sigma(self) -> float:
+        return self.s / self.a
+
+    @property
+    def lam(self) -> float:
+        return np.log(self.a / self.s) if self.s else np.inf
+
+
+CLEAN = Level(None, 1.0, 0.0)  # pyright: ignore[reportArgumentType]  # all others have a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Path:
+    """The levels of a run: the network looks at levels[i], step i leads to ends[i] (nearly always levels[i + 1]).
+
+    steps: length of the whole path; shorter than it are levels and ends where img2img starts late.
+    scale: factor of unit-variance noise at the start of a run from pure noise.
+    at: level of an integer training time.  time: the (fractional) time of a sigma.
+    """
+
+    levels: tuple[Level, ...]
+    ends: tuple[Level, ...]
+    steps: int
+    scale: float
+    at: Callable[[float], Level]
+    time: Callable[[Any], Any]
+    prediction_type: str
+
+    def moves(self) -> Iterator[tuple[int, Level, Level]]:
+        """Yields (i, here, there) of each step."""
+        yield from zip(range(len(self.levels)), self.levels, self.ends, strict=True)
+
+    def start(self, first: int) -> Self:
+        """Returns the path without its first steps."""
+        return dataclasses.replace(self, levels=self.levels[first:], ends=self.ends[first:])
