@@ -206,7 +206,7 @@ def test_a_killed_run_with_buckets_shuffled_captions_and_a_cache_ends_in_the_sam
 
     assert start(tmp_path / "whole").wait(300) == 0, (tmp_path / "whole.txt").read_text()[-2000:]
     process, end = start(tmp_path / "parts"), time.monotonic() + 120
-    while not any((tmp_path / "parts" / "checkpoints").glob("[0-9]*")) and time.monotonic() < end:
+    while not any(one.name.isdigit() for one in (tmp_path / "parts").glob("checkpoints/*")) and time.monotonic() < end:
         time.sleep(0.02)
     time.sleep(0.1)
     process.send_signal(signal.SIGKILL)

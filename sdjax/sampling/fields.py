@@ -18,7 +18,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from annotated_types import Interval
@@ -27,6 +27,10 @@ from sdjax.settings import UNSAID, SettingError, nearest
 
 LARGEST = float(np.finfo(np.float32).max)  # what is sampled in; a bound that errors call finite
 SMALLEST = float(np.finfo(np.float32).tiny)
+Share = Annotated[float, Interval(ge=0, le=1)]
+Some = Annotated[float, Interval(gt=0, le=1)]
+Finite = Annotated[float, Interval(ge=-LARGEST, le=LARGEST)]
+From0 = Annotated[float, Interval(ge=0, le=LARGEST)]
 LONGEST_SIDE = 100_000_000  # pixels
 NOTHING = dataclasses.MISSING
 

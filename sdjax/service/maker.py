@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdjax import trees
@@ -177,7 +178,7 @@ class Maker:
         return self.held.get(key, lambda: adapters.read(path, sd, word))
 
     def _controls(self, sd: StableDiffusion, request: Request) -> list[Any]:
-        made, dtype = request.settings, sd.networks["unet"].dtype.name
+        made, dtype = request.settings, jnp.dtype(sd.networks["unet"].dtype).name
         if not isinstance(made, settings.ControlNet):
             return []
         held = []

@@ -255,7 +255,10 @@ class Queue:
         self._set(id, values)
 
     def finish(self, id: int, state: str, result: dict[str, Any] | None = None, error: str = "") -> None:
-        """Ends a running job in a state."""
+        """Ends a running job in a state; its preview stays where it was asked to stop with HALF."""
+        job = self.get(id)
+        if job is not None and job.asked != HALF:
+            self._rows("delete from previews where job=?", id)
         more = {} if result is None else {"result": json.dumps(result)}
         ended = {"state": state, "error": error, "pid": None, "asked": "", "phase": "", "ended": time.time()}
         self._set(id, ended | more)

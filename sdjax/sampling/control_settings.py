@@ -1,0 +1,76 @@
+"""The settings of ControlNets: which networks look at which pictures, a part of the tasks in settings.py."""
+
+import dataclasses
+from typing import Annotated, Any
+
+from sdjax import conditions
+from sdjax.conditions import depth
+from sdjax.sampling.fields import Finite, Setting, Share, declared
+from sdjax.settings import SettingError
+
+
+@declared
+class Controls:
+    control: Annotated[
+        tuple[str, ...],
+        Setting(
+            "ControlNets: diffusers folders, hub ids, files, random:sd15 ...",
+            "ControlNet",
+            file=True,
+            mine=True,
+            private=True,
+        ),
+    ] = ()
+    control_image: Annotated[
+        tuple[str, ...],
+        Setting("what each of them looks at: edges, depths, poses ...", "Control image", file=True, private=True),
+    ] = ()
+    weight: Annotated[
+        tuple[Finite, ...], Setting("how strongly each acts; one number for all", "Weight", needs="control")
+    ] = (1.0,)
+    start: Annotated[tuple[Share, ...], Setting("from which part of the steps on", "Start", needs="control")] = (0.0,)
+    end: Annotated[tuple[Share, ...], Setting("up to which part of the steps", "End", needs="control")] = (1.0,)
+    preprocess: Annotated[
+        tuple[str, ...],
+        Setting(
+            "what each looks at is made of its picture first: canny, scribble, softedge, lines, depth; with settings"
+            " as canny:low=50; openpose draws a JSON file; one for all",
+            "Preprocess",
+            needs="control",
+        ),
+    ] = ()
+    depth_model: Annotated[
+        str,
+        Setting(
+            "of depth: a folder or hub id that transformers reads",
+            "Depth model",
+            file=True,
+            mine=True,
+            private=True,
+            needs="preprocess",
+        ),
+    ] = depth.USUAL
+    guess: Annotated[
+        bool, Setting("act on the prompt's side only: for prompts that say little", "Guess", needs="control")
+    ] = False
+
+    def rule(self) -> None:
+        count = len(self.control)
+        if len(self.control_image) != count:
+            raise SettingError("control_image", self.control_image, f"{count}, as many as ControlNets")
+        for name in ("weight", "start", "end", "preprocess"):
+            if len(getattr(self, name)) not in (1, count or 1, 0 if name == "preprocess" else 1):
+                raise SettingError(name, getattr(self, name), f"one, or {count} as there are ControlNets")
+        self.makers()
+
+    def makers(self) -> list[Any]:
+        """Returns what makes a condition of each picture, None where it is one.
+
+        Raises SettingError for what is no condition; a model's place is given by depth_model alone.
+        """
+        try:
+            made = [conditions.of(text, public=True) for text in self.preprocess]
+        except SettingError as error:
+            raise SettingError("preprocess", error.value, error.expected) from None
+        made = [dataclasses.replace(one, model=self.depth_model) if one.name == "depth" else one for one in made]
+        return made * (len(self.control) // len(made)) if made else [None] * len(self.control)
