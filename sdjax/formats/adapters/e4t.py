@@ -29,8 +29,9 @@ from sdjax.formats.storage import files, parameters
 from sdjax.images import reading
 from sdjax.methods import offsets
 from sdjax.methods.adapter import Adapter
-from sdjax.methods.e4t import E4T, ENCODER, HALF, empty, half, look, with_seen
+from sdjax.methods.e4t import E4T, look
 from sdjax.methods.method import about
+from sdjax.methods.seen import ENCODER, HALF, empty, half, with_seen
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion, to_pictures, to_pixels
 
