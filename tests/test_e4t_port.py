@@ -1,0 +1,155 @@
+"""The unofficial E4T's folder: encoder, offsets and a tuning step against its formulas in PyTorch, and what it serves."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from port_folder import Port, photo
+from torch_step import assert_same_gradients, batch, drawn, models
+from torch_weights import file_name
+
+from sdjax import trees
+from sdjax.formats.adapters import format as kinds
+from sdjax.methods import offsets
+from sdjax.methods.chain import Chain
+from sdjax.methods.e4t import E4T
+from sdjax.methods.full import Full
+from sdjax.models.clip import squashed_pixels
+from sdjax.stable_diffusion import to_pixels
+from sdjax.training import optim, run
+from sdjax.training.optim import Optim
+from sdjax.training.settings import Train
+from sdjax.training.step import default_loss
+
+ROWS, LAMBDA = 3, 0.02
+PROMPTS = ["a photo of *s", "*s in the snow", "a face"]
+
+
+@pytest.fixture(scope="module")
+def port():
+    _, unet, text = models()
+    return Port(unet, text)
+
+
+@pytest.fixture(scope="module")
+def folder(port, tmp_path_factory):
+    return port.write(tmp_path_factory.mktemp("port") / "pretrained")
+
+
+def bare(sd):
+    """Returns a model without a vision tower, as Stable Diffusion is."""
+    return sd.with_parts(image_encoder=None)
+
+
+def started(folder, method, sd=None):
+    """Returns (trained, frozen) of a run that starts from a folder, as begin makes them."""
+    sd = bare(models()[0]) if sd is None else sd
+    opened = kinds.opened(folder, sd)
+    sd = opened[0].brings(opened[1], sd)
+    return run.start(method, *method.split(sd), str(folder), opened)
+
+
+@pytest.fixture(scope="module")
+def tuning(folder):
+    """Returns (method, trained, frozen, pixels of the picture)."""
+    method = Chain((E4T(penalty=ROWS * LAMBDA), Full(("unet",))))
+    trained, frozen = started(folder, method)
+    pixels = jnp.asarray(to_pixels(photo()))
+    return method, trained, method.look(frozen, trained, pixels), pixels
+
+
+@pytest.fixture(scope="module")
+def theirs(port, tuning):
+    """Returns what PyTorch is asked with: the same times, noise, prompts and picture."""
+    _, _, frozen, pixels = tuning
+    rows = batch(frozen, PROMPTS)
+    seen = drawn(frozen, rows, jax.random.key(2))
+    ids = {name: torch.tensor(np.array(x)).long() for name, x in {
+        "ids": rows["ids"]["text_encoder"], "nothing": frozen.tokenize([""])["text_encoder"],
+        "word": frozen.words["*s"]["text_encoder"], "domain": frozen.tokenizers["text_encoder"].ids("face"),
+    }.items()}  # fmt: skip
+    return rows, seen, torch.tensor(np.array(pixels)).permute(2, 0, 1)[None], ids
+
+
+def relative(ours, wanted):
+    wanted = wanted.detach().numpy() if isinstance(wanted, torch.Tensor) else np.asarray(wanted)
+    assert np.asarray(ours).shape == wanted.shape
+    return np.linalg.norm(np.asarray(ours) - wanted) / np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("sides", [(32, 32, 24), (40, 57, 24), (24, 24, 24), (17, 30, 33)])
+def test_squashed_pixels_are_kornias_resize(sides):
+    from port_folder import MEAN, STD
+
+    height, width, size = sides
+    pixels = np.random.default_rng(0).uniform(-1, 1, (2, height, width, 3)).astype(np.float32)
+    wanted = torch.nn.functional.interpolate(
+        torch.tensor(pixels).permute(0, 3, 1, 2), (size, size), mode="bicubic", align_corners=True
+    )
+    wanted = ((wanted + 1) / 2).permute(0, 2, 3, 1).numpy()
+    assert relative(squashed_pixels(jnp.asarray(pixels), size), (wanted - np.array(MEAN)) / np.array(STD)) < 1e-5
+
+
+def test_offsets_are_the_ports(port, tuning):
+    method, trained, frozen, _ = tuning
+    made = trees.flatten(method.join(frozen, trained).parts["unet"])
+    wanted = port.weights()
+    found = {name: x for name, x in made.items() if re.search(offsets.TARGETS, name)}
+    assert len(found) == len(port.names) == 24
+    plain = dict(port.unet.named_parameters())
+    for name, weight in found.items():
+        theirs = wanted[file_name(name)]
+        assert relative(weight.T, theirs) < 1e-5
+        assert relative(theirs.detach(), plain[file_name(name)]) > 0.05
+
+
+def test_the_encoders_word_is_the_ports(port, tuning, theirs):
+    method, trained, frozen, _ = tuning
+    _, seen, pixels, ids = theirs
+    joined = method.join(frozen, trained)
+    encoder = joined.conditioners[0]
+    z, t = jnp.asarray(seen["z_t"].permute(0, 2, 3, 1).numpy()), jnp.asarray(seen["t"].numpy(), jnp.float32)
+    move = jax.jit(lambda sd: encoder.offset(sd, z, t, None))(joined.bare)
+    wanted = port.word(pixels, seen["z_t"], seen["t"], ids["nothing"], ids["domain"])
+    row = port.text.get_input_embeddings().weight[ids["domain"]]
+    assert relative(row.detach().numpy() + encoder.scale * np.asarray(move), wanted) < 1e-4
+    assert relative(encoder.scale * np.asarray(move), wanted - row) < 1e-4
+
+
+def test_a_tuning_step_is_the_ports(port, tuning, theirs):
+    """Loss, gradients of head, offsets and UNet, and the weights after one step of AdamW with clipped gradients."""
+    method, trained, frozen, _ = tuning
+    rows, seen, pixels, ids = theirs
+    loss = default_loss(method, Train(method=method))
+    ask = jax.jit(jax.value_and_grad(lambda tree: loss(frozen, tree, rows, jax.random.key(2), 0)[0]))
+    value, grads = ask(trained)
+    port.zero_grad()
+    wanted = port.loss(pixels, seen, ids["ids"], ids["word"], ids["nothing"], ids["domain"], LAMBDA)
+    wanted.backward()
+    assert float(value) == pytest.approx(float(wanted), rel=1e-5)
+    assert_same_gradients(grads["1"]["unet"], port.unet.named_parameters())
+    assert_same_gradients(grads["0"]["head"], port.encoder.named_parameters())
+    generators = offsets.by_name(frozen_unet(frozen, trained), grads["0"]["offsets"])
+    for name, one in zip(port.names, port.offsets, strict=True):
+        assert_same_gradients(generators[name.replace(".weight", ".kernel")], one.named_parameters())
+    settings = Optim(lr=1e-3)
+    tx, _ = optim.optimizer(settings, 1)
+    updates, _ = jax.jit(lambda grads, trained: tx.update(grads, tx.init(trained), trained))(grads, trained)
+    learned = [w for part in (port.encoder, port.offsets, port.unet) for w in part.parameters() if w.requires_grad]
+    before = [w.detach().clone() for w in learned]
+    torch.nn.utils.clip_grad_norm_(learned, settings.clip)
+    torch.optim.AdamW(learned, lr=settings.lr).step()
+    moved = torch.cat([(w.detach() - old).ravel() for w, old in zip(learned, before, strict=True)])
+    with torch.no_grad():
+        for w, old in zip(learned, before, strict=True):
+            w.copy_(old)
+    ours = np.linalg.norm(np.concatenate([np.ravel(x) for x in jax.tree.leaves(updates)]))
+    assert ours == pytest.approx(float(moved.norm()), rel=1e-3)
+
+
+def frozen_unet(frozen, trained):
+    return trees.merge(frozen.parts["unet"], trained["1"]["unet"])
