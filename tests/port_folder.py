@@ -79,9 +79,7 @@ class Encoder(nn.Module):
         x = ((x + 1) / 2 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
         pooled, tokens = self.clip_vision(x)
         h = torch.cat([pooled[:, None], tokens[:, 1::2]], 1)
-        each = [
-            linear(self.feature_linear(torch.cat([h[:, i], u], -1))) for i, linear in enumerate(self.first_linears)
-        ]
+        each = [linear(self.feature_linear(torch.cat([h[:, i], u], -1))) for i, linear in enumerate(self.first_linears)]
         return self.final_linear(F.leaky_relu(torch.stack(each).mean(0)))
 
 

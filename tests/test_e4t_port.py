@@ -1,6 +1,5 @@
-"""The unofficial E4T's folder: encoder, offsets and a tuning step against its formulas in PyTorch, and what it serves."""
+"""The unofficial E4T's folder: encoder, offsets and a tuning step against its formulas in PyTorch, and what uses it."""
 
-import json
 import re
 
 import jax
@@ -12,7 +11,10 @@ from port_folder import Port, photo
 from torch_step import batch, drawn, models
 from torch_weights import file_name
 
+import sdjax
 from sdjax import trees
+from sdjax.formats import pipeline
+from sdjax.formats.adapters import e4t
 from sdjax.formats.adapters import format as kinds
 from sdjax.formats.storage import parameters
 from sdjax.methods import offsets
@@ -168,3 +170,61 @@ def stepped(learned, settings):
             w.copy_(before[name])
             w.grad = None
     return moved
+
+
+# ---- sampling ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def result(port, tmp_path_factory):
+    """A folder after tuning: every weight of UNet and text encoder, and the picture."""
+    return port.write(tmp_path_factory.mktemp("port") / "tuned", tuned=True, picture=photo())
+
+
+def asked(sd, text="a photo of *s"):
+    return jax.random.normal(jax.random.key(1), (1, 16, 16, 4)), jnp.array([300.0]), sd.condition(sd.tokenize([text]))
+
+
+def said(sd, text="a photo of *s"):
+    return np.asarray(jax.jit(lambda sd, *given: sd.denoise(*given)[0])(sd.bare, *asked(sd, text)))
+
+
+@pytest.fixture(scope="module")
+def attached(result):
+    """Returns (a bare model with noise, the same with what was tuned attached)."""
+    base = bare(pipeline.load("random:tiny"))
+    return base, sdjax.attach(base, result)
+
+
+def test_a_tuned_folder_says_what_it_said_in_torch(port, attached, theirs):
+    _, sd = attached
+    _, _, pixels, ids = theirs
+    z, t, cond = asked(sd)
+    seen = torch.tensor(np.array(z)).permute(0, 3, 1, 2), torch.tensor([300])
+    vectors = port.word(pixels, *seen, ids["nothing"], ids["domain"])
+    told = torch.tensor(np.array(cond.words["text_encoder"]["ids"])).long()
+    made, _ = port.run(*seen, port.told(told, vectors, int(sd.words["*s"]["text_encoder"][0])))
+    assert relative(said(sd), made.permute(0, 2, 3, 1)) < 1e-4
+
+
+def test_it_is_attached_at_any_strength_and_detached(attached, result):
+    base, sd = attached
+    off = sdjax.attach(sd, result, 0.0)
+    assert relative(said(off), said(base, "a photo of face")) < 1e-5
+    assert relative(said(sdjax.attach(sd, result, 0.5)), said(sd)) > 1e-3
+    again = sdjax.detach(sd)
+    assert trees.digest(again) == trees.digest(base) and again.networks == base.networks
+    assert again.conditioners == () and again.reference.own == {}
+
+
+def test_an_encoder_that_has_seen_nothing_asks_for_a_picture(folder, result, attached):
+    base, tuned = attached
+    sd = sdjax.attach(base, folder)
+    with pytest.raises(ValueError, match="image=None: expected a picture of the subject: the adapter's encoder"):
+        e4t.shown(sd)
+    with pytest.raises(ValueError, match="image='a picture': expected none: the adapter was tuned on one"):
+        e4t.shown(tuned, photo())
+    with pytest.raises(ValueError, match="looks at a picture already|the model knows it already"):
+        sdjax.attach(tuned, folder)
+    pictures = [said(e4t.shown(sd, photo(seed))) for seed in (0, 1)]
+    assert relative(*pictures) > 1e-4

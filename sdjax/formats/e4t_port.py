@@ -14,7 +14,6 @@ Source: e4t/utils.py and tuning_e4t.py of mkshing/e4t-diffusion at commit a1d259
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,11 @@ import jax
 import jax.numpy as jnp
 
 from sdjax import trees
+from sdjax.formats.adapters.e4t_attached import acting
 from sdjax.formats.adapters.file import File
 from sdjax.formats.adapters.format import Format
 from sdjax.formats.models import open_clip, single_file
-from sdjax.formats.storage import files, hashes, parameters
+from sdjax.formats.storage import files, parameters
 from sdjax.formats.storage.guard import named
 from sdjax.images import reading
 from sdjax.methods import offsets
@@ -43,6 +43,8 @@ ENCODER, OFFSETS, UNET, TEXT, PICTURE = (
     "encoder.pt", "weight_offsets.pt", "unet.pt", "text_encoder.pt", "domain.png",
 )  # fmt: skip
 TOWER, GENERATOR, FIRST = "clip_vision.", ".wo_", "linear.weight"  # the last: of the encoder's first version
+TABLE = "embeddings.token_embedding.weight"
+TUNED = ("unet", "text_encoder")
 VISION = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # where the tower of the public encoder comes from
 SAID = {"word": "placeholder_token", "domain": "domain_class_token", "scale": "domain_embed_scale"}
 
@@ -50,17 +52,12 @@ SAID = {"word": "placeholder_token", "domain": "domain_class_token", "scale": "d
 class E4TPort(Format):
     """A head of tokens, its tower and offsets; after tuning also the networks that were trained."""
 
-    name, suffixes = "e4t-port", ()
+    name, called, suffixes = "e4t-port", "e4t", ()
     hub = ("config.json", ENCODER, OFFSETS, UNET, TEXT, PICTURE)
 
     def matches(self, file: File) -> bool:
         """Returns whether a folder holds an encoder.pt and offsets."""
         return (file.path / ENCODER).is_file() and any((file.path / name).is_file() for name in (OFFSETS, UNET))
-
-    def digest(self, path: Path) -> str:
-        """Returns 12 hex digits of the SHA-256 of the names and hashes of its files."""
-        there = [path / name for name in self.hub if (path / name).is_file()]
-        return hashlib.sha256("".join(f"{hashes.sha256(one)}  {one.name}\n" for one in there).encode()).hexdigest()[:12]
 
     def read(self, file: File, sd: StableDiffusion) -> Adapter:
         """Returns {"head", "offsets"[, "image_encoder"][, "unet"][, "text_encoder"][, "concept"]}, weights float32."""
@@ -75,13 +72,20 @@ class E4TPort(Format):
             own["concept"] = jnp.asarray(to_pixels(reading.picture(folder / PICTURE)))
         return Adapter(trees=own, about={**about(method), "file": str(folder), "config": config})
 
+    def acts(self, adapter: Adapter, sd: StableDiffusion) -> Adapter:
+        """Returns the encoder with its word, and edits of the weights that offsets and tuning changed."""
+        seeing = self.brings(adapter, sd)
+        tower = seeing.networks["image_encoder"], seeing.parts["image_encoder"]
+        tuned = {part: adapter.trees[part] for part in TUNED if part in adapter.trees}
+        return acting(sd, adapter, tuned, tower)
+
     def brings(self, adapter: Adapter, sd: StableDiffusion) -> StableDiffusion:
         """Returns sd with the file's tower and, after tuning, its UNet and text encoder."""
         own = adapter.trees
         if "image_encoder" in own:
             network = ImageEncoder(ImageConfig.from_json(adapter.about["config"]))
             sd = sd.with_networks(image_encoder=network).with_parts(image_encoder=own["image_encoder"])
-        return sd.with_parts(**{part: own[part] for part in ("unet", "text_encoder") if part in own})
+        return sd.with_parts(**{part: own[part] for part in TUNED if part in own})
 
     def start(
         self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion
@@ -152,12 +156,12 @@ def _generator_name(ours: str) -> str:
 
 
 def _text_encoder(path: Path, sd: StableDiffusion) -> Tree:
-    """Returns a text encoder with as many rows as the model's; the port's has one more, of the word, which is not read."""
+    """Returns a text encoder with as many rows as the model's; the port's has one more, of the word, left out here."""
     weights, rows = _opened(path), len(sd.table("text_encoder"))
-    table = f"{TOKENS.rpartition('.')[0]}.weight"
-    there = weights.shape(table)[0] if table in weights.names and weights.shape(table) else 0
+    tables = [weights.shape(name) for name in weights.names if name.endswith(TABLE)]
+    there = tables[0][0] if len(tables) == 1 and tables[0] else 0
     if not rows <= there <= rows + 1:
-        raise ValueError(f"{path}: {table} has {there} rows; expected the {rows} of the model, or one more")
+        raise ValueError(f"{path}: {TABLE} has {there} rows; expected the {rows} of the model, or one more")
     network = sd.networks["text_encoder"]
     network = network.clone(config=dataclasses.replace(network.config, vocab_size=there))
     with named(path):

@@ -15,7 +15,7 @@ penalty is on v* (heads/tokens.py).
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +146,11 @@ class Encoder(struct.PyTreeNode, Conditioner):
         """The word's id."""
         return {ENCODER: self.word}
 
+    def bound(self, words: dict[str, dict[str, Any]]) -> Self:
+        """Returns it for the id that its one word has."""
+        (ids,) = words.values()
+        return self.replace(word=ids[ENCODER])
+
     def __call__(
         self, sd: StableDiffusion, z: Float[Array, "B h w c"], t: Num[Array, " B"], i: Int[Array, ""] | int, cond: Cond
     ) -> tuple[Cond, dict[str, Any]]:
@@ -196,7 +201,12 @@ def look(sd: StableDiffusion, pixels: Float[Array, "H W 3"]) -> StableDiffusion:
 
 
 def _seen(encoder, sd, pixels):
-    return with_seen(sd, concept=pixels, features=_see(encoder, pixels[None]))
+    return with_seen(sd, concept=pixels, features=features(encoder, pixels))
+
+
+def features(encoder: Encoder, pixels: Float[Array, "H W 3"]) -> Float32[Array, "1 n D"]:
+    """Returns what an encoder's head takes of one picture, pixels [H W 3] in [-1, 1]."""
+    return _see(encoder, pixels[None])
 
 
 @jax.jit

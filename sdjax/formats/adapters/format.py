@@ -54,9 +54,16 @@ class Format(Protocol):
         """Returns what a file brings to a model; raises ValueError naming the file and what does not fit."""
         ...
 
+    def acts(self, adapter: Adapter, sd: StableDiffusion) -> Adapter:
+        """Returns what was read as it acts on a model that it is attached to, where training reads it otherwise."""
+        return adapter
+
     def digest(self, path: Path) -> str:
-        """Returns the hash that records list, AutoV3: 12 hex digits of the tensors', or of a whole other file."""
-        return hashes.autov3(path)
+        """Returns the hash that records list, AutoV3: 12 hex digits of the tensors', or of a whole other file.
+
+        Of a folder ours, see hashes.of_folder.
+        """
+        return hashes.of_folder(path) if path.is_dir() else hashes.autov3(path)
 
     def holds(self, adapter: Adapter) -> bool:
         """Returns whether such a file can hold all of an adapter; False for a kind that is only read."""
@@ -117,13 +124,16 @@ def chosen(folder: Path) -> Path | None:
 
 
 def locate(source: str | Path) -> Path:
-    """Returns the whole path of an adapter's file.  Raises ValueError where there is none."""
+    """Returns the whole path of an adapter's file, or of a folder that is one.  Raises ValueError for any other."""
     path = Path(source).resolve()
     if path.is_dir():
         found = chosen(path)
-        if found is None:
+        if found is not None:
+            return found
+        kind = recognised(files.of(path))
+        if kind is None or not kind.called:
             raise ValueError(f"{source}: a folder without {', '.join(folder_names())}")
-        return found
+        return path
     if not path.is_file():
         raise ValueError(f"{source}: no such file")
     return path
