@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax.core import FrozenDict
 from port_folder import Port, photo
 from torch_step import batch, drawn, models
 from torch_weights import file_name
@@ -45,7 +46,8 @@ def folder(port, tmp_path_factory):
 
 def bare(sd):
     """Returns a model without a vision tower, as Stable Diffusion is."""
-    return sd.with_parts(image_encoder=None)
+    networks = FrozenDict({name: network for name, network in sd.networks.items() if name != "image_encoder"})
+    return sd.with_parts(image_encoder=None).replace(networks=networks)
 
 
 def started(folder, method, sd=None):

@@ -29,10 +29,9 @@ def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
 
 def shape_of(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
     """Returns the shape of a weight.  Raises ValueError where it is not there or has not so many axes."""
-    if len(shapes.get(name, ())) != axes:
-        raise ValueError(
-            f"{name}: expected a weight of {axes} axes; the file has {list(shapes.get(name, ())) or 'none'}"
-        )
+    found = shapes.get(name, ())
+    if len(found) != axes or 0 in found:
+        raise ValueError(f"{name}: expected a weight of {axes} axes; the file has {list(found) or 'none'}")
     return shapes[name]
 
 
