@@ -178,34 +178,52 @@ def stepped(learned, settings):
 
 
 @pytest.fixture(scope="module")
-def result(port, tmp_path_factory):
-    """A folder after tuning: every weight of UNet and text encoder, and the picture."""
-    return port.write(tmp_path_factory.mktemp("port") / "tuned", tuned=True, picture=photo())
+def tuned_port():
+    """The port after tuning, whose UNet and text encoder are others than the base model's in a few weights."""
+    _, unet, text = models()
+    made = Port(unet, text, seed=4)
+    with torch.no_grad():
+        for part, few in ((made.unet, "mid_block.resnets.0.conv1"), (made.text, "layers.1.mlp.fc1")):
+            for weight in part.get_submodule(next(n for n, _ in part.named_modules() if n.endswith(few))).parameters():
+                weight.add_(0.05 * torch.randn(weight.shape))
+    return made
+
+
+@pytest.fixture(scope="module")
+def result(tuned_port, tmp_path_factory):
+    """The port's folder after tuning."""
+    return tuned_port.write(tmp_path_factory.mktemp("port") / "tuned", tuned=True, picture=photo())
 
 
 def asked(sd, text="a photo of *s"):
     return jax.random.normal(jax.random.key(1), (1, 16, 16, 4)), jnp.array([300.0]), sd.condition(sd.tokenize([text]))
 
 
+@jax.jit
+def denoised(sd, z, t, cond):
+    return sd.denoise(z, t, cond)[0]
+
+
 def said(sd, text="a photo of *s"):
-    return np.asarray(jax.jit(lambda sd, *given: sd.denoise(*given)[0])(sd.bare, *asked(sd, text)))
+    return np.asarray(denoised(sd.bare, *asked(sd, text)))
 
 
 @pytest.fixture(scope="module")
 def attached(result):
-    """Returns (a bare model with noise, the same with what was tuned attached)."""
-    base = bare(pipeline.load("random:tiny"))
+    """Returns (a base model, the same with what was tuned attached)."""
+    base = bare(models()[0])
     return base, sdjax.attach(base, result)
 
 
-def test_a_tuned_folder_says_what_it_said_in_torch(port, attached, theirs):
+def test_a_tuned_folder_says_what_it_said_in_torch(tuned_port, attached, theirs):
     _, sd = attached
     _, _, pixels, ids = theirs
     z, t, cond = asked(sd)
     seen = torch.tensor(np.array(z)).permute(0, 3, 1, 2), torch.tensor([300])
-    vectors = port.word(pixels, *seen, ids["nothing"], ids["domain"])
+    vectors = tuned_port.word(pixels, *seen, ids["nothing"], ids["domain"])
     told = torch.tensor(np.array(cond.words["text_encoder"]["ids"])).long()
-    made, _ = port.run(*seen, port.told(told, vectors, int(sd.words["*s"]["text_encoder"][0])))
+    told = tuned_port.told(told, vectors, int(sd.words["*s"]["text_encoder"][0]))
+    made, _ = tuned_port.run(*seen, told)
     assert relative(said(sd), made.permute(0, 2, 3, 1)) < 1e-4
 
 
