@@ -14,7 +14,6 @@ from torch_weights import file_name
 
 import sdjax
 from sdjax import trees
-from sdjax.formats import pipeline
 from sdjax.formats.adapters import e4t
 from sdjax.formats.adapters import format as kinds
 from sdjax.formats.storage import parameters
