@@ -52,7 +52,7 @@ SAID = {"word": "placeholder_token", "domain": "domain_class_token", "scale": "d
 class E4TPort(Format):
     """A head of tokens, its tower and offsets; after tuning also the networks that were trained."""
 
-    name, called, suffixes = "e4t-port", "e4t", ()
+    name, called, suffixes, listed = "e4t-port", "e4t", (), "E4T hashes"
     hub = ("config.json", ENCODER, OFFSETS, UNET, TEXT, PICTURE)
 
     def matches(self, file: File) -> bool:

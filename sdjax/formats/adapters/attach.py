@@ -170,7 +170,9 @@ def find(folder: Folder, name: str) -> pathlib.Path:
 
 
 def name_of(path: pathlib.Path) -> str:
-    """Returns what an adapter's file is called: its name without ending, or the name of the folder that it fills."""
+    """Returns what an adapter is called: its file's name without ending, or the name of the folder that it fills."""
+    if path.is_dir():
+        return path.name
     return path.parent.name if path.name in kinds.folder_names() else path.stem
 
 

@@ -44,7 +44,7 @@ FIELDS = tuple(field.name for field in dataclasses.fields(E4T))
 class E4TFolder(Format):
     """The folder e4t/ of a model; what a method learned lies there, beside the model that it belongs into."""
 
-    name, called, suffixes = "e4t", "e4t", ()
+    name, called, suffixes, listed = "e4t", "e4t", (), "E4T hashes"
 
     def matches(self, file: File) -> bool:
         """Returns whether a model's folder has an e4t/."""
