@@ -188,7 +188,7 @@ class ImageEncoder(nn.Module):
     def tokens(self, pixels: Float[Array, "B s s 3"]) -> Float[Array, "B N D"]:
         """Returns the last block's output [B N D], the class token, which is first, behind post_layernorm.
 
-        What OpenCLIP's towers give with output_tokens and without a projection, up to its version 2.23.
+        What the towers of OpenCLIP 2.16 give with output_tokens and without a projection; later ones norm all tokens.
         """
         last = self.states(pixels)[-1]
         return jnp.concatenate([self.vision_model.post_layernorm(last[:, :1]), last[:, 1:]], axis=1)
