@@ -6,6 +6,7 @@
 #   make clean  removes .venv and build; outputs/ stays
 #   MODEL   pocket, a diffusers folder, a single file or a hub id        IMAGE   one photo
 #   DATA    pocketland, or a folder of images                            CONFIG  a recipe in configs/
+#   INIT    of tune: what the encoder is, where MODEL holds none: a folder or hub id
 #   ARGS    further a.b=value overrides, or --flags of the program       ACCEL   cpu, cuda or tpu
 
 ACCEL ?= cpu
@@ -13,6 +14,7 @@ MODEL ?= pocket
 DATA ?= pocketland
 CONFIG ?=
 IMAGE ?=
+INIT ?=
 ARGS ?=
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell command -v python$(version))) python3)
 
@@ -52,7 +54,7 @@ train-encoder: $(CORE)
 tune: CONFIG := $(or $(CONFIG),$(if $(filter pocket,$(MODEL)),configs/pocket/tune.py,configs/e4t_tune.py))
 tune: $(CORE)
 	@test -n "$(IMAGE)" || { echo "IMAGE is empty: expected a photo, as in make tune IMAGE=photo.png" >&2; exit 2; }
-	$(PY) train/run.py $(CONFIG) "model=$(MODEL)" "init=$(MODEL)" "data.path=$(IMAGE)" $(ARGS)
+	$(PY) train/run.py $(CONFIG) "model=$(MODEL)" "init=$(or $(INIT),$(MODEL))" "data.path=$(IMAGE)" $(ARGS)
 
 compare: $(TEST)
 	$(PY) benchmarks/compare.py --model "$(MODEL)" --out outputs/compare $(ARGS)

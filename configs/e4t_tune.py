@@ -2,8 +2,10 @@
 
     make tune MODEL=outputs/e4t_pretrain/export IMAGE=photo.png
     make tune MODEL=outputs/e4t_pretrain/export IMAGE=cat.png ARGS="method.parts.0.domain=cat data.templates=object"
+    make tune MODEL=CompVis/stable-diffusion-v1-4 INIT=mkshing/e4t-diffusion-ffhq-celebahq-v1 IMAGE=face.jpg
 
-The model is what configs/e4t_pretrain.py wrote: a folder with an e4t/ part.  The batch is 16 copies of the image with
+The model is what configs/e4t_pretrain.py wrote: a folder with an e4t/ part; or any, with the folder of the unofficial
+E4T as init=, whose head is then tuned (docs/formats.md).  The batch is 16 copies of the image with
 times, noise and templates of their own; the rate is the unofficial code's, 1e-6 for each of them.
 """
 

@@ -21,8 +21,9 @@ from sdjax.formats.storage import parameters
 from sdjax.images import grid
 from sdjax.methods import offsets
 from sdjax.methods.chain import Chain
-from sdjax.methods.e4t import E4T, level_maps, look, map_widths
+from sdjax.methods.e4t import E4T, look
 from sdjax.methods.full import Full
+from sdjax.methods.seen import level_maps, map_widths
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.models.reference import Reference
 from sdjax.models.unet import UNet, UNetConfig
@@ -102,7 +103,7 @@ def test_features_come_from_the_pretrained_unet(sd, key):
     trained, frozen = method.split(sd, key)
     z, t, cond = _inputs(frozen, "a *s")
     maps = [
-        method.join(frozen, tree).conditioners[0].maps(method.join(frozen, tree), z, t)
+        method.join(frozen, tree).conditioners[0].kind.maps(method.join(frozen, tree), z, t)
         for tree in (trained, {**trained, "1": noised(trained["1"])})
     ]
     for one, other in zip(*maps, strict=True):

@@ -1,6 +1,5 @@
 """Weights are read lazily and strictly, written whole or not at all; models come from a hub through its own client."""
 
-import http.server
 import json
 import os
 import pathlib
@@ -8,7 +7,6 @@ import signal
 import struct
 import subprocess
 import sys
-import threading
 import time
 
 import diffusers
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from hub_server import serving
 
 from sdjax.formats.storage import files
 from sdjax.formats.storage.files import Tensor
@@ -295,7 +294,6 @@ def test_tensors_of_other_types_are_refused():
 # ---- hub ---------------------------------------------------------------------------------------
 
 HUB = {"unet/diffusion_pytorch_model.safetensors": b"weights", "model_index.json": b"{}", "big.ckpt": b"pickle"}
-COMMIT = "a" * 40
 FETCH = """
 import sys
 from sdjax.convert import pipeline
@@ -306,76 +304,35 @@ except ValueError as error:
 """
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """Speaks as much of the hub's protocol as a snapshot needs: the list of files, and each file with its commit."""
-
-    protocol_version = "HTTP/1.1"
-    asked = []
-
-    def log_message(self, *arguments):
-        pass
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, body):
-        path = self.path.split("?")[0]
-        Hub.asked.append(path)
-        if path.startswith("/api/models/someone/model/tree/"):
-            listed = [{"type": "file", "path": name, "size": len(data), "oid": "b" * 40} for name, data in HUB.items()]
-            return self.send(json.dumps(listed).encode(), body, {"Content-Type": "application/json"})
-        if path.startswith("/api/models/someone/model"):
-            siblings = [{"rfilename": name} for name in HUB]
-            content = {"id": "someone/model", "modelId": "someone/model", "sha": COMMIT, "siblings": siblings}
-            return self.send(json.dumps(content).encode(), body, {"Content-Type": "application/json"})
-        name = path.removeprefix(f"/someone/model/resolve/{COMMIT}/")
-        if name in HUB:
-            return self.send(HUB[name], body, {"ETag": f'"{name.replace("/", "-")}"', "X-Repo-Commit": COMMIT})
-        self.send(b'{"error": "Repository not found"}', body, {"X-Error-Code": "RepoNotFound"}, status=404)
-
-    def send(self, data, body, headers, status=200):
-        self.send_response(status)
-        for name, value in {"Content-Length": len(data), **headers}.items():
-            self.send_header(name, str(value))
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    home = tmp_path_factory.mktemp("hub")
+    """Returns (a function that fetches an id in another process, the paths that the hub was asked for)."""
+    with serving({"someone/model": HUB}, tmp_path_factory.mktemp("hub")) as (env, asked):
 
-    def fetch(source, **more):
-        settings = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", **more}
-        run = subprocess.run([sys.executable, "-c", FETCH, source], capture_output=True, text=True, env=settings)
-        assert run.returncode == 0, run.stderr
-        return run.stdout.strip()
+        def fetch(source, **more):
+            settings = {**os.environ, **env, **more}
+            run = subprocess.run([sys.executable, "-c", FETCH, source], capture_output=True, text=True, env=settings)
+            assert run.returncode == 0, run.stderr
+            return run.stdout.strip()
 
-    yield fetch
-    server.shutdown()
-    server.server_close()
+        yield fetch, asked
 
 
 def test_hub_ids_are_fetched_once_and_found_offline(hub):
-    folder = hub("someone/model")
+    fetch, asked = hub
+    folder = fetch("someone/model")
     assert pathlib.Path(folder, "unet", "diffusion_pytorch_model.safetensors").read_bytes() == b"weights"
-    assert not os.path.exists(f"{folder}/big.ckpt") and not any("big.ckpt" in path for path in Hub.asked)
-    Hub.asked.clear()
-    assert hub("someone/model", HF_HUB_OFFLINE="1") == folder and not Hub.asked
+    assert not os.path.exists(f"{folder}/big.ckpt") and not any("big.ckpt" in path for path in asked)
+    asked.clear()
+    assert fetch("someone/model", HF_HUB_OFFLINE="1") == folder and not asked
 
 
 def test_hub_ids_that_nobody_has(hub):
-    message = hub("someone/else")
+    fetch, _ = hub
+    message = fetch("someone/else")
     assert message.startswith("error: model 'someone/else': no such folder, and not from the hub:"), message
     assert "\n" not in message
-    message = hub("someone/else", HF_HUB_OFFLINE="1")
+    message = fetch("someone/else", HF_HUB_OFFLINE="1")
     assert message.startswith("error: model 'someone/else'") and "\n" not in message
 
 

@@ -5,6 +5,7 @@ value becomes 0 and its largest 255, as in the ControlNet repository's annotator
 """
 
 import functools
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +43,7 @@ class Depth(Condition):
 def _estimator(model: str) -> Any:
     """Returns transformers' pipeline of a model, the last one kept."""
     try:
-        from transformers import pipeline
-
-        return pipeline("depth-estimation", model=model)
+        return importlib.import_module("transformers").pipeline("depth-estimation", model=model)
     except ImportError:
         raise ValueError('condition "depth" needs transformers and torch: pip install "sdjax[torch]"') from None
     except (OSError, ValueError, KeyError) as error:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from sdjax.diffusion.schedule import Schedule
 from sdjax.families.sd import Sd
 from sdjax.formats.adapters import e4t
-from sdjax.formats.models import autoencoder, folder, lpips, presets, single_file
+from sdjax.formats.models import autoencoder, folder, lpips, open_clip, presets, single_file
 from sdjax.formats.storage import files, parameters
 from sdjax.models.clip import ImageConfig, ImageEncoder
 from sdjax.settings import SettingError
@@ -26,11 +26,13 @@ from sdjax.text.tokenizer import Tokenizer, byte_vocabulary
 POCKET = pathlib.Path(__file__).parents[1] / "pocket"
 DTYPES = ("float32", "float16", "bfloat16")
 FORMATS = ("diffusers", "single-file")
+HUGGING_FACE = ("model*.safetensors", "pytorch_model*.bin")  # transformers' weights
 
 
-def locate(source: str | pathlib.Path, variant: str | None = None) -> pathlib.Path:
+def locate(source: str | pathlib.Path, variant: str | None = None, more: Iterable[list[str]] = ()) -> pathlib.Path:
     """Returns the local folder of "pocket", a folder or a hub id (fetched into the hub's cache).
 
+    more: lists of further files of the hub, each fetched where what came before holds no weights.
     Raises ValueError naming the source when there is no such model.
     """
     if str(source) == "pocket":
@@ -38,8 +40,9 @@ def locate(source: str | pathlib.Path, variant: str | None = None) -> pathlib.Pa
     if str(source).startswith("random:"):
         raise ValueError(f"model {str(source)!r}: a built-in shape has no folder; save it first")
     kinds = [f".{variant}"] if variant else ["", ".fp16"]
-    patterns = [folder.patterns(kind, ending) for ending in ("safetensors", "bin") for kind in kinds]
-    return files.locate(source, patterns, lambda place: any(place.rglob("*.safetensors")))
+    patterns = [folder.patterns(kind, ending) for ending in ("safetensors", "bin") for kind in kinds] + list(more)
+    enough = ("*.safetensors", *(HUGGING_FACE if more else ()))
+    return files.locate(source, patterns, lambda place: any(map(any, map(place.rglob, enough))))
 
 
 # ---- loading -----------------------------------------------------------------------------------
@@ -63,7 +66,7 @@ def load(
     dtype: type of the weights and of the networks' computation ("float32", "float16", "bfloat16"); None keeps every
     weight as stored and computes in float32.  variant: "fp16" takes those files of the folder.
     vision: take the image encoder from there (a folder or hub id of a CLIPModel or CLIPVisionModel, a model with an
-    image encoder, or "random:vit-l", "random:vit-h").
+    image encoder, OpenCLIP's file or a folder or hub id of it, or "random:vit-l", "random:vit-h").
     perceptual: LPIPS' weights, for the training of autoencoders: a file, or two with a comma between (lpips.read).
     Beside the weights at most a few tensors are in memory.
     A folder whose e4t/ keeps a picture comes with E4T's encoder looking at it.
@@ -105,9 +108,11 @@ def _load_vision(source, dtype, variant):
             raise ValueError(f"vision={str(source)!r}: expected one of {_known(presets.TOWERS)}")
         network = ImageEncoder(ImageConfig(**presets.TOWERS[name]), jnp.dtype(dtype or "float32"))
         return network, parameters.random_parameters(network, dtype or "float32")
-    if os.path.isfile(str(source).split(",")[0]):
+    if os.path.isfile(str(source).split(",")[0]) and open_clip.found(source) is None:
         raise ValueError(f"vision={source}: a file; a folder or hub id with an image encoder is expected")
-    place = locate(source, variant)
+    place = pathlib.Path(source) if os.path.isfile(source) else locate(source, variant, open_clip.PATTERNS)
+    if (file := open_clip.found(place)) is not None and not any(map(any, map(place.glob, HUGGING_FACE))):
+        return open_clip.read(file, dtype)
     if not (place / "config.json").is_file() and (place / "image_encoder").is_dir():
         place = place / "image_encoder"
     config = folder.read_config(place / "config.json", _tower)

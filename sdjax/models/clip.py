@@ -16,6 +16,7 @@ from typing import Any, Self
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from sdjax.models.kernels.attention import attend
@@ -192,6 +193,14 @@ class ImageEncoder(nn.Module):
         embeds = self.visual_projection(self.vision_model.post_layernorm(states[-1][:, 0]))
         return embeds, jnp.stack([state[:, 0] for state in states[1:]], axis=1), states[-1]
 
+    def tokens(self, pixels: Float[Array, "B s s 3"]) -> Float[Array, "B N D"]:
+        """Returns the last block's output [B N D], the class token, which is first, behind post_layernorm.
+
+        What the towers of OpenCLIP 2.16 give with output_tokens and without a projection; later ones norm all tokens.
+        """
+        last = self.states(pixels)[-1]
+        return jnp.concatenate([self.vision_model.post_layernorm(last[:, :1]), last[:, 1:]], axis=1)
+
     def states(self, pixels: Float[Array, "B s s 3"]) -> tuple[Float[Array, "B N D"], ...]:
         """Returns the tuple of all hidden states [B N D]: the normed input of the blocks, then each block's output."""
         return self.vision_model(pixels)
@@ -360,3 +369,26 @@ def clip_pixels(pixels: Float[Array, "B H W 3"], size: int) -> Float32[Array, "B
     top, left = (height - size) // 2, (width - size) // 2
     unit = jnp.clip(unit[:, top : top + size, left : left + size], 0, 1)
     return (unit - jnp.array(MEAN)[None, None, None]) / jnp.array(STD)[None, None, None]
+
+
+def squashed_pixels(pixels: Float[Array, "B H W 3"], size: int) -> Float32[Array, "B size size 3"]:
+    """Returns the pictures as encoders of latent-diffusion's kind take them, [B size size 3] float32, (x - MEAN) / STD.
+
+    pixels: [B H W 3] in [-1, 1].  Both sides are resized to `size`: bicubic with Keys' a = -0.75, corners on corners,
+    not widened when shrinking, so that some pixels may count for nothing.
+    Source: FrozenClipImageEmbedder of CompVis latent-diffusion (kornia's resize, align_corners, antialias=False).
+    """
+    rows, columns = (_cubic(side, size) for side in pixels.shape[1:3])
+    unit = jnp.einsum("ih,jw,bhwc->bijc", rows, columns, pixels.astype(jnp.float32), precision="highest") / 2 + 0.5
+    return (unit - jnp.array(MEAN)[None, None, None]) / jnp.array(STD)[None, None, None]
+
+
+def _cubic(side: int, size: int) -> Float32[np.ndarray, "size side"]:
+    """Returns the matrix of a bicubic resize from `side` numbers to `size`, as torch's with align_corners is."""
+    places = np.arange(size) * ((side - 1) / max(size - 1, 1))
+    below, a, matrix = np.floor(places).astype(int), -0.75, np.zeros((size, side))
+    for step in (-1, 0, 1, 2):
+        x = np.abs(places - below - step)
+        near, far = ((a + 2) * x - (a + 3)) * x**2 + 1, ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+        np.add.at(matrix, (np.arange(size), np.clip(below + step, 0, side - 1)), np.where(x <= 1, near, far))
+    return matrix.astype(np.float32)

@@ -5,7 +5,7 @@ class Mine(struct.PyTreeNode, Conditioner):
         return cond.with_unet(context=...), {}
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from jaxtyping import Array, Float, Int, Num
 
@@ -25,6 +25,10 @@ class Conditioner(Protocol):
         A negative prompt that holds one of them is given in cond.negative and read anew too.
         """
         return {}
+
+    def bound(self, words: dict[str, dict[str, Any]]) -> Self:
+        """Returns it for a model in which its adapter's words have these ids, {word: {text encoder: int32 [n]}}."""
+        return self
 
     def __call__(
         self,

@@ -42,6 +42,8 @@ def report(source: str | Path, model: str | None = None) -> tuple[list[str], lis
     path = reading.locate(source)
     file = files.of(path)
     kind = formats.kind_of(file)
+    if path.is_dir():
+        raise ValueError(f"{source}: a folder of the kind {kind.called}; only files are checked")
     lines, wrong = [f"{source}: {kind.called or kind.name}"], _broken(file.content)
     lines += [f"{word} {file.metadata[name]}" for name, word in TOLD.items() if file.metadata.get(name)]
     lines.append(f"AutoV2 {autov2(path)}, AutoV3 {autov3(path)}")

@@ -166,11 +166,15 @@ class Maker:
 
     def _load(self, source, how, given, request, subject):
         sd = pipeline.load(source, **how)
+        seeing = any(attach.kind(attach.split(one)[0])[0].called == "e4t" for one in given)
+        picture = None
         if subject:
             size = latent_shape(sd)[0] * sd.factor
             picture = _named_picture("image", request, subject, lambda path: reading.subject(path, size))
+        if picture is not None and not seeing:
             sd = e4t.personalise(sd, pipeline.locate(source), picture)
-        return replicas.spread(attach.attach_all(sd, given, self._read))
+        sd = attach.attach_all(sd, given, self._read)
+        return replicas.spread(e4t.shown(sd, picture) if seeing else sd)
 
     def _read(self, path, sd, word=None):
         """Returns the adapter of a file, for other strengths of it too."""

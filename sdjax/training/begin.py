@@ -51,6 +51,7 @@ def begin(
     task = task_of(settings, loaded)
     sd = task.prepare(loaded, trees.named_key(key, "task")) if method.loss is None else loaded
     opened = kinds.opened(_place(settings.init), sd) if settings.init else None
+    sd, brought = (sd, {}) if opened is None else _brought(sd, *opened)
     sd = sd.with_dtype(settings.compute, remat=settings.remat)
     split = trees.named_key(key, "split")
     with prefixed("method"):
@@ -69,7 +70,14 @@ def begin(
         if method.look is not None and data.single is not None:
             picture = data.single
             frozen = method.look(frozen, trained, picture)
-    return trained, frozen, data, trees.digest((model, trained if settings.init else None, picture))
+    started = ((trained, brought) if brought else trained) if settings.init else None
+    return trained, frozen, data, trees.digest((model, started, picture))
+
+
+def _brought(sd, kind, adapter):
+    """Returns (sd with the parts that a file brings along, these parts)."""
+    more = kind.brings(adapter, sd)
+    return more, {name: tree for name, tree in more.parts.items() if tree is not sd.parts.get(name)}
 
 
 def _texts(settings, frozen, trained):
@@ -104,9 +112,9 @@ def task_of(settings: Train, sd: StableDiffusion) -> Task:
 
 def _place(init):
     """Returns the place of what a run starts from: a file, an adapter's folder, or a model's, here or on the hub."""
-    if init == "pocket" or (not Path(init).exists() and HUB_ID.fullmatch(init)):
-        return pipeline.locate(init)
-    return Path(init)
+    if init != "pocket" and (Path(init).exists() or not HUB_ID.fullmatch(init)):
+        return Path(init)
+    return (None if init == "pocket" else kinds.fetched(init)) or pipeline.locate(init)
 
 
 def _digest(settings, sd):

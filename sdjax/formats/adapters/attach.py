@@ -6,9 +6,9 @@
     sd = detach(sd, "cat.safetensors")               # without reading the model again
     sd = detach(sd)                                  # the model as it was, bit for bit
 
-An adapter acts in the three ways of a method: edits of weights, words, a hook.  What it was attached to stays beside
-the model (sd.reference.attached), so every change starts from those weights.  Another strength compiles nothing,
-nor does another file of the same kind that edits weights.
+An adapter acts in the ways of a method: edits of weights, words, a hook, a conditioner.  What it was attached to
+stays beside the model (sd.reference.attached), so every change starts from those weights.  Another strength compiles
+nothing, nor does another file of the same kind that edits weights.
 """
 
 import functools
@@ -170,7 +170,9 @@ def find(folder: Folder, name: str) -> pathlib.Path:
 
 
 def name_of(path: pathlib.Path) -> str:
-    """Returns what an adapter's file is called: its name without ending, or the name of the folder that it fills."""
+    """Returns what an adapter is called: its file's name without ending, or the name of the folder that it fills."""
+    if path.is_dir():
+        return path.name
     return path.parent.name if path.name in kinds.folder_names() else path.stem
 
 
@@ -288,23 +290,46 @@ def _with(sd, items):
 
 
 def _put(sd, base, items):
-    """Returns sd with the weights, words and hooks of `base` and these attachments in place of those it has."""
+    """Returns sd with the weights, words, hooks and conditioners of `base` and these attachments, not those it has."""
     _, old = _taken(sd)
-    first, added = len(base.hooks), sum(item.adapter.hook is not None for item in old)
-    hooks = (item.adapter.hook.replace(strength=jnp.float32(item.strength)) for item in items if item.adapter.hook)
-    hooks = (*sd.hooks[:first], *hooks, *sd.hooks[first + added :])
     encoders = {name: sd.networks[name].clone(config=base.networks[name].config) for name in base.tokenizers}
     made = (
         _without_record(sd)
-        .replace(words=base.words, tokenizers=base.tokenizers, hooks=hooks)
+        .replace(words=base.words, tokenizers=base.tokenizers)
         .with_networks(**encoders)
         .with_parts(**{part: _edited(base, part, items) for part in _parts((*old, *items), base)})
     )
     for item in items:
         made = embeddings.add(made, item.adapter.words, item.path)
+    for kind in ("hook", "conditioner"):
+        many, there = f"{kind}s", getattr(sd, f"{kind}s")
+        first, added = len(getattr(base, many)), sum(getattr(item.adapter, kind) is not None for item in old)
+        new = (_bound(made, item, kind) for item in items if getattr(item.adapter, kind) is not None)
+        made = made.replace(**{many: (*there[:first], *new, *there[first + added :])})
+    made = made.with_reference(own=_own(sd, old, items))
     if not items:
         return made
     return made.with_reference(attached=Attached(base, Stack(items)))
+
+
+def _bound(sd, item, kind):
+    """Returns an attachment's hook or conditioner at its strength, for the words as sd knows them."""
+    one = getattr(item.adapter, kind).replace(strength=jnp.float32(item.strength))
+    return one.bound({word: sd.words[word] for word in item.adapter.words}) if kind == "conditioner" else one
+
+
+def _own(sd, old, items):
+    """Returns what methods look at: the model's own, and that of each attachment; what sd looked at since stays."""
+    theirs = {name: (item.path, item.state) for item in old for name in item.adapter.own}
+    own = {name: value for name, value in sd.reference.own.items() if name not in theirs}
+    for item in items:
+        for name, value in item.adapter.own.items():
+            if name in own:
+                raise ValueError(
+                    f"{item.path}: the model looks at a picture already; detach what does, or leave it out"
+                )
+            own[name] = sd.reference.own[name] if theirs.get(name) == (item.path, item.state) else value
+    return own
 
 
 def _parts(items, base):

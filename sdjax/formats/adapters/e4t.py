@@ -23,16 +23,20 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sdjax import trees
+from sdjax.formats.adapters.e4t_attached import acting
 from sdjax.formats.adapters.file import File
 from sdjax.formats.adapters.format import Format
 from sdjax.formats.storage import files, parameters
+from sdjax.formats.storage.guard import named
 from sdjax.images import reading
-from sdjax.methods import offsets
+from sdjax.methods import heads, offsets
 from sdjax.methods.adapter import Adapter
-from sdjax.methods.e4t import E4T, ENCODER, HALF, empty, half, look, with_seen
+from sdjax.methods.e4t import E4T, look
 from sdjax.methods.method import about
+from sdjax.methods.seen import ENCODER, HALF, empty, half, seen_by, with_seen
+from sdjax.models.clip import ImageConfig, ImageEncoder
 from sdjax.settings import SettingError
-from sdjax.stable_diffusion import StableDiffusion, to_pictures, to_pixels
+from sdjax.stable_diffusion import TOKENS, StableDiffusion, to_pictures, to_pixels
 
 FIELDS = tuple(field.name for field in dataclasses.fields(E4T))
 
@@ -40,7 +44,7 @@ FIELDS = tuple(field.name for field in dataclasses.fields(E4T))
 class E4TFolder(Format):
     """The folder e4t/ of a model; what a method learned lies there, beside the model that it belongs into."""
 
-    name = "e4t"
+    name, called, suffixes, listed = "e4t", "e4t", (), "E4T hashes"
 
     def matches(self, file: File) -> bool:
         """Returns whether a model's folder has an e4t/."""
@@ -55,11 +59,15 @@ class E4TFolder(Format):
         folder = file.path / "e4t"
         config, unet = _settings(folder), parameters.template(sd.networks["unet"])
         method = E4T(**{name: config[name] for name in FIELDS})
+        network = _network(file.path, sd)
+        sized = sd.with_networks(image_encoder=network)
 
         def read(stem, like):
             return parameters.read_tree(files.open_weights(folder, stem), like, "float32")
 
-        like = {"head": method.head(sd), **({"vision": sd.parts["image_encoder"]} if method.vision else {})}
+        there = files.open_weights(folder, "encoder").names
+        head = heads.of([name.removeprefix("head.") for name in there], method.features)
+        like = {"head": head.shapes(sized), **({"vision": parameters.template(network)} if method.vision else {})}
         own = read("encoder", like)
         own["offsets"] = read(
             "offsets", jax.eval_shape(lambda stacked: offsets.by_name(unet, stacked), offsets.create(unet))
@@ -72,6 +80,23 @@ class E4TFolder(Format):
             own["concept"] = jnp.asarray(to_pixels(reading.picture(folder / "concept.png")))
         return Adapter(trees=own, about={**about(method), "file": str(folder)})
 
+    def acts(self, adapter: Adapter, sd: StableDiffusion) -> Adapter:
+        """Returns the encoder with its word, and edits of the weights that offsets and tuning changed."""
+        model = Path(adapter.about["file"]).parent
+        seeing = self.brings(adapter, sd)
+        tower = seeing.networks["image_encoder"], seeing.parts["image_encoder"]
+        return acting(sd, adapter, {part: _part(model, part, sd) for part in ("unet", ENCODER)}, tower)
+
+    def brings(self, adapter: Adapter, sd: StableDiffusion) -> StableDiffusion:
+        """Returns sd with the vision tower of the folder, where it has none of its own."""
+        if "image_encoder" in sd.parts:
+            return sd
+        model = Path(adapter.about["file"]).parent
+        network = _network(model, sd)
+        weights = files.open_weights(model / "image_encoder", "model")
+        params = parameters.read(weights, network, "image_encoder", "float32")
+        return sd.with_networks(image_encoder=network).with_parts(image_encoder=params)
+
     def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
         """Writes e4t/ into a model's folder: the reference only where it is not that of the adapter's model.
 
@@ -82,7 +107,7 @@ class E4TFolder(Format):
         encoder = {name: own[name] for name in ("head", "vision") if name in own}
         files.write_weights(folder, "encoder", parameters.write(encoder))
         files.write_weights(folder, "offsets", parameters.write(own["offsets"]))
-        kept = not _is_of(own["reference"], adapter.model)
+        kept = "reference" in own and not _is_of(own["reference"], adapter.model)
         if kept:
             files.write_weights(folder, "reference", parameters.write(own["reference"]))
         if "concept" in own:
@@ -104,6 +129,7 @@ class E4TFolder(Format):
         if "vision" in own and not method.vision:
             frozen = frozen.with_parts(image_encoder=own.pop("vision"))
         frozen = with_seen(frozen, **own.pop("reference", {}))
+        frozen = heads.of(trees.names(own["head"]), method.features).prepared(frozen)
         unet = parameters.template(frozen.networks["unet"])
         return {**trained, **own, "offsets": offsets.by_shape(unet, own["offsets"])}, frozen
 
@@ -133,6 +159,30 @@ def _settings(folder):
     return found
 
 
+def _network(model, sd):
+    """Returns the network of sd's vision tower, of the folder's where sd has none."""
+    if "image_encoder" in sd.parts:
+        return sd.networks["image_encoder"]
+    path = model / "image_encoder" / "config.json"
+    values = files.read_json(path)
+    with named(path):
+        return ImageEncoder(ImageConfig.from_json(values))
+
+
+def _part(model, part, sd):
+    """Returns a part's weights in a model's folder, with as many words as sd's has rows for."""
+    weights, network = files.open_weights(model / part, sd.family.parts[part].stem), sd.networks[part]
+    if part != ENCODER:
+        return parameters.read(weights, network, part, "float32")
+    config, rows = network.config, len(sd.table(part))
+    there = files.read_json(model / part / "config.json").get("vocab_size")
+    if type(there) is not int or there < rows:
+        raise ValueError(f"{model / part / 'config.json'}: vocab_size={there!r}: expected at least the model's {rows}")
+    network = network.clone(config=dataclasses.replace(config, vocab_size=there))
+    tree = parameters.read(weights, network, part, "float32")
+    return trees.edit(tree, f"^{TOKENS}$", lambda name, weight: weight[:rows])
+
+
 def _is_of(reference, sd):
     """Returns whether what an encoder reads is sd's own: the same UNet and, by its empty prompt, text encoder."""
     if trees.digest(reference["unet"]) != trees.digest(half(sd)):
@@ -157,6 +207,21 @@ def personalise(
         raise ValueError(f"{adapter.about['file']}: holds no concept.png; give a picture")
     pixels = adapter.trees["concept"] if picture is None else jnp.asarray(to_pixels(picture))
     return look(method.join(frozen, trained), pixels)
+
+
+def shown(sd: StableDiffusion, picture: UInt8[np.ndarray, "H W 3"] | None = None) -> StableDiffusion:
+    """Returns sd, whose encoder came with an adapter, looking at a picture; None for the one that was kept with it.
+
+    Raises SettingError where there is neither, or the encoder was tuned on the one that was kept.
+    """
+    kept = seen_by(sd).concept
+    if picture is None and kept is None:
+        raise SettingError("image", None, "a picture of the subject", "the adapter's encoder has seen none")
+    if picture is None:
+        return sd
+    if kept is not None:
+        raise SettingError("image", "a picture", "none", "the adapter was tuned on one picture and looks at that")
+    return look(sd, jnp.asarray(to_pixels(picture)))
 
 
 def attached(sd: StableDiffusion, folder: str | Path) -> StableDiffusion:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import sdjax.formats.adapters
 from sdjax.formats.adapters import file as files
 from sdjax.formats.adapters.file import File
+from sdjax.formats.storage import files as hub
 from sdjax.formats.storage import hashes
 from sdjax.formats.storage.guard import named
 from sdjax.methods.adapter import Adapter
@@ -34,6 +35,7 @@ class Format(Protocol):
     suffixes: endings of its files.  filling: names that other programs give it in a folder of its own.
     last: it is asked after the others, since it takes what may be anything.
     listed: the word of A1111's text under which records list hashes of such files; "" for "Name hashes".
+    hub: names of the files of a repository of the hub that is such a folder; () for a kind of which there are none.
     """
 
     name: Any = ""
@@ -43,6 +45,7 @@ class Format(Protocol):
     filling: Any = ()
     last: Any = False
     listed: Any = ""
+    hub: Any = ()
 
     def matches(self, file: File) -> bool:
         """Returns whether a file is of this kind.  What it raises counts where no other kind takes the file."""
@@ -52,9 +55,16 @@ class Format(Protocol):
         """Returns what a file brings to a model; raises ValueError naming the file and what does not fit."""
         ...
 
+    def acts(self, adapter: Adapter, sd: StableDiffusion) -> Adapter:
+        """Returns what was read as it acts on a model that it is attached to, where training reads it otherwise."""
+        return adapter
+
     def digest(self, path: Path) -> str:
-        """Returns the hash that records list, AutoV3: 12 hex digits of the tensors', or of a whole other file."""
-        return hashes.autov3(path)
+        """Returns the hash that records list, AutoV3: 12 hex digits of the tensors', or of a whole other file.
+
+        Of a folder ours, see hashes.of_folder.
+        """
+        return hashes.of_folder(path) if path.is_dir() else hashes.autov3(path)
 
     def holds(self, adapter: Adapter) -> bool:
         """Returns whether such a file can hold all of an adapter; False for a kind that is only read."""
@@ -66,6 +76,10 @@ class Format(Protocol):
         about: metadata for the header of the file, text by name, see about.py; "ss_output_name" is what to call it.
         """
         raise ValueError(f"{folder}: files of the kind {self.name} are only read")
+
+    def brings(self, adapter: Adapter, sd: StableDiffusion) -> StableDiffusion:
+        """Returns the model that training starts from: sd with the parts that a file brings along, before the split."""
+        return sd
 
     def start(
         self, adapter: Adapter, method: Method, trained: Any, frozen: StableDiffusion
@@ -111,13 +125,16 @@ def chosen(folder: Path) -> Path | None:
 
 
 def locate(source: str | Path) -> Path:
-    """Returns the whole path of an adapter's file.  Raises ValueError where there is none."""
+    """Returns the whole path of an adapter's file, or of a folder that is one.  Raises ValueError for any other."""
     path = Path(source).resolve()
     if path.is_dir():
         found = chosen(path)
-        if found is None:
+        if found is not None:
+            return found
+        kind = recognised(files.of(path))
+        if kind is None or not kind.called:
             raise ValueError(f"{source}: a folder without {', '.join(folder_names())}")
-        return found
+        return path
     if not path.is_file():
         raise ValueError(f"{source}: no such file")
     return path
@@ -144,6 +161,16 @@ def kind_of(file: File) -> Format:
     if kind is None:
         raise ValueError(f"{file.path}: of no known kind; expected one of {', '.join(known())}")
     return kind
+
+
+def fetched(source: str) -> Path | None:
+    """Returns the folder of a hub id "owner/name" that is of a known kind, None where it is of none.
+
+    Raises ValueError naming the id where there is no such repository.
+    """
+    patterns = [[name for kind in known().values() for name in kind.hub]]
+    folder = hub.locate(source, patterns, lambda folder: True)
+    return folder if recognised(files.of(folder)) else None
 
 
 def opened(source: str | Path, sd: StableDiffusion) -> tuple[Format, Adapter]:

@@ -39,7 +39,7 @@ def merged(adapters: Weighed, sd: StableDiffusion, cut: Cut = Cut()) -> Adapter:
     found: dict[str, dict[str, Edit]] = {}
     words: dict[str, np.ndarray] = {}
     for adapter, _ in adapters:
-        if adapter.hook is not None or adapter.trees:
+        if adapter.hook is not None or adapter.conditioner is not None or adapter.trees:
             raise ValueError("a hypernetwork, or another kind that acts by no change of weights, cannot be merged")
         if shared := words.keys() & adapter.words.keys():
             raise ValueError(f"several adapters bring the word {min(shared)}; expected one")

@@ -2,7 +2,7 @@
 
 path = locate("ink")                         # a file, or the one in a folder that diffusers or peft wrote
 kind(path).name                              # "kohya"
-adapter = read(path, sd)                     # Adapter(edits, words, hook)
+adapter = read(path, sd)                     # Adapter(edits, words, hook, conditioner)
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ def read(path: pathlib.Path, sd: StableDiffusion, word: str | None = None) -> Ad
         kind = kind_of(file)
         if not kind.called:
             raise ValueError(f"{path}: of the kind {kind.name}, from which only training starts, as init=")
-        adapter = dataclasses.replace(kind.read(file, sd), family=sd.family)
+        adapter = dataclasses.replace(kind.acts(kind.read(file, sd), sd), family=sd.family)
         adapter = adapter if word is None else _renamed(adapter, word, kind, path)
         if not all(name.strip() for name in adapter.words):
             raise ValueError(f"{path}: an embedding without a word; give one")

@@ -27,6 +27,14 @@ def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
     return shapes[name]
 
 
+def shape_of(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
+    """Returns the shape of a weight.  Raises ValueError where it is not there or has not so many axes."""
+    found = shapes.get(name, ())
+    if len(found) != axes or 0 in found:
+        raise ValueError(f"{name}: expected a weight of {axes} axes; the file has {list(found) or 'none'}")
+    return shapes[name]
+
+
 def _alike(values: Sequence[Any]) -> Any:
     """Returns the one value of all levels, or the tuple of values."""
     return values[0] if len(set(values)) == 1 else tuple(values)

@@ -50,6 +50,13 @@ def autov3(path: str | Path) -> str:
         return sha256(path, 8 + int.from_bytes(file.read(8), "little"))[:12]
 
 
+def of_folder(path: str | Path) -> str:
+    """Returns 12 hex digits that name a folder of weights: of the SHA-256 of the names and hashes of its files."""
+    files = sorted(file for file in Path(path).rglob("*") if file.is_file())
+    lines = "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()[:12]
+
+
 @functools.lru_cache(maxsize=MOST)
 def _sha256(path: str, start: int, size: int, time: int) -> str:
     known = _hashes(_read().get(path), size, time).get(str(start))

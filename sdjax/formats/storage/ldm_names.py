@@ -9,7 +9,7 @@ Source: CompVis latent-diffusion, openaimodel.py and model.py; OpenCLIP, transfo
 
 from collections.abc import Mapping
 
-from sdjax.models.clip import TextConfig
+from sdjax.models.clip import ImageConfig, TextConfig
 from sdjax.models.unet import UNetConfig
 from sdjax.models.vae import VaeConfig
 
@@ -122,4 +122,19 @@ def open_clip_modules(config: TextConfig) -> dict[str, str]:
     }
     for i in range(config.num_hidden_layers):
         table |= _inside(OPEN_CLIP_LAYER, f"text_model.encoder.layers.{i}", f"transformer.resblocks.{i}")
+    return table
+
+
+def open_clip_vision_modules(config: ImageConfig) -> dict[str, str]:
+    """Returns {our module or weight: OpenCLIP's} of a vision tower with this ImageConfig."""
+    table = {
+        "vision_model.embeddings.patch_embedding": "conv1",
+        "vision_model.embeddings.class_embedding": "class_embedding",
+        "vision_model.embeddings.position_embedding.weight": "positional_embedding",
+        "vision_model.pre_layrnorm": "ln_pre",
+        "vision_model.post_layernorm": "ln_post",
+        "visual_projection.weight": "proj",
+    }
+    for i in range(config.num_hidden_layers):
+        table |= _inside(OPEN_CLIP_LAYER, f"vision_model.encoder.layers.{i}", f"transformer.resblocks.{i}")
     return table

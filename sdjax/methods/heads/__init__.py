@@ -1,0 +1,30 @@
+"""E4T's heads, one file each: how features of a picture and of the UNet become the move of a word.
+
+    head = heads.of(trained["head"])                  # Tokens(), told by the names of the weights
+    head = heads.of(trained["head"], features="level")
+
+head.py says what a head owes; a new file here is a new head, found by walking the package.
+"""
+
+import sys
+from collections.abc import Iterable
+
+from sdjax.methods.heads.head import Head
+from sdjax.runtime.members import members
+
+
+def known() -> dict[str, type[Head]]:
+    """Returns {name: class} of all heads."""
+    return members(sys.modules[__name__], Head)
+
+
+def of(names: Iterable[str], features: str = "all") -> Head:
+    """Returns the head whose weights have these dotted names; features: see Head.
+
+    Raises ValueError where they are no head's, and for features that it cannot take.
+    """
+    names = tuple(names)
+    for made in known().values():
+        if made.matches(names):
+            return made(features)  # pyright: ignore[reportCallIssue]  # a dataclass
+    raise ValueError(f"no head of E4T that is known: {len(names)} weights, among them {', '.join(names[:3])}")
