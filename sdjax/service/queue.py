@@ -22,7 +22,7 @@ from typing import Any
 
 APPLICATION = 0x5D1A0B5  # SQLite's application_id: this file is ours
 VERSION = 1
-KINDS = ("pictures", "training")
+KINDS = ("pictures", "training", "tool")
 WAITING, RUNNING, DONE, FAILED, CANCELLED, STOPPED = "waiting", "running", "done", "failed", "cancelled", "stopped"
 ENDED = (DONE, FAILED, CANCELLED, STOPPED)
 TRIES = 5  # deaths of the worker at a job, without anything made between, after which the job has failed
