@@ -14,7 +14,7 @@ from sdjax.runtime import compile_cache
 from sdjax.sampling import upscaling
 from sdjax.sampling.job import Cancelled, Progress
 from sdjax.sampling.settings import Interpolate
-from sdjax.service import latent_colours, orders, records
+from sdjax.service import latent_colours, orders, records, suggest
 from sdjax.service.library import Library
 from sdjax.service.maker import Maker
 from sdjax.service.place import Place
@@ -43,7 +43,8 @@ class Drawing:
         self.job: Job | None = None
         self.phase = ""
         self.warmed = False
-        queue.options(warming=False)
+        first = jax.local_devices()[0]
+        queue.options(warming=False, device=suggest.device(first.platform, first.memory_stats()))
         jax.monitoring.register_event_listener(self._event)
 
     # ---- a job -----------------------------------------------------------------------------------

@@ -82,11 +82,16 @@ def _loaded(library: Library, order: Mapping[str, Any], key: str) -> Any:
     if not isinstance(settings, dict):
         raise SettingError("settings", settings, "an object of names and plain values")
     for name, value in settings.items():
-        place = name in OWN or name.startswith("data.source") or name.rpartition(".")[2] in ("path", "cache")
-        if place or not NAME.fullmatch(name):
+        if not may(name):
             raise SettingError(name, value, "a setting of the recipe that is no place of files")
         items.append(f"{name}={_plain(name, value)}")
     return load(there[recipe], items)
+
+
+def may(name: str) -> bool:
+    """Returns whether a request may give a setting: it is none of the server's, and no place of files."""
+    place = name in OWN or name.startswith("data.source") or name.rpartition(".")[2] in ("path", "cache")
+    return not place and NAME.fullmatch(name) is not None
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sdjax import conditions
 from sdjax.formats.storage import files
 from sdjax.images import reading
 from sdjax.service.place import Place
@@ -98,6 +99,32 @@ def inverted(place: Place, name: str) -> str:
     return keep(place, written.getvalue(), "mask")
 
 
+def painted(place: Place, data: bytes) -> str | None:
+    """Returns the name of a mask that is white where a layer of an editor, a PNG, is painted; None where it is nowhere.
+
+    Raises SettingError for what is no picture.
+    """
+    check(data, "mask")
+    with Image.open(BytesIO(data), formats=reading.FORMATS) as image:
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    if not alpha.any():
+        return None
+    Image.fromarray(np.where(alpha > 127, 255, 0).astype(np.uint8)).save(written := BytesIO(), "PNG")
+    return keep(place, written.getvalue(), "mask")
+
+
+def prepared(place: Place, name: str, way: str) -> str:
+    """Returns the name of what a ControlNet sees of an upload, prepared by a condition; "" leaves it as it is.
+
+    Raises SettingError for what is no condition, ValueError where a picture holds no such thing.
+    """
+    if not way:
+        return name
+    made = conditions.of(way, public=True).make(reading.picture(place.upload(name)))
+    Image.fromarray(made).save(written := BytesIO(), "PNG")
+    return keep(place, written.getvalue(), "control_image")
+
+
 def pruned(place: Place, needed: Iterable[str], most: int = MOST_KEPT) -> int:
     """Removes the uploads that were used longest ago, beyond `most`, but those whose names stand in `needed`.
 
@@ -129,7 +156,7 @@ def keep_set(place: Place, key: str, given: Iterable[tuple[str, bytes]]) -> int:
         total += len(data)
         if total > MOST_SET or len(list(folder.iterdir())) >= 2 * MOST_FILES:
             raise SettingError("files", name, f"at most {MOST_FILES} pictures and {MOST_SET >> 30} GB a set")
-        stem, suffix = _safe(Path(name).stem), Path(name).suffix.lower()
+        stem, suffix = safe(Path(name).stem), Path(name).suffix.lower()
         if suffix in CAPTIONS:
             if len(data) > MOST_CAPTION:
                 raise SettingError("files", name, f"a caption of at most {MOST_CAPTION >> 10} KB")
@@ -141,7 +168,7 @@ def keep_set(place: Place, key: str, given: Iterable[tuple[str, bytes]]) -> int:
     return sum(path.suffix.lstrip(".") in ENDINGS.values() for path in folder.iterdir())
 
 
-def _safe(stem: str) -> str:
+def safe(stem: str) -> str:
     """Returns a name that is a file's anywhere."""
     stem = re.sub(r"[^\w-]+", "_", stem, flags=re.ASCII).strip("_")[:80]
     return stem or "picture"

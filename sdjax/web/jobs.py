@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from sdjax.sampling.settings import TASKS
+from sdjax.service import sets as pictures
 from sdjax.service import teaching, uploads
 from sdjax.service.queue import RUNNING, Job
 from sdjax.settings import UNSAID, SettingError, nearest
@@ -242,6 +243,12 @@ def router(services: Services) -> APIRouter:
         there = sorted(path.name for path in folders if path.is_dir() and not path.name.startswith("."))
         own = {path.name: sorted(one.name for one in path.iterdir()) for path in (place.root / "sets").iterdir()}
         return {"folders": there, "sets": own, "drawn": ["pocketland"]}
+
+    @routes.get("/sets/{key}/{name}")
+    def of_set(key: str, name: str) -> FileResponse:
+        """A picture of a set."""
+        path = pictures.picture(place, key, name)
+        return FileResponse(path, media_type=f"image/{path.suffix.lstrip('.').replace('jpg', 'jpeg')}")
 
     @routes.get("/events")
     async def events(request: Request, after: int | None = None) -> StreamingResponse:

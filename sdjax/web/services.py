@@ -36,12 +36,13 @@ class Services:
 
     async def keep(self, data: bytes, setting: str = "image") -> str:
         """Keeps an upload and returns its name; raises SettingError for what is no picture."""
-        name = await run_in_threadpool(uploads.keep, self.place, data, setting)
-        await run_in_threadpool(self._prune)
-        return name
+        return await run_in_threadpool(self.kept, data, setting)
 
-    def _prune(self) -> None:
+    def kept(self, data: bytes, setting: str = "image") -> str:
+        """What keep does, for a thread."""
+        name = uploads.keep(self.place, data, setting)
         uploads.pruned(self.place, (json.dumps(job.request) for job in self.queue.waiting()))
+        return name
 
     async def over(self, id: int, request: Request) -> Job:
         """Returns a job when it is over; where its client goes away before, the job is asked to stop."""

@@ -1,0 +1,161 @@
+"""The pictures of a set to train on: what there is, captions and masks beside them, turning, cutting, taking out.
+
+    add(place, key, [("cat.png", data)])
+    for one in listed(place, key): print(one.name, one.caption, one.masked)
+    turn(place, key, "cat.png")
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sdjax.formats.storage import files
+from sdjax.images import reading
+from sdjax.service import uploads
+from sdjax.service.place import Place
+from sdjax.settings import SettingError
+
+MASK = ".mask.png"
+NAME = re.compile(r"[\w-]{1,100}\.(png|jpg|webp)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture of a set; state: changes with its file."""
+
+    name: str
+    caption: str
+    masked: bool
+    state: int
+
+
+def add(place: Place, key: str, given: Iterable[tuple[str, bytes]]) -> int:
+    """Keeps pictures and captions in a set, each under a name that no other has; returns how many pictures there are."""
+    folder, renamed, given = place.set(key), [], list(given)
+    masks = [(name, data) for name, data in given if name.lower().endswith(MASK)]
+    given = [one for one in given if one not in masks]
+    there = {path.stem for path in folder.iterdir()} if folder.is_dir() else set()
+    for name, data in given:
+        stem, suffix = Path(name).stem, Path(name).suffix
+        own, number = stem, 2
+        while suffix.lower() not in (".txt", ".caption", ".zip") and uploads.safe(own) in there:
+            own, number = f"{stem}-{number}", number + 1
+        there.add(uploads.safe(own))
+        renamed.append((f"{own}{suffix}", data))
+    count = uploads.keep_set(place, key, renamed)
+    for name, data in masks:
+        uploads.check(data, "files")
+        with files.new_file(folder / f"{uploads.safe(name[: -len(MASK)])}{MASK}") as temporary:
+            temporary.write_bytes(data)
+    return count
+
+
+def listed(place: Place, key: str) -> list[Shown]:
+    """Returns the pictures of a set by name, [] where there is no such set."""
+    folder = place.set(key)
+    if not folder.is_dir():
+        return []
+    found = []
+    for path in sorted(folder.iterdir()):
+        if NAME.fullmatch(path.name):
+            text = path.with_suffix(".txt")
+            caption = text.read_text(encoding="utf-8", errors="replace") if text.is_file() else ""
+            masked = path.with_name(f"{path.stem}{MASK}").is_file()
+            found.append(Shown(path.name, caption.strip(), masked, path.stat().st_mtime_ns))
+    return found
+
+
+def picture(place: Place, key: str, name: str) -> Path:
+    """Returns the file of a picture of a set.  Raises SettingError where there is none."""
+    if NAME.fullmatch(name):
+        path = place.set(key) / name
+        if path.is_file():
+            return path
+    raise SettingError("picture", name, "a picture of the set")
+
+
+def describe(place: Place, key: str, name: str, caption: str) -> None:
+    """Writes the caption of a picture; "" takes it away."""
+    text = picture(place, key, name).with_suffix(".txt")
+    said = " ".join(caption.split())[: uploads.MOST_CAPTION // 4]
+    if not said:
+        text.unlink(missing_ok=True)
+        return
+    with files.new_file(text) as temporary:
+        temporary.write_text(said, encoding="utf-8")
+
+
+def turn(place: Place, key: str, name: str) -> None:
+    """Turns a picture, and its mask, clockwise by a quarter."""
+    path = picture(place, key, name)
+    mask = path.with_name(f"{path.stem}{MASK}")
+    _write(path, np.rot90(reading.picture(path), -1))
+    if mask.is_file():
+        _write(mask, np.rot90(reading.mask(mask), -1))
+
+
+def redraw(place: Place, key: str, name: str, cut: bytes | None, painted: bytes | None) -> None:
+    """Takes a picture as an editor gave it back: its pixels, and a layer of which what is painted is learned.
+
+    Raises SettingError for what is no picture.
+    """
+    path = picture(place, key, name)
+    mask = path.with_name(f"{path.stem}{MASK}")
+    if cut is not None:
+        uploads.check(cut, "picture")
+        with Image.open(BytesIO(cut), formats=reading.FORMATS) as image:
+            pixels = np.asarray(_flat(image))
+        _write(path, pixels)
+    kept = uploads.painted(place, painted) if painted is not None else None
+    if kept is not None:
+        with Image.open(path) as image, Image.open(place.upload(kept)) as layer:
+            size = _upright(image.size, image)
+            found = layer.convert("L").resize(size, Image.Resampling.NEAREST)
+        _write(mask, np.asarray(found))
+
+
+def clean(place: Place, key: str, name: str) -> None:
+    """Takes the mask of a picture away."""
+    path = picture(place, key, name)
+    path.with_name(f"{path.stem}{MASK}").unlink(missing_ok=True)
+
+
+def remove(place: Place, key: str, name: str) -> None:
+    """Takes a picture, its caption and its mask out of a set."""
+    path = picture(place, key, name)
+    for one in (path.with_suffix(".txt"), path.with_name(f"{path.stem}{MASK}"), path):
+        one.unlink(missing_ok=True)
+
+
+def copied(place: Place, key: str, other: str) -> None:
+    """Copies a set under another key: what a run began with stays as it was."""
+    there = [(path.name, path.read_bytes()) for path in sorted(place.set(key).iterdir()) if path.is_file()]
+    folder = place.set(other)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for name, data in there:
+        with files.new_file(folder / name) as temporary:
+            temporary.write_bytes(data)
+
+
+def _upright(size: tuple[int, int], image: Image.Image) -> tuple[int, int]:
+    return size[::-1] if image.getexif().get(0x0112) in (5, 6, 7, 8) else size
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """Returns an RGB picture over white."""
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return image.convert("RGB")
+    whole = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
+
+
+def _write(path: Path, pixels: np.ndarray) -> None:
+    """Writes a picture in the format of its name."""
+    kind = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[path.suffix.lstrip(".")]
+    with files.new_file(path) as temporary:
+        Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, kind, quality=95)

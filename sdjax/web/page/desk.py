@@ -1,0 +1,122 @@
+"""What the tabs share: the services, the places where errors stand, and what is looked at again every second.
+
+    desk.live(output, show, inputs)                     show(*inputs) -> (key, make): made anew where the key changed
+    desk.on(button.click, do, inputs, outputs, problem) an error of do stands in problem, as one sentence
+
+Nothing long runs in an event: events put jobs and read the queue, so that a closed tab loses nothing.
+"""
+
+import functools
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+
+from sdjax.web.page import marks
+from sdjax.web.services import Services
+
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+EVERY = 1.0  # seconds between two looks: one request each
+Shown = tuple[Hashable, Callable[[], Any]]
+
+
+@dataclass(frozen=True)
+class Live:
+    """A component that follows the queue; show(*values of inputs) -> (key, make)."""
+
+    output: Any
+    show: Callable[..., Shown]
+    inputs: tuple[Any, ...] = ()
+
+
+@dataclass
+class Desk:
+    """What the tabs share.
+
+    places: components and functions that a tab offers to the others, by its name.  followed: what follows the queue.
+    waiting: events after which that is looked at.
+    """
+
+    services: Services
+    tabs: Any = None
+    places: dict[str, Any] = field(default_factory=dict)
+    followed: list[Live] = field(default_factory=list)
+    seen: Any = None
+    waiting: list[Any] = field(default_factory=list)
+
+    def live(self, output: Any, show: Callable[..., Shown], inputs: Sequence[Any] = ()) -> None:
+        """Has a component follow the queue."""
+        self.followed.append(Live(output, show, tuple(inputs)))
+
+    def on(
+        self,
+        triggers: Any,
+        do: Callable[..., Any],
+        inputs: Sequence[Any] = (),
+        outputs: Sequence[Any] = (),
+        problem: Any = None,
+        js: str | None = None,
+    ) -> Any:
+        """Has an event do something; returns the event.  do returns a value for each output, or one for all of them."""
+        told = [] if problem is None else [problem]
+
+        @functools.wraps(do)
+        def safely(*given: Any, **more: Any) -> Any:
+            try:
+                found = do(*given, **more)
+            except (ValueError, OSError) as error:
+                return _one([marks.problem(self.said(error)), *[gr.skip()] * len(outputs)])
+            found = list(found) if isinstance(found, (list, tuple)) else [found] * len(outputs)
+            return _one([""] * len(told) + found)
+
+        if problem is None:
+            safely = _unsaid(do, safely)
+        listen = functools.partial(gr.on, triggers) if isinstance(triggers, list) else triggers
+        return listen(safely, list(inputs), [*told, *outputs], js=js, **QUIET)
+
+    def said(self, error: Exception) -> str:
+        """Returns an error as a sentence that names settings as the page does."""
+        text = self.services.said(error, lambda name: name.replace("_", " ").capitalize())
+        return text[:1].upper() + text[1:]
+
+    def look(self, event: Any) -> Any:
+        """Has what follows the queue be looked at after an event."""
+        self.waiting.append(event)
+        return event
+
+    def begin(self, load: Any) -> None:
+        """Has what follows the queue be looked at when the page opens, and every second."""
+        timer = gr.Timer(EVERY)
+        for event in self.waiting:
+            event.then(self._look, self._inputs(), self._outputs(), **QUIET)
+        gr.on([load, timer.tick], self._look, self._inputs(), self._outputs(), trigger_mode="once", **QUIET)
+
+    def _inputs(self) -> list[Any]:
+        return [self.seen, *(one for live in self.followed for one in live.inputs)]
+
+    def _outputs(self) -> list[Any]:
+        return [self.seen, *(live.output for live in self.followed)]
+
+    def _look(self, seen: dict[int, Any] | None, *given: Any) -> list[Any]:
+        seen, values, found = dict(seen or {}), list(given), []
+        for number, live in enumerate(self.followed):
+            own = [values.pop(0) for _ in live.inputs]
+            key, make = live.show(*own)
+            found.append(gr.skip() if seen.get(number, self) == key else make())
+            seen[number] = key
+        return [seen, *found]
+
+
+def _one(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values
+
+
+def _unsaid(do: Callable[..., Any], safely: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns what does an event that has no place for errors."""
+
+    @functools.wraps(do)
+    def quietly(*given: Any, **more: Any) -> Any:
+        return do(*given, **more)
+
+    return quietly

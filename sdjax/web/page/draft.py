@@ -1,0 +1,31 @@
+"""What somebody typed stays in the browser: a reload or a closed tab loses no word of it."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from sdjax.web.page.desk import QUIET
+
+KEY = "sdjax.draft"
+
+
+def keep(components: Sequence[Any], opened: Any, part: str = "pictures") -> None:
+    """Keeps the values of components in the browser, and shows them again after the event `opened`; part: of the page."""
+    key, ready = f"{KEY}.{part}", f"sdjax_{part}"
+    names = json.dumps([getattr(one, "elem_id", None) or str(i) for i, one in enumerate(components)])
+    save = f"""(...values) => {{
+        const names = {names};
+        if (window.{ready}) localStorage.setItem('{key}', JSON.stringify(
+            Object.fromEntries(names.map((name, i) => [name, values[i]]))));
+    }}"""
+    show = f"""(...values) => {{
+        const names = {names};
+        let kept = {{}};
+        try {{ kept = JSON.parse(localStorage.getItem('{key}')) || {{}}; }} catch (error) {{ }}
+        window.{ready} = true;
+        return names.map((name, i) => name in kept ? kept[name] : values[i]);
+    }}"""
+    gr.on([one.change for one in components], None, list(components), None, js=save, **QUIET)
+    opened.then(None, list(components), list(components), js=show, **QUIET)

@@ -1,0 +1,33 @@
+"""The page's Content-Security-Policy: a browser loads nothing for it from another host, whatever stands in the page."""
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# Gradio's scripts are written into the page and make functions of texts; its editor works in a blob.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline';"
+    " img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' blob: data:; worker-src 'self' blob:;"
+    " object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
+)
+
+
+class Policy:
+    """An ASGI program that adds the policy to the pages of another one that have none."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+
+        async def sends(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = list(message.get("headers", []))
+                there = {name.lower() for name, _ in headers}
+                if b"content-security-policy" not in there:
+                    headers.append((b"content-security-policy", POLICY.encode()))
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self.app(scope, receive, sends)

@@ -1,0 +1,446 @@
+"""Pictures: a form made from the settings' declarations, the picture that is being made, and those that were."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from markupsafe import Markup
+
+from sdjax.sampling.fields import fields
+from sdjax.sampling.settings import TASKS
+from sdjax.service import orders, records, uploads
+from sdjax.service.queue import WAITING, Job
+from sdjax.service.records import Record
+from sdjax.service.tokens import Tokens
+from sdjax.settings import SettingError
+from sdjax.web.page import draft, form, marks, plots, stage, units, words
+from sdjax.web.page.desk import QUIET, Desk
+
+ID, TITLE, ORDER = "pictures", "Pictures", 1
+SOURCE = "page"
+BARE = ("prompt", "negative_prompt", "size", "model", "seed")  # not in folds
+OWN = ("image", "mask", *units.NAMES)  # that have controls of their own
+USUAL: dict[str, Any] = {"grammar": "a1111", "seed": -1}  # in place of the declared values
+DIFFERS = ("steps", "guidance", "strength")  # of which tasks have other usual values
+NAMED = ("model", "vae")  # settings that are lists of the library
+PICTURED = ("text2img", "img2img", "upscale", "controlnet")  # tasks with the plain picture
+MODES = [(words.TASKS[task], task) for task in TASKS]
+WHITE = "#ffffff"
+
+
+@dataclasses.dataclass
+class Pictures:
+    """The components of the tab, and how they are filled and read.
+
+    controls: {setting: component}; folds: {part: its accordion}; units: those of ControlNets.
+    """
+
+    desk: Desk
+    mode: Any
+    count: Any
+    controls: dict[str, Any]
+    folds: dict[str, Any]
+    image_fold: Any
+    image: Any
+    editor: Any
+    mask: Any
+    units: units.Units
+    problem: Any
+    chosen: Any
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What a request is read from."""
+        return [self.mode, self.count, self.image, self.editor, self.mask, *self.units.inputs, *self.controls.values()]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What fill gives values for."""
+        return [self.mode, self.image, self.editor, *self.controls.values()]
+
+    def read(self, mode: str, count: Any, *given: Any) -> tuple[str, dict[str, Any], int]:
+        """Returns (task, {setting: value} as orders take it, count) of the values of inputs; keeps what is uploaded."""
+        image, editor, mask, *rest = given
+        of_units, values = rest[: len(self.units.inputs)], rest[len(self.units.inputs) :]
+        found: dict[str, Any] = dict(zip(self.controls, values, strict=True))
+        keep = self.desk.services.kept
+        if mode == "inpaint":
+            found |= self._painted(editor)
+        elif image and mode in PICTURED:
+            found["image"] = keep(Path(image).read_bytes(), "image")
+        if mask and mode in ("inpaint", "controlnet"):
+            found["mask"] = keep(Path(mask).read_bytes(), "mask")
+        if mode == "controlnet":
+            found |= self.units.read(of_units, keep)
+        return mode, form.values(mode, found), 1 if mode == "interpolate" else int(count or 1)
+
+    def _painted(self, editor: Mapping[str, Any] | None) -> dict[str, Any]:
+        if not editor or not editor.get("background"):
+            raise SettingError("image", None, "a picture to repaint: drop one on the canvas")
+        found = {"image": self.desk.services.kept(Path(editor["background"]).read_bytes(), "image")}
+        layers = [uploads.painted(self.desk.services.place, Path(one).read_bytes()) for one in editor["layers"] if one]
+        drawn = next(filter(None, layers), None)
+        return found | ({"mask": drawn} if drawn else {})
+
+    def fill(self, task: str, values: Mapping[str, Any], image: str | None = None, whole: bool = True) -> list[Any]:
+        """Returns updates of outputs that show a task's settings; whole: what is not there becomes usual.
+
+        image: the file of the picture to begin with.
+        """
+        known = form.of(task)
+        found = []
+        for name, control in self.controls.items():
+            one = known.get(name)
+            if one is None or not whole and name not in values:
+                found.append(gr.skip())
+                continue
+            value = values.get(name, one.usual)
+            strange = one.choices is not None and value is not None and value not in one.choices
+            found.append(gr.skip() if strange else form.filled(one, value))
+            del control
+        plain = image if image and task != "inpaint" else None
+        painted = {"background": image, "layers": [], "composite": None} if image and task == "inpaint" else None
+        return [task, gr.skip() if plain is None else plain, gr.skip() if painted is None else painted, *found]
+
+    def defaults(self) -> dict[str, Any]:
+        """Returns {setting: value} of what the form begins with: the page's, then those kept on the server."""
+        kept = self.desk.services.queue.option("page.defaults", {})
+        return {**USUAL, **(kept if isinstance(kept, dict) else {})}
+
+
+# ---- the components ---------------------------------------------------------------------------------
+
+
+def build(desk: Desk) -> None:
+    """Makes the components."""
+    every = form.every()
+    tokens = Tokens(desk.services.library)
+    controls: dict[str, Any] = {}
+
+    def add(name: str, **more: Any) -> Any:
+        usual = {"value": USUAL[name]} if name in USUAL else {}
+        controls[name] = form.control(every[name], **more)
+        if usual:
+            controls[name].value = usual["value"]
+        return controls[name]
+
+    with gr.Row(elem_classes="split"):
+        with gr.Column(scale=5, min_width=340, elem_classes="side"):
+            mode = gr.Radio(MODES, value="text2img", show_label=False, container=False, elem_id="mode")
+            with gr.Group(elem_classes="ask"):
+                add("prompt", lines=3, max_lines=12, placeholder="a photo of a red house by the sea")
+                add("negative_prompt", lines=1, max_lines=6, placeholder="what should not be in it")
+            counted = gr.HTML(elem_id="tokens")
+            image_fold = gr.Accordion("A photo of the person or thing", open=False, visible=True, elem_id="image-fold")
+            with image_fold:
+                image = gr.Image(type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
+                                 label="Picture", elem_id="image", height=260)  # fmt: skip
+            brush = gr.Brush(default_size=24, colors=[WHITE], color_mode="fixed", default_color=WHITE)
+            editor = gr.ImageEditor(type="filepath", format="png", label="Paint over what should be made anew",
+                                    brush=brush, layers=False, visible=False, elem_id="editor", height=420,
+                                    sources=["upload", "clipboard"], transforms=())  # fmt: skip
+            mask_fold = gr.Accordion("Load a mask instead of painting", open=False, visible=False)
+            with mask_fold:
+                mask = gr.Image(type="filepath", image_mode=None, format="png", sources=["upload"], label="Mask",
+                                height=200, elem_id="mask")  # fmt: skip
+            own_units = units.build(desk)
+            with gr.Row(elem_classes="go", equal_height=True):
+                go = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
+                more = gr.Button("Add to queue", elem_id="enqueue", scale=2)
+            problem = gr.HTML(elem_id="problem")
+            with gr.Row(equal_height=True):
+                add("size", min_width=150)
+                count = gr.Slider(1, 16, 1, step=1, label="How many", info="Pictures of one job.", min_width=150,
+                                  elem_id="count")  # fmt: skip
+            add("model", min_width=200)
+            with gr.Row(equal_height=True, elem_classes="seed"):
+                add("seed", min_width=150)
+                dice = gr.Button("🎲", elem_id="dice", min_width=40, scale=0, elem_classes="tool")
+                again = gr.Button("♻", elem_id="reuse-seed", min_width=40, scale=0, elem_classes="tool")
+            with gr.Accordion("Learned styles and subjects", open=False, elem_id="cards-fold"):
+                cards = gr.HTML(elem_id="cards", js_on_load=marks.CLICKS)
+            folds = _folds(every, controls, add)
+            plot = plots.build(desk)
+            with gr.Accordion("Paste settings of another picture", open=False):
+                pasted = gr.Textbox(label="Text", lines=4, max_lines=10, elem_id="pasted",
+                                    info="As A1111 and others write it under a picture.")  # fmt: skip
+                paste = gr.Button("Fill the form", elem_id="paste")
+                pasted_problem = gr.HTML()
+        with gr.Column(scale=7, min_width=340, elem_classes="stage"):
+            now = gr.HTML(elem_id="now", js_on_load=marks.CLICKS)
+            gallery = gr.HTML(elem_id="gallery", js_on_load=marks.CLICKS)
+            chosen = gr.State()
+    made = Pictures(desk, mode, count, controls, folds, image_fold, image, editor, mask, own_units, problem, chosen)
+    desk.places[ID] = made
+    queue = desk.services.queue
+    desk.live(now, lambda: stage.now(queue, "pictures"))
+    desk.live(gallery, lambda given: stage.gallery(queue, given), [chosen])
+    desk.live(cards, lambda: _cards(desk))
+
+    # ---- what the buttons do ----
+    for one, first in ((go, True), (more, False)):
+        put = desk.on(one.click, _putting(made, first), made.inputs, [chosen], problem)
+        desk.look(put)
+    visible = [image_fold, editor, mask_fold, own_units.fold, count, *folds.values(), *controls.values()]
+    shows = [image_fold, editor, mask_fold, own_units.fold, count, *folds.values()]
+    rest = [controls[name] for name in controls]
+    before = gr.State("text2img")
+    differing = [controls[name] for name in DIFFERS]
+    desk.on(mode.change, lambda new, old, *now: _moded(made, new, old, *now), [mode, before, *differing],
+            [before, *shows, *rest])  # fmt: skip
+    del visible
+    desk.on(dice.click, lambda: -1, [], [controls["seed"]])
+    desk.on(again.click, lambda given: _seed(desk, given), [chosen], [controls["seed"]], problem)
+    counting = [controls["prompt"], controls["model"]]
+    gr.on([controls["prompt"].change, controls["model"].change], lambda text, model: _counted(tokens, text, model),
+          counting, counted, trigger_mode="always_last", **QUIET)  # fmt: skip
+    desk.on(cards.act, _inserted, [controls["prompt"]], [controls["prompt"]])
+    desk.on(paste.click, lambda text: _pasted(made, text), [pasted], made.outputs, pasted_problem)
+    for area in (now, gallery):
+        desk.look(desk.on(area.act, _acting(made), [chosen], [chosen], problem))
+    plots.wire(desk, plot, made)
+    desk.places["gallery"] = gallery
+    desk.places["plain"] = [controls[name] for name in controls]
+
+
+def _folds(every: Mapping[str, Any], controls: dict[str, Any], add: Any) -> dict[str, Any]:
+    """Makes a fold for each part of the settings, with those that have no place yet."""
+    parts: dict[str, list[str]] = {}
+    for name, one in every.items():
+        if name not in controls and name not in OWN:
+            parts.setdefault(one.part.__name__, []).append(name)
+    first = [part for part in ("Start", "Hole", "Enlarging", "Way", "Sampling") if part in parts]
+    folds = {}
+    for part in [*first, *(part for part in parts if part not in first)]:
+        fold = gr.Accordion(form.TITLES.get(part, part), open=False, elem_id=f"part-{part}")
+        with fold:
+            for name in parts[part]:
+                add(name)
+        folds[part] = fold
+    return folds
+
+
+def wire(desk: Desk, page: Any) -> None:
+    """Connects the tab with the others, and fills the form when the page opens."""
+    made: Pictures = desk.places[ID]
+    gallery = desk.places["gallery"]
+    info, teach = desk.places["info"], desk.places["teach"]
+
+    def send(key: str, event: gr.EventData) -> list[Any]:
+        to, job, number = event._data["to"], _job(desk, event._data["job"]), int(event._data["number"])
+        return sent(made, teach, key, to, desk.services.place.picture(job.pictures[number]), job, number)
+
+    outputs = [desk.tabs, *made.outputs, info.file, teach.files]
+    desk.on(gallery.send, send, [teach.files], outputs, made.problem)
+    opened = gr.on([page.load], lambda: _opened(made), None, [*_listing(made), *_defaulted(made), *made.units.models],
+                   **QUIET)  # fmt: skip
+    draft.keep([made.mode, made.count, *made.controls.values()], opened)
+
+
+def sent(made: Pictures, teach: Any, key: str, to: str, path: Path, job: Job | None = None, number: int = 0) -> list:
+    """Returns updates of [tabs, *made.outputs, info's file, teach's set] that take a picture somewhere."""
+    skips = [gr.skip()] * len(made.outputs)
+    if to == "info":
+        return [gr.Tabs(selected="info"), *skips, str(path), gr.skip()]
+    if to == "teach":
+        return [gr.Tabs(selected="teach"), *skips, gr.skip(), teach.add(key, [path])]
+    tasks = {"change": "img2img", "repaint": "inpaint", "enlarge": "upscale", "follow": "controlnet"}
+    if to in tasks:
+        prompt = _prompted(path)
+        filled = made.fill(tasks[to], prompt, str(path), whole=False)
+    else:
+        filled = _reused(made, path, job, number)
+    return [gr.Tabs(selected=ID), *filled, gr.skip(), gr.skip()]
+
+
+def _prompted(path: Path) -> dict[str, Any]:
+    """Returns the texts and the model that made a picture."""
+    try:
+        record = records.read(path)
+    except ValueError:
+        return {}
+    names = ("prompt", "negative_prompt")
+    return {name: record.settings[name] for name in names if record.settings.get(name)}
+
+
+def _reused(made: Pictures, path: Path, job: Job | None, number: int) -> list[Any]:
+    """Returns the updates that show what made a picture: of a job what was asked for, with the seed that was drawn."""
+    if job is None:
+        return of_record(made, records.read(path))
+    values = {**job.request["settings"]}
+    seeds = job.result.get("seeds", [])
+    if number < len(seeds):
+        seed, other = seeds[number]
+        values |= {"seed": seed, **({"variation_seed": other} if values.get("variation") else {})}
+    image = values.get("image")
+    file = made.desk.services.place.upload(image) if isinstance(image, str) else None
+    task = job.request["task"]
+    values.setdefault("model", "")
+    return made.fill(task, values, str(file) if file is not None and file.is_file() else None)
+
+
+def of_record(made: Pictures, record: Record) -> list[Any]:
+    """Returns the updates that show a record; a model that is not here stays the one that is chosen."""
+    values = dict(record.settings)
+    library = made.desk.services.library
+    for name, kind in orders.NAMED.items():
+        wanted = [record.hashes.get(name), values.pop(name, None)]
+        for one in filter(lambda item: isinstance(item, str) and item, wanted):
+            try:
+                values.setdefault(name, library.find(kind, one).name)
+            except SettingError:
+                continue
+    values.setdefault("model", "")
+    return made.fill(record.task, {**USUAL, **values})
+
+
+# ---- what events do -----------------------------------------------------------------------------------
+
+
+def _putting(made: Pictures, first: bool) -> Any:
+    """Returns what puts a job; first: before those that wait, at the end otherwise."""
+
+    def put(*given: Any) -> list[Any]:
+        task, values, count = made.read(*given)
+        services = made.desk.services
+        order = orders.pictures(services.library, task, values, count)
+        waiting = [job.id for job in services.queue.waiting() if job.state == WAITING]
+        job = services.queue.add("pictures", order, SOURCE)
+        if first and waiting:
+            services.queue.move(job.id, waiting[0])
+        return [None]
+
+    return put
+
+
+def _acting(made: Pictures) -> Any:
+    def act(chosen: Any, event: gr.EventData) -> list[Any]:
+        do, job = event._data["do"], _job(made.desk, event._data["job"])
+        queue = made.desk.services.queue
+        if do == "choose":
+            return [[job.id, int(event._data["number"])]]
+        if do == "resume":
+            queue.resume(job.id)
+        else:
+            queue.ask(job.id, "skip" if do == "skip" else "stop")
+        return [gr.skip()]
+
+    return act
+
+
+def _job(desk: Desk, id: Any) -> Job:
+    job = desk.services.queue.get(int(id))
+    if job is None:
+        raise ValueError("this job was removed")
+    return job
+
+
+def _moded(made: Pictures, new: str, old: str, *now: Any) -> list[Any]:
+    """Returns updates of what is shown for a task, and of the settings whose usual value is another there."""
+    known, before = form.of(new), fields(TASKS[old])
+    parts = {one.part.__name__ for one in known.values()}
+    named = new == "text2img"
+    label = "A photo of the person or thing" if named else "The picture"
+    image = gr.update(visible=new in PICTURED, label=label, open=not named and new != "controlnet")
+    shows = [image, gr.update(visible=new == "inpaint"), gr.update(visible=new in ("inpaint", "controlnet")),
+             gr.update(visible=new == "controlnet", open=True), gr.update(visible=new != "interpolate")]  # fmt: skip
+    first = {"img2img": "Start", "upscale": "Enlarging", "interpolate": "Way"}.get(new)
+    shows += [gr.update(visible=part in parts, **({"open": True} if part == first else {})) for part in made.folds]
+    usual = {}
+    for name, value in zip(DIFFERS, now, strict=True):
+        was = before[name].usual if name in before else ""
+        if name in known and value in (was, form.shown(was)):
+            usual[name] = form.shown(known[name].usual)
+    rest = [gr.update(visible=name in known, **({"value": usual[name]} if name in usual else {}))
+            for name in made.controls]  # fmt: skip
+    return [new, *shows, *rest]
+
+
+def _seed(desk: Desk, chosen: Any) -> list[Any]:
+    there = stage.made(desk.services.queue)
+    job, number = next(((job, n) for job, n in there if chosen and [job.id, n] == chosen), (there or [(None, 0)])[0])
+    if job is None:
+        raise ValueError("make a picture first: there is no seed yet")
+    seeds = job.result.get("seeds", [])
+    return [seeds[number][0] if number < len(seeds) else gr.skip()]
+
+
+def _counted(tokens: Tokens, text: str, model: str) -> Markup:
+    try:
+        found = tokens.count(model, text or "")
+    except ValueError as error:
+        return marks.tag("p", str(error), cls="dim")
+    if found is None:
+        return Markup("")
+    used, room = found
+    parts = f" in {-(-used // room)} parts" if used > room else ""
+    return marks.tag("p", f"{used} of {room} tokens{parts}" if not parts else f"{used} tokens{parts} of {room}",
+                     cls="dim", title="How much of the prompt the model reads at once")  # fmt: skip
+
+
+def _pasted(made: Pictures, text: str) -> list[Any]:
+    return of_record(made, records.parse(text or ""))
+
+
+def _opened(made: Pictures) -> list[Any]:
+    """Returns updates of what depends on the server: lists of models, and the values that the form begins with."""
+    library, known = made.desk.services.library, form.every()
+    lists = []
+    for name in NAMED:
+        there = [(form.usual_name(name), ""), *((one.name, one.name) for one in library.entries(orders.NAMED[name]))]
+        lists.append(gr.update(choices=titles(made.desk, there)))
+    values = made.defaults()
+    kept = [form.filled(known[name], values[name]) if name in values else gr.skip() for name in _names(made)]
+    return [*lists, *kept, *made.units.listed(library)]
+
+
+def titles(desk: Desk, models: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Returns choices of models with the names that runs were given."""
+    jobs = {f"run {job.key[:8]}": words.name(job) for job in desk.services.queue.newest(500) if job.kind == "training"}
+    return [(f"{jobs[value]} (taught)" if value in jobs else text, value) for text, value in models]
+
+
+def _names(made: Pictures) -> list[str]:
+    return [name for name in made.controls if name not in ("prompt", *NAMED)]
+
+
+def _listing(made: Pictures) -> list[Any]:
+    return [made.controls[name] for name in NAMED]
+
+
+def _defaulted(made: Pictures) -> list[Any]:
+    return [made.controls[name] for name in _names(made)]
+
+
+# ---- cards of adapters ----------------------------------------------------------------------------------
+
+
+def _cards(desk: Desk) -> tuple[Any, Any]:
+    library = desk.services.library
+    there = [one for one in library.entries() if one.kind not in ("model", "vae", "controlnet")]
+    key = tuple((one.kind, one.name, library.hash(one)) for one in there)
+    return key, lambda: _listed(desk, there)
+
+
+def _listed(desk: Desk, there: list[Any]) -> Markup:
+    if not there:
+        return marks.empty("Nothing learned yet", "Teach something in the next tab, or put LoRA files into the library.")
+    found = []
+    for one in there:
+        about = desk.services.library.known_of(one)
+        said = [word for word, _ in about.get("words", [])[:3]]
+        text = f"<{one.kind}:{one.stem}:1>" if one.kind != "embedding" else one.stem
+        picture = marks.tag("span", one.stem[:1].upper(), cls="letter")
+        body = [picture, marks.tag("span", one.stem, cls="name"), marks.tag("span", ", ".join(said), cls="dim")]
+        found.append(marks.tag("div", *body, cls="mini", role="button", tabindex="0",
+                               data={"do": "insert", "text": text, "words": said[0] if said else ""}))  # fmt: skip
+    return marks.tag("div", *found, cls="minis")
+
+
+def _inserted(prompt: str, event: gr.EventData) -> list[Any]:
+    text, word = event._data["text"], event._data.get("words", "")
+    if text in (prompt or ""):
+        return [" ".join((prompt or "").replace(text, "").split())]
+    return [" ".join(filter(None, [prompt, word if word not in (prompt or "") else "", text]))]
