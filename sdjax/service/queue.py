@@ -22,7 +22,7 @@ from typing import Any
 
 APPLICATION = 0x5D1A0B5  # SQLite's application_id: this file is ours
 VERSION = 1
-KINDS = ("pictures", "training")
+KINDS = ("pictures", "training", "tool")
 WAITING, RUNNING, DONE, FAILED, CANCELLED, STOPPED = "waiting", "running", "done", "failed", "cancelled", "stopped"
 HALF = "half"  # asks a job to stop and to keep its half-done picture as its preview
 STOPS = ("stop", HALF)  # what ends a running job

@@ -1,8 +1,8 @@
 """The pictures of a set to train on: what there is, captions and masks beside them, turning, cutting, taking out.
 
-    add(place, key, [("cat.png", data)])
-    for one in listed(place, key): print(one.name, one.caption, one.masked)
-    turn(place, key, "cat.png")
+add(place, key, [("cat.png", data)])
+for one in listed(place, key): print(one.name, one.caption, one.masked)
+turn(place, key, "cat.png")
 """
 
 import re

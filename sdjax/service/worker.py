@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from sdjax.service import tools
 from sdjax.service.place import Place, private
 from sdjax.service.queue import CANCELLED, DONE, FAILED, Job, Queue
 
@@ -42,6 +43,9 @@ def main(arguments: list[str]) -> int:
             job = queue.head()
             if job is not None and job.kind == "training" and queue.take(os.getpid(), job.id):
                 become(place, descriptor, "train", str(job.id))
+            if job is not None and job.kind == "tool" and (taken := queue.take(os.getpid(), job.id)) is not None:
+                tools.run(place, queue, taken)
+                continue
             drawing = drawing or _drawing(place, queue, stop)
             taken = queue.take(os.getpid(), job.id) if job is not None else None
             if taken is not None:

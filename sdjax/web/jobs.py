@@ -13,7 +13,7 @@ from starlette.datastructures import UploadFile
 
 from sdjax.sampling.settings import TASKS
 from sdjax.service import sets as pictures
-from sdjax.service import teaching, uploads
+from sdjax.service import teaching, tools, uploads
 from sdjax.service.queue import RUNNING, Job
 from sdjax.settings import UNSAID, SettingError, nearest
 from sdjax.web.services import Services, asks, body, schema
@@ -31,7 +31,7 @@ def shown(job: Job) -> dict[str, Any]:
     return {
         "id": job.id,
         "kind": job.kind,
-        "task": job.request.get("task") or job.request.get("recipe"),
+        "task": next((job.request[name] for name in ("task", "recipe", "tool") if job.request.get(name)), None),
         "name": job.request.get("name", ""),
         "settings": settings if isinstance(settings, dict) else {},
         "count": job.count,
@@ -102,6 +102,12 @@ def router(services: Services) -> APIRouter:
         """Puts a training run: {"recipe", "data", "model", "init", "settings", "name"}; see service/teaching.py."""
         order, steps = await run_in_threadpool(teaching.order_of, services.library, await body(request))
         return shown(queue.add("training", order, "api", steps))
+
+    @routes.post("/tools", status_code=201, openapi_extra=asks({name: {} for name in tools.KEYS}, ("tool",), False))
+    async def tool(request: Request) -> dict[str, Any]:
+        """Puts a job that makes files of files: merge, resize, extract, convert; see service/tools.py."""
+        order = await run_in_threadpool(tools.order_of, services.library, await body(request))
+        return shown(queue.add("tool", order, "api"))
 
     @routes.get("/jobs")
     def listed(count: int = 100, before: int | None = None) -> dict[str, Any]:

@@ -71,7 +71,14 @@ def router(services: Services) -> APIRouter:
     async def package(kind: str, request: Request) -> FileResponse:
         """A zip to share: the file, pictures of jobs with their settings, a card; private things only if asked for."""
         one, given = await named(kind, request, "licence", "private", "pictures")
-        licence, private, asked = given.get("licence", ""), given.get("private", False), given.get("pictures", [])
+        return await packed(one, given.get("licence", ""), given.get("private", False), given.get("pictures", []))
+
+    @routes.get("/{kind}/package")
+    async def packaged(kind: str, name: str, licence: str = "", private: bool = False) -> FileResponse:
+        """The same zip for a link of the page, without pictures."""
+        return await packed(found(kind, name), licence, private, [])
+
+    async def packed(one: Entry, licence: Any, private: Any, asked: Any) -> FileResponse:
         if not isinstance(licence, str) or not isinstance(private, bool) or not isinstance(asked, list):
             raise SettingError("licence", licence, "a text, with private: true or false, pictures: [[job, number]]")
         pictures = [_picture(services, pair) for pair in asked]

@@ -14,7 +14,9 @@ MOST = 300  # points of a line
 
 def chart(title: str, lines: dict[str, Sequence[tuple[float, float]]]) -> Markup:
     """Returns a figure of {name: [(x, y)]}; points that are no numbers are left out."""
-    kept = {name: _thin([(x, y) for x, y in line if math.isfinite(x) and math.isfinite(y)]) for name, line in lines.items()}
+    kept = {
+        name: _thin([(x, y) for x, y in line if math.isfinite(x) and math.isfinite(y)]) for name, line in lines.items()
+    }
     kept = {name: line for name, line in kept.items() if line}
     if not kept:
         return Markup("")
@@ -23,7 +25,9 @@ def chart(title: str, lines: dict[str, Sequence[tuple[float, float]]]) -> Markup
     ends = (min(xs), max(xs), min(ys), max(ys))
     drawn = [_line(i, line, ends) for i, line in enumerate(kept.values())]
     last = {name: line[-1][1] for name, line in kept.items()}
-    keys = [tag("span", f"{name} {_short(value)}", cls=f"key line{i % 4}") for i, (name, value) in enumerate(last.items())]
+    keys = [
+        tag("span", f"{name} {_short(value)}", cls=f"key line{i % 4}") for i, (name, value) in enumerate(last.items())
+    ]
     svg = tag("svg", *_axes(ends), *drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=title)
     return tag("figure", tag("figcaption", tag("b", title), *keys), svg, cls="chart")
 

@@ -48,7 +48,9 @@ def _row(job: Job, on: bool) -> Markup:
     bar = marks.bar(progress(job), "") if job.state == RUNNING else None
     body = tag("div", tag("p", words.name(job)[:140], cls="name"), tag("p", " · ".join(told), cls="dim"), bar)
     data = {"do": "choose", "job": job.id}
-    return tag("div", picture, body, cls=f"job {job.state}{' on' if on else ''}", role="option", tabindex="0", data=data)
+    return tag(
+        "div", picture, body, cls=f"job {job.state}{' on' if on else ''}", role="option", tabindex="0", data=data
+    )
 
 
 # ---- one job --------------------------------------------------------------------------------------------
@@ -133,7 +135,9 @@ def _settings(job: Job) -> Markup:
     settings = job.request.get("settings")
     rows = [(name, job.request[name]) for name in ("task", "recipe", "model", "init", "count") if job.request.get(name)]
     rows += list(settings.items()) if isinstance(settings, dict) else []
-    body = [tag("tr", tag("th", form.label(str(name))), tag("td", str(form.shown(value))[:2000])) for name, value in rows]
+    body = [
+        tag("tr", tag("th", form.label(str(name))), tag("td", str(form.shown(value))[:2000])) for name, value in rows
+    ]
     return _fold("Settings", tag("table", *body), True)
 
 

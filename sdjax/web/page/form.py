@@ -1,7 +1,7 @@
 """The controls of a picture's settings, made from their declarations (sampling/settings.py), and back.
 
-    form = build(["steps", "sampler"])                  components in the block that is open
-    values(task, {"steps": 20, "eta": ""})              what orders take: "" is as usual
+form = build(["steps", "sampler"])                  components in the block that is open
+values(task, {"steps": 20, "eta": ""})              what orders take: "" is as usual
 """
 
 from collections.abc import Mapping

@@ -106,7 +106,9 @@ def table(axes: list[Any], jobs: dict[tuple[int, ...], Job]) -> Markup:
     (x, xs), (y, ys), (z, zs) = [*axes, *[["", [""]]] * (3 - len(axes))]
     made = []
     for k, of_z in enumerate(zs):
-        head = tag("tr", tag("th", f"{form.label(y)} ↓" if y else ""), *(tag("th", f"{form.label(x)}: {v}") for v in xs))
+        head = tag(
+            "tr", tag("th", f"{form.label(y)} ↓" if y else ""), *(tag("th", f"{form.label(x)}: {v}") for v in xs)
+        )
         rows = [head]
         for j, of_y in enumerate(ys):
             cells = [_cell(jobs.get((i, j, k)[: len(axes)])) for i in range(len(xs))]

@@ -88,4 +88,6 @@ def _record(record: Record) -> list[Any]:
 
 
 def _acts(sent: Any) -> Markup:
-    return tag("div", *(button(label, "send", "main" if to == "reuse" else "", to=to) for to, label in sent), cls="acts")
+    return tag(
+        "div", *(button(label, "send", "main" if to == "reuse" else "", to=to) for to, label in sent), cls="acts"
+    )

@@ -426,7 +426,9 @@ def _cards(desk: Desk) -> tuple[Any, Any]:
 
 def _listed(desk: Desk, there: list[Any]) -> Markup:
     if not there:
-        return marks.empty("Nothing learned yet", "Teach something in the next tab, or put LoRA files into the library.")
+        return marks.empty(
+            "Nothing learned yet", "Teach something in the next tab, or put LoRA files into the library."
+        )
     found = []
     for one in there:
         about = desk.services.library.known_of(one)

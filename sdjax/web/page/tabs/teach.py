@@ -215,7 +215,9 @@ def _thumbs(key: str | None, there: list[sets.Shown]) -> Markup:
         return marks.empty(
             "No pictures yet", "Five are a good number: sharp, from different sides, with nothing else in common."
         )
-    head = tag("p", words.count(len(there), "picture"), button("Start over", "empty", title="Other pictures"), cls="dim")
+    head = tag(
+        "p", words.count(len(there), "picture"), button("Start over", "empty", title="Other pictures"), cls="dim"
+    )
     return tag("div", head, tag("div", *(_thumb(key, one) for one in there), cls="thumbs"))
 
 
@@ -232,7 +234,9 @@ def _thumb(key: str | None, one: sets.Shown) -> Markup:
 # ---- what is said and done ---------------------------------------------------------------------------------
 
 
-def order_of(made: Teach, key: str, kind: str | None, name: str, model: str, recipe: str, changes: Any) -> dict[str, Any]:
+def order_of(
+    made: Teach, key: str, kind: str | None, name: str, model: str, recipe: str, changes: Any
+) -> dict[str, Any]:
     """Returns the order of a run.  Raises ValueError for what is missing."""
     there = _listed(made.desk, key)
     if not there:
@@ -310,7 +314,9 @@ def _card(desk: Desk, job: Job | None, behind: int) -> Markup:
     name = words.name(job)
     if job.state == DONE:
         use = button("Make pictures of it", "send", "main", to="use", job=job.id)
-        return tag("div", tag("p", tag("b", name), " is ready.", cls="name"), tag("div", use, cls="acts"), cls="card done")
+        return tag(
+            "div", tag("p", tag("b", name), " is ready.", cls="name"), tag("div", use, cls="acts"), cls="card done"
+        )
     text = f"{name}: {job.error}" if job.state == FAILED else f"{name} was stopped; what it learned is kept."
     told = marks.problem(text) if job.state == FAILED else tag("p", text, cls="name")
     again = button("Resume", "resume", job=job.id) if job.state in ENDED else None

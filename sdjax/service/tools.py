@@ -1,0 +1,126 @@
+"""Jobs that make files of files: merge, resize and extract adapters, convert models; in a process of their own.
+
+    order = order_of(library, {"tool": "merge", "of": ["ink", "cat"], "strengths": [0.8, 0.5], "name": "both"})
+
+A request names entries of the library and what the result is called, and never a place.  The programs are those of the
+command line, `sdjax adapters` and `sdjax convert`; they compute on the processor, since a worker has the device.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdjax.service.library import Entry, Library
+from sdjax.service.place import Place
+from sdjax.service.queue import CANCELLED, DONE, FAILED, Job, Queue
+from sdjax.service.teaching import SUBJECT
+from sdjax.settings import UNSAID, SettingError
+
+TOOLS = ("merge", "resize", "extract", "convert")
+KEYS = ("tool", "of", "strengths", "rank", "format", "name")
+ADAPTERS = ("kohya", "diffusers", "peft")
+MODELS = ("single-file", "diffusers")
+MOST = 8  # files of one merge
+EVERY = 0.2  # seconds between two looks at the queue
+
+
+def order_of(library: Library, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the order of a job.
+
+    body: tool, one of TOOLS; of: names of entries, of extract a model and one that was trained from it; strengths: of
+    merge; rank: 0 for as it is; format: of the file; name: what the result is called.
+    Raises SettingError in one line for what cannot be done.
+    """
+    for key in body.keys() - set(KEYS):
+        raise SettingError(key, UNSAID, f"one of {', '.join(KEYS)}", "unknown")
+    order = {key: body[key] for key in KEYS if body.get(key) is not None}
+    command(library, order)
+    return order
+
+
+def command(library: Library, order: Mapping[str, Any]) -> list[str]:
+    """Returns the arguments of the program `sdjax` that does an order.  Raises what order_of does."""
+    tool, names, name = order.get("tool"), order.get("of"), order.get("name", "")
+    if tool not in TOOLS:
+        raise SettingError("tool", tool, f"one of {', '.join(TOOLS)}")
+    counts = {"merge": (1, MOST), "extract": (2, 2)}.get(tool, (1, 1))
+    if not isinstance(names, list) or not counts[0] <= len(names) <= counts[1]:
+        raise SettingError("of", names, {"extract": "a model, and one that was trained from it"}.get(tool, "an entry"))
+    if not isinstance(name, str) or not SUBJECT.fullmatch(name):
+        raise SettingError("name", name, "letters, digits, '-' and spaces, at most 60")
+    if tool == "convert":
+        return _convert(library, names[0], order, name)
+    entries = [library.find("model", one) if tool == "extract" else _adapter(library, one) for one in names]
+    told = [one.source for one in entries]
+    if tool == "merge":
+        strengths = order.get("strengths") or [1.0] * len(told)
+        if len(strengths) != len(told) or not all(type(one) in (int, float) for one in strengths):
+            raise SettingError("strengths", strengths, f"{len(told)} numbers")
+        told = [f"{path}:{strength:g}" for path, strength in zip(told, strengths, strict=True)]
+    rank = order.get("rank", 0)
+    if type(rank) is not int or not 0 <= rank <= 1024 or tool in ("resize", "extract") and not rank:
+        raise SettingError("rank", rank, "a whole number, 1 to 1024")
+    form = _form(order, ADAPTERS)
+    out = _free(library.place.named / (f"{name}.safetensors" if form == "kohya" else name), name)
+    return ["adapters", tool, *told, *(["--rank", str(rank)] if rank else []), "--format", form, "--out", str(out)]
+
+
+def _convert(library: Library, source: Any, order: Mapping[str, Any], name: str) -> list[str]:
+    entry, form = library.find("model", str(source)), _form(order, MODELS)
+    if library.place.models is None:
+        raise SettingError("convert", entry.name, "a folder for models: start the server with --models DIR")
+    out = library.place.models / (f"{name}.safetensors" if form == "single-file" else name)
+    return ["convert", entry.source, str(_free(out, name)), "--format", form]
+
+
+def _form(order: Mapping[str, Any], known: tuple[str, ...]) -> str:
+    form = order.get("format") or known[0]
+    if form not in known:
+        raise SettingError("format", form, f"one of {', '.join(known)}")
+    return form
+
+
+def _adapter(library: Library, name: Any) -> Entry:
+    for kind in ("lora", "embedding", "hypernet"):
+        try:
+            return library.find(kind, str(name))
+        except SettingError:
+            continue
+    raise SettingError("of", name, "an adapter of the library")
+
+
+def _free(path: Path, name: str) -> Path:
+    if path.exists():
+        raise SettingError("name", name, "a name that is not taken")
+    return path
+
+
+def run(place: Place, queue: Queue, job: Job) -> None:
+    """Does a job in a process of its own, and says in the queue how it ended."""
+    try:
+        arguments = command(Library(place), job.request)
+        place.named.mkdir(mode=0o700, exist_ok=True)
+        state, said = _done(queue, job, arguments)
+    except (ValueError, OSError) as error:
+        state, said = FAILED, str(error)
+    queue.finish(job.id, state, {}, place.hidden(said) if state == FAILED else "")
+
+
+def _done(queue: Queue, job: Job, arguments: list[str]) -> tuple[str, str]:
+    queue.update(job.id, phase="writing")
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    line = [sys.executable, "-m", "sdjax", *arguments]
+    with subprocess.Popen(line, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            now = queue.get(job.id)
+            if now is None or now.asked == "stop":
+                process.kill()
+                return CANCELLED, ""
+            time.sleep(EVERY)
+        lines = (process.stderr.read() if process.stderr else "").strip().splitlines() or ["it failed"]
+    said = next((text for text in reversed(lines) if text.startswith("error: ")), lines[-1]).removeprefix("error: ")
+    return (DONE, "") if process.returncode == 0 else (FAILED, said[:500])

@@ -1,0 +1,141 @@
+"""Library: models and what was learned, as cards; notes and tags, use, sharing, merging, the trash."""
+
+from typing import Any
+
+import gradio as gr
+from markupsafe import Markup
+
+from sdjax.service import sharing, tools
+from sdjax.service.library import Entry
+from sdjax.settings import SettingError
+from sdjax.web.page import marks, shelf
+from sdjax.web.page.desk import Desk
+
+ID, TITLE, ORDER = "library", "Library", 4
+KINDS = [("All", ""), *((label, kind) for kind, label in shelf.KINDS.items())]
+LICENCES = ("", "cc0-1.0", "cc-by-4.0", "cc-by-nc-4.0", "creativeml-openrail-m", "apache-2.0", "mit")
+WORK = {"merge": "Merge several into one", "resize": "Make smaller or larger (rank)",
+        "extract": "Take a LoRA out of a model", "convert": "Write a model in another format"}  # fmt: skip
+
+
+def build(desk: Desk) -> None:
+    """Makes the components."""
+    library, queue = desk.services.library, desk.services.queue
+    with gr.Row(elem_classes="split"):
+        with gr.Column(scale=7, min_width=340, elem_classes="side"):
+            with gr.Row(equal_height=True):
+                search = gr.Textbox(label="Search", placeholder="a name, a word, a tag, a hash", elem_id="search",
+                                    info="What there is; all words must fit.", min_width=180)  # fmt: skip
+                kind = gr.Dropdown(KINDS, value="", label="Kind", info="Only one kind of it.", min_width=120, scale=0)
+            cards = gr.HTML(elem_id="shelf", js_on_load=marks.CLICKS)
+            _work(desk)
+        with gr.Column(scale=5, min_width=340, elem_classes="stage"):
+            problem = gr.HTML()
+            told = gr.HTML(elem_id="book", js_on_load=marks.CLICKS)
+            with gr.Group(visible=False) as own:
+                notes = gr.Textbox(label="Notes", lines=3, info="Only for you.", elem_id="notes")
+                tags = gr.Textbox(label="Tags", info="With commas between them.", elem_id="tags")
+                keep = gr.Button("Keep notes and tags", elem_id="keep-notes")
+                with gr.Accordion("Sharing", open=False):
+                    licence = gr.Dropdown(LICENCES, value="", label="Licence", allow_custom_value=True,
+                                          info="Of the package.", elem_id="licence")  # fmt: skip
+                    private = gr.Checkbox(False, label="With private things", elem_id="private",
+                                          info="Prompts, names of files, what the trainer wrote of your folders.")  # fmt: skip
+            chosen = gr.State()
+    desk.places[ID] = chosen
+    desk.places["book"], desk.places["library problem"] = told, problem
+    desk.live(cards, lambda *given: shelf.shelf(library, queue, *given), [search, kind, chosen])
+    desk.live(told, lambda *given: _told(desk, *given), [chosen, licence, private])
+
+    def choose(event: gr.EventData) -> list[Any]:
+        entry = library.find(event._data["kind"], event._data["name"])
+        said = library.notes(entry)
+        return [[entry.kind, entry.name], gr.update(visible=True), said["notes"], ", ".join(said["tags"])]
+
+    def note(given: Any, text: str, some: str) -> list[Any]:
+        library.note(_entry(desk, given), text or "", [one.strip() for one in (some or "").split(",") if one.strip()])
+        return []
+
+    def act(event: gr.EventData) -> list[Any]:
+        sharing.discard(library, library.find(event._data["kind"], event._data["name"]))
+        return [None, gr.update(visible=False)]
+
+    desk.look(desk.on(cards.act, choose, [], [chosen, own, notes, tags], problem))
+    desk.look(desk.on(keep.click, note, [chosen, notes, tags], [], problem))
+    desk.look(desk.on(told.act, act, [], [chosen, own], problem))
+    for one in (search.input, kind.change, licence.change, private.change):
+        desk.look(one(None, None, None, queue=False, show_progress="hidden", api_visibility="private"))
+
+
+def wire(desk: Desk, page: Any) -> None:
+    """Connects the tab with Pictures."""
+    pictures = desk.places["pictures"]
+
+    def use(prompt: str, event: gr.EventData) -> list[Any]:
+        entry = desk.services.library.find(event._data["kind"], event._data["name"])
+        values = {"model": entry.name} if entry.kind == "model" else {"prompt": _prompt(desk, prompt, entry)}
+        return [gr.Tabs(selected="pictures"), *pictures.fill("text2img", values, whole=False)]
+
+    outputs = [desk.tabs, *pictures.outputs]
+    desk.on(desk.places["book"].send, use, [pictures.controls["prompt"]], outputs, desk.places["library problem"])
+
+
+def _prompt(desk: Desk, prompt: str, entry: Entry) -> str:
+    """Returns a prompt with an adapter and its first trigger word in it."""
+    word = next((word for word, _ in desk.services.library.known_of(entry).get("words", [])), "")
+    text = entry.stem if entry.kind == "embedding" else f"<{entry.kind}:{entry.stem}:1>"
+    parts = [prompt or "", "" if word in (prompt or "") else word, "" if text in (prompt or "") else text]
+    return " ".join(filter(None, parts))
+
+
+def _entry(desk: Desk, chosen: Any) -> Entry:
+    if not chosen:
+        raise ValueError("choose a card first")
+    return desk.services.library.find(chosen[0], chosen[1])
+
+
+def _told(desk: Desk, chosen: Any, licence: str, private: bool) -> tuple[Any, Any]:
+    library, queue = desk.services.library, desk.services.queue
+    if not chosen:
+        text = "Its trigger words, hashes, notes, and what can be done with it."
+        return None, lambda: marks.empty("Choose a card", text)
+    try:
+        entry = _entry(desk, chosen)
+    except SettingError:
+        return None, lambda: Markup("")
+    key = (tuple(chosen), str(library.known_of(entry)), licence, private)
+    return key, lambda: shelf.detail(library, queue, entry, licence, private)
+
+
+def _work(desk: Desk) -> None:
+    """Makes the form of what makes files of files."""
+    library = desk.services.library
+    with gr.Accordion("Merge, resize, extract, convert", open=False, elem_id="work") as fold:
+        tool = gr.Radio([(text, name) for name, text in WORK.items()], value="merge", label="What to do")
+        of = gr.Dropdown([], multiselect=True, label="Of", elem_id="work-of",
+                         info="Adapters; to extract, a model and then one that was trained from it.")  # fmt: skip
+        with gr.Row():
+            strengths = gr.Textbox(label="Strengths", placeholder="0.8, 0.5", info="Of merging, in that order.")
+            rank = gr.Number(0, precision=0, label="Rank", info="How much the file can hold; 0 is as it is.")
+        with gr.Row():
+            form = gr.Dropdown([("As usual", ""), *((one, one) for one in (*tools.ADAPTERS, "single-file"))], value="",
+                               label="Format", info="Which tools read it.")  # fmt: skip
+            name = gr.Textbox(label="Name", info="What the new file is called.", elem_id="work-name")
+        go = gr.Button("Make it", elem_id="work-go")
+        problem = gr.HTML()
+        news = gr.HTML()
+
+    def listed() -> list[Any]:
+        return [gr.update(choices=[one.name for one in library.entries() if one.kind in shelf.USED])]
+
+    def put(*given: Any) -> list[Any]:
+        which, names, weights, size, kind, called = given
+        numbers = [float(one) for one in (weights or "").split(",") if one.strip()]
+        body = {"tool": which, "of": list(names or []), "rank": int(size or 0), "name": (called or "").strip()}
+        body |= {"strengths": numbers} if numbers and which == "merge" else {}
+        body |= {"format": kind} if kind else {}
+        desk.services.queue.add("tool", tools.order_of(library, body), "page")
+        return [marks.said("It is in the queue; Runs shows how far it is.")]
+
+    desk.on(fold.expand, listed, [], [of])
+    desk.look(desk.on(go.click, put, [tool, of, strengths, rank, form, name], [news], problem))
