@@ -8,7 +8,8 @@ from PIL import Image
 
 from sdjax.service import records
 from tests.serving import wait_for
-from tests.ui.conftest import opened
+from tests.ui.conftest import go, opened
+from tests.ui.files import PAYLOADS
 
 
 def prompt(page, text):
@@ -62,3 +63,86 @@ def test_two_in_the_queue_survive_a_reload_and_a_closed_tab(context, served):
     page = opened(context, served)
     shown(page, "second of two faces")
     assert page.locator("#gallery .small img[alt='first of two faces']").count() == 1
+
+
+def test_a_painted_mask_is_repainted(page, tmp_path):
+    path = tmp_path / "grey.png"
+    Image.new("RGB", (64, 64), (90, 120, 150)).save(path)
+    page.locator("#mode label", has_text="Repaint").click()
+    page.locator("#editor input[type=file]").first.set_input_files(str(path))
+    canvas = page.locator("#editor canvas").first
+    canvas.wait_for()
+    page.wait_for_timeout(1500)
+    page.locator("#editor [aria-label='Brush'], #editor [title='Brush']").first.click()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 20, y)
+    page.mouse.down()
+    for i in range(9):
+        page.mouse.move(x - 20 + 5 * i, y + (i % 2) * 10, steps=3)
+    page.mouse.up()
+    page.wait_for_timeout(800)
+    prompt(page, "a red hat in the middle")
+    page.locator("#generate").click()
+    data = shown(page, "a red hat in the middle", 120)
+    (tmp_path / "made.png").write_bytes(data)
+    record = records.read(tmp_path / "made.png")
+    made = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    changed = np.abs(made - np.array([90, 120, 150])).max(axis=2) > 40
+    assert record.task == "inpaint" and changed.any() and not changed.all()
+
+
+def test_stop(page, served):
+    prompt(page, "a picture that is stopped")
+    steps(page, 100)
+    page.locator("#generate").click()
+    page.locator("#now .now.running", has_text="stopped").wait_for()
+    page.locator("#set-prompt textarea").press("Escape")
+    (job,) = (one for one in served.client().get("/api/jobs")["jobs"] if "is stopped" in str(one["settings"]))
+    wait_for(lambda: served.client().job(job["id"])["state"] == "cancelled", 60)
+
+
+def test_an_error_is_one_sentence_in_its_place(page):
+    prompt(page, "a face")
+    page.locator("#set-size input").fill("0x0")
+    page.locator("#set-size input").press("Tab")
+    page.locator("#generate").click()
+    page.locator("#problem .problem", has_text="Size").wait_for()
+    assert page.locator(".toast-wrap .toast-body").count() == 0
+
+
+def test_prompts_are_text(page, served):
+    """None of these texts becomes a tag or a program, wherever it is shown."""
+    client = served.client()
+    client.post("/api/queue/pause")
+    for text in PAYLOADS:
+        client.submit("text2img", prompt=text, negative_prompt=text, steps=1)
+    go(page, "Runs")
+    for text in PAYLOADS:
+        row = page.locator("#jobs .job .name", has_text=text[:40].strip()).first
+        row.click()
+        page.locator("#detail h3", has_text=text[:40].strip()).wait_for()
+    inside = "#jobs :is(script, iframe, svg, a, style, [onerror], [onload]), #detail :is(script, iframe, style, [onerror])"
+    assert page.locator(inside).count() == 0
+    client.post("/api/queue/clear")
+    client.post("/api/queue/go")
+
+
+def test_an_idle_tab_asks_little(page, context):
+    page.wait_for_timeout(2000)
+    begin = len(context.watched.requests)
+    page.wait_for_timeout(6000)
+    rate = (len(context.watched.requests) - begin) / 6
+    print(f"{rate:.2f} requests a second")
+    assert rate <= 2
+
+
+def test_a_phone(context, served):
+    page = context.new_page()
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(served.url)
+    page.wait_for_selector("#generate")
+    for tab in ("pictures", "teach", "runs", "library", "info", "settings"):
+        page.evaluate(f"document.querySelector('#tab-{tab}-button').click()")
+        page.locator(f"#tab-{tab}").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab

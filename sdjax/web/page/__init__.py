@@ -79,5 +79,11 @@ def theme() -> gr.Theme:
         block_border_width="1px", block_label_text_weight="600", block_title_text_weight="600",
         block_shadow="none", button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700", button_primary_text_color="white",
-        input_background_fill="white", slider_color="*primary_500",
+        input_background_fill="white", slider_color="*primary_500", input_border_width="1px",
+        input_border_color="#d5dce6", input_border_color_dark="#333c4a", input_border_color_focus="*primary_400",
+        block_title_text_color="#0f172a", block_title_text_color_dark="#e6edf3", input_radius="10px",
+        block_radius="14px", container_radius="14px", button_large_radius="12px", button_small_radius="9px",
+        block_info_text_color="#64748b", block_info_text_color_dark="#94a3b8", button_secondary_background_fill="#eef2f7",
+        button_secondary_background_fill_dark="#1f2630", button_secondary_text_color="#0f172a",
+        button_secondary_text_color_dark="#e6edf3", input_padding="9px 12px",
     )  # fmt: skip

@@ -8,6 +8,7 @@ Markup is markupsafe's: a str is escaped when it comes in, Markup is not.
 
 from typing import Any
 
+import gradio as gr
 from markupsafe import Markup, escape
 
 VOID = ("img", "input", "br")
@@ -32,6 +33,11 @@ element.addEventListener('keydown', event => {
     }
 });
 """
+
+
+def area(value: Any = None, elem_id: str | None = None) -> Any:
+    """Returns a component that shows Markup; clicks on its buttons are its events act and send."""
+    return gr.HTML(value, elem_id=elem_id, js_on_load=CLICKS, apply_default_css=False, elem_classes="drawn")
 
 
 def tag(name: str, *inside: Any, cls: str = "", data: dict[str, Any] | None = None, **attributes: Any) -> Markup:

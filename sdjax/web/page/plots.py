@@ -45,12 +45,12 @@ def build(desk: Desk) -> Plot:
                                   info="Prompt: a word of it, then others.", elem_id=f"values-{letter}")  # fmt: skip
             axes.append((name, text))
         go = gr.Button("Make the table", elem_id="make-plot")
-        problem = gr.HTML()
-        table = gr.HTML(elem_id="table", js_on_load=marks.CLICKS)
+        problem = marks.area()
+        table = marks.area(elem_id="table")
     with gr.Accordion("Put a list of jobs into the queue", open=False):
         rows = gr.File(label="A list: .jsonl, .csv or .parquet", file_types=ENDINGS, height=120)
         put = gr.Button("Add all to queue")
-        rows_problem = gr.HTML()
+        rows_problem = marks.area()
     return Plot(axes, go, table, problem, rows, put, rows_problem)
 
 

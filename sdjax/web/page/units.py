@@ -75,7 +75,7 @@ def build(desk: Desk) -> Units:
                     shown = gr.Image(label="What the ControlNet sees", height=200, interactive=False, format="png",
                                      min_width=140, buttons=[])  # fmt: skip
                 look = gr.Button("Preview", size="sm")
-                problem = gr.HTML()
+                problem = marks.area()
                 with gr.Row():
                     weight = gr.Slider(0, 2, 1, step=0.05, label="Weight", info="How strongly it acts.",
                                        elem_id=f"set-weight-{number}", min_width=100)  # fmt: skip

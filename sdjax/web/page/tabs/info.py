@@ -33,9 +33,9 @@ def build(desk: Desk) -> None:
         with gr.Column(scale=5, min_width=340):
             file = gr.Image(type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"], height=460,
                             label="Drop a picture here", elem_id="info-file")  # fmt: skip
-            problem = gr.HTML()
+            problem = marks.area()
         with gr.Column(scale=7, min_width=340):
-            told = gr.HTML(_nothing(), elem_id="told", js_on_load=marks.CLICKS)
+            told = marks.area(_nothing(), elem_id="told")
     desk.places[ID] = Info(file)
     desk.places["told"], desk.places["info problem"] = told, problem
     desk.on(file.change, lambda path: [_told(path)], [file], [told], problem)

@@ -27,11 +27,11 @@ def build(desk: Desk) -> None:
                 search = gr.Textbox(label="Search", placeholder="a name, a word, a tag, a hash", elem_id="search",
                                     info="What there is; all words must fit.", min_width=180)  # fmt: skip
                 kind = gr.Dropdown(KINDS, value="", label="Kind", info="Only one kind of it.", min_width=120, scale=0)
-            cards = gr.HTML(elem_id="shelf", js_on_load=marks.CLICKS)
+            cards = marks.area(elem_id="shelf")
             _work(desk)
         with gr.Column(scale=5, min_width=340, elem_classes="stage"):
-            problem = gr.HTML()
-            told = gr.HTML(elem_id="book", js_on_load=marks.CLICKS)
+            problem = marks.area()
+            told = marks.area(elem_id="book")
             with gr.Group(visible=False) as own:
                 notes = gr.Textbox(label="Notes", lines=3, info="Only for you.", elem_id="notes")
                 tags = gr.Textbox(label="Tags", info="With commas between them.", elem_id="tags")
@@ -122,8 +122,8 @@ def _work(desk: Desk) -> None:
                                label="Format", info="Which tools read it.")  # fmt: skip
             name = gr.Textbox(label="Name", info="What the new file is called.", elem_id="work-name")
         go = gr.Button("Make it", elem_id="work-go")
-        problem = gr.HTML()
-        news = gr.HTML()
+        problem = marks.area()
+        news = marks.area()
 
     def listed() -> list[Any]:
         return [gr.update(choices=[one.name for one in library.entries() if one.kind in shelf.USED])]

@@ -132,7 +132,7 @@ def build(desk: Desk) -> None:
             with gr.Group(elem_classes="ask"):
                 add("prompt", lines=3, max_lines=12, placeholder="a photo of a red house by the sea")
                 add("negative_prompt", lines=1, max_lines=6, placeholder="what should not be in it")
-            counted = gr.HTML(elem_id="tokens")
+            counted = marks.area(elem_id="tokens")
             image_fold = gr.Accordion("A photo of the person or thing", open=False, visible=True, elem_id="image-fold")
             with image_fold:
                 image = gr.Image(type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
@@ -149,7 +149,7 @@ def build(desk: Desk) -> None:
             with gr.Row(elem_classes="go", equal_height=True):
                 go = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
                 more = gr.Button("Add to queue", elem_id="enqueue", scale=2)
-            problem = gr.HTML(elem_id="problem")
+            problem = marks.area(elem_id="problem")
             with gr.Row(equal_height=True):
                 add("size", min_width=150)
                 count = gr.Slider(1, 16, 1, step=1, label="How many", info="Pictures of one job.", min_width=150,
@@ -160,17 +160,17 @@ def build(desk: Desk) -> None:
                 dice = gr.Button("🎲", elem_id="dice", min_width=40, scale=0, elem_classes="tool")
                 again = gr.Button("♻", elem_id="reuse-seed", min_width=40, scale=0, elem_classes="tool")
             with gr.Accordion("Learned styles and subjects", open=False, elem_id="cards-fold"):
-                cards = gr.HTML(elem_id="cards", js_on_load=marks.CLICKS)
+                cards = marks.area(elem_id="cards")
             folds = _folds(every, controls, add)
             plot = plots.build(desk)
             with gr.Accordion("Paste settings of another picture", open=False):
                 pasted = gr.Textbox(label="Text", lines=4, max_lines=10, elem_id="pasted",
                                     info="As A1111 and others write it under a picture.")  # fmt: skip
                 paste = gr.Button("Fill the form", elem_id="paste")
-                pasted_problem = gr.HTML()
+                pasted_problem = marks.area()
         with gr.Column(scale=7, min_width=340, elem_classes="stage"):
-            now = gr.HTML(elem_id="now", js_on_load=marks.CLICKS)
-            gallery = gr.HTML(elem_id="gallery", js_on_load=marks.CLICKS)
+            now = marks.area(elem_id="now")
+            gallery = marks.area(elem_id="gallery")
             chosen = gr.State()
     made = Pictures(desk, mode, count, controls, folds, image_fold, image, editor, mask, own_units, problem, chosen)
     desk.places[ID] = made

@@ -20,10 +20,10 @@ def build(desk: Desk) -> None:
             with gr.Row(elem_classes="bar-of-buttons", equal_height=True):
                 pause = gr.Button("Pause the queue", size="sm", elem_id="pause")
                 clear = gr.Button("Cancel all that wait", size="sm", elem_id="clear")
-            problem = gr.HTML()
-            jobs = gr.HTML(elem_id="jobs", js_on_load=marks.CLICKS)
+            problem = marks.area()
+            jobs = marks.area(elem_id="jobs")
         with gr.Column(scale=8, min_width=340, elem_classes="stage"):
-            detail = gr.HTML(elem_id="detail", js_on_load=marks.CLICKS)
+            detail = marks.area(elem_id="detail")
             chosen = gr.State()
     desk.places[ID] = chosen
     desk.places["detail"], desk.places["runs problem"] = detail, problem

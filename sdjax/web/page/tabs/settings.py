@@ -35,17 +35,17 @@ def build(desk: Desk) -> None:
     queue, known = desk.services.queue, form.every()
     with gr.Row(elem_classes="split"):
         with gr.Column(scale=6, min_width=340, elem_classes="side"):
-            gr.HTML(tag("h3", "Pictures begins with"))
+            marks.area(tag("h3", "Pictures begins with"))
             controls = {name: form.control(known[name], elem_id=f"begin-{name}") for name in BEGIN}
             with gr.Row():
                 keep = gr.Button("Keep", variant="primary", elem_id="keep-defaults")
                 usual = gr.Button("As delivered", elem_id="usual-defaults")
-            problem = gr.HTML()
-            news = gr.HTML(elem_id="kept")
+            problem = marks.area()
+            news = marks.area(elem_id="kept")
         with gr.Column(scale=6, min_width=340, elem_classes="side"):
             theme = gr.Radio(THEMES, value="system", label="Theme", elem_id="theme", info="Kept on the server.")
-            gr.HTML(_folders(desk))
-            gr.HTML(_keys())
+            marks.area(_folders(desk))
+            marks.area(_keys())
     desk.places[ID] = (controls, theme)
 
     def kept(*given: Any) -> list[Any]:

@@ -72,14 +72,14 @@ def build(desk: Desk) -> None:
             drop = gr.File(file_count="multiple", file_types=GIVEN, label="Drop 3 to 20 pictures of it here", height=130,
                            elem_id="drop")  # fmt: skip
             key = gr.Textbox("", visible="hidden", elem_id="set-key")
-            shown = gr.HTML(elem_id="set", js_on_load=marks.CLICKS)
+            shown = marks.area(elem_id="set")
             edit = _editor()
         with gr.Column(scale=5, min_width=340, elem_classes="stage"):
             kind = gr.Radio(KINDS, value=None, label="What is it?", elem_id="kind", elem_classes="big-choice")
-            sentence = gr.HTML(elem_id="sentence")
-            problem = gr.HTML()
+            sentence = marks.area(elem_id="sentence")
+            problem = marks.area()
             start = gr.Button("Start", variant="primary", elem_id="start")
-            now = gr.HTML(elem_id="learning", js_on_load=marks.CLICKS)
+            now = marks.area(elem_id="learning")
             with gr.Accordion("Change how it learns", open=False, elem_id="how"):
                 name = gr.Textbox(label="Name", info="What it is called in the library and in prompts.",
                                   placeholder="my cat", elem_id="teach-name")  # fmt: skip
@@ -336,7 +336,7 @@ def _settings(desk: Desk, recipe: Any, kind: Any, key: Any, model: Any, changes:
         found = suggest.suggest(services.library, services.queue, of, what or "thing", count)
         own = chosen or found.recipe
         start = {**(found.settings if own == found.recipe else {}), **(changed or {})}
-        gr.HTML(tag("p", recipes.about(own), cls="dim"))
+        marks.area(tag("p", recipes.about(own), cls="dim"))
         groups: dict[str, list[recipes.Declared]] = {}
         for one in recipes.declared(own):
             groups.setdefault(one.group, []).append(one)
