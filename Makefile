@@ -3,6 +3,7 @@
 # make ui     a queue and the APIs of A1111 and OpenAI on http://127.0.0.1:7860 (ARGS="--models DIR --adapters DIR")
 # They make .venv and install what they need first.  Everything else is the same programs with their main arguments:
 #   make tune IMAGE=photo.png (into outputs/tune/photo), train-encoder, compare, verify-pytorch, bench; install, lint, format
+#   make test-ui   the page in a browser; as root it fetches Debian's chromium where there is none
 #   make clean  removes .venv and build; outputs/ stays
 #   MODEL   pocket, a diffusers folder, a single file or a hub id        IMAGE   one photo
 #   DATA    pocketland, or a folder of images                            CONFIG  a recipe in configs/
@@ -21,12 +22,13 @@ CORE := .venv/installed-$(ACCEL)
 LINT := .venv/installed-lint
 UI := .venv/installed-ui
 TEST := .venv/installed-test
+BROWSER := .venv/installed-test-ui
 
 ifeq ($(filter $(ACCEL),cpu cuda tpu),)
 $(error ACCEL=$(ACCEL): expected cpu, cuda or tpu)
 endif
 
-.PHONY: help install demo ui test test-slow train-encoder tune compare verify-pytorch bench lint format clean
+.PHONY: help install demo ui test test-slow test-ui train-encoder tune compare verify-pytorch bench lint format clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile
@@ -44,6 +46,9 @@ test: $(TEST)
 
 test-slow: $(TEST)
 	$(PY) -m pytest -m slow $(ARGS)
+
+test-ui: $(BROWSER)
+	$(PY) -m pytest tests/ui -n 0 $(ARGS)
 
 train-encoder: CONFIG := $(or $(CONFIG),$(if $(filter pocket,$(MODEL)),configs/pocket/e4t.py,configs/e4t_pretrain.py))
 train-encoder: $(CORE)
@@ -105,6 +110,15 @@ $(LINT): $(CORE)
 $(UI): $(CORE)
 	@echo "installing what the page and the APIs need"
 	@$(call install,.[ui])
+	@touch $@
+
+# The browser is the system's, so that nothing but Debian's package is run.
+$(BROWSER): $(CORE)
+	@echo "installing what the tests of the page need"
+	@$(call install,.[test-ui])
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+		{ test "$$(id -u)" = 0 && apt-get install -y -qq chromium >/dev/null; } || \
+		{ echo "no chromium: expected one on the path" >&2; exit 2; }
 	@touch $@
 
 # torch comes first and by its exact version, so that a wheel for CPUs at hand is taken before a larger one.

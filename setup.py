@@ -25,6 +25,7 @@ LINT = ["ruff>=0.14", "basedpyright>=1.30"]
 CONDITIONS = ["opencv-python-headless>=4.10"]  # straight lines; edges need none
 UI = ["fastapi>=0.140", "uvicorn>=0.40", "python-multipart>=0.0.20", "gradio>=6.29"]  # gradio: pillow and hub's newest
 CLIENTS = ["webuiapi>=0.9.17", "openai>=3"]  # of the APIs, which tests speak with
+BROWSER = ["playwright>=1.50"]  # drives a Chromium that is there, in tests/ui alone
 TABLES = ["pyarrow>=20"]  # parquet lists of jobs
 
 setup(
@@ -34,7 +35,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["sdjax", "sdjax.*"]),
-    package_data={"sdjax": ["pocket/**"]},
+    package_data={"sdjax": ["pocket/**", "web/page/*.css", "web/page/*.html", "web/page/*.png"]},
     install_requires=CORE,
     entry_points={"console_scripts": ["sdjax=sdjax.__main__:main"]},
     extras_require={
@@ -43,6 +44,7 @@ setup(
         "lint": [*LINT, *TENSORBOARD, *TABLES, *CONDITIONS, *UI],
         "conditions": CONDITIONS,
         "ui": UI,
+        "test-ui": [*UI, *BROWSER, "pytest>=8", "pytest-xdist>=3.6"],
         "tables": TABLES,
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],

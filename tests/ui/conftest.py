@@ -8,12 +8,14 @@ import pytest
 from PIL import Image
 
 from sdjax.data import pocketland
+from sdjax.service.queue import Queue
 from tests.serving import Served
 
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "/usr/bin/chromium")
+STEPS = 4  # of pictures, so that tests are fast
 PERSON = 10_000_003  # an identity that was held out from training
 
 
@@ -21,6 +23,7 @@ PERSON = 10_000_003  # an identity that was held out from training
 def served(tmp_path_factory):
     """The server, with the embedded model, for all tests."""
     one = Served(tmp_path_factory.mktemp("served") / "ui", model="pocket").start()
+    Queue(one.out / "queue.db").options(**{"page.defaults": {"steps": STEPS}})
     yield one
     one.stop()
 
@@ -78,6 +81,7 @@ def opened(context, served):
     page.goto(served.url)
     page.wait_for_selector("#generate")
     page.wait_for_function("window.sdjax_pictures === true")
+    page.wait_for_timeout(300)
     return page
 
 

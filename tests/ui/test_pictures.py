@@ -8,7 +8,7 @@ from PIL import Image
 
 from sdjax.service import records
 from tests.serving import wait_for
-from tests.ui.conftest import go, opened
+from tests.ui.conftest import STEPS, go, opened
 from tests.ui.files import PAYLOADS
 
 
@@ -35,12 +35,11 @@ def fetched(page, path):
 
 def test_generate(page, tmp_path):
     prompt(page, "a photo of a face on the beach")
-    steps(page, 4)
     page.locator("#set-prompt textarea").press("Control+Enter")
     data = shown(page, "a photo of a face on the beach", 120)
     (tmp_path / "made.png").write_bytes(data)
     record = records.read(tmp_path / "made.png")
-    assert record["steps"] == 4 and record["prompt"] == "a photo of a face on the beach"
+    assert record["steps"] == STEPS and record["prompt"] == "a photo of a face on the beach"
     assert np.asarray(Image.open(io.BytesIO(data))).std() > 10
 
 

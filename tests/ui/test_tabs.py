@@ -14,7 +14,7 @@ from tests.ui.test_pictures import prompt, shown
 
 def test_teach_from_five_pictures_and_use_it(context, served, faces):
     """Three clicks teach, two more make the first picture."""
-    page, begin, clicks = opened(context, served), time.monotonic(), 0
+    page, begin = opened(context, served), time.monotonic()
     go(page, "Teach")
     with page.expect_file_chooser() as chooser:  # 1: choose the pictures
         page.locator("#drop button").first.click()

@@ -1,89 +1,14 @@
 """The page of the server, at `/`: it shows and submits; queue, library and worker do the rest.
 
-    mount(app, services)            what sdjax.web.server calls where gradio is installed
-
-A tab is a file of tabs/.  Nothing is loaded from another host: fonts, scripts and styles are the server's own, and the
-page's Content-Security-Policy holds it.
+mount(app, services)            # what sdjax.web.server calls where gradio is installed
 """
 
 import importlib
 import os
-import pkgutil
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from fastapi import FastAPI
 
-from sdjax.web.services import Services
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-
-import gradio as gr  # noqa: E402  # after the line above, which it reads
-
-from sdjax.web.page import tabs  # noqa: E402
-from sdjax.web.page.desk import Desk  # noqa: E402
-from sdjax.web.page.policy import Policy  # noqa: E402
-
-HERE = Path(__file__).parent
-MOST_FILE = "256mb"
-CLEANED = (3600, 24 * 3600)  # every so many seconds copies of pictures older than so many go
-
-
-def found() -> list[ModuleType]:
-    """Returns the modules of the tabs, in their order."""
-    names = [one.name for one in pkgutil.iter_modules(tabs.__path__)]
-    return sorted((importlib.import_module(f"{tabs.__name__}.{name}") for name in names), key=lambda tab: tab.ORDER)
-
-
-def build(services: Services) -> gr.Blocks:
-    """Returns the page."""
-    desk = Desk(services)
-    with gr.Blocks(title="sdjax", analytics_enabled=False, fill_width=True, delete_cache=CLEANED) as made:
-        desk.seen = gr.State()
-        with gr.Tabs(elem_id="tabs") as desk.tabs:
-            built = []
-            for one in found():
-                with gr.Tab(one.TITLE, id=one.ID, elem_id=f"tab-{one.ID}"):
-                    built.append(one)
-                    one.build(desk)
-        for one in built:
-            one.wire(desk, made)
-        desk.begin(made.load)
-    return made
-
-
-def mount(app: FastAPI, services: Services) -> None:
-    """Adds the page to a server."""
-    folder = services.place.root / "page"  # what browsers sent, and copies of what they are shown
-    folder.mkdir(mode=0o700, exist_ok=True)
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    shown = [str(services.place.root / name) for name in ("pictures", "uploads")]
-    more: dict[str, Any] = {"theme": theme(), "css_paths": [HERE / "page.css"], "head_paths": [HERE / "page.html"]}
-    app.add_middleware(Policy)  # pyright: ignore[reportArgumentType]
-    gr.mount_gradio_app(
-        app, build(services), path="/", allowed_paths=shown, run_history=False, footer_links=[], show_error=False,
-        max_file_size=MOST_FILE, enable_monitoring=False, favicon_path=str(HERE / "icon.png"), ssr_mode=False, **more,
-    )  # fmt: skip
-
-
-def theme() -> gr.Theme:
-    """Returns the look of Gradio's own components; page.css has the rest."""
-    fonts = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-    mono = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
-    made = gr.themes.Base(primary_hue="indigo", neutral_hue="slate", radius_size="lg", font=fonts, font_mono=mono)
-    return made.set(
-        body_background_fill="*neutral_50", body_background_fill_dark="#0d1117",
-        background_fill_primary_dark="#161b22", background_fill_secondary_dark="#0d1117",
-        block_background_fill_dark="#161b22", input_background_fill_dark="#0d1117", border_color_primary_dark="#2b3240",
-        block_border_width="1px", block_label_text_weight="600", block_title_text_weight="600",
-        block_shadow="none", button_primary_background_fill="*primary_600",
-        button_primary_background_fill_hover="*primary_700", button_primary_text_color="white",
-        input_background_fill="white", slider_color="*primary_500", input_border_width="1px",
-        input_border_color="#d5dce6", input_border_color_dark="#333c4a", input_border_color_focus="*primary_400",
-        block_title_text_color="#0f172a", block_title_text_color_dark="#e6edf3", input_radius="10px",
-        block_radius="14px", container_radius="14px", button_large_radius="12px", button_small_radius="9px",
-        block_info_text_color="#64748b", block_info_text_color_dark="#94a3b8", button_secondary_background_fill="#eef2f7",
-        button_secondary_background_fill_dark="#1f2630", button_secondary_text_color="#0f172a",
-        button_secondary_text_color_dark="#e6edf3", input_padding="9px 12px",
-    )  # fmt: skip
+def mount(app: Any, services: Any) -> None:
+    """Adds the page to a server; Gradio, which takes seconds and would ask other hosts, is imported here."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    importlib.import_module("sdjax.web.page.whole").mount(app, services)

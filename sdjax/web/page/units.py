@@ -11,6 +11,7 @@ from sdjax import conditions
 from sdjax.service import uploads
 from sdjax.service.library import Library
 from sdjax.settings import SettingError
+from sdjax.web.page import marks
 from sdjax.web.page.desk import Desk
 
 NAMES = ("control", "control_image", "weight", "start", "end", "preprocess")  # settings that units stand for

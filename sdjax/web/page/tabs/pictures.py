@@ -22,7 +22,8 @@ ID, TITLE, ORDER = "pictures", "Pictures", 1
 SOURCE = "page"
 BARE = ("prompt", "negative_prompt", "size", "model", "seed")  # not in folds
 OWN = ("image", "mask", *units.NAMES)  # that have controls of their own
-USUAL: dict[str, Any] = {"grammar": "a1111", "seed": -1}  # in place of the declared values
+# In place of the declared values: what workers compile before they are asked, so that the first picture comes at once.
+USUAL: dict[str, Any] = {"grammar": "a1111", "seed": -1, "sampler": "euler", "schedule": "automatic"}
 DIFFERS = ("steps", "guidance", "strength")  # of which tasks have other usual values
 NAMED = ("model", "vae")  # settings that are lists of the library
 PICTURED = ("text2img", "img2img", "upscale", "controlnet")  # tasks with the plain picture
@@ -351,7 +352,7 @@ def _moded(made: Pictures, new: str, old: str, *now: Any) -> list[Any]:
     usual = {}
     for name, value in zip(DIFFERS, now, strict=True):
         was = before[name].usual if name in before else ""
-        if name in known and value in (was, form.shown(was)):
+        if name in known and (name not in before or value in (was, form.shown(was))):
             usual[name] = form.shown(known[name].usual)
     rest = [gr.update(visible=name in known, **({"value": usual[name]} if name in usual else {}))
             for name in made.controls]  # fmt: skip

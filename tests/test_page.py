@@ -1,0 +1,139 @@
+"""The page without a browser: its form, its pieces of HTML, what its events do."""
+
+import asyncio
+import dataclasses
+
+import pytest
+
+pytest.importorskip("gradio")
+
+import gradio as gr
+from markupsafe import Markup
+
+from sdjax.sampling.fields import fields
+from sdjax.sampling.settings import TASKS
+from sdjax.service import orders
+from sdjax.service.library import Library
+from sdjax.service.place import Place
+from sdjax.service.queue import Queue
+from sdjax.settings import SettingError
+from sdjax.web.page import charts, form, marks, stage, units, whole, words
+from sdjax.web.page.tabs import pictures
+from sdjax.web.services import Services
+from tests.ui.files import PAYLOADS
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """The page of a place of its own."""
+    place = Place(tmp_path_factory.mktemp("page") / "ui", "pocket").made()
+    made = []
+    services = Services(place, Queue(place.queue), Library(place))
+
+    async def build():  # within a loop, since Gradio leaves those open that it makes itself
+        return whole.build(services, made.append)
+
+    built = asyncio.run(build())
+    return made[0], built
+
+
+def test_every_setting_of_a_picture_is_in_the_page(desk):
+    """Each setting that a browser may give has a control, which is visible where its task is chosen."""
+    made = desk[0].places["pictures"]
+    for task, kind in TASKS.items():
+        usual = [1.0] * len(pictures.DIFFERS)
+        shown = pictures._moded(made, task, "text2img", *usual)[1:]
+        folds, rest = shown[5 : 5 + len(made.folds)], shown[5 + len(made.folds) :]
+        visible = dict(zip(made.controls, (one["visible"] for one in rest), strict=True))
+        opened = dict(zip(made.folds, (one["visible"] for one in folds), strict=True))
+        for name, one in fields(kind).items():
+            if name not in orders.NAMED and one.about.mine:
+                continue  # who starts the server says it
+            if name in made.controls:
+                place = one.part.__name__
+                assert visible[name] and (name in pictures.BARE or opened[place]), (task, name)
+            elif name == "image":
+                assert task == "inpaint" or shown[0]["visible"], task
+            elif name == "mask":
+                assert shown[2]["visible"] or task == "inpaint", task
+            else:
+                assert name in units.NAMES and shown[3]["visible"], (task, name)
+
+
+def test_every_field_has_help(desk):
+    components = [one for one in desk[1].blocks.values() if isinstance(one, gr.components.FormComponent)]
+    bare = [one.label for one in components if one.visible is True and one.show_label and not one.info]
+    assert set(bare) <= {"What is it?", "What to do"}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_the_form_begins_with_is_what_is_usual(desk, task):
+    """The values of untouched controls are an order's usual ones, but for what the page has of its own."""
+    made = desk[0].places["pictures"]
+    given = {name: control.value for name, control in made.controls.items()}
+    found = form.values(task, given)
+    known = fields(TASKS[task])
+    other = {name for name, value in found.items() if value != known[name].usual and form.shown(known[name].usual) != value}
+    assert other <= {*pictures.USUAL, *pictures.DIFFERS}
+
+
+def test_values():
+    given = {"prompt": "a", "steps": 20.0, "eta": "0.5", "size": "512x768", "variation": 0, "variation_seed": 3,
+             "hires_strength": 0.4, "weighting": "", "model": "", "strength": 0.4}  # fmt: skip
+    found = form.values("text2img", given)
+    assert found["steps"] == 20 and type(found["steps"]) is int and found["eta"] == 0.5
+    assert "hires_strength" not in found and "weighting" not in found and "strength" not in found
+    with pytest.raises(SettingError, match="eta"):
+        form.values("text2img", {"prompt": "a", "eta": "much"})
+
+
+def test_what_is_filled_in_is_read_again(desk):
+    """A record's settings come back from the controls that show them."""
+    made = desk[0].places["pictures"]
+    values = {"prompt": "a <b>", "steps": 33, "sampler": "dpmpp_2m", "schedule": "karras", "guidance": 4.5, "seed": 2**40,
+              "size": "512x768", "eta": 0.25, "rescale": 0.5, "clip_skip": 2, "hires": 1.5, "hires_steps": 7}  # fmt: skip
+    mode, _, _, *updates = made.fill("text2img", values)
+    given = {name: one["value"] for name, one in zip(made.controls, updates, strict=True) if "value" in one}
+    found = form.values(mode, given)
+    assert {name: str(found[name]) for name in values} == {name: str(value) for name, value in values.items()}
+
+
+@pytest.mark.parametrize("text", PAYLOADS)
+def test_texts_stay_texts(text):
+    made = str(marks.tag("p", text, title=text, data={"name": text}))
+    assert made.count("<") == 2 and made.startswith("<p ") and made.endswith("</p>")
+    inside = made[made.index("<p ") + 3 : made.index(">")]
+    assert inside.count('"') == 4
+    assert str(marks.problem(text)).count("<") == 2 and str(marks.empty(text, text)).count("<") == 6
+
+
+def test_a_chart_of_nothing_is_nothing():
+    assert charts.chart("Loss", {}) == Markup("") == charts.chart("Loss", {"loss": [(1, float("nan"))]})
+    drawn = charts.chart("Loss", {"loss": [(i, 1 / (i + 1)) for i in range(5000)]})
+    assert drawn.count("polyline") == 2 and len(drawn) < 20_000
+
+
+def test_durations():
+    assert [words.duration(one) for one in (0.2, 40, 100, 8000)] == ["1 s", "40 s", "2 min", "2 h 13 min"]
+
+
+def test_a_job_is_put_before_those_that_wait(desk):
+    made, queue = desk[0].places["pictures"], desk[0].services.queue
+    given = ["text2img", 2, None, None, None, *(one.value for one in made.units.inputs)]
+    given += ["a cat" if name == "prompt" else one.value for name, one in made.controls.items()]
+    pictures._putting(made, False)(*given)
+    pictures._putting(made, True)(*given)
+    second, first = queue.newest(2)[::-1]
+    assert [one.id for one in queue.waiting()] == [first.id, second.id] and first.count == 2
+    queue.clear()
+
+
+def test_cards_of_jobs_and_pictures(desk):
+    queue = desk[0].services.queue
+    job = queue.add("pictures", {"task": "text2img", "settings": {"prompt": PAYLOADS[1]}, "count": 1})
+    for state in ("waiting", "running", "failed"):
+        one = dataclasses.replace(job, state=state, error=PAYLOADS[0], phase="sampling", step=1, steps=4, started=1.0)
+        assert "<img src=x" not in stage.card(queue, one)
+    queue.clear()
