@@ -23,8 +23,9 @@ def environment():
 class Served:
     """`sdjax ui` on a free port; killed and started again it has the same folder, and a port of its own."""
 
-    def __init__(self, out, *arguments, model="random:tiny"):
-        self.out, self.arguments, self.process = Path(out), ["--model", model, *map(str, arguments)], None
+    def __init__(self, out, *arguments, model="random:tiny", page=False):
+        more = [] if page else ["--api-only"]  # Gradio takes seconds to start
+        self.out, self.arguments, self.process = Path(out), ["--model", model, *more, *map(str, arguments)], None
         self.log = self.out.with_name(f"{self.out.name}.log")
 
     def start(self):
@@ -34,7 +35,7 @@ class Served:
             self.process = subprocess.Popen(line, env=environment(), stdout=log, stderr=log, cwd=ROOT)
         while "; API" not in self.log.read_text():
             assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() - begin < 60, self.log.read_text()
+            assert time.monotonic() - begin < 180, self.log.read_text()
             time.sleep(0.02)
         self.url = self.log.read_text().split("sdjax: ")[1].split(" ")[0]
         return self

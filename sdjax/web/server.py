@@ -70,9 +70,9 @@ def create_app(place: Place, hosts: Sequence[str] | None = LOCAL, auth: Auth | N
     return app
 
 
-def mount_page(app: FastAPI) -> None:
-    """Adds the page where it and what it needs are installed, else a line that says where the API is."""
-    if importlib.util.find_spec(PAGE) is not None and importlib.util.find_spec("gradio") is not None:
+def mount_page(app: FastAPI, wanted: bool = True) -> None:
+    """Adds the page where it is wanted and what it needs is installed, else a line that says where the API is."""
+    if wanted and importlib.util.find_spec(PAGE) is not None and importlib.util.find_spec("gradio") is not None:
         importlib.import_module(PAGE).mount(app, app.state.services)
         return
 
@@ -173,6 +173,7 @@ def parser(doc: str | None) -> flags.Parser:
     add("--out", type=Path, default=Path("outputs/ui"), metavar="DIR", help="the server's own folder")
     add("--host", default="127.0.0.1", help="address; another one than this machine's own needs --auth")
     add("--port", type=int, default=7860)
+    add("--api-only", action="store_true", help="no page: what programs ask for alone")
     add("--auth", type=Path, metavar="FILE", help="names and hashed passwords of those who may ask")
     add("--add-user", metavar="NAME", help="ask for a password, write it into --auth FILE, and end")
     return made
@@ -215,7 +216,7 @@ def serve(given: Any) -> None:
         place.made()
         app = create_app(place, (*LOCAL, given.host) if local else None, auth)
         with kept(app.state.services):
-            mount_page(app)
+            mount_page(app, not given.api_only)
             _listen(app, given.host, given.port, lambda url: _say(url, begin))
 
 

@@ -22,7 +22,7 @@ PERSON = 10_000_003  # an identity that was held out from training
 @pytest.fixture(scope="session")
 def served(tmp_path_factory):
     """The server, with the embedded model, for all tests."""
-    one = Served(tmp_path_factory.mktemp("served") / "ui", model="pocket").start()
+    one = Served(tmp_path_factory.mktemp("served") / "ui", model="pocket", page=True).start()
     Queue(one.out / "queue.db").options(**{"page.defaults": {"steps": STEPS}})
     yield one
     one.stop()
@@ -62,7 +62,7 @@ class Watched:
 @pytest.fixture
 def context(browser, served):
     made = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    made.set_default_timeout(30_000)
+    made.set_default_timeout(60_000)
     made.watched = Watched(made, served.url)
     yield made
     made.watched.check()

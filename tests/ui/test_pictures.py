@@ -68,9 +68,10 @@ def test_a_painted_mask_is_repainted(page, tmp_path):
     path = tmp_path / "grey.png"
     Image.new("RGB", (64, 64), (90, 120, 150)).save(path)
     page.locator("#mode label", has_text="Repaint").click()
-    page.locator("#editor input[type=file]").first.set_input_files(str(path))
     canvas = page.locator("#editor canvas").first
     canvas.wait_for()
+    page.wait_for_timeout(1500)
+    page.locator("#editor input[type=file]").first.set_input_files(str(path))
     page.wait_for_timeout(1500)
     page.locator("#editor [aria-label='Brush'], #editor [title='Brush']").first.click()
     box = canvas.bounding_box()

@@ -20,12 +20,12 @@ def keep(components: Sequence[Any], opened: Any, part: str = "pictures") -> None
         if (window.{ready}) localStorage.setItem('{key}', JSON.stringify(
             Object.fromEntries(names.map((name, i) => [name, values[i]]))));
     }}"""
-    show = f"""(...values) => {{
+    show = f"""() => {{
         const names = {names};
         let kept = {{}};
         try {{ kept = JSON.parse(localStorage.getItem('{key}')) || {{}}; }} catch (error) {{ }}
         window.{ready} = true;
-        return names.map((name, i) => name in kept ? kept[name] : values[i]);
+        return names.map(name => ({{__type__: 'update', ...(name in kept ? {{value: kept[name]}} : {{}})}}));
     }}"""
     gr.on([one.change for one in components], None, list(components), None, js=save, **QUIET)
-    opened.then(None, list(components), list(components), js=show, **QUIET)
+    opened.then(None, None, list(components), js=show, **QUIET)

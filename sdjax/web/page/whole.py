@@ -37,7 +37,7 @@ def build(services: Services, tell: Callable[[Desk], Any] = lambda _: None) -> g
     tell(desk)
     with gr.Blocks(title="sdjax", analytics_enabled=False, fill_width=True, delete_cache=CLEANED) as made:
         desk.seen = gr.State()
-        with gr.Tabs(elem_id="tabs") as desk.tabs:
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as desk.tabs:
             built = []
             for one in found():
                 with gr.Tab(one.TITLE, id=one.ID, elem_id=f"tab-{one.ID}"):
