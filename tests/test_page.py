@@ -75,7 +75,9 @@ def test_what_the_form_begins_with_is_what_is_usual(desk, task):
     given = {name: control.value for name, control in made.controls.items()}
     found = form.values(task, given)
     known = fields(TASKS[task])
-    other = {name for name, value in found.items() if value != known[name].usual and form.shown(known[name].usual) != value}
+    other = {
+        name for name, value in found.items() if value != known[name].usual and form.shown(known[name].usual) != value
+    }
     assert other <= {*pictures.USUAL, *pictures.DIFFERS}
 
 
@@ -92,8 +94,9 @@ def test_values():
 def test_what_is_filled_in_is_read_again(desk):
     """A record's settings come back from the controls that show them."""
     made = desk[0].places["pictures"]
-    values = {"prompt": "a <b>", "steps": 33, "sampler": "dpmpp_2m", "schedule": "karras", "guidance": 4.5, "seed": 2**40,
-              "size": "512x768", "eta": 0.25, "rescale": 0.5, "clip_skip": 2, "hires": 1.5, "hires_steps": 7}  # fmt: skip
+    values = {"prompt": "a <b>", "steps": 33, "sampler": "dpmpp_2m", "schedule": "karras", "guidance": 4.5,
+              "seed": 2**40, "size": "512x768", "eta": 0.25, "rescale": 0.5, "clip_skip": 2,
+              "hires": 1.5, "hires_steps": 7}  # fmt: skip
     mode, _, _, *updates = made.fill("text2img", values)
     given = {name: one["value"] for name, one in zip(made.controls, updates, strict=True) if "value" in one}
     found = form.values(mode, given)

@@ -35,7 +35,7 @@ class Shown:
 
 
 def add(place: Place, key: str, given: Iterable[tuple[str, bytes]]) -> int:
-    """Keeps pictures and captions in a set, each under a name that no other has; returns how many pictures there are."""
+    """Keeps pictures and captions in a set, each under a name of its own; returns how many pictures there are."""
     folder, renamed, given = place.set(key), [], list(given)
     masks = [(name, data) for name, data in given if name.lower().endswith(MASK)]
     given = [one for one in given if one not in masks]

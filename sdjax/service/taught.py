@@ -92,7 +92,7 @@ def _named(library: Library, name: str, prompt: str) -> tuple[str, str]:
 
 
 def _picture(library: Library, left: Path, told: dict[str, Any]) -> str:
-    """Returns the upload that an E4T model's word stands for: of several pictures the first; "" where it has its own."""
+    """Returns the upload that an E4T model's word stands for, the first picture; "" where it has its own."""
     if not (left / "e4t").is_dir() or (left / "e4t" / "concept.png").is_file():
         return ""
     try:

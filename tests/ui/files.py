@@ -3,14 +3,27 @@
 import numpy as np
 
 PAYLOADS = (
-    "<script>alert(1)</script>", "<img src=x onerror=alert(2)>", "\"><svg onload=alert(3)>", "<iframe src=javascript:alert(4)>",
-    "<a href='javascript:alert(5)'>x</a>", "<body onload=alert(6)>", "<input autofocus onfocus=alert(7)>",
-    "<details open ontoggle=alert(8)>", "<math><mtext></form><form><mglyph><style></math><img src onerror=alert(9)>",
-    "'-alert(10)-'", "{{constructor.constructor('alert(11)')()}}", "${alert(12)}", "[x](javascript:alert(13))",
-    "![x](x\"onerror=\"alert(14))", "<style>@import 'http://evil.invalid/x.css';</style>",
-    "<link rel=stylesheet href=http://evil.invalid/y.css>", "<base href=http://evil.invalid/>",
-    "<img src=http://evil.invalid/z.png>", "&lt;script&gt;alert(19)&lt;/script&gt;", "</textarea><script>alert(20)</script>",
-)  # fmt: skip
+    '<script>alert(1)</script>',
+    '<img src=x onerror=alert(2)>',
+    '"><svg onload=alert(3)>',
+    '<iframe src=javascript:alert(4)>',
+    "<a href='javascript:alert(5)'>x</a>",
+    '<body onload=alert(6)>',
+    '<input autofocus onfocus=alert(7)>',
+    '<details open ontoggle=alert(8)>',
+    '<math><mtext></form><form><mglyph><style></math><img src onerror=alert(9)>',
+    "'-alert(10)-'",
+    "{{constructor.constructor('alert(11)')()}}",
+    '${alert(12)}',
+    '[x](javascript:alert(13))',
+    '![x](x"onerror="alert(14))',
+    "<style>@import 'http://evil.invalid/x.css';</style>",
+    '<link rel=stylesheet href=http://evil.invalid/y.css>',
+    '<base href=http://evil.invalid/>',
+    '<img src=http://evil.invalid/z.png>',
+    '&lt;script&gt;alert(19)&lt;/script&gt;',
+    '</textarea><script>alert(20)</script>',
+)
 
 
 def lora():
@@ -27,5 +40,9 @@ def lora():
         made[f"{key}.lora_down.weight"] = random.normal(0, 0.02, (2, into)).astype(np.float32)
         made[f"{key}.lora_up.weight"] = random.normal(0, 0.02, (out, 2)).astype(np.float32)
         made[f"{key}.alpha"] = np.float32(2)
-    told = {"ss_tag_frequency": '{"a": {"inked <b>line</b>": 3}}', "ss_network_module": "networks.lora", "ss_network_dim": "2"}
+    told = {
+        "ss_tag_frequency": '{"a": {"inked <b>line</b>": 3}}',
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "2",
+    }
     return made, told

@@ -122,7 +122,9 @@ def test_prompts_are_text(page, served):
         row = page.locator("#jobs .job .name", has_text=text[:40].strip()).first
         row.click()
         page.locator("#detail h3", has_text=text[:40].strip()).wait_for()
-    inside = "#jobs :is(script, iframe, svg, a, style, [onerror], [onload]), #detail :is(script, iframe, style, [onerror])"
+    inside = (
+        "#jobs :is(script, iframe, svg, a, style, [onerror], [onload]), #detail :is(script, iframe, style, [onerror])"
+    )
     assert page.locator(inside).count() == 0
     client.post("/api/queue/clear")
     client.post("/api/queue/go")

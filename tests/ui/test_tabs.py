@@ -96,7 +96,9 @@ def test_what_a_file_says_is_text(page, tmp_path, payloads):
     go(page, "Picture info")
     for text in payloads[:6]:
         about = PngImagePlugin.PngInfo()
-        about.add_itxt("parameters", f"{text}\nNegative prompt: {text}\nSteps: 20, Sampler: Euler, Seed: 1, Model: m{text}")
+        about.add_itxt(
+            "parameters", f"{text}\nNegative prompt: {text}\nSteps: 20, Sampler: Euler, Seed: 1, Model: m{text}"
+        )
         Image.new("RGB", (32, 32)).save(tmp_path / "x.png", pnginfo=about)
         page.locator("#info-file input[type=file]").set_input_files(str(tmp_path / "x.png"))
         page.locator("#told .prompt.big", has_text=text[:60].strip()).wait_for()

@@ -20,7 +20,7 @@ PLOTS = (  # title, the names of figures in it: a prefix ends with "."
 
 
 def listed(queue: Queue, chosen: int | None) -> tuple[Hashable, Any]:
-    """Returns (key, function that makes it) of the list of jobs: those that wait first, then the others, newest first."""
+    """Returns (key, function that makes it) of the list of jobs: those that wait, then the others, newest first."""
     order = queue.waiting()
     there = {job.id for job in order}
     rest = [job for job in queue.newest(MOST) if job.id not in there]

@@ -12,7 +12,7 @@ KEY = "sdjax.draft"
 
 
 def keep(components: Sequence[Any], opened: Any, part: str = "pictures") -> None:
-    """Keeps the values of components in the browser, and shows them again after the event `opened`; part: of the page."""
+    """Keeps the values of components in the browser, and shows them again after `opened`; part: of the page."""
     key, ready = f"{KEY}.{part}", f"sdjax_{part}"
     names = json.dumps([getattr(one, "elem_id", None) or str(i) for i, one in enumerate(components)])
     save = f"""(...values) => {{

@@ -22,7 +22,8 @@ LABELS = {
 HELP = {  # where the declaration speaks to who starts the program
     "model": "which model makes the picture; Library says what there is", "vae": "another decoder of pictures",
     "seed": "the same seed and settings make the same picture; -1 is a new one each time",
-    "size": "width x height in pixels; type another one", "adapter": "as <lora:NAME:1>; cards above put them into the prompt",
+    "size": "width x height in pixels; type another one",
+    "adapter": "as <lora:NAME:1>; cards above put them into the prompt",
     "prompt": "what the picture shows", "negative_prompt": "what it should not show",
 }  # fmt: skip
 TITLES = {

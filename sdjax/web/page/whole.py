@@ -79,7 +79,8 @@ def theme() -> gr.Theme:
         input_border_color="#d5dce6", input_border_color_dark="#333c4a", input_border_color_focus="*primary_400",
         block_title_text_color="#0f172a", block_title_text_color_dark="#e6edf3", input_radius="10px",
         block_radius="14px", container_radius="14px", button_large_radius="12px", button_small_radius="9px",
-        block_info_text_color="#64748b", block_info_text_color_dark="#94a3b8", button_secondary_background_fill="#eef2f7",
+        block_info_text_color="#64748b", block_info_text_color_dark="#94a3b8",
+        button_secondary_background_fill="#eef2f7",
         button_secondary_background_fill_dark="#1f2630", button_secondary_text_color="#0f172a",
         button_secondary_text_color_dark="#e6edf3", input_padding="9px 12px",
     )  # fmt: skip

@@ -72,8 +72,10 @@ def _told(path: str | None) -> Markup:
 def _record(record: Record) -> list[Any]:
     text = records.text(record)
     known = form.every()
-    rows = [(form.label(name), form.shown(value)) for name, value in record.settings.items()
-            if name not in ("prompt", "negative_prompt") and (name not in known or value != known[name].usual)]  # fmt: skip
+    texts = ("prompt", "negative_prompt")
+    said = {name: value for name, value in record.settings.items() if name not in texts}
+    told = {name: value for name, value in said.items() if name not in known or value != known[name].usual}
+    rows = [(form.label(name), form.shown(value)) for name, value in told.items()]
     rows += [(f"hash of {name}", value) for name, value in record.hashes.items()]
     rows += list(record.more.items())
     body = [tag("tr", tag("th", name), tag("td", str(value)[:2000])) for name, value in rows]

@@ -40,7 +40,7 @@ def build(desk: Desk) -> None:
                     licence = gr.Dropdown(LICENCES, value="", label="Licence", allow_custom_value=True,
                                           info="Of the package.", elem_id="licence")  # fmt: skip
                     private = gr.Checkbox(False, label="With private things", elem_id="private",
-                                          info="Prompts, names of files, what the trainer wrote of your folders.")  # fmt: skip
+                                          info="Prompts, names of files and folders.")  # fmt: skip
             chosen = gr.State()
     desk.places[ID] = chosen
     desk.places["book"], desk.places["library problem"] = told, problem

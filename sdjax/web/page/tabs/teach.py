@@ -69,7 +69,7 @@ def build(desk: Desk) -> None:
     """Makes the components."""
     with gr.Row(elem_classes="split"):
         with gr.Column(scale=7, min_width=340, elem_classes="side"):
-            drop = gr.File(file_count="multiple", file_types=GIVEN, label="Drop 3 to 20 pictures of it here", height=130,
+            drop = gr.File(file_count="multiple", file_types=GIVEN, label="Drop 3 to 20 pictures here", height=130,
                            elem_id="drop")  # fmt: skip
             key = gr.Textbox("", visible="hidden", elem_id="set-key")
             shown = marks.area(elem_id="set")
@@ -223,10 +223,16 @@ def _thumbs(key: str | None, there: list[sets.Shown]) -> Markup:
 
 def _thumb(key: str | None, one: sets.Shown) -> Markup:
     picture = tag("img", src=f"/api/sets/{key}/{one.name}?at={one.state}", alt=one.name, loading="lazy")
-    caption = tag("input", value=one.caption, placeholder="what is on it (optional)", aria_label=f"Caption of {one.name}",
-                  data={"change": "caption", "name": one.name}, maxlength="2000")  # fmt: skip
-    acts = [button("⟳", "turn", "tool", "Turn it", name=one.name), button("✂", "edit", "tool", "Cut or mask", name=one.name),
-            button("✕", "remove", "tool", "Take it out", name=one.name)]  # fmt: skip
+    caption = tag(
+        "input",
+        value=one.caption,
+        placeholder="what is on it (optional)",
+        aria_label=f"Caption of {one.name}",
+        maxlength="2000",
+        data={"change": "caption", "name": one.name},
+    )
+    asked = (("⟳", "turn", "Turn it"), ("✂", "edit", "Cut or mask"), ("✕", "remove", "Take it out"))
+    acts = [button(sign, do, "tool", title, name=one.name) for sign, do, title in asked]
     badge = tag("span", "masked", cls="badge") if one.masked else None
     return tag("div", tag("div", picture, badge, tag("div", *acts, cls="tools"), cls="frame"), caption, cls="thumb")
 
@@ -368,7 +374,7 @@ def _text(value: Any) -> str:
 
 
 def _parsed(given: Any, usual: Any) -> Any:
-    """Returns what a field holds, in the type of the usual value; a text where it is none of it, which the run refuses."""
+    """Returns what a field holds, in the type of the usual value; else the text, which the run refuses."""
     if isinstance(usual, bool) or not isinstance(given, str):
         return given
     if isinstance(usual, tuple):
