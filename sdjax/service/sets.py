@@ -143,7 +143,7 @@ def copied(place: Place, key: str, other: str) -> None:
 
 
 def _upright(size: tuple[int, int], image: Image.Image) -> tuple[int, int]:
-    return size[::-1] if image.getexif().get(0x0112) in (5, 6, 7, 8) else size
+    return (size[1], size[0]) if image.getexif().get(0x0112) in (5, 6, 7, 8) else size
 
 
 def _flat(image: Image.Image) -> Image.Image:

@@ -119,7 +119,7 @@ def _seconds(queue: Queue, recipe: str, entry: Entry, settings: Any, size: float
         steps = (asked.get("settings") or {}).get("steps")
         if same and job.started and job.ended and steps == settings.get("steps"):
             return job.ended - job.started, True
-    rows = {"pocket/tune": 15 * 16, "e4t_tune": 15 * 16}.get(recipe, settings.get("steps", 1000))
+    rows = 15 * 16 if recipe.endswith("tune") else int(settings.get("steps", 1000))
     rows *= 4 if recipe == "textual_inversion" else 1
     return COMPILED[platform] + rows * ROW[platform] * size / SD15, False
 

@@ -1,7 +1,7 @@
 """Line charts as SVG, drawn in the page's own colours."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -12,7 +12,7 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 360, 150, 46, 20, 8
 MOST = 300  # points of a line
 
 
-def chart(title: str, lines: dict[str, Sequence[tuple[float, float]]]) -> Markup:
+def chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
     """Returns a figure of {name: [(x, y)]}; points that are no numbers are left out."""
     kept = {
         name: _thin([(x, y) for x, y in line if math.isfinite(x) and math.isfinite(y)]) for name, line in lines.items()

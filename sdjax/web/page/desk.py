@@ -66,12 +66,12 @@ class Desk:
             try:
                 found = do(*given, **more)
             except (ValueError, OSError) as error:
+                if problem is None:
+                    raise
                 return _one([marks.problem(self.said(error)), *[gr.skip()] * len(outputs)])
             found = list(found) if isinstance(found, (list, tuple)) else [found] * len(outputs)
             return _one([""] * len(told) + found)
 
-        if problem is None:
-            safely = _unsaid(do, safely)
         listen = functools.partial(gr.on, triggers) if isinstance(triggers, list) else triggers
         return listen(safely, list(inputs), [*told, *outputs], js=js, **QUIET)
 
@@ -110,13 +110,3 @@ class Desk:
 
 def _one(values: list[Any]) -> Any:
     return values[0] if len(values) == 1 else values
-
-
-def _unsaid(do: Callable[..., Any], safely: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns what does an event that has no place for errors."""
-
-    @functools.wraps(do)
-    def quietly(*given: Any, **more: Any) -> Any:
-        return do(*given, **more)
-
-    return quietly

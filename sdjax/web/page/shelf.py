@@ -93,7 +93,7 @@ def detail(library: Library, queue: Queue, one: Entry, licence: str, private: bo
 
 
 def _acts(one: Entry, licence: str, private: bool) -> Markup:
-    data = {"kind": one.kind, "name": one.name}
+    data: dict[str, Any] = {"kind": one.kind, "name": one.name}
     acts = [button("Use", "send", "main", to="use", **data)] if one.kind in USED else []
     if one.path is not None:
         asked = urlencode({"name": one.name, "licence": licence or "", **({"private": "true"} if private else {})},

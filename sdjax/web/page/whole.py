@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.themes import Base
 
 from sdjax.web.page import tabs
 from sdjax.web.page.desk import Desk
@@ -67,7 +68,7 @@ def theme() -> gr.Theme:
     """Returns the look of Gradio's own components; page.css has the rest."""
     fonts = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
     mono = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
-    made = gr.themes.Base(primary_hue="indigo", neutral_hue="slate", radius_size="lg", font=fonts, font_mono=mono)
+    made = Base(primary_hue="indigo", neutral_hue="slate", radius_size="lg", font=fonts, font_mono=mono)
     return made.set(
         body_background_fill="*neutral_50", body_background_fill_dark="#0d1117",
         background_fill_primary_dark="#161b22", background_fill_secondary_dark="#0d1117",

@@ -348,7 +348,7 @@ def _moded(made: Pictures, new: str, old: str, *now: Any) -> list[Any]:
     shows = [image, gr.update(visible=new == "inpaint"), gr.update(visible=new in ("inpaint", "controlnet")),
              gr.update(visible=new == "controlnet", open=True), gr.update(visible=new != "interpolate")]  # fmt: skip
     first = {"img2img": "Start", "upscale": "Enlarging", "interpolate": "Way"}.get(new)
-    shows += [gr.update(visible=part in parts, **({"open": True} if part == first else {})) for part in made.folds]
+    shows += [_fold(part in parts, part == first) for part in made.folds]
     usual = {}
     for name, value in zip(DIFFERS, now, strict=True):
         was = before[name].usual if name in before else ""
@@ -357,6 +357,10 @@ def _moded(made: Pictures, new: str, old: str, *now: Any) -> list[Any]:
     rest = [gr.update(visible=name in known, **({"value": usual[name]} if name in usual else {}))
             for name in made.controls]  # fmt: skip
     return [new, *shows, *rest]
+
+
+def _fold(visible: bool, opened: bool) -> Any:
+    return gr.update(visible=visible, open=True) if opened else gr.update(visible=visible)
 
 
 def _seed(desk: Desk, chosen: Any) -> list[Any]:
