@@ -72,7 +72,7 @@ def control(one: Field, **more: Any) -> Any:
         choices = [("As the model likes it", ""), *((text.replace("x", " × "), text) for text in SIZES)]
         return gr.Dropdown(choices, value="", allow_custom_value=True, filterable=True, **known)
     if one.name in orders.NAMED:
-        return gr.Dropdown([(usual_name(one.name), "")], value="", **known)
+        return gr.Dropdown([(usual_name(one.name), "")], value="", allow_custom_value=True, **known)
     if one.kind is bool:
         return gr.Checkbox(bool(one.usual), **known)
     if one.choices is not None:
