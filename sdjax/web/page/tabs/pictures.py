@@ -28,6 +28,7 @@ DIFFERS = ("steps", "guidance", "strength")  # of which tasks have other usual v
 NAMED = ("model", "vae")  # settings that are lists of the library
 PICTURED = ("text2img", "img2img", "upscale", "controlnet")  # tasks with the plain picture
 MODES = [(words.TASKS[task], task) for task in TASKS]
+FIRST = ("Start", "Hole", "Enlarging", "Way", "Sampling", "Hires")  # parts whose folds are not in another one
 WHITE = "#ffffff"
 
 
@@ -150,18 +151,18 @@ def build(desk: Desk) -> None:
                                 height=200, elem_id="mask")  # fmt: skip
             own_units = units.build(desk)
             with gr.Row(elem_classes="go", equal_height=True):
-                go = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
-                more = gr.Button("Add to queue", elem_id="enqueue", scale=2)
+                go = gr.Button("Generate", variant="primary", elem_id="generate", scale=3, min_width=120)
+                more = gr.Button("Add to queue", elem_id="enqueue", scale=2, min_width=110)
             problem = marks.area(elem_id="problem")
             with gr.Row(equal_height=True):
-                add("size", min_width=150)
-                count = gr.Slider(1, 16, 1, step=1, label="How many", info="Pictures of one job.", min_width=150,
+                add("size", min_width=210)
+                count = gr.Slider(1, 16, 1, step=1, label="How many", info="Pictures of one job.", min_width=210,
                                   elem_id="count")  # fmt: skip
             add("model", min_width=200)
             with gr.Row(elem_classes="seed"):
                 add("seed", min_width=150)
                 dice = gr.Button("Random", elem_id="dice", min_width=84, scale=0, elem_classes="tool")
-                again = gr.Button("Last one", elem_id="reuse-seed", min_width=84, scale=0, elem_classes="tool")
+                again = gr.Button("Last one", elem_id="reuse-seed", min_width=96, scale=0, elem_classes="tool")
             with gr.Accordion("Learned styles and subjects", open=False, elem_id="cards-fold"):
                 cards = marks.area(elem_id="cards")
             folds = _folds(every, controls, add)
@@ -207,19 +208,26 @@ def build(desk: Desk) -> None:
 
 
 def _folds(every: Mapping[str, Any], controls: dict[str, Any], add: Any) -> dict[str, Any]:
-    """Makes a fold for each part of the settings, with those that have no place yet."""
+    """Makes a fold for each part of the settings, with those that have no place yet; what few need is in one more."""
     parts: dict[str, list[str]] = {}
     for name, one in every.items():
         if name not in controls and name not in OWN:
             parts.setdefault(one.part.__name__, []).append(name)
-    first = [part for part in ("Start", "Hole", "Enlarging", "Way", "Sampling") if part in parts]
+    begun = {one.part.__name__ for one in form.of("text2img").values()}
     folds = {}
-    for part in [*first, *(part for part in parts if part not in first)]:
-        fold = gr.Accordion(form.TITLES.get(part, part), open=False, elem_id=f"part-{part}")
-        with fold:
+
+    def fold(part: str) -> None:
+        title = form.TITLES.get(part, part)
+        folds[part] = gr.Accordion(title, open=False, elem_id=f"part-{part}", visible=part in begun)
+        with folds[part]:
             for name in parts[part]:
                 add(name)
-        folds[part] = fold
+
+    for part in (part for part in FIRST if part in parts):
+        fold(part)
+    with gr.Accordion("More settings", open=False, elem_id="more"):
+        for part in (part for part in parts if part not in FIRST):
+            fold(part)
     return folds
 
 
