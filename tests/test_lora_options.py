@@ -112,7 +112,12 @@ def test_no_change_is_larger_than_max_norm(algo):
 
 def test_pissa_in_files_is_the_change_since_the_start(tmp_path):
     """Twice the rank, a B A - a B0 A0: on a base that is whole, as in other programs, it gives the trained model."""
-    method = Lora(3, 6.0, init="pissa", targets=r"^unet\.mid_block\.attentions|^text_encoder.*layers\.0\.self_attn")
+    method = Lora(
+        3,
+        6.0,
+        init="pissa",
+        targets=r"^unet\.mid_block.*(attn1\.to_(q|out)|proj_in)|^text_encoder.*layers\.0\.self_attn",
+    )
     sd = made("sd1")[1]
     start, frozen = method.split(sd)
     weights, module = trees.flatten(sd.parts["unet"]), "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
