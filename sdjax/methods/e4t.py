@@ -40,7 +40,7 @@ from sdjax.text import conditioning
 
 @dataclass(frozen=True)
 class E4T(Method):
-    """Trains the encoder's head, the offsets and, where asked for, the vision tower.
+    """Trains E4T's encoder head and weight offsets, optionally the vision tower.
 
     scale: s, the paper's 0.1.  penalty: lambda of each example; the unofficial code's 0.01 for pre-training is of the
     sum over the batch, so that its lambda times the batch is ours.

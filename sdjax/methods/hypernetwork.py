@@ -31,7 +31,7 @@ DEVIATION = 0.01  # of Normal, and of norms in every initialisation: A1111
 
 @dataclass(frozen=True)
 class Hypernetwork(Method):
-    """Trains a pair of networks, for keys and for values, for each width of what attention reads.
+    """Trains two small networks per input width of attention, one for keys and one for values.
 
     layer_structure: widths as multiples of that width; begins and ends with 1.
     activation: "linear", "relu", "leakyrelu", "mish", ...: torch's by their lower-case names.

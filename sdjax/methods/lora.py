@@ -39,7 +39,9 @@ CONVOLUTIONS = r"^unet\..*\.(resnets|downsamplers|upsamplers)\."  # 86 layers of
 
 @dataclass(frozen=True)
 class Lora(Method):
-    """Trains a change of every layer whose name, "unet.mid_block.attentions.0.proj_in", matches `targets`.
+    """Trains low-rank changes of the layers whose name matches `targets`: LoRA, DoRA, LoHa, LoKr or OFT.
+
+    Names look like "unet.mid_block.attentions.0.proj_in".
 
     rank: r; of OFT the largest block.  alpha: the change counts alpha / rank times, None for the rank itself; rslora:
     alpha / sqrt(rank) times.

@@ -28,7 +28,7 @@ LAYOUTS = ("diffusers", "diffusers-bin", "a1111")
 
 @dataclass(frozen=True)
 class TextualInversion(Method):
-    """Trains `vectors` rows for the placeholder `word`, which start from the rows of the text `init`.
+    """Trains new rows of the token table for the placeholder `word`, initialised from the text `init`.
 
     init: a word or a phrase, whose tokens' rows are repeated in order; "" for the mean row of the table.  A file to
     start from is the run's own `init=`.

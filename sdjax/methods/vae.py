@@ -36,7 +36,7 @@ RECONS = ("l1", "l2")
 
 @dataclass(frozen=True)
 class Vae(Method):
-    """Trains the autoencoder and a discriminator.
+    """Trains the autoencoder, optionally against a patch discriminator.
 
     pattern: the weights that train, by a regular expression of their dotted names; all of them where it is empty.  With
     the decoder alone, models of the autoencoder's latents stay valid (as sd-vae-ft-mse was made).
