@@ -34,7 +34,7 @@ HINT, ADDED = "controlnet_cond_embedding", ("controlnet_down_blocks.", "controln
 class ControlNet(Method):
     """Trains a ControlNet that starts as a copy of the UNet's encoder.
 
-    order: of the colours that it is shown, "rgb" or "bgr", as its config.json says it.
+    order: colour order of its condition pictures, "rgb" or "bgr", as in its config.json.
     """
 
     order: str = "rgb"
