@@ -1,4 +1,4 @@
-"""The documents: commands are parsed by their own programs, lists are the registries', examples run, sentences are short."""
+"""The documents: programs parse their commands, lists are the registries', examples run, sentences are short."""
 
 import functools
 import importlib.util
@@ -89,7 +89,8 @@ def test_command_is_understood(command, bias):
         if words[2] == "sdjax":
             of_sdjax(words[3:], bias)
         elif words[2] == "sdjax.convert" and words[3:]:
-            sdjax.convert._parser().parse_args(words[3:])
+            both = ["SRC", "DST"] if words[3].startswith("--") else []  # a flag by itself
+            sdjax.convert._parser().parse_args([*words[3:], *both])
     else:
         understood(words[1:], bias)
 
