@@ -114,7 +114,7 @@ class Train:
 
     @property
     def previews(self) -> int:
-        """Every so many steps there is a preview, 0 for never."""
+        """The interval of previews in steps, 0 for never."""
         if self.preview is not None:
             return self.preview
         return max(50, self.steps // 10) if self.prompts or self.prompts_file else 0
