@@ -24,6 +24,7 @@ TENSORBOARD = ["tensorboardX>=2.6"]
 LINT = ["ruff>=0.14", "basedpyright>=1.30"]
 CONDITIONS = ["opencv-python-headless>=4.10"]  # straight lines; edges need none
 UI = ["fastapi>=0.140", "uvicorn>=0.40", "python-multipart>=0.0.20", "gradio>=6.29"]  # gradio: pillow and hub's newest
+NOTEBOOK = ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=7"]  # run docs/colab.ipynb
 CLIENTS = ["webuiapi>=0.9.17", "openai>=3"]  # of the APIs, which tests speak with
 BROWSER = ["playwright>=1.50"]  # drives a Chromium that is there, in tests/ui alone
 TABLES = ["pyarrow>=20"]  # parquet lists of jobs
@@ -40,7 +41,10 @@ setup(
     entry_points={"console_scripts": ["sdjax=sdjax.__main__:main"]},
     extras_require={
         "torch": TORCH,
-        "test": ["pytest>=8", "pytest-xdist>=3.6", *LINT, *TORCH, *TENSORBOARD, *TABLES, *CONDITIONS, *UI, *CLIENTS],
+        "test": [
+            *("pytest>=8", "pytest-xdist>=3.6"),
+            *(*LINT, *TORCH, *TENSORBOARD, *TABLES, *CONDITIONS, *UI, *CLIENTS, *NOTEBOOK),
+        ],
         "lint": [*LINT, *TENSORBOARD, *TABLES, *CONDITIONS, *UI],
         "conditions": CONDITIONS,
         "ui": UI,

@@ -1,14 +1,14 @@
-"""A ControlNet of a kind of pictures: edges here, found in the training pictures as they are shown.
+"""Trains a ControlNet on pictures and a condition computed from them, edges by default.
 
     python train/run.py configs/controlnet.py data.path=photos
     python train/run.py configs/controlnet.py data.path=photos data.condition=files     # NAME.condition.png beside each
 
-Other conditions: scribble, softedge, lines, depth (made of the pictures); openpose, segmentation, mask (files).  An
-inpainting model learns one too.  Rates and dropped prompts: the original's; it converges suddenly, after 3,000 to 7,000
-steps of batches of 4 in full size, and larger batches help.
+Other conditions: scribble, softedge, lines, depth (computed); openpose, segmentation, mask (files).  An inpainting
+model works as the base too.  Learning rate and prompt dropout are the original's.  At full size with batches of 4,
+the network starts to follow its pictures suddenly, after 3,000 to 7,000 steps; larger batches help.
 
-export/ is the folder that diffusers' ControlNetModel reads; python -m sdjax.convert FOLDER NAME.safetensors makes of it
-a file for A1111 and ComfyUI.
+export/ is a folder for diffusers' ControlNetModel; `python -m sdjax.convert FOLDER NAME.safetensors` makes one file
+for A1111 and ComfyUI.
 """
 
 from sdjax.data.batches import Data

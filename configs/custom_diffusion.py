@@ -1,13 +1,13 @@
-"""Custom Diffusion: a word and the cross-attention that reads it, from a few pictures; a small file.
+"""Custom Diffusion: learns a word and the cross-attention that reads it, from a few pictures.
 
     python train/run.py configs/custom_diffusion.py data.path=photos/dog method.parts.0.init=dog data.word="<new> dog"
 
-Writes export/pytorch_custom_diffusion_weights.safetensors and learned_embeds.safetensors, which diffusers reads.  The
-start of the word is a rare one of the model's (python train/vocabulary.py --rare MODEL) or a word of the same meaning.
-Class pictures, as in the paper: class_data.path=FOLDER data.batch=4, see configs/dreambooth.py.  Queries and outputs
-too: method.parts.1.query=true.
+Writes export/pytorch_custom_diffusion_weights.safetensors and learned_embeds.safetensors for diffusers.  Start the
+word from a rare token (python train/vocabulary.py --rare MODEL) or from a word with a similar meaning.  Class
+pictures, as in the paper: class_data.path=FOLDER data.batch=4, see configs/dreambooth.py.  Queries and outputs too:
+method.parts.1.query=true.
 
-Rate, batch and steps are those of diffusers' example for one subject.
+Learning rate, batch and steps are those of diffusers' example for one subject.
 """
 
 from sdjax.data.batches import Data

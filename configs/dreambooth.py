@@ -1,21 +1,21 @@
-"""DreamBooth: a few pictures of one subject, called by a rare word; the UNet learns it and keeps its class.
+"""DreamBooth: fine-tunes the UNet on a few pictures of one subject and preserves its class.
 
     python train/run.py configs/dreambooth.py data.path=photos/dog data.word="sks dog"
 
-By itself it asks the model to go on predicting, for the prompts without the identifier ("a dog"), what it predicted
-before training: no class pictures are needed.  With class pictures, as in the paper:
+By default no class pictures are needed: for prompts without the identifier ("a dog"), the loss keeps the
+predictions from before training.  With class pictures, as in the paper:
 
     python train/class_images.py configs/dreambooth.py data.path=photos/dog data.word="sks dog" class_data.path=dogs
     python train/run.py configs/dreambooth.py data.path=photos/dog data.word="sks dog" class_data.path=dogs preserve=0
 
-Pictures with captions are called "sks dog, CAPTION", others "a photo of sks dog".  Several subjects: sub-folders
-"1_sks dog" and "1_zwx cat" with data.word="" data.templates=captions class_data.identifiers='("sks", "zwx")'.
-The text encoder too, at a rate of its own: method.parts='("unet", "text_encoder")' with
-optim.rates='(("text_encoder", 0.4),)'.  Masks: data.mask=true.  Rare words of a model:
+Pictures with captions get the prompt "sks dog, CAPTION", others "a photo of sks dog".  Several subjects:
+sub-folders "1_sks dog" and "1_zwx cat" with data.word="" data.templates=captions class_data.identifiers='("sks",
+"zwx")'.  To train the text encoder too, at its own rate: method.parts='("unet", "text_encoder")' with
+optim.rates='(("text_encoder", 0.4),)'.  Masks: data.mask=true.  To find rare words of a model:
 
     python train/vocabulary.py --rare MODEL
 
-Rate and steps are those of diffusers' example for SD 1.5 with prior preservation.
+Learning rate and steps are those of diffusers' example for SD 1.5 with prior preservation.
 """
 
 from sdjax.data.batches import Data

@@ -1,10 +1,10 @@
-"""E4T's encoder and weight offsets for a domain, from a folder of many pictures of it.
+"""Trains E4T's encoder and weight offsets for a domain, from a folder of many pictures.
 
     make train-encoder MODEL=models/sd15 DATA=photos/faces
     make train-encoder MODEL=models/sd15 DATA=photos/cats ARGS="method.domain=cat data.templates=object"
 
-Settings of the unofficial code (rate 1.6e-5 at batch 16, 30,000 steps for faces); the paper's own are not published.
-The image encoder is a hub id or a folder; vision='' takes the model's own.
+Settings are those of the unofficial code (rate 1.6e-5 at batch 16, 30,000 steps for faces); the paper publishes
+none.  The image encoder is a hub id or a folder; vision='' uses the model's own.
 """
 
 from sdjax.data.batches import Data

@@ -1,12 +1,12 @@
-"""5 to 15 steps of E4T on one image: the encoder's head, the offsets and the whole UNet of a Stable Diffusion.
+"""Tunes E4T on one image in 5 to 15 steps: the encoder's head, the offsets and the whole UNet.
 
     make tune MODEL=outputs/e4t_pretrain/export IMAGE=photo.png
     make tune MODEL=outputs/e4t_pretrain/export IMAGE=cat.png ARGS="method.parts.0.domain=cat data.templates=object"
     make tune MODEL=CompVis/stable-diffusion-v1-4 INIT=mkshing/e4t-diffusion-ffhq-celebahq-v1 IMAGE=face.jpg
 
-The model is what configs/e4t_pretrain.py wrote: a folder with an e4t/ part; or any, with the folder of the unofficial
-E4T as init=, whose head is then tuned (docs/formats.md).  The batch is 16 copies of the image with
-times, noise and templates of their own; the rate is the unofficial code's, 1e-6 for each of them.
+The model is the export of configs/e4t_pretrain.py, or any model with the folder of the unofficial E4T as init=
+(docs/formats.md).  The batch is 16 copies of the image, each with its own time, noise and template.  The rate is
+the unofficial code's, 1e-6 per copy.
 """
 
 from sdjax.data.batches import Data

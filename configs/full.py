@@ -1,4 +1,4 @@
-"""Full fine-tuning of the UNet on a folder of pictures with captions.
+"""Fine-tunes the UNet on a folder of pictures with captions.
 
 python train/run.py configs/full.py data.path=photos
 python train/run.py configs/full.py data.path=photos 'method.parts=("unet", "text_encoder")'

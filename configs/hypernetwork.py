@@ -1,10 +1,10 @@
-"""A hypernetwork in A1111's form from a folder of pictures with captions: small networks beside a frozen model.
+"""Trains a hypernetwork in A1111's format, from a folder of pictures with captions.
 
     python train/run.py configs/hypernetwork.py data.path=photos
     python train/run.py configs/hypernetwork.py data.path=photos method.activation=mish 'method.dropout=(0, 0.3, 0)'
 
-Writes export/NAME.pt, which A1111 opens from models/hypernetworks/; NAME is the run's folder.
-Optimizer and rate are A1111's defaults.
+Writes export/NAME.pt, which A1111 opens from models/hypernetworks/; NAME is the run's folder.  Optimizer and
+learning rate are A1111's defaults.
 """
 
 from sdjax.data.batches import Data

@@ -1,13 +1,14 @@
-"""An inpainting model of a plain one: its UNet also reads a mask and the picture around it.
+"""Turns a plain model into an inpainting model, whose UNet also reads a mask and the masked picture.
 
     python train/run.py configs/inpainting.py data.path=photos
     python sample/inpaint.py --model outputs/inpainting/export --image photo.png --mask mask.png --prompt "a face"
 
-The new channels start at zero.  Holes are drawn anew for every picture at every step: rectangles, ellipses, strokes of
-a brush, all but a part of the picture (outpainting), and for a quarter all of it.  A tenth of the prompts is empty; the
-rate is a tenth of the original's at a batch of 2,048, without which small batches forget what the model knew.
+The new input channels start at zero.  Each step draws new masks: rectangles, ellipses, brush strokes, everything
+outside a region (outpainting), and for a quarter of the pictures everything.  A tenth of the prompts are empty.
+The learning rate is a tenth of the original's, which used a batch of 2,048; at the full rate small batches forget
+the base model.
 
-export/ is a folder that diffusers' StableDiffusionInpaintPipeline loads; python -m sdjax.convert makes one file of it.
+export/ is a folder for diffusers' StableDiffusionInpaintPipeline; python -m sdjax.convert makes one file from it.
 """
 
 from sdjax.data.batches import Data

@@ -1,12 +1,12 @@
-"""LoRA of a few pictures with captions: small changes of the UNet's transformers, for SD 1.5 and its like.
+"""Trains a LoRA on a few pictures with captions: low-rank changes of the UNet's transformers.
 
     python train/run.py configs/lora.py data.path=photos/cat
     python train/run.py configs/lora.py data.path=photos/cat method.algo=dora method.text_encoder=True
     python train/run.py configs/lora.py data.path=photos/cat 'optim.rates=(("up$", 16),)' optim.lr=2e-5     # LoRA+
 
-Writes export/NAME.safetensors with kohya's names and alpha, which diffusers, A1111 and ComfyUI read.  Pictures without
-captions: data.word and data.templates say what is on them.  Less memory: compute=bfloat16 frozen=bfloat16 remat=True.
-The rate is that of diffusers' and sd-scripts' documents for SD 1.5.
+Writes export/NAME.safetensors with kohya's names and alpha, for diffusers, A1111 and ComfyUI.  For pictures without
+captions set data.word and data.templates=object.  To save memory: compute=bfloat16 frozen=bfloat16 remat=True.  The
+learning rate is the one that diffusers and sd-scripts document for SD 1.5.
 """
 
 from sdjax.data.batches import Data

@@ -1,16 +1,17 @@
-"""Pivotal tuning: a new word by textual inversion, and LoRA around it, together or one after the other.
+"""Pivotal tuning: learns a word by textual inversion and a LoRA around it, together or in two stages.
 
     python train/run.py configs/pivotal.py data.path=photos/dog method.parts.0.init=dog data.word="<new> dog"
 
-Word and LoRA in one file, export/lora.safetensors.  In two stages the word is learned first, then stands still:
+export/lora.safetensors holds both.  In two stages, train the word first and freeze it with optim.rates='(("rows",
+0),)':
 
     python train/run.py configs/textual_inversion.py data.path=photos/dog method.init=dog out=outputs/word
     python train/run.py configs/pivotal.py data.path=photos/dog data.word="<new> dog" init=outputs/word/export
 
-to which optim.rates='(("rows", 0),)' is added.  In place of LoRA the whole UNet: method.parts.1 of a recipe of your own
-as Full(("unet",), keep=True), with optim.lr=5e-6 and optim.rates='(("rows", 100),)'.
+To train the whole UNet instead of a LoRA, write a recipe with Full(("unet",), keep=True) as method.parts.1,
+optim.lr=5e-6 and optim.rates='(("rows", 100),)'.
 
-The rates are those of cloneofsimo's pivotal tuning, 5e-4 for the word and 1e-4 for LoRA.
+The learning rates are those of cloneofsimo's pivotal tuning: 5e-4 for the word, 1e-4 for the LoRA.
 """
 
 from sdjax.data.batches import Data

@@ -1,11 +1,11 @@
-"""Textual inversion of a few pictures of one thing: new rows of the token table, everything else frozen.
+"""Textual inversion: learns a word from a few pictures, as new rows of the token table.
 
     python train/run.py configs/textual_inversion.py data.path=photos/cat method.init=cat
     python train/run.py configs/textual_inversion.py data.path=photos/flawed method.word=<flaws> method.negative=true
 
-Writes export/learned_embeds.safetensors, which diffusers' load_textual_inversion and A1111 read; method.layout=a1111
-writes A1111's .pt.  init=FILE goes on from an embedding of any tool.  Several words in one run: `concepts` in
-sdjax/methods/textual_inversion.py, with data.words.
+Writes export/learned_embeds.safetensors for diffusers and A1111; method.layout=a1111 writes A1111's .pt instead.
+init=FILE continues from an embedding of any tool.  For several words in one run, use `concepts` of
+sdjax/methods/textual_inversion.py with data.words.
 """
 
 from sdjax.data.batches import Data

@@ -1,13 +1,14 @@
-"""An upscaler of a plain model, or the x4 upscaler trained on: the UNet also reads the small picture and its noise.
+"""Turns a plain model into an upscaler, or trains the x4 upscaler; the UNet also reads the small picture.
 
     python train/run.py configs/upscaler.py data.path=photos
     python sample/upscale.py --model outputs/upscaler/export --image small.png --prompt "a face"
 
-A picture grows by the autoencoder's factor: 8 with Stable Diffusion 1's, 4 with the x4 upscaler's.  The small picture
-is the mean of tiles, with noise of 0 to 349 of 1,000 steps of its own schedule, which the UNet is told.  With
-model=stabilityai/stable-diffusion-x4-upscaler: data.size=512 and data.crop=random, as the original was trained.
+The scale is the autoencoder's factor: 8 with Stable Diffusion 1's, 4 with the x4 upscaler's.  The small picture is
+averaged over tiles, with noise of 0 to 349 of 1,000 steps of its own schedule; the UNet reads that noise level.
+For model=stabilityai/stable-diffusion-x4-upscaler set data.size=512 and data.crop=random, like the original
+training.
 
-export/ is a folder that diffusers' StableDiffusionUpscalePipeline loads.
+export/ is a folder for diffusers' StableDiffusionUpscalePipeline.
 """
 
 from sdjax.data.batches import Data

@@ -1,13 +1,11 @@
-"""A better decoder for the same latents: an autoencoder's decoder alone, so that every model of these latents keeps.
+"""Trains an autoencoder's decoder alone, so that every model with the same latents can use it.
 
     python train/run.py configs/vae.py data.path=photos
     python train/run.py configs/vae.py data.path=photos perceptual=vgg16-397923af.pth,vgg.pth method.perceptual=0.1
 
-As sd-vae-ft-mse was made: squared error, with LPIPS of weight 0.1 where its files are given, and a moving average.
-The whole autoencoder: method.pattern='' (its scaling factor is then found anew); LDM's own recipe: method.recon=l1
+Follows sd-vae-ft-mse: squared error, LPIPS with weight 0.1 if you give its files, and a moving average.  The whole
+autoencoder: method.pattern='' (the scaling factor is then recomputed).  LDM's own recipe: method.recon=l1
 method.perceptual=1 method.critic=0.5 method.pattern=''.
-
-export/ is the model with its new decoder, a folder for diffusers.
 """
 
 from sdjax.data.batches import Data

@@ -1,4 +1,4 @@
-"""Makes pictures from words and what ControlNets see in other pictures.
+"""Makes pictures from words and ControlNets.
 
 python sample/controlnet.py --model SD15 --control CANNY --control-image edges.png --prompt "a house in the snow"
 python sample/controlnet.py --model SD15 --control CANNY --control-image photo.png --preprocess canny --prompt ...

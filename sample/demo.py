@@ -1,9 +1,9 @@
-"""One image in, pictures of its subject out: the embedded model, personalised in seconds.
+"""Personalizes the embedded model from one image in seconds and makes pictures of its subject.
 
-    make demo                                    # somebody whom the model has never seen
-    python sample/demo.py --image photo.png      # a picture of your own
+    make demo                                    # a face that the model has never seen
+    python sample/demo.py --image photo.png      # your own picture
 
-Rows of the grid: the model without the image, E4T's encoder alone, and after tuning.
+The rows of the grid: the model without the image, with E4T's encoder alone, and after tuning.
 """
 
 import sys

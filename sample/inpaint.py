@@ -1,4 +1,4 @@
-"""Paints a part of a picture anew and leaves the rest as it is.
+"""Repaints the masked part of a picture and keeps the rest.
 
 python sample/inpaint.py --model pocket --image photo.png --mask mask.png --prompt "a face with a hat"
 """

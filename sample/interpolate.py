@@ -1,4 +1,4 @@
-"""Makes frames on the way from one seed and prompt to another, and a moving picture of them.
+"""Makes frames between two prompts or seeds, and an animation of them.
 
 python sample/interpolate.py --model pocket --prompt "a photo of a face" --seed 1 --to-seed 2 --frames 16
 python sample/interpolate.py --model pocket --prompt "a photo of a cat" "a photo of a dog" --frames 16 --batch 8

@@ -1,4 +1,4 @@
-"""Makes a picture four times as large, with Stable Diffusion's x4 upscaler or, without words, with LDM-SR.
+"""Enlarges a picture four times, with Stable Diffusion's x4 upscaler or, without a prompt, with LDM-SR.
 
 python sample/upscale.py --model X4_FOLDER --image small.png --prompt "a white cat"
 python sample/upscale.py --model X4_FOLDER --image small.png --prompt "" --preset 64-256

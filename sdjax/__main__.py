@@ -1,4 +1,4 @@
-"""The program `sdjax`: all programs of sample/ and train/ under one name.
+"""The program `sdjax`: every program of sample/ and train/ under one name.
 
     sdjax text2img --prompt "a photo of a face"
     sdjax batch jobs.jsonl --out pictures
@@ -6,9 +6,9 @@
     sdjax tune photo.png [a.b=value ...]
     sdjax convert SRC DST
     sdjax adapters merge | extract | resize | check ...
-    sdjax ui [--models DIR] [--adapters DIR]         a queue and its APIs on http://127.0.0.1:7860
+    sdjax ui [--models DIR] [--adapters DIR]         the web page and its APIs on http://127.0.0.1:7860
 
-Each has its own --help.
+Each command has its own --help.
 """
 
 import functools
@@ -55,7 +55,7 @@ def _train(rest: list[str]) -> int:
 
 
 def _tune(rest: list[str]) -> int:
-    """Tunes a model on one photo: the recipe of pocket, or of the model that model=NAME names."""
+    """Tunes on one photo, with pocket's recipe or, given model=NAME, with the one for other models."""
     if not rest or "=" in rest[0] or rest[0].startswith("-"):
         print("usage: sdjax tune PHOTO [model=MODEL] [a.b=value ...] [out=DIR]", file=sys.stderr)
         return 0 if rest[:1] == ["--help"] else 2

@@ -1,8 +1,8 @@
-"""Converts a model, or what a run learned: python -m sdjax.convert SRC DST [--format diffusers|single-file] ...
+"""Converts a model or the result of a run: python -m sdjax.convert SRC DST [--format diffusers|single-file] ...
 
-A model with an e4t/ keeps it; one that looks at a picture becomes a plain model, with the offsets in its weights and
-the word as a row of its token table.  A single file has no place for words: each becomes an embedding beside it.
-Of a run's folder, or one of its checkpoints, comes what the run itself would have exported then.
+A model keeps its e4t/ folder.  A model tuned on a picture becomes plain: the offsets are merged into its weights and
+the word is a row of its token table.  A single file cannot hold words, so each becomes an embedding beside it.
+From a run's folder or checkpoint it writes what the run would have exported then.
 A ControlNet becomes a folder for diffusers, or one file for A1111 and ComfyUI.
 """
 
@@ -26,7 +26,7 @@ OF_RUNS = ("step", "weights", "recipe")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status; prints what is done and where the result lies, or the error in one line."""
+    """Runs the conversion, prints its steps or the error in one line, and returns the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
     start = time.monotonic()
@@ -49,23 +49,29 @@ def _parser():
         "source", metavar="SRC", help="pocket, a model folder, a checkpoint, a hub id, random:sd15, or a run's folder"
     )
     parser.add_argument("destination", metavar="DST", help="the folder to write, or FILE.safetensors")
-    parser.add_argument("--format", help=f"{', '.join(pipeline.FORMATS)}; default: what DST looks like")
+    parser.add_argument("--format", help=f"{', '.join(pipeline.FORMATS)}; default: by the name of DST")
     parser.add_argument("--dtype", help=f"{', '.join(pipeline.DTYPES)}; default: as stored")
-    parser.add_argument("--variant", help="which weights of the source: fp16; default: the plain ones, else fp16")
+    parser.add_argument(
+        "--variant", help="weight files of the source, such as fp16; default: the plain ones, then fp16"
+    )
     parser.add_argument("--vision", help="take the image encoder from this folder or hub id")
-    parser.add_argument("--no-reference", action="store_true", help="of an e4t/: the encoder reads the UNet beside it")
+    parser.add_argument(
+        "--no-reference", action="store_true", help="omit the e4t/ reference weights; the encoder then reads the UNet"
+    )
     parser.add_argument("--shard-size", type=float, default=files.SHARD_SIZE / 1e9, help="GB per file; default 10")
-    parser.add_argument("--ema", action="store_true", help="of a checkpoint: the averaged weights")
-    parser.add_argument("--prediction-type", help="of a checkpoint: epsilon, v_prediction; default: found out")
-    parser.add_argument("--tokenizer", help="of a checkpoint: a folder or hub id with CLIP's vocabulary")
-    parser.add_argument("--step", type=int, help="of a run: which checkpoint; default: the newest")
-    parser.add_argument("--weights", choices=export.WEIGHTS, help="of a run; default: those of its own export")
-    parser.add_argument("--recipe", metavar="FILE", help="of a run: the Python file with its method, where it is yours")
+    parser.add_argument("--ema", action="store_true", help="use the averaged weights of a single file")
+    parser.add_argument(
+        "--prediction-type", help="prediction type of a single file: epsilon, v_prediction; default: detected"
+    )
+    parser.add_argument("--tokenizer", help="folder or hub id with CLIP's vocabulary, for a single file")
+    parser.add_argument("--step", type=int, help="checkpoint of a run; default: the newest")
+    parser.add_argument("--weights", choices=export.WEIGHTS, help="weights of a run; default: those of its export")
+    parser.add_argument("--recipe", metavar="FILE", help="Python file with the run's method, if it is your own")
     return parser
 
 
 def _run(options, given):
-    """Yields what is said while a run's checkpoint is exported."""
+    """Exports a run's checkpoint; yields lines to print."""
     if more := sorted(given - set(OF_RUNS)):
         said = f"of a run accepted are {', '.join(OF_RUNS)}, not {', '.join(more)}; convert what comes out"
         raise ValueError(f"{options.source}: {said}")
@@ -77,7 +83,7 @@ def _run(options, given):
 
 
 def _control(options, given):
-    """Yields what is said while a ControlNet is converted: to a folder, or to a file where DST ends in .safetensors."""
+    """Converts a ControlNet, to one file if DST ends in .safetensors; yields lines to print."""
     if more := sorted(given - {"dtype", "variant"}):
         raise ValueError(f"{options.source}: of a ControlNet accepted are dtype, variant, not {', '.join(more)}")
     control = controlnet.load_control(options.source, None, variant=options.variant)
@@ -86,7 +92,7 @@ def _control(options, given):
 
 
 def _model(options, given):
-    """Yields what is said while a model is converted."""
+    """Converts a model; yields lines to print."""
     if of_runs := sorted(given & set(OF_RUNS)):
         raise ValueError(f"{options.source}: {', '.join(of_runs)}: for a run's folder; this is none")
     single = {name: getattr(options, name) for name in ("ema", "prediction_type", "tokenizer")}
@@ -97,7 +103,7 @@ def _model(options, given):
     if any(isinstance(conditioner, Encoder) for conditioner in sd.conditioners):
         sd = plain(sd)
     elif form == "single-file" and "image_encoder" in sd.parts:
-        yield "left out: the image encoder, for which a single file has no place"
+        yield "left out: the image encoder, which a single file cannot hold"
     elif not os.path.isfile(options.source) and not options.source.startswith(("random:", "new:")):
         place = pipeline.locate(options.source, options.variant)
         extras = e4t.carried(place, options.dtype, not options.no_reference)
@@ -107,7 +113,7 @@ def _model(options, given):
     path = pipeline.save(sd, options.destination, form, dtype=options.dtype, shard_size=size, extras=extras)
     for word, place in beside(path, words).items():
         written = embeddings.write(place, {word: words[word]}, sd.family)
-        yield f"wrote {written}: an embedding, the word {word}; in A1111 the word is the file's name, {place.stem}"
+        yield f"wrote {written}: the word {word} as an embedding; in A1111 its word is the file name, {place.stem}"
     yield f"wrote {path}"
 
 

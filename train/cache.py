@@ -2,12 +2,11 @@
 
     python train/cache.py CONFIG [a.b=value ...] data.cache=DIR
 
-Recipe and settings are those of the run (train/run.py), which finds all of it there.  Only what is missing is made, so
-that a run of this program that was stopped goes on; records that were damaged are made anew.  Prompts that a run draws
-by chance (templates, shuffled captions) are those of `epochs` epochs, one where that is 0; a run keeps the others as it
-meets them.
+Use the recipe and settings of the run (train/run.py).  Rerun the command after any interruption: it computes what is
+missing or damaged.  For randomly drawn prompts (templates, shuffled captions) it covers `epochs` epochs, at least one;
+the run adds the others as it meets them.
 
-    python train/cache.py CONFIG --help      what the config does, and all its settings
+    python train/cache.py CONFIG --help      what the recipe does, and every setting
 """
 
 import sys

@@ -1,11 +1,11 @@
-"""Draws the pictures of a subject's class that a DreamBooth run lacks, from the model that it will train.
+"""Draws class pictures for a DreamBooth run from the model that the run will train.
 
     python train/class_images.py configs/dreambooth.py data.path=photos/dog data.word="sks dog" class_data.path=dogs
 
-Recipe and settings are those of the run.  class_data.count pictures shall be in class_data.path (200); what lies there
-counts, what this program made before and another model or prompt would not make is made anew.  Prompts are
-class_data.prompts, else the subject's without class_data.identifiers.  Stopped and started again it makes what is
-missing.  A machine's devices share each batch.
+Use the recipe and settings of the run.  The program fills class_data.path up to class_data.count pictures (200).  Your
+own pictures there count; its own pictures from another model or prompt are replaced.  The prompts are
+class_data.prompts, otherwise the subject's prompts without class_data.identifiers.  Rerun the command after any
+interruption: it makes the missing pictures.  All devices of the machine share each batch.
 """
 
 import sys

@@ -2,12 +2,13 @@
 
     python train/run.py CONFIG [a.b=value ...] [out=DIR]
 
-CONFIG is a Python file with a function config(), such as configs/textual_inversion.py; every setting can be changed on
-the command line, e.g. optim.lr=1e-4 method.vectors=2 data.path=photos/cat.  DIR (default: the config's own, else
-outputs/NAME of the config; with {picture} in it a folder for each picture) gets config.json origin.json metrics.jsonl
-checkpoints/ samples/ export/.  Run the same line again and it goes on from the newest checkpoint.
+CONFIG is a recipe: a Python file with a function config(), such as configs/textual_inversion.py.  Override any setting
+on the command line, for example optim.lr=1e-4 method.vectors=2 data.path=photos/cat.  The run writes config.json,
+origin.json, metrics.jsonl, checkpoints/, samples/ and export/ to DIR.  The default DIR is the recipe's own, otherwise
+outputs/NAME of the recipe; {picture} in it stands for the picture's name.  Rerun the command to resume from the newest
+checkpoint.
 
-    python train/run.py CONFIG --help      what the config does, and all its settings
+    python train/run.py CONFIG --help      what the recipe does, and every setting
 """
 
 import sys
@@ -16,7 +17,7 @@ from sdjax.training import program
 
 
 def main(arguments):
-    """Runs one config; returns the exit status."""
+    """Runs one recipe; returns the exit status."""
     return program.main(arguments, __doc__)
 
 

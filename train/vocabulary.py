@@ -1,7 +1,7 @@
-"""Words: the embedded model's vocabulary, made of Pocketland's captions in CLIP's format, and rare words of any model.
+"""Builds the embedded model's vocabulary from Pocketland's captions, or lists the rare words of any model.
 
 python train/vocabulary.py sdjax/pocket/tokenizer
-python train/vocabulary.py --rare MODEL [COUNT]          # short words that mean little to it: DreamBooth's identifiers
+python train/vocabulary.py --rare MODEL [COUNT]          # short words with little meaning, for DreamBooth
 """
 
 import sys

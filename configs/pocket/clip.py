@@ -1,9 +1,9 @@
-"""Step 2 of the embedded model: text and image encoders, trained to tell which caption belongs to which picture.
+"""Step 2 of the embedded model: trains text and image encoder to match captions and pictures.
 
-python train/run.py configs/pocket/clip.py
+    python train/run.py configs/pocket/clip.py
 
-Captions name all looks and no scene, since looks are what E4T's encoder takes from the vision tower.  Where captions
-name both, scenes alone tell most pictures of a batch apart, and the tower hardly learns the rest (docs/log.md).
+Captions name all looks and no scene, because E4T's encoder reads looks from the vision tower.  If captions name
+both, scenes alone identify most pictures of a batch, and the tower hardly learns looks (docs/log/2026-11.md).
 """
 
 from sdjax.data.batches import Data

@@ -1,14 +1,14 @@
-"""Step 4 of the embedded model: E4T's encoder and offsets for the domain "face", while the UNet goes on learning.
+"""Step 4 of the embedded model: trains E4T's encoder and offsets for "face", and the UNet further.
 
     python train/run.py configs/pocket/e4t.py
 
-The encoder sees another picture of the same person than the one the UNet has to draw (our choice; the paper trains on
-one picture), and the prompt names scene and style, so that the word holds who it is and not where.  Half of the prompts
-name looks instead, so that the UNet and the text encoder lose no words; the paper's UNet had billions of pictures and
-rests, this one has seen some hundred thousand and a word that it cannot draw teaches the encoder nothing.
+The encoder reads a different picture of the person than the UNet draws (our choice; the paper uses one picture).
+The prompt names scene and style, so the word only needs to carry the person.  Half of the prompts name looks
+instead, so the UNet and the text encoder keep their vocabulary (our choice: the paper's UNet is already trained and
+frozen).
 
-Rates: an offset is a product of three learned factors, so that a step of 1e-3 would change a weight by a quarter, and
-the word's row is a sum over a thousand features.  min_snr: words change little of what low noise shows (docs/log.md).
+Rates: an offset is a product of three learned factors, so a step of 1e-3 would change a weight by a quarter, and
+the word's row is a sum over a thousand features.  min_snr: words hardly matter at low noise (docs/log/2026-11.md).
 """
 
 from sdjax.data.batches import Data

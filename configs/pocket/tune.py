@@ -1,11 +1,11 @@
-"""15 steps of E4T on one image with the embedded model: the encoder's head, the offsets and the whole UNet.
+"""Tunes E4T on one image with the embedded model in 15 steps: head, offsets and the whole UNet.
 
     make tune IMAGE=photo.png
 
-The batch is 16 copies of the image with times, noise and templates of their own.  Muon learns more of one person in
-few steps than AdamW, and a rate that falls keeps what prompts name.  Head and offsets learn slowly: at the UNet's rate
-15 steps undo what they know, and hair changes its colour.  min_snr: as in e4t.py.  Fewer steps keep more of what
-prompts add, glasses above all, and show less of the person.  Figures are in docs/log.md.
+The batch is 16 copies of the image, each with its own time, noise and template.  Muon learns more of a person in a
+few steps than AdamW; the falling rate preserves what prompts name.  Head and offsets learn slowly: at the UNet's
+rate, 15 steps destroy what they know, and hair changes its colour.  min_snr: as in e4t.py.  Fewer steps follow
+prompts better, glasses above all, and show less of the person (figures in docs/log/2026-11.md).
 """
 
 from sdjax.data.batches import Data

@@ -1,4 +1,4 @@
-"""Step 3 of the embedded model: the UNet, from nothing, and the text encoder with it.
+"""Step 3 of the embedded model: trains the UNet from scratch, and the text encoder with it.
 
 python train/run.py configs/pocket/unet.py
 """

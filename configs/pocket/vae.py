@@ -1,9 +1,9 @@
-"""Step 1 of the embedded model: the autoencoder, from nothing.
+"""Step 1 of the embedded model: trains the autoencoder from scratch.
 
     python train/run.py configs/pocket/vae.py
 
-8 latent channels at a quarter of the picture's side (4 hold some 3 dB less); squared error and a little KL, because
-the target is PSNR.
+It has 8 latent channels at a quarter of the picture's side; 4 channels lose about 3 dB.  The loss is the squared
+error with a small KL term, because the target is PSNR.
 """
 
 from sdjax.data.batches import Data

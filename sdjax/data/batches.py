@@ -37,29 +37,31 @@ THREADS, AHEAD = 2, 8  # decoding threads, and examples that wait for the device
 class Data:
     """Which pictures and words.
 
-    path: a folder of images, one image, or "pocketland" (the drawn world).  A folder's captions lie in NAME.txt,
-    NAME.caption or metadata.jsonl, its masks in NAME.mask.png or the alpha channel; each sub-folder is a subject.
-    The pictures of a sub-folder "10_sks dog" are shown 10 times an epoch, those without a caption as "sks dog".
-    source: settings of such pictures alone, found as data.NAME too; None for their defaults.
-    word: what captions call the subject; "" for the word that the method trains.  words: (sub-folder, word) pairs, for
-    several subjects in one run: (("cat", "<my-cat>"), ("dog", "<my-dog>")).
-    templates: "captions" (beside the pictures, or drawn with them), "object", "style", "face", ... or a template file.
-    size: pixels of a side of the square picture, 0 for the model's.
-    buckets: so many shapes of about size^2 pixels, each of which is compiled; 0 for the square alone.  Pictures go to
-    the one that cuts least off them; none is scaled up.  crop: "center" or "random".  flip: probability.
+    path: a folder of images, one image, or "pocketland" (the drawn world).  Captions are in NAME.txt, NAME.caption or
+    metadata.jsonl, masks in NAME.mask.png or the alpha channel.  Each sub-folder is a subject; "10_sks dog" repeats its
+    pictures 10 times per epoch and uses "sks dog" for those without a caption.
+    source: settings of the picture source, also available as data.NAME; None uses the defaults.
+    word: the subject's word in captions; "" is the word that the method trains.
+    words: (sub-folder, word) pairs for several subjects in one run: (("cat", "<my-cat>"), ("dog", "<my-dog>")).
+    templates: "captions" (from the pictures), a list of templates ("object", "style", "face" ...) or a template file.
+    size: side of the square picture in pixels; 0 is the model's.
+    buckets: largest number of aspect ratios with about size^2 pixels, each compiled once; 0 uses squares.  Each picture
+    goes to the shape that crops least; none is enlarged.
+    batch: rows per step over all devices.
+    crop: "center" or "random".  flip: probability of mirroring.
     dropout: probability of the empty prompt, for guidance.
-    shuffle: tags, the parts of a prompt between commas, come in another order each time, behind the first `keep`;
-    tag_dropout: probability of each of them to be left out.  prefix: before every prompt that is not empty.
-    wildcards: {red|blue} in a prompt is one of its texts.
-    encode: train on the autoencoder's moments, computed once where pictures stay the same.
-    cache: a folder in which they are kept for the next run, and the text encoder's outputs where nothing changes them;
-    "" keeps moments of up to FEW pictures for this run, and no text.
-    concept: also give E4T's encoder a picture: "same", or "other" view of the subject where the source knows one.
-    validation: a folder of pictures that are only measured (Train.validate), or the share of `path`'s that is.
-    mask: weight the loss by the image's mask file (its alpha where something is clear, else white), or by its alpha.
-    condition: what a ControlNet sees: "files" (NAME.condition.png beside the picture), "canny", "scribble", "softedge",
-    "lines", "depth" (made of the picture), "openpose" (NAME.condition.json), "segmentation" or "mask" (files); with
-    settings as in "canny:low=50".  A folder of such files elsewhere is data.condition_folder.
+    shuffle: shuffle the comma-separated tags behind the first `keep`.  keep: number of tags that stay in front.
+    tag_dropout: probability of dropping each of the other tags.
+    prefix: text before every prompt that is not empty.  wildcards: replace {red|blue} by one of its texts.
+    encode: train on the autoencoder's moments; unchanging pictures are encoded once.
+    cache: folder that stores moments, and text encoder outputs if the text encoder is frozen, for later runs; "" keeps
+    the moments of up to FEW pictures in memory and no text.
+    concept: also give E4T's encoder a picture: the "same" one, or an "other" view of the subject if the source has one.
+    validation: a folder of held-out pictures, or the share of `path` to hold out; see Train.validate.
+    mask: weigh the loss by the mask file, otherwise by the alpha channel.
+    condition: what a ControlNet reads: "canny", "softedge", "scribble", "lines" or "depth" (computed), "files"
+    (NAME.condition.png beside the picture), "openpose" (NAME.condition.json), "segmentation" or "mask" (files).
+    Settings follow as in "canny:low=50".  data.condition_folder names another folder of such files.
     """
 
     path: str = ""

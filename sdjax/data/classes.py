@@ -19,15 +19,14 @@ PHOTO = "a photo of "  # what a class picture without a caption is called, befor
 
 @dataclass(frozen=True)
 class ClassData:
-    """The class of a run's subjects; nothing of it where path and identifiers are empty.
+    """The class of a run's subjects, for prior preservation; off if path and identifiers are empty.
 
-    path: a folder of pictures of the class, shown beside the subject's: prior preservation.  "" for none.
-    `python train/class_images.py RECIPE class_data.path=FOLDER` draws what it lacks from the model before training.
-    count: the pictures that it is to hold.
-    prompts: what is drawn, one after the other; () for the subject's prompts without identifiers.
-    rows: of data.batch that show the class, 0 for half of them.  weight: lambda, how much their mean loss counts beside
-    the mean loss of the subject's rows.
-    identifiers: words that tell a subject from its class; a prompt without them is the class prompt.
+    path: a folder of class pictures that train beside the subject's; "" is none.  `python train/class_images.py RECIPE
+    class_data.path=FOLDER` fills it from the model before training.
+    count: number of pictures to draw into it.
+    prompts: prompts to draw them from, in turn; () removes the identifiers from the subject's prompts.
+    rows: class rows per batch; 0 is half of data.batch.  weight: lambda, the factor of their mean loss.
+    identifiers: words that distinguish the subject from its class; a prompt without them is the class prompt.
     """
 
     path: str = ""

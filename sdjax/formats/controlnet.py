@@ -22,7 +22,7 @@ KIND = "controlnet"
 
 
 class ControlNetFolder(Format):
-    """config.json and weights, as diffusers names them; read from one file of either naming too."""
+    """A ControlNet: diffusers' folder, or a single file with diffusers' or LDM's names."""
 
     name = KIND
 

@@ -19,7 +19,7 @@ from sdjax.stable_diffusion import StableDiffusion
 
 @dataclass(frozen=True)
 class Chain(Method):
-    """Splits its parts in order and joins them in reverse, so that the first part sees what the later ones put back.
+    """Trains several methods together: splits them in order, joins them in reverse.
 
     A part with a loss or previews of its own trains alone.
     """

@@ -27,7 +27,10 @@ ENCODER = "text_encoder"  # whose words are trained
 
 @dataclass(frozen=True)
 class Clip(Method):
-    """Trains both encoders, the text projection and the temperature; the loss needs the global batch at once."""
+    """Trains the text and image encoders, the text projection and the temperature, contrastively.
+
+    The loss needs the whole batch at once.
+    """
 
     pixels = True
     whole_batch = True  # accumulation would change the loss, so the training loop refuses it

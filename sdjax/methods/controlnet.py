@@ -32,9 +32,9 @@ HINT, ADDED = "controlnet_cond_embedding", ("controlnet_down_blocks.", "controln
 
 @dataclass(frozen=True)
 class ControlNet(Method):
-    """Trains a ControlNet for the model, from a copy of its UNet's way down.
+    """Trains a ControlNet that starts as a copy of the UNet's encoder.
 
-    order: of the colours that it is shown, "rgb" or "bgr", as its config.json says it.
+    order: colour order of its condition pictures, "rgb" or "bgr", as in its config.json.
     """
 
     order: str = "rgb"

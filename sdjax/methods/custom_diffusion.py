@@ -30,7 +30,7 @@ ALL = r"attn2\.to_(k|v|q|out\.0)\."
 
 @dataclass(frozen=True)
 class CustomDiffusion(Method):
-    """Trains to_k and to_v of every cross-attention of the UNet.
+    """Trains the key and value projections of every cross-attention in the UNet.
 
     query: to_q and to_out too, diffusers' freeze_model=crossattn.
     """

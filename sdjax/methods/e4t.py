@@ -40,11 +40,13 @@ from sdjax.text import conditioning
 
 @dataclass(frozen=True)
 class E4T(Method):
-    """Trains the encoder's head, the offsets and, where asked for, the vision tower.
+    """Trains E4T's encoder head and weight offsets, optionally the vision tower.
 
-    scale: s, the paper's 0.1.  penalty: lambda of each example; the unofficial code's 0.01 for pre-training is of the
-    sum over the batch, so that its lambda times the batch is ours.
-    features: "all" maps of the UNet's down half (13 for SD 1.5) or the last of each "level" (4).
+    word: the placeholder in prompts.  domain: the word that it starts from.
+    scale: s, 0.1 in the paper.
+    penalty: lambda of each example; the unofficial code's 0.01 for pre-training applies to the sum over the batch, so
+    multiply it by the batch size.
+    features: "all" maps of the UNet's encoder (13 for SD 1.5), or the last of each "level" (4).
     vision: train a copy of the image encoder too.
     """
 

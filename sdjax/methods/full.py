@@ -19,7 +19,7 @@ from sdjax.stable_diffusion import StableDiffusion
 
 @dataclass(frozen=True)
 class Full(Method):
-    """Trains the weights of `parts` whose dotted name within the part matches `pattern`; the others stay frozen.
+    """Trains the weights of `parts` whose dotted name matches `pattern`; the others stay frozen.
 
     keep: leave the weights as they were in `reference`, for a loss that holds on to what the model said before
     (loss.preservation).

@@ -31,15 +31,15 @@ DEVIATION = 0.01  # of Normal, and of norms in every initialisation: A1111
 
 @dataclass(frozen=True)
 class Hypernetwork(Method):
-    """Trains a pair of networks, for keys and for values, for each width of what attention reads.
+    """Trains two small networks per input width of attention, one for keys and one for values.
 
-    layer_structure: widths as multiples of that width; begins and ends with 1.
-    activation: "linear", "relu", "leakyrelu", "mish", ...: torch's by their lower-case names.
-    activate_output: the activation behind the last layer too.  layer_norm: a norm behind each layer.
-    dropout: a rate behind each width of layer_structure, (0, 0.3, 0), 0 at both ends; () for none.
+    layer_structure: widths as multiples of the input width; the first and last are 1.
+    activation: "linear", "relu", "leakyrelu", "mish" ...: torch's activations in lower case.
+    activate_output: apply the activation after the last layer too.  layer_norm: normalise after each layer.
+    dropout: a rate per width of layer_structure, such as (0, 0.3, 0), with 0 at both ends; () is off.
     weight_init: Normal, XavierUniform, XavierNormal, KaimingUniform or KaimingNormal; biases start at 0.
-    zero: the last layer starts at zero, so that nothing changes before training.
-    sizes: the widths, such as (768, 320, 640, 1280) of SD 1; () for all of the model.
+    zero: start the last layer at zero, so that the model is unchanged before training.
+    sizes: the input widths, such as (768, 320, 640, 1280) for SD 1; () takes all of the model.
     """
 
     layer_structure: tuple[float, ...] = (1, 2, 1)

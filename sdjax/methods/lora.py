@@ -39,20 +39,21 @@ CONVOLUTIONS = r"^unet\..*\.(resnets|downsamplers|upsamplers)\."  # 86 layers of
 
 @dataclass(frozen=True)
 class Lora(Method):
-    """Trains a change of every layer whose name, "unet.mid_block.attentions.0.proj_in", matches `targets`.
+    """Trains low-rank changes of the layers whose name matches `targets`: LoRA, DoRA, LoHa, LoKr or OFT.
 
-    rank: r; of OFT the largest block.  alpha: the change counts alpha / rank times, None for the rank itself; rslora:
-    alpha / sqrt(rank) times.
+    rank: r; for oft the largest block.
+    alpha: the change is scaled by alpha / rank; None is the rank.  rslora: scale by alpha / sqrt(rank).
     algo: lora, dora, loha, lokr or oft.
-    text_encoder: the text encoder's layers too.  convolutions: LoCon, the rank of the layers of residual blocks and of
-    resampling, 0 for none.
-    ranks: (pattern, rank) pairs; the first that matches a layer's name is its rank, 0 leaves it out.  Where alpha is
-    given it is that of `rank`, and other ranks have the same alpha / rank.
-    init: of lora and dora; pissa starts from the largest singular values of the weights, taken out of them.
-    dropout: of the numbers between LoRA's factors; rank_dropout: of their ranks, with loha and lokr of outputs, with
-    oft of blocks; module_dropout: of whole changes.  Each is drawn for every example.
-    max_norm: the largest norm of a change, to which it is shrunk after each step; 0 for none.
-    factor: of lokr, how sizes are split; -1 as evenly as can be.  constraint: of oft, per output; 0 for none.
+    targets: regular expression of layer names such as "unet.mid_block.attentions.0.proj_in".
+    text_encoder: train layers of the text encoder too.
+    convolutions: rank of convolutions in residual blocks and resampling (LoCon); 0 is off.
+    ranks: (pattern, rank) pairs; the first match sets a layer's rank, 0 leaves the layer out.  All ranks share the
+    quotient alpha / rank.
+    init: for lora and dora; pissa starts from the largest singular values and removes them from the base.
+    dropout: rate between LoRA's factors, drawn per example.  rank_dropout: rate of ranks, with loha and lokr of
+    outputs, with oft of blocks.  module_dropout: rate of whole changes.
+    max_norm: largest norm of a change, enforced after each step; 0 is off.
+    factor: for lokr, how to split sizes; -1 splits as evenly as possible.  constraint: for oft, per output; 0 is off.
     """
 
     rank: int = 16

@@ -28,13 +28,13 @@ LAYOUTS = ("diffusers", "diffusers-bin", "a1111")
 
 @dataclass(frozen=True)
 class TextualInversion(Method):
-    """Trains `vectors` rows for the placeholder `word`, which start from the rows of the text `init`.
+    """Trains new rows of the token table for the placeholder `word`, initialised from the text `init`.
 
-    init: a word or a phrase, whose tokens' rows are repeated in order; "" for the mean row of the table.  A file to
-    start from is the run's own `init=`.
-    negative: the word is for the negative prompt: previews and what the run says at its end have it there.  It trains
-    as any word does, on pictures of what is not wanted.
-    layout: of the file: diffusers' learned_embeds.safetensors or .bin, or a1111's .pt, whose name is the word there.
+    word: the placeholder in prompts.  vectors: number of rows.
+    init: a word or phrase; its tokens' rows repeat in order.  "" is the table's mean row.  To start from a file, use
+    the run's own `init=`.
+    negative: use the word in negative prompts, in previews and in the printed usage; train it on flawed pictures.
+    layout: diffusers (learned_embeds.safetensors), diffusers-bin (.bin) or a1111 (WORD.pt).
     """
 
     word: str = "<new>"

@@ -36,14 +36,14 @@ RECONS = ("l1", "l2")
 
 @dataclass(frozen=True)
 class Vae(Method):
-    """Trains the autoencoder and a discriminator.
+    """Trains the autoencoder, optionally against a patch discriminator.
 
-    pattern: the weights that train, by a regular expression of their dotted names; all of them where it is empty.  With
-    the decoder alone, models of the autoencoder's latents stay valid (as sd-vae-ft-mse was made).
-    recon: "l1" or "l2".  perceptual: weight of LPIPS, or of the distance between features of the image encoder.
-    kl: weight of the summed KL, both divided by the number of pixel values.
-    critic: weight of the adversarial part, 0 for none; critic_start: its first step.
-    critic_channels, critic_layers: the discriminator's size; 64 and 3 are LDM's.
+    pattern: regular expression of the weights to train, by dotted name; "" trains all.  If only the decoder trains,
+    other models keep working with its latents (as with sd-vae-ft-mse).
+    recon: "l1" or "l2".  perceptual: weight of LPIPS, or of the feature distance of the image encoder.
+    kl: weight of the summed KL, divided by the number of pixel values.
+    critic: weight of the adversarial loss; 0 is off.  critic_start: its first step.
+    critic_channels, critic_layers: size of the discriminator; LDM uses 64 and 3.
     """
 
     recon: str = "l1"

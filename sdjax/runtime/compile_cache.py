@@ -5,9 +5,9 @@ import importlib.util
 import os
 from pathlib import Path
 
-# Half the time of compiling for two cores, and steps as fast as without; docs/log.md, "Compiling for a CPU".
+# Half the time of compiling for two cores, and steps as fast as without; docs/log/2026-11.md, "Compiling for a CPU".
 QUICK = ("--xla_cpu_use_fusion_emitters=false", "--xla_backend_optimization_level=1")
-# Two thirds of what is left, and steps that take 7 % longer; docs/log.md, "Compiling for size".
+# Two thirds of what is left, and steps that take 7 % longer; docs/log/2026-11.md, "Compiling for size".
 SMALL = ("--xla_backend_extra_options=xla_cpu_disable_loop_unrolling,xla_cpu_optimize_for_size",)
 FEW = 50  # steps of a run for which that pays
 ACCELERATED = ("jax_plugins", "libtpu")  # packages of accelerators, which keep XLA's own settings

@@ -14,7 +14,7 @@ class Controls:
     control: Annotated[
         tuple[str, ...],
         Setting(
-            "ControlNets: diffusers folders, hub ids, files, random:sd15 ...",
+            "ControlNets: diffusers folders, hub ids, files, or shapes such as random:sd15",
             "ControlNet",
             file=True,
             mine=True,
@@ -23,18 +23,24 @@ class Controls:
     ] = ()
     control_image: Annotated[
         tuple[str, ...],
-        Setting("what each of them looks at: edges, depths, poses ...", "Control image", file=True, private=True),
+        Setting(
+            "condition picture of each ControlNet: edges, depth, pose ...", "Control image", file=True, private=True
+        ),
     ] = ()
     weight: Annotated[
-        tuple[Finite, ...], Setting("how strongly each acts; one number for all", "Weight", needs="control")
+        tuple[Finite, ...], Setting("strength of each ControlNet; one number for all", "Weight", needs="control")
     ] = (1.0,)
-    start: Annotated[tuple[Share, ...], Setting("from which part of the steps on", "Start", needs="control")] = (0.0,)
-    end: Annotated[tuple[Share, ...], Setting("up to which part of the steps", "End", needs="control")] = (1.0,)
+    start: Annotated[
+        tuple[Share, ...], Setting("share of the steps at which each ControlNet starts", "Start", needs="control")
+    ] = (0.0,)
+    end: Annotated[
+        tuple[Share, ...], Setting("share of the steps at which each ControlNet ends", "End", needs="control")
+    ] = (1.0,)
     preprocess: Annotated[
         tuple[str, ...],
         Setting(
-            "what each looks at is made of its picture first: canny, scribble, softedge, lines, depth; with settings"
-            " as canny:low=50; openpose draws a JSON file; one for all",
+            "compute each condition from its picture: canny, scribble, softedge, lines, depth; settings as in"
+            " canny:low=50; openpose draws a JSON file; one for all",
             "Preprocess",
             needs="control",
         ),
@@ -42,7 +48,7 @@ class Controls:
     depth_model: Annotated[
         str,
         Setting(
-            "of depth: a folder or hub id that transformers reads",
+            "depth model: a folder or hub id for transformers",
             "Depth model",
             file=True,
             mine=True,
@@ -51,7 +57,7 @@ class Controls:
         ),
     ] = depth.USUAL
     guess: Annotated[
-        bool, Setting("act on the prompt's side only: for prompts that say little", "Guess", needs="control")
+        bool, Setting("act on the prompt's side of guidance only, for short prompts", "Guess", needs="control")
     ] = False
 
     def rule(self) -> None:

@@ -1,10 +1,10 @@
-"""Every setting of a picture, declared once: flags, rows of lists, records and errors are made from these lines.
+"""Every setting of a picture, declared once: flags, list rows, records and errors derive from these lines.
 
     TextToImage(prompt="a cat", steps=30)
     fields(TextToImage)["steps"].about.help
 
-Parts are settings that belong together; a task lists its parts as bases.  What a setting does stands in the module that
-acts on it.  To add one: a line here, and the place that reads `job.settings.NAME`.
+A part groups related settings; a task lists its parts as bases.  The module that reads `job.settings.NAME` documents
+the effect of a setting.  To add a setting, add a line here and read it there.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ SEEDS = Interval(ge=-(2**63), le=2**64 - 1)
 FIRST = {"negative": ("negative_prompt", 0), "noise": ("noise_source", 0), "skip": ("clip_skip", 1)}
 FIRST |= {"adapters": ("adapter", 0)}
 VARIED = ("variation_seed", "variation")
-SEEDED = ("seed", "variation_seed")  # of which -1 is a random one
+SEEDED = ("seed", "variation_seed")  # -1 draws a random seed
 SAMPLERS = Choice({name: one.word for name, one in samplers.known().items()})
 SCHEDULES = Choice(
     normal="Normal", karras="Karras", exponential="Exponential", polyexponential="Polyexponential",
@@ -40,7 +40,7 @@ FITS = Choice(crop="crop", fill="fill", stretch="stretch")
 class Words:
     prompt: Annotated[str, Setting("what the picture shows", api="prompt", own=True, private=True)] = ""
     negative_prompt: Annotated[
-        str, Setting("what it should not show", api="negative_prompt", own=True, private=True)
+        str, Setting("what the picture should not show", api="negative_prompt", own=True, private=True)
     ] = ""
 
     @property
@@ -57,34 +57,41 @@ class Words:
 class Sampling:
     steps: Annotated[int, Interval(ge=1), Setting("denoising steps", "Steps", "steps", always=True)] = 20
     sampler: Annotated[
-        str, SAMPLERS, Setting("the way from noise to picture", "Sampler", "sampler_name", unsaid="euler", always=True)
+        str, SAMPLERS, Setting("the sampler", "Sampler", "sampler_name", unsaid="euler", always=True)
     ] = "ddim"
     schedule: Annotated[
-        str, SCHEDULES, Setting("of the noise", "Schedule type", "scheduler", unsaid="automatic", always=True)
+        str, SCHEDULES, Setting("noise schedule", "Schedule type", "scheduler", unsaid="automatic", always=True)
     ] = "normal"
     guidance: Annotated[
         Finite,
         Setting(
-            "how strongly the prompt rules; 1 for none", "CFG scale", "cfg_scale", unsaid=7.0, always=True, step=0.5
+            "strength of the prompt (classifier-free guidance); 1 is off",
+            "CFG scale",
+            "cfg_scale",
+            unsaid=7.0,
+            always=True,
+            step=0.5,
         ),
     ] = 7.5
     seed: Annotated[
         int,
         SEEDS,
-        Setting(
-            "of the first picture; the others count on; -1 for a random one", "Seed", "seed", own=True, always=True
-        ),
+        Setting("seed of the first picture; later ones count up; -1 is random", "Seed", "seed", own=True, always=True),
     ] = 0
     size: Annotated[
         Size | None,
         Setting(
-            "default: the model's, or the given picture's", "Size", "width height", unsaid=Size(512, 512), always=True
+            "size of the picture; default: the model's, or the given picture's",
+            "Size",
+            "width height",
+            unsaid=Size(512, 512),
+            always=True,
         ),
     ] = None
 
     @staticmethod
     def spelled(values: dict) -> dict:
-        """Takes A1111's labels of before 1.9, which end in the schedule's ("DPM++ 2M Karras"), apart."""
+        """Splits A1111's labels from before 1.9, which end with the schedule ("DPM++ 2M Karras")."""
         label = str(values.get("sampler", ""))
         head, _, tail = label.rpartition(" ")
         sampler, schedule = SAMPLERS.ours(head), SCHEDULES.ours(tail)
@@ -98,7 +105,7 @@ class Model:
     model: Annotated[
         str,
         Setting(
-            "pocket, a diffusers folder, a single file, a hub id, or random:sd15 ...",
+            "pocket, a diffusers folder, a single file, a hub id, or a random shape such as random:sd15",
             "Model",
             unsaid="",
             file=True,
@@ -109,7 +116,7 @@ class Model:
     vae: Annotated[
         str | None,
         Setting(
-            "an autoencoder in place of the model's: a file, a diffusers folder or a hub id",
+            "another autoencoder: a file, a diffusers folder or a hub id",
             "VAE",
             file=True,
             mine=True,
@@ -119,21 +126,22 @@ class Model:
     tokenizer: Annotated[
         str | None,
         Setting(
-            "CLIP's vocab.json and merges.txt, for a single file where no hub is", file=True, mine=True, private=True
+            "folder with CLIP's vocab.json and merges.txt, for a single file without the hub",
+            file=True,
+            mine=True,
+            private=True,
         ),
     ] = None
-    ema: Annotated[
-        bool, Setting("of a single file that has both: the averaged weights, not the last", "EMA", mine=True)
-    ] = False
+    ema: Annotated[bool, Setting("use the averaged weights of a single file that has both", "EMA", mine=True)] = False
     prediction_type: Annotated[
         str | None,
         Choice(epsilon="epsilon", v_prediction="v_prediction"),
-        Setting("of a single file; default: found out", "Prediction type", mine=True),
+        Setting("prediction type of a single file; default: detected", "Prediction type", mine=True),
     ] = None
     dtype: Annotated[
         str,
         Choice(float32="float32", bfloat16="bfloat16", float16="float16"),
-        Setting("of weights and computation", "Dtype", mine=True),
+        Setting("data type of weights and computation", "Dtype", mine=True),
     ] = "float32"
     adapter: Annotated[
         tuple[str, ...],
@@ -156,7 +164,7 @@ class Variation:
         int,
         SEEDS,
         Setting(
-            "another seed, of which the pictures get a part; -1: random",
+            "a second seed to mix in; -1 is random",
             "Variation seed",
             "subseed",
             own=True,
@@ -166,7 +174,7 @@ class Variation:
     variation: Annotated[
         Share,
         Setting(
-            "that part; then all have one seed, and this one counts on",
+            "share of the second seed; above 0 the variation seed counts up instead of the seed",
             "Variation seed strength",
             "subseed_strength",
             own=True,
@@ -177,27 +185,27 @@ class Variation:
 @declared
 class Reading:
     grammar: Annotated[
-        str, GRAMMARS, Setting("what brackets in prompts mean; plain: nothing", "Prompt grammar", unsaid="a1111")
+        str, GRAMMARS, Setting("prompt syntax; plain reads the text as it is", "Prompt grammar", unsaid="a1111")
     ] = "plain"
     weighting: Annotated[
         str | None,
         Choice(a1111="a1111", comfyui="comfyui"),
-        Setting("how weights in prompts act; default: the grammar's way", "Prompt weighting"),
+        Setting("how prompt weights act; default: as in the grammar", "Prompt weighting"),
     ] = None
     clip_skip: Annotated[
         int,
         Interval(ge=1),
-        Setting("the text encoder's layer from the end that is read; 2: the last is left out", "Clip skip"),
+        Setting("text encoder layer to read, from the end; 2 skips the last layer", "Clip skip"),
     ] = 1
 
     @property
     def plain(self) -> bool:
-        """Whether prompts are read as they stand, without weights and changes."""
+        """Whether prompts are read literally, without weights and edits."""
         return self.grammar == "plain"
 
     @property
     def naming(self) -> str:
-        """How texts name adapters and embeddings: as their grammar has it."""
+        """The grammar by which texts name adapters and embeddings."""
         return self.grammar
 
     def rule(self) -> None:
@@ -209,19 +217,23 @@ class Reading:
 
 @declared
 class Noise:
-    noise_source: Annotated[str, NOISES, Setting("whose numbers a seed stands for", "RNG", unsaid="philox")] = "jax"
-    ensd: Annotated[int, SEEDS, Setting("added to the seed for fresh noise, A1111's ENSD", "ENSD")] = 0
+    noise_source: Annotated[str, NOISES, Setting("random generator that seeds refer to", "RNG", unsaid="philox")] = (
+        "jax"
+    )
+    ensd: Annotated[int, SEEDS, Setting("offset of the seed of fresh noise (A1111's ENSD)", "ENSD")] = 0
     eta: Annotated[
-        float | None, Interval(ge=0, le=1), Setting("fresh noise of samplers that take it", "Eta", "eta")
+        float | None, Interval(ge=0, le=1), Setting("amount of fresh noise, for samplers that take it", "Eta", "eta")
     ] = None
     churn: Annotated[
-        From0, Setting("fresh noise of euler and heun, Karras' s_churn over all steps", "Sigma churn", "s_churn")
+        From0, Setting("fresh noise of euler and heun, summed over all steps (s_churn)", "Sigma churn", "s_churn")
     ] = 0.0
-    churn_low: Annotated[
-        From0, Setting("the lowest sigma at which that noise comes in, s_tmin", "Sigma tmin", "s_tmin")
-    ] = 0.0
-    churn_high: Annotated[float, Interval(ge=0), Setting("the highest, s_tmax", "Sigma tmax", "s_tmax")] = 999.0
-    churn_noise: Annotated[From0, Setting("its standard deviation, s_noise", "Sigma noise", "s_noise")] = 1.0
+    churn_low: Annotated[From0, Setting("lowest sigma with churn noise (s_tmin)", "Sigma tmin", "s_tmin")] = 0.0
+    churn_high: Annotated[
+        float, Interval(ge=0), Setting("highest sigma with churn noise (s_tmax)", "Sigma tmax", "s_tmax")
+    ] = 999.0
+    churn_noise: Annotated[From0, Setting("standard deviation of churn noise (s_noise)", "Sigma noise", "s_noise")] = (
+        1.0
+    )
 
     def rule(self) -> None:
         if self.ensd and self.noise_source == "jax":
@@ -230,16 +242,16 @@ class Noise:
 
 @declared
 class Guidance:
-    rescale: Annotated[Share, Setting("of guidance: against too strong contrasts", "CFG rescale")] = 0.0
-    guidance_start: Annotated[Share, Setting("part of the steps from which on guidance acts", "Guidance start")] = 0.0
-    guidance_end: Annotated[Share, Setting("part of the steps behind which it does not", "Guidance end")] = 1.0
+    rescale: Annotated[Share, Setting("rescale guidance to reduce excess contrast", "CFG rescale")] = 0.0
+    guidance_start: Annotated[Share, Setting("share of the steps at which guidance starts", "Guidance start")] = 0.0
+    guidance_end: Annotated[Share, Setting("share of the steps at which guidance ends", "Guidance end")] = 1.0
     threshold: Annotated[
-        Share, Setting("percentile of dynamic thresholding, such as 0.995; 0 for none", "Dynamic threshold")
+        Share, Setting("percentile of dynamic thresholding, such as 0.995; 0 is off", "Dynamic threshold")
     ] = 0.0
     threshold_limit: Annotated[
         float,
         Interval(ge=SMALLEST, le=LARGEST),
-        Setting("what it never clips, in standard deviations of latents", "Threshold limit"),
+        Setting("value that thresholding never clips, in standard deviations of latents", "Threshold limit"),
     ] = 3.0
 
     def rule(self) -> None:
@@ -253,7 +265,7 @@ class Picture:
     image: Annotated[
         str | None,
         Setting(
-            "the picture to begin with; in text2img: of the subject, for a model with an E4T encoder",
+            "the picture to start from; in text2img: the subject, for a model with an E4T encoder",
             "Image",
             own=True,
             file=True,
@@ -264,9 +276,7 @@ class Picture:
 
 @declared
 class Fit:
-    resize: Annotated[
-        str, FITS, Setting("how given pictures get to the size that is made", "Resize", needs="image")
-    ] = "crop"
+    resize: Annotated[str, FITS, Setting("how to fit the given picture to the size", "Resize", needs="image")] = "crop"
 
     def target(self: Any) -> tuple[Size | None, str]:
         """Returns (the size that given pictures are brought to, None for their own, and how)."""
@@ -279,7 +289,7 @@ class Start:
         float | None,
         Interval(gt=0, le=1),
         Setting(
-            "how much of the picture is made anew",
+            "how much of the picture to repaint",
             "Denoising strength",
             "denoising_strength",
             always=True,
@@ -299,12 +309,16 @@ class Hole:
     feather: Annotated[
         int,
         Interval(ge=0, le=100_000),
-        Setting("pixels over which the painted region fades in, inside the mask", "Feather", "mask_blur", needs="mask"),
+        Setting("width in pixels of the fade inside the mask", "Feather", "mask_blur", needs="mask"),
     ] = 4
     margin: Annotated[
         int | None,
         Interval(ge=0, le=100_000),
-        Setting("paint only around the mask, so many pixels and more, at the model's size", "Margin", needs="mask"),
+        Setting(
+            "paint only the masked region and at least this many pixels around it, at the model's size",
+            "Margin",
+            needs="mask",
+        ),
     ] = None
 
 
@@ -315,20 +329,25 @@ class Hires:
     hires: Annotated[
         float | None,
         Interval(gt=0, le=64),
-        Setting("enlarge so many times and paint over (hires fix)", "Hires upscale", "hr_scale"),
+        Setting("scale factor of a second, larger pass (hires fix)", "Hires upscale", "hr_scale"),
     ] = None
     hires_strength: Annotated[
-        Some, Setting("of painting over", "Denoising strength", "denoising_strength", always=True, needs="hires")
+        Some,
+        Setting(
+            "how much the second pass repaints", "Denoising strength", "denoising_strength", always=True, needs="hires"
+        ),
     ] = 0.7
     hires_steps: Annotated[
         int | None,
         Interval(ge=1),
-        Setting("of painting over; default: as many as before", "Hires steps", "hr_second_pass_steps", needs="hires"),
+        Setting(
+            "steps of the second pass; default: as in the first", "Hires steps", "hr_second_pass_steps", needs="hires"
+        ),
     ] = None
     hires_method: Annotated[
         str,
         Choice(latent="Latent", lanczos="Lanczos").rest("lanczos"),
-        Setting("how to enlarge", "Hires upscaler", "hr_upscaler", always=True, needs="hires"),
+        Setting("how to enlarge the first pass", "Hires upscaler", "hr_upscaler", always=True, needs="hires"),
     ] = "latent"
 
     def again(self: Any) -> Any:
@@ -341,16 +360,18 @@ class Enlarging:
     preset: Annotated[
         str | None,
         Choice({"64-256": "64-256", "128-512": "128-512"}),
-        Setting("bring the picture to the first size, make the second of it", "Preset"),
+        Setting("resize the picture to the first size and enlarge it to the second", "Preset"),
     ] = None  # the sizes of the original super-resolution, and of the upscaler's training
     noise_level: Annotated[
-        int | None, Interval(ge=0, le=350), Setting("noise put on the small picture: more invents more", "Noise level")
+        int | None,
+        Interval(ge=0, le=350),
+        Setting("noise added to the small picture; more noise invents more detail", "Noise level"),
     ] = 20
-    tile: Annotated[
-        int | None, Interval(ge=1), Setting("do squares of so many small pixels one after the other", "Tile")
-    ] = None
+    tile: Annotated[int | None, Interval(ge=1), Setting("work in square tiles of this many small pixels", "Tile")] = (
+        None
+    )
     overlap: Annotated[
-        int, Interval(ge=0), Setting("small pixels that neighbouring squares share", "Overlap", needs="tile")
+        int, Interval(ge=0), Setting("small pixels shared by neighbouring tiles", "Overlap", needs="tile")
     ] = 16
 
     def fill(self) -> dict[str, Any]:
@@ -360,16 +381,16 @@ class Enlarging:
 @declared
 class Way:
     to_prompt: Annotated[
-        str | None, Setting("what the last frame shows; default: the same", "To prompt", private=True)
+        str | None, Setting("prompt of the last frame; default: that of the first", "To prompt", private=True)
     ] = None
-    to_seed: Annotated[
-        int | None, SEEDS, Setting("the seed of the last frame; default: the first one's", "To seed")
-    ] = None
-    frames: Annotated[int, Interval(ge=2), Setting("how many pictures, both ends with them", "Frames")] = 16
+    to_seed: Annotated[int | None, SEEDS, Setting("seed of the last frame; default: that of the first", "To seed")] = (
+        None
+    )
+    frames: Annotated[int, Interval(ge=2), Setting("number of frames, both ends included", "Frames")] = 16
 
     @staticmethod
     def spelled(values: dict) -> dict:
-        """Takes two prompts as both ends."""
+        """Returns the values with two prompts as first and last frame."""
         prompts = values.get("prompt")
         if not isinstance(prompts, list):
             return values
@@ -386,7 +407,7 @@ class Way:
 
 @declared
 class Task(Words, Sampling, Model, Variation, Reading, Noise, Guidance):
-    """What all tasks have.  asked: settings that have no usual value."""
+    """The settings that all tasks share.  asked: settings without a default."""
 
     asked: ClassVar[tuple[str, ...]] = ("prompt",)
 
@@ -402,7 +423,7 @@ class Task(Words, Sampling, Model, Variation, Reading, Noise, Guidance):
 
     @property
     def ending(self) -> str:
-        """What tells its file from those of other seeds."""
+        """The suffix of its file name: the seed."""
         return f"-{self.seed}"
 
 

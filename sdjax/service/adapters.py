@@ -1,4 +1,4 @@
-"""Work on files of adapters, without a picture.
+"""Checks, merges, resizes and extracts adapter files.
 
     sdjax adapters check cat.safetensors
     sdjax adapters merge cat.safetensors:0.8 ink.safetensors:0.5 --out both.safetensors [--rank 16]
@@ -6,9 +6,9 @@
     sdjax adapters resize cat.safetensors --rank 8 --out small.safetensors
     sdjax adapters extract v1-5.safetensors tuned.safetensors --rank 32 --out cat.safetensors
 
-merge sums effects: exactly, so that ranks add up, or with --rank, --energy or --ratio as the nearest product of two
-thin factors by singular values.  extract does that for the difference of two models.  --energy 0.95 keeps so many
-singular values as hold this share of the sum of squares, --ratio 20 those that are at least 1/20 of the largest.
+merge adds effects: exactly, so that ranks add up, or with --rank, --energy or --ratio as the best low-rank
+approximation by singular values.  extract approximates the difference of two models.  --energy 0.95 keeps the singular
+values with 95 % of the sum of squares, --ratio 20 those of at least 1/20 of the largest.
 """
 
 import argparse
@@ -57,24 +57,24 @@ def _parser():
         prog="sdjax adapters", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    model = "the base model; default: the shape of SD 1.5, of 2.1 or pocket, whichever fits"
-    check = commands.add_parser("check", help="what a file is, for which model, and what is wrong with it")
+    model = "the base model; default: SD 1.5, SD 2.1 or pocket, whichever fits"
+    check = commands.add_parser("check", help="print what a file is, its base model, and its faults")
     check.add_argument("files", nargs="+", metavar="FILE")
     check.add_argument("--model", help=model)
-    merge = commands.add_parser("merge", help="several adapters as one; one alone is only written in another format")
+    merge = commands.add_parser("merge", help="merge adapters into one file, or convert one file")
     merge.add_argument("files", nargs="+", metavar="FILE[:STRENGTH]")
-    resize = commands.add_parser("resize", help="a LoRA of another rank")
+    resize = commands.add_parser("resize", help="change the rank of a LoRA")
     resize.add_argument("files", nargs=1, metavar="FILE")
-    extract = commands.add_parser("extract", help="a LoRA of the difference of two models")
+    extract = commands.add_parser("extract", help="make a LoRA from the difference of two models")
     extract.add_argument("base", metavar="MODEL")
     extract.add_argument("tuned", metavar="TUNED")
     for one in (merge, resize, extract):
-        one.add_argument("--rank", type=int, help="at most so many singular values")
-        one.add_argument("--energy", type=float, help="those that hold this share of the sum of squares")
-        one.add_argument("--ratio", type=float, help="those of at least 1/RATIO of the largest")
-        one.add_argument("--out", required=True, help="the file, or for other formats than kohya's the folder")
-        one.add_argument("--format", default="kohya", help="kohya, diffusers, peft, ...; default: kohya")
-        one.add_argument("--dtype", default="float32", choices=DTYPES, help="of the file; default: float32")
+        one.add_argument("--rank", type=int, help="keep at most this many singular values")
+        one.add_argument("--energy", type=float, help="keep the singular values with this share of the sum of squares")
+        one.add_argument("--ratio", type=float, help="keep singular values of at least 1/RATIO of the largest")
+        one.add_argument("--out", required=True, help="output file; a folder for formats other than kohya")
+        one.add_argument("--format", default="kohya", help="output format: kohya, diffusers, peft ...; default: kohya")
+        one.add_argument("--dtype", default="float32", choices=DTYPES, help="data type of the file; default: float32")
         if one is not extract:
             one.add_argument("--model", help=model)
     return made
@@ -88,7 +88,7 @@ def _cut(options):
 
 
 def _merge(options) -> Iterator[str]:
-    """Yields what is said while adapters are merged."""
+    """Merges adapters; yields lines to print."""
     named = [attach.split(text) for text in options.files]
     paths = [reading.locate(file) for file, _, _ in named]
     sd, adapters = _fitting(paths, options.model)
@@ -100,14 +100,14 @@ def _merge(options) -> Iterator[str]:
 
 
 def _resize(options) -> Iterator[str]:
-    """Yields what is said while an adapter gets another rank."""
+    """Changes an adapter's rank; yields lines to print."""
     paths = [reading.locate(options.files[0])]
     sd, (adapter,) = _fitting(paths, options.model)
     yield from _written(lora_tools.resized(adapter, sd, _cut(options)), sd, options, paths)
 
 
 def _extract(options) -> Iterator[str]:
-    """Yields what is said while a LoRA is taken out of a model."""
+    """Extracts a LoRA from two models; yields lines to print."""
     cut = _cut(options)
     base = pipeline.load(options.base)
     yield f"read {options.base}"
@@ -132,7 +132,7 @@ def _fitting(paths, model) -> tuple[StableDiffusion, list[Adapter]]:
 
 
 def _written(made: Adapter, sd: StableDiffusion, options: Any, sources: Sequence[Path]) -> Iterator[str]:
-    """Writes an adapter as the options say; yields where it lies."""
+    """Writes an adapter; yields the line with its path."""
     known = formats.known()
     if options.format not in known or not known[options.format].holds(made):
         able = ", ".join(name for name, kind in known.items() if kind.holds(made))
@@ -155,7 +155,7 @@ def _written(made: Adapter, sd: StableDiffusion, options: Any, sources: Sequence
 
 
 def _triggers(paths, made):
-    """Returns the words that prompts say for the merged files: of their headers, else their embeddings'."""
+    """Returns the trigger words of the merged files: from their headers, otherwise from their embeddings."""
     found = dict.fromkeys(made.words)
     for path in paths:
         if path.suffix == ".safetensors":
@@ -165,7 +165,7 @@ def _triggers(paths, made):
 
 
 def _cast(adapter, dtype):
-    """Returns an adapter whose factors are in a type; scales stay float32."""
+    """Returns an adapter with its factors cast to dtype; scales stay float32."""
 
     def cast(edit):
         kept = {name: x if np.ndim(x) == 0 else np.asarray(x).astype(dtype) for name, x in edit.factors.items()}
@@ -176,7 +176,7 @@ def _cast(adapter, dtype):
 
 
 def _checked(file, model) -> int:
-    """Prints what is known of a file; returns 1 where something is wrong."""
+    """Prints the report on a file; returns 1 if it has faults."""
     lines, wrong = checking.report(file, model)
     print("\n".join([*lines, *(f"wrong: {line}" for line in wrong)]))
     return int(bool(wrong))

@@ -1,7 +1,7 @@
-"""The pictures of a list, made resumably: started again, what is missing is made.
+"""Makes the pictures of a list and resumes after any interruption.
 
-Each picture gets NAME.png with its settings in it, and last NAME.json, which decides whether it is done: `made_from` is
-a hash of all that it depends on.  Rows that cannot be made are in errors.jsonl.
+Each picture is NAME.png with its settings inside.  NAME.json is written last and marks it as done: its `made_from`
+hashes everything that the picture depends on.  Failed rows are in errors.jsonl.
 """
 
 import functools
@@ -151,11 +151,11 @@ def parser(doc: str | None) -> flags.Parser:
     flags.add(made, ROWS, programs.USUAL, lists=True)
     add = made.add_argument_group("program").add_argument
     add("jobs", help="a .jsonl, .csv or .parquet file")
-    add("--batch", type=int, default=8, help="pictures made at once")
-    add("--part", help="which part of the list, as in 0/4; default: that of this process among JAX's")
-    add("--distributed", action="store_true", help="join JAX's other processes first: a part of the list for each")
-    add("--plot", default="", metavar="ACROSS,DOWN", help="two fields: also a sheet of pictures, plot.png")
-    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any field, for rows without; several times")
+    add("--batch", type=int, default=8, help="pictures computed at once")
+    add("--part", help="part of the list to make, such as 0/4; default: by this process's rank")
+    add("--distributed", action="store_true", help="join JAX's other processes and make one part of the list")
+    add("--plot", default="", metavar="ACROSS,DOWN", help="also draw a sheet of pictures over two fields, plot.png")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="fill a field that rows omit; repeatable")
     programs.add_places(add, "batch")
     return made
 

@@ -1,6 +1,6 @@
-"""One image in, pictures of its subject out: a model personalised in seconds, and a sheet that shows it.
+"""Personalizes a model from one image in seconds and draws a sheet of pictures of its subject.
 
-Rows of the grid: the model without the image, E4T's encoder alone, and after tuning.
+The rows of the grid: the model without the image, with E4T's encoder alone, and after tuning.
 """
 
 import json
@@ -28,10 +28,15 @@ SCALE = 2  # the grid's pictures are shown at twice their size
 def parser(doc: str | None) -> flags.Parser:
     """Returns the command line's parser; doc: the program's docstring."""
     made = flags.Parser(doc)
-    made.add_argument("--model", default="pocket", help="a model with an e4t/ folder")
-    made.add_argument("--image", help="one picture; default: a drawn face that the model has never seen")
-    made.add_argument("--steps", type=int, default=10, help="tuning steps; more: more of the person, less of a prompt")
-    made.add_argument("--seed", type=int, default=0, help="of the pictures")
+    made.add_argument("--model", default="pocket", help="a model with an e4t/ folder; default: pocket")
+    made.add_argument("--image", help="the input picture; default: a drawn face that the model has never seen")
+    made.add_argument(
+        "--steps",
+        type=int,
+        default=10,
+        help="tuning steps; more steps show more of the person and less of the prompt; default: 10",
+    )
+    made.add_argument("--seed", type=int, default=0, help="seed of the pictures")
     programs.add_places(made.add_argument, "demo")
     return made
 

@@ -1,4 +1,4 @@
-"""The programs that make pictures: flags in, pictures with their records out, errors in one line.
+"""The programs that make pictures: flags in, pictures and records out, errors in one line.
 
 sys.exit(main("text2img", __doc__))
 """
@@ -30,24 +30,26 @@ def usual(task: str) -> dict[str, Any]:
 def parser(task: str, doc: str | None) -> flags.Parser:
     """Returns the command line's parser of a task's program; doc: its docstring."""
     made = flags.Parser(doc)
-    made.add_argument("--from-image", metavar="FILE", help="settings recorded in it hold where no flag is given")
+    made.add_argument(
+        "--from-image", metavar="FILE", help="use the settings recorded in a picture; flags override them"
+    )
     flags.add(made, [TASKS[task]], usual(task))
     add = made.add_argument_group("program").add_argument
     if TASKS[task] is Interpolate:
-        add("--milliseconds", type=int, default=100, help="that the moving picture, moving.webp, shows each frame")
+        add("--milliseconds", type=int, default=100, help="duration of a frame in the animation, moving.webp")
     else:
         add("--count", type=int, default=1, help="pictures per prompt")
-    add("--batch", type=int, default=4 if TASKS[task] is Interpolate else 8, help="pictures made at once")
+    add("--batch", type=int, default=4 if TASKS[task] is Interpolate else 8, help="pictures computed at once")
     add_places(add, task)
     return made
 
 
 def add_places(add: Any, task: str) -> None:
     """Adds the options of where adapters lie and what is written."""
-    add("--adapters", default="adapters", help="folder of adapters that prompts name: <lora:NAME:0.8>, NAME")
-    add("--format", default="png", choices=FORMATS, help="of the pictures")
-    add("--public", action="store_true", help="leave texts and names of files out of the records")
-    add("--out", default=f"outputs/{task}", help="folder")
+    add("--adapters", default="adapters", help="folder of the adapters that prompts name: <lora:NAME:0.8>, NAME")
+    add("--format", default="png", choices=FORMATS, help="file format of the pictures")
+    add("--public", action="store_true", help="leave prompts, names and hashes out of the records")
+    add("--out", default=f"outputs/{task}", help="output folder")
 
 
 @contextlib.contextmanager

@@ -26,8 +26,8 @@ NOUNS = {"person": "person", "pet": "pet", "thing": "object", "style": "style"}
 SD15 = 3.44e9  # bytes of the UNet of Stable Diffusion 1.5 in float32
 SMALL = 2e8  # bytes of a UNet that learns at the rates of the embedded model
 FITS = ((24e9, "24GB"), (16e9, "16GB"), (12e9, "12GB"), (0, "8GB"))
-# Seconds of a row of SD 1.5 at 512 x 512: measured on one H200 (docs/log.md), and the embedded model's 0.04 s on two
-# cores scaled by the size of the UNet.  Of compilation, the same.
+# Seconds per row of SD 1.5 at 512 x 512: measured on one H200 (docs/log/2026-11.md); on CPUs pocket's 0.04 s
+# on two cores, scaled by the size of the UNet.  The same for compilation.
 ROW = {"gpu": 0.02, "tpu": 0.03, "cpu": 11.0}
 COMPILED = {"gpu": 60.0, "tpu": 60.0, "cpu": 45.0}
 # Bytes that a run needs beside the UNet's, of SD 1.5: docs/fit_memory.json; the embedded model's are measured.

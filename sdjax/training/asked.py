@@ -1,10 +1,10 @@
-"""What is asked of a run while it trains: by SIGTERM, and by files that somebody drops into its folder.
+"""Requests to a running training: SIGTERM, and files in its folder.
 
     touch outputs/cat/sample-now        # previews after this step
     touch outputs/cat/save-now          # a checkpoint and exports/STEP
-    touch outputs/cat/stop              # a checkpoint and the export, and the run is over; the same line goes on
+    touch outputs/cat/stop              # a checkpoint and the export, then the end; rerun the command to resume
 
-A file is removed when it is done.  Files that lie there before the run begins are removed unread.
+The run removes a file after acting on it, and removes old ones when it starts.
 """
 
 import signal
@@ -15,7 +15,7 @@ SAMPLE, SAVE, STOP = "sample-now", "save-now", "stop"
 
 
 class Asked:
-    """Remembers a SIGTERM until the step is over, and looks for files; `release` gives the signal back."""
+    """Remembers a SIGTERM until the step ends and looks for files; `release` restores the signal."""
 
     def __init__(self, folder: Path) -> None:
         self.terminated, self.files = False, {name: folder / name for name in (SAMPLE, SAVE, STOP)}
@@ -29,16 +29,16 @@ class Asked:
         self.terminated = True
 
     def now(self) -> set[str]:
-        """Returns the names of the files that are there."""
+        """Returns the names of the existing files."""
         return {name for name, path in self.files.items() if path.exists()}
 
     def done(self, names: Iterable[str]) -> None:
-        """Removes the files of these names: what they asked for is done."""
+        """Removes the files with these names."""
         for name in names:
             self.files[name].unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Removes the files and gives SIGTERM back to whom it belonged to."""
+        """Removes the files and restores the previous handler of SIGTERM."""
         self.done(self.files)
         if self.before is not None:
             signal.signal(signal.SIGTERM, self.before)

@@ -1,4 +1,4 @@
-"""What a run starts from: the model, split into what trains and what does not, and the batches.
+"""The start of a run: the model, split into trained and frozen weights, and the batches.
 
 trained, frozen, data, base = begin(settings)
 """
@@ -29,14 +29,15 @@ from sdjax.training.settings import Train
 def begin(
     settings: Train, pictures: bool = True, fresh: bool = True, examples: Examples | None = None
 ) -> tuple[Any, StableDiffusion, Any, str]:
-    """Returns (trained, frozen, data, base) as they are before a run's first step; base: a digest of model,
-    init and the one picture of the run.
+    """Returns (trained, frozen, data, base) before a run's first step.
 
-    pictures: False leaves data None where the method itself does not ask for them.
-    fresh: False leaves what is drawn at the start as shapes, for a checkpoint to fill.
-    examples: what checks.pictures gave; None opens them.
-    Raises ValueError for settings that do not fit each other or the model, and for a model, a file or pictures that
-    are not there; pictures are looked through before the model is read.
+    base: a digest of the model, init and, for a run on one picture, the picture.
+
+    pictures: False leaves data None unless the method needs pictures.
+    fresh: False leaves random initial weights as shapes, for a checkpoint to fill.
+    examples: the result of checks.pictures; None opens them.
+    Raises ValueError for settings that do not fit each other or the model, and for a missing model, file or picture.
+    Pictures are checked before the model is read.
     """
     settings = checks.worded(settings)
     checks.alone(settings)
@@ -75,13 +76,13 @@ def begin(
 
 
 def _brought(sd, kind, adapter):
-    """Returns (sd with the parts that a file brings along, these parts)."""
+    """Returns (sd with the parts that a file adds, these parts)."""
     more = kind.brings(adapter, sd)
     return more, {name: tree for name, tree in more.parts.items() if tree is not sd.parts.get(name)}
 
 
 def _texts(settings, frozen, trained):
-    """Returns the Texts that keep what the text encoder makes of prompts; None without a cache, and where it learns."""
+    """Returns the Texts that cache the text encoder's outputs; None without a cache or if the encoder trains."""
     if not settings.data.cache:
         return None
 
@@ -100,28 +101,27 @@ def _texts(settings, frozen, trained):
 
 
 def shown(settings: Train, task: Task) -> Data:
-    """Returns the run's Data settings; `encode` only where neither method nor task needs pixels."""
+    """Returns the run's Data settings; `encode` is off if the method or task needs pixels."""
     encode = settings.data.encode and not (settings.method.pixels or task.pixels)
     return replace(settings.data, encode=encode)
 
 
 def task_of(settings: Train, sd: StableDiffusion) -> Task:
-    """Returns the run's task: what the model is for where settings do not say; of a loss of its own text to image."""
+    """Returns the run's task: settings.task, by default the model's; text to image if the method has its own loss."""
     return tasks.of(sd, settings.task) if settings.method.loss is None else TextToImage()
 
 
 def _place(init):
-    """Returns the place of what a run starts from: a file, an adapter's folder, or a model's, here or on the hub."""
+    """Returns the path that `init` names: a file or the folder of an adapter or model, local or from the hub."""
     if init != "pocket" and (Path(init).exists() or not HUB_ID.fullmatch(init)):
         return Path(init)
     return (None if init == "pocket" else kinds.fetched(init)) or pipeline.locate(init)
 
 
 def _digest(settings, sd):
-    """Returns the digest of the model that a run starts from, as it was loaded.
+    """Returns the digest of the loaded model that a run starts from.
 
-    The random weights of a new model are left out, since their last bits depend on the device; its name stands for
-    them.
+    The random weights of a new model depend on the device in their last bits, so its name replaces them.
     """
     new = settings.model.startswith("new:")
     return trees.digest(
@@ -130,5 +130,5 @@ def _digest(settings, sd):
 
 
 def _rounded(frozen, dtype):
-    """Returns what does not train with weights in `dtype`; what CLIP's training left stays, as a load leaves it."""
+    """Returns the frozen model with weights in `dtype`; CLIP's projection keeps its type, as after loading."""
     return trees.cast(frozen, dtype).with_reference(clip=frozen.reference.clip)

@@ -1,4 +1,4 @@
-"""Checkpoints of the training state: whole or not at all, newest N kept, checked when read.
+"""Checkpoints of the training state: complete or absent, the newest N kept, checked when read.
 
 Orbax writes into a temporary folder and renames it, in the background.  It does not notice flipped bits in large arrays
 (measured with 0.12.8), so each checkpoint carries a CRC-32 of every leaf; a damaged one is renamed STEP.damaged, with a
@@ -46,11 +46,11 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Waits until everything that was saved is on disk."""
+        """Waits until all checkpoints are on disk."""
         self.manager.wait_until_finished()
 
     def restore(self, like: dict[str, Any], base: str, steps: Sequence[int] | None = None) -> dict[str, Any] | None:
-        """Returns the newest whole state, or None where there is none; `like`: a state of the same shapes.
+        """Returns the newest complete state, or None; `like`: a state with the same shapes.
 
         steps: those that are looked for; None for all.
         The names of damaged ones are in `damaged` then, those of earlier times too.
@@ -72,7 +72,7 @@ class Checkpoints:
         return None
 
     def _read(self, step, part, how):
-        """Returns a part of a checkpoint, None where it is damaged; raises what is of the moment or the machine."""
+        """Returns a part of a checkpoint, None if it is damaged; raises errors of the machine."""
         try:
             return self.manager.restore(step, args=ocp.args.Composite(**{part: how}))[part]
         except (MemoryError, jax.errors.JaxRuntimeError):
@@ -113,7 +113,7 @@ class _Kept:
 
 
 def _fits(meta, like, base):
-    """Raises ValueError where a checkpoint is not of this base model or of such weights."""
+    """Raises ValueError for a checkpoint of another base model or with other weights."""
     if meta["base"] != base:
         raise ValueError(
             f"out: its checkpoints belong to base model {meta['base']}, this run's is {base}; take another out"

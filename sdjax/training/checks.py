@@ -1,10 +1,10 @@
-"""What has to fit together before a run begins: settings, method, model, prompts and devices; a ValueError for each.
+"""Checks before a run: settings, method, model, prompts and devices fit together; otherwise a ValueError.
 
-settings = checks.worded(settings)                                a word for the captions, where only the method has one
-checks.alone(settings); checks.microbatches(settings)            what settings alone tell
-examples = checks.pictures(settings)                             and the pictures
-checks.model(settings, sd)                                       and the model
-checks.said_word(method, sd, data)                               and the prompts
+settings = checks.worded(settings)                                fill in the method's word for the captions
+checks.alone(settings); checks.microbatches(settings)            the settings by themselves
+examples = checks.pictures(settings)                             the pictures
+checks.model(settings, sd)                                       the model
+checks.said_word(method, sd, data)                               the prompts
 """
 
 import operator
@@ -25,11 +25,11 @@ from sdjax.settings import SettingError, prefixed
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.training import prompt_lines
 
-LARGE = 512  # pixels that pictures are decoded for where neither settings nor a model say a size yet
+LARGE = 512  # pixels to decode pictures for while the size is unknown
 
 
 def worded(settings: Any) -> Any:
-    """Returns the settings with the method's word in data.word, where that is "" and the method trains one."""
+    """Returns the settings with data.word set to the method's word if it was ""."""
     words = getattr(settings.method, "words", ())
     if settings.data.word or not words:
         return settings
@@ -37,7 +37,7 @@ def worded(settings: Any) -> Any:
 
 
 def alone(settings: Any) -> None:
-    """Raises ValueError where settings do not fit each other, whatever the model."""
+    """Raises ValueError if the settings do not fit each other."""
     method = settings.method
     if Method not in type(method).__mro__:
         raise SettingError(
@@ -95,7 +95,7 @@ def pictures(settings: Any) -> Examples:
 
 
 def class_pictures(settings: Any, examples: Examples) -> Examples | None:
-    """Returns the examples of class_data.path, looked through; None where there is no such path.
+    """Returns the checked examples of class_data.path; None without a path.
 
     Raises ValueError for a folder that holds fewer than class_data.count, for rows that do not fit, and where the loss
     asks for class prompts and those of `examples` would be their own.
@@ -129,7 +129,7 @@ def _pictures_in(path):
 
 
 def said_word(method: Method, sd: StableDiffusion, data: Any) -> None:
-    """Raises ValueError where no prompt holds the word that the method trains: its row would stay as it is."""
+    """Raises ValueError if no prompt contains the method's word, whose row would never train."""
     for word in method.words:
         if not data.mentions(sd.words[word]):
             raise ValueError(
@@ -139,7 +139,7 @@ def said_word(method: Method, sd: StableDiffusion, data: Any) -> None:
 
 
 def microbatches(settings: Any) -> None:
-    """Raises ValueError where the method needs the whole batch, or microbatches and devices do not divide it."""
+    """Raises ValueError if the method needs the whole batch, or microbatches and devices do not divide it."""
     parts, method = settings.optim.accumulate, settings.method
     devices = mesh.count(settings.parallel)
     if parts > 1 and method.whole_batch:

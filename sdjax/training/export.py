@@ -1,9 +1,9 @@
-"""What a run's checkpoints hold, written for others as the run itself does at its end: python -m sdjax.convert RUN DST.
+"""Exports a run's checkpoints as the run does at its end: python -m sdjax.convert RUN DST.
 
 write("outputs/full", "cat", step=400, weights="raw")     # or "outputs/full/checkpoints/400"
 
-Nothing in the run's folder is written, so a run that still trains can be looked at.  What was frozen is not in a
-checkpoint: model, pictures and init of the run's config.json must lie where they lay, as for a run that goes on.
+The run's folder stays untouched, so this works while the run trains.  Checkpoints hold no frozen weights: the model,
+pictures and init in the run's config.json must still exist unchanged.
 """
 
 import tempfile
@@ -28,7 +28,7 @@ from sdjax.training.settings import Train
 from sdjax.training.step import initial_state
 
 WEIGHTS = ("ema", "raw")
-WORLD = ("count", "domain", "looks", "named")  # settings of the drawn world, which runs of 0.1 kept among Data's own
+WORLD = ("count", "domain", "looks", "named")  # the drawn world's settings; runs of 0.1 kept them in Data
 
 
 def write(
@@ -38,14 +38,14 @@ def write(
     weights: str | None = None,
     told: Train | None = None,
 ) -> tuple[Path, int]:
-    """Writes what a run would have exported at a checkpoint; returns (path, step).
+    """Writes the export of a run at a checkpoint; returns (path, step).
 
-    source: RUN or RUN/checkpoints/STEP.  step: of the checkpoint; None for that of the smallest validation error where
-    the run exports it, else the newest whole one.
-    told: the run's settings, where they are read already.
-    weights: "ema" or "raw"; None for those that the run exports, its moving average where it has one.
-    Raises ValueError for a folder that is no run, a step or weights that it has not, another base model, and when no
-    checkpoint is whole.
+    source: RUN or RUN/checkpoints/STEP.  step: the checkpoint; None is the best one of a
+    run with best=True, otherwise the newest complete one.
+    told: the run's settings, if already read.
+    weights: "ema" or "raw"; None is the moving average if the run has one.
+    Raises ValueError if the folder is not a run's, the step or weights do not exist, the base model changed, or no
+    checkpoint is complete.
     """
     folder, named = _place(source)
     if None not in (step, named) and step != named:

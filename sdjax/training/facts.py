@@ -1,4 +1,4 @@
-"""What a run tells of itself in the header of what it exports, see formats/adapters/about.py.
+"""Facts about a run for the header of its export, see formats/adapters/about.py.
 
 run.export(method, frozen, weights, out / "export", **told(settings, out, step=400))
 
@@ -32,7 +32,7 @@ def told(settings: Any, out: str | Path, step: int) -> dict[str, Any]:
 
 
 def of(settings: Any, title: str, step: int) -> Facts:
-    """Returns the Facts of a run's settings; what the pictures say is left out where they are no longer there."""
+    """Returns the Facts of a run's settings, without those of the pictures if they are gone."""
     data, optim, model = settings.data, settings.optim, settings.model
     known = {
         "learning_rate": optim.lr,
@@ -67,7 +67,7 @@ def of(settings: Any, title: str, step: int) -> Facts:
 
 
 def _name(model):
-    """Returns what a model is called without its folder, of the hub its id."""
+    """Returns a model's name: the file name without its folder, or the hub id."""
     place = Path(model)
     if place.is_file():
         return place.stem
@@ -75,7 +75,7 @@ def _name(model):
 
 
 def _pictures(data):
-    """Returns the Facts of pictures and captions, {} where there are none to be found."""
+    """Returns the Facts of pictures and captions, {} if none are found."""
     try:
         examples = sources.open(data) if data.path else None
     except (ValueError, OSError):

@@ -1,4 +1,4 @@
-"""What a run needs of a device's memory, and the settings that keep it below a limit: fit=8GB, 12GB, 16GB or 24GB.
+"""Estimates a run's device memory and chooses settings below a limit: fit=8GB, 12GB, 16GB or 24GB.
 
     settings = typed(settings)                                     # before the model is loaded
     settings, said = fitted(settings, trained, frozen)             # and after it
@@ -38,12 +38,12 @@ MOMENTS = {  # numbers that an optimizer keeps for each that trains
 
 
 def typed(settings: Any) -> Any:
-    """Returns the settings with the types that `fit` sets, as they are where it is ""."""
+    """Returns the settings with the data types that `fit` sets; unchanged if it is ""."""
     return replace(settings, compute="bfloat16", frozen="bfloat16", remat=True) if settings.fit else settings
 
 
 def fitted(settings: Any, trained: Any, frozen: StableDiffusion, size: int, pixels: bool = False) -> tuple[Any, str]:
-    """Returns (settings that need at most the limit, what was chosen in words); arguments as of bytes_of.
+    """Returns (settings below the limit, the choice as a line of text); arguments as for bytes_of.
 
     The first of these that fits, fastest first: the recipe's optimizer without and with activations computed a second
     time, then adafactor so; each with as few microbatches as will do.
@@ -62,7 +62,7 @@ def fitted(settings: Any, trained: Any, frozen: StableDiffusion, size: int, pixe
 
 
 def _ways(settings):
-    """Yields the settings that a run may have, fastest first."""
+    """Yields candidate settings, fastest first."""
     rows, devices, own = settings.data.batch, mesh.count(settings.parallel), settings.optim
     parts = [n for n in range(own.accumulate, rows + 1) if rows % (n * devices) == 0]
     kinds = [(own.kind, False), (own.kind, True)] + [("adafactor", True)] * (own.kind not in ("adafactor", "prodigy"))
@@ -72,7 +72,7 @@ def _ways(settings):
 
 
 def aside(step: Any, state: Any, frozen: StableDiffusion, batch: Any) -> StableDiffusion:
-    """Returns the frozen model whose weights that a step does not look at lie in the host's memory."""
+    """Returns the frozen model with the weights that a step does not read in host memory."""
     leaves, treedef = jax.tree.flatten(frozen)
     made = jax.make_jaxpr(lambda leaves: step(state, treedef.unflatten(leaves), batch))(leaves).jaxpr
     needed = set(trees.variables(made.outvars))
@@ -84,7 +84,7 @@ def aside(step: Any, state: Any, frozen: StableDiffusion, batch: Any) -> StableD
 
 
 def bytes_of(settings: Any, trained: Any, frozen: StableDiffusion, size: int, pixels: bool = False) -> float:
-    """Returns about how many bytes a step of these settings needs on one device.
+    """Returns an estimate of the bytes that a step needs on one device.
 
     trained, frozen: of the method's split, or their shapes.  size: a side of the pictures.  pixels: whether batches
     hold pixels, which the autoencoder encodes within the step.

@@ -1,4 +1,4 @@
-"""What a run tells: one line of JSON per step logged, TensorBoard and wandb where they are, a progress bar.
+"""A run's log: one line of JSON per logged step, TensorBoard and wandb if installed, a progress bar.
 
 metrics.jsonl: {"step": 120, "loss": 0.113, "rate": 0.0001, "seconds": 12.3}, and {"step": 100, "event": "resumed"}.
 """
@@ -18,7 +18,7 @@ INSTALL = "pip install -e '.[logging]'"
 
 
 class Board(Protocol):
-    """Where figures and pictures of a run are shown."""
+    """A place that shows metrics and pictures of a run."""
 
     def figures(self, step: int, values: dict[str, float]) -> None:
         """Shows the figures of a step."""
@@ -31,7 +31,7 @@ class Board(Protocol):
 
 
 class TensorBoard:
-    """Figures and pictures in RUN/tensorboard."""
+    """Metrics and pictures in RUN/tensorboard."""
 
     def __init__(self, folder: Path) -> None:
         from tensorboardX import SummaryWriter
@@ -53,7 +53,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """Figures and pictures in a project of Weights & Biases; a run that goes on is the same run there."""
+    """Metrics and pictures in a Weights & Biases project; a resumed run continues there."""
 
     def __init__(self, folder: Path, project: str, settings: dict[str, Any]) -> None:
         import wandb  # pyright: ignore[reportMissingImports]  # of the extra `logging` alone
@@ -76,7 +76,7 @@ class Wandb:
 
 
 def boards(folder: Path, project: str, settings: dict[str, Any]) -> list[Board]:
-    """Returns TensorBoard where it is installed, and wandb where a run names a project; says how where it is not.
+    """Returns TensorBoard if installed, and wandb if the run names a project.
 
     Raises ValueError where wandb is asked for and not installed.
     """
@@ -94,7 +94,7 @@ def boards(folder: Path, project: str, settings: dict[str, Any]) -> list[Board]:
 
 
 class Log:
-    """Writes a run's figures into its folder and onto its boards, and draws the bar."""
+    """Writes a run's metrics into its folder and boards, and draws the progress bar."""
 
     def __init__(self, folder: Path, start: int, steps: int, name: str, boards: Sequence[Board] = ()) -> None:
         self.file = open(folder / "metrics.jsonl", "a", buffering=1)
@@ -104,11 +104,11 @@ class Log:
         self.event(start, "resumed" if start else "started")
 
     def event(self, step: int, event: str, **more: Any) -> None:
-        """Writes one line about something that happened at a step."""
+        """Writes a line about an event at a step."""
         self.file.write(json.dumps({"step": step, "event": event, **more}) + "\n")
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes the figures of a step, {name: number}, to the file and the boards."""
+        """Writes the metrics of a step, {name: number}, to the file and the boards."""
         values = {name: float(f"{float(value):.7g}") for name, value in values.items()}
         seconds = round(time.monotonic() - self.began, 3)
         self.file.write(json.dumps({"step": step, **values, "seconds": seconds}) + "\n")

@@ -1,10 +1,10 @@
-"""The training loop: one program for every method.
+"""The training loop, the same for every method.
 
     data = Data(path="photos/cat", word="<cat>", templates="object")
     train(Train(model="pocket", method=TextualInversion(word="<cat>"), data=data), out)
 
-Order of a run: model, split, data, optimizer, checkpoint (the newest whole one, else `init`, else fresh), steps,
-export.  Run again with the same folder, it goes on from the newest checkpoint, to the same bits.
+Order of a run: model, split, data, optimizer, checkpoint (the newest complete one, otherwise `init`, otherwise random
+weights), steps, export.  With the same folder it resumes from the newest checkpoint, bit for bit.
 """
 
 import contextlib
@@ -33,13 +33,12 @@ CHECKED = ("loss", "gradient", "update")  # the metrics of a step that must be f
 
 
 def train(settings: Train, out: str | Path) -> StableDiffusion:
-    """Runs a config to its last step in the folder `out`, going on where its checkpoints end; returns the joined model.
+    """Trains to the last step in the folder `out`, resuming from its checkpoints; returns the joined model.
 
     Writes config.json origin.json metrics.jsonl checkpoints/ samples/ export/.
-    Raises ValueError for settings that do not fit and where another process has the folder or this one is one of
-    several, FloatingPointError at a loss, gradient or update that is not finite
-    (nothing is written over the last good checkpoint, and no export), SystemExit(143) after SIGTERM, with a checkpoint
-    written.
+    Raises ValueError for settings that do not fit, if another process holds the folder, or if this process is one of
+    several.  Raises FloatingPointError at a loss, gradient or update that is not finite; the last checkpoint stays.
+    Raises SystemExit(143) after SIGTERM, with a checkpoint written.
     """
     processes.check_alone("training")
     with locks.held(out):
@@ -47,7 +46,7 @@ def train(settings: Train, out: str | Path) -> StableDiffusion:
 
 
 def _train(settings, out):
-    """Runs a config in a folder that this process has; see train."""
+    """Trains in a folder that this process has locked; see train."""
     checks.alone(settings)
     settings = fit.typed(settings)
     checks.microbatches(settings)
@@ -90,7 +89,7 @@ def _train(settings, out):
 
 
 def _steps(session, state, numbers, advance, asked):
-    """Trains for the steps of these numbers, or until a stop is asked for; returns the state after the last one."""
+    """Trains for these steps or until a stop is requested; returns the last state."""
     settings, told, previous = session.settings, session.told, None
     schedule = rate(settings.optim, settings.steps)
     for n, batch in zip(numbers, session.data.iterate(numbers.start), strict=False):
@@ -119,7 +118,7 @@ def _steps(session, state, numbers, advance, asked):
 
 
 def _wanted(settings, step, last, files):
-    """Returns the names of what is due after a step, and of what files ask for."""
+    """Returns the names of the actions due after a step, and of those that files request."""
     due = {
         SAVE: _due(step, settings.checkpoint, last) or files & {SAVE, STOP},
         SAMPLE: _due(step, settings.previews) or SAMPLE in files,
@@ -131,12 +130,12 @@ def _wanted(settings, step, last, files):
 
 
 def _lasting(settings, data):
-    """Returns the settings with as many steps as `epochs` are."""
+    """Returns the settings with `epochs` converted to steps."""
     return replace(settings, steps=data.plan.batches(settings.epochs)) if settings.epochs else settings
 
 
 def _resumed(out, settings, state, base, pictures):
-    """Returns (Checkpoints of the run's folder, the newest whole state there, else `state`); writes its settings."""
+    """Returns (Checkpoints, the newest complete state or `state`); writes the settings."""
     run.check_folder(out, settings, base)
     checkpoints = Checkpoints(out / "checkpoints", settings.keep)
     found = checkpoints.restore(state, base)
@@ -150,7 +149,7 @@ def _resumed(out, settings, state, base, pictures):
 
 
 def _due(step, every, last=False):
-    """Returns whether something that happens every so many steps, 0 for never, happens after this one."""
+    """Returns whether an action with this interval, 0 for never, is due after a step."""
     return every > 0 and (last or step % every == 0)
 
 

@@ -29,14 +29,15 @@ Evaluate = Callable[[Any, Any], Any]  # (optimizer's state, trained) -> trained
 class Optim:
     """An optimizer's settings.
 
-    kind: adamw; muon (kernels as matrices, all else as adamw does: more from each of few steps); adafactor (second
-    moments factored, no first: about 1/100 of AdamW's state); sgd; lion (one moment; a third of AdamW's rate and three
-    times its decay); prodigy (finds the rate itself: lr=1, schedule=cosine); schedule_free (AdamW whose average is
-    evaluated and exported, in place of a falling rate).
-    schedule: of the rate after `warmup` steps, falling to `end` times lr at the run's last step.
-    clip: largest global norm of a gradient; None for no clipping.  accumulate: microbatches per step.
-    betas: of the moments; Lion's authors take (0.9, 0.99).  growth: factor of the rate that prodigy finds.
-    rates: (pattern, factor) pairs; a trained weight whose dotted name matches learns at factor * lr (first match).
+    kind: adamw; muon (treats kernels as matrices and all else like adamw; learns more in few steps); adafactor
+    (factored second moments, no first; about 1/100 of AdamW's state); sgd; lion (one moment; use a third of AdamW's
+    rate and three times its decay); prodigy (estimates the rate: set lr=1 and schedule=cosine); schedule_free (AdamW
+    that evaluates and exports an average instead of decaying the rate).
+    lr: the learning rate.
+    schedule: how the rate changes after `warmup` steps, down to `end` times lr at the last step.
+    clip: largest global norm of the gradient; None is off.  accumulate: microbatches per step.
+    betas: decay of the moments; Lion's authors use (0.9, 0.99).  growth: growth factor of Prodigy's rate estimate.
+    rates: (pattern, factor) pairs; weights with a matching dotted name learn at factor * lr.  The first match counts.
     """
 
     kind: str = "adamw"

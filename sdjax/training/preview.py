@@ -1,4 +1,4 @@
-"""Pictures during training, with fixed seeds: what the run has learned so far."""
+"""Pictures during training with fixed seeds, which show the progress of the run."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def prompts(settings: Any) -> tuple[str, ...]:
 
 
 def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any) -> np.ndarray | None:
-    """Returns a labelled sheet uint8 [height width 3]: prompts by seeds; None where there is nothing to see.
+    """Returns a labelled sheet uint8 [height width 3], prompts by seeds; None if there are no pictures.
 
     A method with previews of its own shows those, a row each.  Where the data show an encoder its subjects
     (data.concept), a row each: the subject, then a picture per prompt; likewise conditions for a ControlNet.
@@ -60,7 +60,7 @@ def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any) -> np.n
 
 
 def write(path: Path, method: Method, sd: StableDiffusion, data: Any, settings: Any) -> np.ndarray | None:
-    """Writes the sheet as a PNG and returns it; None where there is nothing to see.
+    """Writes the sheet as a PNG and returns it; None if there are no pictures.
 
     Pictures that cannot be made are said, and are not the end of a run.
     """

@@ -1,4 +1,4 @@
-"""The program that trains: a recipe and overrides in, a run's folder out."""
+"""The training program: a recipe and overrides in, a run's folder out."""
 
 import sys
 from collections.abc import Sequence
@@ -6,16 +6,16 @@ from pathlib import Path
 
 from sdjax.settings import SettingError, describe, load
 
-USAGE = "usage: sdjax train CONFIG [a.b=value ...] [out=DIR]; CONFIG --help says what it does, and all its settings"
+USAGE = "usage: sdjax train CONFIG [a.b=value ...] [out=DIR]; CONFIG --help describes the recipe and every setting"
 
 
 def main(arguments: Sequence[str], doc: str = USAGE) -> int:
-    """Runs one config; returns the exit status.  doc: what --help without a config shows."""
+    """Runs one recipe; returns the exit status.  doc: the text of --help without a recipe."""
     return _run(arguments, doc, _train)
 
 
 def fill(arguments: Sequence[str], doc: str) -> int:
-    """Fills the cache of one config; returns the exit status."""
+    """Fills the cache of one recipe; returns the exit status."""
     return _run(arguments, doc, _fill)
 
 
@@ -28,9 +28,9 @@ def _train(settings, recipe):
 
 
 def _fill(settings, recipe):
-    """Makes what the cache of these settings lacks."""
+    """Computes what the cache of these settings lacks."""
     if not settings.data.cache:
-        raise SettingError("data.cache", "", f"a folder, as the run of {recipe} will have it")
+        raise SettingError("data.cache", "", f"the folder that the run of {recipe} will use")
     from sdjax.training.begin import begin
 
     _, _, data, _ = begin(settings)
@@ -38,7 +38,7 @@ def _fill(settings, recipe):
 
 
 def _run(arguments, doc, act):
-    """Calls act(settings, recipe) for one config; returns the exit status."""
+    """Calls act(settings, recipe) for one recipe; returns the exit status."""
     if not arguments or list(arguments) == ["--help"]:
         print(doc)
         return 0
@@ -57,7 +57,7 @@ def _run(arguments, doc, act):
         print(f"error: {_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same line goes on from the newest checkpoint, where there is one", file=sys.stderr)
+        print("interrupted; rerun the command to resume from the newest checkpoint", file=sys.stderr)
         return 130
     return 0
 

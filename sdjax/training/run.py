@@ -1,9 +1,9 @@
-"""A run's folder: whose it is, by the settings and the origin kept beside its checkpoints, and what it leaves.
+"""A run's folder: its settings and origin, checked on resuming, and its export.
 
-config.json holds the run's settings, origin.json the digest of what it started from (`begin` in begin.py) and, of a run
-on one picture, which that is.
+config.json holds the run's settings.  origin.json holds the digest of its start (`begin` in begin.py) and, for a run on
+one picture, the fingerprint of the picture.
 
-export(method, frozen, trained, "outputs/cat/export")     # a diffusers folder, or what the method's kind of file is
+export(method, frozen, trained, "outputs/cat/export")     # a diffusers folder or a file of the method's format
 trained, frozen = start(method, trained, frozen, opened)  # from such a file
 """
 
@@ -44,8 +44,8 @@ PICTURE = "{picture}"  # in `out`: the name of the run's picture
 def place(settings: Any, default: str | Path) -> Path:
     """Returns a run's folder: settings.out, or `default` where that is "".
 
-    "outputs/tune/{picture}" is a folder for each picture, called as its file: NAME; NAME-2, NAME-3, ... where another
-    picture or model of that name was there before.  The same picture comes back to its own, and its run goes on.
+    "outputs/tune/{picture}" is a folder per picture, named after its file: NAME, or NAME-2, NAME-3 ... if NAME belongs
+    to another picture or model.  The same picture gets its own folder again, so its run resumes.
     """
     out = settings.out or str(default)
     if PICTURE not in out:
@@ -60,7 +60,7 @@ def place(settings: Any, default: str | Path) -> Path:
 
 
 def mark(examples: Examples) -> list | None:
-    """Returns the fingerprint of a run's one picture; None of several, which are too many to read at every start."""
+    """Returns the fingerprint of a run's only picture; None for several, which would take too long to read."""
     return examples.fingerprint() if len(examples) == 1 else None
 
 
@@ -73,9 +73,9 @@ def _is_of(folder, settings, pictures):
 
 
 def fresh(out: str | Path) -> Path:
-    """Returns the folder of a new short run as a Path, what an older one left there removed.
+    """Returns the empty folder of a new short run; removes the files of an older run.
 
-    Raises ValueError where it is no run's, holds checkpoints, or a process has it.
+    Raises ValueError if it is not a run's folder, holds checkpoints, or belongs to a running process.
     """
     out = Path(out)
     if not any(path.is_file() and path.name != locks.FILE for path in out.rglob("*")):
@@ -93,7 +93,7 @@ def fresh(out: str | Path) -> Path:
 
 
 def check_folder(out: Path, settings: Any, base: str) -> None:
-    """Raises ValueError where the folder holds what was learned by another method or from something else, or no run."""
+    """Raises ValueError if the folder holds a run of another method, data or origin, or files of no run."""
     if not (out / "config.json").is_file():
         return
     there = _settings(out)
@@ -112,7 +112,7 @@ def check_folder(out: Path, settings: Any, base: str) -> None:
 
 
 def write_settings(out: Path, settings: Any, base: str, pictures: list | None = None) -> None:
-    """Writes what a run is told and what it starts from: config.json and origin.json, each whole or not at all."""
+    """Writes config.json and origin.json, each completely or not at all."""
     out.mkdir(parents=True, exist_ok=True)
     for name, value in (("config", to_json(settings)), ("origin", {"base": base, "pictures": pictures})):
         with files.new_file(out / f"{name}.json") as temporary:
@@ -120,12 +120,12 @@ def write_settings(out: Path, settings: Any, base: str, pictures: list | None = 
 
 
 def _has_checkpoints(out):
-    """Returns whether a run's folder has any, whole or damaged."""
+    """Returns whether a run's folder has checkpoints, complete or damaged."""
     return (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir())
 
 
 def _settings(out):
-    """Returns the JSON of the settings in a run's folder; raises ValueError where they are no run's."""
+    """Returns the JSON of a run's settings; raises ValueError if the folder is not a run's."""
     path = out / "config.json"
     found = files.read_json(path) if path.is_file() else None
     if not isinstance(found, dict) or found.get(CLASS) != RUN:
@@ -134,7 +134,7 @@ def _settings(out):
 
 
 def _learned(settings):
-    """Returns {dotted name: value} of methods, words and pictures in a run's JSON; the rest may change on the way."""
+    """Returns {dotted name: value} of the settings in a run's JSON that must not change between starts."""
     told = {name: settings.get(name, {}) for name in ("method", "data", "class_data")}  # the last: not of older runs
     leaves = jax.tree_util.tree_leaves_with_path(told)
     named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
@@ -168,10 +168,10 @@ def export(
     public: bool = False,
     picture: Path | None = None,
 ) -> tuple[Path, list[str]]:
-    """Writes what a method learned; returns (path, how it is used, in lines).
+    """Writes what a method learned; returns (path, lines that explain its use).
 
-    The first of the method's kinds of file that holds all of its adapter, else a file for each of its words, edits and
-    hook, of which the first is returned; a model folder where there are no such kinds.
+    Writes the first of the method's formats that can hold the whole adapter.  Otherwise it writes one file each for
+    words, edits and hook, and returns the first.  A method without formats gets a model folder.
     facts: what the header of the file and the card beside it say, see facts.py; None for no card.  public: without
     captions and names.  picture: a PNG for the card.
     """
@@ -199,7 +199,7 @@ def export(
 
 
 def _held(method, adapter):
-    """Returns [(Format, what of an adapter it holds)], [] where the method's kinds do not hold all of it."""
+    """Returns [(Format, its part of the adapter)], [] if the method's formats cannot hold all of it."""
     known = kinds.known()
 
     def fitting(one):
@@ -215,7 +215,7 @@ def _held(method, adapter):
 
 
 def _use(path, words):
-    """Returns how a model folder is used: here, in diffusers and in A1111."""
+    """Returns lines on the use of a model folder here, in diffusers and in A1111."""
     quoted, prompt = shlex.quote(str(path)), f"a photo of {words[0]}" if words else "a photo of a face"
     pipe = files.read_json(path / INDEX)["_class_name"]
     program = PROGRAMS.get(pipe, "text2img.py")
@@ -230,9 +230,9 @@ def _use(path, words):
 def start(
     method: Method, trained: Any, frozen: StableDiffusion, source: str, opened: tuple[kinds.Format, Adapter]
 ) -> tuple[Any, StableDiffusion]:
-    """Returns (trained, frozen) with what a file holds in place of what was drawn; opened: of formats' `opened`.
+    """Returns (trained, frozen) with a file's weights as initial values; opened: the result of formats' `opened`.
 
-    Raises SettingError or ValueError where no part of the method starts from such a file, or it does not fit.
+    Raises SettingError or ValueError if no part of the method can start from the file, or it does not fit.
     """
     kind, adapter = opened
     parts = [("", "", method)]
@@ -257,7 +257,7 @@ def start(
 
 
 def drawn(tree: Any, method: Method, sd: StableDiffusion, key: jax.Array) -> Any:
-    """Returns a trained tree whose shapes, where a file filled none, are drawn as a fresh run's are."""
+    """Returns a trained tree with random values for the shapes that the file left open, as in a fresh run."""
     if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)):
         return tree
     fresh, _ = method.split(sd, key)

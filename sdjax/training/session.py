@@ -1,4 +1,4 @@
-"""What a run does beside its steps: checkpoints, exports, previews and the error on held-out pictures."""
+"""The actions of a run between its steps: checkpoints, exports, previews, validation."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ EXPORT, MEASURE = "export", "measure"
 
 @dataclass
 class Session:
-    """A run in its folder, from a step on; a `state` is what `place` made of it."""
+    """A run in its folder, starting at a step; `state` is the placed training state."""
 
     settings: Train
     out: Path
@@ -57,12 +57,12 @@ class Session:
 
     @property
     def over(self) -> bool:
-        """Whether the error on held-out pictures has had no new smallest value for as long as `patience` says."""
+        """Whether `patience` measurements passed without a new smallest validation error."""
         waits = self.settings.patience
         return bool(waits) and self.validation is not None and self.validation.waited >= waits
 
     def learned(self, state: dict[str, Any]) -> Any:
-        """Returns the weights that are looked at and exported: the moving average, or what the optimizer evaluates."""
+        """Returns the weights to preview and export: the moving average, or those that the optimizer evaluates."""
         state = self.place.gather(state)
         return state["ema"] if self.settings.ema else self.evaluate(state["opt"], state["trained"])
 
@@ -71,13 +71,13 @@ class Session:
         self.checkpoints.save(self.place.gather(state), self.base, wait=wait)
 
     def after(self, step: int, state: dict[str, Any], wanted: set[str]) -> None:
-        """Does what is wanted after a step, of SAMPLE, EXPORT and MEASURE."""
+        """Runs the wanted actions after a step: SAMPLE, EXPORT, MEASURE."""
         for name, act in ((SAMPLE, self._show), (EXPORT, self._export), (MEASURE, self._measure)):
             if name in wanted:
                 act(step, state)
 
     def _show(self, step, state):
-        """Writes previews, where the task makes pictures from words."""
+        """Writes previews if the task makes pictures from words."""
         if not self.task.words:
             return
         seen = self.settings.method.join(self.frozen, self.learned(state)).fold()
@@ -91,13 +91,13 @@ class Session:
                 self.told.picture(step, f"samples/{name}", picture)
 
     def _export(self, step, state):
-        """Writes what was learned so far to exports/STEP."""
+        """Writes the current export to exports/STEP."""
         frozen, weights = self._finished(self.learned(state))
         place, about = self.out / "exports" / f"{step:07d}", facts.told(self.settings, self.out, step)
         run.export(self.settings.method, frozen, weights, place, **about)
 
     def _measure(self, step, state):
-        """Measures the error on held-out pictures; saves the state where it is the smallest so far and `best` is on."""
+        """Measures the validation error; with `best` it keeps the state of the smallest one."""
         assert self.validation is not None
         self.told.metrics(step, {"validation": self.validation(step, self.learned(state))})
         best = self.validation.best
@@ -106,7 +106,7 @@ class Session:
             self.save(state)
 
     def end(self, state: dict[str, Any]) -> StableDiffusion:
-        """Writes the export, says how it is used, and returns the joined model; with `best` of the best step."""
+        """Writes the export, prints how to use it, and returns the joined model; with `best` those of the best step."""
         state = self._best(state)
         frozen, weights = self._finished(self.learned(state))
         about = facts.told(self.settings, self.out, int(self.place.gather(state)["step"]))
@@ -121,14 +121,14 @@ class Session:
         return (self.frozen, weights) if finish is None else finish(self.frozen, weights, self.data)
 
     def _keep_best(self):
-        """Lets the checkpoint of the best step stay."""
+        """Keeps the checkpoint of the best step."""
         best = self.validation.best if self.settings.best and self.validation is not None else None
         if best is not None:
             self.checkpoints.kept.clear()
             self.checkpoints.kept.add(best[0])
 
     def _best(self, state):
-        """Returns the state of the best step, the given one where that is it or nothing was measured."""
+        """Returns the state of the best step, or the given state if it is the best or nothing was measured."""
         best = self.validation.best if self.settings.best and self.validation is not None else None
         step = int(self.place.gather(state)["step"])
         if best is None or best[0] == step:

@@ -21,33 +21,40 @@ FITS = ("", "8GB", "12GB", "16GB", "24GB")
 class Train:
     """A run's settings.
 
-    model: "pocket", a diffusers folder, a single file, a hub id or a built-in shape ("random:tiny").
-    vision: a folder with an image encoder for a model that has none.  perceptual: LPIPS' files, for autoencoders.
-    task: text2img, inpainting or upscaling; "" for what the model is for.  Another one widens the UNet.
-    init: a file or folder to start the trained weights from.
-    seed: of the first weights, the order of the pictures, noise and times.  parallel: single, pmap, mesh or
-    mesh:data=N,fsdp=M.  out: the run's folder; "" for outputs/NAME of the recipe; with {picture} in it one for each.
-    ema: decay of the moving average of the trained weights, 0 for none.  compute, frozen: "float32" or "bfloat16".
-    remat: compute activations a second time in place of keeping them.
-    fit: 8GB, 12GB, 16GB or 24GB of a device's memory: sets types, remat, microbatches and, where nothing else does, the
-    optimizer, and says what it chose; "" leaves them.
-    class_data: pictures of the subject's class, DreamBooth's prior; see there.
-    min_snr: gamma of min-SNR weighting, 0 for none.  debiased: weigh errors by 1 / sqrt(SNR).
-    huber: c of the pseudo-Huber error, 0 for the squared one; huber_decay: from 1 to c over the times, by snr or
-    exponential, or constant.
-    noise_offset: deviation of a constant in each channel's noise.  pyramid: discount of coarser noise, 0 for none.
-    perturbation: deviation of noise that the network sees and is not asked for, 0 for none.
-    preserve: weight of what the model said before: of the class prompts where class_data has identifiers, else of the
-    pictures' own.  A Full needs keep=True for it.
-    checkpoint, preview, log: every so many steps, 0 for never (a SIGTERM still saves).  keep: so many checkpoints.
-    epochs: so many times all pictures, in place of `steps`; 0 for `steps`.
-    validate: every so many steps the error on data.validation is measured, at noise and times that stay the same.
-    best: export the weights of the smallest such error.  patience: end after so many without a new smallest, 0 never.
-    export_every: every so many steps the export is also written to exports/STEP, 0 for never.
-    prompts: of the previews, "[name]" for the word; preview=None shows them every max(50, steps / 10) steps.
-    prompts_file: prompts of further previews, a line each in kohya's syntax (training/prompt_lines.py).
-    public: what is exported says nothing of the pictures: no captions, names of folders or of the base model.
-    wandb: a project of Weights & Biases that is told too.
+    model: "pocket", a diffusers folder, a single file, a hub id or a random shape such as "random:tiny".
+    vision: a folder or hub id with an image encoder, for a model without one.
+    perceptual: the files of LPIPS, for autoencoders.
+    task: text2img, inpainting or upscaling; "" takes the model's own.  Another task adds input channels to the UNet.
+    init: a file or folder with the weights to start from.
+    seed: seed of initial weights, picture order, noise and times.
+    parallel: single, pmap, mesh or mesh:data=N,fsdp=M.
+    out: the run's folder; "" is outputs/NAME of the recipe.  {picture} in it inserts the picture's name.
+    ema: decay of the moving average of trained weights; 0 is off.
+    compute: data type of the computation, "float32" or "bfloat16".  frozen: data type of the frozen weights.
+    remat: recompute activations in the backward pass instead of storing them.
+    fit: 8GB, 12GB, 16GB or 24GB of device memory: chooses data types, remat, microbatches and, unless you set it, the
+    optimizer, and prints the choice; "" is off.
+    class_data: pictures of the subject's class, DreamBooth's prior.
+    min_snr: gamma of min-SNR weighting; 0 is off.  debiased: weigh errors by 1 / sqrt(SNR).
+    huber: c of the pseudo-Huber error; 0 uses the squared error.  huber_decay: how c falls from 1 to this value:
+    snr, exponential or constant.
+    noise_offset: standard deviation of a constant per channel, added to the noise.
+    pyramid: discount of coarser noise; 0 is off.  perturbation: standard deviation of input noise that the network is
+    not asked to predict; 0 is off.
+    preserve: weight of the untrained model's predictions, for the class prompts if class_data has identifiers,
+    otherwise for the pictures' own prompts.  The method Full also needs keep=True.
+    checkpoint: steps between checkpoints; 0 writes none except on SIGTERM.  keep: number of checkpoints to keep.
+    preview: steps between previews; 0 is off, None is max(50, steps / 10) if there are prompts.
+    log: steps between lines of metrics; 0 is off.
+    epochs: length in passes over the pictures instead of `steps`; 0 uses `steps`.
+    validate: steps between measurements of the error on data.validation, at fixed noise and times.
+    best: export the weights with the smallest validation error.
+    patience: stop after this many measurements without improvement; 0 is off.
+    export_every: steps between exports to exports/STEP; 0 is off.
+    prompts: prompts of the previews; "[name]" is the word.
+    prompts_file: a file of further preview prompts, one per line in kohya's syntax (training/prompt_lines.py).
+    public: leave captions, folder names and the base model's name out of the export.
+    wandb: a Weights & Biases project to log to.
     """
 
     model: str = "pocket"
@@ -107,7 +114,7 @@ class Train:
 
     @property
     def previews(self) -> int:
-        """Every so many steps there is a preview, 0 for never."""
+        """The interval of previews in steps, 0 for never."""
         if self.preview is not None:
             return self.preview
         return max(50, self.steps // 10) if self.prompts or self.prompts_file else 0

@@ -36,8 +36,8 @@ def make_step(
 ) -> mesh.Step:
     """Returns the pure step(state, frozen, batch, axis=None) -> (state, metrics).
 
-    state: {"step", "trained", "opt"[, "ema"]}.  loss(frozen, trained, batch, key, step, axis) -> (scalar, metrics) is
-    the method's own where it has one, else `loss`.  The gradient is the mean over `accumulate` equal microbatches.
+    state: {"step", "trained", "opt"[, "ema"]}.  loss(frozen, trained, batch, key, step, axis) -> (scalar, metrics); the
+    method's own loss takes precedence.  The gradient is the mean over `accumulate` equal microbatches.
     metrics: the loss's own, "loss", what optim.gradients and the method tell, and "update", the norm of all changes:
     that and "gradient" are finite only where all of the new weights are, if the old ones were.
     evaluate: of the optimizer; the moving average is of what it gives.
@@ -86,14 +86,14 @@ def initial_state(trained: Any, tx: optax.GradientTransformation, ema: float = 0
 
 @functools.partial(jax.jit, static_argnums=0)
 def _begun(tx, trained):
-    """Returns the optimizer's first state, in buffers of its own."""
+    """Returns the optimizer's initial state in new buffers."""
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tx.init(trained))
 
 
 def default_loss(method: Method, settings: Any, task: Task = TextToImage(), random: bool = True) -> Callable:
     """Returns the diffusion loss of a method's joined model on a task, with the run's weighting.
 
-    random: whether the method trains with what is random of it, such as dropout.
+    random: whether to use the method's randomness, such as dropout.
     """
     weighting = functools.partial(snr_weight, gamma=settings.min_snr) if settings.min_snr else None
     weighting = debiased if settings.debiased else weighting

@@ -1,4 +1,4 @@
-"""The loss on pictures that a run does not learn from, at noise and times that stay the same.
+"""The loss on held-out pictures, at fixed noise and times.
 
     validation = Validation(settings, task, frozen, held_out, out / "validation.json", start)
     value = validation(step, weights)           # float; smaller is better
@@ -46,7 +46,7 @@ class Validation:
         self.measured = jax.jit(measured)
 
     def __call__(self, step: int, trained: Any) -> float:
-        """Returns the mean error of the held-out pictures after a step, and keeps it.
+        """Measures, stores and returns the mean error of the held-out pictures after a step.
 
         Without the loss's weights and penalties, so that runs of other settings compare; a method's own loss is whole.
         """
@@ -65,16 +65,16 @@ class Validation:
 
     @property
     def waited(self) -> int:
-        """How many values there are since the best one."""
+        """The number of values after the best one."""
         return len(self.values) - 1 - self.values.index(self.best) if self.best else 0
 
 
 def history(place: Path) -> list[tuple[int, float]]:
-    """Returns the [(step, value)] of a run's validation.json, none where there is no such file."""
+    """Returns the [(step, value)] of a run's validation.json, [] without the file."""
     found = files.read_json(place) if place.is_file() else {}
     return sorted((int(step), float(value)) for step, value in found.items())
 
 
 def best(values: list[tuple[int, float]]) -> tuple[int, float] | None:
-    """Returns the pair with the smallest value, the first of equal ones; None of none."""
+    """Returns the first pair with the smallest value; None for no pairs."""
     return min(values, key=lambda pair: pair[1], default=None)

@@ -1,4 +1,4 @@
-"""The server: queue, library and APIs on one address; it computes nothing, a worker process does.
+"""The server: queue, library and APIs on one address; a worker process computes.
 
 sdjax ui --models models --adapters loras           # http://127.0.0.1:7860
 
@@ -164,18 +164,18 @@ def parser(doc: str | None) -> flags.Parser:
     """Returns the command line's parser."""
     made = flags.Parser(doc)
     add = made.add_argument
-    add("--model", default="pocket", help="what pictures are made with: pocket, a folder, a single file or a hub id")
+    add("--model", default="pocket", help="default model: pocket, a folder, a single file or a hub id")
     add("--models", type=Path, metavar="DIR", help="folder of models, autoencoders and ControlNets")
     add("--adapters", type=Path, metavar="DIR", help="folder of LoRA, embeddings and hypernetworks")
-    add("--data", type=Path, metavar="DIR", help="folder of folders of pictures to train on")
-    add("--dtype", default="float32", choices=DTYPES, help="of models")
-    add("--batch", type=int, default=4, help="pictures made at once; default: 4")
+    add("--data", type=Path, metavar="DIR", help="folder with picture folders for training")
+    add("--dtype", default="float32", choices=DTYPES, help="data type of the models")
+    add("--batch", type=int, default=4, help="pictures computed at once; default: 4")
     add("--out", type=Path, default=Path("outputs/ui"), metavar="DIR", help="the server's own folder")
-    add("--host", default="127.0.0.1", help="address; another one than this machine's own needs --auth")
+    add("--host", default="127.0.0.1", help="address to bind; others than this machine's need --auth")
     add("--port", type=int, default=7860)
-    add("--api-only", action="store_true", help="no page: what programs ask for alone")
-    add("--auth", type=Path, metavar="FILE", help="names and hashed passwords of those who may ask")
-    add("--add-user", metavar="NAME", help="ask for a password, write it into --auth FILE, and end")
+    add("--api-only", action="store_true", help="serve the APIs without the page")
+    add("--auth", type=Path, metavar="FILE", help="file with user names and hashed passwords")
+    add("--add-user", metavar="NAME", help="ask for a password, store its hash in --auth FILE, and exit")
     return made
 
 

@@ -29,9 +29,9 @@ PLAIN = {
 class Pocketland(Source):
     """The drawn world, data.path=pocketland.
 
-    count: how many pictures.  domain: only those of a "face" or a "cat".
+    count: number of pictures.  domain: draw only a "face" or only a "cat".
     looks: captions name all looks and no scene.
-    named: share of the captions that name looks in place of the word; above 0, all of another domain's do.
+    named: share of captions that name looks instead of the word; above 0, captions of other domains always do.
     """
 
     count: int = 60000

@@ -33,7 +33,7 @@ KINDS = {"kernel": "weight", "bias": "bias"}
 
 
 class CustomDiffusion(Format):
-    """Weights of cross-attention in place of the model's; what is attached is these, words are files of their own."""
+    """Custom Diffusion's cross-attention weights as diffusers writes them; words are separate files."""
 
     name, called, tags, listed = "custom_diffusion", "lora", ("lora", "lyco"), "Lora hashes"
     suffixes = (".safetensors", ".bin")

@@ -14,7 +14,7 @@ NAME = "pytorch_lora_weights.safetensors"
 
 
 class DiffusersLora(Format):
-    """Edits of weights under diffusers' names; they are read, with those of all other tools, as kohya's."""
+    """LoRA with diffusers' names, written only; the format `kohya` reads them."""
 
     name = "diffusers"
 

@@ -42,7 +42,7 @@ FIELDS = tuple(field.name for field in dataclasses.fields(E4T))
 
 
 class E4TFolder(Format):
-    """The folder e4t/ of a model; what a method learned lies there, beside the model that it belongs into."""
+    """sdjax's `e4t/` folder inside a model folder: encoder, offsets, word and settings."""
 
     name, called, suffixes, listed = "e4t", "e4t", (), "E4T hashes"
 

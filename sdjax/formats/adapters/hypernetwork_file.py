@@ -25,7 +25,7 @@ SETTINGS = {  # A1111's names of a method's settings that the layers follow from
 
 
 class HypernetworkFile(Format):
-    """Pairs of networks by width, and A1111's settings."""
+    """A1111's hypernetwork: pairs of networks by width, and their settings."""
 
     name, called, tags, listed = "hypernetwork", "hypernet", ("hypernet",), "Hypernet hashes"  # the last is ours
     suffixes = (".pt", ".ckpt", ".bin")

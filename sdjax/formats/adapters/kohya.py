@@ -20,7 +20,7 @@ STEMS = ("pytorch_lora_weights", "adapter_model")  # diffusers' and peft's names
 
 
 class Kohya(Format):
-    """Edits of weights, and the embeddings that are bundled with them."""
+    """LoRA, DoRA, LoHa, LoKr and full differences: reads every layout, writes kohya's; bundled embeddings too."""
 
     name, called, tags, listed = "kohya", "lora", ("lora", "lyco"), "Lora hashes"
     suffixes = (".safetensors", ".pt", ".ckpt", ".bin")

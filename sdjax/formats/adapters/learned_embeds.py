@@ -21,7 +21,10 @@ TOLD = {"step": "ss_steps", "sd_checkpoint": "ss_sd_model_hash", "sd_checkpoint_
 
 
 class LearnedEmbeds(Format):
-    """Words, {word: {text encoder: rows [n C]}}: read in every layout, see embeddings.py, written as diffusers'."""
+    """Embeddings of learned words: reads every layout, writes diffusers'.
+
+    Words are {word: {text encoder: rows [n C]}}; see embeddings.py.
+    """
 
     name, called, listed = "embedding", "embedding", "TI hashes"
     suffixes = (".safetensors", ".pt", ".ckpt", ".bin", ".png")

@@ -14,7 +14,7 @@ NAME = "adapter_model.safetensors"
 
 
 class PeftFolder(Format):
-    """Edits of weights under PEFT's names; they are read, with those of all other tools, as kohya's."""
+    """LoRA and its relatives with PEFT's names, written only; the format `kohya` reads them."""
 
     name = "peft"
 

@@ -25,7 +25,7 @@ NAME, MARK = "trained.safetensors", "sdjax.trained"
 
 
 class Trained(Format):
-    """The trained tree of a method without a kind of file of its own."""
+    """The trained tree of a method that has no format of its own, under dotted names."""
 
     name = "trained"
 
