@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from sdjax.service.library import Library
 from sdjax.service.place import Place
 from sdjax.service.queue import Queue
 from sdjax.settings import SettingError
-from sdjax.web.page import charts, form, marks, stage, units, whole, words
+from sdjax.web.page import charts, details, form, marks, plots, stage, units, whole, words
 from sdjax.web.page.tabs import pictures
 from sdjax.web.server import create_app, mount_page
 from sdjax.web.services import Services
@@ -180,3 +181,35 @@ def test_files_beside_the_pictures_are_not_served(mounted, name):
     assert ask(app, "GET", f"/gradio_api/file={picture}").status == 200
     here = Path(__file__).parents[1] / "README.md"
     assert ask(app, "GET", f"/gradio_api/file={here}").status in (403, 404)
+
+
+def test_a_table_of_pictures(desk):
+    """Cells lie where their axes say; a job that is not done says its state, and texts stay texts."""
+    queue, key = desk[0].services.queue, "k"
+    axes = [["steps", ["1", "2"]], ["prompt", [PAYLOADS[0], "b"]]]
+    for i in range(2):
+        for j in range(2):
+            plot = {"key": key, "axes": axes, "at": [i, j]}
+            queue.add("pictures", {"task": "text2img", "settings": {}, "count": 1, "plot": plot})
+    one, make = plots.newest(desk[0])
+    made = str(make())
+    assert one[0] == key and made.count("<td") == 4 and made.count("Waiting") == 4 and "<script" not in made
+    assert made.index("Steps: 1") < made.index("Steps: 2") < made.index("&lt;script&gt;") < made.index("<th>b</th>")
+    queue.clear()
+
+
+@pytest.mark.parametrize("state", ["waiting", "running", "done", "failed", "stopped"])
+def test_what_runs_shows_of_a_job_is_text(desk, state):
+    place, text = desk[0].services.place, PAYLOADS[2]
+    for kind, request in (("pictures", {"task": "text2img"}), ("training", {"recipe": "lora", "name": text})):
+        job = desk[0].services.queue.add(kind, {**request, "settings": {"prompt": text, text: text}})
+        job = dataclasses.replace(
+            job, state=state, error=text, source=text, result={"export": [text], "pictures": [text]}
+        )
+        folder = place.run(job.key)
+        (folder / "samples").mkdir(parents=True)
+        (folder / "log.txt").write_text(text)
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 0.5, f"loss.{text}": 1.0}))
+        made = str(details._detail(job, place))
+        assert "<svg onload" not in made and "&lt;svg onload" in made
+    desk[0].services.queue.clear()
