@@ -173,7 +173,7 @@ def test_a_single_file_gets_its_words_beside_it_whatever_the_vocabulary(tmp_path
     assert main([str(tmp_path / "cat"), str(tmp_path / "cat.safetensors")]) == 0
     said = capsys.readouterr().out
     path = tmp_path / "cat-s.safetensors"
-    assert f"wrote {path}: an embedding, the word *s; in A1111 the word is the file's name, cat-s" in said
+    assert f"wrote {path}: the word *s as an embedding; in A1111 its word is the file name, cat-s" in said
     held, found = pipeline.load(tmp_path / "cat.safetensors"), reading.read(path, sd).words
     assert held.words == {}
     np.testing.assert_allclose(found["*s"]["text_encoder"], sd.rows("*s")["text_encoder"], atol=1e-6)
