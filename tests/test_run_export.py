@@ -146,7 +146,7 @@ def test_what_is_refused(run, tmp_path, capsys):
     assert main(["pocket", str(tmp_path / "no"), "--step", "3"]) == 1
     assert "pocket: step: for a run's folder; this is none" in capsys.readouterr().err
     assert main(["random:tiny", str(tmp_path / "no"), "--vision", str(run / "config.json")]) == 1
-    assert "a folder or hub id with an image encoder is expected" in capsys.readouterr().err
+    assert "expected a folder or hub id with an image encoder, not a file" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
 
 
