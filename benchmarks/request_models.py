@@ -58,14 +58,16 @@ class Models:
         return [self.made["control"].on(**use) for use in uses]
 
 
+def here(place: str) -> bool:
+    """Returns whether this sdjax has a module; another one that is installed does not count."""
+    path = Path(sdjax.__file__).parent.joinpath(*place.split(".")[1:])
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
 def module(*places: str) -> object:
     """Returns the first of the modules that there is, where versions of sdjax have it in several places."""
-    for place in places:
-        try:
-            return importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            if not place.startswith(error.name):
-                raise
+    for place in filter(here, places):
+        return importlib.import_module(place)
     raise ModuleNotFoundError(f"none of {', '.join(places)}: expected one; add the new place")
 
 

@@ -10,7 +10,6 @@ Needs the extra `test`, and minutes for each checkout, fewer where compiled prog
 """
 
 import argparse
-import importlib.util
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from request_models import Models, module
+from request_models import Models, here, module
 from request_rows import REQUESTS, SPELLINGS, Request
 
 import sdjax
@@ -55,9 +54,7 @@ def spelled(settings: dict) -> dict:
 
 def today() -> bool:
     """Returns whether this sdjax declares settings in a module of their own, as it does since their names are these."""
-    return importlib.util.find_spec("sdjax.sampling") is not None and bool(
-        importlib.util.find_spec("sdjax.sampling.settings")
-    )
+    return here("sdjax.sampling.settings")
 
 
 def watch(put: Callable = setattr) -> list:

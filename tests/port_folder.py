@@ -98,16 +98,16 @@ class Offset(nn.Module):
 
 
 class Port(nn.Module):
-    """The whole of it over a base model; what trains are `encoder`, `offsets` and `unet`."""
+    """The whole of it over a base model; what trains are `encoder`, `offsets`, `unet` and `text`."""
 
     def __init__(self, unet, text, width=128, seed=0):
         super().__init__()
         torch.manual_seed(seed)
-        self.unet, self.text = copy.deepcopy(unet).requires_grad_(True), copy.deepcopy(text).requires_grad_(False)
+        self.unet, self.text = copy.deepcopy(unet).requires_grad_(True), copy.deepcopy(text).requires_grad_(True)
         table = self.text.get_input_embeddings().weight
         channels = []
         for block in self.unet.down_blocks:
-            channels += [resnet.out_channels for resnet in block.resnets] + [0] * 0
+            channels += [resnet.out_channels for resnet in block.resnets]
             channels += [block.downsamplers[0].out_channels] if block.downsamplers else []
         maps = self.unet.conv_in.out_channels + sum(channels) + self.unet.mid_block.resnets[-1].out_channels
         self.encoder = Encoder(maps, table.shape[1], width)

@@ -22,7 +22,7 @@ from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
 from sdjax.models.clip import squashed_pixels
-from sdjax.stable_diffusion import to_pixels
+from sdjax.stable_diffusion import TOKENS, to_pixels
 from sdjax.training import optim, run
 from sdjax.training.optim import Optim
 from sdjax.training.settings import Train
@@ -60,7 +60,7 @@ def started(folder, method, sd=None):
 @pytest.fixture(scope="module")
 def tuning(folder):
     """Returns (method, trained, frozen, pixels of the picture)."""
-    method = Chain((E4T(penalty=ROWS * LAMBDA), Full(("unet",))))
+    method = Chain((E4T(penalty=ROWS * LAMBDA), Full(("unet", "text_encoder"))))
     trained, frozen = started(folder, method)
     pixels = jnp.asarray(to_pixels(photo()))
     return method, trained, method.look(frozen, trained, pixels), pixels
@@ -125,22 +125,32 @@ def test_the_encoders_word_is_the_ports(port, tuning, theirs):
 
 
 def in_file(frozen, tree):
-    """Returns {part and name in the port's file: numpy array} of a tree of a tuning run."""
-    unet = trees.merge(frozen.parts["unet"], tree["1"]["unet"])
-    named = {"encoder": tree["0"]["head"], "unet": tree["1"]["unet"]}
-    named |= {"offsets": offsets.by_name(unet, tree["0"]["offsets"])}
-    return {name: tensor.array() for name, tensor in parameters.write(named).items()}
+    """Returns {part and name in the port's file: numpy array} of a tree of a tuning run, but for the word's row."""
+    own, full = tree["0"], tree["1"]
+    unet, table = trees.merge(frozen.parts["unet"], full["unet"]), models()[0].table("text_encoder")
+    text = trees.edit(full["text_encoder"], TOKENS, lambda name, rows: rows[: len(table)])
+    named = {"encoder": own["head"], "unet": full["unet"], "offsets": offsets.by_name(unet, own["offsets"])}
+    found = {name: tensor.array() for name, tensor in parameters.write(named).items()}
+    return found | {_bare(f"text.{name}"): tensor.array() for name, tensor in parameters.write(text).items()}
+
+
+def _bare(name):
+    """Returns a text encoder's name without the prefix that only some versions of transformers write."""
+    return name.replace("text.text_model.", "text.")
 
 
 def test_a_tuning_step_is_the_ports(port, tuning, theirs):
-    """Loss, gradients of head, offsets and UNet, and what one step of AdamW with clipped gradients changes."""
+    """Loss, gradients of all that trains, and what one step of AdamW with clipped gradients changes.
+
+    The text encoder trains too, so that what the port takes for a constant, the domain's row and T(""), is one here.
+    """
     method, trained, frozen, _ = tuning
     rows, seen, pixels, ids = theirs
     loss = default_loss(method, Train(method=method))
     ask = jax.jit(jax.value_and_grad(lambda tree: loss(frozen, tree, rows, jax.random.key(2), 0)[0]))
     value, grads = ask(trained)
-    learned = {f"{part}.{name}": w for part in ("encoder", "unet") for name, w in getattr(port, part).named_parameters()
-               if w.requires_grad}  # fmt: skip
+    learned = {_bare(f"{part}.{name}"): w for part in ("encoder", "unet", "text")
+               for name, w in getattr(port, part).named_parameters() if w.requires_grad}  # fmt: skip
     for name, one in zip(port.names, port.offsets, strict=True):
         there = f"offsets.{name.replace('.weight', '.kernel')}"
         learned |= {f"{there}.{leaf}": w for leaf, w in one.named_parameters()}
@@ -150,13 +160,15 @@ def test_a_tuning_step_is_the_ports(port, tuning, theirs):
     ours = in_file(frozen, grads)
     assert ours.keys() == learned.keys()
     for name, grad in ours.items():
-        assert relative(grad, learned[name].grad) < 1e-4, name
+        if not name.endswith("k_proj.bias"):  # moves all scores of a query alike, so that its gradient is rounding
+            assert relative(grad, learned[name].grad) < 1e-4, name
     settings = Optim(lr=1e-3)
     tx, _ = optim.optimizer(settings, 1)
     updates, _ = jax.jit(lambda grads, trained: tx.update(grads, tx.init(trained), trained))(grads, trained)
     moved = stepped(learned, settings)
     ours = in_file(frozen, updates)
-    both = [np.concatenate([x[name].ravel() for name in sorted(moved)]) for x in (ours, moved)]
+    both = [np.concatenate([x[name].ravel() for name in sorted(moved) if "k_proj.bias" not in name])
+            for x in (ours, moved)]  # fmt: skip
     assert relative(*both) < 1e-4
 
 

@@ -254,7 +254,9 @@ def test_a_tower_from_the_hub_serves_a_folder_without_one(port, hub_file, folder
     alone = port.write(tmp_path / "alone", tower=False)
     held = files_of(hub_file(tmp_path / "hub" / open_clip.WEIGHTS[2]).parent)
     with serving({"laion/clip": held}, tmp_path / "home") as (env, _):
+        template = f"{env['HF_ENDPOINT']}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", env["HF_ENDPOINT"])
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "home"))
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         config = pipeline.load("random:tiny", vision="laion/clip").networks["image_encoder"].config

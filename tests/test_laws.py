@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from sdjax import trees
+from sdjax import methods, tasks, trees
 from sdjax.formats import pipeline
 from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
@@ -48,13 +48,23 @@ METHODS = {
     "hypernetwork": Hypernetwork((1, 2, 2, 1), "mish", layer_norm=True, dropout=(0, 0.3, 0.2, 0)),
     "words and hypernetwork": Chain((TextualInversion("<cat>", "cat"), Hypernetwork())),
     "hypernetwork and lora": Chain((Hypernetwork(), Lora(rank=2, alpha=2.0))),
+    "controlnet on inpainting": ControlNet(),
+    "lora on upscaler": Lora(rank=2, alpha=2.0),
 }
+TASKS = {"controlnet on inpainting": "inpainting", "lora on upscaler": "upscaling"}  # else text to image
 SIZE = 4
+QUICK = [("hypernetwork", "pmap")]  # of modes, beside those that `make test-slow` runs
+MODES = ("mesh:data=2,fsdp=2", "pmap")
+
+
+def task_of(name):
+    return tasks.known()[TASKS.get(name, "text2img")]
 
 
 @functools.cache
-def model():
-    return pipeline.load("random:tiny")
+def model(name=""):
+    """Returns the tiny model, prepared for the task of a method's name."""
+    return task_of(name).prepare(pipeline.load("random:tiny"), jax.random.key(3))
 
 
 def batch(sd, size=SIZE):
@@ -70,8 +80,8 @@ def batch(sd, size=SIZE):
     }
 
 
-def loss_of(method):
-    return method.loss or default_loss(method, Train(method=method))
+def loss_of(name):
+    return METHODS[name].loss or default_loss(METHODS[name], Train(method=METHODS[name]), task_of(name))
 
 
 def noised(tree, scale=0.02):
@@ -82,32 +92,39 @@ def noised(tree, scale=0.02):
 
 
 @pytest.fixture(params=METHODS, scope="module")
-def method(request):
-    return METHODS[request.param]
+def name(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def parts(method):
-    return method.split(model(), jax.random.key(1))
+def parts(name):
+    return METHODS[name].split(model(name), jax.random.key(1))
 
 
-def test_join_after_split_changes_nothing(method, parts):
+def test_every_method_is_among_these():
+    parts = [part for method in METHODS.values() for part in (method.parts if isinstance(method, Chain) else (method,))]
+    assert {type(part) for part in parts} | {Chain} == set(methods.known().values())
+
+
+def test_join_after_split_changes_nothing(name, parts):
     trained, frozen = parts
-    before, after = model(), method.join(frozen, trained)
+    before, after = model(name), METHODS[name].join(frozen, trained)
     prompts = before.tokenize(["a photo of a face", "a cat in the snow"])
     z, t = jax.random.normal(jax.random.key(2), (2, 16, 16, 4)), jnp.array([10.0, 700.0])
-    more = jax.tree.map(lambda x: x[:2], {name: batch(before)[name] for name in ("concept", "control")})
-    run = jax.jit(lambda sd: (sd.denoise(z, t, sd.condition(prompts).with_own(**more))[0], sd.decode(z)))
+    rows = jax.tree.map(lambda x: x[:2], batch(before))
+    more = {name: rows[name] for name in ("concept", "control")}
+    told = task_of(name).inputs(before, rows, jax.random.key(5))
+    run = jax.jit(lambda sd: (sd.denoise(z, t, told.over(sd.condition(prompts)).with_own(**more))[0], sd.decode(z)))
     for one, other in zip(run(before), run(after), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * float(jnp.abs(one).max()))
 
 
-def test_training_moves_all_that_is_trained_and_nothing_else(method, parts):
+def test_training_moves_all_that_is_trained_and_nothing_else(name, parts):
     """Plain gradient steps, so that what has no gradient stays bit for bit."""
-    trained, frozen = parts
+    method, (trained, frozen) = METHODS[name], parts
     trained, before = noised(trained), trees.digest(frozen)
     tx, rows = optax.sgd(1.0), batch(frozen)
-    step = jax.jit(make_step(method, tx, jax.random.key(4), loss=default_loss(method, Train(method=method))))
+    step = jax.jit(make_step(method, tx, jax.random.key(4), loss=loss_of(name)))
     state, metrics = step(initial_state(trained, tx), frozen, rows)
     assert np.isfinite(float(metrics["loss"])) and int(state["step"]) == 1
     after = trees.flatten(state["trained"])
@@ -152,21 +169,24 @@ def test_loss_of_an_example_does_not_depend_on_its_batch(name):
 def stepped(name, mode):
     """Returns (loss, trained) after one plain gradient step of a method in a parallel mode."""
     method, tx = METHODS[name], optax.sgd(0.1)
-    trained, frozen = method.split(model(), jax.random.key(1))
-    step = make_step(method, tx, jax.random.key(4), loss=default_loss(method, Train(method=method)))
+    trained, frozen = method.split(model(name), jax.random.key(1))
+    step = make_step(method, tx, jax.random.key(4), loss=loss_of(name))
     place, run = mesh.compile(step, mode, SIZE)
     state, rows = place.state(initial_state(noised(trained), tx)), place.batch(batch(frozen))
     state, metrics = run(state, place.frozen(frozen), rows)
     return float(metrics["loss"]), jax.device_get(place.gather(state)["trained"])
 
 
-@pytest.mark.parametrize("name", ["hypernetwork"])
-@pytest.mark.parametrize("mode", [pytest.param("mesh:data=2,fsdp=2", marks=pytest.mark.slow), "pmap"])
-def test_parallel_modes_take_the_step_of_one_device(name, mode):
-    (one, first), (other, second) = stepped(name, "single"), stepped(name, mode)
+@pytest.mark.parametrize(
+    ("of", "mode"),
+    [pytest.param(name, mode, marks=() if (name, mode) in QUICK else pytest.mark.slow)
+     for name in METHODS for mode in MODES],
+)  # fmt: skip
+def test_parallel_modes_take_the_step_of_one_device(of, mode):
+    (one, first), (other, second) = stepped(of, "single"), stepped(of, mode)
     assert other == pytest.approx(one, rel=2e-5)
     for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        np.testing.assert_allclose(x, y, atol=1e-5)
+        np.testing.assert_allclose(x, y, atol=1e-5 * max(1, np.abs(x).max()))
 
 
 def test_full_must_come_last_in_a_chain():

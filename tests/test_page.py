@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,9 @@ from sdjax.service.queue import Queue
 from sdjax.settings import SettingError
 from sdjax.web.page import charts, form, marks, stage, units, whole, words
 from sdjax.web.page.tabs import pictures
+from sdjax.web.server import create_app, mount_page
 from sdjax.web.services import Services
+from tests.serving import ask
 from tests.ui.files import PAYLOADS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -140,3 +143,40 @@ def test_cards_of_jobs_and_pictures(desk):
         one = dataclasses.replace(job, state=state, error=PAYLOADS[0], phase="sampling", step=1, steps=4, started=1.0)
         assert "<img src=x" not in stage.card(queue, one)
     queue.clear()
+
+
+@pytest.fixture(scope="module")
+def mounted(tmp_path_factory):
+    """The server with its page."""
+    place = Place(tmp_path_factory.mktemp("mounted") / "ui", "pocket").made()
+    app = create_app(place)
+
+    async def mount():
+        mount_page(app)
+
+    asyncio.run(mount())
+    return app, place
+
+
+def test_the_page_is_served_with_a_policy_that_names_no_other_host(mounted):
+    found = ask(mounted[0], "GET", "/")
+    policy = found.headers["content-security-policy"]
+    assert found.status == 200 and b"gradio" in found.body and "http" not in policy and "default-src 'self'" in policy
+    assert b"fonts.googleapis" not in found.body and found.headers["x-frame-options"] == "SAMEORIGIN"
+    assert ask(mounted[0], "GET", "/docs").headers["content-security-policy"].startswith("default-src 'none'")
+    assert ask(mounted[0], "GET", "/", host="evil.invalid").status == 403
+
+
+@pytest.mark.parametrize("name", ["queue.db", "library.json", "device.lock", "runs/x/config.json", "../secret.txt"])
+def test_files_beside_the_pictures_are_not_served(mounted, name):
+    app, place = mounted
+    path = place.root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    for where in (path, path.resolve(), f"{place.root}/pictures/../{name}"):
+        assert ask(app, "GET", f"/gradio_api/file={where}").status in (403, 404)
+    picture = place.root / "pictures" / f"{'0' * 32}-0.png"
+    picture.write_bytes(b"x")
+    assert ask(app, "GET", f"/gradio_api/file={picture}").status == 200
+    here = Path(__file__).parents[1] / "README.md"
+    assert ask(app, "GET", f"/gradio_api/file={here}").status in (403, 404)

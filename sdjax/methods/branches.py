@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from sdjax import trees
@@ -62,10 +61,21 @@ class Branches(struct.PyTreeNode):
 
         None where a network computes in less than float32: the changed weight would be rounded by more than it changed.
         """
-        if any(jnp.dtype(sd.networks[part].dtype) != jnp.float32 for part in self.factors):
-            return None
+        narrow = any(jnp.dtype(sd.networks[part].dtype) != jnp.float32 for part in self.factors)
+        return None if narrow else self.merged(sd)
+
+    def merged(self, sd: StableDiffusion) -> StableDiffusion:
+        """Returns sd, which lacks this hook, with weights in float32 that do the same where nothing rounds them."""
         parts = {}
         for part, modules in self.factors.items():
             stacks = {f"{name}.kernel": ((Factored(f), self.strength),) for name, f in modules.items()}
-            parts[part] = merge(sd.parts[part], stacks, np.float32)
+            parts[part] = merge(sd.parts[part], stacks)
         return sd.with_parts(**parts)
+
+
+def merged(sd: StableDiffusion) -> StableDiffusion:
+    """Returns sd with float32 weights in place of its branches, for files, whatever its networks compute in."""
+    for hook in sd.hooks:
+        if isinstance(hook, Branches):
+            sd = hook.merged(sd.replace(hooks=tuple(other for other in sd.hooks if other is not hook)))
+    return sd

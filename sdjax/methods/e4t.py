@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Float32, Int, Num
 
 from sdjax import trees
 from sdjax.diffusion.schedule import add_noise
-from sdjax.methods import heads, offsets
+from sdjax.methods import branches, heads, offsets
 from sdjax.methods.adapter import Adapter
 from sdjax.methods.heads.head import Head
 from sdjax.methods.heads.layers import Layers
@@ -92,9 +92,15 @@ class E4T(Method):
         return trained, sd
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
-        """Returns sd with the offsets in its weights and the encoder as a conditioner."""
-        unet = offsets.apply(frozen.parts["unet"], trained["offsets"])
-        return frozen.with_parts(unet=unet).add(conditioners=self._encoder(frozen, trained))
+        """Returns sd with the encoder as a conditioner, and the offsets in its weights.
+
+        They are a hook where the UNet computes in less than float32, which would round small ones away.
+        """
+        unet, stacked = frozen.parts["unet"], trained["offsets"]
+        sd = frozen.add(conditioners=self._encoder(frozen, trained))
+        if jnp.dtype(frozen.networks["unet"].dtype) != jnp.float32:
+            return sd.add(hooks=offsets.beside(unet, stacked))
+        return sd.with_parts(unet=offsets.apply(unet, stacked))
 
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
         """Returns the encoder, the offsets by weight, what the encoder reads and the picture that it looked at.
@@ -234,5 +240,5 @@ def plain(sd: StableDiffusion, levels: int = 32) -> StableDiffusion:
     move = jax.jit(lambda sd: encoder.offset(sd, noisy, t.astype(jnp.float32), Cond()))(sd).mean(0)
     row = sd.embed(ENCODER, seen_by(sd).domain[None])[0] + encoder.scale * move[None]  # [1 C]
     others = tuple(c for c in sd.conditioners if c is not encoder)
-    bare = sd.replace(conditioners=others, reference=Reference())
+    bare = branches.merged(sd.replace(conditioners=others, reference=Reference()))
     return bare.with_rows({ENCODER: encoder.word}, {ENCODER: row})

@@ -6,6 +6,7 @@ A merged weight is W + sum_i s_i D_i(W), with D_i from the unmerged W, so that t
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -45,31 +46,56 @@ class Factored(Edit):
 Stack = tuple[tuple[Edit, Any], ...]  # edits of one weight, each with its strength
 
 
-def merge(tree: Tree, stacks: Mapping[str, Stack], dtype: DTypeLike | None = None) -> Tree:
+def merge(tree: Tree, stacks: Mapping[str, Stack], compute: DTypeLike = jnp.float32) -> Tree:
     """Returns the tree with W + sum_i s_i D_i(W) for every W in stacks, {dotted name: ((Edit, strength), ...)}.
 
-    The sum is float32 and cast once, to W's type or to `dtype`.
+    compute: the type that the network computes in.  For float32 the changed weights are float32.  For a narrower one
+    they keep their type and are rounded to a number of `compute`, see `dithered`.
     """
+    compute = jnp.dtype(compute)
 
     def changed(name, weight):
-        return _merged(weight, stacks[name], dtype or weight.dtype) if name in stacks else weight
+        return _merged(weight, stacks[name], compute) if name in stacks else weight
 
     return trees.map_names(changed, tree)
 
 
-def _merged(weight, stack, dtype):
+def _merged(weight, stack, compute):
     edits, strengths = zip(*((edit, jnp.float32(strength)) for edit, strength in stack), strict=True)
-    return summed(weight, edits, strengths, dtype=jnp.dtype(dtype))
+    return summed(weight, edits, strengths, compute=compute)
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
+@functools.partial(jax.jit, static_argnames="compute")
 def summed(
-    weight: Float[Array, "*shape"], edits: tuple[Edit, ...], strengths: tuple[Any, ...], dtype: Any = None
+    weight: Float[Array, "*shape"], edits: tuple[Edit, ...], strengths: tuple[Any, ...], compute: Any = jnp.float32
 ) -> Float[Array, "*shape"]:
-    """Returns a weight in our layout with edits of several strengths, in `dtype` (None: the weight's).
+    """Returns a weight in our layout with edits of several strengths, for a network of type `compute`.
 
     Strengths are arrays, so that no other strength compiles.
     """
     base = to_file(weight.astype(jnp.float32))
     changes = (strength * edit.change(base) for edit, strength in zip(edits, strengths, strict=True))
-    return from_file(base + sum(changes)).astype(dtype or weight.dtype)
+    total = from_file(base + sum(changes))
+    return total if jnp.dtype(compute) == jnp.float32 else dithered(total, compute).astype(weight.dtype)
+
+
+def dithered(x: Float32[Array, "*shape"], dtype: DTypeLike) -> Float[Array, "*shape"]:
+    """Returns x in a narrower type, rounded up or down by chance: the mean over entries is that of x.
+
+    The nearest number would be W itself for a change of W below half a unit in its last place: small changes were lost.
+    Numbers of the type stay as they are.  The chance is a hash of an entry's position, the same at every call (our
+    choice: murmur3's finaliser).
+    """
+    near = x.astype(dtype)
+    rest = x - near.astype(jnp.float32)
+    other = jnp.nextafter(near, jnp.where(rest < 0, -jnp.inf, jnp.inf).astype(dtype))
+    step = jnp.abs(other.astype(jnp.float32) - near.astype(jnp.float32))
+    return jnp.where(_chance(x.shape) * step < jnp.abs(rest), other, near)
+
+
+def _chance(shape):
+    """Returns numbers in [0, 1) that look random, one per entry."""
+    bits = jax.lax.iota(jnp.uint32, math.prod(shape))
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
+    return ((bits ^ (bits >> 16)) >> 8).astype(jnp.float32).reshape(shape) / 2**24

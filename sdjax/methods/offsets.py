@@ -24,6 +24,8 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from sdjax import trees
+from sdjax.methods.branches import Branches
+from sdjax.models.axes import to_file
 from sdjax.trees import Tree
 
 TARGETS = (
@@ -106,13 +108,24 @@ def offset(generator: Mapping[str, Any]) -> Float[Array, "in out"]:
     return left @ right
 
 
-def apply(unet: Tree, stacked: Mapping[str, Any]) -> Tree:
-    """Returns the UNet's tree with W (1 + D) for every W that has a generator; the product is float32, cast once."""
-    moves = {}
+def moves(unet: Tree, stacked: Mapping[str, Any]) -> dict[str, Float[Array, "in out"]]:
+    """Returns {weight's name: D} of every weight of the UNet's tree that has a generator."""
+    found = {}
     for shape, names in groups(unet).items():
-        moves |= dict(zip(names, jax.vmap(offset)(stacked[shape]), strict=True))
+        found |= dict(zip(names, jax.vmap(offset)(stacked[shape]), strict=True))
+    return found
 
-    def change(name, weight):
-        return (weight.astype(jnp.float32) * (1 + moves[name])).astype(weight.dtype)
 
-    return trees.edit(unet, TARGETS, change)
+def apply(unet: Tree, stacked: Mapping[str, Any]) -> Tree:
+    """Returns the UNet's tree with W (1 + D), float32, for every W that has a generator.
+
+    No narrower type: a weight of bfloat16 times 1.001 would be rounded to what it was.
+    """
+    found = moves(unet, stacked)
+    return trees.edit(unet, TARGETS, lambda name, weight: weight.astype(jnp.float32) * (1 + found[name]))
+
+
+def beside(unet: Tree, stacked: Mapping[str, Any]) -> Branches:
+    """Returns the hook that adds x (W * D) to what a layer computes: for networks that round weights to less."""
+    factors = {name.removesuffix(".kernel"): {"relative": to_file(x)} for name, x in moves(unet, stacked).items()}
+    return Branches({"unet": factors})

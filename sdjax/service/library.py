@@ -120,7 +120,7 @@ class Library:
 
     def _adapters(self, root: Path) -> Iterator[Entry]:
         for path, names in attach.Folder(root).files.items():
-            kind = self._once(path, "kind", _adapter_kind)
+            kind = self._once(path, "adapter", _adapter_kind)  # which may lie below the models
             if kind is not None:
                 yield Entry(kind, names[0], str(path), path)
 

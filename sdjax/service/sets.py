@@ -61,7 +61,7 @@ def listed(place: Place, key: str) -> list[Shown]:
     if not folder.is_dir():
         return []
     found = []
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir(), key=lambda one: one.stem):
         if NAME.fullmatch(path.name):
             text = path.with_suffix(".txt")
             caption = text.read_text(encoding="utf-8", errors="replace") if text.is_file() else ""

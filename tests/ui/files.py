@@ -26,8 +26,10 @@ PAYLOADS = (
 )
 
 
-def lora():
-    """Returns (tensors, metadata) of a LoRA of rank 2 for the embedded model, with words of kohya's kind."""
+def write_lora(path):
+    """Writes a LoRA of rank 2 for the embedded model, with words of kohya's kind."""
+    from safetensors.numpy import save_file
+
     from sdjax.formats import pipeline
     from sdjax.formats.storage.tensor_file import TensorFile
 
@@ -39,10 +41,10 @@ def lora():
         key = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
         made[f"{key}.lora_down.weight"] = random.normal(0, 0.02, (2, into)).astype(np.float32)
         made[f"{key}.lora_up.weight"] = random.normal(0, 0.02, (out, 2)).astype(np.float32)
-        made[f"{key}.alpha"] = np.float32(2)
+        made[f"{key}.alpha"] = np.array(2, np.float32)
     told = {
         "ss_tag_frequency": '{"a": {"inked <b>line</b>": 3}}',
         "ss_network_module": "networks.lora",
         "ss_network_dim": "2",
     }
-    return made, told
+    save_file(made, str(path), told)

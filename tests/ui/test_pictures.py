@@ -49,6 +49,7 @@ def test_two_in_the_queue_survive_a_reload_and_a_closed_tab(context, served):
     page.locator("#enqueue").click()
     prompt(page, "second of two faces")
     wait_for(lambda: len(served.client().get("/api/jobs")["jobs"]) >= 1)
+    wait_for(lambda: "second of" in (page.evaluate("localStorage.getItem('sdjax.draft.pictures')") or ""), 10)
     page.reload()
     page.wait_for_function("window.sdjax_pictures === true")
     wait_for(lambda: page.locator("#set-prompt textarea").input_value() == "second of two faces", 10)

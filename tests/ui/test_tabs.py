@@ -4,11 +4,11 @@ import io
 import time
 import zipfile
 
-import pytest
 from PIL import Image, PngImagePlugin
 
 from tests.serving import wait_for
 from tests.ui.conftest import go, opened
+from tests.ui.files import PAYLOADS, write_lora
 from tests.ui.test_pictures import prompt, shown
 
 
@@ -60,13 +60,9 @@ def test_library_search_and_package(page, served):
 
 def make_lora(served):
     """Puts a small LoRA for the embedded model among those that prompts name."""
-    from safetensors.numpy import save_file
-
-    from tests.ui.files import lora
-
     folder = served.out / "adapters"
     folder.mkdir(exist_ok=True)
-    save_file(*lora(), str(folder / "ink.safetensors"))
+    write_lora(folder / "ink.safetensors")
 
 
 def test_picture_info_round_trip(page, served, tmp_path):
@@ -92,9 +88,9 @@ def pixels(data):
     return Image.open(io.BytesIO(data)).convert("RGB").tobytes()
 
 
-def test_what_a_file_says_is_text(page, tmp_path, payloads):
+def test_what_a_file_says_is_text(page, tmp_path):
     go(page, "Picture info")
-    for text in payloads[:6]:
+    for text in PAYLOADS[:6]:
         about = PngImagePlugin.PngInfo()
         about.add_itxt(
             "parameters", f"{text}\nNegative prompt: {text}\nSteps: 20, Sampler: Euler, Seed: 1, Model: m{text}"
@@ -105,13 +101,6 @@ def test_what_a_file_says_is_text(page, tmp_path, payloads):
         assert page.locator("#told script, #told iframe, #told svg, #told [onerror], #told a").count() == 0
         page.locator("#info-file [aria-label*=lear], #info-file [aria-label*=emove]").first.click()
         page.locator("#told .empty").wait_for()
-
-
-@pytest.fixture
-def payloads():
-    from tests.ui.files import PAYLOADS
-
-    return PAYLOADS
 
 
 def test_settings_are_kept_on_the_server(context, served):

@@ -296,7 +296,7 @@ def _put(sd, base, items):
         _without_record(sd)
         .replace(words=base.words, tokenizers=base.tokenizers)
         .with_networks(**encoders)
-        .with_parts(**{part: _edited(base, part, items) for part in _parts((*old, *items), base)})
+        .with_parts(**{part: _edited(sd, base, part, items) for part in _parts((*old, *items), base)})
     )
     for item in items:
         made = embeddings.add(made, item.adapter.words, item.path)
@@ -337,10 +337,10 @@ def _parts(items, base):
     return [part for part in dict.fromkeys(("unet", *base.tokenizers, *edited)) if part in base.parts]
 
 
-def _edited(base, part, items):
-    """Returns a part's weights with all edits applied."""
+def _edited(sd, base, part, items):
+    """Returns a part's weights with all edits applied, rounded for what sd computes in."""
     stacks = {}
     for item in items:
         for name, edit in item.adapter.edits.get(part, {}).items():
             stacks[name] = (*stacks.get(name, ()), (edit, item.unet if part == "unet" else item.strength))
-    return edits.merge(base.parts[part], stacks) if stacks else base.parts[part]
+    return edits.merge(base.parts[part], stacks, sd.networks[part].dtype) if stacks else base.parts[part]

@@ -96,11 +96,13 @@ def diffusers(part: str, module: str, factors: Mapping[str, Any], old: bool) -> 
     """Returns the tensors of one weight of LoRA or DoRA as diffusers' save_lora_weights names them.
 
     old: "lora.down" in place of "lora_A", as it does for attention; its loader takes a part's names to be of one sort.
+    A text encoder's magnitudes end in ".weight", without which transformers 5 leaves them out.
     """
     text, found = part.startswith("text_encoder"), {}
     names = ("lora_linear_layer.down", "lora_linear_layer.up") if text else ("lora.down", "lora.up")
     for role, x in _of_peft(factors).items():
         suffix = role.replace("lora_A", names[0]).replace("lora_B", names[1]) if old else role
+        suffix += ".weight" if text and role == PEFT["outputs"] else ""
         found[f"{part}.{module}.{suffix}"] = x
     return found
 

@@ -7,27 +7,48 @@ Nothing long runs in an event: events put jobs and read the queue, so that a clo
 """
 
 import functools
+import math
+import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
 
+from sdjax.service.library import Entry
 from sdjax.web.page import marks
 from sdjax.web.services import Services
 
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 EVERY = 1.0  # seconds between two looks: one request each
+OLD = 4.0  # seconds that a list of the library is taken as it was: every look would go through its folders
 Shown = tuple[Hashable, Callable[[], Any]]
 
 
 @dataclass(frozen=True)
 class Live:
-    """A component that follows the queue; show(*values of inputs) -> (key, make)."""
+    """A component that follows the queue; show(*values of inputs) -> (key, make).
+
+    jobs: it depends on nothing but jobs and inputs, so that it is not looked at while those stay.
+    """
 
     output: Any
     show: Callable[..., Shown]
     inputs: tuple[Any, ...] = ()
+    jobs: bool = False
+
+
+class Recent:
+    """What a function gave, for a few seconds."""
+
+    def __init__(self, find: Callable[[], Any], seconds: float) -> None:
+        self.find, self.seconds, self.found, self.when = find, seconds, None, -math.inf
+
+    def __call__(self) -> Any:
+        """Returns what was found not long ago."""
+        if time.monotonic() - self.when > self.seconds:
+            self.found, self.when = self.find(), time.monotonic()
+        return self.found
 
 
 @dataclass
@@ -44,10 +65,14 @@ class Desk:
     followed: list[Live] = field(default_factory=list)
     seen: Any = None
     waiting: list[Any] = field(default_factory=list)
+    entries: Callable[[], list[Entry]] = list  # of the library, as of a few seconds ago
 
-    def live(self, output: Any, show: Callable[..., Shown], inputs: Sequence[Any] = ()) -> None:
-        """Has a component follow the queue."""
-        self.followed.append(Live(output, show, tuple(inputs)))
+    def __post_init__(self) -> None:
+        self.entries = Recent(self.services.library.entries, OLD)
+
+    def live(self, output: Any, show: Callable[..., Shown], inputs: Sequence[Any] = (), jobs: bool = False) -> None:
+        """Has a component follow the queue; see Live."""
+        self.followed.append(Live(output, show, tuple(inputs), jobs))
 
     def on(
         self,
@@ -100,11 +125,16 @@ class Desk:
 
     def _look(self, seen: dict[int, Any] | None, *given: Any) -> list[Any]:
         seen, values, found = dict(seen or {}), list(given), []
+        clock = self.services.queue.clock()
         for number, live in enumerate(self.followed):
             own = [values.pop(0) for _ in live.inputs]
-            key, make = live.show(*own)
-            found.append(gr.skip() if seen.get(number, self) == key else make())
-            seen[number] = key
+            state, (before, key) = (clock, repr(own)) if live.jobs else None, seen.get(number, (None, self))
+            if state is not None and state == before:
+                found.append(gr.skip())
+                continue
+            now, make = live.show(*own)
+            found.append(gr.skip() if now == key else make())
+            seen[number] = state, now
         return [seen, *found]
 
 

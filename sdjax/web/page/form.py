@@ -30,7 +30,7 @@ TITLES = {
     "Sampling": "Quality: steps, sampler, guidance", "Variation": "Small variations of one picture",
     "Reading": "How the prompt is read", "Noise": "Noise", "Guidance": "Guidance, fine", "Fit": "Fit of the picture",
     "Start": "Changes", "Hole": "The repainted part", "Hires": "Larger picture (hires fix)", "Enlarging": "Enlarging",
-    "Controls": "Shapes to follow (ControlNet)", "Way": "From one picture to another", "Model": "Model",
+    "Controls": "Shapes to follow (ControlNet)", "Way": "From one picture to another", "Model": "Add-ons",
 }  # fmt: skip
 SLIDERS = {"steps": (1, 100, 1), "guidance": (0, 20, 0.5), "clip_skip": (1, 4, 1), "frames": (2, 64, 1),
            "feather": (0, 64, 1), "noise_level": (0, 350, 1)}  # fmt: skip
@@ -72,7 +72,7 @@ def control(one: Field, **more: Any) -> Any:
         choices = [("As the model likes it", ""), *((text.replace("x", " × "), text) for text in SIZES)]
         return gr.Dropdown(choices, value="", allow_custom_value=True, filterable=True, **known)
     if one.name in orders.NAMED:
-        return gr.Dropdown([(usual_name(one.name), "")], value="", **known)
+        return gr.Dropdown([(usual_name(one.name), "")], value="", allow_custom_value=True, **known)
     if one.kind is bool:
         return gr.Checkbox(bool(one.usual), **known)
     if one.choices is not None:

@@ -78,7 +78,7 @@ def wire(desk: Desk, plot: Plot, pictures: Any) -> None:
     inputs = [one for pair in plot.axes for one in pair]
     desk.look(desk.on(plot.go.click, make, [*inputs, *pictures.inputs], [], plot.problem))
     desk.look(desk.on(plot.put.click, put, [plot.rows, *pictures.inputs], [plot.rows_problem]))
-    desk.live(plot.table, lambda: newest(desk))
+    desk.live(plot.table, lambda: newest(desk), jobs=True)
 
     def choose(event: gr.EventData) -> list[Any]:
         return [[int(event._data["job"]), 0]]

@@ -28,10 +28,11 @@ def names_of(queue: Queue) -> dict[str, str]:
     return {f"run {job.key[:8]}": words.name(job) for job in queue.newest(500) if job.kind == "training"}
 
 
-def found(library: Library, queue: Queue, search: str, kind: str) -> list[Entry]:
-    """Returns the entries in which all words of a search stand: in names, words, notes, tags, base, hashes."""
+def found(library: Library, queue: Queue, entries: list[Entry], search: str, kind: str) -> list[Entry]:
+    """Returns those of some entries in which all words of a search stand: in names, words, notes, tags, hashes."""
     names, asked = names_of(queue), (search or "").casefold().split()
-    return [one for one in library.entries(*([kind] if kind else [])) if _has(library, one, names, asked)]
+    some = [one for one in entries if kind in ("", one.kind)]
+    return [one for one in some if _has(library, one, names, asked)]
 
 
 def _has(library: Library, one: Entry, names: dict[str, str], asked: list[str]) -> bool:
@@ -42,9 +43,11 @@ def _has(library: Library, one: Entry, names: dict[str, str], asked: list[str]) 
     return all(word in text for word in asked)
 
 
-def shelf(library: Library, queue: Queue, search: str, kind: str, chosen: Any) -> tuple[Hashable, Any]:
+def shelf(
+    library: Library, queue: Queue, entries: list[Entry], search: str, kind: str, chosen: Any
+) -> tuple[Hashable, Any]:
     """Returns (key, function that makes it) of the cards."""
-    there, names = found(library, queue, search, kind), names_of(queue)
+    there, names = found(library, queue, entries, search, kind), names_of(queue)
     told = [(one.kind, one.name, library.hash(one), str(library.notes(one)), title(one, names)) for one in there]
     return (tuple(told), tuple(chosen or ()), search), lambda: _shelf(library, there, names, chosen, search)
 

@@ -72,6 +72,8 @@ def card(queue: Queue, job: Job, behind: int = 0) -> Markup:
     if job.kind == "training" and job.steps:
         told.append(f"step {job.step} of {job.steps}")
     told += filter(None, [words.left(job), f"{words.count(behind, 'job')} behind it" if behind else ""])
+    if job.state == WAITING and queue.option("warming"):
+        told = [words.PHASES["compiling"]]
     if queue.paused and job.state == WAITING:
         told = ["The queue is paused"]
     line = tag("p", tag("span", *_joined(told)), cls="told")

@@ -44,7 +44,7 @@ def build(desk: Desk) -> None:
             chosen = gr.State()
     desk.places[ID] = chosen
     desk.places["book"], desk.places["library problem"] = told, problem
-    desk.live(cards, lambda *given: shelf.shelf(library, queue, *given), [search, kind, chosen])
+    desk.live(cards, lambda *given: shelf.shelf(library, queue, desk.entries(), *given), [search, kind, chosen])
     desk.live(told, lambda *given: _told(desk, *given), [chosen, licence, private])
 
     def choose(event: gr.EventData) -> list[Any]:

@@ -28,6 +28,7 @@ DIFFERS = ("steps", "guidance", "strength")  # of which tasks have other usual v
 NAMED = ("model", "vae")  # settings that are lists of the library
 PICTURED = ("text2img", "img2img", "upscale", "controlnet")  # tasks with the plain picture
 MODES = [(words.TASKS[task], task) for task in TASKS]
+FIRST = ("Start", "Hole", "Enlarging", "Way", "Sampling", "Hires")  # parts whose folds are not in another one
 WHITE = "#ffffff"
 
 
@@ -92,7 +93,7 @@ class Pictures:
         """
         known = form.of(task)
         found = []
-        for name, control in self.controls.items():
+        for name in self.controls:
             one = known.get(name)
             if one is None or not whole and name not in values:
                 found.append(gr.skip())
@@ -100,10 +101,12 @@ class Pictures:
             value = values.get(name, one.usual)
             strange = one.choices is not None and value is not None and value not in one.choices
             found.append(gr.skip() if strange else form.filled(one, value))
-            del control
+            if name in NAMED and not strange:
+                found[-1] = gr.update(value=value or "", choices=listed(self.desk, name))
         plain = image if image and task != "inpaint" else None
         painted = {"background": image, "layers": [], "composite": None} if image and task == "inpaint" else None
-        return [task, gr.skip() if plain is None else plain, gr.skip() if painted is None else painted, *found]
+        kept = [plain if plain or whole else gr.skip(), gr.skip() if painted is None else painted]
+        return [task, *kept, *found]
 
     def defaults(self) -> dict[str, Any]:
         """Returns {setting: value} of what the form begins with: the page's, then those kept on the server."""
@@ -148,18 +151,18 @@ def build(desk: Desk) -> None:
                                 height=200, elem_id="mask")  # fmt: skip
             own_units = units.build(desk)
             with gr.Row(elem_classes="go", equal_height=True):
-                go = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
-                more = gr.Button("Add to queue", elem_id="enqueue", scale=2)
+                go = gr.Button("Generate", variant="primary", elem_id="generate", scale=3, min_width=120)
+                more = gr.Button("Add to queue", elem_id="enqueue", scale=2, min_width=110)
             problem = marks.area(elem_id="problem")
             with gr.Row(equal_height=True):
-                add("size", min_width=150)
-                count = gr.Slider(1, 16, 1, step=1, label="How many", info="Pictures of one job.", min_width=150,
+                add("size", min_width=210)
+                count = gr.Slider(1, 16, 1, step=1, label="How many", info="Pictures of one job.", min_width=210,
                                   elem_id="count")  # fmt: skip
             add("model", min_width=200)
-            with gr.Row(equal_height=True, elem_classes="seed"):
+            with gr.Row(elem_classes="seed"):
                 add("seed", min_width=150)
-                dice = gr.Button("🎲", elem_id="dice", min_width=40, scale=0, elem_classes="tool")
-                again = gr.Button("♻", elem_id="reuse-seed", min_width=40, scale=0, elem_classes="tool")
+                dice = gr.Button("Random", elem_id="dice", min_width=84, scale=0, elem_classes="tool")
+                again = gr.Button("Last one", elem_id="reuse-seed", min_width=96, scale=0, elem_classes="tool")
             with gr.Accordion("Learned styles and subjects", open=False, elem_id="cards-fold"):
                 cards = marks.area(elem_id="cards")
             folds = _folds(every, controls, add)
@@ -177,21 +180,19 @@ def build(desk: Desk) -> None:
     desk.places[ID] = made
     queue = desk.services.queue
     desk.live(now, lambda: stage.now(queue, "pictures"))
-    desk.live(gallery, lambda given: stage.gallery(queue, given), [chosen])
+    desk.live(gallery, lambda given: stage.gallery(queue, given), [chosen], jobs=True)
     desk.live(cards, lambda: _cards(desk))
 
     # ---- what the buttons do ----
     for one, first in ((go, True), (more, False)):
         put = desk.on(one.click, _putting(made, first), made.inputs, [chosen], problem)
         desk.look(put)
-    visible = [image_fold, editor, mask_fold, own_units.fold, count, *folds.values(), *controls.values()]
     shows = [image_fold, editor, mask_fold, own_units.fold, count, *folds.values()]
     rest = [controls[name] for name in controls]
     before = gr.State("text2img")
     differing = [controls[name] for name in DIFFERS]
     desk.on(mode.change, lambda new, old, *now: _moded(made, new, old, *now), [mode, before, *differing],
             [before, *shows, *rest])  # fmt: skip
-    del visible
     desk.on(dice.click, lambda: -1, [], [controls["seed"]])
     desk.on(again.click, lambda given: _seed(desk, given), [chosen], [controls["seed"]], problem)
     counting = [controls["prompt"], controls["model"]]
@@ -207,19 +208,26 @@ def build(desk: Desk) -> None:
 
 
 def _folds(every: Mapping[str, Any], controls: dict[str, Any], add: Any) -> dict[str, Any]:
-    """Makes a fold for each part of the settings, with those that have no place yet."""
+    """Makes a fold for each part of the settings, with those that have no place yet; what few need is in one more."""
     parts: dict[str, list[str]] = {}
     for name, one in every.items():
         if name not in controls and name not in OWN:
             parts.setdefault(one.part.__name__, []).append(name)
-    first = [part for part in ("Start", "Hole", "Enlarging", "Way", "Sampling") if part in parts]
+    begun = {one.part.__name__ for one in form.of("text2img").values()}
     folds = {}
-    for part in [*first, *(part for part in parts if part not in first)]:
-        fold = gr.Accordion(form.TITLES.get(part, part), open=False, elem_id=f"part-{part}")
-        with fold:
+
+    def fold(part: str) -> None:
+        title = form.TITLES.get(part, part)
+        folds[part] = gr.Accordion(title, open=False, elem_id=f"part-{part}", visible=part in begun)
+        with folds[part]:
             for name in parts[part]:
                 add(name)
-        folds[part] = fold
+
+    for part in (part for part in FIRST if part in parts):
+        fold(part)
+    with gr.Accordion("More settings", open=False, elem_id="more"):
+        for part in (part for part in parts if part not in FIRST):
+            fold(part)
     return folds
 
 
@@ -392,13 +400,16 @@ def _pasted(made: Pictures, text: str) -> list[Any]:
 def _opened(made: Pictures) -> list[Any]:
     """Returns updates of what depends on the server: lists of models, and the values that the form begins with."""
     library, known = made.desk.services.library, form.every()
-    lists = []
-    for name in NAMED:
-        there = [(form.usual_name(name), ""), *((one.name, one.name) for one in library.entries(orders.NAMED[name]))]
-        lists.append(gr.update(choices=titles(made.desk, there)))
+    lists = [gr.update(choices=listed(made.desk, name)) for name in NAMED]
     values = made.defaults()
     kept = [form.filled(known[name], values[name]) if name in values else gr.skip() for name in _names(made)]
     return [*lists, *kept, *made.units.listed(library)]
+
+
+def listed(desk: Desk, name: str) -> list[tuple[str, str]]:
+    """Returns the choices of a setting that names something of the library."""
+    there = desk.services.library.entries(orders.NAMED[name])
+    return titles(desk, [(form.usual_name(name), ""), *((one.name, one.name) for one in there)])
 
 
 def titles(desk: Desk, models: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -424,7 +435,7 @@ def _defaulted(made: Pictures) -> list[Any]:
 
 def _cards(desk: Desk) -> tuple[Any, Any]:
     library = desk.services.library
-    there = [one for one in library.entries() if one.kind not in ("model", "vae", "controlnet")]
+    there = [one for one in desk.entries() if one.kind not in ("model", "vae", "controlnet")]
     key = tuple((one.kind, one.name, library.hash(one)) for one in there)
     return key, lambda: _listed(desk, there)
 

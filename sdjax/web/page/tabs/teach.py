@@ -69,7 +69,7 @@ def build(desk: Desk) -> None:
     """Makes the components."""
     with gr.Row(elem_classes="split"):
         with gr.Column(scale=7, min_width=340, elem_classes="side"):
-            drop = gr.File(file_count="multiple", file_types=GIVEN, label="Drop 3 to 20 pictures here", height=130,
+            drop = gr.File(file_count="multiple", file_types=GIVEN, label="Drop 3 to 20 pictures here", height=160,
                            elem_id="drop")  # fmt: skip
             key = gr.Textbox("", visible="hidden", elem_id="set-key")
             shown = marks.area(elem_id="set")

@@ -1,0 +1,15 @@
+"""A change in proportion to the weight, as E4T's offsets are: D = W * R, entry by entry, "relative" R [out in ...]."""
+
+from jaxtyping import Array, Float32
+
+from sdjax.methods.deltas.delta import Delta, Factors
+
+
+class Relative(Delta):
+    """A factor for every entry of the weight."""
+
+    roles = (frozenset({"relative"}),)
+
+    def change(self, f: Factors, weight: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
+        """Returns W * R."""
+        return weight * f["relative"].reshape(weight.shape)

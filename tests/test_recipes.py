@@ -1,0 +1,130 @@
+"""Every recipe on five pictures with captions, as its documentation says it, and what its export does to a picture."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import tasks as models
+from PIL import Image
+from programs import ROOT
+
+import sdjax
+import sdjax.settings
+from sdjax import tasks
+from sdjax.diffusion import wrappers
+from sdjax.formats.adapters import e4t
+from sdjax.runtime import compile_cache
+from sdjax.training import checks, program
+from sdjax.training.begin import begin
+
+TINY = ["data.size=32", "preview=0"]  # for random:tiny, which draws 32 x 32
+# What each leaves in export/, "run" being the run's folder; "" is a model's folder.
+LEFT = {
+    "controlnet": ["config.json", "diffusion_pytorch_model.safetensors"],
+    "custom_diffusion": ["learned_embeds.safetensors", "pytorch_custom_diffusion_weights.safetensors"],
+    "dreambooth": ["model_index.json", "unet/diffusion_pytorch_model.safetensors"],
+    "e4t_pretrain": ["model_index.json", "e4t/encoder.safetensors", "e4t/offsets.safetensors"],
+    "e4t_tune": ["model_index.json", "e4t/encoder.safetensors", "e4t/concept.png"],
+    "full": ["model_index.json", "unet/diffusion_pytorch_model.safetensors"],
+    "hypernetwork": ["run.pt"],
+    "inpainting": ["model_index.json", "unet/diffusion_pytorch_model.safetensors"],
+    "lora": ["run.safetensors"],
+    "pivotal": ["run.safetensors"],
+    "textual_inversion": ["learned_embeds.safetensors"],
+    "upscaler": ["model_index.json", "low_res_scheduler/scheduler_config.json"],
+    "vae": ["model_index.json", "vae/diffusion_pytorch_model.safetensors"],
+}
+GIVEN = {"e4t_pretrain": ["vision="], "e4t_tune": ["vision=", "init=pocket", "optim.lr=1e-3"]}
+QUICK = ("custom_diffusion", "lora", "textual_inversion")
+
+
+def test_these_are_all_recipes():
+    assert {path.stem for path in (ROOT / "configs").glob("*.py")} == set(LEFT)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Five pictures with captions, of 48 x 64."""
+    monkeypatch.setattr(compile_cache, "keep", lambda **_: None)
+    monkeypatch.chdir(tmp_path)  # where relative folders of settings are
+    (tmp_path / "photos").mkdir()
+    for i, picture in enumerate(models.pictures(5, 64)):
+        Image.fromarray(picture[:48]).save(tmp_path / "photos" / f"{i}.png")
+        (tmp_path / "photos" / f"{i}.txt").write_text("a face, on the beach")
+    return tmp_path
+
+
+def run(name, model, folder, *more):
+    """Runs a recipe as a command line does; returns (its settings, the run's folder)."""
+    out = folder / ("still" if "optim.lr=0" in more else "moved") / "run"
+    photos = folder / "photos" / ("0.png" if name == "e4t_tune" else "")
+    given = [f"model={model}", f"data.path={photos}", "steps=3", f"out={out}", *GIVEN.get(name, []), *more]
+    recipe = str(ROOT / "configs" / f"{name}.py")
+    assert program.main([recipe, *given]) == 0
+    return checks.worded(sdjax.settings.load(recipe, given)), out
+
+
+def base(name, settings, shown):
+    """Returns the model before the run, where a new word means what it meant before the first step."""
+    sd = sdjax.load(settings.model)
+    if name == "e4t_tune":
+        return e4t.personalise(sd, e4t_folder(settings.model), shown)
+    if settings.method.words:
+        trained, frozen, *_ = begin(settings, pictures=False)
+        joined = settings.method.join(frozen, trained)
+        return joined if name != "e4t_pretrain" else e4t.look(joined, np.float32(shown / 127.5 - 1))
+    return tasks.of(sd, settings.task).prepare(sd, jax.random.key(0))
+
+
+def e4t_folder(model):
+    from sdjax.formats import pipeline
+
+    return pipeline.locate(model)
+
+
+def with_export(name, out, settings, shown):
+    """Returns the model with what the run left, as files of this kind are used."""
+    export = out / "export"
+    if (export / "model_index.json").exists():
+        sd = sdjax.load(export)
+        return e4t.personalise(sd, export, shown) if name == "e4t_pretrain" else sd
+    sd = sdjax.load(settings.model)
+    if name == "controlnet":
+        own = sdjax.load_control(export)
+        return sd.add(wrappers=wrappers.ControlNet(own.params, network=own.network))
+    for file in LEFT[name]:
+        sd = sdjax.attach(sd, export / file)
+    return sd
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def drawn(sd, ids, batch, task):
+    """Returns pictures float32 [1 H W 3]: latents of noise less the noise that the model sees in them, decoded."""
+    told = tasks.known()[task].inputs(sd, batch, jax.random.key(5))
+    z = jax.random.normal(jax.random.key(2), (1, *(n // sd.factor for n in batch["pixels"].shape[1:3]), 4))
+    cond = told.over(sd.condition(ids)).with_own(control=batch["control"])
+    return sd.decode(z - sd.denoise(z, np.array([700.0], np.float32), cond)[0])
+
+
+def picture(sd, settings, shown):
+    words = " ".join(settings.method.words) or "sks"
+    pixels = np.float32(shown[None] / 127.5 - 1)
+    batch = {"pixels": pixels, "control": {"hint": (pixels + 1) / 2}, "index": np.arange(1, dtype=np.int32)}
+    task = tasks.of(sd, settings.task).name
+    return np.asarray(drawn(sd.bare, sd.tokenize([f"a photo of {words}, face"]), batch, task))
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [*((name, "random:tiny") for name in QUICK), *(pytest.param(n, "pocket", marks=pytest.mark.slow) for n in LEFT)],
+)
+def test_recipe_leaves_a_file_that_changes_pictures_and_at_rate_zero_none(name, model, folder):
+    more = TINY if model == "random:tiny" else []
+    shown = models.pictures(1, 32 if more else 64, seed=4)[0]
+    settings, out = run(name, model, folder, *more)
+    assert all((out / "export" / file).is_file() for file in LEFT[name])
+    before = picture(base(name, settings, shown), settings, shown)
+    assert np.abs(picture(with_export(name, out, settings, shown), settings, shown) - before).max() > 0
+    settings, out = run(name, model, folder, *more, "optim.lr=0")
+    np.testing.assert_array_equal(picture(with_export(name, out, settings, shown), settings, shown), before)
