@@ -201,7 +201,7 @@ def test_the_methods_word_alone_is_enough(tmp_path):
     data = begin(settings)[2]
     assert data.data.word == "<cat>" and data.data.templates == "object"
     assert preview.prompts(checks.worded(settings)) == ("a photo of <cat>",)
-    with pytest.raises(ValueError, match="data.word='<dog>': expected what the method trains: '<cat>'"):
+    with pytest.raises(ValueError, match="data.word='<dog>': expected the word that the method trains: '<cat>'"):
         begin(sdjax.settings.override(settings, ["data.word=<dog>"]))
 
 
