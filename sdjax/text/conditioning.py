@@ -242,7 +242,7 @@ def condition(
     count = len(streams) - (negatives is not None)
     composed = count > 1 or bool((shares[0] != 1).any())
     if composed and negatives is None:
-        raise ValueError("prompt: AND needs a negative prompt; '' is enough")
+        raise ValueError("prompt: weighted texts (AND) need a negative prompt; '' is enough")
 
     plain = sd.bare.replace(conditioners=(), wrappers=(), reference=Reference())
     table = _stacked(sd.tokenizers, streams, grammar, steps)
