@@ -125,7 +125,7 @@ def of_sdjax(words, bias):
     """Parses what stands behind `sdjax`."""
     if not words or words[0].startswith("-"):
         return
-    if words[0] == "adapters":
+    if words[0] == "adapters" and words[1:]:
         adapters._parser().parse_args(words[1:])
     elif words[0] in programs.TASKS:
         drawing(words[0], words[1:])
