@@ -157,7 +157,7 @@ def test_what_is_wrong_with_pictures_is_said_before_the_model_is_loaded(program,
     photo(cut / "a.png"), broken(cut / "b.png")
     word = "data.word=cat"
     for recipe, items, message in (
-        (TUNE, [f"data.path={many}"], "photos': expected one picture, not 3: this method looks at one"),
+        (TUNE, [f"data.path={many}"], "photos': expected one picture, not 3: this method reads one"),
         (TUNE, [f"data.path={tmp_path / 'none.png'}"], "none.png'"),
         (TUNE, [f"data.path={tmp_path / 'photos.tar'}"], "photos.tar'"),
         (TUNE, [], "data.path='': expected a folder of images, one image, or 'pocketland'"),
