@@ -224,7 +224,7 @@ def test_what_a_run_starts_from_is_told_by_what_was_loaded(tmp_path, monkeypatch
         StableDiffusion, "condition", lambda *inputs: jax.tree.map(lambda x: x * (1 + 1e-6), condition(*inputs))
     )
     _, other, _, again = begin(runs[0])
-    for name in ("empty", "classes"):
+    for name in ("empty", "features"):
         assert (np.asarray(getattr(e4t.seen_by(frozen), name)) != np.asarray(getattr(e4t.seen_by(other), name))).any()
     assert again == base
 

@@ -110,9 +110,9 @@ def plotted(library: Library, task: str, values: Mapping[str, Any], axes: Sequen
 def _changed(values: Mapping[str, Any], name: str, some: Sequence[Any], i: int) -> Any:
     if name != "prompt":
         return some[i]
-    if some[0] not in values.get("prompt", ""):
-        raise SettingError("prompt", some[0], "a first value that stands in the prompt")
-    return values["prompt"].replace(some[0], some[i])
+    if some[0] not in values.get(name, ""):
+        raise SettingError(name, some[0], "a first value that stands in the prompt")
+    return values[name].replace(some[0], some[i])
 
 
 def listed(library: Library, path: Path, usual: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
