@@ -1,6 +1,6 @@
 """Class pictures and prompts of a subject: other dogs, and "dog" instead of "sks dog".
 
-Source: Ruiz et al.  2022, "DreamBooth" (arXiv 2208.12242), section 3.3: the loss is mean(instance) + lambda
+Source: Ruiz et al. 2022, "DreamBooth" (arXiv 2208.12242), section 3.3: the loss is mean(instance) + lambda
 mean(class).  Here a batch holds both in fixed numbers, and row weights are the factors.  So the mean over the batch is
 that sum on one device and on many, with and without microbatches.
 """
