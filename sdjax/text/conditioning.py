@@ -1,4 +1,4 @@
-"""Prompts as conditions: tokens with weights, texts of any length, texts that change while sampling, several at once.
+"""Prompts as conditions: weighted tokens, texts of any length, scheduled texts, several texts at once.
 
     text, wanted = grammars.adapters("a cat <lora:ink:0.8>", tags)    # attach `wanted` first; no file is read here
     sd, cond, negative = condition(sd, ["a (red:1.3) [cat:dog:0.5] AND snow"], ["blurry"], steps=20)
