@@ -2,8 +2,8 @@
 
     python train/run.py configs/pivotal.py data.path=photos/dog method.parts.0.init=dog data.word="<new> dog"
 
-export/lora.safetensors holds both.  In two stages, train the word first and freeze it with optim.rates='(("rows",
-0),)':
+export/NAME.safetensors holds both; NAME is the run's folder.  In two stages, train the word first, then freeze it with
+optim.rates='(("rows", 0),)':
 
     python train/run.py configs/textual_inversion.py data.path=photos/dog method.init=dog out=outputs/word
     python train/run.py configs/pivotal.py data.path=photos/dog data.word="<new> dog" init=outputs/word/export

@@ -1,14 +1,14 @@
-"""Speaks to a server (`sdjax ui`) from a program: put jobs, follow them, fetch what they made.
+"""A client of the server (`sdjax ui`): submits jobs, watches them, fetches results.
 
     from sdjax.client import Client
 
-    client = Client("http://127.0.0.1:7860")                        # user="name", password="..." where it asks
+    client = Client("http://127.0.0.1:7860")                        # user="name", password="..." if required
     job = client.submit("text2img", prompt="a photo of a face", seed=7, count=2)
     for now in client.watch(job["id"]):
         print(now["phase"], now["progress"])
     first, second = client.fetch(job["id"])                          # PNG files, as bytes
 
-Needs nothing but Python.
+Needs only Python's standard library.
 """
 
 import base64
@@ -25,7 +25,7 @@ OVER = ("done", "failed", "cancelled", "stopped")
 
 
 class ServerError(ValueError):
-    """What a server refused, in its own words; status: of HTTP."""
+    """An error message from the server; status: the HTTP status."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -33,7 +33,7 @@ class ServerError(ValueError):
 
 
 class Client:
-    """A server by its address; timeout: seconds that one call may take."""
+    """A server at an address; timeout: seconds per call."""
 
     def __init__(self, url: str = "http://127.0.0.1:7860", user: str = "", password: str = "", timeout: float = 60):
         self.url, self.timeout = url.rstrip("/"), timeout
@@ -44,15 +44,15 @@ class Client:
     # ---- pictures --------------------------------------------------------------------------------
 
     def submit(self, task: str = "text2img", count: int = 1, **settings: Any) -> dict[str, Any]:
-        """Puts a job of `count` pictures at the end of the queue and returns it.
+        """Adds a job of `count` pictures to the queue and returns it.
 
-        settings: those of the task; pictures as `upload` names them, models as the library does.
-        Raises ServerError for what cannot be made.
+        settings: settings of the task; pictures by their `upload` names, models by their library names.
+        Raises ServerError for an invalid request.
         """
         return self.post("/api/jobs", {"task": task, "settings": settings, "count": count})
 
     def upload(self, path: str | Path) -> str:
-        """Sends a picture's file and returns the name that settings take: image=client.upload("photo.png")."""
+        """Uploads a picture and returns its name for settings: image=client.upload("photo.png")."""
         return json.loads(self._call("/api/uploads", Path(path).read_bytes(), "application/octet-stream"))["name"]
 
     def job(self, id: int) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Client:
         return self.get(f"/api/jobs/{id}")
 
     def watch(self, id: int) -> Iterator[dict[str, Any]]:
-        """Yields a job each time that it changes, the last time when it is over; goes on where a connection breaks."""
+        """Yields a job after every change until it ends; reconnects after a broken connection."""
         now, last = self.job(id), -1
         while True:
             if now["changed"] > last:
@@ -78,22 +78,22 @@ class Client:
                 now = self.job(id)
 
     def fetch(self, id: int) -> list[bytes]:
-        """Returns the PNG files of a job's pictures.  Raises ServerError where the job failed."""
+        """Returns the PNG files of a job's pictures.  Raises ServerError if the job failed."""
         now = self.job(id)
         if now["state"] == "failed":
             raise ServerError(500, now["error"])
         return [self._call(f"/api/jobs/{id}/pictures/{i}") for i in range(now["pictures"])]
 
     def stop(self, id: int) -> dict[str, Any]:
-        """Stops a job between two steps; one that waits is cancelled."""
+        """Stops a running job between two steps, cancels a waiting one."""
         return self.post(f"/api/jobs/{id}/stop")
 
     # ---- training ----------------------------------------------------------------------------------
 
     def train(self, recipe: str, pictures: Iterable[str | Path] = (), **order: Any) -> dict[str, Any]:
-        """Sends pictures, and captions beside them, and puts a run of a recipe at the end of the queue.
+        """Uploads pictures with captions and adds a training run to the queue.
 
-        order: model, init, settings={"optim.lr": 1e-4}, name, or data where pictures are there already.
+        order: model, init, settings={"optim.lr": 1e-4}, name, or data for pictures on the server.
         """
         files = [Path(path) for path in pictures]
         if files:
@@ -101,7 +101,7 @@ class Client:
         return self.post("/api/training", {"recipe": recipe, **order})
 
     def send_set(self, files: Iterable[Path]) -> str:
-        """Sends pictures and captions to train on; returns the key of the set."""
+        """Uploads pictures and captions for training; returns the key of the set."""
         mark = secrets.token_hex(16)
         parts = []
         for path in files:
@@ -111,7 +111,7 @@ class Client:
         return json.loads(self._call("/api/sets", data, f"multipart/form-data; boundary={mark}"))["set"]
 
     def export(self, id: int, folder: str | Path) -> list[Path]:
-        """Writes the files that a run left into a folder and returns their paths."""
+        """Downloads a run's export into a folder and returns the paths."""
         paths = []
         for name in self.job(id)["result"].get("export", []):
             path = Path(folder) / Path(name).name

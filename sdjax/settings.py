@@ -4,11 +4,11 @@
     text = json.dumps(to_json(settings))                    # {"class": "Train", "model": "pocket", ...}
     settings = from_json(json.loads(text), {"Train": Train, ...})
 
-Where a dataclass has a function looked_up() -> (field, dataclass), a name that it lacks is looked up in that one, which
-then becomes the field: data.count is that of data.source.
+A dataclass with a function looked_up() -> (field, dataclass) takes unknown names from that dataclass, which then
+becomes the field: data.count means data.source.count.
 
-A recipe is a Python file with a function `config()`; it is a program that the user runs.  JSON is data: the classes
-that it may name are given by the caller.  Types are those of the fields' annotations.
+A recipe is a Python file with a function `config()`, run as the user's program.  JSON is data: the caller lists the
+classes that it may name.  The fields' annotations give the types.
 """
 
 import ast
@@ -40,10 +40,10 @@ BELOW_1 = (lambda x: 0 <= x < 1, "a number from 0 to below 1")
 
 
 class SettingError(ValueError):
-    """A setting that is not what is accepted: "steps=0: expected a whole number, 1 or more".
+    """A setting with a bad value: "steps=0: expected a whole number, 1 or more".
 
-    why: what makes it so, where the value alone does not.  Callers that spell settings in another way, as flags or as
-    keys of a list, ask for `line(spell)`; nobody reads the text.
+    why: the reason, if the value alone does not show it.  Callers with another spelling of settings, such as flags or
+    list fields, use `line(spell)`; nobody parses the text.
     """
 
     def __init__(self, name: str, value: object, expected: str, why: str = "") -> None:
@@ -64,7 +64,7 @@ class SettingError(ValueError):
 
 
 def shown(value: object) -> str:
-    """Returns a value as errors show it: in one line, long ones without their middle; numpy's numbers as Python's."""
+    """Returns a value for an error message: one line, shortened in the middle, numpy's numbers as Python's."""
     number: Any = value
     text = repr(number.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]}...{text[-SHOWN // 2 :]}"
@@ -72,7 +72,7 @@ def shown(value: object) -> str:
 
 @contextlib.contextmanager
 def prefixed(prefix: str) -> Iterator[None]:
-    """Within the block a SettingError gets the prefix: the field whose dataclass raises it, "" for none."""
+    """Adds a prefix to every SettingError in the block: the field of the dataclass that raises it; "" adds none."""
     try:
         yield
     except SettingError as error:
@@ -80,9 +80,9 @@ def prefixed(prefix: str) -> Iterator[None]:
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Any:
-    """Returns config() of the Python file at `path` with overrides such as "optim.lr=1e-4" in it.
+    """Returns config() of the Python file at `path` with overrides such as "optim.lr=1e-4".
 
-    Raises ValueError for a file that is missing, no Python or has no config(), and for an override that does not fit.
+    Raises ValueError for a missing file, invalid Python, a missing config(), and an override that does not fit.
     """
     make = names(path).get("config")
     if not callable(make):
@@ -91,9 +91,9 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Any:
 
 
 def names(path: str | Path) -> dict[str, object]:
-    """Returns {name: value} of all that the Python file at `path` defines; runs it.
+    """Runs the Python file at `path` and returns {name: value} of its definitions.
 
-    Raises ValueError for a file that is missing or no Python.
+    Raises ValueError for a missing file or invalid Python.
     """
     if not Path(path).is_file():
         raise ValueError(f"config {str(path)!r}: no such file; expected a Python file with a function config()")
@@ -127,7 +127,7 @@ def override(config: Any, items: Iterable[str]) -> Any:
 
 
 def check_pattern(name: str, text: str) -> None:
-    """Raises SettingError, calling the setting by its name, for a text that is no regular expression."""
+    """Raises SettingError with the setting's name for an invalid regular expression."""
     try:
         re.compile(text)
     except re.error as error:
@@ -135,7 +135,7 @@ def check_pattern(name: str, text: str) -> None:
 
 
 def check(config: object, **accepted: tuple) -> None:
-    """Raises SettingError for a dataclass's field that is not what is accepted: one of a tuple, or FROM_0 and so on."""
+    """Raises SettingError for a field outside its accepted values: a tuple of choices, or a range such as FROM_0."""
     for name, wanted in accepted.items():
         value = getattr(config, name)
         if callable(wanted[0]):
@@ -147,7 +147,7 @@ def check(config: object, **accepted: tuple) -> None:
 
 
 def describe(path: str | Path) -> str:
-    """Returns a recipe's docstring, its settings with their values and what they mean: what --help shows."""
+    """Returns the --help text of a recipe: its docstring, its settings with values, and their meaning."""
     text = runpy.run_path(str(path)).get("__doc__") or ""
     found = list(_walk(load(path), ""))
     settings = [f"  {name} = {value!r}" for name, value in found if not _is_dataclass(value)]
@@ -183,7 +183,7 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(data: Any, classes: dict[str, type]) -> Any:
-    """Returns the nested dataclass of what `to_json` gave; classes: {name: dataclass} of all that it may name.
+    """Returns the nested dataclass of `to_json`'s output; classes: {name: dataclass} of the allowed classes.
 
     Raises ValueError for a class outside the table, an unknown or missing field, a value of another type.
     """
@@ -324,7 +324,7 @@ def _unknown(head, owner, accepted):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns the known name that is most like this one, else all of them."""
+    """Returns the closest known name, otherwise all of them."""
     known = list(known)
     return next(iter(difflib.get_close_matches(name, known, 1)), f"one of {', '.join(known)}")
 

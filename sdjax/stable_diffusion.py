@@ -1,7 +1,7 @@
-"""Stable Diffusion as one pytree: parameters, and what methods put around the noise predictor.
+"""Stable Diffusion as one pytree: parameters, and the changes that methods add to the noise predictor.
 
-The parts' parameters are leaves, the networks that use them are static, so a StableDiffusion goes through jit, grad and
-checkpoints like any tree.  Nothing here knows of files (convert), of pictures (generate) or of training.
+Parameters are leaves and networks are static, so a StableDiffusion passes through jit, grad and checkpoints like any
+tree.  This module does not depend on files, sampling or training.
 
     sd = sdjax.load("pocket")
     cond = sd.condition(sd.tokenize(["a photo of a face"]))
@@ -34,16 +34,16 @@ Rows = dict[str, Any]  # {text encoder: rows of its token table [n C]}
 
 
 class StableDiffusion(struct.PyTreeNode):
-    """Parameters of the parts, and the conditioners, wrappers and hooks that methods add (design.md section 2).
+    """Parameters of the parts, and the conditioners, wrappers and hooks that methods add.
 
-    parts: {name: parameters}, "unet", "vae", "text_encoder", "image_encoder" as far as there are such; LDM-SR, which
-    reads no words, has neither text_encoder nor tokenizers.
-    networks: {name: Linen module} of the parts; sizes are in their configs, compute types in their `dtype`.
-    tokenizers: {text encoder: Tokenizer}, in the order in which the encoders are read.
-    words: {placeholder: {text encoder: int32 [n]}}, the rows of the token tables that a placeholder stands for.
-    reference: what methods look at beside the parts, such as weights from before training.
-    family: what kind of model it is, see families/family.py.
-    low_schedule: of the noise on an upscaler's small picture; None where it is `schedule`.
+    parts: {name: parameters} of "unet", "vae", "text_encoder" and "image_encoder"; LDM-SR reads no text and has neither
+    text_encoder nor tokenizers.
+    networks: {name: Linen module} of the parts; configs hold the sizes, `dtype` the compute type.
+    tokenizers: {text encoder: Tokenizer}, in the order of the encoders.
+    words: {placeholder: {text encoder: int32 [n]}}, the placeholder's rows in the token tables.
+    reference: data that methods read beside the parts, such as weights from before training.
+    family: the model family, see families/family.py.
+    low_schedule: noise schedule of an upscaler's small picture; None means `schedule`.
     """
 
     parts: Any
@@ -60,9 +60,9 @@ class StableDiffusion(struct.PyTreeNode):
 
     @property
     def bare(self) -> Self:
-        """sd without what no compiled function looks at: tokenizers, placeholders, what adapters were attached to.
+        """sd without host-only state: tokenizers, placeholders and the record of attached adapters.
 
-        So that another word or adapter of a kind is the same tree and compiles nothing.
+        Another word or adapter then has the same tree structure and recompiles nothing.
         """
         return self.replace(words={}, tokenizers=FrozenDict(), reference=self.reference.replace(attached=None))
 
@@ -74,15 +74,15 @@ class StableDiffusion(struct.PyTreeNode):
         return {encoder: tokenizer(prompts) for encoder, tokenizer in self.tokenizers.items()}
 
     def embed(self, encoder: str, ids: Int[Array, "B L"]) -> Float[Array, "B L C"]:
-        """Returns the rows [B L C] of a text encoder's token table at ids [B L], before positions are added."""
+        """Returns the token embeddings [B L C] of ids [B L], without positions."""
         return self.call(encoder, ids, method="embed")
 
     def encode_text(self, encoder: str, embeddings: Float[Array, "B L C"], skip: int = 0) -> Float[Array, "B L C"]:
-        """Returns a text encoder's output [B L C] for input rows [B L C]; the last `skip` layers are left out."""
+        """Returns a text encoder's output [B L C] for token embeddings [B L C], without its last `skip` layers."""
         return self.call(encoder, embeddings, skip=skip)
 
     def condition(self, ids: Ids, skip: int = 0) -> Cond:
-        """Returns the whole cond of prompts: what the UNet is told, and the ids for conditioners."""
+        """Returns the Cond of prompts: the UNet's inputs, and the ids for conditioners."""
         encoded = {
             encoder: self.family.encode(self, encoder, self.embed(encoder, some), some, skip)
             for encoder, some in ids.items()
@@ -91,16 +91,15 @@ class StableDiffusion(struct.PyTreeNode):
         return Cond(self.family.inputs(encoded), words=words, skip=skip)
 
     def knows(self, word: str) -> bool:
-        """Returns whether `word` is a placeholder here, whatever its case and white space."""
+        """Returns whether `word` is a placeholder, ignoring case and white space."""
         return any(tokenizer.knows(word) for tokenizer in self.tokenizers.values())
 
     def add_word(self, word: str, vectors: int = 1, init: str | None = None, place: bool = False) -> Self:
-        """Returns sd that knows the placeholder `word`, `vectors` new rows of every text encoder's token table.
+        """Returns sd with the placeholder `word`: `vectors` new rows in every text encoder's token table.
 
-        place: it may be a word that is made of tokens, in whose place it then stands; see Tokenizer.add.
-        init: a text whose tokens' rows the new rows start from, repeated in order; None for the mean row.
-        A word that sd knows already stays as it is.
-        Raises ValueError when the known word has another number of vectors.
+        place: allow a word that consists of tokens; it replaces them in prompts, see Tokenizer.add.
+        init: a text whose token rows initialise the new rows, repeated in order; None is the mean row.
+        A known word stays unchanged.  Raises ValueError if it has another number of vectors.
         """
         if word in self.words:
             known = len(next(iter(self.words[word].values())))
@@ -129,7 +128,7 @@ class StableDiffusion(struct.PyTreeNode):
         return trees.flatten(self.parts[encoder])[TOKENS]
 
     def rows(self, word: str) -> Rows:
-        """Returns {text encoder: rows [n C]} that a placeholder stands for."""
+        """Returns {text encoder: rows [n C]} of a placeholder."""
         return {encoder: self.table(encoder)[ids] for encoder, ids in self.words[word].items()}
 
     def with_rows(self, ids: Ids, rows: Rows) -> Self:
@@ -141,7 +140,7 @@ class StableDiffusion(struct.PyTreeNode):
         return sd
 
     def with_room(self, encoder: str, size: int) -> Self:
-        """Returns sd whose token table of a text encoder has at least `size` rows; new ones are 0."""
+        """Returns sd with at least `size` rows in a text encoder's token table; new rows are 0."""
         table = self.table(encoder)
         if size <= len(table):
             return self
@@ -181,7 +180,7 @@ class StableDiffusion(struct.PyTreeNode):
         return self.scaling * mean
 
     def encode(self, pixels: Float[Array, "B H W 3"], keys: Key[Array, " B"] | None = None) -> Float[Array, "B h w c"]:
-        """Returns scaled latents [B h w c] of pixels [B H W 3] in [-1, 1]; sampled where keys [B] are given."""
+        """Returns scaled latents [B h w c] of pixels [B H W 3] in [-1, 1]; sampled if keys [B] are given."""
         return self.latents(self.moments(pixels), keys)
 
     def decode(self, latents: Float[Array, "B h w c"]) -> Float[Array, "B H W 3"]:
@@ -191,7 +190,7 @@ class StableDiffusion(struct.PyTreeNode):
     # ---- noise ---------------------------------------------------------------------------------
 
     def call(self, part: str, *args: Any, **kwargs: Any) -> Any:
-        """Returns the output of one part's network with this model's parameters and hooks; cond=: what hooks see."""
+        """Returns the output of a part's network with this model's parameters and hooks; cond=: the Cond for hooks."""
         return sdjax.models.hooks.apply(part, self.networks[part], self.parts[part], self.hooks, *args, **kwargs)
 
     def predict(self, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond) -> Float[Array, "B h w c"]:
@@ -211,7 +210,7 @@ class StableDiffusion(struct.PyTreeNode):
         """Returns (prediction [B h w c], aux) at latents z [B h w c], times t [B], denoising step i.
 
         Conditioners come first, on B rows; then the wrappers, outermost first by rank; then the UNet.
-        aux: what conditioners want the loss to see, such as {"penalty" [B]}.
+        aux: values from conditioners for the loss, such as {"penalty" [B]}.
         """
         aux = {}
         for conditioner in self.conditioners:
@@ -227,7 +226,7 @@ class StableDiffusion(struct.PyTreeNode):
         return self.replace(**{kind: (*getattr(self, kind), item) for kind, item in kinds.items()})
 
     def fold(self) -> Self:
-        """Returns sd with weights in place of the hooks that have a `fold`, for sampling; those that give None stay."""
+        """Returns sd with its hooks folded into weights for sampling; hooks whose `fold` returns None stay."""
         sd = self
         for hook in self.hooks:
             others = tuple(other for other in sd.hooks if other is not hook)
@@ -236,16 +235,16 @@ class StableDiffusion(struct.PyTreeNode):
         return sd
 
     def with_parts(self, **parts: Tree | None) -> Self:
-        """Returns sd with other parameters of some parts, sd.with_parts(unet=params); None: without that part."""
+        """Returns sd with other parameters for some parts, sd.with_parts(unet=params); None removes a part."""
         kept = {name: tree for name, tree in {**self.parts, **parts}.items() if tree is not None}
         return self.replace(parts=kept)
 
     def with_reference(self, **fields: Any) -> Self:
-        """Returns sd with other fields of its reference, such as base={"unet": weights}."""
+        """Returns sd with other fields in its reference, such as base={"unet": weights}."""
         return self.replace(reference=self.reference.replace(**fields))
 
     def with_own(self, **own: Any) -> Self:
-        """Returns sd with more of what methods keep in the reference under names of their own."""
+        """Returns sd with more entries in reference.own, where methods keep their data by name."""
         return self.with_reference(own={**self.reference.own, **own})
 
     def with_networks(self, **networks: Any) -> Self:
@@ -253,7 +252,7 @@ class StableDiffusion(struct.PyTreeNode):
         return self.replace(networks=FrozenDict({**self.networks, **networks}))
 
     def with_dtype(self, dtype: Any, remat: bool | None = None) -> Self:
-        """Returns sd whose networks compute in `dtype` (parameters stay as they are); remat: recompute activations."""
+        """Returns sd with networks that compute in `dtype`, parameters unchanged; remat: recompute activations."""
 
         def change(network):
             fields: dict[str, Any] = {"dtype": jnp.dtype(dtype)}

@@ -25,7 +25,10 @@ RUN = Train(model="random:tiny", data=DATA)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(method=TextualInversion("<cat>")), "data.word='<new>': expected what the method trains: '<cat>'"),
+        (
+            dict(method=TextualInversion("<cat>")),
+            "data.word='<new>': expected the word that the method trains: '<cat>'",
+        ),
         (dict(method=Chain((TextualInversion("<cat>"), Full(("unet",))))), "data.word='<new>'"),
     ],
 )
@@ -61,7 +64,7 @@ def test_models_that_the_loss_is_not_for_are_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(method=Full(("vae",))), r"method.parts=\('vae',\): expected what the diffusion loss teaches: unet"),
+        (dict(method=Full(("vae",))), r"method.parts=\('vae',\): expected parts that the diffusion loss trains: unet"),
         (dict(method=Full(("image_encoder",))), "method.parts"),
         (dict(method=Vae(), min_snr=5.0), "min_snr=5.0: expected none: Vae has a loss of its own"),
         (dict(method=Clip(), noise_offset=0.1), "noise_offset=0.1: expected none: Clip"),

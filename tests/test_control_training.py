@@ -240,8 +240,11 @@ def test_memory_counts_what_stands_around_the_model(plain):
 def test_settings_that_do_not_fit():
     canny = Data(condition="canny")
     for wrong, message in (
-        (Train(method=ControlNet()), "data.condition='': expected what the ControlNet sees: canny, depth"),
-        (Train(method=Full(), data=canny), "data.condition='canny': expected '': only a ControlNet looks at one"),
+        (
+            Train(method=ControlNet()),
+            "data.condition='': expected the condition that the ControlNet reads: canny, depth",
+        ),
+        (Train(method=Full(), data=canny), "data.condition='canny': expected '': only a ControlNet reads one"),
     ):
         with pytest.raises(ValueError, match=message):
             checks.alone(wrong)

@@ -158,7 +158,7 @@ def test_one_that_cannot_be_read_is_said_and_stays_text(reason, grammar, text, t
     base, lines = made("sd1")[1], []
     sd = attach_embeddings(base, [text], Folder(tmp_path), grammar, say=lines.append)
     assert sd.tokenizers["text_encoder"].words == {} and len(lines) == 1 and "\n" not in lines[0]
-    assert lines[0].startswith(f"'toy' is no embedding here: {tmp_path / 'toy.safetensors'}: ") and reason in lines[0]
+    assert lines[0].startswith(f"'toy' stays text: {tmp_path / 'toy.safetensors'}: ") and reason in lines[0]
     attach_embeddings(base, [text], Folder(tmp_path), grammar)
     assert capsys.readouterr().err == f"note: {lines[0]}\n"
     assert attach_embeddings(base, ["a dog", "toys", "atoy"], Folder(tmp_path), grammar, say=lines.append) is base

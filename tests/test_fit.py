@@ -63,7 +63,7 @@ def test_the_fastest_way_that_fits_is_taken(begun, monkeypatch):
         assert chosen == next(key for key, needed in needs.items() if needed <= limit * (1 + 1e-9))
         assert made.data == settings.data and said.startswith("fit=8GB: rows in ")
     monkeypatch.setattr(fit, "GB", min(needs.values()) / 8 * 0.99)
-    with pytest.raises(ValueError, match="^fit='8GB': the least that this run needs is about .* GB; expected a larger"):
+    with pytest.raises(ValueError, match="^fit='8GB': this run needs at least about .* GB; expected a larger"):
         fit.fitted(settings, trained, frozen, data.size)
     whole = dataclasses.replace(settings, method=Clip())
     assert {made.optim.accumulate for made in fit._ways(whole)} == {1}

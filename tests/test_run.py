@@ -157,7 +157,7 @@ def test_what_is_wrong_with_pictures_is_said_before_the_model_is_loaded(program,
     photo(cut / "a.png"), broken(cut / "b.png")
     word = "data.word=cat"
     for recipe, items, message in (
-        (TUNE, [f"data.path={many}"], "photos': expected one picture, not 3: this method looks at one"),
+        (TUNE, [f"data.path={many}"], "photos': expected one picture, not 3: this method reads one"),
         (TUNE, [f"data.path={tmp_path / 'none.png'}"], "none.png'"),
         (TUNE, [f"data.path={tmp_path / 'photos.tar'}"], "photos.tar'"),
         (TUNE, [], "data.path='': expected a folder of images, one image, or 'pocketland'"),
@@ -201,7 +201,7 @@ def test_the_methods_word_alone_is_enough(tmp_path):
     data = begin(settings)[2]
     assert data.data.word == "<cat>" and data.data.templates == "object"
     assert preview.prompts(checks.worded(settings)) == ("a photo of <cat>",)
-    with pytest.raises(ValueError, match="data.word='<dog>': expected what the method trains: '<cat>'"):
+    with pytest.raises(ValueError, match="data.word='<dog>': expected the word that the method trains: '<cat>'"):
         begin(sdjax.settings.override(settings, ["data.word=<dog>"]))
 
 

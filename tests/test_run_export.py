@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_passed_over_unless_it_was_asked_for(run, tmp_pa
     largest.write_bytes(data)
     with pytest.warns(UserWarning, match="checkpoint 3"):
         assert export.write(tmp_path / "run", tmp_path / "out")[1] == 2
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no checkpoint of 3 is whole"):
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no checkpoint of 3 is complete"):
         export.write(tmp_path / "run", tmp_path / "no", 3)
 
 
@@ -135,7 +135,7 @@ def test_what_is_refused(run, tmp_path, capsys):
             export.write(other, tmp_path / "no")
     for arguments, message in (
         ((run, tmp_path / "no", 7), "step=7: .* there are 1, 2, 3"),
-        ((run / "checkpoints" / "2", tmp_path / "no", 3), "step=3: .* is that of step 2"),
+        ((run / "checkpoints" / "2", tmp_path / "no", 3), "step=3: .* is step 2"),
         ((run, tmp_path / "no", None, "best"), "weights='best': accepted are ema, raw"),
         ((tmp_path, tmp_path / "no"), "neither a run's folder nor one of its checkpoints"),
     ):
@@ -146,7 +146,7 @@ def test_what_is_refused(run, tmp_path, capsys):
     assert main(["pocket", str(tmp_path / "no"), "--step", "3"]) == 1
     assert "pocket: step: for a run's folder; this is none" in capsys.readouterr().err
     assert main(["random:tiny", str(tmp_path / "no"), "--vision", str(run / "config.json")]) == 1
-    assert "a folder or hub id with an image encoder is expected" in capsys.readouterr().err
+    assert "expected a folder or hub id with an image encoder, not a file" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
 
 
@@ -159,7 +159,7 @@ def test_another_base_model_is_refused(tmp_path):
     train(settings, tmp_path / "run")
     pipeline.save(sd.with_parts(vae=jax.tree.map(jnp.zeros_like, sd.parts["vae"])), model)
     before = there(tmp_path / "run")
-    with pytest.raises(ValueError, match="config.json does not name what it began with: .* belong to base model"):
+    with pytest.raises(ValueError, match="config.json does not match the start of the run: .* belong to base model"):
         export.write(tmp_path / "run", tmp_path / "no")
     with pytest.raises(ValueError, match="its run started from another model or picture"):
         train(dataclasses.replace(settings, steps=2), tmp_path / "run")
@@ -173,7 +173,7 @@ def test_a_single_file_gets_its_words_beside_it_whatever_the_vocabulary(tmp_path
     assert main([str(tmp_path / "cat"), str(tmp_path / "cat.safetensors")]) == 0
     said = capsys.readouterr().out
     path = tmp_path / "cat-s.safetensors"
-    assert f"wrote {path}: an embedding, the word *s; in A1111 the word is the file's name, cat-s" in said
+    assert f"wrote {path}: the word *s as an embedding; in A1111 its word is the file name, cat-s" in said
     held, found = pipeline.load(tmp_path / "cat.safetensors"), reading.read(path, sd).words
     assert held.words == {}
     np.testing.assert_allclose(found["*s"]["text_encoder"], sd.rows("*s")["text_encoder"], atol=1e-6)

@@ -182,7 +182,7 @@ def test_single_files_are_read_as_asked_for(tmp_path, capsys, monkeypatch):
     assert run("text2img", tmp_path / "0", *words[:6], "--model", str(file), "--ema") is None
     assert run("text2img", tmp_path / "0", *words, "--vae", str(tmp_path / "none")) is None
     said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith("error: --ema=True: random:tiny is none; expected a single file")
+    assert said[0].startswith("error: --ema=True: random:tiny is not one; expected a single file")
     assert said[1].startswith("error: --ema=True: ") and "holds no averaged" in said[1]
     assert "--vae=" in said[2] and len(said) == 3
 

@@ -280,7 +280,7 @@ def test_a_refused_run_leaves_the_folder_as_it_is(tmp_path):
             dict(optim=Optim(accumulate=2), parallel="pmap"),
             "optim.accumulate=2: expected a number that on 4 devices divides",
         ),
-        (dict(data=dataclasses.replace(TOY.data, concept="same")), "data.concept='same': expected '': only E4T looks"),
+        (dict(data=dataclasses.replace(TOY.data, concept="same")), "data.concept='same': expected '': only E4T reads"),
     ):
         with pytest.raises(ValueError, match=message):
             train(dataclasses.replace(TOY, **change), tmp_path / "run")

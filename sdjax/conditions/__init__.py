@@ -1,6 +1,6 @@
-"""Conditions: the pictures that ControlNets look at, such as edges, lines, skeletons and depths.
+"""Conditions: the pictures that ControlNets read, such as edges, lines, skeletons and depth maps.
 
-condition.py says what a condition is; a new file here is a new one, found by walking the package (`known`).
+condition.py has the contract; `known` finds every condition in this package.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ def known() -> dict[str, type[Condition]]:
 
 
 def of(text: str, public: bool = False) -> Condition:
-    """Returns the condition that a text names, with its settings: "canny", "canny:low=50,high=150".
+    """Returns the condition of a text with settings: "canny", "canny:low=50,high=150".
 
     public: refuse settings that name files or models, for texts from lists and browsers.
-    Raises SettingError for an unknown name or setting, and for a value that is not accepted.
+    Raises SettingError for an unknown name, setting or value.
     """
     name, _, rest = text.partition(":")
     kinds = known()

@@ -1,10 +1,10 @@
-"""What a condition is: a picture for a ControlNet, made of a picture or read from a file.
+"""The contract of a condition: a picture for a ControlNet, computed from a picture or read from a file.
 
     canny = conditions.of("canny:low=50")
     edges = canny.make(picture)                        # uint8 [H W 3]
     skeleton = conditions.of("openpose").read("pose.json")
 
-The same makers serve training (data.condition), sampling (--preprocess) and whoever has a picture.
+Training (data.condition), sampling (--preprocess) and Python use the same code.
 """
 
 from pathlib import Path
@@ -17,12 +17,11 @@ from sdjax.images import reading
 
 
 class Condition(Protocol):
-    """A frozen dataclass of settings that names this class as its base; a file of this package for each.
+    """A frozen dataclass of settings with this class as its base, one per file of this package.
 
-    name: in data.condition and --preprocess.  kind: what it shows, in a few words.
-    endings: of the file beside a training picture that it is read from, the first that is there; () where the condition
-    is made of the picture itself.
-    private: settings that name files or models, which nobody but the user who starts a program may give.
+    name: its name in data.condition and --preprocess.  kind: a short description.
+    endings: endings of its file beside a training picture, by preference; () if it is computed from the picture.
+    private: settings that name files or models; only the user who starts a program may set them.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # of the dataclass that it is
@@ -32,13 +31,13 @@ class Condition(Protocol):
     private: ClassVar[tuple[str, ...]] = ()
 
     def make(self, picture: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-        """Returns the condition of a picture, of its size.  Raises ValueError where a picture holds no such thing."""
+        """Returns the condition of a picture, in its size.  Raises ValueError if the picture has none."""
         ...
 
     def read(self, file: str | Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
-        """Returns the condition that a file stands for.
+        """Returns the condition in a file.
 
-        size: (height, width) of the picture that it belongs to; None where only the file tells.
-        Raises ValueError naming the file where it cannot be read.
+        size: (height, width) of its picture; None takes the size from the file.
+        Raises ValueError naming an unreadable file.
         """
         return self.make(reading.picture(file))

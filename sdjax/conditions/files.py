@@ -1,6 +1,6 @@
-"""Conditions that lie in files as they are, and segmentations and masks in files.
+"""Conditions from files: any picture, segmentations and masks.
 
-NAME.condition.png beside NAME.png: whatever a ControlNet shall look at.
+NAME.condition.png beside NAME.png is any picture for a ControlNet.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ PICTURES = tuple(f".condition{ending}" for ending in (".png", ".jpg", ".jpeg", "
 
 @dataclass(frozen=True)
 class Files(Condition):
-    """A picture, as it is."""
+    """A picture, unchanged."""
 
     name = "files"
     kind = "a picture from a file, as it is"
@@ -31,7 +31,7 @@ class Files(Condition):
 
 @dataclass(frozen=True)
 class Mask(Condition):
-    """White where a mask's file is, or what is solid in it: see images.masks."""
+    """A mask in white, see images.masks."""
 
     name = "mask"
     kind = "a mask from a file"
@@ -42,20 +42,20 @@ class Mask(Condition):
         return np.repeat(np.where(picture.max(-1) >= 128, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)
 
     def read(self, file: str | Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
-        """Returns the mask that a file stands for, 255 on 0."""
+        """Returns the mask in a file, 255 on 0."""
         return self.make(np.repeat(reading.mask(file)[..., None], 3, axis=-1))
 
 
 @dataclass(frozen=True)
 class Segmentation(Condition):
-    """Regions in colours: a file's own colours, or of a grey file of class numbers those of PASCAL VOC."""
+    """Coloured regions: a file's own colours, or PASCAL VOC's for a grey file of class numbers."""
 
     name = "segmentation"
     kind = "regions from a file"
     endings = (*PICTURES, ".segmentation.png")
 
     def make(self, picture: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-        """Returns a picture in colours as it is, a grey one in the colours of its numbers."""
+        """Returns a colour picture unchanged, a grey one in the colours of its class numbers."""
         grey = (picture == picture[..., :1]).all()
         return colours()[picture[..., 0]] if grey else picture
 

@@ -1,14 +1,13 @@
-"""Batches as a function of the step: what a run sees at step n depends on the seed and n, never on how it got there.
+"""Batches as a function of the step: those of step n depend on the seed and n only.
 
     data = build(Data(path="photos/cat", word="a sks cat", batch=4), sd, seed=0)
     for batch in data.iterate(start=400): ...
 
-A batch: "ids" {text encoder: int32 [B L]}, "index" int32 [B] (the example's number in the stream), "weight" float32
-[B], and either "pixels" float32 [B H W 3] in [-1, 1] or, where they are kept, "moments" [B h w 2c]; where asked for
-"mask" [B h w 1], "concept" [B H W 3], "class_ids" {text encoder: [B L]}, the class prompts, and "control" {"hint"
-float32 [B H W 3] in [0, 1]} for a ControlNet; "text", the UNet's inputs of the ids, where they are kept.  Pictures of
-the class are the last rows of every batch; "weight" makes the mean over the batch mean(subject) + lambda mean(class).
-H W are those of the batch's bucket.
+A batch holds "ids" {text encoder: int32 [B L]}, "index" int32 [B] (the example's number in the stream), "weight"
+float32 [B], and "pixels" float32 [B H W 3] in [-1, 1] or cached "moments" [B h w 2c].  Optional: "mask" [B h w 1],
+"concept" [B H W 3], "class_ids" {text encoder: [B L]} of the class prompts, "control" {"hint" float32 [B H W 3] in [0,
+1]} for a ControlNet, and "text", cached UNet inputs.  Class pictures are the last rows; with "weight" the mean over
+the batch is mean(subject) + lambda mean(class).  H W is the size of the batch's bucket.
 """
 
 import zlib
@@ -103,25 +102,25 @@ class Data:
             raise SettingError("cache", self.cache, f"'' with condition={self.condition!r}: only pictures are kept")
 
     def looked_up(self) -> tuple[str, Source | None]:
-        """Returns ("source", the source of `path`): where a setting that is not here is looked up."""
+        """Returns ("source", the source of `path`), which has the settings that are not here."""
         return "source", self.source or sources.matching(self.path)
 
     @property
     def maker(self) -> conditions.Condition | None:
-        """The condition that a ControlNet sees, None for none."""
+        """The condition that a ControlNet reads, or None."""
         return conditions.of(self.condition) if self.condition else None
 
     @property
     def plain(self) -> bool:
-        """Whether a picture is the same each time it is seen."""
+        """Whether a picture never changes between steps."""
         return self.crop == "center" and not self.flip
 
 
 @dataclass(frozen=True)
 class Share:
-    """The rows of every batch that show one source's pictures.
+    """The rows of every batch with one source's pictures.
 
-    first, count: which rows.  weight: of each in the loss.  plan: which pictures they show.
+    first, count: the rows.  weight: their weight in the loss.  plan: their pictures.
     """
 
     source: Examples
@@ -132,7 +131,7 @@ class Share:
 
 
 class Batches:
-    """The stream of a run; `single`: the pixels [S S 3] where the source is one picture, else None.
+    """The stream of a run; `single`: the pixels [S S 3] of a source with one picture, otherwise None.
 
     classes: (settings, pictures or None) of the subject's class.
     """
@@ -171,7 +170,7 @@ class Batches:
 
     @property
     def plan(self) -> Plan:
-        """Which of them a batch shows."""
+        """The plan of which pictures a batch shows."""
         return self.shares[0].plan
 
     def __getitem__(self, step: int) -> dict[str, Any]:
@@ -199,7 +198,7 @@ class Batches:
         return q // self.rows * self.data.batch + jax.process_index() * self.rows + q % self.rows
 
     def fill(self, epochs: float) -> str:
-        """Keeps the prompts of so many epochs, where prompts are kept; returns what there is in all, in words."""
+        """Caches the prompts of `epochs` epochs, if prompts are cached; returns a summary of the cache."""
         kept = [share.source for share in self.shares if isinstance(share.source, cache.Kept)]
         said = f"{sum(len(examples.numbers) for examples in kept)} pictures"
         if self.texts is None:
@@ -209,7 +208,7 @@ class Batches:
         return f"{said}, {len(self.texts.store)} prompts"
 
     def seen(self, position: int) -> dict[str, Any]:
-        """Returns what the global stream holds at a place: the source's example, its "size", "i" and "share"."""
+        """Returns an entry of the global stream: the source's example, its "size", "i" and "share"."""
         random = np.random.default_rng((self.seed, position))
         step, row = divmod(position, self.data.batch)
         share = [share for share in self.shares if share.first <= row][-1]
@@ -273,9 +272,9 @@ def _divided(examples, data, size, sd):
 
 
 def side(data: Data, sd: StableDiffusion) -> int:
-    """Returns the pixels of a side of a run's square pictures: data.size, or the model's.
+    """Returns the side of a run's square pictures in pixels: data.size, or the model's.
 
-    Raises SettingError for one that the autoencoder cannot halve evenly.
+    Raises SettingError for a size that the autoencoder cannot halve evenly.
     """
     size = data.size or sd.networks["unet"].config.sample_size * sd.factor
     if size % sd.factor:
@@ -293,8 +292,8 @@ def build(
 ) -> Batches:
     """Returns the Batches of a run for a model (its tokenizers, its picture size, its autoencoder for the cache).
 
-    source: the examples that sources.open(data) gave; None opens them.  others: those of classes.path.
-    Raises ValueError for a path that holds no pictures, and for sizes that the autoencoder cannot halve evenly.
+    source: the examples of sources.open(data); None opens them.  others: those of classes.path.
+    Raises ValueError for a path without pictures, and for sizes that the autoencoder cannot halve evenly.
     """
     source = sources.open(data) if source is None else source
     if others is None and classes.path:
@@ -310,7 +309,7 @@ def build(
 
 
 def held_out(data: Data, sd: StableDiffusion, seed: int) -> Batches | None:
-    """Returns the Batches of the pictures that a run only measures, never augmented; None where there are none."""
+    """Returns the Batches of the held-out pictures, without augmentation; None without any."""
     if not data.validation:
         return None
     plain, size = measured(data), side(data, sd)
@@ -320,7 +319,7 @@ def held_out(data: Data, sd: StableDiffusion, seed: int) -> Batches | None:
 
 
 def measured(data: Data) -> Data:
-    """Returns the settings of the pictures that a run only measures."""
+    """Returns the settings of the held-out pictures."""
     plain = replace(data, crop="center", flip=0.0, dropout=0.0, validation=0.0, buckets=0)
     return replace(plain, path=data.validation, source=None) if isinstance(data.validation, str) else plain
 

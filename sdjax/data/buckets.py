@@ -1,16 +1,15 @@
-"""Aspect-ratio buckets: a few shapes for pictures of many, and which batch of which bucket a step shows.
+"""Aspect-ratio buckets: a few shapes for many aspect ratios, and the plan of their batches.
 
     buckets = divide([(600, 800), (512, 512), ...], size=512, unit=64, most=5)     # {(448, 576): [0, ...], ...}
     plan = Plan({(512, 512): [0, 1, 1, 2]}, rows=4, seed=0)
     plan.at(step)                           # (shape, the number of this bucket's batches before)
     plan.picture(step, row)                 # (shape, the picture of a row of the step's batch)
 
-Every shape is a program that is compiled, so there are few.  A picture is scaled down until it covers its bucket and
-what sticks out is cut off; it is never scaled up.
+Every shape compiles a program, so there are few.  A picture is scaled down to cover its bucket and cropped; it is never
+enlarged.
 
-A bucket is a stream of passes, in each of which every picture of it is shown once, in another order; where a pass ends
-within a batch, the next one fills it.  An epoch has the batches that the buckets have full by then, mixed.  All of it
-is a function of seed and step.
+A bucket passes over its pictures again and again, each time in another order.  The next pass fills an incomplete batch.
+An epoch shuffles the batches that are complete by its end.  Everything is a function of seed and step.
 """
 
 import functools
@@ -65,7 +64,7 @@ def _shapes(size, unit):
 
 
 class Plan:
-    """Which pictures a batch shows.
+    """The plan of which pictures a batch shows.
 
     buckets: {shape: numbers of pictures, each as often as an epoch shows it}.  rows: of these pictures in a batch.
     """

@@ -1,11 +1,12 @@
-"""Pictures decoded once and encoded once, and prompts encoded once: in files (store.py), found again by what they hold.
+"""Caches decoded pictures, encoded pictures and encoded prompts in files (store.py), keyed by content.
 
     kept([(examples, {(512, 512): [0, 1]})], sd, data)      # the same examples with "moments"
     texts = Texts(encode, "cache", digest)
     texts(ids)                                              # {"context": float32 [L C]}
 
-Pictures go by the bytes of their file (Examples.content) and their shape, moments also by the autoencoder's weights and
-type, prompts by their ids and the text encoder's weights; so nothing stale is used, and only what is new is made.
+The key of a picture is its file's bytes (Examples.content) and shape.  Moments add the autoencoder's weights and type
+to it; prompts use their ids and the text encoder's weights.  So nothing stale is used, and only new entries are
+computed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +29,9 @@ Divided = tuple[Examples, Mapping[Shape, Sequence[int]]]  # examples, {shape: nu
 
 
 class Kept(Examples):
-    """Examples whose pictures or moments come from a store; the rest is the source's.
+    """Examples with pictures or moments from a store and the rest from the source.
 
-    places: {"picture" or "moments": (store, {number: key})}; of a picture whose moments are kept only they are read.
+    places: {"picture" or "moments": (store, {number: key})}; cached moments replace the picture.
     """
 
     def __init__(self, source: Examples, places: Mapping[str, tuple[Store | Memory, Mapping[int, bytes]]]) -> None:
@@ -45,7 +46,7 @@ class Kept(Examples):
         return {i for _, keys in self.places.values() for i in keys}
 
     def shape(self, i: int) -> Shape:
-        """Returns (height, width) of picture i as the source has it."""
+        """Returns (height, width) of picture i in the source."""
         return self.source.shape(i)
 
     def picture(self, i: int, size: int | Shape) -> np.ndarray:
@@ -154,9 +155,9 @@ def _moments(examples, of, sd, folder):
 
 
 class Texts:
-    """What a text encoder makes of prompts, kept in a folder.
+    """Cached outputs of a text encoder.
 
-    encode: token ids [1 L] -> {name: array [1 ...]}.  which: a digest of what decides it beside the ids.
+    encode: token ids [1 L] -> {name: array [1 ...]}.  which: a digest of everything else that decides the outputs.
     """
 
     def __init__(self, encode: Callable[[Any], Mapping[str, Any]], folder: str | Path, which: str) -> None:

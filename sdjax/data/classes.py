@@ -1,7 +1,7 @@
-"""The class of a subject: pictures of other dogs beside those of one dog, and prompts that say "dog" for "sks dog".
+"""Class pictures and prompts of a subject: other dogs, and "dog" instead of "sks dog".
 
-Source: Ruiz et al. 2022, "DreamBooth" (arXiv 2208.12242), section 3.3: the loss is mean(instance) + lambda mean(class).
-Here both come in one batch, in fixed numbers, and the factors are weights of rows, so that the mean over the batch is
+Source: Ruiz et al. 2022, "DreamBooth" (arXiv 2208.12242), section 3.3: the loss is mean(instance) + lambda
+mean(class).  Here a batch holds both in fixed numbers, and row weights are the factors.  So the mean over the batch is
 that sum on one device and on many, with and without microbatches.
 """
 
@@ -42,7 +42,7 @@ class ClassData:
             raise SettingError("identifiers", self.identifiers, "words, as in ('sks',)")
 
     def rows_of(self, batch: int) -> int:
-        """Returns how many rows of a batch show the class; raises SettingError where none or all would."""
+        """Returns the number of class rows per batch; raises SettingError for none or all."""
         if not self.path:
             return 0
         rows = self.rows or batch // 2
@@ -64,8 +64,7 @@ class ClassData:
     def data(self, subject: Any) -> Any:
         """Returns the Data of the class pictures: the subject's Data with their path and captions.
 
-        A picture without a caption is called by the one prompt or, where there is none, "a photo of" and data.word
-        without identifiers.
+        A picture without a caption gets the only prompt, otherwise "a photo of" and data.word without identifiers.
         """
         word = self.prompt(subject.word) if self.identifiers else ""
         called = self.prompts[0] if len(self.prompts) == 1 else word and PHOTO + word

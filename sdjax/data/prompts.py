@@ -1,4 +1,4 @@
-"""Prompts for training: templates around a subject's word or a picture's caption, chosen by a generator.
+"""Prompts for training: random templates around a subject's word or a picture's caption.
 
     prompts = make("object", word="<cat>")
     prompts("", np.random.default_rng(0))                  # "a close-up photo of the <cat>"
@@ -83,8 +83,8 @@ class Prompts:
 def make(templates: str = "captions", word: str = "") -> Prompts:
     """Returns the Prompts of a list's name ("captions", "none", "object", "style", ...) or a template file.
 
-    Raises ValueError for an unknown list, a file that is missing, too long or holds no place for word or caption, and a
-    word that the templates need and do not get.
+    Raises ValueError for an unknown list, a file that is missing, too long or without "[name]" and "[filewords]", and a
+    missing word that the templates need.
     """
     lines = TEMPLATES[templates] if templates in TEMPLATES else read(templates)
     if not word and any(NAME in line for line in lines):

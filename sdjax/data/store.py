@@ -1,12 +1,12 @@
-"""Arrays on disk that are found by what they were made of: records at the end of a file, each with its own digest.
+"""Arrays on disk by key: records appended to a file, each with its own checksums.
 
     store = Store("cache/moments.records")
-    found = store.get(key("moments", digest, 512))      # {"moments": array}, None where there is none
+    found = store.get(key("moments", digest, 512))      # {"moments": array} or None
     store.put(key("moments", digest, 512), {"moments": array})
 
-A record: 32 bytes, which are the key, the length and a CRC-32 of each half, and the arrays as safetensors.  What a
-killed process left half written is cut off; a record that has other bits than were written is as if it were not there.
-Both are made anew.  Several processes may use one file.
+A record is 32 bytes (key, length, a CRC-32 of each half) and the arrays as safetensors.  An incomplete record of a
+killed process is cut off, and a damaged record is ignored; both are computed again.  Several processes may share a
+file.
 """
 
 import fcntl
@@ -33,14 +33,14 @@ Arrays = dict[str, np.ndarray]
 
 
 def key(*parts: Any) -> bytes:
-    """Returns the key of what was made of these plain values: 16 bytes of a SHA-256."""
+    """Returns the key for these plain values: 16 bytes of a SHA-256."""
     return hashlib.sha256(json.dumps(parts).encode()).digest()[:16]
 
 
 class Store:
-    """The records of a file, which is made where it is not there; `damaged`: how many of them could not be read.
+    """The records of a file, created if missing; `damaged`: the number of unreadable records.
 
-    Raises ValueError for a file that is no such file.
+    Raises ValueError for a file of another kind.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -63,7 +63,7 @@ class Store:
         return None if place is None else load(os.pread(self.file, place[1], place[0]))
 
     def put(self, name: bytes, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes the arrays of a key.  Raises ValueError where the disk has no room for them."""
+        """Writes the arrays of a key.  Raises ValueError if the disk is full."""
         data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         start = name + struct.pack("<Q", len(data))
         record = start + struct.pack("<II", zlib.crc32(start), zlib.crc32(data)) + data
@@ -130,7 +130,7 @@ class Store:
 
 
 class Memory:
-    """Arrays by key as a Store has them, for as long as the process lives."""
+    """Arrays by key in memory, with a Store's interface."""
 
     def __init__(self) -> None:
         self.arrays, self.damaged = {}, 0
@@ -146,5 +146,5 @@ class Memory:
         return self.arrays.get(name)
 
     def put(self, name: bytes, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keeps the arrays of a key."""
+        """Stores the arrays of a key."""
         self.arrays[name] = dict(arrays)

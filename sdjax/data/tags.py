@@ -1,8 +1,8 @@
-"""What changes in a prompt each time that its picture is seen: choices, the order of tags, tags left out, a prefix.
+"""Random variation of a prompt: wildcards, tag order, dropped tags, a prefix.
 
     varied("sks, {red|blue} hat, beach", Data(keep=1, shuffle=True, wildcards=True), random)   # "sks, beach, blue hat"
 
-Tags stand between commas.  What is drawn depends on the run's seed and the example's place in the stream alone.
+Commas separate tags.  The result depends on the run's seed and the example's place in the stream only.
 Source: the settings of kohya's sd-scripts (shuffle_caption, keep_tokens, caption_tag_dropout_rate, enable_wildcard).
 """
 
@@ -15,7 +15,7 @@ CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")  # the innermost braces with a bar 
 
 
 def varied(prompt: str, data: Any, random: np.random.Generator) -> str:
-    """Returns a prompt as it is seen this time.
+    """Returns a variation of a prompt.
 
     data: a run's Data: wildcards, then tag_dropout and shuffle of all tags but the first `keep`, then the prefix.
     """

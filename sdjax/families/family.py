@@ -1,4 +1,4 @@
-"""What a family of models is: which parts there are, how words become what the UNet is told, and how its folder looks.
+"""The contract of a model family: its parts, the UNet's inputs from text, and the folder layout.
 
 @dataclass(frozen=True)
 class Mine(Family):                                     # a file of this package; `known` finds it
@@ -21,10 +21,10 @@ from sdjax.stable_diffusion import StableDiffusion
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """How one part of a model lies in its folder: class in model_index.json, file of weights, config, network.
+    """One part in a model folder: class in model_index.json, weight file, config, network.
 
-    place: its sub-folder where that has another name than the part.
-    network: a Linen module made of (config, dtype), whose `example()` is the smallest call that makes all parameters.
+    place: its sub-folder, if the name differs from the part's.
+    network: a Linen module of (config, dtype); its `example()` is the smallest call that creates all parameters.
     """
 
     package: str
@@ -36,15 +36,15 @@ class Part:
 
 
 class Family(Protocol):
-    """A frozen dataclass without fields that names this class as its base, which gives what it does not define itself.
+    """A frozen dataclass without fields with this class as its base, which supplies the defaults.
 
-    parts: {name: Part} of all parts that a model may have.  required: those that each has.
-    tokenizers: {text encoder: sub-folder of its tokenizer}, in the order in which the encoders are read; {}: no words.
-    pipelines: the classes in model_index.json that are of this family.
-    beside: what model_index.json says beside parts, tokenizers and schedulers.
-    scheduler: what a scheduler_config.json means that does not say it.
-    lora: {part: prefixes of its layers in sd-scripts' LoRA files}, the one that is written first.
-    rows: {text encoder: the tensor that holds a word's rows of it in an embedding's file}.
+    parts: {name: Part} of all possible parts.  required: the mandatory ones.
+    tokenizers: {text encoder: sub-folder of its tokenizer}, in the order of the encoders; {} without text.
+    pipelines: its classes in model_index.json.
+    beside: other entries of model_index.json.
+    scheduler: defaults for keys that a scheduler_config.json omits.
+    lora: {part: prefixes of its layers in sd-scripts' LoRA files}; the first one is written.
+    rows: {text encoder: the tensor with its rows in an embedding file}.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # of the dataclass that it is
@@ -58,7 +58,7 @@ class Family(Protocol):
     rows: Any = {}
 
     def pipeline(self, sd: StableDiffusion) -> str:
-        """Returns the class that model_index.json names for a model; raises ValueError where none takes its parts."""
+        """Returns a model's class in model_index.json; raises ValueError if no class fits its parts."""
         return self.pipelines[0]
 
     def encode(
@@ -69,19 +69,19 @@ class Family(Protocol):
         ids: Int[Array, "B L"],
         skip: int,
     ) -> dict[str, Array]:
-        """Returns what a text encoder makes of token rows: {"context": [B L D]}, and what is one for a text, [B ...].
+        """Returns a text encoder's outputs for token embeddings: {"context": [B L D]}, and arrays per text, [B ...].
 
-        ids: the rows' tokens.  skip: the last layers to leave out, clip skip - 1.
+        ids: the tokens.  skip: number of last layers to skip, clip skip - 1.
         """
         return {"context": sd.encode_text(encoder, rows, skip)}
 
     def inputs(self, encoded: Mapping[str, Mapping[str, Any]]) -> UNetInputs:
-        """Returns what the UNet is told of texts, of {text encoder: what `encode` returns, "context" [B N D]}.
+        """Returns the UNet's inputs from {text encoder: outputs of `encode`, "context" [B N D]}.
 
-        A text of several chunks has N = n L tokens; what is one for a text is that of its first chunk.
+        A text of n chunks has N = n L tokens; arrays per text come from the first chunk.
         """
         ...
 
     def told(self, sd: StableDiffusion, z: Float[Array, "B h w c"], inputs: UNetInputs) -> UNetInputs:
-        """Returns the UNet's inputs with what follows from the latents z themselves, such as the picture's size."""
+        """Returns the UNet's inputs with values derived from the latents z, such as the picture's size."""
         return inputs

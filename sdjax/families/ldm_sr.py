@@ -1,4 +1,4 @@
-"""LDM-SR: super-resolution by latent diffusion, without words.
+"""LDM-SR: super-resolution by latent diffusion, without text.
 
 Source: Rombach et al. 2022 (arXiv 2112.10752), section 4.4; diffusers' folder layout.
 """
@@ -27,5 +27,5 @@ class LdmSr(Family):
     scheduler = {"steps_offset": 0}  # the offset of 1 is a custom of Stable Diffusion's pipelines
 
     def inputs(self, encoded: Mapping[str, Mapping[str, Any]]) -> UNetInputs:
-        """Returns nothing to tell: there are no texts."""
+        """Returns empty inputs: there is no text."""
         return UNetInputs()

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1 and 2, their inpainting models and the x4 upscaler: one CLIP text encoder, whose output is read.
+"""Stable Diffusion 1 and 2, their inpainting models and the x4 upscaler: one CLIP text encoder.
 
 Source: Rombach et al. 2022 (arXiv 2112.10752); diffusers' folder layout.
 """

@@ -1,6 +1,6 @@
-"""A trained ControlNet as a kind of file: the folder of diffusers' ControlNetModel.
+"""The format of trained ControlNets: the folder of diffusers' ControlNetModel.
 
-It lies here, since kinds of adapters and files of whole networks do not know each other.
+It is here because formats/adapters and formats/models do not import each other.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,9 @@
-"""Whole models: a diffusers folder, a single file, a hub id or a built-in shape in; what diffusers loads out.
+"""Loads whole models from diffusers folders, single files, hub ids and built-in shapes; saves what diffusers loads.
 
 sd = load("pocket")                                      # or "folder", "v1-5.ckpt", "owner/name", "random:sd15"
 sd = load("folder", "float16", vision="openai/clip-vit-large-patch14")
 save(sd, "out")                                          # StableDiffusionPipeline.from_pretrained("out")
-save(sd, "out.safetensors", "single-file")               # one checkpoint, as A1111 and ComfyUI have them
+save(sd, "out.safetensors", "single-file")               # one checkpoint, for A1111 and ComfyUI
 """
 
 import os
@@ -32,8 +32,8 @@ HUGGING_FACE = ("model*.safetensors", "pytorch_model*.bin")  # transformers' wei
 def locate(source: str | pathlib.Path, variant: str | None = None, more: Iterable[list[str]] = ()) -> pathlib.Path:
     """Returns the local folder of "pocket", a folder or a hub id (fetched into the hub's cache).
 
-    more: lists of further files of the hub, each fetched where what came before holds no weights.
-    Raises ValueError naming the source when there is no such model.
+    more: further lists of hub files, fetched in turn until one holds weights.
+    Raises ValueError naming a source that does not exist.
     """
     if str(source) == "pocket":
         source = POCKET
@@ -63,16 +63,16 @@ def load(
     """Returns the StableDiffusion of a diffusers folder, a single-file checkpoint, a hub id "owner/name", "pocket",
     "random:NAME" or "new:NAME".
 
-    dtype: type of the weights and of the networks' computation ("float32", "float16", "bfloat16"); None keeps every
-    weight as stored and computes in float32.  variant: "fp16" takes those files of the folder.
-    vision: take the image encoder from there (a folder or hub id of a CLIPModel or CLIPVisionModel, a model with an
-    image encoder, OpenCLIP's file or a folder or hub id of it, or "random:vit-l", "random:vit-h").
-    perceptual: LPIPS' weights, for the training of autoencoders: a file, or two with a comma between (lpips.read).
-    Beside the weights at most a few tensors are in memory.
-    A folder whose e4t/ keeps a picture comes with E4T's encoder looking at it.
-    prediction_type, ema, tokenizer: of a single file only, as single_file.read has them.
-    vae: take the autoencoder from there, a file, folder or hub id (autoencoder.put).
-    Raises ValueError in one line, naming the file and what in it is missing, unknown or does not fit.
+    dtype: data type of weights and computation ("float32", "float16", "bfloat16"); None keeps the stored types and
+    computes in float32.  variant: "fp16" selects those files of a folder.
+    vision: source of the image encoder: a folder or hub id of a CLIPModel or CLIPVisionModel, a model with an image
+    encoder, OpenCLIP's file, folder or hub id, or "random:vit-l", "random:vit-h".
+    perceptual: LPIPS' weights for training autoencoders: one file, or two separated by a comma (lpips.read).
+    prediction_type, ema, tokenizer: for a single file only, see single_file.read.
+    vae: source of another autoencoder: a file, folder or hub id (autoencoder.put).
+    A folder whose e4t/ holds a picture gets E4T's encoder for it.  Loading needs memory for the weights and a few
+    tensors.
+    Raises ValueError in one line that names the file and what is missing, unknown or does not fit.
     """
     if dtype not in (*DTYPES, None):
         raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
@@ -83,7 +83,7 @@ def load(
     elif prediction_type or ema or tokenizer:
         given = {"ema": ema, "prediction_type": prediction_type, "tokenizer": tokenizer}
         name = next(name for name in given if given[name])
-        raise SettingError(name, given[name], "a single file such as v1-5.safetensors", f"{source} is none")
+        raise SettingError(name, given[name], "a single file such as v1-5.safetensors", f"{source} is not one")
     elif kind in ("random", "new") and shape:
         sd = _built_in(kind, shape, dtype or "float32")
     else:
@@ -109,7 +109,7 @@ def _load_vision(source, dtype, variant):
         network = ImageEncoder(ImageConfig(**presets.TOWERS[name]), jnp.dtype(dtype or "float32"))
         return network, parameters.random_parameters(network, dtype or "float32")
     if os.path.isfile(str(source).split(",")[0]) and open_clip.found(source) is None:
-        raise ValueError(f"vision={source}: a file; a folder or hub id with an image encoder is expected")
+        raise ValueError(f"vision={source}: expected a folder or hub id with an image encoder, not a file")
     place = pathlib.Path(source) if os.path.isfile(source) else locate(source, variant, open_clip.PATTERNS)
     if (file := open_clip.found(place)) is not None and not any(map(any, map(place.glob, HUGGING_FACE))):
         return open_clip.read(file, dtype)
@@ -126,7 +126,7 @@ def _load_vision(source, dtype, variant):
 
 
 def _tower(values):
-    """Returns the ImageConfig of a tower's config.json, or of a CLIPModel's, which holds both towers."""
+    """Returns the ImageConfig of a vision tower's config.json, or of a CLIPModel's with both towers."""
     if values.get("vision_config") is not None:
         values = {**values["vision_config"], "projection_dim": values.get("projection_dim", 512)}
     return ImageConfig.from_json(values)
@@ -137,14 +137,14 @@ def _known(table):
 
 
 def shape(name: str) -> StableDiffusion:
-    """Returns a built-in shape, "sd15", whose parameters are shapes alone: what files of adapters are held against."""
+    """Returns a built-in shape such as "sd15" with shapes as parameters, to check adapter files against."""
     return _built_in("shape", name, "float32")
 
 
 def _built_in(kind, name, dtype):
     """Returns a built-in shape.
 
-    kind: "random" weights, none of them zero, "new" ones, from which training begins, or "shape" alone.
+    kind: "random" weights without zeros, "new" initial weights for training, or "shape" only.
     """
     if name not in presets.SHAPES:
         raise ValueError(f"model '{kind}:{name}': expected one of {_known(presets.SHAPES)}")
@@ -185,14 +185,14 @@ def save(
     shard_size: int = files.SHARD_SIZE,
     extras: Iterable[Callable[[StableDiffusion, pathlib.Path], object]] = (),
 ) -> pathlib.Path:
-    """Writes a folder that diffusers' from_pretrained loads bit for bit, whole or not at all; returns its path.
+    """Writes a folder that diffusers' from_pretrained loads bit for bit, completely or not at all; returns its path.
 
     format: "diffusers", or "single-file" for one checkpoint (single_file.write), without shards and extras.
-    dtype: type of the weights in the files; None keeps each as it is.  shard_size: bytes of weights per file.
-    extras: functions (sd, folder) that add further folders, such as e4t/, before the new folder takes its place.
-    An old model in the destination is replaced; its README.md and other files that are no part of a model stay.
-    Hooks that can be weights become weights.
-    Raises ValueError when others, conditioners or ControlNets hold weights that the files would lack, or the
+    dtype: data type in the files; None keeps each weight's own.  shard_size: bytes of weights per file.
+    extras: functions (sd, folder) that add folders such as e4t/ before the new folder is renamed into place.
+    Replaces an old model at the destination and keeps files that are not part of a model, such as README.md.
+    Merges hooks into weights if they allow it.
+    Raises ValueError if other hooks, conditioners or ControlNets hold weights that the files would lack, or if the
     destination holds something else.
     """
     if format not in FORMATS:

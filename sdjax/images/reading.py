@@ -99,7 +99,7 @@ def decode(item: Item, size: int, masked: bool = False) -> tuple[Image.Image, Im
         own = image.getchannel("A") if image.mode == "RGBA" else Image.new("L", picture.size, 255)
         mask = _mask(item.mask, full) if item.mask else own
         if mask.getextrema()[1] == 0:
-            raise ValueError(f"{item.mask or item.path}: the mask is empty; nothing of the picture would be learned")
+            raise ValueError(f"{item.mask or item.path}: the mask is empty, so nothing of the picture would train")
     picture = picture.reduce(factor) if factor > 1 else picture
     return picture, mask.resize(picture.size, Image.Resampling.BOX) if mask else None
 

@@ -1,6 +1,6 @@
-"""The methods, one file each: frozen dataclasses of settings with pure functions, which one loop trains.
+"""The methods, one file each: frozen dataclasses of settings with pure functions; one loop trains them all.
 
-method.py says what a method is; a new file here is a new method, found by walking the package (`known`).
+method.py has the contract; `known` finds every method in this package.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""An adapter in memory: what a method learned, or what a file brings to a model."""
+"""An adapter in memory: the result of a method, or the contents of a file."""
 
 import functools
 from dataclasses import dataclass, field
@@ -18,16 +18,16 @@ from sdjax.stable_diffusion import StableDiffusion
 )
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """What acts on a model.
+    """Changes to a model.
 
     edits: {part: {weight's name: Edit}}, see edits.py.  words: {word: {text encoder: rows [n C]}}.
-    hook: what layers compute, a PyTreeNode with the field `strength` where a file brings it, or None.
-    conditioner: what the network is told anew in every denoising step, with the field `strength` too, or None.
-    own: {method: what it looks at}, for the model's reference.own.
-    trees: {name: tree} of what only one kind of file knows, such as E4T's head and offsets.
-    about: {"method", "settings"} of who learned it, plain values.
-    model: the model that it belongs into and is written with; None where it is a file of its own.
-    family: of the model that it is for, which says what files call its parts.
+    hook: changes what layers compute; a PyTreeNode, with the field `strength` if it comes from a file, or None.
+    conditioner: changes the network's inputs at every denoising step; likewise, or None.
+    own: {method: data it reads}, for the model's reference.own.
+    trees: {name: tree} for a single format, such as E4T's head and offsets.
+    about: {"method", "settings"} of its origin, plain values.
+    model: the model folder to write it into; None for a file of its own.
+    family: the family of its base model, which names the parts in files.
     """
 
     edits: dict[str, Any] = field(default_factory=dict)
@@ -42,6 +42,6 @@ class Adapter:
 
     @property
     def only_words(self) -> bool:
-        """Whether it brings words and nothing else, so that no strength means anything to it."""
+        """Whether it holds words only, which have no strength."""
         others = self.edits or self.trees or self.hook is not None or self.conditioner is not None
         return bool(self.words) and not others

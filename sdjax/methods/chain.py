@@ -38,7 +38,7 @@ class Chain(Method):
                     raise ValueError(f"method.parts: {type(part).__name__} has a {what} of its own; it trains alone")
 
     def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
-        """Returns ({"0": trained of the first part, ...}, what is left of sd)."""
+        """Returns ({"0": trained of the first part, ...}, the rest of sd)."""
         trained = {}
         for i, part in enumerate(self.parts):
             with prefixed(f"parts.{i}"):
@@ -52,15 +52,15 @@ class Chain(Method):
         return frozen
 
     def before(self, frozen: StableDiffusion) -> StableDiffusion:
-        """Returns sd as it was before any part trained."""
+        """Returns sd before any part trained."""
         for part in reversed(self.parts):
             frozen = part.before(frozen)
         return frozen
 
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
-        """Returns the parts' adapters as one; None where one of them is a whole model and none belongs into a model.
+        """Returns the parts' adapters as one; None if one is a whole model and no other belongs into a model folder.
 
-        What belongs into a model is there beside the other parts: E4T's encoder in a folder whose UNet Full trained.
+        Example: E4T's encoder goes into the folder of a model whose UNet Full trained.
         """
         found = []
         for i, part in reversed(list(enumerate(self.parts))):
@@ -78,7 +78,7 @@ class Chain(Method):
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """The kinds of file of its parts."""
+        """The formats of its parts."""
         return tuple(dict.fromkeys(name for part in self.parts for name in part.formats))
 
     @property
@@ -88,7 +88,7 @@ class Chain(Method):
 
     @property
     def unwanted(self) -> tuple[str, ...]:
-        """Those of its parts that are for the negative prompt."""
+        """The placeholders for the negative prompt."""
         return tuple(word for part in self.parts for word in part.unwanted)
 
     @property
@@ -103,22 +103,22 @@ class Chain(Method):
 
     @property
     def look(self) -> Callable | None:
-        """Shows a run's one picture to every part that looks at it; None where none does."""
+        """Shows the run's picture to every part that reads it; None if none does."""
         return self._look if any(part.look is not None for part in self.parts) else None
 
     @property
     def project(self) -> Callable | None:
-        """Bounds what every part trains; None where none does."""
+        """Applies every part's bound; None if none has one."""
         return self._project if any(part.project is not None for part in self.parts) else None
 
     @property
     def measure(self) -> Callable | None:
-        """Tells what every part tells of itself; None where none does."""
+        """Returns every part's measurements; None if none has any."""
         return self._measure if any(part.measure is not None for part in self.parts) else None
 
     @property
     def finish(self) -> Callable | None:
-        """Finishes every part that has something to do after the last step; None where none has."""
+        """Finishes every part after the last step; None if none needs it."""
         return self._finish if any(part.finish is not None for part in self.parts) else None
 
     def _look(self, frozen, trained, pixels):

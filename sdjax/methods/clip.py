@@ -2,8 +2,8 @@
 
     Clip()      with batches of {"pixels", "ids"}; the loss is over the whole global batch
 
-The text projection and the temperature belong to no part of a diffusers model; they travel in sd.reference.clip,
-which is the folder clip/ on disk.
+The text projection and the temperature have no part in a diffusers model; sd.reference.clip holds them, on disk the
+folder clip/.
 
 Source: Radford et al. 2021 (arXiv 2103.00020), figure 3; temperature as there, learned and at most 100.
 """
@@ -37,7 +37,7 @@ class Clip(Method):
     formats = ()
 
     def preview(self, sd: StableDiffusion, batch: dict[str, Any]) -> dict[str, Any]:
-        """Returns {}: there is nothing to see."""
+        """Returns {}: it has no previews."""
         return {}
 
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
@@ -47,7 +47,7 @@ class Clip(Method):
     def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
         """Returns ({"text_encoder", "image_encoder", "text_projection" [C P], "logit_scale"}, sd without them).
 
-        Projection and temperature go on where the model holds them, else start as CLIP's.
+        Projection and temperature continue from the model's, otherwise they start as in CLIP.
         Raises ValueError when the model has no image encoder.
         """
         if "image_encoder" not in sd.parts:

@@ -1,9 +1,9 @@
-"""ControlNet: a copy of the UNet's way down that looks at a picture, and adds to the UNet's maps what it makes of it.
+"""ControlNet: a copy of the UNet's encoder that reads a condition picture and adds to the UNet's feature maps.
 
     ControlNet()        with data.condition=canny, or another of sdjax.conditions
 
-The copy reads the latent alone, so that a ControlNet trained on an inpainting model serves a plain one too.  Everything
-else is frozen; Chain((ControlNet(), Full(("unet",), r"^(up_blocks|conv_)"))) trains the way up too ("sd_locked=False").
+The copy reads the latent only, so a ControlNet of an inpainting model also serves a plain one.  Everything else stays
+frozen; Chain((ControlNet(), Full(("unet",), r"^(up_blocks|conv_)"))) trains the decoder too ("sd_locked=False").
 
 Source: Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models", section 3; the ControlNet
 repository, cldm/cldm.py (convolutions of the hint's encoder, zero convolutions).  Half of the prompts are empty there:
@@ -46,8 +46,8 @@ class ControlNet(Method):
     def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
         """Returns ({"controlnet": its weights}, sd).
 
-        What it adds is zero at first: the convolutions behind it and the last one of the hint's encoder are.
-        Raises SettingError for another order of colours, and for a model without words.
+        It adds zero at first, because its output convolutions and the last one of the condition's encoder are zero.
+        Raises SettingError for an unknown colour order, and for a model without a text encoder.
         """
         if "text_encoder" not in sd.parts:
             raise SettingError("class", "ControlNet", "another method for a model that reads no words")
@@ -55,7 +55,7 @@ class ControlNet(Method):
         return {"controlnet": begun(network, sd.parts["unet"], key)}, sd
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
-        """Returns sd with the ControlNet around its UNet; it looks at cond.own["control"]["hint"]."""
+        """Returns sd with the ControlNet as a wrapper; it reads cond.own["control"]["hint"]."""
         return frozen.add(wrappers=wrappers.ControlNet(trained["controlnet"], network=self._network(frozen)))
 
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
@@ -71,9 +71,9 @@ class ControlNet(Method):
 
 
 def begun(network: controlnet.ControlNet, unet: Tree, key: Array | None) -> Tree:
-    """Returns the weights that a ControlNet starts from, float32: copies of the UNet's, and a hint's encoder.
+    """Returns a ControlNet's initial weights, float32: copies of the UNet's, and the encoder of the condition.
 
-    key: of the encoder's convolutions, which are drawn as Linen draws them (our choice); None leaves shapes of them.
+    key: for that encoder's convolutions, with Linen's initialisers (our choice); None returns their shapes.
     """
     shapes = trees.flatten(_shapes(network))
     half = trees.copy(trees.partition(unet, COPIED)[0], jnp.float32)

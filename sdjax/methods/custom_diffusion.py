@@ -1,9 +1,8 @@
-"""Custom Diffusion: the keys and values of cross-attention, which read the text; words are TextualInversion's.
+"""Custom Diffusion: trains the keys and values of cross-attention; TextualInversion trains the words.
 
     Chain((TextualInversion("<new1>", init="ktn"), CustomDiffusion()))
 
-While it trains, the first token's key and value, those of the start of the text, have no gradient: every prompt has
-them, so they would move what all prompts mean.
+In training, the key and value of the first token (start of text) get no gradient, because every prompt contains it.
 Source: Kumari et al. 2023, "Multi-Concept Customization of Text-to-Image Diffusion" (arXiv 2212.04488); the first
 token: the authors' code, as diffusers' CustomDiffusionAttnProcessor has it.
 """
@@ -32,7 +31,7 @@ ALL = r"attn2\.to_(k|v|q|out\.0)\."
 class CustomDiffusion(Method):
     """Trains the key and value projections of every cross-attention in the UNet.
 
-    query: to_q and to_out too, diffusers' freeze_model=crossattn.
+    query: train to_q and to_out too, diffusers' freeze_model=crossattn.
     """
 
     query: bool = False
@@ -49,12 +48,12 @@ class CustomDiffusion(Method):
         return {"unet": trees.copy(chosen, jnp.float32)}, sd
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Key[Array, ""] | None = None) -> StableDiffusion:
-        """Returns sd with the trained weights in place of its own; with a key also the hook of training."""
+        """Returns sd with the trained weights; with a key it adds the hook for training."""
         sd = frozen.with_parts(unet=trees.merge(frozen.parts["unet"], trained["unet"]))
         return sd if key is None else sd.add(hooks=Start())
 
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
-        """Returns the weights that stand in the place of the model's, as edits."""
+        """Returns the trained weights as edits that replace the model's."""
         weights = trees.flatten(trained["unet"])
         edits = {
             name: Factored({"whole": np.asarray(weight, np.float32).T, "scale": np.float32(1)})
@@ -64,7 +63,7 @@ class CustomDiffusion(Method):
 
 
 class Start(struct.PyTreeNode):
-    """A hook: the first token's key and value of every cross-attention have no gradient."""
+    """A hook that stops the gradient of the first token's key and value in every cross-attention."""
 
     def intercept(self, part: str, layer: Any, args: tuple, kwargs: dict, at: Any, cond: Any) -> Any:
         """Returns what the layer computes."""

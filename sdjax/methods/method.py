@@ -1,7 +1,7 @@
-"""What a method is: two functions, and what it may have beside them.
+"""The contract of a method: two functions, and optional members.
 
     @dataclass(frozen=True)
-    class Bias(Method):                                                    # a file of this package, or a recipe's own
+    class Bias(Method):                                                    # in a file of this package or in a recipe
         def split(self, sd, key=None):
             trained, rest = trees.partition(sd.parts["unet"], r"bias$")
             return trees.copy(trained, jnp.float32), sd.with_parts(unet=rest)
@@ -9,8 +9,8 @@
         def join(self, frozen, trained, key=None):
             return frozen.with_parts(unet=trees.merge(frozen.parts["unet"], trained))
 
-Law: join after split gives an sd that computes as before.  A method acts by edits of weights, by hooks and by
-conditioners; a network beside the UNet, as a ControlNet is, joins as its wrapper (sdjax.stable_diffusion).
+Law: join after split leaves the model's output unchanged.  A method acts by edits of weights, by hooks and by
+conditioners.  A network beside the UNet, such as a ControlNet, joins as a wrapper (sdjax.stable_diffusion).
 """
 
 import dataclasses
@@ -23,18 +23,18 @@ from sdjax.stable_diffusion import StableDiffusion
 
 
 class Method(Protocol):
-    """A frozen dataclass of settings that names this class as its base, which gives what it does not define itself.
+    """A frozen dataclass of settings with this class as its base, which supplies the defaults.
 
-    loss: loss(frozen, trained, batch, key, step, axis=None) -> (scalar, metrics), in place of the diffusion loss.
+    loss: loss(frozen, trained, batch, key, step, axis=None) -> (scalar, metrics), instead of the diffusion loss.
     look: look(frozen, trained, pixels) -> frozen, before the first step of a run on one picture [H W 3] in [-1, 1].
-    project: project(trained) -> trained, after every step: what bounds the size of what is trained.
-    measure: measure(frozen, trained) -> {name: scalar}, after every step: what metrics tell of what is trained.
+    project: project(trained) -> trained, after every step, to bound the weights.
+    measure: measure(frozen, trained) -> {name: scalar}, after every step, for the metrics.
     finish: finish(frozen, trained, data) -> (frozen, trained), after the last step.
-    preview: preview(sd, batch) -> {label: pictures uint8 [B H W 3]}, in place of pictures of the run's prompts.
-    pixels: whether batches must hold pixels and not moments.
+    preview: preview(sd, batch) -> {label: pictures uint8 [B H W 3]}, instead of pictures of the run's prompts.
+    pixels: whether batches hold pixels instead of moments.
     whole_batch: whether the loss needs all rows at once, so that gradients cannot be accumulated.
-    words: the placeholders that are trained.  unwanted: those of them that are for the negative prompt.
-    formats: names of the kinds of file (formats/adapters) that hold what was learned; the first that can is written.
+    words: the placeholders that train.  unwanted: those for the negative prompt.
+    formats: names of file formats (formats/adapters); a run writes the first that can hold the result.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # of the dataclass that it is
@@ -51,9 +51,9 @@ class Method(Protocol):
     formats: Any = ("trained",)
 
     def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[Any, StableDiffusion]:
-        """Returns (trained, frozen): copies that an optimizer sees, and the model without what was taken out.
+        """Returns (trained, frozen): copies of the weights to train, and the model without them.
 
-        key: of what is drawn; None leaves only shapes (jax.ShapeDtypeStruct) of that, for a file to fill.
+        key: for random initial weights; None returns their shapes (jax.ShapeDtypeStruct) for a file to fill.
         Raises SettingError for a setting that does not fit the model.
         """
         ...
@@ -61,21 +61,21 @@ class Method(Protocol):
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns the model, ready to train or to sample.
 
-        key: where training itself is random, such as dropout: one key per example [B].
+        key: for randomness in training such as dropout, one key per example [B].
         """
         ...
 
     def before(self, frozen: StableDiffusion) -> StableDiffusion:
-        """Returns the model as it predicted before training, for a loss that holds on to that (loss.preservation).
+        """Returns the untrained model, for a loss that preserves its predictions (loss.preservation).
 
-        By default `frozen` itself: a method whose split takes weights out keeps them elsewhere, or raises SettingError.
+        The default is `frozen`; a method whose split removes weights keeps them elsewhere, or raises SettingError.
         """
         return frozen
 
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
-        """Returns what was learned, in memory; None where that is a whole model.
+        """Returns what was learned, or None for a whole model.
 
-        Where a method defines none it is the trained tree as it is, for whoever has the method's code.
+        The default is the trained tree itself, which only the method's own code can read.
         """
         return Adapter(trees={"trained": trained}, about=about(self))
 

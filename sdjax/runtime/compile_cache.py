@@ -1,4 +1,4 @@
-"""Compiled programs: made quickly on a CPU, and kept on disk, so that the second start does not compile again."""
+"""Compiles quickly on a CPU and caches compiled programs on disk."""
 
 import importlib.metadata
 import importlib.util
@@ -14,12 +14,11 @@ ACCELERATED = ("jax_plugins", "libtpu")  # packages of accelerators, which keep 
 
 
 def keep(folder: str | Path | None = None, steps: int | None = None) -> None:
-    """Lets JAX keep compiled programs in `folder`, by default ~/.cache/sdjax/compiled; for programs, not imports.
+    """Turns on JAX's compile cache in `folder`, by default ~/.cache/sdjax/compiled; for programs, not imports.
 
     steps: of a training run.
-    JAX_COMPILATION_CACHE_DIR, where set, goes before the default.  The folder is trusted: whoever can write there can
-    run code.  Where JAX is for a CPU alone, it also compiles with QUICK, and for up to FEW steps with SMALL; what
-    XLA_FLAGS says goes before that.
+    JAX_COMPILATION_CACHE_DIR overrides the default.  Whoever can write to the folder can run code.  On a CPU it also
+    sets the flags QUICK, and SMALL for up to FEW steps; XLA_FLAGS override them.
     """
     if _knows_quick() and not any(map(importlib.util.find_spec, ACCELERATED)):
         small = SMALL if steps is not None and steps <= FEW else ()

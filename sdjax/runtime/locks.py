@@ -1,10 +1,9 @@
-"""One process to a folder: a file in it that says who has it, locked for as long as that process lives.
+"""Locks a folder for one process: a file names the holder and stays locked while that process lives.
 
-    with held("outputs/cat"): ...        # ValueError in one line where another process has it
+    with held("outputs/cat"): ...        # ValueError in one line if another process holds it
 
-The kernel drops the lock (flock) with its process, whatever ends that; so what a dead process left is taken over, by
-exactly one of those who try.  What another host left is refused, with the file to remove, since flock may not reach
-that far; so is whatever was left on a file system without flock.
+The kernel drops the lock (flock) when the process ends, so exactly one other process takes over a dead one's folder.  A
+file from another host, or on a file system without flock, is refused; the error names the file to remove.
 """
 
 import contextlib
@@ -27,10 +26,10 @@ NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 @contextlib.contextmanager
 def held(folder: str | os.PathLike, setting: str = "out") -> Iterator[None]:
-    """A context in which no other process gets the folder, which is made where it is not there.
+    """A context that holds the folder, created if missing, against other processes.
 
-    The file goes at the end, and the folder too if it was made here and is still empty.
-    Raises ValueError that names the `setting` and the holder's pid, host and command where another one has it.
+    At the end it removes the file, and the folder if it created it and it is still empty.
+    Raises ValueError that names the `setting` and the holder's pid, host and command.
     """
     folder = Path(folder)
     path, named, made = folder / FILE, f"{setting}={str(folder)!r}", not folder.is_dir()

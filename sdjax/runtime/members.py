@@ -1,8 +1,8 @@
-"""The members of a kind, found by walking a package: a new one is a new file, and no table names it.
+"""Finds the members of a kind by walking a package, so a new member is a new file and needs no table.
 
     members(sdjax.methods, Method)          # {"Chain": Chain, "Clip": Clip, ...}
 
-A member is a class that names the contract's Protocol among its bases; every module of the package is imported.
+A member is a class with the contract's Protocol among its bases.  Every module of the package is imported.
 """
 
 import importlib
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def members(package: ModuleType, contract: type) -> dict[str, type]:
-    """Returns {name: class} of all classes that the modules of a package define for a contract, sorted by module."""
+    """Returns {name: class} of a package's classes with a contract as base, sorted by module."""
     modules = sorted(found.name for found in pkgutil.iter_modules(package.__path__))
     found = [importlib.import_module(f"{package.__name__}.{name}") for name in modules]
     own = ((module.__name__, value) for module in found for value in vars(module).values())
@@ -23,14 +23,14 @@ def members(package: ModuleType, contract: type) -> dict[str, type]:
 
 
 def values(package: ModuleType, kind: type[T]) -> list[T]:
-    """Returns all values of a class that the modules of a package name, sorted by module, as they stand in it."""
+    """Returns all module-level values of a class in a package, sorted by module and position."""
     modules = sorted(found.name for found in pkgutil.iter_modules(package.__path__))
     found = [importlib.import_module(f"{package.__name__}.{name}") for name in modules]
     return list(dict.fromkeys(value for module in found for value in vars(module).values() if isinstance(value, kind)))
 
 
 def of(values: Iterable[object], contract: type) -> dict[str, type]:
-    """Returns {name: class} of the classes among `values` that name the contract as a base."""
+    """Returns {name: class} of the classes in `values` with the contract as a base."""
     return {
         value.__name__: value
         for value in values

@@ -1,11 +1,11 @@
-"""One step on one device, on a mesh, or by pmap: where arrays lie, and nothing else.
+"""Runs a step on one device, on a mesh, or by pmap: places arrays and compiles.
 
     place, run = compile(step, "mesh:data=2,fsdp=2", batch_size=16)
     state, frozen = place.state(state), place.frozen(frozen)
     state, metrics = run(state, frozen, place.batch(batch))
     host = place.gather(state)
 
-The losses are those of one device, because randomness belongs to the example and the loss is a mean over the batch.
+The losses equal those of one device, because randomness belongs to the example and the loss is a mean over the batch.
 """
 
 import math

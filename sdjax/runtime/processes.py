@@ -1,4 +1,4 @@
-"""Whether this process is one of several that a launcher started together, by the variables that launchers set.
+"""Detects whether a launcher started several processes, by its environment variables.
 
 Sources: JAX's jax._src.clusters (Slurm, Open MPI), and the settings of jax.distributed.initialize.
 """
@@ -11,7 +11,7 @@ PLACES = ("JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS")  # of one of several, unl
 
 
 def check_alone(does: str) -> None:
-    """Raises ValueError in one line where this process was started as one of several; does: what one alone does."""
+    """Raises ValueError if this process is one of several; does: the action that needs a single process."""
     for name, beside in COUNTS.items():
         count = os.environ.get(name)
         if count not in (None, "", "1") and (beside is None or os.environ.get(beside)):

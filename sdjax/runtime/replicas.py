@@ -1,6 +1,6 @@
-"""Sampling on several devices: a copy of the model on each, the pictures of a batch divided among them.
+"""Sampling on several devices: a copy of the model on each, and a batch split among them.
 
-    sd = spread(sd)                                     # once; from then on whatever is made with sd is divided
+    sd = spread(sd)                                     # once; every later batch is split
     sd, place = share(sd, len(z))                       # sd on as many of its devices as divide the rows
     z = place(z)                                        # each device's rows on that device
 
@@ -20,13 +20,13 @@ T = TypeVar("T")  # a model, or any tree of arrays
 
 
 def spread(sd: T, devices: Iterable[Any] | None = None) -> T:
-    """Returns sd with a copy on each device, by default all of this process; with one device sd as it is."""
+    """Returns sd with a copy on each device, by default all of this process; one device leaves sd unchanged."""
     devices = jax.local_devices() if devices is None else list(devices)
     return sd if len(devices) == 1 else jax.device_put(sd, NamedSharding(_mesh(devices), PartitionSpec()))
 
 
 def share(sd: T, rows: int) -> tuple[T, Callable[[Any], Any]]:
-    """Returns (sd, place): sd on as many of its devices as divide `rows`, and what puts a tree of rows there.
+    """Returns (sd, place): sd on as many devices as divide `rows`, and the function that places a tree of rows.
 
     Nothing is copied: each device has the model already.
     """
@@ -40,7 +40,7 @@ def share(sd: T, rows: int) -> tuple[T, Callable[[Any], Any]]:
 
 
 def count(x: object) -> int:
-    """Returns on how many devices an array lies."""
+    """Returns the number of an array's devices."""
     return len(x.sharding.device_set) if isinstance(x, jax.Array) else 1
 
 

@@ -1,9 +1,9 @@
-"""ControlNets for sampling: which network looks at which picture, how strongly, and in which steps.
+"""ControlNets for sampling: network, condition picture, strength and steps.
 
     canny = sdjax.load_control("controlnet-folder")                     # or one file, or random:sd15
     text2img(sd, prompts, control=canny.on(edges, weight=0.8, end=0.5))
     text2img(sd, prompts, control=[canny.on(edges), depth.on(distances)])
-    sd, trained = taken(method.join(frozen, trained))                   # what training left around a model
+    sd, trained = taken(method.join(frozen, trained))                   # from a trained model
 
 Shapes: B batch, H W pixels.
 """

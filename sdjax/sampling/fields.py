@@ -1,4 +1,4 @@
-"""How a setting of a picture is declared, and the table and the check that are made from declarations.
+"""Declares settings of pictures; tables and checks derive from the declarations.
 
     @declared
     class Amount:
@@ -7,8 +7,8 @@
     fields(Amount)["amount"].accepted      # "0 to 1"
     Amount(amount=2)                       # raises SettingError: amount=2: expected 0 to 1
 
-What a type does not say stands beside it: annotated_types' Interval, Choice and Setting.  A part is a frozen dataclass
-of settings that belong together; a task lists parts as bases, and takes another usual value by `name = value`.
+annotated_types' Interval, Choice and Setting add what the type does not express.  A part is a frozen dataclass of
+related settings.  A task lists parts as bases and overrides a default by `name = value`.
 """
 
 import dataclasses

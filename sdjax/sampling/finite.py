@@ -1,4 +1,4 @@
-"""What is not finite is an error that says where it began, and never a black picture.
+"""Turns values that are not finite into an error that names the step, instead of a black picture.
 
     z, lost = sample(...)                        # lost int32 [B], see samplers.plan
     z = latents(z, lost, steps, "...")           # ValueError: "latents: not finite from step 3 of 20 on ..."

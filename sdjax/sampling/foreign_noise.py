@@ -1,15 +1,15 @@
-"""Noise of a seed as other programs draw it, so that a seed from elsewhere means the same picture here.
+"""Noise as other programs draw it from a seed, so that their seeds give the same pictures.
 
     noise = start("torch-cpu", seeds=[1, 2], shape=(64, 64, 4))          # [B h w c], a sampler's start
     fresh = steps("torch-cpu", [1, 2], (64, 64, 4), count=plan.draws)    # [n B h w c], its `step_noise`
 
-    jax        our own, which sampling draws by itself: `start` and `steps` give None
+    jax        JAX's generator, drawn during sampling: `start` and `steps` return None
     torch-cpu  torch.Generator("cpu").manual_seed(seed): diffusers with a generator per picture, A1111's RNG "CPU"
     philox     torch's CUDA generator: A1111's RNG "NV" and, for as many numbers as the card has threads, "GPU"
 
-Every picture has a generator of its own, whose first draw is the start noise and whose next draws are the fresh noise
-of stochastic samplers, one after another; draws have the channels first, as in PyTorch, and are given channels last.
-(k-diffusion's SDE samplers take theirs from a Brownian tree instead, which is not imitated.)
+Every picture has its own generator.  Its first draw is the start noise, later draws are the fresh noise of stochastic
+samplers.  Draws are channels first, as in PyTorch, and returned channels last.  (k-diffusion's SDE samplers use a
+Brownian tree instead, which is not reproduced.)
 
 Shapes: B pictures, h w latent pixels, c latent channels, n draws.
 """

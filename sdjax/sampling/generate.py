@@ -1,11 +1,10 @@
-"""Words in, pictures out.
+"""Pictures from prompts and from other pictures.
 
     images = text2img(sd, ["a photo of a face"], seeds=[0], steps=20, guidance=7.5)     # uint8 [B H W 3]
     images = img2img(sd, ["a sketch of a face"], images, strength=0.6)
 
-Settings are those of settings.TextToImage and its kin.  Every task is a Job, pictures that are made together (job.py),
-and one call of `run` (run.py); inpainting.py and upscaling.py stand on the same two.  Image i depends on its own
-prompt, picture and seed, never on the batch that it is made in.
+settings.py declares the settings.  Every task is a Job, a batch of pictures (job.py), and a call of `run` (run.py), as
+in inpainting.py and upscaling.py.  Image i depends on its own prompt, picture and seed, not on its batch.
 
 Shapes: B batch, H W pixels, h w latent pixels, c latent channels.
 """
@@ -31,31 +30,32 @@ from sdjax.stable_diffusion import StableDiffusion
 def text2img(sd: StableDiffusion, prompts: str | Sequence[str], **given: Any) -> Pictures:
     """Returns pictures uint8 [B H W 3], one per prompt.
 
-    given: settings of settings.TextToImage and, as `seeds`, what `job` takes; `hires` is a function of its own.
-    Raises SettingError for settings that do not fit each other or the model, and for a size that it cannot make.
+    given: settings of settings.TextToImage, and arguments of `job` such as `seeds`; for `hires` use sdjax.hires.
+    Raises SettingError for settings or sizes that do not fit each other or the model.
     """
     return drawn(sd, job(settings.TextToImage, prompts, **given))
 
 
 def img2img(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, **given: Any) -> Pictures:
-    """Returns pictures uint8 [B H W 3] that keep as much of the given ones as `strength` leaves.
+    """Returns pictures uint8 [B H W 3] that start from the given ones; `strength` is how much to repaint.
 
     pictures: uint8 [H W 3], one for all prompts or one per prompt.
-    given: settings of settings.ImageToImage, and what `job` takes.  strength: the part of the steps that is done, from
-    the picture with as much noise as belongs there.  size: to which the pictures are brought by resize.fit; None is the
-    first one's own.  Any size is made: the picture is continued to what the model can make, and cut off again.
-    Source: Meng et al. 2022 (SDEdit); steps are counted as diffusers does.
+    given: settings of settings.ImageToImage, and arguments of `job`.
+    strength: share of the steps to run, starting from the picture with matching noise.
+    size: size to fit the pictures to (resize.fit); None is that of the first one.  Other sizes than multiples of the
+    model's grid are padded and cropped again.
+    Source: Meng et al. 2022 (SDEdit); steps are counted as in diffusers.
     """
     return redrawn(sd, job(settings.ImageToImage, prompts, **given), pictures)
 
 
 def drawn(sd: StableDiffusion, job: Job) -> Pictures:
-    """Returns the pictures [B H W 3] of a job from words alone."""
+    """Returns the pictures [B H W 3] of a text-to-image job."""
     return decode(sd, run(sd, job, job.start_noise(wanted_shape(sd, job.settings))))
 
 
 def redrawn(sd: StableDiffusion, job: Job, pictures: Any) -> Pictures:
-    """Returns the pictures [B H W 3] of a job that begins with pictures."""
+    """Returns the pictures [B H W 3] of an image-to-image job."""
     skipped = late(job)
     pixels = fitted(pictures, len(job.pictures), *job.settings.target())
     z = encode(sd, pad(pixels, sd.factor), job.keys)
@@ -73,13 +73,13 @@ def interpolate(
     batch: int | None = None,
     **given: Any,
 ) -> Pictures:
-    """Returns `frames` pictures uint8 [frames H W 3] on the way from one prompt and seed to another.
+    """Returns `frames` pictures uint8 [frames H W 3] between two prompts or two seeds.
 
-    prompts: two, or one.  seeds: two, or one.  The start's noise moves on an arc (slerp.slerp), the texts' encodings
-    on a line; fresh noise is the first seed's.  batch: how many are made at once; None is all.
+    prompts: one or two.  seeds: one or two.  The start noise moves on an arc (slerp.slerp), the text encodings on a
+    line; fresh noise comes from the first seed.  batch: frames computed at once; None is all.
     given: settings of settings.Interpolate.
-    Raises SettingError for fewer than 2 frames, and for different prompts that are read anew at every step, as E4T's
-    encoder and grammars do.
+    Raises SettingError for fewer than 2 frames, and ValueError for two prompts if their encoding changes with the step:
+    with an E4T encoder, or another grammar than "plain".
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     ends = [seeds] if np.ndim(seeds) == 0 else list(seeds)
@@ -100,13 +100,15 @@ def between(
     ends = way.ends()
     (first, _), (last, _) = (end.texts for end in ends)
     if first != last and (sd.conditioners or not way.plain):
-        raise ValueError("prompts: those that are read anew at every step have no way between them; expected one")
+        raise ValueError(
+            "prompts: cannot interpolate between two prompts with an E4T encoder or a grammar; expected one"
+        )
     frames, count = way.frames, min(batch or way.frames, way.frames)
     shape, share, made = wanted_shape(sd, way), np.linspace(0, 1, frames, dtype=np.float32), []
     low, high = (Job((end,)).start_noise(shape) for end in ends)
     texts = [] if first == last else [words(sd, [text], way).unet for text in (first, last)]
     for done in range(0, frames, count):
-        places = np.minimum(np.arange(done, done + count), frames - 1)  # one shape: nothing compiles for the rest
+        places = np.minimum(np.arange(done, done + count), frames - 1)  # one shape, so the last batch compiles nothing
         part = share[places]
         cond = Cond(jax.tree.map(functools.partial(_mixed, part), *texts)) if texts else None
         some = Job((way,) * len(places), progress=progress, watch=watch)

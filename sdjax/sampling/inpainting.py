@@ -1,9 +1,9 @@
-"""Painting a part of a picture anew, and leaving the rest as it is, bit for bit.
+"""Inpainting: repaints the masked part of a picture and keeps the rest bit for bit.
 
     images = inpaint(sd, ["a cat"], picture, mask)       # mask: 255 where to paint
 
-Models with channels for the mask see it and the picture around it; plain ones are shown the known region with noise at
-every step.  Source: algorithms of the original inpainting checkpoints; Lugmayr et al. 2022 (RePaint) without its jumps.
+Inpainting models read the mask and the masked picture; plain models get the known region with matching noise at every
+step.  Source: the original inpainting checkpoints; Lugmayr et al. 2022 (RePaint) without resampling.
 
 Shapes: B batch, H W pixels, h w latent pixels, c latent channels.
 """
@@ -26,22 +26,21 @@ from sdjax.tasks.inpainting import Inpainting
 
 
 def inpaint(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, masks: Any, **given: Any) -> Pictures:
-    """Returns pictures uint8 [B H W 3] that are painted where the mask is at least half white, and as given elsewhere.
+    """Returns pictures uint8 [B H W 3], repainted where the mask is at least 128 and unchanged elsewhere.
 
     pictures: uint8 [H W 3], masks: uint8 [H W], 255 where to paint; one for all prompts or one per prompt.
-    given: settings of settings.Inpaint, and what job.job takes.
-    strength: 1 begins with noise alone, less with the picture under the mask (see img2img).
-    size, resize: as in img2img; with the picture's own size nothing is resized.
-    margin: None paints within the whole picture; a number of pixels, within the box of each picture's mask and so much
-    around it, widened to the shape of the model's size, at that size, and puts that back: for small regions of large
-    pictures.
-    Raises ValueError for a mask without a white place, and for a model with another task.
+    given: settings of settings.Inpaint, and arguments of job.job.
+    strength: 1 starts from noise, less from the picture under the mask (see img2img).
+    size, resize: as in img2img; by default nothing is resized.
+    margin: None computes the whole picture.  A number of pixels crops to the mask and that margin, computes the crop
+    at the model's size and aspect ratio, and pastes it back: for small regions of large pictures.
+    Raises ValueError for an empty mask, and for a model with another task.
     """
     return repainted(sd, job(settings.Inpaint, prompts, **given), pictures, masks)
 
 
 def repainted(sd: StableDiffusion, job: Job, pictures: Any, masks: Any) -> Pictures:
-    """Returns the pictures [B H W 3] of a job that paints within masks."""
+    """Returns the pictures [B H W 3] of an inpainting job."""
     shared, count = job.settings, len(job.pictures)
     pixels, holes = prepare(pictures, masks, count, *shared.target())
     if shared.margin is None:
@@ -60,14 +59,14 @@ def repainted(sd: StableDiffusion, job: Job, pictures: Any, masks: Any) -> Pictu
 
 
 def together(made: settings.Task) -> bool:
-    """Returns whether masks of one call act on each other: a margin is around all of them."""
+    """Returns whether the masks of one call depend on each other: with a margin they do."""
     return getattr(made, "margin", None) is not None
 
 
 def box(hole: Bool[np.ndarray, "H W"], margin: int, size: Sequence[int]) -> tuple[slice, slice]:
-    """Returns the rows and columns, slices, that hold a hole [H W] and `margin` pixels around, in the shape of `size`.
+    """Returns the slices of rows and columns around a hole [H W] with `margin` pixels, in the aspect ratio of `size`.
 
-    Where the picture ends, it lies as far on the other side as there is room: only then its shape is another one.
+    At an edge the box shifts inwards; if the picture is too small for the aspect ratio, the box is clipped.
     Source: A1111's masking.get_crop_region and expand_crop_region.
     """
     ends = []

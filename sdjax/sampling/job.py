@@ -1,4 +1,4 @@
-"""Pictures that are made together, and the randomness of each.
+"""A batch of pictures, and the random numbers of each.
 
 one = job(settings.TextToImage, ["a photo of a face"], seeds=[0], steps=20, guidance=7.5)
 start = one.start_noise((64, 64, 4))
@@ -23,7 +23,7 @@ Pictures = UInt8[np.ndarray, "B H W 3"]
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far sampling is: `done` of `steps` steps; preview() decodes what is there, latents [B h w c], to pictures."""
+    """The state of sampling: `done` of `steps` steps; preview() decodes the current latents [B h w c]."""
 
     done: int
     steps: int
@@ -32,18 +32,18 @@ class Progress:
 
 
 class Cancelled(Exception):
-    """What `watch` asked for."""
+    """Sampling stopped because `watch` returned true."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Pictures that are made together, and how.
+    """A batch of pictures and how to compute it.
 
-    pictures: the settings of each, one of settings.TASKS; all but those that a picture may have for itself are alike.
-    noise: standard normal [B h w c] in place of the seeds'.  control: ControlNets with their pictures (control.py).
-    progress: a bar over the steps.  watch(Progress) is called after every step; where it returns true, Cancelled is
-    raised, at most two steps later.  Pictures are the same with both.
-    Raises ValueError for no pictures, and SettingError for a setting in which they differ.
+    pictures: the settings of each picture, of one class in settings.TASKS; only prompt, seed and files may differ.
+    noise: standard normal [B h w c] instead of the seeds' noise.  control: ControlNets with pictures (control.py).
+    progress: show a bar over the steps.  watch(Progress) runs after every step; if it returns true, Cancelled is raised
+    at most two steps later.  Neither changes the pictures.
+    Raises ValueError for no pictures, and SettingError for settings that must not differ.
     """
 
     pictures: tuple[settings.Task, ...]
@@ -64,7 +64,7 @@ class Job:
 
     @property
     def settings(self) -> Any:
-        """What all pictures have in common, as the settings of the first."""
+        """The settings of the first picture, for those that all share."""
         return self.pictures[0]
 
     def each(self, name: str) -> list[Any]:
@@ -82,7 +82,7 @@ class Job:
         return jnp.where(high, jax.vmap(jax.random.fold_in)(jax.random.clone(keys), high), keys)
 
     def start_noise(self, shape: tuple[int, int, int]) -> Float[Array, "B h w c"]:
-        """Returns the noise from which sampling begins, standard normal; shape: (h, w, c).
+        """Returns the standard normal start noise; shape: (h, w, c).
 
         Raises ValueError when the job's own noise has another shape.
         """
@@ -105,7 +105,7 @@ class Job:
         return jnp.concatenate(mixed)
 
     def step_noise(self, shape: Any, draws: Any) -> Any:
-        """Returns the fresh noise of a plan's steps, see foreign_noise.steps; None where keys draw it."""
+        """Returns the fresh noise of a plan's steps, see foreign_noise.steps; None if keys draw it."""
         shared = self.settings
         return foreign_noise.steps(shared.noise_source, self.each("seed"), shape, draws, shared.ensd)
 

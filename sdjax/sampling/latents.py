@@ -1,4 +1,4 @@
-"""Latents of pictures and pictures of latents, in tiles where they are large.
+"""Encodes pictures and decodes latents, in tiles if they are large.
 
 Shapes: B batch, H W pixels, h w latent pixels, c latent channels.
 """

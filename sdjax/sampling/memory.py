@@ -1,4 +1,4 @@
-"""Whether a picture fits into memory, asked before minutes are spent on finding out.
+"""Checks whether a picture fits into memory before sampling starts.
 
     check(sd, (h, w), rows)        # ValueError with the largest size that would fit
 

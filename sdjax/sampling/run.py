@@ -1,7 +1,7 @@
-"""A job's latents: its words, what stands around the network, and the steps of the sampler.
+"""Computes the latents of a job: encodes prompts, adds wrappers, runs the sampler.
 
-Another prompt, seed, guidance, strength or number of steps compiles nothing, nor does another sampler of the same kind
-of noise; another size or batch does.
+Changing prompt, seed, guidance, strength, steps or sampler recompiles nothing; changing size, batch or the use of fresh
+noise does.
 
 Shapes: B batch, h w latent pixels, c latent channels.
 """
@@ -40,15 +40,15 @@ def run(
     region: KnownRegion | None = None,
     before: Job | None = None,
 ) -> Float[Array, "B h w c"]:
-    """Returns the scaled latents [B h w c] that a job leads to.
+    """Returns the scaled latents [B h w c] of a job.
 
-    start: standard normal noise [B h w c].  z: the latents that image-to-image begins with, `skipped` steps late.
-    cond: what goes before the prompts' own Cond, for both sides of guidance.  region: a KnownRegion of B pictures.
-    before: a first pass that this follows, whose steps prompts count too.
-    Prompts of several sizes (conditioning.sizes) are made one size after the other, each filled up to B, so that none
-    is padded for another and one program of each size serves all batches.
-    Raises ValueError for an unknown sampler or schedule, for extra channels that the network does not take, for what
-    does not fit into memory, and where a latent is not finite, naming the step.
+    start: standard normal noise [B h w c].  z: start latents of image-to-image, which skips `skipped` steps.
+    cond: overrides the prompts' Cond, on both sides of guidance.  region: a KnownRegion of B pictures.
+    before: the first pass of two; step numbers in prompts count its steps too.
+    Prompts of several lengths (conditioning.sizes) run one length at a time, each filled up to B.  So no prompt is
+    padded for another, and one program per length serves all batches.
+    Raises ValueError for an unknown sampler or schedule, for channels that the network does not take, for insufficient
+    memory, and for a latent that is not finite, naming the step.
     """
     rows = {"start": start, "z": z, "cond": cond, "region": region}
     groups = _groups(sd, job, before)
@@ -63,7 +63,7 @@ def run(
 
 
 def guided(job: Job) -> bool:
-    """Returns whether both sides of guidance are needed: also for prompts that are weighed against the negative one."""
+    """Returns whether both sides of guidance are needed, also for prompts weighed against the negative one."""
     shared = job.settings
     return shared.guidance != 1 or shared.grammar == "a1111" and any(map(grammars.weighed, job.each("prompt")))
 
@@ -82,7 +82,7 @@ def late(job: Job, strength: float | None = None, name: str = "strength") -> int
 
 
 def _groups(sd, job, before):
-    """Returns the places of the prompts that are made together, a list for each size."""
+    """Returns the indices of the prompts of each length."""
     shared = job.settings
     if shared.grammar == "plain" or not sd.tokenizers:
         return [range(len(job.pictures))]
@@ -100,7 +100,7 @@ def _steps(before):
 
 
 def _part(job, places):
-    """Returns the job of some of a job's pictures, whose noise is given."""
+    """Returns the job of some of a job's pictures, with given noise."""
     pictures = tuple(job.pictures[i] for i in places)
     return dataclasses.replace(job, pictures=pictures, noise=None, control=[_seen(one, places) for one in job.control])
 

@@ -1,4 +1,4 @@
-"""Between two seeds and between two prompts: variations of a picture, and ways from one picture to another.
+"""Interpolates noise on an arc, for variations and for frames between two seeds.
 
 Shapes: B batch, h w latent pixels, c latent channels.
 """

@@ -1,12 +1,12 @@
-"""The autoencoder on pictures of any size, in tiles where a whole one would not fit into memory.
+"""Runs the autoencoder on pictures of any size, in tiles if a whole picture exceeds memory.
 
     pixels = decode(sd, z)                          # [B H W 3], in tiles from AT_ONCE pixels on
     mixed = over(apply, x, tile=64, overlap=16)     # any function of maps that changes their size by one factor
 
-Tiles overlap and fade into each other.  Two things would still tell them apart from the whole: attention, which is on
-the coarsest maps and is done whole; and the norms, whose statistics are those of the picture.  They are measured over
-all tiles, again and again because each norm changes what the next one sees, until they have SETTLED, and then shared.
-So a tile computes what the whole would have, but for the rest of that error and for what is cut off beyond the overlap.
+Tiles overlap and blend.  Two layers depend on the whole picture: attention, which runs on the whole coarsest map, and
+norms.  The statistics of the norms are measured over all tiles and shared.  Each norm changes the inputs of the next
+one, so the measurement repeats until it has SETTLED.  A tile then equals the whole up to that error and the content
+beyond the overlap.
 
 Shapes: B batch, H W pixels, h w latent pixels, c latent channels, D channels.
 """

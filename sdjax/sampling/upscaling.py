@@ -1,4 +1,4 @@
-"""Larger pictures: the x4 upscaler, LDM-SR, and the second pass at a larger size that is known as hires fix.
+"""Enlarges pictures: the x4 upscaler, LDM-SR, and a second, larger pass (hires fix).
 
     large = upscale(upscaler, ["a white cat"], small)                # uint8 [B 4H 4W 3]
     large = super_resolve(ldm_sr, small)                             # likewise, without words
@@ -29,34 +29,34 @@ from sdjax.tasks.upscaling import Upscaling
 def upscale(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, **given: Any) -> Pictures:
     """Returns pictures uint8 [B fH fW 3], f = 4 times larger than the given ones with Stable Diffusion's upscaler.
 
-    prompts: what is seen; "" where nothing is to be said.  pictures: uint8 [H W 3], one, or one per prompt.
-    given: settings of settings.Upscale, and what job.job takes; steps=75 and guidance=9 where not given, as the
-    checkpoint's pipeline has them.
-    size: pixels to which the small pictures are brought first, by resize.fit; 64 makes 256 of anything; None keeps
-    theirs.  tile: None does the whole at once; a number of small pixels does squares of it, `overlap` of them shared.
+    prompts: what the picture shows; "" is allowed.  pictures: uint8 [H W 3], one, or one per prompt.
+    given: settings of settings.Upscale, and arguments of job.job; the defaults steps=75 and guidance=9 are those of the
+    checkpoint's pipeline.
+    size: size in pixels to resize the small pictures to first (resize.fit); None keeps theirs.
+    tile: None computes the whole picture; a number of small pixels computes square tiles that share `overlap` pixels.
     Raises SettingError for a noise level out of range, and ValueError for a model with another task.
     """
     if "text_encoder" not in sd.parts:
-        raise ValueError("the UNet takes no noise level: expected an upscaler; LDM-SR is for `super_resolve`")
+        raise ValueError("the UNet takes no noise level: expected an upscaler; use `super_resolve` for LDM-SR")
     return enlarged(sd, job(settings.Upscale, prompts, **given), pictures)
 
 
 def super_resolve(sd: StableDiffusion, pictures: Any, **given: Any) -> Pictures:
     """Returns pictures uint8 [B fH fW 3], f = 4 times larger than the given ones with LDM-SR, which reads no words.
 
-    pictures: uint8 [H W 3], one or several.  given: as for `upscale`; eta=1 has the fresh noise of the original's
+    pictures: uint8 [H W 3], one or several.  given: as for `upscale`; eta=1 adds the fresh noise of the original
     notebook.
     Raises SettingError for guidance, and ValueError for a model with another task.
-    Source: Rombach et al. 2022, section 4.4 and the model bsr_sr; the low-resolution picture is seen as it is.
+    Source: Rombach et al. 2022, section 4.4 and the model bsr_sr; the network reads the small picture unchanged.
     """
     if "text_encoder" in sd.parts:
-        raise ValueError("the model reads words: expected LDM-SR; a Stable Diffusion upscaler is for `upscale`")
+        raise ValueError("the model reads words: expected LDM-SR; use `upscale` for a Stable Diffusion upscaler")
     pictures = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
     return enlarged(sd, job(settings.Upscale, [""] * len(pictures), **settings.Upscale.WORDLESS | given), pictures)
 
 
 def enlarged(sd: StableDiffusion, job: Job, pictures: Any) -> Pictures:
-    """Returns the pictures [B fH fW 3] of a job that enlarges pictures, by either kind of model."""
+    """Returns the pictures [B fH fW 3] of an upscaling job, for either kind of model."""
     shared = job.settings
     small = to_pixels(fitted(pictures, len(job.pictures), *shared.target()))
     if "text_encoder" not in sd.parts:
@@ -70,9 +70,9 @@ def enlarged(sd: StableDiffusion, job: Job, pictures: Any) -> Pictures:
 
 
 def suited(sd: StableDiffusion, picture: settings.Upscale) -> settings.Upscale:
-    """Returns the settings of a picture as a model takes them: LDM-SR reads no words and no noise level.
+    """Returns a picture's settings for a model; LDM-SR reads no prompt and no noise level.
 
-    Raises SettingError for a prompt that it could not read.
+    Raises SettingError for a prompt with LDM-SR.
     """
     return picture if "text_encoder" in sd.parts else picture.wordless()
 
@@ -90,14 +90,13 @@ def _enlarged(sd, job, low, cond):
 
 
 def hires(sd: StableDiffusion, prompts: str | Sequence[str], *, scale: float = 2.0, **given: Any) -> Pictures:
-    """Returns pictures uint8 [B H W 3] made at `size`, enlarged `scale` times and painted over.
+    """Returns pictures uint8 [B H W 3]: sampled at `size`, enlarged `scale` times and repainted.
 
-    So that a model composes at the size that it knows.
-    given: settings of settings.TextToImage, of which hires_method says how to enlarge (latent: the latents, bilinear;
-    lanczos: the pictures), hires_strength how much is painted over and hires_steps in how many steps; and what
-    job.job takes.  In prompts [a:b:12] counts steps of both passes and [a:b:1.5] is half of the second's, as in
-    A1111.
-    Raises SettingError for a strength that leaves no step, and for settings and sizes that the model does not take.
+    The model composes at the size that it was trained on.
+    given: settings of settings.TextToImage, and arguments of job.job.  hires_method: latent (bilinear, on latents) or
+    lanczos (on pictures).  hires_strength, hires_steps: strength and steps of the second pass.
+    In prompts [a:b:12] counts the steps of both passes and [a:b:1.5] means half of the second pass, as in A1111.
+    Raises SettingError for a strength that leaves no step, and for settings and sizes that do not fit the model.
     Source: A1111's hires fix.
     """
     return redone(sd, job(settings.TextToImage, prompts, hires=scale, **given))
@@ -123,5 +122,5 @@ def redone(sd: StableDiffusion, job: Job) -> Pictures:
 
 
 def passes(made: settings.Task) -> int:
-    """Returns how often settings run over the steps: twice with `hires`."""
+    """Returns the number of passes over the steps: two with `hires`."""
     return 2 if getattr(made, "hires", None) is not None else 1

@@ -1,4 +1,4 @@
-"""What an adapter's file is, what model it is for, and what is wrong with it.
+"""Reports an adapter file's kind, base model and faults.
 
 lines, wrong = report("cat.safetensors")        # ["cat.safetensors: lora", "base: SD 1.5", ...], ["3 tensors ..."]
 """
@@ -25,7 +25,7 @@ TOLD = {"ss_base_model_version": "trained on", "ss_sd_model_name": "base", about
 
 
 def bases(model: str | None = None) -> Iterator[StableDiffusion]:
-    """Yields the models that a file may be for: the given one, else built-in shapes without weights, then pocket."""
+    """Yields candidate base models of a file: the given one, otherwise built-in shapes without weights, then pocket."""
     if model is not None:
         yield pipeline.load(model)
         return
@@ -35,9 +35,9 @@ def bases(model: str | None = None) -> Iterator[StableDiffusion]:
 
 
 def report(source: str | Path, model: str | None = None) -> tuple[list[str], list[str]]:
-    """Returns (what a file is, in lines, what is wrong with it, in lines).
+    """Returns (lines that describe a file, lines with its faults).
 
-    Raises ValueError where it is no adapter at all, or damaged.
+    Raises ValueError for a damaged file, or one that is not an adapter.
     """
     path = reading.locate(source)
     file = files.of(path)

@@ -1,10 +1,10 @@
-"""Pictures of a subject's class, drawn from the model before it learns the subject: DreamBooth's prior preservation.
+"""Draws class pictures from the untrained model for DreamBooth's prior preservation.
 
     made, there = draw(Train(model="pocket", data=..., class_data=ClassData(path="photos/dogs", count=200)))
 
-They are a list of pictures (batch.py) in the run's class_data.path, class-00000.png, ..., each with its prompt beside
-it as a caption, so that training reads them as any folder.  What others put into the folder counts and stays.  Started
-again, what is missing is made; of another model or other prompts, all that this program made is made anew.
+They go to the run's class_data.path as class-00000.png, ..., with their prompts as captions, so training reads them
+like any folder.  Other pictures in the folder count and stay.  A rerun makes the missing pictures and replaces its own
+pictures of another model or other prompts.
 """
 
 import argparse

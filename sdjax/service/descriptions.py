@@ -1,9 +1,9 @@
-"""What a model's or an adapter's file tells of itself: hashes, base model, trigger words, how it was trained.
+"""Metadata of model and adapter files: hashes, base model, trigger words, training.
 
     of("lora", Path("ink.safetensors"))
     # {"hashes": {"sha256": ..., "autov2": ..., "autov3": ...}, "base": "sd1", "words": [["ink", 40]], ...}
 
-Texts come from strangers: they are shown, and nothing else is done with them.
+The texts are untrusted; sdjax only displays them.
 Source: kohya's sd-scripts (ss_*), Stability's modelspec, Civitai's AutoV2 and AutoV3, Civitai Helper's
 NAME.civitai.info and A1111's NAME.json beside a file.
 """

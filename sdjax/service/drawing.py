@@ -1,4 +1,4 @@
-"""Jobs of pictures: what a worker does with them, seen from the queue."""
+"""Picture jobs: how a worker runs them."""
 
 import contextlib
 import io

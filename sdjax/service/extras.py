@@ -1,4 +1,4 @@
-"""Pictures enlarged without a model: A1111's "extras", as far as they are here."""
+"""Enlarges pictures without a model, like A1111's "extras"."""
 
 import io
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Flags of the command line, made from the declarations of settings; argparse only splits."""
+"""Command-line flags from the declared settings; argparse only splits the arguments."""
 
 import argparse
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from sdjax.sampling.fields import Field, fields
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, and whose flags are written out."""
+    """An ArgumentParser with one-line errors and without abbreviated flags."""
 
     def __init__(self, doc: str | None, **more: Any) -> None:
         how = argparse.RawDescriptionHelpFormatter
@@ -24,10 +24,10 @@ def flag(name: str) -> str:
 
 
 def add(parser: argparse.ArgumentParser, tasks: Iterable[type], usual: dict[str, Any], lists: bool = False) -> None:
-    """Adds a flag for each setting of tasks; one that is not given leaves no trace.
+    """Adds a flag for each setting of tasks; flags that are not given are absent from the result.
 
-    usual: what the program takes in place of the declared values.  lists: a flag's text is that of a field of a list,
-    where several prompts or numbers are a matrix.
+    usual: the program's defaults, which override the declared ones.  lists: flags use the syntax of list fields, where
+    several prompts or numbers make a grid.
     """
     known = {name: one for task in tasks for name, one in fields(task).items()}
     groups = {one.part: parser.add_argument_group(one.part.__name__.lower()) for one in known.values()}

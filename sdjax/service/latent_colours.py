@@ -1,10 +1,10 @@
-"""A picture of latents without the autoencoder: each latent pixel's colour is linear in its channels.
+"""Previews latents without the autoencoder: each latent pixel's colour is linear in its channels.
 
-    colours = Colours.fit(latents, pictures)            # once per autoencoder, from pictures that were made anyway
+    colours = Colours.fit(latents, pictures)            # once per autoencoder, from existing pictures
     colours.picture(latents)                            # uint8 [h w 3]
 
-The map is the least-squares one, rgb = W z + b over all latent pixels, with a small ridge.  Previews of it take
-microseconds, where decoding takes as long as a step.  Source of the idea: A1111's "Approx cheap" previews.
+The map is rgb = W z + b, fitted by least squares with a small ridge.  A preview takes microseconds; decoding takes as
+long as a step.  Source of the idea: A1111's "Approx cheap" previews.
 
 Shapes: B batch, h w latent pixels, c channels, H W pixels.
 """

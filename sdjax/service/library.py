@@ -1,11 +1,11 @@
-"""What requests may name: models, autoencoders, ControlNets and adapters below the folders that a server was given.
+"""The names that requests may use: models, autoencoders, ControlNets and adapters in the server's folders.
 
     library = Library(place)
     library.find("model", "v1-5.safetensors [6ce0161689]").source       # what Maker loads
     library.described(entry)["words"]                                   # trigger words, from the file's own text
 
-A name that comes from outside is only ever compared with names of this list.  What a file is, is read from its header,
-what it tells of itself by descriptions.py; both are kept by path, size and time.
+A name from outside is only compared with the names in this list.  The header decides a file's kind, descriptions.py
+reads its metadata; both are cached by path, size and time.
 """
 
 import contextlib

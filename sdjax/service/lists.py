@@ -1,4 +1,4 @@
-"""Lists of pictures to make: rows of JSONL, CSV or parquet, each with settings of its own.
+"""Lists of pictures: rows of JSONL, CSV or parquet, each with its own settings.
 
     {"prompt": "a photo of a face", "seed": 7}
     {"prompt": ["a fox", "an owl"], "seed": "0-9", "guidance": [3, 7.5], "steps": 30}        # 2 x 10 x 2 pictures

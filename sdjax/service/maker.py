@@ -1,9 +1,9 @@
-"""Requests in, pictures and their records out; what was loaded for them stays, up to a number of bytes.
+"""Makes pictures and records from requests and keeps loaded models and adapters, up to a number of bytes.
 
     maker = Maker(adapters="loras")
     (picture,) = maker.make([Request(TextToImage(prompt="a <lora:ink:0.8>cat", grammar="a1111"))])
 
-Programs, lists of pictures, page and API call this one.  One call makes what request.grouped found alike.
+Programs, lists, page and API use it.  One call makes requests that request.grouped put together.
 """
 
 import re

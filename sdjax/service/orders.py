@@ -1,10 +1,10 @@
-"""A job's request as plain values, checked when it comes in and again when a worker takes it.
+"""A job's request as plain values, checked on arrival and again by the worker.
 
     order = pictures(library, "text2img", {"prompt": "a cat", "seed": -1}, count=4)
     requests(library, order)                # list of Request
 
-What comes over HTTP or out of the database names models as the library lists them, and pictures as uploads are called;
-both are looked up and never become part of a path unseen.
+Requests from HTTP or the database use the library's names of models and the names of uploads.  Both are looked up and
+never become part of a path.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
-"""The folder of a server and what lies in it; nothing there is readable by others than its owner.
+"""The server's folder and its contents, readable by the owner only.
 
 place = Place(Path("outputs/ui"), models=Path("models")).made()
-place.upload(name)                  # the file of an upload; ValueError for a name that is none
+place.upload(name)                  # the file of an upload; ValueError for an unknown name
 """
 
 import dataclasses

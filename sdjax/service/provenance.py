@@ -1,4 +1,4 @@
-"""Names and hashes of the files that pictures are made with, as records hold them.
+"""Names and hashes of the files behind a picture, for records.
 
     names, hashes = of(sd, TextToImage(prompt="a", model="v1-5.safetensors", adapter=("ink.safetensors:0.8",)))
 

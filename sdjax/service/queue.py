@@ -1,11 +1,11 @@
-"""Jobs that survive anything: one SQLite file, written by the server, worked off by worker processes.
+"""A durable job queue in one SQLite file, filled by the server and processed by workers.
 
     queue = Queue(Path("outputs/ui/queue.db"))
     job = queue.add("pictures", {"task": "text2img", "settings": {"prompt": "a cat"}, "count": 1})
-    queue.take(os.getpid())             # the worker's: the first job that waits
+    queue.take(os.getpid())             # in a worker: takes the first waiting job
 
-Every change is one transaction and gives the job the next number in `changed`, so that who watches asks for what is
-newer than the last number he saw.  A connection lives as long as a call.
+Every change is one transaction and gives the job the next number in `changed`, so a watcher asks for changes after the
+last number it saw.  A connection lasts for one call.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
-"""The settings of a recipe as a form shows them: names, values, and what they mean.
+"""The settings of a recipe for a form: names, values and meanings.
 
     for one in declared("lora"): print(one.name, one.value, one.help)       # "optim.lr" 0.0001 "..."
 
-What a setting means is what the docstring of its dataclass says: sentences that begin with "name:" or "name, other:".
+The meaning comes from the docstring of the dataclass: sentences that begin with "name:" or "name, other:".
 """
 
 import dataclasses

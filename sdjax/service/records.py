@@ -1,4 +1,4 @@
-"""What a picture was made from, written into its file as A1111 writes it and read back from there.
+"""Records of pictures: their settings, written into the file in A1111's format and read back.
 
     record = of(TextToImage(prompt="a cat", seed=7), size=(512, 768))
     save("cat.png", picture, record)              # or .jpg, .webp; cat.json beside it

@@ -1,4 +1,4 @@
-"""A picture's record as the settings of another request, and what it does not say."""
+"""Settings for a new request from a picture's record, and the differences between them."""
 
 import re
 import sys

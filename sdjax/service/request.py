@@ -1,4 +1,4 @@
-"""One picture to make: its settings, where its files lie, and what it is called.
+"""A request for one picture: settings, folder of its files, and name.
 
 some = several("text2img", {"prompt": "a cat", "seed": 7}, count=4)
 for group in grouped(some): maker.make(group)

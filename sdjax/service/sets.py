@@ -1,4 +1,4 @@
-"""The pictures of a set to train on: what there is, captions and masks beside them, turning, cutting, taking out.
+"""A set of training pictures: listing, captions, masks, rotating, cropping, removing.
 
 add(place, key, [("cat.png", data)])
 for one in listed(place, key): print(one.name, one.caption, one.masked)

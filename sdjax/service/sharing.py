@@ -1,9 +1,9 @@
-"""What leaves the library: a package for others, or a file for the trash.
+"""Takes entries out of the library: packages for others, and the trash.
 
     package(entry, about, Path("ink.zip"), pictures=[Path("a.png")], licence="CC-BY-4.0")
 
-A package is a zip with the file, pictures with their settings, and a card (README.md).  Private things stay out unless
-they are asked for: texts and names of files in pictures, and what trainers write of the owner's folders into a file.
+A package is a zip with the file, pictures with their settings, and a card (README.md).  It omits private data unless
+requested: prompts and file names in pictures, and the owner's folder names in the file's header.
 """
 
 import contextlib

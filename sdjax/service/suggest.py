@@ -1,10 +1,10 @@
-"""Which method and settings teach a model a few pictures, how long that takes, and how much memory.
+"""Suggests method and settings for training on a few pictures, and estimates time and memory.
 
     found = suggest(library, queue, "pocket", "person", count=5)
     found.recipe, found.settings, found.sentence
 
-Our choice of rules: an E4T encoder that knows the kind of subject learns in seconds; otherwise a LoRA is the file that
-every tool reads; a style of one or two pictures is a word alone, since a LoRA would learn what is on them.
+The rules are our choice.  An E4T encoder for the kind of subject learns in seconds.  Otherwise a LoRA works in every
+tool.  A style of one or two pictures becomes a word, because a LoRA would learn their contents.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What a run left, and how pictures are made with it.
+"""The results of a run and their use in pictures.
 
 use = used(services.library, queue, job)            # Used(prompt="a photo of *s", model="run 1deaa2a5", ...)
 """

@@ -1,4 +1,4 @@
-"""Jobs that train: a recipe of configs/ with settings of a request, in a process and a folder of its own.
+"""Training jobs: a recipe of configs/ with a request's settings, in its own process and folder.
 
     order = order_of(library, {"recipe": "textual_inversion", "data": {"set": KEY}, "settings": {"steps": 500}})
 

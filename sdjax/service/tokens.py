@@ -1,4 +1,4 @@
-"""How many tokens a prompt has for a model, without the model: only its vocabulary is read.
+"""Counts the tokens of a prompt from a model's vocabulary, without loading the model.
 
 tokens = Tokens(library)
 tokens.count("pocket", "a photo of a cat")          # (5, 30): of so many that one part of a prompt has

@@ -1,4 +1,4 @@
-"""Jobs that make files of files: merge, resize and extract adapters, convert models; in a process of their own.
+"""Jobs on files: merge, resize and extract adapters, convert models; each in its own process.
 
     order = order_of(library, {"tool": "merge", "of": ["ink", "cat"], "strengths": [0.8, 0.5], "name": "both"})
 

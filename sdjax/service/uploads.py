@@ -1,4 +1,4 @@
-"""Pictures that came from a client: each kept once, under the hash of its bytes, read by our own reader.
+"""Uploaded pictures, each stored once under the hash of its bytes.
 
 name = keep(place, data)            # "0f3c….png", what requests call it
 """

@@ -1,4 +1,4 @@
-"""The process that uses the device: it takes jobs from the queue, one after the other, for as long as there are some.
+"""The process that uses the device: takes jobs from the queue, one after the other.
 
     python -m sdjax.service.worker --root outputs/ui [--models DIR ...]
 

@@ -1,6 +1,6 @@
-"""What a network is for: text to image, inpainting, upscaling; one per run.
+"""The tasks of a network: text to image, inpainting, upscaling; one per run.
 
-task.py says what a task is; a new file here is a new task, found by walking the package (`known`).
+task.py has the contract; `known` finds every task in this package.
 """
 
 import sys
@@ -17,9 +17,9 @@ def known() -> dict[str, Task]:
 
 
 def of(sd: StableDiffusion, name: str = "") -> Task:
-    """Returns the task of a name; "" for the one that the model's UNet is made for.
+    """Returns the task with a name; "" returns the model's own.
 
-    Raises SettingError for an unknown name, and where the model is for no known task.
+    Raises SettingError for an unknown name, and for a model without a known task.
     """
     tasks = known()
     if name:

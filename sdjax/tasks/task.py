@@ -1,8 +1,8 @@
-"""What a task is: what the UNet reads beside words and noisy latent, while it trains and while it samples.
+"""The contract of a task: the UNet's inputs beside prompt and noisy latent, in training and sampling.
 
-task = tasks.of(sd)                                     # what the model is for, or tasks.of(sd, "inpainting")
+task = tasks.of(sd)                                     # the model's own task, or tasks.of(sd, "inpainting")
 sd = task.prepare(sd, key)
-cond = task.inputs(sd, batch, key)                      # beside the prompt's own
+cond = task.inputs(sd, batch, key)                      # beside the prompt's
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ from sdjax.stable_diffusion import StableDiffusion
 
 
 class Task(Protocol):
-    """A class without settings that names this one as its base.
+    """A class without settings with this class as its base.
 
-    name: in the setting `task`.  pixels: whether a batch must hold pixels and not moments.
-    words: whether words alone make a picture, which previews show.
+    name: its name in the setting `task`.  pixels: whether batches hold pixels instead of moments.
+    words: whether a prompt alone makes a picture, for previews.
     """
 
     name: str = ""
@@ -30,30 +30,30 @@ class Task(Protocol):
     words: bool = True
 
     def matches(self, sd: StableDiffusion) -> bool:
-        """Returns whether a model is for this task as it is."""
+        """Returns whether a model already does this task."""
         ...
 
     def prepare(self, sd: StableDiffusion, key: Array) -> StableDiffusion:
-        """Returns a model that can learn the task and computes as before; one that is for it stays as it is.
+        """Returns a model that can learn the task, with unchanged output.  A model of the task stays unchanged.
 
-        Raises SettingError for a model that cannot.
+        Raises SettingError for a model that cannot learn it.
         """
         ...
 
     def inputs(self, sd: StableDiffusion, batch: Mapping[str, Array], key: Array) -> Cond:
-        """Returns what training tells the UNet beside the words: channels [B h w E], labels [B].
+        """Returns the UNet's additional inputs in training: channels [B h w E], labels [B].
 
-        Draws belong to the example: fold_in(key, batch["index"]).
+        Randomness belongs to the example: fold_in(key, batch["index"]).
         """
         ...
 
     def given(self, sd: StableDiffusion, pictures: Any, masks: Any, settings: Mapping[str, Any]) -> Cond:
-        """Returns the same for pictures and masks that are given to sample with; settings: each task says which."""
+        """Returns the same inputs for sampling from given pictures and masks; settings: per task."""
         ...
 
 
 def widened(sd: StableDiffusion, channels: int) -> StableDiffusion:
-    """Returns sd whose UNet reads `channels` in place of its latent's own, the new ones with weights of zero."""
+    """Returns sd whose UNet reads `channels` channels; the weights of new channels are zero."""
     network = sd.networks["unet"]
 
     def change(name, kernel):  # [3 3 in out]

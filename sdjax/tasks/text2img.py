@@ -1,4 +1,4 @@
-"""Text to image: the UNet reads the noisy latent and the words, and nothing else."""
+"""Text to image: the UNet reads the noisy latent and the prompt only."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,17 +12,17 @@ from sdjax.tasks.task import Task, channels
 
 
 class TextToImage(Task):
-    """What Stable Diffusion does as it is."""
+    """Plain Stable Diffusion."""
 
     name = "text2img"
 
     def matches(self, sd: StableDiffusion) -> bool:
-        """Returns whether the UNet reads a latent's channels alone, and words."""
+        """Returns whether the UNet reads a latent's channels and a prompt only."""
         taken, latent = channels(sd)
         return taken == latent and "text_encoder" in sd.parts
 
     def prepare(self, sd: StableDiffusion, key: Array) -> StableDiffusion:
-        """Returns sd; refuses a model whose UNet reads more."""
+        """Returns sd; refuses a model whose UNet reads more channels."""
         if not self.matches(sd):
             raise SettingError("task", self.name, "the task of the model, whose UNet reads more than a latent")
         return sd

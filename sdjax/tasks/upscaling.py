@@ -1,7 +1,7 @@
-"""Upscaling: beside the latent the UNet reads the small picture with noise on it, and is told how much.
+"""Upscaling: the UNet also reads the noisy small picture and its noise level.
 
-The small picture is as large as the latent; the noise is that of sd.low_schedule at a level from 0 to 349, in training
-drawn for every example.  Source: Stability-AI stablediffusion, configs/stable-diffusion/x4-upscaling.yaml.  Ours: the
+The small picture has the latent's size.  Its noise follows sd.low_schedule at a level from 0 to 349, drawn per example
+in training.  Source: Stability-AI stablediffusion, configs/stable-diffusion/x4-upscaling.yaml.  Our choice: the
 small picture is the mean of tiles.
 """
 
@@ -27,20 +27,20 @@ BETAS = 1e-4, 2e-2  # ends of the schedule of its noise, low_scale_config there
 
 
 class Upscaling(Task):
-    """Making a picture larger by the autoencoder's factor."""
+    """Enlarges a picture by the autoencoder's factor."""
 
     name, pixels, words = "upscaling", True, False
 
     def matches(self, sd: StableDiffusion) -> bool:
-        """Returns whether the UNet reads a picture beside the latent, a level of noise, and words."""
+        """Returns whether the UNet reads a picture beside the latent, a noise level and a prompt."""
         taken, latent = channels(sd)
         labels = sd.networks["unet"].config.num_class_embeds
         return taken == latent + SMALL and labels is not None and "text_encoder" in sd.parts
 
     def prepare(self, sd: StableDiffusion, key: Array) -> StableDiffusion:
-        """Returns sd whose UNet reads three channels more and a level, whose embedding starts at zero.
+        """Returns sd whose UNet reads three more channels and a noise level, whose embedding starts at zero.
 
-        The small picture's noise gets the original's schedule.
+        The small picture's noise gets the original schedule.
         """
         taken, latent = channels(sd)
         if self.matches(sd):

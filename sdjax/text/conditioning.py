@@ -1,4 +1,4 @@
-"""Prompts as conditions: tokens with weights, texts of any length, texts that change while sampling, several at once.
+"""Prompts as conditions: weighted tokens, texts of any length, scheduled texts, several texts at once.
 
     text, wanted = grammars.adapters("a cat <lora:ink:0.8>", tags)    # attach `wanted` first; no file is read here
     sd, cond, negative = condition(sd, ["a (red:1.3) [cat:dog:0.5] AND snow"], ["blurry"], steps=20)
@@ -242,7 +242,7 @@ def condition(
     count = len(streams) - (negatives is not None)
     composed = count > 1 or bool((shares[0] != 1).any())
     if composed and negatives is None:
-        raise ValueError("prompt: AND weighs texts against the negative prompt; give one, '' at least")
+        raise ValueError("prompt: weighted texts (AND) need a negative prompt; '' is enough")
 
     plain = sd.bare.replace(conditioners=(), wrappers=(), reference=Reference())
     table = _stacked(sd.tokenizers, streams, grammar, steps)

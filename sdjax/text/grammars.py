@@ -1,4 +1,4 @@
-"""The grammar of prompts: adapters, several texts at once, texts that change while sampling, weights of words.
+"""The grammars of prompts: adapters, several texts at once, scheduled texts, weights.
 
     text, wanted = adapters("a [cat:dog:0.5] (on snow:1.3) AND night :0.5 <lora:ink:0.8>", {"lora": "lora"})
     (first, 1.0), (second, 0.5) = parts(text)

@@ -1,11 +1,11 @@
-"""Rare short words of a tokenizer, as DreamBooth calls its subjects: "sks" of CLIP's.
+"""Rare short words of a tokenizer for DreamBooth's subjects, such as CLIP's "sks".
 
     rare(Tokenizer.load("model/tokenizer"), 5)          # ["sks", ...]
 
-A word that is one token, whose merge came late, was seldom in the texts that the vocabulary was made of, so the text
-encoder knows little of it that a subject would have to replace.
+A one-token word with a late merge was rare in the vocabulary's training texts, so it has little meaning for the text
+encoder to overwrite.
 Source: Ruiz et al. 2022, "DreamBooth" (arXiv 2208.12242), which looks up rare tokens of few letters.  Our choice: the
-order of the merges stands for rarity, and words without vowels come first, since they are no words of a language.
+order of the merges measures rarity, and words without vowels come first, because no language has them.
 """
 
 import re

@@ -1,10 +1,10 @@
-"""Words to numbers: CLIP's byte-pair tokenizer, plus placeholder words that stand for one or several trained vectors.
+"""CLIP's byte-pair tokenizer with placeholder words for one or several trained vectors.
 
     tokenizer = Tokenizer.load("model/tokenizer").add("<me>", 2)
     ids = tokenizer(["a photo of <me>"])                          # int32 [1 L]
 
-The ids equal those of transformers' CLIPTokenizer; both stand on the `tokenizers` package, imported on first use.
-A word of several vectors is kept as the tokens "word", "word_1", "word_2", ..., as diffusers names them.
+The ids equal those of transformers' CLIPTokenizer; both use the `tokenizers` package, imported on first use.
+A word of several vectors has the tokens "word", "word_1", "word_2", ..., as in diffusers.
 Source: "Learning Transferable Visual Models From Natural Language Supervision", Radford et al. 2021, section 2.4.
 """
 

@@ -48,7 +48,7 @@ def begin(
     # In float32, from which training starts whatever `frozen` is.
     loaded = pipeline.load(settings.model, vision=settings.vision or None, perceptual=settings.perceptual or None)
     if loaded.conditioners:
-        raise ValueError(f"model={settings.model!r}: was tuned on one picture already; give the model it came from")
+        raise ValueError(f"model={settings.model!r}: was tuned on one picture; pass the model it came from")
     task = task_of(settings, loaded)
     sd = task.prepare(loaded, trees.named_key(key, "task")) if method.loss is None else loaded
     opened = kinds.opened(_place(settings.init), sd) if settings.init else None

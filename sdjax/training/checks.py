@@ -46,29 +46,31 @@ def alone(settings: Any) -> None:
     words = method.words
     if settings.data.word and words and not any(word in settings.data.word.split() for word in words):
         trained = ", ".join(map(repr, words))
-        raise SettingError("data.word", settings.data.word, f"what the method trains: {trained} ('' follows it)")
+        raise SettingError("data.word", settings.data.word, f"the word that the method trains: {trained} ('' takes it)")
     if method.loss is not None:
         for name in ("min_snr", "debiased", "huber", "noise_offset", "pyramid", "perturbation", "preserve", "task",
                      "data.mask", "class_data.path"):  # fmt: skip
             if value := operator.attrgetter(name)(settings):
-                raise SettingError(name, value, f"none: {type(method).__name__} has a loss of its own, without it")
+                raise SettingError(name, value, f"none: {type(method).__name__} has its own loss, which ignores it")
     if settings.data.buckets and method.look is not None:
-        raise SettingError("data.buckets", settings.data.buckets, f"0: {type(method).__name__} looks at a square")
+        raise SettingError("data.buckets", settings.data.buckets, f"0: {type(method).__name__} reads square pictures")
     if settings.prompts_file:
         prompt_lines.read(settings.prompts_file)
     if settings.data.concept and method.look is None:
-        raise SettingError("data.concept", settings.data.concept, "'': only E4T looks at a picture")
+        raise SettingError("data.concept", settings.data.concept, "'': only E4T reads a picture")
     parts = _parts(method)
     looks = any(isinstance(part, ControlNet) for part in parts)
     if looks and not settings.data.condition:
-        raise SettingError("data.condition", "", f"what the ControlNet sees: {', '.join(conditions.known())}")
+        raise SettingError(
+            "data.condition", "", f"the condition that the ControlNet reads: {', '.join(conditions.known())}"
+        )
     if settings.data.condition and not looks:
-        raise SettingError("data.condition", settings.data.condition, "'': only a ControlNet looks at one")
+        raise SettingError("data.condition", settings.data.condition, "'': only a ControlNet reads one")
     for part in (part for part in parts if isinstance(part, Full)):
         names = part.parts
         if "vae" in names or ("image_encoder" in names and len(parts) == 1):
             taught = "unet and text_encoder, and image_encoder beside E4T; an autoencoder learns by Vae"
-            raise SettingError("method.parts", names, f"what the diffusion loss teaches: {taught}")
+            raise SettingError("method.parts", names, f"parts that the diffusion loss trains: {taught}")
     if settings.preserve and any(isinstance(part, Full) and not part.keep for part in parts):
         raise SettingError("preserve", settings.preserve, "0, or a Full with keep=True")
 
@@ -83,7 +85,7 @@ def pictures(settings: Any) -> Examples:
     if settings.method.look is not None and not settings.data.concept and len(examples) != 1:
         raise SettingError(
             "data.path", settings.data.path,
-            f"one picture, not {len(examples)}: this method looks at one (or data.concept=same)",
+            f"one picture, not {len(examples)}: this method reads one (or data.concept=same)",
         )  # fmt: skip
     examples.check(settings.data.size or LARGE)
     if isinstance(settings.data.validation, str) and settings.data.validation:
@@ -104,7 +106,7 @@ def class_pictures(settings: Any, examples: Examples) -> Examples | None:
     if settings.preserve and classes.identifiers and not classes.changes(examples, batches.MOST):
         raise SettingError(
             "class_data.identifiers", classes.identifiers, "words of the subject's prompts, such as that of data.word",
-            "no prompt holds one, so that class and subject would have the same",
+            "no prompt contains one, so class and subject would share their prompts",
         )  # fmt: skip
     if not classes.path:
         return None

@@ -49,7 +49,7 @@ def write(
     """
     folder, named = _place(source)
     if None not in (step, named) and step != named:
-        raise ValueError(f"step={step}: {source} is that of step {named}")
+        raise ValueError(f"step={step}: {source} is step {named}")
     told = read(folder) if told is None else told
     averaged = told.ema > 0 if weights is None else weights == "ema"
     if weights not in (*WEIGHTS, None):
@@ -135,9 +135,9 @@ def _restored(folders, settings, trained, base):
         try:
             state = checkpoints.restore(like, base)
         except ValueError as error:
-            raise ValueError(f"{place}: its config.json does not name what it began with: {error}") from None
+            raise ValueError(f"{place}: config.json does not match the start of the run: {error}") from None
         finally:
             checkpoints.close()
     if state is None:
-        raise ValueError(f"{place}: no checkpoint of {', '.join(path.name for path in folders)} is whole")
+        raise ValueError(f"{place}: no checkpoint of {', '.join(path.name for path in folders)} is complete")
     return jax.tree.map(jnp.asarray, state), evaluate

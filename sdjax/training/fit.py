@@ -57,8 +57,8 @@ def fitted(settings: Any, trained: Any, frozen: StableDiffusion, size: int, pixe
             said = f"rows in {n} x {rows // n}, {made.optim.kind}, remat={made.remat}, compute and frozen in bfloat16"
             return made, f"fit={settings.fit}: {said}; about {needed / GB:.1f} GB"
         least = min(least, needed)
-    raise SettingError("fit", settings.fit, "a larger one, less that trains, or smaller pictures",
-                       f"the least that this run needs is about {least / SHARE / GB:.1f} GB")  # fmt: skip
+    raise SettingError("fit", settings.fit, "a larger limit, fewer trained weights or smaller pictures",
+                       f"this run needs at least about {least / SHARE / GB:.1f} GB")  # fmt: skip
 
 
 def _ways(settings):

@@ -142,7 +142,7 @@ def _resumed(out, settings, state, base, pictures):
     if found is None and checkpoints.damaged:  # a new start would go over what they led to
         raise ValueError(
             f"out={str(out)!r}: none of its checkpoints can be read ({', '.join(sorted(checkpoints.damaged))}); choose"
-            " another out=DIR, or move them away to start anew"
+            " another out=DIR, or move them away to start again"
         )
     run.write_settings(out, settings, base, pictures)
     return checkpoints, state if found is None else jax.tree.map(jnp.asarray, found)

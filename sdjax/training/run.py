@@ -241,7 +241,7 @@ def start(
     able = [(name, key, part) for name, key, part in parts if kind.name in part.formats]
     if not able:
         wanted = ", ".join(method.formats)
-        said = f"of the kind {wanted}" if wanted else "'', and a model that holds what was learned as model="
+        said = f"of the kind {wanted}" if wanted else "'', and the trained model as model="
         raise SettingError("init", source, f"{said}: {type(method).__name__} does not start from the kind {kind.name}")
     for name, key, part in able:
         tree = trained[key] if key else trained

@@ -108,9 +108,9 @@ class Train:
             check(self, preview=FROM_0)
         for name in ("best", "patience"):
             if getattr(self, name) and not self.data.validation:
-                raise SettingError(name, getattr(self, name), "data.validation: the pictures whose error decides")
+                raise SettingError(name, getattr(self, name), "data.validation with it: the pictures to measure")
         if self.debiased and self.min_snr:
-            raise SettingError("debiased", True, f"False with min_snr={self.min_snr}: one weighting of the times")
+            raise SettingError("debiased", True, f"False with min_snr={self.min_snr}: only one weighting applies")
 
     @property
     def previews(self) -> int:

@@ -1,6 +1,6 @@
-"""/sdapi/v1: what Open WebUI, SillyTavern, SwarmUI, the Photoshop plugin and webuiapi speak.
+"""/sdapi/v1, the API of Open WebUI, SillyTavern, SwarmUI, the Photoshop plugin and webuiapi.
 
-Calls wait for their pictures; a client that goes away cancels them.  Source: AUTOMATIC1111's stable-diffusion-webui
+Calls wait for their pictures; closing the connection cancels the job.  Source: AUTOMATIC1111's stable-diffusion-webui
 1.10, modules/api (routes and models).
 """
 

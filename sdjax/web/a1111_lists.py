@@ -1,4 +1,4 @@
-"""/sdapi/v1 and /controlnet: names of everything there is, which A1111's clients ask for before pictures."""
+"""/sdapi/v1 and /controlnet: the lists of names that A1111's clients request first."""
 
 import base64
 import io

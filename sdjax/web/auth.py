@@ -1,6 +1,6 @@
-"""Who may speak to a server that others reach: names with hashed passwords in a file, and few tries.
+"""Access to a server on the network: a file of names with hashed passwords, and a limit on attempts.
 
-    NAME:scrypt:16384:8:1:SALT:HASH         a line each, as `sdjax ui --auth FILE --add-user NAME` writes it
+    NAME:scrypt:16384:8:1:SALT:HASH         one line per user, written by `sdjax ui --auth FILE --add-user NAME`
 
 Basic authentication, as A1111's clients have it; OpenAI's clients send "NAME:PASSWORD" as their key.
 """

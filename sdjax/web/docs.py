@@ -1,4 +1,4 @@
-"""/docs: the server's endpoints on one plain page, which loads nothing; /openapi.json for programs."""
+"""/docs: the server's endpoints on one plain page without external files; /openapi.json for programs."""
 
 import json
 from html import escape

@@ -1,7 +1,7 @@
-"""What stands before every endpoint: who is asked for (Host), who asks (Origin, password), and how much is sent.
+"""Checks before every endpoint: Host, Origin, password and request size.
 
-A web page of another site can make a browser send requests to 127.0.0.1; its Origin, or the Host that it had to use, is
-not ours.  No CORS header is ever sent, so that such a page reads nothing either.
+A page of another site can make a browser send requests to 127.0.0.1, but with a foreign Origin or Host.  The server
+sends no CORS header, so such a page cannot read responses either.
 """
 
 from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""/api/jobs: our own way to put jobs, follow them and fetch what they made.  Unknown keys are errors here."""
+"""/api/jobs: submits jobs, follows them and returns their results.  Unknown keys are errors."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""/api/library: what requests may name, with what is known of it, and previews."""
+"""/api/library: the library's entries with metadata and previews."""
 
 import secrets
 from pathlib import Path

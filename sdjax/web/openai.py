@@ -1,4 +1,4 @@
-"""/v1: what programs written for OpenAI's pictures speak.  Source: OpenAI's API reference, Images."""
+"""/v1, OpenAI's image API.  Source: OpenAI's API reference, Images."""
 
 import base64
 import re

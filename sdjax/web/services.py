@@ -1,4 +1,4 @@
-"""What the endpoints of a server share: queue and library, how a job is put and waited for, how errors are said."""
+"""Shared code of the endpoints: queue and library, submitting and awaiting jobs, error messages."""
 
 import asyncio
 import json

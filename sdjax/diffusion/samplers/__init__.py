@@ -1,7 +1,7 @@
-"""Samplers, one file each: the ways from noise to a picture, as rows of numbers.
+"""Samplers, one file each, as tables of coefficients.
 
-sampler.py says what a sampler is; a new file here is a new one, found by walking the package (`known`).  Nothing here
-needs JAX, so that programs know the names without it; plan.py, above, runs them.
+sampler.py has the contract; `known` finds every sampler in this package.  This package does not import JAX, so programs
+list the names quickly; plan.py runs the samplers.
 """
 
 import sys

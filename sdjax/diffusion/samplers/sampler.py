@@ -1,4 +1,4 @@
-"""What a sampler is: how the rows of a run are made, and how it is run.
+"""The contract of a sampler: a function that yields the rows of a run, and how to run them.
 
 MINE = Sampler("mine", "Mine", rows, "sigmas")          # in a file of this package; `known` finds it
 
@@ -13,16 +13,16 @@ from sdjax.diffusion.samplers.row import Row
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """How a sampler is run.
+    """A sampler.
 
-    name: ours.  word: A1111's.
-    rows: rows(path, eta), and where `churn` is set rows(path, eta, churn).  `here` and `there` in them are the levels
-    that a step leads from and to.
-    eta: the default amount of fresh noise; None where the method has none to set.
-    output: what M[0] is, see row.outputs.  grid, end: see sigmas.levels.
-    automatic: the noise schedule that A1111 takes for it, with or without `discard`, on k-diffusion's grid; None where
-    it has the sampler not from there, for "normal" on its own grid.
-    churn: whether its steps may begin with noise, see steps.raised.
+    name: sdjax's name.  word: A1111's name.
+    rows: rows(path, eta), or rows(path, eta, churn) with `churn`.  In them, `here` and `there` are the levels before
+    and after a step.
+    eta: the default amount of fresh noise; None if the method has no such setting.
+    output: the meaning of M[0], see row.outputs.  grid, end: see sigmas.levels.
+    automatic: the noise schedule that A1111 chooses for it, on k-diffusion's grid, with or without `discard`; None for
+    samplers that A1111 does not take from k-diffusion, which use "normal" on their own grid.
+    churn: whether its steps may add noise first, see steps.raised.
     """
 
     name: str

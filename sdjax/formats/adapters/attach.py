@@ -1,14 +1,14 @@
-"""Adapters to sample with, of every kind of file that can be attached (format.py), told apart by what a file holds.
+"""Attaches adapters to a model for sampling; format.py detects the kind of a file from its contents.
 
-    sd = attach(sd, "cat.safetensors", 0.8)          # again with another strength: that strength instead
-    sd = attach(sd, "style.pt")                      # several act together, in whatever order they came
-    sd = attach(sd, {"cat.safetensors": 0.8, "ink.safetensors": 0.5})      # so the weights are summed once for both
-    sd = detach(sd, "cat.safetensors")               # without reading the model again
+    sd = attach(sd, "cat.safetensors", 0.8)          # a second call replaces the strength
+    sd = attach(sd, "style.pt")                      # several act together, in any order
+    sd = attach(sd, {"cat.safetensors": 0.8, "ink.safetensors": 0.5})      # sums the weights once for both
+    sd = detach(sd, "cat.safetensors")               # does not reload the model
     sd = detach(sd)                                  # the model as it was, bit for bit
 
-An adapter acts in the ways of a method: edits of weights, words, a hook, a conditioner.  What it was attached to
-stays beside the model (sd.reference.attached), so every change starts from those weights.  Another strength compiles
-nothing, nor does another file of the same kind that edits weights.
+An adapter acts like a method: by edits of weights, words, a hook or a conditioner.  sd.reference.attached keeps the
+original model, and every change starts from its weights.  Changing a strength recompiles nothing, nor does another file
+that edits weights.
 """
 
 import functools
@@ -33,9 +33,9 @@ from sdjax.text.grammars import Wanted
 
 @dataclass(frozen=True)
 class Attachment:
-    """One adapter of a model, the file that it came from, and how strongly it acts, apart on the UNet.
+    """An attached adapter: its file, its strength, and its strength on the UNet.
 
-    state: (size, time, word that was asked for) of the file as it was read.
+    state: (size, time, requested word) of the file when it was read.
     """
 
     path: pathlib.Path
@@ -47,13 +47,13 @@ class Attachment:
 
 @dataclass(frozen=True)
 class Stack:
-    """The adapters of a model.  Equal are those of the same files as they were read, at the same strengths."""
+    """The adapters of a model.  Stacks of the same files at the same strengths are equal."""
 
     items: tuple[Attachment, ...] = ()
 
 
 class Attached(struct.PyTreeNode):
-    """What stands beside a model with adapters: the model before the first of them, and the adapters."""
+    """The record of attached adapters: the model before the first one, and the adapters."""
 
     base: StableDiffusion
     stack: Stack = struct.field(pytree_node=False)
@@ -68,15 +68,15 @@ def attach(
     word: str | None = None,
     keep: bool = True,
 ) -> StableDiffusion:
-    """Returns sd with the adapter of a file, or of a folder that diffusers or peft wrote; weights W + sum_i s_i D_i.
+    """Returns sd with the adapter of a file, or of a folder from diffusers or PEFT; weights W + sum_i s_i D_i.
 
-    source: also {file: s} of several, whose sums are computed once; of another file each call computes them anew.
-    strength: s, any number; 0 is off, of LoRA negative ones are of use.  A file that is attached already gets the new
-    strength.  unet: another one for the UNet's weights.
-    word: the word of an embedding in prompts; None for the file's, else its name without the ending.  A word that is
-    made of tokens, "face" or "bad hands", stands for the embedding in their place, as in A1111.
-    keep: False lets go of the weights before: less memory, but what is attached so far cannot be detached.
-    Raises ValueError in one line where the file is no adapter, of a kind that is not supported, or for another model.
+    source: a file, or {file: s} for several, which sums their weights once instead of once per call.
+    strength: s, any number; 0 is off.  A file that is already attached gets the new strength.
+    unet: another strength for the UNet's weights.
+    word: the embedding's word in prompts; None is the file's own, otherwise its name without the ending.  A word that
+    consists of tokens, "face" or "bad hands", replaces them in prompts, as in A1111.
+    keep: False drops the original weights, which saves memory; the adapters cannot be detached then.
+    Raises ValueError in one line if the file is not an adapter, of an unsupported kind, or for another model.
     """
     given = source if isinstance(source, Mapping) else {source: strength}
     sd = _with(sd, [_attachment(sd, one, s, unet, word) for one, s in given.items()])
@@ -94,10 +94,10 @@ def _attachment(sd, source, strength, unet=None, word=None, read=reading.read):
 
 
 def detach(sd: StableDiffusion, source: str | pathlib.Path | None = None) -> StableDiffusion:
-    """Returns sd without one adapter, or without all: then the weights, words and hooks from before, bit for bit.
+    """Returns sd without one adapter or, by default, without all; restores weights, words and hooks bit for bit.
 
-    What was changed in these since the first adapter came, by training or by new words, goes with it.
-    Raises ValueError where the adapter is not attached.
+    This also undoes changes of weights and words made after the first attachment.
+    Raises ValueError if the adapter is not attached.
     """
     (base, items), path = _taken(sd), None
     if source is not None:
@@ -111,9 +111,9 @@ def detach(sd: StableDiffusion, source: str | pathlib.Path | None = None) -> Sta
 
 
 def attach_all(sd: StableDiffusion, named: Iterable[str], read: Callable = reading.read) -> StableDiffusion:
-    """Returns sd with the adapters of a command line, see split, which cannot be detached.
+    """Returns sd with the adapters of a command line (see split), not detachable.
 
-    read(path, sd, word): reading.read, or what knows files that it has read before.
+    read(path, sd, word): reading.read or a caching version of it.
     """
     items = [_attachment(sd, file, strength, word=word, read=read) for file, strength, word in map(split, named)]
     return _without_record(_with(sd, items))
@@ -122,10 +122,10 @@ def attach_all(sd: StableDiffusion, named: Iterable[str], read: Callable = readi
 def attach_named(
     sd: StableDiffusion, wanted: Sequence[Wanted], folder: "Folder", read: Callable = reading.read
 ) -> StableDiffusion:
-    """Returns sd with the adapters that prompts ask for, from files of their names below a folder.
+    """Returns sd with the adapters that prompts name, from a folder; not detachable.
 
-    They cannot be detached.  read: see attach_all.
-    Raises ValueError where a name is not that of one file, or its file is of another kind.
+    read: see attach_all.
+    Raises ValueError if a name matches no file or several, or a file of another kind.
     """
     items = []
     for one in wanted:
@@ -138,14 +138,14 @@ def attach_named(
 
 
 class Folder:
-    """What lies below a folder of adapters, walked when first asked for and not again: one for each call."""
+    """The adapter files in a folder and below, listed once on first use."""
 
     def __init__(self, root: str | pathlib.Path) -> None:
         self.root = pathlib.Path(root)
 
     @functools.cached_property
     def files(self) -> dict[pathlib.Path, tuple[str, ...]]:
-        """{file: its names} of what may be an adapter, previews too, in order of their paths."""
+        """{file: its names} of possible adapters, previews included, sorted by path."""
         found, endings, filled = {}, kinds.endings(), kinds.folder_names()
         for path in sorted(self.root.rglob("*")):
             if path.suffix.lower() in endings:
@@ -155,12 +155,12 @@ class Folder:
 
 
 def find(folder: Folder, name: str) -> pathlib.Path:
-    """Returns the one adapter's file of this name below a folder; names are compared and never become part of a path.
+    """Returns the adapter file with this name in a folder; names are compared and never become part of a path.
 
-    A file's name is without its ending; what diffusers or peft wrote has also the name of its own folder.
-    Raises ValueError where there is none, or several.
+    A file's name excludes the ending; a file from diffusers or PEFT also has the name of its folder.
+    Raises ValueError for no match or several.
     """
-    endings = kinds.endings(tagged=True)  # beside them lie previews, which may be embeddings by their endings
+    endings = kinds.endings(tagged=True)  # excludes previews, whose endings embeddings share
     there = {path: names for path, names in folder.files.items() if path.suffix.lower() in endings}
     found = [path for path, names in there.items() if name in names]
     if len(found) != 1:
@@ -170,7 +170,7 @@ def find(folder: Folder, name: str) -> pathlib.Path:
 
 
 def name_of(path: pathlib.Path) -> str:
-    """Returns what an adapter is called: its file's name without ending, or the name of the folder that it fills."""
+    """Returns an adapter's name: the file name without ending, or the name of its folder."""
     if path.is_dir():
         return path.name
     return path.parent.name if path.name in kinds.folder_names() else path.stem
@@ -179,11 +179,11 @@ def name_of(path: pathlib.Path) -> str:
 def find_embeddings(
     sd: StableDiffusion, texts: Iterable[str], folder: Folder, grammar: str
 ) -> tuple[dict[str, pathlib.Path], dict[str, str]]:
-    """Returns ({word: file}, {word: why it cannot be read}) of the embeddings below a folder that texts name: "word" in
-    a1111, "embedding:word" in comfyui; nothing in plain.
+    """Returns ({word: file}, {word: reason it is unreadable}) of the embeddings in a folder that texts name.
 
-    Only files of these names are opened; those of other kinds, previews too, are passed over.
-    Raises ValueError where two embeddings have the same name.
+    Texts name them "word" in a1111 and "embedding:word" in comfyui.  Opens only files with these names and skips other
+    kinds and previews.
+    Raises ValueError if two embeddings share a name.
     """
     before = {"a1111": r"(?<!\w)", "comfyui": r"(?<!\S)embedding:|(?<=[(\s])embedding:"}.get(grammar)
     if before is None:
@@ -208,12 +208,12 @@ def find_embeddings(
 
 
 def _by_word(kind):
-    """Returns whether prompts name files of a kind, or of None, by their word alone."""
+    """Returns whether prompts name files of a kind by their word alone; False for None."""
     return kind is not None and bool(kind.called) and not kind.tags
 
 
 def note(line: str) -> None:
-    """Says a line to whoever called a program."""
+    """Prints a note on stderr."""
     print(f"note: {line}", file=sys.stderr)
 
 
@@ -224,19 +224,18 @@ def attach_embeddings(
     grammar: str,
     say: Callable[[str], None] = note,
 ) -> StableDiffusion:
-    """Returns sd that knows the embeddings below a folder that texts name, find_embeddings; which cannot be detached.
+    """Returns sd with the embeddings in a folder that texts name (find_embeddings); not detachable.
 
-    A word that sd knows already stays as it is.  say: gets a line for each file that cannot be read, whose name then
-    stays text.
+    Known words stay unchanged.  say: receives a line for each unreadable file; its name stays text.
     """
     found, unread = find_embeddings(sd, texts, folder, grammar)
     for word, reason in unread.items():
-        say(f"{word!r} is no embedding here: {reason}")
+        say(f"{word!r} stays text: {reason}")
     return attach_found(sd, found)
 
 
 def attach_found(sd: StableDiffusion, found: Mapping[str, pathlib.Path]) -> StableDiffusion:
-    """Returns sd that knows the embeddings {word: file} of find_embeddings; which cannot be detached."""
+    """Returns sd with the embeddings {word: file} of find_embeddings; not detachable."""
     for word, path in found.items():
         if not sd.knows(word):
             sd = attach(sd, path, word=word)
@@ -244,9 +243,9 @@ def attach_found(sd: StableDiffusion, found: Mapping[str, pathlib.Path]) -> Stab
 
 
 def split(text: str) -> tuple[str, float, str | None]:
-    """Returns (file, strength, word) of "FILE", "FILE:0.8" or "WORD=FILE"; word: None where none is given.
+    """Returns (file, strength, word) of "FILE", "FILE:0.8" or "WORD=FILE"; word: None if not given.
 
-    Raises ValueError for a strength that is no number.
+    Raises ValueError for a strength that is not a number.
     """
     if pathlib.Path(text).exists():
         return text, 1.0, None
@@ -282,7 +281,7 @@ def _without_record(sd):
 
 
 def _with(sd, items):
-    """Returns sd with these attachments too, those of the same files in place of what was: weights are summed once."""
+    """Returns sd with these attachments, which replace those of the same files; sums weights once."""
     base, there = _taken(sd)
     for item in items:
         there = (*(other for other in there if other.path != item.path), item)
@@ -290,7 +289,7 @@ def _with(sd, items):
 
 
 def _put(sd, base, items):
-    """Returns sd with the weights, words, hooks and conditioners of `base` and these attachments, not those it has."""
+    """Returns sd with the weights, words, hooks and conditioners of `base` and these attachments only."""
     _, old = _taken(sd)
     encoders = {name: sd.networks[name].clone(config=base.networks[name].config) for name in base.tokenizers}
     made = (
@@ -313,13 +312,13 @@ def _put(sd, base, items):
 
 
 def _bound(sd, item, kind):
-    """Returns an attachment's hook or conditioner at its strength, for the words as sd knows them."""
+    """Returns an attachment's hook or conditioner with its strength and sd's ids of its words."""
     one = getattr(item.adapter, kind).replace(strength=jnp.float32(item.strength))
     return one.bound({word: sd.words[word] for word in item.adapter.words}) if kind == "conditioner" else one
 
 
 def _own(sd, old, items):
-    """Returns what methods look at: the model's own, and that of each attachment; what sd looked at since stays."""
+    """Returns the references of methods: the model's own and those of each attachment."""
     theirs = {name: (item.path, item.state) for item in old for name in item.adapter.own}
     own = {name: value for name, value in sd.reference.own.items() if name not in theirs}
     for item in items:
@@ -333,13 +332,13 @@ def _own(sd, old, items):
 
 
 def _parts(items, base):
-    """Returns the parts of a model that adapters may have changed: UNet and text encoders, and what they edit."""
+    """Returns the parts that adapters may have changed: UNet, text encoders, and edited parts."""
     edited = {part: None for item in items for part in item.adapter.edits}
     return [part for part in dict.fromkeys(("unet", *base.tokenizers, *edited)) if part in base.parts]
 
 
 def _edited(sd, base, part, items):
-    """Returns a part's weights with the edits of all attachments, for what sd computes in."""
+    """Returns a part's weights with all edits applied, rounded for what sd computes in."""
     stacks = {}
     for item in items:
         for name, edit in item.adapter.edits.get(part, {}).items():

@@ -1,11 +1,11 @@
-"""What a kind of adapter file is: recognised, read into an Adapter, attached under a name, written, and started from.
+"""The contract of an adapter format: it recognises, reads and writes files, and training starts from them.
 
     kind, adapter = opened("learned_embeds.safetensors", sd)      # Embedding(), its Adapter
     trained, frozen = kind.start(adapter, method, trained, frozen)
     kind.write(method.adapter(frozen, trained), Path("export"), {"modelspec.title": "cat"})
 
-A new kind is a new file of this package, or of sdjax.formats where it reads networks too, found by walking (`known`):
-from then on `attach`, prompts, as <bias:NAME:0.5>, programs, records, exports and training know it.
+A new format is a new file in this package (in sdjax.formats if it also reads networks); `known` finds it.  Then attach,
+prompts such as <bias:NAME:0.5>, programs, records, exports and training use it.
 """
 
 from collections.abc import Mapping
@@ -26,16 +26,16 @@ from sdjax.stable_diffusion import StableDiffusion
 
 
 class Format(Protocol):
-    """One kind of file.
+    """One format.
 
-    name: by which methods name it in `formats`.
-    called: what records, notes and errors call it, "lora"; several layouts may share one.  "" where a file of this
-    kind cannot be attached to a model, because only training knows what it means.
-    tags: words before the name in prompts, <lora:NAME:0.8>; () for a kind that prompts name by its word alone.
-    suffixes: endings of its files.  filling: names that other programs give it in a folder of its own.
-    last: it is asked after the others, since it takes what may be anything.
-    listed: the word of A1111's text under which records list hashes of such files; "" for "Name hashes".
-    hub: names of the files of a repository of the hub that is such a folder; () for a kind of which there are none.
+    name: its name in the `formats` of methods.
+    called: its name in records, notes and errors, such as "lora"; several formats may share one.  "" for a format that
+    cannot be attached because only training understands it.
+    tags: prefixes in prompts, <lora:NAME:0.8>; () if prompts name such files by their word alone.
+    suffixes: endings of its files.  filling: file names that other programs use inside a folder of its own.
+    last: try this format after the others, because it accepts almost any file.
+    listed: the key in A1111's text under which records list hashes of such files; "" for "Name hashes".
+    hub: names of its files in a hub repository; () for a format without repositories.
     """
 
     name: Any = ""
@@ -48,84 +48,84 @@ class Format(Protocol):
     hub: Any = ()
 
     def matches(self, file: File) -> bool:
-        """Returns whether a file is of this kind.  What it raises counts where no other kind takes the file."""
+        """Returns whether a file has this format.  An error it raises is reported if no other format matches."""
         ...
 
     def read(self, file: File, sd: StableDiffusion) -> Adapter:
-        """Returns what a file brings to a model; raises ValueError naming the file and what does not fit."""
+        """Returns the adapter in a file; raises ValueError naming the file and what does not fit."""
         ...
 
     def acts(self, adapter: Adapter, sd: StableDiffusion) -> Adapter:
-        """Returns what was read as it acts on a model that it is attached to, where training reads it otherwise."""
+        """Returns the adapter in the form that `attach` uses, if that differs from the form for training."""
         return adapter
 
     def digest(self, path: Path) -> str:
-        """Returns the hash that records list, AutoV3: 12 hex digits of the tensors', or of a whole other file.
+        """Returns the hash in records: AutoV3, 12 hex digits, of the tensors or of another kind of file.
 
-        Of a folder ours, see hashes.of_folder.
+        A folder has sdjax's own hash, see hashes.of_folder.
         """
         return hashes.of_folder(path) if path.is_dir() else hashes.autov3(path)
 
     def holds(self, adapter: Adapter) -> bool:
-        """Returns whether such a file can hold all of an adapter; False for a kind that is only read."""
+        """Returns whether this format can hold all of an adapter; False for read-only formats."""
         return False
 
     def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
-        """Writes the file of an adapter that it holds into a folder and returns its path.
+        """Writes an adapter into a folder and returns the path of the file.
 
-        about: metadata for the header of the file, text by name, see about.py; "ss_output_name" is what to call it.
+        about: metadata for the file's header, see about.py; "ss_output_name" is the file's name.
         """
-        raise ValueError(f"{folder}: files of the kind {self.name} are only read")
+        raise ValueError(f"{folder}: sdjax reads the format {self.name} but does not write it")
 
     def brings(self, adapter: Adapter, sd: StableDiffusion) -> StableDiffusion:
-        """Returns the model that training starts from: sd with the parts that a file brings along, before the split."""
+        """Returns sd with the additional parts of a file, for training to start from."""
         return sd
 
     def start(
         self, adapter: Adapter, method: Method, trained: Any, frozen: StableDiffusion
     ) -> tuple[Any, StableDiffusion]:
-        """Returns (trained, frozen) with what a file holds in place of what was drawn, for training to go on from.
+        """Returns (trained, frozen) with the file's weights as initial values.
 
-        Raises SettingError for a setting of the method that is not the file's, ValueError for weights that do not fit.
+        Raises SettingError for a method's setting that differs from the file's, ValueError for weights that do not fit.
         """
-        raise ValueError(f"training does not start from the kind {self.name}")
+        raise ValueError(f"training cannot start from the format {self.name}")
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
-        """Returns lines that say how a written file is used: here, in diffusers, in A1111; model: what it was for."""
+        """Returns lines on the use of a written file here, in diffusers and in A1111; model: its base model."""
         return [f"here       sdjax text2img --model {model} --adapter {path}"]
 
 
 def known() -> dict[str, Format]:
-    """Returns {name: Format} of all kinds, those that are asked last at the end."""
+    """Returns {name: Format} of all formats, those with `last` at the end."""
     found = {**members(sdjax.formats.adapters, Format), **members(sdjax.formats, Format)}
     kinds = [made() for made in found.values()]
     return {kind.name: kind for kind in sorted(kinds, key=lambda kind: kind.last)}
 
 
 def tags() -> dict[str, str]:
-    """Returns {word before a name in prompts: what its kind is called}: {"lora": "lora", "lyco": "lora", ...}."""
+    """Returns {prefix in prompts: `called` of its format}: {"lora": "lora", "lyco": "lora", ...}."""
     return dict(sorted((tag, kind.called) for kind in known().values() for tag in kind.tags))
 
 
 def endings(tagged: bool = False) -> tuple[str, ...]:
-    """Returns the endings of files that can be attached; tagged: only of kinds that prompts name by a tag."""
+    """Returns the endings of attachable files; tagged: only of formats with a prefix in prompts."""
     kinds = [kind for kind in known().values() if kind.called and (kind.tags or not tagged)]
     return tuple(dict.fromkeys(suffix for kind in kinds for suffix in kind.suffixes))
 
 
 def folder_names() -> list[str]:
-    """Returns the names of the files that fill a folder of their own, in the order in which one is chosen."""
+    """Returns the names of files that fill a folder of their own, by preference."""
     names = [name for kind in known().values() for name in kind.filling]
     return sorted(names, key=lambda name: not name.endswith(".safetensors"))
 
 
 def chosen(folder: Path) -> Path | None:
-    """Returns the file of a folder that another program filled with one adapter, None where there is none."""
+    """Returns the adapter file in a folder of another program, or None."""
     return next((folder / name for name in folder_names() if (folder / name).is_file()), None)
 
 
 def locate(source: str | Path) -> Path:
-    """Returns the whole path of an adapter's file, or of a folder that is one.  Raises ValueError for any other."""
+    """Returns the absolute path of an adapter file or adapter folder.  Raises ValueError for anything else."""
     path = Path(source).resolve()
     if path.is_dir():
         found = chosen(path)
@@ -141,7 +141,7 @@ def locate(source: str | Path) -> Path:
 
 
 def recognised(file: File) -> Format | None:
-    """Returns the kind of a file, None where it is of none; raises ValueError for what kept every kind from telling."""
+    """Returns the format of a file, or None; raises ValueError if an error prevented the detection."""
     trouble = None
     with named(file.path):
         for kind in known().values():
@@ -156,7 +156,7 @@ def recognised(file: File) -> Format | None:
 
 
 def kind_of(file: File) -> Format:
-    """Returns the kind of a file.  Raises ValueError naming it where it is damaged or of none that we know."""
+    """Returns the format of a file.  Raises ValueError naming a file that is damaged or unknown."""
     kind = recognised(file)
     if kind is None:
         raise ValueError(f"{file.path}: of no known kind; expected one of {', '.join(known())}")
@@ -164,9 +164,9 @@ def kind_of(file: File) -> Format:
 
 
 def fetched(source: str) -> Path | None:
-    """Returns the folder of a hub id "owner/name" that is of a known kind, None where it is of none.
+    """Returns the folder of a hub id "owner/name" with a known format, or None.
 
-    Raises ValueError naming the id where there is no such repository.
+    Raises ValueError naming an id without a repository.
     """
     patterns = [[name for kind in known().values() for name in kind.hub]]
     folder = hub.locate(source, patterns, lambda folder: True)
@@ -174,9 +174,9 @@ def fetched(source: str) -> Path | None:
 
 
 def opened(source: str | Path, sd: StableDiffusion) -> tuple[Format, Adapter]:
-    """Returns (kind, what it brings to sd) of a file, or of a folder, for training to start from.
+    """Returns (format, adapter) of a file or folder, for training to start from.
 
-    Raises ValueError where it is of no known kind, or cannot be read.
+    Raises ValueError if it is unreadable or unknown.
     """
     path = Path(source)
     file = files.of(path if path.is_dir() and chosen(path) is None else locate(path))

@@ -1,4 +1,4 @@
-"""An autoencoder of its own in place of a model's: what A1111 calls a VAE.
+"""Replaces a model's autoencoder, which A1111 calls VAE.
 
 sd = put(sd, "vae-ft-mse-840000-ema-pruned.safetensors")        # or a .ckpt or .pt, a diffusers folder, a hub id
 """

@@ -1,4 +1,4 @@
-"""ControlNets in files: a diffusers folder, or one file with the names of the ControlNet repository or of diffusers.
+"""ControlNet files: a diffusers folder, or one file with the ControlNet repository's or diffusers' names.
 
     control = load_control("folder")                       # config.json and diffusion_pytorch_model.safetensors
     control = load_control("control_sd15_canny.pth")       # or .safetensors

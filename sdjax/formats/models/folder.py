@@ -1,4 +1,4 @@
-"""A model as a diffusers folder: a sub-folder for each part, and model_index.json, which says what they are.
+"""A model as a diffusers folder: a sub-folder per part, described by model_index.json.
 
 sd = read(Path("folder"), "float16")
 write(sd, "out")                        # StableDiffusionPipeline.from_pretrained("out")

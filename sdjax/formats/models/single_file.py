@@ -1,11 +1,10 @@
-"""Whole models in one file with the names of the original code: .safetensors, and .ckpt through our own reader.
+"""Whole models in one file with the original code's names: .safetensors and .ckpt.
 
     family, networks, params, schedule, tokenizers, low = read("v1-5-pruned.ckpt", "float16", ema=True)
     write(sd, "cat.safetensors", "float16")
 
-Such files tell no sizes, no schedule and no words: sizes follow from the shapes, the rest is that of Stable Diffusion 1
-and 2, or of LDM-SR, which has no words.  Files that we write tell all of it, as JSON in their metadata, so that models
-of any size come back.
+Such files lack sizes, schedule and vocabulary.  Sizes follow from the shapes; the rest is taken from Stable Diffusion 1
+and 2 or LDM-SR.  Files written by sdjax hold everything as JSON in their metadata, so models of any size load again.
 Source: the names: ldm.py; Stability-AI's ModelSpec 1.0.1 for metadata; openai/clip-vit-large-patch14 for the words.
 """
 

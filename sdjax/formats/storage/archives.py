@@ -1,8 +1,8 @@
-"""Zip archives whose records are stored as they are, as torch.save writes them: where in the file each record lies.
+"""Finds the records in uncompressed zip archives, as torch.save writes them.
 
     records(data)["archive/data/0"]              # Record(start, size, checksum)
 
-Only the directory is read; every entry is checked against the record it names, and nothing is unpacked.
+Reads the directory only, checks every entry against its record, and unpacks nothing.
 Source: PKWARE's APPNOTE.TXT, sections 4.3 and 4.5.
 """
 

@@ -1,11 +1,11 @@
-"""Files of weights: safetensors read one tensor at a time, folders written whole or not at all, models from a hub.
+"""Weight files: reads safetensors one tensor at a time, writes folders completely or not at all, fetches models.
 
     weights = open_weights(folder / "unet", "diffusion_pytorch_model")     # one file, or an index and its shards
     weights.shape("conv_in.weight"), weights.read("conv_in.weight")
-    with new_folder("model", mark="model_index.json") as temporary:   # "model" changes only when the block ends well
+    with new_folder("model", mark="model_index.json") as temporary:   # "model" changes only if the block succeeds
         write_weights(temporary / "unet", "diffusion_pytorch_model", tensors)
 
-Folders that hold only pickled weights (.bin) are read too, by our own reader, which runs nothing (pickles.py).
+It also reads pickled weights (.bin) without executing code (pickles.py).
 Source of the format: safetensors, format description; sharding: diffusers' and transformers' index files.
 """
 

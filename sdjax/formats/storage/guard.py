@@ -1,4 +1,4 @@
-"""The guard at the edge of every reader: whatever a damaged file leads to is one line that names the file."""
+"""Turns every error of a reader into one line that names the file."""
 
 import contextlib
 import pathlib

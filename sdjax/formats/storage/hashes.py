@@ -1,6 +1,6 @@
-"""SHA-256 of files, made once per content: kept on disk by path, size and time, as A1111 does.
+"""SHA-256 of files, cached on disk by path, size and time, as in A1111.
 
-    sha256("v1-5.safetensors")                       # reads 4 GB the first time, on this machine, and nothing after
+    sha256("v1-5.safetensors")                       # reads 4 GB once per machine
     autov2("cat.pt"), autov3("cat.safetensors")      # as A1111 and Civitai list them
 
 They are kept in sdjax/hashes.json of the user's cache folder, XDG_CACHE_HOME or ~/.cache; SDJAX_HASHES, where set,

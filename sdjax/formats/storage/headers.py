@@ -1,4 +1,4 @@
-"""The metadata of a safetensors file, changed without touching its tensors.
+"""Reads and changes the metadata of a safetensors file without touching its tensors.
 
 found = metadata("cat.safetensors")                    # {name: text}
 tell("cat.safetensors", {**found, "modelspec.title": "cat"})

@@ -1,4 +1,4 @@
-"""Weights of PyTorch files and our parameter trees: the same names, three leaf rules, a few older spellings.
+"""Converts between PyTorch weight files and parameter trees: same names, three leaf rules, a few older spellings.
 
 A Linen leaf's dotted path is its key in the file, but for the leaf's own name (kernel, scale and embedding become
 `weight`) and the axes of kernels.  Names are never parsed: all are generated from the network and looked up.

@@ -1,11 +1,11 @@
-"""Files of torch.save (.pt, .ckpt, .bin), read without torch and without running anything in them.
+"""Reads files of torch.save (.pt, .ckpt, .bin) without torch and without executing code.
 
     values = read("model.ckpt")                 # dicts, lists, numbers, words and numpy arrays
     values["state_dict"]["betas"]               # read-only; a window on the file, so that only its use takes memory
 
-A pickle is a program for a small machine.  This one cannot import: the names that a file may use are the fixed list
-GLOBALS, each standing for a function of this module, a type of numbers or its own name; all else is an error.
-Both containers are read: the archive (torch from 1.6 on) and the older row of pickles with the numbers behind them.
+A pickle is a program for a stack machine.  This machine cannot import: a file may use only the names in GLOBALS, which
+map to functions of this module, number types or plain names.  Any other name is an error.  It reads both containers:
+the archive (torch 1.6 and later) and the older sequence of pickles with the numbers behind them.
 Source: the pickle protocol (PEP 3154, CPython's pickletools); torch/serialization.py for the containers.
 """
 

@@ -1,4 +1,4 @@
-"""One safetensors file, mapped: names, shapes and types of its tensors, and each tensor when it is asked for.
+"""A memory-mapped safetensors file: names, shapes, types, and tensors on demand.
 
     file = TensorFile("cat.safetensors")
     file.shape("conv_in.weight"), file.read("conv_in.weight"), file.metadata["format"]
