@@ -22,7 +22,7 @@ from sdjax.training.loop import train
 from tests import doc_lists, prose
 
 ROOT = Path(__file__).parents[1]
-GUIDES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+GUIDES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted(ROOT.glob("docs/*.md"))]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("sdjax/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
 )

@@ -74,5 +74,5 @@ class HypernetworkFile(Format):
         """Returns how it is attached here and named in A1111; diffusers reads none."""
         return [
             f"here       sdjax text2img --model {model} --adapter {path}",
-            f"A1111      copy it to models/hypernetworks/, then say <hypernet:{path.stem}:1>",
+            f"A1111      copy it to models/hypernetworks/, then prompt <hypernet:{path.stem}:1>",
         ]

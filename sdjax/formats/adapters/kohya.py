@@ -76,7 +76,7 @@ class Kohya(Format):
         return [
             f"here       sdjax text2img --model {model} --adapter {path}",
             there if thin else f'LyCORIS    create_lycoris_from_weights(1.0, "{path}", pipe.unet)',
-            f"A1111      copy it to models/Lora/, then say <lora:{path.stem}:1>",
+            f"A1111      copy it to models/Lora/, then prompt <lora:{path.stem}:1>",
         ]
 
 

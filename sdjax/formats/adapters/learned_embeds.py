@@ -95,7 +95,7 @@ class LearnedEmbeds(Format):
         negative = adapter.about.get("settings", {}).get("negative")
         said = f'--negative-prompt "{word}"' if negative else f'--prompt "a photo of {word}"'
         adapter_of = f'"{word}={path}"' if path.suffix == ".pt" else str(path)
-        there = [f'diffusers  pipe.load_textual_inversion("{path}"), then say {word}']
+        there = [f'diffusers  pipe.load_textual_inversion("{path}"), then prompt {word}']
         if len(rows) > 1:
             there = [_load(path, word, one, adapter.family) for one in rows]
         return [
