@@ -14,14 +14,12 @@ styles and accessories that are there.
 """
 
 import argparse
+import functools
 import json
 import sys
-import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -29,7 +27,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import judges
 import pocket
 import ways
+from tuning import Tuner
 
+from sdjax import settings
 from sdjax.data import pocketland
 from sdjax.formats import pipeline
 from sdjax.formats.storage import files
@@ -38,8 +38,6 @@ from sdjax.methods import clip
 from sdjax.runtime import compile_cache
 from sdjax.sampling import generate
 from sdjax.stable_diffusion import to_pixels
-from sdjax.training import loop, run
-from sdjax.training.optim import optimizer
 
 PEOPLE, VIEWS = 50_000, 5  # offset of the people's seeds within a split; pictures of each
 BASE = "base model"
@@ -55,60 +53,13 @@ class Subject:
     number: int = 0
 
 
-class Tuner:
-    """Personalises a model in one way, on one subject after another, with one compiled step."""
-
-    def __init__(self, way: ways.Way, options: argparse.Namespace, more: tuple[str, ...] = ()) -> None:
-        self.way, self.options, self.more, self.step = way, options, more, None
-
-    def __call__(self, path: Path) -> tuple:
-        """Returns (sd, {"seconds", "compilation", "steps", "memory", "bytes"}) of the pictures in a file or folder."""
-        told = self.way.settings(self.options.model, str(path), self.more)
-        begun = time.monotonic()
-        trained, frozen, data, _ = loop.begin(told)
-        tx, evaluate = optimizer(told.optim, told.steps)
-        state, stream, found = loop.initial_state(trained, tx, told.ema), data.iterate(), {"steps": told.steps}
-        first = next(stream)
-        found["preparation"] = time.monotonic() - begun
-        if self.step is None:
-            begun = time.monotonic()
-            step = loop.make_step(
-                told.method, tx, jax.random.key(told.seed), loss=loop.default_loss(told.method, told),
-                ema=told.ema, evaluate=evaluate,
-            )  # fmt: skip
-            self.step = jax.jit(step, donate_argnums=0).lower(state, frozen, first).compile()
-            found["compilation"] = time.monotonic() - begun
-        about = self.step.memory_analysis()
-        found["memory"] = (
-            sum(getattr(about, f"{kind}_size_in_bytes") for kind in ("argument", "temp", "output"))
-            - about.alias_size_in_bytes
-        )
-        begun = time.monotonic()
-        for batch in [first, *(next(stream) for _ in range(told.steps - 1))]:
-            state, metrics = self.step(state, frozen, batch)
-        jax.block_until_ready(metrics)
-        found["seconds"] = time.monotonic() - begun
-        learned = state["ema"] if told.ema else evaluate(state["opt"], state["trained"])
-        if told.method.finish is not None:
-            frozen, learned = told.method.finish(frozen, learned, data)
-        found["bytes"] = kept(told.method, frozen, learned)
-        return told.method.join(frozen, learned), found
-
-
-def kept(method, frozen, trained) -> int:
-    """Returns the bytes of a subject's export."""
-    with tempfile.TemporaryDirectory() as folder:
-        path, _ = run.export(method, frozen, trained, Path(folder) / "export")
-        return sum(file.stat().st_size for file in Path(path).parent.rglob("*") if file.is_file())
-
-
 def subjects(options: argparse.Namespace) -> list[Subject]:
     """Returns the subjects: drawn people of a split, five pictures each, or the folder that was given."""
     if options.images:
         return [Subject(Path(options.images))]
-    found, split = [], "validation" if options.sweep else "heldout"
+    found, split = [], options.split
     for number in range(options.people):
-        who, folder = pocketland.identity(pocket.SPLITS[split] + PEOPLE + number), options.out / split / str(number)
+        who, folder = pocketland.identity(pocket.SPLITS[split] + PEOPLE + number), options.out / split / f"{number}"
         folder.mkdir(parents=True, exist_ok=True)
         for view in range(VIEWS):
             context = ("room", "beach", "forest", "city", "meadow")[view]
@@ -130,12 +81,11 @@ def pictures(sd, word: str, number: int, options: argparse.Namespace) -> np.ndar
     return generate.text2img(sd, texts * options.seeds, seeds=seeds, **pocket.SAMPLING)
 
 
-def judged(judge, subject: Subject, made: np.ndarray, split: str) -> dict[str, float]:
+def judged(judge, subject: Subject, made: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
     """Returns identity's three similarities and the share of what prompts name, of a person's pictures."""
-    count = len(pocket.PLACES)
-    places = [pocket.PLACES[i % (len(made) if len(made) < count else count)] for i in range(len(made))]
+    places = [*pocket.PLACES[: options.prompts]] * options.seeds
     scenes = [pocketland.scene(pocket.SCENES + 20_000 + 8 * subject.number + k, *p) for k, p in enumerate(places)]
-    other = pocketland.identity(pocket.SPLITS[split] + 60_000 + subject.number)
+    other = pocketland.identity(pocket.SPLITS[options.split] + 60_000 + subject.number)
     asked = judges.identity(judge, np.asarray(Image.open(subject.folder / "0.png"))[None])[0]
     s, s1, s0 = (
         float((judges.identity(judge, np.stack(some)) @ asked).mean())
@@ -153,19 +103,38 @@ def seen_alike(sd, subject: Subject, made: np.ndarray) -> float:
     return float((one @ other.T).mean())
 
 
-def made_of(subject, name, way, options, tuner, base) -> tuple[np.ndarray, dict]:
-    """Returns (pictures, figures) of one subject in one way: those that are kept, else made now."""
-    file = options.out / "made" / f"{subject.number}-{name.replace(' ', '_')}.npz"
-    if file.is_file() and not options.sweep:
-        held = np.load(file)
-        return held["pictures"], json.loads(str(held["figures"]))
-    sd, found = (base, {"steps": 0}) if way is None else tuner(source(subject, way))
-    made = pictures(sd, f"a {options.domain}" if way is None else way.word, subject.number, options)
-    if not options.sweep:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with files.new_file(file) as temporary, open(temporary, "wb") as out:
-            np.savez_compressed(out, pictures=made, figures=json.dumps(found))
-    return made, found
+def made_of(subject: Subject, name: str, way: ways.Way | None, more: tuple[str, ...], options, tuner, base) -> dict:
+    """Returns {label: (pictures, figures)} of one subject in one way: what is kept, where it is all, else made now.
+
+    A label is the way's name, and with options.marks also the number of steps.
+    """
+    told = {} if way is None else settings.to_json(way.settings(options.model, "", more))
+    told |= {"prompts": options.prompts, "seeds": options.seeds}
+    ends = {f"{name} @ {steps}": steps for steps in options.marks} if options.marks and way else {name: -1}
+    folder = options.out / options.split / "made"
+    paths = {label: folder / f"{subject.number}-{label.replace(' ', '_').replace('/', '_')}.npz" for label in ends}
+    found = {label: held(path, told) for label, path in paths.items()}
+    if all(found.values()):
+        return found
+    word = f"a {options.domain}" if way is None else way.word
+    stages = [(-1, base, {"steps": 0})] if way is None else tuner.stages(source(subject, way), options.marks)
+    for steps, sd, figures in stages:
+        for label in [label for label, end in ends.items() if end in (-1, steps)]:
+            made = pictures(sd, word, subject.number, options)
+            found[label] = made, figures
+            folder.mkdir(parents=True, exist_ok=True)
+            with files.new_file(paths[label]) as temporary, open(temporary, "wb") as out:
+                np.savez_compressed(out, pictures=made, figures=json.dumps(figures), told=json.dumps(told))
+    return found
+
+
+def held(path: Path, told: dict) -> tuple[np.ndarray, dict] | None:
+    """Returns (pictures, figures) of a file that holds what is made by these settings; None where there is none."""
+    if not path.is_file():
+        return None
+    with np.load(path) as file:
+        same = json.loads(str(file["told"])) == json.loads(json.dumps(told))
+        return (file["pictures"], json.loads(str(file["figures"]))) if same else None
 
 
 def summary(rows: list[dict]) -> dict:
@@ -180,7 +149,8 @@ def summary(rows: list[dict]) -> dict:
         table["CLIP-I"] = round(float(np.mean([row["clip-i"] for row in rows])), 3)
     table["steps"] = rows[0]["steps"]
     if "seconds" in rows[0]:
-        table["seconds"] = round(float(np.median([row["seconds"] + row["preparation"] for row in rows])), 1)
+        for name in ("seconds", "processor"):
+            table[name] = round(float(np.median([row[name] for row in rows])), 1)
         table["compilation"] = round(max(row.get("compilation", 0) for row in rows), 1)
         table["MB of memory"] = round(rows[0]["memory"] / 1e6)
         table["kB to keep"] = round(rows[0]["bytes"] / 1e3)
@@ -219,30 +189,48 @@ def made_size(columns: dict[str, np.ndarray]) -> tuple[int, int]:
     return width, height
 
 
+def measured(options: argparse.Namespace, people: list[Subject]) -> tuple[dict[str, list[dict]], dict[int, dict]]:
+    """Returns ({label: figures of each person}, {person's number: {label: pictures}})."""
+    base, judge = pipeline.load(options.model), None if options.images else judges.load()
+    rows: dict[str, list[dict]] = {}
+    columns: dict[int, dict] = {}
+    for name, way, more in asked(options):
+        tuner = way and Tuner(functools.partial(way.settings, more=more), options.model)
+        for subject in people:
+            for label, (made, figures) in made_of(subject, name, way, more, options, tuner, base).items():
+                found = dict(figures)
+                if judge is not None:
+                    found |= judged(judge, subject, made, options)
+                if "image_encoder" in base.parts:
+                    found["clip-i"] = seen_alike(base, subject, made)
+                rows.setdefault(label, []).append(found)
+                columns.setdefault(subject.number, {})[label] = made
+        for label in [label for label in rows if label.split(" @ ")[0] == name]:
+            print(f"{label}: {summary(rows[label])}", flush=True)
+    return rows, columns
+
+
+def asked(options: argparse.Namespace) -> list[tuple[str, ways.Way | None, tuple[str, ...]]]:
+    """Returns (name, way, further settings) of everything to compare, the base model first."""
+    chosen = [(name, way, ()) for name, way in ways.POCKET.items() if not options.only or name in options.only]
+    if options.sweep:
+        mores = options.more or [""]
+        chosen = [
+            (f"{options.sweep} {more}".strip(), ways.POCKET[options.sweep], tuple(more.split())) for more in mores
+        ]
+    return [(BASE, None, ()), *chosen]
+
+
 def compare(options: argparse.Namespace) -> int:
     """Makes, judges and writes everything; returns the exit status."""
-    people, base = subjects(options), pipeline.load(options.model)
-    split, judge = "validation" if options.sweep else "heldout", None if options.images else judges.load()
-    chosen = {name: way for name, way in ways.POCKET.items() if not options.only or name in options.only}
-    table, columns = {}, {}
-    if options.sweep:
-        chosen = {f"{options.sweep} {more}": ways.POCKET[options.sweep] for more in options.more or [""]}
-    for name, way in {BASE: None, **chosen}.items():
-        more = tuple(name.removeprefix(options.sweep).split()) if options.sweep and way else ()
-        rows, tuner = [], way and Tuner(way, options, more)
-        for subject in people:
-            made, found = made_of(subject, name, way, options, tuner, base)
-            if judge is not None:
-                found |= judged(judge, subject, made, split)
-            if "image_encoder" in base.parts:
-                found["clip-i"] = seen_alike(base, subject, made)
-            rows.append(found)
-            columns.setdefault(subject.number, {})[name] = made
-        table[name] = summary(rows)
-        print(f"{name}: {table[name]}", flush=True)
+    people = subjects(options)
+    rows, columns = measured(options, people)
+    table = {label: summary(found) for label, found in rows.items()}
+    place = options.out / options.split
     for subject in people:
-        figure(columns[subject.number], subject, options).save(options.out / f"grid-{subject.number}.png")
-    print(written(table, options.out / "table") + f"look at {options.out / 'grid-0.png'}")
+        figure(columns[subject.number], subject, options).save(place / f"grid-{subject.number}.png")
+    (place / "people.json").write_text(json.dumps(rows, indent=1))
+    print(written(table, place / "table") + f"look at {place / 'grid-0.png'}")
     return 0
 
 
@@ -252,15 +240,18 @@ def main() -> int:
     parser.add_argument("--model", default="pocket", help="a model; E4T needs an e4t/ folder in it")
     parser.add_argument("--images", help="a folder of pictures of one subject; default: drawn people, held out")
     parser.add_argument("--domain", default="face", help="what the pictures show")
-    parser.add_argument("--full", action="store_true", help="6 people, 8 prompts, 2 seeds")
+    parser.add_argument("--full", action="store_true", help="8 people, 8 prompts, 2 seeds")
     parser.add_argument("--people", type=int, help="how many drawn people; default 2")
+    parser.add_argument("--seeds", type=int, help="pictures of each prompt")
     parser.add_argument("--only", nargs="+", choices=ways.POCKET, help="some ways alone")
     parser.add_argument("--sweep", choices=ways.POCKET, help="one way with other settings, on people of other seeds")
     parser.add_argument("--with", dest="more", action="append", help="of a sweep: settings, such as 'steps=50'")
+    parser.add_argument("--marks", type=int, nargs="+", default=(), help="also judge after so many steps of each run")
     parser.add_argument("--out", type=Path, default=Path("outputs/compare"), help="folder")
     options = parser.parse_args()
-    options.prompts, options.seeds = (8, 2) if options.full else (4, 1)
-    options.people = options.people or (6 if options.full else 2)
+    options.prompts, people, seeds = (8, 8, 2) if options.full else (4, 2, 1)
+    options.people, options.seeds = options.people or people, options.seeds or seeds
+    options.split = "own" if options.images else "validation" if options.sweep else "heldout"
     compile_cache.keep()
     options.out.mkdir(parents=True, exist_ok=True)
     return compare(options)
