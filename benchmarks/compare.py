@@ -1,23 +1,23 @@
 """Every way to personalise a model, side by side: the same people, prompts and seeds; one figure and one table.
 
     make compare                                         2 drawn people, 4 prompts
-    make compare ARGS=--full                             6 people, 8 prompts, 2 seeds, with 95 % intervals
+    make compare ARGS=--full                             8 people, 8 prompts, 2 seeds, with 95 % intervals
     make compare ARGS="--images photos/cat --domain cat" pictures of your own: no judges of looks
     python benchmarks/compare.py --sweep "LoRA, 5" --with "steps=50 optim.lr=1e-3" --with "steps=100 optim.lr=3e-4"
 
 The people are held out: neither the model nor any choice of steps and rates has seen them; --sweep takes others.
-Writes OUT/grid.png (a row for each prompt, a column for each way), OUT/table.md and OUT/table.json.  What is made is
-kept in OUT/made, person by person; run again, the program goes on from there.
-Seconds are those of the steps, without compilation, which has a column of its own.  Memory is the compiler's account of
-one step.  Identity is 1 for another drawing of the person and 0 for somebody else; prompts is the share of places,
-styles and accessories that are there.
+Writes OUT/SPLIT/grid-PERSON.png (a row for each prompt, a column for each way), table.md, table.json and people.json.
+What is made is kept there in made/, person by person; run again, the program goes on from there.
+Seconds are those of preparation and steps, without compilation, which has a column of its own; "processor" counts what
+the processor worked for them.  Memory is the compiler's account of one step.  Identity is 1 for another drawing of the
+person and 0 for somebody else; prompts is the share of places, styles and accessories that are there.
 """
 
 import argparse
 import functools
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 import judges
 import pocket
+import subjects
 import ways
+from subjects import Subject
 from tuning import Tuner
 
 from sdjax import settings
@@ -37,94 +39,69 @@ from sdjax.images import grid, reading
 from sdjax.methods import clip
 from sdjax.runtime import compile_cache
 from sdjax.sampling import generate
-from sdjax.stable_diffusion import to_pixels
+from sdjax.stable_diffusion import StableDiffusion, to_pixels
 
-PEOPLE, VIEWS = 50_000, 5  # offset of the people's seeds within a split; pictures of each
 BASE = "base model"
 KINDS = ("context", "style", "accessory")
+AT_ONCE = 16  # pictures
 
 
-@dataclass(frozen=True)
-class Subject:
-    """One subject: the folder of its pictures, and who it is where it is drawn."""
-
-    folder: Path
-    who: pocketland.Face | None = None
-    number: int = 0
+# ---- making --------------------------------------------------------------------------------------
 
 
-def subjects(options: argparse.Namespace) -> list[Subject]:
-    """Returns the subjects: drawn people of a split, five pictures each, or the folder that was given."""
+def subjects_of(options: argparse.Namespace) -> list[Subject]:
+    """Returns whom the options ask for."""
+    if options.protocol:
+        return subjects.protocol(options.protocol)
     if options.images:
-        return [Subject(Path(options.images))]
-    found, split = [], options.split
-    for number in range(options.people):
-        who, folder = pocketland.identity(pocket.SPLITS[split] + PEOPLE + number), options.out / split / f"{number}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for view in range(VIEWS):
-            context = ("room", "beach", "forest", "city", "meadow")[view]
-            place = pocketland.scene(pocket.SCENES + PEOPLE + VIEWS * number + view, context, "photo", "none")
-            Image.fromarray(pocketland.draw(who, place)).save(folder / f"{view}.png")
-        found.append(Subject(folder, who, number))
-    return found
+        return subjects.own(options.images, options.domain)
+    return subjects.drawn(options.out, options.split, options.people)
 
 
-def source(subject: Subject, way: ways.Way) -> Path:
-    """Returns what a way trains on: the subject's folder, or its first picture alone."""
-    return sorted(p for p in subject.folder.iterdir() if p.suffix == ".png")[0] if way.pictures == 1 else subject.folder
+def asked(options: argparse.Namespace) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Returns (label, way, further settings) of everything to compare, the base model first."""
+    if options.sweep:
+        chosen = [
+            (f"{options.sweep} {more}".strip(), options.sweep, tuple(more.split())) for more in options.more or [""]
+        ]
+    else:
+        chosen = [(name, name, ()) for name in ways.POCKET if not options.only or name in options.only]
+    return [(BASE, "", ()), *chosen]
 
 
-def pictures(sd, word: str, number: int, options: argparse.Namespace) -> np.ndarray:
+def pictures(sd: StableDiffusion, word: str, subject: Subject, options: argparse.Namespace) -> np.ndarray:
     """Returns the pictures uint8 [seeds * prompts H W 3] of a word, the prompts of one seed together."""
-    texts = pocket.texts(word)[: options.prompts]
-    seeds = [1000 * number + seed for seed in range(options.seeds) for _ in texts]
-    return generate.text2img(sd, texts * options.seeds, seeds=seeds, **pocket.SAMPLING)
+    texts = subject.texts(word, options.prompts) * options.seeds
+    each = len(texts) // options.seeds
+    seeds = [1000 * subject.number + k // each for k in range(len(texts))]
+    how = pocket.SAMPLING if options.model == "pocket" else {}
+    parts = [slice(k, k + AT_ONCE) for k in range(0, len(texts), AT_ONCE)]
+    return np.concatenate([generate.text2img(sd, texts[part], seeds=seeds[part], **how) for part in parts])
 
 
-def judged(judge, subject: Subject, made: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
-    """Returns identity's three similarities and the share of what prompts name, of a person's pictures."""
-    places = [*pocket.PLACES[: options.prompts]] * options.seeds
-    scenes = [pocketland.scene(pocket.SCENES + 20_000 + 8 * subject.number + k, *p) for k, p in enumerate(places)]
-    other = pocketland.identity(pocket.SPLITS[options.split] + 60_000 + subject.number)
-    asked = judges.identity(judge, np.asarray(Image.open(subject.folder / "0.png"))[None])[0]
-    s, s1, s0 = (
-        float((judges.identity(judge, np.stack(some)) @ asked).mean())
-        for some in (made, *([pocketland.draw(p, scene) for scene in scenes] for p in (subject.who, other)))
-    )
-    seen = judges.classify(judge, made)
-    right = [seen[kind][i] == word for i, place in enumerate(places) for kind, word in zip(KINDS, place, strict=True)]
-    return {"s": s, "s0": s0, "s1": s1, "prompts": float(np.mean(right))}
-
-
-def seen_alike(sd, subject: Subject, made: np.ndarray) -> float:
-    """Returns CLIP-I: the mean cosine between the pictures made and the subject's own, by the model's image encoder."""
-    own = np.stack([np.asarray(reading.subject(p, made.shape[1])) for p in sorted(subject.folder.glob("*.png"))])
-    one, other = (np.asarray(clip.embed_images(sd, to_pixels(some))) for some in (made, own))
-    return float((one @ other.T).mean())
-
-
-def made_of(subject: Subject, name: str, way: ways.Way | None, more: tuple[str, ...], options, tuner, base) -> dict:
+def made_of(
+    subject: Subject, label: str, way: ways.Way | None, tuner: Tuner | None, base: StableDiffusion, options
+) -> dict[str, tuple[np.ndarray, dict]]:
     """Returns {label: (pictures, figures)} of one subject in one way: what is kept, where it is all, else made now.
 
-    A label is the way's name, and with options.marks also the number of steps.
+    With options.marks labels also say the number of steps.
     """
-    told = {} if way is None else settings.to_json(way.settings(options.model, "", more))
+    told = {} if tuner is None else settings.to_json(tuner.told(options.model, ""))
     told |= {"prompts": options.prompts, "seeds": options.seeds}
-    ends = {f"{name} @ {steps}": steps for steps in options.marks} if options.marks and way else {name: -1}
+    ends = {f"{label} @ {steps}": steps for steps in options.marks} if options.marks and tuner else {label: -1}
     folder = options.out / options.split / "made"
-    paths = {label: folder / f"{subject.number}-{label.replace(' ', '_').replace('/', '_')}.npz" for label in ends}
-    found = {label: held(path, told) for label, path in paths.items()}
+    paths = {end: folder / f"{subject.number}-{end.replace(' ', '_').replace('/', '_')}.npz" for end in ends}
+    found = {end: held(path, told) for end, path in paths.items()}
     if all(found.values()):
         return found
-    word = f"a {options.domain}" if way is None else way.word
-    stages = [(-1, base, {"steps": 0})] if way is None else tuner.stages(source(subject, way), options.marks)
+    word = subject.plain if way is None else way.word
+    stages = tuner.stages(subject.source(way.pictures), options.marks) if tuner else [(-1, base, {"steps": 0})]
     for steps, sd, figures in stages:
-        for label in [label for label, end in ends.items() if end in (-1, steps)]:
-            made = pictures(sd, word, subject.number, options)
-            found[label] = made, figures
+        for end in [end for end, last in ends.items() if last in (-1, steps)]:
+            found[end] = pictures(sd, word, subject, options), figures
             folder.mkdir(parents=True, exist_ok=True)
-            with files.new_file(paths[label]) as temporary, open(temporary, "wb") as out:
-                np.savez_compressed(out, pictures=made, figures=json.dumps(figures), told=json.dumps(told))
+            with files.new_file(paths[end]) as temporary, open(temporary, "wb") as out:
+                np.savez_compressed(out, pictures=found[end][0], figures=json.dumps(figures), told=json.dumps(told))
     return found
 
 
@@ -137,6 +114,76 @@ def held(path: Path, told: dict) -> tuple[np.ndarray, dict] | None:
         return (file["pictures"], json.loads(str(file["figures"]))) if same else None
 
 
+def everything(
+    options: argparse.Namespace, people: list[Subject], base: StableDiffusion
+) -> Iterator[tuple[Subject, str, np.ndarray, dict]]:
+    """Yields (subject, label, pictures, figures), one way after another; a step is compiled once for a domain."""
+    for label, name, more in asked(options):
+        tuners: dict[str, tuple] = {}
+        for subject in people:
+            if name and subject.domain not in tuners:
+                way = ways.of(options.model, subject.domain)[name]
+                tuners[subject.domain] = way, Tuner(functools.partial(way.settings, more=more), options.model)
+            way, tuner = tuners.get(subject.domain, (None, None))
+            for end, (made, figures) in made_of(subject, label, way, tuner, base, options).items():
+                yield subject, end, made, figures
+
+
+# ---- judging -------------------------------------------------------------------------------------
+
+
+def judged(judge, subject: Subject, made: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
+    """Returns identity's three similarities and the share of what prompts name, of a drawn person's pictures."""
+    places = [*pocket.PLACES[: options.prompts]] * options.seeds
+    scenes = [pocketland.scene(pocket.SCENES + 20_000 + 8 * subject.number + k, *p) for k, p in enumerate(places)]
+    other = pocketland.identity(pocket.SPLITS[options.split] + 60_000 + subject.number)
+    own = judges.identity(judge, np.asarray(Image.open(subject.files[0]))[None])[0]
+    s, s1, s0 = (
+        float((judges.identity(judge, np.stack(some)) @ own).mean())
+        for some in (made, *([pocketland.draw(p, scene) for scene in scenes] for p in (subject.who, other)))
+    )
+    seen = judges.classify(judge, made)
+    right = [seen[kind][i] == word for i, place in enumerate(places) for kind, word in zip(KINDS, place, strict=True)]
+    return {"s": s, "s0": s0, "s1": s1, "prompts": float(np.mean(right))}
+
+
+def by_clip(sd: StableDiffusion, subject: Subject, made: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
+    """Returns {"clip-i", "clip-t"} as far as the model has the networks for it.
+
+    CLIP-I: the mean cosine of the pictures made and the subject's own; CLIP-T: of the pictures and their prompts, which
+    say the domain for the word.
+    """
+    if "image_encoder" not in sd.parts:
+        return {}
+    own = np.stack([np.asarray(reading.subject(path, made.shape[1])) for path in subject.files])
+    one, other = (np.asarray(clip.embed_images(sd, to_pixels(some))) for some in (made, own))
+    found = {"clip-i": float((one @ other.T).mean())}
+    if sd.reference.clip is not None:
+        ids = sd.tokenize(subject.texts(subject.plain, options.prompts) * options.seeds)[clip.ENCODER]
+        told = np.asarray(clip.embed_texts(sd, ids, sd.reference.clip["text_projection"]["kernel"]))
+        found["clip-t"] = float((one * told).sum(-1).mean())
+    return found
+
+
+def measured(
+    options: argparse.Namespace, people: list[Subject]
+) -> tuple[dict[str, list[dict]], dict[int, dict[str, np.ndarray]]]:
+    """Returns ({label: figures of each person}, {person's number: {label: pictures}})."""
+    base = pipeline.load(options.model)
+    rows: dict[str, list[dict]] = {}
+    columns: dict[int, dict[str, np.ndarray]] = {}
+    for subject, label, made, figures in everything(options, people, base):
+        told = judged(judges.load(), subject, made, options) if subject.who else {}
+        rows.setdefault(label, []).append({**figures, **told, **by_clip(base, subject, made, options)})
+        columns.setdefault(subject.number, {})[label] = made
+        if len(rows[label]) == len(people):
+            print(f"{label}: {summary(rows[label])}", flush=True)
+    return rows, columns
+
+
+# ---- telling -------------------------------------------------------------------------------------
+
+
 def summary(rows: list[dict]) -> dict:
     """Returns what the table says of one way."""
     table: dict = {}
@@ -145,8 +192,9 @@ def summary(rows: list[dict]) -> dict:
         scores = (s - s0.mean()) / (s1.mean() - s0.mean())
         for name, values in (("identity", scores), ("prompts", np.array([row["prompts"] for row in rows]))):
             table[name], table[f"{name}, 95 %"] = round(float(values.mean()), 3), pocket.interval(values)
-    if "clip-i" in rows[0]:
-        table["CLIP-I"] = round(float(np.mean([row["clip-i"] for row in rows])), 3)
+    for name in ("clip-i", "clip-t"):
+        if name in rows[0]:
+            table[name.upper()] = round(float(np.mean([row[name] for row in rows])), 3)
     table["steps"] = rows[0]["steps"]
     if "seconds" in rows[0]:
         for name in ("seconds", "processor"):
@@ -177,53 +225,18 @@ def cell(row: dict, head: str) -> str:
 
 def figure(columns: dict[str, np.ndarray], subject: Subject, options: argparse.Namespace) -> Image.Image:
     """Returns the figure of one subject: a row for each prompt, a column for each way, the input first."""
-    own = np.asarray(Image.open(sorted(subject.folder.glob("*.png"))[0]).convert("RGB").resize(made_size(columns)))
-    names = [" ".join(word for word in place if word != "none") for place in pocket.PLACES[: options.prompts]]
-    rows = [[own, *(made[k] for made in columns.values())] for k in range(options.prompts)]
-    return Image.fromarray(grid.sheet(rows, names, ["input", *columns], scale=2))
-
-
-def made_size(columns: dict[str, np.ndarray]) -> tuple[int, int]:
-    """Returns (width, height) of the pictures."""
     height, width = next(iter(columns.values())).shape[1:3]
-    return width, height
-
-
-def measured(options: argparse.Namespace, people: list[Subject]) -> tuple[dict[str, list[dict]], dict[int, dict]]:
-    """Returns ({label: figures of each person}, {person's number: {label: pictures}})."""
-    base, judge = pipeline.load(options.model), None if options.images else judges.load()
-    rows: dict[str, list[dict]] = {}
-    columns: dict[int, dict] = {}
-    for name, way, more in asked(options):
-        tuner = way and Tuner(functools.partial(way.settings, more=more), options.model)
-        for subject in people:
-            for label, (made, figures) in made_of(subject, name, way, more, options, tuner, base).items():
-                found = dict(figures)
-                if judge is not None:
-                    found |= judged(judge, subject, made, options)
-                if "image_encoder" in base.parts:
-                    found["clip-i"] = seen_alike(base, subject, made)
-                rows.setdefault(label, []).append(found)
-                columns.setdefault(subject.number, {})[label] = made
-        for label in [label for label in rows if label.split(" @ ")[0] == name]:
-            print(f"{label}: {summary(rows[label])}", flush=True)
-    return rows, columns
-
-
-def asked(options: argparse.Namespace) -> list[tuple[str, ways.Way | None, tuple[str, ...]]]:
-    """Returns (name, way, further settings) of everything to compare, the base model first."""
-    chosen = [(name, way, ()) for name, way in ways.POCKET.items() if not options.only or name in options.only]
-    if options.sweep:
-        mores = options.more or [""]
-        chosen = [
-            (f"{options.sweep} {more}".strip(), ways.POCKET[options.sweep], tuple(more.split())) for more in mores
-        ]
-    return [(BASE, None, ()), *chosen]
+    own = np.asarray(Image.open(subject.files[0]).convert("RGB").resize((width, height)))
+    names = [text.replace("{}", "...") for text in subject.texts("{}", options.prompts)]
+    if subject.who:
+        names = [" ".join(word for word in place if word != "none") for place in pocket.PLACES[: options.prompts]]
+    rows = [[own, *(made[k] for made in columns.values())] for k in range(len(names))]
+    return Image.fromarray(grid.sheet(rows, names, ["input", *columns], scale=max(1, 128 // width)))
 
 
 def compare(options: argparse.Namespace) -> int:
     """Makes, judges and writes everything; returns the exit status."""
-    people = subjects(options)
+    people = subjects_of(options)
     rows, columns = measured(options, people)
     table = {label: summary(found) for label, found in rows.items()}
     place = options.out / options.split
@@ -240,18 +253,22 @@ def main() -> int:
     parser.add_argument("--model", default="pocket", help="a model; E4T needs an e4t/ folder in it")
     parser.add_argument("--images", help="a folder of pictures of one subject; default: drawn people, held out")
     parser.add_argument("--domain", default="face", help="what the pictures show")
+    parser.add_argument("--protocol", help="the folder of DreamBooth's data set: its subjects, 25 prompts, 4 seeds")
     parser.add_argument("--full", action="store_true", help="8 people, 8 prompts, 2 seeds")
     parser.add_argument("--people", type=int, help="how many drawn people; default 2")
     parser.add_argument("--seeds", type=int, help="pictures of each prompt")
     parser.add_argument("--only", nargs="+", choices=ways.POCKET, help="some ways alone")
     parser.add_argument("--sweep", choices=ways.POCKET, help="one way with other settings, on people of other seeds")
     parser.add_argument("--with", dest="more", action="append", help="of a sweep: settings, such as 'steps=50'")
-    parser.add_argument("--marks", type=int, nargs="+", default=(), help="also judge after so many steps of each run")
+    parser.add_argument(
+        "--marks", type=int, nargs="+", default=(), help="judge after so many steps of each run instead"
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs/compare"), help="folder")
     options = parser.parse_args()
-    options.prompts, people, seeds = (8, 8, 2) if options.full else (4, 2, 1)
+    options.prompts, people, seeds = (25, 0, 4) if options.protocol else (8, 8, 2) if options.full else (4, 2, 1)
     options.people, options.seeds = options.people or people, options.seeds or seeds
-    options.split = "own" if options.images else "validation" if options.sweep else "heldout"
+    own = options.images or options.protocol
+    options.split = "own" if own else "validation" if options.sweep else "heldout"
     compile_cache.keep()
     options.out.mkdir(parents=True, exist_ok=True)
     return compare(options)
