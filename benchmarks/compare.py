@@ -269,7 +269,7 @@ def main() -> int:
     options.people, options.seeds = options.people or people, options.seeds or seeds
     own = options.images or options.protocol
     options.split = "own" if own else "validation" if options.sweep else "heldout"
-    compile_cache.keep()
+    compile_cache.keep(steps=compile_cache.FEW)  # nine steps are compiled, and each runs a few hundred times
     options.out.mkdir(parents=True, exist_ok=True)
     return compare(options)
 
