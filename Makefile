@@ -1,14 +1,14 @@
-# make demo   personalise the embedded model from one image; pictures and timings in outputs/demo/
-# make test   the test suite; make test-slow what takes longer
-# make ui     a queue and the APIs of A1111 and OpenAI on http://127.0.0.1:7860 (ARGS="--models DIR --adapters DIR")
-# They make .venv and install what they need first.  Everything else is the same programs with their main arguments:
+# make demo   personalize the embedded model from one image; pictures and timings in outputs/demo/
+# make test   run the tests; make test-slow runs the long ones
+# make ui     serve the web page and the APIs of A1111 and OpenAI on http://127.0.0.1:7860 (ARGS="--models DIR --adapters DIR")
+# Each target first creates .venv and installs its requirements.  The other targets run one program each:
 #   make tune IMAGE=photo.png (into outputs/tune/photo), train-encoder, compare, verify-pytorch, bench; install, lint, format
-#   make test-ui   the page in a browser; as root it fetches Debian's chromium where there is none
-#   make clean  removes .venv and build; outputs/ stays
+#   make test-ui   test the page in a browser; as root it installs Debian's chromium if none is found
+#   make clean  removes .venv and build, and keeps outputs/
 #   MODEL   pocket, a diffusers folder, a single file or a hub id        IMAGE   one photo
 #   DATA    pocketland, or a folder of images                            CONFIG  a recipe in configs/
-#   INIT    of tune: what the encoder is, where MODEL holds none: a folder or hub id
-#   ARGS    further a.b=value overrides, or --flags of the program       ACCEL   cpu, cuda or tpu
+#   INIT    for tune: a folder or hub id with the encoder, if MODEL has none
+#   ARGS    more a.b=value overrides, or --flags of the program          ACCEL   cpu, cuda or tpu
 
 ACCEL ?= cpu
 MODEL ?= pocket
