@@ -1,35 +1,37 @@
 """Every way to personalise a model, side by side: the same people, prompts and seeds; one figure and one table.
 
     make compare                                         2 drawn people, 4 prompts
-    make compare ARGS=--full                             6 people, 8 prompts, 2 seeds, with 95 % intervals
+    make compare ARGS=--full                             8 people, 8 prompts, 2 seeds, with 95 % intervals
     make compare ARGS="--images photos/cat --domain cat" pictures of your own: no judges of looks
     python benchmarks/compare.py --sweep "LoRA, 5" --with "steps=50 optim.lr=1e-3" --with "steps=100 optim.lr=3e-4"
 
 The people are held out: neither the model nor any choice of steps and rates has seen them; --sweep takes others.
-Writes OUT/grid.png (a row for each prompt, a column for each way), OUT/table.md and OUT/table.json.  What is made is
-kept in OUT/made, person by person; run again, the program goes on from there.
-Seconds are those of the steps, without compilation, which has a column of its own.  Memory is the compiler's account of
-one step.  Identity is 1 for another drawing of the person and 0 for somebody else; prompts is the share of places,
-styles and accessories that are there.
+Writes OUT/SPLIT/grid-PERSON.png (a row for each prompt, a column for each way), table.md, table.json and people.json.
+What is made is kept there in made/, person by person; run again, the program goes on from there.
+Seconds are those of preparation and steps, without compilation, which has a column of its own; "processor" counts what
+the processor worked for them.  Memory is the compiler's account of one step.  Identity is 1 for another drawing of the
+person and 0 for somebody else; prompts is the share of places, styles and accessories that are there.
 """
 
 import argparse
+import functools
 import json
 import sys
-import tempfile
-import time
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 import judges
 import pocket
+import subjects
 import ways
+from subjects import Subject
+from tuning import Tuner
 
+from sdjax import settings
 from sdjax.data import pocketland
 from sdjax.formats import pipeline
 from sdjax.formats.storage import files
@@ -37,108 +39,107 @@ from sdjax.images import grid, reading
 from sdjax.methods import clip
 from sdjax.runtime import compile_cache
 from sdjax.sampling import generate
-from sdjax.stable_diffusion import to_pixels
-from sdjax.training import loop, run
-from sdjax.training.optim import optimizer
+from sdjax.stable_diffusion import StableDiffusion, to_pixels
 
-PEOPLE, VIEWS = 50_000, 5  # offset of the people's seeds within a split; pictures of each
 BASE = "base model"
 KINDS = ("context", "style", "accessory")
+AT_ONCE = 16  # pictures
 
 
-@dataclass(frozen=True)
-class Subject:
-    """One subject: the folder of its pictures, and who it is where it is drawn."""
-
-    folder: Path
-    who: pocketland.Face | None = None
-    number: int = 0
+# ---- making --------------------------------------------------------------------------------------
 
 
-class Tuner:
-    """Personalises a model in one way, on one subject after another, with one compiled step."""
-
-    def __init__(self, way: ways.Way, options: argparse.Namespace, more: tuple[str, ...] = ()) -> None:
-        self.way, self.options, self.more, self.step = way, options, more, None
-
-    def __call__(self, path: Path) -> tuple:
-        """Returns (sd, {"seconds", "compilation", "steps", "memory", "bytes"}) of the pictures in a file or folder."""
-        told = self.way.settings(self.options.model, str(path), self.more)
-        begun = time.monotonic()
-        trained, frozen, data, _ = loop.begin(told)
-        tx, evaluate = optimizer(told.optim, told.steps)
-        state, stream, found = loop.initial_state(trained, tx, told.ema), data.iterate(), {"steps": told.steps}
-        first = next(stream)
-        found["preparation"] = time.monotonic() - begun
-        if self.step is None:
-            begun = time.monotonic()
-            step = loop.make_step(
-                told.method, tx, jax.random.key(told.seed), loss=loop.default_loss(told.method, told),
-                ema=told.ema, evaluate=evaluate,
-            )  # fmt: skip
-            self.step = jax.jit(step, donate_argnums=0).lower(state, frozen, first).compile()
-            found["compilation"] = time.monotonic() - begun
-        about = self.step.memory_analysis()
-        found["memory"] = (
-            sum(getattr(about, f"{kind}_size_in_bytes") for kind in ("argument", "temp", "output"))
-            - about.alias_size_in_bytes
-        )
-        begun = time.monotonic()
-        for batch in [first, *(next(stream) for _ in range(told.steps - 1))]:
-            state, metrics = self.step(state, frozen, batch)
-        jax.block_until_ready(metrics)
-        found["seconds"] = time.monotonic() - begun
-        learned = state["ema"] if told.ema else evaluate(state["opt"], state["trained"])
-        if told.method.finish is not None:
-            frozen, learned = told.method.finish(frozen, learned, data)
-        found["bytes"] = kept(told.method, frozen, learned)
-        return told.method.join(frozen, learned), found
-
-
-def kept(method, frozen, trained) -> int:
-    """Returns the bytes of a subject's export."""
-    with tempfile.TemporaryDirectory() as folder:
-        path, _ = run.export(method, frozen, trained, Path(folder) / "export")
-        return sum(file.stat().st_size for file in Path(path).parent.rglob("*") if file.is_file())
-
-
-def subjects(options: argparse.Namespace) -> list[Subject]:
-    """Returns the subjects: drawn people of a split, five pictures each, or the folder that was given."""
+def subjects_of(options: argparse.Namespace) -> list[Subject]:
+    """Returns whom the options ask for."""
+    if options.protocol:
+        return subjects.protocol(options.protocol)
     if options.images:
-        return [Subject(Path(options.images))]
-    found, split = [], "validation" if options.sweep else "heldout"
-    for number in range(options.people):
-        who, folder = pocketland.identity(pocket.SPLITS[split] + PEOPLE + number), options.out / split / str(number)
-        folder.mkdir(parents=True, exist_ok=True)
-        for view in range(VIEWS):
-            context = ("room", "beach", "forest", "city", "meadow")[view]
-            place = pocketland.scene(pocket.SCENES + PEOPLE + VIEWS * number + view, context, "photo", "none")
-            Image.fromarray(pocketland.draw(who, place)).save(folder / f"{view}.png")
-        found.append(Subject(folder, who, number))
+        return subjects.own(options.images, options.domain)
+    return subjects.drawn(options.out, options.split, options.people)
+
+
+def asked(options: argparse.Namespace) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Returns (label, way, further settings) of everything to compare, the base model first."""
+    if options.sweep:
+        chosen = [
+            (f"{options.sweep} {more}".strip(), options.sweep, tuple(more.split())) for more in options.more or [""]
+        ]
+    else:
+        chosen = [(name, name, ()) for name in ways.POCKET if not options.only or name in options.only]
+    return [(BASE, "", ()), *chosen]
+
+
+def pictures(sd: StableDiffusion, word: str, subject: Subject, options: argparse.Namespace) -> np.ndarray:
+    """Returns the pictures uint8 [seeds * prompts H W 3] of a word, the prompts of one seed together."""
+    texts = subject.texts(word, options.prompts) * options.seeds
+    each = len(texts) // options.seeds
+    seeds = [1000 * subject.number + k // each for k in range(len(texts))]
+    how = pocket.SAMPLING if options.model == "pocket" else {}
+    parts = [slice(k, k + AT_ONCE) for k in range(0, len(texts), AT_ONCE)]
+    return np.concatenate([generate.text2img(sd, texts[part], seeds=seeds[part], **how) for part in parts])
+
+
+def made_of(
+    subject: Subject, label: str, way: ways.Way | None, tuner: Tuner | None, base: StableDiffusion, options
+) -> dict[str, tuple[np.ndarray, dict]]:
+    """Returns {label: (pictures, figures)} of one subject in one way: what is kept, where it is all, else made now.
+
+    With options.marks labels also say the number of steps.
+    """
+    told = {} if tuner is None else settings.to_json(tuner.told(options.model, ""))
+    told |= {"prompts": options.prompts, "seeds": options.seeds}
+    ends = {f"{label} @ {steps}": steps for steps in options.marks} if options.marks and tuner else {label: -1}
+    folder = options.out / options.split / "made"
+    paths = {end: folder / f"{subject.number}-{end.replace(' ', '_').replace('/', '_')}.npz" for end in ends}
+    found = {end: held(path, told) for end, path in paths.items()}
+    if all(found.values()):
+        return found
+    word = subject.plain if way is None else way.word
+    stages = tuner.stages(subject.source(way.pictures), options.marks) if tuner else [(-1, base, {"steps": 0})]
+    for steps, sd, figures in stages:
+        for end in [end for end, last in ends.items() if last in (-1, steps)]:
+            found[end] = pictures(sd, word, subject, options), figures
+            folder.mkdir(parents=True, exist_ok=True)
+            with files.new_file(paths[end]) as temporary, open(temporary, "wb") as out:
+                np.savez_compressed(out, pictures=found[end][0], figures=json.dumps(figures), told=json.dumps(told))
     return found
 
 
-def source(subject: Subject, way: ways.Way) -> Path:
-    """Returns what a way trains on: the subject's folder, or its first picture alone."""
-    return sorted(p for p in subject.folder.iterdir() if p.suffix == ".png")[0] if way.pictures == 1 else subject.folder
+def held(path: Path, told: dict) -> tuple[np.ndarray, dict] | None:
+    """Returns (pictures, figures) of a file that holds what is made by these settings; None where there is none."""
+    if not path.is_file():
+        return None
+    with np.load(path) as file:
+        same = json.loads(str(file["told"])) == json.loads(json.dumps(told))
+        return (file["pictures"], json.loads(str(file["figures"]))) if same else None
 
 
-def pictures(sd, word: str, number: int, options: argparse.Namespace) -> np.ndarray:
-    """Returns the pictures uint8 [seeds * prompts H W 3] of a word, the prompts of one seed together."""
-    texts = pocket.texts(word)[: options.prompts]
-    seeds = [1000 * number + seed for seed in range(options.seeds) for _ in texts]
-    return generate.text2img(sd, texts * options.seeds, seeds=seeds, **pocket.SAMPLING)
+def everything(
+    options: argparse.Namespace, people: list[Subject], base: StableDiffusion
+) -> Iterator[tuple[Subject, str, np.ndarray, dict]]:
+    """Yields (subject, label, pictures, figures), one way after another; a step is compiled once for a domain."""
+    for label, name, more in asked(options):
+        tuners: dict[str, tuple] = {}
+        for subject in people:
+            if name and subject.domain not in tuners:
+                way = ways.of(options.model, subject.domain)[name]
+                tuners[subject.domain] = way, Tuner(functools.partial(way.settings, more=more), options.model)
+            way, tuner = tuners.get(subject.domain, (None, None))
+            for end, (made, figures) in made_of(subject, label, way, tuner, base, options).items():
+                yield subject, end, made, figures
 
 
-def judged(judge, subject: Subject, made: np.ndarray, split: str) -> dict[str, float]:
-    """Returns identity's three similarities and the share of what prompts name, of a person's pictures."""
-    count = len(pocket.PLACES)
-    places = [pocket.PLACES[i % (len(made) if len(made) < count else count)] for i in range(len(made))]
+# ---- judging -------------------------------------------------------------------------------------
+
+
+def judged(judge, subject: Subject, made: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
+    """Returns identity's three similarities and the share of what prompts name, of a drawn person's pictures."""
+    places = [*pocket.PLACES[: options.prompts]] * options.seeds
     scenes = [pocketland.scene(pocket.SCENES + 20_000 + 8 * subject.number + k, *p) for k, p in enumerate(places)]
-    other = pocketland.identity(pocket.SPLITS[split] + 60_000 + subject.number)
-    asked = judges.identity(judge, np.asarray(Image.open(subject.folder / "0.png"))[None])[0]
+    other = pocketland.identity(pocket.SPLITS[options.split] + 60_000 + subject.number)
+    own = judges.identity(judge, np.asarray(Image.open(subject.files[0]))[None])[0]
     s, s1, s0 = (
-        float((judges.identity(judge, np.stack(some)) @ asked).mean())
+        float((judges.identity(judge, np.stack(some)) @ own).mean())
         for some in (made, *([pocketland.draw(p, scene) for scene in scenes] for p in (subject.who, other)))
     )
     seen = judges.classify(judge, made)
@@ -146,26 +147,41 @@ def judged(judge, subject: Subject, made: np.ndarray, split: str) -> dict[str, f
     return {"s": s, "s0": s0, "s1": s1, "prompts": float(np.mean(right))}
 
 
-def seen_alike(sd, subject: Subject, made: np.ndarray) -> float:
-    """Returns CLIP-I: the mean cosine between the pictures made and the subject's own, by the model's image encoder."""
-    own = np.stack([np.asarray(reading.subject(p, made.shape[1])) for p in sorted(subject.folder.glob("*.png"))])
+def by_clip(sd: StableDiffusion, subject: Subject, made: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
+    """Returns {"clip-i", "clip-t"} as far as the model has the networks for it.
+
+    CLIP-I: the mean cosine of the pictures made and the subject's own; CLIP-T: of the pictures and their prompts, which
+    say the domain for the word.
+    """
+    if "image_encoder" not in sd.parts:
+        return {}
+    own = np.stack([np.asarray(reading.subject(path, made.shape[1])) for path in subject.files])
     one, other = (np.asarray(clip.embed_images(sd, to_pixels(some))) for some in (made, own))
-    return float((one @ other.T).mean())
+    found = {"clip-i": float((one @ other.T).mean())}
+    if sd.reference.clip is not None:
+        ids = sd.tokenize(subject.texts(subject.plain, options.prompts) * options.seeds)[clip.ENCODER]
+        told = np.asarray(clip.embed_texts(sd, ids, sd.reference.clip["text_projection"]["kernel"]))
+        found["clip-t"] = float((one * told).sum(-1).mean())
+    return found
 
 
-def made_of(subject, name, way, options, tuner, base) -> tuple[np.ndarray, dict]:
-    """Returns (pictures, figures) of one subject in one way: those that are kept, else made now."""
-    file = options.out / "made" / f"{subject.number}-{name.replace(' ', '_')}.npz"
-    if file.is_file() and not options.sweep:
-        held = np.load(file)
-        return held["pictures"], json.loads(str(held["figures"]))
-    sd, found = (base, {"steps": 0}) if way is None else tuner(source(subject, way))
-    made = pictures(sd, f"a {options.domain}" if way is None else way.word, subject.number, options)
-    if not options.sweep:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with files.new_file(file) as temporary, open(temporary, "wb") as out:
-            np.savez_compressed(out, pictures=made, figures=json.dumps(found))
-    return made, found
+def measured(
+    options: argparse.Namespace, people: list[Subject]
+) -> tuple[dict[str, list[dict]], dict[int, dict[str, np.ndarray]]]:
+    """Returns ({label: figures of each person}, {person's number: {label: pictures}})."""
+    base = pipeline.load(options.model)
+    rows: dict[str, list[dict]] = {}
+    columns: dict[int, dict[str, np.ndarray]] = {}
+    for subject, label, made, figures in everything(options, people, base):
+        told = judged(judges.load(), subject, made, options) if subject.who else {}
+        rows.setdefault(label, []).append({**figures, **told, **by_clip(base, subject, made, options)})
+        columns.setdefault(subject.number, {})[label] = made
+        if len(rows[label]) == len(people):
+            print(f"{label}: {summary(rows[label])}", flush=True)
+    return rows, columns
+
+
+# ---- telling -------------------------------------------------------------------------------------
 
 
 def summary(rows: list[dict]) -> dict:
@@ -176,11 +192,13 @@ def summary(rows: list[dict]) -> dict:
         scores = (s - s0.mean()) / (s1.mean() - s0.mean())
         for name, values in (("identity", scores), ("prompts", np.array([row["prompts"] for row in rows]))):
             table[name], table[f"{name}, 95 %"] = round(float(values.mean()), 3), pocket.interval(values)
-    if "clip-i" in rows[0]:
-        table["CLIP-I"] = round(float(np.mean([row["clip-i"] for row in rows])), 3)
+    for name in ("clip-i", "clip-t"):
+        if name in rows[0]:
+            table[name.upper()] = round(float(np.mean([row[name] for row in rows])), 3)
     table["steps"] = rows[0]["steps"]
     if "seconds" in rows[0]:
-        table["seconds"] = round(float(np.median([row["seconds"] + row["preparation"] for row in rows])), 1)
+        for name in ("seconds", "processor"):
+            table[name] = round(float(np.median([row[name] for row in rows])), 1)
         table["compilation"] = round(max(row.get("compilation", 0) for row in rows), 1)
         table["MB of memory"] = round(rows[0]["memory"] / 1e6)
         table["kB to keep"] = round(rows[0]["bytes"] / 1e3)
@@ -207,42 +225,25 @@ def cell(row: dict, head: str) -> str:
 
 def figure(columns: dict[str, np.ndarray], subject: Subject, options: argparse.Namespace) -> Image.Image:
     """Returns the figure of one subject: a row for each prompt, a column for each way, the input first."""
-    own = np.asarray(Image.open(sorted(subject.folder.glob("*.png"))[0]).convert("RGB").resize(made_size(columns)))
-    names = [" ".join(word for word in place if word != "none") for place in pocket.PLACES[: options.prompts]]
-    rows = [[own, *(made[k] for made in columns.values())] for k in range(options.prompts)]
-    return Image.fromarray(grid.sheet(rows, names, ["input", *columns], scale=2))
-
-
-def made_size(columns: dict[str, np.ndarray]) -> tuple[int, int]:
-    """Returns (width, height) of the pictures."""
     height, width = next(iter(columns.values())).shape[1:3]
-    return width, height
+    own = np.asarray(Image.open(subject.files[0]).convert("RGB").resize((width, height)))
+    names = [text.replace("{}", "...") for text in subject.texts("{}", options.prompts)]
+    if subject.who:
+        names = [" ".join(word for word in place if word != "none") for place in pocket.PLACES[: options.prompts]]
+    rows = [[own, *(made[k] for made in columns.values())] for k in range(len(names))]
+    return Image.fromarray(grid.sheet(rows, names, ["input", *columns], scale=max(1, 128 // width)))
 
 
 def compare(options: argparse.Namespace) -> int:
     """Makes, judges and writes everything; returns the exit status."""
-    people, base = subjects(options), pipeline.load(options.model)
-    split, judge = "validation" if options.sweep else "heldout", None if options.images else judges.load()
-    chosen = {name: way for name, way in ways.POCKET.items() if not options.only or name in options.only}
-    table, columns = {}, {}
-    if options.sweep:
-        chosen = {f"{options.sweep} {more}": ways.POCKET[options.sweep] for more in options.more or [""]}
-    for name, way in {BASE: None, **chosen}.items():
-        more = tuple(name.removeprefix(options.sweep).split()) if options.sweep and way else ()
-        rows, tuner = [], way and Tuner(way, options, more)
-        for subject in people:
-            made, found = made_of(subject, name, way, options, tuner, base)
-            if judge is not None:
-                found |= judged(judge, subject, made, split)
-            if "image_encoder" in base.parts:
-                found["clip-i"] = seen_alike(base, subject, made)
-            rows.append(found)
-            columns.setdefault(subject.number, {})[name] = made
-        table[name] = summary(rows)
-        print(f"{name}: {table[name]}", flush=True)
+    people = subjects_of(options)
+    rows, columns = measured(options, people)
+    table = {label: summary(found) for label, found in rows.items()}
+    place = options.out / options.split
     for subject in people:
-        figure(columns[subject.number], subject, options).save(options.out / f"grid-{subject.number}.png")
-    print(written(table, options.out / "table") + f"look at {options.out / 'grid-0.png'}")
+        figure(columns[subject.number], subject, options).save(place / f"grid-{subject.number}.png")
+    (place / "people.json").write_text(json.dumps(rows, indent=1))
+    print(written(table, place / "table") + f"look at {place / 'grid-0.png'}")
     return 0
 
 
@@ -252,16 +253,23 @@ def main() -> int:
     parser.add_argument("--model", default="pocket", help="a model; E4T needs an e4t/ folder in it")
     parser.add_argument("--images", help="a folder of pictures of one subject; default: drawn people, held out")
     parser.add_argument("--domain", default="face", help="what the pictures show")
-    parser.add_argument("--full", action="store_true", help="6 people, 8 prompts, 2 seeds")
+    parser.add_argument("--protocol", help="the folder of DreamBooth's data set: its subjects, 25 prompts, 4 seeds")
+    parser.add_argument("--full", action="store_true", help="8 people, 8 prompts, 2 seeds")
     parser.add_argument("--people", type=int, help="how many drawn people; default 2")
+    parser.add_argument("--seeds", type=int, help="pictures of each prompt")
     parser.add_argument("--only", nargs="+", choices=ways.POCKET, help="some ways alone")
     parser.add_argument("--sweep", choices=ways.POCKET, help="one way with other settings, on people of other seeds")
     parser.add_argument("--with", dest="more", action="append", help="of a sweep: settings, such as 'steps=50'")
+    parser.add_argument(
+        "--marks", type=int, nargs="+", default=(), help="judge after so many steps of each run instead"
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs/compare"), help="folder")
     options = parser.parse_args()
-    options.prompts, options.seeds = (8, 2) if options.full else (4, 1)
-    options.people = options.people or (6 if options.full else 2)
-    compile_cache.keep()
+    options.prompts, people, seeds = (25, 0, 4) if options.protocol else (8, 8, 2) if options.full else (4, 2, 1)
+    options.people, options.seeds = options.people or people, options.seeds or seeds
+    own = options.images or options.protocol
+    options.split = "own" if own else "validation" if options.sweep else "heldout"
+    compile_cache.keep(steps=compile_cache.FEW)  # nine steps are compiled, and each runs a few hundred times
     options.out.mkdir(parents=True, exist_ok=True)
     return compare(options)
 

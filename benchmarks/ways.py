@@ -1,43 +1,81 @@
 """The ways to personalise a model that compare.py puts side by side: a recipe, how many pictures, steps and rates.
 
-Steps and rates of pocket are the best of a sweep on people of the validation split (compare.py --sweep); no held-out
-person was looked at.
+    of("pocket", "face")["LoRA, 5"].settings("pocket", "photos")
+
+Steps and rates of pocket are the best of sweeps on people of the validation split (compare.py --sweep), which
+docs/log.md tells; no held-out person was looked at.  Those of other models are the recipes' own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sdjax import settings
-from sdjax.training.loop import Train
+from sdjax.methods.chain import Chain
+from sdjax.methods.full import Full
+from sdjax.methods.textual_inversion import TextualInversion
+from sdjax.training.settings import Train
 
-RECIPES = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
+NEW, RARE = "<new>", "sks"
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way: its recipe in configs/, the number of pictures, what prompts call the subject, and what differs."""
+    """One way: its recipe in configs/, the number of pictures, what prompts call the subject, and what differs.
+
+    method: in place of the recipe's.
+    """
 
     recipe: str
     pictures: int
     word: str
     overrides: tuple[str, ...] = ()
+    method: Any = None
 
     def settings(self, model: str, path: str, more: tuple[str, ...] = ()) -> Train:
         """Returns the settings of a run on the pictures below `path`."""
-        quiet = (f"model={model}", f"data.path={path}", "checkpoint=0", "preview=0")
-        return settings.load(RECIPES / self.recipe, [*quiet, *self.overrides, *more])
+        quiet = [f"model={model}", f"data.path={path}", "checkpoint=0", "preview=0"]
+        told = settings.load(CONFIGS / self.recipe, quiet)
+        told = replace(told, method=self.method or told.method, init=model if told.init else "")
+        return settings.override(told, [*self.overrides, *more])
 
 
-TI = ("method.init=face", "method.word=<new>", "data.templates=face")
-NEW = "<new>"
+FEW = ("data.batch=8", "min_snr=0.5", "optim.weight_decay=0.0", "optim.warmup=0")  # errors count where words do
+MUON = ("optim.kind=muon", 'optim.rates=(("(bias|scale)$", 0.3),)')
+BOTH = ("optim.kind=muon", 'optim.rates=(("rows", 5.0), ("(bias|scale)$", 0.3))')
 POCKET = {
-    "textual inversion, 1 picture": Way("textual_inversion.py", 1, NEW, (*TI, "steps=150", "data.batch=16")),
-    "textual inversion, 5": Way("textual_inversion.py", 5, NEW, (*TI, "steps=300", "data.batch=16")),
-    "DreamBooth, 1": Way("dreambooth.py", 1, "sks face", ("steps=30", "data.batch=16")),
-    "DreamBooth, 5": Way("dreambooth.py", 5, "sks face", ("steps=60", "data.batch=16")),
-    "textual inversion + DreamBooth, 5": Way("pivotal.py", 5, NEW, ("steps=60", "data.batch=16")),
-    "LoRA, 5": Way("lora.py", 5, "sks face", ("steps=100", "data.batch=16")),
-    "hypernetwork, 5": Way("hypernetwork.py", 5, "face", ("steps=100", "data.batch=16")),
-    "Custom Diffusion, 5": Way("custom_diffusion.py", 5, NEW, ("steps=100", "data.batch=16")),
-    "E4T, 1": Way("pocket/tune.py", 1, "*s", ("steps=10",)),
+    "textual inversion, 1 picture": (*FEW, "steps=120", "optim.lr=5e-3"),
+    "textual inversion, 5": (*FEW, "steps=120", "optim.lr=5e-3"),
+    "DreamBooth, 1": (*FEW, *MUON, "steps=20", "optim.lr=2.4e-3", "preserve=0"),
+    "DreamBooth, 5": (*FEW, *MUON, "steps=40", "optim.lr=2.4e-3", "preserve=0"),
+    "textual inversion + DreamBooth, 5": (*FEW, *BOTH, "steps=40", "optim.lr=2.4e-3", "preserve=0"),
+    "LoRA, 5": (*FEW, "steps=60", "optim.lr=2e-3", "method.convolutions=16"),
+    "hypernetwork, 5": (*FEW, "steps=60", "optim.lr=2e-3"),
+    "Custom Diffusion, 5": (*FEW, 'optim.rates=(("rows", 5.0),)', "steps=60", "optim.lr=2e-3"),
+    "E4T, 1": ("steps=10",),
 }
+
+
+def of(model: str, domain: str) -> dict[str, Way]:
+    """Returns {name: Way} of a model, for subjects of a domain such as "face"."""
+    rare = f"{RARE} {domain}"
+    called = lambda word: (f"data.word={word}", "data.templates=trigger")  # noqa: E731
+    init = (f"method.init={domain}", f"data.templates={'face' if domain == 'face' else 'object'}")
+    both = Chain((TextualInversion(NEW, init=domain), Full(("unet",), keep=True)))
+    e4t = ("pocket/tune.py", ()) if model == "pocket" else ("e4t_tune.py", (f"method.parts.0.domain={domain}",))
+    ways = {
+        "textual inversion, 1 picture": Way("textual_inversion.py", 1, NEW, init),
+        "textual inversion, 5": Way("textual_inversion.py", 5, NEW, init),
+        "DreamBooth, 1": Way("dreambooth.py", 1, rare, called(rare)),
+        "DreamBooth, 5": Way("dreambooth.py", 5, rare, called(rare)),
+        "textual inversion + DreamBooth, 5": Way(
+            "pivotal.py", 5, NEW, ("optim.lr=5e-6", 'optim.rates=(("rows", 100.0),)'), both
+        ),
+        "LoRA, 5": Way("lora.py", 5, rare, called(rare)),
+        "hypernetwork, 5": Way("hypernetwork.py", 5, domain, called(domain)),
+        "Custom Diffusion, 5": Way("custom_diffusion.py", 5, NEW, (f"method.parts.0.init={domain}",)),
+        "E4T, 1": Way(e4t[0], 1, "*s", e4t[1]),
+    }
+    chosen = POCKET if model == "pocket" else {}
+    return {name: replace(way, overrides=(*way.overrides, *chosen.get(name, ()))) for name, way in ways.items()}

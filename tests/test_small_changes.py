@@ -13,7 +13,7 @@ import pytest
 from test_laws import model, noised
 
 from sdjax import trees
-from sdjax.methods import edits, offsets
+from sdjax.methods import branches, edits, offsets
 from sdjax.methods.branches import Branches
 from sdjax.methods.e4t import E4T
 from sdjax.methods.lora import Lora
@@ -103,6 +103,18 @@ def reference(way):
     sd = sd.with_parts(unet=trees.cast(sd.parts["unet"], jnp.float32))
     before = output(sd)
     return before, output(WAYS["lora in weights" if way == "lora" else way](sd, 1.0)) - before
+
+
+def test_offsets_beside_layers_become_the_weights_of_float32():
+    """What a file for other programs holds is the same, whatever the networks compute in."""
+    sd = rough()
+    merged = branches.merged(e4t(sd.with_dtype("bfloat16"), 1.0))
+    assert not merged.hooks
+    one, other = (trees.flatten(made.parts["unet"]) for made in (merged, e4t(sd, 1.0)))
+    assert len(one) == len(other)
+    for name, x in one.items():
+        assert x.dtype == other[name].dtype
+        np.testing.assert_allclose(np.float32(x), np.float32(other[name]), rtol=1e-6)
 
 
 def shares(wanted, before, one, less, more):

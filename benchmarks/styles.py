@@ -1,0 +1,140 @@
+"""Two figures on held-out people: the subject stays while the style changes, the style stays while the subject changes.
+
+    python benchmarks/styles.py                # outputs/styles/{subject,style}.png and styles.json
+
+subject   E4T of one picture each, the six styles that the embedded model knows: identity and how many styles are there
+style     LoRA of eight captioned pictures in a style that the model does not know, a print of eight pure colours: mean
+          distance of a pixel to the nearest of them (0 to 255) in pictures of others, with the style's word and without
+"""
+
+import argparse
+import functools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+import judges
+import pocket
+import subjects
+import ways
+from tuning import Tuner
+
+from sdjax.data import pocketland
+from sdjax.formats import pipeline
+from sdjax.images import grid
+from sdjax.runtime import compile_cache
+from sdjax.sampling import generate
+
+FIRST, TAUGHT, SHOWN = 95_000, 8, 16  # offset of people's seeds; pictures of the style; subjects that are drawn in it
+WORD = "sks"
+
+
+def printed(picture: np.ndarray) -> np.ndarray:
+    """Returns a picture [H W 3] in eight pure colours."""
+    return np.where(picture >= 128, 255, 0).astype(np.uint8)
+
+
+def impure(pictures: np.ndarray) -> np.ndarray:
+    """Returns the mean distance of each picture's values [N H W 3] to the nearest of 0 and 255."""
+    values = pictures.astype(float)
+    return np.minimum(values, 255 - values).mean((1, 2, 3))
+
+
+def subject(options: argparse.Namespace) -> dict:
+    """Writes subject.png; returns identity and the share of styles that are there."""
+    tuner, judge = Tuner(ways.of("pocket", "face")["E4T, 1"].settings, "pocket"), judges.load()
+    rows, scores, right = [], [], []
+    others = pocket.SPLITS[options.split] + 60_000
+    for one in subjects.drawn(options.out, options.split, options.people):
+        sd, _ = tuner(one.source(1))
+        texts = [pocketland.prompt({"style": style}, subject="*s") for style in pocketland.STYLES]
+        made = generate.text2img(sd, texts, seeds=range(len(texts)), **pocket.SAMPLING)
+        own = np.asarray(Image.open(one.files[0]))
+        asked = judges.identity(judge, own[None])[0]
+        scenes = [pocketland.scene(pocket.SCENES + i, style=style) for i, style in enumerate(pocketland.STYLES)]
+        s, s1, s0 = (
+            float((judges.identity(judge, np.stack(some)) @ asked).mean())
+            for some in (
+                made,
+                [pocketland.draw(one.who, scene) for scene in scenes],
+                [pocketland.draw(pocketland.identity(others + one.number), scene) for scene in scenes],
+            )
+        )
+        scores.append((s, s0, s1))
+        right.append(float(np.mean(judges.classify(judge, made)["style"] == np.array(pocketland.STYLES))))
+        rows.append([own, *made])
+    Image.fromarray(grid.sheet(rows[:4], columns=["input", *pocketland.STYLES], scale=2)).save(
+        options.out / "subject.png"
+    )
+    s, s0, s1 = np.array(scores).T
+    identity = (s - s0.mean()) / (s1.mean() - s0.mean())
+    return {
+        "people": len(rows), "identity": round(float(identity.mean()), 3), "identity, 95 %": pocket.interval(identity),
+        "styles": round(float(np.mean(right)), 3), "styles, 95 %": pocket.interval(right),
+    }  # fmt: skip
+
+
+def style(options: argparse.Namespace) -> dict:
+    """Writes style.png; returns how far pictures are from the print's colours, and what of the subject is there."""
+    folder, first = options.out / "taught", pocketland.TRAIN[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = []
+    for i in range(TAUGHT):
+        who, place = pocketland.identity(first + 11 * i), pocketland.scene(first + 7 * i, style="photo")
+        shown.append(printed(pocketland.draw(who, place)))
+        Image.fromarray(shown[-1]).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(pocketland.caption(who, place, i))
+    more = ("data.word=sks", "data.templates=trigger", *options.overrides)
+    sd, _ = Tuner(functools.partial(ways.of("pocket", "face")["LoRA, 5"].settings, more=more), "pocket")(folder)
+    start = pocket.SPLITS[options.split] + FIRST
+    domains = ["face", "cat"] * (SHOWN // 2)
+    people = [pocketland.identity(start + i, domain) for i, domain in enumerate(domains)]
+    places = [pocketland.scene(pocket.SCENES + FIRST + i, style="photo") for i in range(SHOWN)]
+    texts = [pocketland.caption(*both, i) for i, both in enumerate(zip(people, places, strict=True))]
+    made = {
+        "base model": generate.text2img(pipeline.load("pocket"), texts, seeds=range(SHOWN), **pocket.SAMPLING),
+        "with the style": generate.text2img(
+            sd, [f"{WORD}, {text}" for text in texts], seeds=range(SHOWN), **pocket.SAMPLING
+        ),
+    }
+    Image.fromarray(grid.sheet([shown, *(list(some[:8]) for some in made.values())], ["taught", *made], scale=2)).save(
+        options.out / "style.png"
+    )
+    table = {"taught": {"distance": round(float(impure(np.stack(shown)).mean()), 2)}}
+    for name, some in made.items():
+        seen, far = judges.classify(judges.load(), some), impure(some)
+        right = [seen[k][i] == getattr(places[i], k) for i in range(SHOWN) for k in ("context", "accessory")]
+        right += list(seen["domain"] == np.array(domains))
+        table[name] = {
+            "distance": round(float(far.mean()), 2), "distance, 95 %": pocket.interval(far),
+            "subject and scene": round(float(np.mean(right)), 3),
+        }  # fmt: skip
+    return table
+
+
+def main() -> None:
+    """Makes both figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", help="subject, style; default both")
+    parser.add_argument("--split", choices=pocket.SPLITS, default="heldout", help="whose people")
+    parser.add_argument("--people", type=int, default=8)
+    parser.add_argument("--with", dest="overrides", nargs="*", default=(), help="settings of the style's LoRA")
+    parser.add_argument("--out", type=Path, default=Path("outputs/styles"))
+    options = parser.parse_args()
+    compile_cache.keep(steps=compile_cache.FEW)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "styles.json"
+    table = json.loads(path.read_text()) if path.is_file() else {}
+    for name, make in (("subject", subject), ("style", style)):
+        if not options.what or name in options.what:
+            table[name] = make(options)
+            path.write_text(json.dumps(table, indent=1) + "\n")
+            print(name, json.dumps(table[name], indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The comparison of ways: their settings, what tunes, and what is told of figures."""
+
+import functools
+import json
+import math
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdjax.training.loop import train
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import compare
+import curves
+import subjects
+import ways
+from tuning import Tuner
+
+
+@pytest.mark.parametrize("name", ways.POCKET)
+def test_prompts_say_what_a_way_trains(name):
+    for model, domain in (("pocket", "face"), ("random:tiny", "cat")):
+        way = ways.of(model, domain)[name]
+        told = way.settings(model, "photos")
+        assert (told.model, told.data.path, told.checkpoint) == (model, "photos", 0)
+        assert told.init == (model if "E4T" in name else "")
+        assert (told.data.word or told.method.words[0]) == way.word
+
+
+def test_a_tuner_learns_what_a_run_learns(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    told = functools.partial(ways.of("random:tiny", "face")["LoRA, 5"].settings, more=("steps=3", "data.batch=2"))
+    tuner = Tuner(told, "random:tiny")
+    stages = list(tuner.stages(tmp_path, marks=(1,)))
+    assert [steps for steps, _, _ in stages] == [1, 3]
+    whole = train(told("random:tiny", str(tmp_path)), tmp_path / "run")
+    one, last = (stage[1].parts["unet"] for stage in stages)
+    for mine, its in zip(jax.tree.leaves(last), jax.tree.leaves(whole.parts["unet"]), strict=True):
+        np.testing.assert_array_equal(mine, its)
+    assert any(not np.array_equal(x, y) for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(last), strict=True))
+    found = stages[-1][2]
+    assert found["bytes"] > 0 and found["memory"] > 0 and found["processor"] > 0 and "compilation" in found
+    assert stages[0][2]["seconds"] < found["seconds"]
+    assert "compilation" not in tuner(tmp_path)[1]  # of the first subject alone
+
+
+def test_kept_pictures_are_of_the_same_settings(tmp_path):
+    path, told = tmp_path / "a.npz", {"steps": 3, "word": ("a",)}
+    assert compare.held(path, told) is None
+    np.savez(path, pictures=np.zeros(2), figures=json.dumps({"steps": 3}), told=json.dumps(told))
+    pictures, figures = compare.held(path, told)
+    assert figures == {"steps": 3} and pictures.shape == (2,)
+    assert compare.held(path, {**told, "steps": 4}) is None
+
+
+def test_identity_is_0_for_others_and_1_for_the_person():
+    rows = [{"s": s, "s0": 0.1, "s1": 0.9, "prompts": 1.0, "steps": 0} for s in (0.1, 0.9)]
+    table = compare.summary(rows)
+    assert table["identity"] == 0.5 and table["identity, 95 %"] == [0.0, 1.0] and table["prompts"] == 1.0
+
+
+def test_seconds_at_equal_identity():
+    quick = [{"seconds": 0.0, "identity": 0.0}, {"seconds": 2.0, "identity": 0.8}]
+    slow = [{"seconds": 1.0, "identity": 0.2}, {"seconds": 5.0, "identity": 0.4}, {"seconds": 9.0, "identity": 0.6}]
+    (row,) = curves.compared({"quick": quick, "slow": slow})
+    assert row == {"identity": 0.6, "quick": 1.5, "slow": 9.0}
+    assert math.isnan(curves.seconds_at(slow, 0.7))
+
+
+def protocol(folder, names=("vase", "cat2")):
+    """Returns a folder in the layout of DreamBooth's data set, with two subjects."""
+    lists = {"Object": ["a {0} {1} on a table", "a red {0} {1}"], "Live Subject": ["a {0} {1} asleep", "a wet {0} {1}"]}
+    text = "Classes\n\nsubject_name,class\nvase,tall vase\ncat2,cat\n\nPrompts\n\n"
+    for kind, prompts in lists.items():
+        rows = ",\n".join(f"{prompt!r}.format(unique_token, class_token)" for prompt in prompts)
+        text += f"{kind} Prompts\n\nprompt_list = [\n{rows}\n]\n\n"
+    for name in names:
+        (folder / name).mkdir()
+        Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(folder / name / "00.jpg")
+    (folder / subjects.NAME).write_text(text)
+    return str(folder)
+
+
+def test_the_protocol_of_dreambooth_is_read(tmp_path):
+    vase, cat = subjects.protocol(protocol(tmp_path))
+    assert (vase.domain, cat.domain, cat.number) == ("tall vase", "cat", 1)
+    assert vase.texts("sks vase", 25) == ["a sks vase on a table", "a red sks vase"]
+    assert cat.texts(cat.plain, 1) == ["a cat asleep"]
+    assert vase.source(1).name == "00.jpg" and vase.source(5) == vase.folder
+    with pytest.raises(ValueError, match=r"protocol='.*': expected a folder with prompts_and_classes.txt"):
+        subjects.protocol(str(tmp_path / "vase"))
+
+
+def test_a_subject_without_pictures_is_told(tmp_path):
+    with pytest.raises(ValueError, match="expected a folder cat2"):
+        subjects.protocol(protocol(tmp_path, names=("vase",)))
