@@ -3,7 +3,7 @@
     of("pocket", "face")["LoRA, 5"].settings("pocket", "photos")
 
 Steps and rates of pocket are the best of sweeps on people of the validation split (compare.py --sweep), which
-docs/log.md tells, or first guesses, as it tells too; no held-out person was looked at.  Those of other models are the
+docs/log/2026-11.md tells, or first guesses, as it tells too; no held-out person was looked at.  Those of other models are the
 recipes' own.
 """
 
