@@ -2,9 +2,8 @@
 
     of("pocket", "face")["LoRA, 5"].settings("pocket", "photos")
 
-Steps and rates of pocket are the best of sweeps on people of the validation split (compare.py --sweep), which
-docs/log/2026-11.md tells, or first guesses, as it tells too; no held-out person was looked at.  Those of other models are the
-recipes' own.
+Steps and rates of pocket are the best of sweeps on validation people (compare.py --sweep), or first guesses: the log in
+docs/log/2026-11.md says which.  No choice saw a held-out person.  Other models use the recipes' own values.
 """
 
 from dataclasses import dataclass, replace
