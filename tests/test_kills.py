@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import tasks as models
@@ -23,7 +24,15 @@ SMALL = [
 ]  # fmt: skip
 RUNS = {
     "lora": ["method.dropout=0.1"],
-    "dreambooth": ["data.word=sks dog", "preserve=0", "class_data.count=5", "method.pattern=attn2", "data.batch=4"],
+    # Class pictures share the batches, so that there are no buckets.
+    "dreambooth": [
+        "data.buckets=0",
+        "data.word=sks dog",
+        "preserve=0",
+        "class_data.count=5",
+        "method.pattern=attn2",
+        "data.batch=4",
+    ],
     "controlnet": ["data.dropout=0.5"],
 }
 
@@ -54,7 +63,7 @@ class Runs:
             return subprocess.Popen(line, cwd=ROOT, env=env, stdout=said, stderr=said)
 
     def end(self, program="run"):
-        assert self.start(program).wait(600) == 0, open(f"{self.out}.txt").read()[-2000:]
+        assert self.start(program).wait(600) == 0, Path(f"{self.out}.txt").read_text()[-2000:]
 
     def checkpoint(self):
         return max(
@@ -68,7 +77,7 @@ class Runs:
             time.sleep(0.01)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
-        assert process.wait(60) == -signal.SIGKILL, open(f"{self.out}.txt").read()[-2000:]
+        assert process.wait(60) == -signal.SIGKILL, Path(f"{self.out}.txt").read_text()[-2000:]
         return self.checkpoint()
 
     def losses(self):

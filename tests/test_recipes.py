@@ -35,7 +35,11 @@ LEFT = {
     "upscaler": ["model_index.json", "low_res_scheduler/scheduler_config.json"],
     "vae": ["model_index.json", "vae/diffusion_pytorch_model.safetensors"],
 }
-GIVEN = {"e4t_pretrain": ["vision="], "e4t_tune": ["vision=", "init=pocket", "optim.lr=1e-3"]}
+GIVEN = {
+    "e4t_pretrain": ["vision="],
+    "e4t_tune": ["vision=", "init=pocket", "optim.lr=1e-3"],
+    "vae": ["optim.lr=1e-2"],  # its average, of decay 0.999, moves by nothing in three steps of 1e-5
+}
 QUICK = ("custom_diffusion", "lora", "textual_inversion")
 
 
