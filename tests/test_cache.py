@@ -209,4 +209,4 @@ def test_the_program_fills_what_a_run_will_look_up(tmp_path, capsys):
         assert "text" in data[step]
     assert [path.stat().st_size for path in sorted(tmp_path.glob("*.records"))] == sizes
     assert program.fill(line[:-1], "") == 1
-    assert "error: data.cache='': expected a folder" in capsys.readouterr().err
+    assert "error: data.cache='': expected the folder" in capsys.readouterr().err

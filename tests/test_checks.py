@@ -66,7 +66,7 @@ def test_models_that_the_loss_is_not_for_are_refused():
     [
         (dict(method=Full(("vae",))), r"method.parts=\('vae',\): expected parts that the diffusion loss trains: unet"),
         (dict(method=Full(("image_encoder",))), "method.parts"),
-        (dict(method=Vae(), min_snr=5.0), "min_snr=5.0: expected none: Vae has a loss of its own"),
+        (dict(method=Vae(), min_snr=5.0), "min_snr=5.0: expected none: Vae has its own loss, which ignores it"),
         (dict(method=Clip(), noise_offset=0.1), "noise_offset=0.1: expected none: Clip"),
         (dict(method=Vae(), data=dataclasses.replace(DATA, mask=True)), "data.mask=True: expected none: Vae"),
     ],

@@ -173,6 +173,7 @@ def test_vocabulary_says_rare_words(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_class_rows_ends_as_the_undisturbed_one(run, tmp_path):
     """A process that is killed with SIGKILL, and the run goes on: the export has the same bits."""
     changes = ["model=random:tiny", f"data.path={run.data.path}", "data.word=sks dog", "data.size=32",

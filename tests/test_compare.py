@@ -31,6 +31,7 @@ def test_prompts_say_what_a_way_trains(name):
         assert (told.data.word or told.method.words[0]) == way.word
 
 
+@pytest.mark.slow
 def test_a_tuner_learns_what_a_run_learns(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(2):

@@ -196,7 +196,7 @@ def test_tuned_folder_loads_with_its_picture(sd, key, tmp_path):
     np.testing.assert_allclose(mine.denoise(z, t, cond)[0], read.denoise(z, t, cond)[0], atol=1e-5)
     with pytest.raises(ValueError, match="was tuned on one picture"):
         e4t.personalise(read, folder, picture)
-    with pytest.raises(ValueError, match="model=.*tuned'.*give the model it came from"):
+    with pytest.raises(ValueError, match="model=.*tuned'.*pass the model it came from"):
         begin(
             Train(
                 model=str(folder), method=method, data=Data(path=str(folder / "e4t" / "concept.png"), templates="face")

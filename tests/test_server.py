@@ -272,6 +272,7 @@ def photos(folder, count=3):
 TRAINS = {"steps": 6, "checkpoint": 5, "log": 1, "data.batch": 2, "method.init": "", "preview": 0}
 
 
+@pytest.mark.slow
 def test_training_is_killed_and_goes_on(served, tmp_path):
     client, files = served.client(), photos(tmp_path / "photos")
     job = client.train("textual_inversion", files, settings={**TRAINS, "steps": 60}, name="noise")
