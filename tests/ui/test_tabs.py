@@ -29,7 +29,6 @@ def test_teach_from_five_pictures_and_use_it(context, served, faces):
     assert page.locator("#set .thumb").count() == 5 or page.locator("#set .thumb").nth(4).wait_for() is None
     page.locator("#learning .done [data-to=use]").click(timeout=170_000)  # 4
     wait_for(lambda: "*s" in page.locator("#set-prompt textarea").input_value(), 20)
-    page.locator("#image-fold img").first.wait_for(state="attached")
     page.locator("#generate").click()  # 5
     shown(page, "a photo of *s")
     print(f"taught and shown in {time.monotonic() - begin:.0f} s, 5 clicks")
@@ -74,7 +73,9 @@ def test_picture_info_round_trip(page, served, tmp_path):
     go(page, "Picture info")
     page.locator("#info-file input[type=file]").set_input_files(str(path))
     page.locator("#told .prompt", has_text="a face to be found again").wait_for()
+    go(page, "Pictures")
     prompt(page, "")
+    go(page, "Picture info")
     page.locator("#told [data-to=reuse]").click()
     wait_for(lambda: page.locator("#set-prompt textarea").input_value() == "a face to be found again", 10)
     before = page.locator("#gallery .small").count()
