@@ -1,10 +1,10 @@
 # make demo   personalize the embedded model from one image; pictures and timings in outputs/demo/
 # make test   run the tests; make test-slow runs the long ones
 # make ui     serve the web page and the APIs of A1111 and OpenAI on http://127.0.0.1:7860 (ARGS="--models DIR --adapters DIR")
-# Each target first creates .venv and installs its requirements.  The other targets run one program each:
+# Each target but help and clean first creates .venv and installs its requirements.  The other targets run one program each:
 #   make tune IMAGE=photo.png (into outputs/tune/photo), train-encoder, compare, verify-pytorch, bench; install, lint, format
 #   make test-ui   test the page in a browser; as root it installs Debian's chromium if none is found
-#   make clean  removes .venv and build, and keeps outputs/
+#   make clean  removes .venv, build and *.egg-info, and keeps outputs/
 #   MODEL   pocket, a diffusers folder, a single file or a hub id        IMAGE   one photo
 #   DATA    pocketland, or a folder of images                            CONFIG  a recipe in configs/
 #   INIT    for tune: a folder or hub id with the encoder, if MODEL has none
@@ -33,7 +33,7 @@ endif
 .PHONY: help install demo ui test test-slow test-ui train-encoder tune compare verify-pytorch bench lint format clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 install: $(CORE)
 
@@ -96,7 +96,7 @@ endef
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v < (3, 14) and "Python %d.%d: expected 3.11, 3.12 or 3.13 (make PYTHON=/path/to/python3.11 ...)" % v)'
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
-# The last line compiles the modules that every start needs, and only those.
+# The import compiles the modules that every start needs, and only those.
 $(CORE): setup.py constraints.txt | .venv/bin/python
 	@echo "installing what sdjax needs ($(ACCEL))"
 	@$(call install,.$(if $(filter cpu,$(ACCEL)),,[$(ACCEL)]))

@@ -1,4 +1,4 @@
-"""Installs sdjax: `pip install -e .[test] -c constraints.txt`, or `make demo` and `make test`, which do that."""
+"""Installs sdjax: `pip install -e . -c constraints.txt`; `make demo` does that, `make test` with the extra `test`."""
 
 from setuptools import find_packages, setup
 

@@ -15,6 +15,7 @@ person and 0 for somebody else; prompts is the share of places, styles and acces
 
 import argparse
 import functools
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -87,8 +88,12 @@ def made_of(
     With options.marks labels also say the number of steps.
     """
     told = {} if tuner is None else settings.to_json(tuner.told(options.model, ""))
-    told |= {"prompts": options.prompts, "seeds": options.seeds}
-    ends = {f"{label} @ {steps}": steps for steps in options.marks} if options.marks and tuner else {label: -1}
+    photos = [hashlib.sha256(path.read_bytes()).hexdigest() for path in subject.files]
+    told |= {"prompts": options.prompts, "seeds": options.seeds, "model": options.model, "photos": photos}
+    ends = {label: -1}
+    if options.marks and tuner:
+        last = tuner.told(options.model, "").steps
+        ends = {f"{label} @ {steps}": steps for steps in options.marks if steps <= last}
     folder = options.out / options.split / "made"
     paths = {end: folder / f"{subject.number}-{end.replace(' ', '_').replace('/', '_')}.npz" for end in ends}
     found = {end: held(path, told) for end, path in paths.items()}
@@ -205,9 +210,10 @@ def summary(rows: list[dict]) -> dict:
     return table
 
 
-def written(table: dict[str, dict], path: Path) -> str:
-    """Writes the table as JSON and Markdown; returns the latter."""
-    path.with_suffix(".json").write_text(json.dumps(table, indent=1))
+def written(table: dict[str, dict], path: Path, options: argparse.Namespace) -> str:
+    """Writes the table as JSON, with what was asked for, and as Markdown; returns the latter."""
+    asked_for = {name: getattr(options, name) for name in ("people", "prompts", "seeds", "split")}
+    path.with_suffix(".json").write_text(json.dumps({"options": asked_for, "table": table}, indent=1) + "\n")
     heads = list(dict.fromkeys(head for row in table.values() for head in row if not head.endswith("95 %")))
     lines = ["| way | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
     for name, row in table.items():
@@ -243,7 +249,7 @@ def compare(options: argparse.Namespace) -> int:
     for subject in people:
         figure(columns[subject.number], subject, options).save(place / f"grid-{subject.number}.png")
     (place / "people.json").write_text(json.dumps(rows, indent=1))
-    print(written(table, place / "table") + f"look at {place / 'grid-0.png'}")
+    print(written(table, place / "table", options) + f"look at {place / 'grid-0.png'}")
     return 0
 
 

@@ -1,6 +1,6 @@
 """Identity against seconds, of what compare.py measured after several numbers of steps.
 
-    python benchmarks/compare.py --only "E4T, 1" "DreamBooth, 1" --people 8 --marks 0 2 5 10 20 40 --out outputs/curves
+    python benchmarks/compare.py --only "E4T, 1" "DreamBooth, 1" --people 8 --marks 0 2 5 10 20 --out outputs/curves
     python benchmarks/curves.py outputs/curves/heldout/people.json --out outputs/curves
 
 Seconds are the processor's, of preparation and steps, without compilation, so that a busy machine changes nothing; each

@@ -1,10 +1,10 @@
 """Prior preservation: what the class becomes when the embedded model learns one of its members, by the judges.
 
     python benchmarks/prior.py --split validation --people 2        # for choices
-    python benchmarks/prior.py                                      # 8 held-out people, docs/prior.json
+    python benchmarks/prior.py --out docs/prior.json                # 8 held-out people
 
 DreamBooth of five photos as "sks face", with nothing, with class rows drawn by the model, and with output preservation.
-Then `--count` pictures of "a photo of a face", with the base model's seeds, which no person's run shares:
+Then `--count` pictures of "a photo of a face", with the same seeds in every way:
 
     drift      similarity of the class's pictures to the subject, in units from strangers (0) to the subject itself (1)
     diversity  1 - mean similarity of two pictures of the class

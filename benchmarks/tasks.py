@@ -1,7 +1,7 @@
 """What tasks and the autoencoder's training give the embedded model, on held-out people.
 
     python benchmarks/tasks.py train inpainting upscaler vae      # outputs/tasks/NAME/export
-    python benchmarks/tasks.py judge                              # table.json and NAME.png of those that are there
+    python benchmarks/tasks.py judge                              # NAME.json and NAME.png of those that are there
 
 inpainting   the right half of a face painted anew by a UNet that sees mask and surroundings, against the base model's
              way, which is shown the known half with noise: error in the hole (0 to 255), similarity to who it is
@@ -190,7 +190,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/tasks"))
     options = parser.parse_args()
     compile_cache.keep()
-    for name in options.names or RUNS:
+    there = [name for name in RUNS if options.what == "train" or (options.out / name / "export").is_dir()]
+    for name in options.names or there:
         if options.what == "train":
             begin, used = time.monotonic(), time.process_time()
             train(settings(name, options), options.out / name)

@@ -1,6 +1,6 @@
 """Personalises a model in one way, on one subject after another, with one compiled step.
 
-tuner = Tuner(ways.POCKET["LoRA, 5"].settings, "pocket")
+tuner = Tuner(ways.of("pocket", "face")["LoRA, 5"].settings, "pocket")
 sd, found = tuner("photos/cat")
 for steps, sd, found in tuner.stages("photos/cat", marks=(10, 20)): ...
 """

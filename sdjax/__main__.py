@@ -81,7 +81,7 @@ def _ui(rest: list[str]) -> int:
     try:
         from sdjax.web.server import main as serve
     except ImportError as error:
-        print(f"error: sdjax ui needs {error.name}: pip install 'sdjax[ui]'", file=sys.stderr)
+        print(f"error: sdjax ui needs {error.name}: pip install -e '.[ui]'", file=sys.stderr)
         return 2
     return serve("sdjax ui", rest)
 

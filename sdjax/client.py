@@ -12,6 +12,7 @@ Needs only Python's standard library.
 """
 
 import base64
+import http.client
 import json
 import secrets
 import urllib.error
@@ -74,7 +75,7 @@ class Client:
                         if found.get("id") == id:
                             now = found
                             break
-            except TimeoutError:
+            except (OSError, http.client.HTTPException):
                 now = self.job(id)
 
     def fetch(self, id: int) -> list[bytes]:

@@ -46,7 +46,7 @@ def key():
 
 @pytest.fixture(autouse=True, scope="module")
 def room():
-    """Lets compiled programs go where a process of tests has grown large, so that two fit into 16 GB."""
+    """Drops compiled programs once a test process uses more than LARGE bytes."""
     yield
     pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
     if pages * os.sysconf("SC_PAGE_SIZE") > LARGE:

@@ -2,7 +2,7 @@
 
 port = Port(unet, text, width=128)              # diffusers' UNet and transformers' text encoder of the base model
 port.write(tmp_path / "pretrained")             # config.json encoder.pt weight_offsets.pt
-vector, context, maps = port.word(...)          # v*, and what the UNet is told
+vectors = port.word(...)                        # v* [B C]
 """
 
 import copy
@@ -174,7 +174,7 @@ class Port(nn.Module):
         }  # fmt: skip
         if tuned:
             torch.save({**self.unet.state_dict(), **generators}, folder / "unet.pt")
-            text = {name: value for name, value in self.text.state_dict().items()}
+            text = dict(self.text.state_dict())
             table = next(name for name in text if name.endswith("token_embedding.weight"))
             text[table] = torch.cat([text[table], torch.zeros(1, text[table].shape[1])])
             torch.save(text, folder / "text_encoder.pt")

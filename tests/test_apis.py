@@ -254,7 +254,8 @@ def test_settings_of_a_text_hold_where_the_body_says_nothing(client):
 def test_errors_name_the_keys_that_were_sent(client):
     for body, said in (({"cfg_scale": "x"}, "cfg_scale"), ({"sampler_name": "Nothing"}, "sampler_name"),
                        ({"width": 33, "height": 32}, "multiples"), ({"batch_size": 0}, "batch_size"),
-                       ({"enable_hr": True, "hr_upscaler": "ESRGAN"}, "hr_upscaler")):  # fmt: skip
+                       ({"enable_hr": True, "hr_upscaler": "ESRGAN"}, "hr_upscaler"),
+                       ({"enable_hr": True, "hr_resize_x": "64"}, "hr_resize_x")):  # fmt: skip
         with pytest.raises(ServerError, match=said):
             txt2img(client, **body)
     for body in ({}, {"init_images": []}, {"init_images": [5]}, {"init_images": ["x"]}):

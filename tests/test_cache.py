@@ -19,6 +19,7 @@ from sdjax.data.sources.drawn import Pocketland
 from sdjax.data.store import HEAD, MAGIC, Store, key
 from sdjax.formats import pipeline
 from sdjax.methods.full import Full
+from sdjax.methods.lora import Lora
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.settings import load
 from sdjax.training import program
@@ -192,6 +193,9 @@ def test_prompts_are_kept_only_where_the_text_encoder_does_not_learn(tmp_path):
     for method, kept in ((Full(("unet",), "attn2"), True), (Full(("unet", "text_encoder")), False),
                          (TextualInversion("<new>", "face"), False)):  # fmt: skip
         assert (begin(Train(model="random:tiny", method=method, data=data))[2].texts is not None) == kept
+    unets = [Train(model="random:tiny", method=Lora(rank=2), data=data, seed=seed) for seed in (0, 1)]
+    one, other = (begin(settings)[2].texts for settings in unets)
+    assert one.which == other.which  # a LoRA of the UNet leaves texts as they are
     assert trees.depends(lambda tree: tree["a"] + tree["b"], {"a": jnp.ones(2), "b": jnp.ones(2)})
     assert not trees.depends(lambda tree: (tree["a"] * 2, jnp.ones(2))[1], {"a": jnp.ones(2)})
 

@@ -1,5 +1,6 @@
 """The comparison of ways: their settings, what tunes, and what is told of figures."""
 
+import argparse
 import functools
 import json
 import math
@@ -58,6 +59,19 @@ def test_kept_pictures_are_of_the_same_settings(tmp_path):
     pictures, figures = compare.held(path, told)
     assert figures == {"steps": 3} and pictures.shape == (2,)
     assert compare.held(path, {**told, "steps": 4}) is None
+
+
+def test_kept_pictures_are_of_the_same_photos_and_model(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(compare, "pictures", lambda *_: made.append(1) or np.zeros(2))
+    options = argparse.Namespace(prompts=4, seeds=1, model="pocket", marks=(), out=tmp_path, split="own")
+    for photo, model, count in ((1, "pocket", 1), (1, "pocket", 1), (2, "pocket", 2), (2, "other", 3)):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("L", (8, 8), photo).save(tmp_path / "photos" / "0.png")
+        options.model = model
+        subject = subjects.Subject(tmp_path / "photos", "face", "a face")
+        compare.made_of(subject, compare.BASE, None, None, None, options)
+        assert len(made) == count
 
 
 def test_identity_is_0_for_others_and_1_for_the_person():

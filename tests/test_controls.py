@@ -88,6 +88,8 @@ def test_held_out_pictures_are_never_learned_from_and_cover_the_share(tmp_path):
     assert len(learned.source) == 12 and len(apart.source) == 4
     assert not set(learned.source.source.numbers) & set(apart.source.source.numbers)
     assert batches.build(data, sd, 1).source.source.numbers != learned.source.source.numbers
+    varied = batches.measured(dataclasses.replace(data, shuffle=True, tag_dropout=0.5, dropout=0.5, flip=0.5))
+    assert not (varied.shuffle or varied.tag_dropout or varied.dropout or varied.flip)
     for i in range(2):
         photo(tmp_path / f"{i}.png", i)
     folder = dataclasses.replace(data, validation=str(tmp_path), source=None, word="a", path=str(tmp_path))

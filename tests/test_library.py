@@ -1,5 +1,6 @@
 """The library: what lies in folders, what it tells of itself, what is shared of it and what is thrown away."""
 
+import dataclasses
 import io
 import json
 import os
@@ -179,11 +180,17 @@ def test_the_trash_takes_a_file_with_what_lies_beside_it(place):
         sharing.discard(found, found.find("model", "pocket"))
 
 
+def test_the_trash_takes_files_below_a_folder_that_is_a_link(place, tmp_path):
+    lora(place.adapters / "ink.safetensors")
+    (tmp_path / "link").symlink_to(place.adapters)
+    found = Library(dataclasses.replace(place, adapters=tmp_path / "link"))
+    sharing.discard(found, found.find("lora", "ink"))
+    assert not (place.adapters / "ink.safetensors").exists()
+
+
 def test_what_the_server_was_started_with_stays(place, tmp_path):
     (place.models / "own").mkdir()
     (place.models / "own" / "model_index.json").write_text("{}")
-    import dataclasses
-
     for model in (place.models / "own", tmp_path / "elsewhere"):
         model.mkdir(exist_ok=True)
         (model / "model_index.json").write_text("{}")

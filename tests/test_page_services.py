@@ -68,6 +68,15 @@ def test_a_picture_is_cut_and_masked(place):
     assert reading.picture(item.path).shape == (20, 20, 3)
     mask = reading.mask(item.mask)
     assert (mask[:10] == 255).all() and not mask[10:].any()
+    sets.redraw(place, KEY, "a.png", png((12, 16)), None)  # cut again: the mask was of another size
+    assert not sets.listed(place, KEY)[0].masked
+
+
+def test_captions_of_any_ending_are_shown_and_removed(place):
+    sets.add(place, KEY, [("a.png", png()), ("a.caption", b"a red cat")])
+    assert [one.caption for one in sets.listed(place, KEY)] == ["a red cat"]
+    sets.remove(place, KEY, "a.png")
+    assert list(place.set(KEY).iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["../queue.db", "a.txt", "", "a.png/../b.png", "nothing.png"])
@@ -145,12 +154,17 @@ AXES = (
     ("seed", "3, 5", [3, 5]),
     ("prompt", 'cat, "dog, big"', ["cat", "dog, big"]),
 )
-NONE = (("steps", "a"), ("steps", ""), ("steps", "1-5 (-1)"), ("sampler", "none"), ("steps", "0"))
+NONE = (("steps", "a"), ("steps", ""), ("steps", "1-5 (-1)"), ("sampler", "none"), ("steps", "0"), ("prompt", ""))
 
 
 @pytest.mark.parametrize("name, text, values", AXES)
 def test_values_of_an_axis(name, text, values):
     assert plots.points(fields(TASKS["text2img"])[name], text) == values
+
+
+def test_too_many_values_are_refused_and_not_cut_off(library):
+    with pytest.raises(SettingError, match="axes"):
+        plots.plotted(library, "text2img", {"prompt": "a"}, [plots.Axis("guidance", "0-1 [500]")])
 
 
 @pytest.mark.parametrize("name, text", NONE)

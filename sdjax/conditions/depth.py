@@ -45,7 +45,7 @@ def _estimator(model: str) -> Any:
     try:
         return importlib.import_module("transformers").pipeline("depth-estimation", model=model)
     except ImportError:
-        raise ValueError('condition "depth" needs transformers and torch: pip install "sdjax[torch]"') from None
+        raise ValueError('condition "depth" needs transformers and torch: pip install -e ".[torch]"') from None
     except (OSError, ValueError, KeyError) as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f'condition "depth": model={model!r}: {why}') from None

@@ -41,7 +41,7 @@ def segments(picture: UInt8[np.ndarray, "H W 3"]) -> list[tuple[float, float, fl
     try:
         import cv2
     except ImportError:
-        raise ValueError('condition "lines" needs OpenCV: pip install "sdjax[conditions]"') from None
+        raise ValueError('condition "lines" needs OpenCV: pip install -e ".[conditions]"') from None
     found = cv2.createLineSegmentDetector().detect(np.asarray(Image.fromarray(picture).convert("L")))[0]
     ends = np.zeros((0, 4)) if found is None else np.asarray(found).reshape(-1, 4)
     return [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in ends]

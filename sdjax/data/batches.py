@@ -120,12 +120,11 @@ class Data:
 class Share:
     """The rows of every batch with one source's pictures.
 
-    first, count: the rows.  weight: their weight in the loss.  plan: their pictures.
+    first: the first of the rows; their number is plan.rows.  weight: their weight in the loss.  plan: their pictures.
     """
 
     source: Examples
     first: int
-    count: int
     weight: float
     plan: Plan
 
@@ -160,7 +159,7 @@ class Batches:
         self.shares, first = [], 0
         for (examples, shapes), (count, part) in zip(kept, counts, strict=False):
             plan, weight = Plan(shapes, count, seed), part * data.batch / count
-            self.shares.append(Share(examples, first, count, weight, plan))
+            self.shares.append(Share(examples, first, weight, plan))
             first += count
 
     @property
@@ -320,7 +319,8 @@ def held_out(data: Data, sd: StableDiffusion, seed: int) -> Batches | None:
 
 def measured(data: Data) -> Data:
     """Returns the settings of the held-out pictures."""
-    plain = replace(data, crop="center", flip=0.0, dropout=0.0, validation=0.0, buckets=0)
+    fixed = dict(crop="center", flip=0.0, dropout=0.0, shuffle=False, tag_dropout=0.0)
+    plain = replace(data, validation=0.0, buckets=0, **fixed)
     return replace(plain, path=data.validation, source=None) if isinstance(data.validation, str) else plain
 
 

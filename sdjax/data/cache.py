@@ -91,11 +91,12 @@ def kept(divided: Sequence[Divided], sd: StableDiffusion, data: Any, pictures: b
     """Returns the examples with what is kept of them in data.cache, or in memory; what is missing is made now.
 
     data: a run's Data.  With data.encode these are the autoencoder's moments, float32 [h w 2c], and with `pictures` the
-    decoded pictures too; else those alone.  As they are where pictures are augmented, and where no folder is named and
-    they are more than FEW, or not to be encoded.
+    decoded pictures too; else those alone.  Returns the examples unchanged if pictures or masks vary, if conditions are
+    files, or if there is no folder and either data.encode is off or there are more than FEW.
     """
     few = data.encode and sum(len(examples) for examples, _ in divided) <= FEW
-    if not (data.plain and not data.mask and not (data.maker and data.maker.endings)) or not (data.cache or few):
+    filed = data.maker is not None and data.maker.endings
+    if not data.plain or data.mask or filed or not (data.cache or few):
         return list(divided)
     made = []
     for examples, shapes in divided:

@@ -75,20 +75,18 @@ def begun(network: controlnet.ControlNet, unet: Tree, key: Array | None) -> Tree
 
     key: for that encoder's convolutions, with Linen's initialisers (our choice); None returns their shapes.
     """
-    shapes = trees.flatten(_shapes(network))
+    like = _shapes(network)
     half = trees.copy(trees.partition(unet, COPIED)[0], jnp.float32)
     found = trees.flatten(half)
     found["conv_in.kernel"] = found["conv_in.kernel"][:, :, : network.config.unet.in_channels]
     drawn = {f"{HINT}.{name}": leaf for name, leaf in trees.flatten(_hint_encoder(network, key)).items()}
-    zero = {name: jnp.zeros(leaf.shape) for name, leaf in shapes.items() if name.startswith(ADDED)}
-    return trees.unflatten({**found, **drawn, **zero}, _shapes(network))
+    zero = {name: jnp.zeros(leaf.shape) for name, leaf in trees.flatten(like).items() if name.startswith(ADDED)}
+    return trees.unflatten({**found, **drawn, **zero}, like)
 
 
 def _hint_encoder(network, key):
     """Returns the weights of a new encoder of hints, their shapes without a key."""
-    config = network.config
-    side = 2 ** (len(config.conditioning_embedding_out_channels) - 1)
-    init, hint = controlnet.HintEncoder(config).init, jnp.zeros((1, side, side, config.conditioning_channels))
+    init, hint = controlnet.HintEncoder(network.config).init, network.example()["hint"]
     if key is None:
         return jax.eval_shape(init, jax.random.key(0), hint)["params"]
     return jax.jit(init)(key, hint)["params"]
@@ -96,15 +94,4 @@ def _hint_encoder(network, key):
 
 def _shapes(network):
     """Returns the tree of shapes of a ControlNet's weights; computes nothing."""
-    config, unet = network.config, network.config.unet
-    side = 2 ** (len(unet.block_out_channels) - 1)
-    hint = side * 2 ** (len(config.conditioning_embedding_out_channels) - 1)
-    labels = None if unet.num_class_embeds is None else jnp.zeros(1, jnp.int32)
-    inputs = (
-        jnp.zeros((1, side, side, unet.in_channels)),
-        jnp.zeros(1),
-        jnp.zeros((1, 1, unet.cross_attention_dim)),
-        jnp.zeros((1, hint, hint, config.conditioning_channels)),
-        labels,
-    )
-    return jax.eval_shape(lambda: network.init(jax.random.key(0), *inputs))["params"]
+    return jax.eval_shape(lambda: network.init(jax.random.key(0), **network.example()))["params"]

@@ -16,17 +16,20 @@ T = TypeVar("T")
 
 def members(package: ModuleType, contract: type) -> dict[str, type]:
     """Returns {name: class} of a package's classes with a contract as base, sorted by module."""
-    modules = sorted(found.name for found in pkgutil.iter_modules(package.__path__))
-    found = [importlib.import_module(f"{package.__name__}.{name}") for name in modules]
-    own = ((module.__name__, value) for module in found for value in vars(module).values())
+    own = ((module.__name__, value) for module in _modules(package) for value in vars(module).values())
     return of((value for name, value in own if getattr(value, "__module__", "") == name), contract)
 
 
 def values(package: ModuleType, kind: type[T]) -> list[T]:
     """Returns all module-level values of a class in a package, sorted by module and position."""
-    modules = sorted(found.name for found in pkgutil.iter_modules(package.__path__))
-    found = [importlib.import_module(f"{package.__name__}.{name}") for name in modules]
-    return list(dict.fromkeys(value for module in found for value in vars(module).values() if isinstance(value, kind)))
+    every = (value for module in _modules(package) for value in vars(module).values())
+    return list(dict.fromkeys(value for value in every if isinstance(value, kind)))
+
+
+def _modules(package):
+    """Returns a package's modules, imported, sorted by name."""
+    names = sorted(found.name for found in pkgutil.iter_modules(package.__path__))
+    return [importlib.import_module(f"{package.__name__}.{name}") for name in names]
 
 
 def of(values: Iterable[object], contract: type) -> dict[str, type]:

@@ -1,6 +1,6 @@
 """Turns values that are not finite into an error that names the step, instead of a black picture.
 
-    z, lost = sample(...)                        # lost int32 [B], see samplers.plan
+    z, lost = sample(...)                        # lost int32 [B], see diffusion.plan.sample
     z = latents(z, lost, steps, "...")           # ValueError: "latents: not finite from step 3 of 20 on ..."
     pixels = made("pixels", decode(z))
 

@@ -52,9 +52,8 @@ def points(one: Field, text: str) -> list[Any]:
     parts = [part.strip() for part in next(csv.reader([text], skipinitialspace=True), [])]
     if one.kind in (int, float):
         parts = [value for part in parts for value in _range(one, part)]
-    if one.name == "prompt":
-        return parts
-    found = [value if one.about.file else checked(one, value, text=True) for value in parts if value != ""]
+    plain = one.about.file or one.name == "prompt"
+    found = [value if plain else checked(one, value, text=True) for value in parts if value != ""]
     if not found:
         raise SettingError(one.name, text, "values with commas between them")
     return found
@@ -68,7 +67,7 @@ def _range(one: Field, part: str) -> list[Any]:
     first, last = float(match[1]), float(match[2])
     if match[4]:
         count = int(match[4])
-        found = [first + (last - first) * i / max(1, count - 1) for i in range(min(count, MOST))]
+        found = [first + (last - first) * i / max(1, count - 1) for i in range(min(count, MOST + 1))]
     else:
         step = float(match[3] or (1 if last >= first else -1))
         if step == 0 or (last - first) / step < 0:

@@ -160,6 +160,14 @@ class Queue:
         """Returns a job, None where there is none of this number."""
         return next(iter(self._jobs("select * from jobs where id=?", id)), None)
 
+    def of_key(self, key: str) -> Job | None:
+        """Returns the job of a key, None where there is none."""
+        return next(iter(self._jobs("select * from jobs where key=?", key)), None)
+
+    def current(self, kind: str) -> Job | None:
+        """Returns the running job of a kind, else the first that waits."""
+        return next((job for job in self.waiting() if job.kind == kind), None)
+
     def newest(self, count: int = 100, states: Iterable[str] = (), before: int | None = None) -> list[Job]:
         """Returns the newest jobs, the last first; states: only those; before: only those of smaller numbers."""
         states = list(states)

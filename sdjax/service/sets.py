@@ -111,6 +111,8 @@ def redraw(place: Place, key: str, name: str, cut: bytes | None, painted: bytes 
         with Image.open(BytesIO(cut), formats=reading.FORMATS) as image:
             pixels = np.asarray(_flat(image))
         _write(path, pixels)
+        if mask.is_file() and reading.mask(mask).shape != pixels.shape[:2]:
+            mask.unlink()  # it was drawn over the picture before it was cut
     kept = uploads.painted(place, painted) if painted is not None else None
     if kept is not None:
         with Image.open(path) as image, Image.open(place.upload(kept)) as layer:

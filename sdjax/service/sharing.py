@@ -132,7 +132,7 @@ def discard(library: Library, entry: Entry) -> str:
     Raises SettingError for what is built in, or what the server was started with.
     """
     place, path = library.place, entry.path
-    roots = [root.resolve() for root in (place.models, place.named, place.root / "runs") if root is not None]
+    roots = [root.absolute() for root in (place.models, place.named, place.root / "runs") if root is not None]
     inside = path is not None and any(path.absolute().is_relative_to(root) for root in roots)
     own = library.own.path
     if path is None or not inside or own is not None and own.resolve() == path.resolve():

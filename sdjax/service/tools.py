@@ -6,17 +6,17 @@ A request names entries of the library and what the result is called, and never 
 command line, `sdjax adapters` and `sdjax convert`; they compute on the processor, since a worker has the device.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sdjax.service.library import Entry, Library
 from sdjax.service.place import Place
-from sdjax.service.queue import CANCELLED, DONE, FAILED, Job, Queue
+from sdjax.service.queue import CANCELLED, DONE, FAILED, STOPS, Job, Queue
 from sdjax.service.teaching import SUBJECT
 from sdjax.settings import UNSAID, SettingError
 
@@ -115,12 +115,14 @@ def _done(queue: Queue, job: Job, arguments: list[str]) -> tuple[str, str]:
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     line = [sys.executable, "-m", "sdjax", *arguments]
     with subprocess.Popen(line, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None:
+        told = None
+        while told is None:
             now = queue.get(job.id)
-            if now is None or now.asked == "stop":
+            if now is None or now.asked in STOPS:
                 process.kill()
                 return CANCELLED, ""
-            time.sleep(EVERY)
-        lines = (process.stderr.read() if process.stderr else "").strip().splitlines() or ["it failed"]
+            with contextlib.suppress(subprocess.TimeoutExpired):  # reads all the while, so that a pipe never fills
+                _, told = process.communicate(timeout=EVERY)
+        lines = told.strip().splitlines() or ["it failed"]
     said = next((text for text in reversed(lines) if text.startswith("error: ")), lines[-1]).removeprefix("error: ")
     return (DONE, "") if process.returncode == 0 else (FAILED, said[:500])

@@ -160,7 +160,7 @@ def keep_set(place: Place, key: str, given: Iterable[tuple[str, bytes]]) -> int:
         if suffix in CAPTIONS:
             if len(data) > MOST_CAPTION:
                 raise SettingError("files", name, f"a caption of at most {MOST_CAPTION >> 10} KB")
-            ending = suffix.lstrip(".")
+            ending = "txt"  # which the set's list shows and removes
         else:
             ending = check(data, "files")
         with files.new_file(folder / f"{stem}.{ending}") as temporary:

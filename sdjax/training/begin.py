@@ -95,9 +95,11 @@ def _texts(settings, frozen, trained):
     if joined.conditioners or trees.depends(lambda tree: inputs(settings.method.join(frozen, tree), ids), trained):
         return None
     parts = {name: tree for name, tree in joined.parts.items() if name.startswith("text_encoder")}
+    acts = trees.depends(lambda hooks: inputs(joined.replace(hooks=hooks), ids), joined.hooks)
+    hooks = joined.hooks if acts else ()  # those of the UNet alone leave texts as they are
     types = [str(np.dtype(joined.networks[name].dtype)) for name in parts]
     encode = jax.jit(inputs)
-    return Texts(lambda ids: encode(joined, ids), settings.data.cache, f"{trees.digest((parts, joined.hooks))} {types}")
+    return Texts(lambda ids: encode(joined, ids), settings.data.cache, f"{trees.digest((parts, hooks))} {types}")
 
 
 def shown(settings: Train, task: Task) -> Data:

@@ -25,6 +25,7 @@ from sdjax import trees
 from sdjax.runtime import mesh
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
+from sdjax.training.optim import MOMENTS
 
 GB = 1 << 30
 SHARE = 0.945  # of the limit; the rest is the device's own
@@ -32,9 +33,6 @@ ROW = {False: 6.0e9, True: 0.7e9}  # bytes of activations of a row, {remat: byte
 FIXED, PIXELS = 0.5e9, 0.7e9  # bytes of any step, and of a row whose pixels the autoencoder encodes
 COPY = 1.5  # bytes of a weight that trains beside its float32: its bfloat16, as far as all are there at once
 UNET, AREA = 860e6, 512 * 512  # what they were measured with
-MOMENTS = {  # numbers that an optimizer keeps for each that trains
-    "adamw": 2, "muon": 2, "adafactor": 0.01, "sgd": 0, "lion": 1, "prodigy": 4, "schedule_free": 2,
-}  # fmt: skip
 
 
 def typed(settings: Any) -> Any:
@@ -95,7 +93,7 @@ def bytes_of(settings: Any, trained: Any, frozen: StableDiffusion, size: int, pi
     unseen = set() if settings.parallel != "single" else {"image_encoder"} if pixels else {"image_encoder", "vae"}
     seen = {name: tree for name, tree in frozen.parts.items() if name not in unseen}
     still = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((seen, frozen.reference)))
-    unet = trees.count(frozen.parts["unet"]) + trees.count(trained)
+    unet = trees.count(frozen.parts["unet"]) + numbers
     rows = settings.data.batch / settings.optim.accumulate / mesh.count(settings.parallel)
     scale = size**2 / AREA * min(1.0, math.sqrt(unet / UNET))
     wide = 1 if settings.compute == "bfloat16" else 2

@@ -19,7 +19,10 @@ from sdjax import trees
 from sdjax.settings import ABOVE_0, FROM_0, FROM_1, TO_1, SettingError, check, check_pattern
 from sdjax.training import muon
 
-KINDS = ("adamw", "muon", "adafactor", "sgd", "lion", "prodigy", "schedule_free")
+MOMENTS = {  # numbers that an optimizer keeps for each that trains
+    "adamw": 2, "muon": 2, "adafactor": 0.01, "sgd": 0, "lion": 1, "prodigy": 4, "schedule_free": 2,
+}  # fmt: skip
+KINDS = tuple(MOMENTS)
 SCHEDULES = ("constant", "cosine", "linear")
 NOTHING = optax.identity()  # in the place of what is not asked for, so that a run may go on with or without it
 Evaluate = Callable[[Any, Any], Any]  # (optimizer's state, trained) -> trained
@@ -161,7 +164,7 @@ def gradients(grads: Any, opt: Any) -> dict[str, Array]:
     return {"gradient": norm(grads), **apart, **({} if found is None else {"found": found})}
 
 
-def rates(optim: Optim, now: Any) -> dict[str, Any]:
+def rates(optim: Optim, now: float) -> dict[str, float]:
     """Returns the rates of a step for its metrics: "rate", and "rate.PATTERN" of each of optim.rates."""
     return {"rate": now, **{f"rate.{pattern}": factor * now for pattern, factor in optim.rates}}
 

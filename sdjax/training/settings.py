@@ -32,12 +32,12 @@ class Train:
     ema: decay of the moving average of trained weights; 0 is off.
     compute: data type of the computation, "float32" or "bfloat16".  frozen: data type of the frozen weights.
     remat: recompute activations in the backward pass instead of storing them.
-    fit: 8GB, 12GB, 16GB or 24GB of device memory: chooses data types, remat, microbatches and, unless you set it, the
-    optimizer, and prints the choice; "" is off.
+    fit: 8GB, 12GB, 16GB or 24GB of device memory: chooses data types, remat and microbatches, and adafactor as the
+    optimizer if nothing else fits; prints the choice; "" is off.
     class_data: pictures of the subject's class, DreamBooth's prior.
     min_snr: gamma of min-SNR weighting; 0 is off.  debiased: weigh errors by 1 / sqrt(SNR).
-    huber: c of the pseudo-Huber error; 0 uses the squared error.  huber_decay: how c falls from 1 to this value:
-    snr, exponential or constant.
+    huber: c of the pseudo-Huber error; 0 uses the squared error.  huber_decay: how c changes with
+    noise: exponential or snr falls from about 1 to `huber`, constant stays at `huber`.
     noise_offset: standard deviation of a constant per channel, added to the noise.
     pyramid: discount of coarser noise; 0 is off.  perturbation: standard deviation of input noise that the network is
     not asked to predict; 0 is off.

@@ -17,7 +17,7 @@ from sdjax import __version__
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import TASKS
 from sdjax.service import extras, records, uploads
-from sdjax.service.queue import CANCELLED, FAILED, RUNNING, STOPS, WAITING, Job
+from sdjax.service.queue import CANCELLED, FAILED, HALF, STOPS, WAITING, Job
 from sdjax.settings import SettingError
 from sdjax.web.a1111_words import NO_NAME, Asked, of_body, spelled
 from sdjax.web.jobs import progress
@@ -117,15 +117,10 @@ def router(services: Services) -> APIRouter:
 
     # ---- how far it is -----------------------------------------------------------------------------
 
-    def current() -> Job | None:
-        """The job of pictures that runs, else the first that waits, of whoever it is."""
-        jobs = [job for job in queue.waiting() if job.kind == "pictures"]
-        return next((job for job in jobs if job.state == RUNNING), next(iter(jobs), None))
-
     @routes.get("/progress")
     def far(skip_current_image: bool = False) -> dict[str, Any]:
         """How far the picture is that is being made; textinfo says where a program is being compiled."""
-        job = current()
+        job = queue.current("pictures")
         if job is None:
             return {
                 "progress": 0.0,
@@ -147,7 +142,7 @@ def router(services: Services) -> APIRouter:
         }  # fmt: skip
 
     def _ask(what: str) -> dict[str, Any]:
-        job = current()
+        job = queue.current("pictures")
         if job is not None and job.source == SOURCE:
             queue.ask(job.id, what)
         return {}
@@ -155,7 +150,7 @@ def router(services: Services) -> APIRouter:
     @routes.post("/interrupt")
     def interrupt() -> dict[str, Any]:
         """Stops the job that runs, between two steps; its client gets the half-done picture."""
-        return _ask("half")
+        return _ask(HALF)
 
     @routes.post("/skip")
     def skip() -> dict[str, Any]:
@@ -218,11 +213,10 @@ def _state(job: Job | None) -> dict[str, Any]:
 
 def answer(services: Services, job: Job, asked: Asked, given: dict[str, Any]) -> dict[str, Any]:
     """Returns the answer of txt2img and img2img: pictures in base64, the body, and what was made as a text of JSON."""
-    pictures = services.pictures(job)
-    half = services.queue.preview(job.id) if job.state == CANCELLED else None
-    pictures = [*pictures, half] if half else pictures
-    if given.get("send_images", True) is False:
-        pictures = []
+    pictures: list[bytes] = []
+    if given.get("send_images", True) is not False:
+        half = services.queue.preview(job.id) if job.state == CANCELLED else None
+        pictures = [*services.pictures(job), *([half] if half else [])]
     echoed = {name: value for name, value in given.items() if name not in ("init_images", "mask", "alwayson_scripts")}
     return {
         "images": [base64.b64encode(data).decode() for data in pictures],

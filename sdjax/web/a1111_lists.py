@@ -20,7 +20,7 @@ from sdjax.sampling.settings import SAMPLERS, SCHEDULES, Hires
 from sdjax.service import extras, uploads
 from sdjax.service.library import Entry
 from sdjax.settings import SettingError
-from sdjax.web.a1111_words import preprocessor
+from sdjax.web.a1111_words import MOST_UNITS, preprocessor
 from sdjax.web.services import Services, asks, body
 
 ANCESTRAL = "_a"  # what names of samplers that make fresh noise end in
@@ -199,7 +199,7 @@ def controlnet(services: Services) -> APIRouter:
     @routes.get("/settings")
     def settings() -> dict[str, Any]:
         """How many ControlNets one picture may have."""
-        return {"control_net_unit_count": 4}
+        return {"control_net_unit_count": MOST_UNITS}
 
     return routes
 

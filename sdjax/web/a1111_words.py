@@ -12,7 +12,7 @@ from typing import Any
 from sdjax import conditions
 from sdjax.conditions.condition import Condition
 from sdjax.sampling.fields import NOTHING, Field, fields
-from sdjax.sampling.settings import NOISES, SAMPLERS, SCHEDULES, TASKS
+from sdjax.sampling.settings import NOISES, SAMPLERS, SCHEDULES, TASKS, Hires
 from sdjax.service import records
 from sdjax.settings import SettingError
 
@@ -146,12 +146,15 @@ def _twice(asked: Asked, body: Mapping[str, Any]) -> None:
     values = asked.values
     values.pop("strength", None)
     if not body.get("enable_hr"):
-        for name in ("hires", "hires_strength", "hires_steps", "hires_method"):
+        for name in fields(Hires):
             values.pop(name, None)
         return
     values.setdefault("hires", 2.0)
-    if body.get("hr_resize_x") and isinstance(body.get("width"), int):
-        values["hires"] = body["hr_resize_x"] / body["width"]
+    wanted, width = body.get("hr_resize_x"), body.get("width")
+    if wanted and width is not None:
+        if not all(type(side) is int and side > 0 for side in (wanted, width)):
+            raise SettingError("hr_resize_x", wanted, "pixels, with a width in pixels")
+        values["hires"] = wanted / width
     if values.get("hires_steps") in (0, None):
         values.pop("hires_steps", None)
 
@@ -159,7 +162,7 @@ def _twice(asked: Asked, body: Mapping[str, Any]) -> None:
 async def _begun(asked: Asked, body: Mapping[str, Any], keep: Keep, masked: bool) -> None:
     """Adds the picture that img2img begins with, and its mask."""
     values = asked.values
-    for name in ("hires", "hires_strength", "hires_steps", "hires_method"):
+    for name in fields(Hires):
         values.pop(name, None)
     given = body.get("init_images")
     if not isinstance(given, list) or not given:
@@ -204,7 +207,7 @@ async def _controlled(asked: Asked, units: list[dict[str, Any]], keep: Keep) -> 
         if unit.get("control_mode", 0) not in (*BALANCED, *GUESS):
             asked.notes.append(f"control_mode {unit['control_mode']!r} acts as Balanced")
     makers = [_maker(unit) for unit in units if unit.get("module") not in NO_NAME]
-    if makers and ("preprocess" not in fields(TASKS["controlnet"]) or len(makers) != len(units)):
+    if makers and len(makers) != len(units):
         raise SettingError("module", makers[0], "none, for pictures that a preprocessor made")
     values |= {"preprocess": makers} if makers else {}
     values |= {

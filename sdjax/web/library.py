@@ -113,7 +113,5 @@ def _recipe(services: Services, entry: Entry) -> dict[str, Any]:
     """Returns what a run's request said, of a model that one made: its recipe and plain settings."""
     if entry.path is None or entry.path.parent.parent != services.place.root / "runs":
         return {}
-    jobs = services.queue.newest(10_000)
-    job = next((job for job in jobs if job.key == entry.path.parent.name), None)
-    settings = job.request.get("settings", {}) if job is not None else {}
-    return {"recipe": job.request.get("recipe"), **settings} if job is not None else {}
+    job = services.queue.of_key(entry.path.parent.name)
+    return {} if job is None else {"recipe": job.request.get("recipe"), **job.request.get("settings", {})}

@@ -1,9 +1,10 @@
 """Damages files of every kind and reads them: each must be read, or refused in one line that names it.
 
-    make fuzz ARGS="--seed 7 --count 20000"
+    python tests/fuzz/run.py --seed 7 --count 20000
+    python tests/fuzz/run.py --seed 7 --number 12        # one file alone, with its traceback
 
 A finding is a traceback of another kind, a message without the file's name or of several lines, more than 10 seconds,
-or more memory than four times the file and 200 MB.  Findings are kept in OUT with the damaged file; the program then
+or more memory than four times the file and 200 MB.  OUT/findings-SEED.txt lists the findings; the program then
 ends with status 1.  The same seed damages the same files.
 """
 

@@ -1,5 +1,6 @@
 """The drawn world as a source: people and cats of Pocketland, with captions drawn with them."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -138,8 +139,13 @@ class Drawn(Examples):
 
     def _drawing(self):
         """Returns a digest of the code that draws."""
-        drawing = b"".join(path.read_bytes() for path in sorted(Path(pocketland.__file__).parent.glob("*.py")))
-        return hashlib.sha256(drawing).hexdigest()
+        return _code(Path(pocketland.__file__).parent)
+
+
+@functools.lru_cache(maxsize=2)
+def _code(folder: Path) -> str:
+    """Returns a digest of a package's code, read once per process."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()
 
 
 def of_domain(drawn: Drawn, domain: str) -> list[int]:

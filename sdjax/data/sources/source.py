@@ -36,8 +36,8 @@ class Examples(Protocol):
         ...
 
     def example(self, i: int, size: Size, random: Random) -> dict[str, Any]:
-        """Returns {"picture" uint8 [size size 3], "caption"} of picture i, and where the run asks for them "mask"
-        float32 [size size] in [0, 1] and, of a condition that files hold, "condition" uint8 [size size 3].
+        """Returns {"picture" uint8 [h w 3], "caption"} of picture i, and where the run asks for them "mask"
+        float32 [h w] in [0, 1] and, of a condition that files hold, "condition" uint8 [h w 3].
         """
         return {"picture": self.picture(i, size), "caption": self.caption(i, random)}
 

@@ -10,6 +10,7 @@ D is what an adapter does to a weight W at strength 1 (methods/deltas).  A mean 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def merged(adapters: Weighed, sd: StableDiffusion, cut: Cut = Cut()) -> Adapter:
     Raises SettingError for what needs a rank or the base's weights, ValueError for hooks and for words of two files.
     """
     found: dict[str, dict[str, Edit]] = {}
-    words: dict[str, np.ndarray] = {}
+    words: dict[str, Any] = {}
     for adapter, _ in adapters:
         if adapter.hook is not None or adapter.conditioner is not None or adapter.trees:
             raise ValueError("a hypernetwork, or another kind that acts by no change of weights, cannot be merged")
@@ -59,8 +60,7 @@ def resized(adapter: Adapter, sd: StableDiffusion, cut: Cut) -> Adapter:
 
     Raises SettingError for a cut that cuts nothing, and what `merged` does.
     """
-    if cut.whole:
-        raise SettingError("rank", None, "a rank, a share of energy or a ratio of singular values")
+    _check(cut)
     return merged([(adapter, 1.0)], sd, cut)
 
 
@@ -70,8 +70,7 @@ def extracted(base: StableDiffusion, tuned: StableDiffusion, cut: Cut) -> tuple[
     What LoRA has no place for, norms, biases and token embeddings, is not in it.
     Raises SettingError for a cut that cuts nothing, ValueError for models of other shapes, or without a difference.
     """
-    if cut.whole:
-        raise SettingError("rank", None, "a rank, a share of energy or a ratio of singular values")
+    _check(cut)
     found, others = {}, []
     for part in [part for part in base.family.lora if part in base.parts and part in tuned.parts]:
         old, new = trees.flatten(base.parts[part]), trees.flatten(tuned.parts[part])
@@ -87,6 +86,12 @@ def extracted(base: StableDiffusion, tuned: StableDiffusion, cut: Cut) -> tuple[
     if not found:
         raise ValueError("the models do not differ in a weight that LoRA can change")
     return Adapter(found, family=base.family), others
+
+
+def _check(cut):
+    """Raises SettingError for a cut that cuts nothing."""
+    if cut.whole:
+        raise SettingError("rank", None, "a rank, a share of energy or a ratio of singular values")
 
 
 def _there(weight):

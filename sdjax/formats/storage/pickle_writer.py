@@ -13,23 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.formats.storage import files
+from sdjax.formats.storage import files, pickles
 
 ROOT = "archive"  # the folder in the archive; torch's own name where it does not write to a path
 VERSION = "3\n"  # of torch's archives, caffe2/serialize/versions.h
 ALIGNMENT = 64  # bytes at which torch lets numbers begin
-STORAGES = {
-    "float64": "DoubleStorage",
-    "float32": "FloatStorage",
-    "float16": "HalfStorage",
-    "bfloat16": "BFloat16Storage",
-    "int64": "LongStorage",
-    "int32": "IntStorage",
-    "int16": "ShortStorage",
-    "int8": "CharStorage",
-    "uint8": "ByteStorage",
-    "bool": "BoolStorage",
-}
+STORAGES = {kind.name: name.removeprefix("torch ") for name, kind in pickles.STORAGES.items() if name[:6] == "torch "}
 
 
 def write(path: str | Path, value: Any) -> None:

@@ -1,7 +1,7 @@
 """E4T's heads, one file each: how features of a picture and of the UNet become the move of a word.
 
-    head = heads.of(trained["head"])                  # Tokens(), told by the names of the weights
-    head = heads.of(trained["head"], features="level")
+    head = heads.of(trees.names(trained["head"]))     # Tokens(), told by the names of the weights
+    head = heads.of(trees.names(trained["head"]), features="level")
 
 head.py says what a head owes; a new file here is a new head, found by walking the package.
 """

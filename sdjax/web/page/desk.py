@@ -16,6 +16,7 @@ from typing import Any
 import gradio as gr
 
 from sdjax.service.library import Entry
+from sdjax.service.queue import Job
 from sdjax.web.page import marks
 from sdjax.web.services import Services
 
@@ -99,6 +100,13 @@ class Desk:
 
         listen = functools.partial(gr.on, triggers) if isinstance(triggers, list) else triggers
         return listen(safely, list(inputs), [*told, *outputs], js=js, **QUIET)
+
+    def job(self, id: Any) -> Job:
+        """Returns a job.  Raises ValueError if it was removed."""
+        job = self.services.queue.get(int(id))
+        if job is None:
+            raise ValueError("this job was removed")
+        return job
 
     def said(self, error: Exception) -> str:
         """Returns an error as a sentence that names settings as the page does."""

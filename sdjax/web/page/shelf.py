@@ -28,9 +28,9 @@ def names_of(queue: Queue) -> dict[str, str]:
     return {f"run {job.key[:8]}": words.name(job) for job in queue.newest(500) if job.kind == "training"}
 
 
-def found(library: Library, queue: Queue, entries: list[Entry], search: str, kind: str) -> list[Entry]:
-    """Returns those of some entries in which all words of a search stand: in names, words, notes, tags, hashes."""
-    names, asked = names_of(queue), (search or "").casefold().split()
+def found(library: Library, names: dict[str, str], entries: list[Entry], search: str, kind: str) -> list[Entry]:
+    """Returns those of some entries with all words of a search in their names, words, notes, tags and hashes."""
+    asked = (search or "").casefold().split()
     some = [one for one in entries if kind in ("", one.kind)]
     return [one for one in some if _has(library, one, names, asked)]
 
@@ -47,7 +47,8 @@ def shelf(
     library: Library, queue: Queue, entries: list[Entry], search: str, kind: str, chosen: Any
 ) -> tuple[Hashable, Any]:
     """Returns (key, function that makes it) of the cards."""
-    there, names = found(library, queue, entries, search, kind), names_of(queue)
+    names = names_of(queue)
+    there = found(library, names, entries, search, kind)
     told = [(one.kind, one.name, library.hash(one), str(library.notes(one)), title(one, names)) for one in there]
     return (tuple(told), tuple(chosen or ()), search), lambda: _shelf(library, there, names, chosen, search)
 

@@ -29,9 +29,8 @@ def address(job: int, number: int) -> str:
 
 def current(queue: Queue, kind: str) -> tuple[Job | None, int]:
     """Returns (the job of a kind that runs, else the first that waits; how many jobs wait behind it)."""
-    jobs = queue.waiting()
-    own = next((job for job in jobs if job.kind == kind and job.state == RUNNING), None)
-    own = own or next((job for job in jobs if job.kind == kind), None)
+    jobs = queue.waiting()  # those that run come first
+    own = next((job for job in jobs if job.kind == kind), None)
     return own, sum(job.state == WAITING and job is not own for job in jobs)
 
 
@@ -39,7 +38,7 @@ def now(queue: Queue, kind: str) -> tuple[Hashable, Any]:
     """Returns (key, function that makes it) of the card of the job that runs or waits."""
     job, behind = current(queue, kind)
     failed = _failed(queue, kind) if job is None else None
-    said = f"{words.left(job)}" if job is not None else ""
+    said = words.left(job) if job is not None else ""
     key = (job and (job.id, job.state, job.phase, job.step, job.made, job.asked), behind, said, failed and failed.id,
            queue.paused, bool(queue.option("warming")))  # fmt: skip
     return key, lambda: _now(queue, job, behind, failed)

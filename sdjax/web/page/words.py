@@ -2,7 +2,7 @@
 
 import time
 
-from sdjax.service.queue import CANCELLED, DONE, FAILED, RUNNING, STOPPED, WAITING, Job
+from sdjax.service.queue import CANCELLED, DONE, FAILED, RUNNING, STOPPED, STOPS, WAITING, Job
 from sdjax.web.jobs import progress
 
 STATES = {
@@ -22,7 +22,7 @@ def phase(job: Job) -> str:
     """Returns what a job does now."""
     if job.state != RUNNING:
         return STATES[job.state]
-    if job.asked == "stop":
+    if job.asked in STOPS:
         return "Stopping"
     if job.kind == "training" and job.phase == "preparing":
         return "Preparing to learn: only the first time for these settings"

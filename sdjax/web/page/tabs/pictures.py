@@ -11,11 +11,12 @@ from markupsafe import Markup
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import TASKS
 from sdjax.service import orders, records, uploads
+from sdjax.service.library import WHOLE
 from sdjax.service.queue import WAITING, Job
 from sdjax.service.records import Record
 from sdjax.service.tokens import Tokens
 from sdjax.settings import SettingError
-from sdjax.web.page import draft, form, marks, plots, stage, units, words
+from sdjax.web.page import draft, form, marks, plots, shelf, stage, units, words
 from sdjax.web.page.desk import QUIET, Desk
 
 ID, TITLE, ORDER = "pictures", "Pictures", 1
@@ -108,6 +109,13 @@ class Pictures:
         kept = [plain if plain or whole else gr.skip(), gr.skip() if painted is None else painted]
         return [task, *kept, *found]
 
+    def ordered(self, job: Job, drawn: Mapping[str, Any] | None = None) -> list[Any]:
+        """Returns updates of outputs that show what a job was asked for; drawn: values in place of those."""
+        values = {"model": "", **job.request["settings"], **(drawn or {})}
+        image = values.get("image")
+        file = self.desk.services.place.upload(image) if isinstance(image, str) else None
+        return self.fill(job.request["task"], values, str(file) if file is not None and file.is_file() else None)
+
     def defaults(self) -> dict[str, Any]:
         """Returns {setting: value} of what the form begins with: the page's, then those kept on the server."""
         kept = self.desk.services.queue.option("page.defaults", {})
@@ -124,10 +132,9 @@ def build(desk: Desk) -> None:
     controls: dict[str, Any] = {}
 
     def add(name: str, **more: Any) -> Any:
-        usual = {"value": USUAL[name]} if name in USUAL else {}
         controls[name] = form.control(every[name], **more)
-        if usual:
-            controls[name].value = usual["value"]
+        if name in USUAL:
+            controls[name].value = USUAL[name]
         return controls[name]
 
     with gr.Row(elem_classes="split"):
@@ -204,7 +211,6 @@ def build(desk: Desk) -> None:
         desk.look(desk.on(area.act, _acting(made), [chosen], [chosen], problem))
     plots.wire(desk, plot, made)
     desk.places["gallery"] = gallery
-    desk.places["plain"] = [controls[name] for name in controls]
 
 
 def _folds(every: Mapping[str, Any], controls: dict[str, Any], add: Any) -> dict[str, Any]:
@@ -238,7 +244,7 @@ def wire(desk: Desk, page: Any) -> None:
     info, teach = desk.places["info"], desk.places["teach"]
 
     def send(key: str, event: gr.EventData) -> list[Any]:
-        to, job, number = event._data["to"], _job(desk, event._data["job"]), int(event._data["number"])
+        to, job, number = event._data["to"], desk.job(event._data["job"]), int(event._data["number"])
         return sent(made, teach, key, to, desk.services.place.picture(job.pictures[number]), job, number)
 
     outputs = [desk.tabs, *made.outputs, info.file, teach.files]
@@ -278,16 +284,11 @@ def _reused(made: Pictures, path: Path, job: Job | None, number: int) -> list[An
     """Returns the updates that show what made a picture: of a job what was asked for, with the seed that was drawn."""
     if job is None:
         return of_record(made, records.read(path))
-    values = {**job.request["settings"]}
-    seeds = job.result.get("seeds", [])
+    seeds, drawn = job.result.get("seeds", []), {}
     if number < len(seeds):
         seed, other = seeds[number]
-        values |= {"seed": seed, **({"variation_seed": other} if values.get("variation") else {})}
-    image = values.get("image")
-    file = made.desk.services.place.upload(image) if isinstance(image, str) else None
-    task = job.request["task"]
-    values.setdefault("model", "")
-    return made.fill(task, values, str(file) if file is not None and file.is_file() else None)
+        drawn = {"seed": seed, **({"variation_seed": other} if job.request["settings"].get("variation") else {})}
+    return made.ordered(job, drawn)
 
 
 def of_record(made: Pictures, record: Record) -> list[Any]:
@@ -326,7 +327,7 @@ def _putting(made: Pictures, first: bool) -> Any:
 
 def _acting(made: Pictures) -> Any:
     def act(chosen: Any, event: gr.EventData) -> list[Any]:
-        do, job = event._data["do"], _job(made.desk, event._data["job"])
+        do, job = event._data["do"], made.desk.job(event._data["job"])
         queue = made.desk.services.queue
         if do == "choose":
             return [[job.id, int(event._data["number"])]]
@@ -337,13 +338,6 @@ def _acting(made: Pictures) -> Any:
         return [gr.skip()]
 
     return act
-
-
-def _job(desk: Desk, id: Any) -> Job:
-    job = desk.services.queue.get(int(id))
-    if job is None:
-        raise ValueError("this job was removed")
-    return job
 
 
 def _moded(made: Pictures, new: str, old: str, *now: Any) -> list[Any]:
@@ -414,7 +408,7 @@ def listed(desk: Desk, name: str) -> list[tuple[str, str]]:
 
 def titles(desk: Desk, models: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Returns choices of models with the names that runs were given."""
-    jobs = {f"run {job.key[:8]}": words.name(job) for job in desk.services.queue.newest(500) if job.kind == "training"}
+    jobs = shelf.names_of(desk.services.queue)
     return [(f"{jobs[value]} (taught)" if value in jobs else text, value) for text, value in models]
 
 
@@ -435,7 +429,7 @@ def _defaulted(made: Pictures) -> list[Any]:
 
 def _cards(desk: Desk) -> tuple[Any, Any]:
     library = desk.services.library
-    there = [one for one in desk.entries() if one.kind not in ("model", "vae", "controlnet")]
+    there = [one for one in desk.entries() if one.kind not in WHOLE]
     key = tuple((one.kind, one.name, library.hash(one)) for one in there)
     return key, lambda: _listed(desk, there)
 

@@ -43,7 +43,7 @@ def build(desk: Desk) -> None:
 
 def _asked(desk: Desk, do: str, id: int, chosen: Any) -> Any:
     """Does what a button of a job says; returns which job is shown then."""
-    queue, job = desk.services.queue, found(desk, id)
+    queue, job = desk.services.queue, desk.job(id)
     if do in teaching.ORDERS:
         if job.state != RUNNING:
             raise ValueError("this run is over")
@@ -61,32 +61,19 @@ def _asked(desk: Desk, do: str, id: int, chosen: Any) -> Any:
     return chosen
 
 
-def found(desk: Desk, id: Any) -> Job:
-    """Returns a job.  Raises ValueError where it was removed."""
-    job = desk.services.queue.get(int(id))
-    if job is None:
-        raise ValueError("this job was removed")
-    return job
-
-
 def wire(desk: Desk, page: Any) -> None:
     """Connects the tab with Pictures and Teach."""
     detail, problem = desk.places["detail"], desk.places["runs problem"]
     pictures, teach = desk.places["pictures"], desk.places["teach"]
 
     def send(event: gr.EventData) -> list[Any]:
-        job, to = found(desk, event._data["job"]), event._data["to"]
+        job, to = desk.job(event._data["job"]), event._data["to"]
         skips = [gr.skip()] * len(pictures.outputs)
         if to == "use":
             return [*use(desk, job), *[gr.skip()] * len(teach.outputs)]
         if job.kind == "training":
             return [gr.Tabs(selected="teach"), *skips, *teach.again(job)]
-        values = dict(job.request["settings"])
-        values.setdefault("model", "")
-        image = values.get("image")
-        path = desk.services.place.upload(image) if isinstance(image, str) else None
-        filled = pictures.fill(job.request["task"], values, str(path) if path is not None and path.is_file() else None)
-        return [gr.Tabs(selected="pictures"), *filled, *[gr.skip()] * len(teach.outputs)]
+        return [gr.Tabs(selected="pictures"), *pictures.ordered(job), *[gr.skip()] * len(teach.outputs)]
 
     desk.on(detail.send, send, [], [desk.tabs, *pictures.outputs, *teach.outputs], problem)
 

@@ -6,7 +6,6 @@ import gradio as gr
 from markupsafe import Markup
 
 from sdjax import __version__
-from sdjax.service import programs
 from sdjax.web.page import form, marks
 from sdjax.web.page.desk import QUIET, Desk
 from sdjax.web.page.marks import tag
@@ -80,7 +79,7 @@ def wire(desk: Desk, page: Any) -> None:
 
 def _shown(desk: Desk, controls: dict[str, Any]) -> list[Any]:
     known = form.of("text2img")
-    values = {**programs.usual("text2img"), **desk.places["pictures"].defaults()}
+    values = desk.places["pictures"].defaults()
     return [form.filled(known[name], values.get(name, known[name].usual)) for name in controls]
 
 

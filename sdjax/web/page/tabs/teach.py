@@ -115,7 +115,7 @@ def wire(desk: Desk, page: Any) -> None:
     now, problem = desk.places["learning"], desk.places["teach problem"]
 
     def use(event: gr.EventData) -> list[Any]:
-        return runs.use(desk, runs.found(desk, event._data["job"]))
+        return runs.use(desk, desk.job(event._data["job"]))
 
     desk.on(now.send, use, [], [desk.tabs, *desk.places["pictures"].outputs], problem)
 
