@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from sdjax.service import queue as queues
-from sdjax.service.queue import CANCELLED, DONE, FAILED, RUNNING, STOPPED, TRIES, WAITING, Queue
+from sdjax.service.queue import BEHIND, CANCELLED, DONE, FAILED, RUNNING, STOPPED, TRIES, WAITING, Queue
 
 
 @pytest.fixture
@@ -94,10 +94,15 @@ def test_what_a_dead_worker_left_waits_again_in_its_place(queue):
     assert queue.get(run.id).state == STOPPED and queue.get(second.id).state == WAITING
 
 
-def test_a_job_at_which_the_worker_always_dies_fails(queue):
-    (job,) = put(queue)
-    for _ in range(TRIES):
-        assert queue.take(1) is not None
+def test_a_job_at_which_the_worker_always_dies_lets_others_go_first_and_fails(queue):
+    (job,), (other,) = put(queue), put(queue)
+    for _ in range(BEHIND):
+        assert queue.take(1).id == job.id
+        queue.left()
+    assert queue.take(1).id == other.id
+    queue.finish(other.id, DONE)
+    for _ in range(BEHIND, TRIES):
+        assert queue.take(1).id == job.id
         queue.left()
     assert queue.get(job.id).state == FAILED and "died" in queue.get(job.id).error
 

@@ -28,7 +28,8 @@ HALF = "half"  # asks a job to stop and to keep its half-done picture as its pre
 STOPS = ("stop", HALF)  # what ends a running job
 HALF_DONE = 20  # previews of cancelled jobs that are kept
 ENDED = (DONE, FAILED, CANCELLED, STOPPED)
-TRIES = 5  # deaths of the worker at a job, without anything made between, after which the job has failed
+BEHIND = 5  # deaths of the worker at a job, without progress between, after which the job waits behind all others
+TRIES = 10  # such deaths after which the job has failed
 BUSY = 30  # seconds that a call waits for another process's transaction
 TABLES = """
 create table jobs (
@@ -281,7 +282,8 @@ class Queue:
     def left(self) -> list[Job]:
         """Takes what dead workers left and returns it, for the one worker that lives to see after.
 
-        What was asked to stop is stopped, what died TRIES times has failed, the rest waits again.
+        A job that was asked to stop is stopped.  The others wait again: after BEHIND deaths behind all others, so that a
+        job which kills workers holds up no other; after TRIES deaths the job has failed.
         """
         left = self._jobs("select * from jobs where state='running'")
         for job in left:
@@ -290,8 +292,14 @@ class Queue:
             elif job.tries + 1 >= TRIES:
                 self.finish(job.id, FAILED, job.result, f"the worker died {TRIES} times at this job")
             else:
-                self._set(job.id, {"state": WAITING, "pid": None, "phase": "", "tries": job.tries + 1})
+                again = {"state": WAITING, "pid": None, "phase": "", "tries": job.tries + 1}
+                behind = {"position": self._end()} if job.tries + 1 == BEHIND else {}
+                self._set(job.id, again | behind)
         return left
+
+    def _end(self) -> float:
+        """Returns the position behind all jobs."""
+        return self._rows("select coalesce(max(position), 0) + 1 from jobs")[0][0]
 
     def _set(self, id: int, values: dict[str, Any]) -> None:
         named = ", ".join(f"{name}=?" for name in values)

@@ -22,7 +22,9 @@ PERSON = 10_000_003  # an identity that was held out from training
 @pytest.fixture(scope="session")
 def served(tmp_path_factory):
     """The server, with the embedded model, for all tests."""
-    one = Served(tmp_path_factory.mktemp("served") / "ui", model="pocket", page=True).start()
+    models = tmp_path_factory.mktemp("models")
+    one = Served(tmp_path_factory.mktemp("served") / "ui", "--models", models, model="pocket", page=True).start()
+    one.models = models
     Queue(one.out / "queue.db").options(**{"page.defaults": {"steps": STEPS}})
     yield one
     one.stop()

@@ -47,4 +47,17 @@ def write_lora(path):
         "ss_network_module": "networks.lora",
         "ss_network_dim": "2",
     }
+    path.parent.mkdir(exist_ok=True)
     save_file(made, str(path), told)
+
+
+def write_controlnet(folder):
+    """Writes an untrained ControlNet of the embedded model, which adds nothing to a picture."""
+    import jax
+
+    from sdjax.formats import controlnet, pipeline
+    from sdjax.methods.controlnet import ControlNet
+
+    method, sd = ControlNet(), pipeline.load("pocket")
+    trained, frozen = method.split(sd, jax.random.key(0))
+    controlnet.ControlNetFolder().write(method.adapter(frozen, trained), folder)

@@ -138,14 +138,3 @@ def test_an_idle_tab_asks_little(page, context):
     rate = (len(context.watched.requests) - begin) / 6
     print(f"{rate:.2f} requests a second")
     assert rate <= 2
-
-
-def test_a_phone(context, served):
-    page = context.new_page()
-    page.set_viewport_size({"width": 390, "height": 844})
-    page.goto(served.url)
-    page.wait_for_selector("#generate")
-    for tab in ("pictures", "teach", "runs", "library", "info", "settings"):
-        page.evaluate(f"document.querySelector('#tab-{tab}-button').click()")
-        page.locator(f"#tab-{tab}").wait_for()
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab

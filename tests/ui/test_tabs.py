@@ -59,9 +59,7 @@ def test_library_search_and_package(page, served):
 
 def make_lora(served):
     """Puts a small LoRA for the embedded model among those that prompts name."""
-    folder = served.out / "adapters"
-    folder.mkdir(exist_ok=True)
-    write_lora(folder / "ink.safetensors")
+    write_lora(served.out / "adapters" / "ink.safetensors")
 
 
 def test_picture_info_round_trip(page, served, tmp_path):

@@ -110,9 +110,14 @@ def shown(value: Any) -> Any:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
 
 
+def begun(one: Field) -> Any:
+    """Returns what the control of a setting shows where a task has no value of its own: what it began with."""
+    return shown(one.usual if one.usual is not None else every()[one.name].usual)
+
+
 def filled(one: Field, value: Any) -> Any:
-    """Returns the update that shows a value, which may lie beyond a slider's ends."""
-    value = shown(value)
+    """Returns the update that shows a value, which may lie beyond a slider's ends; None is what it began with."""
+    value = begun(one) if value is None else shown(value)
     if one.name in SLIDERS and isinstance(value, (int, float)):
         return gr.update(value=value, maximum=max(SLIDERS[one.name][1], value))
     return gr.update(value=value)

@@ -47,9 +47,9 @@ def build(desk: Desk) -> Plot:
         go = gr.Button("Make the table", elem_id="make-plot")
         problem = marks.area()
         table = marks.area(elem_id="table")
-    with gr.Accordion("Put a list of jobs into the queue", open=False):
+    with gr.Accordion("Put a list of jobs into the queue", open=False, elem_id="list"):
         rows = gr.File(label="A list: .jsonl, .csv or .parquet", file_types=ENDINGS, height=120)
-        put = gr.Button("Add all to queue")
+        put = gr.Button("Add all to queue", elem_id="add-list")
         rows_problem = marks.area()
     return Plot(axes, go, table, problem, rows, put, rows_problem)
 

@@ -74,7 +74,7 @@ def build(desk: Desk) -> Units:
                                      label="Picture", height=200, elem_id=f"set-control_image-{number}",
                                      min_width=140)  # fmt: skip
                     shown = gr.Image(label="What the ControlNet sees", height=200, interactive=False, format="png",
-                                     min_width=140, buttons=[])  # fmt: skip
+                                     min_width=140, buttons=[], elem_id=f"seen-{number}")  # fmt: skip
                 look = gr.Button("Preview", size="sm")
                 problem = marks.area()
                 with gr.Row():

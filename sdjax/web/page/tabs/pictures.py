@@ -353,9 +353,8 @@ def _moded(made: Pictures, new: str, old: str, *now: Any) -> list[Any]:
     shows += [_fold(part in parts, part == first) for part in made.folds]
     usual = {}
     for name, value in zip(DIFFERS, now, strict=True):
-        was = before[name].usual if name in before else ""
-        if name in known and (name not in before or value in (was, form.shown(was))):
-            usual[name] = form.shown(known[name].usual)
+        if name in known and (name not in before or value == form.begun(before[name])):
+            usual[name] = form.begun(known[name])
     rest = [gr.update(visible=name in known, **({"value": usual[name]} if name in usual else {}))
             for name in made.controls]  # fmt: skip
     return [new, *shows, *rest]
