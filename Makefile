@@ -114,12 +114,14 @@ $(UI): $(CORE)
 	@$(call install,.[ui])
 	@touch $@
 
+CHROMIUM := apt-get install -y -qq chromium >/dev/null
+
 # The browser is the system's, so that nothing but Debian's package is run.
 $(BROWSER): $(CORE)
 	@echo "installing what the tests of the page need"
 	@$(call install,.[test-ui])
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
-		{ test "$$(id -u)" = 0 && apt-get install -y -qq chromium >/dev/null; } || \
+		$(CHROMIUM) || { apt-get update -qq && $(CHROMIUM); } || \
 		{ echo "no chromium: expected one on the path" >&2; exit 2; }
 	@touch $@
 

@@ -1,5 +1,7 @@
 """What tests put in front of the page: texts that would be programs if they were HTML, and a small LoRA."""
 
+import json
+
 import numpy as np
 
 PAYLOADS = (
@@ -26,8 +28,8 @@ PAYLOADS = (
 )
 
 
-def write_lora(path):
-    """Writes a LoRA of rank 2 for the embedded model, with words of kohya's kind."""
+def write_lora(path, word="inked <b>line</b>"):
+    """Writes a LoRA of rank 2 for the embedded model, with a word as kohya writes it."""
     from safetensors.numpy import save_file
 
     from sdjax.formats import pipeline
@@ -43,7 +45,7 @@ def write_lora(path):
         made[f"{key}.lora_up.weight"] = random.normal(0, 0.02, (out, 2)).astype(np.float32)
         made[f"{key}.alpha"] = np.array(2, np.float32)
     told = {
-        "ss_tag_frequency": '{"a": {"inked <b>line</b>": 3}}',
+        "ss_tag_frequency": json.dumps({"a": {word: 3}}),
         "ss_network_module": "networks.lora",
         "ss_network_dim": "2",
     }

@@ -67,8 +67,10 @@ def test_a_table_of_settings(page, served):
 
 
 def test_a_list_of_jobs_is_put_into_the_queue(page, served, tmp_path):
-    rows = [{"prompt": f"row {i} of a list", "steps": STEPS, "seed": i} for i in range(2)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "x", "stepz": 1}]))
+    rows = [{"prompt": f"row {i} of a list", "steps": STEPS, "seed": i} for i in range(2)] + [
+        {"prompt": "x", "stepz": 1}
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page.locator("#list > button").click()
     page.locator("#list input[type=file]").set_input_files(str(tmp_path / "rows.jsonl"))
     page.get_by_text("rows.jsonl").first.wait_for()
@@ -80,7 +82,7 @@ def test_a_list_of_jobs_is_put_into_the_queue(page, served, tmp_path):
 
 def test_two_adapters_are_merged(page, served):
     for name in ("dots", "lines"):
-        write_lora(served.out / "adapters" / f"{name}.safetensors")
+        write_lora(served.out / "adapters" / f"{name}.safetensors", name)
     wait_for(lambda: {"dots", "lines"} <= entries(served, "lora"), 30)
     go(page, "Library")
     page.locator("#work > button").click()
