@@ -127,17 +127,28 @@ def holds(path: str, endings: tuple[str, ...]) -> bool:
     level = [Path(path)] if Path(path).is_dir() else []
     for _ in range(DEEP + 1):
         for place in level:
-            found = False
-            for entry in os.scandir(place):
-                name = "" if entry.name.startswith(".") or entry.name in captions.METADATA else entry.name.lower()
-                if name.endswith(reading.SUFFIXES):  # a folder of a million pictures is not read to its end
-                    return False
-                found = found or name.endswith(endings)
-            if found:
-                return True
-        inner = (Path(entry.path) for place in level for entry in os.scandir(place) if entry.is_dir())
-        level = sorted(path for path in inner if not path.name.startswith("."))
+            found = _kind(place, endings)
+            if found is not None:
+                return found
+        level = [inner for place in level for inner in _folders(place)]
     return False
+
+
+def _kind(folder, endings):
+    """Whether a folder holds data and no pictures; None where it holds neither."""
+    found = None
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = "" if entry.name.startswith(".") or entry.name in captions.METADATA else entry.name.lower()
+            if name.endswith(reading.SUFFIXES):  # a folder of a million pictures is not read to its end
+                return False
+            found = True if name.endswith(endings) else found
+    return found
+
+
+def _folders(place):
+    with os.scandir(place) as entries:
+        return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
 @functools.lru_cache(8)
@@ -233,10 +244,16 @@ def _arrow(protocol):
     tables.arrow()
     from pyarrow import fs
 
-    if protocol == "gs":
-        return fs.GcsFileSystem(), fs
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return fs.S3FileSystem(endpoint_override=endpoint, anonymous=_flag("AWS_NO_SIGN_REQUEST")), fs
+    return _client(protocol, endpoint, _flag("AWS_NO_SIGN_REQUEST")), fs
+
+
+@functools.lru_cache(4)
+def _client(protocol: str, endpoint: str | None, anonymous: bool) -> Any:
+    """Returns Arrow's client, which keeps its connections."""
+    from pyarrow import fs
+
+    return fs.GcsFileSystem() if protocol == "gs" else fs.S3FileSystem(endpoint_override=endpoint, anonymous=anonymous)
 
 
 def _flag(name):
@@ -257,8 +274,7 @@ def _reader(path: str, size: int) -> Callable[[int, int], bytes]:
     """Returns read(start, length) of a file in a bucket."""
     protocol, inner = path.split("://", 1)
     if protocol in ("s3", "gs"):
-        system, fs = _arrow(protocol)
-        file = system.open_input_file(fs.FileInfo(inner, fs.FileType.File, size=size))  # no request yet
+        file = _arrow(protocol)[0].open_input_file(inner)  # one request; from here on one for each read
         return lambda start, length: file.read_at(length, start)
     system = _spec(protocol)
     whole = f"{protocol}://{inner}" if protocol.startswith("http") else inner

@@ -39,8 +39,10 @@ def beside(path: str, other: str) -> str:
 def matches(path: str, endings: tuple[str, ...]) -> bool:
     """Returns whether a path names files with these endings, or a folder that holds them and no pictures."""
     place = parted(path)[0]
+    if places.NUMBERS.search(place):
+        return place.lower().endswith(endings)
     if place.lower().endswith(endings):
-        return places.remote(place) or bool(places.NUMBERS.search(place)) or bool(places.listed(place, endings))
+        return places.remote(place) or bool(places.listed(place, endings))
     return places.holds(place, endings)
 
 

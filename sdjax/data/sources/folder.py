@@ -11,7 +11,7 @@ import collections
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,6 +32,7 @@ class ImageFolder(Source):
     condition_folder: where the files of conditions lie, as NAME.png or as beside the pictures; "" for beside them.
     """
 
+    last: ClassVar[bool] = True
     condition_folder: str = ""
 
     def matches(self, path: str) -> bool:

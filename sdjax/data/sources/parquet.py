@@ -10,6 +10,7 @@ memory-mapped table when its first row is asked for: that costs a copy of the da
 costs its own bytes.  Open costs neither: a million rows are there in seconds.
 """
 
+import contextlib
 import functools
 import json
 import threading
@@ -138,8 +139,11 @@ class Groups:
                 sums = [zlib.crc32(columns.cell(pictures, row) or b"") for row in range(len(batch))]
                 yield batch.append_column(SUM, tables.arrow().array(sums, tables.arrow().uint32()))
 
+    @contextlib.contextmanager
     def _parquet(self, file):
-        return _parquet().ParquetFile(file.open(), metadata=self._footer(file), pre_buffer=places.remote(file.path))
+        footer = self._footer(file)
+        with file.open() as stream:
+            yield _parquet().ParquetFile(stream, metadata=footer, pre_buffer=places.remote(file.path))
 
     def _read_footer(self, file):
         with file.open() as stream:

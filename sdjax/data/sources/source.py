@@ -6,7 +6,7 @@ examples.example(0, 512, np.random.default_rng(7))         # {"picture" uint8 [5
 
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -75,7 +75,12 @@ class Examples(Protocol):
 
 
 class Source(Protocol):
-    """A frozen dataclass of settings that only such pictures have; `data.NAME` finds them (`data.count`)."""
+    """A frozen dataclass of settings that only such pictures have; `data.NAME` finds them (`data.count`).
+
+    last: whether a path is shown to this source after the others, since it takes any folder.
+    """
+
+    last: ClassVar[bool] = False
 
     def matches(self, path: str) -> bool:
         """Returns whether `data.path` names such pictures."""
