@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import shutil
+import time
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +14,11 @@ from PIL import Image
 from s3_server import serving
 from tables import parquet, photo, shard, table
 
-from sdjax.data import batches, places, sources, splits
+from sdjax.data import batches, buckets, places, sources, splits
 from sdjax.data.batches import Data
+from sdjax.data.buckets import Plan
 from sdjax.data.sources import parquet as parquet_source
+from sdjax.data.sources import rows
 from sdjax.data.sources.arrow import ArrowFiles
 from sdjax.data.sources.parquet import Parquet
 from sdjax.data.sources.tar import TarShards
@@ -328,6 +332,7 @@ def test_files_in_memory_are_a_bucket(tmp_path):
 
 def test_a_bucket_is_read_by_range(tmp_path, monkeypatch):
     """Arrow's own S3 client: listing in pages, one request per picture once the index is made."""
+    monkeypatch.setattr(rows, "KEPT", 0)
     local = {place.name: place for place in (shards(tmp_path), files(tmp_path))}
     objects = {
         f"{place.name}/{file.relative_to(place)}": file.read_bytes()
@@ -351,3 +356,44 @@ def test_a_bucket_is_read_by_range(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=r"s3://bucket/none.tar: no such file|expected .tar files"):
             opened("s3://bucket/none.tar")
     places._reader.cache_clear()
+
+
+def test_a_million_rows_open_in_seconds_and_in_flat_memory(tmp_path):
+    """What is kept for each row is a few numbers in arrays: no Python object, no text, no picture."""
+    count, word = 1_000_000, pa.array([f"a caption, number {i}" for i in range(1000)])
+    data = Data(path=str(tmp_path / "a.parquet"), size=32, batch=8, encode=False, validation=0.1, templates="captions")
+    schema = pa.schema([("image", pa.binary()), ("text", pa.string())])
+    pictures = pa.array([PHOTOS[0], PHOTOS[1]] * 500, pa.binary())
+    with pq.ParquetWriter(data.path, schema, compression="zstd") as file:
+        for _ in range(count // 100_000):
+            rows_of = [pa.chunked_array([column] * 100) for column in (pictures, word)]
+            file.write_table(pa.table(rows_of, schema=schema), row_group_size=100)
+    sd = pipeline.load("random:tiny")
+    sources.open(data)  # makes the index
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    start = time.process_time()
+    examples = sources.open(data)
+    opened_in, (opened_with, _) = time.process_time() - start, tracemalloc.get_traced_memory()
+    train, held = batches.build(data, sd, 0, examples), batches.held_out(data, sd, 0)
+    batch = train[123_456]
+    built_with, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held is not None and (len(train.source), len(held.source)) == (900_000, 100_000)
+    assert batch["pixels"].shape == (8, 32, 32, 3)
+    assert opened_in < 5 and time.process_time() - start < 30
+    assert opened_with < 4 << 20  # 4 bytes a row: footers of ten thousand row groups, not of a million rows
+    assert built_with < 40 << 20 and peak < 120 << 20
+    assert pa.total_allocated_bytes() - before < 16 << 20
+
+
+def test_a_million_sizes_are_divided_in_seconds():
+    sizes = np.random.default_rng(0).integers(300, 3000, (1_000_000, 2))
+    start = time.process_time()
+    tracemalloc.start()
+    shapes, which = buckets.assign(sizes, 512, 64, 5)
+    plan = Plan({shape: np.flatnonzero(which == k) for k, shape in enumerate(shapes)}, 8, 0)
+    assert plan.picture(400_000, 3)[0] in shapes and len(plan.shapes) == 5
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert time.process_time() - start < 20 and peak < 400 << 20

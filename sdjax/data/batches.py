@@ -268,9 +268,11 @@ def _divided(examples, data, size, sd):
         return examples, {(size, size): epoch}
     unit = sd.factor * 2 ** (len(sd.networks["unet"].config.block_out_channels) - 1)
     epoch = np.asarray(epoch)
-    numbers, inverse = np.unique(epoch, return_inverse=True)
-    shapes, which = buckets.assign(examples.shapes()[numbers], size, unit, data.buckets)
-    return examples, {shape: epoch[which[inverse] == k] for k, shape in enumerate(shapes)}
+    shown = np.unique(epoch)
+    shapes, which = buckets.assign(examples.shapes()[shown], size, unit, data.buckets)
+    shape_of = np.zeros(len(examples), np.int16)
+    shape_of[shown] = which
+    return examples, {shape: epoch[shape_of[epoch] == k] for k, shape in enumerate(shapes)}
 
 
 def side(data: Data, sd: StableDiffusion) -> int:

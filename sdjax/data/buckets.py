@@ -22,7 +22,7 @@ from jaxtyping import Int
 from sdjax.settings import SettingError
 
 Shape = tuple[int, int]  # height, width
-BLOCK = 1 << 14  # sizes of pictures that are looked at together
+MANY, FINE = 4096, 512  # sizes of pictures from which on those alike count as one; steps of log(h / w) (our choice)
 LONGEST = 3.0  # the longer side of a bucket by its shorter one, at most (our choice)
 
 
@@ -43,32 +43,41 @@ def assign(
     all pictures grows most.
     Raises SettingError for a picture that is smaller than every shape.
     """
-    kinds, which = np.unique(np.asarray(sizes, np.int64), axis=0, return_inverse=True)
-    which, counts = which.ravel(), np.bincount(which.ravel())
-    shapes = np.array(_shapes(size, unit))
-    parts = [slice(start, start + BLOCK) for start in range(0, len(kinds), BLOCK)]
-
-    def value(part):
-        some = kinds[part]
-        fits = (some[:, None] >= shapes[None]).all(-1)
-        ratios = np.log(some[:, 0] / some[:, 1])[:, None] - np.log(shapes[:, 0] / shapes[:, 1])[None]
-        return np.where(fits, np.exp(-np.abs(ratios)) * (shapes.prod(1) / size**2)[None], -float(len(sizes)))
-
+    both = np.asarray(sizes, np.int64) @ [1 << 32, 1]  # one number for height and width: many times faster to sort
+    numbers, which, counts = np.unique(both, return_inverse=True, return_counts=True)
+    kinds, shapes = np.stack([numbers >> 32, numbers & 0xFFFFFFFF], 1), np.array(_shapes(size, unit))
+    if len(kinds) > MANY:
+        first, alike = _alike(kinds, unit, shapes.max())
+        kinds, which, counts = kinds[first], alike[which], np.bincount(alike, counts)
+    fits = (kinds[:, None] >= shapes[None]).all(-1)
+    ratios = np.log(kinds[:, 0] / kinds[:, 1])[:, None] - np.log(shapes[:, 0] / shapes[:, 1])[None]
+    value = np.where(fits, np.exp(-np.abs(ratios)) * (shapes.prod(1) / size**2)[None], -float(len(sizes)))
     chosen, best = [], np.full(len(kinds), -float(len(sizes)))
     for _ in range(most):
-        gain = sum((counts[part, None] * np.maximum(value(part) - best[part, None], 0)).sum(0) for part in parts)
+        gain = (counts[:, None] * np.maximum(value - best[:, None], 0)).sum(0)
         if gain.max() <= 1e-9:
             break
         chosen.append(int(gain.argmax()))
-        for part in parts:
-            best[part] = np.maximum(best[part], value(part)[:, chosen[-1]])
+        best = np.maximum(best, value[:, chosen[-1]])
     if (best < 0).any():
         height, width = kinds[best < 0][0]
         why = f"a picture of {width} x {height} pixels is smaller than every bucket, and none is scaled up"
         raise SettingError("data.buckets", most, "more of them, 0 for squares, or larger pictures", why)
-    nearest = np.concatenate([value(part)[:, chosen].argmax(1) for part in parts])
-    used, places = np.unique(np.array(chosen)[nearest], return_inverse=True)
+    used, places = np.unique(np.array(chosen)[value[:, chosen].argmax(1)], return_inverse=True)
     return [(int(shapes[k, 0]), int(shapes[k, 1])) for k in used], places.ravel()[which]
+
+
+def _alike(kinds, unit, longest):
+    """Returns (the first of each group of sizes, the group of each size).
+
+    Sizes of a group cover the same shapes, whose sides are multiples of `unit`, and agree in h / w to 1 / FINE.
+    """
+    height, width = np.minimum(kinds, longest).T // unit
+    ratio = np.round(np.log(kinds[:, 0] / kinds[:, 1]) * FINE).astype(np.int64)
+    _, first, group = np.unique(
+        (height * (longest + 1) + width) * (1 << 32) + ratio, return_index=True, return_inverse=True
+    )
+    return first, group
 
 
 def _shapes(size, unit):
