@@ -202,7 +202,7 @@ class Batches:
     def fill(self, epochs: float) -> str:
         """Caches the prompts of `epochs` epochs, if prompts are cached; returns a summary of the cache."""
         kept = [share.source for share in self.shares if isinstance(share.source, cache.Kept)]
-        said = f"{sum(len(examples.numbers) for examples in kept)} pictures"
+        said = f"{sum(examples.count for examples in kept)} pictures"
         if self.texts is None:
             return f"{said}, no prompts: the text encoder learns, or nothing is kept"
         for position in range(self.plan.batches(epochs) * self.data.batch):
