@@ -10,6 +10,7 @@ float32 [B], and "pixels" float32 [B H W 3] in [-1, 1] or cached "moments" [B h 
 the batch is mean(subject) + lambda mean(class).  H W is the size of the batch's bucket.
 """
 
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -29,7 +30,9 @@ from sdjax.stable_diffusion import StableDiffusion, to_pixels
 CONCEPTS = ("", "same", "other")
 CROPS = ("center", "random")
 MOST = 4096  # prompts that are looked through for a word
-THREADS, AHEAD = 2, 8  # decoding threads, and examples that wait for the device
+THREADS = min(16, max(2, os.cpu_count() or 2))  # that decode
+REMOTE = 16  # threads that read from a network, at least
+AHEAD = 8  # batches that wait for the device
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,8 @@ class Batches:
         """Yields this process's rows of the batches of steps start, start + 1, ...; decoding runs ahead in threads."""
         import grain
 
+        if threads and any(share.source.remote for share in self.shares):
+            threads = max(threads, REMOTE)
         first = start * self.rows
         stream = grain.MapDataset.range(first, 1 << 40).map(lambda q: self._example(self._position(q)))
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD * self.rows if threads else 0)

@@ -40,6 +40,7 @@ class Kept(Examples):
 
     def __init__(self, source: Examples, places: Mapping[str, tuple[Store | Memory, Key]], count: int) -> None:
         self.source, self.places, self.count = source, places, count
+        self.remote = False  # what is kept is here
 
     def __len__(self) -> int:
         return len(self.source)
