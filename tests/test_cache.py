@@ -13,6 +13,7 @@ from programs import photo
 
 from sdjax import trees
 from sdjax.data import batches, cache, sources
+from sdjax.data import store as store_file
 from sdjax.data.batches import Data
 from sdjax.data.sources import drawn
 from sdjax.data.sources.drawn import Pocketland
@@ -102,6 +103,65 @@ def test_a_record_that_was_changed_or_cut_is_as_if_it_were_not_there(records):
     path.write_bytes(b"something else entirely")
     with pytest.raises(ValueError, match="a.records: is no file of records; remove it, or choose another data.cache"):
         Store(path)
+
+
+def test_places_save_looking_through_the_records(records, monkeypatch):
+    path, starts = records
+    monkeypatch.setattr(store_file, "MANY", 2)
+    Store(path).settle()
+    looked, scanned = [], Store._scanned
+    monkeypatch.setattr(
+        Store, "_scanned", lambda self, view, size: looked.append(self.end) or scanned(self, view, size)
+    )
+    store, places = Store(path), path.with_suffix(".places")
+    assert not looked and len(store) == 3 and len(store.new) == 0 and key(4) not in store
+    for number in (1, 2, 3):
+        same(store.get(key(number)), arrays(number))
+    for number in range(4, 9):
+        store.put(key(number), arrays(number))
+    assert min(looked) == Store(path).old.end  # only what came after
+    store.settle()
+    looked.clear()
+    again = Store(path)
+    assert not looked and all(again.get(key(number)) is not None for number in range(1, 9))
+    whole, data = path.read_bytes(), bytearray(path.read_bytes())
+    data[starts[2] + HEAD.size + 3] ^= 1
+    path.write_bytes(data)
+    assert Store(path).damaged == 0 and Store(path).get(key(2)) is None
+    again.forget()
+    assert Store(path).damaged == 1 and len(Store(path)) == 7
+    path.write_bytes(whole)
+    store.new = {name: store.old.get(name) for name in map(key, range(1, 9))}
+    store.settle()
+    good = places.read_bytes()
+    damaged = bytearray(good)
+    damaged[-1] ^= 1
+    for content in (bytes(damaged), b"", damaged[:70]):
+        places.write_bytes(content)
+        assert len(Store(path)) == 8 and looked
+    places.write_bytes(good)
+    path.write_bytes(whole[: starts[3]])  # another, shorter file under the same name
+    assert len(Store(path)) == 2
+
+
+def test_many_kept_pictures_are_not_asked_for_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "MANY", 2)
+    monkeypatch.setattr(store_file, "MANY", 2)
+    data = dataclasses.replace(DATA, cache=str(tmp_path))
+    first = batches.build(data, tiny(), 0)[1]
+    asked, content = [], drawn.Drawn.content
+    monkeypatch.setattr(drawn.Drawn, "content", lambda self, i: asked.append(i) or content(self, i))
+    again = batches.build(data, tiny(), 0)
+    assert not asked
+    same(again[1], first)
+    records = bytearray((tmp_path / "moments.records").read_bytes())
+    records[len(MAGIC) + HEAD.size + 100] ^= 1
+    (tmp_path / "moments.records").write_bytes(records)
+    damaged = batches.build(data, tiny(), 0)
+    with pytest.raises(ValueError, match="moments.records: the moments of picture .* are damaged; run again"):
+        for step in range(6):
+            damaged[step]
+    same(batches.build(data, tiny(), 0)[1], first)  # made anew
 
 
 def test_a_disk_without_room_is_said_before_it_is_full(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sdjax.images import reading
+from sdjax.images.reading import Held
 
 
 class Condition(Protocol):
@@ -34,7 +35,7 @@ class Condition(Protocol):
         """Returns the condition of a picture, in its size.  Raises ValueError if the picture has none."""
         ...
 
-    def read(self, file: str | Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    def read(self, file: str | Path | Held, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
         """Returns the condition in a file.
 
         size: (height, width) of its picture; None takes the size from the file.

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sdjax.conditions.condition import Condition
 from sdjax.images import reading
+from sdjax.images.reading import Held
 
 PICTURES = tuple(f".condition{ending}" for ending in (".png", ".jpg", ".jpeg", ".webp"))
 
@@ -41,7 +42,7 @@ class Mask(Condition):
         """Returns 255 where the brightest channel is at least 128, else 0."""
         return np.repeat(np.where(picture.max(-1) >= 128, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)
 
-    def read(self, file: str | Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    def read(self, file: str | Path | Held, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
         """Returns the mask in a file, 255 on 0."""
         return self.make(np.repeat(reading.mask(file)[..., None], 3, axis=-1))
 

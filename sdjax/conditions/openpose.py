@@ -19,6 +19,8 @@ from PIL import Image, ImageDraw
 
 from sdjax import settings
 from sdjax.conditions.condition import Condition
+from sdjax.images import reading
+from sdjax.images.reading import Held
 
 MAX_BYTES = 1 << 20
 # Pairs of COCO's points, in the order in which they are drawn: shoulders, arms, trunk and legs, head.
@@ -46,21 +48,19 @@ class OpenPose(Condition):
         """Raises ValueError: only a file has the points."""
         raise ValueError('condition "openpose": drawn from OpenPose\'s JSON, not from a picture; give such a file')
 
-    def read(self, file: str | Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    def read(self, file: str | Path | Held, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
         """Returns the skeletons of a JSON file; without `size` it must say canvas_width and canvas_height."""
-        path = Path(file)
-        if path.is_file() and path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path}: longer than {MAX_BYTES} bytes; expected OpenPose's JSON")
+        content = reading.content(file, MAX_BYTES)
         try:
-            said = json.loads(path.read_text(encoding="utf-8"))
+            said = json.loads(content.decode("utf-8"))
             said = said[0] if isinstance(said, list) else said  # sd-webui-controlnet writes a list of one
             people = [_points(person["pose_keypoints_2d"]) for person in said["people"]]
             height, width = size or (int(said["canvas_height"]), int(said["canvas_width"]))
         except (ValueError, KeyError, TypeError, IndexError, RecursionError):
             more = "" if size else ", canvas_width and canvas_height"
-            raise ValueError(f"{path}: expected OpenPose's JSON, with people, pose_keypoints_2d{more}") from None
+            raise ValueError(f"{file}: expected OpenPose's JSON, with people, pose_keypoints_2d{more}") from None
         if not 16 <= min(height, width) <= max(height, width) <= 16384:
-            raise ValueError(f"{path}: a canvas of {width} x {height} pixels; expected sides of 16 to 16384")
+            raise ValueError(f"{file}: a canvas of {width} x {height} pixels; expected sides of 16 to 16384")
         return drawn(people, (height, width), self.score)
 
 

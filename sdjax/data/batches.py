@@ -11,6 +11,7 @@ the batch is mean(subject) + lambda mean(class).  H W is the size of the batch's
 """
 
 import copy
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from sdjax import conditions, settings
-from sdjax.data import buckets, cache, sources, tags
+from sdjax.data import buckets, cache, sources, splits, tags
 from sdjax.data.buckets import Plan
 from sdjax.data.classes import ClassData
 from sdjax.data.sources.source import Examples, Only, Source
@@ -29,16 +30,20 @@ from sdjax.stable_diffusion import StableDiffusion, to_pixels
 CONCEPTS = ("", "same", "other")
 CROPS = ("center", "random")
 MOST = 4096  # prompts that are looked through for a word
-THREADS, AHEAD = 2, 8  # decoding threads, and examples that wait for the device
+THREADS = min(16, max(2, os.cpu_count() or 2))  # that decode
+REMOTE = 16  # threads that read from a network, at least
+AHEAD = 8  # batches that wait for the device
 
 
 @dataclass(frozen=True)
 class Data:
     """Which pictures and words.
 
-    path: a folder of images, one image, or "pocketland" (the drawn world).  Captions are in NAME.txt, NAME.caption or
-    metadata.jsonl, masks in NAME.mask.png or the alpha channel.  Each sub-folder is a subject; "10_sks dog" repeats its
-    pictures 10 times per epoch and uses "sks dog" for those without a caption.
+    path: a folder of images, one image, "pocketland" (the drawn world), or tar shards, parquet or Arrow files, also in
+    a bucket ("s3://bucket/photos"); "#SPLIT" behind it names a split.  Captions of a folder are in NAME.txt,
+    NAME.caption
+    or metadata.jsonl, masks in NAME.mask.png or the alpha channel.  Each sub-folder is a subject; "10_sks dog" repeats
+    its pictures 10 times per epoch and uses "sks dog" for those without a caption.
     source: settings of the picture source, also available as data.NAME; None uses the defaults.
     word: the subject's word in captions; "" is the word that the method trains.
     words: (sub-folder, word) pairs for several subjects in one run: (("cat", "<my-cat>"), ("dog", "<my-dog>")).
@@ -56,7 +61,8 @@ class Data:
     cache: folder that stores moments, and text encoder outputs if the text encoder is frozen, for later runs; "" keeps
     the moments of up to FEW pictures in memory and no text.
     concept: also give E4T's encoder a picture: the "same" one, or an "other" view of the subject if the source has one.
-    validation: a folder of held-out pictures, or the share of `path` to hold out; see Train.validate.
+    validation: a folder of held-out pictures, "#SPLIT" of the same data, or the share of `path` to hold out; see
+    Train.validate.
     mask: weigh the loss by the mask file, otherwise by the alpha channel.
     condition: what a ControlNet reads: "canny", "softedge", "scribble", "lines" or "depth" (computed), "files"
     (NAME.condition.png beside the picture), "openpose" (NAME.condition.json), "segmentation" or "mask" (files).
@@ -192,6 +198,8 @@ class Batches:
         """Yields the batches of steps start, start + 1, ...; decoding runs ahead in threads."""
         import grain
 
+        if threads and any(share.source.remote for share in self.shares):
+            threads = max(threads, REMOTE)
         count = len(self.rows)
         stream = grain.MapDataset.range(start * count, 1 << 40).map(lambda q: self._example(self._position(q)))
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD * count if threads else 0)
@@ -205,7 +213,7 @@ class Batches:
     def fill(self, epochs: float) -> str:
         """Caches the prompts of `epochs` epochs, if prompts are cached; returns a summary of the cache."""
         kept = [share.source for share in self.shares if isinstance(share.source, cache.Kept)]
-        said = f"{sum(len(examples.numbers) for examples in kept)} pictures"
+        said = f"{sum(examples.count for examples in kept)} pictures"
         if self.texts is None:
             return f"{said}, no prompts: the text encoder learns, or nothing is kept"
         for position in range(self.plan.batches(epochs) * self.data.batch):
@@ -270,10 +278,12 @@ def _divided(examples, data, size, sd):
     if not data.buckets:
         return examples, {(size, size): epoch}
     unit = sd.factor * 2 ** (len(sd.networks["unet"].config.block_out_channels) - 1)
-    numbers = sorted(set(epoch))
-    found = buckets.divide([examples.shape(i) for i in numbers], size, unit, data.buckets)
-    shape_of = {numbers[k]: shape for shape, places in found.items() for k in places}
-    return examples, {shape: [i for i in epoch if shape_of[i] == shape] for shape in found}
+    epoch = np.asarray(epoch)
+    shown = np.unique(epoch)
+    shapes, which = buckets.assign(examples.shapes()[shown], size, unit, data.buckets)
+    shape_of = np.zeros(len(examples), np.int16)
+    shape_of[shown] = which
+    return examples, {shape: epoch[shape_of[epoch] == k] for k, shape in enumerate(shapes)}
 
 
 def side(data: Data, sd: StableDiffusion) -> int:
@@ -306,8 +316,9 @@ def build(
     if others is not None and data.buckets:
         raise SettingError("data.buckets", data.buckets, "0 with class_data.path, whose pictures share the batches")
     numbers, apart = source.chosen(), _apart(data, source, seed)
-    if apart:
-        numbers = [i for i in (range(len(source)) if numbers is None else numbers) if i not in apart]
+    if len(apart):
+        numbers = np.arange(len(source)) if numbers is None else np.asarray(numbers)
+        numbers = numbers[~np.isin(numbers, apart)]
     size = side(data, sd)
     others = None if others is None else _only(others, others.chosen())
     return Batches(data, _only(source, numbers), size, sd, seed, (classes, others))
@@ -319,7 +330,7 @@ def held_out(data: Data, sd: StableDiffusion, seed: int) -> Batches | None:
         return None
     plain, size = measured(data), side(data, sd)
     source = sources.open(plain)
-    numbers = None if isinstance(data.validation, str) else sorted(_apart(data, source, seed))
+    numbers = None if isinstance(data.validation, str) else _apart(data, source, seed)
     return Batches(plain, _only(source, numbers), size, sd, seed)
 
 
@@ -327,19 +338,23 @@ def measured(data: Data) -> Data:
     """Returns the settings of the held-out pictures."""
     fixed = dict(crop="center", flip=0.0, dropout=0.0, shuffle=False, tag_dropout=0.0)
     plain = replace(data, validation=0.0, buckets=0, **fixed)
-    return replace(plain, path=data.validation, source=None) if isinstance(data.validation, str) else plain
+    if not isinstance(data.validation, str):
+        return plain
+    if data.validation.startswith("#"):  # another split of the same files
+        return replace(plain, path=splits.beside(data.path, data.validation))
+    return replace(plain, path=data.validation, source=None)
 
 
 def _apart(data, source, seed):
-    """Returns the numbers of the pictures that are held out of the source: data.validation's share, at least one."""
+    """Returns the sorted numbers of the pictures held out of the source: data.validation's share, at least one."""
     if not data.validation or isinstance(data.validation, str):
-        return set()
-    numbers = list(range(len(source)) if (chosen := source.chosen()) is None else chosen)
+        return np.zeros(0, np.int64)
+    numbers = np.arange(len(source)) if (chosen := source.chosen()) is None else np.asarray(chosen)
     if len(numbers) == 1:
         raise SettingError("data.validation", data.validation, "0, or a folder: there is only one picture")
     count = min(max(1, round(data.validation * len(numbers))), len(numbers) - 1)
     order = np.random.default_rng((seed, zlib.crc32(b"validation"))).permutation(len(numbers))
-    return {numbers[i] for i in order[:count]}
+    return np.sort(numbers[order[:count]])
 
 
 def _only(source, numbers):

@@ -17,24 +17,38 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from sdjax.settings import SettingError
 
 Shape = tuple[int, int]  # height, width
+MANY, FINE = 4096, 512  # sizes of pictures from which on those alike count as one; steps of log(h / w) (our choice)
 LONGEST = 3.0  # the longer side of a bucket by its shorter one, at most (our choice)
 
 
 def divide(sizes: Sequence[Shape], size: int, unit: int, most: int) -> dict[Shape, list[int]]:
-    """Returns {shape (h, w): numbers of its pictures}, at most `most` shapes, of pictures of these (height, width).
+    """Returns {shape (h, w): numbers of its pictures} of `assign`."""
+    shapes, which = assign(sizes, size, unit, most)
+    return {shape: np.flatnonzero(which == k).tolist() for k, shape in enumerate(shapes)}
 
-    A shape has sides of multiples of `unit` and at most size^2 pixels.  A picture keeps of itself the share
-    min(r / r', r' / r), r = height / width of picture and shape, in h w pixels; shapes are added one by one, each the
-    one by which the sum of share * h w / size^2 over all pictures grows most.
+
+def assign(
+    sizes: Sequence[Shape] | np.ndarray, size: int, unit: int, most: int
+) -> tuple[list[Shape], Int[np.ndarray, " N"]]:
+    """Returns (shapes (h, w), the index of each picture's shape) of N pictures of these (height, width).
+
+    There are at most `most` shapes, the largest first, each with a picture.  A shape has sides of multiples of `unit`
+    and at most size^2 pixels.  A picture keeps of itself the share min(r / r', r' / r), r = height / width of picture
+    and shape, in h w pixels; shapes are added one by one, each the one by which the sum of share * h w / size^2 over
+    all pictures grows most.
     Raises SettingError for a picture that is smaller than every shape.
     """
-    kinds, which = np.unique(np.asarray(sizes, np.int64), axis=0, return_inverse=True)
-    which, counts = which.ravel(), np.bincount(which.ravel())
-    shapes = np.array(_shapes(size, unit))
+    both = np.asarray(sizes, np.int64) @ [1 << 32, 1]  # one number for height and width: many times faster to sort
+    numbers, which, counts = np.unique(both, return_inverse=True, return_counts=True)
+    kinds, shapes = np.stack([numbers >> 32, numbers & 0xFFFFFFFF], 1), np.array(_shapes(size, unit))
+    if len(kinds) > MANY:
+        first, alike = _alike(kinds, unit, shapes.max())
+        kinds, which, counts = kinds[first], alike[which], np.bincount(alike, counts)
     fits = (kinds[:, None] >= shapes[None]).all(-1)
     ratios = np.log(kinds[:, 0] / kinds[:, 1])[:, None] - np.log(shapes[:, 0] / shapes[:, 1])[None]
     value = np.where(fits, np.exp(-np.abs(ratios)) * (shapes.prod(1) / size**2)[None], -float(len(sizes)))
@@ -49,11 +63,21 @@ def divide(sizes: Sequence[Shape], size: int, unit: int, most: int) -> dict[Shap
         height, width = kinds[best < 0][0]
         why = f"a picture of {width} x {height} pixels is smaller than every bucket, and none is scaled up"
         raise SettingError("data.buckets", most, "more of them, 0 for squares, or larger pictures", why)
-    places = np.array(chosen)[value[:, chosen].argmax(1)][which]
-    return {
-        (int(shapes[k, 0]), int(shapes[k, 1])): np.flatnonzero(places == k).tolist()
-        for k in sorted(set(places.tolist()))
-    }
+    used, places = np.unique(np.array(chosen)[value[:, chosen].argmax(1)], return_inverse=True)
+    return [(int(shapes[k, 0]), int(shapes[k, 1])) for k in used], places.ravel()[which]
+
+
+def _alike(kinds, unit, longest):
+    """Returns (the first of each group of sizes, the group of each size).
+
+    Sizes of a group cover the same shapes, whose sides are multiples of `unit`, and agree in h / w to 1 / FINE.
+    """
+    height, width = np.minimum(kinds, longest).T // unit
+    ratio = np.round(np.log(kinds[:, 0] / kinds[:, 1]) * FINE).astype(np.int64)
+    _, first, group = np.unique(
+        (height * (longest + 1) + width) * (1 << 32) + ratio, return_index=True, return_inverse=True
+    )
+    return first, group
 
 
 def _shapes(size, unit):
@@ -101,13 +125,15 @@ class Plan:
         epoch = step * self.rows // sum(self.counts)  # that many begin no later
         while self._before(epoch + 1) <= step:
             epoch += 1
-        return self._epoch(epoch)[step - self._before(epoch)]
+        which, before = self._epoch(epoch)
+        place = step - self._before(epoch)
+        return self.shapes[which[place]], int(before[place])
 
     def picture(self, step: int, row: int) -> tuple[Shape, int]:
         """Returns (shape, number of the picture) of a row of a step's batch."""
         shape, before = self.at(step)
         k = self.shapes.index(shape)
-        return shape, self.buckets[shape][self._shown(k, before * self.rows + row)]
+        return shape, int(self.buckets[shape][self._shown(k, before * self.rows + row)])
 
     def _shown(self, k, place):
         """Returns which picture of bucket k its stream shows at a place."""
@@ -118,11 +144,10 @@ class Plan:
         return sum(epoch * count // self.rows for count in self.counts)
 
     def _mixed(self, epoch):
-        """Returns the (shape, batches of it before) of an epoch's batches, in order."""
-        batches = [
-            (shape, k)
-            for shape, count in zip(self.shapes, self.counts, strict=True)
-            for k in range(epoch * count // self.rows, (epoch + 1) * count // self.rows)
-        ]
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(batches))
-        return [batches[i] for i in order]
+        """Returns (index of the shape, batches of it before) of an epoch's batches in order, two arrays."""
+        starts = [epoch * count // self.rows for count in self.counts]
+        ends = [(epoch + 1) * count // self.rows for count in self.counts]
+        before = np.concatenate([np.arange(*span) for span in zip(starts, ends, strict=True)])
+        which = np.repeat(np.arange(len(self.shapes)), np.subtract(ends, starts))
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(before))
+        return which[order], before[order]

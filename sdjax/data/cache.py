@@ -24,26 +24,26 @@ from sdjax.data.store import Memory, Store, key
 from sdjax.stable_diffusion import StableDiffusion, to_pixels
 
 FEW = 64  # pictures whose moments a run keeps without a folder
+BARS = {"picture": "pictures", "moments": "latents"}
 CHUNK, PIXELS = 64, 1 << 20  # pictures, and pixels, per call of the autoencoder
-Divided = tuple[Examples, Mapping[Shape, Sequence[int]]]  # examples, {shape: numbers of an epoch's pictures}
+MANY = 4096  # pictures from which on the store says that it has all of them, so that nobody asks for each
+Key = Callable[[int], bytes]
+Divided = tuple[Examples, Mapping[Shape, Sequence[int] | np.ndarray]]  # examples, {shape: numbers of an epoch}
 
 
 class Kept(Examples):
     """Examples with pictures or moments from a store and the rest from the source.
 
-    places: {"picture" or "moments": (store, {number: key})}; cached moments replace the picture.
+    places: {"picture" or "moments": (store, key of a number)}; cached moments replace the picture.  count: how many
+    pictures are kept.
     """
 
-    def __init__(self, source: Examples, places: Mapping[str, tuple[Store | Memory, Mapping[int, bytes]]]) -> None:
-        self.source, self.places = source, places
+    def __init__(self, source: Examples, places: Mapping[str, tuple[Store | Memory, Key]], count: int) -> None:
+        self.source, self.places, self.count = source, places, count
+        self.remote = False  # what is kept is here
 
     def __len__(self) -> int:
         return len(self.source)
-
-    @property
-    def numbers(self) -> set[int]:
-        """The numbers of the pictures that are kept."""
-        return {i for _, keys in self.places.values() for i in keys}
 
     def shape(self, i: int) -> Shape:
         """Returns (height, width) of picture i in the source."""
@@ -61,7 +61,7 @@ class Kept(Examples):
         """Returns the number of another picture of the same subject."""
         return self.source.other(i, random)
 
-    def epoch(self) -> Sequence[int]:
+    def epoch(self) -> Sequence[int] | np.ndarray:
         """Returns the numbers of an epoch's pictures."""
         return self.source.epoch()
 
@@ -80,9 +80,11 @@ class Kept(Examples):
     def example(self, i: int, size: int | Shape, random: np.random.Generator) -> dict[str, Any]:
         """Returns {"caption"[, "picture"][, "moments"]} of picture i."""
         item = {"caption": self.source.caption(i, random)}
-        for name, (store, keys) in self.places.items():
-            found = store.get(keys[i])
-            assert found is not None  # put there by `kept`
+        for name, (store, of) in self.places.items():
+            found = store.get(of(i))
+            if found is None:
+                store.forget()
+                raise ValueError(f"{store.path}: the {name} of picture {i} are damaged; run again, they are made anew")
             item |= {name: found[name]}
         return item
 
@@ -100,59 +102,97 @@ def kept(divided: Sequence[Divided], sd: StableDiffusion, data: Any, pictures: b
         return list(divided)
     made = []
     for examples, shapes in divided:
-        of = {i: shape for shape, numbers in shapes.items() for i in numbers}
+        wanted = Wanted(examples, shapes)
         places = {}
         if not data.encode or pictures:
-            keys = {i: key("picture", examples.content(i), *shape) for i, shape in of.items()}
-            store = _store(data.cache, "pictures")
-            _fill(store, keys, "pictures", lambda i, of=of, examples=examples: [{"picture": _picture(examples, i, of)}])
-            places["picture"] = store, keys
+            places["picture"] = _pictures(wanted, data.cache)
         if data.encode:
-            places["moments"] = _moments(examples, of, sd, data.cache)
-        made.append((Kept(examples, places), shapes))
+            places["moments"] = _moments(wanted, sd, data.cache)
+        made.append((Kept(examples, places, len(wanted)), shapes))
     return made
 
 
-def _picture(examples, i, of):
-    height, width = of[i]
-    return examples.picture(i, height if height == width else (height, width))
+class Wanted:
+    """The pictures that are to be kept, each once, by shape.  It takes 10 bytes a picture."""
+
+    def __init__(self, examples: Examples, shapes: Mapping[Shape, Sequence[int] | np.ndarray]) -> None:
+        self.examples, self.shapes = examples, list(shapes)
+        self.numbers = [np.unique(np.asarray(numbers, np.int64)) for numbers in shapes.values()]
+        self.which = np.zeros(len(examples), np.int16)
+        for k, numbers in enumerate(self.numbers):
+            self.which[numbers] = k
+
+    def __len__(self) -> int:
+        return sum(map(len, self.numbers))
+
+    def shape(self, i: int) -> Shape:
+        """Returns the shape that picture i is cut to."""
+        return self.shapes[self.which[i]]
+
+    def key(self, what: str, *more: Any) -> Key:
+        """Returns the key of a picture's arrays, a function of its number."""
+        return lambda i: key(what, self.examples.content(i), *self.shape(i), *more)
+
+    def all(self, what: str, *more: Any) -> bytes:
+        """Returns the key of a record that says that all of them are kept."""
+        counts = [[*shape, len(numbers)] for shape, numbers in zip(self.shapes, self.numbers, strict=True)]
+        return key(f"all {what}", self.examples.fingerprint(), counts, *more)
+
+    def picture(self, i: int) -> np.ndarray:
+        """Returns picture i, cut to its shape."""
+        height, width = self.shape(i)
+        return self.examples.picture(i, height if height == width else (height, width))
 
 
 def _store(folder, name):
     return Store(Path(folder) / f"{name}.records") if folder else Memory()
 
 
-def _fill(store, keys, what, make, chunk=lambda i: (i, 1)):
-    """Makes what the store lacks: make(*numbers) gives the arrays of each; chunk(i): (kind, how many of it at once)."""
-    groups: dict[Any, list[int]] = {}
-    for i in (i for i, name in keys.items() if name not in store):
-        groups.setdefault(chunk(i), []).append(i)
-    todo = [group[k : k + many] for (_, many), group in groups.items() for k in range(0, len(group), many)]
+def _fill(store, wanted, what, make, more=(), many=lambda shape: 1):
+    """Returns the keys, after it made what the store lacks: make(*numbers) gives the arrays of each.
+
+    more: what else decides the arrays.  many(shape): how many pictures of a shape are made at once.
+    """
+    of, whole = wanted.key(what, *more), wanted.all(what, *more) if len(wanted) > MANY else b""
     if store.damaged:
         print(f"{store.path}: {store.damaged} damaged records; made anew")
-    for numbers in tqdm(todo, desc=what, unit="call", dynamic_ncols=True, disable=len(todo) < 2):
-        for i, arrays in zip(numbers, make(*numbers), strict=True):
-            store.put(keys[i], arrays)
+    elif whole and whole in store:
+        return of
+    todo = []
+    for shape, numbers in zip(wanted.shapes, wanted.numbers, strict=True):
+        new = np.fromiter((i for i in numbers.tolist() if of(i) not in store), np.int64)
+        todo += [new[k : k + many(shape)] for k in range(0, len(new), many(shape))]
+    for numbers in tqdm(todo, desc=BARS[what], unit="call", dynamic_ncols=True, disable=len(todo) < 2):
+        for i, arrays in zip(numbers.tolist(), make(*numbers.tolist()), strict=True):
+            store.put(of(i), arrays)
+    if whole:
+        store.put(whole, {"count": np.int64(len(wanted))[None]})
+    store.settle()
+    return of
 
 
-def _moments(examples, of, sd, folder):
-    """Returns (store, keys) of the moments of pictures of these shapes, {number: (h, w)}."""
+def _pictures(wanted, folder):
+    """Returns (store, keys) of the decoded pictures."""
+    store = _store(folder, "pictures")
+    return store, _fill(store, wanted, "picture", lambda i: [{"picture": wanted.picture(i)}])
+
+
+def _moments(wanted, sd, folder):
+    """Returns (store, keys) of the moments of the pictures."""
     which = [trees.digest(sd.parts["vae"]), str(np.dtype(sd.networks["vae"].dtype))]
-    keys = {i: key("moments", examples.content(i), *shape, *which) for i, shape in of.items()}
     encode = jax.jit(lambda sd, pixels: sd.moments(pixels))
 
-    def chunk(i):
-        return of[i], max(1, min(CHUNK, PIXELS // (of[i][0] * of[i][1]), len(of)))
+    def many(shape):
+        return max(1, min(CHUNK, PIXELS // (shape[0] * shape[1]), len(wanted)))
 
     def make(*numbers):
-        block = np.stack([_picture(examples, i, of) for i in numbers])
-        padded = np.concatenate([block, np.repeat(block[:1], chunk(numbers[0])[1] - len(block), 0)])
+        block = np.stack([wanted.picture(i) for i in numbers])
+        padded = np.concatenate([block, np.repeat(block[:1], many(wanted.shape(numbers[0])) - len(block), 0)])
         found = np.asarray(encode(sd, to_pixels(padded)), np.float32)
         return [{"moments": one} for one in found[: len(block)]]
 
     store = _store(folder, "moments")
-    _fill(store, keys, "latents", make, chunk)
-    return store, keys
+    return store, _fill(store, wanted, "moments", make, which, many)
 
 
 class Texts:

@@ -7,6 +7,9 @@
 A record is 32 bytes (key, length, a CRC-32 of each half) and the arrays as safetensors.  An incomplete record of a
 killed process is cut off, and a damaged record is ignored; both are computed again.  Several processes may share a
 file.
+
+A store of more than MANY records keeps where they are in NAME.places beside it, memory-mapped (store_places.py), so
+that opening it neither reads the records nor holds their keys in memory.  A record is then checked when it is read.
 """
 
 import fcntl
@@ -25,8 +28,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
+from sdjax.data.store_places import Places
 from sdjax.formats.storage import files
 
+MANY = 4096  # records from which on a store keeps their places
 MAGIC = b"sdjax records 1\n"
 HEAD = struct.Struct("<16sQII")  # key, length of the arrays, CRC-32 of key and length, CRC-32 of the arrays
 Arrays = dict[str, np.ndarray]
@@ -44,23 +49,43 @@ class Store:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path, self.places, self.damaged, self.end = Path(path), {}, 0, 0
+        self.path, self.new, self.damaged, self.end = Path(path), {}, 0, 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.old = Places(self.path.with_suffix(".places"))
         self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         weakref.finalize(self, os.close, self.file)
         self.threads = threading.Lock()
         self._changed(lambda: None)
 
     def __contains__(self, name: bytes) -> bool:
-        return name in self.places
+        return self._place(name) is not None
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.new) + len(self.old)
+
+    def _place(self, name):
+        return self.new.get(name) or self.old.get(name)
 
     def get(self, name: bytes) -> Arrays | None:
-        """Returns the arrays of a key, None where there are none."""
-        place = self.places.get(name)
-        return None if place is None else load(os.pread(self.file, place[1], place[0]))
+        """Returns the arrays of a key, None where there are none, or damaged ones."""
+        place = self._place(name)
+        if place is None:
+            return None
+        found = os.pread(self.file, HEAD.size + place[1], place[0] - HEAD.size)
+        data = memoryview(found)[HEAD.size :]
+        whole = len(data) == place[1] and HEAD.unpack(found[: HEAD.size])[::3] == (name, zlib.crc32(data))
+        return load(bytes(data)) if whole else None
+
+    def settle(self) -> None:
+        """Writes where the records are, if there are more than MANY new ones."""
+        if len(self.new) > MANY:
+            with self.threads:
+                self.old = self.old.with_new(self.new, self.end)
+                self.new = {}
+
+    def forget(self) -> None:
+        """Removes what is known of places: the next Store looks through all records and finds the damaged ones."""
+        self.old.path.unlink(missing_ok=True)
 
     def put(self, name: bytes, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes the arrays of a key.  Raises ValueError if the disk is full."""
@@ -70,7 +95,7 @@ class Store:
         files.check_room(self.path, len(record))
 
         def write():
-            if name not in self.places:
+            if name not in self:
                 os.write(self.file, record)
 
         self._changed(write)
@@ -89,6 +114,11 @@ class Store:
     def _read(self):
         """Learns the records from self.end on; cuts off what is no whole record."""
         size = os.fstat(self.file).st_size
+        if self.end == 0 and len(self.old):
+            if os.pread(self.file, len(MAGIC), 0) == MAGIC and self.old.end <= size:
+                self.end = self.old.end
+            else:
+                self.old = self.old.none()
         if size == self.end > 0:
             return
         if size:
@@ -122,7 +152,8 @@ class Store:
             if head != zlib.crc32(view[end : end + 24]) or last > size:
                 break
             if zlib.crc32(view[first:last]) == sum_:
-                self.places[name] = (first, length)
+                if name not in self.old:
+                    self.new[name] = (first, length)
             else:
                 self.damaged += 1
             end = last
@@ -131,6 +162,8 @@ class Store:
 
 class Memory:
     """Arrays by key in memory, with a Store's interface."""
+
+    path = "memory"
 
     def __init__(self) -> None:
         self.arrays, self.damaged = {}, 0
@@ -144,6 +177,12 @@ class Memory:
     def get(self, name: bytes) -> Arrays | None:
         """Returns the arrays of a key, None where there are none."""
         return self.arrays.get(name)
+
+    def settle(self) -> None:
+        """Does nothing: there is no file."""
+
+    def forget(self) -> None:
+        """Does nothing: there is no file."""
 
     def put(self, name: bytes, arrays: Mapping[str, np.ndarray]) -> None:
         """Stores the arrays of a key."""

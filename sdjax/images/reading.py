@@ -10,10 +10,12 @@ itself.  Paths come from listing the folder; a file's text is only ever looked u
 
 import contextlib
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import UInt8
@@ -55,6 +57,35 @@ class Item:
     times: int = 1
 
 
+@dataclass(frozen=True)
+class Held:
+    """The bytes of a file that lies in a shard or a table.  name: where, for messages: "a.parquet, row 3"."""
+
+    name: str
+    data: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Readable(Protocol):
+    """A picture with its mask: an Item, or a HeldItem."""
+
+    @property
+    def path(self) -> Path | Held: ...
+
+    @property
+    def mask(self) -> Path | Held | None: ...
+
+
+@dataclass(frozen=True)
+class HeldItem:
+    """A picture in memory, and its mask or None."""
+
+    path: Held
+    mask: Held | None = None
+
+
 def find(path: str | Path) -> tuple[Item, ...]:
     """Returns the Items of a folder and its sub-folders in the order of their names, or of one picture.
 
@@ -83,7 +114,7 @@ def counted(endings: dict[str, int]) -> str:
     return ", ".join(f"{count} {ending}" for ending, count in endings.items())
 
 
-def decode(item: Item, size: int, masked: bool = False) -> tuple[Image.Image, Image.Image | None]:
+def decode(item: Readable, size: int, masked: bool = False) -> tuple[Image.Image, Image.Image | None]:
     """Returns (picture, mask): an upright RGB image over white and, if `masked`, an "L" image of its size, else None.
 
     Pictures far larger than `size` pixels on the short side are averaged down by whole numbers, to at least twice it.
@@ -104,7 +135,7 @@ def decode(item: Item, size: int, masked: bool = False) -> tuple[Image.Image, Im
     return picture, mask.resize(picture.size, Image.Resampling.BOX) if mask else None
 
 
-def picture(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
+def picture(path: str | Path | Held) -> UInt8[np.ndarray, "H W 3"]:
     """Returns the pixels of a picture's file, upright and over white: one to begin with, or for a ControlNet.
 
     Over white: as lllyasviel's ControlNet reads pictures (annotator/util.py, HWC3).
@@ -113,7 +144,7 @@ def picture(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
     return np.asarray(_over_white(_upright(path)[0]))
 
 
-def mask(path: str | Path) -> UInt8[np.ndarray, "H W"]:
+def mask(path: str | Path | Held) -> UInt8[np.ndarray, "H W"]:
     """Returns the mask that a picture's file stands for, upright, 255 where to paint: see masks.of.
 
     Raises ValueError naming the file when it is no picture, see decode.
@@ -121,7 +152,7 @@ def mask(path: str | Path) -> UInt8[np.ndarray, "H W"]:
     return np.asarray(masks.of(_upright(path)[0]))
 
 
-def has_mask(item: Item) -> bool:
+def has_mask(item: Readable) -> bool:
     """Returns whether a picture brings a mask: a file of its own, or something clear in it.
 
     Of pictures that cannot be clear only the header is read.
@@ -133,6 +164,26 @@ def has_mask(item: Item) -> bool:
             return False
         with _said(item.path, _undecoded):
             return masks.opened(image).mode == "RGBA"
+
+
+def shape(path: str | Path | Held) -> tuple[int, int]:
+    """Returns (height, width) of a picture, upright; only the header is read.
+
+    Raises ValueError naming the file when it is no picture, see decode.
+    """
+    with _open(path) as image:
+        width, height = image.size
+        with _said(path, _undecoded):
+            sideways = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
+    return (width, height) if sideways else (height, width)
+
+
+def content(path: str | Path | Held, most: int) -> bytes:
+    """Returns the bytes of a file.  Raises ValueError naming one of more than `most` bytes."""
+    size = len(path.data) if isinstance(path, Held) else Path(path).stat().st_size if Path(path).is_file() else 0
+    if size > most:
+        raise ValueError(f"{path}: longer than {most} bytes")
+    return path.data if isinstance(path, Held) else Path(path).read_bytes()
 
 
 def cut(
@@ -218,7 +269,7 @@ def _undecoded(error):
 def _open(path):
     """Returns a PIL image of which only the header is read, its size checked; the caller closes it."""
     with _said(path, _unopened):
-        image = Image.open(path, formats=FORMATS)
+        image = Image.open(io.BytesIO(path.data) if isinstance(path, Held) else path, formats=FORMATS)
     width, height = image.size
     if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE:
         image.close()

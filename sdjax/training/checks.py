@@ -124,10 +124,10 @@ def class_pictures(settings: Any, examples: Examples) -> Examples | None:
 
 def _pictures_in(path):
     """Returns whether a path may be opened: a folder only with pictures in it."""
-    place = Path(path)
-    if place.is_dir():
+    place, source = Path(path), sources.matching(path)
+    if source is not None and source.last and place.is_dir():
         return any(file.suffix.lower() in reading.SUFFIXES for file in place.rglob("*"))
-    return sources.matching(path) is not None
+    return source is not None
 
 
 def said_word(method: Method, sd: StableDiffusion, data: Any) -> None:

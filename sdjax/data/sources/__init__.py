@@ -1,4 +1,4 @@
-"""Where pictures and words come from: an image folder, one image, or the drawn world.
+"""Where pictures and words come from: an image folder, one image, tables and shards of them, or the drawn world.
 
 source.py says what a source is; a new file here is a new source, found by walking the package (`known`).
 """
@@ -7,14 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sdjax.data import places
 from sdjax.data.sources.source import Examples, Source
 from sdjax.runtime.members import members
 from sdjax.settings import SettingError, prefixed
 
+EXPECTED, OTHERS = "a folder of images, one image", "tar shards, parquet or Arrow files, or 'pocketland'"
+
 
 def known() -> dict[str, type[Source]]:
-    """Returns {name: class} of all sources, in the order in which a path is shown to them."""
-    return members(sys.modules[__name__], Source)
+    """Returns {name: class} of all sources, in the order in which a path is shown to them: the patient ones last."""
+    found = members(sys.modules[__name__], Source)
+    return dict(sorted(found.items(), key=lambda item: item[1].last))
 
 
 def matching(path: str) -> Source | None:
@@ -29,13 +33,13 @@ def open(data: Any) -> Examples:
     kind, and for settings that are not for such pictures.
     """
     if not data.path:
-        raise SettingError("data.path", "", "a folder of images, one image, or 'pocketland'")
+        raise SettingError("data.path", "", f"{EXPECTED}, {OTHERS}")
     if data.source is not None and not data.source.matches(data.path):
         raise SettingError("data.source", data.source, f"one for data.path={data.path!r}; None takes that path's own")
     source = data.source or matching(data.path)
     if source is None:
-        if not Path(data.path).exists():
+        if not places.remote(data.path) and not Path(data.path).exists():
             raise ValueError(f"data.path={data.path!r}: no such file or folder")
-        raise SettingError("data.path", data.path, "a folder of images, one image (.jpg .png .webp), or 'pocketland'")
+        raise SettingError("data.path", data.path, f"{EXPECTED} (.jpg .png .webp), {OTHERS}")
     with prefixed("data"):
         return source.open(data)

@@ -11,12 +11,12 @@ import collections
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image
 
 from sdjax.data import prompts
+from sdjax.data.sources.pictures import Pictures
 from sdjax.data.sources.source import Examples, Size, Source
 from sdjax.images import captions, reading
 from sdjax.settings import SettingError
@@ -32,6 +32,7 @@ class ImageFolder(Source):
     condition_folder: where the files of conditions lie, as NAME.png or as beside the pictures; "" for beside them.
     """
 
+    last: ClassVar[bool] = True
     condition_folder: str = ""
 
     def matches(self, path: str) -> bool:
@@ -58,7 +59,7 @@ class Folder(Examples):
 
     def __init__(self, data: Any, condition_folder: str = "") -> None:
         self.items, self.passed_over = reading.find(data.path), reading.passed_over(data.path)
-        self.crop, self.flip, self.masked = data.crop, data.flip, data.mask
+        self.masked = data.mask
         self.prompts = prompts.make(data.templates, data.word or next((word for _, word in data.words), ""))
         self.words = dict(data.words)
         strange = sorted(self.words.keys() - {item.subject for item in self.items})
@@ -73,15 +74,14 @@ class Folder(Examples):
             )
         if data.mask and not any(reading.has_mask(item) for item in self.items):
             raise ValueError(f"data.mask=True: no picture of data.path={data.path!r} has a clear place or a .mask.png")
-        self.maker = data.maker if data.maker is not None and data.maker.endings else None
-        self.conditions = _conditions(self.items, data, condition_folder) if self.maker else ()
+        filed = data.maker is not None and data.maker.endings
+        conditions = _conditions(self.items, data, condition_folder).__getitem__ if filed else None
         self.subjects = collections.defaultdict(list)
         for i, item in enumerate(self.items):
             self.subjects[item.subject].append(i)
         few = KEPT if len(self.items) <= KEPT else 0
         self._content = functools.cache(lambda i: reading.digest([self.items[i]]))
-        self._decoded = functools.lru_cache(few)(self._decode)
-        self._middle = functools.lru_cache(few)(self._cut)  # one photo is scaled once, not in every row of a batch
+        self.pictures = Pictures(data, self.items.__getitem__, conditions, few)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -100,40 +100,13 @@ class Folder(Examples):
         left = f"; passed over: {reading.counted(self.passed_over)}" if self.passed_over else ""
         return ", ".join(words) + left
 
-    def _decode(self, i, size):
-        picture, mask = reading.decode(self.items[i], int(np.max(size)), self.masked)
-        return picture, mask, self._condition(i)
-
-    def _condition(self, i):
-        """Returns the condition of picture i that a file holds, an image; None where no file does."""
-        if self.maker is None:
-            return None
-        full, file = self.shape(i), self.conditions[i]
-        found = self.maker.read(file, full)
-        if abs(found.shape[0] * full[1] - found.shape[1] * full[0]) > max(full):  # more than a pixel of rounding
-            sides = [f"{width} x {height}" for height, width in (found.shape[:2], full)]
-            raise ValueError(f"{file}: {sides[0]} pixels; expected the proportions of the picture's {sides[1]}")
-        return Image.fromarray(found)
-
-    def _cut(self, i, size, place=(0.5, 0.5), flip=False):
-        """Returns {"picture"[, "mask"][, "condition"]} of the part of picture i with the proportions of `size`."""
-        picture, mask, condition = self._decoded(i, size)
-        cut = functools.partial(reading.cut, size=size, place=place, flip=flip)
-        found = {"picture": cut(picture)}
-        if mask is not None:
-            found["mask"] = cut(mask).astype(np.float32) / 255
-        return found if condition is None else {**found, "condition": cut(condition)}
-
     def shape(self, i: int) -> tuple[int, int]:
         """Returns (height, width) of picture i, upright."""
-        with Image.open(self.items[i].path) as image:
-            width, height = image.size
-            sideways = image.getexif().get(0x0112) in (5, 6, 7, 8)  # the tag of the orientation
-        return (width, height) if sideways else (height, width)
+        return self.pictures.shape(i)
 
     def picture(self, i: int, size: Size) -> np.ndarray:
         """Returns the middle of picture i, uint8 [h w 3]."""
-        return self._middle(i, size)["picture"]
+        return self.pictures.middle(i, size)["picture"]
 
     def caption(self, i: int, random: np.random.Generator) -> str:
         """Returns a prompt for picture i, with the word of its sub-folder where data.words gives one."""
@@ -153,18 +126,12 @@ class Folder(Examples):
 
         Of a condition that files hold also "condition", uint8 [h w 3].
         """
-        x, y, mirror = random.random(3)
-        if self.crop == "center" and mirror >= self.flip:
-            found = self._middle(i, size)
-        else:
-            found = self._cut(i, size, (x, y) if self.crop == "random" else (0.5, 0.5), mirror < self.flip)
-        return {**found, "caption": self.caption(i, random)}
+        return {**self.pictures.example(i, size, random), "caption": self.caption(i, random)}
 
     def check(self, size: int) -> None:
         """Decodes the first pictures, and reads the header of the others."""
-        for i, item in enumerate(self.items[:LOOKED_THROUGH]):
-            reading.decode(item, size, self.masked)
-            self._condition(i)
+        for i in range(min(len(self), LOOKED_THROUGH)):
+            self.pictures.check(i, size)
         for item in self.items[LOOKED_THROUGH:]:
             reading.has_mask(item)
 

@@ -6,7 +6,7 @@ examples.example(0, 512, np.random.default_rng(7))         # {"picture" uint8 [5
 
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -15,7 +15,12 @@ Size = int | tuple[int, int]  # of what is cut out of a picture: the side of a s
 
 
 class Examples(Protocol):
-    """Pictures with words, by number from 0.  `size`: of what is cut out of a picture, of a square its one side."""
+    """Pictures with words, by number from 0.  `size`: of what is cut out of a picture, of a square its one side.
+
+    remote: whether pictures come over a network, so that more of them are read at once.
+    """
+
+    remote: bool = False
 
     def __len__(self) -> int: ...
 
@@ -41,8 +46,12 @@ class Examples(Protocol):
         """
         return {"picture": self.picture(i, size), "caption": self.caption(i, random)}
 
-    def epoch(self) -> Sequence[int]:
-        """Returns the numbers of an epoch's pictures."""
+    def shapes(self) -> np.ndarray:
+        """Returns (height, width) of all pictures, int [N 2]."""
+        return np.array([self.shape(i) for i in range(len(self))], np.int64).reshape(-1, 2)
+
+    def epoch(self) -> Sequence[int] | np.ndarray:
+        """Returns the numbers of an epoch's pictures; a range or an array where there are many."""
         return range(len(self))
 
     def fingerprint(self) -> list[Any]:
@@ -56,7 +65,7 @@ class Examples(Protocol):
     def check(self, size: int) -> None:
         """Raises ValueError, naming it, for a picture that is there and cannot be used; before a model is loaded."""
 
-    def chosen(self) -> Sequence[int] | None:
+    def chosen(self) -> Sequence[int] | np.ndarray | None:
         """Returns the numbers of those pictures that the run asks for, None for all."""
         return None
 
@@ -66,7 +75,12 @@ class Examples(Protocol):
 
 
 class Source(Protocol):
-    """A frozen dataclass of settings that only such pictures have; `data.NAME` finds them (`data.count`)."""
+    """A frozen dataclass of settings that only such pictures have; `data.NAME` finds them (`data.count`).
+
+    last: whether a path is shown to this source after the others, since it takes any folder.
+    """
+
+    last: ClassVar[bool] = False
 
     def matches(self, path: str) -> bool:
         """Returns whether `data.path` names such pictures."""
@@ -81,46 +95,61 @@ class Source(Protocol):
 
 
 class Only(Examples):
-    """Some of the examples, by number."""
+    """Some of the examples, by their numbers, which differ; they take 16 bytes a number."""
 
-    def __init__(self, examples: Examples, numbers: Sequence[int]) -> None:
-        self.examples, self.numbers = examples, list(numbers)
-        self.place = {number: i for i, number in enumerate(self.numbers)}
+    def __init__(self, examples: Examples, numbers: Sequence[int] | np.ndarray) -> None:
+        self.examples, self.numbers = examples, np.asarray(numbers, np.int64)
+        self.remote, self._order = examples.remote, np.argsort(self.numbers, kind="stable")
+
+    def _places(self, numbers):
+        """Returns the places of numbers of the examples among those that are here, -1 for one that is not."""
+        numbers = np.asarray(numbers, np.int64)
+        at = self._order[np.minimum(np.searchsorted(self.numbers, numbers, sorter=self._order), len(self) - 1)]
+        return np.where(self.numbers[at] == numbers, at, -1)
+
+    def _number(self, i):
+        return int(self.numbers[i])
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def shape(self, i: int) -> tuple[int, int]:
         """Returns (height, width) of picture i."""
-        return self.examples.shape(self.numbers[i])
+        return self.examples.shape(self._number(i))
+
+    def shapes(self) -> np.ndarray:
+        """Returns (height, width) of all of them, int [N 2]."""
+        return self.examples.shapes()[self.numbers]
 
     def picture(self, i: int, size: Size) -> np.ndarray:
         """Returns picture i, uint8 [size size 3]."""
-        return self.examples.picture(self.numbers[i], size)
+        return self.examples.picture(self._number(i), size)
 
     def caption(self, i: int, random: np.random.Generator) -> str:
         """Returns a caption of picture i."""
-        return self.examples.caption(self.numbers[i], random)
+        return self.examples.caption(self._number(i), random)
 
     def other(self, i: int, random: np.random.Generator) -> int:
         """Returns the number of another picture of the same subject; i itself where that one is not among them."""
-        return self.place.get(self.examples.other(self.numbers[i], random), i)
+        place = int(self._places(self.examples.other(self._number(i), random)))
+        return i if place < 0 else place
 
-    def epoch(self) -> Sequence[int]:
+    def epoch(self) -> np.ndarray:
         """Returns the numbers of an epoch's pictures."""
-        return [self.place[number] for number in self.examples.epoch() if number in self.place]
+        places = self._places(self.examples.epoch())
+        return places[places >= 0]
 
     def example(self, i: int, size: Size, random: np.random.Generator) -> dict[str, Any]:
         """Returns {"picture", "caption", ...} of picture i."""
-        return self.examples.example(self.numbers[i], size, random)
+        return self.examples.example(self._number(i), size, random)
 
     def content(self, i: int) -> str:
         """Returns a digest of picture i."""
-        return self.examples.content(self.numbers[i])
+        return self.examples.content(self._number(i))
 
     def fingerprint(self) -> list[Any]:
         """Returns what decides the pictures."""
-        return [*self.examples.fingerprint(), self.numbers]
+        return [*self.examples.fingerprint(), self.numbers.tolist()]
 
     def about(self) -> str:
         """Returns what there is, in words."""

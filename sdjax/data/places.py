@@ -1,0 +1,281 @@
+"""Files of data on this machine or in a bucket: found by path, read by range.
+
+    files = listed("s3://bucket/photos", (".tar",))      # [File(path, size, stamp), ...], sorted by path
+    files[0].read(512, 100)                               # 100 bytes from byte 512 on
+    files[0].open()                                       # a binary file that can seek
+
+A path is a file, a folder, a pattern ("photos/train-*.tar") or a range of numbers ("train-{0000..0099}.tar", as
+WebDataset writes it).  Before "://" stands s3 or gs, which Arrow's own clients read, or any other protocol that fsspec
+knows (hf, http, abfs, memory, ...).  Credentials, regions and endpoints are those of the protocol's usual environment
+variables; S3's endpoint is $AWS_ENDPOINT_URL.
+"""
+
+import contextlib
+import fnmatch
+import functools
+import io
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from sdjax.data import tables
+from sdjax.images import captions, reading
+from sdjax.settings import SettingError
+
+NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MOST = 1_000_000  # files that a range may name
+BLOCK = 8 << 20  # bytes per request of a file in a bucket that is read from the front
+DEEP = 3  # folders below the path in which data is looked for
+OPEN = 256  # files in buckets whose readers are kept
+
+
+def remote(path: str) -> bool:
+    """Returns whether a path is a URL and not on this machine."""
+    return "://" in path
+
+
+@dataclass(frozen=True)
+class File:
+    """A file.  size: in bytes.  stamp: changes when the file is written again: its time, or the bucket's own mark."""
+
+    path: str
+    size: int
+    stamp: str
+
+    def read(self, start: int, length: int) -> bytes:
+        """Returns `length` bytes from byte `start` on.  Raises ValueError naming a file that ends before."""
+        with said(self.path):
+            if remote(self.path):
+                found = _reader(self.path, self.size)(start, length)
+            else:
+                descriptor = os.open(self.path, os.O_RDONLY)
+                try:
+                    found = os.pread(descriptor, length, start)
+                finally:
+                    os.close(descriptor)
+        if len(found) != length:
+            raise ValueError(f"{self.path}: ends before byte {start + length}; it changed or was cut short")
+        return found
+
+    def open(self) -> BinaryIO:
+        """Returns the file for reading; one in a bucket is read BLOCK bytes at a time."""
+        with said(self.path):
+            if remote(self.path):
+                return cast(BinaryIO, io.BufferedReader(_Ranges(self), BLOCK))
+            return open(self.path, "rb")
+
+
+class _Ranges(io.RawIOBase):
+    """A File as Python's raw stream."""
+
+    def __init__(self, file: File) -> None:
+        self.file, self.place = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.place
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        self.place = offset + (0, self.place, self.file.size)[whence]
+        return self.place
+
+    def readinto(self, buffer: Any, /) -> int:
+        length = max(0, min(len(buffer), self.file.size - self.place))
+        if length:
+            buffer[:length] = self.file.read(self.place, length)
+        self.place += length
+        return length
+
+
+def listed(path: str, endings: tuple[str, ...]) -> list[File]:
+    """Returns the files of a path that have one of these endings, sorted; [] without any.
+
+    Of a folder those in it and up to DEEP folders below count, but none that begins with ".".
+    Raises ValueError in one line for a bucket that cannot be read and for a range of files of which one is missing.
+    """
+    if found := NUMBERS.search(path):
+        return [file for one in _range(path, found) for file in _there(one, listed(one, endings))]
+    if remote(path):
+        with said(path):
+            return [file for file in _in_bucket(path) if _ends(file.path, endings)]
+    place = Path(path)
+    if place.is_dir():
+        names = [name for deep in range(DEEP + 1) for name in place.glob("/".join(["*"] * deep + ["*"]))]
+    elif place.is_file():
+        names = [place]
+    else:
+        names = list(place.parent.glob(place.name)) if place.name and place.parent.is_dir() else []
+    kept = [name for name in names if _is_data(name, place, endings)]
+    return [_local(name) for name in sorted(kept, key=lambda name: name.as_posix())]
+
+
+def holds(path: str, endings: tuple[str, ...]) -> bool:
+    """Returns whether a folder holds files with these endings and, on this machine, no pictures beside them.
+
+    Sub-folders count, down to DEEP, where the folder itself has neither.
+    """
+    if remote(path):
+        return _remote_holds(path, endings)
+    level = [Path(path)] if Path(path).is_dir() else []
+    for _ in range(DEEP + 1):
+        for place in level:
+            found = _kind(place, endings)
+            if found is not None:
+                return found
+        level = [inner for place in level for inner in _folders(place)]
+    return False
+
+
+def _kind(folder, endings):
+    """Whether a folder holds data and no pictures; None where it holds neither."""
+    found = None
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = "" if entry.name.startswith(".") or entry.name in captions.METADATA else entry.name.lower()
+            if name.endswith(reading.SUFFIXES):  # a folder of a million pictures is not read to its end
+                return False
+            found = True if name.endswith(endings) else found
+    return found
+
+
+def _folders(place):
+    with os.scandir(place) as entries:
+        return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+@functools.lru_cache(8)
+def _remote_holds(path: str, endings: tuple[str, ...]) -> bool:
+    """Returns whether files with these endings are below a URL; asked once, since settings ask again and again."""
+    return bool(listed(path, endings))
+
+
+def _range(path, found):
+    first, last = found.groups()
+    count = int(last) - int(first) + 1
+    if not 0 < count <= MOST:
+        raise ValueError(f"data.path={path!r}: {found[0]} names {count} files; expected 1 to {MOST}")
+    return [path.replace(found[0], f"{number:0{len(first)}}", 1) for number in range(int(first), int(last) + 1)]
+
+
+def _there(path, files):
+    if not files:
+        raise ValueError(f"{path}: no such file")
+    return files
+
+
+def _ends(path, endings):
+    return path.lower().endswith(endings)
+
+
+def _is_data(path, root, endings):
+    """Whether a path below `root` is a file of data: not hidden, and not the captions of an image folder."""
+    inner = path.relative_to(root).parts if path != root and path.is_relative_to(root) else ()
+    shown = not any(part.startswith(".") for part in inner) and path.name not in captions.METADATA
+    return shown and _ends(path.name, endings) and path.is_file()
+
+
+def _local(path):
+    state = path.stat()
+    return File(str(path), state.st_size, str(state.st_mtime_ns))
+
+
+# ---- buckets -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def said(path: str) -> Iterator[None]:
+    """Turns what a file or a bucket raises into one line that names the path."""
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(f"{path}: needs the package {error.name or str(error).split()[-1]}; install it") from None
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except Exception as error:  # of many clients; Arrow's are ValueErrors too
+        if type(error) in (ValueError, SettingError):
+            raise
+        lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
+        raise ValueError(f"{path}: cannot be read: {(lines or [type(error).__name__])[0][:200]}") from None
+
+
+def _in_bucket(path):
+    """Returns the Files of a URL: the file, those of the folder, or those of the pattern."""
+    protocol, inner = path.split("://", 1)
+    inner = inner.rstrip("/")
+    pattern = any(sign in inner for sign in "*?[")
+    root = inner.split("*")[0].split("?")[0].split("[")[0].rpartition("/")[0] if pattern else inner
+    found = _arrow_files(protocol, root) if protocol in ("s3", "gs") else _other_files(protocol, root)
+    deep = root.count("/") + DEEP + 1
+    names = [
+        file for file in found
+        if (fnmatch.fnmatchcase(file[0], inner) if pattern else file[0].count("/") <= deep)
+    ]  # fmt: skip
+    return [File(f"{protocol}://{name}", size, stamp) for name, size, stamp in sorted(names)]
+
+
+def _arrow_files(protocol, inner):
+    """Yields (path in the bucket, size, stamp) of an object or of those below a folder."""
+    system, fs = _arrow(protocol)
+    info = system.get_file_info(inner)
+    below = fs.FileSelector(inner, recursive=True, allow_not_found=True)
+    found = [info] if info.type == fs.FileType.File else system.get_file_info(below)
+    return [(one.path, one.size, str(one.mtime_ns)) for one in found if one.type == fs.FileType.File]
+
+
+def _other_files(protocol, inner):
+    system = _spec(protocol)
+    found = system.find(inner, detail=True)
+    marks = ("ETag", "etag", "oid", "blob_id", "sha256", "mtime", "LastModified", "last_modified", "created")
+    for info in found.values():
+        mark = next((str(info[name]) for name in marks if info.get(name)), "")
+        yield info["name"].lstrip("/"), int(info["size"] or 0), mark
+
+
+def _arrow(protocol):
+    """Returns (Arrow's client for "s3" or "gs", the module pyarrow.fs)."""
+    tables.arrow()
+    from pyarrow import fs
+
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return _client(protocol, endpoint, _flag("AWS_NO_SIGN_REQUEST")), fs
+
+
+@functools.lru_cache(4)
+def _client(protocol: str, endpoint: str | None, anonymous: bool) -> Any:
+    """Returns Arrow's client, which keeps its connections."""
+    from pyarrow import fs
+
+    return fs.GcsFileSystem() if protocol == "gs" else fs.S3FileSystem(endpoint_override=endpoint, anonymous=anonymous)
+
+
+def _flag(name):
+    return os.environ.get(name, "").lower() in ("1", "true", "yes")
+
+
+def _spec(protocol):
+    """Returns fsspec's file system of a protocol."""
+    import fsspec
+
+    if protocol not in fsspec.available_protocols():
+        raise ValueError(f"{protocol}://: no such protocol; expected s3, gs, hf, http or another of fsspec's")
+    return fsspec.filesystem(protocol)
+
+
+@functools.lru_cache(OPEN)
+def _reader(path: str, size: int) -> Callable[[int, int], bytes]:
+    """Returns read(start, length) of a file in a bucket."""
+    protocol, inner = path.split("://", 1)
+    if protocol in ("s3", "gs"):
+        file = _arrow(protocol)[0].open_input_file(inner)  # one request; from here on one for each read
+        return lambda start, length: file.read_at(length, start)
+    system = _spec(protocol)
+    whole = f"{protocol}://{inner}" if protocol.startswith("http") else inner
+    return lambda start, length: system.cat_file(whole, start=start, end=start + length)

@@ -1,0 +1,82 @@
+"""Pictures cut to size with their masks and conditions, as a run's Data settings ask: common to files and shards.
+
+pictures = Pictures(data, items.__getitem__, kept=16)
+pictures.example(0, 512, np.random.default_rng(7))        # {"picture" uint8 [512 512 3][, "mask"][, "condition"]}
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sdjax.data.sources.source import Size
+from sdjax.images import reading
+from sdjax.images.reading import Held, Readable
+
+
+class Pictures:
+    """The pictures of items, by number.
+
+    item(i): picture i and its mask.  condition(i): the file of its condition; None where a run reads none.
+    kept: how many decoded pictures stay in memory.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        item: Callable[[int], Readable],
+        condition: Callable[[int], Path | Held] | None = None,
+        kept: int = 0,
+    ) -> None:
+        self.item, self.file = item, condition
+        self.crop, self.flip, self.masked, self.maker = data.crop, data.flip, data.mask, data.maker
+        self._decoded = functools.lru_cache(kept)(self._decode)
+        self.middle = functools.lru_cache(kept)(self._cut)  # one photo is scaled once, not in every row of a batch
+
+    def shape(self, i: int) -> tuple[int, int]:
+        """Returns (height, width) of picture i, upright."""
+        return reading.shape(self.item(i).path)
+
+    def example(self, i: int, size: Size, random: np.random.Generator) -> dict[str, Any]:
+        """Returns {"picture" uint8 [h w 3]} of picture i, cropped and mirrored as the settings ask.
+
+        With data.mask also "mask" float32 [h w] in [0, 1]; of a condition in files also "condition" uint8 [h w 3].
+        """
+        x, y, mirror = random.random(3)
+        if self.crop == "center" and mirror >= self.flip:
+            return self.middle(i, size)
+        return self._cut(i, size, (x, y) if self.crop == "random" else (0.5, 0.5), mirror < self.flip)
+
+    def check(self, i: int, size: int) -> None:
+        """Decodes picture i with its mask and condition.  Raises ValueError naming a file that cannot be used."""
+        item = self.item(i)
+        reading.decode(item, size, self.masked)
+        self._condition(i, item)
+
+    def _decode(self, i, size):
+        item = self.item(i)
+        picture, mask = reading.decode(item, int(np.max(size)), self.masked)
+        return picture, mask, self._condition(i, item)
+
+    def _condition(self, i, item):
+        """Returns the condition of picture i that a file holds, an image; None where no file does."""
+        if self.file is None:
+            return None
+        full, file = reading.shape(item.path), self.file(i)
+        found = self.maker.read(file, full)
+        if abs(found.shape[0] * full[1] - found.shape[1] * full[0]) > max(full):  # more than a pixel of rounding
+            sides = [f"{width} x {height}" for height, width in (found.shape[:2], full)]
+            raise ValueError(f"{file}: {sides[0]} pixels; expected the proportions of the picture's {sides[1]}")
+        return Image.fromarray(found)
+
+    def _cut(self, i, size, place=(0.5, 0.5), flip=False):
+        """Returns {"picture"[, "mask"][, "condition"]} of the part of picture i with the proportions of `size`."""
+        picture, mask, condition = self._decoded(i, size)
+        cut = functools.partial(reading.cut, size=size, place=place, flip=flip)
+        found = {"picture": cut(picture)}
+        if mask is not None:
+            found["mask"] = cut(mask).astype(np.float32) / 255
+        return found if condition is None else {**found, "condition": cut(condition)}

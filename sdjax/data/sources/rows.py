@@ -1,0 +1,169 @@
+"""The rows of a table as examples: what tar shards, parquet and Arrow files have in common.
+
+A source writes a Table; Rows adds what a run's Data settings ask of pictures and prompts.  Nothing here grows with the
+table: values are read when a row is asked for.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from sdjax.data import prompts
+from sdjax.data.sources.pictures import Pictures
+from sdjax.data.sources.source import Examples, Size
+from sdjax.images import reading
+from sdjax.images.reading import Held, HeldItem
+from sdjax.settings import SettingError
+
+CHECKED = 16  # pictures, evenly over the rows, that are decoded before a model is loaded
+KEPT = 16  # decoded pictures that stay in memory where there are no more
+MOST_BYTES = 1 << 28  # of a picture's file
+
+
+class Table(Protocol):
+    """Pictures with texts in rows from 0 on.
+
+    remote: whether a row comes over a network.
+    """
+
+    remote: bool
+
+    def __len__(self) -> int: ...
+
+    def picture(self, i: int) -> Held:
+        """Returns the picture's file of row i.  Raises ValueError naming file and row."""
+        ...
+
+    def beside(self, i: int, kind: str, endings: Sequence[str]) -> Held | None:
+        """Returns the file of row i of a kind, "mask" or "condition", with one of these endings; None without one."""
+        ...
+
+    def holds(self, kind: str, endings: Sequence[str]) -> bool:
+        """Returns whether row 0 has such a file."""
+        ...
+
+    def texts(self, i: int) -> Sequence[str]:
+        """Returns the captions of row i; an example takes one of them."""
+        ...
+
+    def bare(self) -> tuple[int, str]:
+        """Returns (how many rows have no caption, where the first of them is)."""
+        ...
+
+    def shapes(self) -> np.ndarray:
+        """Returns (height, width) of all pictures, upright, int [rows 2]."""
+        ...
+
+    def content(self, i: int) -> str:
+        """Returns what decides the picture of row i, without reading it."""
+        ...
+
+    def fingerprint(self) -> list[Any]:
+        """Returns what decides the pictures, plain values."""
+        ...
+
+    def about(self) -> str:
+        """Returns which files these are, in words."""
+        ...
+
+
+class Rows(Examples):
+    """The examples of a Table.
+
+    Raises SettingError for settings that only folders have, for masks or conditions that the table lacks, and
+    ValueError for rows without a caption where prompts need one.
+    """
+
+    def __init__(self, data: Any, table: Table, lacks: str) -> None:
+        if data.words:
+            raise SettingError("words", data.words, f"() for data.path={data.path!r}; there are no sub-folders")
+        self.table, self.remote = table, table.remote
+        self.prompts = prompts.make(data.templates, data.word)
+        count, first = (0, "") if data.word else table.bare()
+        if count and any(prompts.CAPTION in template for template in self.prompts.templates):
+            raise ValueError(
+                f"{first} ({count} of {len(self)} rows): no caption; {lacks}, set data.word or data.templates=none"
+            )
+        filed = data.maker is not None and bool(data.maker.endings)
+        self.endings = data.maker.endings if filed else ()
+        self.masked = data.mask
+        for kind, wanted, endings in (
+            ("mask", self.masked, reading.MASK_ENDINGS),
+            ("condition", filed, self.endings),
+        ):
+            if wanted and not table.holds(kind, endings):
+                raise SettingError(kind, getattr(data, kind), f"rows that hold a {kind}", f"{data.path!r} has none")
+        few = KEPT if len(self) <= KEPT else 0
+        self.pictures = Pictures(data, self._item, self._condition if filed else None, few)
+
+    def _item(self, i):
+        mask = self.table.beside(i, "mask", reading.MASK_ENDINGS) if self.masked else None
+        return HeldItem(self.table.picture(i), mask)
+
+    def _condition(self, i):
+        picture, found = self.table.picture(i), self.table.beside(i, "condition", self.endings)
+        if found is None:
+            raise ValueError(f"{picture}: no file of its condition; expected {self.endings[0]}")
+        return found
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def shape(self, i: int) -> tuple[int, int]:
+        """Returns (height, width) of picture i, upright."""
+        return self.pictures.shape(i)
+
+    def shapes(self) -> np.ndarray:
+        """Returns (height, width) of all pictures, upright, int [N 2]."""
+        return self.table.shapes()
+
+    def picture(self, i: int, size: Size) -> np.ndarray:
+        """Returns the middle of picture i, uint8 [h w 3]."""
+        return self.pictures.middle(i, size)["picture"]
+
+    def caption(self, i: int, random: np.random.Generator) -> str:
+        """Returns a prompt for picture i; of several captions one is drawn evenly."""
+        texts = self.table.texts(i)
+        text = texts[int(random.integers(len(texts)))] if len(texts) > 1 else texts[0] if texts else ""
+        return self.prompts(text, random)
+
+    def other(self, i: int, random: np.random.Generator) -> int:
+        """Returns i: rows name no subjects."""
+        return i
+
+    def example(self, i: int, size: Size, random: np.random.Generator) -> dict[str, Any]:
+        """Returns {"picture", "caption"} of picture i; as asked for also "mask" and "condition"."""
+        return {**self.pictures.example(i, size, random), "caption": self.caption(i, random)}
+
+    def check(self, size: int) -> None:
+        """Decodes CHECKED pictures, evenly over the rows."""
+        for i in sorted(set(np.linspace(0, len(self) - 1, CHECKED, dtype=int).tolist())):
+            self.pictures.check(i, size)
+
+    def content(self, i: int) -> str:
+        """Returns what decides picture i."""
+        return self.table.content(i)
+
+    def fingerprint(self) -> list[Any]:
+        """Returns what decides the pictures."""
+        return self.table.fingerprint()
+
+    def about(self) -> str:
+        """Returns what there is, in words: "1000000 pictures in 12 parquet files"."""
+        return f"{len(self)} pictures in {self.table.about()}"
+
+
+def held(name: str, data: bytes | None) -> Held:
+    """Returns a picture's bytes with their place.  Raises ValueError for none, and for more than MOST_BYTES."""
+    if not data:
+        raise ValueError(f"{name}: no picture")
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"{name}: a picture of {len(data)} bytes; expected at most {MOST_BYTES}")
+    return Held(name, data)
+
+
+def said_texts(value: Any) -> list[str]:
+    """Returns the captions of a cell: a text, or a list of texts; each on one line, empty ones left out."""
+    values = value if isinstance(value, list) else [value]
+    return [line for text in values if isinstance(text, str) and (line := " ".join(text.split()))]

@@ -1,0 +1,81 @@
+"""Which files of a data set belong to a split: train, validation, test.
+
+    files("photos", (".parquet",))                # those of the split "train"
+    files("photos#validation", (".parquet",))
+
+A split is in a file's name or its folder's: train-00000-of-00002.parquet, data/test-0.tar, validation/0000.parquet.
+Files that name none are "train".  A path of one file, a pattern or a range of files takes them all.
+Source: Hugging Face's documentation of dataset repositories, "File names and splits".
+"""
+
+import re
+from pathlib import Path, PurePosixPath
+
+from sdjax.data import places
+from sdjax.data.places import File
+from sdjax.settings import SettingError
+
+NAMES = {
+    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
+    "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+WORD = re.compile(rf"(?:^|[^a-z])({'|'.join(NAMES)})(?=[^a-z]|$)")
+NUMBERED = re.compile(r"(\w[\w.]*)-\d{5}-of-\d{5}")  # the hub's own names, also of other splits
+
+
+def parted(path: str) -> tuple[str, str]:
+    """Returns (path, split) of "PATH#SPLIT"; the split is "" where none is named."""
+    if "#" not in path or (not places.remote(path) and Path(path).exists()):
+        return path, ""
+    path, _, split = path.rpartition("#")
+    return path, NAMES.get(split, split)
+
+
+def beside(path: str, other: str) -> str:
+    """Returns the path of another split of the same data: "photos#test" of "photos#train" and "#test"."""
+    return parted(path)[0] + other
+
+
+def matches(path: str, endings: tuple[str, ...]) -> bool:
+    """Returns whether a path names files with these endings, or a folder that holds them and no pictures."""
+    place = parted(path)[0]
+    if places.NUMBERS.search(place):
+        return place.lower().endswith(endings)
+    if place.lower().endswith(endings):
+        return places.remote(place) or bool(places.listed(place, endings))
+    return places.holds(place, endings)
+
+
+def files(path: str, endings: tuple[str, ...]) -> list[File]:
+    """Returns the files of a path and its split, "train" by default, sorted.
+
+    Raises SettingError for a path without files, and for a split that is not there.
+    """
+    place, split = parted(path)
+    found = places.listed(place, endings)
+    if not found:
+        raise SettingError("path", path, f"{' or '.join(endings)} files; there are none")
+    if place.lower().endswith(endings) and not split:
+        return found
+    names = [of(_below(file.path, place)) for file in found]
+    there = sorted(set(names))
+    wanted = split or ("train" if "train" in there else there[0] if len(there) == 1 else "")
+    if wanted not in there:
+        raise SettingError("path", path, f"a split after '#': {', '.join(there)}")
+    return [file for file, name in zip(found, names, strict=True) if name == wanted]
+
+
+def of(name: str) -> str:
+    """Returns the split that a file's name, or else the nearest folder's, says; "train" where none does."""
+    path = PurePosixPath(name)
+    for part in (path.name, *reversed(path.parent.parts)):
+        if numbered := NUMBERED.match(part):
+            return NAMES.get(numbered[1], numbered[1])
+        if word := WORD.search(part.lower()):
+            return NAMES[word[1]]
+    return "train"
+
+
+def _below(path, root):
+    """Returns a file's path as seen from the path that the user gave."""
+    return path[len(root) :].lstrip("/") if path.startswith(root) else path

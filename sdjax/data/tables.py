@@ -1,0 +1,155 @@
+"""Arrow tables on disk that are made once, memory-mapped and checked: indexes of shards, unpacked row groups.
+
+    texts = kept(folder, ["texts", "train-00000.parquet", size, stamp], make)      # make() yields record batches
+    Column([texts, others], "caption")[123456]                                     # one value, read from the disk
+
+A file begins with 64 bytes (a mark, the length and the CRC-32 of the rest); an Arrow IPC file follows.  The file's name
+is a digest of its key.  A damaged file is made again.  A million rows cost no Python objects: only the pages that are
+read enter the memory, and the system may drop them again.
+"""
+
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdjax.formats.storage import files
+
+HEAD = struct.Struct("<16sQI36x")  # mark, length and CRC-32 of the Arrow file; 64 bytes, so that buffers stay aligned
+MAGIC = b"sdjax table 1\n\0\0"
+CHUNK = 1 << 20  # bytes per step of the checksum
+NEEDED = "needs pyarrow: pip install sdjax[tables]"
+
+
+def arrow() -> Any:
+    """Returns the module pyarrow.  Raises ValueError where it is not installed."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(f"pictures in tables and shards: {NEEDED}") from None
+    return pyarrow
+
+
+def default_folder() -> Path:
+    """Returns the folder of tables: $SDJAX_DATA, by default ~/.cache/sdjax/data."""
+    return Path(os.environ.get("SDJAX_DATA") or Path.home() / ".cache" / "sdjax" / "data")
+
+
+def kept(folder: Path, key: Sequence[Any], make: Callable[[], Iterable[Any]], check: bool = True) -> Any:
+    """Returns the pyarrow.Table of a key (plain values), memory-mapped; where there is none, from make() and kept.
+
+    make: yields pyarrow.RecordBatches of one schema, at least one; they are written one by one.
+    check: compare the checksum of the whole file; without it only the mark and the length.
+    Raises ValueError if the folder cannot be written.
+    """
+    path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.table"
+    found = _opened(path, check)
+    if found is None:
+        _write(path, make())
+        found = _opened(path, check)
+        assert found is not None  # just written
+    return found
+
+
+def _opened(path, check):
+    """Returns the table of a file; None for one that is missing or damaged."""
+    pyarrow = arrow()
+    try:
+        with path.open("rb") as file:
+            mark, length, total = HEAD.unpack(file.read(HEAD.size))
+            whole = mark == MAGIC and path.stat().st_size == HEAD.size + length
+            if not whole or (check and _sum(file) != total):
+                return None
+        with pyarrow.memory_map(str(path)) as mapped:
+            return pyarrow.ipc.open_file(pyarrow.BufferReader(mapped.read_buffer()[HEAD.size :])).read_all()
+    except (OSError, struct.error, pyarrow.ArrowException):
+        return None
+
+
+def _sum(file):
+    """Returns the CRC-32 of the rest of a file."""
+    total = 0
+    while block := file.read(CHUNK):
+        total = zlib.crc32(block, total)
+    return total
+
+
+def _write(path, batches):
+    pyarrow = arrow()
+    batches = iter(batches)
+    first = next(batches)
+    with files.new_file(path) as temporary:
+        with temporary.open("wb") as file:
+            file.write(bytes(HEAD.size))
+            with pyarrow.ipc.new_file(file, first.schema) as writer:
+                writer.write_batch(first)
+                for batch in batches:
+                    writer.write_batch(batch)
+        with temporary.open("r+b") as file:
+            file.seek(HEAD.size)
+            total = _sum(file)
+            length = file.tell() - HEAD.size
+            file.seek(0)
+            file.write(HEAD.pack(MAGIC, length, total))
+
+
+class Column:
+    """A column of several tables as one sequence."""
+
+    def __init__(self, tables: Sequence[Any], name: str) -> None:
+        self.chunks = [chunk for table in tables for chunk in table.column(name).chunks if len(chunk)]
+        self.ends = np.cumsum([len(chunk) for chunk in self.chunks], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, i: int) -> Any:
+        """Returns value i as a Python value."""
+        k = int(np.searchsorted(self.ends, i, side="right"))
+        return self.chunks[k][i - (int(self.ends[k - 1]) if k else 0)].as_py()
+
+    def numbers(self) -> np.ndarray:
+        """Returns the values of a column of numbers as one array."""
+        return np.concatenate([chunk.to_numpy() for chunk in self.chunks])
+
+    def where(self, test: Callable[[Any], Any]) -> tuple[int, int]:
+        """Returns (how many values pass a vectorised test of pyarrow, the number of the first; -1 without any)."""
+        count, first, start = 0, -1, 0
+        for chunk in self.chunks:
+            passed = np.flatnonzero(test(chunk).to_numpy(zero_copy_only=False))
+            if len(passed) and first < 0:
+                first = start + int(passed[0])
+            count, start = count + len(passed), start + len(chunk)
+        return count, first
+
+
+def bare(column: Column, where: Callable[[int], str]) -> tuple[int, str]:
+    """Returns (how many rows of a column of captions have none, where(the first)).
+
+    The column holds texts, or lists of texts; null, an empty list and a text of white space are none.
+    """
+    arrow()
+    from pyarrow import compute, types
+
+    def none(chunk):
+        if types.is_list(chunk.type) or types.is_large_list(chunk.type):
+            empty = compute.equal(compute.list_value_length(chunk), 0)
+        else:
+            empty = compute.match_substring_regex(chunk, r"^\s*$")
+        return compute.fill_null(empty, True)
+
+    count, first = column.where(none)
+    return count, where(first) if count else ""
+
+
+def located(ends: np.ndarray, i: int) -> tuple[int, int]:
+    """Returns (k, place) of number i in parts of which part k ends before ends[k]."""
+    k = int(np.searchsorted(ends, i, side="right"))
+    return k, i - (int(ends[k - 1]) if k else 0)
