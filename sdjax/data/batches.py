@@ -11,7 +11,7 @@ the batch is mean(subject) + lambda mean(class).  H W is the size of the batch's
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from sdjax import conditions, settings
-from sdjax.data import buckets, cache, sources, tags
+from sdjax.data import buckets, cache, resident, sources, tags
 from sdjax.data.buckets import Plan
 from sdjax.data.classes import ClassData
 from sdjax.data.sources.source import Examples, Only, Source
@@ -29,7 +29,7 @@ from sdjax.stable_diffusion import StableDiffusion, to_pixels
 CONCEPTS = ("", "same", "other")
 CROPS = ("center", "random")
 MOST = 4096  # prompts that are looked through for a word
-THREADS, AHEAD = 2, 8  # decoding threads, and examples that wait for the device
+THREADS, AHEAD = 2, 8  # decoding threads, and batches that wait for the device
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Data:
     encode: train on the autoencoder's moments; unchanging pictures are encoded once.
     cache: folder that stores moments, and text encoder outputs if the text encoder is frozen, for later runs; "" keeps
     the moments of up to FEW pictures in memory and no text.
+    resident: keep all pictures, or their moments, on the device; a batch then sends numbers and words alone.
+    workers: processes that prepare the batches, and the pictures of `resident`; 0 uses two threads of this process.
     concept: also give E4T's encoder a picture: the "same" one, or an "other" view of the subject if the source has one.
     validation: a folder of held-out pictures, or the share of `path` to hold out; see Train.validate.
     mask: weigh the loss by the mask file, otherwise by the alpha channel.
@@ -81,6 +83,8 @@ class Data:
     wildcards: bool = False
     cache: str = ""
     encode: bool = True
+    resident: bool = False
+    workers: int = 0
     concept: str = ""
     mask: bool = False
     condition: str = ""
@@ -90,6 +94,7 @@ class Data:
         settings.check(
             self, concept=CONCEPTS, size=settings.FROM_0, buckets=settings.FROM_0, batch=settings.FROM_1,
             dropout=settings.TO_1, crop=CROPS, flip=settings.TO_1, keep=settings.FROM_0, tag_dropout=settings.TO_1,
+            workers=settings.FROM_0,
         )  # fmt: skip
         if not isinstance(self.validation, str):
             settings.check(self, validation=settings.BELOW_1)
@@ -97,6 +102,8 @@ class Data:
             raise SettingError("cache", self.cache, "'' unless crop=center, flip=0, mask=False: pictures stay as kept")
         if self.buckets and self.concept:
             raise SettingError("buckets", self.buckets, f"0 with concept={self.concept!r}: encoders look at squares")
+        if self.resident and (not self.plain or self.mask or self.condition):
+            raise SettingError("resident", True, "False unless crop=center, flip=0, mask=False and without a condition")
         maker = self.maker
         if self.cache and maker is not None and maker.endings:
             raise SettingError("cache", self.cache, f"'' with condition={self.condition!r}: only pictures are kept")
@@ -145,15 +152,22 @@ class Batches:
         classes: tuple[ClassData, Examples | None] = (ClassData(), None),
     ) -> None:
         self.data, self.size, self.seed = data, size, seed
-        self.tokenize, self.factor, self.maker = sd.tokenize, sd.factor, data.maker
+        self.tokenizers, self.factor, self.maker = dict(sd.tokenizers), sd.factor, data.maker
         self.single = to_pixels(source.picture(0, size)) if len(source) == 1 else None
         self.texts: cache.Texts | None = None
         self.classes, others = classes
-        self.rows = data.batch // jax.process_count()
+        self.process, self.rows = jax.process_index(), data.batch // jax.process_count()
         if data.batch % jax.process_count():
             raise ValueError(f"data.batch={data.batch}: {jax.process_count()} processes must divide it")
         divided = [_divided(examples, data, size, sd) for examples in (source, others) if examples is not None]
-        kept = cache.kept(divided, sd, data, bool(data.concept or self.maker))
+        self.tables: resident.Tables | None = None
+        if data.resident:
+            if others is not None:
+                raise SettingError("data.resident", True, "False with class_data.path, whose pictures share the batches")
+            self.tables, examples = resident.resident(*divided[0], sd, data)
+            kept = [(examples, divided[0][1])]
+        else:
+            kept = cache.kept(divided, sd, data, bool(data.concept or self.maker))
         less = 0 if others is None else self.classes.rows_of(data.batch)
         counts = [(data.batch - less, 1.0), (less, self.classes.weight)]
         self.shares, first = [], 0
@@ -161,6 +175,10 @@ class Batches:
             plan, weight = Plan(shapes, count, seed), part * data.batch / count
             self.shares.append(Share(examples, first, weight, plan))
             first += count
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What the processes of data.workers get: nothing that lies on a device."""
+        return {**vars(self), "tables": None, "texts": None}
 
     @property
     def source(self) -> Examples:
@@ -189,12 +207,21 @@ class Batches:
 
         first = start * self.rows
         stream = grain.MapDataset.range(first, 1 << 40).map(lambda q: self._example(self._position(q)))
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD * self.rows if threads else 0)
-        return iter(stream.batch(self.rows).to_iter_dataset(options))
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD if threads else 0)
+        stream = stream.batch(self.rows).to_iter_dataset(options)
+        if self.data.workers and threads:
+            from absl import flags
+
+            flags.FLAGS.is_parsed() or flags.FLAGS.mark_as_parsed()  # grain reads some, which a program parses
+            stream = stream.mp_prefetch(grain.MultiprocessingOptions(self.data.workers, per_worker_buffer_size=2))
+        tables = self.tables
+        if tables is None:
+            return iter(stream)
+        return (tables(self.plan.at(start + n)[0], batch) for n, batch in enumerate(stream))
 
     def _position(self, q):
         """Returns the place in the global stream of this process's q-th example."""
-        return q // self.rows * self.data.batch + jax.process_index() * self.rows + q % self.rows
+        return q // self.rows * self.data.batch + self.process * self.rows + q % self.rows
 
     def fill(self, epochs: float) -> str:
         """Caches the prompts of `epochs` epochs, if prompts are cached; returns a summary of the cache."""
@@ -231,15 +258,15 @@ class Batches:
             example["text"] = self.texts(example["ids"])
         if self.classes.identifiers:
             example["class_ids"] = self._ids(self.classes.prompt(caption))
-        if "moments" in item:
-            example["moments"] = item["moments"]
+        if kept := item.keys() & {"moments", "row"}:
+            example |= {name: item[name] for name in kept}
         else:
             example["pixels"] = to_pixels(item["picture"])
         if self.data.concept:
             seen, random = item, item["random"]
             if self.data.concept == "other":
                 seen = share.source.example(share.source.other(item["i"], random), item["size"], random)
-            example["concept"] = to_pixels(seen["picture"])
+            example |= {"other": seen["row"]} if "row" in seen else {"concept": to_pixels(seen["picture"])}
         if self.data.mask:
             whole = np.ones(np.broadcast_to(item["size"], 2), np.float32)  # class pictures have none
             example["mask"] = _shrink(item.get("mask", whole), self.factor)
@@ -247,6 +274,10 @@ class Batches:
             seen = item["condition"] if self.maker.endings else self.maker.make(item["picture"])
             example["control"] = {"hint": seen.astype(np.float32) / 255}
         return example
+
+    def tokenize(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Returns {text encoder: ids int32 [B L]} of prompts."""
+        return {encoder: tokenizer(prompts) for encoder, tokenizer in self.tokenizers.items()}
 
     def _ids(self, caption):
         return {encoder: ids[0] for encoder, ids in self.tokenize([caption]).items()}

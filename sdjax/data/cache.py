@@ -105,7 +105,7 @@ def kept(divided: Sequence[Divided], sd: StableDiffusion, data: Any, pictures: b
         if not data.encode or pictures:
             keys = {i: key("picture", examples.content(i), *shape) for i, shape in of.items()}
             store = _store(data.cache, "pictures")
-            _fill(store, keys, "pictures", lambda i, of=of, examples=examples: [{"picture": _picture(examples, i, of)}])
+            _fill(store, keys, "pictures", lambda i, of=of, one=examples: [{"picture": picture(one, i, of[i])}])
             places["picture"] = store, keys
         if data.encode:
             places["moments"] = _moments(examples, of, sd, data.cache)
@@ -113,8 +113,9 @@ def kept(divided: Sequence[Divided], sd: StableDiffusion, data: Any, pictures: b
     return made
 
 
-def _picture(examples, i, of):
-    height, width = of[i]
+def picture(examples: Examples, i: int, shape: Shape) -> np.ndarray:
+    """Returns picture i without random augmentation, uint8 [h w 3]."""
+    height, width = shape
     return examples.picture(i, height if height == width else (height, width))
 
 
@@ -145,7 +146,7 @@ def _moments(examples, of, sd, folder):
         return of[i], max(1, min(CHUNK, PIXELS // (of[i][0] * of[i][1]), len(of)))
 
     def make(*numbers):
-        block = np.stack([_picture(examples, i, of) for i in numbers])
+        block = np.stack([picture(examples, i, of[i]) for i in numbers])
         padded = np.concatenate([block, np.repeat(block[:1], chunk(numbers[0])[1] - len(block), 0)])
         found = np.asarray(encode(sd, to_pixels(padded)), np.float32)
         return [{"moments": one} for one in found[: len(block)]]
