@@ -100,8 +100,6 @@ class Data:
             settings.check(self, validation=settings.BELOW_1)
         if self.cache and (not self.plain or self.mask):
             raise SettingError("cache", self.cache, "'' unless crop=center, flip=0, mask=False: pictures stay as kept")
-        if self.buckets and self.concept:
-            raise SettingError("buckets", self.buckets, f"0 with concept={self.concept!r}: encoders look at squares")
         if self.resident and (not self.plain or self.mask or self.condition):
             raise SettingError("resident", True, "False unless crop=center, flip=0, mask=False and without a condition")
         maker = self.maker
@@ -116,6 +114,11 @@ class Data:
     def maker(self) -> conditions.Condition | None:
         """The condition that a ControlNet reads, or None."""
         return conditions.of(self.condition) if self.condition else None
+
+    @property
+    def squares(self) -> bool:
+        """Whether all pictures are squares, in one size or several."""
+        return not self.buckets or bool(getattr(self.source, "large", 0))
 
     @property
     def plain(self) -> bool:
