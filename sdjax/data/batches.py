@@ -166,7 +166,9 @@ class Batches:
         self.tables: resident.Tables | None = None
         if data.resident:
             if others is not None:
-                raise SettingError("data.resident", True, "False with class_data.path, whose pictures share the batches")
+                raise SettingError(
+                    "data.resident", True, "False with class_data.path, whose pictures share the batches"
+                )
             self.tables, examples = resident.resident(*divided[0], sd, data)
             kept = [(examples, divided[0][1])]
         else:

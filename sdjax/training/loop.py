@@ -101,9 +101,9 @@ def _steps(session, state, numbers, advance, asked, clock):
         state, metrics = advance(state, session.place.batch(batch))
         loss = _finite(previous)  # one step late, so that the device never waits
         previous, files = (n + 1, metrics), asked.now()
+        length = clock.after(n + 1) if clock is not None else None
         over = clock is not None and clock.over
         last, stopped = n + 1 == numbers.stop or over or STOP in files, asked.terminated
-        length = clock.after(n + 1) if clock is not None else None
         if length is not None or over:
             length = n + 1 if over else length
             state = {**state, "opt": pace.with_length(state["opt"], length)}

@@ -19,6 +19,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 LEAST = 1.0  # seconds between two measurements
+FEW = 4  # steps that a run takes whatever the clock says
 SHARE = 0.25  # of the time that is left: when to measure next
 
 
@@ -65,19 +66,19 @@ class Pace:
 
     def __init__(self, minutes: float, share: float, began: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock, self.deadline = clock, began + 60 * minutes * (1 - min(share, 1))
-        self.then, self.next = None, began
+        self.then, self.next, self.taken, self.done = None, began, 0, share >= 1
 
     @property
     def over(self) -> bool:
-        """Whether the time has passed."""
-        return self.clock() >= self.deadline
+        """Whether the time has passed, after FEW steps at least."""
+        return self.done or (self.taken >= FEW and self.clock() >= self.deadline)
 
     def after(self, step: int) -> float | None:
         """Returns the length of the run as the last steps' time tells it, after step number `step`; None: not yet.
 
         The first step only starts the clock, since it compiles.
         """
-        now = self.clock()
+        now, self.taken = self.clock(), self.taken + 1
         if now < self.next and self.then is not None:
             return None
         left, before, self.then = self.deadline - now, self.then, (step, now)

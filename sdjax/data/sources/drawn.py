@@ -43,7 +43,9 @@ class Pocketland(Source):
     large: int = 0
 
     def __post_init__(self):
-        settings.check(self, count=settings.FROM_1, large=settings.FROM_0, domain=("", *pocketland.DOMAINS), named=settings.TO_1)
+        settings.check(
+            self, count=settings.FROM_1, large=settings.FROM_0, domain=("", *pocketland.DOMAINS), named=settings.TO_1
+        )
 
     def matches(self, path: str) -> bool:
         """Returns whether a path is "pocketland"."""
