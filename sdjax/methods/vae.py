@@ -137,7 +137,7 @@ class Vae(Method):
         """Returns (frozen, trained) with scaled latents of unit variance, measured on the means of 16 batches.
 
         The weights change around the latents and scaling_factor stays, as programs that assume it need: with
-        s = 1 / (scaling_factor * std), quant_conv gives s * mean and logvar + 2 log(s), and post_quant_conv takes z / s.
+        s = 1 / (scaling_factor * std), quant_conv gives s * mean and logvar + 2 log(s), post_quant_conv takes z / s.
         An autoencoder without these layers gets scaling_factor = 1 / std.  Where the encoder did not train, nothing
         changes.
         """

@@ -39,7 +39,7 @@ def rate(optim: Any, count: Any, length: Any) -> Float[Array, ""]:
 
 
 def by_length(optim: Any, steps: int) -> optax.GradientTransformation:
-    """Returns the transformation that multiplies updates by -rate(count, length); `steps` is the length to begin with."""
+    """Returns the transformation that multiplies updates by -rate(count, length); `steps`: the length to begin with."""
 
     def init(params):
         return Paced(jnp.int32(0), jnp.float32(steps))
