@@ -4,12 +4,15 @@ import dataclasses
 import itertools
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdjax.data import batches
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
+from sdjax.formats import pipeline
 from sdjax.methods.vae import Vae
 from sdjax.settings import SettingError
 from sdjax.training import loop, optim, pace
@@ -70,3 +73,21 @@ def test_a_run_ends_on_time_and_knows_that_it_is_done(tmp_path, monkeypatch):
 def test_optimizers_that_plan_their_length_are_refused():
     with pytest.raises(SettingError, match=r"minutes=1.0: expected 0 with optim.kind=prodigy"):
         dataclasses.replace(RUN, minutes=1.0, optim=Optim(kind="prodigy", lr=1.0))
+
+
+@pytest.mark.parametrize("convolutions", [True, False])
+def test_an_autoencoder_ends_with_latents_of_unit_variance(convolutions):
+    """By its weights, with the factor that the model has; by the factor where it has no 1x1 convolutions."""
+    sd, data = pipeline.load("random:tiny"), batches.build(RUN.data, pipeline.load("random:tiny"), 0)
+    method = Vae(pattern="" if convolutions else "^(encoder|decoder)")
+    trained, frozen = method.split(sd)
+    after = method.join(*method.finish(frozen, trained, data))
+    pixels = jnp.concatenate([data[step]["pixels"] for step in range(4)])
+    np.testing.assert_allclose(after.decode(after.encode(pixels)), sd.decode(sd.encode(pixels)), atol=2e-4)
+    assert float(jnp.std(after.encode(pixels))) == pytest.approx(1, abs=0.02)
+    assert (after.scaling == sd.scaling) == convolutions
+    keys = jax.random.split(jax.random.key(0), len(pixels))
+    drawn = [one.latents(one.moments(pixels), jax.random.clone(keys)) / one.scaling for one in (after, sd)]
+    gains = [jnp.std(x - one.encode(pixels) / one.scaling) / jnp.std(one.encode(pixels) / one.scaling)
+             for x, one in zip(drawn, (after, sd), strict=True)]  # fmt: skip
+    assert float(gains[0]) == pytest.approx(float(gains[1]), rel=1e-3)  # the noise is scaled with the mean

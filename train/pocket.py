@@ -25,7 +25,7 @@ from sdjax.settings import ABOVE_0, SEED, SettingError, check
 ROOT = Path(__file__).parents[1]
 SHAPE = "new:pocket128"
 PICTURES, LARGE, SIDE = 120_000, 6_000, 128  # drawn pictures; further ones of twice the side, for --hires
-LEAST = 16  # rows of a batch, however small the scale
+LEAST = 8  # rows of a batch, however small the scale
 STEPS = 1_000_000  # more than the clock allows
 RESERVE = 0.3  # minutes at the end that the last stage needs to write its model
 SHARD = 0.0167  # GB, 16 MiB
@@ -42,6 +42,7 @@ class Make:
     judges: train the judges of benchmarks/judges.py anew, in WORK/judges; needs torch.
     people: held-out people for E4T's figures.
     workers: processes that draw and that prepare batches; 0 takes all cores but one.
+    compute: data type of the computation; "" is bfloat16 on an accelerator, float32 on a CPU.
     """
 
     minutes: float = 9.0
@@ -53,6 +54,7 @@ class Make:
     judges: bool = True
     people: int = 64
     workers: int = 0
+    compute: str = ""
 
     def __post_init__(self):
         check(self, minutes=ABOVE_0, scale=ABOVE_0, seed=SEED)
@@ -90,8 +92,9 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         make = settings.override(Make(), arguments)
-        began = time.monotonic()
-        train(make)
+        began, fast = time.monotonic(), accelerated()
+        make = dataclasses.replace(make, compute=make.compute or ("bfloat16" if fast else "float32"))
+        train(make, fast)
         export(make)
         trained = time.monotonic() - began
         measured(make, trained)
@@ -105,11 +108,21 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def train(make: Make) -> None:
-    """Runs the stages that are not finished, in turn, within make.minutes."""
+def accelerated() -> bool:
+    """Returns whether JAX has a device other than the CPU; asks another process, which gives it back."""
+    asked = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    said = subprocess.run(asked, capture_output=True, text=True, check=True, env=_environment()).stdout.split()
+    return said[-1] != "cpu"
+
+
+def train(make: Make, beside: bool) -> None:
+    """Runs the stages that are not finished, in turn, within make.minutes.
+
+    beside: whether to compile the later stages beside the first one.
+    """
     todo = [stage for stage in STAGES if not _finished(make, stage)]
     deadline = time.monotonic() + 60 * (make.minutes * sum(stage.share for stage in todo) - RESERVE)
-    beside = _beside(make, todo) if todo else []
+    children = _beside(make, todo) if beside and todo else []
     try:
         for number, stage in enumerate(todo):
             left = (deadline - time.monotonic()) / 60
@@ -117,7 +130,7 @@ def train(make: Make) -> None:
             print(f"\n{stage.name}: {minutes:.2f} minutes", flush=True)
             _program("train/run.py", *run_of(make, stage), f"minutes={minutes:.3f}")
     finally:
-        for child in beside:
+        for child in children:
             child.kill()
             child.wait()
     shutil.rmtree(Path(make.work) / "warm", ignore_errors=True)
@@ -130,7 +143,7 @@ def run_of(make: Make, stage: Stage) -> list[str]:
     sizes = [f"data.size={2 * SIDE}", "data.buckets=2", f"data.large={4 * max(LEAST, round(LARGE * make.scale / 4))}"]
     return [
         f"configs/pocket/{stage.name}.py", f"model={_model(make, stage)}", f"out={make.work}/{stage.name}",
-        f"seed={make.seed}", f"steps={STEPS}", "compute=bfloat16", "checkpoint=1000", "keep=1", "preview=0",
+        f"seed={make.seed}", f"steps={STEPS}", f"compute={make.compute}", "checkpoint=1000", "keep=1", "preview=0",
         f"data.batch={rows}", f"data.count={count}", *(sizes if stage.sizes else ()), "data.resident=True",
         f"data.cache={make.work}/cache", f"data.workers={_workers(make)}", *stage.more,
     ]  # fmt: skip
@@ -177,14 +190,11 @@ def _workers(make):
 
 
 def _beside(make, todo):
-    """Starts what runs beside the first stage where there is an accelerator: drawing, and the others' compilation.
+    """Starts what runs beside the first stage: drawing, and the other stages' compilation.
 
     Compiled programs lie in the compile cache.  A step's program depends on shapes only, so that the weights of a new
     model and a batch or two of few pictures make the same.
     """
-    found = subprocess.run([sys.executable, "-c", "import jax; print(jax.default_backend())"], capture_output=True)
-    if found.stdout.decode().split()[-1:] in ([], ["cpu"]):
-        return []
     started, clip = [], STAGES[1]
     if clip in todo:
         arguments = [*run_of(make, clip), f"model={SHAPE}"]

@@ -156,7 +156,7 @@ class Vae(Method):
         gain = jnp.concatenate([jnp.full(half, s), jnp.ones(half)])
         shift = jnp.concatenate([jnp.zeros(half), jnp.full(half, 2 * jnp.log(s))])
         changes = {
-            r"^quant_conv\.kernel$": lambda _, w: w * gain,
+            r"^quant_conv\.kernel$": lambda _, w: w * gain[None, None, None],
             r"^quant_conv\.bias$": lambda _, w: w * gain + shift,
             r"^post_quant_conv\.kernel$": lambda _, w: w / s,
         }
