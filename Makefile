@@ -54,7 +54,7 @@ test-ui: $(BROWSER)
 	$(PY) -m pytest tests/ui -n 0 $(ARGS)
 
 pocket: $(TEST)
-	$(PY) train/pocket.py $(ARGS)
+	$(PY) train/make_pocket.py $(ARGS)
 
 train-encoder: CONFIG := $(or $(CONFIG),$(if $(filter pocket,$(MODEL)),configs/pocket/e4t.py,configs/e4t_pretrain.py))
 train-encoder: $(CORE)

@@ -1,4 +1,4 @@
-"""Writes the card of a model that train/pocket.py made: README.md with its figures, and grid.png.
+"""Writes the card of a model that train/make_pocket.py made: README.md with its figures, and grid.png.
 
     python benchmarks/pocket_card.py MODEL WORK SECONDS [setting=value ...]
 

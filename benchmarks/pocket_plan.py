@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
-import pocket
+import make_pocket
 
 from sdjax import settings
 from sdjax.runtime import compile_cache
@@ -29,8 +29,15 @@ STARTING = 0.7  # minutes of a stage before its first step: imports, pictures, c
 
 def cost(stage, make):
     """Returns (rows, FLOPs a row, bytes a row, temporary GB) of a full step, for pictures of the usual side."""
-    program, *given = pocket.run_of(make, stage)
-    few = [f"model={pocket.SHAPE}", "data.count=16", "data.cache=''", "data.workers=0", "data.batch=16", "minutes=1"]
+    program, *given = make_pocket.run_of(make, stage)
+    few = [
+        f"model={make_pocket.SHAPE}",
+        "data.count=16",
+        "data.cache=''",
+        "data.workers=0",
+        "data.batch=16",
+        "minutes=1",
+    ]
     plain = ["data.large=0", "data.buckets=0", "data.size=0"] if stage.sizes else []
     run = settings.load(program, [*given, *few, *plain])
     trained, frozen, data, _ = begin(run)
@@ -67,7 +74,7 @@ def main():
     parser.add_argument("--share", type=float, default=0.3)
     parser.add_argument("--minutes", type=float, default=9.0)
     options = parser.parse_args()
-    make = pocket.Make(minutes=options.minutes)
+    make = make_pocket.Make(minutes=options.minutes)
     compile_cache.keep()
     heads = [
         "stage",
@@ -79,7 +86,7 @@ def main():
         "GPU: rows a second, steps, rows",
     ]
     print("|", " | ".join(heads), "|\n|", " | ".join(["---"] * len(heads)), "|")
-    for stage in pocket.STAGES:
+    for stage in make_pocket.STAGES:
         rows, flops, moved, room = cost(stage, make)
         rate = options.share * min(options.flops / flops, options.bytes / moved)
         seconds = 60 * max(0.0, options.minutes * stage.share - STARTING)

@@ -3,7 +3,7 @@
     make pocket                                   # on a GPU: 9 minutes of training, pictures of 128 x 128 pixels
     make pocket ARGS="scale=0.01 minutes=4"       # the whole chain in small, on two cores
     make pocket ARGS="out=sdjax/pocket"           # over the weights of the package
-    python train/pocket.py [NAME=VALUE ...]
+    python train/make_pocket.py [NAME=VALUE ...]
 
 The settings are those of `Make` below.  Each stage is a run of its recipe in configs/pocket/ in WORK/STAGE.  Run the
 command again after any interruption: finished stages stay, an unfinished one resumes from its newest checkpoint.
