@@ -143,7 +143,7 @@ def run_of(make: Make, stage: Stage) -> list[str]:
     sizes = [f"data.size={2 * SIDE}", "data.buckets=2", f"data.large={4 * max(LEAST, round(LARGE * make.scale / 4))}"]
     return [
         f"configs/pocket/{stage.name}.py", f"model={_model(make, stage)}", f"out={make.work}/{stage.name}",
-        f"seed={make.seed}", f"steps={STEPS}", f"compute={make.compute}", "checkpoint=1000", "keep=1", "preview=0",
+        f"seed={make.seed}", f"steps={STEPS}", f"compute={make.compute}", "checkpoint=1000", "keep=1", "preview=0", "log=50",
         f"data.batch={rows}", f"data.count={count}", *(sizes if stage.sizes else ()), "data.resident=True",
         f"data.cache={make.work}/cache", f"data.workers={_workers(make)}", *stage.more,
     ]  # fmt: skip
@@ -163,7 +163,8 @@ def measured(make: Make, seconds: float) -> None:
         drawn = max(256, 32 * round(40_000 * make.scale / 32))
         steps = max(2, round(3000 * make.scale))
         for name in ("what", "who"):
-            sizes = ("--steps", str(steps), "--draw", str(drawn), "--workers", str(_workers(make)))
+            sizes = ("--steps", str(steps), "--draw", str(drawn), "--size", str(SIDE))
+            sizes += ("--workers", str(_workers(make)), "--count", "400" if small else "4000")
             places = ("--data", str(work / "judges-data"), "--out", str(work / "judges"))
             _program("benchmarks/judges.py", "train", "--judge", name, *sizes, *places)
     if make.figures:

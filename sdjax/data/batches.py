@@ -268,10 +268,7 @@ class Batches:
         else:
             example["pixels"] = to_pixels(item["picture"])
         if self.data.concept:
-            seen, random = item, item["random"]
-            if self.data.concept == "other":
-                seen = share.source.example(share.source.other(item["i"], random), item["size"], random)
-            example |= {"other": seen["row"]} if "row" in seen else {"concept": to_pixels(seen["picture"])}
+            example |= self._concept(item)
         if self.data.mask:
             whole = np.ones(np.broadcast_to(item["size"], 2), np.float32)  # class pictures have none
             example["mask"] = _shrink(item.get("mask", whole), self.factor)
@@ -279,6 +276,15 @@ class Batches:
             seen = item["condition"] if self.maker.endings else self.maker.make(item["picture"])
             example["control"] = {"hint": seen.astype(np.float32) / 255}
         return example
+
+    def _concept(self, item):
+        """Returns the picture that an encoder looks at, of the row's subject: "concept", or its "other" row."""
+        share, random, i = item["share"], item["random"], item["i"]
+        i = share.source.other(i, random) if self.data.concept == "other" else i
+        if isinstance(share.source, cache.Kept) and "row" in share.source.places:
+            return {"other": share.source.stored(i)["row"]}
+        seen = item if self.data.concept == "same" else share.source.example(i, item["size"], random)
+        return {"concept": to_pixels(seen["picture"])}
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Returns {text encoder: ids int32 [B L]} of prompts."""

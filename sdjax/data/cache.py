@@ -79,7 +79,11 @@ class Kept(Examples):
 
     def example(self, i: int, size: int | Shape, random: np.random.Generator) -> dict[str, Any]:
         """Returns {"caption"[, "picture"][, "moments"]} of picture i."""
-        item = {"caption": self.source.caption(i, random)}
+        return {"caption": self.source.caption(i, random), **self.stored(i)}
+
+    def stored(self, i: int) -> dict[str, Any]:
+        """Returns {"picture" or "moments": array} of picture i."""
+        item = {}
         for name, (store, keys) in self.places.items():
             found = store.get(keys[i])
             assert found is not None  # put there by `kept`
