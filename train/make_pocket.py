@@ -143,7 +143,8 @@ def run_of(make: Make, stage: Stage) -> list[str]:
     sizes = [f"data.size={2 * SIDE}", "data.buckets=2", f"data.large={4 * max(LEAST, round(LARGE * make.scale / 4))}"]
     return [
         f"configs/pocket/{stage.name}.py", f"model={_model(make, stage)}", f"out={make.work}/{stage.name}",
-        f"seed={make.seed}", f"steps={STEPS}", f"compute={make.compute}", "checkpoint=1000", "keep=1", "preview=0", "log=50",
+        f"seed={make.seed}", f"steps={STEPS}", f"compute={make.compute}", f"log={50 if make.scale == 1 else 1}",
+        "checkpoint=1000", "keep=1", "preview=0",
         f"data.batch={rows}", f"data.count={count}", *(sizes if stage.sizes else ()), "data.resident=True",
         f"data.cache={make.work}/cache", f"data.workers={_workers(make)}", *stage.more,
     ]  # fmt: skip

@@ -217,7 +217,8 @@ class Batches:
         if self.data.workers and threads:
             from absl import flags
 
-            flags.FLAGS.is_parsed() or flags.FLAGS.mark_as_parsed()  # grain reads some, which a program parses
+            if not flags.FLAGS.is_parsed():  # grain reads some, and only a program of absl's own parses them
+                flags.FLAGS.mark_as_parsed()
             stream = stream.mp_prefetch(grain.MultiprocessingOptions(self.data.workers, per_worker_buffer_size=2))
         tables = self.tables
         if tables is None:

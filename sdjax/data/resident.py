@@ -62,7 +62,7 @@ def resident(
     for shape, numbers in shapes.items():
         some = sorted(set(numbers))
         for row, i in enumerate(some):
-            rows.put(keys[i], {"row": np.int32(row)})
+            rows.put(keys[i], {"row": np.asarray(row, np.int32)})
         pictures = jnp.asarray(_pictures(examples, some, shape, data))
         arrays[shape] = {"moments": _moments(sd, pictures)} if data.encode else {}
         if not data.encode or data.concept:

@@ -101,11 +101,11 @@ def _steps(session, state, numbers, advance, asked, clock):
         state, metrics = advance(state, session.place.batch(batch))
         loss = _finite(previous)  # one step late, so that the device never waits
         previous, files = (n + 1, metrics), asked.now()
-        length = clock.after(n + 1) if clock is not None else None
+        length = None if clock is None else clock.after(n + 1)
         over = clock is not None and clock.over
+        length = n + 1 if over else length
         last, stopped = n + 1 == numbers.stop or over or STOP in files, asked.terminated
-        if length is not None or over:
-            length = n + 1 if over else length
+        if length is not None:
             state = {**state, "opt": pace.with_length(state["opt"], length)}
             schedule = lambda n, length=length: pace.rate(settings.optim, n, length)  # noqa: E731
         wanted = _wanted(settings, n + 1, last, files)

@@ -26,7 +26,7 @@ SHARE = 0.25  # of the time that is left: when to measure next
 class Paced(NamedTuple):
     """The state: steps taken, and the run's length in steps."""
 
-    count: Int[Array, ""]
+    taken: Int[Array, ""]
     length: Float[Array, ""]
 
 
@@ -45,8 +45,8 @@ def by_length(optim: Any, steps: int) -> optax.GradientTransformation:
         return Paced(jnp.int32(0), jnp.float32(steps))
 
     def update(updates, state, params=None):
-        now = -rate(optim, state.count, state.length)
-        return jax.tree.map(lambda x: (now * x).astype(x.dtype), updates), state._replace(count=state.count + 1)
+        now = -rate(optim, state.taken, state.length)
+        return jax.tree.map(lambda x: (now * x).astype(x.dtype), updates), state._replace(taken=state.taken + 1)
 
     return optax.GradientTransformation(init, update)
 
