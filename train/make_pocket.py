@@ -78,9 +78,9 @@ class Stage:
 # Rates for batches 8 to 16 times those of the recipes (our choice, not tuned at full size).
 STAGES = (
     Stage("vae", 0.22, 128, "", 0.25, False, ("optim.lr=1.5e-3", "optim.warmup=100", "ema=0.998")),
-    Stage("clip", 0.08, 1024, "vae", 1.0, False, ("optim.lr=1e-3", "optim.warmup=50")),
-    Stage("unet", 0.30, 1024, "clip", 1.0, True, ("optim.lr=1e-3", "optim.warmup=200", "ema=0.998")),
-    Stage("e4t", 0.40, 512, "unet", 1.0, True, ("min_snr=1.0", "optim.warmup=100", "ema=0.998")),
+    Stage("clip", 0.10, 1024, "vae", 1.0, False, ("optim.lr=1e-3", "optim.warmup=50")),
+    Stage("unet", 0.29, 512, "clip", 1.0, True, ("optim.lr=1e-3", "optim.warmup=200", "ema=0.998")),
+    Stage("e4t", 0.39, 512, "unet", 1.0, True, ("min_snr=1.0", "optim.warmup=100", "ema=0.998")),
 )
 
 
@@ -195,7 +195,8 @@ def _beside(make, todo):
     """Starts what runs beside the first stage: drawing, and the other stages' compilation.
 
     Compiled programs lie in the compile cache.  A step's program depends on shapes only, so that the weights of a new
-    model and a batch or two of few pictures make the same.
+    model and a batch or two of few pictures make the same.  Each gets a fifth of the device's memory: where the batch does
+    not fit into that, it is compiled all the same.
     """
     started, clip = [], STAGES[1]
     if clip in todo:
@@ -213,7 +214,8 @@ def _beside(make, todo):
 def _started(*command, **more):
     """Starts a program that may fail, without its output."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=_environment() | more, **quiet)
+    env = _environment() | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.2"} | more
+    return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, **quiet)
 
 
 def _program(*command):
