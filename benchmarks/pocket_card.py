@@ -47,7 +47,7 @@ def main(arguments):
 def enlarged(sd):
     """Returns pictures of twice the side, made as `--hires 2` makes them."""
     texts = PROMPTS[:SEEDS]
-    return list(sdjax.text2img(sd, list(texts), seeds=range(len(texts)), hires=2.0, **SAMPLING))
+    return list(sdjax.hires(sd, texts, seeds=range(len(texts)), scale=2.0, **SAMPLING))
 
 
 def card(sd, model, work, seconds, told):
