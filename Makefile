@@ -3,6 +3,7 @@
 # make ui     serve the web page and the APIs of A1111 and OpenAI on http://127.0.0.1:7860 (ARGS="--models DIR --adapters DIR")
 # Each target but help and clean first creates .venv and installs its requirements.  The other targets run one program each:
 #   make tune IMAGE=photo.png (into outputs/tune/photo), train-encoder, compare, verify-pytorch, bench; install, lint, format
+#   make pocket  makes the embedded model from nothing, on a GPU; ARGS="scale=0.01 minutes=4" does it in small on two cores
 #   make test-ui   test the page in a browser; as root it installs Debian's chromium if none is found
 #   make clean  removes .venv, build and *.egg-info, and keeps outputs/
 #   MODEL   pocket, a diffusers folder, a single file or a hub id        IMAGE   one photo
@@ -33,7 +34,7 @@ ifeq ($(filter $(ACCEL),cpu cuda tpu),)
 $(error ACCEL=$(ACCEL): expected cpu, cuda or tpu)
 endif
 
-.PHONY: help install demo ui test test-slow test-ui train-encoder tune compare verify-pytorch bench lint format clean
+.PHONY: help install demo ui test test-slow test-ui pocket train-encoder tune compare verify-pytorch bench lint format clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -54,6 +55,9 @@ test-slow: $(TEST)
 
 test-ui: $(BROWSER)
 	$(PY) -m pytest tests/ui -n 0 $(ARGS)
+
+pocket: $(TEST)
+	$(PY) train/make_pocket.py $(ARGS)
 
 train-encoder: CONFIG := $(or $(CONFIG),$(if $(filter pocket,$(MODEL)),configs/pocket/e4t.py,configs/e4t_pretrain.py))
 train-encoder: $(CORE)

@@ -11,6 +11,7 @@ same words and noise; 95 % intervals over pictures.
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,16 @@ import jax
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parent))
+import embedded
+
 import sdjax
 from sdjax import conditions
 from sdjax.conditions import canny, openpose
 from sdjax.data import pocketland
 from sdjax.data.batches import Data
 from sdjax.data.pocketland import face
-from sdjax.data.pocketland.canvas import FINE, SIZE, Canvas
+from sdjax.data.pocketland.canvas import FINE, Canvas
 from sdjax.data.sources.source import Examples, Source
 from sdjax.formats import pipeline
 from sdjax.images import grid
@@ -46,7 +50,7 @@ class Depths(Canvas):
     """A canvas on which what is drawn later, and so is nearer, is lighter."""
 
     def __init__(self) -> None:
-        super().__init__("mosaic")
+        super().__init__("mosaic", embedded.SIDE)
         self.drawn = 0
 
     def shape(self, points, color, edge=True, bright=False):
@@ -58,15 +62,15 @@ class Depths(Canvas):
 
 
 def depth(who: pocketland.Face, place: pocketland.Scene) -> np.ndarray:
-    """Returns how near everything in a person's picture is, uint8 [64 64 3]; the background is black."""
+    """Returns how near everything in a person's picture is, uint8 [S S 3]; the background is black."""
     canvas = Depths()
     face.draw_face(canvas, who, place)
-    return np.asarray(canvas.image.resize((SIZE, SIZE), Image.Resampling.BOX))
+    return np.asarray(canvas.image.resize((embedded.SIDE, embedded.SIDE), Image.Resampling.BOX))
 
 
 def skeleton(who: pocketland.Face, place: pocketland.Scene) -> np.ndarray:
-    """Returns OpenPose's points of a person, drawn, uint8 [64 64 3]: nose, neck, shoulders, eyes and ears."""
-    part, canvas = face.layout(who, place), Canvas("photo")
+    """Returns OpenPose's points of a person, drawn, uint8 [S S 3]: nose, neck, shoulders, eyes and ears."""
+    part, canvas = face.layout(who, place), Canvas("photo", embedded.SIDE)
     middle = face.pose(canvas, place, 4.0 if place.accessory == "hat" else 0.0)
     head = {0: (1.35 * part.shift, part.nose_y), 1: (0, 1.05 * part.b)}
     for side, eye, ear in ((-1, 14, 16), (1, 15, 17)):
@@ -76,14 +80,14 @@ def skeleton(who: pocketland.Face, place: pocketland.Scene) -> np.ndarray:
     for i, place_ in head.items():
         points[i] = *(np.array(canvas._points([place_])) / FINE), 1
     for i, side in ((2, -1), (5, 1)):
-        points[i] = middle[0] + 17 * side, middle[1] + 1.1 * part.b + 5.5, 1
-    return openpose.drawn([points], (SIZE, SIZE))
+        points[i] = *(canvas.unit * np.array([middle[0] + 17 * side, middle[1] + 1.1 * part.b + 5.5])), 1
+    return openpose.drawn([points], (embedded.SIDE, embedded.SIDE))
 
 
 def condition(kind: str, who: pocketland.Face, place: pocketland.Scene) -> np.ndarray:
-    """Returns what a ControlNet of a kind sees of a person's picture, uint8 [64 64 3]."""
+    """Returns what a ControlNet of a kind sees of a person's picture, uint8 [S S 3]."""
     drawn = {"depth": depth, "openpose": skeleton}
-    return drawn[kind](who, place) if kind in drawn else conditions.of(kind).make(pocketland.draw(who, place))
+    return drawn[kind](who, place) if kind in drawn else conditions.of(kind).make(embedded.draw(who, place))
 
 
 def person(i: int, first: int = 0) -> tuple[pocketland.Face, pocketland.Scene]:
@@ -111,7 +115,7 @@ class People(Examples):
 
     def __init__(self, kind: str) -> None:
         self.people = [person(i) for i in range(SEEN)]
-        self.pictures = np.stack([pocketland.draw(*one) for one in self.people])
+        self.pictures = np.stack([embedded.draw(*one) for one in self.people])
         self.conditions = np.stack([condition(kind, *one) for one in self.people])
         sd = pipeline.load("pocket")
         moments = jax.jit(lambda sd, x: sd.moments(x))
@@ -122,7 +126,7 @@ class People(Examples):
         return len(self.people)
 
     def shape(self, i):
-        return SIZE, SIZE
+        return embedded.SIDE, embedded.SIDE
 
     def picture(self, i, size):
         return self.pictures[i]
@@ -177,7 +181,7 @@ def judge(out: Path) -> None:
     """Writes table.json and controls.png of the ControlNets in a folder."""
     sd, people = sdjax.load("pocket"), [person(i, HELDOUT) for i in range(JUDGED)]
     words = [pocketland.caption(*one, i) for i, one in enumerate(people)]
-    true = [pocketland.draw(*one) for one in people]
+    true = [embedded.draw(*one) for one in people]
 
     def made(control=()):
         return sdjax.text2img(sd, words, seeds=list(range(JUDGED)), steps=20, guidance=3.0, control=control)

@@ -6,23 +6,29 @@ between two scenes of the same identity, against others who mostly share its exa
 predict `Identity.vector()`.  They are PyTorch's, so that they share no layer with what they judge, and since it trains
 convolutions in bfloat16 many times faster on a CPU.
 
-    python benchmarks/judges.py train --judge what [--steps 6000] [--draw 120000] [--data outputs/judges]
+    python benchmarks/judges.py train --judge what [--steps 6000] [--draw 120000] [--data outputs/judges] [--size 64]
     python benchmarks/judges.py check                 # figures on held-out identities, the table of judges/README.md
     python benchmarks/judges.py check --split validation           # on others, for choices
 
     judges = load()
-    classify(judges, pictures)["context"]             # array of words, one for each picture of uint8 [N 64 64 3]
+    classify(judges, pictures)["context"]             # array of words, one for each picture of uint8 [N S S 3]
     s = (identity(judges, made) * identity(judges, truth)).sum(-1)
+
+A judge of 64 pixels also judges pictures of 128, 192 ...: their means over squares of 2, 3 ... pixels.
 """
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
@@ -53,15 +59,16 @@ class Conv(nn.Module):
 
 
 class Judge(nn.Module):
-    """Pictures [N 3 64 64] in [-1, 1] to ({kind: logits [N classes]}, unit vectors [N 128], {domain: numbers}).
+    """Pictures [N 3 S S] in [-1, 1] to ({kind: logits [N classes]}, unit vectors [N 128], {domain: numbers}).
 
-    stem: (channels, size, stride) of the first convolution; layers: (channels, stride) of the 3x3 ones.
+    size: S.  stem: (channels, size, stride) of the first convolution; layers: (channels, stride) of the 3x3 ones.
     vectors: also who it is, not only what is shown; the last two are None without.
     """
 
-    def __init__(self, stem, layers, vectors=False):
+    def __init__(self, size, stem, layers, vectors=False):
         super().__init__()
-        parts, width, side = [Conv(3, *stem)], stem[0], 64 // stem[2]
+        self.size = size
+        parts, width, side = [Conv(3, *stem)], stem[0], size // stem[2]
         for out, stride in layers:
             parts += [nn.BatchNorm2d(width, momentum=0.05), nn.ReLU(), Conv(width, out, stride=stride)]
             width, side = out, side // stride
@@ -83,8 +90,14 @@ class Judge(nn.Module):
 
 
 JUDGES = {  # freckles and wrinkles are single pixels: what is shown needs finer first layers than who it is
-    "what": ((64, 4, 2), ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1))),
-    "who": ((48, 8, 4), ((96, 2), (96, 1), (192, 2), (192, 1)), True),
+    64: {
+        "what": ((64, 4, 2), ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1))),
+        "who": ((48, 8, 4), ((96, 2), (96, 1), (192, 2), (192, 1)), True),
+    },
+    128: {
+        "what": ((32, 4, 2), ((64, 2), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1))),
+        "who": ((48, 8, 4), ((96, 2), (96, 1), (192, 2), (192, 1), (192, 2), (192, 1)), True),
+    },
 }
 
 
@@ -104,72 +117,90 @@ def crowd(group, first, cats):
     return [land.identity(seed, hair=model, skin=model) for seed in seeds]
 
 
-def drawn(count, folder, cats=10, first=FIRST):
-    """Returns training data of `count` pictures, drawn into `folder` once."""
+def drawn(count, folder, cats=10, first=FIRST, size=64, workers=0):
+    """Returns training data of `count` pictures, drawn into `folder` once, by so many processes; 0: by this one."""
     if count < 8 * GROUP * VIEWS:
         raise SystemExit(f"error: --draw {count}: expected at least {8 * GROUP * VIEWS} pictures, a batch of them")
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f"{name}-{count}-{cats}.npy" for name in ("pictures", "classes", "numbers")}
+    kind = f"{count}-{cats}" + (f"-{size}" if size != 64 else "")
+    paths = {name: folder / f"{name}-{kind}.npy" for name in ("pictures", "classes", "numbers")}
     if not all(path.exists() for path in paths.values()):
-        pictures = np.empty((count, 64, 64, 3), np.uint8)
-        classes = np.empty((count, len(CLASSES)), np.int8)
-        numbers = np.zeros((count // VIEWS, max(NUMBERS.values())), np.float32)
-        index, start = 0, time.time()
-        for group in range(count // (GROUP * VIEWS)):
-            for who in crowd(group, first, cats):
-                numbers[index // VIEWS, : NUMBERS[who.domain]] = who.vector()
-                for _ in range(VIEWS):
-                    place = land.scene(FIRST * VIEWS + index)
-                    pictures[index], classes[index] = land.draw(who, place), label(who, place)
-                    index += 1
-            if group % 100 == 0:
-                print(f"drawn {index} of {count} in {time.time() - start:.0f} s", flush=True)
-        for name, value in (("numbers", numbers), ("classes", classes), ("pictures", pictures)):
+        found = {
+            "numbers": np.zeros((count // VIEWS, max(NUMBERS.values())), np.float32),
+            "classes": np.empty((count, len(CLASSES)), np.int8),
+            "pictures": np.empty((count, size, size, 3), np.uint8),
+        }
+        start, groups = time.time(), range(count // (GROUP * VIEWS))
+        how = [itertools.repeat(x) for x in (first, cats, size)]
+        with ProcessPoolExecutor(max(1, workers), multiprocessing.get_context("spawn")) as pool:
+            for group, made in enumerate((pool.map if workers else map)(_drawn, groups, *how)):
+                for name, value in made.items():
+                    found[name][group * len(value) : (group + 1) * len(value)] = value
+                if group % 100 == 0:
+                    print(f"drawn {(group + 1) * GROUP * VIEWS} of {count} in {time.time() - start:.0f} s", flush=True)
+        for name, value in found.items():
             with files.new_file(paths[name]) as temporary, open(temporary, "wb") as file:
                 np.save(file, value)
     return {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
 
 
-def disturb(pictures, random, mirror=False):
-    """Returns uint8 [N 64 64 3] as float [N 3 64 64] in [-1, 1], moved, blurred, relit and made noisy as made ones are.
+def _drawn(group, first, cats, size):
+    """Returns the data of group number `group`: all views of each of its identities."""
+    index, made = group * GROUP * VIEWS, {"numbers": [], "classes": [], "pictures": []}
+    for who in crowd(group, first, cats):
+        made["numbers"].append(np.pad(who.vector(), (0, max(NUMBERS.values()) - NUMBERS[who.domain])))
+        for _ in range(VIEWS):
+            place = land.scene(FIRST * VIEWS + index)
+            made["pictures"].append(land.draw(who, place, size))
+            made["classes"].append(label(who, place))
+            index += 1
+    return {name: np.array(values) for name, values in made.items()}
 
+
+def disturb(pictures, random, mirror=False):
+    """Returns uint8 [N S S 3] as float [N 3 S S] in [-1, 1], moved, blurred, relit and made noisy as made ones are.
+
+    random: a generator, on whose device the pictures are put.
     mirror: half of them also left to right, which changes who it is and not what is shown.
     """
+    on = {"generator": random, "device": random.device}
 
     def uniform(low=0.0, high=1.0):
-        return low + (high - low) * torch.rand(len(x), 1, 1, 1, generator=random)
+        return low + (high - low) * torch.rand(len(x), 1, 1, 1, **on)
 
-    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    x = torch.from_numpy(pictures).to(random.device).permute(0, 3, 1, 2).float() / 127.5 - 1
     if mirror:
         x = torch.where(uniform() < 0.5, x.flip(3), x)
-    padded = F.pad(x, (2, 2, 2, 2), mode="replicate").unfold(2, 64, 1).unfold(3, 64, 1)  # [N 3 5 5 64 64], a view
-    row, column = torch.randint(5, (2, len(x)), generator=random)
-    x = padded[torch.arange(len(x)), :, row, column]
+    size = x.shape[-1]
+    far = 2 * size // 64
+    padded = F.pad(x, (far,) * 4, mode="replicate").unfold(2, size, 1).unfold(3, size, 1)  # [N 3 5 5 64 64], a view
+    row, column = torch.randint(2 * far + 1, (2, len(x)), **on)
+    x = padded[torch.arange(len(x), device=random.device), :, row, column]
     soft = x
     for axis in (2, 3):
         soft = 0.5 * soft + 0.25 * (soft.roll(1, axis) + soft.roll(-1, axis))
     x = x + uniform(-0.3, 0.7) * (soft - x)
-    tint = torch.randn(len(x), 3, 1, 1, generator=random)
-    light = 1 + 0.08 * torch.randn(len(x), 1, 1, 1, generator=random) + 0.02 * tint
-    return (x + 1) * light - 1 + uniform(0.0, 0.08) * (2 * torch.rand(x.shape, generator=random) - 1)
+    tint = torch.randn(len(x), 3, 1, 1, **on)
+    light = 1 + 0.08 * torch.randn(len(x), 1, 1, 1, **on) + 0.02 * tint
+    return (x + 1) * light - 1 + uniform(0.0, 0.08) * (2 * torch.rand(x.shape, **on) - 1)
 
 
 def losses(judge, batch, random):
     """Returns {part: loss}: cross entropies; contrast of two views and error of the numbers where it says who it is.
 
-    batch: pictures [2 P 64 64 3], first all first views then all second views; classes; numbers and domain of [P].
+    batch: pictures [2 P S S 3], first all first views then all second views; classes; numbers and domain of [P].
     Cross entropies are means over the pictures of which a kind can be said.
     """
-    classes, truth = torch.from_numpy(batch["classes"]).long(), torch.from_numpy(batch["numbers"])
-    x = disturb(batch["pictures"], random, mirror=judge.identity is None)
-    with torch.autocast("cpu", torch.bfloat16):
+    classes, truth = (torch.from_numpy(batch[name]).to(random.device) for name in ("classes", "numbers"))
+    classes, x = classes.long(), disturb(batch["pictures"], random, mirror=judge.identity is None)
+    with torch.autocast(random.device.type, torch.bfloat16):
         logits, vectors, numbers = judge(x)
     named = sum(_surprise(logits[kind].float(), classes[:, index]) for index, kind in enumerate(CLASSES))
     if vectors is None:
         return {"named": named}
     first, second = vectors.float().chunk(2)
     alike = first @ second.T * 16.0  # [P P], a temperature of 1/16
-    own = torch.arange(len(first))
+    own = torch.arange(len(first), device=random.device)
     same = (F.cross_entropy(alike, own) + F.cross_entropy(alike.T, own)) / 2
     errors = [(numbers[d].float() - truth[:, :c].repeat(2, 1)).square().mean(1) for d, c in NUMBERS.items()]
     return {"named": 0.5 * named, "same": same, "numbers": torch.where(classes[:, 0] == 0, *errors).mean()}
@@ -195,20 +226,22 @@ def batches(data, pairs, seed):
                    "numbers": data["numbers"][who]}  # fmt: skip
 
 
-def train(name, steps, count, folder, cats, pairs=64, seed=0, rate=3e-3, every=500):
-    """Trains a judge for `steps` steps and writes judges/NAME.safetensors: kernels by Muon, all else by AdamW.
+def train(name, steps, count, folder, cats, pairs=64, seed=0, rate=3e-3, every=500, size=64, workers=0, out=None):
+    """Trains a judge for `steps` steps and writes OUT/NAME.safetensors: kernels by Muon, all else by AdamW.
 
-    Every so many steps what there is goes to `folder`, where the drawn pictures are.
+    Every so many steps what there is goes to `folder`, where the drawn pictures are.  out: by default judges/.
     """
     torch.manual_seed(seed)
-    data, judge = drawn(count, folder, cats), Judge(*JUDGES[name]).train()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = drawn(count, folder, cats, size=size, workers=workers)
+    judge = Judge(size, *JUDGES[size][name]).train().to(device)
     kernels = [part.weight for part in judge.modules() if isinstance(part, Conv)]
     others = [x for x in judge.parameters() if all(x is not kernel for kernel in kernels)]
     optimizers = [
         torch.optim.Muon(kernels, lr=rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=rate, weight_decay=0.02),
     ]
-    start, random = time.time(), torch.Generator().manual_seed(seed)
+    start, random = time.time(), torch.Generator(device).manual_seed(seed)
     for number, batch in zip(range(steps), batches(data, pairs, seed), strict=False):
         parts = losses(judge, batch, random)
         judge.zero_grad()
@@ -222,32 +255,50 @@ def train(name, steps, count, folder, cats, pairs=64, seed=0, rate=3e-3, every=5
             print(f"step {number}: {shown}; {time.time() - start:.0f} s", flush=True)
         if number % every == every - 1:
             keep(judge, folder / f"{name}.safetensors")
-    keep(judge, FOLDER / f"{name}.safetensors")  # not before: what measures meanwhile has the old one
+    out = FOLDER if out is None else out
+    out.mkdir(parents=True, exist_ok=True)
+    keep(judge, out / f"{name}.safetensors")  # not before: what measures meanwhile has the old one
     print(f"{steps} steps of {2 * pairs} pictures in {time.time() - start:.0f} s")
 
 
 def keep(judge, path):
-    """Writes a judge's weights in float16."""
-    save_file({key: x.half().contiguous() for key, x in judge.state_dict().items()}, path)
+    """Writes a judge's weights in float16, and its size."""
+    weights = {key: x.half().contiguous().cpu() for key, x in judge.state_dict().items()}
+    save_file(weights, path, {"size": str(judge.size)})
 
 
 @lru_cache(1)
 def load(folder=FOLDER):
     """Returns {name: network}, float32, as the other functions take them."""
-    found = {name: Judge(*sizes).eval() for name, sizes in JUDGES.items()}
-    for name, judge in found.items():
-        judge.load_state_dict(load_file(Path(folder) / f"{name}.safetensors"))
+    found = {}
+    for name in JUDGES[64]:
+        path = Path(folder) / f"{name}.safetensors"
+        with safe_open(path, "pt") as file:
+            size = int((file.metadata() or {}).get("size", 64))
+        found[name] = Judge(size, *JUDGES[size][name]).eval()
+        found[name].load_state_dict(load_file(path))
     return found
+
+
+def reduced(pictures, size):
+    """Returns uint8 pictures [N S S 3] with the side `size`: means over squares of S / size pixels, rounded.
+
+    Raises ValueError for other shapes and where S is no multiple of size.
+    """
+    pictures = np.asarray(pictures)
+    side = pictures.shape[1] if pictures.ndim == 4 else 0
+    if pictures.dtype != np.uint8 or pictures.shape[1:] != (side, side, 3) or side % size or not side:
+        given = f"{pictures.dtype}{list(pictures.shape)}"
+        raise ValueError(f"pictures={given}: expected uint8 [N {size} {size} 3], or multiples of {size}")
+    tiles = pictures.reshape(len(pictures), size, side // size, size, side // size, 3)
+    return pictures if side == size else np.round(tiles.mean((2, 4), dtype=np.float32)).astype(np.uint8)
 
 
 @torch.inference_mode()
 def _run(judge, pictures, size=128):
-    """Yields the network's outputs for each `size` of uint8 pictures [N 64 64 3]."""
-    pictures = np.asarray(pictures)
-    if pictures.dtype != np.uint8 or pictures.shape[1:] != (64, 64, 3):
-        raise ValueError(f"pictures={pictures.dtype}{list(pictures.shape)}: expected uint8 [N 64 64 3]")
+    """Yields the network's outputs for each `size` of uint8 pictures [N S S 3]."""
     for start in range(0, len(pictures), size):
-        part = torch.tensor(pictures[start : start + size]).permute(0, 3, 1, 2)
+        part = torch.tensor(reduced(pictures[start : start + size], judge.size)).permute(0, 3, 1, 2)
         yield judge(part.float() / 127.5 - 1)
 
 
@@ -265,7 +316,7 @@ def identity(judges, pictures):
 
 def colors(pictures):
     """Returns what a judge that sees colours only sees: mean colours of 3x3 regions and a colour histogram, [N 91]."""
-    x = np.asarray(pictures, np.float32)[:, :63, :63] / 255
+    x = reduced(pictures, 64)[:, :63, :63].astype(np.float32) / 255
     regions = x.reshape(-1, 3, 21, 3, 21, 3).mean((2, 4)).reshape(len(x), -1)
     level = np.minimum((x * 4).astype(int), 3) @ np.array([16, 4, 1])
     histogram = np.stack([np.bincount(picture.ravel(), minlength=64) for picture in level]) / 63**2
@@ -274,7 +325,7 @@ def colors(pictures):
     return both / np.linalg.norm(both, axis=-1, keepdims=True)
 
 
-def pairs_of(count, first=land.HELDOUT[0]):
+def pairs_of(count, first=land.HELDOUT[0], draw=land.draw):
     """Returns uint8 pictures (one, same, other) [count ...]: two renders of an identity and one of another.
 
     All three share context, style and accessory; pose, expression and light differ.
@@ -285,13 +336,13 @@ def pairs_of(count, first=land.HELDOUT[0]):
         place = land.scene(seed)
         kind = (place.context, place.style, place.accessory)
         who = land.identity(first + 2 * index)
-        one.append(land.draw(who, place))
-        same.append(land.draw(who, land.scene(seed + 1, *kind)))
-        other.append(land.draw(land.identity(first + 2 * index + 1), land.scene(seed + 2, *kind)))
+        one.append(draw(who, place))
+        same.append(draw(who, land.scene(seed + 1, *kind)))
+        other.append(draw(land.identity(first + 2 * index + 1), land.scene(seed + 2, *kind)))
     return np.stack(one), np.stack(same), np.stack(other)
 
 
-def lineup(trial, size=64, first=land.HELDOUT[0] + 1_000_000, photo=False):
+def lineup(trial, size=64, first=land.HELDOUT[0] + 1_000_000, photo=False, draw=land.draw):
     """Returns (pictures asked for, pictures to find), each [size ...], of faces with one hair and skin colour.
 
     All stand in one context, style and accessory and differ in pose, expression and light.
@@ -302,9 +353,9 @@ def lineup(trial, size=64, first=land.HELDOUT[0] + 1_000_000, photo=False):
     seed = 50_000_000 + 2 * trial * size
     kind = land.scene(seed)
     kind = (kind.context, kind.style, kind.accessory)
-    ask = [land.draw(who, land.scene(seed + 2 * i, *kind)) for i, who in enumerate(people)]
+    ask = [draw(who, land.scene(seed + 2 * i, *kind)) for i, who in enumerate(people)]
     kind = ("room", "photo", "none") if photo else kind
-    find = [land.draw(who, land.scene(seed + 2 * i + 1, *kind)) for i, who in enumerate(people)]
+    find = [draw(who, land.scene(seed + 2 * i + 1, *kind)) for i, who in enumerate(people)]
     return np.stack(ask), np.stack(find)
 
 
@@ -313,12 +364,19 @@ def found(ask, find):
     return float(((ask @ find.T).argmax(1) == np.arange(len(ask))).mean())
 
 
-def check(count=4000, trials=20, first=land.HELDOUT[0]):
-    """Returns the judges' figures on identities from seed `first` on, by default ones that nothing was trained on."""
-    networks, right, told = load(), {kind: 0 for kind in CLASSES}, {kind: 0 for kind in CLASSES}
+def check(count=4000, trials=20, first=land.HELDOUT[0], folder=FOLDER, size=64):
+    """Returns the judges' figures on identities from seed `first` on, by default ones that nothing was trained on.
+
+    size: of the pictures that are drawn for it.
+    """
+
+    def draw(who, place):
+        return land.draw(who, place, size)
+
+    networks, right, told = load(folder), {kind: 0 for kind in CLASSES}, {kind: 0 for kind in CLASSES}
     people = [land.identity(first + i, "cat" if i % 5 == 4 else "face") for i in range(count)]
     places = [land.scene(60_000_000 + i) for i in range(count)]
-    words = classify(networks, np.stack([land.draw(*both) for both in zip(people, places, strict=True)]))
+    words = classify(networks, np.stack([draw(*both) for both in zip(people, places, strict=True)]))
     for index, both in enumerate(zip(people, places, strict=True)):
         for kind, number in zip(CLASSES, label(*both), strict=True):
             if number < len(CLASSES[kind]):
@@ -328,10 +386,10 @@ def check(count=4000, trials=20, first=land.HELDOUT[0]):
     for counts in (right, told):
         counts["all attributes"] = sum(counts[kind] for kind in looks)
     figures = {f"{kind} (of {told[kind]})": round(float(right[kind] / told[kind]), 4) for kind in told}
-    one, same, other = (identity(networks, part) for part in pairs_of(count // 8, first))
+    one, same, other = (identity(networks, part) for part in pairs_of(count // 8, first, draw))
     figures |= {"s0": round(float((one * other).sum(-1).mean()), 4), "s1": round(float((one * same).sum(-1).mean()), 4)}
     for name, photo in (("same scene", False), ("photo", True)):
-        lines = [lineup(trial, first=first + 1_000_000, photo=photo) for trial in range(trials)]
+        lines = [lineup(trial, first=first + 1_000_000, photo=photo, draw=draw) for trial in range(trials)]
         figures[f"first of 64, {name}"] = round(
             float(np.mean([found(identity(networks, ask), identity(networks, find)) for ask, find in lines])), 4
         )
@@ -344,16 +402,24 @@ def check(count=4000, trials=20, first=land.HELDOUT[0]):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("task", choices=("train", "check"))
-    parser.add_argument("--judge", choices=JUDGES, default="what", help="which one to train")
+    parser.add_argument("--judge", choices=JUDGES[64], default="what", help="which one to train")
     parser.add_argument("--steps", type=int, default=6000, help="training steps of 128 pictures")
     parser.add_argument("--draw", type=int, default=120_000, help="number of training pictures")
     parser.add_argument("--cats", type=int, default=4, help="one group of identities in so many is of cats")
     parser.add_argument("--data", type=Path, default=Path("outputs/judges"), help="where drawn pictures are kept")
     parser.add_argument("--split", choices=SPLITS, default="heldout", help="whose figures `check` gives")
+    parser.add_argument("--size", type=int, choices=JUDGES, default=64, help="side of the pictures in pixels")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw; 0: this one")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the judges' weights")
+    parser.add_argument("--count", type=int, default=4000, help="pictures that `check` draws; a line-up per 200")
     options = parser.parse_args()
     if options.task == "train":
-        train(options.judge, options.steps, options.draw, options.data, options.cats)
-    print(json.dumps(check(first=SPLITS[options.split]), indent=1))
+        more = {"size": options.size, "workers": options.workers, "out": options.out}
+        train(options.judge, options.steps, options.draw, options.data, options.cats, **more)
+        if not all((options.out / f"{name}.safetensors").exists() for name in JUDGES[64]):
+            return  # the other judge is still to be trained
+    first, trials = SPLITS[options.split], max(1, options.count // 200)
+    print(json.dumps(check(options.count, trials, first, options.out, options.size), indent=1))
 
 
 if __name__ == "__main__":

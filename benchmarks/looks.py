@@ -8,10 +8,15 @@
 """
 
 import argparse
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+import embedded
 
 from sdjax.data import pocketland
 from sdjax.diffusion.schedule import add_noise, target
@@ -25,11 +30,11 @@ PEOPLE, SCENES, ROWS = pocketland.VALIDATION[0] + 500_000, 70_000_000, 64
 KINDS = ("hair_color", "skin", "hair_style", "eye_color", "face_shape", "marks")
 
 
-def drawn(count):
-    """Returns (people, scenes, pictures uint8 [count 64 64 3])."""
+def people_of(count):
+    """Returns (people, scenes, pictures uint8 [count S S 3])."""
     people = [pocketland.identity(PEOPLE + i) for i in range(count)]
     scenes = [pocketland.scene(SCENES + i) for i in range(count)]
-    return people, scenes, np.stack([pocketland.draw(*both) for both in zip(people, scenes, strict=True)])
+    return people, scenes, np.stack([embedded.draw(*both) for both in zip(people, scenes, strict=True)])
 
 
 @jax.jit
@@ -65,7 +70,7 @@ def show(found, t, first, edges):
 def words(options):
     """Prints what captions that name looks are worth."""
     sd, count = pipeline.load(options.model), options.count or 512
-    people, scenes, pictures = drawn(count)
+    people, scenes, pictures = people_of(count)
     t = np.arange(count) * 1000 // count
     own, others = (list(zip(some, scenes, strict=True)) for some in (people, people[1:] + people[:1]))
     texts = {
@@ -79,7 +84,7 @@ def words(options):
 def tower(options):
     """Prints the share of looks read right by ridge regression; three quarters of the pictures fit it."""
     sd, count = pipeline.load(options.model), options.count or 2000
-    people, scenes, pictures = drawn(count)
+    people, scenes, pictures = people_of(count)
     network = sd.networks["image_encoder"]
     see = jax.jit(lambda p, x: network.apply({"params": p}, clip_pixels(x, network.config.image_size))[1])
     seen = [see(sd.parts["image_encoder"], to_pixels(pictures[i : i + 100])) for i in range(0, count, 100)]
@@ -102,9 +107,9 @@ def encoder(options):
     method = E4T(penalty=0.0)
     trained, frozen = e4t.start(method, *method.split(base, jax.random.key(0)), pipeline.locate(options.model))
     sd = method.join(frozen, trained)
-    people, scenes, pictures = drawn(count)
+    people, scenes, pictures = people_of(count)
     photos = [pocketland.scene(SCENES + 1_000_000 + i, style="photo", accessory="none") for i in range(count)]
-    own = np.stack([pocketland.draw(*both) for both in zip(people, photos, strict=True)])
+    own = np.stack([embedded.draw(*both) for both in zip(people, photos, strict=True)])
     t = 400 + np.arange(count) * 600 // count
     texts = [pocketland.word_prompt(place, method.word, i) for i, place in enumerate(scenes)]
     plain = [pocketland.word_prompt(place, method.domain, i) for i, place in enumerate(scenes)]

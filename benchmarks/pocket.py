@@ -5,7 +5,8 @@
     python benchmarks/pocket.py e4t --identities 64          identity and prompts, 0-15 steps, with encoder and without
     python benchmarks/pocket.py e4t --arm encoder            one of the two alone; the other run then draws the curves
 
---model takes another folder than the embedded model.  Results go to outputs/pocket/NAME.json, curves to NAME.png.
+--model takes another folder than the embedded model, of pictures of any size.  Results go to OUT/NAME.json, curves to
+NAME.png.
 An arm of e4t keeps its pictures, person by person, and goes on from there when it is started again: with the same
 weights and settings only.  All of them are judged at the end, so that another judge needs no new pictures.
 What depends on a figure is chosen with --split validation; the figures that are published are of --split heldout.
@@ -25,6 +26,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent))
+import embedded
 import judges
 
 from sdjax import settings, trees
@@ -74,10 +76,11 @@ def first(options):
 def vae(options):
     """Returns the mean PSNR over held-out pictures of encode, decode, rounded to bytes: 10 log10(255^2 / mse)."""
     sd = pipeline.load(options.model)
-    count = options.count or 256
-    pictures = np.stack(
-        [pocketland.draw(pocketland.identity(first(options) + i), pocketland.scene(SCENES + i)) for i in range(count)]
-    )
+    count, size = options.count or 256, embedded.side(sd)
+    pictures = np.stack([
+        pocketland.draw(pocketland.identity(first(options) + i), pocketland.scene(SCENES + i), size)
+        for i in range(count)
+    ])  # fmt: skip
     again = jax.jit(lambda sd, x: sd.decode(sd.encode(x)))
     made = np.concatenate([to_pictures(again(sd, to_pixels(pictures[i : i + 32]))) for i in range(0, count, 32)])
     error = np.mean((made.astype(float) - pictures) ** 2, axis=(1, 2, 3))
@@ -100,7 +103,7 @@ def named(index, start):
 
 def prompts(options):
     """Returns the share of what prompts name that the judges see, per kind and in all, and of prompts wholly right."""
-    sd, judge = pipeline.load(options.model), judges.load()
+    sd, judge = pipeline.load(options.model), judges.load(options.judges)
     wanted = [named(i, first(options)) for i in range(options.count or 400)]
     texts = [pocketland.prompt(words, SCENES + i) for i, words in enumerate(wanted)]
     made = np.concatenate([
@@ -173,7 +176,7 @@ class Tuner:
 
 def e4t(options):
     """Returns identity, prompts, ranks and what is worn after each number of steps, with the encoder and without it."""
-    result, judge = {}, judges.load()
+    result, judge = {}, judges.load(options.judges)
     for name in ARMS:
         folder = options.out / f"e4t-{name}"
         if options.arm in (None, name):
@@ -200,7 +203,7 @@ def _is_of(folder, split):
 
 
 def _make(options, name, folder):
-    """Writes the pictures {steps: [16 64 64 3]} of each person whom the folder lacks to NUMBER.npz."""
+    """Writes the pictures {steps: [16 S S 3]} of each person whom the folder lacks to NUMBER.npz."""
     tuner, path = Tuner(options, name == "encoder"), folder / "origin.json"
     origin = tuner.origin(options.split)
     folder.mkdir(exist_ok=True)
@@ -211,7 +214,7 @@ def _make(options, name, folder):
     for i in tqdm(missing, desc=name, unit="person", dynamic_ncols=True):
         who, picture = pocketland.identity(first(options) + 10_000 + i), folder / f"{i}.png"
         place = pocketland.scene(SCENES + 10_000 + i, style="photo", accessory="none")
-        Image.fromarray(pocketland.draw(who, place)).save(picture)
+        Image.fromarray(pocketland.draw(who, place, embedded.side(tuner.sd))).save(picture)
         made = {str(mark): _pictures(sd, tuner.word, i) for mark, sd in tuner.stages(picture)}
         for mark, some in made.items() if i < 8 else ():
             Image.fromarray(grid.sheet(_rows(some, len(PLACES)))).save(folder / f"{i}-{mark}.png")
@@ -230,7 +233,7 @@ def texts(word):
 
 
 def _pictures(sd, word, number):
-    """Returns 16 pictures of the word: PLACES with each of SEEDS, uint8 [16 64 64 3]."""
+    """Returns 16 pictures of the word: PLACES with each of SEEDS, uint8 [16 S S 3]."""
     seeds = [1000 * number + seed for seed in SEEDS for _ in PLACES]
     return generate.text2img(sd, texts(word) * len(SEEDS), seeds=seeds, **SAMPLING)
 
@@ -238,14 +241,15 @@ def _pictures(sd, word, number):
 def _judged(judge, folder, number, start):
     """Returns what the judges say of one person's pictures, {steps: s, s0, s1, prompts right, first of 64, worn}."""
     who, other = pocketland.identity(start + 10_000 + number), pocketland.identity(start + 20_000 + number)
-    asked = judges.identity(judge, np.asarray(Image.open(folder / f"{number}.png"))[None])[0]
+    photo = np.asarray(Image.open(folder / f"{number}.png"))
+    asked, size = judges.identity(judge, photo[None])[0], len(photo)
     scenes = [pocketland.scene(SCENES + 20_000 + 8 * number + k, *kind) for k, kind in enumerate(PLACES)]
     same, different = (
-        judges.identity(judge, np.stack([pocketland.draw(p, x) for x in scenes])) @ asked for p in (who, other)
+        judges.identity(judge, np.stack([pocketland.draw(p, x, size) for x in scenes])) @ asked for p in (who, other)
     )
     crowd = [who, *(pocketland.identity(start + 30_000 + 64 * number + k, hair=who, skin=who) for k in range(63))]
     view = pocketland.scene(SCENES + 30_000 + number, context="room", style="photo", accessory="none")
-    gallery = judges.identity(judge, np.stack([pocketland.draw(person, view) for person in crowd]))
+    gallery = judges.identity(judge, np.stack([pocketland.draw(person, view, size) for person in crowd]))
     table = {}
     for mark, made in np.load(folder / f"{number}.npz").items():
         vectors, seen = judges.identity(judge, made), judges.classify(judge, made)
@@ -308,7 +312,8 @@ def main():
         "--split", choices=SPLITS, default="heldout", help="validation: for choices; heldout: for figures"
     )
     parser.add_argument("--count", type=int, help="pictures or prompts; default 256 and 400")
-    parser.add_argument("--out", type=Path, default=Path("outputs/pocket"))
+    parser.add_argument("--judges", type=Path, default=judges.FOLDER, help="folder of the judges' weights")
+    parser.add_argument("--out", type=Path, default=Path("outputs/pocket-figures"))
     parser.add_argument("overrides", nargs="*", help="settings of configs/pocket/tune.py, such as optim.lr=1e-4")
     options = parser.parse_intermixed_args()
     compile_cache.keep()

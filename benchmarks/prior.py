@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
+import embedded
 import judges
 import pocket
 
@@ -63,7 +64,7 @@ def settings(options, folder, classes):
 def photos(who, number, folder):
     """Writes the photos of a person; returns them."""
     folder.mkdir(parents=True)
-    made = [pocketland.draw(who, pocketland.scene(pocket.SCENES + 8 * number + k, style="photo", accessory="none"))
+    made = [embedded.draw(who, pocketland.scene(pocket.SCENES + 8 * number + k, style="photo", accessory="none"))
             for k in range(PHOTOS)]  # fmt: skip
     for k, picture in enumerate(made):
         Image.fromarray(picture).save(folder / f"{k}.png")

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
+import embedded
 import judges
 import pocket
 import subjects
@@ -85,7 +86,7 @@ def style(options: argparse.Namespace) -> dict:
     shown = []
     for i in range(TAUGHT):
         who, place = pocketland.identity(first + 11 * i), pocketland.scene(first + 7 * i, style="photo")
-        shown.append(printed(pocketland.draw(who, place)))
+        shown.append(printed(embedded.draw(who, place)))
         Image.fromarray(shown[-1]).save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(pocketland.caption(who, place, i))
     more = ("data.word=sks", "data.templates=trigger", *options.overrides)

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import embedded
 import pocket
 from PIL import Image
 
@@ -58,7 +59,7 @@ def drawn(out: Path, split: str, people: int) -> list[Subject]:
         for view in range(VIEWS):
             context = ("room", "beach", "forest", "city", "meadow")[view]
             place = pocketland.scene(pocket.SCENES + PEOPLE + VIEWS * number + view, context, "photo", "none")
-            Image.fromarray(pocketland.draw(who, place)).save(folder / f"{view}.png")
+            Image.fromarray(embedded.draw(who, place)).save(folder / f"{view}.png")
         found.append(Subject(folder, "face", "a face", who=who, number=number))
     return found
 

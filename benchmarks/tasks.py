@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
+import embedded
 import judges
 import pocket
 
@@ -53,7 +54,7 @@ RUNS = {  # recipe, steps and what differs from SD 1.5's
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """Held-out people in scenes: pictures uint8 [N 64 64 3], and captions."""
+    """Held-out people in scenes: pictures uint8 [N S S 3], and captions."""
 
     pictures: np.ndarray
     words: list[str]
@@ -69,7 +70,7 @@ def people(options: argparse.Namespace, style: str | None = None) -> Seen:
         )
         for i in range(options.count)
     ]
-    pictures = np.stack([pocketland.draw(*both) for both in pairs])
+    pictures = np.stack([embedded.draw(*both) for both in pairs])
     return Seen(pictures, [pocketland.caption(*both, i) for i, both in enumerate(pairs)])
 
 
@@ -87,7 +88,7 @@ def taught(options: argparse.Namespace) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(len(list(folder.glob("*.png"))), TAUGHT):
         who, place = pocketland.identity(i, "face"), pocketland.scene(i, style=options.style)
-        Image.fromarray(pocketland.draw(who, place)).save(folder / f"{i}.png")
+        Image.fromarray(embedded.draw(who, place)).save(folder / f"{i}.png")
     return folder
 
 
@@ -123,7 +124,8 @@ def inpainting(model: StableDiffusion, options: argparse.Namespace) -> tuple[dic
     """Returns (figures, rows of pictures): the right half of each picture painted anew."""
     seen = people(options)
     masks = np.zeros(seen.pictures.shape[:3], np.uint8)
-    masks[:, :, 32:] = 255
+    half = embedded.SIDE // 2
+    masks[:, :, half:] = 255
     hidden = np.where(masks[..., None] > 0, 127, seen.pictures).astype(np.uint8)
     rows, table = {"the picture": seen.pictures, "what is known": hidden}, {}
     for name, sd in (("base model", pipeline.load("pocket")), ("inpainting", model)):
@@ -133,7 +135,7 @@ def inpainting(model: StableDiffusion, options: argparse.Namespace) -> tuple[dic
             seen.pictures,
             masks,
         )
-        error = np.abs(made[:, :, 32:].astype(float) - seen.pictures[:, :, 32:]).mean((1, 2, 3))
+        error = np.abs(made[:, :, half:].astype(float) - seen.pictures[:, :, half:]).mean((1, 2, 3))
         table[name] = {"error in the hole": figure(error), "similarity": figure(alike(made, seen.pictures))}
         rows[name] = made
     return table, rows

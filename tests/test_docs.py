@@ -103,6 +103,8 @@ def understood(words, bias):
         if rest[0] != "CONFIG":
             recipe = bias if rest[0] == bias.name else ROOT / rest[0]
             sdjax.settings.load(recipe, [word for word in rest[1:] if "=" in word])
+    elif task == "make_pocket":
+        sdjax.settings.override(sdjax.settings.names(ROOT / path)["Make"](), [word for word in rest if "=" in word])
     elif path.startswith("sample/") and task not in ("demo", "batch"):
         drawing(task, rest)
     elif task == "batch":

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sdjax.data import pocketland as land
 
@@ -34,6 +35,18 @@ def test_pictures_stay_what_they_were():
         [65, 149, 133, 77, 149, 125, 50, 79, 78, 42, 79, 82],
     ]
     assert np.abs(quarters.reshape(5, -1) - golden).max() <= 3
+
+
+def test_larger_pictures_show_the_same_in_pixels_of_their_own():
+    """Means of 2 x 2 pixels are the small picture; an enlarged small picture is much less sharp."""
+    for index in range(0, 48, 4):
+        who, place = land.example(index, cats=0.2)
+        small, large = land.draw(who, place).astype(float), land.draw(who, place, 128).astype(float)
+        assert large.shape == (128, 128, 3)
+        assert np.abs(large.reshape(64, 2, 64, 2, 3).mean((1, 3)) - small).mean() < 7  # hatching
+        enlarged = np.asarray(Image.fromarray(small.astype(np.uint8)).resize((128, 128), Image.Resampling.BICUBIC))
+        edges, blurred = (np.abs(np.diff(x.astype(float), axis=1)).max(-1) for x in (large, enlarged))
+        assert np.percentile(edges, 98) > 1.15 * np.percentile(blurred, 98)
 
 
 @pytest.mark.parametrize("domain", land.DOMAINS)

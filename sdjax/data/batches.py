@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from sdjax import conditions, settings
-from sdjax.data import buckets, cache, sources, splits, tags
+from sdjax.data import buckets, cache, resident, sources, splits, tags
 from sdjax.data.buckets import Plan
 from sdjax.data.classes import ClassData
 from sdjax.data.sources.source import Examples, Only, Source
@@ -60,6 +60,8 @@ class Data:
     encode: train on the autoencoder's moments; unchanging pictures are encoded once.
     cache: folder that stores moments, and text encoder outputs if the text encoder is frozen, for later runs; "" keeps
     the moments of up to FEW pictures in memory and no text.
+    resident: keep all pictures, or their moments, on the device; a batch then sends numbers and words alone.
+    workers: processes that prepare the batches, and the pictures of `resident`; 0 uses two threads of this process.
     concept: also give E4T's encoder a picture: the "same" one, or an "other" view of the subject if the source has one.
     validation: a folder of held-out pictures, "#SPLIT" of the same data, or the share of `path` to hold out; see
     Train.validate.
@@ -87,6 +89,8 @@ class Data:
     wildcards: bool = False
     cache: str = ""
     encode: bool = True
+    resident: bool = False
+    workers: int = 0
     concept: str = ""
     mask: bool = False
     condition: str = ""
@@ -96,13 +100,14 @@ class Data:
         settings.check(
             self, concept=CONCEPTS, size=settings.FROM_0, buckets=settings.FROM_0, batch=settings.FROM_1,
             dropout=settings.TO_1, crop=CROPS, flip=settings.TO_1, keep=settings.FROM_0, tag_dropout=settings.TO_1,
+            workers=settings.FROM_0,
         )  # fmt: skip
         if not isinstance(self.validation, str):
             settings.check(self, validation=settings.BELOW_1)
         if self.cache and (not self.plain or self.mask):
             raise SettingError("cache", self.cache, "'' unless crop=center, flip=0, mask=False: pictures stay as kept")
-        if self.buckets and self.concept:
-            raise SettingError("buckets", self.buckets, f"0 with concept={self.concept!r}: encoders look at squares")
+        if self.resident and (not self.plain or self.mask or self.condition):
+            raise SettingError("resident", True, "False unless crop=center, flip=0, mask=False and without a condition")
         maker = self.maker
         if self.cache and maker is not None and maker.endings:
             raise SettingError("cache", self.cache, f"'' with condition={self.condition!r}: only pictures are kept")
@@ -115,6 +120,11 @@ class Data:
     def maker(self) -> conditions.Condition | None:
         """The condition that a ControlNet reads, or None."""
         return conditions.of(self.condition) if self.condition else None
+
+    @property
+    def squares(self) -> bool:
+        """Whether all pictures are squares, in one size or several."""
+        return not self.buckets or bool(getattr(self.source, "large", 0))
 
     @property
     def plain(self) -> bool:
@@ -152,13 +162,22 @@ class Batches:
         classes: tuple[ClassData, Examples | None] = (ClassData(), None),
     ) -> None:
         self.data, self.size, self.seed = data, size, seed
-        self.tokenize, self.factor, self.maker = sd.tokenize, sd.factor, data.maker
+        self.tokenizers, self.factor, self.maker = dict(sd.tokenizers), sd.factor, data.maker
         self.single = to_pixels(source.picture(0, size)) if len(source) == 1 else None
         self.texts: cache.Texts | None = None
         self.classes, others = classes
         self.rows: Sequence[int] = range(data.batch)
         divided = [_divided(examples, data, size, sd) for examples in (source, others) if examples is not None]
-        kept = cache.kept(divided, sd, data, bool(data.concept or self.maker))
+        self.tables: resident.Tables | None = None
+        if data.resident:
+            if others is not None:
+                raise SettingError(
+                    "data.resident", True, "False with class_data.path, whose pictures share the batches"
+                )
+            self.tables, examples = resident.resident(*divided[0], sd, data)
+            kept = [(examples, divided[0][1])]
+        else:
+            kept = cache.kept(divided, sd, data, bool(data.concept or self.maker))
         less = 0 if others is None else self.classes.rows_of(data.batch)
         counts = [(data.batch - less, 1.0), (less, self.classes.weight)]
         self.shares, first = [], 0
@@ -166,6 +185,10 @@ class Batches:
             plan, weight = Plan(shapes, count, seed), part * data.batch / count
             self.shares.append(Share(examples, first, weight, plan))
             first += count
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What the processes of data.workers get: nothing that lies on a device."""
+        return {**vars(self), "tables": None, "texts": None}
 
     @property
     def source(self) -> Examples:
@@ -203,7 +226,17 @@ class Batches:
         count = len(self.rows)
         stream = grain.MapDataset.range(start * count, 1 << 40).map(lambda q: self._example(self._position(q)))
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD * count if threads else 0)
-        return iter(stream.batch(count).to_iter_dataset(options))
+        stream = stream.batch(count).to_iter_dataset(options)
+        if self.data.workers and threads:
+            from absl import flags
+
+            if not flags.FLAGS.is_parsed():  # grain reads some, and only a program of absl's own parses them
+                flags.FLAGS.mark_as_parsed()
+            stream = stream.mp_prefetch(grain.MultiprocessingOptions(self.data.workers, per_worker_buffer_size=2))
+        tables = self.tables
+        if tables is None:
+            return iter(stream)
+        return (tables(self.plan.at(start + n)[0], batch) for n, batch in enumerate(stream))
 
     def _position(self, q):
         """Returns the place in the global stream of the q-th example that is decoded here."""
@@ -245,15 +278,12 @@ class Batches:
             example["text"] = self.texts(example["ids"])
         if self.classes.identifiers:
             example["class_ids"] = self._ids(self.classes.prompt(caption))
-        if "moments" in item:
-            example["moments"] = item["moments"]
+        if kept := item.keys() & {"moments", "row"}:
+            example |= {name: item[name] for name in kept}
         else:
             example["pixels"] = to_pixels(item["picture"])
         if self.data.concept:
-            seen, random = item, item["random"]
-            if self.data.concept == "other":
-                seen = share.source.example(share.source.other(item["i"], random), item["size"], random)
-            example["concept"] = to_pixels(seen["picture"])
+            example |= self._concept(item)
         if self.data.mask:
             whole = np.ones(np.broadcast_to(item["size"], 2), np.float32)  # class pictures have none
             example["mask"] = _shrink(item.get("mask", whole), self.factor)
@@ -261,6 +291,19 @@ class Batches:
             seen = item["condition"] if self.maker.endings else self.maker.make(item["picture"])
             example["control"] = {"hint": seen.astype(np.float32) / 255}
         return example
+
+    def _concept(self, item):
+        """Returns the picture that an encoder looks at, of the row's subject: "concept", or its "other" row."""
+        share, random, i = item["share"], item["random"], item["i"]
+        i = share.source.other(i, random) if self.data.concept == "other" else i
+        if isinstance(share.source, cache.Kept) and "row" in share.source.places:
+            return {"other": share.source.stored(i)["row"]}
+        seen = item if self.data.concept == "same" else share.source.example(i, item["size"], random)
+        return {"concept": to_pixels(seen["picture"])}
+
+    def tokenize(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Returns {text encoder: ids int32 [B L]} of prompts."""
+        return {encoder: tokenizer(prompts) for encoder, tokenizer in self.tokenizers.items()}
 
     def _ids(self, caption):
         return {encoder: ids[0] for encoder, ids in self.tokenize([caption]).items()}

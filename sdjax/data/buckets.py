@@ -106,6 +106,10 @@ class Plan:
         ]
         self._epoch = functools.lru_cache(4)(self._mixed)
 
+    def __reduce__(self) -> tuple[type, tuple]:
+        """Other processes make it anew; what it remembers does not travel."""
+        return Plan, (self.buckets, self.rows, self.seed)
+
     def about(self) -> str:
         """Returns the buckets in words: "512 x 512 (12), 576 x 448 (3)", width x height and pictures an epoch."""
         return ", ".join(f"{w} x {h} ({len(numbers)})" for (h, w), numbers in self.buckets.items())

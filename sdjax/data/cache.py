@@ -79,7 +79,11 @@ class Kept(Examples):
 
     def example(self, i: int, size: int | Shape, random: np.random.Generator) -> dict[str, Any]:
         """Returns {"caption"[, "picture"][, "moments"]} of picture i."""
-        item = {"caption": self.source.caption(i, random)}
+        return {"caption": self.source.caption(i, random), **self.stored(i)}
+
+    def stored(self, i: int) -> dict[str, Any]:
+        """Returns {name: array} of picture i: "picture", "moments" or a number of its own."""
+        item = {}
         for name, (store, of) in self.places.items():
             found = store.get(of(i))
             if found is None:
@@ -112,6 +116,12 @@ def kept(divided: Sequence[Divided], sd: StableDiffusion, data: Any, pictures: b
     return made
 
 
+def picture(examples: Examples, i: int, shape: Shape) -> np.ndarray:
+    """Returns picture i without random augmentation, uint8 [h w 3]."""
+    height, width = shape
+    return examples.picture(i, height if height == width else (height, width))
+
+
 class Wanted:
     """The pictures that are to be kept, each once, by shape.  It takes 10 bytes a picture."""
 
@@ -140,8 +150,7 @@ class Wanted:
 
     def picture(self, i: int) -> np.ndarray:
         """Returns picture i, cut to its shape."""
-        height, width = self.shape(i)
-        return self.examples.picture(i, height if height == width else (height, width))
+        return picture(self.examples, i, self.shape(i))
 
 
 def _store(folder, name):

@@ -134,19 +134,36 @@ class Vae(Method):
         return loss, metrics
 
     def finish(self, frozen: StableDiffusion, trained: Any, data: Any) -> tuple[StableDiffusion, Any]:
-        """Returns (frozen, trained) whose latents have unit variance: scaling_factor = 1 / std of 16 batches' means.
+        """Returns (frozen, trained) with scaled latents of unit variance, measured on the means of 16 batches.
 
-        Where the encoder did not train, the factor stays as it is.
+        The weights change around the latents and scaling_factor stays, as programs that assume it need: with
+        s = 1 / (scaling_factor * std), quant_conv gives s * mean and logvar + 2 log(s), post_quant_conv takes z / s.
+        An autoencoder without these layers gets scaling_factor = 1 / std.  Where the encoder did not train, nothing
+        changes.
         """
-        if not any(name.startswith("encoder.") for name in trees.flatten(trained["vae"])):
+        flat = trees.flatten(trained["vae"])
+        if not any(name.startswith("encoder.") for name in flat):
             return frozen, trained
         sd = self.join(frozen, trained)
         encode = jax.jit(lambda sd, x: jnp.split(sd.moments(x), 2, axis=-1)[0])
         means = [encode(sd, batch["pixels"]) for batch, _ in zip(data.iterate(), range(16), strict=False)]
-        factor = round(float(1 / jnp.std(jnp.stack(means))), 5)
+        std = jnp.std(jnp.concatenate([mean.ravel() for mean in means]))
         network = frozen.networks["vae"]
-        network = network.clone(config=dataclasses.replace(network.config, scaling_factor=factor))
-        return frozen.with_networks(vae=network), trained
+        if not {"quant_conv.bias", "post_quant_conv.kernel"} <= flat.keys():
+            config = dataclasses.replace(network.config, scaling_factor=round(float(1 / std), 5))
+            return frozen.with_networks(vae=network.clone(config=config)), trained
+        s, half = 1 / (network.config.scaling_factor * std), network.config.latent_channels
+        gain = jnp.concatenate([jnp.full(half, s), jnp.ones(half)])
+        shift = jnp.concatenate([jnp.zeros(half), jnp.full(half, 2 * jnp.log(s))])
+        changes = {
+            r"^quant_conv\.kernel$": lambda _, w: w * gain[None, None, None],
+            r"^quant_conv\.bias$": lambda _, w: w * gain + shift,
+            r"^post_quant_conv\.kernel$": lambda _, w: w / s,
+        }
+        scaled = trained["vae"]
+        for pattern, change in changes.items():
+            scaled = trees.edit(scaled, pattern, change)
+        return frozen, {**trained, "vae": scaled}
 
     def _distance(self, sd, x, made):
         error = jnp.mean(jnp.abs(x - made)) if self.recon == "l1" else jnp.mean((x - made) ** 2)

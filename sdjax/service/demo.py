@@ -22,7 +22,8 @@ PROMPTS = (
     "a photo of {} in a room with a scarf",
 )
 SEED = 10_000_003  # an identity that was held out from training
-SCALE = 2  # the grid's pictures are shown at twice their size
+SMALL = 160  # text width of the embedded model and of those that `make pocket` makes
+SHOWN = 128  # pixels that the grid shows a picture with, at least
 
 
 def parser(doc: str | None) -> flags.Parser:
@@ -69,14 +70,15 @@ def run(options: Any, recipes: Path) -> Path:
     accelerator.check()
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    path = options.image or _stranger(out / "input.png")
     clock.lap("start")
     base = pipeline.load(options.model)
     size = latent_shape(base)[0] * base.factor
+    path = options.image or _stranger(out / "input.png", size)
     picture = reading.subject(path, size)
     seen = e4t.personalise(base, pipeline.locate(options.model), picture)
     clock.lap("load")
-    recipe = recipes / ("pocket/tune.py" if options.model == "pocket" else "e4t_tune.py")
+    small = base.networks["unet"].config.cross_attention_dim == SMALL
+    recipe = recipes / ("pocket/tune.py" if small else "e4t_tune.py")
     wanted = [f"model={options.model}", f"init={options.model}", f"data.path={path}", f"steps={options.steps}"]
     tuned = train(settings.load(recipe, wanted), fresh(out / "run"))
     clock.lap("tuning, compilation included")
@@ -105,7 +107,7 @@ def _sheet(path, picture, rows):
 
     pages = [[picture if row == 0 else None, *made] for row, made in enumerate(rows.values())]
     heads = ["input", *(prompt.format("*s") for prompt in PROMPTS)]
-    Image.fromarray(grid.sheet(pages, list(rows), heads, SCALE)).save(path)
+    Image.fromarray(grid.sheet(pages, list(rows), heads, max(1, SHOWN // len(picture)))).save(path)
 
 
 def _written(out, sd, pictures, image, options):
@@ -120,13 +122,13 @@ def _written(out, sd, pictures, image, options):
         records.save(path, picture, record, private=not options.public)
 
 
-def _stranger(path):
+def _stranger(path, size):
     from PIL import Image
 
     from sdjax.data import pocketland
 
     place = pocketland.scene(SEED, context="room", style="photo", accessory="none")
-    Image.fromarray(pocketland.draw(pocketland.identity(SEED), place)).save(path)
+    Image.fromarray(pocketland.draw(pocketland.identity(SEED), place, size)).save(path)
     return path
 
 

@@ -66,7 +66,8 @@ def begin(
     if examples is not None:
         classes = settings.class_data if settings.preserve else replace(settings.class_data, identifiers=())
         data = batches.build(shown(settings, task), frozen, settings.seed, examples, classes, others)
-        data.texts = _texts(settings, frozen, trained) if task.words and method.loss is None else None
+        reads = task.words and method.loss is None and not settings.data.workers  # other processes encode nothing
+        data.texts = _texts(settings, frozen, trained) if reads else None
         checks.said_word(method, frozen, data)
         if method.look is not None and data.single is not None:
             picture = data.single

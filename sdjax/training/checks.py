@@ -52,7 +52,7 @@ def alone(settings: Any) -> None:
                      "data.mask", "class_data.path"):  # fmt: skip
             if value := operator.attrgetter(name)(settings):
                 raise SettingError(name, value, f"none: {type(method).__name__} has its own loss, which ignores it")
-    if settings.data.buckets and method.look is not None:
+    if not settings.data.squares and method.look is not None:
         raise SettingError("data.buckets", settings.data.buckets, f"0: {type(method).__name__} reads square pictures")
     if settings.prompts_file:
         prompt_lines.read(settings.prompts_file)

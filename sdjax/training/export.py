@@ -126,7 +126,7 @@ def _checkpoints(folder, step):
 def _restored(folders, settings, trained, base):
     """Returns (the state of the newest of these checkpoints that is whole, evaluate of its optimizer)."""
     place = folders[0].parents[1]
-    tx, evaluate = optim.optimizer(settings.optim, settings.steps)
+    tx, evaluate = optim.optimizer(settings.optim, settings.steps, settings.minutes)
     like = jax.eval_shape(lambda trained: initial_state(trained, tx, settings.ema), trained)
     with tempfile.TemporaryDirectory() as folder:  # a manager tidies up where it reads, so it gets a folder of its own
         for path in folders:

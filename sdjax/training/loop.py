@@ -9,6 +9,7 @@ weights), steps, export.  With the same folder it resumes from the newest checkp
 
 import contextlib
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +19,14 @@ import numpy as np
 
 from sdjax import trees
 from sdjax.runtime import locks, mesh, processes
-from sdjax.settings import to_json
+from sdjax.settings import SettingError, to_json
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.training import checks, fit, log, run
+from sdjax.training import checks, fit, log, pace, run
 from sdjax.training.asked import SAMPLE, SAVE, STOP, Asked
 from sdjax.training.begin import begin, task_of
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.optim import check_rates, optimizer, rate, rates
+from sdjax.training.pace import Pace
 from sdjax.training.session import EXPORT, MEASURE, Session
 from sdjax.training.settings import Train
 from sdjax.training.step import initial_state, of_run
@@ -54,14 +56,20 @@ def train(settings: Train, out: str | Path) -> StableDiffusion:
 
 
 def _check_shared(out, settings):
-    """Raises ValueError where several processes have not the same settings and one folder."""
+    """Raises ValueError where several processes have not the same settings and one folder, or cannot do what is set."""
     processes.agree("settings", json.dumps(to_json(settings), sort_keys=True))
-    if processes.several() and not (out / locks.FILE).exists():
+    if not processes.several():
+        return
+    for name, value in (("minutes", settings.minutes), ("data.resident", settings.data.resident)):
+        if value:
+            raise SettingError(name, value, "none with several processes, each with a clock and a device of its own")
+    if not (out / locks.FILE).exists():
         raise ValueError(f"out={str(out)!r}: is not the folder of process 0; expected one that all processes share")
 
 
 def _train(settings, out):
     """Trains in a folder that process 0 has locked; see train."""
+    began = time.monotonic()
     checks.alone(settings)
     settings = fit.typed(settings)
     checks.microbatches(settings)
@@ -78,7 +86,7 @@ def _train(settings, out):
     if settings.data.buckets:
         processes.say(f"buckets: {data.plan.about()}")
     check_rates(settings.optim, trained)
-    tx, evaluate = optimizer(settings.optim, settings.steps)
+    tx, evaluate = optimizer(settings.optim, settings.steps, settings.minutes)
     numbers, task = trees.count(trained), task_of(settings, frozen)
     state = initial_state(trained, tx, settings.ema)
     del trained  # it is the state's
@@ -89,6 +97,7 @@ def _train(settings, out):
     checkpoints, state = _resumed(out, settings, state, base, run.mark(examples))
     state, fixed = place.state(state), place.frozen(frozen)
     start = int(place.gather(state["step"]))
+    clock = Pace(settings.minutes, start / pace.length_of(state["opt"]), began) if settings.minutes else None
     processes.say(f"{type(settings.method).__name__}: {numbers:,} numbers trained, {trees.count(frozen):,} frozen; "
                   f"{'resumed at step ' + str(start) if start else 'from the start'}; in {out}")  # fmt: skip
     asked = Asked(out)
@@ -96,8 +105,9 @@ def _train(settings, out):
     with contextlib.closing(checkpoints):
         try:
             session = Session(settings, out, start, frozen, data, task, place, evaluate, checkpoints, base, told)
-            numbers = range(start, start if session.over else settings.steps)
-            state = _steps(session, state, numbers, lambda state, rows: advance(state, fixed, rows), asked)
+            done = session.over or (clock is not None and clock.over)
+            numbers = range(start, start if done else settings.steps)
+            state = _steps(session, state, numbers, lambda state, rows: advance(state, fixed, rows), asked, clock)
         finally:
             asked.release()
             checkpoints.wait()
@@ -105,8 +115,8 @@ def _train(settings, out):
         return session.end(state)
 
 
-def _steps(session, state, numbers, advance, asked):
-    """Trains for these steps or until a stop is requested; returns the last state."""
+def _steps(session, state, numbers, advance, asked, clock):
+    """Trains for these steps, until a stop is requested or the clock's time is over; returns the last state."""
     settings, told, previous = session.settings, session.told, None
     schedule = rate(settings.optim, settings.steps)
     rows = session.data.of(mesh.rows(settings.parallel, settings.data.batch))
@@ -114,7 +124,13 @@ def _steps(session, state, numbers, advance, asked):
         state, metrics = advance(state, session.place.batch(batch))
         loss = _finite(previous)  # one step late, so that the device never waits
         previous, files = (n + 1, metrics), asked.now(_due(n + 1, settings.log or 1))
-        last, stopped = n + 1 == numbers.stop or STOP in files, asked.stopped(n + 1)
+        length = None if clock is None else clock.after(n + 1)
+        over = clock is not None and clock.over
+        length = n + 1 if over else length
+        last, stopped = n + 1 == numbers.stop or over or STOP in files, asked.stopped(n + 1)
+        if length is not None:
+            state = {**state, "opt": pace.with_length(state["opt"], length)}
+            schedule = lambda n, length=length: pace.rate(settings.optim, n, length)  # noqa: E731
         wanted = _wanted(settings, n + 1, last, files)
         if wanted or last or stopped:
             _finite(previous)  # what waits for the device anyway: nothing is written of a step that went wrong

@@ -17,7 +17,7 @@ from optax.contrib import prodigy, schedule_free, schedule_free_eval_params
 
 from sdjax import trees
 from sdjax.settings import ABOVE_0, FROM_0, FROM_1, TO_1, SettingError, check, check_pattern
-from sdjax.training import muon
+from sdjax.training import muon, pace
 
 MOMENTS = {  # numbers that an optimizer keeps for each that trains
     "adamw": 2, "muon": 2, "adafactor": 0.01, "sgd": 0, "lion": 1, "prodigy": 4, "schedule_free": 2,
@@ -89,9 +89,10 @@ def rate(optim: Optim, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, optim.lr, optim.warmup), body], [optim.warmup])
 
 
-def optimizer(optim: Optim, steps: int) -> tuple[optax.GradientTransformation, Evaluate]:
+def optimizer(optim: Optim, steps: int, minutes: float = 0.0) -> tuple[optax.GradientTransformation, Evaluate]:
     """Returns (tx, evaluate) of these settings for a run of `steps` steps.
 
+    minutes: of a run whose length the clock decides, see pace.py.
     tx: the optax transformation.  evaluate(opt, trained): the weights to look at, average and export, given tx's state:
     those that schedule-free averages (Defazio et al. 2024, x of equation 3), of all other kinds the trained ones.
     """
@@ -100,7 +101,8 @@ def optimizer(optim: Optim, steps: int) -> tuple[optax.GradientTransformation, E
     shaped = {"adafactor": lambda tx: tx, "muon": muon.packed}.get(optim.kind, _as_vector)
     named = _by_name(optim.rates) if optim.rates else NOTHING
     finds = optim.kind == "prodigy"  # the rate is a part of what it finds
-    tx = optax.chain(shaped(optax.chain(*parts)), named, NOTHING if finds else optax.scale_by_learning_rate(schedule))
+    scaled = pace.by_length(optim, steps) if minutes else optax.scale_by_learning_rate(schedule)
+    tx = optax.chain(shaped(optax.chain(*parts)), named, NOTHING if finds else scaled)
     if optim.kind == "schedule_free":
         return schedule_free(tx, schedule, optim.betas[0]), schedule_free_eval_params
     return tx, as_trained

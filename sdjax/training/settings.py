@@ -51,6 +51,8 @@ class Train:
     preview: steps between previews; 0 is off, None is max(50, steps / 10) if there are prompts.
     log: steps between lines of metrics; 0 is off.
     epochs: length in passes over the pictures instead of `steps`; 0 uses `steps`.
+    minutes: length in minutes from the start of the program, compilation included; `steps` is then the most.  The
+    learning rate's schedule follows the clock, so such a run is not the same twice.  0 uses `steps`.
     validate: steps between measurements of the error on data.validation, at fixed noise and times.
     best: export the weights with the smallest validation error.
     patience: stop after this many measurements without improvement; 0 is off.
@@ -96,6 +98,7 @@ class Train:
     prompts_file: str = ""
     public: bool = False
     epochs: float = 0.0
+    minutes: float = 0.0
     validate: int = 100
     best: bool = False
     patience: int = 0
@@ -107,7 +110,7 @@ class Train:
             self, steps=FROM_0, seed=SEED, ema=BELOW_1, fit=FITS, compute=DTYPES, frozen=DTYPES,
             min_snr=FROM_0, noise_offset=FROM_0, checkpoint=FROM_0, keep=FROM_1,
             log=FROM_0, preserve=FROM_0, huber=TO_1, huber_decay=errors.DECAYS, pyramid=BELOW_1, perturbation=FROM_0,
-            epochs=FROM_0, validate=FROM_1, patience=FROM_0, export_every=FROM_0,
+            epochs=FROM_0, minutes=FROM_0, validate=FROM_1, patience=FROM_0, export_every=FROM_0,
         )  # fmt: skip
         if self.preview is not None:
             check(self, preview=FROM_0)
@@ -118,6 +121,8 @@ class Train:
         for name in ("best", "patience"):
             if getattr(self, name) and not self.data.validation:
                 raise SettingError(name, getattr(self, name), "data.validation with it: the pictures to measure")
+        if self.minutes and self.optim.kind in ("prodigy", "schedule_free"):
+            raise SettingError("minutes", self.minutes, f"0 with optim.kind={self.optim.kind}, which plans its length")
         if self.debiased and self.min_snr:
             raise SettingError("debiased", True, f"False with min_snr={self.min_snr}: only one weighting applies")
 

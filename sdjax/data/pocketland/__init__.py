@@ -71,8 +71,11 @@ WORD = "*s"  # stands for the learnt word in captions for personalisation
 
 
 def draw(who: Face | Cat, place: Scene, size: int = SIZE) -> UInt8[np.ndarray, "size size 3"]:
-    """Returns the picture of an identity in a scene, uint8 [size size 3]; drawn at 64 pixels and resampled."""
-    canvas = Canvas(place.style)
+    """Returns the picture of an identity in a scene, uint8 [size size 3].
+
+    Sizes from 64 on are drawn in their own pixels; smaller ones are resampled from 64.
+    """
+    canvas = Canvas(place.style, max(size, SIZE))
     canvas.dim = 0.62 if place.style == "neon" else 1.0
     BACKGROUNDS[place.context](canvas, place.layout)
     canvas.end_background()
@@ -81,7 +84,7 @@ def draw(who: Face | Cat, place: Scene, size: int = SIZE) -> UInt8[np.ndarray, "
     else:
         draw_cat(canvas, who, place)
     picture = canvas.finish(place)
-    if size == SIZE:
+    if size >= SIZE:
         return picture
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
 

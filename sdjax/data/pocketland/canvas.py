@@ -1,11 +1,11 @@
 """What a style does to flat shapes: colours, outlines, shading while drawing, and a finish on the small picture.
 
-Relies on numpy and Pillow.  Coordinates are pixels of a 64-pixel picture; shapes are drawn `FINE` times larger and
-averaged, so edges are smooth.
+Relies on numpy and Pillow.  Coordinates are pixels of a 64-pixel picture, whatever the size of the canvas; shapes are
+drawn `FINE` times larger and averaged, so edges are smooth.
 
-    canvas = Canvas("comic")
+    canvas = Canvas("comic", size=128)
     canvas.shape(ellipse(32, 32, 10, 12), (250, 220, 200))
-    pixels = canvas.finish(place)                                    # uint8 [64 64 3]
+    pixels = canvas.finish(place)                                    # uint8 [128 128 3]
 """
 
 import math
@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from sdjax.data.pocketland.world import Scene
 
-SIZE = 64  # pixels; other sizes are scaled
+SIZE = 64  # pixels of the coordinates
 FINE = 4  # drawn pixels per picture pixel
 Color = Sequence[float]  # RGB, 0 to 255
 Points = Float64[np.ndarray, "N 2"] | Sequence[Sequence[float]]
@@ -83,11 +83,15 @@ def ellipse(x: float, y: float, width: float, height: float, corners: int = 24) 
 
 
 class Canvas:
-    """A picture being drawn.  `place(points)` maps a shape's own coordinates to the picture; set it to pose a head."""
+    """A picture of `size` pixels being drawn.
 
-    def __init__(self, style: str):
-        self.style, self.name = STYLES[style], style
-        self.image = Image.new("RGB", (SIZE * FINE, SIZE * FINE))
+    unit: picture pixels per unit of the coordinates, 1 at 64 pixels.
+    """
+
+    def __init__(self, style: str, size: int = SIZE):
+        self.style, self.name, self.size = STYLES[style], style, size
+        self.unit = size / SIZE
+        self.image = Image.new("RGB", (size * FINE, size * FINE))
         self.pen = ImageDraw.Draw(self.image)
         self.dim = 1.0  # 0.6 for what is far away in the neon style
         self.pose(None)
@@ -102,7 +106,10 @@ class Canvas:
         points = np.asarray(points, np.float64)
         if self.matrix is not None:
             points = points @ self.matrix + self.shift
-        return (points * FINE).ravel().tolist()
+        return (points * (FINE * self.unit)).ravel().tolist()
+
+    def _width(self, width: float) -> int:
+        return max(1, round(width * FINE * self.unit))
 
     def _ink(self, color: Color, change: Callable[[Color], Color]) -> tuple[int, int, int]:
         red, green, blue = change(color)
@@ -114,7 +121,7 @@ class Canvas:
         fill = _glowing if bright and self.name == "neon" else self.style.fill
         self.pen.polygon(flat, self._ink(color, fill))
         if edge and self.style.width:
-            width = max(1, round(self.style.width * FINE * (0.75 if self.dim < 1 else 1.0)))
+            width = self._width(self.style.width * (0.75 if self.dim < 1 else 1.0))
             self.pen.line(flat + flat[:4], self._ink(color, self.style.edge), width)
 
     def solid(self, points: Points, color: Color, depth: float = 1.0) -> None:
@@ -132,86 +139,86 @@ class Canvas:
         ink = _glowing if self.name == "neon" and bright else self.style.fill
         if self.name == "pencil":
             ink = self.style.edge
-        self.pen.line(self._points(points), self._ink(color, ink), max(1, round(width * FINE)), "curve")
+        self.pen.line(self._points(points), self._ink(color, ink), self._width(width), "curve")
 
     def bands(self, top: Color, bottom: Color, first: float, last: float, count: int = 10) -> None:
         """Fills the rows from `first` to `last` with `count` bands from one colour to the other."""
         for index in range(count):
-            y = [round(FINE * (first + (last - first) * (index + i) / count)) for i in (0, 1)]
+            y = [round(FINE * self.unit * (first + (last - first) * (index + i) / count)) for i in (0, 1)]
             self.pen.rectangle(
-                (0, y[0], SIZE * FINE, y[1]), self._ink(mix(top, bottom, index / (count - 1)), self.style.fill)
+                (0, y[0], self.size * FINE, y[1]), self._ink(mix(top, bottom, index / (count - 1)), self.style.fill)
             )
 
     def end_background(self) -> None:
         """Softens the background in the photo style, as a lens does; all that is drawn later is near."""
         if self.name == "photo":
-            small = self.image.reduce(FINE).filter(ImageFilter.BoxBlur(0.7))
+            small = self.image.reduce(FINE).filter(ImageFilter.BoxBlur(0.7 * self.unit))
             self.image.paste(small.resize(self.image.size, Image.Resampling.BILINEAR))
         self.dim = 1.0
 
-    def finish(self, place: Scene) -> UInt8[np.ndarray, "64 64 3"]:
-        """Returns the picture as uint8 [64 64 3] with the style's finish and the scene's light."""
-        image = self.image.reduce(FINE)
+    def finish(self, place: Scene) -> UInt8[np.ndarray, "S S 3"]:
+        """Returns the picture as uint8 [size size 3] with the style's finish and the scene's light."""
+        image, size = self.image.reduce(FINE), self.size
         if self.name == "mosaic":
-            return _lit(_mosaic(image), place)
+            return _lit(_mosaic(image, self.unit), place)
         if self.name == "watercolor":
-            soft = np.asarray(image.filter(ImageFilter.GaussianBlur(1.2)), np.float32)
+            soft = np.asarray(image.filter(ImageFilter.GaussianBlur(1.2 * self.unit)), np.float32)
             picture = 0.55 * np.asarray(image, np.float32) + 0.45 * soft
-            picture = picture * _stains() + (1 - _paper()) * (
-                np.array([253, 250, 244], np.float32) - picture * _stains()
+            picture = picture * _stains(size) + (1 - _paper(size)) * (
+                np.array([253, 250, 244], np.float32) - picture * _stains(size)
             )
             return _lit(picture, place, 0.5)
         picture = np.asarray(image, np.float32)
         if self.name == "neon":
-            glow = np.asarray(image.filter(ImageFilter.GaussianBlur(2.5)), np.float32)
+            glow = np.asarray(image.filter(ImageFilter.GaussianBlur(2.5 * self.unit)), np.float32)
             return _lit(picture + 0.55 * glow, place, 0.5)
         if self.name == "pencil":
             paper = np.array([252, 250, 244], np.float32)
-            return _lit(paper + (picture * _hatch() - paper) * _paper(soft=True), place, 0.3)
+            return _lit(paper + (picture * _hatch(size) - paper) * _paper(size, soft=True), place, 0.3)
         if self.name == "photo":
-            side = np.linspace(-1, 1, SIZE, dtype=np.float32)
+            side = np.linspace(-1, 1, size, dtype=np.float32)
             lean = 0.10 * (1 if place.gaze > 0 else -1)
             return _lit(picture * (1.03 - lean * side[None, :, None] - 0.05 * side[:, None, None]), place)
         return _lit(picture, place)
 
 
-def _lit(picture: Float[np.ndarray, "64 64 3"], place: Scene, strength: float = 1.0) -> UInt8[np.ndarray, "64 64 3"]:
+def _lit(picture: Float[np.ndarray, "S S 3"], place: Scene, strength: float = 1.0) -> UInt8[np.ndarray, "S S 3"]:
     warm = 0.06 * place.warmth
     gain = (1 + 0.09 * strength * place.brightness) * (1 + strength * np.array([warm, 0, -warm], np.float32))
     return np.clip(picture * gain + 0.5, 0, 255).astype(np.uint8)
 
 
-def _mosaic(image: Image.Image) -> Float[np.ndarray, "64 64 3"]:
-    """Tiles of two pixels, every fourth one beginning with a joint of mortar."""
-    tiles = np.asarray(image.reduce(2).resize((SIZE, SIZE), Image.Resampling.NEAREST), np.float32)
-    sharp = np.asarray(image, np.float32)
+def _mosaic(image: Image.Image, unit: float) -> Float[np.ndarray, "S S 3"]:
+    """Tiles of two units, every second one ending with a joint of mortar one unit wide."""
+    tiles = image.reduce(round(2 * unit)).resize(image.size, Image.Resampling.NEAREST)
     joint = np.array([48, 46, 52], np.float32)
-    return joint + (0.6 * tiles + 0.4 * sharp - joint) * _mortar()
+    mixed = 0.6 * np.asarray(tiles, np.float32) + 0.4 * np.asarray(image, np.float32)
+    return joint + (mixed - joint) * _mortar(image.width)
 
 
-@lru_cache(1)
-def _mortar() -> Float32[np.ndarray, "64 64 1"]:
-    y, x = np.mgrid[:SIZE, :SIZE]
-    return np.where((x % 4 == 3) | (y % 4 == 3), 0.72, 1.0).astype(np.float32)[..., None]
+@lru_cache(4)
+def _mortar(size: int) -> Float32[np.ndarray, "S S 1"]:
+    y, x = np.mgrid[:size, :size] * SIZE // size % 4
+    return np.where((x == 3) | (y == 3), 0.72, 1.0).astype(np.float32)[..., None]
 
 
-@lru_cache(1)
-def _hatch() -> Float32[np.ndarray, "64 64 1"]:
-    y, x = np.mgrid[:SIZE, :SIZE]
-    return (1 - 0.045 * (1 + np.cos((x + y) * (2 * math.pi / 4)))).astype(np.float32)[..., None]
+@lru_cache(4)
+def _hatch(size: int) -> Float32[np.ndarray, "S S 1"]:
+    y, x = np.mgrid[:size, :size]
+    return (1 - 0.045 * (1 + np.cos((x + y) * (2 * math.pi / (4 * size / SIZE))))).astype(np.float32)[..., None]
 
 
-@lru_cache(1)
-def _stains() -> Float32[np.ndarray, "64 64 1"]:
-    y, x = np.mgrid[:SIZE, :SIZE] / SIZE
+@lru_cache(4)
+def _stains(size: int) -> Float32[np.ndarray, "S S 1"]:
+    y, x = np.mgrid[:size, :size] / size
     wave = np.sin(9 * x + 4 * np.sin(7 * y)) * np.sin(8 * y + 3 * np.sin(6 * x + 1))
     return (1 + 0.045 * wave).astype(np.float32)[..., None]
 
 
-@lru_cache(2)
-def _paper(soft: bool = False) -> Float32[np.ndarray, "64 64 1"]:
+@lru_cache(8)
+def _paper(size: int, soft: bool = False) -> Float32[np.ndarray, "S S 1"]:
     """1 where paint lies, 0 at the paper's free edge."""
-    y, x = (np.mgrid[:SIZE, :SIZE] + 0.5) / SIZE
+    y, x = (np.mgrid[:size, :size] + 0.5) / size
     wave = 0 if soft else 0.008 * (np.sin(15 * x + 1) + np.sin(17 * y + 2) + np.sin(31 * (x - y)))
     distance = np.minimum(np.minimum(x, 1 - x), np.minimum(y, 1 - y)) + wave
     ramp = (distance + 0.01) / 0.10 if soft else (distance - 0.02) / 0.035

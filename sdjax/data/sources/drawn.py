@@ -31,6 +31,7 @@ class Pocketland(Source):
     """The drawn world, data.path=pocketland.
 
     count: number of pictures.  domain: draw only a "face" or only a "cat".
+    large: further pictures, drawn with the side data.size, where the others have half of it; wants data.buckets=2.
     looks: captions name all looks and no scene.
     named: share of captions that name looks instead of the word; above 0, captions of other domains always do.
     """
@@ -39,9 +40,12 @@ class Pocketland(Source):
     domain: str = ""
     looks: bool = False
     named: float = 0.0
+    large: int = 0
 
     def __post_init__(self):
-        settings.check(self, count=settings.FROM_1, domain=("", *pocketland.DOMAINS), named=settings.TO_1)
+        settings.check(
+            self, count=settings.FROM_1, large=settings.FROM_0, domain=("", *pocketland.DOMAINS), named=settings.TO_1
+        )
 
     def matches(self, path: str) -> bool:
         """Returns whether a path is "pocketland"."""
@@ -69,8 +73,12 @@ class Drawn(Examples):
             raise SettingError("looks", True, f"False with data.word={data.word!r}, whose captions name no looks")
         if world.named and not data.word:
             raise SettingError("named", world.named, "0 without a data.word")
+        if world.large and (data.buckets < 2 or data.size % 2 or data.size < 2 * pocketland.SIZE):
+            wanted = f"0, or with it data.buckets=2 and an even data.size from {2 * pocketland.SIZE} on"
+            raise SettingError("large", world.large, wanted)
         self.looks, self.named, self.subject = world.looks, world.named, world.domain
-        self.source, self.word = pocketland.PocketlandSource(world.count), data.word
+        self.source, self.word = pocketland.PocketlandSource(world.count + world.large), data.word
+        self.first_large, self.largest = world.count, data.size
         self.prompts = None if data.templates == "captions" else prompts.make(data.templates, data.word)
 
     def __len__(self) -> int:
@@ -80,8 +88,11 @@ class Drawn(Examples):
         return pocketland.example(i, self.source.views, self.source.cats, self.source.first)
 
     def shape(self, i: int) -> tuple[int, int]:
-        """Returns the size that pictures are drawn in."""
-        return pocketland.SIZE, pocketland.SIZE
+        """Returns the size that picture i is drawn in."""
+        if len(self) == self.first_large:
+            return pocketland.SIZE, pocketland.SIZE
+        side = self.largest if i >= self.first_large else self.largest // 2
+        return side, side
 
     def picture(self, i: int, size: Size) -> np.ndarray:
         """Returns picture i, uint8 [size size 3]."""

@@ -76,6 +76,48 @@ SHAPES = {
         "schedule": dict(),
         "tokenizer": dict(folder="pocket/tokenizer"),
     },
+    # What `make pocket` makes: pictures of twice the side, latents of the same one.
+    "pocket128": {
+        "unet": dict(
+            sample_size=16,
+            in_channels=16,
+            out_channels=16,
+            cross_attention_dim=160,
+            attention_head_dim=(2, 3, 5),
+            norm_num_groups=16,
+            block_out_channels=(64, 96, 160),
+            layers_per_block=1,
+            use_linear_projection=True,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        ),
+        "vae": dict(
+            block_out_channels=(32, 48, 64, 96),
+            latent_channels=16,
+            norm_num_groups=8,
+            sample_size=128,
+            scaling_factor=1.0,
+        ),
+        "text_encoder": dict(
+            hidden_size=160,
+            intermediate_size=640,
+            num_attention_heads=5,
+            num_hidden_layers=4,
+            max_position_embeddings=32,
+            projection_dim=160,
+        ),
+        "image_encoder": dict(
+            hidden_size=160,
+            intermediate_size=640,
+            num_attention_heads=5,
+            num_hidden_layers=4,
+            image_size=128,
+            patch_size=16,
+            projection_dim=160,
+        ),
+        "schedule": dict(),
+        "tokenizer": dict(folder="pocket/tokenizer"),
+    },
     "tiny": {
         "unet": dict(
             sample_size=16,

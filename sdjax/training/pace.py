@@ -1,0 +1,89 @@
+"""A run's length by the clock: `minutes` of time in place of a number of steps.
+
+The schedule's length is part of the optimizer's state.  The loop sets it from the measured time of a step, and the
+step itself compiles once.
+
+    tx = by_length(optim, steps)                    # in the place of optax.scale_by_learning_rate
+    pace = Pace(minutes=9, share=0.0, began=time.monotonic())
+    length = pace.after(step)                       # a new length from time to time, else None
+    opt = with_length(opt, length)
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+LEAST = 1.0  # seconds between two measurements
+FEW = 4  # steps that a run takes whatever the clock says
+SHARE = 0.25  # of the time that is left: when to measure next
+
+
+class Paced(NamedTuple):
+    """The state: steps taken, and the run's length in steps."""
+
+    taken: Int[Array, ""]
+    length: Float[Array, ""]
+
+
+def rate(optim: Any, count: Any, length: Any) -> Float[Array, ""]:
+    """Returns the learning rate of step `count` of `length`: that of optim.rate, for lengths that are arrays."""
+    share = jnp.clip((count - optim.warmup) / jnp.maximum(length - optim.warmup, 1), 0, 1)
+    falls = {"constant": jnp.zeros_like, "linear": lambda x: x, "cosine": lambda x: 0.5 - 0.5 * jnp.cos(jnp.pi * x)}
+    body = optim.lr * (1 - (1 - optim.end) * falls[optim.schedule](share))
+    return jnp.where(count < optim.warmup, optim.lr * count / max(optim.warmup, 1), body)
+
+
+def by_length(optim: Any, steps: int) -> optax.GradientTransformation:
+    """Returns the transformation that multiplies updates by -rate(count, length); `steps`: the length to begin with."""
+
+    def init(params):
+        return Paced(jnp.int32(0), jnp.float32(steps))
+
+    def update(updates, state, params=None):
+        now = -rate(optim, state.taken, state.length)
+        return jax.tree.map(lambda x: (now * x).astype(x.dtype), updates), state._replace(taken=state.taken + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def length_of(opt: Any) -> float:
+    """Returns the length that an optimizer's state holds."""
+    return float(jnp.ravel(optax.tree.get(opt, "length"))[0])
+
+
+def with_length(opt: Any, length: float) -> Any:
+    """Returns an optimizer's state with another length."""
+    return optax.tree.set(opt, length=jnp.full_like(optax.tree.get(opt, "length"), length))
+
+
+class Pace:
+    """The clock of a run.  share: the part of it that earlier processes did.  began: the clock at its start."""
+
+    def __init__(self, minutes: float, share: float, began: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock, self.deadline = clock, began + 60 * minutes * (1 - min(share, 1))
+        self.then, self.next, self.taken, self.done = None, began, 0, share >= 1
+
+    @property
+    def over(self) -> bool:
+        """Whether the time has passed, after FEW steps at least."""
+        return self.done or (self.taken >= FEW and self.clock() >= self.deadline)
+
+    def after(self, step: int) -> float | None:
+        """Returns the length of the run as the last steps' time tells it, after step number `step`; None: not yet.
+
+        The first step only starts the clock, since it compiles.
+        """
+        now, self.taken = self.clock(), self.taken + 1
+        if now < self.next and self.then is not None:
+            return None
+        left, before, self.then = self.deadline - now, self.then, (step, now)
+        self.next = now + max(LEAST, SHARE * left)
+        if before is None:
+            self.next = now + max(LEAST, min(10.0, SHARE * left))
+            return None
+        return step + max(0.0, left) * (step - before[0]) / max(now - before[1], 1e-9)

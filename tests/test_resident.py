@@ -1,0 +1,56 @@
+"""Pictures kept on the device, and batches that other processes prepare: the same batches as without."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sdjax.data import batches, resident
+from sdjax.data.batches import Data
+from sdjax.data.sources.drawn import Pocketland
+from sdjax.formats import pipeline
+from sdjax.settings import SettingError
+
+DATA = Data(path="pocketland", size=32, batch=4, source=Pocketland(count=24), word="*s")
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return pipeline.load("random:tiny")
+
+
+def shown(data, sd, steps=3):
+    stream = batches.build(data, sd, 0).iterate(1)
+    return [next(stream) for _ in range(steps)]
+
+
+def same(ours, theirs, **near):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        if name == "ids":
+            np.testing.assert_array_equal(ours[name]["text_encoder"], theirs[name]["text_encoder"])
+        else:
+            np.testing.assert_allclose(ours[name], theirs[name], **near)
+
+
+@pytest.mark.parametrize("encode, concept", [(False, ""), (False, "other"), (True, ""), (True, "same")])
+def test_batches_are_those_that_travel(sd, encode, concept):
+    data = dataclasses.replace(DATA, encode=encode, concept=concept)
+    near = {"rtol": 1e-5, "atol": 1e-5} if encode else {"rtol": 0}
+    for ours, theirs in zip(shown(dataclasses.replace(data, resident=True), sd), shown(data, sd), strict=True):
+        same(ours, theirs, **near)
+
+
+def test_other_processes_make_the_same(sd, tmp_path, monkeypatch):
+    data = dataclasses.replace(DATA, encode=False, resident=True, cache=str(tmp_path), workers=2)
+    made = shown(data, sd, 5)
+    (kept,) = tmp_path.glob("pictures-*.npy")
+    assert np.load(kept).shape == (24, 32, 32, 3)
+    monkeypatch.setattr(resident, "made", None)  # nothing is drawn again
+    for ours, theirs in zip(shown(dataclasses.replace(data, workers=0), sd, 5), made, strict=True):
+        same(ours, theirs, rtol=0)
+
+
+def test_what_cannot_stay_on_the_device_is_refused():
+    with pytest.raises(SettingError, match="resident=True: expected False unless crop=center"):
+        dataclasses.replace(DATA, resident=True, crop="random")
