@@ -171,11 +171,9 @@ def shape(path: str | Path | Held) -> tuple[int, int]:
 
     Raises ValueError naming the file when it is no picture, see decode.
     """
-    with _open(path) as image:
+    with _open(path) as image, _said(path, _undecoded):
         width, height = image.size
-        with _said(path, _undecoded):
-            sideways = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
-    return (width, height) if sideways else (height, width)
+        return (width, height) if image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS else (height, width)
 
 
 def content(path: str | Path | Held, most: int) -> bytes:

@@ -371,8 +371,8 @@ def read(path: str | Path) -> Record:
         return parse(_within(written))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except (ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # a damaged record may lead to anything
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{path}: {reason}") from None
 
 

@@ -8,6 +8,7 @@ A new format is a new file in this package (in sdjax.formats if it also reads ne
 prompts such as <bias:NAME:0.5>, programs, records, exports and training use it.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,9 @@ from sdjax.formats.adapters import file as files
 from sdjax.formats.adapters.file import File
 from sdjax.formats.storage import files as hub
 from sdjax.formats.storage import hashes
-from sdjax.formats.storage.guard import named
 from sdjax.methods.adapter import Adapter
 from sdjax.methods.method import Method
+from sdjax.runtime.guard import named
 from sdjax.runtime.members import members
 from sdjax.stable_diffusion import StableDiffusion
 
@@ -102,6 +103,7 @@ def known() -> dict[str, Format]:
     return {kind.name: kind for kind in sorted(kinds, key=lambda kind: kind.last)}
 
 
+@functools.cache  # asked for every picture of a list
 def tags() -> dict[str, str]:
     """Returns {prefix in prompts: `called` of its format}: {"lora": "lora", "lyco": "lora", ...}."""
     return dict(sorted((tag, kind.called) for kind in known().values() for tag in kind.tags))
