@@ -27,7 +27,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)  # the same place
 LEGACY_EOS = 2  # config.json files older than transformers PR 24773 hold this wrong id
 
 ACTIVATIONS = {
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # openai/CLIP, model.py, QuickGELU
+    "quick_gelu": jax.jit(lambda x: x * jax.nn.sigmoid(1.702 * x)),  # openai/CLIP, model.py, QuickGELU
     "gelu": gelu,  # the erf form; OpenCLIP's towers
 }
 

@@ -35,7 +35,10 @@ def convolve(
         return jnp.matmul(x, kernel[0, 0], precision=precision(x.dtype))
     if strides == 1 and kernel.shape[:2] == (3, 3) and tuple(pads) == ((1, 1), (1, 1)):
         return _convolve3(x, kernel)
-    return convolution_plain.convolve(x, kernel, strides, pads)
+    return _plain(x, kernel, strides, tuple(pads))
+
+
+_plain = jax.jit(convolution_plain.convolve, static_argnums=(2, 3))
 
 
 def convolve_wide(
@@ -67,8 +70,9 @@ def _convolve3(x, kernel):
     return _lowered(fastest(x, kernel), convolution_plain.convolve, x, kernel)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _lowered(cpu, others, *args):
-    """Returns cpu(*args) where that is lowered for a CPU, others(*args) elsewhere."""
+    """Returns cpu(*args) where that is lowered for a CPU, others(*args) elsewhere; one function for layers of a shape."""
     return others(*args) if cpu is others else lax.platform_dependent(*args, cpu=cpu, default=others)
 
 
