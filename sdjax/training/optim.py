@@ -99,7 +99,7 @@ def optimizer(optim: Optim, steps: int) -> tuple[optax.GradientTransformation, E
     schedule = rate(optim, steps)
     clip, scaled = clipped(optim.clip) if optim.clip else NOTHING, _scaled(optim, schedule)
     whole = optim.kind in ("muon", "prodigy")  # they look at all weights together
-    parts = [clip, *(scaled if whole else map(leafwise, scaled))]
+    parts = [clip, *(tx if whole or tx is NOTHING else leafwise(tx) for tx in scaled)]
     shaped = {"adafactor": lambda tx: tx, "muon": muon.packed}.get(optim.kind, _as_vector)
     named = _by_name(optim.rates) if optim.rates else NOTHING
     finds = optim.kind == "prodigy"  # the rate is a part of what it finds
