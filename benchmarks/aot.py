@@ -106,8 +106,8 @@ def said(name, one):
         f"  memory    {gigabytes['arguments']:.3f} GB of arguments, {gigabytes['temporaries']:.3f} of temporaries, "
         f"{gigabytes['total']:.3f} in all: {'fits' if one['fits'] else 'does not fit'}\n"
         f"  compute   {one['flops'] / 1e12:.4f} TFLOP, {1e3 * one['seconds_flops']:.2f} ms\n"
-        f"  moved     {gigabytes['moved']:.3f} GB, {1e3 * one['seconds_moved']:.2f} ms\n"
-        f"  sent      {gigabytes['sent']:.4f} GB to other chips, {1e3 * one['seconds_sent']:.2f} ms\n"
+        f"  moved     {gigabytes['moved']:.4g} GB, {1e3 * one['seconds_moved']:.2f} ms\n"
+        f"  sent      {gigabytes['sent']:.4g} GB to other chips, {1e3 * one['seconds_sent']:.2f} ms\n"
         f"  roofline  {1e3 * one['seconds']:.2f} ms, {one['rows per chip'] / max(one['seconds'], 1e-12):.0f} rows a second a chip"
     )
 
@@ -121,7 +121,7 @@ def keep(path, name, command, one):
 
 def main(arguments=None):
     """Compiles, prints and keeps; returns the exit status, 1 where a step does not fit."""
-    options = parser().parse_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     jax.config.update("jax_platforms", "cpu")  # libtpu describes the topology; nothing runs on it
     train = read(options)
     fits = True

@@ -111,8 +111,9 @@ def between(text: str) -> float:
         if found := COLLECTIVE.search(line):
             result, kind, rest = found.groups()
             shapes = _sizes(rest.split(")")[0]) if kind == "reduce-scatter" else _sizes(result)
-            if f"{kind}-start(" in line and result.startswith("(") and kind != "all-reduce":
-                shapes = shapes[len(shapes) // 2 :][:1] or shapes  # (operand, result, ...)
+            if f" {kind}-start(" in line and kind not in ("all-reduce", "reduce-scatter"):
+                shapes = _sizes(result.replace("u32[]", ""))  # (operands, results, and where they wait)
+                shapes = shapes[len(shapes) // 2 :]
             total += sum(shapes) * SENT[kind](_members(line))
     return total
 
