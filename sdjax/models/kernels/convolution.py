@@ -85,7 +85,9 @@ def fastest(x: Float[Array, "B h w in"], kernel: Float[Array, "3 3 in out"]) -> 
     return differentiated(x, kernel)
 
 
-def differentiated(x: Float[Array, "B h w in"], kernel: Float[Array, "3 3 in out"]) -> Callable:
+def differentiated(
+    x: Float[Array, "B h w in"], kernel: Float[Array, "3 3 in out"] | jax.ShapeDtypeStruct
+) -> Callable:
     """Returns the way of few operations that a CPU takes under a gradient, for the sake of compile time."""
     height, width, size, features = x.shape[1], x.shape[2], *kernel.shape[2:]
     if x.dtype == jnp.bfloat16 and min(size, features) >= 64 and convolution_rows.matrix_unit():
@@ -102,8 +104,9 @@ def _forward(x, kernel):
 def _backward(saved, grad):
     x, kernel = saved
     small = x.shape[1] * x.shape[2] < 256 or min(kernel.shape[2:]) < 32
+    turned = jax.ShapeDtypeStruct((3, 3, kernel.shape[3], kernel.shape[2]), kernel.dtype)
     return (
-        _lowered(_turned, _input_gradient, x, kernel, grad),
+        _lowered(_turned(differentiated(grad, turned)), _input_gradient, x, kernel, grad),
         _lowered(_kernel_gradient if small else _as_products, _kernel_gradient, x, kernel, grad),
     )
 
@@ -112,10 +115,10 @@ def _input_gradient(x, kernel, grad):
     return jax.vjp(lambda x: convolution_plain.convolve(x, kernel), x)[1](grad)[0]
 
 
-def _turned(x, kernel, grad):
-    """Returns the input's gradient as a convolution of its own: with the kernel turned by 180 degrees."""
-    kernel = kernel[::-1, ::-1].swapaxes(2, 3)
-    return differentiated(grad, kernel)(grad, kernel)
+@functools.cache
+def _turned(way):
+    """Returns the function of the input's gradient as a convolution: with the kernel turned by 180 degrees."""
+    return lambda x, kernel, grad: way(grad, kernel[::-1, ::-1].swapaxes(2, 3))
 
 
 def _kernel_gradient(x, kernel, grad):
