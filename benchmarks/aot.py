@@ -67,7 +67,9 @@ def measure(train, topology, rows, fsdp=None, effort=-1.0):
 
     def run(state, frozen, batch):
         state, metrics = function(state, frozen, batch)
-        return jax.tree.map(lambda x, like: jax.lax.with_sharding_constraint(x, like.sharding), state, given[0]), metrics
+        return jax.tree.map(
+            lambda x, like: jax.lax.with_sharding_constraint(x, like.sharding), state, given[0]
+        ), metrics
 
     divided = jax.tree.map(lambda x: _shaped(x, grid, PartitionSpec(("data", "fsdp"))), batch)
     given = placed(state), placed(frozen), divided
@@ -102,13 +104,14 @@ def said(name, one):
     """Returns the figures of a step as lines of text."""
     gigabytes = {part: one[part] / 1e9 for part in ("arguments", "temporaries", "total", "moved", "sent")}
     return (
-        f"{name}, {one['chips']} x {one['chip']}, {one['rows per chip']} rows a chip, compiled in {one['compiled in s']} s\n"
+        f"{name}, {one['chips']} x {one['chip']}, {one['rows per chip']} rows a chip, "
+        f"compiled in {one['compiled in s']} s\n"
         f"  memory    {gigabytes['arguments']:.3f} GB of arguments, {gigabytes['temporaries']:.3f} of temporaries, "
         f"{gigabytes['total']:.3f} in all: {'fits' if one['fits'] else 'does not fit'}\n"
         f"  compute   {one['flops'] / 1e12:.4f} TFLOP, {1e3 * one['seconds_flops']:.2f} ms\n"
         f"  moved     {gigabytes['moved']:.4g} GB, {1e3 * one['seconds_moved']:.2f} ms\n"
         f"  sent      {gigabytes['sent']:.4g} GB to other chips, {1e3 * one['seconds_sent']:.2f} ms\n"
-        f"  roofline  {1e3 * one['seconds']:.2f} ms, {one['rows per chip'] / max(one['seconds'], 1e-12):.0f} rows a second a chip"
+        f"  roofline  {1e3 * one['seconds']:.2f} ms, {one['rows per chip'] / one['seconds']:.0f} rows a second a chip"
     )
 
 

@@ -1,4 +1,4 @@
-"""The GPU table: sdjax on one GPU against diffusers, eager and by torch.compile, in at most 8 minutes from empty caches.
+"""The GPU table: sdjax against diffusers, eager and by torch.compile, in at most 8 minutes from empty caches.
 
     PYTHONPATH=. python benchmarks/gpu.py --out outputs/gpu                            on a GPU
     PYTHONPATH=. python benchmarks/gpu.py --model random:tiny --inside                 a trial on a CPU, in a minute
@@ -6,7 +6,7 @@
 Jobs are processes.  Those of a wave compile side by side and are timed alone.  First pictures and steps are measured
 from the start of their process: cold with an empty cache of compiled programs, two others starting beside it; warm
 alone, with what the cold start left.  What did not end in time is missing in the table.  Writes OUT/gpu.json and
-OUT/gpu.md; OUT/logs has what the jobs print.  Weights are random.  Without torch and diffusers their columns stay empty.
+OUT/gpu.md; OUT/logs has what the jobs print.  Weights are random.  Without torch and diffusers their columns are empty.
 """
 
 import argparse
@@ -55,7 +55,9 @@ def parser():
     """Returns the command line's parser."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--model", default="random:sd15", help="a model's random shape, or a folder")
-    made.add_argument("--vision", default=None, help="E4T's image encoder; default: random:vit-h, the model's own if tiny")
+    made.add_argument(
+        "--vision", default=None, help="E4T's image encoder; default: random:vit-h, the model's own if tiny"
+    )
     made.add_argument("--rows", type=int, default=8, help="pictures at once, and rows of a training step")
     made.add_argument("--steps", type=int, help="sampling steps; default: 50, 3 if tiny")
     made.add_argument("--size", type=int, help="pixels; default: 512, 32 if tiny")

@@ -105,7 +105,9 @@ def pictures(mode, options):
     with phase("time"):
         for rows in (1, options.rows):
             seconds = median(lambda rows=rows: draw(pipe, rows, options))
-            say(f"text2img, batch {rows}", NAMES[mode], seconds=seconds, steps_s=options.steps / seconds, peak_GB=peak())
+            say(
+                f"text2img, batch {rows}", NAMES[mode], seconds=seconds, steps_s=options.steps / seconds, peak_GB=peak()
+            )
         say("UNet call", NAMES[mode], seconds=median(predict, 10))
         say("VAE decode", NAMES[mode], seconds=median(decode, 5))
 

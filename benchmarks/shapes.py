@@ -1,6 +1,6 @@
 """Steps of training from shapes alone: no weights, no pictures, nothing computed.
 
-    function, arguments, train, chosen, account = program(settings.load("configs/lora.py", [*GIVEN["lora"], ...]))
+function, arguments, train, chosen, account = program(settings.load("configs/lora.py", [*GIVEN["lora"], ...]))
 """
 
 from dataclasses import replace
@@ -59,7 +59,13 @@ def program(train):
     tx, evaluate = optim.optimizer(train.optim, train.steps)
     state = jax.eval_shape(lambda trained: step.initial_state(trained, tx, train.ema), trained)
     account = fit.bytes_of(train, trained, frozen, size)
-    return step.of_run(train, tx, evaluate, task), (state, frozen, batch(train, loaded, task, size)), train, chosen, account
+    return (
+        step.of_run(train, tx, evaluate, task),
+        (state, frozen, batch(train, loaded, task, size)),
+        train,
+        chosen,
+        account,
+    )
 
 
 def batch(train, sd, task, size):

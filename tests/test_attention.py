@@ -134,7 +134,9 @@ def test_a_unet_lowered_for_another_platform_holds_nothing_of_a_cpus(dtype):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert "stablehlo.while" not in text
         assert "stablehlo.optimization_barrier" not in text  # Winograd's
-        functions = re.findall(r"func\.func private @(\w+)\((?:(?!func\.func).)*?stablehlo\.convolution", text, re.DOTALL)
+        functions = re.findall(
+            r"func\.func private @(\w+)\((?:(?!func\.func).)*?stablehlo\.convolution", text, re.DOTALL
+        )
         calls = sum(len(re.findall(rf"call @{name}\(", text)) for name in functions)
         assert calls == convolutions == 52 and len(functions) == text.count("stablehlo.convolution") == 21
 

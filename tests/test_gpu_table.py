@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py: what its table says of measurements, that late and failed jobs are named, and the whole on a CPU."""
+"""benchmarks/gpu.py: what its table says of measurements, which jobs failed or were late, and the whole on a CPU."""
 
 import importlib
 import json
@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PEERS_TOO = ["text2img, batch 1", "text2img, batch 2", "UNet call", "VAE decode", "training step, full", "training step, LoRA"]
+PEERS_TOO = [
+    "text2img, batch 1",
+    "text2img, batch 2",
+    "UNet call",
+    "VAE decode",
+    "training step, full",
+    "training step, LoRA",
+]
 
 
 @pytest.fixture
@@ -29,7 +36,8 @@ def test_the_table_has_every_row_and_says_what_was_not_measured(gpu):
         {"row": "text2img, batch 8", "who": "sdjax", "seconds": 2.0, "steps_s": 25.0, "peak_GB": 7.0},
         {"row": "text2img, batch 8", "who": "diffusers", "seconds": 3.0, "steps_s": 16.7, "peak_GB": 6.0},
         {"row": "text2img, batch 8", "who": "torch.compile", "seconds": 2.5, "steps_s": 20.0},
-        {"row": "first picture", "who": "sdjax", "seconds": 41.0, "warm": False, "compiled_s": 30.0, "programs": 9, "from_cache": 0},
+        {"row": "first picture", "who": "sdjax", "seconds": 41.0, "warm": False,
+         "compiled_s": 30.0, "programs": 9, "from_cache": 0},
         {"row": "first picture", "who": "sdjax", "seconds": 9.5, "warm": True},
         {"row": "training step, full", "who": "sdjax", "seconds": 0.25, "trace_s": 1, "lower_s": 2, "compile_s": 30,
          "host_s": 0.004, "dispatch_s": 0.005, "python_s": 0.002},

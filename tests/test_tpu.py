@@ -1,4 +1,4 @@
-"""Programs compiled for TPUs on a machine without one: attention's kernel, and a step of every recipe (`make test-tpu`)."""
+"""Programs compiled for TPUs on a machine without one (`make test-tpu`): attention's kernel, a step of every recipe."""
 
 import importlib
 import json
@@ -34,7 +34,7 @@ def test_bytes_between_chips_are_a_rings():
   %all-reduce.1 = f32[256,4]{1,0} all-reduce(%a), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
   %all-gather.2 = bf16[8,128]{1,0} all-gather(%b), replica_groups=[2,2]<=[4], dimensions={0}
   %reduce-scatter.3 = f32[64]{0} reduce-scatter(f32[256]{0} %c), replica_groups={{0,1,2,3}}, dimensions={0}
-  %collective-permute-start.4 = (f32[32]{0}, f32[32]{0}, u32[], u32[]) collective-permute-start(%d), source_target_pairs={{0,1}}
+  %collective-permute-start.4 = (f32[32]{0}, f32[32]{0}, u32[], u32[]) collective-permute-start(%d), channel_id=4
   %add.5 = f32[4096]{0} add(%e, %f)
 """
     wanted = 2 * 4096 * 3 / 4 + 2048 / 2 + 1024 * 3 / 4 + 128
@@ -76,7 +76,10 @@ def test_splash_is_attention(monkeypatch):
 
     for found, plain in (
         (attention_splash.attend(*given), attention_plain.attend(*given)),
-        *zip(*(jax.grad(loss(way), (0, 1, 2))(*given) for way in (attention_splash.attend, attention_plain.attend)), strict=True),
+        *zip(
+            *(jax.grad(loss(way), (0, 1, 2))(*given) for way in (attention_splash.attend, attention_plain.attend)),
+            strict=True,
+        ),
     ):
         found, plain = np.asarray(found, np.float32), np.asarray(plain, np.float32)
         assert np.linalg.norm(found - plain) <= 0.01 * np.linalg.norm(plain)

@@ -13,7 +13,10 @@ from collections.abc import Sequence
 
 from sdjax.service import programs
 
-KINDS = {"quiet": "ddim", "noisy": "euler_a"}  # samplers that draw fresh noise between steps have a program of their own
+KINDS = {
+    "quiet": "ddim",
+    "noisy": "euler_a",
+}  # samplers that draw fresh noise between steps have a program of their own
 
 
 def parser() -> argparse.ArgumentParser:

@@ -51,7 +51,7 @@ def takes(dtype: DTypeLike, rows: int, length: int, others: int, heads: int) -> 
 
 @functools.cache
 def _compiles() -> bool:
-    """Returns whether this environment compiles for TPUs; elsewhere importing Pallas would take a second for nothing."""
+    """Returns whether this environment compiles for TPUs; elsewhere Pallas would be imported for nothing."""
     return importlib.util.find_spec("libtpu") is not None
 
 

@@ -72,7 +72,7 @@ def _convolve3(x, kernel):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _lowered(cpu, others, *args):
-    """Returns cpu(*args) where that is lowered for a CPU, others(*args) elsewhere; one function for layers of a shape."""
+    """Returns cpu(*args) where that is lowered for a CPU, others(*args) elsewhere; layers of a shape share it."""
     return others(*args) if cpu is others else lax.platform_dependent(*args, cpu=cpu, default=others)
 
 
@@ -85,9 +85,7 @@ def fastest(x: Float[Array, "B h w in"], kernel: Float[Array, "3 3 in out"]) -> 
     return differentiated(x, kernel)
 
 
-def differentiated(
-    x: Float[Array, "B h w in"], kernel: Float[Array, "3 3 in out"] | jax.ShapeDtypeStruct
-) -> Callable:
+def differentiated(x: Float[Array, "B h w in"], kernel: Float[Array, "3 3 in out"] | jax.ShapeDtypeStruct) -> Callable:
     """Returns the way of few operations that a CPU takes under a gradient, for the sake of compile time."""
     height, width, size, features = x.shape[1], x.shape[2], *kernel.shape[2:]
     if x.dtype == jnp.bfloat16 and min(size, features) >= 64 and convolution_rows.matrix_unit():
