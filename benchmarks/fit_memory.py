@@ -6,8 +6,8 @@
 
 Each recipe is compiled for a chip of a TPU v5e, on a machine without one, from shapes alone: no weights, nothing
 computed.  Its bytes are those of the arguments (weights, optimizer, batch) and of the temporaries, less what is
-donated; a GB is 2^30 of them.  A compilation takes a quarter of an hour of two cores and up to 10 GB.  Other figures in
-FILE stay.
+donated; a GB is 2^30 of them.  A compilation takes a quarter of an hour of two cores and up to 10 GB; with --effort -1
+a tenth of the time and nearly the same memory.  Other figures in FILE stay.
 """
 
 import argparse
@@ -34,15 +34,16 @@ GIVEN = {
 }
 
 
-def measured(train):
-    """Returns the figures of a run's step."""
+def measured(train, effort=0.0):
+    """Returns the figures of a run's step; effort: the compiler's."""
     device = aot.topology(TOPOLOGY)[0]
     mesh = Mesh(np.array([device]), ("data",), axis_types=(AxisType.Auto,))
     place = NamedSharding(mesh, PartitionSpec())
     function, arguments, train, chosen, about = shapes.program(train)
     arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments)
     start = time.monotonic()
-    memory = jax.jit(function, donate_argnums=0).lower(*arguments).compile().memory_analysis()
+    memory = jax.jit(function, donate_argnums=0).lower(*arguments)
+    memory = memory.compile(compiler_options={"exec_time_optimization_effort": effort}).memory_analysis()
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         "bytes": kept + memory.temp_size_in_bytes,
@@ -53,6 +54,7 @@ def measured(train):
         "outputs": memory.output_size_in_bytes,
         "trained": trees.count(arguments[0]["trained"]),
         "chosen": chosen,
+        "effort": effort,
         "our account": round(about),
         "device": f"{device.device_kind}, one chip of {TOPOLOGY}",
         "compiled in s": round(time.monotonic() - start),
@@ -66,19 +68,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+", choices=sorted(GIVEN))
     parser.add_argument("--set", nargs="+", default=[], help="settings in place of the recipe's")
+    parser.add_argument("--effort", type=float, default=0.0, help="of the compiler; -1: ten times sooner")
     parser.add_argument("--out", type=Path, help="a JSON file that gets the figures")
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")  # libtpu describes the topology; nothing runs on it
     for name in options.recipes:
         train = settings.load(f"configs/{name}.py", [*GIVEN[name], "data.path=photo.png", *options.set])
-        found = measured(train)
+        found = measured(train, options.effort)
         said = " ".join([name, *options.set])
         print(f"{said}: {found['GB']} GB, compiled in {found['compiled in s']} s", flush=True)
         if options.out:
             figures = json.loads(options.out.read_text()) if options.out.exists() else {}
-            command = f"python benchmarks/fit_memory.py {name}" + (
-                f" --set {' '.join(options.set)}" * bool(options.set)
-            )
+            command = f"python benchmarks/fit_memory.py {name}" + f" --effort {options.effort:g}" * bool(options.effort)
+            command += f" --set {' '.join(options.set)}" * bool(options.set)
             figures[said] = {"command": command, **found}
             options.out.write_text(json.dumps(figures, indent=1) + "\n")
     return 0

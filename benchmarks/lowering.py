@@ -48,6 +48,11 @@ def tuning(rows):
     return jax.jit(function, donate_argnums=0), arguments
 
 
+def operations(text):
+    """Returns the number of operations in a program's text; those of a function count once, however often called."""
+    return len(re.findall(r"= \"?(?:stablehlo|chlo)\.", text))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=8, help="pictures; the tuning step has twice as many")
@@ -68,8 +73,7 @@ def main():
             middle = time.process_time()
             text = traced.lower(lowering_platforms=(platform,)).as_text()
             seconds = np.diff([start, middle, time.process_time()])
-            counted = len(re.findall(r"= \"?(?:stablehlo|chlo)\.", text))
-            loops = text.count("stablehlo.while")
+            counted, loops = operations(text), text.count("stablehlo.while")
             print(
                 f"{name}, {platform}: {counted} operations, {loops} loops; "
                 f"traced in {seconds[0]:.1f} s, lowered in {seconds[1]:.1f} s", flush=True,
