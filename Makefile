@@ -4,6 +4,9 @@
 # Each target but help and clean first creates .venv and installs its requirements.  The other targets run one program each:
 #   make tune IMAGE=photo.png (into outputs/tune/photo), train-encoder, compare, verify-pytorch, bench; install, lint, format
 #   make pocket  makes the embedded model from nothing, on a GPU; ARGS="scale=0.01 minutes=4" does it in small on two cores
+#   make gpu    fill the GPU table in 8 minutes, into outputs/gpu (ACCEL=cuda); then python -m pytest -m gpu -n 0
+#   make aot TOPOLOGY=v5e:2x2   what each chip of a TPU needs for a step of CONFIG; no TPU is needed
+#   make test-tpu   compile every recipe with a tiny model for v5e:2x2
 #   make test-ui   test the page in a browser; as root it installs Debian's chromium if none is found
 #   make clean  removes .venv, build and *.egg-info, and keeps outputs/
 #   MODEL   pocket, a diffusers folder, a single file or a hub id        IMAGE   one photo
@@ -12,6 +15,7 @@
 #   ARGS    more a.b=value overrides, or --flags of the program          ACCEL   cpu, cuda or tpu
 
 ACCEL ?= cpu
+TOPOLOGY ?= v5e:2x2
 MODEL ?= pocket
 DATA ?= pocketland
 CONFIG ?=
@@ -26,6 +30,7 @@ LINT := .venv/installed-lint
 UI := .venv/installed-ui
 TEST := .venv/installed-test
 BROWSER := .venv/installed-test-ui
+TPU := .venv-tpu/installed
 
 # A run that would fall back to the CPU stops: sdjax/runtime/accelerator.py.
 demo ui train-encoder tune compare bench: export ACCEL := $(ACCEL)
@@ -34,7 +39,8 @@ ifeq ($(filter $(ACCEL),cpu cuda tpu),)
 $(error ACCEL=$(ACCEL): expected cpu, cuda or tpu)
 endif
 
-.PHONY: help install demo ui test test-slow test-ui pocket train-encoder tune compare verify-pytorch bench lint format clean
+.PHONY: help install demo ui test test-slow test-ui pocket train-encoder tune compare verify-pytorch bench gpu aot test-tpu \
+	lint format clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -77,6 +83,17 @@ verify-pytorch: $(TEST)
 bench: $(TEST)
 	$(PY) benchmarks/bench.py --model "$(MODEL)" $(ARGS)
 
+gpu: $(CORE)
+	PYTHONPATH=. $(PY) benchmarks/gpu.py --out outputs/gpu $(ARGS)
+
+aot: CONFIG := $(or $(CONFIG),configs/e4t_pretrain.py)
+aot: MODEL := $(if $(filter pocket,$(MODEL)),random:sd15,$(MODEL))
+aot: $(TPU)
+	.venv-tpu/bin/python benchmarks/aot.py $(CONFIG) --model "$(MODEL)" --topology $(TOPOLOGY) $(ARGS)
+
+test-tpu: $(TPU)
+	.venv-tpu/bin/python -m pytest -m tpu -n 0 $(ARGS)
+
 lint: $(LINT)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -87,7 +104,7 @@ format: $(LINT)
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-tpu build *.egg-info
 
 # The environment.  The stamps make the second time instant; a change of the requirements installs again.
 # uv is ten times faster than pip, but reads no pip.conf: where it finds nothing, pip does it.
@@ -130,6 +147,14 @@ $(BROWSER): $(CORE)
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
 		$(CHROMIUM) || { apt-get update -qq && $(CHROMIUM); } || \
 		{ echo "no chromium: expected one on the path" >&2; exit 2; }
+	@touch $@
+
+# libtpu changes what a CPU compiles, so it has an environment of its own.
+$(TPU): setup.py constraints.txt
+	@echo "installing what compiling for TPUs needs into .venv-tpu"
+	@test -x .venv-tpu/bin/python || $(PYTHON) -m venv .venv-tpu
+	@.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check --prefer-binary -c constraints.txt \
+		-e ".[tpu]" "pytest>=8" "pytest-xdist>=3.6"
 	@touch $@
 
 # torch comes first and by its exact version, so that a wheel for CPUs at hand is taken before a larger one.

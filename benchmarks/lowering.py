@@ -11,39 +11,25 @@ import argparse
 import gc
 import re
 import time
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import shapes
 
-from sdjax import settings, trees
+from sdjax import settings
 from sdjax.diffusion.plan import sample, tabulate
 from sdjax.diffusion.wrappers import Guidance
-from sdjax.formats import pipeline
-from sdjax.formats.storage import parameters
 from sdjax.models.cond import Cond, UNetInputs
-from sdjax.tasks.text2img import TextToImage
-from sdjax.training import optim, step
 
 SIZE, LENGTH = 512, 77  # pixels, tokens
 S = jax.ShapeDtypeStruct
 
 
-def abstract(network, dtype):
-    """Returns the shapes of a network's parameters."""
-    return jax.tree.map(lambda leaf: S(leaf.shape, jnp.dtype(dtype)), parameters.template(network))
-
-
-def load(dtype="float32", **options):
-    """Returns Stable Diffusion 1.5 with shapes in the place of weights."""
-    with mock.patch.object(parameters, "random_parameters", abstract):
-        return pipeline.load("random:sd15", dtype, **options)
-
-
 def sampling(rows, dtype):
     """Returns (function, arguments) of sampling `rows` pictures."""
-    sd, plan = load(dtype), tabulate(load().schedule, "ddim", 50)
+    sd = shapes.load("random:sd15", dtype)
+    plan = tabulate(sd.schedule, "ddim", 50)
     words = {"text_encoder": {"ids": S((rows, LENGTH), jnp.int32)}}
     text = Cond(UNetInputs(S((rows, LENGTH, 768), jnp.dtype(dtype))), words=words)
 
@@ -56,24 +42,15 @@ def sampling(rows, dtype):
 
 def tuning(rows):
     """Returns (function, arguments) of an E4T tuning step on `rows` copies of one picture."""
-    given = ["model=random:sd15", "init=''", "vision=random:vit-h", f"data.batch={rows}", "data.path=photo.png"]
-    given += ["method.parts.0.domain=a"]  # the only words that the built-in vocabulary holds are letters
-    train = settings.load("configs/e4t_tune.py", given)
-    tx, evaluate = optim.optimizer(train.optim, train.steps)
-    sd = load(vision=train.vision).with_dtype(train.compute, remat=train.remat)
+    given = ["model=random:sd15", "vision=random:vit-h", f"data.batch={rows}", "data.path=photo.png"]
+    train = settings.load("configs/e4t_tune.py", [*given, *shapes.GIVEN["e4t_tune"]])
+    function, arguments, *_ = shapes.program(train)
+    return jax.jit(function, donate_argnums=0), arguments
 
-    def begin(sd, pixels):
-        with jax.ensure_compile_time_eval():  # the offsets' first weights are drawn on the host
-            trained, frozen = train.method.split(sd, jax.random.key(0))
-        frozen = trees.cast(frozen, train.frozen)
-        return step.initial_state(trained, tx), train.method.look(frozen, trained, pixels)
 
-    state, frozen = jax.eval_shape(begin, sd, S((SIZE, SIZE, 3), jnp.float32))
-    shapes = {"index": ((), jnp.int32), "weight": ((), jnp.float32)}
-    shapes["moments"] = ((SIZE // 8, SIZE // 8, 8), jnp.float32)
-    batch = {name: S((rows, *shape), dtype) for name, (shape, dtype) in shapes.items()}
-    batch["ids"] = {"text_encoder": S((rows, LENGTH), jnp.int32)}
-    return jax.jit(step.of_run(train, tx, evaluate, TextToImage()), donate_argnums=0), (state, frozen, batch)
+def operations(text):
+    """Returns the number of operations in a program's text; those of a function count once, however often called."""
+    return len(re.findall(r"= \"?(?:stablehlo|chlo)\.", text))
 
 
 def main():
@@ -96,8 +73,7 @@ def main():
             middle = time.process_time()
             text = traced.lower(lowering_platforms=(platform,)).as_text()
             seconds = np.diff([start, middle, time.process_time()])
-            counted = len(re.findall(r"= \"?(?:stablehlo|chlo)\.", text))
-            loops = text.count("stablehlo.while")
+            counted, loops = operations(text), text.count("stablehlo.while")
             print(
                 f"{name}, {platform}: {counted} operations, {loops} loops; "
                 f"traced in {seconds[0]:.1f} s, lowered in {seconds[1]:.1f} s", flush=True,

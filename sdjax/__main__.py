@@ -5,6 +5,7 @@
     sdjax train RECIPE.py [a.b=value ...] [out=DIR]
     sdjax tune photo.png [a.b=value ...]
     sdjax convert SRC DST
+    sdjax warm MODEL [--sizes 512] [--batches 1 8]   compile ahead, so that the first picture does not wait
     sdjax adapters merge | extract | resize | check ...
     sdjax ui [--models DIR] [--adapters DIR]         the web page and its APIs on http://127.0.0.1:7860
 
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, rest = (given[0], given[1:]) if given else ("--help", [])
     programs = {task: functools.partial(_draw, task) for task in TASKS}
     programs |= {"batch": _batch, "train": _train, "tune": _tune, "convert": _convert}
-    programs |= {"adapters": _adapters, "ui": _ui}
+    programs |= {"adapters": _adapters, "warm": _warm, "ui": _ui}
     if name in programs:
         return programs[name](rest)
     print((__doc__ or "").strip())
@@ -72,6 +73,12 @@ def _convert(rest: list[str]) -> int:
     from sdjax.convert import main as convert
 
     return convert(rest)
+
+
+def _warm(rest: list[str]) -> int:
+    from sdjax.service.warm import main as warm
+
+    return warm(rest)
 
 
 def _adapters(rest: list[str]) -> int:

@@ -1,5 +1,6 @@
 """Attention's ways against the exact one; which is taken where; what a program for another platform holds."""
 
+import re
 import types
 
 import jax
@@ -122,7 +123,8 @@ def test_without_a_card_cudnn_is_not_even_traced():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_unet_lowered_for_another_platform_holds_nothing_of_a_cpus(dtype):
-    """Stable Diffusion 1.5's, in shape alone, two rows: no Winograd, no neighbourhoods, no loop."""
+    """Stable Diffusion 1.5's, in shape alone, two rows: no Winograd, no neighbourhoods, no loop; a shape's layers share
+    a function."""
     unet = UNet(SD15, jnp.dtype(dtype))
     inputs = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 64, 64, 4), (2,), (2, 77, 768)))
     params = jax.eval_shape(unet.init, jax.random.key(0), *inputs)["params"]
@@ -132,7 +134,11 @@ def test_a_unet_lowered_for_another_platform_holds_nothing_of_a_cpus(dtype):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert "stablehlo.while" not in text
         assert "stablehlo.optimization_barrier" not in text  # Winograd's
-        assert text.count("stablehlo.convolution") == convolutions == 52
+        functions = re.findall(
+            r"func\.func private @(\w+)\((?:(?!func\.func).)*?stablehlo\.convolution", text, re.DOTALL
+        )
+        calls = sum(len(re.findall(rf"call @{name}\(", text)) for name in functions)
+        assert calls == convolutions == 52 and len(functions) == text.count("stablehlo.convolution") == 21
 
 
 @pytest.mark.gpu

@@ -43,7 +43,7 @@ def test_other_forms_are_the_plain_convolution(form):
 
 @pytest.mark.parametrize("unit", [False, True])
 def test_bfloat16_goes_by_rows_where_the_processor_has_a_unit_for_it(unit, monkeypatch):
-    x, kernel = (jnp.asarray(part, jnp.bfloat16) for part in example(2, 8, 9, 64, 64))
+    x, kernel = (jnp.asarray(part, jnp.bfloat16) for part in example(2, 8, 9, 64, 96))
     taken, by_rows = [], convolution_rows.convolve
     monkeypatch.setattr(convolution_rows, "matrix_unit", lambda: unit)
     monkeypatch.setattr(convolution_rows, "convolve", lambda *pair: taken.append(1) or by_rows(*pair))

@@ -92,7 +92,7 @@ def test_the_account_is_the_compilers(recipe, monkeypatch):
     found = json.loads((ROOT / "docs/fit_memory.json").read_text())[recipe]
     given = [*fit_memory.GIVEN[recipe], "data.path=photo.png"]
     settings = sdjax.settings.load(ROOT / f"configs/{recipe}.py", given)
-    _, _, _, chosen, account = fit_memory.program(settings)
+    _, _, _, chosen, account = importlib.import_module("shapes").program(settings)
     assert chosen == found["chosen"]
     assert account == pytest.approx(found["bytes"], rel=0.08)
     assert found["bytes"] <= fit.GB * int(settings.fit.removesuffix("GB"))

@@ -32,7 +32,7 @@ TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 MOST = {"vocab_size": 1 << 22, "num_hidden_layers": 1024, "image_size": 1 << 13, **dict.fromkeys(TOKENS, 1 << 22)}
 
 ACTIVATIONS = {
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # openai/CLIP, model.py, QuickGELU
+    "quick_gelu": jax.jit(lambda x: x * jax.nn.sigmoid(1.702 * x)),  # openai/CLIP, model.py, QuickGELU
     "gelu": gelu,  # the erf form; OpenCLIP's towers
 }
 

@@ -2,7 +2,8 @@
 
 Layout is channels last.  B batch, h w positions on a map, N M positions in a row, D channels.  Parameters are named as
 Linen does (kernel, scale, bias); submodules carry diffusers' names.  Every layer computes in its `dtype` and casts the
-parameters it is given; norms take their statistics in float32.
+parameters it is given; norms take their statistics in float32.  What a layer computes is a compiled function of arrays,
+so layers of one shape are traced and lowered once.
 
     x = Conv(64, dtype=dtype, name="conv_in")(x)
     x = ResnetBlock(64, groups=16, dtype=dtype, name="resnets.0")(x, time)
@@ -42,19 +43,26 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*space in"], wide: bool = False) -> Float[Array, "*space features"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        y = multiply(x.astype(self.dtype), kernel.astype(self.dtype), wide)
-        if self.use_bias:
-            bias = self.param("bias", zeros, (self.features,), jnp.float32).astype(y.dtype)
-            y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
-        return y
+        y = multiply(x, kernel, wide, jnp.dtype(self.dtype))
+        return add(y, self.param("bias", zeros, (self.features,), jnp.float32)) if self.use_bias else y
 
 
-def multiply(x: Float[Array, "*space in"], kernel: Float[Array, "in out"], wide: bool) -> Float[Array, "*space out"]:
-    """Returns x times a kernel of its type, in that type or, where wide, in float32."""
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def multiply(
+    x: Float[Array, "*space in"], kernel: Float[Array, "in out"], wide: bool, dtype: Any
+) -> Float[Array, "*space out"]:
+    """Returns x times a kernel, both in a type, as that type or, where wide, as float32."""
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
     dims = (((x.ndim - 1,), (0,)), ((), ()))
     if not wide:
         return lax.dot_general(x, kernel, dims, precision=precision(x.dtype))
     return lax.dot_general(x, kernel, dims, precision=summed(x.dtype), preferred_element_type=jnp.float32)
+
+
+@jax.jit
+def add(y: Float[Array, "*space D"], bias: Float[Array, " D"]) -> Float[Array, "*space D"]:
+    """Returns y with a bias of its type added to its last axis."""
+    return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 class Conv(nn.Module):
@@ -79,9 +87,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features), jnp.float32)
         way = convolve_wide if wide else convolve
         y = way(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.pads())
-        if self.use_bias:
-            y = y + self.param("bias", zeros, (self.features,), jnp.float32).astype(y.dtype)[None, None, None]
-        return y
+        return add(y, self.param("bias", zeros, (self.features,), jnp.float32)) if self.use_bias else y
 
     def pads(self) -> Pads:
         """Returns the padding as pairs for height and width."""
@@ -110,12 +116,19 @@ class GroupNorm(nn.Module):
         moments: tuple[Float[Array, "B groups"], Float[Array, "B groups"]] | None = None,
     ) -> Float[Array, "B *space D"]:
         width = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones_init(), (width,), jnp.float32).astype(jnp.float32)
-        bias = self.param("bias", zeros, (width,), jnp.float32).astype(jnp.float32)
+        scale = self.param("scale", nn.initializers.ones_init(), (width,), jnp.float32)
+        bias = self.param("bias", zeros, (width,), jnp.float32)
         if moments is None:
-            y: Any = group_norm(x, scale, bias, self.groups, self.eps)  # Any: partial hides the type
-            return y.astype(self.dtype)
+            return _grouped(x, scale, bias, self.groups, self.eps, jnp.dtype(self.dtype))
+        scale, bias = scale.astype(jnp.float32), bias.astype(jnp.float32)
         return _normalise(x, scale, bias, *moments, self.eps).astype(self.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _grouped(x, scale, bias, groups, eps, dtype):
+    """Returns group_norm of parameters of any type, in `dtype`."""
+    y: Any = group_norm(x, scale.astype(jnp.float32), bias.astype(jnp.float32), groups, eps)  # Any: partial hides it
+    return y.astype(dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -179,22 +192,33 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*space D"]) -> Float[Array, "*space D"]:
-        shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones_init(), shape[-1:], jnp.float32).astype(jnp.float32)
-        bias = self.param("bias", zeros, shape[-1:], jnp.float32).astype(jnp.float32)
-        rows = x.astype(jnp.float32)
-        rows = rows - rows.mean(-1, keepdims=True)
-        rows = rows * lax.rsqrt(jnp.square(rows).mean(-1, keepdims=True) + self.eps)
-        return (rows * scale.reshape(shape) + bias.reshape(shape)).astype(self.dtype)
+        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:], jnp.float32)
+        bias = self.param("bias", zeros, x.shape[-1:], jnp.float32)
+        return _layer_norm(x, scale, bias, self.eps, jnp.dtype(self.dtype))
 
 
-@jax.custom_vjp
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _layer_norm(x, scale, bias, eps, dtype):
+    """Returns x normalised along its last axis, in `dtype`."""
+    scale, bias = (p.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,)) for p in (scale, bias))
+    rows = x.astype(jnp.float32)
+    rows = rows - rows.mean(-1, keepdims=True)
+    rows = rows * lax.rsqrt(jnp.square(rows).mean(-1, keepdims=True) + eps)
+    return (rows * scale + bias).astype(dtype)
+
+
+@jax.jit
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Returns x Phi(x) with the exact normal distribution; its gradient is Phi(x) + x phi(x).
 
     XLA's CPU runs erf, and this gradient, twice as fast as Linen's erfc and its derivative.
     Source: Hendrycks and Gimpel 2016.
     """
+    return _gelu(x)
+
+
+@jax.custom_vjp
+def _gelu(x):
     return x * _normal(x)
 
 
@@ -206,7 +230,7 @@ def _gelu_backward(x, grad):
     return (grad * (_normal(x) + x * jnp.exp(-0.5 * jnp.square(x)) * (2 * jnp.pi) ** -0.5),)
 
 
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+_gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
 
 
 def split_heads(x: Float[Array, "B N D"], heads: int) -> Float[Array, "B N heads d"]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from sdjax.images.resize import fitted, pad
 from sdjax.models.cond import Cond
-from sdjax.sampling import settings, slerp
+from sdjax.sampling import settings, slerp, tiles
 from sdjax.sampling.fields import make
 from sdjax.sampling.job import Job, Pictures, job
 from sdjax.sampling.latents import decode, encode, wanted_shape
@@ -51,7 +51,10 @@ def img2img(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, **
 
 def drawn(sd: StableDiffusion, job: Job) -> Pictures:
     """Returns the pictures [B H W 3] of a text-to-image job."""
-    return decode(sd, run(sd, job, job.start_noise(wanted_shape(sd, job.settings))))
+    shape = wanted_shape(sd, job.settings)
+    with tiles.ahead(sd, len(job.pictures), shape):
+        z = run(sd, job, job.start_noise(shape))
+    return decode(sd, z)
 
 
 def redrawn(sd: StableDiffusion, job: Job, pictures: Any) -> Pictures:

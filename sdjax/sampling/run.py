@@ -145,20 +145,23 @@ def _run(sd, job, start, z, cond, region, *, skipped, before):
             with tqdm(
                 total=int(plan.rows), desc="sampling", unit="step", dynamic_ncols=True, disable=not job.progress
             ) as bar:
-                made, lost = _watched(sd.bare, cond, start, keys, plan, z, fresh, bar, job.watch)
+                made, lost = _watched(sd.bare, cond, start, keys, plan, z, fresh, bar, job.watch, place)
     dtype = jnp.dtype(sd.networks["unet"].dtype).name
     advice = f"finite weights, and guidance={shared.guidance:g} and dtype={dtype} that suit them"
     return finite.latents(made, lost, int(plan.steps), advice)
 
 
-def _watched(sd, cond, start, keys, plan, z, fresh, bar, watch):
+def _watched(sd, cond, start, keys, plan, z, fresh, bar, watch, place):
     """Returns (latents, lost) of a plan that is run from the host, step by step; the next step is under way while the
-    one before is looked at."""
-    steps, state, before = int(plan.steps), _begin(start, jax.random.clone(keys), plan, z, fresh), None
+    one before is looked at.
+
+    place: lays the state out over devices as the first step's, or else the second would compile another program.
+    """
+    steps, state, before = int(plan.steps), place(_begin(start, jax.random.clone(keys), plan, z, fresh)), None
     ends = [0, *np.searchsorted(plan.step[: plan.rows], np.arange(1, steps)), int(plan.rows)]
     for done, (first, last) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
         own = jax.random.clone(keys)  # each call draws others of the same keys
-        state = _advance(sd, cond, state, own, plan, fresh, np.int32(first), np.int32(last))
+        state = place(_advance(sd, cond, state, own, plan, fresh, np.int32(first), np.int32(last)))
         _look(sd, before, done, steps, watch)
         bar.update(int(last - first))
         before = jax.block_until_ready(state) if done + 1 == steps else state

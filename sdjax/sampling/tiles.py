@@ -11,7 +11,9 @@ beyond the overlap.
 Shapes: B batch, H W pixels, h w latent pixels, c latent channels, D channels.
 """
 
+import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +51,30 @@ def decode(
     return _shared(sd, coarse, "decode", side, min(OVERLAP, side // 2), 1, sd.factor)
 
 
+@contextlib.contextmanager
+def ahead(sd: StableDiffusion, rows: int, shape: Sequence[int]) -> Iterator[None]:
+    """Compiles what `decode` needs for `rows` latents of shape (h, w, c) in a thread, while the block runs.
+
+    Not on a CPU, whose compiler takes all cores already, nor for tiles or a model on several devices.
+    """
+    height, width, _ = shape
+    z = jax.ShapeDtypeStruct((min(rows, _at_once(height, width, sd.factor**2)), *shape), jnp.float32)
+    devices = max(map(replicas.count, jax.tree.leaves(sd.parts["vae"])))
+    if _compiled_by_all_cores() or devices > 1 or not _fits(z, sd.factor**2):
+        yield
+        return
+    thread = threading.Thread(target=lambda: _decode.lower(sd.bare, z).compile())
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _compiled_by_all_cores() -> bool:
+    return jax.local_devices()[0].platform == "cpu"
+
+
 def moments(sd: StableDiffusion, pixels: Float[Array, "B H W 3"], tile: int | None = None) -> Float[Array, "B h w 2*c"]:
     """Returns the latents' mean and log variance [B h w 2c] of pixels [B H W 3] in [-1, 1].  tile: as in decode."""
     if tile is None and _fits(pixels, 1):
@@ -63,9 +89,14 @@ def _fits(x: Float[Array, "B h w D"], area: int) -> bool:
     return x.shape[1] * x.shape[2] * area <= AT_ONCE
 
 
+def _at_once(height: int, width: int, area: int) -> int:
+    """Returns how many rows of a map fit on a device."""
+    return max(1, AT_ONCE // (height * width * area))
+
+
 def _rows(apply: Callable[[Array], Array], x: Float[Array, "B h w D"], area: int) -> Float[Array, "B h w D"]:
     """Returns apply(x), as many rows at once as fit on each device."""
-    rows = max(1, AT_ONCE // (x.shape[1] * x.shape[2] * area)) * replicas.count(x)
+    rows = _at_once(x.shape[1], x.shape[2], area) * replicas.count(x)
     if len(x) <= rows:
         return apply(x)
     return jnp.concatenate([apply(x[i : i + rows]) for i in range(0, len(x), rows)])

@@ -18,6 +18,7 @@ from optax.contrib import prodigy, schedule_free, schedule_free_eval_params
 from sdjax import trees
 from sdjax.settings import ABOVE_0, FROM_0, FROM_1, TO_1, SettingError, check, check_pattern
 from sdjax.training import muon, pace
+from sdjax.training.leafwise import leafwise
 
 MOMENTS = {  # numbers that an optimizer keeps for each that trains
     "adamw": 2, "muon": 2, "adafactor": 0.01, "sgd": 0, "lion": 1, "prodigy": 4, "schedule_free": 2,
@@ -97,15 +98,42 @@ def optimizer(optim: Optim, steps: int, minutes: float = 0.0) -> tuple[optax.Gra
     those that schedule-free averages (Defazio et al. 2024, x of equation 3), of all other kinds the trained ones.
     """
     schedule = rate(optim, steps)
-    parts = [optax.clip_by_global_norm(optim.clip) if optim.clip else NOTHING, *_scaled(optim, schedule)]
+    clip, scaled = clipped(optim.clip) if optim.clip else NOTHING, _scaled(optim, schedule)
+    whole = optim.kind in ("muon", "prodigy")  # they look at all weights together
+    parts = [clip, *(tx if whole or tx is NOTHING else leafwise(tx) for tx in scaled)]
     shaped = {"adafactor": lambda tx: tx, "muon": muon.packed}.get(optim.kind, _as_vector)
     named = _by_name(optim.rates) if optim.rates else NOTHING
     finds = optim.kind == "prodigy"  # the rate is a part of what it finds
-    scaled = pace.by_length(optim, steps) if minutes else optax.scale_by_learning_rate(schedule)
+    scaled = pace.by_length(optim, steps) if minutes else leafwise(optax.scale_by_learning_rate(schedule))
     tx = optax.chain(shaped(optax.chain(*parts)), named, NOTHING if finds else scaled)
     if optim.kind == "schedule_free":
         return schedule_free(tx, schedule, optim.betas[0]), schedule_free_eval_params
     return tx, as_trained
+
+
+def clipped(most: float) -> optax.GradientTransformation:
+    """Returns optax.clip_by_global_norm(most), leaf by leaf."""
+
+    @jax.jit
+    def clip(x, total):
+        return jax.lax.select(total < most, x, (x / total.astype(x.dtype)) * most)
+
+    def update(updates, state, params=None):
+        total = jnp.sqrt(_sum([_squares(x) for x in jax.tree.leaves(updates)]))
+        return jax.tree.map(lambda x: clip(x, total), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+@jax.jit
+def _squares(x):
+    """Returns the sum of squares, float32."""
+    return jnp.sum(jnp.square(x.astype(jnp.float32)))
+
+
+@jax.jit
+def _sum(numbers):
+    return sum(numbers)
 
 
 def _scaled(optim, schedule):
@@ -152,7 +180,7 @@ def norm(tree: Any) -> Float[Array, ""]:
     leaves = jax.tree.leaves(tree)
     if trees.count(tree) <= muon.SMALL:
         leaves = [jnp.concatenate([x.ravel() for x in leaves])]
-    return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves))
+    return jnp.sqrt(_sum([_squares(x) for x in leaves]))
 
 
 def gradients(grads: Any, opt: Any) -> dict[str, Array]:
@@ -202,4 +230,9 @@ def moving_average(ema: Any, trained: Any, decay: float, step: Int[Array, ""] | 
     The ramp lets the average forget the start.  Source: TensorFlow's ExponentialMovingAverage with num_updates.
     """
     now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda e, x: now * e + (1 - now) * x, ema, trained)
+    return jax.tree.map(lambda e, x: _mixed(now, e, x), ema, trained)
+
+
+@jax.jit
+def _mixed(share, one, other):
+    return share * one + (1 - share) * other

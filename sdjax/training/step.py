@@ -67,7 +67,7 @@ def make_step(
             metrics, grads = jax.lax.pmean((metrics, grads), axis)
         updates, opt = tx.update(grads, state["opt"], state["trained"])
         metrics = {**metrics, **gradients(grads, opt), "update": norm(updates)}
-        trained = jax.tree.map(lambda x, u: (x + u).astype(x.dtype), state["trained"], updates)
+        trained = jax.tree.map(_moved, state["trained"], updates)
         trained = trained if method.project is None else method.project(trained)
         metrics |= {} if method.measure is None else method.measure(frozen, trained)
         new = {"step": state["step"] + 1, "trained": trained, "opt": opt}
@@ -76,6 +76,12 @@ def make_step(
         return new, metrics
 
     return step
+
+
+@jax.jit
+def _moved(x, update):
+    """Returns a weight after its update."""
+    return (x + update).astype(x.dtype)
 
 
 def initial_state(trained: Any, tx: optax.GradientTransformation, ema: float = 0.0) -> dict[str, Any]:

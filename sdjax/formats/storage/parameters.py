@@ -8,7 +8,9 @@ A Linen leaf's dotted path is its key in the file, but for the leaf's own name (
 """
 
 import functools
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -72,7 +74,10 @@ def random_parameters(network: Network, dtype: DTypeLike, seed: int = 0) -> Tree
             values *= 0.02 if kind != "kernel" else float(np.prod(leaf.shape[:-1])) ** -0.5
         return jnp.asarray(values.astype(jnp.dtype(dtype)))
 
-    return trees.map_names(draw, template(network))
+    like = trees.flatten(template(network))
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy draws without holding Python's lock
+        made = dict(zip(like, threads.map(draw, like, like.values()), strict=True))
+    return trees.unflatten(made, template(network))
 
 
 def new_parameters(network: Network, dtype: DTypeLike, seed: int = 0) -> Tree:

@@ -35,13 +35,13 @@ class Layer:
     def product(self, x: Float[Array, "B *space in"], weight: Float[Array, "..."]) -> Float32[Array, "B *space out"]:
         """Returns what the layer would give of x with another weight [out in ...], without a bias."""
         if self.pads is None:
-            return multiply(x.astype(self.dtype), from_file(weight).astype(self.dtype), wide=True)
+            return multiply(x, from_file(weight), True, self.dtype)
         weight = weight.reshape(*weight.shape, 1, 1) if weight.ndim == 2 else weight
         return convolve_wide(x.astype(self.dtype), from_file(weight).astype(self.dtype), self.strides, self.pads)
 
     def mix(self, x: Float[Array, "*space in"], matrix: Float[Array, "out in"]) -> Float32[Array, "*space out"]:
         """Returns x times a matrix at every position."""
-        return multiply(x.astype(self.dtype), matrix.T.astype(self.dtype), wide=True)
+        return multiply(x, matrix.T, True, self.dtype)
 
 
 @dataclass(frozen=True)

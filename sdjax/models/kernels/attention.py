@@ -2,8 +2,8 @@
 
     y = attend(q, k, v)        # [B N heads d], [B M heads d], [B M heads d] -> [B N heads d]
 
-Ways, one file each: attention_plain (all scores at once), attention_parts (some of them at a time) and attention_cudnn
-(NVIDIA's fused kernel).  docs/devices.md says which is taken where.
+Ways, one file each: attention_plain (all scores at once), attention_parts (some of them at a time), attention_cudnn
+(NVIDIA's fused kernel) and attention_splash (the one for TPUs).  docs/devices.md says which is taken where.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from sdjax.models.kernels import attention_cudnn, attention_parts, attention_plain
+from sdjax.models.kernels import attention_cudnn, attention_parts, attention_plain, attention_splash
 
 SCORES_AT_ONCE = 1 << 31  # bytes of scores from which on they are made in parts on every platform
 CACHED = 512 * 512  # scores of one head from which on a CPU is faster with parts
@@ -36,22 +36,29 @@ def attend(
     Source: Vaswani et al. 2017, equation 1.
     """
     if mask is not None:
-        return attention_plain.attend(q, k, v, mask.reshape((1,) * (4 - mask.ndim) + mask.shape))
-    default, others = way("tpu", q, k), {name: way(name, q, k) for name in ("cpu", "cuda")}
-    others = {name: other for name, other in others.items() if other is not default}
-    return lax.platform_dependent(q, k, v, **others, default=default) if others else default(q, k, v)
+        return _by_platform(attention_plain.attend, (), q, k, v, mask.reshape((1,) * (4 - mask.ndim) + mask.shape))
+    default, others = way("", q, k), {name: way(name, q, k) for name in ("cpu", "cuda", "tpu")}
+    return _by_platform(default, tuple(one for one in others.items() if one[1] is not default), q, k, v)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _by_platform(default, others, *args):
+    """Returns the attention of the platform that is lowered for; a function of its own for layers of one shape."""
+    return lax.platform_dependent(*args, **dict(others), default=default) if others else default(*args)
 
 
 def way(platform: str, q: Heads, k: Heads) -> Callable:
     """Returns the function that attends without a mask where it is lowered for "cpu", "cuda", "tpu" or another.
 
     q, k: arrays or their shapes, as `attend` takes them.  cuDNN is chosen only in a process that has a card for it,
-    since even its tracing asks the card.
+    since even its tracing asks the card; the TPU's kernel only where libtpu is installed.
     """
     batch, length, heads, width = q.shape
     scores = length * k.shape[1]
     if platform == "cuda" and attention_cudnn.takes(q.dtype, width):
         return attention_cudnn.attend
+    if platform == "tpu" and attention_splash.takes(q.dtype, batch, length, k.shape[1], heads):
+        return attention_splash.attend
     if 4 * batch * heads * scores > SCORES_AT_ONCE:
         return cached if platform == "cpu" else fitting
     return cached if platform == "cpu" and scores >= CACHED else attention_plain.attend

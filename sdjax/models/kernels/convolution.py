@@ -35,7 +35,10 @@ def convolve(
         return jnp.matmul(x, kernel[0, 0], precision=precision(x.dtype))
     if strides == 1 and kernel.shape[:2] == (3, 3) and tuple(pads) == ((1, 1), (1, 1)):
         return _convolve3(x, kernel)
-    return convolution_plain.convolve(x, kernel, strides, pads)
+    return _plain(x, kernel, strides, tuple(pads))
+
+
+_plain = jax.jit(convolution_plain.convolve, static_argnums=(2, 3))
 
 
 def convolve_wide(
@@ -67,8 +70,9 @@ def _convolve3(x, kernel):
     return _lowered(fastest(x, kernel), convolution_plain.convolve, x, kernel)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _lowered(cpu, others, *args):
-    """Returns cpu(*args) where that is lowered for a CPU, others(*args) elsewhere."""
+    """Returns cpu(*args) where that is lowered for a CPU, others(*args) elsewhere; layers of a shape share it."""
     return others(*args) if cpu is others else lax.platform_dependent(*args, cpu=cpu, default=others)
 
 
@@ -81,7 +85,7 @@ def fastest(x: Float[Array, "B h w in"], kernel: Float[Array, "3 3 in out"]) -> 
     return differentiated(x, kernel)
 
 
-def differentiated(x: Float[Array, "B h w in"], kernel: Float[Array, "3 3 in out"]) -> Callable:
+def differentiated(x: Float[Array, "B h w in"], kernel: Float[Array, "3 3 in out"] | jax.ShapeDtypeStruct) -> Callable:
     """Returns the way of few operations that a CPU takes under a gradient, for the sake of compile time."""
     height, width, size, features = x.shape[1], x.shape[2], *kernel.shape[2:]
     if x.dtype == jnp.bfloat16 and min(size, features) >= 64 and convolution_rows.matrix_unit():
@@ -98,8 +102,9 @@ def _forward(x, kernel):
 def _backward(saved, grad):
     x, kernel = saved
     small = x.shape[1] * x.shape[2] < 256 or min(kernel.shape[2:]) < 32
+    turned = jax.ShapeDtypeStruct((3, 3, kernel.shape[3], kernel.shape[2]), kernel.dtype)
     return (
-        _lowered(_turned, _input_gradient, x, kernel, grad),
+        _lowered(_turned(differentiated(grad, turned)), _input_gradient, x, kernel, grad),
         _lowered(_kernel_gradient if small else _as_products, _kernel_gradient, x, kernel, grad),
     )
 
@@ -108,10 +113,10 @@ def _input_gradient(x, kernel, grad):
     return jax.vjp(lambda x: convolution_plain.convolve(x, kernel), x)[1](grad)[0]
 
 
-def _turned(x, kernel, grad):
-    """Returns the input's gradient as a convolution of its own: with the kernel turned by 180 degrees."""
-    kernel = kernel[::-1, ::-1].swapaxes(2, 3)
-    return differentiated(grad, kernel)(grad, kernel)
+@functools.cache
+def _turned(way):
+    """Returns the function of the input's gradient as a convolution: with the kernel turned by 180 degrees."""
+    return lambda x, kernel, grad: way(grad, kernel[::-1, ::-1].swapaxes(2, 3))
 
 
 def _kernel_gradient(x, kernel, grad):

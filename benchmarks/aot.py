@@ -1,0 +1,143 @@
+"""What a training step needs on each chip of a TPU, by its compiler, on a machine without one: memory, time, traffic.
+
+    make aot TOPOLOGY=v5e:2x2 CONFIG=configs/e4t_pretrain.py MODEL=random:sd15
+    python benchmarks/aot.py configs/lora.py data.batch=32 --model random:tiny --out docs/aot.json
+    python benchmarks/aot.py configs/e4t_pretrain.py --model random:tiny --growth --out docs/aot.json
+
+CONFIG and settings are those of train/run.py.  From shapes alone: no weights, no pictures, nothing computed.  Needs
+libtpu, in an environment of its own, since it changes a CPU's flags.  The compiler's effort is small by default: the
+same memory, ten times sooner; --effort 0 is its own.  Times are the roofline's, lower bounds.  --growth: the same rows
+per chip on 4, 16, 64 and 256 chips.
+"""
+
+import argparse
+import datetime
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import shapes
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from sdjax import settings, trees
+from sdjax.runtime import aot, mesh
+
+GROWTH = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
+TOWER = "random:vit-h"  # in the place of an image encoder from the hub
+TYPES = ["compute=bfloat16", "frozen=bfloat16"]
+
+
+def parser():
+    """Returns the command line's parser."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("config", help="a recipe")
+    made.add_argument("settings", nargs="*", help="a.b=value, in place of the recipe's")
+    made.add_argument("--model", default="random:sd15", help="random:NAME")
+    made.add_argument("--topology", default="v5e:2x2")
+    made.add_argument("--rows", type=int, help="rows per chip; default: the recipe's batch")
+    made.add_argument("--fsdp", type=int, help="chips that share the weights; default: all")
+    made.add_argument("--effort", type=float, default=-1.0, help="of the compiler, -1 to 1")
+    made.add_argument("--growth", action="store_true", help=f"on {', '.join(GROWTH)}")
+    made.add_argument("--out", type=Path, help="a JSON file that gets the figures; others in it stay")
+    return made
+
+
+def read(options):
+    """Returns the settings of a run with shapes for a model; with a tower where the recipe has one from the hub."""
+    name = str(Path(options.config).with_suffix("")).partition("configs/")[2]
+    given = [f"model={options.model}", "data.path=photo.png", *TYPES, *shapes.GIVEN.get(name, [])]
+    plain = settings.load(options.config, [*given, *options.settings])
+    full = options.model not in ("random:tiny", "random:pocket")
+    tower = TOWER if full and (plain.vision or name.startswith("e4t")) else ""
+    return settings.load(options.config, [*given, f"vision={tower}", *options.settings])
+
+
+def measure(train, topology, rows, fsdp=None, effort=-1.0):
+    """Returns the figures of a step of `rows` rows per chip on a topology."""
+    devices = aot.topology(topology)
+    fsdp = len(devices) if fsdp is None else fsdp
+    grid = Mesh(np.array(devices).reshape(-1, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    function, (state, frozen, batch), train, chosen, _ = shapes.program(shapes.with_rows(train, rows * len(devices)))
+
+    def placed(tree):
+        return jax.tree.map(lambda x: _shaped(x, grid, mesh.shard(x, fsdp)), tree)
+
+    def run(state, frozen, batch):
+        state, metrics = function(state, frozen, batch)
+        return jax.tree.map(
+            lambda x, like: jax.lax.with_sharding_constraint(x, like.sharding), state, given[0]
+        ), metrics
+
+    divided = jax.tree.map(lambda x: _shaped(x, grid, PartitionSpec(("data", "fsdp"))), batch)
+    given = placed(state), placed(frozen), divided
+    start = time.monotonic()
+    with jax.set_mesh(grid):
+        lowered = jax.jit(run, donate_argnums=0).lower(*given)
+        middle = time.monotonic()
+        compiled = lowered.compile(compiler_options={"exec_time_optimization_effort": effort})
+    found = aot.cost(compiled, aot.chip(devices))
+    return {
+        "topology": topology,
+        "chips": len(devices),
+        "chip": devices[0].device_kind,
+        "rows per chip": rows,
+        "fsdp": fsdp,
+        **found,
+        "trained": trees.count(state["trained"]),
+        "chosen": chosen,
+        "effort": effort,
+        "lowered in s": round(middle - start, 1),
+        "compiled in s": round(time.monotonic() - middle, 1),
+        "date": datetime.date.today().isoformat(),
+        "jax": jax.__version__,
+    }
+
+
+def _shaped(x, grid, spec):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(grid, spec))
+
+
+def said(name, one):
+    """Returns the figures of a step as lines of text."""
+    gigabytes = {part: one[part] / 1e9 for part in ("arguments", "temporaries", "total", "moved", "sent")}
+    return (
+        f"{name}, {one['chips']} x {one['chip']}, {one['rows per chip']} rows a chip, "
+        f"compiled in {one['compiled in s']} s\n"
+        f"  memory    {gigabytes['arguments']:.3f} GB of arguments, {gigabytes['temporaries']:.3f} of temporaries, "
+        f"{gigabytes['total']:.3f} in all: {'fits' if one['fits'] else 'does not fit'}\n"
+        f"  compute   {one['flops'] / 1e12:.4f} TFLOP, {1e3 * one['seconds_flops']:.2f} ms\n"
+        f"  moved     {gigabytes['moved']:.4g} GB, {1e3 * one['seconds_moved']:.2f} ms\n"
+        f"  sent      {gigabytes['sent']:.4g} GB to other chips, {1e3 * one['seconds_sent']:.2f} ms\n"
+        f"  roofline  {1e3 * one['seconds']:.2f} ms, {one['rows per chip'] / one['seconds']:.0f} rows a second a chip"
+    )
+
+
+def keep(path, name, command, one):
+    """Writes a step's figures into a JSON file, beside others."""
+    if path is not None:
+        figures = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**figures, name: {"command": command, **one}}, indent=1) + "\n")
+
+
+def main(arguments=None):
+    """Compiles, prints and keeps; returns the exit status, 1 where a step does not fit."""
+    options = parser().parse_intermixed_args(arguments)
+    jax.config.update("jax_platforms", "cpu")  # libtpu describes the topology; nothing runs on it
+    train = read(options)
+    fits = True
+    for topology in GROWTH if options.growth else (options.topology,):
+        rows = options.rows or train.data.batch
+        one = measure(train, topology, rows, options.fsdp, options.effort)
+        name = " ".join([Path(options.config).stem, options.model, *options.settings, topology])
+        print(said(name, one), flush=True)
+        command = f"python benchmarks/aot.py {' '.join(sys.argv[1:] if arguments is None else arguments)}"
+        keep(options.out, name, command, one)
+        fits &= bool(one["fits"])
+    return int(not fits)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

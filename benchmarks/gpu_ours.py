@@ -1,0 +1,268 @@
+"""The jobs of benchmarks/gpu.py that measure sdjax: pictures, training steps, E4T from a photo to pictures.
+
+A job is a function of the options of gpu.py.  It loads, compiles and computes once beside other jobs, then is timed
+alone, and says its rows.
+"""
+
+import functools
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gpu_clock import median, phase, say, since_start
+from PIL import Image
+
+import sdjax
+from sdjax import settings, trees
+from sdjax.formats import pipeline
+from sdjax.models.cond import Cond, UNetInputs
+from sdjax.runtime import mesh
+from sdjax.sampling import tiles
+from sdjax.tasks.text2img import TextToImage
+from sdjax.training import begin, optim, step
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+BFLOAT16 = ["compute=bfloat16", "frozen=bfloat16", "remat=false"]
+WORD = "a"  # the built-in vocabulary beside random weights holds letters
+RECIPES = {  # name of the row: recipe and what it is given beside the model and the pictures
+    "training step, full": ("full.py", ["data.batch=ROWS", "data.dropout=0"]),
+    "training step, LoRA": ("lora.py", ["data.batch=ROWS"]),
+    "training step, DreamBooth": ("dreambooth.py", ["data.batch=ROWS", f"data.word={WORD}"]),
+    "training step, ControlNet": ("controlnet.py", ["data.batch=ROWS"]),
+    "training step, E4T pretrain": ("e4t_pretrain.py", ["data.batch=TWICE", f"method.domain={WORD}"]),
+    "training step, E4T tune": ("e4t_tune.py", ["data.batch=TWICE", "init=''", f"method.parts.0.domain={WORD}"]),
+}
+FIRST = {  # the rows of the first thing that a user sees, and whose recipe they are
+    "training step, full": "first training step",
+    "training step, E4T tune": "first E4T step",
+}
+
+
+class Compiled:
+    """The seconds and number of compilations of this process, and how many of the programs came from the cache."""
+
+    def __init__(self):
+        self.seconds = self.count = self.hits = 0
+        jax.monitoring.register_event_duration_secs_listener(self._timed)
+        jax.monitoring.register_event_listener(self._happened)
+
+    def _timed(self, event, duration, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.seconds, self.count = self.seconds + duration, self.count + 1
+
+    def _happened(self, event, **about):
+        self.hits += event == "/jax/compilation_cache/cache_hits"
+
+    def figures(self):
+        """Returns what was compiled so far."""
+        return {"compiled_s": self.seconds, "programs": self.count, "from_cache": self.hits}
+
+
+@functools.cache
+def compiled() -> Compiled:
+    """Returns the one listener of this process."""
+    return Compiled()
+
+
+def device():
+    """Returns what a report says of the device and versions."""
+    first = jax.devices()[0]
+    return {"device": f"{jax.device_count()} x {first.device_kind}", "jax": jax.__version__}
+
+
+def peak():
+    """Returns the peak of the device's memory in GB (10^9 bytes), None where the device does not tell."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats["peak_bytes_in_use"] / 1e9 if "peak_bytes_in_use" in stats else None
+
+
+# ---- pictures ----------------------------------------------------------------------------------
+
+
+def pictures(options):
+    """Rows of text-to-image, of the UNet alone and of the decoder; says the first picture's time since the start."""
+    count = compiled()
+    with phase("compile"):
+        sd = pipeline.load(options.model, "bfloat16")
+        loaded = since_start()
+        draw(sd, 1, options)
+        say("first picture", seconds=since_start(), loaded_s=loaded, warm=options.warm, **device(), **count.figures())
+        if options.warm:
+            return
+        draw(sd, options.rows, options)
+        network, decoder = unet_call(sd, options), decode_call(sd, options)
+    with phase("time"):
+        for rows in (1, options.rows):
+            seconds = median(lambda rows=rows: draw(sd, rows, options))
+            say(f"text2img, batch {rows}", seconds=seconds, steps_s=options.steps / seconds, peak_GB=peak())
+        say("UNet call", seconds=median(network, 10), rows=2 * options.rows)
+        say("VAE decode", seconds=median(decoder, 5), rows=options.rows)
+        say("text2img, loop from the host", seconds=median(lambda: draw(sd, 1, options, watch=lambda progress: None)))
+
+
+def draw(sd, rows, options, prompt=f"{WORD} photo", **more):
+    """Returns pictures of as many seeds."""
+    return sdjax.text2img(
+        sd, [prompt] * rows, seeds=list(range(rows)), steps=options.steps, guidance=7.5, size=options.size, **more
+    )
+
+
+def unet_call(sd, options):
+    """Returns a call of the UNet alone, compiled, on the rows that guidance gives it."""
+    rows, side = 2 * options.rows, options.size // sd.factor
+    config = sd.networks["unet"].config
+    z = jnp.ones((rows, side, side, config.in_channels))
+    cond = Cond(UNetInputs(jnp.ones((rows, 77, config.cross_attention_dim), jnp.bfloat16)))
+    run = jax.jit(lambda sd, z, t, cond: sd.predict(z, t, cond)).lower(sd.bare, z, jnp.full(rows, 500.0), cond)
+    run, given = run.compile(), (sd.bare, z, jnp.full(rows, 500.0), cond)
+
+    def call():
+        jax.block_until_ready(run(*given))
+
+    call()
+    return call
+
+
+def decode_call(sd, options):
+    """Returns a call of the decoder, compiled, for all pictures of a batch."""
+    side = options.size // sd.factor
+    z = jnp.ones((options.rows, side, side, sd.networks["vae"].config.latent_channels))
+
+    def call():
+        jax.block_until_ready(tiles.decode(sd.bare, z))
+
+    call()
+    return call
+
+
+# ---- training ----------------------------------------------------------------------------------
+
+
+def run_settings(name, options, folder):
+    """Returns the settings of a recipe's row."""
+    recipe, given = RECIPES[name]
+    sizes = {"ROWS": str(options.rows), "TWICE": str(2 * options.rows)}
+    given = [one.replace("ROWS", sizes["ROWS"]).replace("TWICE", sizes["TWICE"]) for one in given]
+    path = folder / "0.png" if recipe == "e4t_tune.py" else folder
+    given += [f"model={options.model}", f"data.path={path}", f"data.size={options.size}", "data.templates=captions"]
+    given += [f"vision={options.vision}"] * recipe.startswith("e4t")
+    given = [one for one in given if not (one == "data.templates=captions" and recipe in KEPT)]
+    return settings.load(CONFIGS / recipe, [*given, *BFLOAT16])
+
+
+KEPT = ("dreambooth.py", "e4t_pretrain.py", "e4t_tune.py")  # recipes whose templates say the word
+
+
+def photos(folder, options, count=8):
+    """Writes random pictures with captions."""
+    random = np.random.default_rng(0)
+    for i in range(count):
+        picture = random.integers(0, 256, (options.size, options.size, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"{WORD} photo")
+
+
+def stacked(data, first):
+    """Returns a batch of consecutive examples; the same rows as data.iterate gives, without grain."""
+    rows = [data._example(first + i) for i in range(data.rows)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+
+class Run:
+    """A recipe's run before its first step: state, frozen weights, batches, and the compiled step."""
+
+    def __init__(self, name, options):
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            photos(folder, options)
+            self.settings = run_settings(name, options, folder)
+            trained, self.frozen, data, _ = begin.begin(self.settings)
+            self.batches = [stacked(data, i * data.rows) for i in range(4)]
+        tx, evaluate = optim.optimizer(self.settings.optim, self.settings.steps)
+        self.trained = trees.count(trained)
+        self.state = step.initial_state(trained, tx, self.settings.ema)
+        function = step.of_run(self.settings, tx, evaluate, TextToImage())
+        _, jitted = mesh.compile(function, "single", self.settings.data.batch)
+        start = time.perf_counter()
+        traced = jitted.trace(self.state, self.frozen, self.batches[0])
+        middle = time.perf_counter()
+        lowered = traced.lower()
+        end = time.perf_counter()
+        self.step = lowered.compile()
+        self.stages = {"trace_s": middle - start, "lower_s": end - middle, "compile_s": time.perf_counter() - end}
+
+    def advance(self, n):
+        """Takes a step and returns its metrics without waiting for them."""
+        self.state, metrics = self.step(self.state, self.frozen, self.batches[n % len(self.batches)])
+        return metrics
+
+    def steps(self, count):
+        """Returns (seconds a step, seconds a step until the host was done) of `count` steps, one after the other."""
+        jax.block_until_ready(self.state)
+        start = time.perf_counter()
+        for n in range(count):
+            metrics = self.advance(n)
+        host = time.perf_counter() - start
+        float(metrics["loss"])
+        return (time.perf_counter() - start) / count, host / count
+
+    def dispatch(self):
+        """Returns the seconds of one call while the device is idle: Python, trees and the launch of all kernels."""
+        times = []
+        for n in range(5):
+            jax.block_until_ready(self.state)
+            start = time.perf_counter()
+            self.advance(n)
+            times.append(time.perf_counter() - start)
+        return sorted(times)[2]
+
+    def nothing(self):
+        """Returns the seconds of a call with the same trees and no kernel: what Python and the trees take."""
+        empty = jax.jit(lambda state, frozen, batch: (state, state["step"] + 0), donate_argnums=0)
+        times = []
+        for n in range(6):
+            start = time.perf_counter()
+            self.state, _ = empty(self.state, self.frozen, self.batches[n % len(self.batches)])
+            times.append(time.perf_counter() - start)
+            jax.block_until_ready(self.state)
+        return sorted(times[1:])[2]
+
+
+def training(name, options):
+    """The row of a recipe's step; of some recipes also the time of the first step since the start."""
+    count = compiled()
+    with phase("compile"):
+        run = Run(name, options)
+        float(run.advance(0)["loss"])
+        if name in FIRST:
+            say(FIRST[name], seconds=since_start(), warm=options.warm, **run.stages, **count.figures())
+        if options.warm:
+            return
+        run.steps(1)
+        if name == "training step, E4T tune":
+            tuned = joined(run)
+            draw(tuned, 4, options, prompt=f"{WORD} photo of *s")
+    with phase("time"):
+        seconds, host = run.steps(10)
+        rows = run.settings.data.batch
+        python = {"host_s": host, "dispatch_s": run.dispatch(), "python_s": run.nothing()}
+        python["leaves"] = len(jax.tree.leaves((run.state, run.frozen)))
+        say(name, seconds=seconds, rows=rows, peak_GB=peak(), trained=run.trained, **run.stages, **python)
+        if name == "training step, E4T tune":
+            start = time.perf_counter()
+            run.steps(15)
+            tuning = time.perf_counter() - start
+            draw(joined(run), 4, options, prompt=f"{WORD} photo of *s")
+            say("E4T: 15 steps and 4 pictures", seconds=time.perf_counter() - start, tuning_s=tuning)
+
+
+def joined(run):
+    """Returns the model with what a run has learned, as sampling takes it."""
+    return run.settings.method.join(run.frozen, run.state["trained"])
+
+
+JOBS = {"pictures": pictures, **{name: functools.partial(training, name) for name in RECIPES}}

@@ -1,0 +1,74 @@
+"""Attention by Pallas' splash kernel: on a TPU scores stay on the chip, forward and backward.
+
+Blocks and limits are those that docs/log/2026-11.md, "Attention for TPUs", found best; heads are not padded.
+"""
+
+import functools
+import importlib.util
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+LEAST = 1024  # positions; XLA is as fast with fewer, and with the 77 of a text
+QUERIES, KEYS, INNER = 1024, 2048, 1024  # sizes of blocks; the kernel's own default of 128 takes seven times as long
+LANES = 128
+ROWS, HEADS = ("data", "fsdp", "pictures"), "tensor"  # axes of a mesh that divide rows and heads
+
+
+def attend(
+    q: Float[Array, "B N heads d"], k: Float[Array, "B M heads d"], v: Float[Array, "B M heads d"]
+) -> Float[Array, "B N heads d"]:
+    """Returns attention of q [B N heads d] to k, v [B M heads d]; tracing it imports Pallas.
+
+    On a mesh (jax.set_mesh) each device takes its own rows, since XLA does not divide such kernels.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    free = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
+    if mesh.empty or all(mesh.shape[name] == 1 for name in free):
+        return _kernel(q, k, v)
+    rows = tuple(name for name in free if name in ROWS)
+    place = PartitionSpec(rows, None, HEADS if HEADS in free else None)
+    whole = jax.shard_map(_kernel, in_specs=place, out_specs=place, axis_names=set(free), check_vma=False)
+    return whole(q, k, v)
+
+
+def takes(dtype: DTypeLike, rows: int, length: int, others: int, heads: int) -> bool:
+    """Returns whether the kernel is for attention of `length` positions to `others`, in an environment with libtpu.
+
+    Not on a mesh that does not divide rows and heads.
+    """
+    if not (min(length, others) >= LEAST and length % LANES == 0 == others % LANES and _compiles()):
+        return False
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = math.prod(mesh.shape[name] for name in mesh.axis_names if name in ROWS)
+    divided = rows % parts == 0 and heads % mesh.shape.get(HEADS, 1) == 0
+    return jnp.dtype(dtype) == jnp.bfloat16 and (mesh.empty or divided)
+
+
+@functools.cache
+def _compiles() -> bool:
+    """Returns whether this environment compiles for TPUs; elsewhere Pallas would be imported for nothing."""
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def _kernel(q, k, v):
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    (_, length, heads, width), others = q.shape, k.shape[1]
+    q, k, v = (x.swapaxes(1, 2) for x in (q * width**-0.5, k, v))
+    queries, keys = _block(length, QUERIES), _block(others, KEYS)
+    inner = _block(keys, INNER)
+    sizes = splash.BlockSizes(queries, keys, inner, queries, keys, inner, queries, keys)
+    mask = masks.MultiHeadMask([masks.FullMask((length, others))] * heads)
+    kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes)
+    return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
+
+
+def _block(length, most):
+    """Returns the largest multiple of LANES up to `most` that divides a length, itself such a multiple."""
+    return max(size for size in range(LANES, most + 1, LANES) if length % size == 0)

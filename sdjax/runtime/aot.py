@@ -1,0 +1,132 @@
+"""Compiles programs for TPUs on a machine without one, and says what a chip needs for them.
+
+    devices = topology("v5e:2x2")                       # needs libtpu
+    report = cost(jitted.lower(*shapes).compile(), chip(devices))
+
+The figures are the compiler's.  It counts the body of a loop once and a Pallas kernel's operations not at all, so
+operations and times are lower bounds; bytes of memory are exact.
+"""
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from sdjax.settings import SettingError
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}  # else 4
+# What one of k chips sends for a result, or for reduce-scatter an operand, of n bytes, where each passes parts around.
+SENT = {
+    "all-reduce": lambda k: 2 * (k - 1) / k,
+    "all-gather": lambda k: (k - 1) / k,
+    "reduce-scatter": lambda k: (k - 1) / k,
+    "all-to-all": lambda k: (k - 1) / k,
+    "collective-permute": lambda k: 1.0,
+}
+COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(SENT)})(?:-start)?\((.*)")
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What one chip has.  flops: bfloat16 operations a second.  memory: bytes.  moved, sent: bytes a second between
+    chip and memory, and to other chips.  Source: cloud.google.com/tpu/docs, the pages of v5e, v5p and v6e."""
+
+    flops: float
+    memory: float
+    moved: float
+    sent: float
+
+
+CHIPS = {
+    "TPU v5 lite": Chip(197e12, 16e9, 819e9, 200e9),
+    "TPU v5": Chip(459e12, 95e9, 2765e9, 600e9),
+    "TPU v6 lite": Chip(918e12, 32e9, 1640e9, 448e9),
+}
+
+
+def topology(name: str) -> list[Any]:
+    """Returns the devices of a topology such as "v5e:2x2", on which nothing runs.
+
+    Raises SettingError without libtpu, and for a name that it does not know.
+    """
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except Exception as error:  # libtpu's own kinds
+        said = str(error).splitlines()[0]
+        raise SettingError("topology", name, "one that libtpu knows, as v5e:2x2, and libtpu", said) from error
+
+
+def chip(devices: list[Any]) -> Chip:
+    """Returns what one of the devices has.  Raises SettingError for a kind that is not in CHIPS."""
+    kind = devices[0].device_kind
+    if kind not in CHIPS:
+        raise SettingError("topology", kind, f"one of {', '.join(CHIPS)}")
+    return CHIPS[kind]
+
+
+def cost(compiled: Any, of: Chip) -> dict[str, float]:
+    """Returns what one chip needs for a compiled program.
+
+    arguments, outputs, aliased, temporaries, total: bytes of memory; aliased: of outputs in the place of arguments.
+    fits: 1 or 0.  flops; moved, sent: bytes to and from its memory, and to other chips.  seconds: of the roofline, the
+    longest of seconds_flops, seconds_moved and seconds_sent.
+    """
+    memory, said = compiled.memory_analysis(), compiled.cost_analysis()
+    arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes
+    total = arguments + outputs - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    sent = between(compiled.as_text())
+    times = {
+        "seconds_flops": said["flops"] / of.flops,
+        "seconds_moved": said["bytes accessed"] / of.moved,
+        "seconds_sent": sent / of.sent,
+    }
+    return {
+        "arguments": arguments,
+        "outputs": outputs,
+        "aliased": memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "total": total,
+        "fits": int(total <= of.memory),
+        "flops": said["flops"],
+        "moved": said["bytes accessed"],
+        "sent": sent,
+        **times,
+        "seconds": max(times.values()),
+    }
+
+
+def between(text: str) -> float:
+    """Returns the bytes that one chip sends to others in a program, its compiled text; loops count once.
+
+    Each collective as a ring does it, see SENT.
+    """
+    total = 0.0
+    for line in text.splitlines():
+        if found := COLLECTIVE.search(line):
+            result, kind, rest = found.groups()
+            shapes = _sizes(rest.split(")")[0]) if kind == "reduce-scatter" else _sizes(result)
+            if f" {kind}-start(" in line and kind not in ("all-reduce", "reduce-scatter"):
+                shapes = _sizes(result.replace("u32[]", ""))  # (operands, results, and where they wait)
+                shapes = shapes[len(shapes) // 2 :]
+            total += sum(shapes) * SENT[kind](_members(line))
+    return total
+
+
+def _sizes(text):
+    """Returns the bytes of the arrays in a text such as "(f32[8,128]{1,0}, u32[])"."""
+    found = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", text)
+    return [BYTES.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n) for kind, shape in found]
+
+
+def _members(line):
+    """Returns how many chips take part in a collective."""
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", line):
+        return int(found[2])
+    found = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
+    return len(found[1].split(",")) if found else jax.device_count()

@@ -1,0 +1,64 @@
+"""The decoder compiled while the latents are made: once, for the same pictures; and `sdjax warm`."""
+
+import threading
+
+import jax
+import pytest
+
+import sdjax
+from sdjax.formats import pipeline
+from sdjax.sampling import tiles
+from sdjax.service import programs, warm
+
+HOW = dict(steps=2, guidance=2.0, size=40)  # a size of no other test's, so that nothing is compiled already
+
+
+@pytest.fixture
+def compiled():
+    """The names of what is compiled from here on, and the threads that compiled it."""
+    seen = []
+
+    def listen(event, duration, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append((about["fun_name"], threading.current_thread() is threading.main_thread()))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_on_an_accelerator_the_decoder_is_compiled_aside_and_once(compiled, monkeypatch, rows=3):
+    sd = pipeline.load("random:tiny")
+    monkeypatch.setattr(tiles, "_compiled_by_all_cores", lambda: False)
+    monkeypatch.setattr(tiles, "AT_ONCE", 2 * 40 * 40)  # two rows at once
+    made = sdjax.text2img(sd, ["a photo"] * rows, seeds=range(rows), **HOW)
+    assert [one for one in compiled if one[0] == "jit(_decode)"] == [("jit(_decode)", False), ("jit(_decode)", True)]
+    monkeypatch.undo()
+    assert (made == sdjax.text2img(sd, ["a photo"] * rows, seeds=range(rows), **HOW)).all()
+
+
+def test_on_a_cpu_and_for_tiles_nothing_is_compiled_aside(compiled, monkeypatch):
+    sd = pipeline.load("random:tiny")
+    with tiles.ahead(sd, 1, (24, 24, 4)):
+        pass
+    monkeypatch.setattr(tiles, "_compiled_by_all_cores", lambda: False)
+    monkeypatch.setattr(tiles, "AT_ONCE", 16)
+    with tiles.ahead(sd, 1, (24, 24, 4)):
+        pass
+    assert "jit(_decode)" not in [name for name, _ in compiled]
+
+
+def test_warm_compiles_all_that_a_picture_needs(compiled, capsys, tmp_path):
+    assert warm.main(["random:tiny", "--sizes", "24", "--batches", "2"]) == 0
+    assert "24, batch 2, quiet: " in capsys.readouterr().out
+    before = len(compiled)
+    assert ("jit(_advance)", True) in compiled
+    given = ["--model", "random:tiny", "--prompt", "a face", "--size", "24", "--count", "2", "--batch", "2"]
+    given += ["--steps", "3", "--guidance", "3", "--seed", "7", "--out", str(tmp_path)]
+    assert programs.main("text2img", None, given) == 0
+    assert len(list(tmp_path.glob("*.png"))) == 2 and compiled[before:] == []
+
+
+def test_warm_says_what_is_wrong_in_one_line(capsys):
+    assert warm.main(["random:tiny", "--sizes", "13"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1

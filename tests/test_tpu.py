@@ -1,0 +1,103 @@
+"""Programs compiled for TPUs on a machine without one (`make test-tpu`): attention's kernel, a step of every recipe."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax.models.kernels import attention, attention_plain, attention_splash
+from sdjax.runtime import aot
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(path for path in (ROOT / "configs").glob("*.py"))
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """benchmarks/aot.py as a module."""
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+    return importlib.import_module("aot")
+
+
+def qkv(rows, length, heads, width, dtype=jnp.bfloat16):
+    random = np.random.default_rng(0)
+    return [jnp.asarray(random.standard_normal((rows, length, heads, width), np.float32), dtype) for _ in range(3)]
+
+
+def test_bytes_between_chips_are_a_rings():
+    text = """
+  %all-reduce.1 = f32[256,4]{1,0} all-reduce(%a), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+  %all-gather.2 = bf16[8,128]{1,0} all-gather(%b), replica_groups=[2,2]<=[4], dimensions={0}
+  %reduce-scatter.3 = f32[64]{0} reduce-scatter(f32[256]{0} %c), replica_groups={{0,1,2,3}}, dimensions={0}
+  %collective-permute-start.4 = (f32[32]{0}, f32[32]{0}, u32[], u32[]) collective-permute-start(%d), channel_id=4
+  %add.5 = f32[4096]{0} add(%e, %f)
+"""
+    wanted = 2 * 4096 * 3 / 4 + 2048 / 2 + 1024 * 3 / 4 + 128
+    assert aot.between(text) == wanted
+
+
+def test_splash_is_taken_for_many_positions_where_there_is_a_tpus_compiler(monkeypatch):
+    monkeypatch.setattr(attention_splash, "_compiles", lambda: True)
+
+    def way(length, others, dtype=jnp.bfloat16):
+        q, k = (jax.ShapeDtypeStruct((2, n, 8, 40), dtype) for n in (length, others))
+        return attention.way("tpu", q, k)
+
+    assert way(4096, 4096) is way(1024, 1024) is way(1536, 1536) is attention_splash.attend
+    assert way(4096, 77) is way(256, 256) is way(1100, 1100) is attention_plain.attend
+    assert way(1024, 1024, jnp.float32) is attention_plain.attend
+    q = jax.ShapeDtypeStruct((2, 4096, 8, 40), jnp.bfloat16)
+    assert attention.way("cpu", q, q) is not attention_splash.attend is not attention.way("cuda", q, q)
+
+
+def test_without_a_tpus_compiler_pallas_is_not_even_imported():
+    if attention_splash._compiles():
+        pytest.skip("libtpu is installed")
+    q = jax.ShapeDtypeStruct((2, 1024, 8, 40), jnp.bfloat16)
+    assert attention.way("tpu", q, q) is attention_plain.attend
+
+
+@pytest.mark.slow
+def test_splash_is_attention(monkeypatch):
+    """By Pallas' interpreter on a CPU, outputs and gradients."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+
+    made = splash.make_splash_mha_single_device
+    monkeypatch.setattr(splash, "make_splash_mha_single_device", lambda *a, **k: made(*a, **k, interpret=True))
+    given = qkv(1, 1024, 2, 40)
+
+    def loss(way):
+        return lambda *qkv: jnp.square(way(*qkv).astype(jnp.float32)).sum()
+
+    for found, plain in (
+        (attention_splash.attend(*given), attention_plain.attend(*given)),
+        *zip(
+            *(jax.grad(loss(way), (0, 1, 2))(*given) for way in (attention_splash.attend, attention_plain.attend)),
+            strict=True,
+        ),
+    ):
+        found, plain = np.asarray(found, np.float32), np.asarray(plain, np.float32)
+        assert np.linalg.norm(found - plain) <= 0.01 * np.linalg.norm(plain)
+
+
+@pytest.mark.tpu
+def test_a_program_for_a_tpu_holds_the_kernel_once_for_layers_of_a_shape():
+    device = aot.topology("v5e:2x2")[0]
+    place = jax.sharding.SingleDeviceSharding(device)
+    given = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for x in qkv(2, 1024, 8, 80)]
+    text = jax.jit(lambda q, k, v: attention.attend(attention.attend(q, k, v), k, v)).lower(*given).as_text()
+    assert text.count("tpu_custom_call") == 1
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_compiles_for_a_slice(path, program, tmp_path):
+    status = program.main([str(path), "--model", "random:tiny", "--rows", "2", "--out", str(tmp_path / "aot.json")])
+    (found,) = json.loads((tmp_path / "aot.json").read_text()).values()
+    assert status == 0 and found["fits"] and found["chips"] == 4
+    assert found["flops"] > 0 and found["sent"] > 0 and found["arguments"] > 0
