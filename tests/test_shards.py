@@ -5,6 +5,7 @@ import itertools
 import shutil
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -397,3 +398,14 @@ def test_a_million_sizes_are_divided_in_seconds():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert time.process_time() - start < 20 and peak < 400 << 20
+
+
+@pytest.mark.parametrize("layout", ["arrow", "parquet", "tar"])
+def test_files_of_other_tools_are_read(layout):
+    """tests/data/datasets: written by datasets 5.2.0 (save_to_disk, to_parquet) and webdataset 1.0.2 (TarWriter)."""
+    place = Path(__file__).parent / "data" / "datasets" / layout
+    train, test = opened(place), opened(f"{place}#test")
+    assert (len(train), len(test)) == (3, 1)
+    for i, (examples, row) in enumerate([(train, 0), (train, 1), (train, 2), (test, 0)]):
+        assert examples.caption(row, np.random.default_rng(0)) == f"picture number {i}"
+        assert examples.shape(row) == (16, 16 + i) and (examples.picture(row, 16) == 40 * i).all()

@@ -69,7 +69,7 @@ def of(name: str) -> str:
     """Returns the split that a file's name, or else the nearest folder's, says; "train" where none does."""
     path = PurePosixPath(name)
     for part in (path.name, *reversed(path.parent.parts)):
-        if numbered := NUMBERED.match(part):
+        if (numbered := NUMBERED.match(part)) and numbered[1] != "data":  # as save_to_disk calls every file
             return NAMES.get(numbered[1], numbered[1])
         if word := WORD.search(part.lower()):
             return NAMES[word[1]]
