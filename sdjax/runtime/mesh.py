@@ -107,7 +107,8 @@ def _mesh(step: Step, axes: dict[str, int]) -> tuple[Place, Run]:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, np.asarray(x)), tree)
 
     def run(state, frozen, rows_of_batch):
-        state, metrics = step(state, frozen, rows_of_batch)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for kernels that XLA does not divide
+            state, metrics = step(state, frozen, rows_of_batch)
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, layout(x)), state), metrics
 
     return Place(spread, spread, batch, lambda tree: tree), jax.jit(run, donate_argnums=0)
