@@ -3,7 +3,7 @@
 # make ui     serve the web page and the APIs of A1111 and OpenAI on http://127.0.0.1:7860 (ARGS="--models DIR --adapters DIR")
 # Each target but help and clean first creates .venv and installs its requirements.  The other targets run one program each:
 #   make tune IMAGE=photo.png (into outputs/tune/photo), train-encoder, compare, verify-pytorch, bench; install, lint, format
-#   make gpu    fill the GPU table in 8 minutes, into outputs/gpu (ACCEL=cuda); then python -m pytest -m gpu -n 0
+#   make gpu    fill the GPU table in 8 minutes, into outputs/gpu (ACCEL=cuda)
 #   make aot TOPOLOGY=v5e:2x2   what each chip of a TPU needs for a step of CONFIG; no TPU is needed
 #   make test-tpu   compile every recipe with a tiny model for v5e:2x2
 #   make test-ui   test the page in a browser; as root it installs Debian's chromium if none is found
