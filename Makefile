@@ -4,7 +4,7 @@
 # Each target but help and clean first creates .venv and installs its requirements.  The other targets run one program each:
 #   make tune IMAGE=photo.png (into outputs/tune/photo), train-encoder, compare, verify-pytorch, bench; install, lint, format
 #   make pocket  makes the embedded model from nothing, on a GPU; ARGS="scale=0.01 minutes=4" does it in small on two cores
-#   make gpu    fill the GPU table in 8 minutes, into outputs/gpu (ACCEL=cuda); then python -m pytest -m gpu -n 0
+#   make gpu    fill the GPU table in 8 minutes, into outputs/gpu (ACCEL=cuda)
 #   make aot TOPOLOGY=v5e:2x2   what each chip of a TPU needs for a step of CONFIG; no TPU is needed
 #   make test-tpu   compile every recipe with a tiny model for v5e:2x2
 #   make test-ui   test the page in a browser; as root it installs Debian's chromium if none is found

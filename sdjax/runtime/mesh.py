@@ -168,7 +168,8 @@ def _mesh(step: Step, axes: Mapping[str, int], batch_size: int, rules: Rules) ->
         )
 
     def run(state, frozen, rows_of_batch):
-        state, metrics = step(state, frozen, rows_of_batch)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for kernels that XLA does not divide
+            state, metrics = step(state, frozen, rows_of_batch)
         state = jax.tree_util.tree_map_with_path(
             lambda path, x: jax.lax.with_sharding_constraint(x, layout(path, x)), state
         )

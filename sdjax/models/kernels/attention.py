@@ -57,7 +57,7 @@ def way(platform: str, q: Heads, k: Heads) -> Callable:
     scores = length * k.shape[1]
     if platform == "cuda" and attention_cudnn.takes(q.dtype, width):
         return attention_cudnn.attend
-    if platform == "tpu" and attention_splash.takes(q.dtype, batch, length, k.shape[1], heads):
+    if platform == "tpu" and attention_splash.takes(q.dtype, batch, length, k.shape[1], heads, width):
         return attention_splash.attend
     if 4 * batch * heads * scores > SCORES_AT_ONCE:
         return cached if platform == "cpu" else fitting

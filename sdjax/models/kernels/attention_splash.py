@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 LEAST = 1024  # positions; XLA is as fast with fewer, and with the 77 of a text
 QUERIES, KEYS, INNER = 1024, 2048, 1024  # sizes of blocks; the kernel's own default of 128 takes seven times as long
-LANES = 128
+LANES, WIDEST = 128, 160  # of a vector unit; the widest head that was compiled
 ROWS, HEADS = ("data", "fsdp", "pictures"), "tensor"  # axes of a mesh that divide rows and heads
 
 
@@ -36,14 +36,16 @@ def attend(
     return whole(q, k, v)
 
 
-def takes(dtype: DTypeLike, rows: int, length: int, others: int, heads: int) -> bool:
+def takes(dtype: DTypeLike, rows: int, length: int, others: int, heads: int, width: int) -> bool:
     """Returns whether the kernel is for attention of `length` positions to `others`, in an environment with libtpu.
 
-    Not on a mesh that does not divide rows and heads.
+    Not on a mesh that does not divide rows and heads, nor on several TPUs without one, as sampling on them is.
     """
-    if not (min(length, others) >= LEAST and length % LANES == 0 == others % LANES and _compiles()):
+    if not (min(length, others) >= LEAST and length % LANES == 0 == others % LANES and width <= WIDEST and _compiles()):
         return False
     mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty and jax.default_backend() == "tpu" and jax.device_count() > 1:
+        return False
     parts = math.prod(mesh.shape[name] for name in mesh.axis_names if name in ROWS)
     divided = rows % parts == 0 and heads % mesh.shape.get(HEADS, 1) == 0
     return jnp.dtype(dtype) == jnp.bfloat16 and (mesh.empty or divided)
