@@ -66,7 +66,12 @@ class Examples(Protocol):
 
 
 class Source(Protocol):
-    """A frozen dataclass of settings that only such pictures have; `data.NAME` finds them (`data.count`)."""
+    """A frozen dataclass of settings that only such pictures have; `data.NAME` finds them (`data.count`).
+
+    square: whether all pictures are squares, in one size or several.
+    """
+
+    square = False
 
     def matches(self, path: str) -> bool:
         """Returns whether `data.path` names such pictures."""
