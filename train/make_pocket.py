@@ -80,7 +80,20 @@ STAGES = (
     Stage("vae", 0.22, 128, "", 0.25, False, ("optim.lr=1.5e-3", "optim.warmup=100", "ema=0.998")),
     Stage("clip", 0.10, 1024, "vae", 1.0, False, ("optim.lr=1e-3", "optim.warmup=50")),
     Stage("unet", 0.29, 512, "clip", 1.0, True, ("optim.lr=1e-3", "optim.warmup=200", "ema=0.998")),
-    Stage("e4t", 0.39, 512, "unet", 1.0, True, ("min_snr=1.0", "optim.warmup=100", "ema=0.998")),
+    Stage(
+        "e4t",
+        0.39,
+        512,
+        "unet",
+        1.0,
+        True,
+        (
+            "min_snr=1.0",
+            "optim.warmup=100",
+            "ema=0.998",
+            "vision={work}/clip/export",
+        ),
+    ),
 )
 
 
@@ -146,7 +159,8 @@ def run_of(make: Make, stage: Stage) -> list[str]:
         f"seed={make.seed}", f"steps={STEPS}", f"compute={make.compute}", f"log={50 if make.scale == 1 else 1}",
         "checkpoint=1000", "keep=1", "preview=0",
         f"data.batch={rows}", f"data.count={count}", *(sizes if stage.sizes else ()), "data.resident=True",
-        f"data.cache={make.work}/cache", f"data.workers={_workers(make)}", *stage.more,
+        f"data.cache={make.work}/cache", f"data.workers={_workers(make)}", *(text.format(work=make.work) for text in stage.more),
+        "public=True",
     ]  # fmt: skip
 
 
@@ -205,7 +219,7 @@ def _beside(make, todo):
     for stage in todo[1:]:
         rows = max(LEAST, round(stage.rows * make.scale))
         few = [f"data.count={rows}", *([f"data.large={rows}"] if stage.sizes else ())]
-        fresh = [f"model={SHAPE}", f"out={make.work}/warm/{stage.name}", "data.cache=''", "data.workers=2"]
+        fresh = [f"model={SHAPE}", f"out={make.work}/warm/{stage.name}", "data.cache=''", "data.workers=2", "vision="]
         once = ["steps=2", "minutes=5", "checkpoint=0"]
         started.append(_started("train/run.py", *run_of(make, stage), *few, *fresh, *once))
     return started
