@@ -164,7 +164,7 @@ def measured(make: Make, seconds: float) -> None:
     if make.judges:
         drawn = max(256, 32 * round(40_000 * make.scale / 32))
         steps = max(2, round(3000 * make.scale))
-        for name in ("what", "who"):
+        for name in (name for name in ("what", "who") if not (work / "judges" / f"{name}.safetensors").exists()):
             sizes = ("--steps", str(steps), "--draw", str(drawn), "--size", str(SIDE))
             sizes += ("--workers", str(_workers(make)), "--count", "400" if small else "4000")
             places = ("--data", str(work / "judges-data"), "--out", str(work / "judges"))
