@@ -37,7 +37,7 @@ def test_larger_pictures_are_judged_by_their_means(networks):
     large = small.repeat(2, 1).repeat(2, 2)
     np.testing.assert_array_equal(judges.reduced(large, 64), small)
     np.testing.assert_array_equal(judges.identity(networks, large), judges.identity(networks, small))
-    assert judges.reduced(np.array([0, 255, 255, 3], np.uint8).reshape(1, 2, 2, 1).repeat(3, 3), 1).ravel()[0] == 128
+    assert judges.reduced(np.array([0, 255, 255, 5], np.uint8).reshape(1, 2, 2, 1).repeat(3, 3), 1).ravel()[0] == 129
 
 
 def test_pictures_of_another_size_are_refused(networks):

@@ -54,3 +54,19 @@ def test_other_processes_make_the_same(sd, tmp_path, monkeypatch):
 def test_what_cannot_stay_on_the_device_is_refused():
     with pytest.raises(SettingError, match="resident=True: expected False unless crop=center"):
         dataclasses.replace(DATA, resident=True, crop="random")
+
+
+def test_pictures_of_two_sizes_share_a_run_and_encoders_see_those_of_their_batch(sd):
+    """Further pictures have twice the side; all views of a subject have one size."""
+    world = Pocketland(count=8, large=8)
+    data = dataclasses.replace(DATA, size=128, buckets=2, concept="other", source=world, encode=False)
+    made, seen = batches.build(dataclasses.replace(data, resident=True), sd, 0), set()
+    assert made.plan.buckets == {(128, 128): list(range(8, 16)), (64, 64): list(range(8))}
+    for ours, theirs in zip(made.iterate(), batches.build(data, sd, 0).iterate(), strict=False):
+        assert ours["pixels"].shape == ours["concept"].shape
+        same(ours, theirs, rtol=0)
+        seen.add(ours["pixels"].shape[1])
+        if seen == {64, 128}:
+            break
+    with pytest.raises(SettingError, match=r"data.large=8: expected 0, or with it data.buckets=2"):
+        batches.build(dataclasses.replace(DATA, source=world), sd, 0)

@@ -80,7 +80,7 @@ STAGES = (
     Stage("vae", 0.22, 128, "", 0.25, False, ("optim.lr=1.5e-3", "optim.warmup=100", "ema=0.998")),
     Stage("clip", 0.10, 1024, "vae", 1.0, False, ("optim.lr=1e-3", "optim.warmup=50")),
     Stage("unet", 0.29, 512, "clip", 1.0, True, ("optim.lr=1e-3", "optim.warmup=200", "ema=0.998")),
-    Stage("e4t", 0.39, 512, "unet", 1.0, True, ("min_snr=1.0", "optim.warmup=100", "ema=0.998")),
+    Stage("e4t", 0.39, 512, "unet", 1.0, True, ("min_snr=1.0", "optim.warmup=100", "ema=0.998", "vision={clip}")),
 )
 
 
@@ -146,7 +146,8 @@ def run_of(make: Make, stage: Stage) -> list[str]:
         f"seed={make.seed}", f"steps={STEPS}", f"compute={make.compute}", f"log={50 if make.scale == 1 else 1}",
         "checkpoint=1000", "keep=1", "preview=0",
         f"data.batch={rows}", f"data.count={count}", *(sizes if stage.sizes else ()), "data.resident=True",
-        f"data.cache={make.work}/cache", f"data.workers={_workers(make)}", *stage.more,
+        f"data.cache={make.work}/cache", f"data.workers={_workers(make)}", "public=True",
+        *(text.format(clip=f"{make.work}/clip/export") for text in stage.more),
     ]  # fmt: skip
 
 
@@ -163,7 +164,7 @@ def measured(make: Make, seconds: float) -> None:
     if make.judges:
         drawn = max(256, 32 * round(40_000 * make.scale / 32))
         steps = max(2, round(3000 * make.scale))
-        for name in ("what", "who"):
+        for name in (name for name in ("what", "who") if not (work / "judges" / f"{name}.safetensors").exists()):
             sizes = ("--steps", str(steps), "--draw", str(drawn), "--size", str(SIDE))
             sizes += ("--workers", str(_workers(make)), "--count", "400" if small else "4000")
             places = ("--data", str(work / "judges-data"), "--out", str(work / "judges"))
@@ -195,8 +196,8 @@ def _beside(make, todo):
     """Starts what runs beside the first stage: drawing, and the other stages' compilation.
 
     Compiled programs lie in the compile cache.  A step's program depends on shapes only, so that the weights of a new
-    model and a batch or two of few pictures make the same.  Each gets a fifth of the device's memory: where the batch does
-    not fit into that, it is compiled all the same.
+    model and a batch or two of few pictures make the same.  Each gets a fifth of the device's memory; a batch that does
+    not fit into that is compiled all the same.
     """
     started, clip = [], STAGES[1]
     if clip in todo:
@@ -205,7 +206,7 @@ def _beside(make, todo):
     for stage in todo[1:]:
         rows = max(LEAST, round(stage.rows * make.scale))
         few = [f"data.count={rows}", *([f"data.large={rows}"] if stage.sizes else ())]
-        fresh = [f"model={SHAPE}", f"out={make.work}/warm/{stage.name}", "data.cache=''", "data.workers=2"]
+        fresh = [f"model={SHAPE}", f"out={make.work}/warm/{stage.name}", "data.cache=''", "data.workers=2", "vision="]
         once = ["steps=2", "minutes=5", "checkpoint=0"]
         started.append(_started("train/run.py", *run_of(make, stage), *few, *fresh, *once))
     return started

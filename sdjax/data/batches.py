@@ -106,6 +106,8 @@ class Data:
             settings.check(self, validation=settings.BELOW_1)
         if self.cache and (not self.plain or self.mask):
             raise SettingError("cache", self.cache, "'' unless crop=center, flip=0, mask=False: pictures stay as kept")
+        if self.buckets and self.concept and not self.squares:
+            raise SettingError("buckets", self.buckets, f"0 with concept={self.concept!r}: encoders look at squares")
         if self.resident and (not self.plain or self.mask or self.condition):
             raise SettingError("resident", True, "False unless crop=center, flip=0, mask=False and without a condition")
         maker = self.maker
@@ -124,7 +126,8 @@ class Data:
     @property
     def squares(self) -> bool:
         """Whether all pictures are squares, in one size or several."""
-        return not self.buckets or bool(getattr(self.source, "large", 0))
+        source = self.source or (sources.matching(self.path) if self.path else None)
+        return not self.buckets or (source is not None and source.square)
 
     @property
     def plain(self) -> bool:

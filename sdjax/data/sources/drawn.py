@@ -41,6 +41,7 @@ class Pocketland(Source):
     looks: bool = False
     named: float = 0.0
     large: int = 0
+    square = True
 
     def __post_init__(self):
         settings.check(

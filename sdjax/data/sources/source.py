@@ -78,9 +78,11 @@ class Source(Protocol):
     """A frozen dataclass of settings that only such pictures have; `data.NAME` finds them (`data.count`).
 
     last: whether a path is shown to this source after the others, since it takes any folder.
+    square: whether all pictures are squares, in one size or several.
     """
 
     last: ClassVar[bool] = False
+    square: ClassVar[bool] = False
 
     def matches(self, path: str) -> bool:
         """Returns whether `data.path` names such pictures."""
