@@ -6,11 +6,13 @@ damaged = mutate(data, "lora.safetensors", np.random.default_rng((seed, number))
 import io
 import json
 import pickle
+import re
 import struct
 import zipfile
 import zlib
 
 HUGE = (0, 1, -1, 2**31, 2**63, 2**64 - 1, -(2**63), 10**18, 10**400, 1e308, float("inf"), float("nan"))
+TEXT = 1 << 18  # bytes of a file's start in which numbers are looked for
 ODD = (
     *HUGE,
     None,
@@ -115,12 +117,10 @@ def number(data, random):
 
 def digits(data, random):
     """A number that is written as text becomes a huge, negative or broken one."""
-    starts = [i for i in range(1, len(data)) if data[i : i + 1].isdigit() and not data[i - 1 : i].isdigit()]
-    if not starts:
+    spans = [found.span() for found in re.finditer(rb"[0-9]+", data[:TEXT])]
+    if not spans:
         return flip(data, random)
-    at = end = _pick(random, starts)
-    while data[end : end + 1].isdigit():
-        end += 1
+    at, end = _pick(random, spans)
     return data[:at] + str(_pick(random, HUGE)).encode() + data[end:]
 
 

@@ -3,9 +3,9 @@
     python tests/fuzz/run.py --seed 7 --count 20000
     python tests/fuzz/run.py --seed 7 --number 12        # one file alone, with its traceback
 
-A finding is a traceback of another kind, a message without the file's name or of several lines, more than 10 seconds,
-or more memory than four times the file and 200 MB.  OUT/findings-SEED.txt lists the findings; the program then
-ends with status 1.  The same seed damages the same files.
+A finding is a traceback of another kind, a message without the file's name or of several lines, more than 10 seconds
+of processor time, or more memory than four times the file and 200 MB.  OUT/findings-SEED.txt lists the findings; the
+program then ends with status 1.  The same seed damages the same files.
 """
 
 import argparse
@@ -24,30 +24,39 @@ from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # tiny models: compiling them is what takes time
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-SECONDS, SHARE, ROOM = 10.0, 4, 200 << 20  # limits: of time, of memory beside the file's size
-START = 600.0  # seconds: until the first file is read
+SECONDS, SHARE, ROOM = 10.0, 4, 200 << 20  # limits: of processor time, of memory beside the file's size
+MOST = 4 << 30  # bytes at which a reader is ended
+START = 300.0  # seconds of processor time: until the seeds are read
+SILENT = 600.0  # seconds without a word after which a reader that does nothing is ended
 
 
-def peak() -> int:
-    """Returns the largest resident memory since `forget`, in bytes."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM"))
+def status(name: str, process: str | int = "self") -> int:
+    """Returns a size of a process in bytes: VmHWM, the largest resident memory since `forget`, or VmRSS."""
+    with open(f"/proc/{process}/status") as file:
+        return next((int(line.split()[1]) << 10 for line in file if line.startswith(name)), 0)
 
 
 def forget() -> int:
     """Begins a new peak; returns the memory that is resident now."""
     Path("/proc/self/clear_refs").write_text("5")
-    return peak()
+    return status("VmHWM")
+
+
+def used(process: int) -> float:
+    """Returns the processor time of a process in seconds."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def verdict(reader, path: Path, file: Path, size: int) -> str | None:
     """Returns what is wrong with how a damaged file is read, None where nothing is."""
-    before, begun = forget(), time.monotonic()
+    before, begun = forget(), time.process_time()
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             with warnings.catch_warnings():
@@ -62,7 +71,7 @@ def verdict(reader, path: Path, file: Path, size: int) -> str | None:
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return f"traceback: {type(error).__name__}: {str(error)[:200]} at {Path(where.filename).name}:{where.lineno}"
-    seconds, memory = time.monotonic() - begun, peak() - before
+    seconds, memory = time.process_time() - begun, status("VmHWM") - before
     if seconds > SECONDS:
         return f"slow: {seconds:.1f} s"
     if memory > SHARE * size + ROOM:
@@ -84,62 +93,78 @@ def damaged(seed, place: Path, random) -> tuple[Path, Path, int]:
     return root, file, len(data)
 
 
-def one(seed, chosen: int, number: int, place: Path) -> tuple[str | None, Path]:
-    """Damages one file and reads it; returns (what is wrong, the damaged file)."""
+def chosen(seeds, number: int):
+    """Returns the seed of a number: each in turn, the slow ones in every fourth round."""
+    from fuzz.readers import SLOW
+
+    fast = [seed for seed in seeds if seed.reader not in SLOW]
+    ring = [*(fast or seeds) * 4, *(seed for seed in seeds if seed.reader in SLOW)]
+    return ring[number % len(ring)]
+
+
+def one(seed, key: int, number: int, place: Path) -> str | None:
+    """Damages one file and reads it; returns what is wrong."""
     from fuzz.readers import READERS
 
-    random = np.random.default_rng((chosen, number))
-    root, file, size = damaged(seed, place, random)
-    return verdict(READERS[seed.reader], root, file, size), file
+    root, file, size = damaged(seed, place, np.random.default_rng((key, number)))
+    return verdict(READERS[seed.reader], root, file, size)
 
 
-def worker(seeds, chosen, numbers, place, results) -> None:
-    """Reads damaged files one after the other and tells of each before it begins and when it is done."""
-    from fuzz.readers import READERS, ready
+def worker(seeds, key, numbers, place, results) -> None:
+    """Reads damaged files one after the other and tells of each when it is done."""
+    from fuzz.readers import READERS
 
-    ready()
     quiet = io.StringIO()
     with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
         for seed in seeds:  # each is valid; and its programs are compiled before memory and time are looked at
-            READERS[seed.reader](seed.root)
+            try:
+                READERS[seed.reader](seed.root)
+            except Exception as error:
+                results.put((-1, f"the seed {seed.reader}:{seed.name} cannot be read: {type(error).__name__}: {error}"))
+                return
     results.put((-1, None))
     for number in numbers:
         here = Path(tempfile.mkdtemp(dir=place))
-        wrong, _ = one(seeds[number % len(seeds)], chosen, number, here)
-        if wrong is None:
-            shutil.rmtree(here, ignore_errors=True)
+        wrong = one(chosen(seeds, number), key, number, here)
+        shutil.rmtree(here, ignore_errors=True)
         results.put((number, wrong))
 
 
-def told(process, results, seconds: float) -> tuple[int, str | None] | None:
-    """Returns what the worker says next; None where it ends, or says nothing for so long."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def told(process, results, seconds: float) -> tuple[int, str | None] | str:
+    """Returns what the worker says next, or why it says nothing more; seconds: of processor time until then."""
+    heard, begun = time.monotonic(), used(process.pid)
+    while True:
         try:
             return results.get(timeout=1)
         except queue.Empty:
             if not process.is_alive():
-                return None
-    return None
+                return f"crash: the process ended with {process.exitcode}"
+            if status("VmRSS", process.pid) > MOST:
+                return f"memory: more than {MOST >> 30} GB"
+            if used(process.pid) - begun > seconds:
+                return f"hangs: more than {seconds:.0f} s of processor time"
+            if time.monotonic() - heard > SILENT:
+                return f"hangs: nothing for {SILENT:.0f} s"
 
 
-def check(seeds, chosen: int, numbers: list[int], place: Path, say) -> dict[int, str]:
-    """Returns {number: what is wrong} of damaged files; kills a reader after three times the limit."""
+def check(seeds, key: int, numbers: list[int], place: Path, say) -> dict[int, str]:
+    """Returns {number: what is wrong} of damaged files."""
     found, left, context = {}, list(numbers), multiprocessing.get_context("spawn")
     while left:
         results = context.Queue()
-        process = context.Process(target=worker, args=(seeds, chosen, left, place, results), daemon=True)
+        process = context.Process(target=worker, args=(seeds, key, left, place, results), daemon=True)
         process.start()
-        if told(process, results, START) is None:
-            raise SystemExit("error: a seed cannot be read, or the readers do not start; see above")
+        first = told(process, results, START)
+        if isinstance(first, str) or first[1] is not None:
+            raise SystemExit(f"error: {first if isinstance(first, str) else first[1]}")
         while left:
             news = told(process, results, 3 * SECONDS)
-            number, value = news or (left[0], "hangs" if process.is_alive() else "crash: the process ended")
+            number, value = (left[0], news) if isinstance(news, str) else news
             left.pop(0)
             say(number)
             if value is not None:
                 found[number] = value
-            if news is None:
+            if isinstance(news, str):
                 break
         process.kill()
         process.join()
@@ -151,6 +176,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1, help="decides how files are damaged")
     parser.add_argument("--count", type=int, default=20_000, help="how many files")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first")
     parser.add_argument("--only", help="seeds whose reader or name holds this text")
     parser.add_argument("--number", type=int, help="one file alone, with its traceback")
     parser.add_argument("--out", type=Path, default=Path("outputs/fuzz"), help="folder for findings")
@@ -163,25 +189,30 @@ def main() -> int:
         place = Path(folder) / "damaged"
         place.mkdir()
         if options.number is not None:
-            from fuzz.readers import READERS
-
-            seed = seeds[options.number % len(seeds)]
-            root, file, _ = damaged(seed, place, np.random.default_rng((options.seed, options.number)))
-            print(seed.reader, file, file.read_bytes()[:600], flush=True)
-            READERS[seed.reader](root)
-            return 0
-        with tqdm(total=options.count, unit="file", dynamic_ncols=True) as bar:
-            found = check(seeds, options.seed, list(range(options.count)), place, lambda number: bar.update())
-        lines = [
-            f"{n} {seeds[n % len(seeds)].reader}:{seeds[n % len(seeds)].name} {wrong}" for n, wrong in found.items()
-        ]
-        (options.out / f"findings-{options.seed}.txt").write_text("\n".join(lines) + "\n" * bool(lines))
+            return alone(seeds, options.seed, options.number, place, options.out)
+        numbers = list(range(options.first, options.first + options.count))
+        with tqdm(total=options.count, unit="file", dynamic_ncols=True, disable=None) as bar:
+            found = check(seeds, options.seed, numbers, place, lambda number: bar.update())
+        named = {n: chosen(seeds, n) for n in found}
+        lines = [f"{n} {named[n].reader}:{named[n].name} {wrong}" for n, wrong in found.items()]
+        with open(options.out / f"findings-{options.seed}.txt", "w" if options.first == 0 else "a") as file:
+            file.write("\n".join(lines) + "\n" * bool(lines))
     kinds = Counter(wrong.partition(":")[0].partition(" ")[0] for wrong in found.values())
-    print("\n".join(lines[:100]))
-    print(
-        f"{options.count} files of {len(seeds)} kinds, seed {options.seed}: {len(found)} findings {dict(kinds) or ''}"
-    )
-    return bool(found)
+    print("\n".join(lines[:200]))
+    print(f"{options.count} files of {len(seeds)} kinds, seed {options.seed}: {len(found)} findings", dict(kinds) or "")
+    return int(bool(found))
+
+
+def alone(seeds, key: int, number: int, place: Path, out: Path) -> int:
+    """Reads one damaged file, which is kept in `out`; its traceback is shown."""
+    from fuzz.readers import READERS
+
+    seed = chosen(seeds, number)
+    root, file, _ = damaged(seed, place, np.random.default_rng((key, number)))
+    shutil.copy(file, out / f"{key}-{number}-{file.name}")
+    print(seed.reader, out / f"{key}-{number}-{file.name}", file.read_bytes()[:600], flush=True)
+    READERS[seed.reader](root)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,31 +1,57 @@
-"""Valid files of every kind that the readers take, made by torch, diffusers, peft and Pillow; each loads as it is.
+"""Valid files of every kind that the readers take; each loads as it is.
 
 seeds = make(folder)          # list of Seed
+
+Adapters are those of torch, diffusers and peft that foreign.py has written; the rest is made here, of small shapes.
 """
 
-import base64
 import json
+import pickle
 import shutil
+import struct
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import peft
 import pyarrow
 import pyarrow.parquet
-import safetensors.torch
-import torch
-from adapter_files import fresh
 from PIL import Image, PngImagePlugin
-from test_lora import by_diffusers, kohya, noised, save
 
 import sdjax
+from sdjax.data.batches import Data
+from sdjax.data.store import Store, key
+from sdjax.diffusion.schedule import Schedule
+from sdjax.families.sd import Sd
+from sdjax.formats.models import folder as model_folder
+from sdjax.formats.models import presets, single_file
+from sdjax.formats.storage import parameters, pickle_writer
+from sdjax.formats.storage.tensor_file import TensorFile
+from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.sampling.settings import TextToImage
 from sdjax.service import records
+from sdjax.text.tokenizer import Tokenizer
+from sdjax.training import begin, checkpoint, optim, run, step
+from sdjax.training.settings import Train
 
-KEY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"  # [32 32]
-FEW = ["to_k", "proj_in"]
-HYPER = {"layer_structure": [1, 2, 1], "activation_func": "relu", "is_layer_norm": True, "activate_output": False}
+FOREIGN = Path(__file__).parents[1] / "data" / "fuzz"
+SHAPE = {  # the smallest that a file without a config can have: its readers suppose 32 groups
+    "unet": dict(
+        sample_size=8, cross_attention_dim=8, attention_head_dim=8, block_out_channels=(32, 32), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ),
+    "vae": dict(block_out_channels=(32, 32), sample_size=16),
+    "text_encoder": dict(
+        hidden_size=8, intermediate_size=16, num_attention_heads=1, num_hidden_layers=1, max_position_embeddings=16,
+        projection_dim=8,
+    ),
+    "image_encoder": dict(
+        hidden_size=8, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1, image_size=16, patch_size=8,
+        projection_dim=8,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,9 +71,11 @@ class Seed:
 def make(folder: Path) -> list[Seed]:
     """Writes the seeds below a folder and returns them."""
     found = []
-    for kind in (adapters, embeddings, hypernetworks, models, runs, lists, pictures, folders):
+    for kind in (adapters, embeddings, hypernetworks, models, runs, lists, pictures, folders, caches):
         place = folder / kind.__name__
-        place.mkdir(parents=True)
+        if (FOREIGN / kind.__name__).is_dir():
+            shutil.copytree(FOREIGN / kind.__name__, place)
+        place.mkdir(parents=True, exist_ok=True)
         found += kind(place)
     return found
 
@@ -56,115 +84,84 @@ def _alone(reader, *paths):
     return [Seed(reader, path, path) for path in paths]
 
 
-def _noise(*shape, seed=0):
-    return 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def adapters(folder):
     """LoRA of sd-scripts, diffusers and PEFT, and its relatives under LyCORIS' and PEFT's names."""
-    few = dict(list(kohya(fresh("sd1"), ("to_k", "conv1")).items())[:18])
-    made = [save(few, folder / "kohya.safetensors", {"ss_network_dim": "3", "ss_tag_frequency": '{"a": {"b": 1}}'})]
-    torch.save(few, folder / "kohya.pt")
-    by_diffusers(fresh("sd1"), folder / "diffusers", targets=("to_k", "proj_in"), lora_alpha=6)
-    kinds = {
-        "loha": {"hada_w1_a": (32, 3), "hada_w1_b": (3, 32), "hada_w2_a": (32, 3), "hada_w2_b": (3, 32)},
-        "lokr": {"lokr_w1": (4, 2), "lokr_w2_a": (8, 3), "lokr_w2_b": (3, 16)},
-        "dora": {"lora_down.weight": (3, 32), "lora_up.weight": (32, 3), "dora_scale": (32, 1)},
-    }
-    for name, shapes in kinds.items():
-        tensors = {f"{KEY}.{part}": _noise(*shape) for part, shape in shapes.items()}
-        made.append(save({**tensors, f"{KEY}.alpha": torch.tensor(2.0)}, folder / f"{name}.safetensors"))
-    peft_files = []
-    for name, config in {
-        "peft": peft.LoraConfig(r=2, lora_alpha=4, target_modules=FEW, rank_pattern={"proj_in": 3}),
-        "peft_loha": peft.LoHaConfig(r=2, alpha=3, target_modules=FEW),
-        "peft_lokr": peft.LoKrConfig(r=2, alpha=3, target_modules=FEW),
-    }.items():
-        place = folder / name
-        noised(peft.get_peft_model(fresh("sd1").unet, config)).save_pretrained(place)
-        peft_files += [
-            Seed("attach", place, place / part) for part in ("adapter_model.safetensors", "adapter_config.json")
-        ]
-    place = folder / "diffusers"
-    return [
-        *_alone("attach", *made, folder / "kohya.pt"),
-        *peft_files,
-        Seed("attach", place, place / "pytorch_lora_weights.safetensors"),
-    ]
+    places = sorted(path for path in folder.iterdir() if path.is_dir())
+    inner = [Seed("attach", place, path) for place in places for path in sorted(place.iterdir())]
+    return [*_alone("attach", *sorted(path for path in folder.iterdir() if path.is_file())), *inner]
 
 
 def embeddings(folder):
     """Textual inversions of A1111 (both containers and a picture), diffusers and sd-scripts."""
-    rows, about = _noise(3, 32), {"string_to_token": {"*": 265}, "name": "toy", "step": 9, "sd_checkpoint": None}
-    torch.save({**about, "string_to_param": {"*": rows}}, folder / "a1111.pt")
-    torch.save({**about, "string_to_param": {"*": rows}}, folder / "old.pt", _use_new_zipfile_serialization=False)
-    torch.save({"<toy>": rows}, folder / "learned_embeds.bin")
-    safetensors.torch.save_file({"<toy>": rows}, folder / "toy.safetensors")
-    safetensors.torch.save_file({"emb_params": rows}, folder / "params.safetensors")
-    values, info = {**about, "string_to_param": {"*": {"TORCHTENSOR": rows.tolist()}}}, PngImagePlugin.PngInfo()
-    info.add_text("sd-ti-embedding", base64.b64encode(json.dumps(values).encode()).decode())
-    Image.new("RGB", (8, 8)).save(folder / "card.png", pnginfo=info)
     return _alone("attach", *sorted(folder.iterdir()))
 
 
 def hypernetworks(folder):
     """A1111's hypernetworks, in both containers."""
-    held = {
-        width: tuple(
-            {
-                "linear.0.weight": _noise(2 * width, width), "linear.0.bias": _noise(2 * width),
-                "linear.2.weight": _noise(2 * width), "linear.2.bias": _noise(2 * width),
-                "linear.3.weight": _noise(width, 2 * width), "linear.3.bias": _noise(width),
-                "linear.4.weight": _noise(width), "linear.4.bias": _noise(width),
-            }
-            for _ in range(2)
-        )
-        for width in (32, 64)
-    }  # fmt: skip
-    for name, new in (("hyper", True), ("hyper_old", False)):
-        torch.save(
-            {**held, "step": 5, "name": "x", "sd_checkpoint": None, **HYPER}, folder / f"{name}.pt",
-            _use_new_zipfile_serialization=new,
-        )  # fmt: skip
     return _alone("attach", *sorted(folder.iterdir()))
+
+
+def small():
+    """Returns a model of SHAPE."""
+    tokenizer = Tokenizer.train(presets.SENTENCES, 560, 16)
+    ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+    shape = {**SHAPE, "text_encoder": {**SHAPE["text_encoder"], "vocab_size": tokenizer.size, **ids}}
+    parts = Sd().parts
+    networks = {name: parts[name].network(parts[name].config(**given), jnp.float32) for name, given in shape.items()}
+    params = {name: parameters.random_parameters(network, "float16") for name, network in networks.items()}
+    return model_folder.assemble(Sd(), networks, params, Schedule(), {"text_encoder": tokenizer})
 
 
 def models(folder):
     """A model as a folder (each file of it), and as a single file in three containers."""
-    sd = sdjax.load("random:tiny")
+    sd = small()
     sdjax.save(sd, folder / "model")
     single = []
     for name in ("single.safetensors", "single.ckpt", "old.ckpt"):
         place = folder / name.replace(".", "_")
         shutil.copytree(folder / "model" / "tokenizer", place / "tokenizer")
         single.append(Seed("single", place, place / name))
-    sdjax.save(sd, single[0].file, "single-file")
-    state = safetensors.torch.load_file(single[0].file)
-    torch.save({"state_dict": state, "epoch": 3}, single[1].file)
-    torch.save({"state_dict": state}, single[2].file, _use_new_zipfile_serialization=False)
+    single_file.write(sd, single[0].file)
+    held = TensorFile(single[0].file)
+    state = {name: held.read(name) for name in held.names}
+    pickle_writer.write(single[1].file, {"state_dict": state, "global_step": 3})
+    _row(single[1].file, single[2].file)
     parts = sorted(path for path in (folder / "model").rglob("*") if path.is_file() and path.suffix != ".md")
     tokens = [Seed("tokenizer", path.parent, path) for path in parts if path.parent.name == "tokenizer"]
     whole = [Seed("load", folder / "model", path) for path in parts]
     return [*whole, *tokens, *single]
 
 
-def runs(folder):
-    """A run's folder with one checkpoint."""
-    from sdjax.data.batches import Data
-    from sdjax.methods.textual_inversion import TextualInversion
-    from sdjax.training import loop
+def _row(archive, path):
+    """Writes what an archive of torch.save holds in its older container: pickles, then count and numbers of each."""
+    with zipfile.ZipFile(archive) as old:
+        program = old.read("archive/data.pkl")
+        names = sorted(name for name in old.namelist() if "/data/" in name)
+        content = {name.rpartition("/")[2]: old.read(name) for name in names}
+    heads = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}})
+    rows = b"".join(struct.pack("<q", len(data) // 2) + data for data in content.values())  # of float16
+    start = b"".join(pickle.dumps(head, 2) for head in heads)
+    path.write_bytes(start + program + pickle.dumps(list(content), 2) + rows)
 
-    photos = folder / "photos"
+
+def runs(folder):
+    """A run's folder with one checkpoint, as after its first step."""
+    photos, out = folder / "photos", folder / "run"
     photos.mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)).save(photos / "a.png")
-    told = loop.Train(
+    told = Train(
         model="random:tiny", method=TextualInversion("<cat>"), steps=1, checkpoint=1,
         data=Data(path=str(photos), word="<cat>", templates="object", batch=1),
     )  # fmt: skip
-    loop.train(told, folder / "run")
-    shutil.rmtree(folder / "run" / "export", ignore_errors=True)
-    parts = [p for p in sorted((folder / "run").rglob("*")) if p.is_file() and p.name not in (".lock", "lock")]
-    return [Seed("run", folder / "run", path) for path in parts if path.suffix != ".png"]
+    trained, _, _, base = begin.begin(told, pictures=False)
+    tx, _ = optim.optimizer(told.optim, told.steps)
+    state = step.initial_state(trained, tx, told.ema)
+    run.write_settings(out, told, base)
+    kept = checkpoint.Checkpoints(out / "checkpoints")
+    kept.save({**jax.tree.map(np.asarray, state), "step": np.int32(1)}, base, wait=True)
+    kept.close()
+    parts = [path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in (".lock", "lock")]
+    return [Seed("run", out, path) for path in parts]
 
 
 def lists(folder):
@@ -196,9 +193,6 @@ def pictures(folder):
     (folder / "own.json").write_text(records.to_json(record))
     for mode in ("L", "LA", "RGBA", "P", "I;16", "1"):
         Image.new(mode, (16, 16), 1).save(folder / f"mode-{mode.replace(';', '')}.png")
-    Image.fromarray(made).save(folder / "plain.gif")
-    Image.fromarray(made).save(folder / "plain.bmp")
-    Image.fromarray(made).save(folder / "plain.tiff")
     own = [path for path in sorted(folder.iterdir()) if path.stem in ("own", "a1111")]
     drawn = [path for path in sorted(folder.iterdir()) if path.suffix != ".json"]
     return [
@@ -209,8 +203,8 @@ def pictures(folder):
 
 
 def folders(folder):
-    """A folder of training pictures with captions, metadata and masks."""
-    place = folder / "photos"
+    """A folder of training pictures with captions, metadata and masks, and one for each other form of metadata."""
+    place, found = folder / "photos", []
     (place / "3_a cat").mkdir(parents=True)
     made = np.random.default_rng(2).integers(0, 255, (16, 16, 3), np.uint8)
     for name in ("a", "b", "3_a cat/c"):
@@ -218,5 +212,22 @@ def folders(folder):
     (place / "a.txt").write_text("a cat, sitting")
     Image.new("L", (16, 16), 200).save(place / "a.mask.png")
     (place / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "a dog"}\n')
+    for ending in ("csv", "parquet"):
+        other = folder / ending
+        other.mkdir()
+        Image.fromarray(made).save(other / "b.png")
+        Image.new("L", (16, 16), 200).save(other / "b.mask.png")
+        found.append(Seed("photos", other, other / f"metadata.{ending}"))
+    found[0].file.write_text("file_name,text\nb.png,a dog\n")
+    rows = pyarrow.Table.from_pylist([{"file_name": "b.png", "text": "a dog"}])
+    pyarrow.parquet.write_table(rows, found[1].file)
     names = ("a.txt", "metadata.jsonl", "a.mask.png", "a.png")
-    return [Seed("photos", place, place / name) for name in names]
+    return [*found, *(Seed("photos", place, place / name) for name in names)]
+
+
+def caches(folder):
+    """Records of a data cache."""
+    store = Store(folder / "moments.records")
+    for i in range(3):
+        store.put(key("moments", i), {"moments": np.full((2, 2, 8), i, np.float32)})
+    return _alone("cache", folder / "moments.records")
