@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import sdjax
-from sdjax.formats.storage.guard import named
+from sdjax.runtime.guard import named
 from sdjax.service import lists, records
 
 FOLDER = Path(__file__).parent / "data" / "damaged"

@@ -18,8 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Float64, Num
 
+from sdjax.settings import shown
+
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "linspace", "trailing")
+MOST = 100_000  # times: tables of them are made
 CLASS_NAME = "DDIMScheduler"  # what our scheduler_config.json is to diffusers: the one that knows all of our fields
 
 
@@ -67,8 +70,8 @@ class Schedule:
         _check("beta_schedule", self.beta_schedule, BETAS)
         _check("prediction_type", self.prediction_type, PREDICTIONS)
         _check("timestep_spacing", self.timestep_spacing, (*SPACINGS, None))
-        _whole("num_train_timesteps", self.num_train_timesteps, 1)
-        _whole("steps_offset", self.steps_offset, 0)
+        _whole("num_train_timesteps", self.num_train_timesteps, 1, MOST)
+        _whole("steps_offset", self.steps_offset, 0, MOST)
         for name in ("beta_start", "beta_end"):
             value = getattr(self, name)
             if not (isinstance(value, numbers.Real) and 0 < float(value) < 1):
@@ -124,9 +127,9 @@ def _check(name, value, accepted):
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(str(item) for item in accepted)}")
 
 
-def _whole(name, value, low):
-    if not isinstance(value, numbers.Integral) or value < low:
-        raise ValueError(f"{name}={value!r}: expected a whole number, {low} or more")
+def _whole(name, value, low, high):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= value <= high:
+        raise ValueError(f"{name}={shown(value)}: expected a whole number from {low} to {high}")
 
 
 @functools.lru_cache(maxsize=32)

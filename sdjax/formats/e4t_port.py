@@ -27,7 +27,6 @@ from sdjax.formats.adapters.file import File
 from sdjax.formats.adapters.format import Format
 from sdjax.formats.models import open_clip, single_file
 from sdjax.formats.storage import files, parameters
-from sdjax.formats.storage.guard import named
 from sdjax.images import reading
 from sdjax.methods import offsets
 from sdjax.methods.adapter import Adapter
@@ -35,6 +34,7 @@ from sdjax.methods.e4t import E4T
 from sdjax.methods.heads.tokens import Tokens
 from sdjax.methods.method import about
 from sdjax.models.clip import ImageConfig, ImageEncoder
+from sdjax.runtime.guard import named
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import TOKENS, StableDiffusion, to_pixels
 from sdjax.trees import Tree

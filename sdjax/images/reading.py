@@ -135,6 +135,16 @@ def has_mask(item: Item) -> bool:
             return masks.opened(image).mode == "RGBA"
 
 
+def shape(path: str | Path) -> tuple[int, int]:
+    """Returns (height, width) of a picture's file, upright; only the header is read.
+
+    Raises ValueError naming the file when it is no picture, see decode.
+    """
+    with _open(path) as image, _said(path, _undecoded):
+        width, height = image.size
+        return (width, height) if image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS else (height, width)
+
+
 def cut(
     image: Image.Image, size: int | tuple[int, int], place: tuple[float, float] = (0.5, 0.5), flip: bool = False
 ) -> UInt8[np.ndarray, "h w *channels"]:

@@ -19,12 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+from sdjax.models import sizes
 from sdjax.models.kernels.attention import attend
 from sdjax.models.layers import Conv, Dense, LayerNorm, gelu, join_heads, split_heads
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of [0, 1] pictures; openai/CLIP, clip.py, _transform
 STD = (0.26862954, 0.26130258, 0.27577711)  # the same place
 LEGACY_EOS = 2  # config.json files older than transformers PR 24773 hold this wrong id
+
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# The most of whole numbers that a config.json may ask for.
+MOST = {"vocab_size": 1 << 22, "num_hidden_layers": 1024, "image_size": 1 << 13, **dict.fromkeys(TOKENS, 1 << 22)}
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # openai/CLIP, model.py, QuickGELU
@@ -57,6 +62,11 @@ class TextConfig:
         """
         return _read(cls, values, "clip_text_model")
 
+    @property
+    def layers(self) -> int:
+        """The layers, each of several weights."""
+        return self.num_hidden_layers
+
     def to_json(self) -> dict[str, Any]:
         """Returns the dict for config.json that transformers' CLIPTextModel reads."""
         return {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **dataclasses.asdict(self)}
@@ -87,6 +97,11 @@ class ImageConfig:
             raise ValueError(f"patch_size={config.patch_size}: at most image_size={config.image_size}")
         return config
 
+    @property
+    def layers(self) -> int:
+        """The layers, each of several weights."""
+        return self.num_hidden_layers
+
     def to_json(self) -> dict[str, Any]:
         """Returns the dict for config.json that transformers' CLIPVisionModelWithProjection reads."""
         kind = {"architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model"}
@@ -105,6 +120,7 @@ def _read(cls, values, model_type):
     for field in dataclasses.fields(cls):
         known[field.name] = _checked(field, known[field.name])
     config = cls(**known)
+    sizes.check(config, zero=TOKENS, **MOST)
     if config.hidden_act not in ACTIVATIONS:
         raise ValueError(f"hidden_act={config.hidden_act!r}: expected one of {', '.join(ACTIVATIONS)}")
     if config.hidden_size % config.num_attention_heads:

@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
+from sdjax.models import sizes
 from sdjax.models.layers import Conv, zeros
 from sdjax.models.unet import Maps, UNetConfig, descend, embed_time, example
 
@@ -42,9 +43,15 @@ class ControlNetConfig:
     global_pool_conditions: bool = False
 
     def __post_init__(self):
+        sizes.check(self)
         if self.controlnet_conditioning_channel_order not in ("rgb", "bgr"):
             order = self.controlnet_conditioning_channel_order
             raise ValueError(f"controlnet_conditioning_channel_order={order!r}: expected rgb or bgr")
+
+    @property
+    def layers(self) -> int:
+        """The residual blocks, each of several weights."""
+        return self.unet.layers
 
     @classmethod
     def of(cls, unet: UNetConfig, factor: int, **options: Any) -> Self:

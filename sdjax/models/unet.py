@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num
 
+from sdjax.models import sizes
 from sdjax.models.kernels.attention import attend
 from sdjax.models.layers import (
     Conv,
@@ -131,6 +132,7 @@ class UNetConfig:
     upcast_attention: bool = False
 
     def __post_init__(self):
+        sizes.check(self, "unet", zero=("freq_shift",), num_class_embeds=1 << 20, layers_per_block=64)
         levels = len(self.block_out_channels)
         down, up = PLAIN if self.cross_attention_dim is None else ATTENTIVE
         allowed = {"down_block_types": (down, "DownBlock2D"), "up_block_types": (up, "UpBlock2D")}
@@ -142,10 +144,6 @@ class UNetConfig:
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != levels:
                 raise ValueError(f"unet {name}={value}: expected one value or {levels}, one per block_out_channels")
-        if not isinstance(self.cross_attention_dim, int | None):
-            raise ValueError(f"unet cross_attention_dim={self.cross_attention_dim}: expected one number for all levels")
-        if not isinstance(self.norm_num_groups, int):
-            raise ValueError(f"unet norm_num_groups={self.norm_num_groups}: expected a number")
         for width, heads in zip(self.block_out_channels, self.levels("attention_head_dim"), strict=True):
             if width % self.norm_num_groups:
                 raise ValueError(f"unet norm_num_groups={self.norm_num_groups}: must divide block_out_channels {width}")
@@ -184,6 +182,11 @@ class UNetConfig:
         for name in CONDITIONAL:
             del options[name]
         return {"_class_name": "UNet2DModel", **options, "attention_head_dim": self.head_width}
+
+    @property
+    def layers(self) -> int:
+        """The residual blocks of the way down, each of several weights."""
+        return sum(self.levels("layers_per_block"))
 
     @property
     def head_width(self) -> int:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Key
 
+from sdjax.models import sizes
 from sdjax.models.layers import Conv, Downsample, GroupNorm, MapAttention, ResnetBlock, Upsample
 
 EPS = 1e-6  # of every GroupNorm; CompVis latent-diffusion, modules/diffusionmodules/model.py, Normalize
@@ -74,10 +75,16 @@ class VaeConfig:
         return cls(**values)
 
     def __post_init__(self):
+        sizes.check(self, layers_per_block=64, num_vq_embeddings=1 << 20)
         wrong = [width for width in self.block_out_channels if width % self.norm_num_groups]
-        if wrong or not self.block_out_channels:
+        if wrong:
             widths, groups = self.block_out_channels, self.norm_num_groups
             raise ValueError(f"block_out_channels={widths}: expected multiples of norm_num_groups={groups}")
+
+    @property
+    def layers(self) -> int:
+        """The residual blocks of the encoder, each of several weights."""
+        return self.layers_per_block * len(self.block_out_channels)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the dict for config.json that diffusers' AutoencoderKL or VQModel reads."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 from tqdm import tqdm
 
 from sdjax.formats.storage import files
@@ -258,9 +258,7 @@ def _digest(path, size, changed):
 @functools.lru_cache(maxsize=100_000)
 def _size(path, size, changed):
     """Returns (height, width) of a picture, upright, of which only the header is read."""
-    with Image.open(path, formats=reading.FORMATS) as image:
-        sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        return image.size if sideways else image.size[::-1]
+    return reading.shape(path)
 
 
 def _report(out, part, errors):

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sdjax.formats.storage.guard import named
+from sdjax.runtime.guard import named
 from sdjax.sampling.fields import Field, checked, fields, make, understood
 from sdjax.sampling.settings import FIRST, SEEDED, TASKS
 from sdjax.service.request import Request, check_named, taken_apart

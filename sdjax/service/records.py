@@ -27,6 +27,7 @@ import numpy as np
 from sdjax import __version__
 from sdjax.formats.adapters import format as formats
 from sdjax.formats.storage.files import new_file
+from sdjax.runtime.guard import named
 from sdjax.sampling.fields import Field, Size, acting, checked, fields, make
 from sdjax.sampling.settings import FIRST, NAMES, TASKS, VARIED, Sampling, Task
 from sdjax.settings import SettingError
@@ -360,7 +361,9 @@ def read(path: str | Path) -> Record:
     Raises ValueError naming a file that is missing, is no picture, or holds no record.
     """
     path = Path(path)
-    try:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    with named(path):
         if path.suffix.lower() == ".json":
             return from_json(_within(path.read_text(encoding="utf-8")))
         own, written = _held(path)
@@ -369,11 +372,6 @@ def read(path: str | Path) -> Record:
         if written is None:
             raise ValueError("holds no record; expected A1111's text in PNG or EXIF")
         return parse(_within(written))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: {reason}") from None
 
 
 def own(path: Path) -> bool:

@@ -20,6 +20,8 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Int32
 
+from sdjax.runtime.guard import named
+
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 # One piece of text before merging: an apostrophe ending, a run of letters, one digit, or a run of anything else.
@@ -67,6 +69,11 @@ class Tokenizer:
         Raises ValueError naming the file that is missing or cannot be read.
         """
         folder = pathlib.Path(folder)
+        with named(folder):
+            return cls._read(folder)
+
+    @classmethod
+    def _read(cls, folder: pathlib.Path) -> Self:
         config = _json(folder / "tokenizer_config.json", {})
         whole = _json(folder / "tokenizer.json", None)
         vocabulary, merges = _vocabulary(folder, whole)

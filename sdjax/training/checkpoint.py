@@ -1,17 +1,21 @@
 """Checkpoints of the training state: complete or absent, the newest N kept, checked when read.
 
 Orbax writes into a temporary folder and renames it, in the background.  It does not notice flipped bits in large arrays
-(measured with 0.12.8), so each checkpoint carries a CRC-32 of every leaf; a damaged one is renamed STEP.damaged, with a
-warning, and the one before it is used.  Frozen weights are not stored, only their digest: another base model is
-refused.
+(measured with 0.12.8), so each checkpoint carries a CRC-32 of every leaf, and its meta file one of itself.  A damaged
+one is renamed STEP.damaged, which one line says, and the one before it is used.  Frozen weights are not stored, only
+their digest: another base model is refused.
 """
 
+import contextlib
 import errno
+import gc
+import json
+import logging
 import os
-import shutil
-import warnings
+import re
+import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +23,66 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sdjax.formats.storage import files
+
+SEAL = "seal"  # in the meta file: the CRC-32 of the rest
+KEYS = {"base", "shapes", "sums"}  # the rest; older ones have no seal
+SPARE = 1 << 20  # bytes beside the arrays
+FULL = re.compile(r"No space left|RESOURCE_EXHAUSTED|ENOSPC|Disk quota|GB free", re.IGNORECASE)
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # what the errors of a damaged folder are
 
 
 class Checkpoints:
-    """The checkpoints in one folder: the newest `keep`, and those whose steps are in `kept`."""
+    """The checkpoints in one folder: the newest `keep`, and those whose steps are in `kept`.
 
-    def __init__(self, folder: Path, keep: int = 3) -> None:
+    tidy: remove what unfinished saves left; False for one who only reads.
+    """
+
+    def __init__(self, folder: Path, keep: int = 3, tidy: bool = True) -> None:
         self.folder, self.damaged, self.kept = folder.absolute(), set(), set()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_Kept(keep, self.kept), cleanup_tmp_directories=True, enable_async_checkpointing=True
+            preservation_policy=_Kept(keep, self.kept), cleanup_tmp_directories=tidy, enable_async_checkpointing=True
         )
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        with _quiet():
+            self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, state: dict[str, Any], base: str, wait: bool = False) -> None:
-        """Writes the state under its step; `base`: the digest of the frozen weights.  Returns at once unless `wait`."""
+        """Writes the state under its step; `base`: the digest of the frozen weights.  Returns at once unless `wait`.
+
+        Raises ValueError, naming the folder and the last good checkpoint, where the disk is too small.
+        """
         step = int(state["step"])
         if step in self.manager.all_steps():
             return
         host = jax.tree.map(np.asarray, state) if jax.process_count() == 1 else state
         meta = {"base": base, "shapes": _shapes(host), "sums": _sums(host) if jax.process_count() == 1 else {}}
-        self.manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(host), meta=ocp.args.JsonSave(meta))
-        )
+        meta |= {SEAL: _seal(meta)}
+        with self._written():
+            files.check_room(self.folder, sum(x.nbytes for x in jax.tree.leaves(host)) + SPARE)
+            self.manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(host), meta=ocp.args.JsonSave(meta))
+            )
         if wait:
             self.wait()
 
     def wait(self) -> None:
-        """Waits until all checkpoints are on disk."""
-        self.manager.wait_until_finished()
+        """Waits until all checkpoints are on disk; raises what `save` does."""
+        with self._written():
+            self.manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Turns what writing raises where the disk is full into one line with the folder and what is safe."""
+        try:
+            with _quiet():
+                yield
+        except Exception as error:  # of Orbax and tensorstore: many kinds, here or from an earlier save
+            said = " ".join(str(error).split())
+            if not FULL.search(said):
+                raise
+            good = max(self.manager.all_steps(), default=None)
+            safe = "no checkpoint is there yet" if good is None else f"checkpoint {good} is whole, start again from it"
+            raise ValueError(f"{self.folder}: no room on the disk for a checkpoint; {safe}") from error
 
     def restore(self, like: dict[str, Any], base: str, steps: Sequence[int] | None = None) -> dict[str, Any] | None:
         """Returns the newest complete state, or None; `like`: a state with the same shapes.
@@ -57,48 +92,81 @@ class Checkpoints:
         Raises ValueError when the checkpoints belong to another base model or another set of weights, and
         PermissionError where one may not be read.
         """
-        self.damaged = {path.name for path in self.folder.glob("*.damaged")}
+        self.damaged = {path.name for path in self.folder.glob("*.damaged*")}
         for step in sorted(self.manager.all_steps(), reverse=True):
             if steps is not None and step not in steps:
                 continue
-            meta = self._read(step, "meta", ocp.args.JsonRestore())
-            if meta is not None:
+            try:
+                meta = self._read(step, "meta", ocp.args.JsonRestore())
+                if not _whole(meta):
+                    raise _Damaged("its meta file was changed")
                 _fits(meta, like, base)
                 shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
                 state = self._read(step, "state", ocp.args.StandardRestore(shapes))
-                if state is not None and meta["sums"] in ({}, _sums(state)):
-                    return state
-            self._put_aside(step)
+                if meta["sums"] not in ({}, _sums(state)) or int(state["step"]) != step:
+                    raise _Damaged("its numbers are not those that were saved")
+                return state
+            except _Damaged as error:
+                self._put_aside(step, str(error))
         return None
 
     def _read(self, step, part, how):
-        """Returns a part of a checkpoint, None if it is damaged; raises errors of the machine."""
-        try:
-            return self.manager.restore(step, args=ocp.args.Composite(**{part: how}))[part]
-        except (MemoryError, jax.errors.JaxRuntimeError):
-            raise
-        except Exception as error:  # a damaged file can raise anything; the one before it may be whole
-            if isinstance(error, OSError) and error.errno not in (*ABSENT, errno.EACCES, None):
+        """Returns a part of a checkpoint; raises _Damaged, and errors of the machine."""
+        with _quiet():
+            try:
+                return self.manager.restore(step, args=ocp.args.Composite(**{part: how}))[part]
+            except (MemoryError, jax.errors.JaxRuntimeError):
                 raise
-            warnings.warn(f"checkpoint {step}: {type(error).__name__} at its {part}", stacklevel=3)
-            return None
+            except Exception as error:  # a damaged file can raise anything; the one before it may be whole
+                if isinstance(error, OSError) and error.errno not in (*ABSENT, errno.EACCES, None):
+                    raise
+                why = f"its {part} cannot be read, {type(error).__name__}"
+            gc.collect()  # reads that Orbax gave up on, which tell of their errors as they go
+        raise _Damaged(why)
 
-    def _put_aside(self, step):
+    def _put_aside(self, step, why):
         """Renames a damaged checkpoint: as long as one bears the newest step, Orbax saves none of a lower step."""
         for path in (self.folder / str(step)).rglob("*"):
             if not os.access(path, os.R_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        warnings.warn(f"checkpoint {step} is damaged; trying the one before it", stacklevel=3)
-        aside = self.folder / f"{step}.damaged"
+        place, aside = self.folder / str(step), self._aside(step)
         self.damaged.add(aside.name)
         if jax.process_index() == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            (self.folder / str(step)).rename(aside)
+            kept = f"; renamed {aside.name}" * (not place.is_symlink())  # one who only reads has links
+            print(f"note: {place.resolve()}: {why}{kept}; the one before it is tried", file=sys.stderr)
+            place.rename(aside)
         self.manager.reload()
+
+    def _aside(self, step):
+        """Returns a free name for a damaged checkpoint: STEP.damaged, STEP.damaged-2, ..."""
+        name, number = f"{step}.damaged", 1
+        while (self.folder / name).exists():
+            name, number = f"{step}.damaged-{number + 1}", number + 1
+        return self.folder / name
 
     def close(self) -> None:
         """Waits for pending writes and stops the background threads."""
         self.manager.close()
+
+
+class _Damaged(Exception):
+    """A checkpoint that cannot be used: why."""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax's reports of errors off the terminal: the errors themselves are raised, and told in one line."""
+    told = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before, hook = [one.level for one in told], sys.unraisablehook
+    for one in told:
+        one.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda unraisable: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for one, level in zip(told, before, strict=True):
+            one.setLevel(level)
 
 
 class _Kept:
@@ -110,6 +178,18 @@ class _Kept:
     def should_preserve(self, checkpoints, *, context):
         newest = sorted(one.step for one in checkpoints)[-self.n :]
         return [one.step in self.steps or one.step in newest for one in checkpoints]
+
+
+def _whole(meta):
+    """Returns whether a meta file is as it was written; those without a seal are older."""
+    if not isinstance(meta, dict) or meta.keys() - {SEAL} != KEYS:
+        return False
+    return SEAL not in meta or meta[SEAL] == _seal({name: meta[name] for name in KEYS})
+
+
+def _seal(meta):
+    """Returns the CRC-32 of a meta file's content."""
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def _fits(meta, like, base):

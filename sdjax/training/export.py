@@ -19,6 +19,7 @@ from sdjax.data.classes import ClassData
 from sdjax.formats.storage import files
 from sdjax.methods.method import Method
 from sdjax.runtime import members
+from sdjax.runtime.guard import named
 from sdjax.settings import CLASS, from_json, names
 from sdjax.training import facts, optim, run, validation
 from sdjax.training.begin import begin
@@ -47,9 +48,9 @@ def write(
     Raises ValueError if the folder is not a run's, the step or weights do not exist, the base model changed, or no
     checkpoint is complete.
     """
-    folder, named = _place(source)
-    if None not in (step, named) and step != named:
-        raise ValueError(f"step={step}: {source} is step {named}")
+    folder, asked = _place(source)
+    if None not in (step, asked) and step != asked:
+        raise ValueError(f"step={step}: {source} is step {asked}")
     told = read(folder) if told is None else told
     averaged = told.ema > 0 if weights is None else weights == "ema"
     if weights not in (*WEIGHTS, None):
@@ -57,11 +58,12 @@ def write(
     if averaged and not told.ema:
         raise ValueError(f"weights='ema': {folder} kept no moving average (ema=0); accepted is raw")
     method = told.method
-    step = named if step is None else step
+    step = asked if step is None else step
     if step is None and told.best and (best := validation.best(validation.history(folder / validation.FILE))):
         step = best[0]
     wanted = _checkpoints(folder, step)
-    trained, frozen, data, base = begin(told, pictures=False, fresh=False)
+    with named(folder / "config.json", "cannot be started again"):
+        trained, frozen, data, base = begin(told, pictures=False, fresh=False)
     state, evaluate = _restored(wanted, told, trained, base)
     tree = state["ema"] if averaged else evaluate(state["opt"], state["trained"])
     if method.finish is not None:
@@ -92,10 +94,8 @@ def read(folder: str | Path, recipe: str | None = None) -> Train:
     path, own = Path(folder) / "config.json", names(recipe).values() if recipe else ()
     classes = {kind.__name__: kind for kind in (Train, Data, ClassData, Optim)}
     classes |= {**methods.known(), **sources.known(), **members.of(own, Method)}
-    try:
+    with named(path):
         found = from_json(_moved(files.read_json(path)), classes)
-    except ValueError as error:
-        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from None
     if not isinstance(found, Train) or Method not in type(found.method).__mro__:
         raise ValueError(f"{path}: holds no settings of a run")
     return found
@@ -131,7 +131,7 @@ def _restored(folders, settings, trained, base):
     with tempfile.TemporaryDirectory() as folder:  # a manager tidies up where it reads, so it gets a folder of its own
         for path in folders:
             (Path(folder) / path.name).symlink_to(path.absolute())
-        checkpoints = Checkpoints(Path(folder))
+        checkpoints = Checkpoints(Path(folder), tidy=False)
         try:
             state = checkpoints.restore(like, base)
         except ValueError as error:

@@ -126,10 +126,7 @@ class Folder(Examples):
 
     def shape(self, i: int) -> tuple[int, int]:
         """Returns (height, width) of picture i, upright."""
-        with Image.open(self.items[i].path) as image:
-            width, height = image.size
-            sideways = image.getexif().get(0x0112) in (5, 6, 7, 8)  # the tag of the orientation
-        return (width, height) if sideways else (height, width)
+        return reading.shape(self.items[i].path)
 
     def picture(self, i: int, size: Size) -> np.ndarray:
         """Returns the middle of picture i, uint8 [h w 3]."""

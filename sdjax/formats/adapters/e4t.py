@@ -27,7 +27,6 @@ from sdjax.formats.adapters.e4t_attached import acting
 from sdjax.formats.adapters.file import File
 from sdjax.formats.adapters.format import Format
 from sdjax.formats.storage import files, parameters
-from sdjax.formats.storage.guard import named
 from sdjax.images import reading
 from sdjax.methods import heads, offsets
 from sdjax.methods.adapter import Adapter
@@ -35,6 +34,7 @@ from sdjax.methods.e4t import E4T, look
 from sdjax.methods.method import about
 from sdjax.methods.seen import ENCODER, HALF, empty, half, seen_by, with_seen
 from sdjax.models.clip import ImageConfig, ImageEncoder
+from sdjax.runtime.guard import named
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import TOKENS, StableDiffusion, to_pictures, to_pixels
 

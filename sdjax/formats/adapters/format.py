@@ -18,9 +18,9 @@ from sdjax.formats.adapters import file as files
 from sdjax.formats.adapters.file import File
 from sdjax.formats.storage import files as hub
 from sdjax.formats.storage import hashes
-from sdjax.formats.storage.guard import named
 from sdjax.methods.adapter import Adapter
 from sdjax.methods.method import Method
+from sdjax.runtime.guard import named
 from sdjax.runtime.members import members
 from sdjax.stable_diffusion import StableDiffusion
 

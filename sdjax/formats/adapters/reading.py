@@ -11,8 +11,8 @@ import pathlib
 
 from sdjax.formats.adapters import file as files
 from sdjax.formats.adapters.format import Format, kind_of, locate, recognised
-from sdjax.formats.storage.guard import named
 from sdjax.methods.adapter import Adapter
+from sdjax.runtime.guard import named
 from sdjax.stable_diffusion import StableDiffusion
 
 __all__ = ["kind", "locate", "read"]

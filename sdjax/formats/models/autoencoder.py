@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from sdjax.formats.models import infer_config, single_file
 from sdjax.formats.storage import files, parameters
 from sdjax.models.vae import AutoencoderKL, VaeConfig
+from sdjax.runtime.guard import named
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
@@ -28,18 +29,23 @@ def put(sd: StableDiffusion, source: str | pathlib.Path, dtype: DTypeLike | None
     Raises ValueError in one line for one that is damaged, or whose latents have another size than the model's.
     """
     try:
-        weights, config = _file(source, sd) if os.path.isfile(source) else _folder(locate(source))
-        old, factor = sd.networks["vae"].config, 2 ** (len(config.block_out_channels) - 1)
-        if (config.latent_channels, factor) != (old.latent_channels, 2 ** (len(old.block_out_channels) - 1)):
-            raise ValueError(
-                f"{config.latent_channels} latent channels, sides divided by {factor}; expected the model's"
-                f" {old.latent_channels} and {2 ** (len(old.block_out_channels) - 1)}"
-            )
-        network = AutoencoderKL(config, jnp.dtype(dtype or "float32"))
-        weights = single_file.vae_view(weights, network) if os.path.isfile(source) else weights
-        params = parameters.read(weights, network, "vae", dtype)
+        with named(source):
+            return _put(sd, source, dtype)
     except ValueError as error:
         raise SettingError("vae", str(source), "an autoencoder that fits the model", str(error)) from None
+
+
+def _put(sd: StableDiffusion, source: str | pathlib.Path, dtype: DTypeLike | None) -> StableDiffusion:
+    weights, config = _file(source, sd) if os.path.isfile(source) else _folder(locate(source))
+    old, factor = sd.networks["vae"].config, 2 ** (len(config.block_out_channels) - 1)
+    if (config.latent_channels, factor) != (old.latent_channels, 2 ** (len(old.block_out_channels) - 1)):
+        raise ValueError(
+            f"{config.latent_channels} latent channels, sides divided by {factor}; expected the model's"
+            f" {old.latent_channels} and {2 ** (len(old.block_out_channels) - 1)}"
+        )
+    network = AutoencoderKL(config, jnp.dtype(dtype or "float32"))
+    weights = single_file.vae_view(weights, network) if os.path.isfile(source) else weights
+    params = parameters.read(weights, network, "vae", dtype)
     return sd.with_networks(vae=network).with_parts(vae=params)
 
 

@@ -21,6 +21,7 @@ from sdjax.formats.models.folder import WRITTEN_AS
 from sdjax.formats.storage import files, ldm_names, parameters
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.models.unet import UNetConfig
+from sdjax.runtime.guard import named
 from sdjax.sampling.control import Control
 
 STEM = "diffusion_pytorch_model"
@@ -41,6 +42,11 @@ def load_control(
     """
     if str(source).startswith("random:"):
         return _random(str(source).removeprefix("random:"), dtype)
+    with named(source):
+        return _load(source, dtype, variant)
+
+
+def _load(source: str | pathlib.Path, dtype: DTypeLike | None, variant: str | None) -> Control:
     path = pathlib.Path(source)
     if path.is_file():
         weights, metadata, _ = single_file.open_file(path)
@@ -88,11 +94,8 @@ def _control(weights: files.Stored, config: ControlNetConfig, dtype: DTypeLike |
 
 def _config(folder: pathlib.Path) -> ControlNetConfig:
     path = folder / "config.json"
-    values = files.read_json(path)
-    try:
-        return ControlNetConfig.from_json(values)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
+    with named(path):
+        return ControlNetConfig.from_json(files.read_json(path))
 
 
 def _random(name: str, dtype: DTypeLike | None) -> Control:

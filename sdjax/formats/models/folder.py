@@ -18,8 +18,8 @@ from sdjax import families
 from sdjax.diffusion.schedule import Schedule
 from sdjax.families.family import Family, Part
 from sdjax.formats.storage import files, parameters
-from sdjax.formats.storage.guard import named
 from sdjax.models.clip import MEAN, STD
+from sdjax.runtime.guard import named
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.trees import Tree
@@ -93,16 +93,16 @@ def read(folder: pathlib.Path, dtype: DTypeLike | None = None, variant: str | No
     index = files.read_json(folder / INDEX)
     with named(folder / INDEX):
         family = families.of_pipeline(index.get("_class_name"))
-    present = {
-        name: part
-        for name, part in family.parts.items()
-        if name in family.required or index.get(part.place or name, [None, None])[1]
-    }
-    places = {name: part.place or name for name, part in present.items()}
-    _check_index(index, folder / INDEX, present, family)
+        present = {
+            name: part
+            for name, part in family.parts.items()
+            if name in family.required or index.get(part.place or name, [None, None])[1]
+        }
+        places = {name: part.place or name for name, part in present.items()}
+        _check_index(index, folder / INDEX, present, family)
     path = folder / "scheduler" / "scheduler_config.json"
     schedule = read_config(path, lambda values: Schedule.from_json({**family.scheduler, **values}))
-    try:
+    with named(folder):
         tokenizers = {encoder: Tokenizer.load(folder / place) for encoder, place in family.tokenizers.items()}
         networks = {name: _network(folder / places[name], part, dtype) for name, part in present.items()}
         # The small files are read first, so that most mistakes show before gigabytes are read.
@@ -115,8 +115,6 @@ def read(folder: pathlib.Path, dtype: DTypeLike | None = None, variant: str | No
         if (folder / CLIP).is_dir() and "image_encoder" in networks:
             sd = sd.with_reference(clip=_projection(folder / CLIP, networks))
         return sd
-    except ValueError as error:
-        raise _named(error, folder) from None
 
 
 def _projection(folder: pathlib.Path, networks: Mapping[str, Any]) -> Tree:
@@ -140,15 +138,8 @@ def _check_index(index: Mapping[str, Any], path: pathlib.Path, parts: Mapping[st
 def read_config(path: pathlib.Path, make: Callable[[dict[str, Any]], T]) -> T:
     """Returns make(content) of a JSON file; raises ValueError that names the file."""
     values = files.read_json(path)
-    try:
+    with named(path):
         return make(values)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
-
-
-def _named(error: ValueError, folder: pathlib.Path) -> ValueError:
-    """Returns the error with the model's folder in it, where it is not there yet."""
-    return error if str(folder) in str(error) else ValueError(f"{folder}: {error}")
 
 
 def _network(folder: pathlib.Path, part: Part, dtype: DTypeLike | None) -> Any:

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from sdjax.formats.models import single_file
 from sdjax.formats.storage import files, parameters
 from sdjax.models.critics import CONVS, Lpips
+from sdjax.runtime.guard import named
 from sdjax.trees import Tree
 
 IGNORED = ("classifier.", "scaling_layer.", "lins.")
@@ -36,6 +37,11 @@ def read(source: str | pathlib.Path, dtype: DTypeLike | None = "float32") -> Tre
     dtype: of the parameters; None keeps each as stored.  Files of torch are read by our own reader, which runs nothing.
     Raises ValueError naming a file that is damaged, and weights that are missing, unexpected, misshapen or there twice.
     """
+    with named(source):
+        return _read(source, dtype)
+
+
+def _read(source: str | pathlib.Path, dtype: DTypeLike | None) -> Tree:
     found = {}
     for path in str(source).split(","):
         if not os.path.isfile(path):

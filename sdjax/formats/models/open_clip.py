@@ -17,8 +17,8 @@ from jax.typing import DTypeLike
 
 from sdjax.formats.models import infer_config, single_file
 from sdjax.formats.storage import files, ldm_names, parameters
-from sdjax.formats.storage.guard import named
 from sdjax.models.clip import ImageConfig, ImageEncoder
+from sdjax.runtime.guard import named
 from sdjax.trees import Tree
 
 CONFIG = "open_clip_config.json"

@@ -27,11 +27,11 @@ from sdjax.families.ldm_sr import LdmSr
 from sdjax.families.sd import Sd
 from sdjax.formats.models import infer_config
 from sdjax.formats.storage import files, ldm_names, parameters, pickles
-from sdjax.formats.storage.guard import named
 from sdjax.formats.storage.tensor_file import TensorFile
 from sdjax.models.clip import TextConfig, TextEncoder
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import AutoencoderKL, VaeConfig
+from sdjax.runtime.guard import named
 from sdjax.settings import UNSAID, SettingError
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text.tokenizer import Tokenizer
@@ -110,6 +110,8 @@ def _read(
     words = None if text is None else _tokenizer(tokenizer, notes, text)
     configs = _configs(weights, notes, text, words)
     networks = {name: NETWORKS[name][1](config, jnp.dtype(dtype or "float32")) for name, config in configs.items()}
+    for network in networks.values():
+        parameters.check_layers(weights, network.config)
     prefixes = {"unet": UNET, "vae": VAE, "text_encoder": text}
     views = {name: _view(weights, network, prefixes[name], ema) for name, network in networks.items()}
     params = {name: parameters.read(views[name], network, name, dtype) for name, network in networks.items()}

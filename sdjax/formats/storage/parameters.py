@@ -93,7 +93,16 @@ def read(
     zero: file names that may be missing and are then zeros.
     Raises ValueError that names the file and up to ten missing, unexpected or misshapen weights and their number.
     """
+    check_layers(weights, network.config)
     return read_tree(weights, template(network), dtype, part, zero)
+
+
+def check_layers(weights: Stored, config: Any) -> None:
+    """Raises ValueError, naming the file, for a config of more layers than weights: before their template is made."""
+    if config.layers > len(weights.names):
+        raise ValueError(
+            f"{weights.path}: does not fit its config.json: {config.layers} layers, {len(weights.names)} weights"
+        )
 
 
 def read_tree(

@@ -18,25 +18,21 @@ import struct
 import sys
 import types
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from sdjax.formats.storage.archives import check, records
+from sdjax.formats.storage.pickle_machine import ENTRY, REPEATS, Machine, Storage
 from sdjax.formats.storage.plain_values import STEPS, plain
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # torch/serialization.py: how the older container begins
 PICKLE_SIZE = 64 * 2**20  # bytes, tensors not counted; Stable Diffusion with its optimizer has fewer than 2**20
-MADE = 2**25  # bytes that the values of a pickle may take, on top of REPEATS times the file's size
-ENTRY = 100  # bytes of an entry in the memo, or of a stack that MARK puts aside
-REPEATS = 4  # tensors may lie on the same numbers; their sizes together: at most this often the file's
 INTEGER_BITS = 128  # MAGIC has 77
 LONG = 2**62  # no size, stride or offset is as long
 KEY = 2**60  # integer keys are below: Python's hashes repeat from 2**61 - 1 on, and many keys of one hash take forever
 NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")  # numpy's types; never objects
-Storage = Callable[[np.dtype, str, int], np.ndarray]  # (type, key, count) -> numbers
 
 
 def read(path: str | os.PathLike[str]) -> Any:
@@ -283,7 +279,7 @@ def _run(file: io.BytesIO, storage: Storage | None, size: int) -> Any:
     storage: function (type, key, count) that returns numbers [count], or None where there are none to ask for.
     size: bytes of the whole file.
     """
-    machine = _Machine(storage, REPEATS * size)
+    machine = Machine(storage, REPEATS * size)
     for steps, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         check(steps < STEPS, f"a pickle of more than {STEPS} steps")
         check(opcode.name in STEP, f"the pickle uses {opcode.name}, which no file of weights needs")
@@ -293,48 +289,6 @@ def _run(file: io.BytesIO, storage: Storage | None, size: int) -> Any:
     value = machine.pop()
     check(not machine.stack and not machine.marks, "the pickle leaves values behind")
     return value
-
-
-class _Machine:
-    """The state of a run: the stack, the stacks that MARK put aside, the memo.
-
-    left: how many bytes tensors may still have; room: how many all other values may take.
-    """
-
-    def __init__(self, storage: Storage | None, left: int):
-        self.stack, self.marks, self.memo = [], [], {}
-        self.storage, self.left, self.room = storage, left, left + MADE
-
-    def spend(self, size: int) -> None:
-        """Takes bytes off those that the pickle's values may take."""
-        self.room -= size
-        check(self.room >= 0, f"its values take more than {REPEATS} times the file's size and {MADE} bytes")
-
-    def fill(self, value: Any, change: Callable[[], object]) -> None:
-        """Changes a list, dict or set, and counts by how much it grew."""
-        before = sys.getsizeof(value)
-        change()
-        self.spend(sys.getsizeof(value) - before)
-
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def pop(self) -> Any:
-        check(self.stack, "the pickle takes a value from an empty stack")
-        return self.stack.pop()
-
-    def take(self) -> list[Any]:
-        """Returns the list of values since the last MARK; the stack is again the one before it."""
-        check(self.marks, "the pickle has no MARK where it needs one")
-        items, self.stack = self.stack, self.marks.pop()
-        return items
-
-    def top(self, kind: type | None = None) -> Any:
-        """Returns the last value, which stays; of one kind where a kind is given."""
-        check(self.stack, "the pickle looks at an empty stack")
-        value = self.stack[-1]
-        check(kind in (None, type(value)), f"the pickle fills a {type(value).__name__} as if it were something else")
-        return value
 
 
 def _push_integer(machine, value):
@@ -363,8 +317,9 @@ def _tuple_of(count):
     return lambda machine, _: machine.push(tuple([machine.pop() for _ in range(count)][::-1]))
 
 
-def _items(values):
+def _items(machine, values):
     check(len(values) % 2 == 0, "a key without a value")
+    machine.walk(values[::2])
     return {_key(key): value for key, value in zip(values[::2], values[1::2], strict=True)}
 
 
@@ -375,11 +330,12 @@ def _append(machine, values):
 
 def _set_items(machine, values):
     held = machine.top(dict)
-    machine.fill(held, lambda: held.update(_items(values)))
+    machine.fill(held, lambda: held.update(_items(machine, values)))
 
 
 def _add_items(machine, values):
     held = machine.top(set)
+    machine.walk(values)
     machine.fill(held, lambda: held.update(map(_key, values)))
 
 
@@ -399,6 +355,10 @@ def _reduce(machine, _):
     # Only the functions of CALLS ever come onto the stack.
     check(type(function) is types.FunctionType, f"the pickle calls a value: {type(function).__name__}")
     check(type(arguments) is tuple, "a call without a tuple of arguments")
+    machine.walk(arguments)
+    for one in arguments:
+        if type(one) in (list, tuple):  # what a set or a dict is made of, or a shape
+            machine.walk(item[0] if type(item) in (list, tuple) and item else item for item in one)
     value = function(*arguments)
     if function in (_tensor, _tensor_of_bytes):
         machine.left -= value.nbytes
@@ -419,7 +379,9 @@ def _build(machine, _):
     state, value = machine.pop(), machine.top()
     if type(value) is dict:
         check(type(state) is dict and type(state.get("_parameters", {})) is dict, "a dict's attributes are no dict")
-        machine.fill(value, lambda: value.update(state.get("_parameters", {})))
+        added = state.get("_parameters", {})
+        machine.walk(added)
+        machine.fill(value, lambda: value.update(added))
     elif isinstance(value, np.dtype):
         check(type(state) is tuple and state[1:5] in PLAIN_TYPE, "numpy's numbers are structured or not little-endian")
     else:
@@ -463,9 +425,9 @@ CONTAINERS = ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "TUPLE1", "TUPLE2", "TUPL
 STEP = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda machine, _: None),
     **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"), _push_integer),
-    **dict.fromkeys(("FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"), _Machine.push),
-    **dict.fromkeys(("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"), _Machine.push),
-    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"), _Machine.push),
+    **dict.fromkeys(("FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"), Machine.push),
+    **dict.fromkeys(("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"), Machine.push),
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"), Machine.push),
     "NONE": lambda machine, _: machine.push(None),
     "NEWTRUE": lambda machine, _: machine.push(True),
     "NEWFALSE": lambda machine, _: machine.push(False),
@@ -478,7 +440,7 @@ STEP = {
     "TUPLE3": _tuple_of(3),
     "TUPLE": lambda machine, _: machine.push(tuple(machine.take())),
     "LIST": lambda machine, _: machine.push(machine.take()),
-    "DICT": lambda machine, _: machine.push(_items(machine.take())),
+    "DICT": lambda machine, _: machine.push(_items(machine, machine.take())),
     "APPEND": lambda machine, _: _append(machine, [machine.pop()]),
     "APPENDS": lambda machine, _: _append(machine, machine.take()),
     "SETITEM": lambda machine, _: _set_items(machine, [machine.pop(), machine.pop()][::-1]),

@@ -14,7 +14,7 @@ from collections.abc import Collection
 import ml_dtypes
 import numpy as np
 
-from sdjax.formats.storage.guard import named
+from sdjax.runtime.guard import named
 
 # Numbers of 8 bits, which numpy lacks; all of their values are float32's.
 FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
