@@ -5,15 +5,28 @@ from pathlib import Path
 import pytest
 
 import sdjax
+from sdjax.images import reading
 from sdjax.runtime.guard import named
 from sdjax.service import lists, records
 
 FOLDER = Path(__file__).parent / "data" / "damaged"
+
+
+def pixels(path):
+    """Reads a picture that is learned, and the record in it."""
+    try:
+        records.read(path)
+    except ValueError as error:
+        assert path.name in str(error) and "\n" not in str(error)
+    reading.picture(path)
+
+
 READERS = {
     "attach": lambda path: sdjax.attach(sdjax.load("random:tiny"), path),
     "ckpt": lambda path: sdjax.load(path),
     "jobs": lambda path: lists.read(path),
     "recs": lambda path: records.read(path),
+    "pics": pixels,
 }
 FILES = [path.name for path in sorted(FOLDER.iterdir()) if path.name.partition("-")[0] in READERS]
 
@@ -27,7 +40,7 @@ def test_one_line_that_names_the_file(name):
 
 
 def test_there_are_as_many_as_were_found():
-    assert len(FILES) == 31
+    assert len(FILES) == 33
 
 
 @pytest.mark.parametrize(
