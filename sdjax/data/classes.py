@@ -54,7 +54,7 @@ class ClassData:
         """Returns the class prompt of a subject's prompt: "a photo of dog" of "a photo of sks dog"."""
         for word in self.identifiers:
             text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "", text)
-        return re.sub(r"\s+", " ", re.sub(r"(\s*,)+", ",", text)).strip(" ,")
+        return re.sub(r"( ?,)+", ",", re.sub(r"\s+", " ", text)).strip(" ,")
 
     def changes(self, source: Any, most: int) -> bool:
         """Returns whether identifiers are in any of up to `most` prompts of examples."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")  # the innermost braces with a bar in them
+CHOICE = re.compile(r"\{([^{}|]*\|[^{}]*)\}")  # the innermost braces with a bar in them
 
 
 def varied(prompt: str, data: Any, random: np.random.Generator) -> str:

@@ -31,6 +31,7 @@ from sdjax.settings import UNSAID, SettingError, nearest, shown
 
 READERS = ("jsonl", "csv", "parquet")
 MOST = 100_000  # pictures of one row: a typing error should not fill a disk
+WHOLE = 200_000  # pictures of a list: they are held in memory
 LONGEST = 200  # bytes of a name, to which endings come: file systems take 255
 KNOWN = {name: one for task in TASKS.values() for name, one in fields(task).items()}
 WITH = {"control_image": "controlnet", "mask": "inpaint", "image": "img2img"}  # the task of a row with such a field
@@ -44,7 +45,7 @@ def read(
     defaults: settings for the fields that a row does not have; those that its task does not have, or that need others,
     as strength needs an image, are for the rows that have these.
     word: () -> text, asked where seeds are -1: the same word draws the same seeds at every reading; None draws anew.
-    Raises ValueError when the file as a whole cannot be read, and for defaults that cannot be used.
+    Raises ValueError when the file as a whole cannot be read or has more than WHOLE pictures, and for defaults that cannot be used.
     """
     path = Path(path)
     requests, errors, names = [], [], set()
@@ -60,9 +61,17 @@ def read(
                 raise ValueError(f"name={min(taken)!r}: there is a picture of this name already")
             names |= {one.name for one in made}
             requests += made
+            if len(requests) > WHOLE:
+                raise _TooMany(f"{path}: row {number}: more than {WHOLE} pictures in all; make several lists of it")
+        except _TooMany:
+            raise
         except (ValueError, OverflowError, RecursionError) as error:
             errors.append({"row": number, "error": str(error)})
     return requests, errors
+
+
+class _TooMany(ValueError):
+    """A list as a whole is too long."""
 
 
 def _checked(row, mine=False):

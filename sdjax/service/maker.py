@@ -223,7 +223,7 @@ class Maker:
         if not sd.tokenizers:
             return []
         said = list(dict.fromkeys(text for one in requests for text in texts(one.settings)))
-        named = re.search(rf"<({'|'.join(formats.tags())}):[^>]*>", "\n".join(said))
+        named = re.search(rf"<({'|'.join(formats.tags())}):[^>]{{0,1000}}>", "\n".join(said))
         tokenizer = next(iter(sd.tokenizers.values()))
         room = tokenizer.length - 2  # begin and end
         longest = max(len(tokenizer.ids(text)) for text in said)

@@ -33,7 +33,7 @@ class Wanted:
     unet: float = 1.0
 
 
-ADAPTER = re.compile(r"<(\w+):([^>]+)>")
+ADAPTER = re.compile(r"<(\w{1,100}):([^>]{1,1000})>")  # bounded, so that no text takes long
 
 
 def adapters(text: str, tags: Mapping[str, str]) -> tuple[str, tuple[Wanted, ...]]:
@@ -75,12 +75,16 @@ def _number(text: str, where: str) -> float:
     return value
 
 
+NUMBER = re.compile(r"[-+]?(?:\d+\.?|\d*\.\d+)")
+
+
 def parts(text: str) -> tuple[tuple[str, float], ...]:
     """Returns the texts between ANDs with their weights, ((text, weight), ...): "a AND b :0.5" has 1 and 0.5."""
     found = []
     for part in re.split(r"\bAND\b", text):
-        weight = re.search(r"\s*:\s*([-+]?(?:\d+\.?|\d*\.\d+))\s*$", part)
-        found.append((part[: weight.start()], float(weight[1])) if weight else (part.rstrip(), 1.0))
+        words, _, number = part.rpartition(":")
+        weight = ":" in part and NUMBER.fullmatch(number.strip())
+        found.append((words.rstrip(), float(number)) if weight else (part.rstrip(), 1.0))
     return tuple(found)
 
 
@@ -218,7 +222,7 @@ def emphasis(text: str) -> tuple[tuple[str, float], ...]:
     """Returns A1111's ((text, weight), ...); BREAK stands for the beginning of a new chunk.
 
     Brackets without a partner reach to the end of the text, or are letters where they close nothing.
-    Raises ValueError for a weight such as 1.2.3.
+    Raises ValueError for a weight such as 1.2.3, and for brackets nested deeper than DEPTH.
     """
     found, opened = [], {"(": [], "[": []}
 
@@ -232,6 +236,8 @@ def emphasis(text: str) -> tuple[tuple[str, float], ...]:
             found.append([piece[1:], 1.0])
         elif piece in opened:
             opened[piece].append(len(found))
+            if len(opened["("]) + len(opened["["]) > DEPTH:
+                raise ValueError(f"prompt {text[:20]!r}...: brackets nested deeper than {DEPTH}")
         elif number and opened["("]:
             close("(", _number(number, piece))
         elif piece == ")" and opened["("]:
@@ -239,10 +245,10 @@ def emphasis(text: str) -> tuple[tuple[str, float], ...]:
         elif piece == "]" and opened["["]:
             close("[", SQUARE)
         else:
-            first, *others = re.split(r"\s*\bBREAK\b\s*", piece)
-            found.append([first, 1.0])
-            for other in others:
-                found += [list(BREAK), [other, 1.0]]
+            first, *others = re.split(r"\bBREAK\b", piece)
+            found.append([first.rstrip() if others else first, 1.0])
+            for i, other in enumerate(others, 1):
+                found += [list(BREAK), [other.strip() if i < len(others) else other.lstrip(), 1.0]]
     for bracket, factor in (("(", ROUND), ("[", SQUARE)):
         for _ in list(opened[bracket]):
             close(bracket, factor)
