@@ -15,8 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sdjax.settings import shown
+
 ROUND, SQUARE = 1.1, 1 / 1.1  # what a pair of brackets multiplies a weight by, in all of these tools
 DEPTH = 100  # of brackets in brackets
+WORK = 1_000_000  # parts of a text that brackets weigh, one after the other
 BREAK = ("BREAK", -1.0)
 
 
@@ -55,13 +58,13 @@ def expected(tags: Mapping[str, str]) -> str:
 def _adapter(match: re.Match[str], tags: Mapping[str, str]) -> Wanted:
     tag, (name, *values) = match[1], match[2].split(":")
     if tag not in tags:
-        raise ValueError(f"{match[0]!r}: expected {expected(tags)}")
+        raise ValueError(f"{shown(match[0])}: expected {expected(tags)}")
     named = dict(value.split("=", 1) for value in values if "=" in value)
     places = [value for value in values if "=" not in value]
     strength = named.pop("te", places[0] if places else "1")
     unet = named.pop("unet", places[1] if len(places) > 1 else strength)
     if named or len(places) > 2:
-        raise ValueError(f"{match[0]!r}: expected at most two strengths, te and unet")
+        raise ValueError(f"{shown(match[0])}: expected at most two strengths, te and unet")
     return Wanted(tags[tag], name, _number(strength, match[0]), _number(unet, match[0]))
 
 
@@ -71,7 +74,7 @@ def _number(text: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{where!r}: {text!r} is no number")
+        raise ValueError(f"{shown(where)}: {shown(text)} is no number")
     return value
 
 
@@ -222,12 +225,17 @@ def emphasis(text: str) -> tuple[tuple[str, float], ...]:
     """Returns A1111's ((text, weight), ...); BREAK stands for the beginning of a new chunk.
 
     Brackets without a partner reach to the end of the text, or are letters where they close nothing.
-    Raises ValueError for a weight such as 1.2.3, and for brackets nested deeper than DEPTH.
+    Raises ValueError for a weight such as 1.2.3, and for WORK parts in brackets, counted once for each bracket.
     """
-    found, opened = [], {"(": [], "[": []}
+    found, opened, left = [], {"(": [], "[": []}, WORK
 
     def close(bracket, factor):
-        for pair in found[opened[bracket].pop() :]:
+        nonlocal left
+        inside = found[opened[bracket].pop() :]
+        left -= len(inside)
+        if left < 0:
+            raise ValueError(f"prompt {text[:20]!r}...: too many brackets within brackets")
+        for pair in inside:
             pair[1] *= factor
 
     for match in WEIGHTS.finditer(text):
@@ -236,8 +244,6 @@ def emphasis(text: str) -> tuple[tuple[str, float], ...]:
             found.append([piece[1:], 1.0])
         elif piece in opened:
             opened[piece].append(len(found))
-            if len(opened["("]) + len(opened["["]) > DEPTH:
-                raise ValueError(f"prompt {text[:20]!r}...: brackets nested deeper than {DEPTH}")
         elif number and opened["("]:
             close("(", _number(number, piece))
         elif piece == ")" and opened["("]:

@@ -8,6 +8,7 @@ A new format is a new file in this package (in sdjax.formats if it also reads ne
 prompts such as <bias:NAME:0.5>, programs, records, exports and training use it.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +103,7 @@ def known() -> dict[str, Format]:
     return {kind.name: kind for kind in sorted(kinds, key=lambda kind: kind.last)}
 
 
+@functools.cache  # asked for every picture of a list
 def tags() -> dict[str, str]:
     """Returns {prefix in prompts: `called` of its format}: {"lora": "lora", "lyco": "lora", ...}."""
     return dict(sorted((tag, kind.called) for kind in known().values() for tag in kind.tags))
