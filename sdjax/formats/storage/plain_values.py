@@ -6,7 +6,7 @@ import numpy as np
 
 from sdjax.formats.storage.archives import check
 
-STEPS = 1_000_000  # of the machine; also values that can be reached from the result
+STEPS = 500_000  # of the machine; also values that can be reached from the result
 DEPTH = 100  # of values within values
 LEAVES = (str, bytes, int, float, bool, type(None), np.ndarray)
 
