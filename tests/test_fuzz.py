@@ -15,7 +15,9 @@ FILES = 500
 
 def test_files_damaged_in_many_ways(tmp_path):
     (tmp_path / "damaged").mkdir()
-    found = run.check(seeds.make(tmp_path / "seeds"), 1, list(range(FILES)), tmp_path / "damaged", lambda number: None)
+    found = run.check(
+        seeds.make(tmp_path / "seeds"), 1, list(range(FILES)), tmp_path / "damaged", lambda number, wrong: None
+    )
     assert found == {}
 
 

@@ -33,7 +33,7 @@ from tqdm import tqdm  # noqa: E402
 SECONDS, SHARE, ROOM = 10.0, 4, 200 << 20  # limits: of processor time, of memory beside the file's size
 MOST = 4 << 30  # bytes at which a reader is ended
 START = 300.0  # seconds of processor time: until the seeds are read
-SILENT = 600.0  # seconds without a word after which a reader that does nothing is ended
+SILENT = 3600.0  # seconds without a word after which a reader that does nothing is ended
 
 
 def status(name: str, process: str | int = "self") -> int:
@@ -148,7 +148,7 @@ def told(process, results, seconds: float) -> tuple[int, str | None] | str:
 
 
 def check(seeds, key: int, numbers: list[int], place: Path, say) -> dict[int, str]:
-    """Returns {number: what is wrong} of damaged files."""
+    """Returns {number: what is wrong} of damaged files; say(number, what is wrong) is called after each."""
     found, left, context = {}, list(numbers), multiprocessing.get_context("spawn")
     while left:
         results = context.Queue()
@@ -161,7 +161,7 @@ def check(seeds, key: int, numbers: list[int], place: Path, say) -> dict[int, st
             news = told(process, results, 3 * SECONDS)
             number, value = (left[0], news) if isinstance(news, str) else news
             left.pop(0)
-            say(number)
+            say(number, value)
             if value is not None:
                 found[number] = value
             if isinstance(news, str):
@@ -191,14 +191,21 @@ def main() -> int:
         if options.number is not None:
             return alone(seeds, options.seed, options.number, place, options.out)
         numbers = list(range(options.first, options.first + options.count))
-        with tqdm(total=options.count, unit="file", dynamic_ncols=True, disable=None) as bar:
-            found = check(seeds, options.seed, numbers, place, lambda number: bar.update())
-        named = {n: chosen(seeds, n) for n in found}
-        lines = [f"{n} {named[n].reader}:{named[n].name} {wrong}" for n, wrong in found.items()]
-        with open(options.out / f"findings-{options.seed}.txt", "w" if options.first == 0 else "a") as file:
-            file.write("\n".join(lines) + "\n" * bool(lines))
+        path = options.out / f"findings-{options.seed}.txt"
+        with (
+            tqdm(total=options.count, unit="file", dynamic_ncols=True, disable=None) as bar,
+            open(path, "w" if options.first == 0 else "a", buffering=1) as file,
+        ):
+
+            def say(number, wrong):
+                bar.update()
+                if wrong is not None:
+                    line = f"{number} {chosen(seeds, number).reader}:{chosen(seeds, number).name} {wrong}"
+                    bar.write(line)
+                    file.write(line + "\n")
+
+            found = check(seeds, options.seed, numbers, place, say)
     kinds = Counter(wrong.partition(":")[0].partition(" ")[0] for wrong in found.values())
-    print("\n".join(lines[:200]))
     print(f"{options.count} files of {len(seeds)} kinds, seed {options.seed}: {len(found)} findings", dict(kinds) or "")
     return int(bool(found))
 
