@@ -59,7 +59,7 @@ def test_json_round_trip_and_diffusers_reads_it():
     [({"beta_start": float("nan")}, "beta_start=nan: expected a number above 0 and below 1"),
      ({"beta_end": 1.5}, "beta_end=1.5: expected"), ({"beta_start": "0.1"}, "beta_start='0.1': expected"),
      ({"trained_betas": [0.1] * 999 + [float("nan")]}, "trained_betas: value 999 is nan; expected"),
-     ({"num_train_timesteps": 0}, "num_train_timesteps=0: expected a whole number, 1 or more"),
+     ({"num_train_timesteps": 0}, "num_train_timesteps=0: expected a whole number from 1 to 100000"),
      ({"num_train_timesteps": 10.5}, "num_train_timesteps=10.5"), ({"steps_offset": -1}, "steps_offset=-1"),
      ({"beta_schedule": "sigmoid"}, "beta_schedule='sigmoid'"), ({"prediction_type": "flow"}, "prediction_type='flow'"),
      ({"timestep_spacing": "odd"}, "timestep_spacing='odd'"), ({"thresholding": True}, "thresholding"),

@@ -200,12 +200,8 @@ class UNetConfig:
 
 def _without_text(options):
     """Returns the options of a UNet2DModel in the terms of UNetConfig; its attention_head_dim is a head's width."""
-    defaults = {
-        "in_channels": 3,
-        "out_channels": 3,
-        "block_out_channels": (224, 448, 672, 896),
-        "attention_head_dim": 8,
-    }
+    defaults: dict[str, Any] = dict(in_channels=3, out_channels=3, attention_head_dim=8)
+    defaults["block_out_channels"] = (224, 448, 672, 896)
     defaults |= {"down_block_types": ("DownBlock2D", *PLAIN[:1] * 3), "up_block_types": (*PLAIN[1:] * 3, "UpBlock2D")}
     options = {**defaults, **options, "cross_attention_dim": None}
     widths, head = options["block_out_channels"], options["attention_head_dim"]

@@ -45,7 +45,8 @@ def read(
     defaults: settings for the fields that a row does not have; those that its task does not have, or that need others,
     as strength needs an image, are for the rows that have these.
     word: () -> text, asked where seeds are -1: the same word draws the same seeds at every reading; None draws anew.
-    Raises ValueError when the file as a whole cannot be read or has more than WHOLE pictures, and for defaults that cannot be used.
+    Raises ValueError when the file as a whole cannot be read or has more than WHOLE pictures, and for defaults that
+    cannot be used.
     """
     path = Path(path)
     requests, errors, names = [], [], set()

@@ -27,7 +27,6 @@ import numpy as np
 from sdjax import __version__
 from sdjax.formats.adapters import format as formats
 from sdjax.formats.storage.files import new_file
-from sdjax.runtime.guard import named
 from sdjax.sampling.fields import Field, Size, acting, checked, fields, make
 from sdjax.sampling.settings import FIRST, NAMES, TASKS, VARIED, Sampling, Task
 from sdjax.settings import SettingError
@@ -361,9 +360,7 @@ def read(path: str | Path) -> Record:
     Raises ValueError naming a file that is missing, is no picture, or holds no record.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    with named(path):
+    try:
         if path.suffix.lower() == ".json":
             return from_json(_within(path.read_text(encoding="utf-8")))
         own, written = _held(path)
@@ -372,6 +369,11 @@ def read(path: str | Path) -> Record:
         if written is None:
             raise ValueError("holds no record; expected A1111's text in PNG or EXIF")
         return parse(_within(written))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except Exception as error:  # a damaged record may lead to anything
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path}: {reason}") from None
 
 
 def own(path: Path) -> bool:
