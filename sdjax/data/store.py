@@ -26,6 +26,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from sdjax.formats.storage import files
+from sdjax.runtime import room
 
 MAGIC = b"sdjax records 1\n"
 HEAD = struct.Struct("<16sQII")  # key, length of the arrays, CRC-32 of key and length, CRC-32 of the arrays
@@ -71,7 +72,10 @@ class Store:
 
         def write():
             if name not in self.places:
-                os.write(self.file, record)
+                with room.disk(self.path, "its other records are whole"):
+                    left = memoryview(record)
+                    while left:  # a disk that is nearly full takes a part
+                        left = left[os.write(self.file, left) :]
 
         self._changed(write)
 

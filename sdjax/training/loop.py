@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import trees
-from sdjax.runtime import locks, mesh, processes
+from sdjax.runtime import locks, mesh, processes, room
 from sdjax.settings import to_json
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.training import checks, fit, log, run
@@ -28,6 +28,7 @@ from sdjax.training.session import EXPORT, MEASURE, Session
 from sdjax.training.settings import Train
 from sdjax.training.step import initial_state, of_run
 
+OUT_OF_MEMORY = "out of memory: a smaller data.batch, remat=True, compute=bfloat16 or fit=8GB helps"
 BEFORE_STOP = 143  # exit status after SIGTERM, as shells count it: 128 + 15
 CHECKED = ("loss", "gradient", "update")  # the metrics of a step that must be finite; the latter two are norms
 
@@ -41,7 +42,8 @@ def train(settings: Train, out: str | Path) -> StableDiffusion:
     Raises SystemExit(143) after SIGTERM, with a checkpoint written.
     """
     processes.check_alone("training")
-    with locks.held(out):
+    safe = "the newest checkpoint is whole; make room, and the same command goes on from it"
+    with room.disk(out, safe), locks.held(out), room.memory(OUT_OF_MEMORY):
         return _train(checks.worded(settings), Path(out))
 
 
