@@ -1,5 +1,6 @@
 # make demo   personalize the embedded model from one image; pictures and timings in outputs/demo/
 # make test   run the tests; make test-slow runs the long ones
+# make fuzz   read 20,000 damaged files of every kind (ARGS="--seed N --count N"); make faults kills, fills disks, damages checkpoints
 # make ui     serve the web page and the APIs of A1111 and OpenAI on http://127.0.0.1:7860 (ARGS="--models DIR --adapters DIR")
 # Each target but help and clean first creates .venv and installs its requirements.  The other targets run one program each:
 #   make tune IMAGE=photo.png (into outputs/tune/photo), train-encoder, compare, verify-pytorch, bench; install, lint, format
@@ -39,8 +40,8 @@ ifeq ($(filter $(ACCEL),cpu cuda tpu),)
 $(error ACCEL=$(ACCEL): expected cpu, cuda or tpu)
 endif
 
-.PHONY: help install demo ui test test-slow test-ui pocket train-encoder tune compare verify-pytorch bench gpu aot test-tpu \
-	lint format clean
+.PHONY: help install demo ui test test-slow fuzz faults test-ui pocket train-encoder tune compare verify-pytorch bench gpu \
+	aot test-tpu lint format clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -58,6 +59,14 @@ test: $(TEST)
 
 test-slow: $(TEST)
 	$(PY) -m pytest -m slow $(ARGS)
+
+fuzz: $(TEST)
+	$(PY) tests/fuzz/run.py $(ARGS)
+
+# Damaged checkpoints, full disks, held folders, killed runs: all of them, the long ones too.
+faults: $(TEST)
+	$(PY) -m pytest -m "slow or not slow" tests/test_tampered.py tests/test_full_disk.py tests/test_locks.py tests/test_held.py \
+		tests/test_pickle_limits.py tests/test_bounds.py tests/test_kills.py $(ARGS)
 
 test-ui: $(BROWSER)
 	$(PY) -m pytest tests/ui -n 0 $(ARGS)

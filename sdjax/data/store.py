@@ -30,6 +30,7 @@ from safetensors.numpy import load, save
 
 from sdjax.data.store_places import Places
 from sdjax.formats.storage import files
+from sdjax.runtime import room
 
 MANY = 4096  # records from which on a store keeps their places
 MAGIC = b"sdjax records 1\n"
@@ -96,7 +97,10 @@ class Store:
 
         def write():
             if name not in self:
-                os.write(self.file, record)
+                with room.disk(self.path, "its other records are whole"):
+                    left = memoryview(record)
+                    while left:  # a disk that is nearly full takes a part
+                        left = left[os.write(self.file, left) :]
 
         self._changed(write)
 

@@ -120,7 +120,7 @@ def _read(cls, values, model_type):
     for field in dataclasses.fields(cls):
         known[field.name] = _checked(field, known[field.name])
     config = cls(**known)
-    sizes.check(config, zero=TOKENS, **MOST)
+    sizes.check(config, "", TOKENS, MOST)
     if config.hidden_act not in ACTIVATIONS:
         raise ValueError(f"hidden_act={config.hidden_act!r}: expected one of {', '.join(ACTIVATIONS)}")
     if config.hidden_size % config.num_attention_heads:

@@ -1,12 +1,13 @@
 """Ranges of the numbers in a model's config.json: what a file may ask for before anything of it is built.
 
-check(config, "unet", layers_per_block=64)      # ValueError in one line for a value of another type or range
+check(config, "unet", most={"layers_per_block": 64})      # ValueError in one line for a value of another type or range
 """
 
 import dataclasses
 import math
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from sdjax.settings import shown
@@ -15,7 +16,7 @@ WIDTH = 1 << 16  # the most of every whole number that has no range of its own; 
 LEVELS = 16  # of a network; Stable Diffusion has 4
 
 
-def check(config: Any, owner: str = "", zero: tuple[str, ...] = (), **most: int) -> None:
+def check(config: Any, owner: str = "", zero: tuple[str, ...] = (), most: Mapping[str, int] | None = None) -> None:
     """Raises ValueError for a field of a config whose value is not of the field's type, or out of its range.
 
     Whole numbers go from 1, those of `zero` from 0, to `most`, WIDTH for those that have none there; tuples have 1 to
@@ -23,7 +24,7 @@ def check(config: Any, owner: str = "", zero: tuple[str, ...] = (), **most: int)
     owner: stands before the field's name in the message.
     """
     for field in dataclasses.fields(config):
-        value, low, high = getattr(config, field.name), int(field.name not in zero), most.get(field.name, WIDTH)
+        value, low, high = getattr(config, field.name), int(field.name not in zero), (most or {}).get(field.name, WIDTH)
         if not _fits(value, field.type, low, high):
             said = " or ".join(_words(kind, low, high) for kind in _options(field.type))
             raise ValueError(f"{owner and f'{owner} '}{field.name}={shown(value)}: expected {said}")

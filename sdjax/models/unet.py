@@ -132,7 +132,7 @@ class UNetConfig:
     upcast_attention: bool = False
 
     def __post_init__(self):
-        sizes.check(self, "unet", zero=("freq_shift",), num_class_embeds=1 << 20, layers_per_block=64)
+        sizes.check(self, "unet", ("freq_shift",), {"num_class_embeds": 1 << 20, "layers_per_block": 64})
         levels = len(self.block_out_channels)
         down, up = PLAIN if self.cross_attention_dim is None else ATTENTIVE
         allowed = {"down_block_types": (down, "DownBlock2D"), "up_block_types": (up, "UpBlock2D")}

@@ -75,7 +75,7 @@ class VaeConfig:
         return cls(**values)
 
     def __post_init__(self):
-        sizes.check(self, layers_per_block=64, num_vq_embeddings=1 << 20)
+        sizes.check(self, most={"layers_per_block": 64, "num_vq_embeddings": 1 << 20})
         wrong = [width for width in self.block_out_channels if width % self.norm_num_groups]
         if wrong:
             widths, groups = self.block_out_channels, self.norm_num_groups

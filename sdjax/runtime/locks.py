@@ -25,14 +25,15 @@ NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextlib.contextmanager
-def held(folder: str | os.PathLike, setting: str = "out") -> Iterator[None]:
+def held(folder: str | os.PathLike, setting: str = "out", file: str = FILE) -> Iterator[None]:
     """A context that holds the folder, created if missing, against other processes.
 
+    file: the name of the lock file; locks of other names do not meet.
     At the end it removes the file, and the folder if it created it and it is still empty.
     Raises ValueError that names the `setting` and the holder's pid, host and command.
     """
     folder = Path(folder)
-    path, named, made = folder / FILE, f"{setting}={str(folder)!r}", not folder.is_dir()
+    path, named, made = folder / file, f"{setting}={str(folder)!r}", not folder.is_dir()
     descriptor = None
     while descriptor is None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,6 +47,33 @@ def held(folder: str | os.PathLike, setting: str = "out") -> Iterator[None]:
         if made:
             with contextlib.suppress(OSError):  # it has files now
                 folder.rmdir()
+
+
+def busy(path: Path) -> bool:
+    """Returns whether a process of this machine holds a lock file."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        _locked(descriptor)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+@contextlib.contextmanager
+def turn(folder: str | os.PathLike) -> Iterator[None]:
+    """A context that only one process at a time is in, per folder; others wait.  Where there is no flock, none do."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _taken(path, named):

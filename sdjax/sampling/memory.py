@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from sdjax.diffusion.wrappers import ControlNet
 from sdjax.models.kernels import attention, attention_plain
+from sdjax.runtime import room
 from sdjax.sampling.tiles import AT_ONCE
 from sdjax.stable_diffusion import StableDiffusion
 
@@ -127,10 +128,5 @@ def check(sd: StableDiffusion, sides: Sequence[int], rows: int, limit: int | Non
 @contextlib.contextmanager
 def told(size: Sequence[int], count: int) -> Iterator[None]:
     """Turns what a device says when its memory is full into a ValueError of one line; size: pixels (height, width)."""
-    try:
+    with room.memory(f"size={size}: out of memory with {count} at once; make it smaller, or fewer"):
         yield
-    except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "ut of memory" in str(error)
-        if not full:
-            raise
-        raise ValueError(f"size={size}: out of memory with {count} at once; make it smaller, or fewer") from error

@@ -4,13 +4,14 @@ Each picture is NAME.png with its settings inside.  NAME.json is written last an
 hashes everything that the picture depends on.  Failed rows are in errors.jsonl.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import re
 import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from sdjax.formats.storage import files
 from sdjax.images import grid, reading
-from sdjax.runtime import accelerator, compile_cache, processes
+from sdjax.runtime import accelerator, compile_cache, locks, processes, room
 from sdjax.sampling import inpainting, latents
 from sdjax.sampling.fields import acting
 from sdjax.sampling.settings import TASKS
@@ -30,6 +31,10 @@ from sdjax.service.request import Request, grouped, named_files
 from sdjax.settings import SettingError
 
 ROWS = [task for name, task in TASKS.items() if name != "interpolate"]
+
+
+class Stopped(ValueError):
+    """A list that ended in the middle: what is made stays, and the next start goes on."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +117,32 @@ def run(
 ) -> tuple[int, int, int]:
     """Makes what is missing and returns how many pictures were made, rows failed, and pictures were there.
 
+    Raises ValueError where nothing can begin, and Stopped where the disk is full in the middle.
     usual: settings for rows that leave them out.  part: which part of the list, (0, 4).
     plot: "ACROSS,DOWN", two fields: also a sheet of the pictures, plot.png.
     """
     if batch < 1:
         raise SettingError("batch", batch, "a whole number, 1 or more")
     axes = _axes(plot) if plot else ()
+    with _held(folder.out, part):
+        return _run(folder, jobs, usual, batch, part, axes)
+
+
+@contextlib.contextmanager
+def _held(out: Path, part: tuple[int, int]) -> Iterator[None]:
+    """Holds a folder against other processes that make the same part of a list, or one of another number of parts."""
+    number, count = part
+    with locks.held(out, file=f"part-{number}-{count}.lock"):
+        for other in out.glob("part-*-*.lock"):
+            if not other.stem.endswith(f"-{count}") and locks.busy(other):
+                raise SettingError("part", f"{number}/{count}", "a folder of its own", f"{other}: others work there")
+        yield
+
+
+def _run(
+    folder: Folder, jobs: str | Path, usual: dict[str, Any], batch: int, part: tuple[int, int], axes: Sequence[str]
+) -> tuple[int, int, int]:
+    """Makes what is missing in a folder that this process holds; see run."""
     requests, errors = lists.read(jobs, usual, functools.cache(lambda: _word(folder.out)))
     folder.out.mkdir(parents=True, exist_ok=True)
     folder.maker.expect(requests)
@@ -134,7 +159,11 @@ def run(
                 some = group[first : first + most]
                 lacking = [one for one in some if one.name in missing]
                 if lacking:
-                    found = folder.make(some, lacking, most)
+                    try:
+                        found = folder.make(some, lacking, most)
+                    except room.NoRoom as error:
+                        _report(folder.out, part, errors)
+                        raise Stopped(f"{error}; {made} pictures made; start again to go on") from error
                     errors += found
                     made += len(lacking) - len(found)
                     bar.update(len(lacking))
@@ -159,7 +188,7 @@ def parser(doc: str | None) -> flags.Parser:
 
 
 def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
-    """Makes the pictures of a list; returns 0, 1 where rows failed; ends the program with 2 where nothing can begin."""
+    """Makes the pictures of a list; returns 0, 1 where rows failed, 2 where nothing can begin, 3 where it stopped."""
     given = vars(parser(doc).parse_args(arguments))
     usual = programs.USUAL | {name: given.pop(name) for name in list(given) if name in lists.KNOWN}
     usual = {name: tuple(value) if isinstance(value, list) else value for name, value in usual.items()}
@@ -174,11 +203,22 @@ def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
             where = part(given["part"])
             accelerator.check()
             folder = Folder(maker.Maker(given["adapters"]), Path(given["out"]), given["format"], given["public"])
-            made, failed, kept = run(folder, given["jobs"], usual, given["batch"], where, given["plot"])
+            with _stops():
+                made, failed, kept = run(folder, given["jobs"], usual, given["batch"], where, given["plot"])
     except SystemExit as end:
         return end.code  # pyright: ignore[reportReturnType]  # one_line ends with a number
     print(f"{made} pictures made, {kept} were there, {failed} rows failed: {folder.out}")
     return int(failed > 0)
+
+
+@contextlib.contextmanager
+def _stops() -> Iterator[None]:
+    """Ends the program with 3 where a list stopped in the middle."""
+    try:
+        yield
+    except Stopped:
+        with programs.one_line(exits=3):
+            raise
 
 
 def part(text: str | None) -> tuple[int, int]:
@@ -205,6 +245,8 @@ def _tried(function: Callable[..., Any], *arguments: Any, **more: Any) -> tuple[
     """Returns (what a function returns, None), or (None, error in one line): nothing that a row does ends the run."""
     try:
         return function(*arguments, **more), None
+    except room.NoRoom:
+        raise
     except Exception as error:  # of Pillow also SyntaxError, of JAX its own where memory is full
         return None, line(error)  # the error itself would keep arrays alive
 
@@ -221,11 +263,10 @@ def _word(out):
     """Returns a folder's random word, from which seeds of -1 are drawn; it stays, so that all starts draw the same."""
     path = out / "seeds.txt"
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        with path.open("x") as file:
-            file.write(secrets.token_hex(16))
-    except FileExistsError:
-        pass
+    with locks.turn(out):
+        if not path.exists():
+            with files.new_file(path) as temporary:
+                temporary.write_text(secrets.token_hex(16))
     word = path.read_text()
     if not word:
         raise OSError(f"{path}: is empty; remove it and start again")
@@ -265,7 +306,8 @@ def _report(out, part, errors):
     for error in errors:
         print(f"row {error['row']}: {error['error']}", file=sys.stderr)
     if errors:
-        path.write_text("".join(json.dumps(error) + "\n" for error in errors))
+        with contextlib.suppress(room.NoRoom), files.new_file(path) as temporary:  # they are on the terminal too
+            temporary.write_text("".join(json.dumps(error) + "\n" for error in errors))
     else:
         path.unlink(missing_ok=True)
 
@@ -289,4 +331,5 @@ def _plot(folder, requests, axes):
     rows, columns = (list(dict.fromkeys(place[i] for place in found)) for i in (0, 1))
     sheet = [[found.get((row, column)) for column in columns] for row in rows]
     left, above = ([f"{axis} {value}" for value in values] for axis, values in ((down, rows), (across, columns)))
-    Image.fromarray(grid.sheet(sheet, left, above)).save(folder.out / "plot.png")
+    with files.new_file(folder.out / "plot.png") as temporary:
+        Image.fromarray(grid.sheet(sheet, left, above)).save(temporary, "PNG")

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdjax.formats.storage import files
+from sdjax.runtime import locks
 from sdjax.sampling.fields import acting, fields, make
 from sdjax.sampling.settings import SEEDED, TASKS, Interpolate
 from sdjax.service import flags, remade
@@ -125,9 +127,17 @@ def asked(task: str, given: dict[str, Any], count: int, source: str | None = Non
 
 def _written(made_by: Any, some: Sequence[Request], made: Any, program: dict[str, Any]) -> list[Path]:
     """Writes pictures, numbered on from those that are there, and the moving picture of frames; returns their paths."""
+    out = Path(program["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    with locks.turn(out):  # two programs at once number their pictures one after the other
+        return _numbered(made_by, some, made, program, out)
+
+
+def _numbered(made_by: Any, some: Sequence[Request], made: Any, program: dict[str, Any], out: Path) -> list[Path]:
+    """Writes pictures under the next free numbers; see _written."""
     from sdjax.service import records
 
-    out, private, paths = Path(program["out"]), not program["public"], []
+    private, paths = not program["public"], []
     first, way = _next_number(out), isinstance(some[0].settings, Interpolate)
     for i, picture in enumerate(made if way else made[: len(some)]):
         request = some[0] if way else some[i]
@@ -151,4 +161,5 @@ def _moving(pictures: Any, path: Path, milliseconds: int) -> None:
     from PIL import Image
 
     first, *others = map(Image.fromarray, pictures)
-    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
+    with files.new_file(path) as temporary:
+        first.save(temporary, "WEBP", save_all=True, append_images=others, duration=milliseconds, loop=0)

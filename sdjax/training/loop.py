@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import trees
-from sdjax.runtime import locks, mesh, processes
+from sdjax.runtime import locks, mesh, processes, room
 from sdjax.settings import SettingError, to_json
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.training import checks, fit, log, pace, run
@@ -31,6 +31,7 @@ from sdjax.training.session import EXPORT, MEASURE, Session
 from sdjax.training.settings import Train
 from sdjax.training.step import initial_state, of_run
 
+OUT_OF_MEMORY = "out of memory: a smaller data.batch, remat=True, compute=bfloat16 or fit=8GB helps"
 BEFORE_STOP = 143  # exit status after SIGTERM, as shells count it: 128 + 15
 CHECKED = ("loss", "gradient", "update")  # the metrics of a step that must be finite; the latter two are norms
 
@@ -47,7 +48,8 @@ def train(settings: Train, out: str | Path) -> StableDiffusion:
     """
     processes.check_joined("training")
     settings, out = checks.worded(settings), Path(out)
-    with contextlib.ExitStack() as holding:
+    safe = "the newest checkpoint is whole; make room, and the same command goes on from it"
+    with contextlib.ExitStack() as holding, room.disk(out, safe), room.memory(OUT_OF_MEMORY):
         processes.led(lambda: holding.enter_context(locks.held(out)))
         processes.together(lambda: _check_shared(out, settings))
         made = _train(settings, out)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from sdjax.data.batches import Batches
 from sdjax.data.prompts import NAME
+from sdjax.formats.storage import files
 from sdjax.images import grid
 from sdjax.methods.e4t import look
 from sdjax.methods.method import Method
@@ -71,8 +72,13 @@ def write(path: Path, method: Method, sd: StableDiffusion, data: Any, settings: 
         return None
     if made is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(made).save(path)
+        _save(path, made)
     return made
+
+
+def _save(path: Path, picture: np.ndarray) -> None:
+    with files.new_file(path) as temporary:
+        Image.fromarray(picture).save(temporary, "PNG")
 
 
 def lines(folder: Path, step: int, sd: StableDiffusion, settings: Any) -> dict[str, np.ndarray]:
@@ -90,7 +96,7 @@ def lines(folder: Path, step: int, sd: StableDiffusion, settings: Any) -> dict[s
             print(f"preview: no {path.name}: {error}")
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
+        _save(path, picture)
         made[f"{k:02d}"] = picture
     return made
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from sdjax.data import batches
 from sdjax.data.batches import Batches
+from sdjax.formats.storage import files
 from sdjax.runtime import processes
 from sdjax.runtime.mesh import Place
 from sdjax.stable_diffusion import StableDiffusion
@@ -51,7 +52,8 @@ class Session:
         if processes.first() and not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             sheet = preview.data_sheet(self.data)
-            Image.fromarray(sheet).save(place)
+            with files.new_file(place) as temporary:
+                Image.fromarray(sheet).save(temporary, "PNG")
             self.told.picture(self.start, "data", sheet)
         held_out = batches.held_out(shown(self.settings, self.task), self.frozen, self.settings.seed)
         if held_out is not None:

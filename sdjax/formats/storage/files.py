@@ -11,12 +11,15 @@ Source of the format: safetensors, format description; sharding: diffusers' and 
 
 import contextlib
 import ctypes
-import errno
+import glob
+import hashlib
 import json
 import os
 import pathlib
 import re
+import secrets
 import shutil
+import socket
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol
@@ -25,11 +28,13 @@ import numpy as np
 
 from sdjax.formats.storage import pickles
 from sdjax.formats.storage.tensor_file import TensorFile
+from sdjax.runtime import room
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 SHARD_SIZE = 10 * 10**9  # bytes; diffusers' max_shard_size
 PICKLED = {"model": "pytorch_model"}  # what transformers calls its pickled files; diffusers' have the same stem
+LONGEST = 150  # letters of a name that a temporary one has: file systems take 255 bytes
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
@@ -295,25 +300,40 @@ def new_folder(
 
 
 def check_room(path: str | pathlib.Path, size: int) -> None:
-    """Raises ValueError where there are fewer than `size` bytes free beside `path`, whose folder exists."""
+    """Raises NoRoom, a ValueError, where there are fewer than `size` bytes free beside `path`, whose folder exists."""
     free = shutil.disk_usage(pathlib.Path(path).parent).free
     if size > free:
-        raise ValueError(f"{path}: {size / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free")
+        raise room.NoRoom(f"{path}: {size / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free")
 
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:
-    """Returns a free hidden name beside `path`; remains of processes that died while saving there are removed."""
+    """Returns a free hidden name beside `path`, of this process alone.
+
+    Remains of processes of this machine that died while saving there are removed; links among them are not followed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for remains in path.parent.glob(f".{path.name}.saving-*"):
-        if not _running(remains.name.rpartition("-")[2]):
-            shutil.rmtree(remains) if remains.is_dir() else remains.unlink()
-    return path.parent / f".{path.name}.saving-{os.getpid()}"
+    stem = f".{path.name[:LONGEST]}.saving-"
+    for remains in path.parent.glob(f"{glob.escape(stem)}*"):
+        if not _running(remains.name.removeprefix(stem)):
+            with contextlib.suppress(OSError):  # what cannot be removed is in nobody's way
+                shutil.rmtree(remains) if remains.is_dir() and not remains.is_symlink() else remains.unlink()
+    return path.parent / f"{stem}{_host()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-def _running(pid: str) -> bool:
+def _host() -> str:
+    """Returns a short hash of this machine's name: others may write into the same folder."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+
+
+def _running(owner: str) -> bool:
+    """Returns whether what is saved under the name HOST-PID-TOKEN may be going on; of other machines it may."""
+    host, _, rest = owner.partition("-")
+    number = rest.partition("-")[0] if rest else host  # older versions wrote the number alone
+    if rest and host != _host():
+        return True
     try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
+        os.kill(int(number), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
         return False
     except PermissionError:
         return True
@@ -359,9 +379,7 @@ def _sync(path: pathlib.Path) -> None:
 
 def _explained(error: BaseException, path: pathlib.Path) -> BaseException:
     """Returns the error to raise: a full disk or a forbidden folder becomes one line that names the destination."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-        return ValueError(f"{path}: cannot be written: {error.strerror}; what was there before is unchanged")
-    return error
+    return room.explained(error, path, "what was there before is unchanged")
 
 
 def _numpy(name: str) -> np.dtype:

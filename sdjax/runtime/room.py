@@ -1,0 +1,54 @@
+"""Full disks and full memory, in one line that says what is safe and what helps.
+
+with disk("outputs/cat", "the last checkpoint is whole"): ...      # NoRoom, a ValueError, where the disk is full
+with memory("out of memory: a smaller data.batch helps"): ...      # ValueError where the device or the host is full
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FORBIDDEN = (errno.EACCES, errno.EROFS, errno.EPERM)
+
+
+class NoRoom(ValueError):
+    """A disk is full: nothing more can be written, so that going on is of no use."""
+
+
+def explained(error: BaseException, path: str | os.PathLike[str], safe: str) -> BaseException:
+    """Returns the error to raise: a full disk or a forbidden folder becomes one line that names the path.
+
+    safe: what is not lost.
+    """
+    if not isinstance(error, OSError) or error.errno not in (*FULL, *FORBIDDEN):
+        return error
+    line = f"{path}: cannot be written: {error.strerror}; {safe}"
+    return NoRoom(line) if error.errno in FULL else ValueError(line)
+
+
+@contextlib.contextmanager
+def disk(path: str | os.PathLike[str], safe: str) -> Iterator[None]:
+    """Turns a full disk or a forbidden folder in the block into one line that names the path; see explained."""
+    try:
+        yield
+    except OSError as error:
+        told = explained(error, path, safe)
+        if told is error:
+            raise
+        raise told from error
+
+
+@contextlib.contextmanager
+def memory(line: str) -> Iterator[None]:
+    """Turns what the device or the host says when its memory is full into a ValueError with this line."""
+    import jax
+
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "ut of memory" in str(error)
+        if not full:
+            raise
+        raise ValueError(line) from error
