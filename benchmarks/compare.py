@@ -6,7 +6,8 @@
     python benchmarks/compare.py --sweep "LoRA, 5" --with "steps=50 optim.lr=1e-3" --with "steps=100 optim.lr=3e-4"
 
 The people are held out: neither the model nor any choice of steps and rates has seen them; --sweep takes others.
-Writes OUT/SPLIT/grid-PERSON.png (a row for each prompt, a column for each way), table.md, table.json and people.json.
+Writes OUT/SPLIT/grid-PERSON.png (a row for each prompt, a column for each way), table.md, table.json and people.json;
+--sweep also adds its rows to sweeps.json, which holds those of all sweeps (docs/sweeps.json of pocket).
 What is made is kept there in made/, person by person; run again, the program goes on from there.
 Seconds are those of preparation and steps, without compilation, which has a column of its own; "processor" counts what
 the processor worked for them.  Memory is the compiler's account of one step.  Identity is 1 for another drawing of the
@@ -223,6 +224,15 @@ def written(table: dict[str, dict], path: Path, options: argparse.Namespace) -> 
     return text
 
 
+def remembered(table: dict[str, dict], path: Path, options: argparse.Namespace) -> None:
+    """Adds the rows of a sweep to the file of all sweeps, with how many people and prompts judged them."""
+    rows = json.loads(path.read_text()) if path.is_file() else {}
+    asked_for = {name: getattr(options, name) for name in ("people", "prompts", "seeds")}
+    rows |= {label: {**row, **asked_for} for label, row in table.items()}
+    with files.new_file(path) as temporary:
+        temporary.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
+
+
 def cell(row: dict, head: str) -> str:
     """Returns one figure of the table, with its interval where there is one."""
     low, high = row.get(f"{head}, 95 %", (None, None))
@@ -249,6 +259,8 @@ def compare(options: argparse.Namespace) -> int:
     for subject in people:
         figure(columns[subject.number], subject, options).save(place / f"grid-{subject.number}.png")
     (place / "people.json").write_text(json.dumps(rows, indent=1))
+    if options.sweep:
+        remembered(table, place / "sweeps.json", options)
     print(written(table, place / "table", options) + f"look at {place / 'grid-0.png'}")
     return 0
 

@@ -17,7 +17,8 @@ import tasks as models
 from PIL import Image
 from programs import ROOT
 
-KILLS, STEPS = 4, 24
+KILLS, STEPS, CLASSES = 4, 24, 8
+ONE = ("--batch", "1")  # class picture at a time
 SMALL = [
     "model=random:tiny", "data.size=32", "data.buckets=2", "data.batch=2", "data.shuffle=true", "preview=0",
     "checkpoint=1", "log=1", f"steps={STEPS}",
@@ -29,7 +30,7 @@ RUNS = {
         "data.buckets=0",
         "data.word=sks dog",
         "preserve=0",
-        "class_data.count=5",
+        f"class_data.count={CLASSES}",
         "method.pattern=attn2",
         "data.batch=4",
     ],
@@ -56,14 +57,27 @@ class Runs:
         own += [f"data.cache={out}.cache"] if name != "controlnet" else []  # whose pictures are shown, not kept
         self.out, self.given, self.name = out, own, name
 
-    def start(self, program="run"):
-        line = [sys.executable, f"train/{program}.py", f"configs/{self.name}.py", *self.given]
+    def start(self, program="run", *more):
+        line = [sys.executable, f"train/{program}.py", f"configs/{self.name}.py", *self.given, *more]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
         with open(f"{self.out}.txt", "a") as said:
             return subprocess.Popen(line, cwd=ROOT, env=env, stdout=said, stderr=said)
 
-    def end(self, program="run"):
-        assert self.start(program).wait(600) == 0, Path(f"{self.out}.txt").read_text()[-2000:]
+    def end(self, program="run", *more):
+        assert self.start(program, *more).wait(600) == 0, Path(f"{self.out}.txt").read_text()[-2000:]
+
+    def drawn(self):
+        """Returns the class pictures by name."""
+        return {path.name: path.read_bytes() for path in Path(f"{self.out}.dogs").glob("class-*.png")}
+
+    def kill_drawing(self, after):
+        """Kills the drawing of class pictures, one at a time, when some are there; asserts that some are missing."""
+        process, end = self.start("class_images", *ONE), time.monotonic() + 300
+        while len(self.drawn()) < after and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(60) == -signal.SIGKILL, Path(f"{self.out}.txt").read_text()[-2000:]
+        assert after <= len(self.drawn()) < CLASSES
 
     def checkpoint(self):
         return max(
@@ -104,9 +118,11 @@ def test_a_chain_of_killed_runs_ends_in_the_same_bits(name, photos, tmp_path):
         Runs(name, photos, tmp_path / "parts"),
         random.Random(1),
     )
-    for runs in (whole, parts):
-        if name == "dreambooth":
-            runs.end("class_images")
+    if name == "dreambooth":
+        parts.kill_drawing(2)
+        for runs in (whole, parts):
+            runs.end("class_images", *ONE)
+        assert len(whole.drawn()) == CLASSES and parts.drawn() == whole.drawn()
     whole.end()
     reached = 0
     for _ in range(KILLS):

@@ -199,3 +199,14 @@ def test_a_states_first_weights_are_those_of_the_split_and_nothing_is_shared():
     assert state["trained"]["rows"] is trained["rows"]
     places = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state) if x.size == 12]
     assert len(places) == len(set(places)) >= 4
+
+
+def test_the_average_of_equal_numbers_is_that_number():
+    """A run at rate 0 exports the model that it began with."""
+    x = {"a": gradients(0), "b": gradients(1)}
+    average = jax.jit(lambda one, other, step: optim.moving_average(one, other, 0.999, step))
+    for step in (0, 1, 7, 20_000):
+        for one, other in zip(*map(jax.tree.leaves, (average(x, x, step), x)), strict=True):
+            np.testing.assert_array_equal(one, other)
+    moved = average(gradients(0), gradients(1), 8)["rows"]  # at step 8 the decay is 9 / 18
+    np.testing.assert_allclose(moved, (gradients(0)["rows"] + gradients(1)["rows"]) / 2, rtol=1e-6)

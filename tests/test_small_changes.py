@@ -2,6 +2,8 @@
 
 Effect: what a change moves in the UNet's output, as a share of what it moves in float32, e . r / r . r.  Slope: by how
 much the effect grows with the strength around 1, which steps of rounding would make 0 or several.
+
+A whole network of bfloat16 rounds by ten times such an effect, so that only the mean over many pictures shows it.
 """
 
 import functools
@@ -21,6 +23,8 @@ from sdjax.models.hooks import apply as run_hooks
 from sdjax.models.layers import Dense
 
 SIZE, STRENGTHS = 1e-3, (1.0, 0.95, 1.05)
+WIDE = np.array([0.0, 0.5, 1.0, 1.5, 2.0])  # strengths of the whole network
+BATCHES, ROWS = 64, 64  # of pictures there
 LORA = Lora(2, targets=r"^unet\..*attn[12]\.to_[qkv]$")  # the layers of E4T's offsets
 
 
@@ -167,6 +171,35 @@ def test_layers_that_compute_in_bfloat16_move_by_what_float32_moves(way):
     made = [np.asarray(run(s, way), np.float64) for s in (0.0, *STRENGTHS)]
     wanted = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) @ change
     assert shares(wanted, *made) == pytest.approx([1, 1], abs=0.05)
+
+
+@jax.jit
+def seen(sd, z, t, ids):
+    return sd.denoise(z, t, sd.condition(ids))[0].astype(jnp.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_a_whole_network_of_bfloat16_moves_by_what_float32_moves(way):
+    """4,096 pictures and five strengths from 0 to 2; the errors of the means are a part of what is asked."""
+    sd = rough()
+    exact = sd.with_parts(unet=trees.cast(sd.parts["unet"], jnp.float32))
+    pair = [(WAYS["lora in weights" if way == "lora" else way](exact, s)).bare for s in (0.0, 1.0)]
+    made = [WAYS[way](sd.with_dtype("bfloat16"), float(s)).bare for s in WIDE]
+    ids, found = sd.tokenize(["a photo of a face", "a cat in the snow", "", "a house at night"] * (ROWS // 4)), []
+    for number in range(BATCHES):
+        random = np.random.default_rng(number)
+        z, t = random.standard_normal((ROWS, 16, 16, 4), np.float32), random.uniform(0, 999, ROWS).astype(np.float32)
+        before, after = (np.asarray(seen(one, z, t, ids), np.float64) for one in pair)
+        wanted = after - before
+        along = [(np.asarray(seen(one, z, t, ids), np.float64) * wanted).sum() for one in made]
+        found.append([*along, (wanted**2).sum()])
+    *along, _ = np.array(found).T / np.mean(found, 0)[-1]  # [strengths] [batches]
+    about = WIDE - WIDE.mean()
+    for values in (along[2] - along[0], about @ np.array(along) / (about @ about)):  # effect, slope
+        mean, error = values.mean(), values.std(ddof=1) / BATCHES**0.5
+        print(f"{way}: {mean:.4f} +- {error:.4f}")
+        assert error < 0.02 and mean == pytest.approx(1, abs=0.05)
 
 
 def test_rounding_by_chance_keeps_numbers_of_the_type():

@@ -195,9 +195,10 @@ def _by_name(rates):
 
 
 def moving_average(ema: Any, trained: Any, decay: float, step: Int[Array, ""] | int) -> Any:
-    """Returns decay' * ema + (1 - decay') * trained, decay' = min(decay, (1 + step) / (10 + step)).
+    """Returns ema + (1 - decay') (trained - ema), decay' = min(decay, (1 + step) / (10 + step)).
 
-    The ramp lets the average forget the start.  Source: TensorFlow's ExponentialMovingAverage with num_updates.
+    The ramp lets the average forget the start.  The average of equal numbers is that number, to the bit.
+    Source: TensorFlow's ExponentialMovingAverage with num_updates.
     """
     now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda e, x: now * e + (1 - now) * x, ema, trained)
+    return jax.tree.map(lambda e, x: e + (1 - now) * (x - e), ema, trained)
