@@ -30,6 +30,7 @@ import judges
 import pocket
 import subjects
 import ways
+from published import published
 from subjects import Subject
 from tuning import Tuner
 
@@ -256,12 +257,14 @@ def compare(options: argparse.Namespace) -> int:
     rows, columns = measured(options, people)
     table = {label: summary(found) for label, found in rows.items()}
     place = options.out / options.split
-    for subject in people:
-        figure(columns[subject.number], subject, options).save(place / f"grid-{subject.number}.png")
+    sheets = [figure(columns[subject.number], subject, options) for subject in people]
+    for subject, sheet in zip(people, sheets, strict=True):
+        sheet.save(place / f"grid-{subject.number}.png")
     (place / "people.json").write_text(json.dumps(rows, indent=1))
     if options.sweep:
         remembered(table, place / "sweeps.json", options)
     print(written(table, place / "table", options) + f"look at {place / 'grid-0.png'}")
+    published(options.docs, "compare", json.loads((place / "table.json").read_text()), sheets[0])
     return 0
 
 
@@ -282,6 +285,7 @@ def main() -> int:
         "--marks", type=int, nargs="+", default=(), help="judge after so many steps of each run instead"
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/compare"), help="folder")
+    parser.add_argument("--docs", type=Path, help="also write compare.json and compare.webp, the first person, here")
     options = parser.parse_args()
     options.prompts, people, seeds = (25, 0, 4) if options.protocol else (8, 8, 2) if options.full else (4, 2, 1)
     options.people, options.seeds = options.people or people, options.seeds or seeds

@@ -21,6 +21,7 @@ import judges
 import pocket
 import subjects
 import ways
+from published import published
 from tuning import Tuner
 
 from sdjax.data import pocketland
@@ -67,15 +68,16 @@ def subject(options: argparse.Namespace) -> dict:
         scores.append((s, s0, s1))
         right.append(float(np.mean(judges.classify(judge, made)["style"] == np.array(pocketland.STYLES))))
         rows.append([own, *made])
-    Image.fromarray(grid.sheet(rows[:4], columns=["input", *pocketland.STYLES], scale=2)).save(
-        options.out / "subject.png"
-    )
+    sheet = grid.sheet(rows[:4], columns=["input", *pocketland.STYLES], scale=2)
+    Image.fromarray(sheet).save(options.out / "subject.png")
     s, s0, s1 = np.array(scores).T
     identity = (s - s0.mean()) / (s1.mean() - s0.mean())
-    return {
+    table = {
         "people": len(rows), "identity": round(float(identity.mean()), 3), "identity, 95 %": pocket.interval(identity),
         "styles": round(float(np.mean(right)), 3), "styles, 95 %": pocket.interval(right),
     }  # fmt: skip
+    published(options.docs, "subject", table | {"split": options.split}, sheet)
+    return table
 
 
 def style(options: argparse.Namespace) -> dict:
@@ -101,9 +103,8 @@ def style(options: argparse.Namespace) -> dict:
             sd, [f"{WORD}, {text}" for text in texts], seeds=range(SHOWN), **pocket.SAMPLING
         ),
     }
-    Image.fromarray(grid.sheet([shown, *(list(some[:8]) for some in made.values())], ["taught", *made], scale=2)).save(
-        options.out / "style.png"
-    )
+    sheet = grid.sheet([shown, *(list(some[:8]) for some in made.values())], ["taught", *made], scale=2)
+    Image.fromarray(sheet).save(options.out / "style.png")
     table = {"taught": {"distance": round(float(impure(np.stack(shown)).mean()), 2)}}
     for name, some in made.items():
         seen, far = judges.classify(judges.load(), some), impure(some)
@@ -113,6 +114,7 @@ def style(options: argparse.Namespace) -> dict:
             "distance": round(float(far.mean()), 2), "distance, 95 %": pocket.interval(far),
             "subject and scene": round(float(np.mean(right)), 3),
         }  # fmt: skip
+    published(options.docs, "style", table | {"split": options.split, "count": SHOWN}, sheet)
     return table
 
 
@@ -124,6 +126,7 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=8)
     parser.add_argument("--with", dest="overrides", nargs="*", default=(), help="settings of the style's LoRA")
     parser.add_argument("--out", type=Path, default=Path("outputs/styles"))
+    parser.add_argument("--docs", type=Path, help="also write subject and style, .json and .webp, here")
     options = parser.parse_args()
     compile_cache.keep(steps=compile_cache.FEW)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 import judges
 import pocket
+from published import published
 
 import sdjax.settings
 from sdjax import tasks
@@ -188,6 +189,7 @@ def main() -> None:
     parser.add_argument("--style", choices=pocketland.STYLES, default="mosaic", help="that the decoder is taught")
     parser.add_argument("--with", dest="overrides", nargs="*", default=(), help="settings of the runs, as steps=100")
     parser.add_argument("--out", type=Path, default=Path("outputs/tasks"))
+    parser.add_argument("--docs", type=Path, help="judge: also write NAME.json and NAME.webp here")
     options = parser.parse_args()
     compile_cache.keep()
     there = [name for name in RUNS if options.what == "train" or (options.out / name / "export").is_dir()]
@@ -199,11 +201,11 @@ def main() -> None:
             continue
         judge = {"inpainting": inpainting, "upscaler": upscaler, "vae": vae}[name]
         table, rows = judge(pipeline.load(str(options.out / name / "export")), options)
-        (options.out / f"{name}.json").write_text(
-            json.dumps(table | {"split": options.split, "count": options.count}, indent=1) + "\n"
-        )
+        told = table | {"split": options.split, "count": options.count}
+        (options.out / f"{name}.json").write_text(json.dumps(told, indent=1) + "\n")
         sheet = grid.sheet([list(made[:SHOWN]) for made in rows.values()], rows, scale=2)
         Image.fromarray(sheet).save(options.out / f"{name}.png")
+        published(options.docs, name, told, sheet)
         print(name, json.dumps(table, indent=1), flush=True)
 
 
