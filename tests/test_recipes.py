@@ -106,7 +106,8 @@ def with_export(name, out, settings, shown):
 def drawn(sd, ids, batch, task):
     """Returns pictures float32 [1 H W 3]: latents of noise less the noise that the model sees in them, decoded."""
     told = tasks.known()[task].inputs(sd, batch, jax.random.key(5))
-    z = jax.random.normal(jax.random.key(2), (1, *(n // sd.factor for n in batch["pixels"].shape[1:3]), 4))
+    height, width = (side // sd.factor for side in batch["pixels"].shape[1:3])
+    z = jax.random.normal(jax.random.key(2), (1, height, width, sd.networks["vae"].config.latent_channels))
     cond = told.over(sd.condition(ids)).with_own(control=batch["control"])
     return sd.decode(z - sd.denoise(z, np.array([700.0], np.float32), cond)[0])
 
