@@ -229,7 +229,7 @@ def remembered(table: dict[str, dict], path: Path, options: argparse.Namespace) 
     """Adds the rows of a sweep to the file of all sweeps, with how many people and prompts judged them."""
     rows = json.loads(path.read_text()) if path.is_file() else {}
     asked_for = {name: getattr(options, name) for name in ("people", "prompts", "seeds")}
-    rows |= {label: {**row, **asked_for} for label, row in table.items()}
+    rows |= {label: {**row, "judged by": asked_for} for label, row in table.items()}
     with files.new_file(path) as temporary:
         temporary.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
 

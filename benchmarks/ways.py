@@ -51,7 +51,7 @@ POCKET = {
     "DreamBooth, 5": (*FEW, *MUON, "steps=40", "optim.lr=2.4e-3", "preserve=0"),
     "textual inversion + DreamBooth, 5": (*FEW, *BOTH, "steps=40", "optim.lr=2.4e-3", "preserve=0"),
     "LoRA, 5": (*FEW, "steps=60", "optim.lr=2e-3", "method.convolutions=16"),
-    "hypernetwork, 5": (*FEW, "steps=60", "optim.lr=2e-3"),
+    "hypernetwork, 5": (*FEW, "steps=120", "optim.lr=2e-3"),
     "Custom Diffusion, 5": (*FEW, 'optim.rates=(("rows", 5.0),)', "steps=60", "optim.lr=2e-3"),
     "E4T, 1": ("steps=10",),
 }
