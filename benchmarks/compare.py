@@ -212,10 +212,29 @@ def summary(rows: list[dict]) -> dict:
     return table
 
 
+def asked_for(options: argparse.Namespace) -> dict:
+    """Returns what a table's figures are of."""
+    return {name: getattr(options, name) for name in ("people", "prompts", "seeds", "split")}
+
+
+def documented(
+    folder: Path, table: dict[str, dict], asked: dict, sheet: Image.Image
+) -> tuple[dict, Image.Image | None]:
+    """Returns (this run's rows, with those of other ways in the file if it was asked the same; the figure or None).
+
+    None: some ways are not in the figure.
+    """
+    path = folder / "compare.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    rows = (before["table"] if before.get("options") == asked else {}) | table
+    order = [name for name in (BASE, *ways.POCKET) if name in rows]
+    whole = set(ways.POCKET) <= set(table)
+    return {"options": asked, "table": {name: rows[name] for name in order}}, sheet if whole else None
+
+
 def written(table: dict[str, dict], path: Path, options: argparse.Namespace) -> str:
     """Writes the table as JSON, with what was asked for, and as Markdown; returns the latter."""
-    asked_for = {name: getattr(options, name) for name in ("people", "prompts", "seeds", "split")}
-    path.with_suffix(".json").write_text(json.dumps({"options": asked_for, "table": table}, indent=1) + "\n")
+    path.with_suffix(".json").write_text(json.dumps({"options": asked_for(options), "table": table}, indent=1) + "\n")
     heads = list(dict.fromkeys(head for row in table.values() for head in row if not head.endswith("95 %")))
     lines = ["| way | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
     for name, row in table.items():
@@ -228,8 +247,7 @@ def written(table: dict[str, dict], path: Path, options: argparse.Namespace) -> 
 def remembered(table: dict[str, dict], path: Path, options: argparse.Namespace) -> None:
     """Adds the rows of a sweep to the file of all sweeps, with how many people and prompts judged them."""
     rows = json.loads(path.read_text()) if path.is_file() else {}
-    asked_for = {name: getattr(options, name) for name in ("people", "prompts", "seeds")}
-    rows |= {label: {**row, "judged by": asked_for} for label, row in table.items()}
+    rows |= {label: {**row, "judged by": asked_for(options)} for label, row in table.items()}
     with files.new_file(path) as temporary:
         temporary.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
 
@@ -264,7 +282,8 @@ def compare(options: argparse.Namespace) -> int:
     if options.sweep:
         remembered(table, place / "sweeps.json", options)
     print(written(table, place / "table", options) + f"look at {place / 'grid-0.png'}")
-    published(options.docs, "compare", json.loads((place / "table.json").read_text()), sheets[0])
+    if options.docs:
+        published(options.docs, "compare", *documented(options.docs, table, asked_for(options), sheets[0]))
     return 0
 
 
@@ -285,7 +304,9 @@ def main() -> int:
         "--marks", type=int, nargs="+", default=(), help="judge after so many steps of each run instead"
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/compare"), help="folder")
-    parser.add_argument("--docs", type=Path, help="also write compare.json and compare.webp, the first person, here")
+    parser.add_argument(
+        "--docs", type=Path, help="also put the rows into compare.json and the first person into compare.webp here"
+    )
     options = parser.parse_args()
     options.prompts, people, seeds = (25, 0, 4) if options.protocol else (8, 8, 2) if options.full else (4, 2, 1)
     options.people, options.seeds = options.people or people, options.seeds or seeds

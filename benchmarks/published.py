@@ -15,12 +15,14 @@ from sdjax.formats.storage import files
 QUALITY = 80  # of the pictures, WebP's
 
 
-def published(folder: Path | None, name: str, table: Any, sheet: np.ndarray | Image.Image) -> None:
-    """Writes FOLDER/NAME.json and FOLDER/NAME.webp; nothing without a folder."""
+def published(folder: Path | None, name: str, table: Any, sheet: np.ndarray | Image.Image | None) -> None:
+    """Writes FOLDER/NAME.json and FOLDER/NAME.webp, nothing without a folder; a sheet of None leaves the picture."""
     if folder is None:
         return
     with files.new_file(folder / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(table, indent=1) + "\n")
+    if sheet is None:
+        return
     picture = sheet if isinstance(sheet, Image.Image) else Image.fromarray(sheet)
     with files.new_file(folder / f"{name}.webp") as temporary:
         picture.save(temporary, "WEBP", quality=QUALITY, method=6)

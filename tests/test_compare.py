@@ -19,6 +19,7 @@ import compare
 import curves
 import subjects
 import ways
+from published import published
 from tuning import Tuner
 
 
@@ -78,6 +79,20 @@ def test_identity_is_0_for_others_and_1_for_the_person():
     rows = [{"s": s, "s0": 0.1, "s1": 0.9, "prompts": 1.0, "steps": 0} for s in (0.1, 0.9)]
     table = compare.summary(rows)
     assert table["identity"] == 0.5 and table["identity, 95 %"] == [0.0, 1.0] and table["prompts"] == 1.0
+
+
+def test_documents_keep_the_rows_of_other_ways_that_were_asked_the_same(tmp_path):
+    asked, sheet = {"people": 8}, Image.new("RGB", (4, 4))
+    told, picture = compare.documented(tmp_path, {compare.BASE: {"steps": 0}, "LoRA, 5": {"steps": 1}}, asked, sheet)
+    assert picture is None  # other ways lack
+    published(tmp_path, "compare", told, picture)
+    told, _ = compare.documented(tmp_path, {"DreamBooth, 1": {"steps": 2}, "LoRA, 5": {"steps": 3}}, asked, sheet)
+    steps = [(name, row["steps"]) for name, row in told["table"].items()]
+    assert steps == [(compare.BASE, 0), ("DreamBooth, 1", 2), ("LoRA, 5", 3)]
+    told, picture = compare.documented(tmp_path, dict.fromkeys(ways.POCKET, {}), {"people": 2}, sheet)
+    assert list(told["table"]) == list(ways.POCKET) and picture is sheet
+    published(tmp_path, "compare", told, picture)
+    assert Image.open(tmp_path / "compare.webp").size == (4, 4)
 
 
 def test_seconds_at_equal_identity():
