@@ -92,7 +92,8 @@ def test_documents_keep_the_rows_of_other_ways_that_were_asked_the_same(tmp_path
     told, picture = compare.documented(tmp_path, dict.fromkeys(ways.POCKET, {}), {"people": 2}, sheet)
     assert list(told["table"]) == list(ways.POCKET) and picture is sheet
     published(tmp_path, "compare", told, picture)
-    assert Image.open(tmp_path / "compare.webp").size == (4, 4)
+    with Image.open(tmp_path / "compare.webp") as drawn:
+        assert drawn.size == (4, 4)
 
 
 def test_seconds_at_equal_identity():
