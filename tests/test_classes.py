@@ -192,7 +192,7 @@ def test_a_killed_run_with_class_rows_ends_as_the_undisturbed_one(run, tmp_path)
         open(tmp_path / "said.txt", "w") as said,
         subprocess.Popen(line, cwd=ROOT, env=env, stdout=said, stderr=said) as process,
     ):
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while not any((killed / "checkpoints").glob("[2-9]")) and process.poll() is None and time.monotonic() < end:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
