@@ -11,7 +11,7 @@ own folder.  A field with a list of values makes a grid.  Flags and --set FIELD=
 Each picture is NAME.png with its settings inside; NAME.json is written last.  Failed rows are in errors.jsonl.
 
 The devices of a machine share each batch.  To split a list over machines with a shared folder, start the command on
-each with --distributed, which joins the launch (Slurm, TPU pod, JAX_COORDINATOR_ADDRESS), or with --part 0/4, 1/4 ...
+all of them by a launcher (Slurm, TPU slice, mpirun, JAX_COORDINATOR_ADDRESS ...), or on each with --part 0/4, 1/4 ...
 """
 
 import sys

@@ -10,12 +10,12 @@ float32 [B], and "pixels" float32 [B H W 3] in [-1, 1] or cached "moments" [B h 
 the batch is mean(subject) + lambda mean(class).  H W is the size of the batch's bucket.
 """
 
+import copy
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import numpy as np
 
 from sdjax import conditions, settings
@@ -132,6 +132,7 @@ class Share:
 class Batches:
     """The stream of a run; `single`: the pixels [S S 3] of a source with one picture, otherwise None.
 
+    rows: those of the global batch that are decoded here, ascending; all of them unless `of` says otherwise.
     classes: (settings, pictures or None) of the subject's class.
     """
 
@@ -149,9 +150,7 @@ class Batches:
         self.single = to_pixels(source.picture(0, size)) if len(source) == 1 else None
         self.texts: cache.Texts | None = None
         self.classes, others = classes
-        self.rows = data.batch // jax.process_count()
-        if data.batch % jax.process_count():
-            raise ValueError(f"data.batch={data.batch}: {jax.process_count()} processes must divide it")
+        self.rows: Sequence[int] = range(data.batch)
         divided = [_divided(examples, data, size, sd) for examples in (source, others) if examples is not None]
         kept = cache.kept(divided, sd, data, bool(data.concept or self.maker))
         less = 0 if others is None else self.classes.rows_of(data.batch)
@@ -172,8 +171,14 @@ class Batches:
         """The plan of which pictures a batch shows."""
         return self.shares[0].plan
 
+    def of(self, rows: Sequence[int]) -> "Batches":
+        """Returns the same stream with these rows alone: a process decodes no others."""
+        part = copy.copy(self)
+        part.rows = rows
+        return part
+
     def __getitem__(self, step: int) -> dict[str, Any]:
-        """Returns this process's rows of the batch of a step."""
+        """Returns the batch of a step."""
         return next(self.iterate(step, threads=0))
 
     def mentions(self, tokens: dict[str, Any]) -> bool:
@@ -184,17 +189,18 @@ class Batches:
         return any(np.isin(ids[encoder], tokens[encoder]).any() for ids in said for encoder in tokens)
 
     def iterate(self, start: int = 0, threads: int = THREADS) -> Iterator[dict[str, Any]]:
-        """Yields this process's rows of the batches of steps start, start + 1, ...; decoding runs ahead in threads."""
+        """Yields the batches of steps start, start + 1, ...; decoding runs ahead in threads."""
         import grain
 
-        first = start * self.rows
-        stream = grain.MapDataset.range(first, 1 << 40).map(lambda q: self._example(self._position(q)))
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD * self.rows if threads else 0)
-        return iter(stream.batch(self.rows).to_iter_dataset(options))
+        count = len(self.rows)
+        stream = grain.MapDataset.range(start * count, 1 << 40).map(lambda q: self._example(self._position(q)))
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD * count if threads else 0)
+        return iter(stream.batch(count).to_iter_dataset(options))
 
     def _position(self, q):
-        """Returns the place in the global stream of this process's q-th example."""
-        return q // self.rows * self.data.batch + jax.process_index() * self.rows + q % self.rows
+        """Returns the place in the global stream of the q-th example that is decoded here."""
+        step, i = divmod(q, len(self.rows))
+        return step * self.data.batch + self.rows[i]
 
     def fill(self, epochs: float) -> str:
         """Caches the prompts of `epochs` epochs, if prompts are cached; returns a summary of the cache."""

@@ -1,41 +1,58 @@
 """Runs a step on one device, on a mesh, or by pmap: places arrays and compiles.
 
-    place, run = compile(step, "mesh:data=2,fsdp=2", batch_size=16)
+    place, run = compile(step, "mesh:data=2,fsdp=2,tensor=2", batch_size=16)
     state, frozen = place.state(state), place.frozen(frozen)
     state, metrics = run(state, frozen, place.batch(batch))
-    host = place.gather(state)
+    host = place.whole(state)
 
 The losses equal those of one device, because randomness belongs to the example and the loss is a mean over the batch.
+A mesh may span several processes.  Each of them gives its own rows of a batch: those of `rows`.
 """
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 SHARD_FROM = 4 << 20  # bytes; smaller leaves are copied to every device
 AXIS = "data"
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # the axes that divide a batch
+NONE = "-"  # in a rule: a dimension that is not divided
+Rules = Sequence[tuple[str, str]]
+# Megatron-LM (arXiv:1909.08053, section 3): a pair of layers divides its inner width, so it sums once.
+RULES: Rules = (
+    (r"(to_[qkv]|[qkv]_proj|fc1|net\.0\.proj|conv1|linear_1)\.kernel$", "-,tensor"),
+    (r"(to_out\.0|out_proj|fc2|net\.2|conv2|linear_2)\.kernel$", "tensor,-"),
+)
 Step = Callable[..., tuple[Any, Any]]  # (state, frozen, batch, axis=None) -> (state, metrics)
 Run = Callable[[Any, Any, Any], tuple[Any, Any]]  # (state, frozen, batch) -> (state, metrics)
 
 
 class Place(NamedTuple):
-    """How a mode lays out the state, the frozen tree and a batch, and brings the state back."""
+    """How a mode lays out the state, the frozen tree and a batch, and brings the state back.
+
+    batch: of this process's rows.  gather: one copy, which may be spread over devices and processes.
+    whole: one copy with which this process can compute alone; all processes call it.
+    """
 
     state: Callable[[Any], Any]
     frozen: Callable[[Any], Any]
     batch: Callable[[Any], Any]
     gather: Callable[[Any], Any]
+    whole: Callable[[Any], Any]
 
 
 def parse(text: str) -> tuple[str, dict[str, int]]:
-    """Returns (mode, {axis: size}) of "single", "pmap", "mesh" or "mesh:data=2,fsdp=2".
+    """Returns (mode, {axis: size}) of "single", "pmap", "mesh" or "mesh:data=2,fsdp=2,tensor=2".
 
-    Raises ValueError for anything else, or more devices than there are.
+    Raises ValueError for anything else, more devices than there are, and what several processes cannot do.
     """
     mode, _, rest = text.partition(":")
     try:
@@ -45,86 +62,156 @@ def parse(text: str) -> tuple[str, dict[str, int]]:
     if (
         mode not in ("single", "mesh", "pmap")
         or axes is None
-        or set(axes) - {"data", "fsdp"}
+        or set(axes) - set(AXES)
         or (axes and mode != "mesh")
         or any(size < 1 for size in axes.values())
     ):
-        raise ValueError(f"parallel={text!r}: accepted are single, pmap, mesh, mesh:data=N,fsdp=M")
-    if math.prod(axes.values()) > jax.device_count():
-        raise ValueError(f"parallel={text!r}: needs {math.prod(axes.values())} devices; there are {jax.device_count()}")
+        raise ValueError(f"parallel={text!r}: accepted are single, pmap, mesh, mesh:data=N,fsdp=M,tensor=K")
+    needed, there, several = math.prod(axes.values()), jax.device_count(), jax.process_count()
+    if needed > there:
+        raise ValueError(f"parallel={text!r}: needs {needed} devices; there are {there}")
+    if several > 1 and mode != "mesh":
+        raise ValueError(f"parallel={text!r}: runs in one process; {several} processes take mesh, or mesh:data=N,...")
+    if several > 1 and axes and needed != there:
+        raise ValueError(f"parallel={text!r}: {several} processes take all of their {there} devices, not {needed}")
     return mode, axes
 
 
-def count(parallel: str) -> int:
-    """Returns the number of devices that a mode spreads a batch over; raises what `parse` raises."""
+def sizes(parallel: str) -> dict[str, int]:
+    """Returns {axis: size} of a mode's devices; raises what `parse` raises."""
     mode, axes = parse(parallel)
-    return 1 if mode == "single" else math.prod(axes.values()) if axes else jax.device_count()
+    if mode == "single" or axes:
+        return {name: axes.get(name, 1) for name in AXES}
+    return {"data": jax.device_count(), "fsdp": 1, "tensor": 1}
+
+
+def count(parallel: str) -> int:
+    """Returns the number of parts that a mode divides a batch into; raises what `parse` raises."""
+    found = sizes(parallel)
+    return math.prod(found[name] for name in ROWS)
 
 
 def described(parallel: str) -> str:
     """Returns the devices of a mode in words: "1 cpu", "8 tpu (mesh: data=4, fsdp=2)"; raises what `parse` raises."""
-    (mode, axes), devices = parse(parallel), count(parallel)
+    (mode, axes), devices = parse(parallel), math.prod(sizes(parallel).values())
     shape = ", ".join(f"{name}={size}" for name, size in axes.items())
     shape = "" if mode == "single" else f" ({mode}{f': {shape}' * bool(shape)})"
-    return f"{devices} {jax.devices()[0].platform}{shape}"
+    hosts = f" of {jax.process_count()} processes" * (jax.process_count() > 1)
+    return f"{devices} {jax.devices()[0].platform}{hosts}{shape}"
 
 
-def compile(step: Step, parallel: str, batch_size: int) -> tuple[Place, Run]:
+def rows(parallel: str, batch_size: int) -> Sequence[int]:
+    """Returns the rows of a global batch that this process decodes, ascending; in one process all of them.
+
+    Raises ValueError when the devices do not divide the batch.
+    """
+    parts = count(parallel)
+    if batch_size % parts:
+        raise ValueError(
+            f"data.batch={batch_size}: parallel={parallel!r} spreads it over {parts} devices, which must divide it"
+        )
+    if jax.process_count() == 1:
+        return range(batch_size)
+    placed = NamedSharding(_meshed(sizes(parallel)), PartitionSpec(ROWS))
+    spans = [index[0].indices(batch_size) for index in placed.addressable_devices_indices_map((batch_size,)).values()]
+    return sorted({row for span in spans for row in range(*span)})
+
+
+def compile(step: Step, parallel: str, batch_size: int, rules: Rules = ()) -> tuple[Place, Run]:
     """Returns (Place, run): run(state, frozen, batch) is step compiled for the mode, with the state donated.
 
     step(state, frozen, batch, axis=None) -> (state, metrics); batch_size: rows of the global batch.
+    rules: before RULES, how a mesh divides the leaves whose names match; see `shard`.
     Raises ValueError when the devices do not divide the batch.
     """
-    (mode, axes), devices = parse(parallel), count(parallel)
-    if batch_size % devices:
-        raise ValueError(
-            f"data.batch={batch_size}: parallel={parallel!r} spreads it over {devices} devices, which must divide it"
-        )
-    return {"single": _single, "mesh": _mesh, "pmap": _pmap}[mode](step, axes or {"data": devices, "fsdp": 1})
+    rows(parallel, batch_size)
+    mode, _ = parse(parallel)
+    if mode == "mesh":
+        return _mesh(step, sizes(parallel), batch_size, (*rules, *RULES))
+    return {"single": _single, "pmap": _pmap}[mode](step)
 
 
-def _single(step: Step, axes: dict[str, int]) -> tuple[Place, Run]:
+def _single(step: Step) -> tuple[Place, Run]:
     def same(tree):
         return tree
 
-    return Place(same, same, same, same), jax.jit(step, donate_argnums=0)
+    return Place(same, same, same, same, same), jax.jit(step, donate_argnums=0)
 
 
-def _mesh(step: Step, axes: dict[str, int]) -> tuple[Place, Run]:
-    sizes = (axes.get("data", 1), axes.get("fsdp", 1))
-    mesh = jax.make_mesh(
-        sizes, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[: math.prod(sizes)]
-    )
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+def _meshed(axes: Mapping[str, int]) -> Mesh:
+    shape = tuple(axes[name] for name in AXES)
+    devices = jax.devices()[: math.prod(shape)]
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
-    def layout(leaf):
-        return NamedSharding(mesh, shard(leaf, sizes[1]))
+
+def _mesh(step: Step, axes: Mapping[str, int], batch_size: int, rules: Rules) -> tuple[Place, Run]:
+    mesh = _meshed(axes)
+    divided, everywhere = (NamedSharding(mesh, spec) for spec in (PartitionSpec(ROWS), PartitionSpec()))
+
+    def layout(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return NamedSharding(mesh, shard(leaf, axes, name, rules))
+
+    def put(path, x):
+        if jax.process_count() == 1:
+            return jax.device_put(x, layout(path, x))
+        host = np.asarray(x)  # device_put would compare the whole array among the processes
+        return jax.make_array_from_callback(x.shape, layout(path, x), lambda index: host[index])
 
     def spread(tree):
-        return jax.tree.map(lambda x: jax.device_put(x, layout(x)), tree)
+        return jax.tree_util.tree_map_with_path(put, tree)
 
     def batch(tree):
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, np.asarray(x)), tree)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(divided, x, (batch_size, *x.shape[1:])),
+            jax.tree.map(np.asarray, tree),
+        )
 
     def run(state, frozen, rows_of_batch):
         state, metrics = step(state, frozen, rows_of_batch)
-        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, layout(x)), state), metrics
+        state = jax.tree_util.tree_map_with_path(
+            lambda path, x: jax.lax.with_sharding_constraint(x, layout(path, x)), state
+        )
+        return state, jax.lax.with_sharding_constraint(metrics, everywhere)  # every process reads them
 
-    return Place(spread, spread, batch, lambda tree: tree), jax.jit(run, donate_argnums=0)
+    return Place(spread, spread, batch, lambda tree: tree, _whole), jax.jit(run, donate_argnums=0)
 
 
-def shard(leaf: Shaped[Array, "..."] | jax.ShapeDtypeStruct, size: int) -> PartitionSpec:
-    """Returns the PartitionSpec of a leaf over "fsdp": its largest axis that `size` divides, if the leaf is large."""
-    if size == 1 or leaf.size * leaf.dtype.itemsize < SHARD_FROM:
+def _whole(tree: Any) -> Any:
+    return tree if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
+
+
+def shard(
+    leaf: Shaped[Array, "..."] | jax.ShapeDtypeStruct, axes: Mapping[str, int], name: str = "", rules: Rules = RULES
+) -> PartitionSpec:
+    """Returns the PartitionSpec of a leaf over the axes "fsdp" and "tensor"; a small leaf is not divided.
+
+    The first rule (pattern, dimensions) whose pattern is found in the dotted name holds.  Its dimensions, such as
+    "fsdp,tensor", name an axis or "-" for each of the leaf's last dimensions.  An axis that does not divide its
+    dimension is left out.  Where the rule does not say "fsdp", that goes to the largest dimension that it divides.
+    """
+    if leaf.size * leaf.dtype.itemsize < SHARD_FROM:
         return PartitionSpec()
-    divisible = [i for i, n in enumerate(leaf.shape) if n % size == 0]
-    if not divisible:
-        return PartitionSpec()
-    best = max(divisible, key=lambda i: leaf.shape[i])
-    return PartitionSpec(*("fsdp" if i == best else None for i in range(leaf.ndim)))
+    said = next((words for pattern, words in rules if re.search(pattern, name)), "").split(",")
+    said = [NONE] * (leaf.ndim - len(said)) + [word.strip() for word in said[-leaf.ndim :]]
+    placed = [
+        word if word in axes and axes[word] > 1 and n % axes[word] == 0 else None
+        for word, n in zip(said, leaf.shape, strict=True)
+    ]
+    free = [i for i, n in enumerate(leaf.shape) if placed[i] is None and n % axes["fsdp"] == 0]
+    if axes["fsdp"] > 1 and "fsdp" not in said and free:
+        placed[max(free, key=lambda i: leaf.shape[i])] = "fsdp"
+    return PartitionSpec(*placed) if any(placed) else PartitionSpec()
 
 
-def _pmap(step: Step, axes: dict[str, int]) -> tuple[Place, Run]:
+def divides(dimensions: str) -> bool:
+    """Returns whether a text names an axis or "-" for each dimension, such as "fsdp,tensor", no axis twice."""
+    words = [word.strip() for word in dimensions.split(",")]
+    named = [word for word in words if word != NONE]
+    return set(named) <= set(AXES) and len(named) == len(set(named))
+
+
+def _pmap(step: Step) -> tuple[Place, Run]:
     count = jax.local_device_count()
     copies = jax.pmap(lambda _, tree: tree, in_axes=(0, None))
 
@@ -145,4 +232,4 @@ def _pmap(step: Step, axes: dict[str, int]) -> tuple[Place, Run]:
         state, metrics = mapped(state, frozen, rows)
         return state, first(metrics)
 
-    return Place(replicate, replicate, batch, first), run
+    return Place(replicate, replicate, batch, first, first), run

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from sdjax.formats.storage import files
 from sdjax.images import grid, reading
-from sdjax.runtime import compile_cache
+from sdjax.runtime import accelerator, compile_cache, processes
 from sdjax.sampling import inpainting, latents
 from sdjax.sampling.fields import acting
 from sdjax.sampling.settings import TASKS
@@ -30,7 +30,6 @@ from sdjax.service.request import Request, grouped, named_files
 from sdjax.settings import SettingError
 
 ROWS = [task for name, task in TASKS.items() if name != "interpolate"]
-LONG = 7 * 24 * 3600  # seconds that a process that is done waits for the others
 
 
 @dataclass(frozen=True)
@@ -152,8 +151,7 @@ def parser(doc: str | None) -> flags.Parser:
     add = made.add_argument_group("program").add_argument
     add("jobs", help="a .jsonl, .csv or .parquet file")
     add("--batch", type=int, default=8, help="pictures computed at once")
-    add("--part", help="part of the list to make, such as 0/4; default: by this process's rank")
-    add("--distributed", action="store_true", help="join JAX's other processes and make one part of the list")
+    add("--part", help="part of the list to make, such as 0/4; default: by this process's place among those started")
     add("--plot", default="", metavar="ACROSS,DOWN", help="also draw a sheet of pictures over two fields, plot.png")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="fill a field that rows omit; repeatable")
     programs.add_places(add, "batch")
@@ -173,8 +171,9 @@ def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
                     raise SettingError("set", text, "FIELD=VALUE")
                 usual[name] = value
             compile_cache.keep()
+            where = part(given["part"])
+            accelerator.check()
             folder = Folder(maker.Maker(given["adapters"]), Path(given["out"]), given["format"], given["public"])
-            where = part(given["part"], given["distributed"])
             made, failed, kept = run(folder, given["jobs"], usual, given["batch"], where, given["plot"])
     except SystemExit as end:
         return end.code  # pyright: ignore[reportReturnType]  # one_line ends with a number
@@ -182,13 +181,12 @@ def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
     return int(failed > 0)
 
 
-def part(text: str | None, distributed: bool) -> tuple[int, int]:
-    """Returns (0, 4) of "0/4"; without a text this process and the number of all that JAX knows."""
-    import jax
-
-    if distributed:
-        jax.distributed.initialize(shutdown_timeout_seconds=LONG)
+def part(text: str | None) -> tuple[int, int]:
+    """Returns (0, 4) of "0/4"; without a text this process's place and the number of those that a launcher started."""
     if text is None:
+        import jax
+
+        processes.join()
         return jax.process_index(), jax.process_count()
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not int(found[1]) < int(found[2]):

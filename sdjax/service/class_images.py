@@ -21,7 +21,7 @@ from sdjax import settings
 from sdjax.data import sources
 from sdjax.formats.storage import files
 from sdjax.images import reading
-from sdjax.runtime import compile_cache, locks
+from sdjax.runtime import accelerator, compile_cache, locks
 from sdjax.service import batch, maker
 from sdjax.settings import SettingError
 
@@ -101,6 +101,7 @@ def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
     try:
         more = dict(text.partition("=")[::2] for text in given.set)
         compile_cache.keep()
+        accelerator.check()
         made, there = draw(settings.load(given.recipe, given.changes), more, given.batch)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -60,12 +60,13 @@ def run(options: Any, recipes: Path) -> Path:
     from sdjax.formats import pipeline
     from sdjax.formats.adapters import e4t
     from sdjax.images import reading
-    from sdjax.runtime import compile_cache
+    from sdjax.runtime import accelerator, compile_cache
     from sdjax.sampling.latents import latent_shape
     from sdjax.training.loop import train
     from sdjax.training.run import fresh
 
     compile_cache.keep(steps=options.steps)
+    accelerator.check()
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     path = options.image or _stranger(out / "input.png")

@@ -77,7 +77,7 @@ def main(task: str, doc: str | None, arguments: Sequence[str] | None = None) -> 
 
 def run(task: str, given: dict[str, Any]) -> list[Path]:
     """Writes the pictures that flags ask for and returns their paths; given: {option: value}."""
-    from sdjax.runtime import compile_cache
+    from sdjax.runtime import accelerator, compile_cache
     from sdjax.service import maker
 
     program = {name: given.pop(name) for name in list(given) if name not in fields(TASKS[task])}
@@ -87,6 +87,7 @@ def run(task: str, given: dict[str, Any]) -> list[Path]:
     source = program["from_image"]
     requests = asked(task, given, program.get("count", 1), source)
     compile_cache.keep()
+    accelerator.check()
     made_by, paths = maker.Maker(program["adapters"]), []
     groups = list(grouped(requests))
     made_by.expect(requests)

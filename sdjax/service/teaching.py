@@ -37,6 +37,7 @@ OWN = (
     "data.path",
     "data.cache",
     "parallel",
+    "sharding",
 )  # not for requests
 NAME = re.compile(r"[a-zA-Z_]\w*(\.\w+)*")
 SUBJECT = re.compile(r"[\w][\w -]{0,60}")

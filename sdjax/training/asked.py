@@ -4,12 +4,17 @@
     touch outputs/cat/save-now          # a checkpoint and exports/STEP
     touch outputs/cat/stop              # a checkpoint and the export, then the end; rerun the command to resume
 
-The run removes a file after acting on it, and removes old ones when it starts.
+The run removes a file after acting on it, and removes old ones when it starts.  Several processes act at the same step:
+SIGTERM to one of them stops all; process 0 looks for files at the steps that are logged.
 """
 
 import signal
 from collections.abc import Iterable
 from pathlib import Path
+
+from jax.experimental import multihost_utils
+
+from sdjax.runtime import processes
 
 SAMPLE, SAVE, STOP = "sample-now", "save-now", "stop"
 
@@ -20,21 +25,33 @@ class Asked:
     def __init__(self, folder: Path) -> None:
         self.terminated, self.files = False, {name: folder / name for name in (SAMPLE, SAVE, STOP)}
         self.done(self.files)
+        self.before = None
+        if processes.several():  # JAX has the signal
+            return
         try:
             self.before = signal.signal(signal.SIGTERM, self._ask)
         except ValueError:  # not the main thread, as in a web server: somebody else handles signals there
-            self.before = None
+            pass
 
     def _ask(self, *_):
         self.terminated = True
 
-    def now(self) -> set[str]:
-        """Returns the names of the existing files."""
-        return {name for name, path in self.files.items() if path.exists()}
+    def stopped(self, step: int) -> bool:
+        """Returns whether to stop after this step because of a SIGTERM; several processes ask at every step."""
+        return multihost_utils.reached_preemption_sync_point(step) if processes.several() else self.terminated
+
+    def now(self, together: bool = True) -> set[str]:
+        """Returns the names of the existing files; together: whether all processes ask at this step."""
+        if processes.several():
+            return set(processes.led(self._there)) if together else set()
+        return set(self._there())
+
+    def _there(self):
+        return [name for name, path in self.files.items() if path.exists()]
 
     def done(self, names: Iterable[str]) -> None:
         """Removes the files with these names."""
-        for name in names:
+        for name in names if processes.first() else ():
             self.files[name].unlink(missing_ok=True)
 
     def release(self) -> None:

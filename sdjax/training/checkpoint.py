@@ -4,6 +4,9 @@ Orbax writes into a temporary folder and renames it, in the background.  It does
 (measured with 0.12.8), so each checkpoint carries a CRC-32 of every leaf; a damaged one is renamed STEP.damaged, with a
 warning, and the one before it is used.  Frozen weights are not stored, only their digest: another base model is
 refused.
+
+With several processes each writes its parts of the leaves and their CRC-32, and each reads all leaves; so a run goes
+on with another mesh or another number of processes.
 """
 
 import errno
@@ -18,6 +21,9 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from sdjax.runtime import processes
 
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # what the errors of a damaged folder are
 
@@ -37,8 +43,10 @@ class Checkpoints:
         step = int(state["step"])
         if step in self.manager.all_steps():
             return
-        host = jax.tree.map(np.asarray, state) if jax.process_count() == 1 else state
-        meta = {"base": base, "shapes": _shapes(host), "sums": _sums(host) if jax.process_count() == 1 else {}}
+        several = processes.several()
+        host = state if several else jax.tree.map(np.asarray, state)
+        sums = _sums_of_parts(host) if several else _sums(host)
+        meta = {"base": base, "shapes": _shapes(host), "sums": sums}
         self.manager.save(
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(host), meta=ocp.args.JsonSave(meta))
         )
@@ -62,11 +70,11 @@ class Checkpoints:
             if steps is not None and step not in steps:
                 continue
             meta = self._read(step, "meta", ocp.args.JsonRestore())
-            if meta is not None:
+            if processes.every(meta is not None):
                 _fits(meta, like, base)
                 shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
                 state = self._read(step, "state", ocp.args.StandardRestore(shapes))
-                if state is not None and meta["sums"] in ({}, _sums(state)):
+                if processes.every(state is not None and _whole(state, meta["sums"])):
                     return state
             self._put_aside(step)
         return None
@@ -91,9 +99,10 @@ class Checkpoints:
         warnings.warn(f"checkpoint {step} is damaged; trying the one before it", stacklevel=3)
         aside = self.folder / f"{step}.damaged"
         self.damaged.add(aside.name)
-        if jax.process_index() == 0:
+        if processes.first():
             shutil.rmtree(aside, ignore_errors=True)
             (self.folder / str(step)).rename(aside)
+        processes.wait()
         self.manager.reload()
 
     def close(self) -> None:
@@ -132,7 +141,34 @@ def _shapes(tree):
 
 def _sums(tree):
     """Returns {leaf's path: CRC-32 of its bytes}."""
-    return {
-        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(np.asarray(leaf)).reshape(-1).view(np.uint8).data)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {jax.tree_util.keystr(path): _sum(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _sum(array):
+    return zlib.crc32(np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8).data)
+
+
+def _sums_of_parts(tree):
+    """Returns {leaf's path: [[[first, last] of each dimension, CRC-32] of each part]} of leaves over all processes."""
+    parts, own = {}, []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        spans = sorted({_span(index, leaf.shape) for index in leaf.sharding.devices_indices_map(leaf.shape).values()})
+        here = {_span(one.index, leaf.shape): one for one in leaf.addressable_shards if one.replica_id == 0}
+        parts[jax.tree_util.keystr(path)] = spans
+        own += [_sum(here[span].data) if span in here else 0 for span in spans]
+    sums = iter(multihost_utils.process_allgather(np.array(own, np.uint32)).sum(0, dtype=np.uint32).tolist())
+    return {name: [[span, next(sums)] for span in spans] for name, spans in parts.items()}
+
+
+def _span(index, shape):
+    return tuple(one.indices(n)[:2] for one, n in zip(index, shape, strict=True))
+
+
+def _whole(state, sums):
+    """Returns whether the leaves of a state have a checkpoint's sums, of leaves or of their parts."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state) if sums else ():
+        told = sums.get(jax.tree_util.keystr(path))
+        parts = told if isinstance(told, list) else [[[], told]]
+        if any(_sum(leaf[tuple(slice(*span) for span in spans)]) != wanted for spans, wanted in parts):
+            return False
+    return True

@@ -5,6 +5,7 @@ metrics.jsonl: {"step": 120, "loss": 0.113, "rate": 0.0001, "seconds": 12.3}, an
 
 import collections
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
+
+from sdjax.runtime import processes
 
 MEAN = 50  # steps whose mean the bar shows
 INSTALL = "pip install -e '.[logging]'"
@@ -93,13 +96,25 @@ def boards(folder: Path, project: str, settings: dict[str, Any]) -> list[Board]:
     return found
 
 
-class Log:
-    """Writes a run's metrics into its folder and boards, and draws the progress bar."""
+def of_run(folder: Path, start: int, steps: int, wandb: str, settings: dict[str, Any]) -> "Log":
+    """Returns the log of a run that starts at a step; of several processes, process 0 alone writes one.
 
-    def __init__(self, folder: Path, start: int, steps: int, name: str, boards: Sequence[Board] = ()) -> None:
-        self.file = open(folder / "metrics.jsonl", "a", buffering=1)
+    wandb: a project or "".  settings: the run's, for wandb.
+    """
+    if not processes.first():
+        return Log(None, start, steps, folder.name)
+    return Log(folder, start, steps, folder.name, boards(folder, wandb, settings))
+
+
+class Log:
+    """Writes a run's metrics into its folder and boards, and draws the progress bar; without a folder nothing."""
+
+    def __init__(self, folder: Path | None, start: int, steps: int, name: str, boards: Sequence[Board] = ()) -> None:
+        self.file = open(folder / "metrics.jsonl" if folder else os.devnull, "a", buffering=1)
         self.boards, self.losses = boards, collections.deque(maxlen=MEAN)
-        self.bar = tqdm(total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, mininterval=0.5)
+        self.bar = tqdm(
+            total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, mininterval=0.5, disable=not folder
+        )
         self.began = time.monotonic()
         self.event(start, "resumed" if start else "started")
 

@@ -8,6 +8,7 @@ weights), steps, export.  With the same folder it resumes from the newest checkp
 """
 
 import contextlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,31 +36,46 @@ CHECKED = ("loss", "gradient", "update")  # the metrics of a step that must be f
 def train(settings: Train, out: str | Path) -> StableDiffusion:
     """Trains to the last step in the folder `out`, resuming from its checkpoints; returns the joined model.
 
-    Writes config.json origin.json metrics.jsonl checkpoints/ samples/ export/.
-    Raises ValueError for settings that do not fit, if another process holds the folder, or if this process is one of
-    several.  Raises FloatingPointError at a loss, gradient or update that is not finite; the last checkpoint stays.
+    Writes config.json origin.json metrics.jsonl checkpoints/ samples/ export/.  Several processes (processes.join) call
+    it alike, with a folder that they share; process 0 locks it and writes, and checkpoints are written by all.
+    Raises ValueError for settings that do not fit, if another run holds the folder, or if this process is one of
+    several that have not joined.  Raises FloatingPointError at a loss, gradient or update that is not finite; the last checkpoint stays.
     Raises SystemExit(143) after SIGTERM, with a checkpoint written.
     """
-    processes.check_alone("training")
-    with locks.held(out):
-        return _train(checks.worded(settings), Path(out))
+    processes.check_joined("training")
+    settings, out = checks.worded(settings), Path(out)
+    with contextlib.ExitStack() as holding:
+        processes.led(lambda: holding.enter_context(locks.held(out)))
+        processes.together(lambda: _check_shared(out, settings))
+        made = _train(settings, out)
+        processes.wait()
+        return made
+
+
+def _check_shared(out, settings):
+    """Raises ValueError where several processes have not the same settings and one folder."""
+    processes.agree("settings", json.dumps(to_json(settings), sort_keys=True))
+    if processes.several() and not (out / locks.FILE).exists():
+        raise ValueError(f"out={str(out)!r}: is not the folder of process 0; expected one that all processes share")
 
 
 def _train(settings, out):
-    """Trains in a folder that this process has locked; see train."""
+    """Trains in a folder that process 0 has locked; see train."""
     checks.alone(settings)
     settings = fit.typed(settings)
     checks.microbatches(settings)
-    examples = checks.pictures(settings)
-    print(f"{mesh.described(settings.parallel)}; {settings.data.path}: {examples.about()}", flush=True)
-    trained, frozen, data, base = begin(settings, examples=examples)
+    examples = processes.together(lambda: checks.pictures(settings))
+    processes.say(f"{mesh.described(settings.parallel)}; {settings.data.path}: {examples.about()}")
+    trained, frozen, data, base = processes.together(lambda: begin(settings, examples=examples))
+    if processes.several():  # copies of one array that differ would never be noticed
+        processes.agree("model, init or pictures", f"{base} {trees.digest(trained)}")
     settings = _lasting(settings, data)
     if settings.fit:
         settings, chosen = fit.fitted(settings, trained, frozen, data.size, "pixels" in data[0])
         frozen = frozen.with_dtype(settings.compute, remat=settings.remat)
-        print(chosen)
+        processes.say(chosen)
     if settings.data.buckets:
-        print(f"buckets: {data.plan.about()}")
+        processes.say(f"buckets: {data.plan.about()}")
     check_rates(settings.optim, trained)
     tx, evaluate = optimizer(settings.optim, settings.steps)
     numbers, task = trees.count(trained), task_of(settings, frozen)
@@ -68,14 +84,14 @@ def _train(settings, out):
     step = of_run(settings, tx, evaluate, task)
     if settings.fit and settings.parallel == "single":
         frozen = fit.aside(step, state, frozen, data[0])
-    place, advance = mesh.compile(step, settings.parallel, settings.data.batch)
+    place, advance = mesh.compile(step, settings.parallel, settings.data.batch, settings.sharding)
     checkpoints, state = _resumed(out, settings, state, base, run.mark(examples))
     state, fixed = place.state(state), place.frozen(frozen)
-    start = int(place.gather(state)["step"])
-    print(f"{type(settings.method).__name__}: {numbers:,} numbers trained, {trees.count(frozen):,} frozen; "
-          f"{'resumed at step ' + str(start) if start else 'from the start'}; in {out}")  # fmt: skip
+    start = int(place.gather(state["step"]))
+    processes.say(f"{type(settings.method).__name__}: {numbers:,} numbers trained, {trees.count(frozen):,} frozen; "
+                  f"{'resumed at step ' + str(start) if start else 'from the start'}; in {out}")  # fmt: skip
     asked = Asked(out)
-    told = log.Log(out, start, settings.steps, out.name, log.boards(out, settings.wandb, to_json(settings)))
+    told = log.of_run(out, start, settings.steps, settings.wandb, to_json(settings))
     with contextlib.closing(checkpoints):
         try:
             session = Session(settings, out, start, frozen, data, task, place, evaluate, checkpoints, base, told)
@@ -92,11 +108,12 @@ def _steps(session, state, numbers, advance, asked):
     """Trains for these steps or until a stop is requested; returns the last state."""
     settings, told, previous = session.settings, session.told, None
     schedule = rate(settings.optim, settings.steps)
-    for n, batch in zip(numbers, session.data.iterate(numbers.start), strict=False):
+    rows = session.data.of(mesh.rows(settings.parallel, settings.data.batch))
+    for n, batch in zip(numbers, rows.iterate(numbers.start), strict=False):
         state, metrics = advance(state, session.place.batch(batch))
         loss = _finite(previous)  # one step late, so that the device never waits
-        previous, files = (n + 1, metrics), asked.now()
-        last, stopped = n + 1 == numbers.stop or STOP in files, asked.terminated
+        previous, files = (n + 1, metrics), asked.now(_due(n + 1, settings.log or 1))
+        last, stopped = n + 1 == numbers.stop or STOP in files, asked.stopped(n + 1)
         wanted = _wanted(settings, n + 1, last, files)
         if wanted or last or stopped:
             _finite(previous)  # what waits for the device anyway: nothing is written of a step that went wrong
@@ -136,7 +153,7 @@ def _lasting(settings, data):
 
 def _resumed(out, settings, state, base, pictures):
     """Returns (Checkpoints, the newest complete state or `state`); writes the settings."""
-    run.check_folder(out, settings, base)
+    processes.led(lambda: run.check_folder(out, settings, base))
     checkpoints = Checkpoints(out / "checkpoints", settings.keep)
     found = checkpoints.restore(state, base)
     if found is None and checkpoints.damaged:  # a new start would go over what they led to
@@ -144,7 +161,7 @@ def _resumed(out, settings, state, base, pictures):
             f"out={str(out)!r}: none of its checkpoints can be read ({', '.join(sorted(checkpoints.damaged))}); choose"
             " another out=DIR, or move them away to start again"
         )
-    run.write_settings(out, settings, base, pictures)
+    processes.led(lambda: run.write_settings(out, settings, base, pictures))
     return checkpoints, state if found is None else jax.tree.map(jnp.asarray, found)
 
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sdjax.runtime import accelerator, compile_cache, processes, watch
 from sdjax.settings import SettingError, describe, load
 
 USAGE = "usage: sdjax train CONFIG [a.b=value ...] [out=DIR]; CONFIG --help describes the recipe and every setting"
@@ -24,7 +25,7 @@ def _train(settings, recipe):
     from sdjax.training import run
     from sdjax.training.loop import train
 
-    train(settings, run.place(settings, Path("outputs") / Path(recipe).stem))
+    train(settings, processes.led(lambda: str(run.place(settings, Path("outputs") / Path(recipe).stem))))
 
 
 def _fill(settings, recipe):
@@ -43,23 +44,41 @@ def _run(arguments, doc, act):
         print(doc)
         return 0
     path, *overrides = arguments
+    watch.split()
     try:
         if "--help" in overrides:
             print(describe(path))
             return 0
         settings = load(path, overrides)
-        from sdjax.runtime import compile_cache
+        compile_cache.keep(steps=settings.steps)
+        processes.join()
+        accelerator.check()
         from sdjax.training import checks
 
-        compile_cache.keep(steps=settings.steps)
-        act(checks.worded(settings), path)
-    except (ValueError, OSError, FloatingPointError) as error:  # what input can cause; the rest are bugs
+        with processes.leaving():
+            return _status(lambda: act(checks.worded(settings), path))
+    except (ValueError, OSError) as error:
         print(f"error: {_line(error)}", file=sys.stderr)
         return 1
+
+
+def _status(act):
+    """Calls act(); returns the exit status, having said what went wrong.  Others than the first process end there."""
+    try:
+        act()
+        return 0
+    except (ValueError, OSError, FloatingPointError) as error:  # what input can cause; the rest are bugs
+        said, status = f"error: {_line(error)}", 1
     except KeyboardInterrupt:
-        print("interrupted; rerun the command to resume from the newest checkpoint", file=sys.stderr)
-        return 130
-    return 0
+        said, status = "interrupted; rerun the command to resume from the newest checkpoint", 130
+    except RuntimeError as error:
+        if not processes.broken(error):
+            raise
+        said, status = f"error: {watch.LOST}", 1
+    print(said, file=sys.stderr)
+    if processes.several():
+        processes.leave(status)
+    return status
 
 
 def _line(error):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from sdjax.data import batches
 from sdjax.data.batches import Batches
+from sdjax.runtime import processes
 from sdjax.runtime.mesh import Place
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.task import Task
@@ -27,7 +28,10 @@ EXPORT, MEASURE = "export", "measure"
 
 @dataclass
 class Session:
-    """A run in its folder, starting at a step; `state` is the placed training state."""
+    """A run in its folder, starting at a step; `state` is the placed training state.
+
+    All processes of a run have one and call it alike; process 0 alone writes what is not a checkpoint.
+    """
 
     settings: Train
     out: Path
@@ -44,7 +48,7 @@ class Session:
 
     def __post_init__(self):
         place = self.out / "samples" / "data.png"
-        if not place.exists():
+        if processes.first() and not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             sheet = preview.data_sheet(self.data)
             Image.fromarray(sheet).save(place)
@@ -63,8 +67,9 @@ class Session:
 
     def learned(self, state: dict[str, Any]) -> Any:
         """Returns the weights to preview and export: the moving average, or those that the optimizer evaluates."""
-        state = self.place.gather(state)
-        return state["ema"] if self.settings.ema else self.evaluate(state["opt"], state["trained"])
+        if self.settings.ema:
+            return self.place.whole(state["ema"])
+        return self.evaluate(*self.place.whole((state["opt"], state["trained"])))
 
     def save(self, state: dict[str, Any], wait: bool = False) -> None:
         """Writes a checkpoint."""
@@ -75,12 +80,16 @@ class Session:
         for name, act in ((SAMPLE, self._show), (EXPORT, self._export), (MEASURE, self._measure)):
             if name in wanted:
                 act(step, state)
+                processes.wait()
 
     def _show(self, step, state):
         """Writes previews if the task makes pictures from words."""
         if not self.task.words:
             return
-        seen = self.settings.method.join(self.frozen, self.learned(state)).fold()
+        weights = self.learned(state)
+        if not processes.first():
+            return
+        seen = self.settings.method.join(self.frozen, weights).fold()
         folder, settings = self.out / "samples", self.settings
         if settings.prompts or not settings.prompts_file:
             picture = preview.write(folder / f"{step:07d}.png", settings.method, seen, self.data, settings)
@@ -92,7 +101,10 @@ class Session:
 
     def _export(self, step, state):
         """Writes the current export to exports/STEP."""
-        frozen, weights = self._finished(self.learned(state))
+        weights = self.learned(state)
+        if not processes.first():
+            return
+        frozen, weights = self._finished(weights)
         place, about = self.out / "exports" / f"{step:07d}", facts.told(self.settings, self.out, step)
         run.export(self.settings.method, frozen, weights, place, **about)
 
@@ -109,14 +121,15 @@ class Session:
         """Writes the export, prints how to use it, and returns the joined model; with `best` those of the best step."""
         state = self._best(state)
         frozen, weights = self._finished(self.learned(state))
-        about = facts.told(self.settings, self.out, int(self.place.gather(state)["step"]))
-        result, use = run.export(self.settings.method, frozen, weights, self.out / "export", **about)
-        lines = (line.replace("MODEL", self.settings.model) for line in use)
-        print("\n  ".join([f"result: {result}", *lines]))
+        if processes.first():
+            about = facts.told(self.settings, self.out, self._step(state))
+            result, use = run.export(self.settings.method, frozen, weights, self.out / "export", **about)
+            lines = (line.replace("MODEL", self.settings.model) for line in use)
+            print("\n  ".join([f"result: {result}", *lines]))
         return self.settings.method.join(frozen, weights).fold()
 
     def _finished(self, weights):
-        """Returns (frozen, weights) as the method leaves them after the last step."""
+        """Returns (frozen, weights) as the method leaves them after the last step; it sees whole batches."""
         finish = self.settings.method.finish
         return (self.frozen, weights) if finish is None else finish(self.frozen, weights, self.data)
 
@@ -130,12 +143,14 @@ class Session:
     def _best(self, state):
         """Returns the state of the best step, or the given state if it is the best or nothing was measured."""
         best = self.validation.best if self.settings.best and self.validation is not None else None
-        step = int(self.place.gather(state)["step"])
-        if best is None or best[0] == step:
+        if best is None or best[0] == self._step(state):
             return state
         self.checkpoints.wait()
         found = self.checkpoints.restore(self.place.gather(state), self.base, [best[0]])
         if found is None:
             raise ValueError(f"{self.out}: checkpoint {best[0]}, the best, cannot be read; best=False exports the last")
-        print(f"best: step {best[0]}, validation {best[1]:.6g}")
+        processes.say(f"best: step {best[0]}, validation {best[1]:.6g}")
         return self.place.state(jax.tree.map(jnp.asarray, found))
+
+    def _step(self, state):
+        return int(self.place.gather(state["step"]))

@@ -10,7 +10,8 @@ from sdjax.data.batches import Data
 from sdjax.data.classes import ClassData
 from sdjax.diffusion import errors
 from sdjax.methods.full import Full
-from sdjax.settings import BELOW_1, FROM_0, FROM_1, SEED, TO_1, SettingError, check
+from sdjax.runtime import mesh
+from sdjax.settings import BELOW_1, FROM_0, FROM_1, SEED, TO_1, SettingError, check, check_pattern
 from sdjax.training.optim import Optim
 
 DTYPES = ("float32", "bfloat16")
@@ -27,7 +28,10 @@ class Train:
     task: text2img, inpainting or upscaling; "" takes the model's own.  Another task adds input channels to the UNet.
     init: a file or folder with the weights to start from.
     seed: seed of initial weights, picture order, noise and times.
-    parallel: single, pmap, mesh or mesh:data=N,fsdp=M.
+    parallel: single, pmap, mesh or mesh:data=N,fsdp=M,tensor=K; several processes take mesh.
+    sharding: (pattern, dimensions) pairs, first match: how a mesh divides weights with a matching dotted name, such as
+    ("to_q.kernel$", "fsdp,tensor"): an axis, or -, for each of the last dimensions.  runtime/mesh.py has the rules for
+    the rest; leaves under 4 MiB are copied.
     out: the run's folder; "" is outputs/NAME of the recipe.  {picture} in it inserts the picture's name.
     ema: decay of the moving average of trained weights; 0 is off.
     compute: data type of the computation, "float32" or "bfloat16".  frozen: data type of the frozen weights.
@@ -68,6 +72,7 @@ class Train:
     steps: int = 1000
     seed: int = 0
     parallel: str = "single"
+    sharding: tuple[tuple[str, str], ...] = ()
     init: str = ""
     out: str = ""
     ema: float = 0.0
@@ -106,6 +111,10 @@ class Train:
         )  # fmt: skip
         if self.preview is not None:
             check(self, preview=FROM_0)
+        for pattern, dimensions in self.sharding:
+            check_pattern("sharding", pattern)
+            if not mesh.divides(dimensions):
+                raise SettingError("sharding", dimensions, "an axis (data, fsdp, tensor), or -, for each dimension")
         for name in ("best", "patience"):
             if getattr(self, name) and not self.data.validation:
                 raise SettingError(name, getattr(self, name), "data.validation with it: the pictures to measure")

@@ -17,6 +17,7 @@ import numpy as np
 from sdjax import trees
 from sdjax.data.batches import Batches
 from sdjax.formats.storage import files
+from sdjax.runtime import processes
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.task import Task
 from sdjax.training.step import default_loss
@@ -50,13 +51,16 @@ class Validation:
 
         Without the loss's weights and penalties, so that runs of other settings compare; a method's own loss is whole.
         """
-        stream = zip(range(self.batches), self.data.iterate(), strict=False)
-        found = [self.measured(self.frozen, trained, batch) for _, batch in stream]
-        value = float(np.mean(found))
+        value = processes.led(lambda: self._mean(trained))
         self.values = [pair for pair in self.values if pair[0] != step] + [(step, value)]
-        with files.new_file(self.place) as temporary:
-            files.write_json(temporary, {str(step): value for step, value in self.values})
+        if processes.first():
+            with files.new_file(self.place) as temporary:
+                files.write_json(temporary, {str(step): value for step, value in self.values})
         return value
+
+    def _mean(self, trained):
+        stream = zip(range(self.batches), self.data.iterate(), strict=False)
+        return float(np.mean([self.measured(self.frozen, trained, batch) for _, batch in stream]))
 
     @property
     def best(self) -> tuple[int, float] | None:

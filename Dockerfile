@@ -1,0 +1,10 @@
+# An image for pods:  docker build --build-arg ACCEL=tpu -t REGISTRY/sdjax:tpu .        ACCEL: cpu, cuda or tpu
+# A run in it that finds no such device stops in one line.
+FROM python:3.12-slim-bookworm
+ARG ACCEL=cpu
+ENV ACCEL=$ACCEL PYTHONUNBUFFERED=1
+RUN apt-get update && apt-get install -y --no-install-recommends make && rm -rf /var/lib/apt/lists/*
+WORKDIR /sdjax
+COPY . .
+RUN make install
+CMD ["make", "help"]

@@ -1,0 +1,28 @@
+"""Says that a run is meant for a TPU or a GPU, so that it never falls back to the CPU: ACCEL=tpu, ACCEL=cuda.
+
+The Makefile, the Dockerfile and the scripts of train/launch/ set the variable.
+"""
+
+import os
+
+from sdjax.settings import SettingError
+
+PLATFORMS = {"cpu": "", "cuda": "gpu", "tpu": "tpu"}  # ACCEL: JAX's name; a CPU is what there always is
+
+
+def check() -> None:
+    """Raises ValueError if the variable ACCEL names an accelerator and JAX has none of the kind."""
+    said = os.environ.get("ACCEL") or "cpu"
+    if said not in PLATFORMS:
+        raise SettingError("ACCEL", said, f"one of {', '.join(PLATFORMS)}")
+    if not PLATFORMS[said]:
+        return
+    import jax
+
+    try:
+        there, why = jax.default_backend(), ""
+    except RuntimeError as error:
+        there, why = "nothing", f" ({str(error).splitlines()[0]})"
+    if there != PLATFORMS[said]:
+        expected = f"a machine with one, jax[{'cuda12' if said == 'cuda' else said}] and its driver; or ACCEL=cpu"
+        raise SettingError("ACCEL", said, expected, f"JAX finds no such device and would run on {there}{why}")

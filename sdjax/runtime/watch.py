@@ -1,0 +1,59 @@
+"""Says in one line that another process of a run is lost, where JAX would end this one with a page.
+
+    split()          # first thing in a program: the child goes on, the parent watches it
+
+JAX ends a process that misses another's heartbeat from C++, by abort(); nothing in Python can say something then.
+"""
+
+import ctypes
+import importlib.util
+import os
+import signal
+import sys
+
+from sdjax.runtime import processes
+
+FIRST = ("coordination_service", "] Terminating process because the JAX distributed service")  # of such a page
+LOST = "another process of this run is lost; rerun the command in all to resume from the newest checkpoint"
+DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
+
+
+def split() -> None:
+    """Where this process may be one of several: returns in a child; the parent ends as the child does.
+
+    The parent shows what libraries write to stderr, but one line for the page of a lost process, and passes SIGTERM on.
+    """
+    if not (processes.found() or importlib.util.find_spec("libtpu")):
+        return
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writing)
+        signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal gives it to both
+        os._exit(_watched(reading, child))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
+    os.close(reading)
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="replace")  # Python's own; 2 is what C++ writes to
+    os.dup2(writing, 2)
+    os.close(writing)
+
+
+def _watched(reading: int, child: int) -> int:
+    """Shows what the child's libraries say until it ends; returns its status."""
+    held: list[str] = []
+    with os.fdopen(reading, errors="replace") as lines:
+        for line in lines:
+            if held or any(mark in line for mark in FIRST):
+                held.append(line)
+            else:
+                sys.stderr.write(line)
+                sys.stderr.flush()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if held and status == -signal.SIGABRT:
+        print(f"error: {LOST}", file=sys.stderr, flush=True)
+        return 1
+    sys.stderr.write("".join(held))
+    sys.stderr.flush()
+    return status if status >= 0 else 128 - status
