@@ -72,26 +72,16 @@ def test_pictures_from_pictures_too(sd):
 
 
 def test_two_processes_divide_a_list(sd, alone, tmp_path):
-    """Started alike, without a part: each finds its own by its place among JAX's processes."""
+    """Started alike, without a part: each finds its own by its place among those started, and nothing is drawn twice."""
     jobs = tmp_path / "jobs.jsonl"
     jobs.write_text("\n".join(json.dumps({"prompt": prompt, "seed": i}) for i, prompt in enumerate(PROMPTS[:6])))
-    program = (
-        "import sys, jax; sys.path.insert(0, 'sample'); jax.config.update('jax_disable_most_optimizations', True); "
-        "jax.distributed.initialize('localhost:{port}', 2, {i}); import batch; sys.exit(batch.main(sys.argv[1:]))"
-    )
+    line = ["train/launch/local.sh", "2", sys.executable, "sample/batch.py", str(jobs), "--out", str(tmp_path)]
+    line += ["--model", "random:tiny", "--batch", "3", "--steps", "2", "--sampler", "euler_a"]
     port = 20000 + os.getpid() % 20000
-    arguments = [str(jobs), "--out", str(tmp_path), "--model", "random:tiny", "--batch", "3", "--steps", "2"]
-    env = {**os.environ, "PYTHONPATH": ".", "XLA_FLAGS": ""}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", program.format(port=port, i=i), *arguments, "--sampler", "euler_a"],
-            cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=500)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
-    assert all("3 pictures made" in text for text in said)
+    env = {**os.environ, "PYTHONPATH": ".", "XLA_FLAGS": "", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
+    run = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("3 pictures made, 0 were there") == 2
     for i in range(6):
         made = np.asarray(Image.open(tmp_path / f"{i + 1:06d}.png"))
         assert np.abs(alone[i] - made).max() <= 1

@@ -118,8 +118,9 @@ def test_parallel_settings_that_do_not_fit(text, message):
 
 def test_large_leaves_are_sharded_small_ones_copied():
     large, small = jax.ShapeDtypeStruct((1024, 2048), np.float32), jax.ShapeDtypeStruct((64,), np.float32)
-    assert tuple(mesh.shard(large, 2)) == (None, "fsdp")
-    assert tuple(mesh.shard(small, 2)) == ()
+    axes = {"data": 1, "fsdp": 2, "tensor": 1}
+    assert tuple(mesh.shard(large, axes)) == (None, "fsdp")
+    assert tuple(mesh.shard(small, axes)) == ()
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(tmp_path):

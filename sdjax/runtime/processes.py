@@ -134,9 +134,8 @@ def led(act: Callable[[], Any]) -> Any:
     """
     if not several():
         return act()
-    from jax.experimental import multihost_utils
-
     import numpy as np
+    from jax.experimental import multihost_utils
 
     result = together(lambda: json.dumps(act()).encode() if first() else b"")
     if len(result) > ROOM:
@@ -149,9 +148,8 @@ def agree(what: str, text: str) -> None:
     """Raises ValueError where the processes have different texts."""
     if not several():
         return
-    from jax.experimental import multihost_utils
-
     import numpy as np
+    from jax.experimental import multihost_utils
 
     own = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
     if (multihost_utils.process_allgather(own) != own).any():
@@ -177,7 +175,6 @@ def wait() -> None:
     """Waits until all processes are here, however long the others compute; a lost process ends it."""
     if not several():
         return
-    import jax
     from orbax.checkpoint import multihost
 
     multihost.get_barrier_sync_fn()(key="sdjax", timeout_ms=LONG * 1000)

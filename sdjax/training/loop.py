@@ -39,7 +39,8 @@ def train(settings: Train, out: str | Path) -> StableDiffusion:
     Writes config.json origin.json metrics.jsonl checkpoints/ samples/ export/.  Several processes (processes.join) call
     it alike, with a folder that they share; process 0 locks it and writes, and checkpoints are written by all.
     Raises ValueError for settings that do not fit, if another run holds the folder, or if this process is one of
-    several that have not joined.  Raises FloatingPointError at a loss, gradient or update that is not finite; the last checkpoint stays.
+    several that have not joined.  Raises FloatingPointError at a loss, gradient or update that is not finite; the last
+    checkpoint stays.
     Raises SystemExit(143) after SIGTERM, with a checkpoint written.
     """
     processes.check_joined("training")
