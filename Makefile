@@ -26,6 +26,9 @@ UI := .venv/installed-ui
 TEST := .venv/installed-test
 BROWSER := .venv/installed-test-ui
 
+# A run that would fall back to the CPU stops: sdjax/runtime/accelerator.py.
+demo ui train-encoder tune compare bench: export ACCEL := $(ACCEL)
+
 ifeq ($(filter $(ACCEL),cpu cuda tpu),)
 $(error ACCEL=$(ACCEL): expected cpu, cuda or tpu)
 endif

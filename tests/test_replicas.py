@@ -72,7 +72,7 @@ def test_pictures_from_pictures_too(sd):
 
 
 def test_two_processes_divide_a_list(sd, alone, tmp_path):
-    """Started alike, without a part: each finds its own by its place among those started, and nothing is drawn twice."""
+    """Started alike, without a part: each finds its part by its place among those started; nothing is drawn twice."""
     jobs = tmp_path / "jobs.jsonl"
     jobs.write_text("\n".join(json.dumps({"prompt": prompt, "seed": i}) for i, prompt in enumerate(PROMPTS[:6])))
     line = ["train/launch/local.sh", "2", sys.executable, "sample/batch.py", str(jobs), "--out", str(tmp_path)]

@@ -26,12 +26,15 @@ def split() -> None:
     if not (processes.found() or importlib.util.find_spec("libtpu")):
         return
     reading, writing = os.pipe()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # until somebody hears it
     child = os.fork()
     if child:
         os.close(writing)
         signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number))
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal gives it to both
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         os._exit(_watched(reading, child))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
     os.close(reading)
