@@ -54,7 +54,12 @@ def launched(tmp_path):
     def run(*words, **variables):
         said = tmp_path / "said"
         said.write_text("")
-        env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "SAID": str(said), "HOSTS": str(tmp_path / "hosts")}
+        env = {
+            **os.environ,
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "SAID": str(said),
+            "HOSTS": str(tmp_path / "hosts"),
+        }
         env.pop("ACCEL", None)
         done = subprocess.run(words, cwd=ROOT, env={**env, **variables}, capture_output=True, text=True, timeout=60)
         return done.returncode, said.read_text().splitlines(), done.stderr
@@ -100,7 +105,9 @@ def test_a_command_arrives_at_every_host_as_it_was_given(launched, tmp_path):
 
 def test_a_slice_is_removed(launched):
     status, said, _ = launched(*documented("train/launch/tpu.sh down")[0], **SLICE)
-    assert status == 0 and said == ["gcloud [compute] [tpus] [tpu-vm] [delete] [sdjax] [--zone=us-west4-a] [--quiet] ACCEL="]
+    assert status == 0 and said == [
+        "gcloud [compute] [tpus] [tpu-vm] [delete] [sdjax] [--zone=us-west4-a] [--quiet] ACCEL="
+    ]
 
 
 @pytest.mark.parametrize("words", [[], ["run"], ["downn"]])
@@ -159,7 +166,9 @@ def test_pods_find_each_other(name):
     service, job = yaml.safe_load_all((LAUNCH / name).read_text())
     spec, pod = job["spec"], job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert service["spec"]["clusterIP"] == "None" and service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    assert service["spec"]["clusterIP"] == "None" and service["spec"]["selector"] == {
+        "job-name": job["metadata"]["name"]
+    }
     assert spec["completionMode"] == "Indexed" and spec["parallelism"] == spec["completions"] > 1
     assert pod["subdomain"] == service["metadata"]["name"]
     assert container["volumeMounts"][0]["mountPath"] == "/sdjax/outputs" == f"{workdir()}/outputs"

@@ -23,6 +23,7 @@ from sdjax.settings import SettingError
 HEARTBEAT = 30  # seconds without a sign after which a process counts as lost
 LONG = 7 * 24 * 3600  # seconds that processes wait for another that is alive
 ROOM = 1 << 16  # bytes of a result of `led`
+FAILED = 1  # exit status
 OWN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # variable: what must be set beside it (sbatch sets SLURM_NTASKS for the one script that it starts too)
 COUNTS = {"SLURM_NTASKS": "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE": None, "MEGASCALE_NUM_SLICES": None}
@@ -123,7 +124,7 @@ def together(act: Callable[[], Any]) -> Any:
     if error is not None:
         raise error
     if failed.any():
-        raise SystemExit(1)
+        raise SystemExit(FAILED)
     return result
 
 
@@ -182,15 +183,19 @@ def wait() -> None:
 
 @contextlib.contextmanager
 def leaving() -> Iterator[None]:
-    """Ends this process at once where the block fails and there are others: they are not to wait for it."""
+    """Ends this process at once if the block fails and there are others, which would wait for it otherwise.
+
+    All processes end together with another SystemExit than that of `together`.
+    """
     try:
         yield
     except BaseException as error:
-        if not several() or isinstance(error, SystemExit) and not error.code:
+        joint = isinstance(error, SystemExit) and error.code != FAILED
+        if not several() or joint:
             raise
         if not isinstance(error, SystemExit):
             traceback.print_exc()
-        leave(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+        leave(FAILED)
 
 
 def broken(error: RuntimeError) -> bool:
