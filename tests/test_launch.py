@@ -20,7 +20,9 @@ printf '%s' "$(basename "$0")" >> "$SAID"; printf ' [%s]' "$@" >> "$SAID"; print
 # ssh: both hosts run the command, each in its own home.  scp: the file comes to both.
 GCLOUD = """
 hosts="$HOSTS/0 $HOSTS/1"
-for argument in "$@"; do case "$argument" in --command=*) command="${argument#--command=}" ;; *.tar.gz) file="$argument" ;; esac; done
+for argument in "$@"; do
+    case "$argument" in --command=*) command="${argument#--command=}" ;; *.tar.gz) file="$argument" ;; esac
+done
 case " $* " in
 *" scp "*) for host in $hosts; do mkdir -p "$host"; cp "$file" "$host"; done ;;
 *" ssh "*) for host in $hosts; do mkdir -p "$host"; (cd "$host" && HOME="$host" bash -c "$command") || exit; done ;;
