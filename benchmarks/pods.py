@@ -45,6 +45,7 @@ def start(processes, devices, arguments, out):
     flags = os.environ.get("XLA_FLAGS", "").split()
     kept = [flag for flag in flags if "device_count" not in flag]
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
+    kept += ["--xla_cpu_collective_call_terminate_timeout_seconds=600"]  # this machine may be busy
     env["XLA_FLAGS"] = " ".join([*kept, f"--xla_force_host_platform_device_count={devices}"])
     line = [sys.executable, "train/run.py", RECIPE, f"out={out}", *arguments]
     joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(processes)}

@@ -113,8 +113,8 @@ def rows(parallel: str, batch_size: int) -> Sequence[int]:
     if jax.process_count() == 1:
         return range(batch_size)
     placed = NamedSharding(_meshed(sizes(parallel)), PartitionSpec(ROWS))
-    spans = [index[0].indices(batch_size) for index in placed.addressable_devices_indices_map((batch_size,)).values()]
-    return sorted({row for span in spans for row in range(*span)})
+    indices = filter(None, placed.addressable_devices_indices_map((batch_size,)).values())
+    return sorted({row for (span,) in indices for row in range(*span.indices(batch_size))})
 
 
 def compile(step: Step, parallel: str, batch_size: int, rules: Rules = ()) -> tuple[Place, Run]:

@@ -70,11 +70,11 @@ class Checkpoints:
             if steps is not None and step not in steps:
                 continue
             meta = self._read(step, "meta", ocp.args.JsonRestore())
-            if processes.every(meta is not None):
+            if processes.every(meta is not None) and meta is not None:
                 _fits(meta, like, base)
                 shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
                 state = self._read(step, "state", ocp.args.StandardRestore(shapes))
-                if processes.every(state is not None and _whole(state, meta["sums"])):
+                if processes.every(state is not None and _whole(state, meta["sums"])):  # by all or none
                     return state
             self._put_aside(step)
         return None
