@@ -187,9 +187,12 @@ watch.split()
     assert sorted(run.stderr.splitlines()) == sorted(wanted.splitlines())
 
 
-def test_a_process_alone_is_not_split(monkeypatch):
+def test_a_process_alone_is_not_split(monkeypatch, tmp_path):
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(watch.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(watch, "CHIPS", (str(tmp_path / "accel[0-9]*"),))
     monkeypatch.setattr(os, "fork", lambda: pytest.fail("split"))
     watch.split()
+    (tmp_path / "accel0").touch()
+    with pytest.raises(pytest.fail.Exception, match="split"):
+        watch.split()

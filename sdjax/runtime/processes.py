@@ -8,14 +8,13 @@ JAX finds the processes of TPU slices, Slurm, GKE and Open MPI (jax.distributed.
 say it: JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 
-import contextlib
 import hashlib
 import importlib.util
 import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from sdjax.settings import SettingError
@@ -181,21 +180,28 @@ def wait() -> None:
     multihost.get_barrier_sync_fn()(key="sdjax", timeout_ms=LONG * 1000)
 
 
-@contextlib.contextmanager
-def leaving() -> Iterator[None]:
-    """Ends this process at once if the block fails and there are others, which would wait for it otherwise.
+def ended(run: Callable[[], int]) -> int:
+    """Returns run()'s exit status, but where it fails and there are others this process ends at once.
 
-    All processes end together with another SystemExit than that of `together`.
+    Otherwise it would wait for them, and they for it.  All end together with 0, or with a SystemExit other than that of
+    `together`.
     """
     try:
-        yield
-    except BaseException as error:
-        joint = isinstance(error, SystemExit) and error.code != FAILED
-        if not several() or joint:
+        status = run()
+    except SystemExit as end:
+        if not several() or end.code != FAILED:
             raise
-        if not isinstance(error, SystemExit):
-            traceback.print_exc()
-        leave(FAILED)
+        status = FAILED
+    except BaseException:
+        if not several():
+            raise
+        traceback.print_exc()
+        status = FAILED
+    if status and several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def broken(error: RuntimeError) -> bool:
@@ -204,13 +210,6 @@ def broken(error: RuntimeError) -> bool:
 
     lacks = "RESOURCE_EXHAUSTED" in str(error)  # memory, here
     return several() and isinstance(error, jax.errors.JaxRuntimeError) and not lacks
-
-
-def leave(status: int) -> None:
-    """Ends this process without waiting for the others, which then end too."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def _line(error):

@@ -12,12 +12,12 @@ USAGE = "usage: sdjax train CONFIG [a.b=value ...] [out=DIR]; CONFIG --help desc
 
 def main(arguments: Sequence[str], doc: str = USAGE) -> int:
     """Runs one recipe; returns the exit status.  doc: the text of --help without a recipe."""
-    return _run(arguments, doc, _train)
+    return processes.ended(lambda: _run(arguments, doc, _train))
 
 
 def fill(arguments: Sequence[str], doc: str) -> int:
     """Fills the cache of one recipe; returns the exit status."""
-    return _run(arguments, doc, _fill)
+    return processes.ended(lambda: _run(arguments, doc, _fill))
 
 
 def _train(settings, recipe):
@@ -55,17 +55,7 @@ def _run(arguments, doc, act):
         accelerator.check()
         from sdjax.training import checks
 
-        with processes.leaving():
-            return _status(lambda: act(checks.worded(settings), path))
-    except (ValueError, OSError) as error:
-        print(f"error: {_line(error)}", file=sys.stderr)
-        return 1
-
-
-def _status(act):
-    """Calls act(); returns the exit status, having said what went wrong.  Others than the first process end there."""
-    try:
-        act()
+        act(checks.worded(settings), path)
         return 0
     except (ValueError, OSError, FloatingPointError) as error:  # what input can cause; the rest are bugs
         said, status = f"error: {_line(error)}", 1
@@ -76,8 +66,6 @@ def _status(act):
             raise
         said, status = f"error: {watch.LOST}", 1
     print(said, file=sys.stderr)
-    if processes.several():
-        processes.leave(status)
     return status
 
 
