@@ -16,7 +16,9 @@ all of them by a launcher (Slurm, TPU slice, mpirun, JAX_COORDINATOR_ADDRESS ...
 
 import sys
 
+from sdjax.runtime import watch
 from sdjax.service.batch import main
 
 if __name__ == "__main__":
+    watch.split()
     sys.exit(main(__doc__))

@@ -43,6 +43,9 @@ def _draw(task: str, rest: list[str]) -> int:
 
 
 def _batch(rest: list[str]) -> int:
+    from sdjax.runtime import watch
+
+    watch.split()
     from sdjax.service.batch import main as batch
 
     return batch("sdjax batch", rest)

@@ -14,7 +14,7 @@ import sys
 from sdjax.runtime import processes
 
 FIRST = ("coordination_service", "] Terminating process because the JAX distributed service")  # of such a page
-LOST = "another process of this run is lost; rerun the command in all to resume from the newest checkpoint"
+LOST = "another process of this run is lost; rerun the command in all processes, and it resumes"
 CHIPS = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")  # of a TPU, whose hosts know each other by their metadata alone
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
