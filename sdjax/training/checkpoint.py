@@ -72,8 +72,9 @@ class Checkpoints:
             meta = self._read(step, "meta", ocp.args.JsonRestore())
             if processes.every(meta is not None) and meta is not None:
                 _fits(meta, like, base)
-                shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
-                state = self._read(step, "state", ocp.args.StandardRestore(shapes))
+                # Arrays of numpy: as shapes they would come on the devices of those who saved.
+                empty = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+                state = self._read(step, "state", ocp.args.StandardRestore(empty))
                 if processes.every(state is not None and _whole(state, meta["sums"])):  # by all or none
                     return state
             self._put_aside(step)
