@@ -36,6 +36,9 @@ TPU := .venv-tpu/installed
 # A run that would fall back to the CPU stops: sdjax/runtime/accelerator.py.
 demo ui train-encoder tune compare bench: export ACCEL := $(ACCEL)
 
+# A run that would fall back to the CPU stops: sdjax/runtime/accelerator.py.
+demo ui train-encoder tune compare bench: export ACCEL := $(ACCEL)
+
 ifeq ($(filter $(ACCEL),cpu cuda tpu),)
 $(error ACCEL=$(ACCEL): expected cpu, cuda or tpu)
 endif
