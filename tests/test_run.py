@@ -8,6 +8,7 @@ import pytest
 from programs import ROOT, photo
 
 import sdjax.settings
+from sdjax.data import sources
 from sdjax.formats import pipeline
 from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import E4T
@@ -90,7 +91,7 @@ TINY = ["model=random:tiny", "data.size=32", "steps=1"]
         (["data.path=pocketland", "data.cuont=16"], "data.cuont: Data has no 'cuont'; did you mean 'count'?"),
         (["data.path={photo}", "data.domain=face"], "data.domain: Data has no 'domain'; accepted: path, source"),
         (["data.path={photo}.txt"], "data.path='{photo}.txt': no such file or folder"),
-        (["data.path={text}"], "a.txt': expected a folder of images, one image (.jpg .png .webp), or 'pocketland'"),
+        (["data.path={text}"], f"a.txt': expected {sources.EXPECTED} (.jpg .png .webp), {sources.OTHERS}"),
         (["data.path=pocketland", "method.pattern=("], "method.pattern='(': expected a regular expression"),
         (["data.path=pocketland", "out={photo}/run"], "Not a directory"),
     ],
@@ -159,10 +160,18 @@ def test_what_is_wrong_with_pictures_is_said_before_the_model_is_loaded(program,
     for recipe, items, message in (
         (TUNE, [f"data.path={many}"], "photos': expected one picture, not 3: this method reads one"),
         (TUNE, [f"data.path={tmp_path / 'none.png'}"], "none.png'"),
-        (TUNE, [f"data.path={tmp_path / 'photos.tar'}"], "photos.tar'"),
-        (TUNE, [], "data.path='': expected a folder of images, one image, or 'pocketland'"),
+        (TUNE, [f"data.path={tmp_path / 'photos.tar'}"], "photos.tar: no pictures"),
+        (
+            TUNE,
+            [],
+            "data.path='': expected a folder of images, one image, tar shards, parquet or Arrow files, or 'pocketland'",
+        ),
         (ROOT / "configs" / "full.py", [f"data.path={cut}", word], "b.png: "),
-        (ROOT / "configs" / "textual_inversion.py", [f"data.path={tmp_path / 'photos.tar'}"], "photos.tar'"),
+        (
+            ROOT / "configs" / "textual_inversion.py",
+            [f"data.path={tmp_path / 'photos.tar'}"],
+            "photos.tar: no pictures",
+        ),
     ):
         assert program([str(recipe), f"out={tmp_path / 'out'}", *items]) == 1
         said = capsys.readouterr().err

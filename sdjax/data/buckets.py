@@ -93,7 +93,7 @@ class Plan:
     buckets: {shape: numbers of pictures, each as often as an epoch shows it}.  rows: of these pictures in a batch.
     """
 
-    def __init__(self, buckets: Mapping[Shape, Sequence[int]], rows: int, seed: int) -> None:
+    def __init__(self, buckets: Mapping[Shape, Sequence[int] | np.ndarray], rows: int, seed: int) -> None:
         import grain
 
         self.buckets, self.rows, self.seed = dict(buckets), rows, seed

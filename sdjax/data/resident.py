@@ -51,16 +51,16 @@ class Tables:
 
 
 def resident(
-    examples: Examples, shapes: Mapping[Shape, Sequence[int]], sd: StableDiffusion, data: Any
+    examples: Examples, shapes: Mapping[Shape, Sequence[int] | np.ndarray], sd: StableDiffusion, data: Any
 ) -> tuple[Tables, Kept]:
     """Returns the Tables of the pictures of these shapes, and the examples whose "row" is a picture's place in them.
 
     data: a run's Data.
     """
     arrays, rows = {}, Memory()
-    keys = {i: str(i).encode() for numbers in shapes.values() for i in numbers}
+    keys = {int(i): str(i).encode() for numbers in shapes.values() for i in numbers}
     for shape, numbers in shapes.items():
-        some = sorted(set(numbers))
+        some = np.unique(np.asarray(numbers, np.int64)).tolist()
         for row, i in enumerate(some):
             rows.put(keys[i], {"row": np.asarray(row, np.int32)})
         pictures = jnp.asarray(_pictures(examples, some, shape, data))

@@ -138,12 +138,14 @@ def bare(column: Column, where: Callable[[int], str]) -> tuple[int, str]:
     arrow()
     from pyarrow import compute, types
 
+    functions: Any = compute  # made when it is imported
+
     def none(chunk):
         if types.is_list(chunk.type) or types.is_large_list(chunk.type):
-            empty = compute.equal(compute.list_value_length(chunk), 0)
+            empty = functions.equal(functions.list_value_length(chunk), 0)
         else:
-            empty = compute.match_substring_regex(chunk, r"^\s*$")
-        return compute.fill_null(empty, True)
+            empty = functions.match_substring_regex(chunk, r"^\s*$")
+        return functions.fill_null(empty, True)
 
     count, first = column.where(none)
     return count, where(first) if count else ""

@@ -125,7 +125,7 @@ class Checkpoints:
             why = "its numbers are not those that were saved"
         return state, why
 
-    def _read(self, step, part, how):
+    def _read(self, step: int, part: str, how: Any) -> tuple[Any, str]:
         """Returns (a part of a checkpoint, ""), (None, why) if it is damaged; raises errors of the machine."""
         with _quiet():
             try:

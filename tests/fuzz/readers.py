@@ -81,7 +81,7 @@ def photos(path: Path) -> None:
 def cache(path: Path) -> None:
     """Reads every record of a data cache."""
     store = Store(path)
-    for name in list(store.places):
+    for name in list(store.new):
         store.get(name)
 
 

@@ -85,8 +85,8 @@ class Rows(Examples):
             raise ValueError(
                 f"{first} ({count} of {len(self)} rows): no caption; {lacks}, set data.word or data.templates=none"
             )
-        filed = data.maker is not None and bool(data.maker.endings)
-        self.endings = data.maker.endings if filed else ()
+        self.endings: Sequence[str] = () if data.maker is None else data.maker.endings
+        filed = bool(self.endings)
         self.masked = data.mask
         for kind, wanted, endings in (
             ("mask", self.masked, reading.MASK_ENDINGS),

@@ -204,7 +204,7 @@ def _members(file, stream):
     try:
         with tarfile.open(fileobj=stream, mode="r:") as shard:
             while (member := shard.next()) is not None:
-                shard.members = []  # it would keep them all
+                shard.members = []  # pyright: ignore[reportAttributeAccessIssue]  # it would keep them all
                 if member.isreg():
                     if member.offset_data + member.size > file.size:
                         raise ValueError(f"{file.path}, {member.name}: cut short")
