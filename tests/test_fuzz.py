@@ -47,7 +47,7 @@ def slow(path):
 
 
 def large(path):
-    return b"x" * (300 << 20)
+    return b"x" * (320 << 20)
 
 
 def one_line(path):
@@ -61,7 +61,7 @@ def one_line(path):
         (lines, "several lines"),
         (other, "traceback: KeyError: 'weight' at test_fuzz.py"),
         (slow, "slow: 0.2"),
-        (large, "memory: 30"),
+        (large, "memory: 3"),
         (one_line, None),
         (str, None),
     ],
@@ -71,4 +71,4 @@ def test_what_is_wrong_is_found(reader, wrong, tmp_path, monkeypatch):
     path = tmp_path / "cat.pt"
     path.write_bytes(b"x")
     found = run.verdict(reader, path, path, 1)
-    assert found is None if wrong is None else wrong in found
+    assert found is None if wrong is None else wrong in found, found

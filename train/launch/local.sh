@@ -7,7 +7,7 @@ number=$1
 shift
 export JAX_NUM_PROCESSES=$number JAX_COORDINATOR_ADDRESS=${JAX_COORDINATOR_ADDRESS:-127.0.0.1:8476}
 started=()
-trap 'kill -TERM "${started[@]}" 2>/dev/null' TERM
+trap 'kill -TERM $(jobs -p) 2>/dev/null' TERM # the one that just started is in no array yet
 for ((i = 0; i < number; i++)); do
     JAX_PROCESS_ID=$i "$@" &
     started+=($!)
