@@ -85,7 +85,7 @@ def moments(sd: StableDiffusion, pixels: Float[Array, "B H W 3"], tile: int | No
     return jnp.concatenate(_stage(sd, jnp.asarray(fine), "encode", "coarse"), axis=-1)
 
 
-def _fits(x: Float[Array, "B h w D"], area: int) -> bool:
+def _fits(x: Float[Array, "B h w D"] | jax.ShapeDtypeStruct, area: int) -> bool:
     return x.shape[1] * x.shape[2] * area <= AT_ONCE
 
 

@@ -6,6 +6,7 @@ Blocks and limits are those that docs/log/2026-11.md, "Attention for TPUs", foun
 import functools
 import importlib.util
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,7 @@ def _kernel(q, k, v):
     inner = _block(keys, INNER)
     sizes = splash.BlockSizes(queries, keys, inner, queries, keys, inner, queries, keys)
     mask = masks.MultiHeadMask([masks.FullMask((length, others))] * heads)
-    kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes)
+    kernel: Any = splash.make_splash_mha_single_device(mask, block_sizes=sizes)
     return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
 
 
