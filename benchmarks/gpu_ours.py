@@ -31,7 +31,7 @@ WORD = "a"  # the built-in vocabulary beside random weights holds letters
 RECIPES = {  # name of the row: recipe and what it is given beside the model and the pictures
     "training step, full": ("full.py", ["data.batch=ROWS", "data.dropout=0"]),
     "training step, LoRA": ("lora.py", ["data.batch=ROWS"]),
-    "training step, DreamBooth": ("dreambooth.py", ["data.batch=ROWS", f"data.word={WORD}"]),
+    "training step, DreamBooth": ("dreambooth.py", ["data.batch=ROWS"]),
     "training step, ControlNet": ("controlnet.py", ["data.batch=ROWS"]),
     "training step, E4T pretrain": ("e4t_pretrain.py", ["data.batch=TWICE", f"method.domain={WORD}"]),
     "training step, E4T tune": ("e4t_tune.py", ["data.batch=TWICE", "init=''", f"method.parts.0.domain={WORD}"]),
