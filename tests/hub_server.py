@@ -2,6 +2,8 @@
 
 with serving({"someone/model": {"model_index.json": b"{}"}}, tmp_path) as (env, asked):
     subprocess.run(command, env={**os.environ, **env})        # asked: the paths that were asked for
+
+"datasets/someone/photos" is a data set, whose files are also read by range.
 """
 
 import contextlib
@@ -30,19 +32,23 @@ class Hub(http.server.BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         self.server.asked.append(path)
         for repository, files in self.server.repositories.items():
-            if path.startswith(f"/api/models/{repository}/tree/"):
+            kind = repository if repository.startswith("datasets/") else f"models/{repository}"
+            if path.startswith(f"/api/{kind}/tree/"):
                 listed = [
                     {"type": "file", "path": name, "size": len(data), "oid": "b" * 40} for name, data in files.items()
                 ]
                 return self.send(json.dumps(listed).encode(), body, {"Content-Type": "application/json"})
-            if path.startswith(f"/api/models/{repository}"):
+            if path.startswith(f"/api/{kind}"):
                 siblings = [{"rfilename": name} for name in files]
                 content = {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings}
                 return self.send(json.dumps(content).encode(), body, {"Content-Type": "application/json"})
-            name = path.removeprefix(f"/{repository}/resolve/{COMMIT}/")
+            name = path.removeprefix(f"/{repository}/resolve/{COMMIT}/").removeprefix(f"/{repository}/resolve/main/")
             if name in files:
-                tag = f'"{name.replace("/", "-")}"'
-                return self.send(files[name], body, {"ETag": tag, "X-Repo-Commit": COMMIT})
+                headers = {"ETag": f'"{name.replace("/", "-")}"', "X-Repo-Commit": COMMIT}
+                if wanted := self.headers.get("Range"):
+                    first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
+                    return self.send(files[name][first : last + 1], body, headers, status=206)
+                return self.send(files[name], body, headers)
         self.send(b'{"error": "Repository not found"}', body, {"X-Error-Code": "RepoNotFound"}, status=404)
 
     def send(self, data, body, headers, status=200):

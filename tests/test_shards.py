@@ -7,6 +7,7 @@ import time
 import tracemalloc
 from pathlib import Path
 
+import hub_server
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -409,3 +410,18 @@ def test_files_of_other_tools_are_read(layout):
     for i, (examples, row) in enumerate([(train, 0), (train, 1), (train, 2), (test, 0)]):
         assert examples.caption(row, np.random.default_rng(0)) == f"picture number {i}"
         assert examples.shape(row) == (16, 16 + i) and (examples.picture(row, 16) == 40 * i).all()
+
+
+def test_a_data_set_on_the_hub_is_read_by_range(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    place = files(tmp_path)
+    wanted = opened(place).picture(5, 32)
+    with hub_server.serving({"datasets/someone/photos": hub_server.files_of(place)}, tmp_path) as (env, asked):
+        system = huggingface_hub.HfFileSystem(endpoint=env["HF_ENDPOINT"], skip_instance_cache=True)
+        monkeypatch.setattr(places, "_spec", lambda protocol: system)
+        examples = opened("hf://datasets/someone/photos")
+        assert len(examples) == COUNT and examples.remote
+        np.testing.assert_array_equal(examples.picture(5, 32), wanted)
+        assert any("/resolve/main/data/train-00001-of-00002.parquet" in path for path in asked)
+    places._reader.cache_clear()

@@ -1,8 +1,8 @@
-"""Edges as OpenCV's Canny finds them, to the last pixel, without OpenCV: published ControlNets learned from those.
+"""OpenCV's Canny edges, equal to the last pixel, without OpenCV: published ControlNets were trained on them.
 
-Source: Canny 1986, "A Computational Approach to Edge Detection"; the choices (Sobel of size 3 with a repeated border,
-|dx| + |dy|, of several channels the one with the steepest slope, directions told by tan 22.5 degrees in 15 bits,
-thresholds from which an edge is "more than") are those of OpenCV's modules/imgproc/src/canny.cpp.
+Source: Canny 1986, "A Computational Approach to Edge Detection".  OpenCV's modules/imgproc/src/canny.cpp makes the
+choices: Sobel of size 3 with a repeated border, |dx| + |dy|, the channel with the steepest slope, directions by tan
+22.5 degrees in 15 bits, strict thresholds.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ CONNECTED = np.ones((3, 3), bool)
 class Canny(Condition):
     """White edges on black.
 
-    low, high: thresholds of |dx| + |dy|, 0 to 2040.  An edge has a place above `high` and goes on above `low`; 100 and
-    200 are those of the ControlNet repository.
+    low, high: thresholds of |dx| + |dy|, 0 to 2040.  An edge has a pixel above `high` and continues over pixels above
+    `low`; the ControlNet repository uses 100 and 200.
     """
 
     low: int = 100
@@ -35,13 +35,13 @@ class Canny(Condition):
         settings.check(self, low=settings.FROM_0, high=settings.FROM_0)
 
     def make(self, picture: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-        """Returns the edges of a picture, 255 on 0."""
+        """Returns the edges of a picture, 255 on a background of 0."""
         found = edges(picture, self.low, self.high)
         return np.repeat(np.where(found, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def edges(picture: UInt8[np.ndarray, "H W *channels"], low: int, high: int) -> Bool[np.ndarray, "H W"]:
-    """Returns where cv2.Canny(picture, low, high) is 255."""
+    """Returns where cv2.Canny(picture, low, high) is 255, bool [H W]."""
     from scipy import ndimage
 
     low, high = sorted((low, high))
@@ -62,7 +62,7 @@ def edges(picture: UInt8[np.ndarray, "H W *channels"], low: int, high: int) -> B
 def slopes(
     picture: UInt8[np.ndarray, "H W *channels"],
 ) -> tuple[Int[np.ndarray, "H W *channels"], Int[np.ndarray, "H W *channels"]]:
-    """Returns Sobel's (dx, dy) of a picture, int64, the border repeated."""
+    """Returns Sobel's (dx, dy) of a picture, int64, with a repeated border."""
     x = np.pad(picture.astype(np.int64), [(1, 1), (1, 1)] + [(0, 0)] * (picture.ndim - 2), "edge")
     rows, columns = x[:-2] + 2 * x[1:-1] + x[2:], x[:, :-2] + 2 * x[:, 1:-1] + x[:, 2:]
     return rows[:, 2:] - rows[:, :-2], columns[2:] - columns[:-2]

@@ -1,7 +1,7 @@
-"""Depth maps, near is white, by a model of transformers (and with it torch) from a folder or the hub.
+"""Depth maps (near is white) from a model of transformers, which needs torch, in a folder or on the hub.
 
-Source: the depth ControlNets of lllyasviel were trained on MiDaS' DPT, which estimates inverse depth; its smallest
-value becomes 0 and its largest 255, as in the ControlNet repository's annotator.
+lllyasviel's depth ControlNets were trained on MiDaS' DPT, which estimates inverse depth.  As in the ControlNet
+repository's annotator, its smallest value becomes 0 and its largest 255.
 """
 
 import functools
@@ -20,7 +20,7 @@ USUAL = "Intel/dpt-hybrid-midas"
 
 @dataclass(frozen=True)
 class Depth(Condition):
-    """A grey map.  model: a folder or hub id of what transformers' AutoModelForDepthEstimation reads."""
+    """A grey map of inverse depth.  model: folder or hub id for transformers' AutoModelForDepthEstimation."""
 
     model: str = USUAL
     name = "depth"

@@ -56,7 +56,7 @@ class Segmentation(Condition):
     endings = (*PICTURES, ".segmentation.png")
 
     def make(self, picture: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-        """Returns a colour picture unchanged, a grey one in the colours of its class numbers."""
+        """Returns a colour picture unchanged, and a grey one with a colour for each class number."""
         grey = (picture == picture[..., :1]).all()
         return colours()[picture[..., 0]] if grey else picture
 
@@ -77,7 +77,9 @@ def colours() -> UInt8[np.ndarray, "256 3"]:
 
 
 def saved(condition: UInt8[np.ndarray, "H W 3"], picture: str | Path) -> Path:
-    """Writes the condition of a picture's file beside it, as `Files` reads it; returns its path."""
+    """Computes the condition of a picture's file and writes it beside the file, where `Files` reads it; returns its
+    path.
+    """
     path = Path(picture).with_suffix(PICTURES[0])
     Image.fromarray(condition).save(path)
     return path

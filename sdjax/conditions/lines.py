@@ -1,7 +1,7 @@
-"""Straight lines, as on a blueprint, for ControlNets of the kind mlsd.
+"""Straight lines, as on a blueprint, for mlsd ControlNets.
 
-Found by OpenCV's line segment detector (the extra `conditions`).  Source: von Gioi et al. 2012, "LSD: a Line Segment
-Detector".  M-LSD, with which mlsd checkpoints were trained, is a network; lines are drawn as there, one pixel wide.
+OpenCV's line segment detector finds them (the extra `conditions`).  Source: von Gioi et al. 2012, "LSD: a Line Segment
+Detector".  The mlsd checkpoints were trained with M-LSD, a network; this module draws lines as it does, one pixel wide.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from sdjax.conditions.condition import Condition
 
 @dataclass(frozen=True)
 class Lines(Condition):
-    """White lines on black.  length: of the shortest, as a share of the picture's shorter side."""
+    """White lines on black.  length: of the shortest line, as a fraction of the picture's shorter side."""
 
     length: float = 0.05
     name = "lines"
@@ -26,7 +26,7 @@ class Lines(Condition):
         settings.check(self, length=settings.TO_1)
 
     def make(self, picture: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-        """Returns the straight lines of a picture.  Raises ValueError where OpenCV is not installed."""
+        """Returns the straight lines of a picture.  Raises ValueError if OpenCV is not installed."""
         height, width = picture.shape[:2]
         page = Image.new("L", (width, height))
         draw = ImageDraw.Draw(page)

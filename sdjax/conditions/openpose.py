@@ -1,8 +1,8 @@
-"""Skeletons drawn from OpenPose's JSON, in the colours that published ControlNets know.
+"""Draws skeletons from OpenPose's JSON, in the colours that published ControlNets were trained with.
 
     {"people": [{"pose_keypoints_2d": [x, y, score, ...]}], "canvas_width": 512, "canvas_height": 768}
 
-18 points (COCO) or 25 (BODY_25); x and y in pixels, or in shares of the picture where none is above 1.
+A person has 18 points (COCO) or 25 (BODY_25); x and y are pixels, or fractions of the picture if none exceeds 1.
 Source: CMU OpenPose, doc/02_output.md (the files); the ControlNet repository, annotator/openpose/util.py (limbs,
 colours, widths; limbs at 0.6 of their colours).
 """
@@ -34,7 +34,7 @@ WIDTH, RADIUS = 4, 4  # half of a limb's, a point's; pixels of a picture of 512
 
 @dataclass(frozen=True)
 class OpenPose(Condition):
-    """Coloured skeletons on black.  score: the least of a point that is drawn."""
+    """Coloured skeletons on black.  score: points with a lower score are not drawn."""
 
     score: float = 0.0
     name = "openpose"
@@ -45,11 +45,15 @@ class OpenPose(Condition):
         settings.check(self, score=settings.TO_1)
 
     def make(self, picture: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-        """Raises ValueError: only a file has the points."""
+        """Raises ValueError: a skeleton comes from a file only."""
         raise ValueError('condition "openpose": drawn from OpenPose\'s JSON, not from a picture; give such a file')
 
     def read(self, file: str | Path | Held, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
-        """Returns the skeletons of a JSON file; without `size` it must say canvas_width and canvas_height."""
+        """Returns the skeletons in a JSON file.
+
+        size: (height, width); None takes canvas_height and canvas_width from the file.
+        Raises ValueError that names a file that is too long, is not OpenPose's JSON or has a canvas of another range.
+        """
         content = reading.content(file, MAX_BYTES)
         try:
             said = json.loads(content.decode("utf-8"))
@@ -78,7 +82,7 @@ def _points(numbers: Sequence[float]) -> Float[np.ndarray, "18 3"]:
 def drawn(
     people: Sequence[Float[np.ndarray, "18 3"]], size: tuple[int, int], score: float = 0.0
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns skeletons uint8 [H W 3] of people's points (x, y, score); points of score 0 are not there."""
+    """Returns skeletons uint8 [H W 3] from the points (x, y, score) of people; points of score 0 are missing."""
     height, width = size
     page = Image.new("RGB", (width, height))
     draw, scale = ImageDraw.Draw(page), max(min(size) / 512, 1 / 8)

@@ -1,7 +1,7 @@
-"""Scribbles and sketches: few thick strokes, as someone draws them, for ControlNets of the kind scribble.
+"""Scribbles and sketches: few thick strokes, as a person draws them, for scribble ControlNets.
 
-Source: the difference of two Gaussians with a threshold, of Winnemoeller 2011, "XDoG: Advanced Image Stylization with
-eXtended Difference-of-Gaussians"; sigmas 0.5 and 5 and the threshold 32 of sd-webui-controlnet's scribble_xdog.
+Source: the thresholded difference of two Gaussians of Winnemoeller 2011, "XDoG: Advanced Image Stylization with
+eXtended Difference-of-Gaussians"; sd-webui-controlnet's scribble_xdog uses sigmas 0.5 and 5 and the threshold 32.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,9 @@ SIGMAS = 0.5, 5.0  # pixels of a picture of 512
 
 @dataclass(frozen=True)
 class Scribble(Condition):
-    """White strokes on black.  threshold: how much darker than its surroundings a stroke is, twice, 0 to 510."""
+    """White strokes on black.  threshold: twice the difference in darkness to its surroundings that makes a stroke,
+    0 to 510.
+    """
 
     threshold: int = 32
     name = "scribble"
@@ -27,7 +29,7 @@ class Scribble(Condition):
         settings.check(self, threshold=settings.FROM_0)
 
     def make(self, picture: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-        """Returns 255 where a channel is darker than its surroundings, else 0."""
+        """Returns 255 where a channel is darker than its surroundings, 0 elsewhere."""
         from scipy import ndimage
 
         scale = min(picture.shape[:2]) / 512

@@ -1,7 +1,7 @@
-"""Soft edges: how steeply brightness changes, in shades of grey, for ControlNets of the kind softedge (HED).
+"""Soft edges: the slope of brightness in shades of grey, for softedge (HED) ControlNets.
 
-Source: the magnitude of the gradient of a Gaussian-smoothed picture (Marr and Hildreth 1980; Canny 1986); the scale is
-our choice.  HED and PiDiNet are networks; this one needs none.
+Source: the gradient's magnitude in a Gaussian-smoothed picture (Marr and Hildreth 1980; Canny 1986); the scale is our
+choice.  HED and PiDiNet are networks; this condition needs none.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ LEAST = 8.0  # slope, of 255 a pixel, that may become white: noise of an even pi
 
 @dataclass(frozen=True)
 class SoftEdge(Condition):
-    """Grey edges on black.  sigma: smoothing in pixels of a picture of 512, scaled with the shorter side."""
+    """Grey edges on black.  sigma: smoothing in pixels at a shorter side of 512, scaled with the shorter side."""
 
     sigma: float = 2.0
     name = "softedge"
@@ -28,7 +28,7 @@ class SoftEdge(Condition):
         settings.check(self, sigma=settings.ABOVE_0)
 
     def make(self, picture: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-        """Returns the slopes of a picture, of the steepest channel, the 99th percentile white."""
+        """Returns the slope of a picture's steepest channel, scaled so that the 99th percentile is white."""
         from scipy import ndimage
 
         sigma = self.sigma * min(picture.shape[:2]) / 512

@@ -2,8 +2,8 @@
 
     buckets = divide([(600, 800), (512, 512), ...], size=512, unit=64, most=5)     # {(448, 576): [0, ...], ...}
     plan = Plan({(512, 512): [0, 1, 1, 2]}, rows=4, seed=0)
-    plan.at(step)                           # (shape, the number of this bucket's batches before)
-    plan.picture(step, row)                 # (shape, the picture of a row of the step's batch)
+    plan.at(step)                           # (shape, the number of this bucket's earlier batches)
+    plan.picture(step, row)                 # (shape, the picture in a row of the step's batch)
 
 Every shape compiles a program, so there are few.  A picture is scaled down to cover its bucket and cropped; it is never
 enlarged.
@@ -88,9 +88,9 @@ def _shapes(size, unit):
 
 
 class Plan:
-    """The plan of which pictures a batch shows.
+    """Which pictures a batch shows.
 
-    buckets: {shape: numbers of pictures, each as often as an epoch shows it}.  rows: of these pictures in a batch.
+    buckets: {shape: numbers of pictures, repeated as in an epoch}.  rows: rows of a batch with these pictures.
     """
 
     def __init__(self, buckets: Mapping[Shape, Sequence[int] | np.ndarray], rows: int, seed: int) -> None:
@@ -111,11 +111,11 @@ class Plan:
         return Plan, (self.buckets, self.rows, self.seed)
 
     def about(self) -> str:
-        """Returns the buckets in words: "512 x 512 (12), 576 x 448 (3)", width x height and pictures an epoch."""
+        """Returns a summary of the buckets: "512 x 512 (12), 576 x 448 (3)", width x height and pictures per epoch."""
         return ", ".join(f"{w} x {h} ({len(numbers)})" for (h, w), numbers in self.buckets.items())
 
     def batches(self, epochs: float) -> int:
-        """Returns the number of batches of so many epochs, the last one's rest filled up by the pictures after."""
+        """Returns the number of batches in `epochs` epochs; pictures of the next epoch fill up the last batch."""
         if len(self.shapes) == 1:
             return -int(-epochs * self.counts[0] // self.rows)
         whole = int(epochs)
@@ -123,7 +123,7 @@ class Plan:
         return self._before(whole) + -int(-(epochs - whole) * part // 1)
 
     def at(self, step: int) -> tuple[Shape, int]:
-        """Returns (shape of a step's batch, how many batches of that shape there were before)."""
+        """Returns (shape of a step's batch, the number of earlier batches of that shape)."""
         if len(self.shapes) == 1:
             return self.shapes[0], step
         epoch = step * self.rows // sum(self.counts)  # that many begin no later

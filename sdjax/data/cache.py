@@ -1,12 +1,11 @@
-"""Caches decoded pictures, encoded pictures and encoded prompts in files (store.py), keyed by content.
+"""Caches decoded pictures, their moments and encoded prompts in files (store.py), keyed by content.
 
     kept([(examples, {(512, 512): [0, 1]})], sd, data)      # the same examples with "moments"
     texts = Texts(encode, "cache", digest)
     texts(ids)                                              # {"context": float32 [L C]}
 
-The key of a picture is its file's bytes (Examples.content) and shape.  Moments add the autoencoder's weights and type
-to it; prompts use their ids and the text encoder's weights.  So nothing stale is used, and only new entries are
-computed.
+A picture's key is Examples.content and its shape.  The key of moments adds the autoencoder's weights and type; the key
+of a prompt is its ids and the text encoder's weights.  So nothing stale is used, and only new entries are computed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -94,11 +93,12 @@ class Kept(Examples):
 
 
 def kept(divided: Sequence[Divided], sd: StableDiffusion, data: Any, pictures: bool = False) -> list[Divided]:
-    """Returns the examples with what is kept of them in data.cache, or in memory; what is missing is made now.
+    """Returns the examples with cached arrays from data.cache, or from memory; computes missing ones now.
 
-    data: a run's Data.  With data.encode these are the autoencoder's moments, float32 [h w 2c], and with `pictures` the
-    decoded pictures too; else those alone.  Returns the examples unchanged if pictures or masks vary, if conditions are
-    files, or if there is no folder and either data.encode is off or there are more than FEW.
+    data: a run's Data.  With data.encode the arrays are the autoencoder's moments, float32 [h w 2c], and with
+    `pictures` also the decoded pictures; without it only the pictures.  The examples stay unchanged if pictures or
+    masks vary, if conditions come from files, or if there is no folder and either data.encode is off or there are more
+    than FEW.
     """
     few = data.encode and sum(len(examples) for examples, _ in divided) <= FEW
     filed = data.maker is not None and data.maker.endings

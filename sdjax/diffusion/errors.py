@@ -1,4 +1,4 @@
-"""Errors of a prediction: error(schedule, t, prediction, target) -> the error of every number, float32 [B h w c].
+"""Errors of a prediction: error(schedule, t, prediction, target) returns one error per element, float32 [B h w c].
 
 diffusion_loss(sd, batch, key, error=squared)
 diffusion_loss(sd, batch, key, error=partial(huber, c=0.1, decay="snr"))
@@ -17,7 +17,7 @@ DECAYS = ("constant", "exponential", "snr")
 def squared(
     schedule: Schedule, t: Num[Array, " B"], prediction: Float[Array, "B ..."], target: Float[Array, "B ..."]
 ) -> Float[Array, "B ..."]:
-    """Returns the squared error of every number."""
+    """Returns (prediction - target)², float32 [B h w c]."""
     return (prediction - target) ** 2
 
 
@@ -29,9 +29,9 @@ def huber(
     c: float = 0.1,
     decay: str = "snr",
 ) -> Float[Array, "B ..."]:
-    """Returns the pseudo-Huber error 2 c_t (sqrt(d^2 + c_t^2) - c_t) of every difference d.
+    """Returns the pseudo-Huber error 2 c_t (sqrt(d² + c_t²) - c_t), d = prediction - target, float32 [B h w c].
 
-    It is d^2 where |d| is far below c_t and 2 c_t |d| far above, so that outliers and damaged pictures pull less.
+    It approaches d² for |d| far below c_t and 2 c_t |d| far above, so outliers and damaged pictures weigh less.
     c_t: threshold at time t, see threshold.
     Source: Khrapov et al. 2024, "Improving Diffusion Models's Data-Corruption Resistance using Scheduled Pseudo-Huber
     Loss" (arXiv 2403.16728); the factor 2 c_t and the defaults are those of kohya's sd-scripts.
@@ -41,10 +41,10 @@ def huber(
 
 
 def threshold(schedule: Schedule, t: Num[Array, " B"], c: float, decay: str) -> Float[Array, " B"]:
-    """Returns c_t [B] of the pseudo-Huber error.
+    """Returns the threshold c_t of the pseudo-Huber error, float32 [B].
 
-    constant: c at all times.  exponential: c^(t / T), from 1 to c.  snr: (1 - c) / (1 + sigma_t)^2 + c, where
-    sigma_t^2 = 1 / SNR_t: near 1 where there is little noise, near c where there is much.
+    constant: c at all times.  exponential: c^(t / T), which falls from 1 to c.  snr: (1 - c) / (1 + sigma_t)² + c with
+    sigma_t² = 1 / SNR_t: near 1 at little noise, near c at much noise.
     Source: Khrapov et al. 2024; kohya's sd-scripts.
     """
     time = jnp.asarray(t, jnp.float32)

@@ -1,14 +1,14 @@
-"""The training loss of every method that does not bring its own.
+"""The diffusion loss; methods without a loss of their own train with it.
 
     loss, metrics = diffusion_loss(sd, batch, key)
     loss, metrics = diffusion_loss(sd, batch, key, weighting=partial(snr_weight, gamma=5.0))
     loss, metrics = diffusion_loss(sd, batch, key, error=partial(huber, c=0.1), pyramid=0.3)
 
-A method of another target, error, weighting or penalty calls it with its own, as its `loss`.
-`sd` needs: schedule, encode(pixels, keys), latents(moments, keys), condition(ids) and
+A method with another target, error, weighting or penalty passes its own from its `loss`.
+`sd` provides: schedule, encode(pixels, keys), latents(moments, keys), condition(ids) and
 denoise(z, t, cond, i) -> (prediction, aux).
-Everything random about an example comes from fold_in(key, its index), so its loss does not depend on the batch, the
-device or the process that it sits in.  Shapes: B batch, h w latent pixels, c latent channels.
+All randomness of an example comes from fold_in(key, its index), so its loss does not depend on the batch, device or
+process.  Shapes: B batch, h w latent pixels, c latent channels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,23 +47,22 @@ def diffusion_loss(
 ) -> tuple[Array, dict[str, Array]]:
     """Returns (mean over the batch of weight * (weighting * error + penalty), metrics), all float32.
 
-    target: target(schedule, z, noise, t), what the network shall predict [B h w c].
-    error: error(schedule, t, prediction, target) of every number, see errors.py; its mean over one example counts, or
-    over the area of batch["mask"] [B h w 1] where there is one: sum(mask * error) / sum(mask), so that a small subject
-    counts as much as a large one (our choice; dividing by the whole area is the other custom).  A mask of zeros gives
-    no error.
-    weighting: weighting(schedule, t) [B], factors of the errors, such as snr_weight; None: all times alike.
-    regularisers: each (sd, batch, z_t, t, cond, prediction) -> [B], added to the penalty; see preservation.
-    penalty: with them aux["penalty"] [B] of the conditioners, e.g. the size of an encoder's offset.
-    noise_offset: standard deviation of a constant added to each channel's noise, 0.05 to 0.1 for darker and brighter
+    target: target(schedule, z, noise, t) -> what the network should predict, [B h w c].
+    error: error(schedule, t, prediction, target) -> [B h w c], see errors.py.  It is averaged over an example; with
+    batch["mask"] [B h w 1] as sum(mask * error) / sum(mask), so a small subject counts as much as a large one (our
+    choice; others divide by the whole area).  A mask of zeros gives error 0.
+    weighting: weighting(schedule, t) -> [B], factors of the errors, such as snr_weight; None weighs all times alike.
+    regularisers: functions (sd, batch, z_t, t, cond, prediction) -> [B], added to the penalty; see preservation.
+    penalty: the regularisers plus aux["penalty"] [B] of the conditioners, such as the size of an encoder's offset.
+    noise_offset: standard deviation of a constant added to each channel's noise; 0.05 to 0.1 gives darker and brighter
     pictures.
-    pyramid: discount of coarser noise that is added, see noise.pyramid; 0 for none.
-    perturbation: deviation of further noise that z_t has and the target does not, 0.1 in Ning et al. 2023, "Input
-    Perturbation Reduces Exposure Bias in Diffusion Models" (arXiv 2301.11706).
+    pyramid: discount of added coarse noise, see noise.pyramid; 0 for none.
+    perturbation: standard deviation of noise that is added to z_t but not to the target, 0.1 in Ning et al. 2023,
+    "Input Perturbation Reduces Exposure Bias in Diffusion Models" (arXiv 2301.11706).
     batch: "pixels" [B H W 3] or "moments" [B h w 2c] (mean and log-variance of the unscaled latent), "ids" {text
-    encoder: [B L]}, "index" [B], "weight" [B] if not all 1; whatever else it holds goes to the conditioners and
-    wrappers in cond.own.
-    told: what the task tells the network beside the words.
+    encoder: [B L]}, "index" [B], "weight" [B] (1 if absent); everything else goes to the conditioners and wrappers in
+    cond.own.
+    told: the task's inputs to the network beside the words.
     """
     k_latent, k_time, k_noise, k_offset = jax.random.split(key, 4)
     index, schedule = batch["index"], sd.schedule
@@ -95,12 +94,12 @@ def diffusion_loss(
 
 
 def preservation(strength: float, before: Model) -> Callable:
-    """Returns a regulariser that holds on to what a model predicted before training: strength times the mean squared
-    difference from `before`'s prediction at the same z_t and t, [B].
+    """Returns a regulariser: strength times the mean squared difference from the prediction of `before`, the model
+    before training, at the same z_t and t, [B].
 
-    Both predict from batch["class_ids"], the prompts of the class, where there are such: DreamBooth's prior
-    preservation without class pictures, as ai-toolkit's diff_output_preservation.  Else from the example's own prompts,
-    in the manner of Li and Hoiem 2016, "Learning without Forgetting".
+    Both models predict from batch["class_ids"], the class prompts, if the batch has them: DreamBooth's prior
+    preservation without class pictures, as ai-toolkit's diff_output_preservation.  Otherwise they use the example's own
+    prompts, in the manner of Li and Hoiem 2016, "Learning without Forgetting".
     """
 
     def regulariser(sd, batch, z_t, t, cond, prediction):
@@ -114,18 +113,18 @@ def preservation(strength: float, before: Model) -> Callable:
 
 
 def conditioned(sd: Model, batch: Mapping[str, Any]) -> Cond:
-    """Returns the cond of a batch's prompts, from batch["text"], the UNet's inputs, where they are kept."""
+    """Returns the cond of a batch's prompts, from the cached UNet inputs batch["text"] if there are any."""
     return Cond(UNetInputs(**batch["text"])) if "text" in batch else sd.condition(batch["ids"])
 
 
 def latents(sd: Model, batch: Mapping[str, Any], keys: Key[Array, " B"]) -> Float32[Array, "B h w c"]:
-    """Returns scaled latents [B h w c], drawn from the cached moments or encoded from the pixels.  keys: [B]."""
+    """Returns scaled latents [B h w c], sampled from the cached moments or encoded from the pixels.  keys: [B]."""
     z = sd.latents(batch["moments"], keys) if "moments" in batch else sd.encode(batch["pixels"], keys)
     return z.astype(jnp.float32)
 
 
 def masked_mean(square: Float[Array, "B ..."], mask: Num[Array, "B h w 1"] | None = None) -> Float32[Array, " B"]:
-    """Returns the mean over everything behind the batch axis, weighted by mask [B h w 1] where given.  [B]"""
+    """Returns the mean over all axes but the batch, weighted by a mask [B h w 1] if given: [B]."""
     axes = tuple(range(1, square.ndim))
     if mask is None:
         return jnp.mean(square, axes)
@@ -134,9 +133,9 @@ def masked_mean(square: Float[Array, "B ..."], mask: Num[Array, "B h w 1"] | Non
 
 
 def snr_weight(schedule: Schedule, t: Num[Array, " B"], gamma: float) -> Float32[Array, " B"]:
-    """Returns min(snr, gamma) in units of the network's own weighting, float32 [B].
+    """Returns the min-SNR weight of the loss for the network's prediction type, float32 [B].
 
-    An error of x0 counts min(snr, gamma); an error of the noise is snr times, one of v is snr + 1 times that of x0.
+    It is min(snr, gamma) for x0, min(snr, gamma) / snr for the noise and min(snr, gamma) / (snr + 1) for v.
     Source: Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", section 3.4.
     """
     ratio = snr(schedule, t)
@@ -147,11 +146,12 @@ def snr_weight(schedule: Schedule, t: Num[Array, " B"], gamma: float) -> Float32
 
 
 def debiased(schedule: Schedule, t: Num[Array, " B"]) -> Float32[Array, " B"]:
-    """Returns 1 / sqrt(snr); 1 / (snr + 1) of models that predict v, sqrt(snr) of x0.  float32 [B], snr <= MOST_SNR.
+    """Returns the debiased weight, float32 [B]: 1 / sqrt(snr) for noise, 1 / (snr + 1) for v, sqrt(snr) for x0.
 
-    Times of much noise count more: an error of the noise there is a larger error of the picture.
-    Source: Yu et al. 2023, "Debias the Training of Diffusion Models" (arXiv 2310.08442), for models that predict the
-    noise; that of v is kohya's sd-scripts', that of x0 ours: an error of the noise is snr times one of x0.
+    snr is at most MOST_SNR.  Times of much noise weigh more: there an error of the noise is a larger error of the
+    picture.
+    Source: Yu et al. 2023, "Debias the Training of Diffusion Models" (arXiv 2310.08442) for noise; kohya's sd-scripts
+    for v; our choice for x0, since an error of the noise is snr times one of x0.
     """
     ratio = jnp.minimum(snr(schedule, t), MOST_SNR)
     return {"epsilon": ratio**-0.5, "v_prediction": 1 / (ratio + 1), "sample": ratio**0.5}[schedule.prediction_type]

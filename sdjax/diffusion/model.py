@@ -1,4 +1,4 @@
-"""What the loss and the wrappers ask of a model.  StableDiffusion, which lies above them, is one."""
+"""What the loss and the wrappers need from a model; StableDiffusion provides it."""
 
 from collections.abc import Callable
 from typing import Any, Protocol

@@ -1,7 +1,7 @@
-"""The noise that training adds to latents, of one key per example, so that it depends on nothing else.
+"""Noise of training, from one key per example, so it does not depend on batch, device or process.
 
 noise = normal(keys, z.shape[1:])                                    # [B h w c]
-noise = pyramid(noise, trees.example_keys(other, index), 0.4)        # coarse noise too
+noise = pyramid(noise, trees.example_keys(other, index), 0.4)        # with coarse noise
 """
 
 import jax
@@ -19,13 +19,14 @@ def normal(keys: Key[Array, " B"], shape: tuple[int, ...]) -> Float32[Array, "B 
 def pyramid(
     noise: Float[Array, "B h w c"], keys: Key[Array, " B"], discount: float, levels: int = LEVELS
 ) -> Float32[Array, "B h w c"]:
-    """Returns noise [B h w c] plus discount^i times noise of sides / 2^i for i = 1, 2, ..., scaled to unit variance.
+    """Returns noise [B h w c] plus discount^i times noise at 1 / 2^i of the resolution, i = 1, 2, ..., with unit
+    variance.
 
-    Levels end at `levels` or where a side is 1.  Coarse noise is enlarged bilinearly.  Models learn brightness and
-    large shapes better from it; discount 0.2 to 0.4.
-    Source: Whitaker 2023, "Multi-Resolution Noise for Diffusion Model Training".  Our choices: sides are halved, where
-    his shrink by a random factor of 2 to 4, so that shapes are fixed; and every example is scaled by its own deviation,
-    not by the batch's.
+    It stops after `levels` levels, or at a side of 1.  Coarse noise is enlarged bilinearly.  Models learn brightness
+    and large shapes better from it; use a discount of 0.2 to 0.4.
+    Source: Whitaker 2023, "Multi-Resolution Noise for Diffusion Model Training".  Our choices: each level halves the
+    sides (the source shrinks by a random factor of 2 to 4), so shapes are static; each example is divided by its own
+    standard deviation instead of the batch's.
     """
     height, width, channels = noise.shape[1:]
     total = noise.astype(jnp.float32)

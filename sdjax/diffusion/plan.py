@@ -36,13 +36,13 @@ State = tuple[Array, Array, tuple[Array, ...], Array]
 
 
 class Plan(struct.PyTreeNode):
-    """The table of one run, K = ROWS rows of which the first `rows` are used; numpy arrays, an argument of the jit.
+    """The table of one run: K = ROWS rows, of which the first `rows` are used.  Its numpy arrays are an argument of the
+    jit.
 
-    t: times that the network is told.  step: the step that a row belongs to, 0 ... steps - 1.  draw: which fresh noise
-    a row takes.  output: factors of (latent, prediction) that make the network's output.  x, base: factors of the
-    registers.
-    scale: of the noise at the start of a run from pure noise.  a, s: signal and noise at the first level, for a run
-    from a given latent.  churn: of the first fresh noise on top of either.  steps, draws: how many there are.
+    t: times that the network gets.  step: the step of a row, 0 ... steps - 1.  draw: the index of a row's fresh noise.
+    output: factors of (latent, prediction) that give the network's output.  x, base: factors of the registers.
+    scale: factor of the initial noise for a run from pure noise.  a, s: signal and noise at the first level, for a run
+    from a given latent.  churn: factor of the first fresh noise, added in both cases.  steps, draws: their numbers.
     """
 
     t: Any
@@ -72,12 +72,12 @@ def tabulate(
 ) -> Plan:
     """Returns the Plan of a run.
 
-    spacing: the noise schedule: normal, automatic (what A1111 takes for the sampler) or another of sigmas.SPACINGS.
-    eta: fresh noise, 0 none, 1 all that the method knows (tcd: gamma); None is the sampler's default.
-    start: steps left out at the noisy end, for image-to-image: steps - int(steps * strength) as diffusers counts.
-    churn: (s_churn, s_tmin, s_tmax, s_noise) of Karras et al. 2022, for euler and heun; None and s_churn 0 are none.
-    Raises ValueError for an unknown sampler or schedule, for steps, start or eta out of range, and for an eta or churn
-    where the sampler has none.
+    spacing: the noise schedule: "normal", "automatic" (A1111's choice for the sampler) or another of sigmas.SPACINGS.
+    eta: amount of fresh noise, 0 none, 1 the most that the method knows (tcd: gamma); None: the sampler's default.
+    start: number of steps to skip at the noisy end, for image-to-image; diffusers counts steps - int(steps * strength).
+    churn: (s_churn, s_tmin, s_tmax, s_noise) of Karras et al. 2022, for euler and heun; None or s_churn 0 for none.
+    Raises ValueError for an unknown sampler or schedule, for steps, start or eta out of range, and for eta or churn if
+    the sampler does not support it.
     """
     known = samplers.known()
     if sampler not in known:
@@ -112,7 +112,7 @@ def fill(
 ) -> Plan:
     """Returns the Plan of a path's rows (row.Row), padded.
 
-    above, share: see starts.raised; where the run starts, where that is not the first level.
+    above, share: where the run starts if that is not the first level, see steps.raised.
     """
     room = -(-len(rows) // ROWS) * ROWS
     noisy = [bool(r.x @ row.NOISE or r.base @ row.NOISE) for r in rows]
@@ -142,9 +142,9 @@ def fill(
 
 
 def guided_times(plan: Plan, start: float = 0.0, end: float = 1.0) -> tuple[np.float32, np.float32]:
-    """Returns (first, last), float32: the times of the steps from `start` to `end`, as fractions of those of the run.
+    """Returns (first, last), float32: the times of the steps between the fractions `start` and `end` of the run.
 
-    Step i of n is inside where start <= i / n < end; an evaluation within a step is inside where its time is.
+    Step i of n is inside if start <= i / n < end; an evaluation within a step is inside if its time is.
     """
     fractions = np.arange(int(plan.steps)) / int(plan.steps)
     begins = plan.t[np.searchsorted(plan.step[: plan.rows], np.arange(len(fractions)))]  # falling
@@ -162,15 +162,14 @@ def sample(
     z: Float[Array, "B h w c"] | None = None,
     step_noise: Float[Array | np.ndarray, "n B h w c"] | None = None,
 ) -> tuple[Float32[Array, "B h w c"], Int32[Array, " B"]]:
-    """Returns (the latent [B h w c] that the plan leads to, float32, and lost int32 [B]).
+    """Returns (the final latent float32 [B h w c], lost int32 [B]).
 
-    lost: the step, counted from 1, after which a picture's latent was not finite for the first time; 0 for none.
-    denoise(z [B h w c], t [B] float32, i int32) -> prediction [B h w c] of the schedule's type; i: the step, 0 the
-    first run.
-    noise: standard normal [B h w c].  z: the scaled latent that image-to-image starts from, None for pure noise.
+    lost: the first step, counted from 1, after which a picture's latent was not finite; 0 for none.
+    denoise(z [B h w c], t [B] float32, i int32) -> prediction [B h w c] of the schedule's type; i: the step, from 0.
+    noise: standard normal [B h w c].  z: the scaled latent to start from for image-to-image; None for pure noise.
     keys: one key per image [B], for samplers that draw fresh noise: draw n of image b is normal(fold_in(keys[b], n)).
-    step_noise: that noise itself, [plan.draws B h w c], in place of keys.
-    Raises ValueError when fresh noise is needed and neither is given, or too little of it.
+    step_noise: the fresh noise itself, [plan.draws B h w c], instead of keys.
+    Raises ValueError if the sampler needs fresh noise and neither is given, or step_noise is too short.
     """
     if plan.stochastic and keys is None and step_noise is None:
         raise ValueError("keys=None: this sampler draws fresh noise; expected one key per image, or step_noise")
@@ -189,7 +188,7 @@ def begin(
     z: Float[Array, "B h w c"] | None = None,
     step_noise: Float[Array | np.ndarray, "n B h w c"] | None = None,
 ) -> State:
-    """Returns the state before a plan's first row; arguments as for `sample`."""
+    """Returns the state before a plan's first row.  Arguments: see `sample`."""
     noise = noise.astype(jnp.float32)
     x = plan.scale * noise if z is None else plan.a * z.astype(jnp.float32) + plan.s * noise
     if plan.stochastic:
@@ -207,7 +206,7 @@ def walk(
     *,
     step_noise: Float[Array | np.ndarray, "n B h w c"] | None = None,
 ) -> State:
-    """Returns the state after the plan's rows from `first` to before `last`; see State."""
+    """Returns the state after the plan's rows first, ..., last - 1; see State."""
 
     def evaluate(k, state):
         x, base, past, lost = state

@@ -46,13 +46,14 @@ BETAS = {"scaled_linear": _scaled_linear, "linear": _linear, "squaredcos_cap_v2"
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """What scheduler_config.json says about a model; names and meaning are diffusers'.
+    """The contents of scheduler_config.json, with diffusers' names and meaning.
 
-    timestep_spacing: leading, linspace or trailing; None leaves the choice to the sampler, as a file without it does.
+    timestep_spacing: "leading", "linspace" or "trailing"; None, as in a file without it, leaves the choice to the
+    sampler.
     steps_offset: added to the times of the spacing "leading".
     set_alpha_to_one: whether DDIM's last step ends at alpha_bar = 1 instead of alpha_bar_0.
-    Raises ValueError for a name or number out of those that a schedule has: 0 < beta < 1, and 1 as one of
-    `trained_betas` too, whole numbers from 1 of times and from 0 of offsets.
+    Raises ValueError for a name or number out of range: betas between 0 and 1 (a trained beta may be 1), at least one
+    training time, offsets from 0.
     """
 
     num_train_timesteps: int = 1000
@@ -90,11 +91,11 @@ class Schedule:
     def from_json(cls, config: Mapping[str, Any]) -> Self:
         """Returns the schedule of a scheduler_config.json of any diffusers class.
 
-        Keys that belong to one sampler (use_karras_sigmas, solver_order, ...) are left out: sampler and noise schedule
-        are chosen apart from the model.  An absent key has the value of diffusers' DDIMScheduler, but steps_offset is
-        1 and samples are not clipped, as diffusers' Stable Diffusion pipelines have it whatever the file says.
-        Raises ValueError for a beta_schedule, prediction_type or timestep_spacing that we do not know, and for flow
-        matching and thresholding.
+        Keys of one sampler (use_karras_sigmas, solver_order, ...) are ignored: users choose the sampler and the noise
+        schedule apart from the model.  A missing key takes the value of diffusers' DDIMScheduler; but steps_offset is 1
+        and samples are not clipped, whatever the file says, as in diffusers' Stable Diffusion pipelines.
+        Raises ValueError for an unknown beta_schedule, prediction_type or timestep_spacing, for flow matching and for
+        thresholding.
         """
         for key in ("use_flow_sigmas", "thresholding"):
             _check(key, bool(config.get(key)), (False,))
@@ -118,7 +119,7 @@ class Schedule:
 
     @property
     def alphas_cumprod(self) -> Float64[np.ndarray, " T"]:
-        """alpha_bar_t, t = 0 ... num_train_timesteps - 1, falling: float64 [T], read-only."""
+        """alpha_bar_t for t = 0 ... num_train_timesteps - 1, decreasing: float64 [T], read-only."""
         return _alphas_cumprod(self)
 
 
@@ -154,9 +155,9 @@ def _zero_terminal_snr(alphas_cumprod: Float64[np.ndarray, " T"]) -> Float64[np.
 
 
 def signal_noise(schedule: Schedule, t: Num[Array, "*t"]) -> tuple[Float32[Array, "*t"], Float32[Array, "*t"]]:
-    """Returns (a, s), each float32 of t's shape: z_t = a z + s noise.
+    """Returns (a, s) with z_t = a z + s noise, float32 of t's shape.
 
-    t: integer times, or fractional ones, between which the angle atan2(s, a) is linear (finite at zero SNR).
+    t: integer times, or fractional ones; the angle atan2(s, a) is linear between integers (finite at zero SNR).
     """
     alpha_bar = schedule.alphas_cumprod
     if jnp.issubdtype(jnp.result_type(t), jnp.integer):
@@ -182,8 +183,7 @@ def add_noise(
 ) -> Float[Array, "B ..."]:
     """Returns z_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) noise, float32.  z, noise: [B ...]; t: [B].
 
-    z: scaled latents, standard deviation near 1.  t: 0 (nearly clean) to T - 1; out of range clamps, as JAX indexing
-    does.
+    z: scaled latents, standard deviation near 1.  t: 0 (nearly clean) to T - 1; clamped, as JAX's indexing does.
     Source: Ho et al. 2020, equation 4.
     """
     a, s = _columns(schedule, z, t)
@@ -196,7 +196,7 @@ def target(
     noise: Float[Array | np.ndarray, "B ..."],
     t: Num[Array, " B"],
 ) -> Float[Array, "B ..."]:
-    """Returns what the network shall predict at time t: the noise, v = a noise - s z, or z itself.  [B ...]
+    """Returns what the network should predict at time t, [B ...]: the noise, v = a noise - s z, or z.
 
     Source: Ho et al. 2020, equation 14; v: Salimans and Ho 2022, section 4.
     """
@@ -207,7 +207,7 @@ def target(
 def to_x0(
     schedule: Schedule, prediction: Float[Array, "B ..."], z_t: Float[Array, "B ..."], t: Num[Array, " B"]
 ) -> Float[Array, "B ..."]:
-    """Returns the clean latent that a prediction at z_t stands for, [B ...]."""
+    """Returns the clean latent of a prediction at z_t, [B ...]."""
     a, s = _columns(schedule, z_t, t)
     if schedule.prediction_type == "epsilon":
         return (z_t - s * prediction) / a
@@ -217,7 +217,7 @@ def to_x0(
 def from_x0(
     schedule: Schedule, x0: Float[Array, "B ..."], z_t: Float[Array, "B ..."], t: Num[Array, " B"]
 ) -> Float[Array, "B ..."]:
-    """Returns the prediction at z_t that stands for the clean latent x0, the inverse of to_x0, [B ...]."""
+    """Returns the prediction at z_t of a clean latent x0, [B ...]: the inverse of to_x0."""
     a, s = _columns(schedule, z_t, t)
     if schedule.prediction_type == "epsilon":
         return (z_t - a * x0) / s

@@ -1,14 +1,14 @@
-"""Which noise levels a run looks at: the spacings, and the grids of samplers.
+"""The noise levels of a run: spacings, and the grids of samplers.
 
     path = levels(schedule, steps=20, spacing="karras", grid="sigmas")
     for i, here, there in path.moves(): ...
 
 Everything here runs on the host in float64.
 
-`normal` and `karras` mean what the sampler's counterpart in diffusers does when built with from_config on the model's
-scheduler_config.json; counterparts differ in spacing and rounding, which is what a grid names (see GRIDS).  The other
-spacings mean what A1111 calls so.  The grid "kdiffusion" is for `automatic`: from the model's highest sigma to its
-lowest, whatever its config says, as k-diffusion's get_sigmas.
+`normal` and `karras` do what the sampler's counterpart in diffusers does if built with from_config on the model's
+scheduler_config.json; counterparts differ in spacing and rounding, and a grid names these differences (see GRIDS).  The
+other spacings follow A1111.  `automatic` uses the grid "kdiffusion": from the model's highest sigma to its lowest,
+whatever its config says, as k-diffusion's get_sigmas.
 """
 
 import functools
@@ -50,9 +50,9 @@ def exponential(high: float, low: float, steps: int) -> Float64[np.ndarray, " st
 
 
 def polyexponential(high: float, low: float, steps: int, rho: float = 0.5) -> Float64[np.ndarray, " steps"]:
-    """Logarithms of sigma as the rho-th power of a line; k-diffusion's, where rho = 1 would be `exponential`.
+    """Returns sigmas whose logarithms are the rho-th power of a line, as k-diffusion's; rho = 1 is `exponential`.
 
-    The default lies between karras (about 0.7) and the times' own spacing.
+    The default lies between karras (about 0.7) and the spacing of the times.
     """
     return low * (high / low) ** (np.linspace(1, 0, steps) ** rho)
 
@@ -79,12 +79,12 @@ def _sigma_spacings(
 
 
 def sgm_uniform(total: int, steps: int) -> Float64[np.ndarray, " steps"]:
-    """A line from the last time to the first, whose end is left out: Stability's generative-models."""
+    """Returns times on a line from the last one to the first, without its end: Stability's generative-models."""
     return np.linspace(total - 1, 0, steps + 1)[:-1]
 
 
 def simple(total: int, steps: int) -> Float64[np.ndarray, " steps"]:
-    """Every (T / steps)-th entry of the table, from its end."""
+    """Returns every (T / steps)-th time of the table, from its end."""
     return total - 1 - np.floor(np.arange(steps) * total / steps)
 
 
@@ -94,7 +94,7 @@ def ddim_uniform(total: int, steps: int) -> Float64[np.ndarray, " steps"]:
 
 
 def leading(total: int, steps: int, offset: int) -> Float64[np.ndarray, " steps"]:
-    """Multiples of T // steps and the offset, which shrinks where the last would lie behind the table."""
+    """Returns multiples of T // steps plus the offset, which shrinks if the last one would be outside the table."""
     ratio = total // steps
     return (np.arange(steps)[::-1] * ratio + min(offset, total - 1 - (steps - 1) * ratio)).astype(float)
 
@@ -108,7 +108,7 @@ SPACINGS = ("normal", "karras", "exponential", "polyexponential", "align_your_st
 
 
 def normal(schedule: Schedule, steps: int, grid: str) -> Float64[np.ndarray, " steps"]:
-    """Returns the times [steps] of the grid's counterparts, falling; not rounded for "sigmas" and "kdiffusion"."""
+    """Returns the decreasing times [steps] of the grid's counterparts; "sigmas" and "kdiffusion" do not round them."""
     total = schedule.num_train_timesteps
     if grid == "kdiffusion":
         return np.linspace(total - 1, 0, steps)
@@ -125,7 +125,7 @@ def normal(schedule: Schedule, steps: int, grid: str) -> Float64[np.ndarray, " s
 
 
 def distilled(total: int, steps: int) -> Float64[np.ndarray, " steps"]:
-    """A part of 50 trailing times, which consistency distillation of Stable Diffusion trains at.
+    """Returns some of the 50 trailing times that consistency distillation of Stable Diffusion trains at.
 
     Source: Luo et al. 2023, "Latent Consistency Models", section 4.3 (skipping step k = 20).
     """
@@ -148,10 +148,10 @@ def levels(
 ) -> Path:
     """Returns the Path of `steps` levels.
 
-    end: where the last step leads: "clean" (no noise); "file", the level that set_alpha_to_one in the model's scheduler
-    config tells, as long as the spacing is "normal"; "lowest", the level of time 0.
-    discard: one more level is made and the lowest left out (the last but one of A1111's, whose last is 0).
-    Raises ValueError when steps, spacing or first are out of range.
+    end: where the last step leads: "clean", no noise; "file", the level that set_alpha_to_one of the model's scheduler
+    config sets, if the spacing is "normal"; "lowest", the level of time 0.
+    discard: makes one more level and drops the lowest one (A1111's last but one, since its last is 0).
+    Raises ValueError if steps, spacing or first are out of range.
     """
     most = min(schedule.num_train_timesteps, DISTILLED_TIMES if grid == "distilled" else np.inf)
     if not 1 <= steps <= most:

@@ -1,7 +1,7 @@
-"""What stands around the network while sampling: mask paste-back, thresholds, guidance, ControlNets.
+"""Wrappers around the network for sampling: mask paste-back, thresholds, guidance, ControlNets.
 
-A wrapper is called as wrapper(sd, call, z, t, cond) -> prediction, where call(z, t, cond) is all that lies further
-inside; `rank` sorts wrappers, 0 is outermost.  Wrappers are pytrees: their arrays are arguments of the compiled
+A wrapper is called as wrapper(sd, call, z, t, cond) -> prediction; call(z, t, cond) runs everything inside it.
+Wrappers are sorted by `rank`; 0 is outermost.  Wrappers are pytrees: their arrays are arguments of the compiled
 function, so another guidance scale or mask does not recompile.  A negative prompt is a whole Cond.
 
     sd = sd.add(wrappers=Guidance(scale=7.5, negative=sd.condition(sd.tokenize([""]))))
@@ -28,15 +28,16 @@ NO_PICTURE = (
 
 
 class Guidance(struct.PyTreeNode):
-    """Classifier-free guidance, negative + scale (positive - negative), in one call of 2B rows (negative rows first).
+    """Classifier-free guidance: negative + scale (positive - negative), in one call of 2B rows, the negative ones
+    first.
 
     scale, rescale: one number, or one per example [B].
-    negative: a Cond of B rows; what only one side has is taken from the other.  A conditioner may change some of it in
-    a step: cond.negative goes before it.
-    Several prompts at once: cond.also is a tuple of further Conds, cond.share [B prompts] their weights w, the first
-    one's included; positive is then negative + sum of w (their prediction - negative), in one call of all rows.
-    rescale: 0 to 1, how far the result gets the standard deviation of the positive prediction (0.7 in the paper).
-    first, last: guidance acts at times first <= t <= last, elsewhere the prediction is the positive one.
+    negative: a Cond of B rows; inputs that only one of both Conds has are used for both.  If a conditioner changes it
+    in a step, its cond.negative is used instead.
+    Several prompts: cond.also is a tuple of further Conds, cond.share [B prompts] the weights w of all prompts;
+    positive is then negative + sum of w (their prediction - negative), in one call of all rows.
+    rescale: 0 to 1, how far the result takes on the standard deviation of the positive prediction (0.7 in the paper).
+    first, last: guidance acts at times first <= t <= last; at other times the prediction is the positive one.
     Source: Ho and Salimans 2022, equation 6; rescale: Lin et al. 2023, section 3.4; interval: Kynkäänniemi et al. 2024;
     several prompts: Liu et al. 2022, "Compositional Visual Generation with Composable Diffusion Models", equation 11.
     """
@@ -71,7 +72,7 @@ class Guidance(struct.PyTreeNode):
 def rescaled(
     guided: Float[Array, "B ..."], positive: Float[Array, "B ..."], amount: Float[ArrayLike, "..."]
 ) -> Float[Array, "B ..."]:
-    """Returns guided with its standard deviation per example moved by `amount` (0 to 1) to that of positive.
+    """Returns `guided` with its standard deviation per example moved by `amount` (0 to 1) towards that of positive.
 
     Source: Lin et al. 2023, equations 15 and 16.
     """
@@ -81,9 +82,9 @@ def rescaled(
 
 
 class Threshold(struct.PyTreeNode):
-    """Dynamic thresholding of the clean latent that a prediction stands for; see `thresholded`.
+    """Dynamic thresholding of the clean latent that a prediction implies; see `thresholded`.
 
-    Made for pictures in [-1, 1], where limit = 1; scaled latents have a standard deviation of 1 and no such bounds.
+    It was made for pictures in [-1, 1] with limit = 1; scaled latents have standard deviation 1 and no bounds.
     """
 
     percentile: Any
@@ -100,9 +101,9 @@ class Threshold(struct.PyTreeNode):
 def thresholded(
     x0: Float[Array, "B ..."], percentile: Float[ArrayLike, ""], limit: Float[ArrayLike, ""]
 ) -> Float[Array, "B ..."]:
-    """Returns clip(x0, -s, s) limit / s of each example, s its `percentile` (0 to 1) of |x0|, but at least `limit`.
+    """Returns clip(x0, -s, s) limit / s per example; s is the `percentile` (0 to 1) of |x0|, at least `limit`.
 
-    x0: [B ...].  Values within the limit stay as they are where the percentile is within it too.
+    x0: [B ...].  Values within the limit do not change if the percentile is within it too.
     Source: Saharia et al. 2022 (Imagen), section 2.3, where limit is 1.
     """
     highest = jnp.quantile(jnp.abs(x0).reshape(len(x0), -1), percentile, axis=1)
@@ -111,12 +112,12 @@ def thresholded(
 
 
 class KnownRegion(struct.PyTreeNode):
-    """Inpainting with a model that knows no masks: outside the mask the network sees, and predicts, the given picture.
+    """Inpainting with a model without mask inputs: outside the mask the network sees and predicts the given picture.
 
-    mask: [B h w 1], 1 where to paint, 0 where `z` is known; between them it blends.
+    mask: [B h w 1], 1 where to paint, 0 where `z` is known; values between blend.
     z: scaled latents of the given picture [B h w c].  noise: the sampler's start noise [B h w c].
     Before each call the known region is the given picture with noise of the current time; after it, the prediction
-    there is the one that leads to the given picture.  Pixels are pasted back after decoding, which is not done here.
+    there is replaced by the one that leads to the given picture.  The caller pastes pixels back after decoding.
     """
 
     mask: Any
@@ -134,11 +135,11 @@ class KnownRegion(struct.PyTreeNode):
 
 
 class ControlNet(struct.PyTreeNode):
-    """Adds what a ControlNet makes of its picture to the maps of the UNet; several add up.
+    """Adds the outputs of a ControlNet to the UNet's feature maps; several ControlNets add up.
 
-    cond.own[name] holds "hint", pictures [B H W 3] in [0, 1], and "weight" [B], 1 where it is absent.  Where no weight
-    is other than 0 the network does not run.  Raises ValueError where there is no such picture.
-    guess: acts only where cond.own["positive"] [B] is 1, and less on fine maps (see guess_scales).
+    cond.own[name] holds "hint", pictures [B H W 3] in [0, 1], and "weight" [B], 1 if absent.  The network does not run
+    if all weights are 0.  Raises ValueError if there is no picture.
+    guess: act only where cond.own["positive"] [B] is 1, and less on fine maps (see guess_scales).
     network: the Linen module of params.
     """
 
@@ -177,7 +178,7 @@ class ControlNet(struct.PyTreeNode):
 
 
 def guess_scales(count: int) -> Float32[np.ndarray, " count"]:
-    """Returns the factors of `count` residuals in guess mode, 0.1 to 1 in equal ratios, finest map first.
+    """Returns the factors of `count` residuals in guess mode: a geometric series from 0.1 (finest map) to 1.
 
     Source: the ControlNet repository's guess mode, and diffusers' torch.logspace(-1, 0, count).
     """

@@ -1,11 +1,11 @@
-"""What is said of the pictures of a folder: beside them, in metadata.jsonl, and by the names of folders.
+"""Captions and repeats of an image folder: from files beside the pictures, from metadata files and from folder names.
 
     words = of(root, files, pictures)           # {path: caption}
-    of_folder(Path("10_sks dog"))               # (10, "sks dog"): ten times an epoch, and a caption for want of one
+    of_folder(Path("10_sks dog"))               # (10, "sks dog"): ten times an epoch; the words are a fallback caption
 
-NAME.txt or NAME.caption holds the caption of NAME.png.  In metadata.jsonl a line {"file_name": "a.png", "text": "..."}
-names a picture as seen from that file's folder; where several name one, the nearest counts.  metadata.csv and
-metadata.parquet have the same two columns.
+NAME.txt or NAME.caption holds the caption of NAME.png.  A line {"file_name": "a.png", "text": "..."} in metadata.jsonl
+captions the picture at that path relative to the metadata file; if several lines name a picture, the metadata file
+nearest to it wins.  metadata.csv and metadata.parquet have the same two columns.
 
 Sources: Hugging Face's datasets, ImageFolder (metadata.*); kohya's sd-scripts (.caption, REPEATS_WORDS).
 """
@@ -25,11 +25,12 @@ NAMED = re.compile(r"(\d{1,4})_(.*)")  # longer numbers are dates
 
 
 def of(root: Path, files: Iterable[Path], pictures: Iterable[Path], whole: bool = True) -> dict[Path, str]:
-    """Returns {picture: caption} of the pictures that have one; files: all of the folder `root`, in order.
+    """Returns {picture: caption} of the pictures that have a caption.
 
-    whole: whether these are all pictures of the folder, so that metadata.* must name no other.
-    Raises ValueError for a text that is no UTF-8 or too long, a line that says nothing, one without a picture, and for
-    two files of metadata in a folder.
+    files: all files of the folder `root`, sorted.
+    whole: whether `pictures` are all pictures of the folder; if so, metadata.* may name no other file.
+    Raises ValueError for a caption that is not UTF-8 or too long, a metadata line without both fields or without its
+    picture, and two metadata files in one folder.
     """
     known, found = set(pictures), {}
     told = sorted((p for p in files if p.name in METADATA), key=lambda p: len(p.parts))  # the nearest last
@@ -46,9 +47,9 @@ def of(root: Path, files: Iterable[Path], pictures: Iterable[Path], whole: bool 
 
 
 def beside(files: Iterable[Path], endings: tuple[str, ...]) -> dict[tuple[Path, str], Path]:
-    """Returns {(folder, NAME): NAME + ending} of the files that end so, in letters of any case.
+    """Returns {(folder, NAME): path} of the files whose names are NAME + one of these endings, in any case.
 
-    Of several with a name the one of the first ending counts.
+    If a NAME has files with several endings, the first ending wins.
     """
     found = {}
     for ending in reversed(endings):
@@ -58,9 +59,9 @@ def beside(files: Iterable[Path], endings: tuple[str, ...]) -> dict[tuple[Path, 
 
 
 def of_folder(folder: PurePath) -> tuple[int, str]:
-    """Returns (times an epoch, words) of a name such as "10_sks dog", the folder's or of one around it; else (1, "").
+    """Returns (repeats per epoch, words) from the nearest folder name like "10_sks dog"; (1, "") without one.
 
-    Raises ValueError for 0 times.
+    Raises ValueError for 0 repeats.
     """
     for name in reversed(folder.parts):
         if said := NAMED.fullmatch(name):

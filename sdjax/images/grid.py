@@ -1,4 +1,4 @@
-"""Sheets of pictures with words at their edges.
+"""Contact sheets: pictures in a grid with labels.
 
 Image.fromarray(sheet([[a, b], [c, d]], rows=["before", "after"], columns=["beach", "snow"])).save("grid.png")
 """
@@ -18,10 +18,11 @@ def sheet(
     columns: Iterable[str] = (),
     scale: int = 1,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns uint8 [height width 3]: rows of pictures uint8 [H W 3] of one size; words left of rows, above columns.
+    """Returns a grid of pictures, uint8 [height width 3], with row labels on the left and column labels on top.
 
-    pictures: a list of rows, None for an empty place.  scale: a whole number, by which pictures are enlarged.
-    Raises ValueError when there are no pictures, or they differ in size.
+    pictures: a list of rows of pictures uint8 [H W 3] of one size; None leaves a place empty.
+    scale: integer factor that enlarges the pictures.
+    Raises ValueError if there are no pictures or their sizes differ.
     """
     shown = [picture for row in pictures for picture in row if picture is not None]
     sizes = {picture.shape for picture in shown}
@@ -51,9 +52,9 @@ def sheet(
 def captioned(
     pictures: Sequence[UInt8[np.ndarray, "H W 3"]], captions: Sequence[str], columns: int = 4, width: int = 192
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns uint8 [height width 3]: pictures of any sizes in rows of `columns`, the words of each below it.
+    """Returns pictures of any sizes in rows of `columns`, each with its caption below, uint8 [height width 3].
 
-    width: pixels that the words of a narrower picture may take.
+    width: smallest width of a caption in pixels, for narrow pictures.
     """
     wide = max(width, *(picture.shape[1] for picture in pictures))
     texts = [_lines(text, wide) for text in captions]

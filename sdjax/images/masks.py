@@ -1,9 +1,9 @@
-"""What is clear in a picture, and the mask that a picture stands for.
+"""Transparency of pictures, and masks from picture files.
 
     of(opened(Image.open("mask.png")))      # "L", 255 where something is to be painted or learned
 
-A mask is drawn in two ways, white on black or in any colour on clear ground.  So where a pixel is clear, alpha is the
-mask; else brightness is.
+People draw a mask in white on black, or in any colour on a transparent background.  So alpha is the mask where a
+picture has transparent pixels; otherwise brightness is.
 """
 
 import numpy as np
@@ -14,9 +14,10 @@ SPREAD = {"L;2": 85, "L;4": 17}
 
 
 def opened(image: Image.Image) -> Image.Image:
-    """Returns a picture of any mode as "RGB", or as "RGBA" where some pixel is not wholly solid.
+    """Returns a picture of any mode as "RGB", or as "RGBA" if some pixel is not opaque.
 
-    image: as Image.open returns it, before its pixels are loaded: they are loaded here.  Of 16 bits the upper 8 stay.
+    image: as Image.open returns it, with pixels not loaded yet; this function loads them.  16-bit samples keep their
+    upper 8 bits.
     """
     key = _clear(image)  # told by how the file stores its pixels, which Pillow forgets when it loads them
     image.load()
@@ -33,7 +34,7 @@ def opened(image: Image.Image) -> Image.Image:
 
 
 def of(picture: Image.Image) -> Image.Image:
-    """Returns the mask, "L", that an "RGB" or "RGBA" picture stands for: its alpha, else its brightest channel."""
+    """Returns the mask of an "RGB" or "RGBA" picture as an "L" image: its alpha, or else its brightest channel."""
     *colours, last = picture.split()
     return last if picture.mode == "RGBA" else ImageChops.lighter(ImageChops.lighter(*colours), last)
 

@@ -45,9 +45,10 @@ SIDEWAYS = (5, 6, 7, 8)
 
 @dataclass(frozen=True)
 class Item:
-    """One picture: its path, its caption ("" for none), its mask's path or None, its subject (the sub-folder).
+    """A picture on disk.
 
-    times: how often an epoch shows it, as its folder's name says.
+    path: its file.  caption: "" for none.  mask: the mask's file, or None.  subject: the sub-folder.
+    times: repeats per epoch, from the folder's name.
     """
 
     path: Path
@@ -59,7 +60,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Held:
-    """The bytes of a file that lies in a shard or a table.  name: where, for messages: "a.parquet, row 3"."""
+    """The bytes of a file from a shard or a table.  name: where it is, for messages, such as "a.parquet, row 3"."""
 
     name: str
     data: bytes = field(repr=False)
@@ -87,9 +88,9 @@ class HeldItem:
 
 
 def find(path: str | Path) -> tuple[Item, ...]:
-    """Returns the Items of a folder and its sub-folders in the order of their names, or of one picture.
+    """Returns the Items of a folder and its sub-folders sorted by path, or the Item of one picture.
 
-    Raises ValueError for a path that does not exist or holds no pictures, and for captions that cannot be read.
+    Raises ValueError for a path that does not exist or has no pictures, and for captions that cannot be read.
     """
     root, files = _listed(path)
     alone = root != Path(path)
@@ -102,7 +103,9 @@ def find(path: str | Path) -> tuple[Item, ...]:
 
 
 def passed_over(path: str | Path) -> dict[str, int]:
-    """Returns how many pictures of each ending that is not read, {".heic": 2}, lie in a folder and its sub-folders."""
+    """Returns the number of files per picture format that we do not read, {".heic": 2}, in a folder and its
+    sub-folders.
+    """
     if Path(path).is_file():
         return {}
     endings = Counter(file.suffix.lower() for file in _listed(path)[1])
@@ -110,17 +113,19 @@ def passed_over(path: str | Path) -> dict[str, int]:
 
 
 def counted(endings: dict[str, int]) -> str:
-    """Returns "2 .heic, 1 .gif" of {".heic": 2, ".gif": 1}."""
+    """Returns "2 .heic, 1 .gif" for {".heic": 2, ".gif": 1}."""
     return ", ".join(f"{count} {ending}" for ending, count in endings.items())
 
 
 def decode(item: Readable, size: int, masked: bool = False) -> tuple[Image.Image, Image.Image | None]:
-    """Returns (picture, mask): an upright RGB image over white and, if `masked`, an "L" image of its size, else None.
+    """Returns (picture, mask): an upright RGB image on white and, if `masked`, an "L" image of its size, otherwise
+    None.
 
-    Pictures far larger than `size` pixels on the short side are averaged down by whole numbers, to at least twice it.
-    A picture without a mask file is its own mask where something of it is clear (masks.opened), else the mask is white.
-    Raises ValueError naming the file: no image, too large, smaller than 16 pixels, cut short, a mask of another size
-    or an empty one.
+    A picture whose short side is at least 4 times `size` is averaged down by an integer factor; the short side stays at
+    least twice `size`.  Without a mask file, the alpha channel is the mask; without transparent pixels the mask is
+    white.
+    Raises ValueError that names the file if it is no image, too large, smaller than 16 pixels or truncated, or if its
+    mask is empty or has another size.
     """
     image, full = _upright(item.path, size)
     picture = _over_white(image)
@@ -136,26 +141,26 @@ def decode(item: Readable, size: int, masked: bool = False) -> tuple[Image.Image
 
 
 def picture(path: str | Path | Held) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns the pixels of a picture's file, upright and over white: one to begin with, or for a ControlNet.
+    """Returns the pixels of a picture file, upright and on white: for image-to-image, or for a ControlNet.
 
-    Over white: as lllyasviel's ControlNet reads pictures (annotator/util.py, HWC3).
-    Raises ValueError naming the file when it is no picture, see decode.
+    Source of the white background: lllyasviel's ControlNet (annotator/util.py, HWC3).
+    Raises ValueError that names the file if it is no picture, see decode.
     """
     return np.asarray(_over_white(_upright(path)[0]))
 
 
 def mask(path: str | Path | Held) -> UInt8[np.ndarray, "H W"]:
-    """Returns the mask that a picture's file stands for, upright, 255 where to paint: see masks.of.
+    """Returns the mask in a picture file, upright, 255 where to paint; see masks.of.
 
-    Raises ValueError naming the file when it is no picture, see decode.
+    Raises ValueError that names the file if it is no picture, see decode.
     """
     return np.asarray(masks.of(_upright(path)[0]))
 
 
 def has_mask(item: Readable) -> bool:
-    """Returns whether a picture brings a mask: a file of its own, or something clear in it.
+    """Returns whether a picture has a mask file or transparent pixels.
 
-    Of pictures that cannot be clear only the header is read.
+    Reads only the header of pictures that cannot have transparent pixels.
     """
     if item.mask:
         return True
@@ -167,9 +172,9 @@ def has_mask(item: Readable) -> bool:
 
 
 def shape(path: str | Path | Held) -> tuple[int, int]:
-    """Returns (height, width) of a picture, upright; only the header is read.
+    """Returns (height, width) of an upright picture; reads only the header.
 
-    Raises ValueError naming the file when it is no picture, see decode.
+    Raises ValueError that names the file if it is no picture, see decode.
     """
     with _open(path) as image, _said(path, _undecoded):
         width, height = image.size
@@ -177,7 +182,7 @@ def shape(path: str | Path | Held) -> tuple[int, int]:
 
 
 def content(path: str | Path | Held, most: int) -> bytes:
-    """Returns the bytes of a file.  Raises ValueError naming one of more than `most` bytes."""
+    """Returns the bytes of a file.  Raises ValueError that names a file of more than `most` bytes."""
     size = len(path.data) if isinstance(path, Held) else Path(path).stat().st_size if Path(path).is_file() else 0
     if size > most:
         raise ValueError(f"{path}: longer than {most} bytes")
@@ -187,10 +192,12 @@ def content(path: str | Path | Held, most: int) -> bytes:
 def cut(
     image: Image.Image, size: int | tuple[int, int], place: tuple[float, float] = (0.5, 0.5), flip: bool = False
 ) -> UInt8[np.ndarray, "h w *channels"]:
-    """Returns the largest part of an image in the proportions of `size`, as uint8 [h w 3], or [h w] of a mask.
+    """Returns the largest crop of an image with the aspect ratio of `size`, resized to it: uint8 [h w 3], or [h w] of a
+    mask.
 
     size: (h, w), or the side of a square.
-    place: where the part lies in what it leaves over, (x, y) from 0 (left, top) to 1; on whole pixels.
+    place: position of the crop in the part that it can move in, (x, y) from 0 (left, top) to 1, rounded to whole
+    pixels.
     """
     h, w = size if isinstance(size, tuple) else (size, size)
     width, height = image.size
@@ -202,15 +209,15 @@ def cut(
 
 
 def subject(path: str | Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Returns the middle square of the picture in a file, upright and over white, uint8 [size size 3].
+    """Returns the central square of a picture file, upright and on white, uint8 [size size 3].
 
-    Raises ValueError naming the file when it is no picture, see decode.
+    Raises ValueError that names the file if it is no picture, see decode.
     """
     return cut(decode(Item(Path(path)), size)[0], size)
 
 
 def digest(items: Iterable[Item]) -> str:
-    """Returns the first 16 hex digits of a SHA-256 over the pictures' bytes in order: which pictures these are."""
+    """Returns the first 16 hex digits of a SHA-256 over the files' own SHA-256 digests, in order."""
     total = hashlib.sha256()
     for item in items:
         with item.path.open("rb") as file:

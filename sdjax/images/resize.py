@@ -1,4 +1,4 @@
-"""Pictures of any size brought to the size that a model makes.
+"""Resizes pictures to the size that a model makes.
 
     fit(picture, (512, 768), "crop")          # uint8 [512 768 3]
     pad(pictures, 8)                          # sides up to multiples of 8, the edge repeated
@@ -20,10 +20,10 @@ Size = Sequence[int]  # height, width
 def fit(
     picture: UInt8[np.ndarray, "H W *channels"], size: Size, mode: str = "crop"
 ) -> UInt8[np.ndarray, "h w *channels"]:
-    """Returns a picture uint8 [H W 3], or a mask [H W], with `size` pixels; one of that size as it is.
+    """Returns a picture uint8 [H W 3], or a mask [H W], resized to `size`; one of that size unchanged.
 
-    mode: crop, what sticks out of the size after scaling is cut off on both sides; fill, all of it is seen and its
-    edges are repeated in the rest; stretch, both sides are scaled on their own.
+    mode: "crop" scales to cover the size and cuts both sides evenly; "fill" scales to fit inside and repeats the edges;
+    "stretch" scales each side by its own factor.
     Source: the resize modes of A1111's image-to-image.
     Raises ValueError for another mode.
     """
@@ -50,7 +50,9 @@ def _scaled(picture: UInt8[np.ndarray, "H W *channels"], size: Size) -> UInt8[np
 
 
 def pad(pictures: Shaped[np.ndarray, "B H W *channels"], multiple: int) -> Shaped[np.ndarray, "B h w *channels"]:
-    """Returns pictures [B H W ...] whose sides are multiples of a number, by repeating the lower and the right edge."""
+    """Returns pictures [B H W ...] padded to sides that are multiples of a number; the lower and the right edge
+    repeat.
+    """
     sides = [(0, -side % multiple) for side in pictures.shape[1:3]]
     return np.pad(pictures, [(0, 0), *sides] + [(0, 0)] * (pictures.ndim - 3), "edge")
 
@@ -58,10 +60,10 @@ def pad(pictures: Shaped[np.ndarray, "B H W *channels"], multiple: int) -> Shape
 def fitted(
     pictures: Any, count: int, size: int | Size | None = None, mode: str = "crop", channels: int | None = 3
 ) -> UInt8[np.ndarray, "B h w *channels"]:
-    """Returns `count` pictures of one size, uint8 [B H W 3] (masks: channels=None, [B H W]), from one or several.
+    """Returns `count` pictures of one size, uint8 [B H W 3]; with channels=None masks [B H W].
 
-    pictures: one array, PIL image or the like, or a list; one alone is repeated.  size: None for the first one's own.
-    Raises ValueError for another number of pictures, and for what is no uint8 picture.
+    pictures: an array or PIL image, or a list of them; a single one is repeated.  size: None takes the first picture's.
+    Raises ValueError for another number of pictures, and for a picture that is not uint8.
     """
     shape = "[H W 3]" if channels else "[H W]"
     many = isinstance(pictures, (list, tuple)) or np.ndim(pictures) == (4 if channels else 3)

@@ -1,10 +1,10 @@
-"""Branches beside layers: the hook by which deltas act while they train, and which can become weights.
+"""Branches beside layers: a hook that applies deltas in training, and can be folded into the weights.
 
     sd = sd.add(hooks=Branches({"unet": {"mid_block.attentions.0.proj_in": factors}}))
     sd = sd.fold()                                  # the same model without the hook
 
-No gradient has the size of a weight where a kind's `run` has none.  The layer's sums and the branch's are added in
-float32, also where the network computes in bfloat16: a change of a thousandth would be lost in rounding otherwise.
+If a kind's `run` makes no array of a weight's size, no gradient has one either.  The sums of layer and branch are added
+in float32, also if the network computes in bfloat16: rounding would lose a change of a thousandth.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,8 @@ from sdjax.stable_diffusion import StableDiffusion
 class Branches(struct.PyTreeNode):
     """The hook.  factors: {part: {module: {name: array}}}, see deltas.
 
-    keys: one per example of a batch [B], for dropout; None drops nothing.  strength: a number in front of all changes.
-    units, ranks, modules: rates of dropout of single numbers, of ranks and of whole modules.
+    keys: one per example of a batch [B], for dropout; None drops nothing.  strength: factor of all changes.
+    units, ranks, modules: dropout rates of single numbers, of ranks and of whole modules.
     """
 
     factors: Any
@@ -57,15 +57,15 @@ class Branches(struct.PyTreeNode):
         return more * kept(keys, self.modules, "module", len(x), (1,) * (x.ndim - 1)) if self.modules else more
 
     def fold(self, sd: StableDiffusion) -> StableDiffusion | None:
-        """Returns sd, which lacks this hook, with weights that do the same; changed ones are float32.
+        """Returns sd, without this hook, with the changes in its weights; changed weights are float32.
 
-        None where a network computes in less than float32: the changed weight would be rounded by more than it changed.
+        Returns None if a network computes in less than float32: rounding a weight would be larger than its change.
         """
         narrow = any(jnp.dtype(sd.networks[part].dtype) != jnp.float32 for part in self.factors)
         return None if narrow else self.merged(sd)
 
     def merged(self, sd: StableDiffusion) -> StableDiffusion:
-        """Returns sd, which lacks this hook, with weights in float32 that do the same where nothing rounds them."""
+        """Returns sd, without this hook, with the changes in float32 weights, whatever type its networks compute in."""
         parts = {}
         for part, modules in self.factors.items():
             stacks = {f"{name}.kernel": ((Factored(f), self.strength),) for name, f in modules.items()}
@@ -74,7 +74,7 @@ class Branches(struct.PyTreeNode):
 
 
 def merged(sd: StableDiffusion) -> StableDiffusion:
-    """Returns sd with float32 weights in place of its branches, for files, whatever its networks compute in."""
+    """Returns sd with all Branches merged into float32 weights, for files."""
     for hook in sd.hooks:
         if isinstance(hook, Branches):
             sd = hook.merged(sd.replace(hooks=tuple(other for other in sd.hooks if other is not hook)))

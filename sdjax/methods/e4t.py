@@ -67,11 +67,12 @@ class E4T(Method):
         return (self.word,)
 
     def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
-        """Returns ({"head", "offsets"[, "vision"]}, sd that knows the word and keeps its pretrained half as reference).
+        """Returns ({"head", "offsets"[, "vision"]}, sd with the word, and its pretrained encoder half in `reference`).
 
-        key=None: head and offsets are shapes; SD 1.5's offsets are 143 million numbers to draw, which a file replaces.
-        Raises ValueError when the domain word is not one token, or the model has no image encoder or not one text
-        encoder.
+        key=None: head and offsets are shapes; drawing SD 1.5's offsets would take 143 million numbers, and a file
+        replaces them.
+        Raises ValueError if the domain word is not one token, the model has no image encoder, or has several text
+        encoders.
         """
         if "image_encoder" not in sd.parts:
             raise ValueError("method=E4T: the model has no image_encoder; give it one with vision=FOLDER")
@@ -92,9 +93,9 @@ class E4T(Method):
         return trained, sd
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
-        """Returns sd with the encoder as a conditioner, and the offsets in its weights.
+        """Returns sd with the encoder as a conditioner and the offsets in its weights.
 
-        They are a hook where the UNet computes in less than float32, which would round small ones away.
+        If the UNet computes in less than float32, the offsets are a hook: rounding the weights would lose small ones.
         """
         unet, stacked = frozen.parts["unet"], trained["offsets"]
         sd = frozen.add(conditioners=self._encoder(frozen, trained))
@@ -103,9 +104,9 @@ class E4T(Method):
         return sd.with_parts(unet=offsets.apply(unet, stacked))
 
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
-        """Returns the encoder, the offsets by weight, what the encoder reads and the picture that it looked at.
+        """Returns the encoder, the offsets by weight, the models that the encoder reads and the picture it looked at.
 
-        It belongs into the model without it: `frozen` as it is.
+        It applies to the model without E4T: `frozen`.
         """
         own = {**trained, "offsets": offsets.by_name(frozen.parts["unet"], trained["offsets"])}
         seen = seen_by(frozen)
@@ -116,7 +117,9 @@ class E4T(Method):
         return Adapter(trees=own, about=about(self), model=frozen)
 
     def look(self, frozen: StableDiffusion, trained: Any, pixels: Array) -> StableDiffusion:
-        """Returns frozen that has seen the one picture of a run, [H W 3] in [-1, 1]; a tower that trains looks anew."""
+        """Returns frozen with the features of the run's one picture, [H W 3] in [-1, 1]; a trained tower computes
+        them anew.
+        """
         if self.vision:
             return with_seen(frozen, concept=pixels)
         return _seen(self._encoder(frozen, trained), frozen, pixels)
@@ -128,16 +131,16 @@ class E4T(Method):
         return Encoder(trained["head"], tower, frozen.words[self.word][ENCODER], self.scale, self.penalty, **static)
 
     def head(self, sd: StableDiffusion, key: Array | None = None) -> dict[str, Any]:
-        """Returns the weights with which the paper's head begins, see heads/layers.py; their shapes without a key."""
+        """Returns the initial weights of the paper's head, see heads/layers.py; without a key their shapes."""
         made = Layers(self.features)
         return made.shapes(sd) if key is None else made.create(sd, key)
 
 
 class Encoder(struct.PyTreeNode, Conditioner):
-    """E4T's encoder as a conditioner: predicts v* at every denoising step and encodes the prompt again with it.
+    """E4T's encoder as a conditioner: predicts v* at every denoising step and encodes the prompt with it.
 
-    head: the weights of `kind`.  tower: those of the vision tower `network`.  word: int32 [1], the word's id.
-    strength: a further factor of E, of an adapter; 0 leaves the domain's word.
+    head: the weights of `kind`.  tower: the weights of the vision tower `network`.  word: int32 [1], the word's id.
+    strength: a further factor of E, from an adapter; 0 gives the domain word.
     """
 
     head: Any
@@ -155,7 +158,7 @@ class Encoder(struct.PyTreeNode, Conditioner):
         return {ENCODER: self.word}
 
     def bound(self, words: dict[str, dict[str, Any]]) -> Self:
-        """Returns it for the id that its one word has."""
+        """Returns the encoder with the id that its word has in a model."""
         (ids,) = words.values()
         return self.replace(word=ids[ENCODER])
 
@@ -186,7 +189,7 @@ class Encoder(struct.PyTreeNode, Conditioner):
         return self.kind.move(self.head, features, self.kind.maps(sd, z, t))
 
     def see(self, pixels: Float[Array, "B H W 3"]) -> Float32[Array, "B n D"]:
-        """Returns what the head takes of the tower's view of pixels [B H W 3] in [-1, 1], float32 [B n D]."""
+        """Returns the head's features of pixels [B H W 3] in [-1, 1], from the vision tower, float32 [B n D]."""
         return self.kind.see(self.network, self.tower, pixels)
 
 
@@ -200,7 +203,7 @@ def _concept(sd, cond):
 def look(sd: StableDiffusion, pixels: Float[Array, "H W 3"]) -> StableDiffusion:
     """Returns sd whose E4T encoder looks at one image, pixels [H W 3] in [-1, 1]; its CLIP features are computed once.
 
-    Raises ValueError when sd has no E4T encoder.
+    Raises ValueError if sd has no E4T encoder.
     """
     encoders = [c for c in sd.conditioners if isinstance(c, Encoder)]
     if len(encoders) != 1:
@@ -213,7 +216,7 @@ def _seen(encoder, sd, pixels):
 
 
 def features(encoder: Encoder, pixels: Float[Array, "H W 3"]) -> Float32[Array, "1 n D"]:
-    """Returns what an encoder's head takes of one picture, pixels [H W 3] in [-1, 1]."""
+    """Returns the features of one picture that an encoder's head takes, pixels [H W 3] in [-1, 1]."""
     return _see(encoder, pixels[None])
 
 
@@ -223,11 +226,12 @@ def _see(encoder, pixels):
 
 
 def plain(sd: StableDiffusion, levels: int = 32) -> StableDiffusion:
-    """Returns sd without its encoder: the word's row is the mean of v* over `levels` noise levels of its own picture.
+    """Returns sd without its encoder; the word's embedding is the mean of v* over `levels` noise levels of its own
+    picture.
 
-    What programs can load that run no encoder between the steps; the offsets are in the weights already.
-    Our choice: times evenly spread over the schedule, noise of fixed seeds, one row for all times.
-    Raises ValueError when sd has no E4T encoder that looks at a picture.
+    Programs that run no encoder between the steps can load the result; the weights already hold the offsets.
+    Our choice: times spread evenly over the schedule, noise from fixed seeds, one embedding for all times.
+    Raises ValueError if sd has no E4T encoder that looks at a picture.
     """
     encoders = [c for c in sd.conditioners if isinstance(c, Encoder)]
     if len(encoders) != 1 or seen_by(sd).concept is None:

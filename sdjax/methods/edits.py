@@ -1,8 +1,8 @@
-"""Edits of weights: what a method or a file changes in one weight, and the weight with all of its edits.
+"""Edits of weights: the change of one weight by a method or a file, and weights with all of their edits.
 
     tree = merge(sd.parts["unet"], {"conv_in.kernel": ((Factored({"down": a, "up": b, "scale": 1.0}), 0.8),)})
 
-A merged weight is W + sum_i s_i D_i(W), with D_i from the unmerged W, so that the order of edits does not matter.
+A merged weight is W + sum_i s_i D_i(W); every D_i takes the unmerged W, so the order of edits does not matter.
 """
 
 import functools
@@ -23,22 +23,24 @@ from sdjax.trees import Tree
 
 
 class Edit(Protocol):
-    """A weight's change, a pytree of arrays; what is compiled for one serves all of the same structure and shapes."""
+    """The change of a weight, a pytree of arrays; edits of equal structure and shapes share compiled code."""
 
     def change(self, weight: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
-        """Returns D(W), W in a file's layout, [out in] or [out in height width]; ValueError where shapes don't fit."""
+        """Returns D(W); W has a file's layout, [out in] or [out in height width].  Raises ValueError if shapes do
+        not fit.
+        """
         ...
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["factors"], meta_fields=[])
 @dataclass(frozen=True, eq=False)
 class Factored(Edit):
-    """A change by factors {name: array} with a file's axes; their names decide on the formula, see deltas."""
+    """A change by factors {name: array} with a file's axes; their names decide the kind, see deltas."""
 
     factors: dict[str, Any]
 
     def change(self, weight: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
-        """Returns D(W), float32, of the kind that the names make."""
+        """Returns D(W), float32, of the factors' kind."""
         wide = {name: jnp.asarray(value, jnp.float32) for name, value in self.factors.items()}
         return deltas.of(wide).change(wide, weight)
 
@@ -49,8 +51,8 @@ Stack = tuple[tuple[Edit, Any], ...]  # edits of one weight, each with its stren
 def merge(tree: Tree, stacks: Mapping[str, Stack], compute: DTypeLike = jnp.float32) -> Tree:
     """Returns the tree with W + sum_i s_i D_i(W) for every W in stacks, {dotted name: ((Edit, strength), ...)}.
 
-    compute: the type that the network computes in.  For float32 the changed weights are float32.  For a narrower one
-    they keep their type and are rounded to a number of `compute`, see `dithered`.
+    compute: the type that the network computes in.  With float32 the changed weights become float32.  With a narrower
+    type they keep their own type and are rounded to a value of `compute`, see `dithered`.
     """
     compute = jnp.dtype(compute)
 
@@ -69,9 +71,9 @@ def _merged(weight, stack, compute):
 def summed(
     weight: Float[Array, "*shape"], edits: tuple[Edit, ...], strengths: tuple[Any, ...], compute: Any = jnp.float32
 ) -> Float[Array, "*shape"]:
-    """Returns a weight in our layout with edits of several strengths, for a network of type `compute`.
+    """Returns a weight in Flax's layout with edits of several strengths, for a network that computes in `compute`.
 
-    Strengths are arrays, so that no other strength compiles.
+    Strengths are arrays, so another strength does not recompile.
     """
     base = to_file(weight.astype(jnp.float32))
     changes = (strength * edit.change(base) for edit, strength in zip(edits, strengths, strict=True))
@@ -80,11 +82,11 @@ def summed(
 
 
 def dithered(x: Float32[Array, "*shape"], dtype: DTypeLike) -> Float[Array, "*shape"]:
-    """Returns x in a narrower type, rounded up or down by chance: the mean over entries is that of x.
+    """Returns x in a narrower type, rounded up or down at random so that the expected value is x.
 
-    The nearest number would be W itself for a change of W below half a unit in its last place: small changes were lost.
-    Numbers of the type stay as they are.  The chance is a hash of an entry's position, the same at every call (our
-    choice: murmur3's finaliser).
+    Rounding to the nearest value would return W for changes below half a unit in W's last place, and lose them.
+    Values of the narrower type do not change.  The random number is a hash of the element's position, equal in every
+    call (our choice: murmur3's finaliser).
     """
     near = x.astype(dtype)
     rest = x - near.astype(jnp.float32)

@@ -21,7 +21,7 @@ from sdjax.stable_diffusion import StableDiffusion
 class Full(Method):
     """Trains the weights of `parts` whose dotted name matches `pattern`; the others stay frozen.
 
-    keep: leave the weights as they were in `reference`, for a loss that holds on to what the model said before
+    keep: keep a copy of the untrained weights in `reference`, for a loss that preserves the model's earlier predictions
     (loss.preservation).
     """
 
@@ -40,7 +40,7 @@ class Full(Method):
     def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
         """Returns ({part: chosen weights, float32 copies}, sd without them).
 
-        Raises ValueError when a part is not of this model or nothing matches.
+        Raises ValueError if the model lacks a part or no weight matches.
         """
         trained, rest = {}, {}
         for part in self.parts:
@@ -55,12 +55,12 @@ class Full(Method):
         return trained, sd.with_reference(base=trees.copy(trained)) if self.keep else sd
 
     def before(self, frozen: StableDiffusion) -> StableDiffusion:
-        """Returns sd with the weights as they were; raises SettingError where they were not kept."""
+        """Returns sd with the untrained weights.  Raises SettingError without `keep`."""
         if not self.keep:
             raise SettingError("keep", False, "True, where the loss looks back at the model before training")
         base = frozen.reference.base
         return frozen.with_parts(**{part: trees.merge(frozen.parts[part], base[part]) for part in self.parts})
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
-        """Returns sd with the trained weights in their places."""
+        """Returns sd with the trained weights."""
         return frozen.with_parts(**{part: trees.merge(frozen.parts[part], trained[part]) for part in self.parts})

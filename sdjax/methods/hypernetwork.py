@@ -1,10 +1,10 @@
-"""Hypernetworks as A1111 has them: small networks on the inputs of attention's keys and values; the model stays.
+"""A1111's hypernetworks: small networks on the inputs of attention's keys and values; the model stays frozen.
 
     Hypernetwork()                                                        A1111's defaults: 1, 2, 1, linear
     Hypernetwork(layer_structure=(1, 2, 2, 1), activation="mish", layer_norm=True, dropout=(0, 0.3, 0.3, 0))
 
 Source: AUTOMATIC1111's stable-diffusion-webui (settings, initialisations, file).  Our choice: the last layer starts at
-zero, so that training starts from the model as it is; zero=False draws it as the others, as A1111 does.
+zero, so training starts from the unchanged model; zero=False initialises it like the others, as A1111 does.
 """
 
 import math
@@ -72,9 +72,9 @@ class Hypernetwork(Method):
         return hypernetworks.layout(self.layer_structure, activation, self.layer_norm, self.activate_output, rates)
 
     def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
-        """Returns ({width: {"to_k" | "to_v": layers}}, sd as it is).
+        """Returns ({width: {"to_k" | "to_v": layers}}, sd unchanged).
 
-        Raises SettingError for a size that no attention of the model reads.
+        Raises SettingError for an input width that no attention layer has.
         """
         there = widths(sd)
         for size in self.sizes:
@@ -84,7 +84,7 @@ class Hypernetwork(Method):
         return (jax.eval_shape(draw, jax.random.key(0)) if key is None else draw(key)), sd
 
     def draw(self, sizes: tuple[int, ...], key: Array) -> dict[str, Any]:
-        """Returns the first weights {width: {"to_k" | "to_v": {place: weights}}}, float32."""
+        """Returns the initial weights {width: {"to_k" | "to_v": {place: weights}}}, float32."""
 
         def network(size, name):
             rows = {}
@@ -102,9 +102,9 @@ class Hypernetwork(Method):
         return {name: scale * _drawn(kind, shape, key), bias: jnp.zeros(width)}
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
-        """Returns sd with the networks as a hook of strength 1; key [B]: of dropout.
+        """Returns sd with the networks as a hook of strength 1.  key [B]: for dropout.
 
-        It is the outermost hook, so that those on the weights of to_k and to_v, such as LoRA's, see what it made of x.
+        It is the outermost hook, so hooks on the weights of to_k and to_v, such as LoRA's, get its output.
         """
         key = key if any(self.dropout) else None
         hook = hypernetworks.Hypernetwork(trained, jnp.float32(1), key, self.rows)
@@ -116,7 +116,7 @@ class Hypernetwork(Method):
 
 
 def widths(sd: StableDiffusion) -> tuple[int, ...]:
-    """Returns the widths of what the UNet's attention layers take keys and values from: 320, 640, 768, 1280 of SD 1."""
+    """Returns the input widths of keys and values in the UNet's attention layers: 320, 640, 768, 1280 for SD 1.5."""
     kernels = trees.matching(sd.parts["unet"], r"attn\d\.to_k\.kernel$")
     return tuple(sorted({kernel.shape[0] for kernel in kernels.values()}))
 

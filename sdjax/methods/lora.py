@@ -1,11 +1,11 @@
-"""LoRA and its relatives: small changes of chosen layers, which train beside frozen weights.
+"""LoRA and its relatives: low-rank changes of chosen layers, trained beside frozen weights.
 
     Lora(rank=16)                                          the UNet's transformers, 192 layers of SD 1.5
     Lora(text_encoder=True, convolutions=8)                with the text encoder, and LoCon: residual blocks at rank 8
     Lora(algo="dora", ranks=((r"up_blocks", 32), (r"attn1", 0)))
     Chain((TextualInversion("<cat>"), Lora()))             pivotal tuning
 
-LoRA+ and rates by block are rates of the optimizer: optim.rates=((r"down_blocks.*up$", 8), (r"up$", 16)).
+LoRA+ and rates per block are rates of the optimizer: optim.rates=((r"down_blocks.*up$", 8), (r"up$", 16)).
 Sources: deltas/*.py; rsLoRA: Kalajdzievski 2023 (arXiv 2312.03732); LoRA+: Hayou et al. 2024 (arXiv 2402.12354);
 dropout of ranks and modules, and the largest norm: sd-scripts.
 """
@@ -123,16 +123,16 @@ class Lora(Method):
         return own if own is not None else self.convolutions if convolution else self.rank
 
     def scale(self, rank: int) -> float:
-        """Returns a, by which the product of a layer's factors counts."""
+        """Returns a, the factor of the product of a layer's factors."""
         alpha = rank if self.alpha is None else self.alpha * rank / self.rank
         return alpha / rank**0.5 if self.rslora else alpha / rank
 
     # ---- the method ------------------------------------------------------------------------------
 
     def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
-        """Returns ({part: {module: factors}}, sd); the change they make is none.
+        """Returns ({part: {module: factors}}, sd); the initial change is zero.
 
-        Raises SettingError where no layer matches, or a setting does not fit one.
+        Raises SettingError if no layer matches or a setting does not fit one.
         """
         trained, kind = {}, deltas.named(self.algo)
         for part, modules in self._chosen(sd).items():
@@ -159,7 +159,9 @@ class Lora(Method):
         return sd.with_own(**{BEGUN: trees.copy(first)})
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Key[Array, "..."] | None = None) -> StableDiffusion:
-        """Returns sd with the changes beside its layers, a hook; key: one per example [B], or of one for dropout."""
+        """Returns sd with the changes as a hook beside its layers.  key: one per example [B], or a single one, for
+        dropout.
+        """
         random = self.dropout or self.rank_dropout or self.module_dropout
         keys = None if key is None or not random else key if key.ndim else key[None]
         rates = {"units": self.dropout, "ranks": self.rank_dropout, "modules": self.module_dropout}
@@ -192,7 +194,7 @@ class Lora(Method):
         return made
 
     def scale_of(self, f: Mapping[str, Any]) -> float | None:
-        """Returns by how much a layer's factors {name: array} count: 1 where they have no rank, None of OFT's."""
+        """Returns the factor of a change with factors {name: array}: 1 without a rank, None for OFT."""
         rank = self._ranked(f)
         return None if self.algo == "oft" else 1.0 if rank is None else self.scale(rank)
 
@@ -210,7 +212,7 @@ class Lora(Method):
 
     @property
     def project(self) -> Callable | None:
-        """Shrinks what is larger than max_norm after each step; None where nothing is bounded."""
+        """Scales changes with a norm above max_norm down to it, after each step; None without a bound."""
         return self._shrunk if self.max_norm else None
 
     def _shrunk(self, trained):

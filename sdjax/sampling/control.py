@@ -29,13 +29,13 @@ from sdjax.stable_diffusion import StableDiffusion
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """A ControlNet's parameters and network, and what `on` says about its use.
+    """A ControlNet's parameters and network, and how to use it, as set by `on`.
 
-    picture: uint8 [H W 3], one or one per prompt.  weight: factor of what it adds.
-    start, end: the share of the steps, 0 to 1, in which it acts.
-    guess: it acts on the prompt's side of guidance only, and less on fine maps, so that it also works without a prompt.
-    resize: how the picture is brought to the size of what is made, see resize.fit.
-    preprocess: a condition (sdjax.conditions) that is made of the picture then, None where it is one.
+    picture: uint8 [H W 3], one for all prompts or one per prompt.  weight: factor of the network's output.
+    start, end: the fractions of the steps, 0 to 1, between which it acts.
+    guess: it acts on the prompt's side of guidance only, and less on fine maps, so it also works without a prompt.
+    resize: how to bring the picture to the size of the result, see resize.fit.
+    preprocess: a condition (sdjax.conditions) to compute from the resized picture; None: the picture is a condition.
     """
 
     params: Any
@@ -58,10 +58,10 @@ class Control:
         resize: str = "crop",
         preprocess: Any = None,
     ) -> Self:
-        """Returns the Control that looks at a picture.
+        """Returns the Control with a picture.
 
-        preprocess: a condition or its name, such as "canny", where the picture is none yet.
-        Raises ValueError for a start and end that are not 0 <= start < end <= 1.
+        preprocess: a condition or its name, such as "canny", if the picture is not a condition yet.
+        Raises ValueError unless 0 <= start < end <= 1.
         """
         if not 0 <= start < end <= 1:
             raise ValueError(f"control start={start}, end={end}: expected 0 <= start < end <= 1")
@@ -80,7 +80,7 @@ class Control:
 
 
 def applied(controls: Sequence[Control], made: ControlNetSettings, pictures: Sequence[np.ndarray]) -> list[Control]:
-    """Returns the Controls that look at pictures, one each, as a picture's settings say."""
+    """Returns the Controls with their pictures, one each, from a picture's settings."""
     count = len(controls)
     each = [values * (count // len(values)) for values in (made.weight, made.start, made.end)]
     makers = [maker if maker is not None and not maker.endings else None for maker in made.makers()]  # others are read
@@ -89,14 +89,14 @@ def applied(controls: Sequence[Control], made: ControlNetSettings, pictures: Seq
 
 
 def taken(sd: StableDiffusion) -> tuple[StableDiffusion, list[Control]]:
-    """Returns (sd without the ControlNets that stand around it, these as Controls for pictures)."""
+    """Returns (sd without its ControlNet wrappers, these ControlNets as Controls)."""
     found = [one for one in sd.wrappers if isinstance(one, ControlNet)]
     rest = tuple(one for one in sd.wrappers if not isinstance(one, ControlNet))
     return sd.replace(wrappers=rest), [Control(one.params, one.network) for one in found]
 
 
 class Steps(struct.PyTreeNode, Conditioner):
-    """The conditioner that gives a ControlNet the weight of the current step."""
+    """The conditioner that sets a ControlNet's weight for the current step."""
 
     weights: Any
     name: str = struct.field(pytree_node=False, default="control")
@@ -111,10 +111,10 @@ class Steps(struct.PyTreeNode, Conditioner):
 def attach(
     sd: StableDiffusion, controls: Iterable[Control], cond: Cond, negative: Cond | None, steps: int, size: resize.Size
 ) -> tuple[StableDiffusion, Cond, Cond | None]:
-    """Returns (sd, cond, negative) with ControlNets in their places, for pictures of `size` (height, width).
+    """Returns (sd, cond, negative) with the ControlNets attached, for pictures of `size` (height, width).
 
-    negative: the other side's cond, or None without guidance.
-    Raises ValueError for a Control without a picture, or made for another width of text.
+    negative: the negative side's cond, or None without guidance.
+    Raises ValueError for a Control without a picture, and one made for another text width.
     """
     for i, control in enumerate(controls):
         if control.picture is None:

@@ -1,4 +1,4 @@
-"""The settings of ControlNets: which networks look at which pictures, a part of the tasks in settings.py."""
+"""Settings of ControlNets: which network reads which picture.  They are a part of the tasks in settings.py."""
 
 import dataclasses
 from typing import Annotated, Any
@@ -70,9 +70,9 @@ class Controls:
         self.makers()
 
     def makers(self) -> list[Any]:
-        """Returns what makes a condition of each picture, None where it is one.
+        """Returns the condition to compute from each picture; None for a picture that is a condition.
 
-        Raises SettingError for what is no condition; a model's place is given by depth_model alone.
+        Raises SettingError for an unknown condition; only depth_model may name a model.
         """
         try:
             made = [conditions.of(text, public=True) for text in self.preprocess]

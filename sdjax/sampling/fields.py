@@ -36,13 +36,14 @@ NOTHING = dataclasses.MISSING
 
 
 class Setting(NamedTuple):
-    """What a type does not say of a setting.
+    """What the type of a setting does not tell.
 
-    word: in A1111's text, or ours in its form; api: in its API, two names for a size.  unsaid: the value that a text
-    without the word stands for, where it is not the usual one; always: the word is written for that value too.
-    own: may differ between pictures that are made together.  needs: the setting without which it means nothing.
-    file: it names files.  mine: who starts the program says it, and no list, record or browser.
-    private: left out of public records.  step: of a slider.
+    word: its name in A1111's text, or ours in that style.  api: its name in A1111's API, two names for a size.
+    unsaid: the value that a text without the word means, if it is not the default.  always: write the word for that
+    value too.
+    own: it may differ between pictures of a batch.  needs: the setting without which it has no effect.
+    file: it names files.  mine: only the user who starts a program may set it, no list, record or browser.
+    private: left out of public records.  step: step width of a slider.
     """
 
     help: str
@@ -62,7 +63,7 @@ class Setting(NamedTuple):
 
 
 class Choice(dict):
-    """The accepted names, {ours: A1111's}; both are understood, and other names that `also` gives, {theirs: ours}."""
+    """The accepted names, {ours: A1111's}; either is accepted, and so are the names of `also`, {theirs: ours}."""
 
     others: Mapping[str, str] = types.MappingProxyType({})
     last = ""
@@ -71,23 +72,23 @@ class Choice(dict):
         return hash((*self.items(), *self.others.items()))
 
     def also(self, **others: str) -> "Choice":
-        """Returns the names with others that are understood."""
+        """Returns the Choice with further accepted names."""
         made = Choice(self)
         made.others = others
         return made
 
     def rest(self, name: str) -> "Choice":
-        """Returns the names, of which this one stands for what A1111 has and we have not, see `near`."""
+        """Returns the Choice in which this name stands for A1111's names that we lack, see `near`."""
         made = Choice(self).also(**self.others)
         made.last = name
         return made
 
     def near(self, name: str) -> str:
-        """Returns our name of one that A1111 has: whose label it begins with, else that of `rest`; "" for none."""
+        """Returns our name whose label begins one of A1111's names, or else that of `rest`; "" if there is none."""
         return next((own for own, label in self.items() if name.startswith(label)), self.last) if self.last else ""
 
     def ours(self, name: object) -> object:
-        """Returns our name of A1111's, in letters of any size; another value as it is."""
+        """Returns our name for A1111's, ignoring case; another value unchanged."""
         same, theirs = str(name).casefold(), {label: own for own, label in self.items()} | dict(self.others)
         return name if name in self else next((own for label, own in theirs.items() if same == label.casefold()), name)
 
@@ -100,7 +101,7 @@ class Choice(dict):
 
 
 class Size(NamedTuple):
-    """Pixels (height, width), written as "WIDTHxHEIGHT"; also understood are 512, "512" and such a pair."""
+    """Pixels (height, width), written as "WIDTHxHEIGHT"; also parses 512, "512" and such a pair."""
 
     height: int
     width: int
@@ -112,7 +113,7 @@ class Size(NamedTuple):
 
     @classmethod
     def of(cls, value: Any) -> "Size":
-        """Returns the Size of what is understood; raises ValueError for anything else."""
+        """Returns the Size of a value.  Raises ValueError for anything that it cannot parse."""
         if isinstance(value, str):
             sides = [int(side) for side in value.lower().split("x")][::-1]
         else:
@@ -138,7 +139,7 @@ NOUNS = {int: "a whole number", bool: "true or false", Size: "pixels, or WIDTHxH
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A setting as it is declared: name, type, the part that it stands in, its usual value (NOTHING: asked for)."""
+    """A declared setting: name, type, its part, its default (NOTHING: required)."""
 
     name: str
     hint: Any
@@ -153,12 +154,12 @@ class Field:
 
     @property
     def unsaid(self) -> Any:
-        """The value that A1111's text without the setting's word stands for."""
+        """The value that A1111's text means if it lacks the setting's word."""
         return self.usual if self.about.unsaid is NOTHING else self.about.unsaid
 
     @property
     def accepted(self) -> str:
-        """What errors and help say of its values."""
+        """The accepted values, for errors and help."""
         if self.choices is not None:
             return f"one of {', '.join(self.choices)}"
         low, high, above = (getattr(self.span, end, None) for end in ("ge", "le", "gt"))
@@ -176,11 +177,11 @@ class Field:
 
 
 def declared(part: type) -> type:
-    """Returns a class of settings, a part or a task, as a frozen dataclass that checks itself.
+    """Returns a class of settings, a part or a task, as a frozen dataclass that validates itself.
 
-    Inherited settings that it gives a value, as in `steps = 75`, have that as their usual one.
-    A part may have `fill(self)`, {name: value} of what follows from other settings, and `rule(self)`, which raises
-    SettingError for settings that do not fit each other.
+    A line such as `steps = 75` overrides the default of an inherited setting.
+    A part may have `fill(self)`, which returns {name: value} of settings that follow from others, and `rule(self)`,
+    which raises SettingError for settings that do not fit each other.
     """
     bases = reversed(part.__mro__[1:])
     inherited = {name: hint for base in bases for name, hint in inspect.get_annotations(base).items()}
@@ -226,9 +227,9 @@ def _adapter(hint: Any) -> Any:
 
 
 def checked(field: Field, value: Any, text: bool = False) -> Any:
-    """Returns a value in the setting's type; text: a text may stand for a number, as in flags and lists.
+    """Returns a value in the setting's type.  text: parse numbers from text, as in flags and lists.
 
-    Raises SettingError where it is not accepted.
+    Raises SettingError for a value that is not accepted.
     """
     import pydantic
 
@@ -265,11 +266,11 @@ def _check(self: Any) -> None:
 
 
 def make(task: type, values: Mapping[str, object], text: bool = False) -> Any:
-    """Returns a task's settings of {name: value}; what is not there, or None, is as usual.
+    """Returns a task's settings from {name: value}; a missing value, or None, means the default.
 
-    text: a text may stand for a number.
-    Raises SettingError for an unknown name, a value that is not accepted, one without the setting that it needs, and
-    for settings that do not fit each other.
+    text: parse numbers from text.
+    Raises SettingError for an unknown name, a value that is not accepted, a setting without the one that it needs, and
+    settings that do not fit each other.
     """
     known = fields(task)
     values = understood(task, {name: value for name, value in values.items() if value is not None})
@@ -286,7 +287,7 @@ def make(task: type, values: Mapping[str, object], text: bool = False) -> Any:
 
 
 def understood(task: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns {name: value} with other spellings that a part understands, by its `spelled`, in ours.
+    """Returns {name: value} with other spellings replaced by ours, as each part's `spelled` does.
 
     Raises SettingError for a name that the task does not know.
     """
@@ -300,7 +301,7 @@ def understood(task: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def acting(made: Any) -> dict[str, Any]:
-    """Returns {name: value} of the settings that act: those whose `needs` is there too."""
+    """Returns {name: value} of the settings that have an effect: those whose `needs` is set too."""
     known, values = fields(type(made)), {}
     for name, field in known.items():
         needed = field.about.needs

@@ -17,10 +17,10 @@ A = TypeVar("A", bound=jax.Array | np.ndarray)
 
 
 def latents(z: jax.Array, lost: jax.Array, steps: int, advice: str) -> jax.Array:
-    """Returns the latents z [B ...], all of them finite.
+    """Returns the latents z [B ...] if all are finite.
 
-    lost: int32 [B], the step, counted from 1, after which each was not finite for the first time; 0 for none.
-    Raises ValueError that names the first such step and ends in what is expected, `advice`.
+    lost: int32 [B], the first step, counted from 1, after which each was not finite; 0 for none.
+    Raises ValueError that names the first such step and ends with `advice`.
     """
     began = np.asarray(lost)
     if began.any():
@@ -32,7 +32,7 @@ def latents(z: jax.Array, lost: jax.Array, steps: int, advice: str) -> jax.Array
 
 
 def made(name: str, x: A) -> A:
-    """Returns what an autoencoder made, x [B ...].  Raises ValueError, with its name, where it is not finite."""
+    """Returns an autoencoder's output x [B ...].  Raises ValueError with its name if it is not finite."""
     lost = np.count_nonzero(~np.asarray(_finite(x)))
     if lost:
         raise ValueError(

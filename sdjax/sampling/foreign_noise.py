@@ -40,9 +40,10 @@ def start(source: str, seeds: Sequence[int], shape: Shape) -> Float32[np.ndarray
 def steps(
     source: str, seeds: Sequence[int], shape: Shape, count: int, delta: int = 0
 ) -> Float32[np.ndarray, "n B h w c"] | None:
-    """Returns the draws after the first, [n B h w c] with n = ROOM or the next power of two that holds `count`.
+    """Returns the draws after the first, [n B h w c]; n is ROOM or the next power of two from `count` on.
 
-    None for "jax".  delta: A1111's ENSD; where it is not 0, the draws are those of the seeds + delta, from the first.
+    Returns None for "jax".  delta: A1111's ENSD; if it is not 0, the draws are those of seeds + delta, from their
+    first.
     Raises ValueError for an unknown source.
     """
     if source == "jax":
@@ -57,11 +58,11 @@ def steps(
 
 
 def draw(source: str, seed: int, shapes: Sequence[tuple[int, ...]]) -> list[Float32[np.ndarray, "..."]]:
-    """Returns what a generator of `seed` gives when asked for standard normals of these shapes, one after another.
+    """Returns standard normal arrays of these shapes, drawn one after another from a generator of `seed`.
 
-    seed: any whole number; torch-cpu uses its lowest 32 bits, philox 64.  Numbers are float32 and equal torch's bit
-    for bit (torch-cpu, on processors with AVX2) or to a few units of the seventh digit (philox).
-    Raises ValueError for a source that is not torch-cpu or philox.
+    seed: any integer; torch-cpu uses its lowest 32 bits, philox 64.  The float32 numbers equal torch's bit for bit
+    (torch-cpu, on processors with AVX2) or to a few units of the seventh digit (philox).
+    Raises ValueError for a source other than torch-cpu and philox.
     """
     if source not in ("torch-cpu", "philox"):
         raise ValueError(f"noise={source!r}: expected one of {', '.join(SOURCES)}")

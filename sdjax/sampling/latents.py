@@ -18,10 +18,10 @@ from sdjax.stable_diffusion import StableDiffusion, to_pictures, to_pixels
 
 
 def latent_shape(sd: StableDiffusion, size: Any = None) -> tuple[int, int, int]:
-    """Returns (h, w, c) of the latents of pictures of `size` pixels, (height, width), or the model's size.
+    """Returns (h, w, c) of the latents of pictures of `size` (height, width) pixels; None takes the model's size.
 
-    Raises ValueError for a side that is not a positive multiple of what the model halves it to, and for a picture that
-    would not fit into memory.
+    Raises ValueError for a side that is not a positive multiple of sd.factor, and for a picture that
+    does not fit into memory.
     """
     config = sd.networks["unet"].config
     if size is None:
@@ -36,19 +36,19 @@ def latent_shape(sd: StableDiffusion, size: Any = None) -> tuple[int, int, int]:
 
 
 def wanted_shape(sd: StableDiffusion, made: Task) -> tuple[int, int, int]:
-    """Returns (h, w, c) of the latents that settings ask for; raises as `latent_shape` does."""
+    """Returns (h, w, c) of the latents for a picture's settings; raises as `latent_shape` does."""
     return latent_shape(sd, made.size)
 
 
 def sized(made: Task) -> bool:
-    """Returns whether settings say the size of the picture."""
+    """Returns whether the settings have a picture size."""
     return made.size is not None
 
 
 def encode(sd: StableDiffusion, pictures: Any, keys: Key[Array, " B"]) -> Float[Array, "B h w c"]:
-    """Returns scaled latents [B h w c], one draw each, of pictures uint8 [B H W 3]; large ones in tiles.
+    """Returns scaled latents [B h w c], sampled once, of pictures uint8 [B H W 3]; encodes large ones in tiles.
 
-    keys: one per picture [B]; the draw is of its own, apart from the sampling noise of the same key.
+    keys: one per picture [B]; the sample does not depend on the sampling noise of the same key.
     """
     sd, place = replicas.share(sd.bare, len(pictures))
     z = _draw_latents(sd, tiles.moments(sd, place(to_pixels(pictures))), place(keys))

@@ -28,9 +28,9 @@ DECODED = 3000  # bytes per pixel that a full-size decoder keeps (tiles.py)
 
 
 def available() -> int | None:
-    """Returns the bytes free on the first device, or for this process where that is the machine's memory.
+    """Returns the free bytes of the first device; on a CPU the bytes that this process may still use; None if unknown.
 
-    The latter is the least of what the machine has and what the process's control groups leave; None where unknown.
+    The latter is the least of the machine's free memory and what the process's control groups leave.
     """
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
@@ -74,11 +74,11 @@ def _lines(path):
 
 
 def needed(sd: StableDiffusion, sides: Sequence[int], rows: int, controls: int = 0) -> int:
-    """Returns about how many bytes sampling takes beside the weights: latents of sides (h, w), `rows` at once.
+    """Returns an estimate of the bytes for sampling beside the weights: latents of sides (h, w), `rows` at once.
 
-    rows: of the UNet's calls: with guidance two per picture, with AND one more for each further text.
-    controls: how many ControlNets act beside those that stand around the model.
-    The UNet's share or the decoder's, whichever is larger, and the pictures.
+    rows: of the UNet's calls: two per picture with guidance, and one more for each further text of AND.
+    controls: number of ControlNets beside those already around the model.
+    It is the larger of the UNet's and the decoder's needs, plus the pictures.
     """
     pixels = rows * sides[0] * sides[1] * sd.factor**2
     decoder = DECODED * min(pixels, AT_ONCE) * sd.networks["vae"].config.block_out_channels[0] // 128
@@ -86,7 +86,7 @@ def needed(sd: StableDiffusion, sides: Sequence[int], rows: int, controls: int =
 
 
 def unet(sd: StableDiffusion, sides: Sequence[int], rows: int, controls: int = 0) -> int:
-    """Returns about how many bytes one call of the UNet, and of ControlNets before it, takes beside the weights.
+    """Returns an estimate of the bytes for one call of the UNet and its ControlNets, beside the weights.
 
     controls: as in needed.
     """
@@ -105,7 +105,7 @@ def _scores(q):
 
 
 def check(sd: StableDiffusion, sides: Sequence[int], rows: int, limit: int | None = None, controls: int = 0) -> None:
-    """Raises ValueError when sampling latents of sides (h, w) would not fit, naming the largest size that would.
+    """Raises ValueError, with the largest size that fits, if sampling latents of sides (h, w) would exceed the memory.
 
     limit: bytes; None is what is free now.
     """
@@ -127,6 +127,6 @@ def check(sd: StableDiffusion, sides: Sequence[int], rows: int, limit: int | Non
 
 @contextlib.contextmanager
 def told(size: Sequence[int], count: int) -> Iterator[None]:
-    """Turns what a device says when its memory is full into a ValueError of one line; size: pixels (height, width)."""
+    """Turns a device's out-of-memory error into a ValueError of one line; size: pixels (height, width)."""
     with room.memory(f"size={size}: out of memory with {count} at once; make it smaller, or fewer"):
         yield

@@ -10,10 +10,10 @@ from jaxtyping import Array, ArrayLike, Float
 def slerp(
     low: Float[Array, "B h w c"], high: Float[Array, "B h w c"], amount: Float[ArrayLike, "..."]
 ) -> Float[Array, "B h w c"]:
-    """Returns noise [B h w c] on the arc from low (amount 0) to high (1), by columns of h numbers each.
+    """Returns noise [B h w c] on the arc from low (amount 0) to high (1), for each column of h numbers.
 
-    (sin((1 - v) w) low + sin(v w) high) / sin w with w the angle between two columns; the line where they are parallel.
-    Source: the variation seeds of A1111, whose arcs run over columns too, so that strengths mean the same.
+    It is (sin((1 - v) w) low + sin(v w) high) / sin w, w the angle between two columns; a line if they are parallel.
+    Source: A1111's variation seeds, whose arcs also run along columns, so strengths mean the same.
     """
 
     def unit(x: Float[Array, "B h w c"]) -> Float[Array, "B h w c"]:

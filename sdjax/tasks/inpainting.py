@@ -1,10 +1,11 @@
-"""Inpainting: beside the latent the UNet reads the mask and the latent of the picture without what is under it.
+"""Inpainting: the UNet also reads the mask and the latent of the masked picture.
 
-Channels: [z_t | mask | masked latent], as of the original checkpoints (LatentInpaintDiffusion, concat_keys).
-A hole is mid-grey, 0 of [-1, 1]; its mask on the latent is the nearest pixel's.
-Source of training: runwayml/stable-diffusion-inpainting's card (holes of synthetic shapes, a quarter of the pictures
-wholly a hole, new channels with weights of zero); shapes: diffusers' inpainting example, rectangles and ellipses; LaMa,
-Suvorov et al. 2022, section 3.3: boxes and wide strokes, and for outpainting all but a part.  Their numbers are ours.
+Channels: [z_t | mask | masked latent], as in the original checkpoints (LatentInpaintDiffusion, concat_keys).
+A hole is mid-grey, 0 of [-1, 1]; the latent's mask takes the nearest pixel's value.
+Source of training: the card of runwayml/stable-diffusion-inpainting (holes of synthetic shapes, a quarter of the
+pictures one whole hole, new channels with zero weights).  Shapes: rectangles and ellipses of diffusers' inpainting
+example; boxes, wide strokes and for outpainting all but a part of LaMa, Suvorov et al. 2022, section 3.3.  Their
+numbers are our choice.
 """
 
 import functools
@@ -30,7 +31,7 @@ LINES, BENDS, REACH, BRUSH = 3, 5, 0.25, (0.05, 0.2)  # of strokes: their length
 
 
 class Inpainting(Task):
-    """Painting a part of a picture anew."""
+    """Repaints a part of a picture."""
 
     name, pixels = "inpainting", True
 
@@ -40,14 +41,14 @@ class Inpainting(Task):
         return taken == 2 * latent + 1 and "text_encoder" in sd.parts
 
     def prepare(self, sd: StableDiffusion, key: Array) -> StableDiffusion:
-        """Returns sd whose UNet reads 2c + 1 channels, of a plain model or one for inpainting."""
+        """Returns sd with a UNet that reads 2c + 1 channels; sd is a plain or an inpainting model."""
         taken, latent = channels(sd)
         if taken not in (latent, 2 * latent + 1) or "text_encoder" not in sd.parts:
             raise SettingError("task", self.name, f"a task of the model, whose UNet reads {taken} channels")
         return widened(sd, 2 * latent + 1)
 
     def inputs(self, sd: StableDiffusion, batch: Mapping[str, Array], key: Array) -> Cond:
-        """Returns a Cond of channels [B h w c+1], of holes that are drawn anew for every example at every step."""
+        """Returns a Cond with channels [B h w c+1]; every example gets a new hole at every step."""
         k_hole, k_latent = (trees.example_keys(k, batch["index"]) for k in jax.random.split(key))
         pixels = batch["pixels"]
         _, height, width, _ = pixels.shape
@@ -55,9 +56,9 @@ class Inpainting(Task):
         return self.given(sd, pixels, holes, {"encode": lambda masked: sd.encode(masked, k_latent)})
 
     def given(self, sd: StableDiffusion, pictures: Any, masks: Any, settings: Mapping[str, Any]) -> Cond:
-        """Returns a Cond of channels [B h w c+1].
+        """Returns a Cond with channels [B h w c+1].
 
-        pictures: uint8 or float in [-1, 1] [B H W 3]; masks: bool [B H W], True where to paint.
+        pictures: uint8 or float in [-1, 1] [B H W 3].  masks: bool [B H W], True where to paint.
         settings: {"encode": function from such pictures to scaled latents}.
         """
         grey, where = (0.0, jnp.where) if jnp.issubdtype(pictures.dtype, jnp.floating) else (127.5, np.where)
@@ -67,9 +68,10 @@ class Inpainting(Task):
 
 
 def hole(key: Array, size: tuple[int, int]) -> Bool[Array, "H W"]:
-    """Returns a hole in a picture of `size` (H, W), bool [H W].
+    """Returns a random hole in a picture of `size` (H, W), bool [H W].
 
-    A rectangle, an ellipse, strokes of a brush, or all but a rectangle, each as often; for WHOLE of the keys all of it.
+    A fraction WHOLE of the keys gives the whole picture.  The others give a rectangle, an ellipse, brush strokes or all
+    but a rectangle, each equally often.
     """
     *keys, k_kind, k_whole = jax.random.split(key, 6)
     kinds = jnp.stack([make(k, size) for make, k in zip((_box, _oval, _strokes, _outside), keys, strict=True)])

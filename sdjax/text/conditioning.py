@@ -49,7 +49,7 @@ Stream = list[tuple[float, Timed]]  # (weight, schedule) of each prompt: of one 
 
 
 class TextModel(Protocol):
-    """What is asked of a model here.  StableDiffusion, which lies above, is one."""
+    """What this module needs from a model; StableDiffusion provides it."""
 
     @property
     def tokenizers(self) -> Any: ...
@@ -75,10 +75,10 @@ M = TypeVar("M", bound=TextModel)
 
 
 def chunks(tokenizer: Tokenizer, text: str, grammar: str = "a1111") -> list[Chunk]:
-    """Returns a text's chunks, lists of (id, weight) without begin, end and padding; at least one chunk.
+    """Returns the chunks of a text, lists of (id, weight) without begin, end and padding tokens; at least one chunk.
 
-    The text is one step's: without changes, turns and ANDs.
-    Raises ValueError for an unknown grammar and for words that do not fit, or that embedding: does not know.
+    text: the text of one step, without scheduled changes, alternation and AND.
+    Raises ValueError for an unknown grammar, words that do not fit into a chunk, and an unknown "embedding:" name.
     """
     room = tokenizer.length - 2
     if grammar == "plain":
@@ -169,7 +169,9 @@ def _comfy_chunks(groups: Iterable[Chunk], room: int) -> list[Chunk]:
 def rows(
     tokenizer: Tokenizer, made: Sequence[Chunk], count: int
 ) -> tuple[Int32[np.ndarray, "count L"], Float32[np.ndarray, "count L"]]:
-    """Returns (ids int32, weights float32), both [count L]: begin, tokens, end, padding; empty chunks follow."""
+    """Returns (ids int32, weights float32), both [count L]: begin, tokens, end, padding.  Empty chunks fill up to
+    `count`.
+    """
     ids = np.full((count, tokenizer.length), tokenizer.pad, np.int32)
     weights = np.ones((count, tokenizer.length), np.float32)
     for i in range(count):
@@ -192,10 +194,10 @@ def sizes(
     grammar: str = "a1111",
     before: int | None = None,
 ) -> list[tuple[int, int]]:
-    """Returns [(chunks, parts), ...], one pair per prompt with its negative: those of one size can be made together.
+    """Returns [(chunks, parts), ...], one pair per prompt and its negative; prompts with equal pairs can share a batch.
 
-    In a batch of several sizes the shorter prompts are padded, which changes their pictures a little; sampling makes
-    each size by itself.  Arguments: as of `condition`.
+    In a mixed batch the shorter prompts get empty chunks, which changes their pictures a little; so sampling makes one
+    batch per size.  Arguments: see `condition`.
     """
     streams = _streams(prompts, negatives, steps, grammar, before)
     texts = [[text for stream in streams for _, text in stream[b][1]] for b in range(len(prompts))]
@@ -207,7 +209,7 @@ def sizes(
 
 
 def parts(prompts: Iterable[str], grammar: str) -> int:
-    """Returns how many texts the prompts' longest AND weighs; 1 without."""
+    """Returns the largest number of texts that AND joins in one of the prompts; 1 without AND."""
     return max(len(_parts(prompt, grammar)) for prompt in prompts)
 
 
@@ -222,17 +224,18 @@ def condition(
     weighting: str | None = None,
     before: int | None = None,
 ) -> tuple[M, Cond, Cond | None]:
-    """Returns (sd, cond, negative): what sd.denoise takes for these prompts, one picture each.
+    """Returns (sd, cond, negative): the conditions of one picture per prompt, for sd.denoise.
 
-    sd holds a conditioner that puts the texts of step i into cond, where the grammar has such.  cond is that of step 0;
-    with AND it has `also` and `share` [B parts], and then Guidance is needed, with scale 1 too.  negative: a whole
-    Cond, None without `negatives`.
-    steps: of the whole run, image-to-image's too.  skip: the text encoder's last layers left out ("clip skip 2" is 1).
-    weighting: how weights act: "a1111", a token's vector times its weight, then the chunk's mean as it was; "comfyui",
-    the vector's way from that of the empty text times its weight; None: the grammar's own.
+    sd: has a conditioner that puts the texts of step i into cond, if the grammar schedules texts.  cond: that of step
+    0.  With AND, cond has `also` and `share` [B parts], and needs Guidance, also at scale 1.  negative: a Cond; None
+    without `negatives`.
+    steps: of the whole run, also for image-to-image.  skip: number of the text encoder's last layers to skip ("clip
+    skip 2" is 1).
+    weighting: "a1111" multiplies a token's vector by its weight and restores the chunk's mean; "comfyui" scales the
+    vector's difference from that of the empty text; None: the grammar's own.
     before: steps of a first pass that this one follows.
-    Raises ValueError for an unknown grammar or weighting, counts that differ, adapters that were not taken out, AND
-    without negatives, and what `adapters`, `schedule` and `chunks` raise.
+    Raises ValueError for an unknown grammar or weighting, unequal counts, adapters left in a prompt, AND without
+    negatives, and what `adapters`, `schedule` and `chunks` raise.
     """
     weighting = weighting or {"comfyui": "comfyui"}.get(grammar, "a1111")
     if weighting not in WEIGHTINGS:
@@ -258,10 +261,10 @@ def condition(
 
 
 class Texts(struct.PyTreeNode, Conditioner):
-    """A conditioner that puts the texts of step i into cond, first of all conditioners.
+    """The conditioner that puts the texts of step i into cond; it runs before all others.
 
     positive, others (a tuple, the further parts of AND), negative: {"index" int32 [B S], and by index "words" {text
-    encoder: {"ids" [B R N], "weights" [B R n L]}} and "unet" UNetInputs [B R ...], and of all steps "empty" {text
+    encoder: {"ids" [B R N], "weights" [B R n L]}} and "unet" UNetInputs [B R ...], and for all steps "empty" {text
     encoder: {"empty" [B L C]}} or {text encoder: {}}}.
     """
 
@@ -292,9 +295,9 @@ class Texts(struct.PyTreeNode, Conditioner):
 
 
 def reread(sd: TextModel, cond: Cond, rows: Mapping[str, Float[Array, "B N C"]]) -> Cond:
-    """Returns the cond whose words are encoded again, of token rows that a conditioner changed.
+    """Returns the cond with its words encoded again from token embeddings that a conditioner changed.
 
-    rows: {text encoder: [B N C]}; encoders that are not there read their own rows.
+    rows: {text encoder: [B N C]}; a text encoder that is missing here uses its own embeddings.
     """
     encoded = {}
     for encoder, words in cond.words.items():

@@ -1,4 +1,4 @@
-"""The grammars of prompts: adapters, several texts at once, scheduled texts, weights.
+"""Grammars of prompts: adapters, AND, scheduled texts, weights.
 
     text, wanted = adapters("a [cat:dog:0.5] (on snow:1.3) AND night :0.5 <lora:ink:0.8>", {"lora": "lora"})
     (first, 1.0), (second, 0.5) = parts(text)
@@ -25,9 +25,9 @@ BREAK = ("BREAK", -1.0)
 
 @dataclass(frozen=True)
 class Wanted:
-    """A <tag:name:strength> of a prompt.
+    """An adapter that a prompt asks for by <tag:name:strength>.
 
-    kind: what its tag stands for.  unet: the strength there, where it is another than the text encoder's.
+    kind: the kind of adapter that the tag stands for.  unet: the UNet's strength if it differs from the text encoder's.
     """
 
     kind: str
@@ -40,18 +40,18 @@ ADAPTER = re.compile(r"<(\w{1,100}):([^>]{1,1000})>")  # bounded, so that no tex
 
 
 def adapters(text: str, tags: Mapping[str, str]) -> tuple[str, tuple[Wanted, ...]]:
-    """Returns (text without its <lora:name:w>, <hypernet:name:w>, ..., what they ask for, Wanted, in order).
+    """Returns (text without its adapter tags, a Wanted for each <lora:name:w>, <hypernet:name:w>, ... in order).
 
-    tags: {word before the name: what its kind is called}, those of formats: {"lora": "lora", "lyco": "lora", ...}.
-    <lora:name:0.8> sets both strengths, <lora:name:0.8:0.5> or <lora:name:te=0.8:unet=0.5> the text encoder's and the
-    UNet's.  Names are looked up by the caller and are no paths.
-    Raises ValueError for another kind and for a strength that is no number.
+    tags: {tag: kind of adapter}, from the formats: {"lora": "lora", "lyco": "lora", ...}.
+    <lora:name:0.8> sets both strengths; <lora:name:0.8:0.5> and <lora:name:te=0.8:unet=0.5> set the text encoder's and
+    the UNet's.  A name is not a path; the caller looks it up.
+    Raises ValueError for an unknown tag and for a strength that is no number.
     """
     return ADAPTER.sub("", text), tuple(_adapter(match, tags) for match in ADAPTER.finditer(text))
 
 
 def expected(tags: Mapping[str, str]) -> str:
-    """Returns how adapters are asked for: "<lora:name:strength> or <hypernet:name:strength>"."""
+    """Returns how a prompt asks for adapters: "<lora:name:strength> or <hypernet:name:strength>"."""
     return " or ".join(f"<{kind}:name:strength>" for kind in dict.fromkeys(tags.values()))
 
 
@@ -82,7 +82,7 @@ NUMBER = re.compile(r"[-+]?(?:\d+\.?|\d*\.\d+)")
 
 
 def parts(text: str) -> tuple[tuple[str, float], ...]:
-    """Returns the texts between ANDs with their weights, ((text, weight), ...): "a AND b :0.5" has 1 and 0.5."""
+    """Returns the texts that AND joins, with their weights: "a AND b :0.5" gives (("a", 1.0), ("b", 0.5))."""
     found = []
     for part in re.split(r"\bAND\b", text):
         words, _, number = part.rpartition(":")
@@ -92,16 +92,16 @@ def parts(text: str) -> tuple[tuple[str, float], ...]:
 
 
 def weighed(text: str) -> bool:
-    """Returns whether a prompt is weighed against the negative one, which it then needs: by AND, or as "a cat:1.5"."""
+    """Returns whether a prompt has AND or a weight at its end ("a cat:1.5"), and so needs a negative prompt."""
     return [weight for _, weight in parts(text)] != [1.0]
 
 
 def schedule(text: str, steps: int, before: int | None = None) -> tuple[tuple[int, str], ...]:
-    """Returns the texts of a run with the last step of each, ((step, text), ...), steps counted from 1.
+    """Returns the texts of a run with the last step of each, ((step, text), ...); steps count from 1.
 
-    A number with a point is a part of `steps`, one without is a step; options of [a|b] take turns.  A text whose
-    brackets do not fit this grammar stays as it is.
-    before: steps of the first of two passes, for the second: numbers count on from it, parts from 1.
+    A number with a point is a fraction of `steps`, one without is a step; the options of [a|b] alternate.  A text whose
+    brackets do not fit this grammar stays unchanged.
+    before: steps of a first pass, when this is the second: steps count on from it, fractions count from 1.
     Raises ValueError for brackets nested deeper than DEPTH.
     """
     tree = _tree(text)
@@ -222,9 +222,9 @@ WEIGHTS = re.compile(r"\\[()\[\]\\]?|[(\[)\]]|:\s*([+-]?[.\d]+)\s*\)|[^\\()\[\]:
 
 
 def emphasis(text: str) -> tuple[tuple[str, float], ...]:
-    """Returns A1111's ((text, weight), ...); BREAK stands for the beginning of a new chunk.
+    """Returns A1111's ((text, weight), ...); the text BREAK starts a new chunk.
 
-    Brackets without a partner reach to the end of the text, or are letters where they close nothing.
+    An unclosed bracket reaches to the end of the text; an unopened one is a letter.
     Raises ValueError for a weight such as 1.2.3, and for WORK parts in brackets, counted once for each bracket.
     """
     found, opened, left = [], {"(": [], "[": []}, WORK
@@ -273,7 +273,7 @@ def _joined(pairs: Iterable[Sequence[Any]]) -> list[tuple[str, float]]:
 
 
 def comfy_emphasis(text: str, weight: float = 1.0) -> tuple[tuple[str, float], ...]:
-    """Returns ComfyUI's ((text, weight), ...): a number replaces the weight around it, brackets alone multiply it."""
+    """Returns ComfyUI's ((text, weight), ...): a number replaces the weight around it, plain brackets multiply it."""
     hidden = text.replace("\\)", "\0\1").replace("\\(", "\0\2")
     return tuple((t.replace("\0\1", ")").replace("\0\2", "("), w) for t, w in _comfy(hidden, weight, 0))
 

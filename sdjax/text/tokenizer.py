@@ -37,11 +37,11 @@ Vocabulary = tuple[dict[str, int], list[tuple[str, str]]]  # {token: id} and mer
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """CLIP's tokenizer as a value: `add` returns a new one.
+    """CLIP's tokenizer as an immutable value: `add` returns a new one.
 
-    vocabulary: {token: id}; merges: pairs in order of rank; roles: {"bos_token": token, ...}; added: the tokens matched
-    in the text before merging, each a dict of "content" and matching flags; length: L, both ends included.
-    Equal are those of the same content.
+    vocabulary: {token: id}.  merges: pairs, the first rank first.  roles: {"bos_token": token, ...}.  added: tokens
+    that match before merging, each a dict of "content" and matching flags.  length: L, including begin and end.
+    Tokenizers of equal content are equal.
     """
 
     vocabulary: dict[str, int]
@@ -58,15 +58,15 @@ class Tokenizer:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A hash of the content; made once, where comparing vocabularies at every call would take long."""
+        """A hash of the content, computed once: comparing vocabularies at every call is slow."""
         content = self.vocabulary, self.merges, self.roles, self.added, self.length
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> Self:
-        """Returns the tokenizer of a folder with vocab.json and merges.txt, or tokenizer.json.
+        """Returns the tokenizer of a folder with vocab.json and merges.txt, or with tokenizer.json.
 
-        Raises ValueError naming the file that is missing or cannot be read.
+        Raises ValueError that names a file that is missing or unreadable.
         """
         folder = pathlib.Path(folder)
         with named(folder):
@@ -90,7 +90,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int, length: int = 32) -> Self:
-        """Returns a tokenizer whose vocabulary of `size` tokens is made from nothing; padding is the end token."""
+        """Returns a tokenizer with a vocabulary of `size` tokens learnt from texts; padding is the end token."""
         vocabulary, merges = train_vocabulary(texts, size)
         return cls.of(vocabulary, merges, length)
 
@@ -98,13 +98,13 @@ class Tokenizer:
     def of(
         cls, vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str]], length: int = 77, pad: str = EOS
     ) -> Self:
-        """Returns the tokenizer of a vocabulary {token: id} and merges [(left, right)] without placeholder words."""
+        """Returns the tokenizer of a vocabulary {token: id} and merges [(left, right)], without placeholder words."""
         roles = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": pad}
         special = [_token(token, special=True) for token in roles.values()]
         return cls(dict(vocabulary), tuple((left, right) for left, right in merges), roles, _added({}, special), length)
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Writes the files that transformers 4 and 5 read, placeholder words included, into an existing folder."""
+        """Writes the files that transformers 4 and 5 read, with placeholder words, into an existing folder."""
         for token in self.added:
             if PLACE in token:
                 raise ValueError(
@@ -122,12 +122,12 @@ class Tokenizer:
 
     @functools.cached_property
     def backend(self) -> Any:
-        """The `tokenizers` object: normalisation, pieces, merges and the added tokens."""
+        """The object of the `tokenizers` package: normalisation, pre-tokenisation, merges and added tokens."""
         return _backend(self.vocabulary, self.merges, self.roles["unk_token"], self.added)
 
     @functools.cached_property
     def words(self) -> dict[str, tuple[int, ...]]:
-        """The placeholder words, {word: (its ids)}, in the order of their ids."""
+        """The placeholder words, {word: (its ids)}, sorted by id."""
         words, last, said = {}, None, {token["content"]: token[PLACE] for token in self.added if PLACE in token}
         for token in self.added:
             if not token["special"]:
@@ -140,12 +140,12 @@ class Tokenizer:
 
     @functools.cached_property
     def placed(self) -> dict[tuple[int, ...], tuple[int, ...]]:
-        """{ids that a text gives: those that stand in their place}, the longest first: words added with `place`."""
+        """{ids of a text: the ids that replace them}, the longest first: the words added with `place`."""
         said = {tuple(self._encode(token[PLACE])): token[PLACE] for token in self.added if PLACE in token}
         return {ids: self.words[said[ids]] for ids in sorted(said, key=len, reverse=True)}
 
     def knows(self, word: str) -> bool:
-        """Returns whether a placeholder word is there, whatever its case and white space."""
+        """Returns whether the tokenizer has this placeholder word, ignoring case and white space."""
         return self._plain(word) in self.words
 
     def _plain(self, word: str) -> str:
@@ -169,12 +169,13 @@ class Tokenizer:
         return self.backend.token_to_id(self.roles["pad_token"])
 
     def add(self, word: str, vectors: int = 1, place: bool = False) -> Self:
-        """Returns a tokenizer with a placeholder word of `vectors` new ids, or itself where it has that very word.
+        """Returns a tokenizer with a placeholder word of `vectors` new ids; itself if it has this word already.
 
-        place: a word that is one token already, or several words, stands for the new ids wherever its tokens follow
-        each other, as A1111's embeddings do.  Such a word has no place in the files of a tokenizer.  Another word of
-        letters is then no part of longer ones.
-        Raises ValueError for such a word without `place`, and for one that exists with another number of vectors.
+        place: the word may be an existing token or several words; the new ids replace its tokens wherever they follow
+        each other, as A1111's embeddings do.  Tokenizer files cannot hold such a word.  Without `place`, a word of
+        letters does not match inside longer words.
+        Raises ValueError for an existing token or several words without `place`, and for a known word with another
+        number of vectors.
         """
         if not word.strip() or (word.split() != [word] and not place):
             raise ValueError(f"word={word!r}: a placeholder word must not be empty or hold white space")
@@ -203,7 +204,7 @@ class Tokenizer:
     def ids(self, text: str, placed: bool = True) -> list[int]:
         """Returns the ids of a text without begin and end; a placeholder word gives all of its ids.
 
-        placed: words that were added with `place` stand in the place of their tokens.
+        placed: whether words added with `place` replace their tokens.
         """
         several, numbers, at, made = {ids[0]: ids for ids in self.words.values()}, self._encode(text), 0, []
         while at < len(numbers):
@@ -214,7 +215,7 @@ class Tokenizer:
         return made
 
     def __call__(self, texts: str | Sequence[str]) -> Int32[np.ndarray, "B L"]:
-        """Returns int32 [B L]: begin, the text's tokens (cut at L - 2), end, padding."""
+        """Returns int32 [B L]: begin, the tokens (cut at L - 2), end, padding."""
         texts = [texts] if isinstance(texts, str) else texts
         rows = np.full((len(texts), self.length), self.pad, np.int32)
         for row, text in zip(rows, texts, strict=True):
@@ -226,8 +227,8 @@ class Tokenizer:
 def train_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
     """Returns ({token: id}, [(left, right)]): a byte-pair vocabulary in CLIP's layout, learnt from texts.
 
-    256 bytes, 256 bytes that end a word, at most size - 514 merges (fewer where the texts have no more), begin, end.
-    The same texts give the same vocabulary.  Raises ValueError when `size` is below 514.
+    It holds 256 bytes, 256 bytes that end a word, at most size - 514 merges (fewer if the texts have no more), begin
+    and end.  Equal texts give equal vocabularies.  Raises ValueError if `size` is below 514.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import models, trainers
@@ -248,7 +249,9 @@ def train_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
 
 
 def byte_vocabulary(size: int = 514) -> Vocabulary:
-    """Returns ({token: id}, []): single bytes only, begin and end as the last two of `size` ids, for random weights."""
+    """Returns ({token: id}, []): single bytes, and begin and end as the last two of `size` ids, for models of random
+    weights.
+    """
     vocabulary, merges = train_vocabulary([], 514)
     return {**vocabulary, BOS: size - 2, EOS: size - 1}, merges
 

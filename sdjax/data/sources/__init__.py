@@ -16,21 +16,21 @@ EXPECTED, OTHERS = "a folder of images, one image", "tar shards, parquet or Arro
 
 
 def known() -> dict[str, type[Source]]:
-    """Returns {name: class} of all sources, in the order in which a path is shown to them: the patient ones last."""
+    """Returns {name: class} of all sources, in the order in which they see a path: those with `last` at the end."""
     found = members(sys.modules[__name__], Source)
     return dict(sorted(found.items(), key=lambda item: item[1].last))
 
 
 def matching(path: str) -> Source | None:
-    """Returns the first source, with its own defaults, that takes a path; None where none does."""
+    """Returns the first source, with its default settings, that takes a path; None without one."""
     return next((source for source in (made() for made in known().values()) if source.matches(path)), None)
 
 
 def open(data: Any) -> Examples:
-    """Returns the examples that a run's Data settings name.
+    """Returns the examples of a run's Data settings.
 
-    Raises SettingError, or ValueError, for a path that is empty, is not there, holds no pictures or is of no known
-    kind, and for settings that are not for such pictures.
+    Raises SettingError, or ValueError, for a path that is empty, missing, without pictures or of an unknown kind, and
+    for settings that do not fit such pictures.
     """
     if not data.path:
         raise SettingError("data.path", "", f"{EXPECTED}, {OTHERS}")

@@ -1,4 +1,4 @@
-"""The drawn world as a source: people and cats of Pocketland, with captions drawn with them."""
+"""The drawn world as a source: people and cats of Pocketland with generated captions."""
 
 import functools
 import hashlib
@@ -30,10 +30,10 @@ PLAIN = {
 class Pocketland(Source):
     """The drawn world, data.path=pocketland.
 
-    count: number of pictures.  domain: draw only a "face" or only a "cat".
+    count: number of pictures.  domain: draw only "face" or only "cat".
     large: further pictures, drawn with the side data.size, where the others have half of it; wants data.buckets=2.
     looks: captions name all looks and no scene.
-    named: share of captions that name looks instead of the word; above 0, captions of other domains always do.
+    named: fraction of captions that name looks instead of the word; if above 0, captions of other domains always do.
     """
 
     count: int = 60000
@@ -58,9 +58,9 @@ class Pocketland(Source):
 
 
 class Drawn(Examples):
-    """`count` pictures of Pocketland's training identities, four scenes each; words are drawn anew every time.
+    """`count` pictures of Pocketland's training identities, four scenes each; captions are drawn anew every time.
 
-    Raises SettingError for settings of pictures that are cut, mirrored or masked, and templates that do not fit.
+    Raises SettingError for settings that crop, mirror or mask pictures, and for templates that do not fit.
     """
 
     def __init__(self, world: Pocketland, data: Any) -> None:
@@ -102,8 +102,8 @@ class Drawn(Examples):
     def caption(self, i: int, random: np.random.Generator) -> str:
         """Returns a caption of picture i; with a word, one that names the scene and calls the subject by the word.
 
-        With looks, one that names all looks and no scene; with `named`, that share names looks and has no word.
-        With templates, one of them with that caption and the word in it.
+        With `looks` it names all looks and no scene; with `named` that fraction names looks without the word.
+        With templates it is one of them, filled with that caption and the word.
         """
         who, place = self._item(i)
         seed = int(random.integers(1 << 31))
@@ -126,11 +126,11 @@ class Drawn(Examples):
         return first + (i - first + int(random.integers(1, views))) % views if views > 1 else i
 
     def chosen(self) -> Sequence[int] | None:
-        """Returns the numbers of the pictures of the domain that is asked for, where no captions name the others."""
+        """Returns the numbers of the domain's pictures; None for all, also if captions name the other domains."""
         return of_domain(self, self.subject) if self.subject and not self.named else None
 
     def epoch(self) -> Sequence[int]:
-        """Returns the numbers of an epoch's pictures: each once."""
+        """Returns the numbers of an epoch's pictures: each one once."""
         return range(len(self))
 
     def about(self) -> str:
@@ -142,11 +142,11 @@ class Drawn(Examples):
         return self._item(i)[0].domain
 
     def content(self, i: int) -> str:
-        """Returns what decides picture i."""
+        """Returns a text that identifies picture i and the code that draws it."""
         return json.dumps([self.source.views, self.source.cats, self.source.first + i, self._drawing()])
 
     def fingerprint(self) -> list[Any]:
-        """Returns what decides the pictures, for a cache's name."""
+        """Returns plain values that identify the pictures, for a cache's name."""
         return ["pocketland", len(self), self.source.views, self.source.cats, self.source.first, self._drawing()]
 
     def _drawing(self):
@@ -161,9 +161,9 @@ def _code(folder: Path) -> str:
 
 
 def of_domain(drawn: Drawn, domain: str) -> list[int]:
-    """Returns the numbers of a Drawn source's pictures that show a "face" or a "cat".
+    """Returns the numbers of a Drawn source's pictures of a "face" or a "cat".
 
-    Raises ValueError where there are no such pictures.
+    Raises SettingError if there are none.
     """
     views = drawn.source.views
     firsts = [i for i in range(0, len(drawn), views) if drawn.domain(i) == domain]

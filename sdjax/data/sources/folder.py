@@ -1,10 +1,10 @@
-"""An image folder, or one image, as a source: picture i with its prompt, augmented by a generator of its own.
+"""An image folder, or one image, as a source; every example is augmented by its own random generator.
 
 examples = ImageFolder().open(Data(path="photos/cat", word="<cat>", templates="object", crop="random", flip=0.5))
 examples.example(0, 512, np.random.default_rng(7))  # {"picture" uint8 [512 512 3], "caption"[, "mask" [512 512]]}
 
-A condition that files hold (data.condition=files, openpose, ...) lies beside its picture, or under the picture's name
-in data.condition_folder; it is cut and mirrored with the picture.
+The file of a condition (data.condition=files, openpose, ...) lies beside its picture, or in data.condition_folder under
+the picture's name; it is cropped and mirrored with the picture.
 """
 
 import collections
@@ -29,14 +29,14 @@ LOOKED_THROUGH = 64  # pictures that are decoded before a model is loaded; of th
 class ImageFolder(Source):
     """A folder of images with its sub-folders, or one image.
 
-    condition_folder: where the files of conditions lie, as NAME.png or as beside the pictures; "" for beside them.
+    condition_folder: the folder of the conditions' files, named NAME.png or as beside the pictures; "" for beside them.
     """
 
     last: ClassVar[bool] = True
     condition_folder: str = ""
 
     def matches(self, path: str) -> bool:
-        """Returns whether a path is a folder or an image by its ending or, without one that we know, by its header."""
+        """Returns whether a path is a folder, a file with an image's ending, or a file with an image's header."""
         place = Path(path)
         if place.is_dir() or (place.is_file() and place.suffix.lower() in reading.SUFFIXES):
             return True
@@ -46,15 +46,15 @@ class ImageFolder(Source):
             return False
 
     def open(self, data: Any) -> Examples:
-        """Returns its pictures; raises what Folder does."""
+        """Returns the examples of the folder.  Raises as Folder does."""
         return Folder(data, self.condition_folder)
 
 
 class Folder(Examples):
-    """The pictures that a run's Data settings name.
+    """The pictures of a run's Data settings.
 
-    Raises ValueError for a folder without pictures, pictures without a caption where prompts need one, data.mask where
-    no picture brings a mask, and for pictures without the file of their condition.
+    Raises ValueError for a folder without pictures, a picture without the caption that its prompts need, data.mask
+    without any mask, and a picture without the file of its condition.
     """
 
     def __init__(self, data: Any, condition_folder: str = "") -> None:
@@ -87,11 +87,11 @@ class Folder(Examples):
         return len(self.items)
 
     def epoch(self) -> list[int]:
-        """Returns the numbers of an epoch's pictures, each as often as its folder's name says ("10_sks dog")."""
+        """Returns the numbers of an epoch's pictures, repeated as their folder's name says ("10_sks dog")."""
         return [i for i, item in enumerate(self.items) for _ in range(item.times)]
 
     def about(self) -> str:
-        """Returns what there is, in words: "34 pictures, 70 an epoch, 30 captions; passed over: 2 .heic"."""
+        """Returns a summary: "34 pictures, 70 an epoch, 30 captions; passed over: 2 .heic"."""
         shown, texts = len(self.epoch()), sum(bool(item.caption) for item in self.items)
         words = [_counted(len(self), "picture"), *([f"{shown} an epoch"] if shown != len(self) else [])]
         words.append(_counted(texts, "caption"))
@@ -105,7 +105,7 @@ class Folder(Examples):
         return self.pictures.shape(i)
 
     def picture(self, i: int, size: Size) -> np.ndarray:
-        """Returns the middle of picture i, uint8 [h w 3]."""
+        """Returns the central crop of picture i, uint8 [h w 3]."""
         return self.pictures.middle(i, size)["picture"]
 
     def caption(self, i: int, random: np.random.Generator) -> str:
@@ -122,14 +122,16 @@ class Folder(Examples):
         return same[(same.index(i) + step) % len(same)]
 
     def example(self, i: int, size: Size, random: np.random.Generator) -> dict[str, Any]:
-        """Returns {"picture", "caption"} of picture i, with data.mask also "mask", float32 [h w] in [0, 1].
+        """Returns {"picture", "caption"} of picture i; with data.mask also "mask", float32 [h w] in [0, 1].
 
-        Of a condition that files hold also "condition", uint8 [h w 3].
+        A condition from a file adds "condition", uint8 [h w 3].
         """
         return {**self.pictures.example(i, size, random), "caption": self.caption(i, random)}
 
     def check(self, size: int) -> None:
-        """Decodes the first pictures, and reads the header of the others."""
+        """Decodes the first LOOKED_THROUGH pictures and reads the headers of the others.  Raises ValueError that
+        names a file.
+        """
         for i in range(min(len(self), LOOKED_THROUGH)):
             self.pictures.check(i, size)
         for item in self.items[LOOKED_THROUGH:]:
@@ -140,7 +142,7 @@ class Folder(Examples):
         return self._content(i)
 
     def fingerprint(self) -> list[Any]:
-        """Returns what decides the pictures, for a cache's name."""
+        """Returns plain values that identify the pictures, for a cache's name."""
         return ["folder", len(self), reading.digest(self.items)]
 
 

@@ -151,7 +151,7 @@ class Rows(Examples):
 
     def about(self) -> str:
         """Returns what there is, in words: "1000000 pictures in 12 parquet files"."""
-        return f"{len(self)} pictures in {self.table.about()}"
+        return f"{len(self)} picture{'s' * (len(self) > 1)} in {self.table.about()}"
 
 
 def held(name: str, data: bytes | None) -> Held:

@@ -1,4 +1,4 @@
-"""What a source of pictures is, and what it opens: examples, by number.
+"""The contract of a source of pictures, and of the examples that it opens.
 
 examples = sources.open(Data(path="photos/cat", word="a sks cat"))
 examples.example(0, 512, np.random.default_rng(7))         # {"picture" uint8 [512 512 3], "caption"[, "mask"]}
@@ -15,9 +15,10 @@ Size = int | tuple[int, int]  # of what is cut out of a picture: the side of a s
 
 
 class Examples(Protocol):
-    """Pictures with words, by number from 0.  `size`: of what is cut out of a picture, of a square its one side.
+    """Pictures with captions, by number from 0.  `size`: of the crop to return, (height, width) or the side of a
+    square.
 
-    remote: whether pictures come over a network, so that more of them are read at once.
+    remote: whether pictures come over a network; then more threads read at once.
     """
 
     remote: bool = False
@@ -25,7 +26,7 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def shape(self, i: int) -> tuple[int, int]:
-        """Returns (height, width) of picture i as it is kept."""
+        """Returns (height, width) of picture i in the source."""
         ...
 
     def picture(self, i: int, size: Size) -> np.ndarray:
@@ -41,8 +42,10 @@ class Examples(Protocol):
         ...
 
     def example(self, i: int, size: Size, random: Random) -> dict[str, Any]:
-        """Returns {"picture" uint8 [h w 3], "caption"} of picture i, and where the run asks for them "mask"
-        float32 [h w] in [0, 1] and, of a condition that files hold, "condition" uint8 [h w 3].
+        """Returns {"picture" uint8 [h w 3], "caption"} of picture i, with random augmentation.
+
+        If the run asks for them, also "mask" float32 [h w] in [0, 1] and, for a condition from files, "condition" uint8
+        [h w 3].
         """
         return {"picture": self.picture(i, size), "caption": self.caption(i, random)}
 
@@ -55,29 +58,29 @@ class Examples(Protocol):
         return range(len(self))
 
     def fingerprint(self) -> list[Any]:
-        """Returns what decides the pictures, plain values."""
+        """Returns plain values that identify all pictures."""
         ...
 
     def content(self, i: int) -> str:
-        """Returns a digest of what decides picture i, whatever its number: for a cache."""
+        """Returns a text that identifies picture i, whatever its number: the key of a cache."""
         return json.dumps([*self.fingerprint(), i])
 
     def check(self, size: int) -> None:
-        """Raises ValueError, naming it, for a picture that is there and cannot be used; before a model is loaded."""
+        """Raises ValueError that names a picture which cannot be used; runs before a model is loaded."""
 
     def chosen(self) -> Sequence[int] | np.ndarray | None:
-        """Returns the numbers of those pictures that the run asks for, None for all."""
+        """Returns the numbers of the pictures that the run asks for; None for all."""
         return None
 
     def about(self) -> str:
-        """Returns what was found, in a few words: "12 pictures, 10 captions"."""
+        """Returns a short summary: "12 pictures, 10 captions"."""
         ...
 
 
 class Source(Protocol):
-    """A frozen dataclass of settings that only such pictures have; `data.NAME` finds them (`data.count`).
+    """A frozen dataclass of settings that only its pictures have; `data.NAME` finds them (`data.count`).
 
-    last: whether a path is shown to this source after the others, since it takes any folder.
+    last: whether this source sees a path after all others; it takes any folder.
     square: whether all pictures are squares, in one size or several.
     """
 
@@ -89,15 +92,15 @@ class Source(Protocol):
         ...
 
     def open(self, data: Any) -> Examples:
-        """Returns the examples that a run's Data settings (data/batches.py) name.
+        """Returns the examples for a run's Data settings (data/batches.py).
 
-        Raises SettingError for settings that do not fit these pictures, ValueError for pictures that are not there.
+        Raises SettingError for settings that do not fit these pictures, ValueError for missing pictures.
         """
         ...
 
 
 class Only(Examples):
-    """Some of the examples, by their numbers, which differ; they take 16 bytes a number."""
+    """Some of the examples, by their numbers, which must be distinct; takes 16 bytes a number."""
 
     def __init__(self, examples: Examples, numbers: Sequence[int] | np.ndarray) -> None:
         self.examples, self.numbers = examples, np.asarray(numbers, np.int64)

@@ -10,7 +10,7 @@ from sdjax.diffusion.samplers.sampler import Sampler
 
 
 def ddim(path: Path, eta: float) -> Iterator[Row]:
-    """a' x0 + sqrt(s'² - std²) eps + std noise, std = eta s'/s sqrt(1 - a²/a'²).
+    """Steps to a' x0 + sqrt(s'² - std²) eps + std noise, with std = eta s'/s sqrt(1 - a²/a'²).
 
     eta: 0 deterministic, 1 as much noise as DDPM.  Source: Song et al. 2021 (DDIM), equations 12 and 16.
     """

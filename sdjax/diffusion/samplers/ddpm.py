@@ -10,9 +10,9 @@ from sdjax.diffusion.samplers.sampler import Sampler
 
 
 def ddpm(path: Path, eta: float) -> Iterator[Row]:
-    """The posterior q(x' | x, x0) with its own ("small") variance, between any two levels.
+    """Samples the posterior q(x' | x, x0) with its own ("small") variance, between any two levels.
 
-    Source: Ho et al. 2020, equation 7; to a clean latent at the last step, without noise there (algorithm 2).
+    The last step leads to the clean latent and adds no noise (algorithm 2).  Source: Ho et al. 2020, equation 7.
     """
     for i, here, there in path.moves():
         beta = 1 - (here.a / there.a) ** 2

@@ -10,7 +10,7 @@ from sdjax.diffusion.samplers.sampler import Sampler
 
 
 def deis(path: Path, eta: float) -> Iterator[Row]:
-    """The line through the last two eps in log sigma, integrated; M: eps.
+    """Integrates the line through the last two eps in log sigma.  M: eps.
 
     Source: Zhang and Chen 2023 (DEIS), section 3.3, with polynomials in log rho and order 2, as diffusers has it.
     """

@@ -11,7 +11,7 @@ from sdjax.diffusion.samplers.steps import ancestral, between
 
 
 def dpm2(path: Path, eta: float) -> Iterator[Row]:
-    """The slope at the middle of the step in log sigma.  eta 0: DPM2; 1: DPM2 ancestral.
+    """Uses the slope at the middle of the step in log sigma.  eta 0: DPM2; 1: DPM2 ancestral.
 
     Source: Karras et al. 2022, algorithm 2 with DPM-Solver-2's midpoint (Lu et al. 2022a, algorithm 1).
     """

@@ -11,7 +11,7 @@ from sdjax.diffusion.samplers.steps import reverse_sde
 
 
 def dpmpp_2m(path: Path, eta: float) -> Iterator[Row]:
-    """DPM-Solver++(2M), and with eta its SDE: x0 extrapolated to the middle of the step by the last two.
+    """Extrapolates x0 to the middle of the step from the last two: DPM-Solver++(2M), and its SDE if eta is above 0.
 
     Source: Lu et al. 2022b, algorithm 2 (eta 0); equation of SDE-DPM-Solver++(2M), appendix (eta 1).
     """

@@ -11,7 +11,7 @@ from sdjax.diffusion.samplers.steps import ancestral, between, exponential
 
 
 def dpmpp_2s(path: Path, eta: float) -> Iterator[Row]:
-    """DPM-Solver++(2S) to sigma_down, and noise: DPM++ 2S ancestral.
+    """Steps to sigma_down by DPM-Solver++(2S), then adds noise: DPM++ 2S ancestral.
 
     Source: Lu et al. 2022b, algorithm 1 with r = 1/2.
     """

@@ -11,10 +11,10 @@ from sdjax.diffusion.samplers.steps import reverse_sde
 
 
 def dpmpp_3m(path: Path, eta: float) -> Iterator[Row]:
-    """The multistep solver of the same SDE with the last three x0: DPM++ 3M SDE.
+    """Solves the SDE of DPM++ 2M SDE with the last three x0: DPM++ 3M SDE.
 
-    `curve` is half of the second derivative, where phi_3 wants the whole: the formula in use everywhere, of order 2
-    without noise (measured).
+    `curve` is half of the second derivative; phi_3 would take all of it.  Everyone uses this formula; without noise its
+    order is 2 (measured).
     Source: Katherine Crowson's k-diffusion, sample_dpmpp_3m_sde.
     """
     for i, here, there in path.moves():

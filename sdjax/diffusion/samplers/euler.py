@@ -9,7 +9,7 @@ from sdjax.diffusion.samplers.steps import Churn, ancestral, raised
 
 
 def euler(path: Path, eta: float, churn: Churn | None = None) -> Iterator[Row]:
-    """x + (sigma_down - sigma) d, and noise.  eta 0: Euler; 1: Euler ancestral.  churn: see `raised`.
+    """Steps to x + (sigma_down - sigma) d, then adds noise.  eta 0: Euler; 1: Euler ancestral.  churn: see `raised`.
 
     Source: Karras et al. 2022, algorithm 2 without its correction.
     """

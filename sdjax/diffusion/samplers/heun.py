@@ -9,7 +9,7 @@ from sdjax.diffusion.samplers.steps import Churn, raised
 
 
 def heun(path: Path, eta: float, churn: Churn | None = None) -> Iterator[Row]:
-    """The mean of the slopes at both ends of the step; a last step to sigma 0 is Euler's.  churn: see `raised`.
+    """Uses the mean of the slopes at both ends of the step; a last step to sigma 0 is Euler's.  churn: see `raised`.
 
     Source: Karras et al. 2022, algorithm 2.
     """

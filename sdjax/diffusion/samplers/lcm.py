@@ -10,10 +10,9 @@ from sdjax.diffusion.samplers.sampler import Sampler
 
 
 def lcm(path: Path, eta: float) -> Iterator[Row]:
-    """The consistency function, and noise of the next level on top: a' f + s' noise; f itself at the end.
+    """Steps to a' f + s' noise, with the consistency function f = c_skip x + c_out x0; the last step returns f.
 
-    f = c_skip x + c_out x0.  Source: Luo et al. 2023 (LCM), algorithm 3 and equation 9; sigma_data = 0.5 and times
-    scaled by 10 as in its code.
+    Source: Luo et al. 2023 (LCM), algorithm 3 and equation 9; sigma_data = 0.5 and times scaled by 10 as in its code.
     """
     for i, here, there in path.moves():
         scaled = 10 * here.t

@@ -10,7 +10,7 @@ from sdjax.diffusion.samplers.sampler import Sampler
 
 
 def lms(path: Path, eta: float, order: int = 4) -> Iterator[Row]:
-    """Adams-Bashforth in sigma: the polynomial through the last slopes (M: eps), integrated.
+    """Integrates the polynomial through the last slopes in sigma (Adams-Bashforth).  M: eps.
 
     Source: Katherine Crowson's k-diffusion, sample_lms.
     """

@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Level(NamedTuple):
-    """A noise level; t is None where no network looks: CLEAN alone."""
+    """A noise level; t is None only for CLEAN, which no network sees."""
 
     t: float
     a: float
@@ -34,9 +34,9 @@ CLEAN = Level(None, 1.0, 0.0)  # pyright: ignore[reportArgumentType]  # all othe
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-    """The levels of a run: the network looks at levels[i], step i leads to ends[i] (nearly always levels[i + 1]).
+    """The levels of a run: the network sees levels[i], and step i leads to ends[i], mostly levels[i + 1].
 
-    steps: length of the whole path; shorter than it are levels and ends where img2img starts late.
+    steps: length of the whole path; levels and ends are shorter if image-to-image starts late.
     scale: factor of unit-variance noise at the start of a run from pure noise.
     at: level of an integer training time.  time: the (fractional) time of a sigma.
     """

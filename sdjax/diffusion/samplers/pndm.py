@@ -8,9 +8,9 @@ from sdjax.diffusion.samplers.sampler import Sampler
 
 
 def pndm(path: Path, eta: float) -> Iterator[Row]:
-    """Adams-Bashforth of order 4 on the predictions, moved by DDIM's transfer: PLMS.
+    """Extrapolates the predictions by Adams-Bashforth of order 4 and steps by DDIM's transfer: PLMS.
 
-    The second step's level is looked at twice: the first step is done again with the mean of both its ends.
+    The first step is done twice, the second time with the mean of the predictions at both ends.
     Source: Liu et al. 2022 (PNDM), equations 9, 11 and 12, without the Runge-Kutta start, as Stable Diffusion uses it.
     """
     kind = path.prediction_type

@@ -25,9 +25,10 @@ X, BASE, *M, NOISE = _unit
 
 
 class Row(NamedTuple):
-    """One evaluation at a level: what the network looks at next (`x`) and what is kept beside it (`base`).
+    """One evaluation of the network at a level: the next latent (`x`) and the one to keep (`base`), linear in the
+    registers.
 
-    step: which step of the path it belongs to, counted from the first one run.
+    step: the step of the path that it belongs to, counted from the first one that runs.
     """
 
     level: Level
@@ -39,7 +40,7 @@ class Row(NamedTuple):
 def x0_and_eps(
     prediction_type: str, level: Level, x: Float64[np.ndarray, " N"], prediction: Float64[np.ndarray, " N"]
 ) -> tuple[Float64[np.ndarray, " N"], Float64[np.ndarray, " N"]]:
-    """Returns the clean latent and the noise that a prediction at the latent x stands for; linear in both."""
+    """Returns (clean latent, noise) for a prediction at the latent x; both are linear in x and the prediction."""
     a, s = level.a, level.s
     if prediction_type == "epsilon":
         return (x - s * prediction) / a, prediction
@@ -49,9 +50,9 @@ def x0_and_eps(
 
 
 def outputs(prediction_type: str, level: Level, kind: str) -> Float64[np.ndarray, " 2"]:
-    """Returns the factors (of the latent, of the network's prediction) whose sum is M[0].
+    """Returns (factor of the latent, factor of the prediction) whose sum is M[0].
 
-    kind: "x0", the clean latent; "eps", the noise; "raw", the prediction as it is.
+    kind: M[0] is "x0", the clean latent; "eps", the noise; or "raw", the prediction unchanged.
     """
     x, prediction = np.eye(2)
     x0, eps = x0_and_eps(prediction_type, level, x, prediction)
@@ -59,5 +60,5 @@ def outputs(prediction_type: str, level: Level, kind: str) -> Float64[np.ndarray
 
 
 def eps(here: Level) -> Float64[np.ndarray, " registers"]:
-    """Returns the noise in X at a level, where M[0] is the clean latent: (x - a x0) / s."""
+    """Returns the noise in X at a level if M[0] is the clean latent: (x - a x0) / s."""
     return (X - here.a * M[0]) / here.s

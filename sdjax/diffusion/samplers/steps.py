@@ -15,23 +15,23 @@ Registers = Float64[np.ndarray, " registers"]
 
 
 def ancestral(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
-    """Returns (sigma_down, sigma_up): where the deterministic part goes, and the noise that leads back to sigma_next.
+    """Returns (sigma_down, sigma_up): the end of the deterministic part, and the noise that raises it to sigma_next.
 
-    Source: Song et al. 2021 (DDIM), equation 16, in sigmas; as k-diffusion writes it.
+    Source: Song et al. 2021 (DDIM), equation 16, in sigmas, as k-diffusion writes it.
     """
     up = min(sigma_next, eta * sigma_next * np.sqrt(1 - (sigma_next / sigma) ** 2))
     return np.sqrt(sigma_next**2 - up**2), up
 
 
 def between(path: Path, sigma: float) -> Level:
-    """Returns the level of a sigma that is not on the path, at the fractional time that the model's table gives it."""
+    """Returns the level of a sigma between those of the path, at its fractional time in the model's table."""
     return Level(float(path.time(sigma)), 1 / np.hypot(1, sigma), sigma / np.hypot(1, sigma))
 
 
 def raised(path: Path, i: int, churn: Churn | None) -> tuple[Level, float]:
-    """Returns (the noisier level from which step i starts, the share of NOISE that leads there, both in sigma).
+    """Returns (the noisier level that step i starts from, the factor of NOISE that leads there), both in sigma.
 
-    churn: (s_churn, s_tmin, s_tmax, s_noise) of the source, or None; the level itself and 0 behind the last step.
+    churn: (s_churn, s_tmin, s_tmax, s_noise) of the source; with None, and after the last step, the level itself and 0.
     Source: Karras et al. 2022, algorithm 2, lines 3 to 6; s_churn is divided by the steps of the run.
     """
     if i == len(path.levels):
@@ -45,11 +45,11 @@ def raised(path: Path, i: int, churn: Churn | None) -> tuple[Level, float]:
 
 
 def exponential(x: Registers, x0: Registers, sigma: float, sigma_next: float) -> Registers:
-    """Returns x at sigma_next for an x0 that stays the same: x0 + sigma_next / sigma (x - x0)."""
+    """Returns x at sigma_next for a constant x0: x0 + sigma_next / sigma (x - x0)."""
     return x0 + sigma_next / sigma * (x - x0)
 
 
 def reverse_sde(here: Level, there: Level, h: float, eta: float) -> Registers:
-    """Returns s'/s exp(-eta h) x + s' sqrt(1 - exp(-2 eta h)) noise, the part of a step that no x0 enters."""
+    """Returns s'/s exp(-eta h) x + s' sqrt(1 - exp(-2 eta h)) noise: the part of a step without x0."""
     kept = np.exp(-eta * h) if eta else 1.0
     return there.s / here.s * kept * X + there.s * np.sqrt(1 - kept**2) * NOISE

@@ -10,7 +10,7 @@ from sdjax.diffusion.samplers.sampler import Sampler
 
 
 def tcd(path: Path, eta: float) -> Iterator[Row]:
-    """DDIM to the time (1 - eta) t', then noise up to t'.  The last step leads to time 0, without noise.
+    """Steps by DDIM to the time (1 - eta) t', then adds noise up to t'.  The last step leads to time 0 without noise.
 
     eta: the paper's gamma, 0 deterministic, 1 like LCM.  Source: Zheng et al. 2024 (TCD), algorithm 4.
     """

@@ -1,11 +1,11 @@
-"""How a weight changes, one file per kind: LoRA, DoRA, LoHa, LoKr, OFT, and whole differences of files.
+"""Kinds of weight changes, one file each: LoRA, DoRA, LoHa, LoKr, OFT, and the whole differences in files.
 
-    kind = deltas.of({"down": a, "up": b, "scale": 0.5})        # Lora(), told by the factors' names
+    kind = deltas.of({"down": a, "up": b, "scale": 0.5})        # Lora(), found by the names of the factors
     change = kind.change(factors, weight)                       # D(W), for files and for sampling
-    more = kind.run(factors, x, y, layer, drop)                 # what the layer's output gains, for training
+    more = kind.run(factors, x, y, layer, drop)                 # the change of the layer's output, for training
 
-Factors have the axes of PyTorch's files: W [out in] or [out in height width], r the rank.  delta.py says what a kind
-owes; a new file here is a new kind, found by walking the package.
+Factors have the axes of PyTorch's files: W [out in] or [out in height width], r is the rank.  delta.py has the
+contract; a new file here is a new kind, found by walking the package.
 """
 
 import functools
@@ -23,7 +23,7 @@ def known() -> tuple[Delta, ...]:
 
 
 def of(names: Iterable[str]) -> Delta:
-    """Returns the kind that factors of these names make; raises ValueError where they make none."""
+    """Returns the kind with factors of these names.  Raises ValueError if there is none."""
     names = frozenset(names)
     found = [kind for kind in known() if kind.matches(names)]
     if len(found) != 1:
@@ -32,7 +32,7 @@ def of(names: Iterable[str]) -> Delta:
 
 
 def named(algo: str) -> Delta:
-    """Returns the kind that a setting `algo` names, one of `algorithms`."""
+    """Returns the kind of a value of the setting `algo`, see `algorithms`."""
     return next(kind for kind in known() if kind.name == algo)
 
 

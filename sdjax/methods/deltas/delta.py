@@ -1,4 +1,4 @@
-"""What a kind of change of a weight is."""
+"""The contract of a kind of weight change."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -15,12 +15,12 @@ BESIDE = frozenset({"scale", "alpha", "outputs", "inputs", "pissa", "olora"})
 
 
 class Delta(Protocol):
-    """A class without settings that names this one as its base.
+    """A class without settings with this class as its base.
 
-    name: in the setting `algo`; "" where only files have it.
-    roles: the sets of names of its factors, apart from BESIDE.
+    name: its value of the setting `algo`; "" if it occurs in files only.
+    roles: the sets of names that its factors may have, without BESIDE.
     ranked: factors whose first axis is the rank.
-    multiplied: factors that a power of a number goes into when the change is made smaller.
+    multiplied: factors to scale when the change is made smaller; each gets a root of the scale.
     """
 
     name: str = ""
@@ -29,22 +29,22 @@ class Delta(Protocol):
     multiplied: tuple[str, ...] = ()
 
     def matches(self, names: frozenset[str]) -> bool:
-        """Returns whether factors of these names make this kind."""
+        """Returns whether factors of these names belong to this kind."""
         return names - BESIDE in self.roles
 
     def start(self, weight: Float32[Array, "..."], rank: int, draw: Draw, settings: Any) -> dict[str, Array]:
-        """Returns the factors that training of a weight [out in ...] starts from, without the scale.
+        """Returns the initial factors for training a weight [out in ...], without the scale.
 
         settings: methods.lora.Lora.  Raises SettingError for a setting that does not fit the weight.
         """
         ...
 
     def product(self, f: Factors) -> Float32[Array, "..."]:
-        """Returns D in any shape whose order is that of W, float32; the scale is in it."""
+        """Returns D, float32, with the scale, in any shape whose elements are in W's order."""
         ...
 
     def change(self, f: Factors, weight: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
-        """Returns D(W), float32.  Raises ValueError or TypeError where shapes do not fit W."""
+        """Returns D(W), float32.  Raises ValueError or TypeError if shapes do not fit W."""
         made = self.product(f)
         if len(made) != len(weight):
             raise ValueError(f"{len(made)} outputs where the weight has {len(weight)}")
@@ -53,9 +53,9 @@ class Delta(Protocol):
     def run(
         self, f: Factors, x: Float[Array, "B *space in"], y: Float32[Array, "B *space out"], layer: Layer, drop: Drop
     ) -> Float32[Array, "B *space out"]:
-        """Returns what the layer's output y, without its bias, gains by D at input x: op(x, D)."""
+        """Returns op(x, D), the change of the layer's output at input x; y is the output without its bias."""
         return drop.channels(layer.product(x, self.change(f, layer.weight)))
 
     def size(self, f: Factors) -> Float32[Array, ""]:
-        """Returns |D|, the root of the sum of squares."""
+        """Returns the Frobenius norm |D|."""
         return jnp.sqrt(jnp.sum(jnp.square(self.product(f))) + 1e-12)

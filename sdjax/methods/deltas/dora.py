@@ -19,14 +19,14 @@ AXES = ("outputs", "inputs")  # of W, by what the magnitudes count
 
 
 class Dora(Delta):
-    """Direction and magnitude apart; trained with LoRA's factors."""
+    """LoRA's factors with a trained magnitude per output or input."""
 
     name = "dora"
     ranked = ("down",)
     multiplied = ("down", "up", "mid")
 
     def matches(self, names: frozenset[str]) -> bool:
-        """Returns whether there are magnitudes."""
+        """Returns whether the factors have magnitudes."""
         return bool(names & set(AXES))
 
     def start(self, weight: Float32[Array, "..."], rank: int, draw: Draw, settings: Any) -> dict[str, Array]:
@@ -35,7 +35,7 @@ class Dora(Delta):
         return {**inner, "outputs": jnp.sqrt(jnp.sum(jnp.square(weight.reshape(len(weight), -1)), 1))}
 
     def product(self, f: Factors) -> Float32[Array, "..."]:
-        """Returns D of the kind inside: that of W' needs W."""
+        """Returns D of the inner kind; that of W' would need W."""
         kind, inner, _ = _inside(f)
         return kind.product(inner)
 

@@ -1,4 +1,4 @@
-"""What a delta sees of the layer that it changes, what it starts from, and what is dropped while it trains."""
+"""The layer that a delta changes, initial random factors, and dropout."""
 
 import functools
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from sdjax.models.layers import multiply
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer, or a convolution of these strides and pads.
+    """A linear layer, or a convolution with strides and pads.
 
-    kernel: its weight with our axes.  dtype: the type that it multiplies in.
+    kernel: its weight in Flax's layout.  dtype: the type that it computes in.
     """
 
     kernel: Any
@@ -29,11 +29,11 @@ class Layer:
 
     @functools.cached_property
     def weight(self) -> Float32[Array, "out inputs *size"]:
-        """The weight in a file's axes."""
+        """The weight in PyTorch's layout."""
         return to_file(self.kernel.astype(jnp.float32))
 
     def product(self, x: Float[Array, "B *space in"], weight: Float[Array, "..."]) -> Float32[Array, "B *space out"]:
-        """Returns what the layer would give of x with another weight [out in ...], without a bias."""
+        """Returns the layer's output for x with another weight [out in ...], without bias."""
         if self.pads is None:
             return multiply(x, from_file(weight), True, self.dtype)
         weight = weight.reshape(*weight.shape, 1, 1) if weight.ndim == 2 else weight
@@ -46,17 +46,19 @@ class Layer:
 
 @dataclass(frozen=True)
 class Draw:
-    """Random numbers on the host, where no shape compiles anything.  random: a generator of numpy's."""
+    """Random numbers from the host, so that no shape compiles.  random: a numpy generator."""
 
     random: np.random.Generator
 
     def uniform(self, *shape: int) -> Float32[Array, "..."]:
-        """Returns numbers from -b to b, b = 1 / sqrt(inputs): torch's kaiming_uniform_(a=sqrt(5)), as of its layers."""
+        """Returns numbers from -b to b, b = 1 / sqrt(inputs): torch's kaiming_uniform_(a=sqrt(5)), the default of
+        its layers.
+        """
         bound = float(np.prod(shape[1:])) ** -0.5
         return jnp.asarray(self.random.uniform(-bound, bound, shape).astype(np.float32))
 
     def normal(self, deviation: float, *shape: int) -> Float32[Array, "..."]:
-        """Returns normal numbers of mean 0."""
+        """Returns normal numbers with mean 0."""
         return jnp.asarray(deviation * self.random.standard_normal(shape, np.float32))
 
     def zeros(self, *shape: int) -> Float32[Array, "..."]:
@@ -66,10 +68,10 @@ class Draw:
 
 @dataclass(frozen=True)
 class Drop:
-    """What is left out at random for each example; nothing without keys.
+    """Dropout per example; without keys nothing is dropped.
 
     keys: one per example [B], or None.  units: rate of single numbers.  ranks: rate of whole channels, the same at all
-    positions.  What is kept is divided by 1 - rate.
+    positions.  Kept values are divided by 1 - rate.
     """
 
     keys: Key[Array, " B"] | None = None
@@ -77,11 +79,11 @@ class Drop:
     ranks: float = 0.0
 
     def inner(self, h: Float32[Array, "B *space r"]) -> Float32[Array, "B *space r"]:
-        """Returns what stands between LoRA's factors, numbers and ranks of it left out."""
+        """Returns the values between LoRA's factors after dropout of numbers and ranks."""
         return self.channels(self._kept(h, self.units, "units", h.shape[1:]))
 
     def channels(self, y: Float32[Array, "B *space out"]) -> Float32[Array, "B *space out"]:
-        """Returns y with channels left out."""
+        """Returns y after dropout of channels."""
         return self._kept(y, self.ranks, "ranks", (*(1,) * (y.ndim - 2), y.shape[-1]))
 
     def _kept(self, x, rate, use, shape):

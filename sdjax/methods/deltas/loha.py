@@ -17,7 +17,7 @@ PLAIN = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})
 
 
 class Loha(Delta):
-    """The product of two LoRAs, entry by entry: its rank is up to r^2."""
+    """The elementwise product of two LoRAs; its rank is up to r^2."""
 
     name = "loha"
     roles = (PLAIN, PLAIN | {"hada_t1", "hada_t2"})
@@ -25,7 +25,7 @@ class Loha(Delta):
     multiplied = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
 
     def start(self, weight: Float32[Array, "..."], rank: int, draw: Draw, settings: Any) -> dict[str, Array]:
-        """Returns B1, B2 normal of deviation 1, A1 of 0.1, A2 zero."""
+        """Returns B1 and B2 normal with standard deviation 1, A1 with 0.1, A2 zero."""
         out, inputs = len(weight), math.prod(weight.shape[1:])
         return {
             "hada_w1_a": draw.normal(0.1, out, rank),

@@ -17,7 +17,7 @@ BEGUN = ("pissa", "olora")  # of files: their training took a B0 A0 out of the b
 
 
 class Lora(Delta):
-    """A product of two thin factors beside the layer."""
+    """Two low-rank factors beside the layer."""
 
     name = "lora"
     roles = (frozenset({"down", "up"}), frozenset({"down", "up", "mid"}))
@@ -25,13 +25,14 @@ class Lora(Delta):
     multiplied = ("down", "up", "mid")
 
     def matches(self, names: frozenset[str]) -> bool:
-        """Returns whether these are its factors, without DoRA's magnitudes."""
+        """Returns whether these are LoRA's factors without DoRA's magnitudes."""
         return super().matches(names) and not names & {"outputs", "inputs"}
 
     def start(self, weight: Float32[Array, "..."], rank: int, draw: Draw, settings: Any) -> dict[str, Array]:
-        """Returns A uniform as torch's layers and B zero, or PiSSA's A and B: the r largest singular values of W / a.
+        """Returns A uniform as in torch's layers and B zero; for PiSSA A and B from the r largest singular values of W
+        / a.
 
-        PiSSA's are to be taken out of W, so that D is a (B A - B0 A0).
+        Training with PiSSA takes its initial product out of W: D = a (B A - B0 A0).
         """
         out, *rest = weight.shape
         ones = (1,) * (len(rest) - 1)
@@ -50,13 +51,13 @@ class Lora(Delta):
         return f["scale"] * joined(f["up"].reshape(len(f["up"]), -1), f["down"], f.get("mid"), turned=True)
 
     def change(self, f: Factors, weight: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
-        """Returns a B A, less what training took out of W to begin with."""
+        """Returns a B A minus what training took out of W at the start."""
         return super().change(f, weight) - _begun(f, weight)
 
     def run(
         self, f: Factors, x: Float[Array, "B *space in"], y: Float32[Array, "B *space out"], layer: Layer, drop: Drop
     ) -> Float32[Array, "B *space out"]:
-        """Returns a B (A x), with dropout between A and B: nothing has the size of W."""
+        """Returns a B (A x) with dropout between A and B; no array has the size of W."""
         if any(name in f for name in (*BEGUN, "mid")):
             return super().run(f, x, y, layer, drop)
         h = drop.inner(layer.product(x, f["down"]))
@@ -82,9 +83,9 @@ def _begun(f, weight):
 def joined(
     a: Float32[Array, "..."], b: Float32[Array, "r ..."], middle: Float32[Array, "..."] | None, turned: bool = False
 ) -> Float32[Array, "..."]:
-    """Returns A B [out n], or with a middle M [r s height width] the product over both of its ranks [out in h w].
+    """Returns A B [out n]; with a middle M [r s height width] the product over both of its ranks, [out in h w].
 
-    b: [r in ...], its axes after the first taken together.  With a middle A is [r out]; `turned`: [out r].
+    b: [r in ...], whose axes after the first are flattened.  With a middle A is [r out]; `turned`: [out r].
     """
     b = b.reshape(len(b), -1)
     if middle is None:

@@ -1,7 +1,7 @@
 """OFT: W' = R W with R orthogonal and block-diagonal on the outputs, R = (I + Q)(I - Q)^-1, Q = P - P^T.
 
-P "oft_blocks" [blocks n n], out = blocks n.  "constraint": where above 0 the largest norm of all Q together.
-"rescale" [out 1 ...]: a factor of every output behind R, in files.  A block is applied as W'_m = sum_n R_nm W_n.
+P "oft_blocks" [blocks n n], out = blocks n.  "constraint": the largest norm of all Q together, if above 0.
+"rescale" [out 1 ...]: a factor per output after R, in files.  A block computes W'_m = sum_n R_nm W_n.
 Source: Qiu et al. 2023 (arXiv 2306.07280), section 4; axes and constraint: LyCORIS' diag-oft and sd-scripts.
 """
 
@@ -16,17 +16,17 @@ from sdjax.methods.deltas.lokr import split
 
 
 class Oft(Delta):
-    """A rotation of the outputs, in blocks of up to `rank` of them."""
+    """A rotation of the outputs in blocks of at most `rank` outputs."""
 
     name = "oft"
     multiplied = ("oft_blocks",)
 
     def matches(self, names: frozenset[str]) -> bool:
-        """Returns whether there are blocks."""
+        """Returns whether the factors have blocks."""
         return "oft_blocks" in names
 
     def start(self, weight: Float32[Array, "..."], rank: int, draw: Draw, settings: Any) -> dict[str, Array]:
-        """Returns P of zeros."""
+        """Returns P = 0."""
         side, blocks = split(len(weight), rank)
         return {"oft_blocks": draw.zeros(blocks, side, side)}
 
@@ -53,7 +53,7 @@ class Oft(Delta):
         return moved.reshape(y.shape)
 
     def size(self, f: Factors) -> Float32[Array, ""]:
-        """Returns |P|, which is bounded in place of D."""
+        """Returns |P|; OFT bounds it instead of |D|."""
         return jnp.sqrt(jnp.sum(jnp.square(f["oft_blocks"])) + 1e-12)
 
 

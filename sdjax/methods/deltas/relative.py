@@ -1,4 +1,4 @@
-"""A change in proportion to the weight, as E4T's offsets are: D = W * R, entry by entry, "relative" R [out in ...]."""
+"""Relative changes, as E4T's offsets are: D = W * R elementwise, "relative" R [out in ...]."""
 
 from jaxtyping import Array, Float32
 
@@ -6,7 +6,7 @@ from sdjax.methods.deltas.delta import Delta, Factors
 
 
 class Relative(Delta):
-    """A factor for every entry of the weight."""
+    """A factor per element of the weight."""
 
     roles = (frozenset({"relative"}),)
 

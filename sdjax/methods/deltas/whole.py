@@ -1,4 +1,4 @@
-"""Whole changes, which files hold: D itself, "diff", or W', "whole" (Custom Diffusion); of weights and biases.
+"""Whole changes from files: D itself ("diff"), or W' ("whole", Custom Diffusion), of weights and biases.
 
 Source: LyCORIS' full; Kumari et al. 2023 (Custom Diffusion), as diffusers writes it.
 """
@@ -9,7 +9,7 @@ from sdjax.methods.deltas.delta import Delta, Factors
 
 
 class Whole(Delta):
-    """A change that is as large as the weight."""
+    """A change with the shape of the weight."""
 
     roles = (frozenset({"diff"}), frozenset({"whole"}))
     multiplied = ("diff",)

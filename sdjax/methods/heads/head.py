@@ -1,4 +1,5 @@
-"""What a head of E4T's encoder is: it makes a move E [B C] of a word's row of what it takes of a picture and a UNet.
+"""The contract of a head of E4T's encoder: it computes the offset E [B C] of a word's embedding from features of a
+picture and of the UNet.
 
 Shapes: B batch, H W pixels, h w latent pixels, n features of a picture, D their width, C text width.
 """
@@ -14,10 +15,10 @@ from sdjax.trees import Tree
 
 
 class Head(Protocol):
-    """A frozen dataclass that names this class as its base.
+    """A frozen dataclass with this class as its base.
 
-    features: which of the UNet's maps are pooled, "all" or the last of each "level".
-    still: whether the domain's row is a constant for the gradient.
+    features: which UNet maps to pool: "all", or the last one of each "level".
+    still: whether the domain word's embedding gets no gradient.
     """
 
     features: Any = "all"
@@ -25,19 +26,21 @@ class Head(Protocol):
 
     @staticmethod
     def matches(names: Sequence[str]) -> bool:
-        """Returns whether weights of these dotted names are this head's."""
+        """Returns whether this head has weights of these dotted names."""
         ...
 
     def shapes(self, sd: StableDiffusion) -> Tree:
-        """Returns the shapes of the weights for a model: its vision tower, its UNet and its text width."""
+        """Returns the shapes of the weights for a model's vision tower, UNet and text width."""
         ...
 
     def prepared(self, sd: StableDiffusion) -> StableDiffusion:
-        """Returns sd without what of its Seen this head does not read."""
+        """Returns sd without the parts of its Seen that this head does not read."""
         return sd
 
     def see(self, network: Any, tower: Tree, pixels: Float[Array, "B H W 3"]) -> Float32[Array, "B n D"]:
-        """Returns what the head takes of a vision tower's view, float32 [B n D], of pixels [B H W 3] in [-1, 1]."""
+        """Returns the features that the head takes from the vision tower, float32 [B n D], of pixels [B H W 3] in
+        [-1, 1].
+        """
         ...
 
     def maps(
@@ -49,21 +52,21 @@ class Head(Protocol):
     def move(
         self, weights: Tree, features: Float[Array, "#B n D"], maps: Sequence[Float[Array, "B h w D"]]
     ) -> Float[Array, "B C"]:
-        """Returns E [B C] of features of the picture, [B n D] or [1 n D], and the UNet's maps."""
+        """Returns E [B C] from features of the picture, [B n D] or [1 n D], and the UNet's maps."""
         ...
 
     def penalised(self, move: Float[Array, "B C"], vector: Float[Array, "B C"]) -> Float[Array, "B C"]:
-        """Returns what the penalty squares: E, or v*, the row that the word gets."""
+        """Returns what the penalty squares: E, or v*, the word's resulting embedding."""
         return move
 
 
 def linear(layer: Tree, x: Float[Array, "... D"]) -> Float[Array, "... C"]:
-    """Returns x W + b of a layer {"kernel" [D C], "bias" [C]}."""
+    """Returns x W + b for a layer {"kernel" [D C], "bias" [C]}."""
     return x @ layer["kernel"] + layer["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def pooled(maps: Sequence[Float[Array, "B h w D"]]) -> list[Float32[Array, "B D"]]:
-    """Returns the mean over the positions of each map, float32 [B D]."""
+    """Returns the mean of each map over its positions, float32 [B D]."""
     return [m.astype("float32").mean((1, 2)) for m in maps]
 
 

@@ -1,14 +1,13 @@
-"""The head of the one public encoder: tokens of the tower's last layer, each beside what the UNet sees.
+"""The head of the one public encoder: tokens of the vision tower's last layer, each next to the UNet's features.
 
     u   = W_2 LeakyReLU(W_0 [mean_hw m_k for all k] + b_0) + b_2                    10880 -> 1280 -> 1280 for SD 1.4
     h_0 = post_layernorm(class token),  h_i = token 2i of the last layer, i = 1 ...          128 of 256 patches
     E   = W LeakyReLU(mean_i (W_i (F [h_i, u] + f) + b_i)) + b                    F: 2560 -> 1280, shared; 129 maps W_i
 
-The maps m_k are the UNet's own, with offsets and whatever else was trained, and gradients reach them.  The empty
-prompt and the domain's row are constants for the gradient.  The penalty squares v*, the whole row.
-
-Source: the unofficial E4T of mkshing, e4t/encoder.py and tuning_e4t.py at commit a1d2593; the tower's tokens as
-OpenCLIP 2.16 gave them, of which only the class token is normed.
+The maps m_k come from the UNet as it is, with offsets and all trained weights, and gradients reach them.  The empty
+prompt and the domain word's embedding get no gradient.  The penalty squares v*, the whole embedding.
+Source: the unofficial E4T of mkshing, e4t/encoder.py and tuning_e4t.py at commit a1d2593; tower tokens as in OpenCLIP
+2.16, which normalises only the class token.
 """
 
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from sdjax.trees import Tree
 
 @dataclass(frozen=True)
 class Tokens(Head):
-    """Weights under their names in encoder.pt: unet_feature_embedder, feature_linear, first_linears, final_linear."""
+    """Weights with their names in encoder.pt: unet_feature_embedder, feature_linear, first_linears, final_linear."""
 
     features: str = "all"
     still = True
@@ -56,11 +55,11 @@ class Tokens(Head):
         }
 
     def prepared(self, sd: StableDiffusion) -> StableDiffusion:
-        """Returns sd that holds no second half of a UNet: the maps are its own."""
+        """Returns sd without the pretrained copy of the UNet: this head takes maps of the UNet itself."""
         return with_seen(sd, unet=None, empty=None)
 
     def see(self, network: Any, tower: Tree, pixels: Float[Array, "B H W 3"]) -> Float32[Array, "B n D"]:
-        """Returns the normed class token and every second of the others."""
+        """Returns the normalised class token and every second one of the others."""
         side = network.config.image_size
         tokens = network.apply({"params": tower}, squashed_pixels(pixels, side), method="tokens")
         return jnp.concatenate([tokens[:, :1], tokens[:, 2::2]], axis=1).astype(jnp.float32)
