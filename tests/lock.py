@@ -2,8 +2,8 @@
 
     python tests/lock.py            # anew, from a report of pip's, which installs nothing
 
-`make audit` asks pip whether an index still gives these files.  torch is left out: its file is another one for each kind of
-accelerator.
+`make audit` asks pip whether an index still gives these files.  torch is left out: each kind of accelerator has a file
+of its own.
 """
 
 import json
@@ -32,7 +32,7 @@ def main() -> None:
         report = Path(folder) / "report.json"
         subprocess.run([*PIP, "--report", str(report), "-r", str(ROOT / "constraints.txt")], check=True)
         made = lines(json.loads(report.read_text()))
-    head = "# Written by tests/lock.py: the files of constraints.txt on Linux, x86_64, Python 3.11.  `make audit` alone uses it."
+    head = "# Written by tests/lock.py for `make audit`: the files of constraints.txt on Linux, x86_64, Python 3.11."
     (ROOT / "constraints.lock").write_text("\n".join([head, *made]) + "\n")
 
 
