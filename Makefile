@@ -43,8 +43,8 @@ ifeq ($(filter $(ACCEL),cpu cuda tpu),)
 $(error ACCEL=$(ACCEL): expected cpu, cuda or tpu)
 endif
 
-.PHONY: help install demo ui test test-slow fuzz faults test-ui pocket train-encoder tune compare verify-pytorch bench gpu \
-	aot test-tpu lint format clean
+.PHONY: help install demo ui test test-slow fuzz faults audit test-ui pocket train-encoder tune compare verify-pytorch bench \
+	gpu aot test-tpu lint format clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -70,6 +70,11 @@ fuzz: $(TEST)
 faults: $(TEST)
 	$(PY) -m pytest -m "slow or not slow" tests/test_tampered.py tests/test_full_disk.py tests/test_locks.py tests/test_held.py \
 		tests/test_pickle_limits.py tests/test_bounds.py tests/test_kills.py $(ARGS)
+
+# Asks pip, in its mode of hashes, for the tested set; nothing is installed.
+audit: $(CORE)
+	$(PY) -m pip install --dry-run --ignore-installed --no-deps --quiet --require-hashes -r constraints.lock
+	$(PY) -m pip check
 
 test-ui: $(BROWSER)
 	$(PY) -m pytest tests/ui -n 0 $(ARGS)

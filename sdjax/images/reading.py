@@ -90,7 +90,8 @@ class HeldItem:
 def find(path: str | Path) -> tuple[Item, ...]:
     """Returns the Items of a folder and its sub-folders sorted by path, or the Item of one picture.
 
-    Raises ValueError for a path that does not exist or has no pictures, and for captions that cannot be read.
+    Raises ValueError for a path that does not exist or has no pictures, for captions that cannot be read, and for
+    captions and masks that are links out of the folder.
     """
     root, files = _listed(path)
     alone = root != Path(path)
@@ -98,6 +99,7 @@ def find(path: str | Path) -> tuple[Item, ...]:
     if not paths:
         passed = counted(passed_over(path))
         raise ValueError(f"data.path={str(path)!r}: no images{f' ({passed} passed over)' * bool(passed)}; {ACCEPTED}")
+    _check_links(root, files, None if not alone else Path(path).stem)
     words, masks_of = captions.of(root, files, paths, whole=not alone), captions.beside(files, MASK_ENDINGS)
     return tuple(_item(p, root, words.get(p), masks_of.get((p.parent, p.stem))) for p in paths)
 
@@ -234,6 +236,15 @@ def _listed(path):
     found = [(p.relative_to(root), p) for p in (root.iterdir() if alone else root.rglob("*"))]
     shown = [(name.as_posix(), p) for name, p in found if not any(part.startswith(".") for part in name.parts)]
     return root, [p for _, p in sorted(shown) if p.is_file()]
+
+
+def _check_links(root, files, stem):
+    """Raises ValueError for a caption, metadata or a mask that is a link out of the folder; stem: of one picture."""
+    for path in files:
+        told = path.name in captions.METADATA or path.name.lower().endswith((*captions.ENDINGS, *BESIDE))
+        if told and (stem is None or path.name.startswith(stem)) and path.is_symlink():
+            if not path.resolve().is_relative_to(root.resolve()):
+                raise ValueError(f"{path}: a link that leads out of {root}; expected the file itself")
 
 
 def _is_picture(path):

@@ -33,6 +33,8 @@ READERS = ("jsonl", "csv", "parquet")
 MOST = 100_000  # pictures of one row: a typing error should not fill a disk
 WHOLE = 200_000  # pictures of a list: they are held in memory
 LONGEST = 200  # bytes of a name, to which endings come: file systems take 255
+# Names of devices on Windows, whatever ending follows: Microsoft, "Naming Files, Paths, and Namespaces".
+RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{kind}{i}" for kind in ("COM", "LPT") for i in "123456789")}
 KNOWN = {name: one for task in TASKS.values() for name, one in fields(task).items()}
 WITH = {"control_image": "controlnet", "mask": "inpaint", "image": "img2img"}  # the task of a row with such a field
 
@@ -114,6 +116,8 @@ def _requests(number, row, defaults, folder, word):
         name = settings.pop("name", None) or f"{number:06d}"
         if not isinstance(name, str) or not re.fullmatch(r"[\w][\w. -]*", name):
             raise ValueError(f"name={shown(name)}: expected letters, digits, '.', '_', '-' and spaces")
+        if name.rstrip(". ") != name or name.partition(".")[0].strip().upper() in RESERVED:
+            raise ValueError(f"name={shown(name)}: expected a name that every file system takes")
         if len(name.encode()) > LONGEST:
             raise ValueError(f"name={shown(name)}: expected at most {LONGEST} bytes")
         one = make(TASKS[task], settings)

@@ -282,8 +282,8 @@ class Queue:
     def left(self) -> list[Job]:
         """Takes what dead workers left and returns it, for the one worker that lives to see after.
 
-        A job that was asked to stop is stopped.  The others wait again: after BEHIND deaths behind all others, so
-        that a job which kills workers holds up no other; after TRIES deaths the job has failed.
+        A job that was asked to stop is stopped.  The others wait again: after BEHIND deaths behind all others, so that
+        a job which kills workers holds up no other; after TRIES deaths the job has failed.
         """
         left = self._jobs("select * from jobs where state='running'")
         for job in left:
