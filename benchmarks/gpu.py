@@ -122,6 +122,9 @@ def inside(options, end):
     """Runs all jobs in this process, compiled quickly; returns the names of those that there was no time for."""
     late = []
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # a trial: its figures mean nothing
+    from sdjax.runtime import compile_cache
+
+    compile_cache.keep(options.out / "compiled", steps=1)
     for wave in waves(options):
         for job, warm in wave:
             options.job, options.warm = job, warm

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sdjax.runtime import compile_cache
+
 ROOT = Path(__file__).parents[1]
 PEERS_TOO = [
     "text2img, batch 1",
@@ -21,7 +23,8 @@ PEERS_TOO = [
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """The program as a module."""
+    """The program as a module, which leaves this process's cache of programs as it is."""
+    monkeypatch.setattr(compile_cache, "keep", lambda *folder, steps: None)
     monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
     monkeypatch.setattr(os, "environ", os.environ.copy())
     return importlib.import_module("gpu")
