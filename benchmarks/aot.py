@@ -59,11 +59,12 @@ def measure(train, topology, rows, fsdp=None, effort=-1.0):
     """Returns the figures of a step of `rows` rows per chip on a topology."""
     devices = aot.topology(topology)
     fsdp = len(devices) if fsdp is None else fsdp
-    grid = Mesh(np.array(devices).reshape(-1, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    axes = {"data": len(devices) // fsdp, "fsdp": fsdp, "tensor": 1}
+    grid = Mesh(np.array(devices).reshape(*axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
     function, (state, frozen, batch), train, chosen, _ = shapes.program(shapes.with_rows(train, rows * len(devices)))
 
     def placed(tree):
-        return jax.tree.map(lambda x: _shaped(x, grid, mesh.shard(x, fsdp)), tree)
+        return jax.tree.map(lambda x: _shaped(x, grid, mesh.shard(x, axes)), tree)
 
     def run(state, frozen, batch):
         state, metrics = function(state, frozen, batch)
@@ -71,7 +72,7 @@ def measure(train, topology, rows, fsdp=None, effort=-1.0):
             lambda x, like: jax.lax.with_sharding_constraint(x, like.sharding), state, given[0]
         ), metrics
 
-    divided = jax.tree.map(lambda x: _shaped(x, grid, PartitionSpec(("data", "fsdp"))), batch)
+    divided = jax.tree.map(lambda x: _shaped(x, grid, PartitionSpec(mesh.ROWS)), batch)
     given = placed(state), placed(frozen), divided
     start = time.monotonic()
     lowered = jax.jit(run, donate_argnums=0).lower(*given)
