@@ -93,7 +93,7 @@ class Plan:
     buckets: {shape: numbers of pictures, repeated as in an epoch}.  rows: rows of a batch with these pictures.
     """
 
-    def __init__(self, buckets: Mapping[Shape, Sequence[int]], rows: int, seed: int) -> None:
+    def __init__(self, buckets: Mapping[Shape, Sequence[int] | np.ndarray], rows: int, seed: int) -> None:
         import grain
 
         self.buckets, self.rows, self.seed = dict(buckets), rows, seed

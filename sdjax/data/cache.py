@@ -166,7 +166,7 @@ def _fill(store, wanted, what, make, more=(), many=lambda shape: 1):
         for i, arrays in zip(numbers.tolist(), make(*numbers.tolist()), strict=True):
             store.put(of(i), arrays)
     if whole:
-        store.put(whole, {"count": np.int64(len(wanted))[None]})
+        store.put(whole, {"count": np.array([len(wanted)])})
     store.settle()
     return of
 

@@ -61,7 +61,7 @@ class Places:
         both = np.concatenate([self.columns, added], 1)
         data = np.ascontiguousarray(both[:, np.lexsort((both[1], both[0]))], "<u8")
         with files.new_file(self.path) as temporary:
-            temporary.write_bytes(HEAD.pack(MAGIC, data.shape[1], end, zlib.crc32(data)) + data.tobytes())
+            temporary.write_bytes(HEAD.pack(MAGIC, data.shape[1], end, zlib.crc32(data.tobytes())) + data.tobytes())
         return Places(self.path)
 
     def none(self) -> "Places":

@@ -140,9 +140,10 @@ def bare(column: Column, where: Callable[[int], str]) -> tuple[int, str]:
 
     def none(chunk):
         if types.is_list(chunk.type) or types.is_large_list(chunk.type):
-            empty = compute.equal(compute.list_value_length(chunk), 0)
+            empty = compute.call_function("equal", [compute.call_function("list_value_length", [chunk]), 0])
         else:
-            empty = compute.match_substring_regex(chunk, r"^\s*$")
+            blank = compute.MatchSubstringOptions(r"^\s*$")
+            empty = compute.call_function("match_substring_regex", [chunk], blank)
         return compute.fill_null(empty, True)
 
     count, first = column.where(none)
