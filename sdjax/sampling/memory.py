@@ -126,7 +126,7 @@ def check(sd: StableDiffusion, sides: Sequence[int], rows: int, limit: int | Non
 
 @contextlib.contextmanager
 def told(size: Sequence[int], count: int) -> Iterator[None]:
-    """Turns a device's out-of-memory error into a ValueError of one line; size: pixels (height, width)."""
+    """Turns what a device says when its memory is full into a ValueError of one line; size: pixels (height, width)."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:

@@ -215,9 +215,9 @@ WEIGHTS = re.compile(r"\\[()\[\]\\]?|[(\[)\]]|:\s*([+-]?[.\d]+)\s*\)|[^\\()\[\]:
 
 
 def emphasis(text: str) -> tuple[tuple[str, float], ...]:
-    """Returns A1111's ((text, weight), ...); the text BREAK starts a new chunk.
+    """Returns A1111's ((text, weight), ...); BREAK stands for the beginning of a new chunk.
 
-    An unclosed bracket reaches to the end of the text; an unopened one is a letter.
+    Brackets without a partner reach to the end of the text, or are letters where they close nothing.
     Raises ValueError for a weight such as 1.2.3.
     """
     found, opened = [], {"(": [], "[": []}
