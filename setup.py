@@ -27,7 +27,7 @@ UI = ["fastapi>=0.140", "uvicorn>=0.40", "python-multipart>=0.0.20", "gradio>=6.
 NOTEBOOK = ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=7"]  # run docs/colab.ipynb
 CLIENTS = ["webuiapi>=0.9.17", "openai>=3"]  # of the APIs, which tests speak with
 BROWSER = ["playwright>=1.50"]  # drives a Chromium that is there, in tests/ui alone
-TABLES = ["pyarrow>=20"]  # parquet lists of jobs
+TABLES = ["pyarrow>=20"]  # parquet lists of jobs; pictures in parquet, Arrow files and tar shards; s3:// and gs://
 
 setup(
     name="sdjax",

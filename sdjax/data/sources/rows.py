@@ -125,8 +125,8 @@ class Rows(Examples):
     def caption(self, i: int, random: np.random.Generator) -> str:
         """Returns a prompt for picture i; of several captions one is drawn evenly."""
         texts = self.table.texts(i)
-        text = texts[int(random.integers(len(texts)))] if len(texts) > 1 else texts[0] if texts else ""
-        return self.prompts(text, random)
+        place = int(random.integers(len(texts))) if len(texts) > 1 else 0
+        return self.prompts(texts[place] if len(texts) else "", random)
 
     def other(self, i: int, random: np.random.Generator) -> int:
         """Returns i: rows name no subjects."""

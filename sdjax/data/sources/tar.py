@@ -196,13 +196,14 @@ def _rows(file):
         yield from _row(file, members)
 
 
-def _members(file, stream):
+def _members(file: File, stream: Any) -> Iterator[tuple[str, tarfile.TarInfo]]:
     """Yields (path, tarfile.TarInfo) of the regular files of a shard.
 
     tarfile takes damage for the end.  So what follows the last member is looked at: at least one block, all of zeros.
     """
+    opened: Any = tarfile.open
     try:
-        with tarfile.open(fileobj=stream, mode="r:") as shard:
+        with opened(fileobj=stream, mode="r:") as shard:
             while (member := shard.next()) is not None:
                 shard.members = []  # pyright: ignore[reportAttributeAccessIssue]  # it would keep them all
                 if member.isreg():
