@@ -108,15 +108,15 @@ def test_a_run_without_a_moving_average_has_raw_weights_only(run, tmp_path):
         export.write(tmp_path, tmp_path / "no", weights="ema")
 
 
-def test_a_damaged_checkpoint_is_passed_over_unless_it_was_asked_for(run, tmp_path):
+def test_a_damaged_checkpoint_is_passed_over_unless_it_was_asked_for(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     largest = max((tmp_path / "run/checkpoints/3").rglob("*"), key=lambda path: path.stat().st_size)
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 4
     largest.write_bytes(data)
-    with pytest.warns(UserWarning, match="checkpoint 3"):
-        assert export.write(tmp_path / "run", tmp_path / "out")[1] == 2
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no checkpoint of 3 is complete"):
+    assert export.write(tmp_path / "run", tmp_path / "out")[1] == 2
+    assert "checkpoints/3: its " in capsys.readouterr().err and (tmp_path / "run/checkpoints/3").is_dir()
+    with pytest.raises(ValueError, match="no checkpoint of 3 is complete"):
         export.write(tmp_path / "run", tmp_path / "no", 3)
 
 
