@@ -115,7 +115,9 @@ def test_a_damaged_checkpoint_is_passed_over_unless_it_was_asked_for(run, tmp_pa
     data[len(data) // 2] ^= 4
     largest.write_bytes(data)
     assert export.write(tmp_path / "run", tmp_path / "out")[1] == 2
-    assert "checkpoints/3: its numbers are not those that were saved" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "checkpoints/3: its numbers are not those that were saved" in said
+    assert (tmp_path / "run/checkpoints/3").is_dir()
     with pytest.raises(ValueError, match="no checkpoint of 3 is complete"):
         export.write(tmp_path / "run", tmp_path / "no", 3)
 
