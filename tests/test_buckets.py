@@ -187,6 +187,7 @@ def test_a_run_resumed_within_an_epoch_ends_in_the_same_bits(run, tmp_path):
     assert int(one["step"]) == int(other["step"]) == 6 and trees.digest(one) == trees.digest(other)
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_buckets_shuffled_captions_and_a_cache_ends_in_the_same_bits(run, tmp_path):
     def start(out):
         line = [sys.executable, "train/run.py", "configs/full.py", "model=random:tiny", f"data.path={run.data.path}",

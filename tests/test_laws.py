@@ -53,7 +53,7 @@ METHODS = {
 }
 TASKS = {"controlnet on inpainting": "inpainting", "lora on upscaler": "upscaling"}  # else text to image
 SIZE = 4
-QUICK = [("hypernetwork", "pmap")]  # of modes, beside those that `make test-slow` runs
+QUICK = [("textual inversion", "pmap")]  # of modes, beside those that `make test-slow` runs
 MODES = ("mesh:data=2,fsdp=2", "pmap")
 
 

@@ -132,8 +132,9 @@ def restless():
     sys.setswitchinterval(before)
 
 
-def test_threads_make_the_pictures_that_one_makes(tmp_path, restless):
-    """Two threads draw 200 pictures of one Maker while a third attaches adapters; not all that is loaded has room."""
+@pytest.mark.parametrize("count", [60, pytest.param(200, marks=pytest.mark.slow)])
+def test_threads_make_the_pictures_that_one_makes(tmp_path, restless, count):
+    """Two threads draw pictures of one Maker while a third attaches adapters; not all that is loaded has room."""
     random = np.random.default_rng(0)
     for name in ("cat", "dog"):
         save_file({CHANGE: random.standard_normal((64, 32), np.float32)}, tmp_path / f"{name}.safetensors")
@@ -147,7 +148,7 @@ def test_threads_make_the_pictures_that_one_makes(tmp_path, restless):
     made, done = {}, threading.Event()
 
     def draw(first):
-        for i in range(first, 200, 2):
+        for i in range(first, count, 2):
             made[i] = made_by.make([wanted[i % 40]], progress=i % 20 < 2)
 
     def attach():
@@ -166,5 +167,5 @@ def test_threads_make_the_pictures_that_one_makes(tmp_path, restless):
     alone = maker.Maker(tmp_path)
     pictures = [alone.make([request]) for request in wanted]
     assert len({picture.tobytes() for picture in pictures}) == 40
-    for i in range(200):
+    for i in range(count):
         np.testing.assert_array_equal(made[i], pictures[i % 40], err_msg=wanted[i % 40].settings.prompt)
