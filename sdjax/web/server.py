@@ -101,9 +101,7 @@ class Keeper(threading.Thread):
             self.over.wait(0.1)
 
     def _gone(self) -> bool:
-        if self.process is not None and self.process.poll() is None:
-            return False
-        return not worker.taken(self.place)
+        return self._alive() is None and not worker.taken(self.place)
 
     def _start(self) -> None:
         quick = self.process is not None and time.monotonic() - self.next < 30
@@ -121,13 +119,16 @@ class Keeper(threading.Thread):
         """Ends the worker between two steps; a training run saves first.  What it did waits again."""
         self.over.set()
         self.join()
-        pid = _holder(self.place)
         until = time.monotonic() + PATIENCE
-        if pid is not None:
+        for pid in filter(None, {_holder(self.place), self._alive()}):  # one that just started has no device yet
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-        while worker.taken(self.place) and time.monotonic() < until:
+        while (worker.taken(self.place) or self._alive()) and time.monotonic() < until:
             time.sleep(0.05)
+
+    def _alive(self) -> int | None:
+        """Returns the number of the worker that was started here, None where it is over."""
+        return self.process.pid if self.process is not None and self.process.poll() is None else None
 
 
 def _holder(place: Place) -> int | None:
