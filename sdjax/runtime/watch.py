@@ -28,7 +28,11 @@ def split() -> None:
         return
     reading, writing = os.pipe()
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # until somebody hears it
-    child = os.fork()
+    try:
+        child = os.fork()
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        raise
     if child:
         os.close(writing)
         signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number))
