@@ -41,6 +41,11 @@ def test_batches_are_those_that_travel(sd, encode, concept):
         same(ours, theirs, **near)
 
 
+def test_some_rows_are_on_the_device_too(sd):
+    whole = batches.build(dataclasses.replace(DATA, encode=False, resident=True), sd, 0)
+    np.testing.assert_array_equal(whole.of(range(1, 3))[2]["pixels"], whole[2]["pixels"][1:3])
+
+
 def test_other_processes_make_the_same(sd, tmp_path, monkeypatch):
     data = dataclasses.replace(DATA, encode=False, resident=True, cache=str(tmp_path), workers=2)
     made = shown(data, sd, 5)
