@@ -2,11 +2,13 @@
 
 import dataclasses
 import itertools
+import pickle
 import shutil
 import time
 import tracemalloc
 from pathlib import Path
 
+import cloudpickle
 import hub_server
 import numpy as np
 import pyarrow as pa
@@ -20,7 +22,7 @@ from sdjax.data import batches, buckets, places, sources, splits
 from sdjax.data.batches import Data
 from sdjax.data.buckets import Plan
 from sdjax.data.sources import parquet as parquet_source
-from sdjax.data.sources import rows
+from sdjax.data.sources import pictures
 from sdjax.data.sources.arrow import ArrowFiles
 from sdjax.data.sources.parquet import Parquet
 from sdjax.data.sources.tar import TarShards
@@ -95,6 +97,8 @@ def test_the_same_pictures_give_the_same_batches_in_every_layout(tmp_path, monke
         assert a["pixels"].shape == b["pixels"].shape
         np.testing.assert_array_equal(a["pixels"], b["pixels"])
         np.testing.assert_array_equal(*(x["ids"]["text_encoder"] for x in (a, b)))
+    for stream in (one, other):  # as the processes of data.workers get it
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(stream))[4]["pixels"], stream[4]["pixels"])
 
 
 def test_sources_are_found_by_their_files(tmp_path):
@@ -303,6 +307,8 @@ def test_latents_of_a_folder_serve_its_shards(tmp_path):
     other = batches.build(Data(path=str(shards(tmp_path)), **how), sd, 5)
     assert (tmp_path / "cache" / "moments.records").stat().st_size == kept
     np.testing.assert_array_equal(one[3]["moments"], other[3]["moments"])
+    sent = cloudpickle.loads(cloudpickle.dumps(other))
+    np.testing.assert_array_equal(sent[3]["moments"], other[3]["moments"])
 
 
 def test_held_out_rows_do_not_train(tmp_path):
@@ -334,7 +340,7 @@ def test_files_in_memory_are_a_bucket(tmp_path):
 
 def test_a_bucket_is_read_by_range(tmp_path, monkeypatch):
     """Arrow's own S3 client: listing in pages, one request per picture once the index is made."""
-    monkeypatch.setattr(rows, "KEPT", 0)
+    monkeypatch.setattr(pictures, "KEPT", 0)
     local = {place.name: place for place in (shards(tmp_path), files(tmp_path))}
     objects = {
         f"{place.name}/{file.relative_to(place)}": file.read_bytes()

@@ -24,7 +24,7 @@ from sdjax.formats.storage import files
 HEAD = struct.Struct("<16sQI36x")  # mark, length and CRC-32 of the Arrow file; 64 bytes, so that buffers stay aligned
 MAGIC = b"sdjax table 1\n\0\0"
 CHUNK = 1 << 20  # bytes per step of the checksum
-NEEDED = "needs pyarrow: pip install sdjax[tables]"
+NEEDED = 'needs pyarrow: pip install -e ".[tables]"'
 
 
 def arrow() -> Any:
@@ -37,9 +37,9 @@ def arrow() -> Any:
     return pyarrow
 
 
-def default_folder() -> Path:
-    """Returns the folder of tables: $SDJAX_DATA, by default ~/.cache/sdjax/data."""
-    return Path(os.environ.get("SDJAX_DATA") or Path.home() / ".cache" / "sdjax" / "data")
+def folder(index: str) -> Path:
+    """Returns the folder of tables: `index`, else $SDJAX_DATA, else ~/.cache/sdjax/data."""
+    return Path(index or os.environ.get("SDJAX_DATA") or Path.home() / ".cache" / "sdjax" / "data")
 
 
 def kept(folder: Path, key: Sequence[Any], make: Callable[[], Iterable[Any]], check: bool = True) -> Any:
@@ -112,8 +112,8 @@ class Column:
 
     def __getitem__(self, i: int) -> Any:
         """Returns value i as a Python value."""
-        k = int(np.searchsorted(self.ends, i, side="right"))
-        return self.chunks[k][i - (int(self.ends[k - 1]) if k else 0)].as_py()
+        k, place = located(self.ends, i)
+        return self.chunks[k][place].as_py()
 
     def numbers(self) -> np.ndarray:
         """Returns the values of a column of numbers as one array."""

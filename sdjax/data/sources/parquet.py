@@ -63,8 +63,8 @@ class Parquet(Source):
         with _said(files[0]), files[0].open() as stream:
             schema = _parquet().ParquetFile(stream).schema_arrow
         chosen = columns.find(schema, files[0].path, self.image_column, self.caption_column)
-        folder = Path(self.index) if self.index else tables.default_folder()
-        return Rows(data, table(files, chosen, columns.leaves(schema, chosen), folder), "fill its cell")
+        folder = tables.folder(self.index)
+        return Rows(self, data, table(files, chosen, columns.leaves(schema, chosen), folder), "fill its cell")
 
 
 def table(files: Sequence[File], chosen: Columns, leaves: list[str], folder: Path) -> Cells:

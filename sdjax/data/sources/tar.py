@@ -59,8 +59,8 @@ class TarShards(Source):
         Raises ValueError naming a shard that is missing, damaged, compressed or without pictures.
         """
         files = splits.files(data.path, ENDINGS)
-        folder = Path(self.index) if self.index else tables.default_folder()
-        return Rows(data, Shards(files, indexed(files, folder)), "add a .txt to its example")
+        folder = tables.folder(self.index)
+        return Rows(self, data, Shards(files, indexed(files, folder)), "add a .txt to its example")
 
 
 class Shards:
