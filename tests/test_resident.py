@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sdjax.data import batches, resident
+from sdjax.data import batches, resident, sources
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.formats import pipeline
@@ -76,3 +76,9 @@ def test_pictures_of_two_sizes_share_a_run_and_encoders_see_those_of_their_batch
             break
     with pytest.raises(SettingError, match=r"data.large=8: expected 0, or with it data.buckets=2"):
         batches.build(dataclasses.replace(DATA, source=world), sd, 0)
+
+
+def test_all_views_of_a_subject_have_one_size():
+    world = Pocketland(count=6, large=6)  # the second subject begins among the small ones
+    examples = sources.open(dataclasses.replace(DATA, size=128, buckets=2, source=world))
+    assert [examples.shape(i)[0] for i in range(12)] == [64] * 8 + [128] * 4
