@@ -113,7 +113,7 @@ def test_sources_are_found_by_their_files(tmp_path):
     assert type(sources.matching(str(tmp_path / "folder"))).__name__ == "ImageFolder"
 
 
-def test_columns_are_found_or_named(tmp_path):
+def test_columns_are_found_or_named(tmp_path, monkeypatch):
     columns = dict(caption=[["one", " two  lines\n"], [], ["three"]], url=["a", "b", "c"], thumb=[b"", b"", b""])
     path = parquet(tmp_path / "a.parquet", PHOTOS[:3], **columns)
     with pytest.raises(ValueError, match=r"a.parquet, row 2 \(1 of 3 rows\): no caption; fill its cell, set data.word"):
@@ -133,6 +133,11 @@ def test_columns_are_found_or_named(tmp_path):
     pq.write_table(pa.table({"a": [b"1"], "b": [b"2"]}), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match="data.image_column='': expected the column of pictures in .*: a, b"):
         opened(tmp_path / "b.parquet")
+    parquet(tmp_path / "mixed" / "a.parquet", PHOTOS[:1], text=["a"])  # a struct; bytes
+    pq.write_table(pa.table({"image": PHOTOS[1:2], "text": ["b"]}), tmp_path / "mixed" / "b.parquet")
+    for kept in (1 << 20, 0):
+        monkeypatch.setattr(parquet_source, "DIRECT", kept)
+        assert opened(tmp_path / "mixed").picture(1, 32).shape == (32, 32, 3)
     parquet(tmp_path / "both" / "a.parquet", PHOTOS[:1], text=["a"])
     parquet(tmp_path / "both" / "b.parquet", PHOTOS[:1], words=["b"])
     with pytest.raises(ValueError, match="b.parquet: no column 'text' as in the first file"):
@@ -319,6 +324,27 @@ def test_held_out_rows_do_not_train(tmp_path):
         {part.source.caption(i, np.random.default_rng(0)) for i in range(len(part.source))} for part in (train, held)
     ]
     assert said[0] | said[1] == set(WORDS) and not said[0] & said[1]
+
+
+def test_a_web_server_lists_whole_addresses_without_sizes(monkeypatch):
+    """What fsspec gives of http: names with the protocol; sizes only of a file that is asked for."""
+    found = {"http://here/photos/a.tar": b"shard"}
+
+    class Web:
+        def find(self, url, detail):
+            assert url == "http://here/photos"
+            return {name: {"name": name, "size": None} for name in found}
+
+        def info(self, name):
+            return {"name": name, "size": len(found[name]), "ETag": "1"}
+
+        def cat_file(self, url, start, end):
+            return found[url][start:end]
+
+    monkeypatch.setattr(places, "_spec", lambda protocol: Web())
+    (file,) = places.listed("http://here/photos", (".tar",))
+    assert (file.path, file.size, file.stamp) == ("http://here/photos/a.tar", 5, "1") and file.read(1, 3) == b"har"
+    places._reader.cache_clear()
 
 
 def test_files_in_memory_are_a_bucket(tmp_path):

@@ -108,7 +108,7 @@ def listed(path: str, endings: tuple[str, ...]) -> list[File]:
             return [file for file in _in_bucket(path) if _ends(file.path, endings)]
     place = Path(path)
     if place.is_dir():
-        names = [name for deep in range(DEEP + 1) for name in place.glob("/".join(["*"] * deep + ["*"]))]
+        names = [name for deep in range(DEEP + 1) for name in place.glob("/".join(["*"] * (deep + 1)))]
     elif place.is_file():
         names = [place]
     else:

@@ -15,7 +15,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -65,20 +65,12 @@ def _opened(path, check):
         with path.open("rb") as file:
             mark, length, total = HEAD.unpack(file.read(HEAD.size))
             whole = mark == MAGIC and path.stat().st_size == HEAD.size + length
-            if not whole or (check and _sum(file) != total):
+            if not whole or (check and checksum(file) != total):
                 return None
         with pyarrow.memory_map(str(path)) as mapped:
             return pyarrow.ipc.open_file(pyarrow.BufferReader(mapped.read_buffer()[HEAD.size :])).read_all()
     except (OSError, struct.error, pyarrow.ArrowException):
         return None
-
-
-def _sum(file):
-    """Returns the CRC-32 of the rest of a file."""
-    total = 0
-    while block := file.read(CHUNK):
-        total = zlib.crc32(block, total)
-    return total
 
 
 def _write(path, batches):
@@ -94,7 +86,7 @@ def _write(path, batches):
                     writer.write_batch(batch)
         with temporary.open("r+b") as file:
             file.seek(HEAD.size)
-            total = _sum(file)
+            total = checksum(file)
             length = file.tell() - HEAD.size
             file.seek(0)
             file.write(HEAD.pack(MAGIC, length, total))
@@ -149,6 +141,14 @@ def bare(column: Column, where: Callable[[int], str]) -> tuple[int, str]:
 
     count, first = column.where(none)
     return count, where(first) if count else ""
+
+
+def checksum(file: BinaryIO) -> int:
+    """Returns the CRC-32 of the rest of a file."""
+    total = 0
+    while block := file.read(CHUNK):
+        total = zlib.crc32(block, total)
+    return total
 
 
 def located(ends: np.ndarray, i: int) -> tuple[int, int]:

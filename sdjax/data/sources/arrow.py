@@ -57,11 +57,11 @@ class ArrowFiles(Source):
         folder = tables.folder(self.index)
         captions = tables.Column(opened, chosen.caption) if chosen.caption else None
         counts = [len(one) for one in opened]
-        cells = Cells(files, counts, chosen, Batches(opened).block, captions, "Arrow", folder)
+        cells = Cells(files, counts, chosen, RecordBatches(opened).block, captions, "Arrow", folder)
         return Rows(self, data, cells, "fill its cell")
 
 
-class Batches:
+class RecordBatches:
     """The record batches of several tables."""
 
     def __init__(self, opened: Sequence[Any]) -> None:
