@@ -7,71 +7,42 @@ with serving({"someone/model": {"model_index.json": b"{}"}}, tmp_path) as (env, 
 """
 
 import contextlib
-import http.server
 import json
-import threading
+
+import file_server
 
 COMMIT = "a" * 40
+JSON = {"Content-Type": "application/json"}
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
+def answer(request, repositories, asked):
     """Answers for the list of a repository's files, and for each file with its commit."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *arguments):
-        pass
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, body):
-        path = self.path.split("?")[0]
-        self.server.asked.append(path)
-        for repository, files in self.server.repositories.items():
-            kind = repository if repository.startswith("datasets/") else f"models/{repository}"
-            if path.startswith(f"/api/{kind}/tree/"):
-                listed = [
-                    {"type": "file", "path": name, "size": len(data), "oid": "b" * 40} for name, data in files.items()
-                ]
-                return self.send(json.dumps(listed).encode(), body, {"Content-Type": "application/json"})
-            if path.startswith(f"/api/{kind}"):
-                siblings = [{"rfilename": name} for name in files]
-                content = {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings}
-                return self.send(json.dumps(content).encode(), body, {"Content-Type": "application/json"})
-            name = path.removeprefix(f"/{repository}/resolve/{COMMIT}/").removeprefix(f"/{repository}/resolve/main/")
-            if name in files:
-                headers = {"ETag": f'"{name.replace("/", "-")}"', "X-Repo-Commit": COMMIT}
-                if wanted := self.headers.get("Range"):
-                    first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
-                    return self.send(files[name][first : last + 1], body, headers, status=206)
-                return self.send(files[name], body, headers)
-        self.send(b'{"error": "Repository not found"}', body, {"X-Error-Code": "RepoNotFound"}, status=404)
-
-    def send(self, data, body, headers, status=200):
-        self.send_response(status)
-        for name, value in {"Content-Length": len(data), **headers}.items():
-            self.send_header(name, str(value))
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
+    path = request.path.split("?")[0]
+    asked.append(path)
+    for repository, files in repositories.items():
+        kind = repository if repository.startswith("datasets/") else f"models/{repository}"
+        if path.startswith(f"/api/{kind}/tree/"):
+            listed = [
+                {"type": "file", "path": name, "size": len(data), "oid": "b" * 40} for name, data in files.items()
+            ]
+            return 200, json.dumps(listed).encode(), JSON
+        if path.startswith(f"/api/{kind}"):
+            siblings = [{"rfilename": name} for name in files]
+            content = {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings}
+            return 200, json.dumps(content).encode(), JSON
+        name = path.removeprefix(f"/{repository}/resolve/{COMMIT}/").removeprefix(f"/{repository}/resolve/main/")
+        if name in files:
+            headers = {"ETag": f'"{name.replace("/", "-")}"', "X-Repo-Commit": COMMIT}
+            return file_server.ranged(request, files[name], headers)
+    return 404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"}
 
 
 @contextlib.contextmanager
 def serving(repositories, home):
     """Yields (environment of a process that asks this hub, the list of paths asked for) of {id: {file: bytes}}."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.repositories, server.asked = repositories, []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    try:
-        yield {"HF_ENDPOINT": address, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}, server.asked
-    finally:
-        server.shutdown()
-        server.server_close()
+    asked = []
+    with file_server.serving(lambda request: answer(request, repositories, asked)) as address:
+        yield {"HF_ENDPOINT": address, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}, asked
 
 
 def files_of(folder):

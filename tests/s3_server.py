@@ -5,88 +5,57 @@ with serving({"photos/a.tar": b"..."}) as (endpoint, asked):
 """
 
 import contextlib
-import http.server
-import threading
 import urllib.parse
 from xml.sax.saxutils import escape
 
+import file_server
+
 PAGE = 2  # objects per answer to a list, so that clients turn pages
+XML = {"Content-Type": "application/xml"}
+OBJECT = {"ETag": '"0"', "Last-Modified": "Mon, 30 Nov 2026 00:00:00 GMT", "Accept-Ranges": "bytes"}
 
 
-class Bucket(http.server.BaseHTTPRequestHandler):
+def answer(request, objects, asked):
     """Answers ListObjectsV2, HeadObject and GetObject with a range, of any bucket's name."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *arguments):
-        pass
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, body):
-        place = urllib.parse.urlsplit(self.path)
-        name = urllib.parse.unquote(place.path).lstrip("/").partition("/")[2]
+    place = urllib.parse.urlsplit(request.path)
+    name = urllib.parse.unquote(place.path).lstrip("/").partition("/")[2]
+    asked.append((request.command, name, request.headers.get("Range", "")))
+    if not name:
         query = dict(urllib.parse.parse_qsl(place.query, keep_blank_values=True))
-        self.server.asked.append((self.command, name, self.headers.get("Range", "")))
-        if not name:
-            return self.send(200, self.listed(query).encode(), body, {"Content-Type": "application/xml"})
-        if name not in self.server.objects:
-            missing = b"<Error><Code>NoSuchKey</Code><Message>none</Message></Error>"
-            return self.send(404, missing, body, {"Content-Type": "application/xml"})
-        data = self.server.objects[name]
-        headers = {"ETag": '"0"', "Last-Modified": "Mon, 30 Nov 2026 00:00:00 GMT", "Accept-Ranges": "bytes"}
-        if wanted := self.headers.get("Range"):
-            first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
-            headers["Content-Range"] = f"bytes {first}-{min(last, len(data) - 1)}/{len(data)}"
-            return self.send(206, data[first : last + 1], body, headers)
-        self.send(200, data, body, headers)
+        return 200, listed(objects, query).encode(), XML
+    if name not in objects:
+        return 404, b"<Error><Code>NoSuchKey</Code><Message>none</Message></Error>", XML
+    return file_server.ranged(request, objects[name], OBJECT)
 
-    def listed(self, query):
-        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-        keys, folders = [], set()
-        for name in sorted(name for name in self.server.objects if name.startswith(prefix)):
-            inner = name[len(prefix) :]
-            if delimiter and delimiter in inner:
-                folders.add(prefix + inner.split(delimiter)[0] + delimiter)
-            else:
-                keys.append(name)
-        start = int(query.get("continuation-token", 0))
-        more, shown = len(keys) > start + PAGE, keys[start : start + PAGE]
-        objects = "".join(
-            f"<Contents><Key>{escape(name)}</Key><Size>{len(self.server.objects[name])}</Size>"
-            "<LastModified>2026-11-30T00:00:00.000Z</LastModified></Contents>" for name in shown
-        )  # fmt: skip
-        inner = "".join(f"<CommonPrefixes><Prefix>{escape(one)}</Prefix></CommonPrefixes>" for one in sorted(folders))
-        token = f"<NextContinuationToken>{start + PAGE}</NextContinuationToken>" if more else ""
-        return (
-            '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-            f"<Prefix>{escape(prefix)}</Prefix><KeyCount>{len(shown)}</KeyCount><IsTruncated>{str(more).lower()}"
-            f"</IsTruncated>{token}{objects}{inner}</ListBucketResult>"
-        )
 
-    def send(self, status, data, body, headers):
-        self.send_response(status)
-        for name, value in {"Content-Length": len(data), **headers}.items():
-            self.send_header(name, str(value))
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
+def listed(objects, query):
+    """Returns a page of the objects below query["prefix"]."""
+    prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+    keys, folders = [], set()
+    for name in sorted(name for name in objects if name.startswith(prefix)):
+        inner = name[len(prefix) :]
+        if delimiter and delimiter in inner:
+            folders.add(prefix + inner.split(delimiter)[0] + delimiter)
+        else:
+            keys.append(name)
+    start = int(query.get("continuation-token", 0))
+    more, shown = len(keys) > start + PAGE, keys[start : start + PAGE]
+    found = "".join(
+        f"<Contents><Key>{escape(name)}</Key><Size>{len(objects[name])}</Size>"
+        "<LastModified>2026-11-30T00:00:00.000Z</LastModified></Contents>" for name in shown
+    )  # fmt: skip
+    inner = "".join(f"<CommonPrefixes><Prefix>{escape(one)}</Prefix></CommonPrefixes>" for one in sorted(folders))
+    token = f"<NextContinuationToken>{start + PAGE}</NextContinuationToken>" if more else ""
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+        f"<Prefix>{escape(prefix)}</Prefix><KeyCount>{len(shown)}</KeyCount><IsTruncated>{str(more).lower()}"
+        f"</IsTruncated>{token}{found}{inner}</ListBucketResult>"
+    )
 
 
 @contextlib.contextmanager
 def serving(objects):
     """Yields (the endpoint, the list of requests) of a server of {name in the bucket: bytes}."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
-    server.objects, server.asked = objects, []
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", server.asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    asked = []
+    with file_server.serving(lambda request: answer(request, objects, asked)) as address:
+        yield address, asked

@@ -20,7 +20,7 @@ from PIL import Image
 from sdjax import trees
 from sdjax.data import batches
 from sdjax.data.batches import Data
-from sdjax.data.buckets import Plan, divide
+from sdjax.data.buckets import Plan, assign
 from sdjax.formats import pipeline
 from sdjax.images import reading
 from sdjax.methods.full import Full
@@ -39,6 +39,12 @@ ROOT = Path(__file__).parents[1]
 SHAPES = [(40, 40), (64, 40), (40, 66), (35, 35), (90, 50), (48, 90), (70, 70), (41, 64)]
 RANDOM = np.random.default_rng(0)
 SIZES = [tuple(RANDOM.integers(70, 400, 2).tolist()) for _ in range(60)]
+
+
+def divide(*arguments):
+    """Returns {shape (h, w): numbers of its pictures}."""
+    shapes, which = assign(*arguments)
+    return {shape: np.flatnonzero(which == k).tolist() for k, shape in enumerate(shapes)}
 
 
 def shown(plan, steps):

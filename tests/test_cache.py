@@ -270,7 +270,7 @@ def test_the_program_fills_what_a_run_will_look_up(tmp_path, capsys):
     sizes = [path.stat().st_size for path in sorted(tmp_path.glob("*.records"))]
     data = begin(load(line[0], line[1:]))[2]
     for step in range(3):
-        assert "text" in data[step]
+        assert "text" in data[step] and "text" in data.of(range(1))[step]
     assert [path.stat().st_size for path in sorted(tmp_path.glob("*.records"))] == sizes
     assert program.fill(line[:-1], "") == 1
     assert "error: data.cache='': expected the folder" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sdjax.data import batches, resident
+from sdjax.data import batches, resident, sources
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.formats import pipeline
@@ -41,6 +41,11 @@ def test_batches_are_those_that_travel(sd, encode, concept):
         same(ours, theirs, **near)
 
 
+def test_some_rows_are_on_the_device_too(sd):
+    whole = batches.build(dataclasses.replace(DATA, encode=False, resident=True), sd, 0)
+    np.testing.assert_array_equal(whole.of(range(1, 3))[2]["pixels"], whole[2]["pixels"][1:3])
+
+
 def test_other_processes_make_the_same(sd, tmp_path, monkeypatch):
     data = dataclasses.replace(DATA, encode=False, resident=True, cache=str(tmp_path), workers=2)
     made = shown(data, sd, 5)
@@ -71,3 +76,9 @@ def test_pictures_of_two_sizes_share_a_run_and_encoders_see_those_of_their_batch
             break
     with pytest.raises(SettingError, match=r"data.large=8: expected 0, or with it data.buckets=2"):
         batches.build(dataclasses.replace(DATA, source=world), sd, 0)
+
+
+def test_all_views_of_a_subject_have_one_size():
+    world = Pocketland(count=6, large=6)  # the second subject begins among the small ones
+    examples = sources.open(dataclasses.replace(DATA, size=128, buckets=2, source=world))
+    assert [examples.shape(i)[0] for i in range(12)] == [64] * 8 + [128] * 4

@@ -2,11 +2,13 @@
 
 import dataclasses
 import itertools
+import pickle
 import shutil
 import time
 import tracemalloc
 from pathlib import Path
 
+import cloudpickle
 import hub_server
 import numpy as np
 import pyarrow as pa
@@ -20,7 +22,7 @@ from sdjax.data import batches, buckets, places, sources, splits
 from sdjax.data.batches import Data
 from sdjax.data.buckets import Plan
 from sdjax.data.sources import parquet as parquet_source
-from sdjax.data.sources import rows
+from sdjax.data.sources import pictures
 from sdjax.data.sources.arrow import ArrowFiles
 from sdjax.data.sources.parquet import Parquet
 from sdjax.data.sources.tar import TarShards
@@ -95,6 +97,8 @@ def test_the_same_pictures_give_the_same_batches_in_every_layout(tmp_path, monke
         assert a["pixels"].shape == b["pixels"].shape
         np.testing.assert_array_equal(a["pixels"], b["pixels"])
         np.testing.assert_array_equal(*(x["ids"]["text_encoder"] for x in (a, b)))
+    for stream in (one, other):  # as the processes of data.workers get it
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(stream))[4]["pixels"], stream[4]["pixels"])
 
 
 def test_sources_are_found_by_their_files(tmp_path):
@@ -109,7 +113,7 @@ def test_sources_are_found_by_their_files(tmp_path):
     assert type(sources.matching(str(tmp_path / "folder"))).__name__ == "ImageFolder"
 
 
-def test_columns_are_found_or_named(tmp_path):
+def test_columns_are_found_or_named(tmp_path, monkeypatch):
     columns = dict(caption=[["one", " two  lines\n"], [], ["three"]], url=["a", "b", "c"], thumb=[b"", b"", b""])
     path = parquet(tmp_path / "a.parquet", PHOTOS[:3], **columns)
     with pytest.raises(ValueError, match=r"a.parquet, row 2 \(1 of 3 rows\): no caption; fill its cell, set data.word"):
@@ -129,6 +133,11 @@ def test_columns_are_found_or_named(tmp_path):
     pq.write_table(pa.table({"a": [b"1"], "b": [b"2"]}), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match="data.image_column='': expected the column of pictures in .*: a, b"):
         opened(tmp_path / "b.parquet")
+    parquet(tmp_path / "mixed" / "a.parquet", PHOTOS[:1], text=["a"])  # a struct; bytes
+    pq.write_table(pa.table({"image": PHOTOS[1:2], "text": ["b"]}), tmp_path / "mixed" / "b.parquet")
+    for kept in (1 << 20, 0):
+        monkeypatch.setattr(parquet_source, "DIRECT", kept)
+        assert opened(tmp_path / "mixed").picture(1, 32).shape == (32, 32, 3)
     parquet(tmp_path / "both" / "a.parquet", PHOTOS[:1], text=["a"])
     parquet(tmp_path / "both" / "b.parquet", PHOTOS[:1], words=["b"])
     with pytest.raises(ValueError, match="b.parquet: no column 'text' as in the first file"):
@@ -303,6 +312,8 @@ def test_latents_of_a_folder_serve_its_shards(tmp_path):
     other = batches.build(Data(path=str(shards(tmp_path)), **how), sd, 5)
     assert (tmp_path / "cache" / "moments.records").stat().st_size == kept
     np.testing.assert_array_equal(one[3]["moments"], other[3]["moments"])
+    sent = cloudpickle.loads(cloudpickle.dumps(other))
+    np.testing.assert_array_equal(sent[3]["moments"], other[3]["moments"])
 
 
 def test_held_out_rows_do_not_train(tmp_path):
@@ -313,6 +324,27 @@ def test_held_out_rows_do_not_train(tmp_path):
         {part.source.caption(i, np.random.default_rng(0)) for i in range(len(part.source))} for part in (train, held)
     ]
     assert said[0] | said[1] == set(WORDS) and not said[0] & said[1]
+
+
+def test_a_web_server_lists_whole_addresses_without_sizes(monkeypatch):
+    """What fsspec gives of http: names with the protocol; sizes only of a file that is asked for."""
+    found = {"http://here/photos/a.tar": b"shard"}
+
+    class Web:
+        def find(self, url, detail):
+            assert url == "http://here/photos"
+            return {name: {"name": name, "size": None} for name in found}
+
+        def info(self, name):
+            return {"name": name, "size": len(found[name]), "ETag": "1"}
+
+        def cat_file(self, url, start, end):
+            return found[url][start:end]
+
+    monkeypatch.setattr(places, "_spec", lambda protocol: Web())
+    (file,) = places.listed("http://here/photos", (".tar",))
+    assert (file.path, file.size, file.stamp) == ("http://here/photos/a.tar", 5, "1") and file.read(1, 3) == b"har"
+    places._reader.cache_clear()
 
 
 def test_files_in_memory_are_a_bucket(tmp_path):
@@ -334,7 +366,7 @@ def test_files_in_memory_are_a_bucket(tmp_path):
 
 def test_a_bucket_is_read_by_range(tmp_path, monkeypatch):
     """Arrow's own S3 client: listing in pages, one request per picture once the index is made."""
-    monkeypatch.setattr(rows, "KEPT", 0)
+    monkeypatch.setattr(pictures, "KEPT", 0)
     local = {place.name: place for place in (shards(tmp_path), files(tmp_path))}
     objects = {
         f"{place.name}/{file.relative_to(place)}": file.read_bytes()

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from sdjax import conditions, settings
-from sdjax.data import buckets, cache, resident, sources, splits, tags
+from sdjax.data import buckets, cache, resident, sources, splits, stream, tags
 from sdjax.data.buckets import Plan
 from sdjax.data.classes import ClassData
 from sdjax.data.sources.source import Examples, Only, Source
@@ -32,7 +32,6 @@ CROPS = ("center", "random")
 MOST = 4096  # prompts that are looked through for a word
 THREADS = min(16, max(2, os.cpu_count() or 2))  # that decode
 REMOTE = 16  # threads that read from a network, at least
-AHEAD = 8  # batches that wait for the device
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,8 @@ class Data:
 
     path: a folder of images, one image, "pocketland" (the drawn world), or tar shards, parquet or Arrow files, also in
     a bucket ("s3://bucket/photos"); "#SPLIT" behind it names a split.  Captions of a folder are in NAME.txt,
-    NAME.caption
-    or metadata.jsonl, masks in NAME.mask.png or the alpha channel.  Each sub-folder is a subject; "10_sks dog" repeats
-    its pictures 10 times per epoch and uses "sks dog" for those without a caption.
+    NAME.caption or metadata.jsonl, masks in NAME.mask.png or the alpha channel.  Each sub-folder is a subject; "10_sks
+    dog" repeats its pictures 10 times per epoch and uses "sks dog" for those without a caption.
     source: settings of the picture source, also available as data.NAME; None uses the defaults.
     word: the subject's word in captions; "" is the word that the method trains.
     words: (sub-folder, word) pairs for several subjects in one run: (("cat", "<my-cat>"), ("dog", "<my-dog>")).
@@ -60,8 +58,8 @@ class Data:
     encode: train on the autoencoder's moments; unchanging pictures are encoded once.
     cache: folder that stores moments, and text encoder outputs if the text encoder is frozen, for later runs; "" keeps
     the moments of up to FEW pictures in memory and no text.
-    resident: keep all pictures, or their moments, on the device; a batch then sends numbers and words alone.
-    workers: processes that prepare the batches, and the pictures of `resident`; 0 uses two threads of this process.
+    resident: keep all pictures, or their moments, on the device; a batch then sends only their numbers and its words.
+    workers: processes that prepare the batches, and the pictures of `resident`; 0 uses threads of this process.
     concept: also give E4T's encoder a picture: the "same" one, or an "other" view of the subject if the source has one.
     validation: a folder of held-out pictures, "#SPLIT" of the same data, or the share of `path` to hold out; see
     Train.validate.
@@ -189,10 +187,6 @@ class Batches:
             self.shares.append(Share(examples, first, weight, plan))
             first += count
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What the processes of data.workers get: nothing that lies on a device."""
-        return {**vars(self), "tables": None, "texts": None}
-
     @property
     def source(self) -> Examples:
         """The pictures of the subject."""
@@ -205,9 +199,12 @@ class Batches:
 
     def of(self, rows: Sequence[int]) -> "Batches":
         """Returns the same stream with these rows alone: a process decodes no others."""
-        part = copy.copy(self)
-        part.rows = rows
-        return part
+        return self._with(rows=rows)
+
+    def _with(self, **changes):
+        other = copy.copy(self)
+        vars(other).update(changes)
+        return other
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         """Returns the batch of a step."""
@@ -221,25 +218,16 @@ class Batches:
         return any(np.isin(ids[encoder], tokens[encoder]).any() for ids in said for encoder in tokens)
 
     def iterate(self, start: int = 0, threads: int = THREADS) -> Iterator[dict[str, Any]]:
-        """Yields the batches of steps start, start + 1, ...; decoding runs ahead in threads."""
-        import grain
-
+        """Yields the batches of steps start, start + 1, ...; decoding runs ahead in threads and data.workers."""
         if threads and any(share.source.remote for share in self.shares):
             threads = max(threads, REMOTE)
-        count = len(self.rows)
-        stream = grain.MapDataset.range(start * count, 1 << 40).map(lambda q: self._example(self._position(q)))
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD * count if threads else 0)
-        stream = stream.batch(count).to_iter_dataset(options)
-        if self.data.workers and threads:
-            from absl import flags
-
-            if not flags.FLAGS.is_parsed():  # grain reads some, and only a program of absl's own parses them
-                flags.FLAGS.mark_as_parsed()
-            stream = stream.mp_prefetch(grain.MultiprocessingOptions(self.data.workers, per_worker_buffer_size=2))
+        workers, count = self.data.workers if threads else 0, len(self.rows)
+        maker = self._with(tables=None, texts=None) if workers else self  # nothing on a device goes to other processes
+        found = stream.batched(lambda q: maker._example(maker._position(q)), start * count, count, threads, workers)
         tables = self.tables
         if tables is None:
-            return iter(stream)
-        return (tables(self.plan.at(start + n)[0], batch) for n, batch in enumerate(stream))
+            return found
+        return (tables(self.plan.at(start + n)[0], batch) for n, batch in enumerate(found))
 
     def _position(self, q):
         """Returns the place in the global stream of the q-th example that is decoded here."""

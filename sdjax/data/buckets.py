@@ -1,6 +1,6 @@
 """Aspect-ratio buckets: a few shapes for many aspect ratios, and the plan of their batches.
 
-    buckets = divide([(600, 800), (512, 512), ...], size=512, unit=64, most=5)     # {(448, 576): [0, ...], ...}
+    shapes, which = assign([(600, 800), (512, 512), ...], size=512, unit=64, most=5)    # [(512, 512), ...], [1, 0, ...]
     plan = Plan({(512, 512): [0, 1, 1, 2]}, rows=4, seed=0)
     plan.at(step)                           # (shape, the number of this bucket's earlier batches)
     plan.picture(step, row)                 # (shape, the picture in a row of the step's batch)
@@ -24,12 +24,6 @@ from sdjax.settings import SettingError
 Shape = tuple[int, int]  # height, width
 MANY, FINE = 4096, 512  # sizes of pictures from which on those alike count as one; steps of log(h / w) (our choice)
 LONGEST = 3.0  # the longer side of a bucket by its shorter one, at most (our choice)
-
-
-def divide(sizes: Sequence[Shape], size: int, unit: int, most: int) -> dict[Shape, list[int]]:
-    """Returns {shape (h, w): numbers of its pictures} of `assign`."""
-    shapes, which = assign(sizes, size, unit, most)
-    return {shape: np.flatnonzero(which == k).tolist() for k, shape in enumerate(shapes)}
 
 
 def assign(

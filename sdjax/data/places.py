@@ -108,7 +108,7 @@ def listed(path: str, endings: tuple[str, ...]) -> list[File]:
             return [file for file in _in_bucket(path) if _ends(file.path, endings)]
     place = Path(path)
     if place.is_dir():
-        names = [name for deep in range(DEEP + 1) for name in place.glob("/".join(["*"] * deep + ["*"]))]
+        names = [name for deep in range(DEEP + 1) for name in place.glob("/".join(["*"] * (deep + 1)))]
     elif place.is_file():
         names = [place]
     else:
@@ -232,11 +232,13 @@ def _arrow_files(protocol, inner):
 
 def _other_files(protocol, inner):
     system = _spec(protocol)
-    found = system.find(inner, detail=True)
-    marks = ("ETag", "etag", "oid", "blob_id", "sha256", "mtime", "LastModified", "last_modified", "created")
-    for info in found.values():
-        mark = next((str(info[name]) for name in marks if info.get(name)), "")
-        yield info["name"].lstrip("/"), int(info["size"] or 0), mark
+    marks = (
+        "ETag", "etag", "oid", "blob_id", "sha256", "mtime", "LastModified", "last_modified", "Last-Modified", "created"
+    )  # fmt: skip
+    for name, info in system.find(f"{protocol}://{inner}", detail=True).items():
+        info = info if info.get("size") else system.info(name)  # a web server's list has no sizes
+        mark = next((str(info[key]) for key in marks if info.get(key)), "")
+        yield name.removeprefix(f"{protocol}://").lstrip("/"), int(info["size"] or 0), mark
 
 
 def _arrow(protocol):
@@ -277,5 +279,4 @@ def _reader(path: str, size: int) -> Callable[[int, int], bytes]:
         file = _arrow(protocol)[0].open_input_file(inner)  # one request; from here on one for each read
         return lambda start, length: file.read_at(length, start)
     system = _spec(protocol)
-    whole = f"{protocol}://{inner}" if protocol.startswith("http") else inner
-    return lambda start, length: system.cat_file(whole, start=start, end=start + length)
+    return lambda start, length: system.cat_file(path, start=start, end=start + length)

@@ -58,6 +58,9 @@ class Store:
         self.threads = threading.Lock()
         self._changed(lambda: None)
 
+    def __reduce__(self) -> tuple:
+        return Store, (self.path,)
+
     def __contains__(self, name: bytes) -> bool:
         return self._place(name) is not None
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from sdjax.data import tables
 from sdjax.formats.storage import files
 
 HEAD = struct.Struct("<16sQQI28x")
 MAGIC = b"sdjax places 1\n\0"
-CHUNK = 1 << 20  # bytes per step of the checksum
 
 
 class Places:
@@ -29,9 +29,7 @@ class Places:
         try:
             with path.open("rb") as file:
                 mark, count, end, total = HEAD.unpack(file.read(HEAD.size))
-                found = 0
-                while block := file.read(CHUNK):
-                    found = zlib.crc32(block, found)
+                found = tables.checksum(file)
             if mark == MAGIC and found == total and path.stat().st_size == HEAD.size + 32 * count and count:
                 self.columns = np.memmap(path, "<u8", "r", HEAD.size, (4, count))
                 self.end = end

@@ -15,7 +15,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from sdjax.formats.storage import files
 HEAD = struct.Struct("<16sQI36x")  # mark, length and CRC-32 of the Arrow file; 64 bytes, so that buffers stay aligned
 MAGIC = b"sdjax table 1\n\0\0"
 CHUNK = 1 << 20  # bytes per step of the checksum
-NEEDED = "needs pyarrow: pip install sdjax[tables]"
+NEEDED = 'needs pyarrow: pip install -e ".[tables]"'
 
 
 def arrow() -> Any:
@@ -37,9 +37,9 @@ def arrow() -> Any:
     return pyarrow
 
 
-def default_folder() -> Path:
-    """Returns the folder of tables: $SDJAX_DATA, by default ~/.cache/sdjax/data."""
-    return Path(os.environ.get("SDJAX_DATA") or Path.home() / ".cache" / "sdjax" / "data")
+def folder(index: str) -> Path:
+    """Returns the folder of tables: `index`, else $SDJAX_DATA, else ~/.cache/sdjax/data."""
+    return Path(index or os.environ.get("SDJAX_DATA") or Path.home() / ".cache" / "sdjax" / "data")
 
 
 def kept(folder: Path, key: Sequence[Any], make: Callable[[], Iterable[Any]], check: bool = True) -> Any:
@@ -65,20 +65,12 @@ def _opened(path, check):
         with path.open("rb") as file:
             mark, length, total = HEAD.unpack(file.read(HEAD.size))
             whole = mark == MAGIC and path.stat().st_size == HEAD.size + length
-            if not whole or (check and _sum(file) != total):
+            if not whole or (check and checksum(file) != total):
                 return None
         with pyarrow.memory_map(str(path)) as mapped:
             return pyarrow.ipc.open_file(pyarrow.BufferReader(mapped.read_buffer()[HEAD.size :])).read_all()
     except (OSError, struct.error, pyarrow.ArrowException):
         return None
-
-
-def _sum(file):
-    """Returns the CRC-32 of the rest of a file."""
-    total = 0
-    while block := file.read(CHUNK):
-        total = zlib.crc32(block, total)
-    return total
 
 
 def _write(path, batches):
@@ -94,7 +86,7 @@ def _write(path, batches):
                     writer.write_batch(batch)
         with temporary.open("r+b") as file:
             file.seek(HEAD.size)
-            total = _sum(file)
+            total = checksum(file)
             length = file.tell() - HEAD.size
             file.seek(0)
             file.write(HEAD.pack(MAGIC, length, total))
@@ -112,8 +104,8 @@ class Column:
 
     def __getitem__(self, i: int) -> Any:
         """Returns value i as a Python value."""
-        k = int(np.searchsorted(self.ends, i, side="right"))
-        return self.chunks[k][i - (int(self.ends[k - 1]) if k else 0)].as_py()
+        k, place = located(self.ends, i)
+        return self.chunks[k][place].as_py()
 
     def numbers(self) -> np.ndarray:
         """Returns the values of a column of numbers as one array."""
@@ -149,6 +141,14 @@ def bare(column: Column, where: Callable[[int], str]) -> tuple[int, str]:
 
     count, first = column.where(none)
     return count, where(first) if count else ""
+
+
+def checksum(file: BinaryIO) -> int:
+    """Returns the CRC-32 of the rest of a file."""
+    total = 0
+    while block := file.read(CHUNK):
+        total = zlib.crc32(block, total)
+    return total
 
 
 def located(ends: np.ndarray, i: int) -> tuple[int, int]:

@@ -185,10 +185,11 @@ def shape(path: str | Path | Held) -> tuple[int, int]:
 
 def content(path: str | Path | Held, most: int) -> bytes:
     """Returns the bytes of a file.  Raises ValueError that names a file of more than `most` bytes."""
-    size = len(path.data) if isinstance(path, Held) else Path(path).stat().st_size if Path(path).is_file() else 0
-    if size > most:
+    with io.BytesIO(path.data) if isinstance(path, Held) else open(path, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
         raise ValueError(f"{path}: longer than {most} bytes")
-    return path.data if isinstance(path, Held) else Path(path).read_bytes()
+    return data
 
 
 def cut(

@@ -54,14 +54,14 @@ class ArrowFiles(Source):
         chosen = columns.find(opened[0].schema, files[0].path, self.image_column, self.caption_column)
         for file, one in zip(files, opened, strict=True):
             columns.same(one.schema, chosen, file.path)
-        folder = Path(self.index) if self.index else tables.default_folder()
+        folder = tables.folder(self.index)
         captions = tables.Column(opened, chosen.caption) if chosen.caption else None
         counts = [len(one) for one in opened]
-        cells = Cells(files, counts, chosen, Batches(opened).block, captions, "Arrow", folder)
-        return Rows(data, cells, "fill its cell")
+        cells = Cells(files, counts, chosen, RecordBatches(opened).block, captions, "Arrow", folder)
+        return Rows(self, data, cells, "fill its cell")
 
 
-class Batches:
+class RecordBatches:
     """The record batches of several tables."""
 
     def __init__(self, opened: Sequence[Any]) -> None:

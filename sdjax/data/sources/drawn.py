@@ -89,10 +89,10 @@ class Drawn(Examples):
         return pocketland.example(i, self.source.views, self.source.cats, self.source.first)
 
     def shape(self, i: int) -> tuple[int, int]:
-        """Returns the size that picture i is drawn in."""
+        """Returns the size that picture i is drawn in: all of an identity have that of the first."""
         if len(self) == self.first_large:
             return pocketland.SIZE, pocketland.SIZE
-        side = self.largest if i >= self.first_large else self.largest // 2
+        side = self.largest if i - i % self.source.views >= self.first_large else self.largest // 2
         return side, side
 
     def picture(self, i: int, size: Size) -> np.ndarray:

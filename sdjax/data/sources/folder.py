@@ -21,7 +21,6 @@ from sdjax.data.sources.source import Examples, Size, Source
 from sdjax.images import captions, reading
 from sdjax.settings import SettingError
 
-KEPT = 16  # decoded pictures kept: a folder for personalisation is read once
 LOOKED_THROUGH = 64  # pictures that are decoded before a model is loaded; of the others the header is read
 
 
@@ -58,6 +57,7 @@ class Folder(Examples):
     """
 
     def __init__(self, data: Any, condition_folder: str = "") -> None:
+        self.settings = data, condition_folder
         self.items, self.passed_over = reading.find(data.path), reading.passed_over(data.path)
         self.masked = data.mask
         self.prompts = prompts.make(data.templates, data.word or next((word for _, word in data.words), ""))
@@ -79,9 +79,11 @@ class Folder(Examples):
         self.subjects = collections.defaultdict(list)
         for i, item in enumerate(self.items):
             self.subjects[item.subject].append(i)
-        few = KEPT if len(self.items) <= KEPT else 0
         self._content = functools.cache(lambda i: reading.digest([self.items[i]]))
-        self.pictures = Pictures(data, self.items.__getitem__, conditions, few)
+        self.pictures = Pictures(data, len(self.items), self.items.__getitem__, conditions)
+
+    def __reduce__(self) -> tuple:
+        return Folder, self.settings
 
     def __len__(self) -> int:
         return len(self.items)

@@ -63,14 +63,14 @@ class Parquet(Source):
         with _said(files[0]), files[0].open() as stream:
             schema = _parquet().ParquetFile(stream).schema_arrow
         chosen = columns.find(schema, files[0].path, self.image_column, self.caption_column)
-        folder = Path(self.index) if self.index else tables.default_folder()
-        return Rows(data, table(files, chosen, columns.leaves(schema, chosen), folder), "fill its cell")
+        folder = tables.folder(self.index)
+        return Rows(self, data, table(files, chosen, folder), "fill its cell")
 
 
-def table(files: Sequence[File], chosen: Columns, leaves: list[str], folder: Path) -> Cells:
+def table(files: Sequence[File], chosen: Columns, folder: Path) -> Cells:
     """Returns the rows of parquet files as a Table."""
     texts = [_texts(file, chosen, folder) for file in files]
-    groups = Groups(files, [json.loads(text.schema.metadata[b"groups"]) for text in texts], leaves, folder)
+    groups = Groups(files, [json.loads(text.schema.metadata[b"groups"]) for text in texts], chosen, folder)
     captions = tables.Column(texts, "caption") if chosen.caption else None
     return Cells(files, groups.counts, chosen, groups.block, captions, "parquet", folder)
 
@@ -105,11 +105,8 @@ def _bytes(group, name):
 class Groups:
     """The row groups of parquet files.  sizes: [[rows, bytes], ...] of each file's."""
 
-    def __init__(
-        self, files: Sequence[File], sizes: Sequence[list[list[int]]], leaves: list[str], folder: Path
-    ) -> None:
-        self.files, self.leaves, self.folder = files, leaves, folder
-        self.picture = leaves[0].removesuffix(".bytes")
+    def __init__(self, files: Sequence[File], sizes: Sequence[list[list[int]]], chosen: Columns, folder: Path) -> None:
+        self.files, self.chosen, self.folder = files, chosen, folder
         self.counts = [sum(rows for rows, _ in groups) for groups in sizes]
         flat = np.array([(k, g, *size) for k, groups in enumerate(sizes) for g, size in enumerate(groups)], np.int64)
         self.file, self.group, rows, self.bytes = flat.reshape(-1, 4).T
@@ -127,15 +124,17 @@ class Groups:
         file, group = self.files[int(self.file[g])], int(self.group[g])
         if self.bytes[g] <= DIRECT and not places.remote(file.path):
             with _said(file), self._parquet(file) as opened:
-                return opened.read_row_group(group, columns=self.leaves)
-        key = ["parquet rows", 1, file.path, file.size, file.stamp, group, self.leaves]
+                return opened.read_row_group(group, columns=columns.leaves(opened.schema_arrow, self.chosen))
+        names = [self.chosen.picture, self.chosen.mask, self.chosen.condition]
+        key = ["parquet rows", 1, file.path, file.size, file.stamp, group, names]
         with self.one:
             return tables.kept(self.folder, key, lambda: self._unpacked(file, group), check=False)
 
     def _unpacked(self, file, group):
         with _said(file), self._parquet(file) as opened:
-            for batch in opened.iter_batches(PICTURES, row_groups=[group], columns=self.leaves):
-                pictures = batch.column(batch.schema.get_field_index(self.picture))
+            leaves = columns.leaves(opened.schema_arrow, self.chosen)
+            for batch in opened.iter_batches(PICTURES, row_groups=[group], columns=leaves):
+                pictures = batch.column(self.chosen.picture)
                 sums = [zlib.crc32(columns.cell(pictures, row) or b"") for row in range(len(batch))]
                 yield batch.append_column(SUM, tables.arrow().array(sums, tables.arrow().uint32()))
 

@@ -1,6 +1,6 @@
 """Pictures cut to size with their masks and conditions, as a run's Data settings ask: common to files and shards.
 
-pictures = Pictures(data, items.__getitem__, kept=16)
+pictures = Pictures(data, len(items), items.__getitem__)
 pictures.example(0, 512, np.random.default_rng(7))        # {"picture" uint8 [512 512 3][, "mask"][, "condition"]}
 """
 
@@ -16,23 +16,25 @@ from sdjax.data.sources.source import Size
 from sdjax.images import reading
 from sdjax.images.reading import Held, Readable
 
+KEPT = 16  # decoded pictures that stay in memory where there are no more
+
 
 class Pictures:
-    """The pictures of items, by number.
+    """The pictures of `count` items, by number.
 
     item(i): picture i and its mask.  condition(i): the file of its condition; None where a run reads none.
-    kept: how many decoded pictures stay in memory.
     """
 
     def __init__(
         self,
         data: Any,
+        count: int,
         item: Callable[[int], Readable],
         condition: Callable[[int], Path | Held] | None = None,
-        kept: int = 0,
     ) -> None:
         self.item, self.file = item, condition
         self.crop, self.flip, self.masked, self.maker = data.crop, data.flip, data.mask, data.maker
+        kept = count if count <= KEPT else 0
         self._decoded = functools.lru_cache(kept)(self._decode)
         self.middle = functools.lru_cache(kept)(self._cut)  # one photo is scaled once, not in every row of a batch
 

@@ -11,13 +11,12 @@ import numpy as np
 
 from sdjax.data import prompts
 from sdjax.data.sources.pictures import Pictures
-from sdjax.data.sources.source import Examples, Size
+from sdjax.data.sources.source import Examples, Size, Source
 from sdjax.images import reading
 from sdjax.images.reading import Held, HeldItem
 from sdjax.settings import SettingError
 
 CHECKED = 16  # pictures, evenly over the rows, that are decoded before a model is loaded
-KEPT = 16  # decoded pictures that stay in memory where there are no more
 MOST_BYTES = 1 << 28  # of a picture's file
 
 
@@ -71,13 +70,15 @@ class Table(Protocol):
 class Rows(Examples):
     """The examples of a Table.
 
+    source: opened them; other processes open them again.  lacks: what to do about a row without a caption.
     Raises SettingError for settings that only folders have, for masks or conditions that the table lacks, and
     ValueError for rows without a caption where prompts need one.
     """
 
-    def __init__(self, data: Any, table: Table, lacks: str) -> None:
+    def __init__(self, source: Source, data: Any, table: Table, lacks: str) -> None:
         if data.words:
             raise SettingError("words", data.words, f"() for data.path={data.path!r}; there are no sub-folders")
+        self.source, self.data = source, data
         self.table, self.remote = table, table.remote
         self.prompts = prompts.make(data.templates, data.word)
         count, first = (0, "") if data.word else table.bare()
@@ -94,17 +95,19 @@ class Rows(Examples):
         ):
             if wanted and not table.holds(kind, endings):
                 raise SettingError(kind, getattr(data, kind), f"rows that hold a {kind}", f"{data.path!r} has none")
-        few = KEPT if len(self) <= KEPT else 0
-        self.pictures = Pictures(data, self._item, self._condition if filed else None, few)
+        self.pictures = Pictures(data, len(self), self._item, self._condition if filed else None)
+
+    def __reduce__(self) -> tuple:
+        return self.source.open, (self.data,)
 
     def _item(self, i):
         mask = self.table.beside(i, "mask", reading.MASK_ENDINGS) if self.masked else None
         return HeldItem(self.table.picture(i), mask)
 
     def _condition(self, i):
-        picture, found = self.table.picture(i), self.table.beside(i, "condition", self.endings)
+        found = self.table.beside(i, "condition", self.endings)
         if found is None:
-            raise ValueError(f"{picture}: no file of its condition; expected {self.endings[0]}")
+            raise ValueError(f"{self.table.picture(i)}: no file of its condition; expected {self.endings[0]}")
         return found
 
     def __len__(self) -> int:

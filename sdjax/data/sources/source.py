@@ -18,6 +18,7 @@ class Examples(Protocol):
     """Pictures with captions, by number from 0.  `size`: of the crop to return, (height, width) or the side of a
     square.
 
+    They can be pickled: the processes of data.workers get them so.
     remote: whether pictures come over a network; then more threads read at once.
     """
 

@@ -59,8 +59,8 @@ class TarShards(Source):
         Raises ValueError naming a shard that is missing, damaged, compressed or without pictures.
         """
         files = splits.files(data.path, ENDINGS)
-        folder = Path(self.index) if self.index else tables.default_folder()
-        return Rows(data, Shards(files, indexed(files, folder)), "add a .txt to its example")
+        folder = tables.folder(self.index)
+        return Rows(self, data, Shards(files, indexed(files, folder)), "add a .txt to its example")
 
 
 class Shards:
@@ -79,10 +79,8 @@ class Shards:
 
     def where(self, i: int) -> str:
         """Returns the shard and the member of row i, for messages."""
-        return f"{self.files[tables.located(self.ends, i)[0]].path}, row {self._row(i)} ({self.columns['name'][i]})"
-
-    def _row(self, i):
-        return tables.located(self.ends, i)[1] + 1
+        k, place = tables.located(self.ends, i)
+        return f"{self.files[k].path}, row {place + 1} ({self.columns['name'][i]})"
 
     def picture(self, i: int) -> Held:
         """Returns the picture of row i.  Raises ValueError naming a shard that changed since it was indexed."""
@@ -116,7 +114,7 @@ class Shards:
 
     def shapes(self) -> np.ndarray:
         """Returns (height, width) of all pictures, int [rows 2]."""
-        return np.stack([self.columns[name].numbers() for name in ("height", "width")], 1)
+        return np.stack([self.columns["height"].numbers(), self.columns["width"].numbers()], 1)
 
     def content(self, i: int) -> str:
         """Returns the picture's digest, as a folder gives it for the same bytes: their caches are one."""
