@@ -128,5 +128,9 @@ def _members(line):
     """Returns how many chips take part in a collective; 0 where it names none, since all do."""
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", line):
         return int(found[2])
+    if found := re.search(r"replica_groups=mesh\[(.*?)\].*? \{(.*?)\}", line):  # XLA's MeshAxesReplicaGroupList
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])  # a whole axis, or 'axis':(before)size of one
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
     found = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
     return len(found[1].split(",")) if found else 0
