@@ -159,6 +159,13 @@ def test_accel_names_what_there_is(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     accelerator.check()
 
+    def nothing():
+        raise RuntimeError
+
+    monkeypatch.setattr(jax, "default_backend", nothing)
+    with pytest.raises(SettingError, match=r"would run on nothing \(RuntimeError\)"):
+        accelerator.check()
+
 
 # ---- one line for a lost process ---------------------------------------------------------------
 
