@@ -1,5 +1,5 @@
 # An image for pods:  docker build --build-arg ACCEL=tpu -t REGISTRY/sdjax:tpu .        ACCEL: cpu, cuda or tpu
-# A run in it that finds no such device stops in one line.
+# A run that finds no such device in it stops with one line.
 FROM python:3.12-slim-bookworm
 ARG ACCEL=cpu
 ENV ACCEL=$ACCEL PYTHONUNBUFFERED=1

@@ -4,8 +4,9 @@
     python benchmarks/pods.py kills --times 20 --out outputs/pods
 
 law: the losses of ten steps on each of LAYOUTS, against those of one device; equal to 5 digits.
-kills: one of four processes gets SIGKILL at a random step.  The others have to end within a minute with one line.  Then
-the run goes on with four processes, to the bits of a run that nobody killed, and a copy of it with two, to its losses.
+kills: one of four processes gets SIGKILL at a random step.  The others have to fail within a minute; the JSON file has
+their last lines.  The same command with four processes then has to end in the bits of a run that nobody killed, and a
+copy of the folder with two processes in its losses.
 Both write a JSON file; `kills` goes on where it was stopped.
 """
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -129,7 +130,7 @@ def test_full_at_every_write(name, tmp_path, monkeypatch):
     assert count >= 1 and content(place) != before
 
 
-def test_a_list_stops_in_the_middle_and_goes_on(tmp_path, monkeypatch, capsys):
+def test_a_list_stops_in_the_middle_and_goes_on(tmp_path):
     """Two pictures are there, the disk is full at the third: 3, what is made stays; then the rest."""
     jobs, out = tmp_path / "jobs.jsonl", tmp_path / "out"
     jobs.write_text("".join(json.dumps({"prompt": f"a cat {i}", "seed": i}) + "\n" for i in range(4)))
@@ -215,6 +216,19 @@ def test_what_writing_raises_in_the_background(tmp_path, monkeypatch):
     checkpoints.close()
 
 
+def test_a_device_that_is_full_is_no_full_disk(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+
+    def fails():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.manager, "wait_until_finished", fails)
+        with pytest.raises(ValueError, match="^fewer rows$"), room.memory("fewer rows"):
+            checkpoints.wait()
+    checkpoints.close()
+
+
 def test_a_cache_that_is_full_keeps_its_records(tmp_path, monkeypatch):
     store, real = Store(tmp_path / "a.records"), os.write
     store.put(key(1), {"x": np.ones(3, np.float32)})
@@ -257,7 +271,7 @@ def test_memory():
         raise KeyError("a")
 
 
-def test_names_of_temporary_files(tmp_path, monkeypatch):
+def test_names_of_temporary_files(tmp_path):
     """Links are not followed, other machines' files stay, and nothing blocks a save."""
     victim, name = tmp_path / "victim", "x" * 240 + ".json"
     victim.mkdir()

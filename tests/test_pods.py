@@ -109,7 +109,7 @@ def test_sums_of_parts_fit_the_whole_leaves(monkeypatch):
 # ---- processes ---------------------------------------------------------------------------------
 
 
-def test_two_processes_train_as_one(pods, tmp_path):
+def test_two_processes_train_as_one(pods, tmp_path, monkeypatch):
     """Two devices each, leaves that are divided; one checkpoint, read by one process, which goes on."""
     pods.PATIENCE = 280
     two, one = tmp_path / "two", tmp_path / "one"
@@ -118,13 +118,10 @@ def test_two_processes_train_as_one(pods, tmp_path):
     assert (two / "export" / "model_index.json").is_file() and not (two / "run.lock").exists()
     assert any(isinstance(told, list) and len(told) > 1 for told in pods.sums(two, 2).values())
     assert not any("error" in line for i in range(2) for line in pods.said(two, i))
-    run = programs.load("train/run.py", pytest.MonkeyPatch())
-    shape = mesh.SHARD_FROM
-    try:
-        assert run.main([pods.RECIPE, f"out={one}", *SMALL]) == 0
-        assert run.main([pods.RECIPE, f"out={two}", *SMALL, "steps=3"]) == 0
-    finally:
-        mesh.SHARD_FROM = shape
+    run = programs.load("train/run.py", monkeypatch)
+    monkeypatch.setattr(mesh, "SHARD_FROM", mesh.SHARD_FROM)  # the recipe changes it
+    assert run.main([pods.RECIPE, f"out={one}", *SMALL]) == 0
+    assert run.main([pods.RECIPE, f"out={two}", *SMALL, "steps=3"]) == 0
     assert pods.difference(pods.losses(two), pods.losses(one)) <= pods.DIGITS
     assert sorted(pods.losses(two)) == [1, 2, 3]
 

@@ -159,6 +159,13 @@ def test_accel_names_what_there_is(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     accelerator.check()
 
+    def nothing():
+        raise RuntimeError
+
+    monkeypatch.setattr(jax, "default_backend", nothing)
+    with pytest.raises(SettingError, match=r"would run on nothing \(RuntimeError\)"):
+        accelerator.check()
+
 
 # ---- one line for a lost process ---------------------------------------------------------------
 
@@ -169,13 +176,14 @@ def test_accel_names_what_there_is(monkeypatch):
         ("os.write(2, PAGE); os.abort()", 1, f"error: {watch.LOST}\n"),
         ("os.write(2, b'from C++\\n'); sys.stderr.write('from Python\\n'); sys.exit(3)", 3, "from Python\nfrom C++\n"),
         ("os.write(2, PAGE); sys.exit(0)", 0, "E1 coordination_service.cc:1] lost\n#0 0x1\n"),
+        ("subprocess.Popen(['sleep', '90'], stdout=-3); os.write(2, PAGE); os.abort()", 1, f"error: {watch.LOST}\n"),
         ("os.abort()", 134, ""),
         ("os.kill(os.getppid(), 15); time.sleep(9)", 143, ""),
     ],
 )
 def test_the_page_of_a_lost_process_becomes_one_line(does, status, wanted):
     program = f"""
-import os, sys, time
+import os, subprocess, sys, time
 from sdjax.runtime import watch
 PAGE = b"E1 coordination_service.cc:1] lost\\n#0 0x1\\n"
 watch.split()

@@ -31,7 +31,7 @@ def whole(tmp_path_factory):
 
 
 def files(folder):
-    """The kinds of files of checkpoint 2, by names without what differs from save to save."""
+    """The files of checkpoint 2, sorted."""
     return sorted(path for path in (folder / "2").rglob("*") if path.is_file())
 
 
@@ -96,7 +96,6 @@ OTHERS = {
     "meta a list": lambda folder: tell(folder, lambda meta: [meta]),
     "meta nested deep": lambda folder: (folder / "2" / "meta" / "metadata").write_text("[" * 100_000),
 }  # fmt: skip
-SEVERAL = len(DAMAGES)
 
 
 def taken(folder, capsys):

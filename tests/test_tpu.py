@@ -41,6 +41,23 @@ def test_bytes_between_chips_are_a_rings():
     assert aot.between(text) == wanted
 
 
+@pytest.mark.parametrize(
+    ("groups", "chips"),
+    [
+        ("mesh['axis_0'=2,'axis_1'=1,'axis_2'=4] {'axis_0'}", 2),
+        ("mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}", 4),
+        ("mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}", 8),
+        ("mesh['axis_0'=8] {'axis_0':(2)4}", 4),
+        ("{}", 8),
+    ],
+)
+def test_groups_of_chips_in_every_notation(groups, chips):
+    text = f"""HloModule jit_step, is_scheduled=true, num_partitions=8
+  %all-gather.1 = f32[256]{{0}} all-gather(%a), channel_id=1, replica_groups={groups}, dimensions={{0}}
+"""
+    assert aot.between(text) == 1024 * (chips - 1) / chips
+
+
 def test_splash_is_taken_for_many_positions_where_there_is_a_tpus_compiler(monkeypatch):
     monkeypatch.setattr(attention_splash, "_compiles", lambda: True)
 

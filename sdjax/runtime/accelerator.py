@@ -1,10 +1,11 @@
-"""Says that a run is meant for a TPU or a GPU, so that it never falls back to the CPU: ACCEL=tpu, ACCEL=cuda.
+"""Stops a run that is meant for a TPU or a GPU (ACCEL=tpu, ACCEL=cuda) where it would fall back to the CPU.
 
 The Makefile, the Dockerfile and the scripts of train/launch/ set the variable.
 """
 
 import os
 
+from sdjax.runtime import guard
 from sdjax.settings import SettingError
 
 PLATFORMS = {"cpu": "", "cuda": "gpu", "tpu": "tpu"}  # ACCEL: JAX's name; a CPU is what there always is
@@ -22,7 +23,7 @@ def check() -> None:
     try:
         there, why = jax.default_backend(), ""
     except RuntimeError as error:
-        there, why = "nothing", f" ({str(error).splitlines()[0]})"
+        there, why = "nothing", f" ({guard.first_line(error)})"
     if there != PLATFORMS[said]:
         expected = f"a machine with one, jax[{'cuda12' if said == 'cuda' else said}] and its driver; or ACCEL=cpu"
         raise SettingError("ACCEL", said, expected, f"JAX finds no such device and would run on {there}{why}")

@@ -13,8 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
+from sdjax.runtime import guard
 from sdjax.settings import SettingError
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}  # else 4
@@ -58,8 +57,8 @@ def topology(name: str) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
     except Exception as error:  # libtpu's own kinds
-        said = str(error).splitlines()[0]
-        raise SettingError("topology", name, "one that libtpu knows, as v5e:2x2, and libtpu", said) from error
+        expected = "one that libtpu knows, as v5e:2x2, and libtpu"
+        raise SettingError("topology", name, expected, guard.first_line(error)) from error
 
 
 def chip(devices: list[Any]) -> Chip:
@@ -106,7 +105,8 @@ def between(text: str) -> float:
 
     Each collective as a ring does it, see SENT.
     """
-    total = 0.0
+    total, found = 0.0, re.search(r"num_partitions=(\d+)", text)
+    everyone = int(found[1]) if found else 1
     for line in text.splitlines():
         if found := COLLECTIVE.search(line):
             result, kind, rest = found.groups()
@@ -114,7 +114,7 @@ def between(text: str) -> float:
             if f" {kind}-start(" in line and kind not in ("all-reduce", "reduce-scatter"):
                 shapes = _sizes(result.replace("u32[]", ""))  # (operands, results, and where they wait)
                 shapes = shapes[len(shapes) // 2 :]
-            total += sum(shapes) * SENT[kind](_members(line))
+            total += sum(shapes) * SENT[kind](_members(line) or everyone)
     return total
 
 
@@ -125,8 +125,12 @@ def _sizes(text):
 
 
 def _members(line):
-    """Returns how many chips take part in a collective."""
+    """Returns how many chips take part in a collective; 0 where it names none, since all do."""
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", line):
         return int(found[2])
+    if found := re.search(r"replica_groups=mesh\[(.*?)\].*? \{(.*?)\}", line):  # XLA's MeshAxesReplicaGroupList
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])  # a whole axis, or 'axis':(before)size of one
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
     found = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
-    return len(found[1].split(",")) if found else jax.device_count()
+    return len(found[1].split(",")) if found else 0

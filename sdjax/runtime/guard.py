@@ -1,4 +1,4 @@
-"""Turns every error of a reader into one line that names the file."""
+"""Errors in one line; `named` turns every error of a reader into one that names the file."""
 
 import contextlib
 import pathlib
@@ -7,6 +7,16 @@ from collections.abc import Iterator
 from sdjax.settings import SettingError
 
 LONGEST = 400  # letters of a message
+
+
+def line(error: BaseException) -> str:
+    """Returns an error's message on one line, its kind if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, its kind if it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -21,9 +31,9 @@ def named(path: str | pathlib.Path, trouble: str = "cannot be read") -> Iterator
         why = error.why if str(path) in error.why else ": ".join(filter(None, (str(path), error.why)))
         raise SettingError(error.name, error.value, error.expected, why) from None
     except Exception as error:  # of our readers, of Pillow, safetensors, numpy and JAX
-        line, ours = " ".join(str(error).split()) or type(error).__name__, isinstance(error, ValueError)
-        if isinstance(error, ValueError | OSError) and str(path) in line and line == str(error):
+        said, ours = line(error), isinstance(error, ValueError)
+        if isinstance(error, ValueError | OSError) and str(path) in said and said == str(error):
             raise
-        line = line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
-        prefix = "" if str(path) in line else f"{path}: " if ours else f"{path}: {trouble}: "
-        raise ValueError(prefix + line) from error
+        said = said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
+        prefix = "" if str(path) in said else f"{path}: " if ours else f"{path}: {trouble}: "
+        raise ValueError(prefix + said) from error

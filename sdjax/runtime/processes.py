@@ -17,13 +17,14 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from sdjax.runtime import guard, room
 from sdjax.settings import SettingError
 
 HEARTBEAT = 30  # seconds without a sign after which a process counts as lost
 LONG = 7 * 24 * 3600  # seconds that processes wait for another that is alive
 ROOM = 1 << 16  # bytes of a result of `led`
 FAILED = 1  # exit status
-OWN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+ADDRESS, NUMBER, PLACE = OWN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # variable: what must be set beside it (sbatch sets SLURM_NTASKS for the one script that it starts too)
 COUNTS = {"SLURM_NTASKS": "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE": None, "MEGASCALE_NUM_SLICES": None}
 HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")  # of a slice, with commas between them
@@ -31,11 +32,10 @@ HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")  # of a slice, with co
 
 def found() -> str:
     """Returns the setting of a launcher that started several processes, such as "SLURM_NTASKS=2"; "" without one."""
-    if os.environ.get("JAX_NUM_PROCESSES") not in (None, "", "1"):
-        return f"JAX_NUM_PROCESSES={os.environ['JAX_NUM_PROCESSES']}"
-    for name in OWN if os.environ.get("JAX_NUM_PROCESSES") != "1" else ():
-        if os.environ.get(name):
-            return f"{name}={os.environ[name]}"
+    if os.environ.get(NUMBER) != "1":
+        for name in (NUMBER, *OWN):
+            if os.environ.get(name):
+                return f"{name}={os.environ[name]}"
     for name, beside in COUNTS.items():
         if os.environ.get(name) not in (None, "", "1") and (beside is None or os.environ.get(beside)):
             return f"{name}={os.environ[name]}"
@@ -51,18 +51,20 @@ def join() -> None:
 
     if jax.distributed.is_initialized() or not (found() or _on_tpu()):
         return
-    address, number, place = (os.environ.get(name) or None for name in OWN)
+    address, number, place = os.environ.get(ADDRESS) or None, _whole_number(NUMBER), _whole_number(PLACE)
     told = None not in (address, number, place)  # then there is nothing to find
     try:
         jax.distributed.initialize(
-            address, _whole_number(OWN[1], number), _whole_number(OWN[2], place),
+            address, number, place,
             cluster_detection_method="deactivate" if told else None,
             heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=LONG,
         )  # fmt: skip
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
         lacking = next((name for name in OWN if not os.environ.get(name)), "")
         hint = f"; without a launcher that JAX knows, set {lacking}" if lacking else ""
-        raise ValueError(f"{found() or 'TPU'}: the processes do not come together: {_line(error)}{hint}") from None
+        raise ValueError(
+            f"{found() or 'TPU'}: the processes do not come together: {guard.first_line(error)}{hint}"
+        ) from None
 
 
 def _on_tpu():
@@ -70,7 +72,9 @@ def _on_tpu():
     return importlib.util.find_spec("libtpu") is not None and "TPU_SKIP_MDS_QUERY" not in os.environ
 
 
-def _whole_number(name, text):
+def _whole_number(name):
+    """Returns the number in a variable, None where it is not set."""
+    text = os.environ.get(name) or None
     if text is not None and not text.isdecimal():
         raise SettingError(name, text, "a whole number")
     return None if text is None else int(text)
@@ -111,18 +115,15 @@ def together(act: Callable[[], Any]) -> Any:
     """
     if not several():
         return act()
-    from jax.experimental import multihost_utils
-
     result = error = None
     try:
         result = act()
     except Exception as caught:
         error = caught
-    wait()
-    failed = multihost_utils.process_allgather(_number(error is not None))
+    fine = every(error is None)
     if error is not None:
         raise error
-    if failed.any():
+    if not fine:
         raise SystemExit(FAILED)
     return result
 
@@ -157,18 +158,14 @@ def agree(what: str, text: str) -> None:
 
 
 def every(flag: bool) -> bool:
-    """Returns whether a flag is true in all processes."""
+    """Returns whether a flag is true in all processes, however long the others compute theirs."""
     if not several():
         return flag
+    import numpy as np
     from jax.experimental import multihost_utils
 
-    return bool(multihost_utils.process_allgather(_number(flag)).all())
-
-
-def _number(flag):
-    import numpy as np
-
-    return np.array([flag], np.int32)
+    wait()
+    return bool(multihost_utils.process_allgather(np.array([flag], np.int32)).all())
 
 
 def wait() -> None:
@@ -208,9 +205,4 @@ def broken(error: RuntimeError) -> bool:
     """Returns whether JAX raised an error because another process is lost: a collective or a wait broke off."""
     import jax
 
-    lacks = "RESOURCE_EXHAUSTED" in str(error)  # memory, here
-    return several() and isinstance(error, jax.errors.JaxRuntimeError) and not lacks
-
-
-def _line(error):
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    return several() and isinstance(error, jax.errors.JaxRuntimeError) and not room.lacks_memory(error)

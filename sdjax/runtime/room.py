@@ -40,6 +40,12 @@ def disk(path: str | os.PathLike[str], safe: str) -> Iterator[None]:
         raise told from error
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Returns whether an error says that the device's or the host's memory is full."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said or "ut of memory" in said
+
+
 @contextlib.contextmanager
 def memory(line: str) -> Iterator[None]:
     """Turns what the device or the host says when its memory is full into a ValueError with this line."""
@@ -48,7 +54,6 @@ def memory(line: str) -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "ut of memory" in str(error)
-        if not full:
+        if not lacks_memory(error):
             raise
         raise ValueError(line) from error

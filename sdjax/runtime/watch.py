@@ -10,12 +10,14 @@ import glob
 import os
 import signal
 import sys
+import threading
 
 from sdjax.runtime import processes
 
 FIRST = ("coordination_service", "] Terminating process because the JAX distributed service")  # of such a page
 LOST = "another process of this run is lost; rerun the command in all processes, and it resumes"
 CHIPS = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")  # of a TPU, whose hosts know each other by their metadata alone
+REST = 2.0  # seconds for what the child said last; its own children, such as data.workers, may keep the pipe open
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
 
@@ -51,6 +53,20 @@ def split() -> None:
 def _watched(reading: int, child: int) -> int:
     """Shows what the child's libraries say until it ends; returns its status."""
     held: list[str] = []
+    reader = threading.Thread(target=_show, args=(reading, held), daemon=True)
+    reader.start()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    reader.join(REST)
+    if held and status == -signal.SIGABRT:
+        print(f"error: {LOST}", file=sys.stderr, flush=True)
+        return 1
+    sys.stderr.write("".join(held))
+    sys.stderr.flush()
+    return status if status >= 0 else 128 - status
+
+
+def _show(reading: int, held: list[str]) -> None:
+    """Shows the lines that come from a pipe; those from the first of a page on go into `held`."""
     with os.fdopen(reading, errors="replace") as lines:
         for line in lines:
             if held or any(mark in line for mark in FIRST):
@@ -58,10 +74,3 @@ def _watched(reading: int, child: int) -> int:
             else:
                 sys.stderr.write(line)
                 sys.stderr.flush()
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if held and status == -signal.SIGABRT:
-        print(f"error: {LOST}", file=sys.stderr, flush=True)
-        return 1
-    sys.stderr.write("".join(held))
-    sys.stderr.flush()
-    return status if status >= 0 else 128 - status

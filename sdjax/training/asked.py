@@ -42,9 +42,7 @@ class Asked:
 
     def now(self, together: bool = True) -> set[str]:
         """Returns the names of the existing files; together: whether all processes ask at this step."""
-        if processes.several():
-            return set(processes.led(self._there)) if together else set()
-        return set(self._there())
+        return set(processes.led(self._there)) if together or not processes.several() else set()
 
     def _there(self):
         return [name for name, path in self.files.items() if path.exists()]

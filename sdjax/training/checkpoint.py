@@ -28,13 +28,13 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from sdjax.formats.storage import files
-from sdjax.runtime import processes
+from sdjax.runtime import processes, room
 
 SEAL = "seal"  # in the meta file: the CRC-32 of the rest
 KEYS = {"base", "shapes", "sums"}  # the rest; older ones have no seal
 ELSEWHERE = "another process cannot read it"
 SPARE = 1 << 20  # bytes beside the arrays
-FULL = re.compile(r"No space left|RESOURCE_EXHAUSTED|ENOSPC|Disk quota|GB free", re.IGNORECASE)
+FULL = re.compile(r"No space left|RESOURCE_EXHAUSTED|ENOSPC|Disk quota", re.IGNORECASE)  # in messages of libraries
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # what the errors of a damaged folder are
 
 
@@ -55,7 +55,7 @@ class Checkpoints:
     def save(self, state: dict[str, Any], base: str, wait: bool = False) -> None:
         """Writes the state under its step; `base`: the digest of the frozen weights.  Returns at once unless `wait`.
 
-        Raises ValueError, naming the folder and the last good checkpoint, where the disk is too small.
+        Raises NoRoom, naming the folder and the last good checkpoint, where the disk is too small.
         """
         step = int(state["step"])
         if step in self.manager.all_steps():
@@ -85,12 +85,12 @@ class Checkpoints:
             with _quiet():
                 yield
         except Exception as error:  # of Orbax and tensorstore: many kinds, here or from an earlier save
-            said = " ".join(str(error).split())
-            if not FULL.search(said):
+            full = isinstance(error, room.NoRoom) or FULL.search(str(error))
+            if not full or isinstance(error, jax.errors.JaxRuntimeError):  # the device's memory, or a lost process
                 raise
             good = max(self.manager.all_steps(), default=None)
             safe = "no checkpoint is there yet" if good is None else f"checkpoint {good} is whole, start again from it"
-            raise ValueError(f"{self.folder}: no room on the disk for a checkpoint; {safe}") from error
+            raise room.NoRoom(f"{self.folder}: no room on the disk for a checkpoint; {safe}") from error
 
     def restore(self, like: dict[str, Any], base: str, steps: Sequence[int] | None = None) -> dict[str, Any] | None:
         """Returns the newest complete state, or None; `like`: a state with the same shapes.
@@ -144,7 +144,7 @@ class Checkpoints:
         for path in (self.folder / str(step)).rglob("*"):
             if not os.access(path, os.R_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        place, aside = self.folder / str(step), self.folder / processes.led(lambda: self._aside(step).name)
+        place, aside = self.folder / str(step), self.folder / processes.led(lambda: self._aside(step))
         self.damaged.add(aside.name)
         if processes.first():
             kept = f"; renamed {aside.name}" * (not place.is_symlink())  # one who only reads has links
@@ -158,7 +158,7 @@ class Checkpoints:
         name, number = f"{step}.damaged", 1
         while (self.folder / name).exists():
             name, number = f"{step}.damaged-{number + 1}", number + 1
-        return self.folder / name
+        return name
 
     def close(self) -> None:
         """Waits for pending writes and stops the background threads."""

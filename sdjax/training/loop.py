@@ -8,6 +8,7 @@ weights), steps, export.  With the same folder it resumes from the newest checkp
 """
 
 import contextlib
+import functools
 import json
 import time
 from dataclasses import replace
@@ -89,7 +90,7 @@ def _train(settings, out):
         processes.say(f"buckets: {data.plan.about()}")
     check_rates(settings.optim, trained)
     tx, evaluate = optimizer(settings.optim, settings.steps, settings.minutes)
-    numbers, task = trees.count(trained), task_of(settings, frozen)
+    many, task = trees.count(trained), task_of(settings, frozen)
     state = initial_state(trained, tx, settings.ema)
     del trained  # it is the state's
     step = of_run(settings, tx, evaluate, task)
@@ -100,7 +101,7 @@ def _train(settings, out):
     state, fixed = place.state(state), place.frozen(frozen)
     start = int(place.gather(state["step"]))
     clock = Pace(settings.minutes, start / pace.length_of(state["opt"]), began) if settings.minutes else None
-    processes.say(f"{type(settings.method).__name__}: {numbers:,} numbers trained, {trees.count(frozen):,} frozen; "
+    processes.say(f"{type(settings.method).__name__}: {many:,} numbers trained, {trees.count(frozen):,} frozen; "
                   f"{'resumed at step ' + str(start) if start else 'from the start'}; in {out}")  # fmt: skip
     asked = Asked(out)
     told = log.of_run(out, start, settings.steps, settings.wandb, to_json(settings))
@@ -121,6 +122,8 @@ def _steps(session, state, numbers, advance, asked, clock):
     """Trains for these steps, until a stop is requested or the clock's time is over; returns the last state."""
     settings, told, previous = session.settings, session.told, None
     schedule = rate(settings.optim, settings.steps)
+    if clock is not None:
+        schedule = functools.partial(pace.rate, settings.optim, length=pace.length_of(state["opt"]))
     rows = session.data.of(mesh.rows(settings.parallel, settings.data.batch))
     for n, batch in zip(numbers, rows.iterate(numbers.start), strict=False):
         state, metrics = advance(state, session.place.batch(batch))
@@ -132,7 +135,7 @@ def _steps(session, state, numbers, advance, asked, clock):
         last, stopped = n + 1 == numbers.stop or over or STOP in files, asked.stopped(n + 1)
         if length is not None:
             state = {**state, "opt": pace.with_length(state["opt"], length)}
-            schedule = lambda n, length=length: pace.rate(settings.optim, n, length)  # noqa: E731
+            schedule = functools.partial(pace.rate, settings.optim, length=length)
         wanted = _wanted(settings, n + 1, last, files)
         if wanted or last or stopped:
             _finite(previous)  # what waits for the device anyway: nothing is written of a step that went wrong

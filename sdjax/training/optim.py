@@ -98,14 +98,14 @@ def optimizer(optim: Optim, steps: int, minutes: float = 0.0) -> tuple[optax.Gra
     those that schedule-free averages (Defazio et al. 2024, x of equation 3), of all other kinds the trained ones.
     """
     schedule = rate(optim, steps)
-    clip, scaled = clipped(optim.clip) if optim.clip else NOTHING, _scaled(optim, schedule)
+    clip = clipped(optim.clip) if optim.clip else NOTHING
     whole = optim.kind in ("muon", "prodigy")  # they look at all weights together
-    parts = [clip, *(tx if whole or tx is NOTHING else leafwise(tx) for tx in scaled)]
+    parts = [clip, *(tx if whole or tx is NOTHING else leafwise(tx) for tx in _scaled(optim, schedule))]
     shaped = {"adafactor": lambda tx: tx, "muon": muon.packed}.get(optim.kind, _as_vector)
     named = _by_name(optim.rates) if optim.rates else NOTHING
     finds = optim.kind == "prodigy"  # the rate is a part of what it finds
-    scaled = pace.by_length(optim, steps) if minutes else leafwise(optax.scale_by_learning_rate(schedule))
-    tx = optax.chain(shaped(optax.chain(*parts)), named, NOTHING if finds else scaled)
+    rated = pace.by_length(optim, steps) if minutes else leafwise(optax.scale_by_learning_rate(schedule))
+    tx = optax.chain(shaped(optax.chain(*parts)), named, NOTHING if finds else rated)
     if optim.kind == "schedule_free":
         return schedule_free(tx, schedule, optim.betas[0]), schedule_free_eval_params
     return tx, as_trained
@@ -119,7 +119,7 @@ def clipped(most: float) -> optax.GradientTransformation:
         return jax.lax.select(total < most, x, (x / total.astype(x.dtype)) * most)
 
     def update(updates, state, params=None):
-        total = jnp.sqrt(_sum([_squares(x) for x in jax.tree.leaves(updates)]))
+        total = _length(jax.tree.leaves(updates))
         return jax.tree.map(lambda x: clip(x, total), updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
@@ -129,6 +129,11 @@ def clipped(most: float) -> optax.GradientTransformation:
 def _squares(x):
     """Returns the sum of squares, float32."""
     return jnp.sum(jnp.square(x.astype(jnp.float32)))
+
+
+def _length(leaves):
+    """Returns the norm of all leaves together, float32."""
+    return jnp.sqrt(_sum([_squares(x) for x in leaves]))
 
 
 @jax.jit
@@ -180,7 +185,7 @@ def norm(tree: Any) -> Float[Array, ""]:
     leaves = jax.tree.leaves(tree)
     if trees.count(tree) <= muon.SMALL:
         leaves = [jnp.concatenate([x.ravel() for x in leaves])]
-    return jnp.sqrt(_sum([_squares(x) for x in leaves]))
+    return _length(leaves)
 
 
 def gradients(grads: Any, opt: Any) -> dict[str, Array]:

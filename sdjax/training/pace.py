@@ -19,6 +19,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 LEAST = 1.0  # seconds between two measurements
+EARLY = 10.0  # seconds after which the first one is made at the latest
 FEW = 4  # steps that a run takes whatever the clock says
 SHARE = 0.25  # of the time that is left: when to measure next
 
@@ -82,8 +83,8 @@ class Pace:
         if now < self.next and self.then is not None:
             return None
         left, before, self.then = self.deadline - now, self.then, (step, now)
-        self.next = now + max(LEAST, SHARE * left)
+        soon = SHARE * left if before else min(EARLY, SHARE * left)
+        self.next = now + max(LEAST, soon)
         if before is None:
-            self.next = now + max(LEAST, min(10.0, SHARE * left))
             return None
         return step + max(0.0, left) * (step - before[0]) / max(now - before[1], 1e-9)

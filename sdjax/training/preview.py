@@ -71,12 +71,13 @@ def write(path: Path, method: Method, sd: StableDiffusion, data: Any, settings: 
         print(f"preview: no {path.name}: {error}")
         return None
     if made is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _save(path, made)
+        save(path, made)
     return made
 
 
-def _save(path: Path, picture: np.ndarray) -> None:
+def save(path: Path, picture: np.ndarray) -> None:
+    """Writes a picture uint8 [H W 3] as a PNG, completely or not at all; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with files.new_file(path) as temporary:
         Image.fromarray(picture).save(temporary, "PNG")
 
@@ -95,8 +96,7 @@ def lines(folder: Path, step: int, sd: StableDiffusion, settings: Any) -> dict[s
         except ValueError as error:
             print(f"preview: no {path.name}: {error}")
             continue
-        folder.mkdir(parents=True, exist_ok=True)
-        _save(path, picture)
+        save(path, picture)
         made[f"{k:02d}"] = picture
     return made
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdjax.runtime import accelerator, compile_cache, processes, watch
+from sdjax.runtime import accelerator, compile_cache, guard, processes, watch
 from sdjax.settings import SettingError, describe, load
 
 USAGE = "usage: sdjax train CONFIG [a.b=value ...] [out=DIR]; CONFIG --help describes the recipe and every setting"
@@ -58,7 +58,7 @@ def _run(arguments, doc, act):
         act(checks.worded(settings), path)
         return 0
     except (ValueError, OSError, FloatingPointError) as error:  # what input can cause; the rest are bugs
-        said, status = f"error: {_line(error)}", 1
+        said, status = f"error: {guard.line(error)}", 1
     except KeyboardInterrupt:
         said, status = "interrupted; rerun the command to resume from the newest checkpoint", 130
     except RuntimeError as error:
@@ -67,8 +67,3 @@ def _run(arguments, doc, act):
         said, status = f"error: {watch.LOST}", 1
     print(said, file=sys.stderr)
     return status
-
-
-def _line(error):
-    """Returns an error's message on one line; libraries may write several."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -6,11 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from PIL import Image
 
 from sdjax.data import batches
 from sdjax.data.batches import Batches
-from sdjax.formats.storage import files
 from sdjax.runtime import processes
 from sdjax.runtime.mesh import Place
 from sdjax.stable_diffusion import StableDiffusion
@@ -20,7 +18,7 @@ from sdjax.training.asked import SAMPLE
 from sdjax.training.begin import shown
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.log import Log
-from sdjax.training.optim import Evaluate
+from sdjax.training.optim import Evaluate, as_trained
 from sdjax.training.settings import Train
 from sdjax.training.validation import FILE, Validation
 
@@ -50,10 +48,8 @@ class Session:
     def __post_init__(self):
         place = self.out / "samples" / "data.png"
         if processes.first() and not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
             sheet = preview.data_sheet(self.data)
-            with files.new_file(place) as temporary:
-                Image.fromarray(sheet).save(temporary, "PNG")
+            preview.save(place, sheet)
             self.told.picture(self.start, "data", sheet)
         held_out = batches.held_out(shown(self.settings, self.task), self.frozen, self.settings.seed)
         if held_out is not None:
@@ -71,7 +67,8 @@ class Session:
         """Returns the weights to preview and export: the moving average, or those that the optimizer evaluates."""
         if self.settings.ema:
             return self.place.whole(state["ema"])
-        return self.evaluate(*self.place.whole((state["opt"], state["trained"])))
+        opt = None if self.evaluate is as_trained else self.place.whole(state["opt"])  # larger than what is trained
+        return self.evaluate(opt, self.place.whole(state["trained"]))
 
     def save(self, state: dict[str, Any], wait: bool = False) -> None:
         """Writes a checkpoint."""

@@ -51,7 +51,7 @@ class Train:
     preview: steps between previews; 0 is off, None is max(50, steps / 10) if there are prompts.
     log: steps between lines of metrics; 0 is off.
     epochs: length in passes over the pictures instead of `steps`; 0 uses `steps`.
-    minutes: length in minutes from the start of the program, compilation included; `steps` is then the most.  The
+    minutes: length in minutes from the start of training, compilation included; `steps` is then the most.  The
     learning rate's schedule follows the clock, so such a run is not the same twice.  0 uses `steps`.
     validate: steps between measurements of the error on data.validation, at fixed noise and times.
     best: export the weights with the smallest validation error.
