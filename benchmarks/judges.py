@@ -295,10 +295,10 @@ def reduced(pictures, size):
 
 
 @torch.inference_mode()
-def _run(judge, pictures, size=128):
-    """Yields the network's outputs for each `size` of uint8 pictures [N S S 3]."""
-    for start in range(0, len(pictures), size):
-        part = torch.tensor(reduced(pictures[start : start + size], judge.size)).permute(0, 3, 1, 2)
+def _run(judge, pictures, rows=128):
+    """Yields the network's outputs for every `rows` of uint8 pictures [N S S 3]."""
+    for start in range(0, len(pictures), rows):
+        part = torch.tensor(reduced(pictures[start : start + rows], judge.size)).permute(0, 3, 1, 2)
         yield judge(part.float() / 127.5 - 1)
 
 

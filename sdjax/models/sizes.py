@@ -43,7 +43,7 @@ def _fits(value: Any, kind: Any, low: int, high: int) -> bool:
     if kind is int:
         return type(value) is int and low <= value <= high
     if kind is float:
-        return type(value) in (int, float) and abs(value) <= 1e300  # NaN is not
+        return type(value) in (int, float) and abs(value) <= 1e300  # false for NaN
     return value is None if kind is type(None) else type(value) is kind
 
 

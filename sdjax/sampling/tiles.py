@@ -64,7 +64,7 @@ def ahead(sd: StableDiffusion, rows: int, shape: Sequence[int]) -> Iterator[None
         yield
         return
     with ThreadPoolExecutor(1) as aside:
-        aside.submit(lambda: _decode.lower(sd.bare, z).compile())  # of an error `decode` tells, which compiles again
+        aside.submit(lambda: _decode.lower(sd.bare, z).compile())  # decode raises its errors
         yield
 
 
