@@ -5,14 +5,13 @@
     python benchmarks/aot.py configs/e4t_pretrain.py --model random:tiny --growth --out docs/aot.json
 
 CONFIG and settings are those of train/run.py.  From shapes alone: no weights, no pictures, nothing computed.  Needs
-libtpu, in an environment of its own, since it changes a CPU's flags.  The compiler's effort is small by default: the
-same memory, ten times sooner; --effort 0 is its own.  Times are the roofline's, lower bounds.  --growth: the same rows
-per chip on 4, 16, 64 and 256 chips.
+libtpu, in an environment of its own, since it changes a CPU's flags.  The compiler's effort is small by default, which
+gives nearly the same memory some ten times sooner; --effort 0 is its own.  Times are the roofline's, lower bounds.
+--growth: the same rows per chip on 4, 16, 64 and 256 chips.
 """
 
 import argparse
 import datetime
-import json
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ import jax
 import numpy as np
 import shapes
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from published import added
 
 from sdjax import settings, trees
 from sdjax.runtime import aot, mesh
@@ -115,13 +115,6 @@ def said(name, one):
     )
 
 
-def keep(path, name, command, one):
-    """Writes a step's figures into a JSON file, beside others."""
-    if path is not None:
-        figures = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**figures, name: {"command": command, **one}}, indent=1) + "\n")
-
-
 def main(arguments=None):
     """Compiles, prints and keeps; returns the exit status, 1 where a step does not fit."""
     options = parser().parse_intermixed_args(arguments)
@@ -134,7 +127,8 @@ def main(arguments=None):
         name = " ".join([Path(options.config).stem, options.model, *options.settings, topology])
         print(said(name, one), flush=True)
         command = f"python benchmarks/aot.py {' '.join(sys.argv[1:] if arguments is None else arguments)}"
-        keep(options.out, name, command, one)
+        if options.out:
+            added(options.out, {name: {"command": command, **one}})
         fits &= bool(one["fits"])
     return int(not fits)
 

@@ -26,11 +26,12 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
+import embedded
 import judges
 import pocket
 import subjects
 import ways
-from published import published
+from published import added, published
 from subjects import Subject
 from tuning import Tuner
 
@@ -89,13 +90,13 @@ def made_of(
 
     With options.marks labels also say the number of steps.
     """
-    told = {} if tuner is None else settings.to_json(tuner.told(options.model, ""))
+    run = None if tuner is None else tuner.told(options.model, "")
+    told = {} if run is None else settings.to_json(run)
     photos = [hashlib.sha256(path.read_bytes()).hexdigest() for path in subject.files]
     told |= {"prompts": options.prompts, "seeds": options.seeds, "model": options.model, "photos": photos}
     ends = {label: -1}
-    if options.marks and tuner:
-        last = tuner.told(options.model, "").steps
-        ends = {f"{label} @ {steps}": steps for steps in options.marks if steps <= last}
+    if options.marks and run:
+        ends = {f"{label} @ {steps}": steps for steps in options.marks if steps <= run.steps}
     folder = options.out / options.split / "made"
     paths = {end: folder / f"{subject.number}-{end.replace(' ', '_').replace('/', '_')}.npz" for end in ends}
     found = {end: held(path, told) for end, path in paths.items()}
@@ -147,7 +148,7 @@ def judged(judge, subject: Subject, made: np.ndarray, options: argparse.Namespac
     own = judges.identity(judge, np.asarray(Image.open(subject.files[0]))[None])[0]
     s, s1, s0 = (
         float((judges.identity(judge, np.stack(some)) @ own).mean())
-        for some in (made, *([pocketland.draw(p, scene) for scene in scenes] for p in (subject.who, other)))
+        for some in (made, *([embedded.draw(p, scene) for scene in scenes] for p in (subject.who, other)))
     )
     seen = judges.classify(judge, made)
     right = [seen[kind][i] == word for i, place in enumerate(places) for kind, word in zip(KINDS, place, strict=True)]
@@ -244,14 +245,6 @@ def written(table: dict[str, dict], path: Path, options: argparse.Namespace) -> 
     return text
 
 
-def remembered(table: dict[str, dict], path: Path, options: argparse.Namespace) -> None:
-    """Adds the rows of a sweep to the file of all sweeps, with how many people and prompts judged them."""
-    rows = json.loads(path.read_text()) if path.is_file() else {}
-    rows |= {label: {**row, "judged by": asked_for(options)} for label, row in table.items()}
-    with files.new_file(path) as temporary:
-        temporary.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
-
-
 def cell(row: dict, head: str) -> str:
     """Returns one figure of the table, with its interval where there is one."""
     low, high = row.get(f"{head}, 95 %", (None, None))
@@ -280,7 +273,8 @@ def compare(options: argparse.Namespace) -> int:
         sheet.save(place / f"grid-{subject.number}.png")
     (place / "people.json").write_text(json.dumps(rows, indent=1))
     if options.sweep:
-        remembered(table, place / "sweeps.json", options)
+        rows = {label: {**row, "judged by": asked_for(options)} for label, row in table.items()}
+        added(place / "sweeps.json", rows)
     print(written(table, place / "table", options) + f"look at {place / 'grid-0.png'}")
     if options.docs:
         published(options.docs, "compare", *documented(options.docs, table, asked_for(options), sheets[0]))

@@ -12,7 +12,6 @@ a tenth of the time and nearly the same memory.  Other figures in FILE stay.
 
 import argparse
 import datetime
-import json
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ import jax
 import numpy as np
 import shapes
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from published import added
 
 from sdjax import settings, trees
 from sdjax.runtime import aot
@@ -42,16 +42,13 @@ def measured(train, effort=0.0):
     function, arguments, train, chosen, about = shapes.program(train)
     arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments)
     start = time.monotonic()
-    memory = jax.jit(function, donate_argnums=0).lower(*arguments)
-    memory = memory.compile(compiler_options={"exec_time_optimization_effort": effort}).memory_analysis()
-    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    lowered = jax.jit(function, donate_argnums=0).lower(*arguments)
+    compiled = lowered.compile(compiler_options={"exec_time_optimization_effort": effort})
+    found = aot.cost(compiled, aot.chip([device]))
     return {
-        "bytes": kept + memory.temp_size_in_bytes,
-        "GB": round((kept + memory.temp_size_in_bytes) / fit.GB, 3),
-        "arguments": memory.argument_size_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
-        "aliased": memory.alias_size_in_bytes,
-        "outputs": memory.output_size_in_bytes,
+        "bytes": found["total"],
+        "GB": round(found["total"] / fit.GB, 3),
+        **{name: found[name] for name in ("arguments", "temporaries", "aliased", "outputs")},
         "trained": trees.count(arguments[0]["trained"]),
         "chosen": chosen,
         "effort": effort,
@@ -78,11 +75,9 @@ def main():
         said = " ".join([name, *options.set])
         print(f"{said}: {found['GB']} GB, compiled in {found['compiled in s']} s", flush=True)
         if options.out:
-            figures = json.loads(options.out.read_text()) if options.out.exists() else {}
             command = f"python benchmarks/fit_memory.py {name}" + f" --effort {options.effort:g}" * bool(options.effort)
             command += f" --set {' '.join(options.set)}" * bool(options.set)
-            figures[said] = {"command": command, **found}
-            options.out.write_text(json.dumps(figures, indent=1) + "\n")
+            added(options.out, {said: {"command": command, **found}})
     return 0
 
 

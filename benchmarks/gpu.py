@@ -1,7 +1,7 @@
 """The GPU table: sdjax against diffusers, eager and by torch.compile, in at most 8 minutes from empty caches.
 
     PYTHONPATH=. python benchmarks/gpu.py --out outputs/gpu                            on a GPU
-    PYTHONPATH=. python benchmarks/gpu.py --model random:tiny --inside                 a trial on a CPU, in a minute
+    PYTHONPATH=. python benchmarks/gpu.py --model random:tiny --inside                 a trial on a CPU
 
 Jobs are processes.  Those of a wave compile side by side and are timed alone.  First pictures and steps are measured
 from the start of their process: cold with an empty cache of compiled programs, two others starting beside it; warm
@@ -98,13 +98,22 @@ def main(arguments=None):
 
 def work(options):
     """Runs one job in this process; returns the exit status."""
-    ours = options.job not in (*EAGER, *COMPILED)
-    if ours:
+    if module_of(options.job) == OURS:
         from sdjax.runtime import compile_cache
 
         compile_cache.keep(os.environ.get("GPU_CACHE"))
-    importlib.import_module(OURS if ours else PEERS).JOBS[options.job](options)
+    perform(options)
     return 0
+
+
+def module_of(job):
+    """Returns the name of the module that has a job."""
+    return PEERS if job in (*EAGER, *COMPILED) else OURS
+
+
+def perform(options):
+    """Does options.job."""
+    importlib.import_module(module_of(options.job)).JOBS[options.job](options)
 
 
 def waves(options):
@@ -132,8 +141,7 @@ def inside(options, end):
                 late.append(job)
                 continue
             os.environ["GPU_BEGAN"] = str(time.time())
-            module = PEERS if job in (*EAGER, *COMPILED) else OURS
-            importlib.import_module(module).JOBS[job](options)
+            perform(options)
     return late
 
 

@@ -28,13 +28,14 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 BFLOAT16 = ["compute=bfloat16", "frozen=bfloat16", "remat=false"]
 WORD = "a"  # the built-in vocabulary beside random weights holds letters
-RECIPES = {  # name of the row: recipe and what it is given beside the model and the pictures
-    "training step, full": ("full.py", ["data.batch=ROWS", "data.dropout=0"]),
-    "training step, LoRA": ("lora.py", ["data.batch=ROWS"]),
-    "training step, DreamBooth": ("dreambooth.py", ["data.batch=ROWS"]),
-    "training step, ControlNet": ("controlnet.py", ["data.batch=ROWS"]),
-    "training step, E4T pretrain": ("e4t_pretrain.py", ["data.batch=TWICE", f"method.domain={WORD}"]),
-    "training step, E4T tune": ("e4t_tune.py", ["data.batch=TWICE", "init=''", f"method.parts.0.domain={WORD}"]),
+CAPTIONS = "data.templates=captions"  # for recipes whose templates do not say the word
+RECIPES = {  # name of the row: recipe, batches of --rows at once, and what else it is given
+    "training step, full": ("full.py", 1, [CAPTIONS, "data.dropout=0"]),
+    "training step, LoRA": ("lora.py", 1, [CAPTIONS]),
+    "training step, DreamBooth": ("dreambooth.py", 1, []),
+    "training step, ControlNet": ("controlnet.py", 1, [CAPTIONS]),
+    "training step, E4T pretrain": ("e4t_pretrain.py", 2, [f"method.domain={WORD}"]),
+    "training step, E4T tune": ("e4t_tune.py", 2, ["init=''", f"method.parts.0.domain={WORD}"]),
 }
 FIRST = {  # the rows of the first thing that a user sees, and whose recipe they are
     "training step, full": "first training step",
@@ -144,17 +145,11 @@ def decode_call(sd, options):
 
 def run_settings(name, options, folder):
     """Returns the settings of a recipe's row."""
-    recipe, given = RECIPES[name]
-    sizes = {"ROWS": str(options.rows), "TWICE": str(2 * options.rows)}
-    given = [one.replace("ROWS", sizes["ROWS"]).replace("TWICE", sizes["TWICE"]) for one in given]
+    recipe, times, more = RECIPES[name]
     path = folder / "0.png" if recipe == "e4t_tune.py" else folder
-    given += [f"model={options.model}", f"data.path={path}", f"data.size={options.size}", "data.templates=captions"]
-    given += [f"vision={options.vision}"] * recipe.startswith("e4t")
-    given = [one for one in given if not (one == "data.templates=captions" and recipe in KEPT)]
-    return settings.load(CONFIGS / recipe, [*given, *BFLOAT16])
-
-
-KEPT = ("dreambooth.py", "e4t_pretrain.py", "e4t_tune.py")  # recipes whose templates say the word
+    given = [f"model={options.model}", f"data.path={path}", f"data.size={options.size}"]
+    given += [f"data.batch={times * options.rows}", *[f"vision={options.vision}"] * recipe.startswith("e4t")]
+    return settings.load(CONFIGS / recipe, [*given, *more, *BFLOAT16])
 
 
 def photos(folder, options, count=8):

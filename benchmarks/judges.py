@@ -18,12 +18,12 @@ A judge of 64 pixels also judges pictures of 128, 192 ...: their means over squa
 """
 
 import argparse
+import functools
 import itertools
 import json
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -267,7 +267,7 @@ def keep(judge, path):
     save_file(weights, path, {"size": str(judge.size)})
 
 
-@lru_cache(1)
+@functools.lru_cache(1)
 def load(folder=FOLDER):
     """Returns {name: network}, float32, as the other functions take them."""
     found = {}
@@ -295,10 +295,10 @@ def reduced(pictures, size):
 
 
 @torch.inference_mode()
-def _run(judge, pictures, size=128):
-    """Yields the network's outputs for each `size` of uint8 pictures [N S S 3]."""
-    for start in range(0, len(pictures), size):
-        part = torch.tensor(reduced(pictures[start : start + size], judge.size)).permute(0, 3, 1, 2)
+def _run(judge, pictures, rows=128):
+    """Yields the network's outputs for every `rows` of uint8 pictures [N S S 3]."""
+    for start in range(0, len(pictures), rows):
+        part = torch.tensor(reduced(pictures[start : start + rows], judge.size)).permute(0, 3, 1, 2)
         yield judge(part.float() / 127.5 - 1)
 
 
@@ -369,10 +369,7 @@ def check(count=4000, trials=20, first=land.HELDOUT[0], folder=FOLDER, size=64):
 
     size: of the pictures that are drawn for it.
     """
-
-    def draw(who, place):
-        return land.draw(who, place, size)
-
+    draw = functools.partial(land.draw, size=size)
     networks, right, told = load(folder), {kind: 0 for kind in CLASSES}, {kind: 0 for kind in CLASSES}
     people = [land.identity(first + i, "cat" if i % 5 == 4 else "face") for i in range(count)]
     places = [land.scene(60_000_000 + i) for i in range(count)]

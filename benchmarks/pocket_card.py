@@ -1,6 +1,6 @@
 """Writes the card of a model that train/make_pocket.py made: README.md with its figures, and grid.png.
 
-    python benchmarks/pocket_card.py MODEL WORK SECONDS [setting=value ...]
+    python benchmarks/pocket_card.py MODEL WORK [setting=value ...]
 
 WORK holds the runs of the stages and the folder `figures` of benchmarks/pocket.py.  A figure that was not measured says
 so.
@@ -13,6 +13,10 @@ from pathlib import Path
 
 import jax
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
+import embedded
+import make_pocket
 
 import sdjax
 from sdjax import trees
@@ -27,19 +31,20 @@ PROMPTS = (
     "a comic of a cat with orange fur in the meadow wearing a scarf",
     "a mosaic of a face with blue hair and a beard in the forest",
 )
-SEEDS, STAGES = 4, ("vae", "clip", "unet", "e4t")
+SEEDS, STAGES = 4, tuple(stage.name for stage in make_pocket.STAGES)
 SAMPLING = {"steps": 20, "sampler": "dpmpp_2m", "schedule": "karras", "guidance": 5.0}
 NONE = "not measured"
+BEGUN = ("started", "resumed")  # events of a log at which a process begins
 
 
 def main(arguments):
     """Writes the card and the grid; returns the exit status."""
-    model, work, seconds, *told = arguments
+    model, work, *told = arguments
     sd = pipeline.load(model)
     rows = [sdjax.text2img(sd, [text] * SEEDS, seeds=range(SEEDS), **SAMPLING) for text in PROMPTS]
     Image.fromarray(grid.sheet([list(row) for row in rows], PROMPTS)).save(Path(model) / "grid.png")
     Image.fromarray(grid.sheet([enlarged(sd)])).save(Path(work) / "hires.png")
-    (Path(model) / "README.md").write_text(card(sd, Path(model), Path(work), float(seconds), told))
+    (Path(model) / "README.md").write_text(card(sd, Path(model), Path(work), told))
     print(f"{model}/README.md")
     return 0
 
@@ -50,9 +55,10 @@ def enlarged(sd):
     return list(sdjax.hires(sd, texts, seeds=range(len(texts)), scale=2.0, **SAMPLING))
 
 
-def card(sd, model, work, seconds, told):
+def card(sd, model, work, told):
     """Returns the card's text."""
-    side, device = sd.networks["unet"].config.sample_size * sd.factor, jax.devices()[0]
+    side, device = embedded.side(sd), jax.devices()[0]
+    minutes = sum(seconds(_log(work, stage)) for stage in STAGES) / 60
     size = sum(path.stat().st_size for path in model.rglob("*.safetensors")) / 1e6
     settings = " ".join(f"`{one}`" for one in told)
     return f"""# pocket
@@ -70,7 +76,7 @@ pictures of Pocketland (`sdjax/data/pocketland/`), which are drawn by code and f
 ## How it was made
 
 `make pocket` on {time.strftime("%Y-%m-%d", time.gmtime())}, {device.device_kind} ({device.platform}), JAX
-{jax.__version__}, {seconds / 60:.1f} minutes of training. Settings: {settings}.
+{jax.__version__}, {minutes:.1f} minutes of steps, compilation included. Settings: {settings}.
 
 | stage | steps x batch | pictures | last loss |
 | --- | --- | --- | --- |
@@ -105,12 +111,19 @@ def stages(work):
     rows = []
     for name in STAGES:
         settings = json.loads((work / name / "config.json").read_text())
-        lines = (work / name / "metrics.jsonl").read_text().splitlines()
-        last = [row for row in map(json.loads, lines) if "loss" in row][-1]
+        last = [row for row in _log(work, name) if "loss" in row][-1]
         data = settings["data"]
         count = data["source"]["count"] + data["source"].get("large", 0)
         rows.append(f"| {name} | {last['step']:,} x {data['batch']} | {count:,} | {last['loss']:.4g} |")
     return "\n".join(rows)
+
+
+def seconds(log):
+    """Returns the seconds of a run's steps in all of its processes, whose clocks each begin at 0."""
+    before = now = 0.0
+    for row in log:
+        before, now = (before + now, 0.0) if row.get("event") in BEGUN else (before, row.get("seconds", now))
+    return before + now
 
 
 def figures(folder):
@@ -127,6 +140,10 @@ def figures(folder):
         shown = "; ".join(f"{name} {_mean(row, name)}" for name in ("identity", "prompts", "glasses", "scarf", "hat"))
         rows.append((f"E4T, {steps} steps{_of(people, 'identities')}", shown if row else NONE, "e4t --arm encoder"))
     return "\n".join(f"| {name} | {shown} | `python benchmarks/pocket.py {command}` |" for name, shown, command in rows)
+
+
+def _log(work, name):
+    return [json.loads(line) for line in (work / name / "metrics.jsonl").read_text().splitlines()]
 
 
 def _listed(numbers):

@@ -106,7 +106,7 @@ def measure(options, work):
     first, classes, rows = pocket.SPLITS[options.split] + FIRST, work / "classes", {}
     others = [pocketland.identity(first + 5000 + i) for i in range(64)]
     scenes = [pocketland.scene(pocket.SCENES + 90_000 + i, style="photo") for i in range(64)]
-    strangers = judges.identity(judge, np.stack([pocketland.draw(*both) for both in zip(others, scenes, strict=True)]))
+    strangers = judges.identity(judge, np.stack([embedded.draw(*both) for both in zip(others, scenes, strict=True)]))
     for number in range(options.people):
         asked = photos(pocketland.identity(first + number), 1000 + number, work / str(number))
         vectors = judges.identity(judge, asked)

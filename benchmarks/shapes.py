@@ -6,6 +6,7 @@ function, arguments, train, chosen, account = program(settings.load("configs/lor
 from dataclasses import replace
 from unittest import mock
 
+import embedded
 import jax
 import jax.numpy as jnp
 
@@ -41,7 +42,7 @@ def program(train):
     train, chosen = fit.typed(train), ""
     loaded = load(train.model, vision=train.vision or None)
     task = TextToImage() if train.method.loss is not None else tasks.of(loaded, train.task)
-    size = train.data.size or loaded.networks["unet"].config.sample_size * loaded.factor
+    size = train.data.size or embedded.side(loaded)
 
     def begin(parts, pixels):
         with jax.ensure_compile_time_eval():  # first weights of some methods are drawn on the host

@@ -62,8 +62,8 @@ def subject(options: argparse.Namespace) -> dict:
             float((judges.identity(judge, np.stack(some)) @ asked).mean())
             for some in (
                 made,
-                [pocketland.draw(one.who, scene) for scene in scenes],
-                [pocketland.draw(pocketland.identity(others + one.number), scene) for scene in scenes],
+                [embedded.draw(one.who, scene) for scene in scenes],
+                [embedded.draw(pocketland.identity(others + one.number), scene) for scene in scenes],
             )
         )
         scores.append((s, s0, s1))

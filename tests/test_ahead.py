@@ -48,6 +48,13 @@ def test_on_a_cpu_and_for_tiles_nothing_is_compiled_aside(compiled, monkeypatch)
     assert "jit(_decode)" not in [name for name, _ in compiled]
 
 
+def test_what_fails_aside_is_left_to_decode(monkeypatch):
+    monkeypatch.setattr(tiles, "_compiled_by_all_cores", lambda: False)
+    monkeypatch.setattr(tiles, "_decode", None)
+    with tiles.ahead(pipeline.load("random:tiny"), 1, (24, 24, 4)):
+        pass
+
+
 def test_warm_compiles_all_that_a_picture_needs(compiled, capsys, tmp_path):
     assert warm.main(["random:tiny", "--sizes", "24", "--batches", "2"]) == 0
     assert "24, batch 2, quiet: " in capsys.readouterr().out

@@ -19,7 +19,7 @@ import compare
 import curves
 import subjects
 import ways
-from published import published
+from published import added, published
 from tuning import Tuner
 
 
@@ -94,6 +94,12 @@ def test_documents_keep_the_rows_of_other_ways_that_were_asked_the_same(tmp_path
     published(tmp_path, "compare", told, picture)
     with Image.open(tmp_path / "compare.webp") as drawn:
         assert drawn.size == (4, 4)
+
+
+def test_figures_are_added_beside_those_of_a_file(tmp_path):
+    for figures in ({"b": 1, "c": 1}, {"a": 2, "c": 2}):
+        added(tmp_path / "figures.json", figures)
+    assert list(json.loads((tmp_path / "figures.json").read_text()).items()) == [("a", 2), ("b", 1), ("c", 2)]
 
 
 def test_seconds_at_equal_identity():

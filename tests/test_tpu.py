@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from sdjax.models.kernels import attention, attention_plain, attention_splash
 from sdjax.runtime import aot
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(path for path in (ROOT / "configs").glob("*.py"))
+RECIPES = sorted((ROOT / "configs").glob("*.py"))
 
 
 @pytest.fixture
@@ -70,6 +71,9 @@ def test_splash_is_taken_for_many_positions_where_there_is_a_tpus_compiler(monke
     assert way(1024, 1024, jnp.float32) is attention_plain.attend
     q = jax.ShapeDtypeStruct((2, 4096, 8, 40), jnp.bfloat16)
     assert attention.way("cpu", q, q) is not attention_splash.attend is not attention.way("cuda", q, q)
+    for kind, taken in ((AxisType.Auto, False), (AxisType.Manual, True)):  # 2 rows on 4 devices; 2 rows on each
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((4,), ("data",), axis_types=(kind,))):
+            assert (way(4096, 4096) is attention_splash.attend) == taken
 
 
 def test_without_a_tpus_compiler_pallas_is_not_even_imported():

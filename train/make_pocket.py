@@ -36,7 +36,7 @@ class Make:
     """The settings of the command.
 
     minutes: of training, all stages together, compilation included.
-    scale: share of the pictures and of the rows of a batch; 1 fills a GPU of 80 GB.
+    scale: share of the pictures and of the rows of a batch; 1 is meant for a GPU of 80 GB, where it has not run yet.
     out: the model's folder.  work: the folder of runs, drawn pictures and figures.
     figures: measure the model with benchmarks/pocket.py and write its card; needs torch.
     judges: train the judges of benchmarks/judges.py anew, in WORK/judges; needs torch.
@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> int:
         train(make, fast)
         export(make)
         trained = time.monotonic() - began
-        measured(make, trained)
+        measured(make)
     except (ValueError, OSError, subprocess.CalledProcessError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -158,7 +158,7 @@ def export(make: Make) -> None:
     _program("-m", "sdjax.convert", source, make.out, *more)
 
 
-def measured(make: Make, seconds: float) -> None:
+def measured(make: Make) -> None:
     """Trains the judges, measures the model and writes its card, as the settings ask for."""
     work, small = Path(make.work), make.scale < 1
     if make.judges:
@@ -170,14 +170,15 @@ def measured(make: Make, seconds: float) -> None:
             places = ("--data", str(work / "judges-data"), "--out", str(work / "judges"))
             _program("benchmarks/judges.py", "train", "--judge", name, *sizes, *places)
     if make.figures:
-        counts = {"vae": ("--count", "16"), "prompts": ("--count", "8"), "e4t": ("--identities", "1")} if small else {}
-        full = {"e4t": ("--identities", str(make.people))}
-        for task in ("vae", "prompts", "e4t"):
-            more = ("--arm", "encoder") if task == "e4t" else ()
-            more += counts.get(task, full.get(task, ()))
+        tasks = {
+            "vae": ("--count", "16") if small else (),
+            "prompts": ("--count", "8") if small else (),
+            "e4t": ("--arm", "encoder", "--identities", "1" if small else str(make.people)),
+        }
+        for task, more in tasks.items():
             _program("benchmarks/pocket.py", task, "--model", make.out, "--out", str(work / "figures"), *more)
     told = [f"{name}={value}" for name, value in dataclasses.asdict(make).items()]
-    _program("benchmarks/pocket_card.py", make.out, make.work, f"{seconds:.0f}", *told)
+    _program("benchmarks/pocket_card.py", make.out, make.work, *told)
 
 
 def _model(make, stage):

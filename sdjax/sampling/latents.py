@@ -20,8 +20,8 @@ from sdjax.stable_diffusion import StableDiffusion, to_pictures, to_pixels
 def latent_shape(sd: StableDiffusion, size: Any = None) -> tuple[int, int, int]:
     """Returns (h, w, c) of the latents of pictures of `size` (height, width) pixels; None takes the model's size.
 
-    Raises ValueError for a side that is not a positive multiple of sd.factor, and for a picture that
-    does not fit into memory.
+    Raises ValueError for a side that is not a positive multiple of sd.factor, and for a picture that does not fit
+    into memory.
     """
     config = sd.networks["unet"].config
     if size is None:

@@ -13,8 +13,8 @@ Shapes: B batch, H W pixels, h w latent pixels, c latent channels, D channels.
 
 import contextlib
 import functools
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -63,12 +63,9 @@ def ahead(sd: StableDiffusion, rows: int, shape: Sequence[int]) -> Iterator[None
     if _compiled_by_all_cores() or devices > 1 or not _fits(z, sd.factor**2):
         yield
         return
-    thread = threading.Thread(target=lambda: _decode.lower(sd.bare, z).compile())
-    thread.start()
-    try:
+    with ThreadPoolExecutor(1) as aside:
+        aside.submit(lambda: _decode.lower(sd.bare, z).compile())  # decode raises its errors
         yield
-    finally:
-        thread.join()
 
 
 def _compiled_by_all_cores() -> bool:

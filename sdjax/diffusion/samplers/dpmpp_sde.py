@@ -14,8 +14,8 @@ def dpmpp_sde(path: Path, eta: float) -> Iterator[Row]:
     """Solves the reverse SDE by DPM-Solver++(2S), with noise also at the middle of the step: DPM++ SDE.
 
     The step's noise is the increment of one Brownian motion in sigma: that of the first half, carried in BASE, plus
-    that of
-    the second half.  Source: k-diffusion's sample_dpmpp_sde, r = 1/2; Lu et al. 2022b, algorithm 1, for the drift.
+    that of the second half.
+    Source: k-diffusion's sample_dpmpp_sde, r = 1/2; Lu et al. 2022b, algorithm 1, for the drift.
     """
     for i, here, there in path.moves():
         if not there.s:

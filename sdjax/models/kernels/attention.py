@@ -43,7 +43,7 @@ def attend(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _by_platform(default, others, *args):
-    """Returns the attention of the platform that is lowered for; a function of its own for layers of one shape."""
+    """Returns the attention of the platform that is lowered for; layers of one shape share this function."""
     return lax.platform_dependent(*args, **dict(others), default=default) if others else default(*args)
 
 
