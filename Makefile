@@ -4,8 +4,8 @@
 # make ui     serve the web page and the APIs of A1111 and OpenAI on http://127.0.0.1:7860 (ARGS="--models DIR --adapters DIR")
 # Each target but help and clean first creates .venv and installs its requirements.  The other targets run one program each:
 #   make tune IMAGE=photo.png (into outputs/tune/photo), train-encoder, compare, verify-pytorch, bench; install, lint, format
-#   make pocket  makes the embedded model from nothing, on a GPU; ARGS="scale=0.01 minutes=4" does it in small on two cores
-#   make gpu    fill the GPU table in 8 minutes, into outputs/gpu (ACCEL=cuda)
+#   make pocket   make the embedded model from nothing, on a GPU; ARGS="scale=0.01 minutes=4" does it in small on two cores
+#   make gpu    measure the GPU table in at most 8 minutes, into outputs/gpu (ACCEL=cuda)
 #   make aot TOPOLOGY=v5e:2x2   what each chip of a TPU needs for a step of CONFIG; no TPU is needed
 #   make test-tpu   compile every recipe with a tiny model for v5e:2x2
 #   make test-ui   test the page in a browser; as root it installs Debian's chromium if none is found
@@ -32,9 +32,6 @@ UI := .venv/installed-ui
 TEST := .venv/installed-test
 BROWSER := .venv/installed-test-ui
 TPU := .venv-tpu/installed
-
-# A run that would fall back to the CPU stops: sdjax/runtime/accelerator.py.
-demo ui train-encoder tune compare bench: export ACCEL := $(ACCEL)
 
 # A run that would fall back to the CPU stops: sdjax/runtime/accelerator.py.
 demo ui train-encoder tune compare bench: export ACCEL := $(ACCEL)
@@ -155,9 +152,8 @@ $(UI): $(CORE)
 	@$(call install,.[ui])
 	@touch $@
 
-CHROMIUM := apt-get install -y -qq chromium >/dev/null
-
 # The browser is the system's, so that nothing but Debian's package is run.
+CHROMIUM := apt-get install -y -qq chromium >/dev/null
 $(BROWSER): $(CORE)
 	@echo "installing what the tests of the page need"
 	@$(call install,.[test-ui])

@@ -17,8 +17,9 @@ all of them by a launcher (Slurm, TPU slice, mpirun, JAX_COORDINATOR_ADDRESS ...
 import sys
 
 from sdjax.runtime import watch
-from sdjax.service.batch import main
 
 if __name__ == "__main__":
     watch.split()
+    from sdjax.service.batch import main  # after the split: it imports JAX, which has threads
+
     sys.exit(main(__doc__))

@@ -156,7 +156,7 @@ def test_a_list_stops_in_the_middle_and_goes_on(tmp_path):
         def record(self, request, size, private=True, **more):
             return records.of(request.settings, size)
 
-    with pytest.raises(batch.Stopped, match=r"000003.png: cannot be written: .*; 2 pictures made; start again"):
+    with pytest.raises(room.NoRoom, match=r"000003.png: cannot be written: .*; 2 pictures made; start again"):
         batch.run(Quick(Drawn("adapters"), out), jobs, {"model": "random:tiny"}, batch=1)
     assert sorted(path.name for path in out.glob("*.png")) == ["000001.png", "000002.png"]
     assert not list(out.glob("*.lock")) and not list(out.glob(".*"))
@@ -165,14 +165,14 @@ def test_a_list_stops_in_the_middle_and_goes_on(tmp_path):
 
 
 def test_a_program_tells_where_a_list_ended(tmp_path, monkeypatch, capsys):
-    """2: nothing began; 3: it stopped in the middle."""
+    """2: nothing began; 3: the disk is full."""
     jobs = tmp_path / "jobs.jsonl"
     jobs.write_text('{"prompt": "a"}\n')
     given = [str(jobs), "--out", str(tmp_path / "out"), "--model", "random:tiny"]
     assert batch.main("", [str(tmp_path / "none.jsonl"), *given[1:]]) == 2
 
     def stopped(*_, **__):
-        raise batch.Stopped("x: cannot be written")
+        raise room.NoRoom("x: cannot be written")
 
     monkeypatch.setattr(batch, "run", stopped)
     assert batch.main("", given) == 3

@@ -10,17 +10,18 @@ import pytest
 pytest.importorskip("gradio")
 
 import gradio as gr
+import numpy as np
 from markupsafe import Markup
 
 from sdjax.sampling.fields import fields
-from sdjax.sampling.settings import TASKS
-from sdjax.service import orders
+from sdjax.sampling.settings import TASKS, TextToImage
+from sdjax.service import orders, records
 from sdjax.service.library import Library
 from sdjax.service.place import Place
 from sdjax.service.queue import Queue
 from sdjax.settings import SettingError
 from sdjax.web.page import charts, details, form, marks, plots, stage, units, whole, words
-from sdjax.web.page.tabs import pictures
+from sdjax.web.page.tabs import info, pictures
 from sdjax.web.server import create_app, mount_page
 from sdjax.web.services import Services
 from tests.serving import ask
@@ -105,6 +106,13 @@ def test_what_is_filled_in_is_read_again(desk):
     given = {name: one["value"] for name, one in zip(made.controls, updates, strict=True) if "value" in one}
     found = form.values(mode, given)
     assert {name: str(found[name]) for name in values} == {name: str(value) for name, value in values.items()}
+
+
+def test_picture_info_shows_a_seed_of_0(tmp_path):
+    path = tmp_path / "a.png"
+    records.save(path, np.zeros((8, 8, 3), np.uint8), records.of(TextToImage(prompt="a", seed=0), (8, 8)))
+    told = str(info._told(str(path)))
+    assert "<th>Seed</th><td>0</td>" in told and "None" not in told and "False" not in told
 
 
 @pytest.mark.parametrize("text", PAYLOADS)

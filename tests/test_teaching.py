@@ -50,6 +50,7 @@ def test_what_a_request_says_becomes_the_runs_settings(place):
     "order, said",
     [({"recipe": "none"}, "recipe"), ({"recipe": "full", "date": 1}, "date: unknown"), ({"recipe": 3}, "recipe"),
      ({"recipe": "full", "data": {}}, "data"), ({"recipe": "full", "data": {"folder": "cat", "set": KEY}}, "data"),
+     ({"recipe": "full", "settings": {"data.index": "x"}}, "no place of files"),
      ({"recipe": "full", "model": "x"}, "model"), ({"recipe": "full", "model": 3}, "model"),
      ({"recipe": "full", "settings": {"optim": 3}}, "optim"), ({"recipe": "full", "settings": []}, "settings"),
      ({"recipe": "full", "name": "../x"}, "name"), ({"recipe": "full", "settings": {"seed": None}}, "seed")],

@@ -33,10 +33,6 @@ from sdjax.settings import SettingError
 ROWS = [task for name, task in TASKS.items() if name != "interpolate"]
 
 
-class Stopped(ValueError):
-    """A list that ended in the middle: what is made stays, and the next start goes on."""
-
-
 @dataclass(frozen=True)
 class Folder:
     """Where pictures of requests go, and who makes them.
@@ -117,7 +113,8 @@ def run(
 ) -> tuple[int, int, int]:
     """Makes what is missing and returns how many pictures were made, rows failed, and pictures were there.
 
-    Raises ValueError where nothing can begin, and Stopped where the disk is full in the middle.
+    Raises ValueError where nothing can begin, and NoRoom where the disk is full: what is made stays, and the next start
+    goes on.
     usual: settings for rows that leave them out.  part: which part of the list, (0, 4).
     plot: "ACROSS,DOWN", two fields: also a sheet of the pictures, plot.png.
     """
@@ -163,7 +160,7 @@ def _run(
                         found = folder.make(some, lacking, most)
                     except room.NoRoom as error:
                         _report(folder.out, part, errors)
-                        raise Stopped(f"{error}; {made} pictures made; start again to go on") from error
+                        raise room.NoRoom(f"{error}; {made} pictures made; start again to go on") from error
                     errors += found
                     made += len(lacking) - len(found)
                     bar.update(len(lacking))
@@ -188,7 +185,7 @@ def parser(doc: str | None) -> flags.Parser:
 
 
 def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
-    """Makes the pictures of a list; returns 0, 1 where rows failed, 2 where nothing can begin, 3 where it stopped."""
+    """Makes the pictures of a list; returns 0, 1 where rows failed, 2 where nothing can begin, 3 for a full disk."""
     given = vars(parser(doc).parse_args(arguments))
     usual = programs.USUAL | {name: given.pop(name) for name in list(given) if name in lists.KNOWN}
     usual = {name: tuple(value) if isinstance(value, list) else value for name, value in usual.items()}
@@ -213,10 +210,10 @@ def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _stops() -> Iterator[None]:
-    """Ends the program with 3 where a list stopped in the middle."""
+    """Ends the program with 3 where the disk is full."""
     try:
         yield
-    except Stopped:
+    except room.NoRoom:
         with programs.one_line(exits=3):
             raise
 

@@ -77,8 +77,11 @@ def main(task: str, doc: str | None, arguments: Sequence[str] | None = None) -> 
     return 0
 
 
-def run(task: str, given: dict[str, Any]) -> list[Path]:
-    """Writes the pictures that flags ask for and returns their paths; given: {option: value}."""
+def run(task: str, given: dict[str, Any], made_by: Any = None) -> list[Path]:
+    """Writes the pictures that flags ask for and returns their paths; given: {option: value}.
+
+    made_by: a Maker, with the models that it holds; None makes one.
+    """
     from sdjax.runtime import accelerator, compile_cache
     from sdjax.service import maker
 
@@ -90,7 +93,7 @@ def run(task: str, given: dict[str, Any]) -> list[Path]:
     requests = asked(task, given, program.get("count", 1), source)
     compile_cache.keep()
     accelerator.check()
-    made_by, paths = maker.Maker(program["adapters"]), []
+    made_by, paths = made_by or maker.Maker(program["adapters"]), []
     groups = list(grouped(requests))
     made_by.expect(requests)
     notes = [note for group in groups for note in made_by.notes(group)]

@@ -152,7 +152,7 @@ class Queue:
             raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")
         text = (
             "insert into jobs (key, kind, request, source, state, steps, created, position, changed) values"
-            f" (?, ?, ?, ?, 'waiting', ?, ?, (select coalesce(max(position), 0) + 1 from jobs), {NEXT}) returning *"
+            f" (?, ?, ?, ?, 'waiting', ?, ?, {END}, {NEXT}) returning *"
         )
         given = secrets.token_hex(16), kind, json.dumps(request), source, steps, time.time()
         return self._jobs(text, *given)[0]
@@ -299,7 +299,7 @@ class Queue:
 
     def _end(self) -> float:
         """Returns the position behind all jobs."""
-        return self._rows("select coalesce(max(position), 0) + 1 from jobs")[0][0]
+        return self._rows(f"select {END}")[0][0]
 
     def _set(self, id: int, values: dict[str, Any]) -> None:
         named = ", ".join(f"{name}=?" for name in values)
@@ -335,6 +335,7 @@ class Queue:
 
 
 NEXT = "(select coalesce(max(changed), 0) + 1 from jobs)"
+END = "(select coalesce(max(position), 0) + 1 from jobs)"  # behind all jobs
 
 
 def _job(row: sqlite3.Row) -> Job:

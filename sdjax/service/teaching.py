@@ -91,7 +91,7 @@ def _loaded(library: Library, order: Mapping[str, Any], key: str) -> Any:
 
 def may(name: str) -> bool:
     """Returns whether a request may give a setting: it is none of the server's, and no place of files."""
-    place = name in OWN or name.startswith("data.source") or name.rpartition(".")[2] in ("path", "cache")
+    place = name in OWN or name.startswith("data.source") or name.rpartition(".")[2] in ("path", "cache", "index")
     return not place and NAME.fullmatch(name) is not None
 
 

@@ -6,17 +6,15 @@ Draws one step of each kind: another number of steps, prompt, seed, guidance or 
 """
 
 import argparse
-import sys
+import itertools
 import tempfile
 import time
 from collections.abc import Sequence
 
 from sdjax.service import programs
 
-KINDS = {
-    "quiet": "ddim",
-    "noisy": "euler_a",
-}  # samplers that draw fresh noise between steps have a program of their own
+# Samplers that draw fresh noise between steps have a program of their own.
+KINDS = {"quiet": "ddim", "noisy": "euler_a"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,27 +32,25 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compiles and says the seconds of each kind; returns the exit status."""
-    options = parser().parse_args(arguments)
-    for size in options.sizes:
-        for batch in options.batches:
-            for kind in options.kinds:
+    from sdjax.service.maker import Maker
+
+    options, made_by = parser().parse_args(arguments), Maker()
+    try:
+        with programs.one_line(), tempfile.TemporaryDirectory() as out:
+            for size, batch, kind in itertools.product(options.sizes, options.batches, options.kinds):
                 start = time.monotonic()
-                if status := _draw(options, size, batch, KINDS[kind]):
-                    return status
+                programs.run("text2img", _given(options, size, batch, KINDS[kind], out), made_by)
                 what = f"{size or 'own size'}, batch {batch}, {kind}"
                 print(f"{what}: {time.monotonic() - start:.1f} s", flush=True)
+    except SystemExit as end:
+        return end.code  # pyright: ignore[reportReturnType]  # one_line ends with a number
     return 0
 
 
-def _draw(options, size, batch, sampler):
-    """Draws a batch of one step as text2img does; returns its exit status."""
-    with tempfile.TemporaryDirectory() as out:
-        given = ["--model", options.model, "--prompt", "a photo", "--steps", "1", "--sampler", sampler]
-        given += ["--count", str(batch), "--batch", str(batch), "--out", out, "--seed", "0"]
-        given += ["--size", size] if size else []
-        given += ["--dtype", options.dtype] if options.dtype else []
-        return programs.main("text2img", None, given)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _given(options, size, batch, sampler, out):
+    """Returns what text2img's command line gives for a batch of one step."""
+    given = ["--model", options.model, "--prompt", "a photo", "--steps", "1", "--sampler", sampler]
+    given += ["--count", str(batch), "--batch", str(batch), "--out", out, "--seed", "0"]
+    given += ["--size", size] if size else []
+    given += ["--dtype", options.dtype] if options.dtype else []
+    return vars(programs.parser("text2img", None).parse_args(given))

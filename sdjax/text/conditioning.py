@@ -169,9 +169,7 @@ def _comfy_chunks(groups: Iterable[Chunk], room: int) -> list[Chunk]:
 def rows(
     tokenizer: Tokenizer, made: Sequence[Chunk], count: int
 ) -> tuple[Int32[np.ndarray, "count L"], Float32[np.ndarray, "count L"]]:
-    """Returns (ids int32, weights float32), both [count L]: begin, tokens, end, padding.  Empty chunks fill up to
-    `count`.
-    """
+    """Returns (ids int32, weights float32), both [count L]: begin, tokens, end, padding; missing chunks are empty."""
     ids = np.full((count, tokenizer.length), tokenizer.pad, np.int32)
     weights = np.ones((count, tokenizer.length), np.float32)
     for i in range(count):

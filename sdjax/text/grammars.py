@@ -225,7 +225,7 @@ def emphasis(text: str) -> tuple[tuple[str, float], ...]:
     """Returns A1111's ((text, weight), ...); the text BREAK starts a new chunk.
 
     An unclosed bracket reaches to the end of the text; an unopened one is a letter.
-    Raises ValueError for a weight such as 1.2.3, and for WORK parts in brackets, counted once for each bracket.
+    Raises ValueError for a weight such as 1.2.3, and for brackets that weigh more than WORK parts in all.
     """
     found, opened, left = [], {"(": [], "[": []}, WORK
 

@@ -249,9 +249,7 @@ def train_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
 
 
 def byte_vocabulary(size: int = 514) -> Vocabulary:
-    """Returns ({token: id}, []): single bytes, and begin and end as the last two of `size` ids, for models of random
-    weights.
-    """
+    """Returns ({token: id}, []) for random weights: single bytes, with begin and end as the last two of `size` ids."""
     vocabulary, merges = train_vocabulary([], 514)
     return {**vocabulary, BOS: size - 2, EOS: size - 1}, merges
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from sdjax.formats.models import infer_config, single_file
+from sdjax.formats.models.folder import read_config
 from sdjax.formats.storage import files, parameters
 from sdjax.models.vae import AutoencoderKL, VaeConfig
 from sdjax.runtime.guard import named
@@ -56,7 +57,7 @@ def locate(source: str | pathlib.Path) -> pathlib.Path:
 
 
 def _folder(folder: pathlib.Path) -> tuple[files.Stored, VaeConfig]:
-    return files.open_weights(folder, STEM), VaeConfig.from_json(files.read_json(folder / "config.json"))
+    return files.open_weights(folder, STEM), read_config(folder / "config.json", VaeConfig.from_json)
 
 
 def _file(path: str | pathlib.Path, sd: StableDiffusion) -> tuple[files.Stored, VaeConfig]:

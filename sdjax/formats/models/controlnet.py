@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from sdjax.formats.models import infer_config, presets, single_file
-from sdjax.formats.models.folder import WRITTEN_AS
+from sdjax.formats.models.folder import WRITTEN_AS, read_config
 from sdjax.formats.storage import files, ldm_names, parameters
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.models.unet import UNetConfig
@@ -93,9 +93,7 @@ def _control(weights: files.Stored, config: ControlNetConfig, dtype: DTypeLike |
 
 
 def _config(folder: pathlib.Path) -> ControlNetConfig:
-    path = folder / "config.json"
-    with named(path):
-        return ControlNetConfig.from_json(files.read_json(path))
+    return read_config(folder / "config.json", ControlNetConfig.from_json)
 
 
 def _random(name: str, dtype: DTypeLike | None) -> Control:

@@ -11,6 +11,44 @@ SENTENCES = (
     "a mosaic of a cat in the city at night",
 )
 
+POCKET = {  # the embedded model, whose vocabulary lies in the package
+    "unet": dict(
+        sample_size=16,
+        in_channels=8,
+        out_channels=8,
+        cross_attention_dim=160,
+        attention_head_dim=(2, 3, 5),
+        norm_num_groups=16,
+        block_out_channels=(64, 96, 160),
+        layers_per_block=1,
+        use_linear_projection=True,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    ),
+    "vae": dict(
+        block_out_channels=(16, 32, 64), latent_channels=8, norm_num_groups=8, sample_size=64, scaling_factor=1.0
+    ),
+    "text_encoder": dict(
+        hidden_size=160,
+        intermediate_size=640,
+        num_attention_heads=5,
+        num_hidden_layers=4,
+        max_position_embeddings=32,
+        projection_dim=160,
+    ),
+    "image_encoder": dict(
+        hidden_size=160,
+        intermediate_size=640,
+        num_attention_heads=5,
+        num_hidden_layers=4,
+        image_size=64,
+        patch_size=8,
+        projection_dim=160,
+    ),
+    "schedule": dict(),
+    "tokenizer": dict(folder="pocket/tokenizer"),
+}
+
 SHAPES = {
     "sd15": {
         "unet": dict(sample_size=64, cross_attention_dim=768),
@@ -38,85 +76,13 @@ SHAPES = {
         "schedule": dict(prediction_type="v_prediction"),
         "tokenizer": dict(size=49408, length=77, pad="!"),
     },
-    # The embedded model.  Its vocabulary lies in the package; weights from nothing by "new:pocket".
-    "pocket": {
-        "unet": dict(
-            sample_size=16,
-            in_channels=8,
-            out_channels=8,
-            cross_attention_dim=160,
-            attention_head_dim=(2, 3, 5),
-            norm_num_groups=16,
-            block_out_channels=(64, 96, 160),
-            layers_per_block=1,
-            use_linear_projection=True,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        ),
-        "vae": dict(
-            block_out_channels=(16, 32, 64), latent_channels=8, norm_num_groups=8, sample_size=64, scaling_factor=1.0
-        ),
-        "text_encoder": dict(
-            hidden_size=160,
-            intermediate_size=640,
-            num_attention_heads=5,
-            num_hidden_layers=4,
-            max_position_embeddings=32,
-            projection_dim=160,
-        ),
-        "image_encoder": dict(
-            hidden_size=160,
-            intermediate_size=640,
-            num_attention_heads=5,
-            num_hidden_layers=4,
-            image_size=64,
-            patch_size=8,
-            projection_dim=160,
-        ),
-        "schedule": dict(),
-        "tokenizer": dict(folder="pocket/tokenizer"),
-    },
+    "pocket": POCKET,  # weights from nothing by "new:pocket"
     # What `make pocket` makes: pictures of twice the side, latents of the same one.
     "pocket128": {
-        "unet": dict(
-            sample_size=16,
-            in_channels=16,
-            out_channels=16,
-            cross_attention_dim=160,
-            attention_head_dim=(2, 3, 5),
-            norm_num_groups=16,
-            block_out_channels=(64, 96, 160),
-            layers_per_block=1,
-            use_linear_projection=True,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        ),
-        "vae": dict(
-            block_out_channels=(32, 48, 64, 96),
-            latent_channels=16,
-            norm_num_groups=8,
-            sample_size=128,
-            scaling_factor=1.0,
-        ),
-        "text_encoder": dict(
-            hidden_size=160,
-            intermediate_size=640,
-            num_attention_heads=5,
-            num_hidden_layers=4,
-            max_position_embeddings=32,
-            projection_dim=160,
-        ),
-        "image_encoder": dict(
-            hidden_size=160,
-            intermediate_size=640,
-            num_attention_heads=5,
-            num_hidden_layers=4,
-            image_size=128,
-            patch_size=16,
-            projection_dim=160,
-        ),
-        "schedule": dict(),
-        "tokenizer": dict(folder="pocket/tokenizer"),
+        **POCKET,
+        "unet": {**POCKET["unet"], "in_channels": 16, "out_channels": 16},
+        "vae": {**POCKET["vae"], "block_out_channels": (32, 48, 64, 96), "latent_channels": 16, "sample_size": 128},
+        "image_encoder": {**POCKET["image_encoder"], "image_size": 128, "patch_size": 16},
     },
     "tiny": {
         "unet": dict(

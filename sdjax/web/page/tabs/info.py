@@ -74,8 +74,8 @@ def _record(record: Record) -> list[Any]:
     known = form.every()
     texts = ("prompt", "negative_prompt")
     said = {name: value for name, value in record.settings.items() if name not in texts}
-    told = {name: value for name, value in said.items()
-            if value not in (None, False) and (name not in known or value != known[name].usual)}  # fmt: skip
+    said = {name: value for name, value in said.items() if value is not None and value is not False}  # 0 is a value
+    told = {name: value for name, value in said.items() if name not in known or value != known[name].usual}
     rows = [(form.label(name), form.shown(value)) for name, value in told.items()]
     rows += [(f"hash of {name}", value) for name, value in record.hashes.items()]
     rows += list(record.more.items())

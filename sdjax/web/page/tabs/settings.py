@@ -80,7 +80,7 @@ def wire(desk: Desk, page: Any) -> None:
 def _shown(desk: Desk, controls: dict[str, Any]) -> list[Any]:
     known = form.of("text2img")
     values = desk.places["pictures"].defaults()
-    return [form.filled(known[name], values.get(name, known[name].usual)) for name in controls]
+    return [form.filled(known[name], values.get(name)) for name in controls]
 
 
 def _folders(desk: Desk) -> Markup:
