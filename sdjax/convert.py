@@ -17,7 +17,7 @@ from sdjax.formats.adapters import e4t, embeddings
 from sdjax.formats.adapters.learned_embeds import beside
 from sdjax.formats.models import controlnet
 from sdjax.formats.storage import files
-from sdjax.methods.e4t import Encoder, plain
+from sdjax.methods.e4t import Encoder, plain_model
 from sdjax.runtime import compile_cache
 from sdjax.training import export
 from sdjax.training.run_folder import run_of
@@ -117,7 +117,7 @@ def _model(options, given):
     yield f"read {options.source}"
     extras, words = [], {}
     if any(isinstance(conditioner, Encoder) for conditioner in sd.conditioners):
-        sd = plain(sd)
+        sd = plain_model(sd)
     elif form == "single-file" and "image_encoder" in sd.parts:
         yield "left out: the image encoder, which a single file cannot hold"
     elif not os.path.isfile(options.source) and not options.source.startswith(("random:", "new:")):

@@ -170,9 +170,9 @@ def _run(
     return made, len(errors), kept
 
 
-def parser(doc: str | None, name: str | None = None) -> flags.Parser:
-    """Returns the command line's parser; doc: the program's description.  name: its name in the usage."""
-    made = flags.Parser(doc, "%(prog)s LIST [options]", prog=name)
+def parser(doc: str | None, prog: str | None = None) -> flags.Parser:
+    """Returns the command line's parser; doc: the program's description.  prog: its name in the usage."""
+    made = flags.Parser(doc, "%(prog)s LIST [options]", prog=prog)
     flags.add(made, ROWS, programs.USUAL, lists=True)
     add = made.add_argument_group("program").add_argument
     add(
@@ -191,9 +191,9 @@ def parser(doc: str | None, name: str | None = None) -> flags.Parser:
     return made
 
 
-def main(doc: str | None, arguments: Sequence[str] | None = None, name: str | None = None) -> int:
+def main(doc: str | None, arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Makes the pictures of a list; returns 0, 1 if rows failed, 2 if it could not begin, 3 for a full disk."""
-    given = vars(parser(doc, name).parse_args(arguments))
+    given = vars(parser(doc, prog).parse_args(arguments))
     usual = programs.USUAL | {name: given.pop(name) for name in list(given) if name in lists.KNOWN}
     usual = {name: tuple(value) if isinstance(value, list) else value for name, value in usual.items()}
     try:

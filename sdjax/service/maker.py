@@ -34,7 +34,7 @@ ROOM = 8e9  # bytes to keep loaded if free memory is unknown
 LEARNED = re.compile(r"<[\w-]+>|(?<!\w)\*\w\b")  # <new>, *s: default names of learned words
 
 
-class Held:
+class Cache:
     """A cache of loaded values that drops the least recently used above `room` bytes."""
 
     def __init__(self, room: float | None = None) -> None:
@@ -68,7 +68,7 @@ class Maker:
     """
 
     def __init__(self, adapters: str | Path = "adapters", room: float | None = None) -> None:
-        self.adapters, self.held = Path(adapters), Held(room)
+        self.adapters, self.held = Path(adapters), Cache(room)
         self.expected: dict[str, dict[str, None]] = {}  # texts of expected requests, by how they name adapters
         self.named: dict[Any, dict[str, Path]] = {}  # the embeddings in those texts, by model and grammar
         self.unread: dict[str, str] = {}  # {word: why its embedding cannot be read}

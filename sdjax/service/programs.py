@@ -29,9 +29,9 @@ def usual(task: str) -> dict[str, Any]:
     return {} if TASKS[task] is Interpolate else dict(USUAL)
 
 
-def parser(task: str, doc: str | None, name: str | None = None) -> flags.Parser:
-    """Returns the command line's parser of a task's program; doc: its description.  name: its name in the usage."""
-    made = flags.Parser(doc, prog=name)
+def parser(task: str, doc: str | None, prog: str | None = None) -> flags.Parser:
+    """Returns the command line's parser of a task's program; doc: its description.  prog: its name in the usage."""
+    made = flags.Parser(doc, prog=prog)
     made.add_argument(
         "--from-image", metavar="FILE", help="use the settings recorded in a picture; flags override them"
     )
@@ -70,9 +70,9 @@ def one_line(exits: int = 1) -> Iterator[None]:
         raise SystemExit(exits) from None
 
 
-def main(task: str, doc: str | None, arguments: Sequence[str] | None = None, name: str | None = None) -> int:
-    """Runs a task's program; returns the exit status.  doc: its description.  name: its name in the usage."""
-    given, begin = vars(parser(task, doc, name).parse_args(arguments)), time.monotonic()
+def main(task: str, doc: str | None, arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Runs a task's program; returns the exit status.  doc: its description.  prog: its name in the usage."""
+    given, begin = vars(parser(task, doc, prog).parse_args(arguments)), time.monotonic()
     try:
         with one_line():
             paths = run(task, given)

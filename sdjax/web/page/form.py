@@ -29,7 +29,7 @@ HELP = {  # replaces help texts that are about the command line
 TITLES = {
     "Sampling": "Quality: steps, sampler, guidance", "Variation": "Small variations of one picture",
     "Reading": "How the prompt is read", "Noise": "Noise", "Guidance": "Guidance, fine", "Fit": "Fit of the picture",
-    "Start": "Changes", "Mask": "Repainted part", "Hires": "Larger picture (hires fix)", "Enlarging": "Enlarging",
+    "Start": "Changes", "Masking": "Repainted part", "Hires": "Larger picture (hires fix)", "Enlarging": "Enlarging",
     "Controls": "Shapes to follow (ControlNet)", "Frames": "From one picture to another", "Model": "Add-ons",
 }  # fmt: skip
 SLIDERS = {"steps": (1, 100, 1), "guidance": (0, 20, 0.5), "clip_skip": (1, 4, 1), "frames": (2, 64, 1),

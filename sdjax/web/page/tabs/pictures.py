@@ -29,7 +29,7 @@ DIFFERS = ("steps", "guidance", "strength")  # settings whose default depends on
 NAMED = ("model", "vae")  # settings that name entries of the library
 PICTURED = ("text2img", "img2img", "upscale", "controlnet")  # tasks with a picture but no canvas
 MODES = [(words.TASKS[task], task) for task in TASKS]
-FIRST = ("Start", "Mask", "Enlarging", "Frames", "Sampling", "Hires")  # parts with a fold of their own
+FIRST = ("Start", "Masking", "Enlarging", "Frames", "Sampling", "Hires")  # parts with a fold of their own
 WHITE = "#ffffff"
 
 
