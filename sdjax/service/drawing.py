@@ -109,7 +109,7 @@ class Drawing:
         return DONE
 
     def _ended(self, job: Job) -> str:
-        """Returns the state in which a job should end now, "" to continue."""
+        """Returns the final state of a job that should end now, "" to continue."""
         if self.stop.asked:
             return WAITING
         now = self.queue.get(job.id)

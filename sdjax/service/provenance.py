@@ -73,7 +73,7 @@ def digest(source: str | Path) -> str:
 
 
 def built_in(model: str) -> bool:
-    """Returns whether a name is that of a built-in model."""
+    """Returns whether a name means a built-in model."""
     return model == "pocket" or model.partition(":")[0] in ("random", "new")
 
 

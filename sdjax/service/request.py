@@ -21,7 +21,7 @@ from sdjax.text import grammars
 class Request:
     """A picture to make.
 
-    settings: one of settings.TASKS.  folder: the folder that its files must lie in; None allows any, for command lines.
+    settings: one of settings.TASKS.  folder: the folder of its files; None allows any, for command lines.
     name: of the picture.  row: its row in a list, from 1.
     """
 

@@ -118,7 +118,7 @@ def painted(place: Place, data: bytes) -> str | None:
 def prepared(place: Place, name: str, way: str) -> str:
     """Returns the name of an upload's condition picture for a ControlNet; way: a condition, "" for the upload itself.
 
-    Raises SettingError for an unknown condition, ValueError for a picture in which it finds nothing.
+    Raises SettingError for an unknown condition, ValueError if it finds nothing in the picture.
     """
     if not way:
         return name

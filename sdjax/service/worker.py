@@ -94,7 +94,7 @@ def become(place: Place, descriptor: int, *first: str) -> None:
 
 @contextlib.contextmanager
 def device(place: Place) -> Iterator[int]:
-    """A context in which only this process uses a place's device; yields the lock's descriptor."""
+    """A context that gives this process alone a place's device; yields the lock's descriptor."""
     given = os.environ.pop(LOCK, None)
     descriptor = int(given) if given else os.open(place.device, os.O_RDWR | os.O_CREAT, 0o600)
     os.set_inheritable(descriptor, False)

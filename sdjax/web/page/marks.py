@@ -1,4 +1,4 @@
-"""Builds HTML in which text from outside is always escaped.
+"""Builds HTML and always escapes text from outside.
 
     marks.tag("p", prompt, cls="prompt")                # Markup: <p class="prompt">&lt;b&gt;a cat&lt;/b&gt;</p>
     marks.button("Stop", do="stop", job=7)              # CLICKS reports a click on it, with its data
