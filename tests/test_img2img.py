@@ -25,7 +25,7 @@ def sd():
     return tasks.model()
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", ["epsilon", pytest.param("v_prediction", marks=pytest.mark.slow)])
 def test_gives_the_picture_of_diffusers(prediction, tmp_path, monkeypatch):
     sd, given = tasks.model(prediction), tasks.pictures()
     pipe = tasks.theirs(sd, tmp_path / "model", diffusers.StableDiffusionImg2ImgPipeline)
