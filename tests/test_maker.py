@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 import sdjax
 from sdjax.formats import pipeline
-from sdjax.formats.adapters import reading
+from sdjax.formats.adapters import attachable
 from sdjax.sampling.settings import ImageToImage, TextToImage
 from sdjax.service import maker
 from sdjax.service.request import Request, grouped, several
@@ -111,8 +111,8 @@ def test_the_adapters_folder_is_walked_once_in_a_call(tmp_path, monkeypatch):
 
 def test_a_file_is_read_once_for_its_strengths_and_counts(tmp_path, monkeypatch):
     save_file({CHANGE: np.ones((64, 32), np.float32)}, tmp_path / "cat.safetensors")
-    read, found = reading.read, []
-    monkeypatch.setattr(reading, "read", lambda *given: found.append(given[0].name) or read(*given))
+    read, found = attachable.read, []
+    monkeypatch.setattr(attachable, "read", lambda *given: found.append(given[0].name) or read(*given))
     made_by = maker.Maker(tmp_path, room=1e9)
     plain = maker._bytes(made_by.base(Request(TINY))[0])
     for strength in (0.1, 0.2):

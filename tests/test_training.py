@@ -32,8 +32,7 @@ from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
 from sdjax.runtime import mesh
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.training import optim, preview
-from sdjax.training import run as run_folder
+from sdjax.training import optim, preview, run_folder
 from sdjax.training.begin import begin
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.loop import train

@@ -6,7 +6,7 @@ from typing import Any
 
 from sdjax import trees
 from sdjax.formats.adapters import hypernetworks
-from sdjax.formats.adapters.file import File
+from sdjax.formats.adapters.adapter_file import File
 from sdjax.formats.adapters.format import Format
 from sdjax.formats.storage import pickle_writer
 from sdjax.methods.adapter import Adapter

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.formats.adapters import embeddings
-from sdjax.formats.adapters.file import File
+from sdjax.formats.adapters.adapter_file import File
 from sdjax.formats.adapters.format import Format
 from sdjax.formats.storage import hashes
 from sdjax.methods.adapter import Adapter
