@@ -27,7 +27,7 @@ def sd():
     return pipeline.load("random:tiny")
 
 
-@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+@pytest.fixture(scope="module")
 def pair(request, tmp_path_factory):
     """Our model and diffusers' pipeline of the folder that we wrote; every leaf holds noise."""
     from diffusers import StableDiffusionPipeline
@@ -48,7 +48,12 @@ def pair(request, tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
-@pytest.mark.parametrize("sampler", ["ddim", "euler", "dpmpp_2m"])
+@pytest.mark.parametrize(
+    ("pair", "sampler"),
+    [*(("epsilon", sampler) for sampler in ("ddim", "euler", "dpmpp_2m")), ("v_prediction", "ddim"),
+     *(pytest.param("v_prediction", sampler, marks=pytest.mark.slow) for sampler in ("euler", "dpmpp_2m"))],
+    indirect=["pair"],
+)  # fmt: skip
 def test_twenty_steps_give_the_picture_of_diffusers(pair, sampler):
     import diffusers
 

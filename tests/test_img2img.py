@@ -24,7 +24,7 @@ def sd():
     return tiny.model()
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", ["epsilon", pytest.param("v_prediction", marks=pytest.mark.slow)])
 def test_gives_the_picture_of_diffusers(prediction, tmp_path, monkeypatch):
     sd, given = tiny.model(prediction), tiny.pictures()
     pipe = tiny.theirs(sd, tmp_path / "model", diffusers.StableDiffusionImg2ImgPipeline)

@@ -267,6 +267,7 @@ class Hinted(struct.PyTreeNode, Conditioner):
         return cond.with_own(control={"hint": jnp.broadcast_to(self.hint, (len(z), *self.hint.shape[1:]))}), {}
 
 
+@pytest.mark.slow
 def test_a_network_beside_the_unet_learns_on_an_inpainting_model_and_paints(sd):
     task = tasks.of(sd, "inpainting")
     painter, method = task.prepare(sd, jax.random.key(0)), Beside()
