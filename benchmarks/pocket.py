@@ -36,7 +36,7 @@ from sdjax.formats.adapters import kinds
 from sdjax.formats.storage import files
 from sdjax.images import grid
 from sdjax.methods.chain import Chain
-from sdjax.methods.e4t import plain
+from sdjax.methods.e4t import plain_model
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.runtime import compile_cache
 from sdjax.sampling import generate
@@ -171,7 +171,7 @@ class Tuner:
             if done < MARKS[-1]:
                 state, _ = self.step(state, frozen, next(stream))
         if self.with_encoder:
-            yield "plain", plain(sd)
+            yield "plain", plain_model(sd)
 
 
 def e4t(options):

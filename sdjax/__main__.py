@@ -1,22 +1,39 @@
-"""The program `sdjax`: every program of sample/ and train/ under one name.
-
-    sdjax text2img --prompt "a photo of a face"
-    sdjax batch jobs.jsonl --out pictures
-    sdjax train RECIPE.py [a.b=value ...] [out=DIR]
-    sdjax tune photo.png [a.b=value ...]
-    sdjax convert SRC DST
-    sdjax warm MODEL [--sizes 512] [--batches 1 8]   compile ahead, so that the first picture does not wait
-    sdjax adapters merge | extract | resize | check ...
-    sdjax ui [--models DIR] [--adapters DIR]         the web page and its APIs on http://127.0.0.1:7860
-
-Each command has its own --help.
-"""
+"""The program `sdjax`: every program of sample/ and train/ under one name; `sdjax --help` lists them."""
 
 import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+ABOUT = {
+    "text2img": "Makes pictures from a prompt.",
+    "img2img": "Makes pictures from a picture and a prompt.",
+    "inpaint": "Repaints the masked part of a picture.",
+    "upscale": "Enlarges a picture with an upscaling model.",
+    "controlnet": "Makes pictures that follow the shapes of another picture.",
+    "interpolate": "Makes frames between two prompts or seeds, and an animation of them.",
+    "batch": "Makes the pictures of a list; a rerun makes the missing ones.",
+    "train": "Trains a recipe, such as configs/lora.py.",
+    "tune": "Personalizes a model with an E4T encoder from one photo.",
+    "convert": "Converts a model or exports a run.",
+    "adapters": "Checks, merges, resizes or extracts adapter files.",
+    "ui": "Serves the web page and the APIs on http://127.0.0.1:7860.",
+    "warm": "Compiles a model's programs ahead, so that its first picture does not wait.",
+}
+HELP = """usage: sdjax COMMAND ...
+
+{}
+
+    sdjax text2img --prompt "a photo of a face"
+    sdjax train configs/lora.py data.path=photos/cat data.word=cat
+    sdjax ui --models models --adapters adapters
+
+sdjax COMMAND --help lists the options of a command."""
+TUNE = """usage: sdjax tune PHOTO [model=MODEL] [a.b=value ...] [out=DIR]
+
+{} MODEL is pocket or a model with an e4t/ folder.
+
+    sdjax tune photo.png model=MODEL steps=10"""
 TASKS = ("text2img", "img2img", "inpaint", "upscale", "controlnet", "interpolate")
 RECIPES = Path(__file__).parents[1] / "configs"  # of a checkout; an installed package has none
 
@@ -30,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     programs |= {"adapters": _adapters, "warm": _warm, "ui": _ui}
     if name in programs:
         return programs[name](rest)
-    print((__doc__ or "").strip())
+    print(HELP.format("\n".join(f"    {name:<13}{about}" for name, about in ABOUT.items())))
     if name in ("--help", "-h"):
         return 0
     print(f"error: {name!r}: expected one of {', '.join(programs)}", file=sys.stderr)
@@ -40,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _draw(task: str, rest: list[str]) -> int:
     from sdjax.service.programs import main as draw
 
-    return draw(task, f"sdjax {task}", rest)
+    return draw(task, ABOUT[task], rest, f"sdjax {task}")
 
 
 def _batch(rest: list[str]) -> int:
@@ -49,7 +66,7 @@ def _batch(rest: list[str]) -> int:
     watch.split()
     from sdjax.service.batch import main as batch
 
-    return batch("sdjax batch", rest)
+    return batch(ABOUT["batch"], rest, "sdjax batch")
 
 
 def _train(rest: list[str]) -> int:
@@ -61,8 +78,9 @@ def _train(rest: list[str]) -> int:
 def _tune(rest: list[str]) -> int:
     """Tunes on one photo, with pocket's recipe or, given model=NAME, with the one for other models."""
     if not rest or "=" in rest[0] or rest[0].startswith("-"):
-        print("usage: sdjax tune PHOTO [model=MODEL] [a.b=value ...] [out=DIR]", file=sys.stderr)
-        return 0 if rest[:1] == ["--help"] else 2
+        asked = rest[:1] == ["--help"]
+        print(TUNE.format(ABOUT["tune"]), file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     photo, *more = rest
     model = next((one.partition("=")[2] for one in reversed(more) if one.startswith("model=")), "pocket")
     recipe = RECIPES / ("pocket/tune.py" if model == "pocket" else "e4t_tune.py")
@@ -93,7 +111,7 @@ def _ui(rest: list[str]) -> int:
     except ImportError as error:
         print(f"error: sdjax ui needs {error.name}: pip install -e '.[ui]'", file=sys.stderr)
         return 2
-    return serve("sdjax ui", rest)
+    return serve(ABOUT["ui"], rest)
 
 
 if __name__ == "__main__":

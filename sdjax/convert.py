@@ -17,12 +17,13 @@ from sdjax.formats.adapters import e4t, embeddings
 from sdjax.formats.adapters.learned_embeds import beside
 from sdjax.formats.models import controlnet
 from sdjax.formats.storage import files
-from sdjax.methods.e4t import Encoder, plain
+from sdjax.methods.e4t import Encoder, plain_model
 from sdjax.runtime import compile_cache
 from sdjax.training import export
 from sdjax.training.run_folder import run_of
 
 OF_RUNS = ("step", "weights", "recipe")
+ABOUT = "Converts a model, a ControlNet or the result of a training run."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,29 +45,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m sdjax.convert", description="Converts a model from SRC to DST.")
+    parser = argparse.ArgumentParser(prog="sdjax convert", usage="%(prog)s SRC DST [options]", description=ABOUT)
     parser.add_argument(
-        "source", metavar="SRC", help="pocket, a model folder, a checkpoint, a hub id, random:sd15, or a run's folder"
+        "source",
+        metavar="SRC",
+        help="pocket, a model folder, a single file, a hub id, a random shape such as random:sd15, or a run's folder",
     )
-    parser.add_argument("destination", metavar="DST", help="the folder to write, or FILE.safetensors")
-    parser.add_argument("--format", help=f"{', '.join(pipeline.FORMATS)}; default: by the name of DST")
+    parser.add_argument(
+        "destination", metavar="DST", help="a folder for diffusers, or FILE.safetensors for A1111 and ComfyUI"
+    )
+    parser.add_argument("--format", help=f"{' or '.join(pipeline.FORMATS)}; default: by the name of DST")
     parser.add_argument("--dtype", help=f"{', '.join(pipeline.DTYPES)}; default: as stored")
     parser.add_argument(
-        "--variant", help="weight files of the source, such as fp16; default: the plain ones, then fp16"
+        "--variant", help="which weight files to read, such as fp16; default: those without a variant, then fp16"
     )
-    parser.add_argument("--vision", help="take the image encoder from this folder or hub id")
+    parser.add_argument("--vision", help="add the image encoder of this folder or hub id")
     parser.add_argument(
-        "--no-reference", action="store_true", help="omit the e4t/ reference weights; the encoder then reads the UNet"
+        "--no-reference",
+        action="store_true",
+        help="leave the reference UNet out of e4t/; the encoder then reads the model's UNet",
     )
-    parser.add_argument("--shard-size", type=float, default=files.SHARD_SIZE / 1e9, help="GB per file; default 10")
+    parser.add_argument(
+        "--shard-size",
+        type=float,
+        default=files.SHARD_SIZE / 1e9,
+        help="largest size of a weight file in GB; default: 10",
+    )
     parser.add_argument("--ema", action="store_true", help="use the averaged weights of a single file")
     parser.add_argument(
         "--prediction-type", help="prediction type of a single file: epsilon, v_prediction; default: detected"
     )
     parser.add_argument("--tokenizer", help="folder or hub id with CLIP's vocabulary, for a single file")
-    parser.add_argument("--step", type=int, help="checkpoint of a run; default: the newest")
-    parser.add_argument("--weights", choices=export.WEIGHTS, help="weights of a run; default: those of its export")
-    parser.add_argument("--recipe", metavar="FILE", help="Python file with the run's method, if it is your own")
+    parser.add_argument("--step", type=int, help="the run's checkpoint to export; default: the newest")
+    parser.add_argument(
+        "--weights", choices=export.WEIGHTS, help="the run's averaged or raw weights; default: as in its export"
+    )
+    parser.add_argument(
+        "--recipe", metavar="FILE", help="the Python file with the run's method, if that is not sdjax's own"
+    )
     return parser
 
 
@@ -101,7 +117,7 @@ def _model(options, given):
     yield f"read {options.source}"
     extras, words = [], {}
     if any(isinstance(conditioner, Encoder) for conditioner in sd.conditioners):
-        sd = plain(sd)
+        sd = plain_model(sd)
     elif form == "single-file" and "image_encoder" in sd.parts:
         yield "left out: the image encoder, which a single file cannot hold"
     elif not os.path.isfile(options.source) and not options.source.startswith(("random:", "new:")):

@@ -223,7 +223,7 @@ def test_the_program(two, folder, tmp_path, base, capsys):
     assert main(["adapters", "merge", str(small), "--format", "diffusers", "--out", str(there), *TINY]) == 0
     assert sdjax.attach(base, there) is not None
     assert main(["adapters", "merge", str(cat), "--out", str(tmp_path / "x"), "--format", "embedding", *TINY]) == 1
-    assert "--format='embedding': expected one that holds it: " in capsys.readouterr().err
+    assert "--format='embedding': expected a format for this adapter: " in capsys.readouterr().err
 
 
 def test_two_models_and_the_program(folder, two, base, tmp_path):
@@ -248,8 +248,8 @@ def test_checking(folder, two, tmp_path, capsys):
     save_file(tensors, tmp_path / "nan.safetensors", {"sshs_model_hash": "0" * 64})
     assert main(["adapters", "check", str(tmp_path / "nan.safetensors"), *TINY]) == 1
     said = capsys.readouterr().out
-    assert "wrong: 1 tensors hold numbers that are not finite: lora_unet_down_blocks_0" in said
-    assert "wrong: its header says AutoV3 000000000000" in said
+    assert "wrong: 1 tensors contain NaN or infinity: lora_unet_down_blocks_0" in said
+    assert "wrong: the AutoV3 hash in the header is 000000000000" in said
     save_file({"lora_unet_other.lora_up.weight": np.ones((2, 2), np.float32)}, tmp_path / "odd.safetensors")
     assert main(["adapters", "check", str(cat), str(tmp_path / "odd.safetensors"), *TINY]) == 1
     assert "wrong: for random:tiny" in (said := capsys.readouterr().out) and "belong to no weight" in said

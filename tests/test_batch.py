@@ -49,7 +49,7 @@ def test_rows_become_files_and_a_second_start_makes_nothing(tmp_path, capsys):
     assert (tmp_path / "out" / "plot.png").is_file()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("0*")}
     assert run(jobs, tmp_path / "out") == 0
-    assert "0 pictures made, 4 were there" in capsys.readouterr().out
+    assert "0 pictures made, 4 already existed" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("0*")}
 
 
@@ -91,7 +91,7 @@ def test_files_hold_the_settings_and_say_nothing_private_when_asked(tmp_path):
 def test_other_settings_are_made_anew(tmp_path, capsys):
     run(write(tmp_path, [{"prompt": "a face"}]), tmp_path / "out")
     run(write(tmp_path, [{"prompt": "a cat"}]), tmp_path / "out")
-    assert "1 pictures made, 0 were there" in capsys.readouterr().out
+    assert "1 pictures made, 0 already existed" in capsys.readouterr().out
 
 
 def test_bad_rows_are_reported_and_the_others_made(tmp_path, capsys):
@@ -311,7 +311,7 @@ def test_a_seed_of_minus_one_is_drawn_once(tmp_path, capsys):
     for out in ("a", "b"):
         assert run(jobs, tmp_path / out) == 0 == run(jobs, tmp_path / out)
         said = capsys.readouterr().out.splitlines()
-        assert "5 pictures made, 0 were there" in said[0] and "0 pictures made, 5 were there" in said[1]
+        assert "5 pictures made, 0 already existed" in said[0] and "0 pictures made, 5 already existed" in said[1]
         files = sorted((tmp_path / out).glob("0*.json"))
         seeds[out] = [records.read(path)["seed"] for path in files]
         assert seeds[out][0] == seeds[out][1] and seeds[out][2] == seeds[out][3] and len(set(seeds[out])) == 3
@@ -334,7 +334,7 @@ def test_files_of_others_stay(tmp_path, capsys):
     assert not (out / "cat.json").exists() and not (out / "dog.png").exists()
     said = reasons(out)
     assert list(said) == [1, 2] and "cat.png was not written by this program" in said[1] and "dog.json" in said[2]
-    assert "1 pictures made, 0 were there, 2 rows failed" in capsys.readouterr().out
+    assert "1 pictures made, 0 already existed, 2 rows failed" in capsys.readouterr().out
     for kind in ("webp", "jpg"):  # what is ours is made anew, whatever its format and what it tells
         for steps in ("2", "3"):
             assert (
@@ -360,7 +360,7 @@ def test_embeddings_of_the_folder_are_known_by_name(tmp_path, capsys):
     capsys.readouterr()
     save_file({"emb_params": -rows}, tmp_path / "known" / "zebra9.safetensors")
     assert run(jobs, tmp_path / "known" / "out", "--adapters", str(tmp_path / "known")) == 0
-    assert capsys.readouterr().out.startswith("1 pictures made, 1 were there")
+    assert capsys.readouterr().out.startswith("1 pictures made, 1 already existed")
 
 
 def test_another_hypernetwork_of_the_same_name_is_made_anew(tmp_path, capsys):
@@ -378,10 +378,12 @@ def test_another_hypernetwork_of_the_same_name_is_made_anew(tmp_path, capsys):
     shapes = [(0, "weight", (2 * width, width)), (0, "bias", (2 * width,))]
     shapes += [(1, "weight", (width, 2 * width)), (1, "bias", (width,))]
     (first, one), (second, other) = run_with("linear"), run_with("linear")
-    assert first.startswith("1 pictures made, 0 were there") and second.startswith("1 pictures made, 0 were there")
+    assert first.startswith("1 pictures made, 0 already existed") and second.startswith(
+        "1 pictures made, 0 already existed"
+    )
     assert not np.array_equal(one, other)
     assert run(jobs, tmp_path / "out", "--adapter", str(path)) == 0
-    assert capsys.readouterr().out.startswith("0 pictures made, 1 were there")
+    assert capsys.readouterr().out.startswith("0 pictures made, 1 already existed")
 
 
 def test_a_batch_is_no_larger_than_of_use(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The documents: programs parse their commands, lists are the registries', examples run, sentences are short."""
 
+import ast
 import functools
 import importlib.util
 import json
@@ -184,6 +185,26 @@ def test_sentences_are_short_and_plain(page):
 
 def test_the_notebook_is_plain():
     assert not [fault for cell in cells("markdown") for fault in prose.faults(cell)]
+
+
+def docstrings(path):
+    """Yields the docstrings of a Python file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield ast.get_docstring(node) or ""
+
+
+@pytest.mark.parametrize("part", ["service", "web"])
+def test_docstrings_of_the_server_have_no_signs_of_a_translation(part):
+    found = {
+        str(path.relative_to(ROOT)): name
+        for path in sorted((ROOT / "sdjax" / part).rglob("*.py"))
+        for text in docstrings(path)
+        for sentence in prose.sentences(text)
+        for name, sign in prose.SIGNS.items()
+        if re.search(sign, sentence)
+    }
+    assert found == {}
 
 
 def test_faults_are_found():

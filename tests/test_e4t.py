@@ -256,13 +256,13 @@ def test_one_picture_may_be_seen_while_only_a_part_of_the_unet_trains(sd, key):
 
 
 def test_plain_model_runs_no_encoder_and_stands_for_the_same_word(sd, key, tmp_path):
-    from sdjax.methods.e4t import plain
+    from sdjax.methods.e4t import plain_model
 
     method = E4T()
     trained, frozen = method.split(sd, key)
     trained = noised(trained)
     seen = look(method.join(frozen, trained), jnp.full((32, 32, 3), 0.2))
-    row = plain(seen)
+    row = plain_model(seen)
     assert row.conditioners == () and row.reference == Reference()
     z, t, cond = _inputs(frozen, "a *s")
     full, ids = seen.denoise(z, t, cond)[0], {"text_encoder": cond.words["text_encoder"]["ids"]}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdjax.text.grammars import DEPTH, Wanted, adapters, comfy_emphasis, emphasis, parts, schedule, weighed
+from sdjax.text.grammars import DEPTH, Wanted, adapters, comfy_emphasis, emphasis, parts, timeline, weighed
 
 
 def alternating(*texts, steps=10):
@@ -51,22 +51,22 @@ SCHEDULES = {
 
 @pytest.mark.parametrize("text", SCHEDULES)
 def test_schedules(text):
-    assert list(schedule(text, 10)) == SCHEDULES[text]
+    assert list(timeline(text, 10)) == SCHEDULES[text]
 
 
 def test_the_long_example():
     text = "fantasy landscape with a [mountain:lake:0.25] and [an oak:a christmas tree:0.75]"
     text += "[ in foreground::0.6][ in background:0.25] [shoddy:masterful:0.5]"
-    assert [end for end, _ in schedule(text, 100)] == [25, 50, 60, 75, 100]
-    assert dict(schedule(text, 100))[60] == (
+    assert [end for end, _ in timeline(text, 100)] == [25, 50, 60, 75, 100]
+    assert dict(timeline(text, 100))[60] == (
         "fantasy landscape with a lake and an oak in foreground in background masterful"
     )
 
 
 def test_a_second_pass_goes_on_where_the_first_ended():
-    assert schedule("a [b:.5] c", 10, before=10) == ((10, "a b c"),)
-    assert schedule("a [b:1.5] c", 10, before=10) == ((5, "a  c"), (10, "a b c"))
-    assert schedule("[a:b:13]", 10, before=10) == ((3, "a"), (10, "b"))
+    assert timeline("a [b:.5] c", 10, before=10) == ((10, "a b c"),)
+    assert timeline("a [b:1.5] c", 10, before=10) == ((5, "a  c"), (10, "a b c"))
+    assert timeline("[a:b:13]", 10, before=10) == ((3, "a"), (10, "b"))
 
 
 # The webui's documented examples first.
@@ -193,7 +193,7 @@ def test_adapters(text, rest, expected):
         (lambda: adapters("<lora:ink:1:1:8>", TAGS), "at most two strengths"),
         (lambda: adapters("<lora:ink:dyn=8>", TAGS), "at most two strengths"),
         (lambda: emphasis("(a:1.2.3)"), "'1.2.3' is no number"),
-        (lambda: schedule("[" * 200, 10), "nested deeper than 100"),
+        (lambda: timeline("[" * 200, 10), "nested deeper than 100"),
         (lambda: comfy_emphasis("(" * 200 + ")" * 200), "nested deeper than 100"),
     ],
 )
@@ -205,5 +205,5 @@ def test_what_cannot_be_read_is_refused_in_one_line(call, message):
 
 def test_many_brackets_without_a_pair_take_no_time():
     text = "a (b [c " * 30 + "[d:e:0.5]"
-    assert schedule(text, 10)[1][1].endswith("e") and len(emphasis("(" * 5000 + "a")) == 1
+    assert timeline(text, 10)[1][1].endswith("e") and len(emphasis("(" * 5000 + "a")) == 1
     assert DEPTH > 60

@@ -436,7 +436,7 @@ def test_password_files_that_are_none_are_refused(tmp_path):
         assert "plain" not in str(error.value)
     auth.add_user(path.with_name("new"), "ann", "long enough")
     path.with_name("new").chmod(0o644)
-    with pytest.raises(ValueError, match="others can read it"):
+    with pytest.raises(ValueError, match="other users can read this file"):
         auth.Auth(path.with_name("new"))
     for name, password in (("a:b", "long enough"), ("", "long enough"), ("ann", "short")):
         with pytest.raises(ValueError):

@@ -86,7 +86,7 @@ def test_a_cell_of_parquet_that_is_no_text_is_one_row(tmp_path):
         ({"prompt": "a", "name": "../a"}, "name='../a': expected letters"),
         ({"prompt": "a", "name": "/etc/a"}, "name='/etc/a': expected letters"),
         ({"prompt": "a", "seed": "0-99999999"}, "seed='0-99999999': expected at most 100000 numbers"),
-        ({"prompt": ["a"] * 400, "seed": "0-400"}, "160400 pictures of one row: expected 1 to 100000"),
+        ({"prompt": ["a"] * 400, "seed": "0-400"}, "160400 pictures in one row; expected 1 to 100000"),
         ("{broken", "'{broken': "),
         ("[1]", r"'\[1\]': expected an object"),
         ({"prompt": "a", "seed": float("inf")}, "seed=inf: expected a whole number"),
@@ -163,7 +163,7 @@ def test_adapters_come_from_prompt_and_field(tmp_path):
 
 def test_a_name_is_taken_once(tmp_path):
     _, errors = lists.read(write(tmp_path, [{"prompt": "a", "name": "x"}, {"prompt": "b", "name": "x"}]))
-    assert errors == [{"row": 2, "error": "name='x': there is a picture of this name already"}]
+    assert errors == [{"row": 2, "error": "name='x': another picture has this name"}]
 
 
 def test_groups_share_all_but_words_seeds_and_files(tmp_path):

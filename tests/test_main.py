@@ -6,7 +6,7 @@ import sys
 import pytest
 from programs import ROOT
 
-from sdjax.__main__ import TASKS, main
+from sdjax.__main__ import ABOUT, TASKS, main
 from sdjax.service import programs
 
 
@@ -18,7 +18,10 @@ def test_each_name_is_a_program(capsys):
     assert main([]) == main(["--help"]) == main(["train"]) == main(["tune", "--help"]) == 0
     capsys.readouterr()
     assert main(["paint"]) == 2
-    assert capsys.readouterr().err.startswith("error: 'paint': expected one of text2img, img2img")
+    out, error = capsys.readouterr()
+    assert error.startswith("error: 'paint': expected one of text2img, img2img")
+    names = error.strip().rpartition("one of ")[2].split(", ")
+    assert set(names) == set(ABOUT) and all(f"    {name} " in out for name in names)
     assert set(TASKS) == set(programs.TASKS)
 
 

@@ -40,7 +40,7 @@ def test_pictures_are_those_of_the_function_and_the_model_is_loaded_once(tmp_pat
 
 
 def test_what_was_used_first_goes_where_there_is_no_room():
-    held, made = maker.Held(room=2000), []
+    held, made = maker.Cache(room=2000), []
 
     def load(name, size=200):
         return held.get(name, lambda: made.append(name) or np.zeros(size, np.float32))
@@ -54,14 +54,14 @@ def test_what_was_used_first_goes_where_there_is_no_room():
     load("large", 4000)
     assert list(held.items) == ["large"]  # one always stays
     shared = np.zeros(400, np.float32)
-    held = maker.Held(room=2000)
+    held = maker.Cache(room=2000)
     for name in "ab":
         held.get(name, lambda: (shared, np.zeros(1)))
     assert len(held.items) == 2  # what they share counts once
 
 
 def test_threads_wait_for_what_one_of_them_loads():
-    held, made, wait_for_all = maker.Held(room=1000), [], threading.Barrier(4)
+    held, made, wait_for_all = maker.Cache(room=1000), [], threading.Barrier(4)
 
     def load(i):
         time.sleep(0.05)
@@ -74,7 +74,7 @@ def test_threads_wait_for_what_one_of_them_loads():
 
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(ask, range(4))) == [[0, 1, 2]] * 4
-    held = maker.Held(room=1e6)
+    held = maker.Cache(room=1e6)
     made.clear()
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(ask, range(4))) == [[0, 1, 2]] * 4

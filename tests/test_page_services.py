@@ -179,7 +179,7 @@ def test_a_table_is_every_combination_with_one_seed(library):
     assert len(made) == 6 and len({one["settings"]["seed"] for one in made}) == 1
     assert [one["plot"]["at"] for one in made[:3]] == [[0, 0], [0, 1], [0, 2]]
     assert {one["settings"]["prompt"] for one in made} == {"a cat", "a dog", "a fox"}
-    with pytest.raises(SettingError, match="stands in the prompt"):
+    with pytest.raises(SettingError, match="occurs in the prompt"):
         plots.plotted(library, "text2img", {"prompt": "a cow"}, axes)
     with pytest.raises(SettingError, match="axes"):
         plots.plotted(library, "text2img", {"prompt": "a"}, [Axis("seed", "1-500")])
@@ -235,7 +235,7 @@ def test_how_what_a_run_left_is_used(place, library):
     queue = Queue(place.queue)
     job = queue.add("training", {"recipe": "lora", "name": "my cat", "model": "pocket"})
     folder = place.run(job.key)
-    with pytest.raises(SettingError, match="left something"):
+    with pytest.raises(SettingError, match="a run with results"):
         taught.used(library, job)
     (folder / "export").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"data": {"word": "sks cat", "templates": "object"}}))

@@ -316,7 +316,7 @@ def test_what_is_no_record_is_refused_in_one_line(tmp_path):
     (tmp_path / "type.json").write_text('{"class": "Record", "steps": "many"}')
     for name, word in (
         ("none.png", "no such file"),
-        ("bare.png", "holds no record"),
+        ("bare.png", "no record"),
         ("broken.png", ""),
         ("text.png", "cannot identify"),
         ("list.json", "no record"),

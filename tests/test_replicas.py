@@ -81,7 +81,7 @@ def test_two_processes_divide_a_list(sd, alone, tmp_path):
     env = {**os.environ, "PYTHONPATH": ".", "XLA_FLAGS": "", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
     run = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("3 pictures made, 0 were there") == 2
+    assert run.stdout.count("3 pictures made, 0 already existed") == 2
     for i in range(6):
         made = np.asarray(Image.open(tmp_path / f"{i + 1:06d}.png"))
         assert np.abs(alone[i] - made).max() <= 1

@@ -201,7 +201,10 @@ def test_seeds_and_variations_count_as_in_a1111(tmp_path, stubs, capsys):
 
 def test_what_the_plain_grammar_does_not_read_is_said(tmp_path, stubs, capsys):
     words = ["--model", "random:tiny", "--grammar", "plain", "--prompt"]
-    for prompt, said in (("a <lora:x:1>", "<lora:x:1> is read as words"), ("a " * 200, "tokens, of which the first")):
+    for prompt, said in (
+        ("a <lora:x:1>", "<lora:x:1> is read as words"),
+        ("a " * 200, "tokens; the model reads the first"),
+    ):
         assert run("text2img", tmp_path / "a", *words, prompt, prompt)
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
         assert len(lines) == 1 and said in lines[0] and "--grammar a1111" in lines[0]
@@ -213,7 +216,7 @@ def test_a_learned_word_that_is_not_there_is_said(tmp_path, stubs, capsys):
     for prompt, word in (("a <new> face", "<new>"), ("a photo of *s", "*s")):
         assert run("text2img", tmp_path / "a", "--model", "random:tiny", "--prompt", prompt)
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
-        assert line.startswith(f"note: {word} is a word that the model has not learned; --adapter FILE")
+        assert line.startswith(f"note: {word} is not a word that the model has learned; --adapter FILE")
 
 
 def test_no_picture_is_overwritten(tmp_path, stubs):
@@ -286,7 +289,7 @@ def test_hires_fix_of_a1111(tmp_path, capsys):
     assert [one["hires_method"] for one in found.values()] == ["latent", "latent", "lanczos"]
     assert all(one["hires_strength"] == 0.5 and "strength" not in one for one in found.values())
     said = [line for line in capsys.readouterr().err.splitlines() if "Emphasis" not in line]
-    assert len(said) == 2 and "Latent (bicubic antialiased), which is not here: latent" in said[0]
+    assert len(said) == 2 and "Latent (bicubic antialiased), which sdjax does not have: latent" in said[0]
     assert "R-ESRGAN" in said[1]
     with pytest.raises(ValueError, match="Hires resize 96x96 of 32x48: expected"):
         remade.values(tmp_path / "wide.png", "text2img")

@@ -50,7 +50,7 @@ def test_what_a_request_says_becomes_the_runs_settings(place):
     "order, said",
     [({"recipe": "none"}, "recipe"), ({"recipe": "full", "date": 1}, "date: unknown"), ({"recipe": 3}, "recipe"),
      ({"recipe": "full", "data": {}}, "data"), ({"recipe": "full", "data": {"folder": "cat", "set": KEY}}, "data"),
-     ({"recipe": "full", "settings": {"data.index": "x"}}, "no place of files"),
+     ({"recipe": "full", "settings": {"data.index": "x"}}, "names no file"),
      ({"recipe": "full", "model": "x"}, "model"), ({"recipe": "full", "model": 3}, "model"),
      ({"recipe": "full", "settings": {"optim": 3}}, "optim"), ({"recipe": "full", "settings": []}, "settings"),
      ({"recipe": "full", "name": "../x"}, "name"), ({"recipe": "full", "settings": {"seed": None}}, "seed")],
@@ -105,7 +105,7 @@ def test_figures(tmp_path):
 def test_an_adapter_is_kept_under_a_name(place):
     export = place.run(KEY) / "export"
     export.mkdir(parents=True)
-    with pytest.raises(SettingError, match="left an adapter"):
+    with pytest.raises(SettingError, match="exported an adapter"):
         teaching.keep(place, KEY, "cat")
     (export / "learned_embeds.safetensors").write_bytes(b"x")
     assert teaching.keep(place, KEY, "cat") == ["cat.safetensors"]

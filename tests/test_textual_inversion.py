@@ -149,7 +149,7 @@ def test_files_that_diffusers_reads(layout, tmp_path):
     np.testing.assert_array_equal(again["rows"]["text_encoder"], rows)
     assert use[0].endswith('--prompt "a photo of <toy>"')
     negative = dataclasses.replace(method, negative=True)
-    assert run_folder.export(negative, frozen, held, tmp_path)[1][0].endswith('--negative-prompt "<toy>"')
+    assert run_folder.export(negative, frozen, held, tmp_path)[1][0].endswith('--negative-prompt "<toy>" --prompt TEXT')
 
 
 def test_what_a1111_saved_is_saved_again_as_it_was(tmp_path):

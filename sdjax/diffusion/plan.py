@@ -1,4 +1,4 @@
-"""Sampling: from noise to a latent, by any of samplers.known() along any of the noise schedules of sigmas.py.
+"""Sampling: from noise to a latent, by any of samplers.known() along any spacing of noise levels in sigmas.py.
 
     plan = tabulate(sd.schedule, "dpmpp_2m", steps=20, spacing="karras")           # on the host, numpy
     z, lost = sample(lambda z, t, i: sd.denoise(z, t, cond, i)[0], noise, plan, keys)    # inside jit, plan an argument
@@ -71,7 +71,7 @@ def tabulate(
 ) -> Plan:
     """Returns the Plan of a run.
 
-    spacing: the noise schedule: "normal", "automatic" (A1111's choice for the sampler) or another of sigmas.SPACINGS.
+    spacing: of the noise levels: "normal", "automatic" (A1111's choice for the sampler) or another of sigmas.SPACINGS.
     eta: amount of fresh noise, 0 none, 1 the most that the method knows (tcd: gamma); None: the sampler's default.
     start: number of steps to skip at the noisy end, for image-to-image; diffusers counts steps - int(steps * strength).
     churn: (s_churn, s_tmin, s_tmax, s_noise) of Karras et al. 2022, for euler and heun; None or s_churn 0 for none.

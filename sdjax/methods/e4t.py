@@ -225,7 +225,7 @@ def _see(encoder, pixels):
     return encoder.see(pixels)
 
 
-def plain(sd: StableDiffusion, levels: int = 32) -> StableDiffusion:
+def plain_model(sd: StableDiffusion, levels: int = 32) -> StableDiffusion:
     """Returns sd without its encoder; the word's embedding is the mean of v* over `levels` noise levels of its own
     picture.
 

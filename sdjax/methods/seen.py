@@ -1,4 +1,4 @@
-"""What E4T's encoder reads beside latents and times, kept in a model's reference under the method's name.
+"""The inputs of E4T's encoder beside latents and times, in a model's reference under the method's name.
 
     sd = sd.with_own(e4t=Seen(half(sd), empty(sd), domain, nothing))
     sd = with_seen(sd, concept=pixels)                 # seen_by(sd).concept
@@ -24,12 +24,12 @@ HALF = r"^(conv_in|time_embedding|class_embedding|down_blocks|mid_block)\b"  # w
 
 
 class Seen(struct.PyTreeNode):
-    """What the encoder reads; a head says which fields it needs.
+    """The encoder's inputs; a head lists the fields it needs.
 
-    unet, empty [1 L C]: the pretrained UNet's down half, and what it is told of the empty prompt.
+    unet: the pretrained UNet's down half.  empty [1 L C]: the encoded empty prompt.
     domain int32 [1]: the domain's token.  nothing int32 [1 L]: the empty prompt's tokens.
-    concept [H W 3]: the picture, None where batches bring theirs.  features [1 n D]: what the head takes of the vision
-    tower's view of it, None where it is made anew.
+    concept [H W 3]: the picture, None if batches have their own.  features [1 n D]: the vision tower's features of it,
+    None to compute them.
     """
 
     unet: Any

@@ -1,4 +1,4 @@
-"""What a network is told beside the latent and the time.
+"""The inputs of a network beside the latent and the time.
 
     cond = sd.condition(sd.tokenize(["a cat"]))
     cond = cond.with_unet(channels=small).with_own(concept=pixels)
@@ -13,11 +13,11 @@ from flax import struct
 
 
 class UNetInputs(struct.PyTreeNode):
-    """What reaches the UNet; None: what it is not told.
+    """The UNet's inputs; None: absent.
 
     context [B N C]: the text.  pooled [B P], size [B 6]: of SDXL's kind.  labels int [B]: of the class embedding, such
-    as the upscaler's noise levels.  residuals: (maps, middle), as ControlNets make them.  channels [B h w E]: read
-    behind the latent, as they are at every time.
+    as the upscaler's noise levels.  residuals: (maps, middle) of ControlNets.  channels [B h w E]: extra channels after
+    the latent's, the same at every time.
     """
 
     context: Any = None
@@ -31,11 +31,11 @@ class UNetInputs(struct.PyTreeNode):
 class Cond(struct.PyTreeNode):
     """The UNet's inputs, and what conditioners, wrappers and hooks read.
 
-    words: {encoder: {"ids" int32 [B N], and where words are weighed "weights" [B n L], "empty" [B L C]}}.
+    words: {encoder: {"ids" int32 [B N]; for weighted prompts also "weights" [B n L], "empty" [B L C]}}.
     own: {name: arrays} of methods, such as "concept" [B H W 3] and "control.0".
-    also: further prompts of AND, Conds; share [B prompts]: the weights of all, the first one's included.
-    negative: what a conditioner made of the negative prompt in this step, a Cond; it goes before guidance's own.
-    skip: how many of the text encoders' last layers the words leave out, clip skip - 1.
+    also: the Conds of further prompts (AND); share [B prompts]: the weights of all, including the first.
+    negative: a conditioner's Cond of the negative prompt in this step; it replaces guidance's own.
+    skip: the number of last text encoder layers to skip, clip_skip - 1.
     """
 
     unet: UNetInputs = struct.field(default_factory=UNetInputs)
@@ -51,11 +51,11 @@ class Cond(struct.PyTreeNode):
         return self.replace(unet=self.unet.replace(**inputs))
 
     def with_own(self, **own: Any) -> Self:
-        """Returns the cond with more of what methods read."""
+        """Returns the cond with more inputs of methods."""
         return self.replace(own={**self.own, **own})
 
     def over(self, base: "Cond") -> Self:
-        """Returns what this cond says, and what `base` says where this one is silent; of one prompt, without others."""
+        """Returns this cond with missing inputs from `base`; without further prompts and negative."""
         said = {name: value for name, value in vars(self.unet).items() if value is not None}
         words, own = {**base.words, **self.words}, {**base.own, **self.own}
         skip = self.skip if self.words else base.skip

@@ -1,4 +1,4 @@
-"""What a conditioner is: it changes what the network is told, once in every denoising step.
+"""The contract of a conditioner, which changes the network's inputs at every denoising step.
 
 class Mine(struct.PyTreeNode, Conditioner):
     def __call__(self, sd, z, t, i, cond):
@@ -13,21 +13,21 @@ from sdjax.models.cond import Cond
 
 
 class Conditioner(Protocol):
-    """A pytree that names this class as a base, which gives what it does not define itself.
+    """A pytree with this class as a base, which supplies the defaults.
 
-    Clip skip is cond.skip: who encodes words anew leaves out as many layers (text.conditioning.reread).
+    A conditioner that encodes the prompt again skips cond.skip layers, see text.conditioning.reread.
     """
 
     @property
     def remade(self) -> dict[str, Any]:
-        """{text encoder: token ids [n]} whose rows are made anew in every step.
+        """{text encoder: token ids [n]} whose rows it computes at every step.
 
-        A negative prompt that holds one of them is given in cond.negative and read anew too.
+        A negative prompt with one of them comes in cond.negative and is encoded again too.
         """
         return {}
 
     def bound(self, words: dict[str, dict[str, Any]]) -> Self:
-        """Returns it for a model in which its adapter's words have these ids, {word: {text encoder: int32 [n]}}."""
+        """Returns self for a model with these ids of its adapter's words, {word: {text encoder: int32 [n]}}."""
         return self
 
     def __call__(

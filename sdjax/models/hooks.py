@@ -1,8 +1,8 @@
-"""Calls a network with hooks around its layers: the one place where methods reach what a layer computes.
+"""Calls a network with hooks around its layers, so that methods can change the output of a layer.
 
 A hook is a pytree with `intercept(part, layer, args, kwargs, at, cond) -> output`, where `part` is "unet",
 "text_encoder", ..., `layer` the next call, `at` Flax's context (`at.module.name`, `at.module.path`, `at.method_name`)
-and `cond` what the denoising step is conditioned on, a Cond with the rows of this call; None outside of one.
+and `cond` the Cond of the denoising step with the rows of this call; None outside of a step.
 
 The core of every attention is such a call too: at.method_name is "attend", args are q [B N heads d], k, v [B M heads d]
 and, for a text, a mask; so is the output [B N heads d].

@@ -108,7 +108,7 @@ class Steps(struct.PyTreeNode, Conditioner):
         return cond.with_own(**{self.name: {**cond.own[self.name], "weight": weight}}), {}
 
 
-def attach(
+def with_controls(
     sd: StableDiffusion, controls: Iterable[Control], cond: Cond, negative: Cond | None, steps: int, size: resize.Size
 ) -> tuple[StableDiffusion, Cond, Cond | None]:
     """Returns (sd, cond, negative) with the ControlNets attached, for pictures of `size` (height, width).

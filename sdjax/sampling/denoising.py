@@ -120,7 +120,7 @@ def _run(sd, job, start, z, cond, region, *, skipped, before):
     sd, place = replicas.share(sd, len(start))
     start = place(start)
     sides, count = start.shape[1:3], len(start) // replicas.count(start)
-    parts = conditioning.parts(job.each("prompt"), shared.grammar) if guided(job) else 0
+    parts = conditioning.most_parts(job.each("prompt"), shared.grammar) if guided(job) else 0
     memory.check(sd, sides, count * (1 + parts), controls=len(job.control))
     if region is not None:
         sd = sd.add(wrappers=region)
@@ -128,7 +128,7 @@ def _run(sd, job, start, z, cond, region, *, skipped, before):
     cond = own if cond is None else cond.over(own).replace(also=own.also, share=own.share, negative=own.negative)
     cond = cond.with_unet(channels=_extra_channels(sd, job, start, cond.unet.channels))
     size = tuple(side * sd.factor for side in sides)
-    sd, cond, negative = control.attach(sd, job.control, cond, negative, int(plan.steps), size)
+    sd, cond, negative = control.with_controls(sd, job.control, cond, negative, int(plan.steps), size)
     if negative is not None:
         times = guided_times(plan, shared.guidance_start, shared.guidance_end)
         sd = sd.add(wrappers=Guidance(np.float32(shared.guidance), place(negative), np.float32(shared.rescale), *times))
@@ -192,15 +192,15 @@ def _texts(sd, job, before):
     if shared.grammar != "plain":
         how = dict(steps=shared.steps, skip=skip, grammar=shared.grammar, weighting=shared.weighting)
         return conditioning.condition(sd, prompts, negative if guided(job) else None, before=_steps(before), **how)
-    cond = words(sd, prompts, shared)
-    unwanted = words(sd, negative, shared) if guided(job) else None
+    cond = encoded(sd, prompts, shared)
+    unwanted = encoded(sd, negative, shared) if guided(job) else None
     remade = [item for conditioner in sd.conditioners for item in conditioner.remade.items()]
     if unwanted is not None and any(np.isin(unwanted.words[encoder]["ids"], ids).any() for encoder, ids in remade):
         cond = cond.replace(negative=unwanted)
     return sd, cond, unwanted
 
 
-def words(sd: StableDiffusion, prompts: Sequence[str], made: Any) -> Cond:
+def encoded(sd: StableDiffusion, prompts: Sequence[str], made: Any) -> Cond:
     """Returns the cond of a list of prompts, from the layer that the settings say."""
     return _condition(sd.bare, sd.tokenize(prompts), made.clip_skip - 1)
 

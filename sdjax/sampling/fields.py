@@ -158,6 +158,12 @@ class Field:
         return self.usual if self.about.unsaid is NOTHING else self.about.unsaid
 
     @property
+    def unbounded(self) -> bool:
+        """Whether every finite number is accepted."""
+        ends = (getattr(self.span, end, None) for end in ("ge", "gt", "le", "lt"))
+        return self.kind is float and all(end is None or abs(end) >= LARGEST for end in ends)
+
+    @property
     def accepted(self) -> str:
         """The accepted values, for errors and help."""
         if self.choices is not None:

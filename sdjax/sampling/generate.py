@@ -20,7 +20,7 @@ import numpy as np
 from sdjax.images.resize import fitted, pad
 from sdjax.models.cond import Cond
 from sdjax.sampling import settings, slerp, tiles
-from sdjax.sampling.denoising import late, run, words
+from sdjax.sampling.denoising import encoded, late, run
 from sdjax.sampling.fields import make
 from sdjax.sampling.job import Job, Pictures, job
 from sdjax.sampling.latents import decode, encode, wanted_shape
@@ -110,7 +110,7 @@ def between(
     frames, count = way.frames, min(batch or way.frames, way.frames)
     shape, share, made = wanted_shape(sd, way), np.linspace(0, 1, frames, dtype=np.float32), []
     low, high = (Job((end,)).start_noise(shape) for end in ends)
-    texts = [] if first == last else [words(sd, [text], way).unet for text in (first, last)]
+    texts = [] if first == last else [encoded(sd, [text], way).unet for text in (first, last)]
     for done in range(0, frames, count):
         places = np.minimum(np.arange(done, done + count), frames - 1)  # one shape, so the last batch compiles nothing
         part = share[places]

@@ -37,7 +37,7 @@ FITS = Choice(crop="crop", fill="fill", stretch="stretch")
 
 
 @declared
-class Words:
+class Prompt:
     prompt: Annotated[str, Setting("what the picture shows", api="prompt", own=True, private=True)] = ""
     negative_prompt: Annotated[
         str, Setting("what the picture should not show", api="negative_prompt", own=True, private=True)
@@ -60,7 +60,9 @@ class Sampling:
         str, SAMPLERS, Setting("the sampler", "Sampler", "sampler_name", unsaid="euler", always=True)
     ] = "ddim"
     schedule: Annotated[
-        str, SCHEDULES, Setting("noise schedule", "Schedule type", "scheduler", unsaid="automatic", always=True)
+        str,
+        SCHEDULES,
+        Setting("spacing of the noise levels", "Schedule type", "scheduler", unsaid="automatic", always=True),
     ] = "normal"
     guidance: Annotated[
         Finite,
@@ -299,7 +301,7 @@ class Start:
 
 
 @declared
-class Hole:
+class Masking:
     mask: Annotated[
         str | None,
         Setting(
@@ -379,7 +381,7 @@ class Enlarging:
 
 
 @declared
-class Way:
+class Frames:
     to_prompt: Annotated[
         str | None, Setting("prompt of the last frame; default: that of the first", "To prompt", private=True)
     ] = None
@@ -406,7 +408,7 @@ class Way:
 
 
 @declared
-class Task(Words, Sampling, Model, Variation, Reading, Noise, Guidance):
+class Task(Prompt, Sampling, Model, Variation, Reading, Noise, Guidance):
     """The settings that all tasks share.  asked: settings without a default."""
 
     asked: ClassVar[tuple[str, ...]] = ("prompt",)
@@ -438,7 +440,7 @@ class ImageToImage(Task, Start, Picture, Fit):
 
 
 @declared
-class Inpaint(ImageToImage, Hole):
+class Inpaint(ImageToImage, Masking):
     asked = ("prompt", "image", "mask")
     strength = 1.0
 
@@ -459,7 +461,7 @@ class Upscale(Task, Picture, Fit, Enlarging):
 
 
 @declared
-class ControlNet(Task, Start, Picture, Fit, Hole, Hires, Controls):
+class ControlNet(Task, Start, Picture, Fit, Masking, Hires, Controls):
     asked = ("prompt", "control", "control_image")
 
     def fill(self) -> dict[str, Any]:
@@ -472,7 +474,7 @@ class ControlNet(Task, Start, Picture, Fit, Hole, Hires, Controls):
 
 
 @declared
-class Interpolate(Task, Way): ...
+class Interpolate(Task, Frames): ...
 
 
 TASKS = {

@@ -36,7 +36,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command that the first argument names; returns the exit status, of check 1 where something is wrong."""
+    """Runs the command in the first argument; returns the exit status.  `check` returns 1 for a file with faults."""
     options = _parser().parse_args(arguments)
     begin = time.monotonic()
     try:
@@ -114,12 +114,12 @@ def _extract(options) -> Iterator[str]:
     yield f"read {options.tuned}"
     made, others = lora_tools.extracted(base, tuned, cut)
     if others:
-        yield f"left out: {len(others)} norms, biases and embeddings, for which LoRA has no place"
+        yield f"left out: {len(others)} norms, biases and embeddings, which a LoRA cannot hold"
     yield from _written(made, base, options, [])
 
 
 def _fitting(paths, model) -> tuple[StableDiffusion, list[Adapter]]:
-    """Returns (the model, or the shape, that all adapters are for, the adapters)."""
+    """Returns (the model or built-in shape that all adapters fit, the adapters)."""
     trouble = None
     for sd in checking.bases(model):
         try:
@@ -135,11 +135,11 @@ def _written(made: Adapter, sd: StableDiffusion, options: Any, sources: Sequence
     known = kinds.known()
     if options.format not in known or not known[options.format].holds(made):
         able = ", ".join(name for name, kind in known.items() if kind.holds(made))
-        raise SettingError("format", options.format, f"one that holds it: {able}")
+        raise SettingError("format", options.format, f"a format for this adapter: {able}")
     out = Path(options.out)
     single = out.suffix == ".safetensors"
     if out.exists():
-        raise SettingError("out", options.out, "a place where nothing is yet")
+        raise SettingError("out", options.out, "a new path")
     folder = out.parent if single else out
     folder.mkdir(parents=True, exist_ok=True)
     facts = Facts(title=out.stem, words=_triggers(sources, made))

@@ -35,9 +35,9 @@ ROWS = [task for name, task in TASKS.items() if name != "interpolate"]
 
 @dataclass(frozen=True)
 class Folder:
-    """Where pictures of requests go, and who makes them.
+    """A folder for the pictures of requests, and the Maker that draws them.
 
-    format: png, jpg, webp.  public: texts and names of files are left out of what is written.
+    format: png, jpg or webp.  public: leave prompts and file names out of the records.
     """
 
     maker: maker.Maker
@@ -58,29 +58,29 @@ class Folder:
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def kind(self, request: Request) -> Any:
-        """Returns what pictures of one call have in common beside their settings: sizes of files, else made to fit."""
+        """Returns what pictures of one call share beside their settings: sizes of their files, sometimes the mask."""
         made, given = request.settings, named_files(request)
         sizes = [_read_or_none(_size, request, file) for file in given.values()] if not latents.sized(made) else []
         around = inpainting.together(made)
         return sizes, _read_or_none(_digest, request, given["mask"]) if around else None
 
     def done(self, request: Request) -> bool:
-        """Returns whether a picture is there, made of these settings by this model."""
+        """Returns whether a picture exists that this model made from these settings."""
         found = _made_from(self.out / f"{request.name}.json")
         return found is not None and found == self.key(request) and self.path(request).is_file()
 
     def in_the_way(self, request: Request) -> str | None:
-        """Returns the error of a picture in whose place is a file that this program did not write, else None."""
+        """Returns an error if another program wrote the file at a picture's path, else None."""
         path, beside = self.path(request), self.out / f"{request.name}.json"
         ours = records.own(path) if path.exists() else not beside.exists() or _made_from(beside) is not None
         there = path if path.exists() else beside
         return None if ours else f"name={request.name!r}: {there} was not written by this program; choose another name"
 
     def make(self, some: Sequence[Request], lacking: Sequence[Request], count: int) -> list[Any]:
-        """Makes pictures of one call and writes those that lack; returns {"row", "name", "error"} of failures.
+        """Makes the pictures of one call and writes the missing ones; returns {"row", "name", "error"} of failures.
 
-        count: pictures that are made, the last one several times: nothing compiles for what is left over.
-        Where one of several cannot be made, all that lack are tried alone, which takes the least memory.
+        count: the batch size; the last request fills the rest, so a smaller remainder compiles nothing.
+        If the call fails, each missing picture is tried alone, which needs the least memory.
         """
         keys = [self.key(one) for one in some]
         images, error = _tried(self.maker.make, [*some, *[some[-1]] * (count - len(some))])
@@ -111,12 +111,12 @@ def run(
     part: tuple[int, int] = (0, 1),
     plot: str = "",
 ) -> tuple[int, int, int]:
-    """Makes what is missing and returns how many pictures were made, rows failed, and pictures were there.
+    """Makes the missing pictures; returns (pictures made, rows failed, pictures that existed).
 
-    Raises ValueError where nothing can begin, and NoRoom where the disk is full: what is made stays, and the next start
-    goes on.
-    usual: settings for rows that leave them out.  part: which part of the list, (0, 4).
-    plot: "ACROSS,DOWN", two fields: also a sheet of the pictures, plot.png.
+    usual: settings for rows that omit them.  part: (0, 4) is the first of four parts of the list.
+    plot: "ACROSS,DOWN", two fields for a sheet of all pictures, plot.png.
+    Raises ValueError before the first picture if the list or folder cannot be used, NoRoom for a full disk.  Finished
+    pictures stay, and the next call makes the rest.
     """
     if batch < 1:
         raise SettingError("batch", batch, "a whole number, 1 or more")
@@ -127,19 +127,19 @@ def run(
 
 @contextlib.contextmanager
 def _held(out: Path, part: tuple[int, int]) -> Iterator[None]:
-    """Holds a folder against other processes that make the same part of a list, or one of another number of parts."""
+    """Locks a folder against other processes that make the same part, or count the parts differently."""
     number, count = part
     with locks.held(out, file=f"part-{number}-{count}.lock"):
         for other in out.glob("part-*-*.lock"):
             if not other.stem.endswith(f"-{count}") and locks.busy(other):
-                raise SettingError("part", f"{number}/{count}", "a folder of its own", f"{other}: others work there")
+                raise SettingError("part", f"{number}/{count}", "another folder", f"another process has {other}")
         yield
 
 
 def _run(
     folder: Folder, jobs: str | Path, usual: dict[str, Any], batch: int, part: tuple[int, int], axes: Sequence[str]
 ) -> tuple[int, int, int]:
-    """Makes what is missing in a folder that this process holds; see run."""
+    """Makes the missing pictures of a locked folder; see run."""
     requests, errors = lists.read(jobs, usual, functools.cache(lambda: _word(folder.out)))
     folder.out.mkdir(parents=True, exist_ok=True)
     folder.maker.expect(requests)
@@ -170,23 +170,30 @@ def _run(
     return made, len(errors), kept
 
 
-def parser(doc: str | None) -> flags.Parser:
-    """Returns the command line's parser; doc: the program's docstring."""
-    made = flags.Parser(doc)
+def parser(doc: str | None, prog: str | None = None) -> flags.Parser:
+    """Returns the command line's parser; doc: the program's description.  prog: its name in the usage."""
+    made = flags.Parser(doc, "%(prog)s LIST [options]", prog=prog)
     flags.add(made, ROWS, programs.USUAL, lists=True)
     add = made.add_argument_group("program").add_argument
-    add("jobs", help="a .jsonl, .csv or .parquet file")
-    add("--batch", type=int, default=8, help="pictures computed at once")
-    add("--part", help="part of the list to make, such as 0/4; default: by this process's place among those started")
-    add("--plot", default="", metavar="ACROSS,DOWN", help="also draw a sheet of pictures over two fields, plot.png")
+    add(
+        "jobs",
+        metavar="LIST",
+        help="a .jsonl, .csv or .parquet file; a row is a picture, with fields such as prompt, seed and name",
+    )
+    add("--batch", type=int, default=8, help="pictures computed at once; default: 8")
+    add(
+        "--part",
+        help="part of the list to make, such as 0/4; default: this process's part if a launcher started several",
+    )
+    add("--plot", default="", metavar="ACROSS,DOWN", help="also draw plot.png, a sheet of pictures over two fields")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="fill a field that rows omit; repeatable")
     programs.add_places(add, "batch")
     return made
 
 
-def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
-    """Makes the pictures of a list; returns 0, 1 where rows failed, 2 where nothing can begin, 3 for a full disk."""
-    given = vars(parser(doc).parse_args(arguments))
+def main(doc: str | None, arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Makes the pictures of a list; returns 0, 1 if rows failed, 2 if it could not begin, 3 for a full disk."""
+    given = vars(parser(doc, prog).parse_args(arguments))
     usual = programs.USUAL | {name: given.pop(name) for name in list(given) if name in lists.KNOWN}
     usual = {name: tuple(value) if isinstance(value, list) else value for name, value in usual.items()}
     try:
@@ -204,13 +211,13 @@ def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
                 made, failed, kept = run(folder, given["jobs"], usual, given["batch"], where, given["plot"])
     except SystemExit as end:
         return end.code  # pyright: ignore[reportReturnType]  # one_line ends with a number
-    print(f"{made} pictures made, {kept} were there, {failed} rows failed: {folder.out}")
+    print(f"{made} pictures made, {kept} already existed, {failed} rows failed: {folder.out}")
     return int(failed > 0)
 
 
 @contextlib.contextmanager
 def _stops() -> Iterator[None]:
-    """Ends the program with 3 where the disk is full."""
+    """Exits with 3 if the disk is full."""
     try:
         yield
     except room.NoRoom:
@@ -219,7 +226,7 @@ def _stops() -> Iterator[None]:
 
 
 def part(text: str | None) -> tuple[int, int]:
-    """Returns (0, 4) of "0/4"; without a text this process's place and the number of those that a launcher started."""
+    """Returns (0, 4) for "0/4"; for "" this process's index and the number of processes that a launcher started."""
     if text is None:
         import jax
 
@@ -227,19 +234,19 @@ def part(text: str | None) -> tuple[int, int]:
         return jax.process_index(), jax.process_count()
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not int(found[1]) < int(found[2]):
-        raise SettingError("part", text, "a part and their number, 0/4 to 3/4")
+        raise SettingError("part", text, "INDEX/COUNT, 0/4 to 3/4")
     return int(found[1]), int(found[2])
 
 
 def line(error: BaseException) -> str:
-    """Returns an error in one line, with its kind where it is none of ours."""
+    """Returns an error in one line, with its class if it is neither ValueError nor OSError."""
     first = next(iter(str(error).splitlines()), "")
     kind = "" if first and isinstance(error, (ValueError, OSError)) else type(error).__name__
     return ": ".join(filter(None, (kind, first)))
 
 
 def _tried(function: Callable[..., Any], *arguments: Any, **more: Any) -> tuple[Any, str | None]:
-    """Returns (what a function returns, None), or (None, error in one line): nothing that a row does ends the run."""
+    """Returns (the function's result, None), or (None, its error in one line), so that no row ends the run."""
     try:
         return function(*arguments, **more), None
     except room.NoRoom:
@@ -249,7 +256,7 @@ def _tried(function: Callable[..., Any], *arguments: Any, **more: Any) -> tuple[
 
 
 def _made_from(path):
-    """Returns what a picture was made from, by the JSON beside it; None where that is not of this program."""
+    """Returns `made_from` of the JSON beside a picture; None for a file of another program."""
     try:
         return json.loads(path.read_text())["made_from"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -257,7 +264,7 @@ def _made_from(path):
 
 
 def _word(out):
-    """Returns a folder's random word, from which seeds of -1 are drawn; it stays, so that all starts draw the same."""
+    """Returns a folder's random word, which fixes the seeds drawn for -1, so that every start draws the same."""
     path = out / "seeds.txt"
     out.mkdir(parents=True, exist_ok=True)
     with locks.turn(out):
@@ -266,7 +273,7 @@ def _word(out):
                 temporary.write_text(secrets.token_hex(16))
     word = path.read_text()
     if not word:
-        raise OSError(f"{path}: is empty; remove it and start again")
+        raise OSError(f"{path}: the file is empty; remove it and start again")
     return word
 
 
@@ -276,7 +283,7 @@ def _weights(made_by, request):
 
 
 def _read_or_none(read, request, file):
-    """Returns what `read` says of a file of the list's folder; None where it cannot: the row's error comes later."""
+    """Returns `read` of a file in the list's folder; None if that fails, since the row reports the error later."""
     try:
         path = request.file(file)
         state = path.stat()
@@ -287,18 +294,18 @@ def _read_or_none(read, request, file):
 
 @functools.lru_cache(maxsize=100_000)
 def _digest(path, size, changed):
-    """Returns a hash of a file's bytes; kept for as long as its size and time stay."""
+    """Returns a hash of a file's bytes, cached by size and time."""
     return reading.digest([reading.Item(path)])
 
 
 @functools.lru_cache(maxsize=100_000)
 def _size(path, size, changed):
-    """Returns (height, width) of a picture, upright, of which only the header is read."""
+    """Returns (height, width) of an upright picture; reads the header only."""
     return reading.shape(path)
 
 
 def _report(out, part, errors):
-    """Writes the failed rows, one JSON object a line; no file where there are none."""
+    """Writes the failed rows, one JSON object a line; removes the file if none failed."""
     path = out / ("errors.jsonl" if part[1] == 1 else f"errors-{part[0]}-{part[1]}.jsonl")
     for error in errors:
         print(f"row {error['row']}: {error['error']}", file=sys.stderr)
@@ -312,7 +319,7 @@ def _report(out, part, errors):
 def _axes(plot):
     axes = plot.split(",")
     if len(axes) != 2 or not set(axes) <= set(lists.KNOWN):
-        raise SettingError("plot", plot, f"two of {', '.join(lists.KNOWN)}")
+        raise SettingError("plot", plot, f"two fields, of {', '.join(lists.KNOWN)}")
     return axes
 
 

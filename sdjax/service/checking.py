@@ -23,7 +23,7 @@ TOLD = {"ss_base_model_version": "trained on", "ss_sd_model_name": "base", about
 
 
 def bases(model: str | None = None) -> Iterator[StableDiffusion]:
-    """Yields candidate base models of a file: the given one, otherwise built-in shapes without weights, then pocket."""
+    """Yields the base models to try: the given one, otherwise built-in shapes without weights, then pocket."""
     if model is not None:
         yield pipeline.load(model)
         return
@@ -41,12 +41,12 @@ def report(source: str | Path, model: str | None = None) -> tuple[list[str], lis
     file = adapter_file.of(path)
     kind = kinds.kind_of(file)
     if path.is_dir():
-        raise ValueError(f"{source}: a folder of the kind {kind.called}; only files are checked")
+        raise ValueError(f"{source}: a folder of the format {kind.called}; expected a file")
     lines, wrong = [f"{source}: {kind.called or kind.name}"], _broken(file.content)
     lines += [f"{word} {file.metadata[name]}" for name, word in TOLD.items() if file.metadata.get(name)]
     lines.append(f"AutoV2 {autov2(path)}, AutoV3 {autov3(path)}")
     if (said := file.metadata.get("sshs_model_hash")) and said[:12] != autov3(path):
-        wrong.append(f"its header says AutoV3 {said[:12]}: the tensors were changed since")
+        wrong.append(f"the AutoV3 hash in the header is {said[:12]}: the tensors have changed since it was written")
     adapter, base, trouble = _read(path, kind, model)
     if adapter is None:
         return lines, [*wrong, *trouble]
@@ -58,12 +58,12 @@ def report(source: str | Path, model: str | None = None) -> tuple[list[str], lis
 
 
 def _rows(rows: Any) -> Any:
-    """Returns the rows of a word, of the first text encoder where there are several."""
+    """Returns the rows of a word for the first text encoder."""
     return next(iter(rows.values())) if isinstance(rows, dict) else rows
 
 
 def _read(path, kind, model):
-    """Returns (adapter, the name of the model that it fits, []), or (None, "", why it fits none)."""
+    """Returns (adapter, name of the model that it fits, []), or (None, "", [why it fits none])."""
     trouble = []
     names = [model] if model else [*SHAPES.values(), "pocket"]
     for name, sd in zip(names, bases(model), strict=True):
@@ -77,9 +77,9 @@ def _read(path, kind, model):
 
 
 def _broken(content: Any, name: str = "") -> list[str]:
-    """Returns a line that counts the tensors with numbers that are not finite, [] where all are."""
+    """Returns [a line that counts the tensors with NaN or infinity], [] if there are none."""
     odd = sorted(_odd(content, name))
-    return [f"{len(odd)} tensors hold numbers that are not finite: {trees.listing(odd)}"] if odd else []
+    return [f"{len(odd)} tensors contain NaN or infinity: {trees.listing(odd)}"] if odd else []
 
 
 def _odd(content, name):
@@ -95,13 +95,13 @@ def _odd(content, name):
 
 
 def counted(adapter: Adapter) -> str:
-    """Returns how many weights of each part change: "192 weights of unet, 72 of text_encoder"."""
+    """Returns how many weights of each part change: "weights: 192 of unet, 72 of text_encoder"."""
     parts = [f"{len(edits)} of {part}" for part, edits in adapter.edits.items() if edits]
     return f"weights: {', '.join(parts)}" if parts else "no weights"
 
 
 def ranks(adapter: Adapter) -> str:
-    """Returns the ranks of an adapter's LoRA, the commonest first: "16", "16 (180), 8 (12)"; "" where it has none."""
+    """Returns the ranks of an adapter's LoRA, the commonest first: "16", "16 (180), 8 (12)"; "" for none."""
     edits = [getattr(edit, "factors", {}) for some in adapter.edits.values() for edit in some.values()]
     found = collections.Counter(len(factors["down"]) for factors in edits if "down" in factors)
     if len(found) == 1:

@@ -30,16 +30,15 @@ BATCH = 8  # pictures at once
 
 
 def draw(run: Any, more: dict[str, Any] | None = None, rows: int = BATCH) -> tuple[int, int]:
-    """Draws what class_data.path lacks of class_data.count pictures; returns (made now, were there).
+    """Draws the missing of class_data.count pictures into class_data.path; returns (made now, existed before).
 
-    run: a run's settings (Train).  more: settings of the pictures, such as steps.  rows: how many at once; a machine's
-    devices share them.
-    Raises ValueError without a folder, for one that another process draws into, for a prompt that is empty, and where
-    a picture could not be made.
+    run: a run's settings (Train).  more: settings of the pictures, such as steps.  rows: pictures at once, spread over
+    the machine's devices.
+    Raises ValueError for a missing or locked folder, an empty prompt, and a picture that could not be made.
     """
     classes = run.class_data
     if not classes.path:
-        raise SettingError("class_data.path", "", "the folder that class pictures go to")
+        raise SettingError("class_data.path", "", "a folder for the class pictures")
     folder = Path(classes.path)
     with locks.held(folder, "class_data.path"):
         there = _others(folder)
@@ -47,7 +46,7 @@ def draw(run: Any, more: dict[str, Any] | None = None, rows: int = BATCH) -> tup
         if not lacking:
             return 0, there
         jobs = [(f"class-{i:05d}", prompt, i) for i, prompt in enumerate(prompts(run, lacking))]
-        for name, prompt, _ in jobs:  # first, so that no picture is without its caption
+        for name, prompt, _ in jobs:  # before the pictures, so that each has a caption
             _write(folder / f"{name}.txt", prompt)
         _write(folder / LIST, "".join(json.dumps({"name": n, "prompt": p, "seed": s}) + "\n" for n, p, s in jobs))
         usual = {"grammar": "plain", **(more or {}), "model": run.model}
@@ -58,9 +57,9 @@ def draw(run: Any, more: dict[str, Any] | None = None, rows: int = BATCH) -> tup
 
 
 def prompts(run: Any, count: int) -> list[str]:
-    """Returns `count` class prompts of a run: class_data.prompts in turn, else its subject's without identifiers.
+    """Returns `count` class prompts: class_data.prompts in turn, else the subject's prompts without its identifier.
 
-    Raises ValueError for one that is empty, and where the subject's prompts hold no identifier.
+    Raises ValueError for an empty prompt, and for subject's prompts without an identifier.
     """
     classes = run.class_data
     if classes.prompts:
@@ -77,21 +76,21 @@ def prompts(run: Any, count: int) -> list[str]:
 
 
 def _others(folder):
-    """Returns how many pictures of a folder are not of this program."""
+    """Returns how many pictures in a folder another program made."""
     if not any(path.suffix.lower() in reading.SUFFIXES for path in folder.rglob("*")):
         return 0
     return sum(not NAME.fullmatch(item.path.stem) for item in reading.find(folder))
 
 
 def _write(path, text):
-    """Writes a text whole or not at all, where it is not there already."""
+    """Writes a text completely or not at all, unless the file has it already."""
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         with files.new_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
 def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
-    """Draws the class pictures of a recipe; returns 0, or 1 with one line of error."""
+    """Draws the class pictures of a recipe; returns 0, or 1 after printing an error."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="a Python file with config(), such as configs/dreambooth.py")
     parser.add_argument("changes", nargs="*", metavar="a.b=value", help="the settings that the run will have")
@@ -106,5 +105,5 @@ def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(f"{made} class pictures made, {there} were there")
+    print(f"{made} class pictures made, {there} already existed")
     return 0

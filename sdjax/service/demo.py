@@ -21,9 +21,9 @@ PROMPTS = (
     "a photo of {} in the desert wearing glasses",
     "a photo of {} in a room with a scarf",
 )
-SEED = 10_000_003  # an identity that was held out from training
-SMALL = 160  # text width of the embedded model and of those that `make pocket` makes
-SHOWN = 128  # pixels that the grid shows a picture with, at least
+SEED = 10_000_003  # an identity held out from training
+SMALL = 160  # text width of the embedded model and of `make pocket`'s
+SHOWN = 128  # least side of a picture in the grid, in pixels
 
 
 def parser(doc: str | None) -> flags.Parser:
@@ -133,7 +133,7 @@ def _stranger(path, size):
 
 
 class _Clock:
-    """Prints and keeps how long each part took."""
+    """Prints and keeps the time of each part."""
 
     def __init__(self):
         self.laps, self.last = {}, time.monotonic()

@@ -19,11 +19,11 @@ from sdjax.formats.storage.tensor_file import TensorFile
 from sdjax.service import provenance
 
 PREVIEWS = (".preview.png", ".png", ".preview.jpg", ".jpg", ".jpeg", ".preview.webp", ".webp")
-MOST = 1 << 20  # bytes of a card beside a file
-LONGEST = 2000  # letters of one text
-WORDS = 50  # trigger words that are kept
-WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # of texts that attention reads
-# What is shown of kohya's metadata, under our names.
+MOST = 1 << 20  # bytes of a card file
+LONGEST = 2000  # characters of one text
+WORDS = 50  # trigger words kept
+WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # width of the text encoder's output
+# kohya's metadata shown, and our names for it.
 TRAINING = {
     "ss_network_dim": "rank", "ss_network_alpha": "alpha", "ss_network_module": "module", "ss_steps": "steps",
     "ss_num_epochs": "epochs", "ss_learning_rate": "rate", "ss_unet_lr": "rate of the UNet",
@@ -36,7 +36,7 @@ TRAINING = {
 def of(kind: str, path: Path) -> dict[str, Any]:
     """Returns {"hashes", "base", "words", "training", "title", "card", "size"} of a file or folder.
 
-    words: [[text, how often or 0]].  Reads the whole file for its hashes.  Raises OSError where it cannot be read.
+    words: [[text, count or 0]].  Reads the whole file for its hashes.  Raises OSError for an unreadable file.
     """
     metadata, names = _header(path)
     card = _card(path)
@@ -52,7 +52,7 @@ def of(kind: str, path: Path) -> dict[str, Any]:
 
 
 def hashes(path: Path) -> dict[str, str]:
-    """Returns {"sha256", "autov2", "autov3"} of a file; of a folder {"autov2"}, which is ours."""
+    """Returns {"sha256", "autov2", "autov3"} of a file; {"autov2"} of a folder, by a rule of ours."""
     if path.is_dir():
         return {"autov2": provenance.model_hash(path)}
     whole = sha256(path)
@@ -60,13 +60,13 @@ def hashes(path: Path) -> dict[str, str]:
 
 
 def preview(path: Path) -> Path | None:
-    """Returns the picture that other tools left beside a file, None where there is none."""
+    """Returns the preview picture that another tool left beside a file, or None."""
     stem = path.with_suffix("") if path.is_file() else path
     return next((found for end in PREVIEWS if (found := stem.parent / f"{stem.name}{end}").is_file()), None)
 
 
 def whole_kind(names: Collection[str]) -> str | None:
-    """Returns what a single file with tensors of these names is: "model", "vae", "controlnet"; None for others."""
+    """Returns the kind of a single file with these tensor names: "model", "vae" or "controlnet", else None."""
     if any("input_hint_block." in name or "controlnet_cond_embedding." in name for name in names):
         return "controlnet"
     if any(name.startswith("model.diffusion_model.") for name in names):
@@ -85,7 +85,7 @@ def _header(path: Path) -> tuple[dict[str, str], Collection[str]]:
 
 
 def _base(metadata: dict[str, str], path: Path, names: Collection[str]) -> str:
-    """Returns "sd1", "sd2", "sdxl", "" where that is not told: by the width of the texts that attention reads."""
+    """Returns "sd1", "sd2", "sdxl" or "" from metadata, else from the width of cross-attention's keys."""
     said = f"{metadata.get('ss_base_model_version', '')} {metadata.get('modelspec.architecture', '')}".lower()
     for word, base in (("sdxl", "sdxl"), ("xl-v1", "sdxl"), ("sd_v2", "sd2"), ("-v2", "sd2"), ("sd_v1", "sd1")):
         if word in said:
@@ -99,7 +99,7 @@ def _base(metadata: dict[str, str], path: Path, names: Collection[str]) -> str:
 
 
 def _words(metadata: dict[str, str]) -> list[list[Any]]:
-    """Returns [[tag, how often]] of kohya's ss_tag_frequency, the commonest first; else modelspec's trigger phrase."""
+    """Returns [[tag, count]] of kohya's ss_tag_frequency, the commonest first; else modelspec's trigger phrase."""
     counts: dict[str, int] = {}
     for tags in _json(metadata.get("ss_tag_frequency", "")).values():
         for tag, count in tags.items() if isinstance(tags, dict) else ():
@@ -111,7 +111,7 @@ def _words(metadata: dict[str, str]) -> list[list[Any]]:
 
 
 def _card(path: Path) -> dict[str, Any]:
-    """Returns {"words", "base", "notes", "weight", "description"} of what other tools left beside a file."""
+    """Returns {"words", "base", "notes", "weight", "description"} from another tool's card beside a file."""
     stem = path.with_suffix("") if path.is_file() else path
     own, theirs = (_json_file(stem.parent / f"{stem.name}{end}") for end in (".json", ".civitai.info"))
     found: dict[str, Any] = {}
@@ -149,6 +149,6 @@ def _json(text: str) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """Returns a text as one shows it: of printable letters, and not endless."""
+    """Returns a text for display: printable characters only, shortened."""
     shown = "".join(letter for letter in str(value) if letter.isprintable() or letter in "\n\t")
     return shown[:LONGEST]

@@ -1,4 +1,4 @@
-"""Picture jobs: how a worker runs them."""
+"""Runs picture jobs in a worker."""
 
 import contextlib
 import time
@@ -20,15 +20,15 @@ from sdjax.service.place import Place
 from sdjax.service.queue import CANCELLED, DONE, HALF, STOPS, WAITING, Job, Queue
 from sdjax.service.request import Request
 
-EVERY = 0.15  # seconds between two reports, of which each is a transaction
-COMPILES = "/jax/compilation_cache/compile_requests_use_cache"  # the event of JAX that a program is asked for
+EVERY = 0.15  # seconds between two reports; each is a transaction
+COMPILES = "/jax/compilation_cache/compile_requests_use_cache"  # JAX's event of looking for a compiled program
 WARM_STEPS = 2
 
 
 class Drawing:
-    """Makes the pictures of jobs with one Maker; stop.asked: whether this process is to end.
+    """Makes the pictures of jobs with one Maker; stop.asked: whether this process should end.
 
-    Where the device's own program has to be compiled, a job's phase says so.
+    A job's phase is "compiling" while JAX compiles a program for it.
     """
 
     def __init__(self, place: Place, queue: Queue, stop: Any) -> None:
@@ -49,7 +49,10 @@ class Drawing:
     # ---- a job -----------------------------------------------------------------------------------
 
     def make(self, job: Job) -> tuple[str, dict[str, Any]]:
-        """Makes what a job lacks; returns (done, cancelled, or waiting where this process is to end, its result)."""
+        """Makes a job's missing pictures; returns (its state, its result).
+
+        The state is done, cancelled, or waiting if this process should end.
+        """
         self.job = job
         try:
             requests = orders.requests(self.library, job.request)
@@ -62,7 +65,7 @@ class Drawing:
         return state, self.result(job)
 
     def result(self, job: Job) -> dict[str, Any]:
-        """Returns {"pictures": names, "infotexts": A1111's texts, "seeds"} of the pictures that a job has by now."""
+        """Returns {"pictures": names, "infotexts": A1111's texts, "seeds"} of the pictures made so far."""
         names, texts, seeds = [], [], []
         for path in sorted(self.place.picture(f"{job.key}-0.png").parent.glob(f"{job.key}-*.png"), key=_number):
             record = records.read(path)
@@ -105,14 +108,14 @@ class Drawing:
         return DONE
 
     def _ended(self, job: Job) -> str:
-        """Returns the state of a job that is to end now, "" where it goes on."""
+        """Returns the final state of a job that should end now, "" to continue."""
         if self.stop.asked:
             return WAITING
         now = self.queue.get(job.id)
         return CANCELLED if now is None or now.asked in STOPS else ""
 
     def _made(self, job: Job, requests: list[Request]) -> np.ndarray:
-        """Returns the pictures of some requests; raises Cancelled where the job stops or skips them."""
+        """Returns the pictures of some requests; raises Cancelled if the job stops or skips them."""
         self._enter("loading")
         sd = self.maker.model(requests)
         self._enter("preparing")
@@ -131,7 +134,7 @@ class Drawing:
         return made
 
     def _reporting(self, job: Job, passes: int) -> Callable[[Progress, Callable[[], None]], bool]:
-        """Returns what tells the queue how far the job is, and asks it whether to go on."""
+        """Returns report(progress, preview) -> whether to stop; it writes progress and previews to the queue."""
         said = {"at": 0.0, "before": 0, "round": 0}
 
         def report(progress: Progress, preview: Callable[[], None]) -> bool:
@@ -156,13 +159,13 @@ class Drawing:
             self.queue.show(job.id, colours.png(np.asarray(progress.latents[0], np.float32), sd.factor))
 
     def _half(self, job: Job, progress: Progress) -> None:
-        """Keeps the half-done picture of a job that stops, where that is asked for."""
+        """Keeps the unfinished picture of a job that was asked to stop with HALF."""
         now = self.queue.get(job.id)
         if now is not None and now.asked == HALF:
             self.queue.show(job.id, writing.png(progress.preview()[0]))
 
     def _learn(self, sd: Any, latents: Any, made: np.ndarray) -> None:
-        """Fits the autoencoder's colours, once, to pictures that are all its own."""
+        """Fits the autoencoder's preview colours, once, to pictures that it decoded."""
         if latents is None or len(latents) != len(made):
             return
         if tuple(side * sd.factor for side in latents.shape[1:3]) == made.shape[1:3]:
@@ -176,7 +179,7 @@ class Drawing:
         record = self.maker.record(request, picture.shape[:2], **more)
         records.save(path, picture, record, beside=False)
 
-    # ---- what it says ------------------------------------------------------------------------------
+    # ---- reports -----------------------------------------------------------------------------------
 
     def _enter(self, phase: str) -> None:
         self.phase = phase
@@ -188,12 +191,12 @@ class Drawing:
             self._enter("compiling")
 
     def warm(self) -> None:
-        """Compiles, once, what the usual picture of the place's model takes, while no job waits."""
+        """Compiles, once and while no job waits, the programs of a usual picture with the place's model."""
         if self.warmed:
             return
         self.warmed = True
         self.queue.options(warming=True)
-        with contextlib.suppress(Exception):  # a model that cannot be read is told by the first job
+        with contextlib.suppress(Exception):  # the first job reports an unreadable model
             usual = {"prompt": "a", "grammar": "a1111", "sampler": "euler", "schedule": "automatic"}
             (request,) = orders.requests(
                 self.library, {"task": "text2img", "settings": {**usual, "steps": WARM_STEPS}, "count": 1}
@@ -204,13 +207,13 @@ class Drawing:
 
 
 class Last:
-    """The latents that were seen last."""
+    """The latents of the last step."""
 
     latents: Any = None
 
 
 def _filled(some: list[int]) -> list[int]:
-    """Returns places up to the next power of two, the last one several times: few sizes of batches are compiled."""
+    """Returns the indices, the last one repeated up to a power of two, so that few batch sizes are compiled."""
     count = 1
     while count < len(some):
         count *= 2

@@ -20,7 +20,7 @@ MOST_FACTOR = 8
 
 @dataclass(frozen=True)
 class Enlarging:
-    """How a picture is enlarged: by a factor or to a size (width, height), by a filter or a library's model."""
+    """How to enlarge a picture: by a factor or to a size (width, height), with a filter or a model of the library."""
 
     factor: float = 2.0
     size: tuple[int, int] | None = None
@@ -30,7 +30,7 @@ class Enlarging:
 
 
 def upscalers(library: Library) -> list[Entry]:
-    """Returns the library's models that enlarge."""
+    """Returns the upscaling models of the library."""
     return [one for one in library.entries("model") if one.path is not None and _enlarges(one.path)]
 
 
@@ -42,14 +42,14 @@ def _enlarges(path: Path) -> bool:
 
 
 def asked(library: Library, body: Mapping[str, Any]) -> Enlarging:
-    """Returns what a body of extra-single-image asks for.  Raises SettingError for what is not here."""
+    """Returns the Enlarging of a body of extra-single-image.  Raises SettingError for unknown or unsupported values."""
     name = body.get("upscaler_1") or "None"
     models = {library.title(one): one.name for one in upscalers(library)}
     if name not in ("None", *FILTERS, *models):
         raise SettingError("upscaler_1", name, f"one of {', '.join(('None', *FILTERS, *models))}")
     for other in ("gfpgan_visibility", "codeformer_visibility", "extras_upscaler_2_visibility"):
         if body.get(other):
-            raise SettingError(other, body[other], "0: it is not here")
+            raise SettingError(other, body[other], "0: sdjax does not have it")
     factor = body.get("upscaling_resize", 2)
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor <= MOST_FACTOR:
         raise SettingError("upscaling_resize", factor, f"a number above 0, at most {MOST_FACTOR}")
@@ -57,13 +57,13 @@ def asked(library: Library, body: Mapping[str, Any]) -> Enlarging:
     if body.get("resize_mode") == 1:
         sides = [body.get(f"upscaling_resize_{side}") for side in "wh"]
         if not all(type(side) is int and 1 <= side <= 16384 for side in sides):
-            raise SettingError("upscaling_resize_w", sides[0], "pixels, with upscaling_resize_h")
+            raise SettingError("upscaling_resize_w", sides[0], "1 to 16384 pixels, with upscaling_resize_h")
         size = (int(sides[0] or 0), int(sides[1] or 0))
     return Enlarging(float(factor), size, bool(body.get("upscaling_crop", True)), name, models.get(name))
 
 
 def enlarged(path: Path, how: Enlarging) -> bytes:
-    """Returns the PNG of a picture, enlarged.  Raises SettingError for one that would be too large."""
+    """Returns an enlarged picture as PNG.  Raises SettingError if it would be too large."""
     image = Image.fromarray(reading.picture(path))
     width, height = image.size
     if how.size is None:

@@ -8,11 +8,11 @@ from sdjax.sampling.fields import Field, fields
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser with one-line errors and without abbreviated flags."""
+    """An ArgumentParser with one-line errors, no abbreviated flags, and a usage line without all the flags."""
 
-    def __init__(self, doc: str | None, **more: Any) -> None:
+    def __init__(self, doc: str | None, usage: str = "%(prog)s [options]", **more: Any) -> None:
         how = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=doc, formatter_class=how, allow_abbrev=False, **more)
+        super().__init__(description=doc, formatter_class=how, allow_abbrev=False, usage=usage, **more)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
@@ -24,7 +24,7 @@ def flag(name: str) -> str:
 
 
 def add(parser: argparse.ArgumentParser, tasks: Iterable[type], usual: dict[str, Any], lists: bool = False) -> None:
-    """Adds a flag for each setting of tasks; flags that are not given are absent from the result.
+    """Adds a flag for each setting of the tasks; the parsed result lacks flags that were not given.
 
     usual: the program's defaults, which override the declared ones.  lists: flags use the syntax of list fields, where
     several prompts or numbers make a grid.
@@ -44,7 +44,8 @@ def add(parser: argparse.ArgumentParser, tasks: Iterable[type], usual: dict[str,
 
 
 def _help(one: Field, value: Any) -> str:
-    said = [one.about.help, one.accepted if one.kind is not str or one.choices is not None else ""]
+    free = one.kind is str and one.choices is None or one.unbounded
+    said = [one.about.help, "" if free else one.accepted]
     if value not in (None, "", (), False):
         said.append(f"default: {' '.join(map(str, value)) if isinstance(value, tuple) and one.several else value}")
     return "; ".join(filter(None, said)).replace("%", "%%")

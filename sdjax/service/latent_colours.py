@@ -22,21 +22,21 @@ from sdjax.formats.storage import files
 from sdjax.images import writing
 from sdjax.stable_diffusion import StableDiffusion
 
-RIDGE = 1e-3  # of the mean square of latents: one picture may have few colours
-SIDE = 384  # pixels that a preview's longer side has at most
+RIDGE = 1e-3  # times the mean square of the latents; one picture may have few colours
+SIDE = 384  # most pixels of a preview's longer side
 
 
 @dataclass(frozen=True)
 class Colours:
-    """The map of an autoencoder: weights [c + 1, 3], the last row the constant, of colours 0 to 255."""
+    """The map of an autoencoder: weights [c + 1, 3] to colours 0 to 255; the last row is b."""
 
     weights: np.ndarray
 
     @classmethod
     def fit(cls, latents: Float[np.ndarray, "B h w c"], pictures: UInt8[np.ndarray, "B H W 3"]) -> "Colours":
-        """Returns the map that is nearest to pictures which were decoded from latents.
+        """Returns the map that fits pictures and the latents they were decoded from.
 
-        Raises ValueError where the pictures' sides are no multiple of the latents'.
+        Raises ValueError if the pictures' sides are not a multiple of the latents'.
         """
         (count, h, w, c), (height, width) = latents.shape, pictures.shape[1:3]
         if height % h or width % w or height // h != width // w:
@@ -52,20 +52,20 @@ class Colours:
         return np.clip(np.nan_to_num(colours), 0, 255).astype(np.uint8)
 
     def png(self, latents: Float[np.ndarray, "h w c"], factor: int) -> bytes:
-        """Returns a PNG of latents, enlarged by up to `factor` and to at most SIDE pixels."""
+        """Returns a PNG of the colours, enlarged by up to `factor` and to at most SIDE pixels."""
         image = Image.fromarray(self.picture(latents))
         scale = max(1, min(factor, SIDE // max(image.size)))
         return writing.png(image.resize((image.width * scale, image.height * scale), Image.Resampling.BILINEAR))
 
 
 class Kept:
-    """The maps of autoencoders that were met, in a file for each below a folder."""
+    """The maps fitted so far, one file per autoencoder in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.known = folder, {}
 
     def of(self, sd: StableDiffusion) -> Colours | None:
-        """Returns the map of a model's autoencoder, None where it was not met yet."""
+        """Returns the map of a model's autoencoder, None before `learn`."""
         name = _name(sd)
         if name not in self.known:
             try:
@@ -79,7 +79,7 @@ class Kept:
         return self.known[name]
 
     def learn(self, sd: StableDiffusion, latents: np.ndarray, pictures: np.ndarray) -> None:
-        """Fits and keeps the map of a model's autoencoder, where there is none yet."""
+        """Fits and saves the map of a model's autoencoder unless there is one."""
         if self.of(sd) is None:
             colours = self.known[_name(sd)] = Colours.fit(latents, pictures)
             with files.new_file(self._path(_name(sd))) as temporary:
@@ -90,6 +90,6 @@ class Kept:
 
 
 def _name(sd: StableDiffusion) -> str:
-    """Returns what tells an autoencoder from others: of the decoder's first layer, which is read at every preview."""
+    """Returns an autoencoder's key: a hash of its decoder's first layer, small enough to read at every preview."""
     first = np.asarray(sd.parts["vae"]["decoder"]["conv_in"]["kernel"], np.float32)
     return hashlib.sha256(first.tobytes()).hexdigest()[:16]

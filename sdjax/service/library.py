@@ -25,9 +25,9 @@ from sdjax.trees import listing
 
 WHOLE = ("model", "vae", "controlnet")
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
-WEIGHTS = (".safetensors", ".ckpt")  # of whole models
+WEIGHTS = (".safetensors", ".ckpt")  # kinds of whole models
 CLASSES = {"ControlNetModel": "controlnet", "AutoencoderKL": "vae"}  # of diffusers' config.json
-EVERY = 30.0  # seconds between two looks for new files
+EVERY = 30.0  # seconds between searches for new files
 MOST_NOTES, MOST_TAGS = 20_000, 50
 BUILT_IN = ("pocket",)
 
@@ -36,7 +36,7 @@ BUILT_IN = ("pocket",)
 class Entry:
     """One model or adapter.
 
-    name: how requests call it; source: what the Maker is given: a path, a built-in name, or a hub id.
+    name: its name in requests.  source: what the Maker loads: a path, a built-in name or a hub id.
     """
 
     kind: str
@@ -46,17 +46,17 @@ class Entry:
 
     @property
     def stem(self) -> str:
-        """The name without folder and ending."""
+        """The name without folder and suffix."""
         return Path(self.name).stem if self.path is not None and self.path.is_file() else self.name
 
 
 def known() -> tuple[str, ...]:
-    """Returns all kinds of entries: of whole models, and what kinds of adapters are called."""
+    """Returns all kinds of entries: the whole models, then adapters by their `called`."""
     return (*WHOLE, *dict.fromkeys(kind.called for kind in kinds.known().values() if kind.called))
 
 
 class Library:
-    """What lies below a place's folders; described once per path, size and time, in place/library.json."""
+    """The entries in a place's folders; metadata is cached by path, size and time in place/library.json."""
 
     def __init__(self, place: Place) -> None:
         self.place, self.kept, self.lock = place, place.root / "library.json", threading.Lock()
@@ -70,7 +70,7 @@ class Library:
             return {}
 
     def save(self) -> None:
-        """Keeps what was found out, where that is news."""
+        """Writes new metadata to the cache."""
         with self.lock:
             text = json.dumps(self.known)
             if text != self.saved:
@@ -78,17 +78,17 @@ class Library:
                     temporary.write_text(text)
                 self.saved = text
 
-    # ---- what there is ---------------------------------------------------------------------------
+    # ---- entries ---------------------------------------------------------------------------------
 
     def entries(self, *kinds: str) -> list[Entry]:
-        """Returns what there is now of some kinds, or of all, by name."""
+        """Returns the current entries of some kinds, or of all, by name."""
         every = known()
         found = {(one.kind, one.name): one for one in self._walk() if one.kind in (kinds or every)}
         return sorted(found.values(), key=lambda one: (every.index(one.kind), one.name.casefold()))
 
     @property
     def own(self) -> Entry:
-        """The model that pictures are made with unless a request says otherwise."""
+        """The default model of requests."""
         name = self.place.model
         path = Path(name) if name not in BUILT_IN and Path(name).exists() else None
         return Entry("model", path.resolve().name if path else name, name, path)
@@ -123,9 +123,9 @@ class Library:
                 yield Entry(kind, names[0], str(path), path)
 
     def find(self, kind: str, name: str, setting: str = "") -> Entry:
-        """Returns the entry that a name stands for: its own, with or without ending and hash.
+        """Returns the entry of a name, with or without suffix and hash.
 
-        Raises SettingError, of the setting, where there is none.
+        Raises SettingError for `setting` if there is none.
         """
         there = self.entries(kind)
         plain = name.rpartition(" [")[0] if name.endswith("]") else name
@@ -137,23 +137,23 @@ class Library:
                 return one
         raise SettingError(setting or kind, name, f"one of {listing(self.title(one) for one in there)}")
 
-    # ---- what is known of it -----------------------------------------------------------------------
+    # ---- metadata ----------------------------------------------------------------------------------
 
     def title(self, entry: Entry) -> str:
-        """Returns an entry's name and, where that is known, its hash: "v1-5.safetensors [6ce0161689]"."""
+        """Returns an entry's name and, once computed, its hash: "v1-5.safetensors [6ce0161689]"."""
         found = self.hash(entry)
         return f"{entry.name} [{found}]" if found else entry.name
 
     def hash(self, entry: Entry) -> str:
-        """Returns the first 10 digits of its SHA-256, "" where that is not known yet."""
+        """Returns the first 10 digits of an entry's SHA-256, "" before it is computed."""
         return str(self._kept(entry).get("sha256", ""))[:10]
 
     def known_of(self, entry: Entry) -> dict[str, Any]:
-        """Returns what is known of an entry by now; see descriptions.of."""
+        """Returns the cached metadata of an entry, {} if there is none; see descriptions.of."""
         return dict(self._kept(entry).get("about") or {})
 
     def described(self, entry: Entry) -> dict[str, Any]:
-        """Returns what an entry tells of itself, which may read gigabytes the first time; see descriptions.of."""
+        """Returns an entry's metadata; the first call may read gigabytes.  See descriptions.of."""
         if entry.path is None:
             return {}
         about = self._once(entry.path, "about", lambda path: descriptions.of(entry.kind, path))
@@ -161,12 +161,12 @@ class Library:
         return about
 
     def notes(self, entry: Entry) -> dict[str, Any]:
-        """Returns {"notes": text, "tags": [text]} that the owner gave an entry."""
+        """Returns the owner's {"notes": text, "tags": [text]} of an entry."""
         kept = self._notes().get(f"{entry.kind} {entry.name}")
         return kept if isinstance(kept, dict) else {"notes": "", "tags": []}
 
     def note(self, entry: Entry, notes: str, tags: list[str]) -> None:
-        """Keeps the owner's notes and tags of an entry.  Raises SettingError for too long ones."""
+        """Saves the owner's notes and tags of an entry.  Raises SettingError if they are too long."""
         if len(notes) > MOST_NOTES or len(tags) > MOST_TAGS or any(len(tag) > 100 for tag in tags):
             raise SettingError("notes", f"{len(notes)} letters", f"at most {MOST_NOTES} and {MOST_TAGS} tags")
         with self.lock, files.new_file(self.place.root / "notes.json") as temporary:
@@ -180,7 +180,7 @@ class Library:
             return {}
 
     def describe_all(self, over: threading.Event) -> None:
-        """Describes all that is there; ends early where `over` is set."""
+        """Caches the metadata of all entries; ends early if `over` is set."""
         for one in self.entries():
             if over.is_set():
                 return
@@ -189,7 +189,7 @@ class Library:
         self.save()
 
     def watch(self, over: threading.Event) -> None:
-        """Describes all that is there and what comes, for a thread, until `over` is set."""
+        """Runs in a thread: caches the metadata of all entries and of new ones until `over` is set."""
         while not over.is_set():
             self.describe_all(over)
             over.wait(EVERY)
@@ -201,7 +201,7 @@ class Library:
         return found if found and found.get("state") == _state(entry.path) else {}
 
     def _once(self, path: Path, name: str, find: Any) -> Any:
-        """Returns what find(path) gives, which is asked once for each path, size and time."""
+        """Returns find(path), cached by path, size and time."""
         state = _state(path)
         with self.lock:
             held = self.known.get(str(path))
@@ -215,7 +215,7 @@ class Library:
 
 
 def _visible(root: Path) -> Iterator[Path]:
-    """Yields folders and files below a folder in order of their names; not what lies in a model's folder."""
+    """Yields folders and files below a folder by name; does not enter the folder of a model."""
     if not root.is_dir():
         return
     for path in sorted(root.iterdir()):
@@ -235,7 +235,7 @@ def _state(path: Path) -> list[int]:
 
 
 def _folder_kind(path: Path) -> str | None:
-    """Returns what a folder of diffusers is."""
+    """Returns the kind of a diffusers folder."""
     if (path / "model_index.json").is_file():
         return "model"
     try:
@@ -245,7 +245,7 @@ def _folder_kind(path: Path) -> str | None:
 
 
 def _file_kind(path: Path) -> str | None:
-    """Returns what a single file is; of pickles, which would have to be read whole, by its name."""
+    """Returns the kind of a single file; that of a pickle from its name, since its header would need a full read."""
     if path.suffix.lower() != ".safetensors":
         return "vae" if ".vae." in path.name.lower() else "model" if path.suffix.lower() in WEIGHTS else None
     try:
@@ -256,7 +256,7 @@ def _file_kind(path: Path) -> str | None:
 
 
 def _adapter_kind(path: Path) -> str | None:
-    """Returns what the kind of an adapter's file is called, None where it is none that can be attached."""
+    """Returns `called` of an adapter file's format, None if it cannot be attached."""
     try:
         kind = attachable.kind(path)
     except (ValueError, OSError):

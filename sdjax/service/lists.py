@@ -5,10 +5,10 @@
 
     requests, errors = read("jobs.jsonl", {"steps": 20})
 
-A field is a setting (sampling/settings.py), or `name`, or `task`, which otherwise follows from the fields: mask, image,
-control_image.  One that is a list, or a number or size written as "0-9" or "3|7.5", is a matrix: every combination
-becomes a picture.  Each -1 of a row's seeds is a random number, for all pictures that it stands in.
-A row that cannot be used is an error in `errors` and never the end of a run.
+A field is a setting (sampling/settings.py), `name` or `task`.  Without `task`, the fields mask, image and control_image
+decide it.  A list, or a number or size such as "0-9" or "3|7.5", makes a matrix: every combination becomes a picture.
+Each -1 among a row's seeds becomes a random number, the same in all pictures of that seed.
+An invalid row becomes an entry of `errors` and does not stop a run.
 """
 
 import codecs
@@ -30,13 +30,13 @@ from sdjax.service.request import Request, check_named, taken_apart
 from sdjax.settings import UNSAID, SettingError, nearest, shown
 
 READERS = ("jsonl", "csv", "parquet")
-MOST = 100_000  # pictures of one row: a typing error should not fill a disk
-WHOLE = 200_000  # pictures of a list: they are held in memory
-LONGEST = 200  # bytes of a name, to which endings come: file systems take 255
-# Names of devices on Windows, whatever ending follows: Microsoft, "Naming Files, Paths, and Namespaces".
+MOST = 100_000  # pictures of one row, so that a typing error fills no disk
+WHOLE = 200_000  # requests of a list, which all lie in memory
+LONGEST = 200  # bytes of a name; with suffixes, file systems take 255
+# Device names on Windows, with any suffix: Microsoft, "Naming Files, Paths, and Namespaces".
 RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{kind}{i}" for kind in ("COM", "LPT") for i in "123456789")}
 KNOWN = {name: one for task in TASKS.values() for name, one in fields(task).items()}
-WITH = {"control_image": "controlnet", "mask": "inpaint", "image": "img2img"}  # the task of a row with such a field
+WITH = {"control_image": "controlnet", "mask": "inpaint", "image": "img2img"}  # the task of a row with this field
 
 
 def read(
@@ -44,11 +44,10 @@ def read(
 ) -> tuple[list[Request], list[dict[str, Any]]]:
     """Returns (requests, errors): list of Request, and list of {"row", "error"}.
 
-    defaults: settings for the fields that a row does not have; those that its task does not have, or that need others,
-    as strength needs an image, are for the rows that have these.
-    word: () -> text, asked where seeds are -1: the same word draws the same seeds at every reading; None draws anew.
-    Raises ValueError when the file as a whole cannot be read or has more than WHOLE pictures, and for defaults that
-    cannot be used.
+    defaults: settings for fields that a row omits.  A row ignores those that its task lacks or that need another field,
+    as strength needs an image.
+    word: () -> text, called for seeds of -1: the same word draws the same seeds at every reading; None draws new ones.
+    Raises ValueError for an unreadable file, more than WHOLE pictures, and invalid defaults.
     """
     path = Path(path)
     requests, errors, names = [], [], set()
@@ -61,11 +60,11 @@ def read(
             made = _requests(number, row, defaults, path.resolve().parent, word)
             taken = names & {one.name for one in made}
             if taken:
-                raise ValueError(f"name={min(taken)!r}: there is a picture of this name already")
+                raise ValueError(f"name={min(taken)!r}: another picture has this name")
             names |= {one.name for one in made}
             requests += made
             if len(requests) > WHOLE:
-                raise _TooMany(f"{path}: row {number}: more than {WHOLE} pictures in all; make several lists of it")
+                raise _TooMany(f"{path}: row {number}: more than {WHOLE} pictures; split the list")
         except _TooMany:
             raise
         except (ValueError, OverflowError, RecursionError) as error:
@@ -74,13 +73,13 @@ def read(
 
 
 class _TooMany(ValueError):
-    """A list as a whole is too long."""
+    """A list has more than WHOLE pictures."""
 
 
 def _checked(row, mine=False):
-    """Returns the fields of a row that say something, each a value in its type or a list of such.
+    """Returns the fields of a row that are set, each a value of its type or a list of values.
 
-    mine: they are those of who started the program, and no list's.
+    mine: the fields come from the command line, not from a list.
     """
     row = {name: value for name, value in row.items() if value not in (None, "") or name == "prompt"}
     for name in row:
@@ -117,29 +116,29 @@ def _requests(number, row, defaults, folder, word):
         if not isinstance(name, str) or not re.fullmatch(r"[\w][\w. -]*", name):
             raise ValueError(f"name={shown(name)}: expected letters, digits, '.', '_', '-' and spaces")
         if name.rstrip(". ") != name or name.partition(".")[0].strip().upper() in RESERVED:
-            raise ValueError(f"name={shown(name)}: expected a name that every file system takes")
+            raise ValueError(f"name={shown(name)}: expected a name that is valid on every file system")
         if len(name.encode()) > LONGEST:
             raise ValueError(f"name={shown(name)}: expected at most {LONGEST} bytes")
         one = make(TASKS[task], settings)
         check_named(one, defaults.get("adapter", ()))
-        taken_apart(one)  # an adapter that cannot be read is this row's error
+        taken_apart(one)  # an unreadable adapter is this row's error
         made.append(Request(one, folder, f"{name}-{index:05d}" if len(rows) > 1 else name, number))
     return made
 
 
 def expand(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the rows of a row whose fields may be lists, first field slowest."""
+    """Returns every combination of a row's fields that are lists; the first field varies slowest."""
     count = 1
     for value in row.values():
         count *= len(value) if isinstance(value, list) else 1
     if not 1 <= count <= MOST:
-        raise ValueError(f"{count} pictures of one row: expected 1 to {MOST}")
+        raise ValueError(f"{count} pictures in one row; expected 1 to {MOST}")
     values = [value if isinstance(value, list) else [value] for value in row.values()]
     return [dict(zip(row, some, strict=True)) for some in itertools.product(*values)]
 
 
 def _drawn(value, place, word):
-    """Returns a seed, or a list of such, with 32 random bits in place of each -1; place: of the field in the list."""
+    """Returns a seed or list of seeds, with 32 random bits for each -1; place: the field's place in the list."""
     if isinstance(value, list):
         return [_drawn(one, f"{place} {i}", word) for i, one in enumerate(value)]
     if value != -1:
@@ -148,7 +147,7 @@ def _drawn(value, place, word):
 
 
 def _several(one: Field, value: Any) -> Any:
-    """Returns a field's value checked and in its type, or a list of such."""
+    """Returns a field's checked value in its type, or a list of such values."""
     if one.kind is int and isinstance(value, str):
         span = re.fullmatch(r"(\d+)-(\d+)", value.strip())
         if span and max(map(len, span.groups())) < 20:
@@ -166,7 +165,7 @@ def _several(one: Field, value: Any) -> Any:
 
 
 def _one(one: Field, value: Any) -> Any:
-    """Returns a value in its type; one that stands for several settings, as "DPM++ 2M Karras" does, as it is."""
+    """Returns a value in its type; a name of several settings, such as "DPM++ 2M Karras", unchanged."""
     spelled = understood(TASKS["text2img"], {one.name: value}) if one.choices is not None else {}
     if len(spelled) > 1:
         return value
@@ -174,7 +173,7 @@ def _one(one: Field, value: Any) -> Any:
 
 
 def _rows(path: Path) -> Iterator[Any]:
-    """Yields rows as dicts, or the ValueError of a line that is none."""
+    """Yields each row as a dict, or as the ValueError of its line."""
     kind = path.suffix.lstrip(".").lower()
     if kind not in READERS:
         raise ValueError(f"{path}: expected a file ending in {', '.join('.' + name for name in READERS)}")
@@ -184,7 +183,7 @@ def _rows(path: Path) -> Iterator[Any]:
 
 
 def _jsonl(path):
-    with path.open("rb") as file:  # whose lines end at \n alone: a text may hold other letters that end lines
+    with path.open("rb") as file:  # binary, so only \n ends a line: texts may contain Unicode line ends
         for number, line in enumerate(file):
             line = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
             if line.strip():
@@ -192,7 +191,7 @@ def _jsonl(path):
 
 
 def _object(line):
-    """Returns the object of a line of JSON, or the ValueError that says why there is none."""
+    """Returns the JSON object of a line, or a ValueError that names its fault."""
     said = shown(line[:240].decode("utf-8", "replace").strip())
     try:
         row = json.loads(line.decode("utf-8"))
@@ -202,7 +201,7 @@ def _object(line):
         return ValueError(f"{said}: byte {error.start + 1} is not UTF-8")
     except RecursionError:
         return ValueError(f"{said}: nested too deep")
-    except ValueError:  # of Python's int, for thousands of digits
+    except ValueError:  # Python's limit on the digits of an int
         return ValueError(f"{said}: a number has too many digits")
     return row if isinstance(row, dict) else ValueError(f"{said}: expected an object")
 
@@ -239,7 +238,7 @@ def _parquet(path):
     for batch in table.to_batches(max_chunksize=1000):
         try:
             rows = batch.to_pylist()
-        except (ValueError, OverflowError):  # of text that is not UTF-8, of times that Python has not
+        except (ValueError, OverflowError):  # for text that is not UTF-8 and times outside Python's range
             rows = [_arrow_row(batch.slice(i, 1)) for i in range(len(batch))]
         yield from rows
 

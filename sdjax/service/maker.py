@@ -3,7 +3,7 @@
     maker = Maker(adapters="loras")
     (picture,) = maker.make([Request(TextToImage(prompt="a <lora:ink:0.8>cat", grammar="a1111"))])
 
-Programs, lists, page and API use it.  One call makes requests that request.grouped put together.
+Programs, lists, page and API use it.  One call makes one group of request.grouped.
 """
 
 import re
@@ -30,12 +30,12 @@ from sdjax.service.request import Request, files_of, taken_apart, texts
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
-ROOM = 8e9  # bytes of models that are held where free memory is unknown
-LEARNED = re.compile(r"<[\w-]+>|(?<!\w)\*\w\b")  # <new>, *s: how learned words are called where nobody says otherwise
+ROOM = 8e9  # bytes to keep loaded if free memory is unknown
+LEARNED = re.compile(r"<[\w-]+>|(?<!\w)\*\w\b")  # <new>, *s: default names of learned words
 
 
-class Held:
-    """What was loaded, the last used at the end; where it is more than `room` bytes, what was used first goes."""
+class Cache:
+    """A cache of loaded values that drops the least recently used above `room` bytes."""
 
     def __init__(self, room: float | None = None) -> None:
         self.items: dict[Any, Any] = {}
@@ -43,7 +43,7 @@ class Held:
         self.lock = threading.RLock()
 
     def get(self, key: Any, load: Callable[[], Any]) -> Any:
-        """Returns what load() gave for this key; one thread loads, which may ask for more, and the others wait."""
+        """Returns load(), cached by key; one thread loads, and may call `get` meanwhile, while the others wait."""
         with self.lock:
             if self.room is None:
                 self.room = (memory.available() or ROOM) / 2
@@ -62,16 +62,19 @@ def _bytes(*held: Any) -> int:
 
 
 class Maker:
-    """Makes pictures of requests; adapters: the folder of those that prompts name.  room: bytes that stay loaded."""
+    """Makes pictures of requests.
+
+    adapters: the folder of adapters that prompts name.  room: bytes to keep loaded.
+    """
 
     def __init__(self, adapters: str | Path = "adapters", room: float | None = None) -> None:
-        self.adapters, self.held = Path(adapters), Held(room)
-        self.expected: dict[str, dict[str, None]] = {}  # texts that are to come, by how they name adapters
-        self.named: dict[Any, dict[str, Path]] = {}  # the embeddings that those name, by model and grammar
-        self.unread: dict[str, str] = {}  # words whose embedding cannot be read, and why
+        self.adapters, self.held = Path(adapters), Cache(room)
+        self.expected: dict[str, dict[str, None]] = {}  # texts of expected requests, by how they name adapters
+        self.named: dict[Any, dict[str, Path]] = {}  # the embeddings in those texts, by model and grammar
+        self.unread: dict[str, str] = {}  # {word: why its embedding cannot be read}
 
     def expect(self, requests: Iterable[Request]) -> None:
-        """Has the words of requests that are to come attached from the first on: nothing compiles anew for them."""
+        """Attaches the words of later requests from the first request on, so that they recompile nothing."""
         self.expected, self.named = {}, {}
         for one in requests:
             self.expected.setdefault(one.settings.naming, {}).update(dict.fromkeys(texts(one.settings)))
@@ -84,10 +87,10 @@ class Maker:
         progress: bool = False,
         watch: Callable[[Progress], Any] | None = None,
     ) -> np.ndarray:
-        """Returns the pictures uint8 [B H W 3] of requests that can be made together, of an interpolation its frames.
+        """Returns the pictures uint8 [B H W 3] of a group of requests, or the frames of an interpolation.
 
-        batch: frames that are made at once.  progress: a bar over the steps.  watch: see Job.
-        Raises SettingError for a file that is no picture, and what the functions of sampling/ raise.
+        batch: frames computed at once.  progress: show a bar over the steps.  watch: see Job.
+        Raises SettingError for a file that is not a picture, and what the functions of sampling/ raise.
         """
         sd = self.model(requests)
         pictures = tuple(self._suited(sd, request.settings) for request in requests)
@@ -97,14 +100,14 @@ class Maker:
         return _draw(sd, job, requests)
 
     def _suited(self, sd: StableDiffusion, made: settings.Task) -> settings.Task:
-        """Returns a picture's settings as the model takes them, without the adapters that its prompt names."""
+        """Returns a picture's settings for this model, its prompt without adapters."""
         made = made.saying(taken_apart(made)[0])
         return upscaling.suited(sd, made) if isinstance(made, settings.Upscale) else made
 
     def record(self, request: Request, size: tuple[int, int], private: bool = True, **more: str) -> records.Record:
-        """Returns the Record of a request whose picture has a size, (height, width); more: other words of it.
+        """Returns the Record of a request; size: (height, width) of its picture.  more: more words of the record.
 
-        private: False leaves texts and names and hashes of files out.
+        private: False leaves out prompts, and names and hashes of files.
         """
         sd, made = self.base(request)[0], request.settings
         if isinstance(made, settings.Upscale):
@@ -120,7 +123,7 @@ class Maker:
     # ---- models ------------------------------------------------------------------------------------
 
     def model(self, requests: Sequence[Request]) -> StableDiffusion:
-        """Returns the model of requests that are made together, with their adapters and the embeddings they name."""
+        """Returns the model of a group of requests with the adapters and embeddings that they name."""
         made, named = requests[0].settings, taken_apart(requests[0].settings)[1]
         base, key = self.base(requests[0])
         if not base.tokenizers:
@@ -145,16 +148,16 @@ class Maker:
         return self.held.get(key, lambda: replicas.spread(attach.attach_found(base, found)))
 
     def _embeddings(self, sd, said, folder, grammar):
-        """Returns {word: file} of the embeddings that texts name; those that cannot be read are said once."""
+        """Returns {word: file} of the embeddings that texts name; prints a note once for each unreadable one."""
         found, unread = attach.find_embeddings(sd, list(said), folder, grammar)
         for word, reason in unread.items():
             if word not in self.unread:
                 self.unread[word] = reason
-                attach.note(f"{word!r} is no embedding here: {reason}")
+                attach.note(f"{word!r} is read as a plain word: {reason}")
         return found
 
     def base(self, request: Request) -> tuple[StableDiffusion, Any]:
-        """Returns (the model of a request without what its prompt names, what tells it from others)."""
+        """Returns (the model of a request without the adapters in its prompt, its cache key)."""
         made = request.settings
         (source, how), given = made.loading(), files_of(made)
         subject = made.image if isinstance(made, settings.TextToImage) else None
@@ -175,7 +178,7 @@ class Maker:
         return replicas.spread(e4t.shown(sd, picture) if seeing else sd)
 
     def _read(self, path, sd, word=None):
-        """Returns the adapter of a file, for other strengths of it too."""
+        """Returns the adapter in a file, cached for all strengths."""
         key = ("adapter", _state(path), word, sd.networks)
         return self.held.get(key, lambda: attachable.read(path, sd, word))
 
@@ -199,7 +202,7 @@ class Maker:
         return provenance.adapters_named(sd, taken_apart(made)[1], texts(made), folder, made.naming)
 
     def hashes(self, request: Request) -> list[Any]:
-        """Returns the hashes of the adapters that a request names, None for one that cannot be read."""
+        """Returns the hashes of the adapters that a request names, None for an unreadable one."""
         sd, made = self.base(request)[0], request.settings
         found: list[Any] = []
         folder = attach.Folder(self.adapters)
@@ -216,7 +219,7 @@ class Maker:
         return found
 
     def notes(self, requests: Sequence[Request]) -> list[str]:
-        """Returns what the model of requests that are made together reads otherwise than who wrote them may think."""
+        """Returns notes on prompts of a group that the model reads differently from what the user may expect."""
         sd, plain = self.model(requests), requests[0].settings.plain
         if not sd.tokenizers:
             return []
@@ -229,17 +232,17 @@ class Maker:
         if named:
             found.append(f"{named[0]} is read as words; --grammar a1111 attaches the adapter")
         elif plain and longest > room:
-            first = f"a prompt of {longest} tokens, of which the first {room} are read"
+            first = f"a prompt has {longest} tokens; the model reads the first {room}"
             found.append(f"{first}; --grammar a1111 reads them all")
         for word in dict.fromkeys(word for text in said for word in LEARNED.findall(text)):
             if not sd.knows(word):
-                how = "--adapter FILE brings a learned word, --image PICTURE the subject of a model with an e4t/"
-                found.append(f"{word} is a word that the model has not learned; {how}")
+                how = "--adapter FILE adds a learned word, --image PICTURE the subject for a model with e4t/"
+                found.append(f"{word} is not a word that the model has learned; {how}")
         return found
 
 
 def _state(path: Any) -> Any:
-    """Returns what tells a file from another of its name, None for what is no file."""
+    """Returns (path, size, time) of a file, None if there is no such file."""
     try:
         state = Path(path).stat()
     except (OSError, ValueError):
@@ -256,7 +259,7 @@ def weights(sd: StableDiffusion) -> str:
 
 
 def _draw(sd: StableDiffusion, job: Job, requests: Sequence[Request]) -> np.ndarray:
-    """Returns the pictures of a job by the function of sampling/ that its settings ask for."""
+    """Returns the pictures of a job from the function of sampling/ for its settings."""
     shared = job.settings
     if isinstance(shared, settings.TextToImage) or not shared.image:
         return generate.drawn(sd, job) if upscaling.passes(shared) == 1 else upscaling.redone(sd, job)
@@ -270,7 +273,7 @@ def _draw(sd: StableDiffusion, job: Job, requests: Sequence[Request]) -> np.ndar
 
 
 def _named_picture(name: str, request: Request, file: str, read: Callable[[Path], np.ndarray]) -> np.ndarray:
-    """Returns the picture of a file that a setting names.  Raises SettingError, of its name, for what is none."""
+    """Returns the picture in a setting's file.  Raises SettingError for `name` if the file is not a picture."""
     path = request.file(file)
     if path.is_dir():
         raise SettingError(name, file, "one picture", "is a folder")

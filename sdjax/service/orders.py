@@ -19,21 +19,21 @@ from sdjax.service.request import Request, check_named, several, taken_apart
 from sdjax.settings import UNSAID, SettingError, nearest
 
 MOST = 100  # pictures of one job
-NAMED = {"model": "model", "vae": "vae", "control": "controlnet"}  # settings that name what a library has
+NAMED = {"model": "model", "vae": "vae", "control": "controlnet"}  # settings whose values are names in the library
 
 
 def pictures(library: Library, task: str, values: Mapping[str, Any], count: int = 1) -> dict[str, Any]:
-    """Returns the order of `count` pictures of a task, with a seed drawn for each -1.
+    """Returns the order of `count` pictures of a task, with a random seed for each -1.
 
-    values: settings as the library and uploads call them; without a model it is the place's.
-    Raises SettingError for what cannot be made.
+    values: settings, with the library's and uploads' names for files; the default model is the place's.
+    Raises SettingError for invalid settings.
     """
     if task not in TASKS:
         raise SettingError("task", task, f"one of {', '.join(TASKS)}")
     if type(count) is not int or not 1 <= count <= MOST:
         raise SettingError("count", count, f"a whole number, 1 to {MOST}")
     if TASKS[task] is Interpolate and count != 1:
-        raise SettingError("count", count, "1 of an interpolation")
+        raise SettingError("count", count, "1 for an interpolation")
     made = _settings(library, task, values).drawn()
     known, kept = fields(TASKS[task]), _names(library, values)
     for name, one in known.items():
@@ -44,7 +44,7 @@ def pictures(library: Library, task: str, values: Mapping[str, Any], count: int 
 
 
 def _names(library: Library, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings that name what the library has, by its own names."""
+    """Returns the settings that name entries of the library, with their full names."""
     found = {}
     for name, kind in NAMED.items():
         value = values.get(name)
@@ -56,7 +56,7 @@ def _names(library: Library, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def requests(library: Library, order: Mapping[str, Any]) -> list[Request]:
-    """Returns the requests of an order.  Raises SettingError for one that is none, or names what is not there."""
+    """Returns the requests of an order.  Raises SettingError for an invalid order or an unknown name."""
     task, values, count = order.get("task"), order.get("settings"), order.get("count")
     if not isinstance(task, str) or task not in TASKS or not isinstance(values, dict):
         raise SettingError("task", task, f"one of {', '.join(TASKS)}, with settings")
@@ -68,7 +68,7 @@ def requests(library: Library, order: Mapping[str, Any]) -> list[Request]:
 
 
 def _settings(library: Library, task: str, values: Mapping[str, Any]) -> Task:
-    """Returns the settings as the Maker takes them, with paths in the place of names."""
+    """Returns the settings for the Maker, with paths instead of names."""
     known, found = fields(TASKS[task]), {}
     for name, value in values.items():
         if name not in known:
@@ -85,12 +85,12 @@ def _settings(library: Library, task: str, values: Mapping[str, Any]) -> Task:
 
 
 def _looked_up(library: Library, field: Field, value: Any) -> Any:
-    """Returns a setting's value with what it names looked up."""
+    """Returns a setting's value, with the path of the file it names."""
     name, about = field.name, field.about
     items = list(value) if isinstance(value, (list, tuple)) else [value]
     if name in NAMED:
         if not all(isinstance(item, str) for item in items):
-            raise SettingError(name, value, "a name of the library")
+            raise SettingError(name, value, "a name in the library")
         found = [library.find(NAMED[name], item, name).source for item in items]
     elif about.mine:
         raise SettingError(name, UNSAID, "what the server was started with", "is not for requests")

@@ -26,7 +26,7 @@ NAME = re.compile(r"[\w-]{1,100}\.(png|jpg|webp)", re.ASCII)
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture of a set; state: changes with its file."""
+    """A picture of a set; state: the file's time of change in ns."""
 
     name: str
     caption: str
@@ -35,7 +35,7 @@ class Shown:
 
 
 def add(place: Place, key: str, given: Iterable[tuple[str, bytes]]) -> int:
-    """Keeps pictures and captions in a set, each under a name of its own; returns how many pictures there are."""
+    """Adds pictures and captions to a set under new names; returns the number of pictures in the set."""
     folder, renamed, given = place.set(key), [], list(given)
     masks = [(name, data) for name, data in given if name.lower().endswith(MASK)]
     given = [one for one in given if one not in masks]
@@ -56,7 +56,7 @@ def add(place: Place, key: str, given: Iterable[tuple[str, bytes]]) -> int:
 
 
 def listed(place: Place, key: str) -> list[Shown]:
-    """Returns the pictures of a set by name, [] where there is no such set."""
+    """Returns the pictures of a set by name, [] for an unknown set."""
     folder = place.set(key)
     if not folder.is_dir():
         return []
@@ -71,16 +71,16 @@ def listed(place: Place, key: str) -> list[Shown]:
 
 
 def picture(place: Place, key: str, name: str) -> Path:
-    """Returns the file of a picture of a set.  Raises SettingError where there is none."""
+    """Returns the file of a picture in a set.  Raises SettingError for an unknown picture."""
     if NAME.fullmatch(name):
         path = place.set(key) / name
         if path.is_file():
             return path
-    raise SettingError("picture", name, "a picture of the set")
+    raise SettingError("picture", name, "a picture in the set")
 
 
 def describe(place: Place, key: str, name: str, caption: str) -> None:
-    """Writes the caption of a picture; "" takes it away."""
+    """Writes the caption of a picture; "" removes it."""
     text = picture(place, key, name).with_suffix(".txt")
     said = " ".join(caption.split())[: uploads.MOST_CAPTION // 4]
     if not said:
@@ -91,7 +91,7 @@ def describe(place: Place, key: str, name: str, caption: str) -> None:
 
 
 def turn(place: Place, key: str, name: str) -> None:
-    """Turns a picture, and its mask, clockwise by a quarter."""
+    """Turns a picture and its mask clockwise by 90 degrees."""
     path = picture(place, key, name)
     mask = path.with_name(f"{path.stem}{MASK}")
     _write(path, np.rot90(reading.picture(path), -1))
@@ -100,9 +100,10 @@ def turn(place: Place, key: str, name: str) -> None:
 
 
 def redraw(place: Place, key: str, name: str, cut: bytes | None, painted: bytes | None) -> None:
-    """Takes a picture as an editor gave it back: its pixels, and a layer of which what is painted is learned.
+    """Replaces a picture by an edited one.
 
-    Raises SettingError for what is no picture.
+    cut: the new pixels.  painted: a layer of the editor; training learns only the painted part.  None: unchanged.
+    Raises SettingError for data that is not a picture.
     """
     path = picture(place, key, name)
     mask = path.with_name(f"{path.stem}{MASK}")
@@ -112,7 +113,7 @@ def redraw(place: Place, key: str, name: str, cut: bytes | None, painted: bytes 
             pixels = np.asarray(_flat(image))
         _write(path, pixels)
         if mask.is_file() and reading.mask(mask).shape != pixels.shape[:2]:
-            mask.unlink()  # it was drawn over the picture before it was cut
+            mask.unlink()  # it fitted the picture before the cut
     kept = uploads.painted(place, painted) if painted is not None else None
     if kept is not None:
         with Image.open(path) as image, Image.open(place.upload(kept)) as layer:
@@ -122,20 +123,20 @@ def redraw(place: Place, key: str, name: str, cut: bytes | None, painted: bytes 
 
 
 def clean(place: Place, key: str, name: str) -> None:
-    """Takes the mask of a picture away."""
+    """Removes the mask of a picture."""
     path = picture(place, key, name)
     path.with_name(f"{path.stem}{MASK}").unlink(missing_ok=True)
 
 
 def remove(place: Place, key: str, name: str) -> None:
-    """Takes a picture, its caption and its mask out of a set."""
+    """Removes a picture, its caption and its mask from a set."""
     path = picture(place, key, name)
     for one in (path.with_suffix(".txt"), path.with_name(f"{path.stem}{MASK}"), path):
         one.unlink(missing_ok=True)
 
 
 def copied(place: Place, key: str, other: str) -> None:
-    """Copies a set under another key: what a run began with stays as it was."""
+    """Copies a set to another key, so that later edits do not change an earlier run's set."""
     there = [(path.name, path.read_bytes()) for path in sorted(place.set(key).iterdir()) if path.is_file()]
     folder = place.set(other)
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -149,7 +150,7 @@ def _upright(size: tuple[int, int], image: Image.Image) -> tuple[int, int]:
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """Returns an RGB picture over white."""
+    """Returns a picture in RGB on white."""
     if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
         return image.convert("RGB")
     whole = image.convert("RGBA")
@@ -157,7 +158,7 @@ def _flat(image: Image.Image) -> Image.Image:
 
 
 def _write(path: Path, pixels: np.ndarray) -> None:
-    """Writes a picture in the format of its name."""
+    """Writes a picture in the format of its suffix."""
     kind = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[path.suffix.lstrip(".")]
     with files.new_file(path) as temporary:
         Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, kind, quality=95)

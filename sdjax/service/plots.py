@@ -1,4 +1,4 @@
-"""Many jobs of one request: a table of pictures in which settings change along axes, and the rows of a list.
+"""Makes many jobs of one request: a table of pictures whose settings vary along axes, or the rows of a list.
 
     axes = [Axis("steps", "10-30 (+10)"), Axis("sampler", "euler, ddim")]
     for order in plotted(library, "text2img", values, axes): queue.add("pictures", order)
@@ -29,9 +29,9 @@ RANGE = re.compile(rf"({NUMBER})\s*-\s*({NUMBER})(?:\s*\(([+-]\d+(?:\.\d+)?)\s*\
 
 @dataclass(frozen=True)
 class Axis:
-    """A setting and the values that it takes, as text: "10, 20, 30", "1-5", "1-9 (+2)", "0-1 [5]".
+    """A setting and its values as text: "10, 20, 30", "1-5", "1-9 (+2)", "0-1 [5]".
 
-    Of "prompt" the first value is what stands in the prompt, the others come in its place.
+    For "prompt", the first value is a part of the prompt, which the others replace.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Axis:
 
 
 def names(task: str) -> list[str]:
-    """Returns the settings of a task that an axis may have."""
+    """Returns the names of a task's settings that may be an axis."""
     return [name for name, one in fields(TASKS[task]).items() if _may(one)]
 
 
@@ -48,19 +48,19 @@ def _may(one: Field) -> bool:
 
 
 def points(one: Field, text: str) -> list[Any]:
-    """Returns the values of an axis.  Raises SettingError for one that is not accepted, and for none."""
+    """Returns the values of an axis.  Raises SettingError for an invalid value or none."""
     parts = [part.strip() for part in next(csv.reader([text], skipinitialspace=True), [])]
     if one.kind in (int, float):
         parts = [value for part in parts for value in _range(one, part)]
     plain = one.about.file or one.name == "prompt"
     found = [value if plain else checked(one, value, text=True) for value in parts if value != ""]
     if not found:
-        raise SettingError(one.name, text, "values with commas between them")
+        raise SettingError(one.name, text, "values separated by commas")
     return found
 
 
 def _range(one: Field, part: str) -> list[Any]:
-    """Returns the numbers of "1-5", "1-9 (+2)" or "0-1 [5]", or the text alone."""
+    """Returns the numbers of "1-5", "1-9 (+2)" or "0-1 [5]"; [text] for other text."""
     match = RANGE.fullmatch(part)
     if match is None:
         return [part]
@@ -71,15 +71,15 @@ def _range(one: Field, part: str) -> list[Any]:
     else:
         step = float(match[3] or (1 if last >= first else -1))
         if step == 0 or (last - first) / step < 0:
-            raise SettingError(one.name, part, "a range that ends, such as 1-5 (+2)")
+            raise SettingError(one.name, part, "a finite range, such as 1-5 (+2)")
         found = [first + step * i for i in range(min(int((last - first) / step + 1e-9) + 1, MOST + 1))]
     return [round(value) if one.kind is int else round(value, 6) for value in found]
 
 
 def plotted(library: Library, task: str, values: Mapping[str, Any], axes: Sequence[Axis]) -> list[dict[str, Any]]:
-    """Returns the orders of a table's pictures, which have one seed unless it is an axis.
+    """Returns the orders of a table's pictures; all share one seed unless it is an axis.
 
-    Raises SettingError for a setting that no axis may have, for too many pictures, and for what cannot be made.
+    Raises SettingError for an invalid axis, too many pictures, and invalid settings.
     """
     there = names(task)
     for axis in axes:
@@ -110,14 +110,14 @@ def _changed(values: Mapping[str, Any], name: str, some: Sequence[Any], i: int) 
     if name != "prompt":
         return some[i]
     if some[0] not in values.get(name, ""):
-        raise SettingError(name, some[0], "a first value that stands in the prompt")
+        raise SettingError(name, some[0], "a first value that occurs in the prompt")
     return values[name].replace(some[0], some[i])
 
 
 def listed(library: Library, path: Path, usual: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Returns (orders of the rows of a list, errors of rows that cannot be made).
+    """Returns (orders of the rows of a list, errors of invalid rows).
 
-    usual: settings of rows that do not say them.  Raises ValueError for what is no list, and for too many rows.
+    usual: settings for rows that omit them.  Raises ValueError for an unreadable list and too many rows.
     """
     requests, errors = lists.read(path, dict(usual))
     if len(requests) > MOST:

@@ -1,4 +1,4 @@
-"""The programs that make pictures: flags in, pictures and records out, errors in one line.
+"""The programs that make pictures: read flags, write pictures with records, print errors in one line.
 
 sys.exit(main("text2img", __doc__))
 """
@@ -20,43 +20,48 @@ from sdjax.service import flags, remade
 from sdjax.service.request import Request, grouped, several
 from sdjax.settings import SettingError
 
-USUAL = {"grammar": "a1111"}  # what programs take in place of the declared values
+USUAL = {"grammar": "a1111"}  # defaults of the programs that differ from the declared ones
 FORMATS = ("png", "jpg", "webp")
 
 
 def usual(task: str) -> dict[str, Any]:
-    """Returns {name: value} of what a program takes in place of the declared values; a way needs plain texts."""
+    """Returns {name: value} of a program's defaults that differ from the declared ones; none for "interpolate"."""
     return {} if TASKS[task] is Interpolate else dict(USUAL)
 
 
-def parser(task: str, doc: str | None) -> flags.Parser:
-    """Returns the command line's parser of a task's program; doc: its docstring."""
-    made = flags.Parser(doc)
+def parser(task: str, doc: str | None, prog: str | None = None) -> flags.Parser:
+    """Returns the command line's parser of a task's program; doc: its description.  prog: its name in the usage."""
+    made = flags.Parser(doc, prog=prog)
     made.add_argument(
         "--from-image", metavar="FILE", help="use the settings recorded in a picture; flags override them"
     )
     flags.add(made, [TASKS[task]], usual(task))
     add = made.add_argument_group("program").add_argument
     if TASKS[task] is Interpolate:
-        add("--milliseconds", type=int, default=100, help="duration of a frame in the animation, moving.webp")
+        add("--milliseconds", type=int, default=100, help="duration of a frame in moving.webp; default: 100")
     else:
-        add("--count", type=int, default=1, help="pictures per prompt")
-    add("--batch", type=int, default=4 if TASKS[task] is Interpolate else 8, help="pictures computed at once")
+        add("--count", type=int, default=1, help="pictures per prompt; default: 1")
+    rows = 4 if TASKS[task] is Interpolate else 8
+    add("--batch", type=int, default=rows, help=f"pictures computed at once; default: {rows}")
     add_places(add, task)
     return made
 
 
 def add_places(add: Any, task: str) -> None:
-    """Adds the options of where adapters lie and what is written."""
-    add("--adapters", default="adapters", help="folder of the adapters that prompts name: <lora:NAME:0.8>, NAME")
-    add("--format", default="png", choices=FORMATS, help="file format of the pictures")
+    """Adds the options for the adapters' folder and the output."""
+    add(
+        "--adapters",
+        default="adapters",
+        help="folder of the adapters that prompts name, as <lora:NAME:0.8>; default: adapters",
+    )
+    add("--format", default="png", choices=FORMATS, help="file format of the pictures; default: png")
     add("--public", action="store_true", help="leave prompts, names and hashes out of the records")
-    add("--out", default=f"outputs/{task}", help="output folder")
+    add("--out", default=f"outputs/{task}", help=f"output folder; default: outputs/{task}")
 
 
 @contextlib.contextmanager
 def one_line(exits: int = 1) -> Iterator[None]:
-    """Ends the program with one line on stderr where the block raises what input can cause; settings are flags."""
+    """Exits with one line on stderr if the block raises an error that input can cause; names settings as flags."""
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as error:
@@ -65,9 +70,9 @@ def one_line(exits: int = 1) -> Iterator[None]:
         raise SystemExit(exits) from None
 
 
-def main(task: str, doc: str | None, arguments: Sequence[str] | None = None) -> int:
-    """Runs a task's program; returns the exit status."""
-    given, begin = vars(parser(task, doc).parse_args(arguments)), time.monotonic()
+def main(task: str, doc: str | None, arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Runs a task's program; returns the exit status.  doc: its description.  prog: its name in the usage."""
+    given, begin = vars(parser(task, doc, prog).parse_args(arguments)), time.monotonic()
     try:
         with one_line():
             paths = run(task, given)
@@ -78,9 +83,9 @@ def main(task: str, doc: str | None, arguments: Sequence[str] | None = None) -> 
 
 
 def run(task: str, given: dict[str, Any], made_by: Any = None) -> list[Path]:
-    """Writes the pictures that flags ask for and returns their paths; given: {option: value}.
+    """Writes the pictures of a command line and returns their paths; given: {option: value}.
 
-    made_by: a Maker, with the models that it holds; None makes one.
+    made_by: the Maker to use; None makes one.
     """
     from sdjax.runtime import accelerator, compile_cache
     from sdjax.service import maker
@@ -112,10 +117,10 @@ def run(task: str, given: dict[str, Any], made_by: Any = None) -> list[Path]:
 
 
 def asked(task: str, given: dict[str, Any], count: int, source: str | None = None) -> list[Request]:
-    """Returns the requests of a command line; source: a picture whose settings hold where none are given."""
+    """Returns the requests of a command line; source: a picture whose settings apply unless flags override them."""
     values = usual(task) | (remade.values(source, task) if source else {}) | given
     if values.get("model", "") is None:
-        raise ValueError(f"--from-image {source}: not of a built-in model; name it with --model")
+        raise ValueError(f"--from-image {source}: made with another model than the built-in ones; add --model")
     prompts = values.pop("prompt", None)
     prompts = [prompts] if prompts is None or isinstance(prompts, str) else prompts
     prompts = [prompts] if TASKS[task] is Interpolate and prompts[0] is not None else prompts
@@ -129,10 +134,10 @@ def asked(task: str, given: dict[str, Any], count: int, source: str | None = Non
 
 
 def _written(made_by: Any, some: Sequence[Request], made: Any, program: dict[str, Any]) -> list[Path]:
-    """Writes pictures, numbered on from those that are there, and the moving picture of frames; returns their paths."""
+    """Writes pictures under the next free numbers, and the animation of frames; returns their paths."""
     out = Path(program["out"])
     out.mkdir(parents=True, exist_ok=True)
-    with locks.turn(out):  # two programs at once number their pictures one after the other
+    with locks.turn(out):  # one program at a time takes numbers
         return _numbered(made_by, some, made, program, out)
 
 
@@ -155,7 +160,7 @@ def _numbered(made_by: Any, some: Sequence[Request], made: Any, program: dict[st
 
 
 def _next_number(out: Path) -> int:
-    """Returns the number behind the highest that a file of the folder begins with."""
+    """Returns 1 + the highest number at the start of a file's name in the folder."""
     numbers = [int(path.name[:5]) for path in out.glob("*") if re.match(r"\d{5}[-.]", path.name)]
     return max(numbers, default=-1) + 1
 

@@ -24,8 +24,8 @@ from sdjax.text.grammars import Wanted
 def of(sd: StableDiffusion, made: Task, named: dict[str, Path] | None = None) -> tuple[dict[str, Any], dict[str, str]]:
     """Returns ({setting: name} of the settings that name files, {"model", "vae", "lora ink" ...: hash}).
 
-    Names are those of files without folder, of models also without ending, of the hub, or of models that are built in.
-    named: {"lora ink": file, "embedding cat": file}, what prompts ask for themselves, see adapters_named: only hashes.
+    Names: files without folder, models also without suffix, hub ids, and built-in models.
+    named: {"lora ink": file, "embedding cat": file} of the prompts, see adapters_named; these get hashes only.
     """
     names = {}
     for name, field in fields(type(made)).items():
@@ -38,7 +38,7 @@ def of(sd: StableDiffusion, made: Task, named: dict[str, Path] | None = None) ->
         names["vae"] = _name(made.vae)
         hashes["vae"] = model_hash(made.vae if Path(made.vae).is_file() else autoencoder.locate(made.vae))
     for one, by_name in adapters_of(made):
-        if by_name:  # its hash is one of `named`
+        if by_name:  # `named` has its hash
             shown.append(one)
             continue
         file, strength, word = attach.split(one)
@@ -52,9 +52,9 @@ def of(sd: StableDiffusion, made: Task, named: dict[str, Path] | None = None) ->
 def adapters_named(
     sd: StableDiffusion, wanted: Iterable[Wanted], texts: Iterable[str], folder: attach.Folder, grammar: str
 ) -> dict[str, Path]:
-    """Returns {"lora ink": file, ...} of what prompts ask for below a folder: wanted adapters and embeddings' names.
+    """Returns {"lora ink": file, ...} of the wanted adapters and of embeddings in the texts, from a folder.
 
-    texts: prompts and negative prompts, of a grammar.
+    texts: prompts and negative prompts in a grammar.
     """
     found = {f"{one.kind} {one.name}": attach.find(folder, one.name) for one in wanted}
     words, _ = attach.find_embeddings(sd, texts, folder, grammar)
@@ -62,25 +62,25 @@ def adapters_named(
 
 
 def of_adapters(named: Mapping[str, Path]) -> dict[str, str]:
-    """Returns {"lora ink": hash, ...} of what adapters_named found."""
+    """Returns {"lora ink": hash, ...} for the result of adapters_named."""
     return {name: digest(path) for name, path in named.items()}
 
 
 def digest(source: str | Path) -> str:
-    """Returns the hash that records have of an adapter's file or folder."""
+    """Returns the hash of an adapter file or folder for records."""
     kind, path = attach.kind(source)
     return kind.digest(path)
 
 
 def built_in(model: str) -> bool:
-    """Returns whether a model's name is one of ours, which stands for nothing outside of the package."""
+    """Returns whether a name means a built-in model."""
     return model == "pocket" or model.partition(":")[0] in ("random", "new")
 
 
 def kept_model(said: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, str | None]:
-    """Returns {"model": name} of a record's settings where it holds elsewhere, else {"model": None}; {} without one.
+    """Returns {"model": name} if a record's model is built in, {"model": None} for another, {} without one.
 
-    hashes: the record's.
+    hashes: the record's hashes.
     """
     name = said.get("model") or ""
     if built_in(name):
@@ -103,16 +103,16 @@ def _name(source):
 
 
 def model_hash(path: str | Path) -> str:
-    """Returns 10 hex digits that name a model: of the SHA-256 of a checkpoint's file, as A1111 and Civitai show it.
+    """Returns 10 hex digits that identify a model: of a checkpoint's SHA-256, as A1111 and Civitai show it.
 
-    A folder has none of theirs; ours is of the names and hashes of the weight files in it.
-    Raises ValueError for what does not exist or holds no weights.
+    For a folder they are of the names and hashes of its weight files, a rule of ours.
+    Raises ValueError for a missing file or a folder without weights.
     """
     path = Path(path)
     if path.is_file():
         return autov2(path)
     files = sorted(path.rglob("*.safetensors"), key=lambda file: file.relative_to(path).as_posix())
     if not files:
-        raise ValueError(f"{path}: no such file, and no folder with .safetensors files")
+        raise ValueError(f"{path}: no such file; expected a file or a folder with .safetensors files")
     lines = "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()[:10]

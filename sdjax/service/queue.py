@@ -24,13 +24,13 @@ APPLICATION = 0x5D1A0B5  # SQLite's application_id: this file is ours
 VERSION = 1
 KINDS = ("pictures", "training", "tool")
 WAITING, RUNNING, DONE, FAILED, CANCELLED, STOPPED = "waiting", "running", "done", "failed", "cancelled", "stopped"
-HALF = "half"  # asks a job to stop and to keep its half-done picture as its preview
-STOPS = ("stop", HALF)  # what ends a running job
-HALF_DONE = 20  # previews of cancelled jobs that are kept
+HALF = "half"  # asks a job to stop and to keep its unfinished picture as its preview
+STOPS = ("stop", HALF)  # requests that end a running job
+HALF_DONE = 20  # kept previews of cancelled jobs
 ENDED = (DONE, FAILED, CANCELLED, STOPPED)
-BEHIND = 5  # deaths of the worker at a job, without progress between, after which the job waits behind all others
-TRIES = 10  # such deaths after which the job has failed
-BUSY = 30  # seconds that a call waits for another process's transaction
+BEHIND = 5  # after so many deaths of the worker at a job without progress, the job moves behind all others
+TRIES = 10  # after so many such deaths, the job has failed
+BUSY = 30  # seconds that a call waits for other processes' transactions
 TABLES = """
 create table jobs (
     id integer primary key autoincrement, key text not null unique, kind text not null, request text not null,
@@ -49,11 +49,12 @@ create table options (name text primary key, value text not null);
 class Job:
     """A row of the table.
 
-    key: an opaque name, of 32 hex digits, which its files have.  kind: of KINDS.  request: what is to be done.
-    source: who asked for it.  state: waiting, running, or one of ENDED; a stopped job can be resumed.
-    position: jobs run in its order.  phase: what a running job does ("loading", "compiling", "sampling" ...), with
-    `step` of `steps` steps, and `made` pictures.  asked: one of STOPS, or "skip", which the worker has not done yet.
-    pid: of the process that has it.  tries: how often one died at it.  times: seconds since 1970.
+    key: 32 random hex digits that name its files.  kind: one of KINDS.  request: the order.  source: the client.
+    state: waiting, running, or one of ENDED; a stopped job can be resumed.
+    position: jobs run in this order.  phase: of a running job ("loading", "compiling", "sampling" ...), with `step` of
+    `steps` steps and `made` pictures.  asked: one of STOPS, or "skip", until the worker acts on it.
+    pid: of the worker that has the job.  tries: how often a worker died at it.  created, started, ended: seconds since
+    1970.
     """
 
     id: int
@@ -79,19 +80,19 @@ class Job:
 
     @property
     def pictures(self) -> list[str]:
-        """The names of the pictures that it has."""
+        """The names of its finished pictures."""
         names = self.result.get("pictures", [])
         return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
     @property
     def count(self) -> int:
-        """How many pictures are asked for."""
+        """The number of pictures in its order."""
         count = self.request.get("count", 1)
         return count if type(count) is int and count > 0 else 1
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """Whether its state is final."""
         return self.state in ENDED
 
 
@@ -99,9 +100,9 @@ COLUMNS = [field.name for field in dataclasses.fields(Job)]
 
 
 class Queue:
-    """The jobs of one file, which is made where it is not there, for its owner alone.
+    """The jobs in one file; creates a missing file, readable by its owner only.
 
-    Raises ValueError for a file that holds something else, or that another version of sdjax wrote.
+    Raises ValueError for another kind of file and for one of another version of sdjax.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -112,7 +113,7 @@ class Queue:
             with self._open() as base:
                 self._prepare(base)
         except sqlite3.DatabaseError as error:
-            raise ValueError(f"{self.path}: no job database ({error}); move it away to start a new one") from None
+            raise ValueError(f"{self.path}: not a job database ({error}); move it away to start a new one") from None
 
     def _prepare(self, base: sqlite3.Connection) -> None:
         base.execute("pragma journal_mode=wal")  # readers never wait for the writer
@@ -126,7 +127,7 @@ class Queue:
             base.execute(f"pragma application_id={APPLICATION}")
             base.execute(f"pragma user_version={VERSION}")
         elif (application, version) != (APPLICATION, VERSION) or _schema(base) != _wanted():
-            raise ValueError(f"{self.path}: not this version's job database; move it away to start a new one")
+            raise ValueError(f"{self.path}: not a job database of this version; move it away to start a new one")
         base.execute("commit")
 
     @contextlib.contextmanager
@@ -144,10 +145,10 @@ class Queue:
     def _jobs(self, text: str, *values: Any) -> list[Job]:
         return [_job(row) for row in self._rows(text, *values)]
 
-    # ---- who asks ------------------------------------------------------------------------------
+    # ---- clients -------------------------------------------------------------------------------
 
     def add(self, kind: str, request: dict[str, Any], source: str = "", steps: int = 0) -> Job:
-        """Puts a job at the end and returns it."""
+        """Appends a job and returns it."""
         if kind not in KINDS:
             raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")
         text = (
@@ -158,19 +159,19 @@ class Queue:
         return self._jobs(text, *given)[0]
 
     def get(self, id: int) -> Job | None:
-        """Returns a job, None where there is none of this number."""
+        """Returns a job by its number, or None."""
         return next(iter(self._jobs("select * from jobs where id=?", id)), None)
 
     def of_key(self, key: str) -> Job | None:
-        """Returns the job of a key, None where there is none."""
+        """Returns a job by its key, or None."""
         return next(iter(self._jobs("select * from jobs where key=?", key)), None)
 
     def current(self, kind: str) -> Job | None:
-        """Returns the running job of a kind, else the first that waits."""
+        """Returns the running job of a kind, else its first waiting one, or None."""
         return next((job for job in self.waiting() if job.kind == kind), None)
 
     def newest(self, count: int = 100, states: Iterable[str] = (), before: int | None = None) -> list[Job]:
-        """Returns the newest jobs, the last first; states: only those; before: only those of smaller numbers."""
+        """Returns the newest jobs, newest first; states: only these; before: only smaller numbers."""
         states = list(states)
         where = [f"state in ({', '.join('?' * len(states))})"] if states else []
         where += ["id < ?"] if before is not None else []
@@ -178,19 +179,19 @@ class Queue:
         return self._jobs(text, *states, *([before] if before is not None else []), count)
 
     def waiting(self) -> list[Job]:
-        """Returns the jobs that wait or run, in their order."""
+        """Returns the running and waiting jobs in order."""
         return self._jobs("select * from jobs where state in ('running', 'waiting') order by state, position")
 
     def since(self, changed: int, count: int = 200) -> list[Job]:
-        """Returns jobs that changed after a number, the oldest change first."""
+        """Returns jobs whose `changed` is above a number, oldest change first."""
         return self._jobs("select * from jobs where changed > ? order by changed limit ?", changed, count)
 
     def clock(self) -> int:
-        """Returns the number of the last change."""
+        """Returns the highest `changed`, 0 without jobs."""
         return self._rows("select coalesce(max(changed), 0) from jobs")[0][0]
 
     def ask(self, id: int, what: str) -> Job | None:
-        """Asks for one of STOPS, or "skip"; cancels a job that waits at once.  Returns it, None for no such job."""
+        """Asks a running job for one of STOPS or "skip"; cancels a waiting one.  Returns the job, or None."""
         self._rows(
             f"update jobs set state='cancelled', ended=?, changed={NEXT} where id=? and state='waiting'",
             time.time(), id,
@@ -203,7 +204,7 @@ class Queue:
         return self.get(id)
 
     def resume(self, id: int) -> Job | None:
-        """Puts a job that was stopped, cancelled or failed back among those that wait, at the end."""
+        """Appends a stopped, cancelled or failed job to the waiting ones."""
         self._rows(
             "update jobs set state='waiting', error='', asked='', phase='', ended=null, tries=0,"
             f" position=(select max(position) + 1 from jobs), changed={NEXT}"
@@ -213,13 +214,13 @@ class Queue:
         return self.get(id)
 
     def move(self, id: int, before: int | None = None) -> None:
-        """Moves a waiting job before another one, or to the end.  Raises ValueError where either does not wait."""
+        """Moves a waiting job before another, or to the end.  Raises ValueError if either does not wait."""
         with self._open() as base:
             base.execute("begin immediate")
             rows = base.execute("select id, position from jobs where state='waiting' order by position").fetchall()
             places = {row["id"]: row["position"] for row in rows}
             if id not in places or before is not None and before not in places:
-                raise ValueError(f"job {id if id not in places else before}: does not wait")
+                raise ValueError(f"job {id if id not in places else before}: not waiting")
             places.pop(id)
             end = base.execute("select max(position) from jobs").fetchone()[0]
             if before is None:
@@ -233,25 +234,25 @@ class Queue:
             base.execute("commit")
 
     def clear(self) -> int:
-        """Cancels all that wait; returns how many."""
+        """Cancels all waiting jobs; returns their number."""
         text = f"update jobs set state='cancelled', ended=?, changed={NEXT} where state='waiting' returning id"
         return len(self._rows(text, time.time()))
 
     def forget(self, id: int) -> bool:
-        """Takes a job that is over off the list; returns whether it was there."""
+        """Removes an ended job; returns whether it existed."""
         self._rows("delete from previews where job=?", id)
         return bool(self._rows(f"delete from jobs where id=? and state in {ENDED!r} returning id", id))
 
-    # ---- who works -----------------------------------------------------------------------------
+    # ---- workers -------------------------------------------------------------------------------
 
     def head(self) -> Job | None:
-        """Returns the first job that waits, None where there is none or the queue is paused."""
+        """Returns the first waiting job; None if there is none or the queue is paused."""
         if self.paused:
             return None
         return next(iter(self._jobs("select * from jobs where state='waiting' order by position limit 1")), None)
 
     def take(self, pid: int, id: int | None = None) -> Job | None:
-        """Gives the first job that waits, or this one, to a process; None where there is none, or a pause."""
+        """Gives the first waiting job, or job `id`, to a process; None if there is none or the queue is paused."""
         job = self.head() if id is None else self.get(id)
         if job is None:
             return None
@@ -264,7 +265,7 @@ class Queue:
         self._set(id, values)
 
     def finish(self, id: int, state: str, result: dict[str, Any] | None = None, error: str = "") -> None:
-        """Ends a running job in a state; its preview stays where it was asked to stop with HALF."""
+        """Ends a running job in a state; keeps its preview if it was asked to stop with HALF."""
         job = self.get(id)
         if job is not None and job.asked != HALF:
             self._rows("delete from previews where job=?", id)
@@ -276,14 +277,14 @@ class Queue:
                    f"and job not in ({kept})")  # fmt: skip
 
     def back(self, id: int) -> None:
-        """Puts a running job back to its place among those that wait."""
+        """Makes a running job wait again in its place."""
         self._set(id, {"state": WAITING, "pid": None, "phase": ""})
 
     def left(self) -> list[Job]:
-        """Takes what dead workers left and returns it, for the one worker that lives to see after.
+        """Ends or requeues the jobs of dead workers and returns them; only the live worker may call it.
 
-        A job that was asked to stop is stopped.  The others wait again: after BEHIND deaths behind all others, so that
-        a job which kills workers holds up no other; after TRIES deaths the job has failed.
+        A job that was asked to stop is stopped.  The others wait again; after BEHIND deaths behind all others, so that
+        a job that kills workers delays no other.  After TRIES deaths the job has failed.
         """
         left = self._jobs("select * from jobs where state='running'")
         for job in left:
@@ -298,48 +299,48 @@ class Queue:
         return left
 
     def _end(self) -> float:
-        """Returns the position behind all jobs."""
+        """Returns the position after all jobs."""
         return self._rows(f"select {END}")[0][0]
 
     def _set(self, id: int, values: dict[str, Any]) -> None:
         named = ", ".join(f"{name}=?" for name in values)
         self._rows(f"update jobs set {named}, changed={NEXT} where id=?", *values.values(), id)
 
-    # ---- beside the jobs -----------------------------------------------------------------------
+    # ---- previews, options ----------------------------------------------------------------------
 
     def show(self, id: int, picture: bytes) -> None:
         """Keeps a job's preview, a PNG."""
         self._rows("insert or replace into previews values (?, ?)", id, picture)
 
     def preview(self, id: int) -> bytes | None:
-        """Returns the preview of a job that runs or was cancelled, a PNG; None where there is none."""
+        """Returns the preview of a running or cancelled job, a PNG, or None."""
         return next((row[0] for row in self._rows("select picture from previews where job=?", id)), None)
 
     @property
     def paused(self) -> bool:
-        """Whether no job begins."""
+        """Whether the queue is paused."""
         return bool(self.option("paused", False))
 
     def pause(self, paused: bool) -> None:
-        """Lets no job begin, or lets them again; one that runs goes on."""
+        """Pauses or resumes the queue; a running job continues."""
         self.options(paused=paused)
 
     def option(self, name: str, usual: Any = None) -> Any:
-        """Returns an option's value."""
+        """Returns an option's value, `usual` if it is not set."""
         return next((json.loads(row[0]) for row in self._rows("select value from options where name=?", name)), usual)
 
     def options(self, **values: Any) -> None:
-        """Keeps options, {name: plain value}."""
+        """Stores options, {name: plain value}."""
         for name, value in values.items():
             self._rows("insert or replace into options values (?, ?)", name, json.dumps(value))
 
 
 NEXT = "(select coalesce(max(changed), 0) + 1 from jobs)"
-END = "(select coalesce(max(position), 0) + 1 from jobs)"  # behind all jobs
+END = "(select coalesce(max(position), 0) + 1 from jobs)"  # after all jobs
 
 
 def _job(row: sqlite3.Row) -> Job:
-    """Returns the Job of a row; one whose request is none has an empty one, which fails when it is taken."""
+    """Returns the Job of a row; a damaged request becomes {}, which fails when a worker takes it."""
     values = {name: row[name] for name in COLUMNS}
     return Job(**{**values, "request": _object(row["request"]), "result": _object(row["result"])})
 
@@ -353,7 +354,7 @@ def _object(text: Any) -> dict[str, Any]:
 
 
 def _schema(base: sqlite3.Connection) -> list[tuple[str, str]]:
-    """Returns the names and texts of what a database holds."""
+    """Returns the names and SQL of a database's tables and indices."""
     text = "select name, sql from sqlite_master where sql is not null and name not like 'sqlite_%' order by name"
     return [(name, " ".join(sql.split())) for name, sql in base.execute(text)]
 

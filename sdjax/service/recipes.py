@@ -21,7 +21,7 @@ ABOUT = re.compile(r"(?:^|(?<=[.;\]]))\s+((?:[a-z]\w*)(?:, [a-z]\w*)*): ", re.MU
 
 @dataclass(frozen=True)
 class Declared:
-    """A setting of a recipe: its dotted name, its value, what it means ("" where nobody says)."""
+    """A setting of a recipe: dotted name, value, and help ("" if undocumented)."""
 
     name: str
     value: Any
@@ -29,12 +29,12 @@ class Declared:
 
     @property
     def group(self) -> str:
-        """The first part of the name, "" for the run's own."""
+        """The first part of the name; "" for a setting of the run itself."""
         return self.name.partition(".")[0] if "." in self.name else ""
 
 
 def declared(recipe: str) -> list[Declared]:
-    """Returns the settings of a recipe that a request may give.  Raises SettingError for an unknown recipe."""
+    """Returns the settings of a recipe that a request may set.  Raises SettingError for an unknown recipe."""
     there = teaching.recipes()
     if recipe not in there:
         raise SettingError("recipe", recipe, f"one of {', '.join(there)}")
@@ -48,7 +48,7 @@ def about(recipe: str) -> str:
 
 
 def meanings(made: Any) -> dict[str, str]:
-    """Returns {field: what the docstring of its dataclass says of it}."""
+    """Returns {field: its text in the docstring of its dataclass}."""
     text = "\n" + (inspect.getdoc(type(made)) or "")
     parts = ABOUT.split(text)
     found = {}

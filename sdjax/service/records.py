@@ -5,10 +5,10 @@
     record = read("cat.png")                      # A1111's own pictures too
     again = request(record)                       # the settings that make it again
 
-A record is a request as text: settings by their names (sampling/settings.py), hashes of files, and words of other
-programs.  PNG files hold A1111's text under `parameters` and the record itself, exactly, under `sdjax`; JPEG and WebP
-files hold the text in EXIF's UserComment and the record in its ImageDescription.  Settings that A1111 has no word for
-are written in its form under words of ours, which it passes over.  `public` leaves out what may be private.
+A record is a request as text: settings by name (sampling/settings.py), hashes of files, and keys of other programs.
+PNG files hold A1111's text under `parameters` and the exact record under `sdjax`; JPEG and WebP files hold them in
+EXIF's UserComment and ImageDescription.  Settings without a key in A1111 get keys of ours, which A1111 ignores.
+`public` removes what may be private.
 
 Source: AUTOMATIC1111's stable-diffusion-webui 1.10: processing (the text), infotext_utils (its reading), hashes.
 """
@@ -31,22 +31,22 @@ from sdjax.sampling.fields import Field, Size, acting, checked, fields, make
 from sdjax.sampling.settings import FIRST, NAMES, TASKS, VARIED, Sampling, Task
 from sdjax.settings import SettingError
 
-HASH_OF = {"Model": ("Model hash", "model"), "VAE": ("VAE hash", "vae")}  # words before which those stand
+HASH_OF = {"Model": ("Model hash", "model"), "VAE": ("VAE hash", "vae")}  # key: (key of its hash, name in `hashes`)
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 OWN = "sdjax"  # the PNG chunk of the exact record
 MOST_TEXT = 1 << 16  # characters
-DESCRIPTION, EXIF, USER_COMMENT = 0x010E, 0x8769, 0x9286  # EXIF 2.3; the second holds the third
+DESCRIPTION, EXIF, USER_COMMENT = 0x010E, 0x8769, 0x9286  # EXIF 2.3; the third lies in the directory of the second
 ENCODINGS = {b"UNICODE\0": "utf-16-be", b"ASCII\0\0\0": "utf-8", b"\0" * 8: "utf-8"}
-OPEN = ("Frame",)  # words of `more` that tell nothing of texts and files
+OPEN = ("Frame",)  # keys of `more` that reveal no texts or files
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a picture was made from.
+    """The settings and files that a picture was made from.
 
-    task: one of settings.TASKS.  settings: {name: value} of those that acted; names of files without their folders.
+    task: one of settings.TASKS.  settings: {name: value} of the settings that acted; files without folders.
     hashes: {"model", "vae", "lora NAME", "hypernet NAME", "embedding NAME": hash}, see provenance.py.
-    more: anything else, {A1111's word: text}.
+    more: other entries, {A1111's key: text}.
     """
 
     task: str = "text2img"
@@ -55,15 +55,15 @@ class Record:
     more: dict[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
-        """The value of a setting, the usual one where the record does not say."""
+        """The value of a setting; its default if the record omits it."""
         return self.settings.get(name, fields(TASKS[self.task])[name].usual)
 
 
 def of(made: Task, size: tuple[int, int] | None = None, names: dict[str, Any] | None = None, **more: Any) -> Record:
     """Returns the Record of a picture's settings.
 
-    size: (height, width) that --size would be.  names: what stands for settings that name files, provenance.of.
-    more: hashes and more of the Record.
+    size: (height, width) as --size sets it.  names: {setting: name} to record for files, see provenance.of.
+    more: `hashes` and `more` of the Record.
     """
     said = acting(made) | (names or {}) | ({} if size is None else {"size": Size(*map(int, size))})
     known = fields(type(made))
@@ -71,20 +71,20 @@ def of(made: Task, size: tuple[int, int] | None = None, names: dict[str, Any] | 
 
 
 def _kept(field: Field) -> bool:
-    """Returns whether records hold a setting: the texts, and all that have a word."""
+    """Returns whether records hold a setting: prompts, and settings with a key."""
     return bool(field.about.word) or not field.about.file
 
 
 def request(record: Record, **others: Any) -> Task:
-    """Returns the settings that make a record's picture again; others: in place of recorded ones.
+    """Returns the settings that make a record's picture again; others: values that override recorded ones.
 
-    Files are the caller's to name.  Raises SettingError for what is not there, and for what cannot be made here.
+    The caller names the files.  Raises SettingError for a missing value and for one that sdjax does not have.
     """
     return make(TASKS[record.task], record.settings | others)
 
 
 def public(record: Record) -> Record:
-    """Returns the record without what may be private: texts, names and hashes of files, other programs' words."""
+    """Returns the record without private data: prompts, names and hashes of files, other programs' entries."""
     known = fields(TASKS[record.task])
     settings = {name: value for name, value in record.settings.items() if not known[name].about.private}
     return Record(record.task, settings, {}, {word: text for word, text in record.more.items() if word in OPEN})
@@ -112,7 +112,7 @@ def text(record: Record) -> str:
 
 
 def _lists():
-    """Returns {word of a list of hashes: what the kind in it is called}: {"Lora hashes": "lora", ...}."""
+    """Returns {key of a list of hashes: `called` of its format}: {"Lora hashes": "lora", ...}."""
     named = [kind for kind in kinds.known().values() if kind.called]
     return {kind.listed or f"{kind.called.capitalize()} hashes": kind.called for kind in named}
 
@@ -123,7 +123,7 @@ def _hash_list(hashes, kind):
 
 
 def _shown(one, value):
-    """Returns a value as text; whole floats without their point, as A1111's sliders give them."""
+    """Returns a value as text; whole floats without a decimal point, as A1111 writes them."""
     if one.several:
         return (" " if one.kind is float else ", ").join(
             _shown(dataclasses.replace(one, several=False), x) for x in value
@@ -141,11 +141,11 @@ PARAMETER = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)'
 
 
 def parse(written: str) -> Record:
-    """Returns the Record of A1111's text.  What A1111 leaves out has its defaults there: noise of the GPU, "automatic".
+    """Returns the Record of A1111's text.  Missing keys get A1111's defaults, such as GPU noise.
 
-    Sampler names of before 1.9, which end in the schedule's ("DPM++ 2M Karras"), are understood; samplers that we do
-    not have are kept as they are.  An old "Hypernet" becomes <hypernet:name:strength> in the prompt.
-    Raises ValueError for a text without parameters, and for a value that is not what its word stands for.
+    Splits sampler names from before 1.9, which end in the schedule ("DPM++ 2M Karras"); keeps unknown samplers as they
+    are.  An old "Hypernet" becomes <hypernet:name:strength> in the prompt.
+    Raises ValueError for a text without parameters and for a value that its key does not accept.
     """
     *lines, last = written.strip().split("\n")
     words = {word: _unquoted(value) for word, value in PARAMETER.findall(last)}
@@ -161,7 +161,7 @@ def parse(written: str) -> Record:
 
 
 def _of_words(words, hashes, settings):
-    """Returns the Record of words, which are taken out of `words`, and of settings that have none."""
+    """Returns the Record of a text's keys, removing them from `words`, and of settings without a key."""
     task = words.pop("Task", None) or _task(words)
     if task not in TASKS:
         raise ValueError(f"Task: {task!r} in the picture's text; expected one of {', '.join(TASKS)}")
@@ -177,20 +177,20 @@ def _of_words(words, hashes, settings):
 
 
 def _its(one, words, known):
-    """Returns whether a setting has its word; of two of one word, the one that acts has it."""
+    """Returns whether a key belongs to a setting; of two settings with one key, to the one that acts."""
     needs = known.get(one.about.needs)
     twice = [other for other in known.values() if other.about.word == one.about.word]
     return one.about.word in words and (len(twice) < 2 or needs is None or needs.about.word in words)
 
 
 def _task(words):
-    """Returns the task that a text without its name stands for."""
+    """Returns the task of a text that does not name it."""
     twice = {"Hires upscale", "Hires resize"} & words.keys()
     return "img2img" if "Denoising strength" in words and not twice else "text2img"
 
 
 def _texts(lines):
-    """Returns (prompt, negative prompt) of the lines before the last."""
+    """Returns (prompt, negative prompt) from the lines before the last."""
     texts = [[]]
     for line in map(str.strip, lines):
         if line.startswith("Negative prompt:"):
@@ -202,7 +202,7 @@ def _texts(lines):
 
 
 def _read(one, value):
-    """Returns the value of a word's text; a name that is not ours as it is."""
+    """Returns the value of a key's text; an unknown name unchanged."""
     if one.choices is not None:
         return one.choices.ours(value)
     parts = value.split(" " if one.kind is float else ", ") if one.several else value
@@ -226,7 +226,7 @@ def _unquoted(value):
         try:
             return str(json.loads(value))
         except ValueError:
-            pass  # a value that only looks so
+            pass  # only looks like a quoted text
     return value.strip()
 
 
@@ -244,7 +244,7 @@ def _plain(value):
 
 
 def from_json(data: str) -> Record:
-    """Returns the Record of what to_json gave, or of an object that has it under "record"; those of 0.1 too.
+    """Returns the Record of to_json's text, of an object with it under "record", or of sdjax 0.1's form.
 
     Raises ValueError for anything else.
     """
@@ -272,14 +272,14 @@ def from_json(data: str) -> Record:
 
 
 def _exact(one, value):
-    """Returns a setting's value; names that we do not have stay."""
+    """Returns a setting's value; an unknown name unchanged."""
     if one.choices is not None and isinstance(value, str):
         return one.choices.ours(value)
     return checked(one, value, text=isinstance(value, str))
 
 
 def _of_first(held, hashes, more):
-    """Returns the Record of the first form, sdjax 0.1: settings under other names, some as A1111's words."""
+    """Returns the Record of sdjax 0.1's form: settings under other names, some under A1111's keys."""
     own = {
         name: value for name, value in held.items() if name not in ("class", "hashes", "more", "strength", "variation")
     }
@@ -301,12 +301,12 @@ def _of_first(held, hashes, more):
 def save(
     path: str | Path, picture: Any, record: Record, *, private: bool = True, beside: bool = True, quality: int = 95
 ) -> None:
-    """Writes a picture, uint8 [H W 3], with its record: whole or not at all.
+    """Writes a picture, uint8 [H W 3], with its record, completely or not at all.
 
-    The format is the suffix's: .png .jpg .jpeg .webp.  private: False writes public(record).
-    beside: the record as .json too, which is written first, so that a picture never stands without its record.
+    The suffix is the format: .png .jpg .jpeg .webp.  private: False writes public(record).
+    beside: also write the record as .json, before the picture, so that no picture lacks its record.
     quality: of JPEG and WebP, 1 to 100; 100 makes WebP lossless.
-    Raises ValueError for another suffix and for a folder that cannot be written.
+    Raises ValueError for another suffix and for a folder that is not writable.
     """
     from PIL import Image
 
@@ -337,13 +337,13 @@ def _options(kind, written, data, quality):
 
 
 def _exif(description, comment):
-    """Returns an EXIF block of two texts, as TIFF 6.0 lays it out: a directory, its text, a second one, its text.
+    """Returns an EXIF block with two texts in the layout of TIFF 6.0: a directory and its text, twice.
 
-    By hand because Pillow writes the comment as type BYTE, which readers of EXIF's UNDEFINED do not take.
+    Not by Pillow, which writes the comment as type BYTE; readers expect UNDEFINED.
     """
     description, comment = description.encode("ascii") + b"\0", b"UNICODE\0" + comment.encode("utf-16-be")
-    filled = description + b"\0" * (len(description) % 2)  # directories begin at even places
-    inner = 8 + 2 + 2 * 12 + 4 + len(filled)  # where the second directory is
+    filled = description + b"\0" * (len(description) % 2)  # directories start at even offsets
+    inner = 8 + 2 + 2 * 12 + 4 + len(filled)  # offset of the second directory
     ascii_, long, undefined = 2, 4, 7  # types
     first = struct.pack(">2sHIH", b"MM", 42, 8, 2)
     first += struct.pack(">HHII", DESCRIPTION, ascii_, len(description), 38) + struct.pack(
@@ -355,9 +355,9 @@ def _exif(description, comment):
 
 
 def read(path: str | Path) -> Record:
-    """Returns the Record of a picture's file, ours or A1111's, or of the .json beside it.
+    """Returns the Record in a picture's file, ours or A1111's, or in the .json beside it.
 
-    Raises ValueError naming a file that is missing, is no picture, or holds no record.
+    Raises ValueError naming a file that is missing, not a picture, or without a record.
     """
     path = Path(path)
     try:
@@ -367,17 +367,17 @@ def read(path: str | Path) -> Record:
         if own is not None:
             return from_json(_within(own))
         if written is None:
-            raise ValueError("holds no record; expected A1111's text in PNG or EXIF")
+            raise ValueError("no record; expected A1111's text in PNG or EXIF")
         return parse(_within(written))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except Exception as error:  # a damaged record may lead to anything
+    except Exception as error:  # damaged records raise many kinds of errors
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{path}: {reason}") from None
 
 
 def own(path: Path) -> bool:
-    """Returns whether a picture's file holds a record that this library wrote, in whatever version."""
+    """Returns whether a picture's file has a record of any version of sdjax."""
     try:
         return _held(path)[0] is not None
     except (ValueError, OSError, SyntaxError):  # SyntaxError: Pillow, for a broken PNG
@@ -386,12 +386,12 @@ def own(path: Path) -> bool:
 
 def _within(written):
     if len(written) > MOST_TEXT:
-        raise ValueError(f"a record of {len(written)} characters; expected at most {MOST_TEXT}")
+        raise ValueError(f"the record has {len(written)} characters; expected at most {MOST_TEXT}")
     return written
 
 
 def _held(path):
-    """Returns (our JSON, A1111's text) of a picture's file, None for what it does not hold; pixels are not decoded."""
+    """Returns (our JSON, A1111's text) of a picture's file, None for a missing one; decodes no pixels."""
     from PIL import Image
 
     try:
@@ -401,17 +401,17 @@ def _held(path):
             described, comment = exif.get(DESCRIPTION, ""), exif.get_ifd(EXIF).get(USER_COMMENT)
     except OSError:
         raise
-    except Exception as error:  # a damaged file makes Pillow raise anything
+    except Exception as error:  # Pillow raises many kinds of errors for damaged files
         raise ValueError(f"cannot be read ({str(error) or type(error).__name__})") from None
     own = described if isinstance(described, str) and described.startswith('{"class": "Re') else None
     return held.get(OWN, own), held.get("parameters", _comment(comment))
 
 
 def _comment(comment):
-    """Returns the text of EXIF's UserComment: 8 bytes that name the encoding, then the letters."""
+    """Returns the text of EXIF's UserComment: 8 bytes name the encoding, the text follows."""
     if not isinstance(comment, bytes) or comment[:8] not in ENCODINGS:
         return None
     letters, encoding = comment[8:], ENCODINGS[comment[:8]]
     if encoding == "utf-16-be" and letters[1::2].count(0) > letters[::2].count(0):
-        encoding = "utf-16-le"  # some programs write it in their processor's order
+        encoding = "utf-16-le"  # some programs write it in their machine's byte order
     return letters.decode(encoding, "replace").lstrip("\ufeff").strip("\0") or None

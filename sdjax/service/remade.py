@@ -1,4 +1,4 @@
-"""Settings for a new request from a picture's record, and the differences between them."""
+"""Turns a picture's record into settings for a new request, and lists what differs."""
 
 import re
 import sys
@@ -12,10 +12,10 @@ from sdjax.settings import SettingError
 
 
 def values(path: str | Path, task: str) -> dict[str, Any]:
-    """Returns {setting: value} that a picture's record stands for in a task.
+    """Returns {setting: value} of a picture's record for a task.
 
-    It names no file to open: of models only built-in names hold, and None stands for another.
-    Raises SettingError for a picture that another task made from more than words.
+    No value names a file to open: built-in models keep their names, any other model is None.
+    Raises SettingError if another task made the picture from more than its prompt.
     """
     record = records.read(path)
     if record.task not in ("text2img", task):
@@ -30,11 +30,11 @@ def values(path: str | Path, task: str) -> dict[str, Any]:
 
 
 def differences(path: str | Path, made: records.Record) -> list[str]:
-    """Returns how a record and the one of what is made of it differ in their files, a line each."""
+    """Returns lines that say how the files of a record and of a new record made from it differ."""
     record, lines = records.read(path), []
     for name, found in record.hashes.items():
         if made.hashes.get(name) != found:
-            lines.append(f"{path} was made with {name} {found}, which is not here")
+            lines.append(f"{path} was made with {name} {found}, which this run does not use")
     if record.task == made.task == "text2img" and record["image"] and not made["image"]:
         lines.append(f"{path} was made with {record['image']}: --image")
     wanted, given = (", ".join(one["adapter"]) or "none" for one in (record, made))
@@ -44,7 +44,7 @@ def differences(path: str | Path, made: records.Record) -> list[str]:
 
 
 def _of_a1111(path, record, known):
-    """Returns the settings of words that A1111 has beside ours, and says where they are not the same."""
+    """Returns the settings of A1111's keys without a setting of ours, and notes differences."""
     more, found = record.more, {}
     if "Hires resize" in more:
         found["hires"] = _scale(path, record["size"], more["Hires resize"])
@@ -52,16 +52,16 @@ def _of_a1111(path, record, known):
         choices = known[name].choices if name in known else None
         if choices is not None and value is not None and value not in choices and (near := choices.near(value)):
             found[name] = near
-            said = f"{known[name].about.word} {value}, which is not here: {near}"
+            said = f"{known[name].about.word} {value}, which sdjax does not have: {near}"
             print(f"note: {path} was made with {said}", file=sys.stderr)
     if more.get("Emphasis", "Original") != "Original":
-        said = f"Emphasis: {more['Emphasis']}, which is not here: weights act as in Original"
+        said = f"Emphasis: {more['Emphasis']}, which sdjax does not have: weights act as in Original"
         print(f"note: {path} was made with {said}", file=sys.stderr)
     return found
 
 
 def _scale(path, size, resize):
-    """Returns how many times A1111's "Hires resize: WIDTHxHEIGHT" enlarges; a side of 0 follows from the other."""
+    """Returns the factor of A1111's "Hires resize: WIDTHxHEIGHT"; a side of 0 follows from the other."""
     sides = re.fullmatch(r"(\d+)x(\d+)", resize)
     scales = {int(side) / own for side, own in zip(sides.groups(), reversed(size), strict=True)} if sides else set()
     scales.discard(0)

@@ -1,4 +1,4 @@
-"""A request for one picture: settings, folder of its files, and name.
+"""A request for one picture: settings, the folder of its files, and a name.
 
 some = several("text2img", {"prompt": "a cat", "seed": 7}, count=4)
 for group in grouped(some): maker.make(group)
@@ -21,8 +21,8 @@ from sdjax.text import grammars
 class Request:
     """A picture to make.
 
-    settings: one of settings.TASKS.  folder: where the files that it names lie; None is anywhere, for those who start
-    the program.  name: of the picture; row: of the list that it stands in, counted from 1.
+    settings: one of settings.TASKS.  folder: the folder of its files; None allows any, for command lines.
+    name: of the picture.  row: its row in a list, from 1.
     """
 
     settings: Task
@@ -31,7 +31,7 @@ class Request:
     row: int = 0
 
     def file(self, name: str) -> Path:
-        """Returns the path of a file.  Raises ValueError for one outside of the request's folder."""
+        """Returns the path of a file.  Raises ValueError for a file outside the request's folder."""
         path = (Path() if self.folder is None else self.folder) / name
         if self.folder is not None and not path.resolve().is_relative_to(self.folder):
             raise ValueError(f"{name}: lies outside {self.folder}; expected a file in the list's own folder")
@@ -39,37 +39,37 @@ class Request:
 
 
 def several(settings: Iterable[Task], count: int = 1) -> list[Request]:
-    """Returns requests for `count` pictures of each settings; their seeds count on through all of them."""
+    """Returns `count` requests for each settings; seeds count up through all of them."""
     each = [one for one in settings for _ in range(count)]
     return [Request(one.numbered(i)) for i, one in enumerate(each)]
 
 
 def by_name(adapter: str) -> bool:
-    """Returns whether an adapter is named as in prompts, <lora:ink:0.8>, and not as a file, which may be <cat>=FILE."""
+    """Returns whether an adapter is a prompt's tag, <lora:ink:0.8>, not a file, which may be <cat>=FILE."""
     return adapter.startswith("<") and ">=" not in adapter
 
 
 def adapters_of(settings: Task) -> list[tuple[str, bool]]:
-    """Returns the adapters that the settings ask for, each with whether it is named as in prompts, and not a file."""
+    """Returns the adapters of the settings, each with whether it is a prompt's tag and not a file."""
     return [(one, by_name(one)) for one in settings.adapter]
 
 
 def files_of(settings: Task) -> list[str]:
-    """Returns the adapters that the settings ask for as files, FILE[:STRENGTH]."""
+    """Returns the adapters that the settings give as files, FILE[:STRENGTH]."""
     return [one for one, named in adapters_of(settings) if not named]
 
 
 def check_named(settings: Task, allowed: Sequence[str] = ()) -> None:
-    """Raises SettingError for an adapter that is a file, where who asks may only name them; allowed: files that may."""
+    """Raises SettingError for an adapter given as a file that is not in `allowed`: requests may only name adapters."""
     for one in files_of(settings):
         if one not in allowed:
             raise SettingError("adapter", one, grammars.expected(kinds.tags()))
 
 
 def taken_apart(settings: Task) -> tuple[str, tuple[Any, ...]]:
-    """Returns (the prompt without adapters, the adapters that it and the settings ask for by name).
+    """Returns (the prompt without adapter tags, the adapters that prompt and settings name).
 
-    Raises ValueError for one that cannot be read.
+    Raises ValueError for an invalid tag.
     """
     tags, named = kinds.tags(), " ".join(one for one, named in adapters_of(settings) if named)
     rest, more = grammars.adapters(named, tags)
@@ -83,22 +83,22 @@ def taken_apart(settings: Task) -> tuple[str, tuple[Any, ...]]:
 
 
 def texts(settings: Task) -> list[str]:
-    """Returns the texts of a picture in which embeddings may be named."""
+    """Returns the texts of a picture that may name embeddings."""
     return [taken_apart(settings)[0], settings.texts[1]]
 
 
 def named_files(request: Request) -> dict[str, str]:
-    """Returns {setting: name} of the files that a picture may have for itself: its image and its mask."""
+    """Returns {setting: name} of a picture's own files: its image and its mask."""
     known = fields(type(request.settings))
     found = {name: getattr(request.settings, name) for name, one in known.items() if one.about.own and one.about.file}
     return {name: value for name, value in found.items() if value}
 
 
 def grouped(requests: Sequence[Request], kind: Callable[[Request], Any] = lambda _: None) -> Iterator[list[Request]]:
-    """Yields the requests that can be made together, in order of their first appearance.
+    """Yields groups of requests that one call can make, in order of their first appearance.
 
-    Those agree in all settings that no picture has for itself, in the files that they have, in the adapters that they
-    ask for, and in kind(request).
+    The requests of a group agree in all settings that pictures of a call share, in their files' settings, in their
+    adapters, and in kind(request).
     """
     groups: dict[str, list[Request]] = {}
     for request in requests:

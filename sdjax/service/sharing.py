@@ -1,4 +1,4 @@
-"""Takes entries out of the library: packages for others, and the trash.
+"""Packages entries of the library for sharing, and moves entries to the trash.
 
     package(entry, about, Path("ink.zip"), pictures=[Path("a.png")], licence="CC-BY-4.0")
 
@@ -24,7 +24,7 @@ from sdjax.service import descriptions, records
 from sdjax.service.library import Entry, Library
 from sdjax.settings import SettingError
 
-# What kohya's trainer writes of folders, files, sessions and captions; source: sd-scripts' train_network.py.
+# kohya's metadata about folders, files, sessions and captions; source: sd-scripts' train_network.py.
 PRIVATE = (
     "ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_datasets", "ss_bucket_info", "ss_session_id", "ss_tag_frequency",
     "ss_training_comment", "ss_training_started_at", "ss_training_finished_at", "ss_vae_name", "ss_output_name",
@@ -42,14 +42,14 @@ def package(
     recipe: Mapping[str, Any] | None = None,
     private: bool = False,
 ) -> Path:
-    """Writes the zip of a library's entry and returns its path; whole or not at all.
+    """Writes an entry's zip, completely or not at all, and returns its path.
 
-    about: what descriptions.of tells of it.  recipe: the settings of the run that made it.
-    private: True keeps texts, names of files and what a trainer wrote of the owner's folders.
-    Raises SettingError for what has no file.
+    about: its metadata, see descriptions.of.  recipe: the settings of the run that made it.
+    private: True keeps prompts, file names and a trainer's metadata about the owner's folders.
+    Raises SettingError for an entry without a file.
     """
     if entry.path is None:
-        raise SettingError("name", entry.name, "a file or folder of the library")
+        raise SettingError("name", entry.name, "a file or folder in the library")
     if len(pictures) > MOST_PICTURES:
         raise SettingError("pictures", len(pictures), f"at most {MOST_PICTURES}")
     with files.new_file(destination) as temporary, tempfile.TemporaryDirectory(dir=destination.parent) as folder:
@@ -72,7 +72,7 @@ def card(
     recipe: Mapping[str, Any] | None = None,
     private: bool = False,
 ) -> str:
-    """Returns the card of an entry: base model, trigger words, how it was made, licence, hashes."""
+    """Returns the card of an entry: base model, trigger words, training, licence, hashes."""
     words = [word for word, _ in about.get("words", [])]
     training = {name: value for name, value in about.get("training", {}).items() if private or name != "comment"}
     base, licence = (_line(text) or "unknown" for text in (about.get("base", ""), licence))
@@ -101,7 +101,7 @@ def _files(path: Path) -> list[tuple[Path, str]]:
 
 
 def _shareable(path: Path, folder: Path, private: bool) -> Path:
-    """Returns a file without what its metadata tells of its owner; the tensors, and so AutoV3, stay as they are."""
+    """Returns a copy of a file without private metadata; its tensors, and so its AutoV3 hash, do not change."""
     if private or path.suffix != ".safetensors":
         return path
     told = headers.metadata(path)
@@ -114,7 +114,7 @@ def _shareable(path: Path, folder: Path, private: bool) -> Path:
 
 
 def _picture(path: Path, folder: Path, private: bool) -> Path:
-    """Returns a picture as it is shared: its pixels, and of its settings what is not private."""
+    """Returns a copy of a picture to share: its pixels and its public settings."""
     made = folder / f"{secrets.token_hex(8)}.png"
     pixels = reading.picture(path)
     try:
@@ -127,16 +127,16 @@ def _picture(path: Path, folder: Path, private: bool) -> Path:
 
 
 def discard(library: Library, entry: Entry) -> str:
-    """Moves an entry's files into the place's trash folder and returns the name that they have there.
+    """Moves an entry's files into the place's trash folder and returns their name there.
 
-    Raises SettingError for what is built in, or what the server was started with.
+    Raises SettingError for a built-in model and for the server's default model.
     """
     place, path = library.place, entry.path
     roots = [root.absolute() for root in (place.models, place.named, place.root / "runs") if root is not None]
     inside = path is not None and any(path.absolute().is_relative_to(root) for root in roots)
     own = library.own.path
     if path is None or not inside or own is not None and own.resolve() == path.resolve():
-        raise SettingError("name", entry.name, "a file below the server's folders that it was not started with")
+        raise SettingError("name", entry.name, "a file in the server's folders other than its default model")
     there = place.root / "trash" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
     there.mkdir(mode=0o700)
     stem = path.with_suffix("") if path.is_file() else path

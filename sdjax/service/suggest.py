@@ -21,12 +21,12 @@ from sdjax.settings import SettingError
 from sdjax.text.rare import rare
 
 KINDS = ("person", "pet", "thing", "style")
-DOMAINS = {"person": ("face", "person", "man", "woman"), "pet": ("cat", "dog", "pet")}  # words of E4T's encoders
+DOMAINS = {"person": ("face", "person", "man", "woman"), "pet": ("cat", "dog", "pet")}  # the words of E4T encoders
 NOUNS = {"person": "person", "pet": "pet", "thing": "object", "style": "style"}
 SD15 = 3.44e9  # bytes of the UNet of Stable Diffusion 1.5 in float32
-SMALL = 2e8  # bytes of a UNet that learns at the rates of the embedded model
+SMALL = 2e8  # largest UNet, in bytes, that learns at the embedded model's rates
 FITS = ((24e9, "24GB"), (16e9, "16GB"), (12e9, "12GB"), (0, "8GB"))
-# Seconds per row of SD 1.5 at 512 x 512: measured on one H200 (docs/log/2026-11.md); on CPUs pocket's 0.04 s
+# Seconds per row of SD 1.5 at 512 x 512: measured on one H200 (docs/log/2026-11.md); on CPUs, pocket's 0.04 s
 # on two cores, scaled by the size of the UNet.  The same for compilation.
 ROW = {"gpu": 0.02, "tpu": 0.03, "cpu": 11.0}
 COMPILED = {"gpu": 60.0, "tpu": 60.0, "cpu": 45.0}
@@ -37,10 +37,10 @@ LEAST = 1.2e9
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A run to begin with.
+    """A suggested run.
 
-    recipe, settings: of the order.  method: what it is called.  word: what prompts call the subject.
-    seconds, memory: what is expected.  known: whether seconds come from a run like this one.
+    recipe, settings: of the order.  method: its name for users.  word: the subject's word in prompts.
+    seconds, memory: estimates, memory in bytes.  known: whether `seconds` comes from a similar earlier run.
     """
 
     recipe: str
@@ -53,7 +53,7 @@ class Suggestion:
 
 
 def suggest(library: Library, queue: Queue, model: str, kind: str, count: int) -> Suggestion:
-    """Returns what teaches a model `count` pictures of a kind of subject.  Raises SettingError for another kind."""
+    """Returns the Suggestion for `count` pictures of a kind.  Raises SettingError for an unknown kind."""
     if kind not in KINDS:
         raise SettingError("kind", kind, f"one of {', '.join(KINDS)}")
     entry = library.find("model", model or library.own.name)
@@ -88,7 +88,7 @@ def _chosen(library: Library, entry: Entry, kind: str, count: int, size: float) 
 
 
 def encoder(entry: Entry) -> str:
-    """Returns the domain of a model's E4T encoder, "" where it has none."""
+    """Returns the domain of a model's E4T encoder, "" without one."""
     try:
         return str(files.read_json(pipeline.locate(entry.source) / "e4t" / "config.json").get("domain", ""))
     except (ValueError, OSError):
@@ -96,13 +96,13 @@ def encoder(entry: Entry) -> str:
 
 
 def rarest(library: Library, entry: Entry) -> str:
-    """Returns a word that the model knows little of; "sks" where its vocabulary is not at hand."""
+    """Returns a word that is rare for the model; "sks" if its vocabulary is not on this machine."""
     tokenizer = Tokens(library).of(entry.name)
     return next(iter(rare(tokenizer, 1)), "sks") if tokenizer is not None else "sks"
 
 
 def unet_bytes(entry: Entry) -> float:
-    """Returns how many bytes a model's UNet has in float32, about; those of SD 1.5 where that is not told."""
+    """Returns about how many bytes a model's UNet has in float32; SD 1.5's if unknown."""
     try:
         folder = pipeline.locate(entry.source) / "unet"
         there = [path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
@@ -112,7 +112,7 @@ def unet_bytes(entry: Entry) -> float:
 
 
 def _seconds(queue: Queue, recipe: str, entry: Entry, settings: Any, size: float, platform: str) -> tuple[float, bool]:
-    """Returns (seconds, whether they come from a run like this)."""
+    """Returns (seconds, whether they come from a similar run)."""
     for job in queue.newest(100, [DONE]):
         asked = job.request
         same = job.kind == "training" and asked.get("recipe") == recipe and asked.get("model", "") == entry.name
@@ -130,12 +130,12 @@ def _memory(recipe: str, size: float) -> float:
 
 
 def free_memory() -> int:
-    """Returns the bytes of this machine's memory that are free."""
+    """Returns the free bytes of this machine's memory."""
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def device(platform: str, stats: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns what a worker tells of its device: {"platform", "memory": free bytes}."""
+    """Returns a worker's report on its device: {"platform", "memory": free bytes}."""
     if stats and stats.get("bytes_limit"):
         return {"platform": platform, "memory": stats["bytes_limit"] - stats.get("bytes_in_use", 0)}
     return {"platform": platform, "memory": free_memory()}

@@ -19,10 +19,10 @@ from sdjax.settings import SettingError
 
 @dataclass(frozen=True)
 class Used:
-    """How pictures are made with what a run left.
+    """Settings for pictures with a run's results.
 
-    model: the library's name, "" for the usual one.  prompt: with the word, and with the adapters by name.
-    image: the upload that the word stands for, where the model looks at one.
+    model: its name in the library, "" for the default.  prompt: with the word and the adapters' tags.
+    image: the upload that an E4T word stands for, "" for other words.
     """
 
     prompt: str
@@ -31,9 +31,9 @@ class Used:
 
 
 def used(library: Library, job: Job) -> Used:
-    """Returns how pictures are made with what a run left; keeps its adapters among those that prompts name.
+    """Returns the settings for pictures with a run's results; copies its adapters to the folder that prompts name.
 
-    Raises SettingError for a run that left nothing.
+    Raises SettingError for a run without results.
     """
     folder = library.place.run(job.key)
     left = folder / "export"
@@ -43,7 +43,7 @@ def used(library: Library, job: Job) -> Used:
     if (left / "model_index.json").is_file():
         return Used(prompt, f"run {job.key[:8]}", _picture(library, left, told))
     if not any(left.glob("*.safetensors")):
-        raise SettingError("job", job.id, "a run that left something to use")
+        raise SettingError("job", job.id, "a run with results")
     model = str(job.request.get("model") or "")
     tags = [_named(library, name, prompt) for name in _kept(library, job)]
     words = [name for kind, name in tags if kind == "embedding"]
@@ -54,7 +54,7 @@ def used(library: Library, job: Job) -> Used:
 
 
 def word_of(told: dict[str, Any]) -> str:
-    """Returns what prompts call the subject of a run, from its config.json."""
+    """Returns the word for the subject of a run, from its config.json."""
     data, method = told.get("data") or {}, told.get("method") or {}
     parts = [method, *(method.get("parts") or [])]
     own = next((part["word"] for part in parts if isinstance(part, dict) and part.get("word")), "")
@@ -62,7 +62,7 @@ def word_of(told: dict[str, Any]) -> str:
 
 
 def _kept(library: Library, job: Job) -> list[str]:
-    """Returns the names, without endings, of a run's adapters among those that prompts name."""
+    """Returns the names, without suffix, of a run's adapters in the folder that prompts name."""
     name = re.sub(r"[^\w-]+", "-", str(job.request.get("name") or "")).strip("-_") or f"run-{job.id}"
     there = sorted((library.place.run(job.key) / "export").glob("*.safetensors"))
     for number in range(1, 100):
@@ -74,7 +74,7 @@ def _kept(library: Library, job: Job) -> list[str]:
         if not any(path.exists() for path in taken):
             teaching.keep(library.place, job.key, own)
             return names
-    raise SettingError("name", name, "another name: this one is taken")
+    raise SettingError("name", name, "an unused name")
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -82,17 +82,17 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _named(library: Library, name: str, prompt: str) -> tuple[str, str]:
-    """Returns (kind, name) of an adapter that prompts name."""
+    """Returns (kind, name) of an adapter in that folder."""
     for kind in dict.fromkeys(one.called for one in kinds.known().values() if one.called):
         try:
             return kind, library.find(kind, name).stem
         except SettingError:
             continue
-    raise SettingError("name", name, "an adapter of the library")
+    raise SettingError("name", name, "an adapter in the library")
 
 
 def _picture(library: Library, left: Path, told: dict[str, Any]) -> str:
-    """Returns the upload that an E4T model's word stands for, the first picture; "" where it has its own."""
+    """Returns the upload for an E4T model's word, the run's first picture; "" if the model has its own."""
     if not (left / "e4t").is_dir() or (left / "e4t" / "concept.png").is_file():
         return ""
     try:

@@ -2,8 +2,8 @@
 
     order = order_of(library, {"recipe": "textual_inversion", "data": {"set": KEY}, "settings": {"steps": 500}})
 
-The run's folder is place/runs/KEY.  What a request says is a recipe's name, the library's name of a model, pictures
-that were uploaded or lie in the server's folder of pictures, and plain values; never a path.
+The run's folder is place/runs/KEY.  A request gives a recipe's name, a model's name in the library, uploaded pictures
+or a folder in the server's data folder, and plain values; never a path.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from sdjax.service.queue import DONE, FAILED, STOPPED, STOPS, Job, Queue
 from sdjax.settings import UNSAID, SettingError, shown
 from sdjax.training import asked
 
-RECIPES = Path(__file__).parents[2] / "configs"  # of a checkout; an installed package has none
-EVERY = 0.3  # seconds between two looks at a run's figures
+RECIPES = Path(__file__).parents[2] / "configs"  # in a checkout; an installed package has no recipes
+EVERY = 0.3  # seconds between reads of a run's metrics
 OWN = (
     "out",
     "model",
@@ -38,15 +38,15 @@ OWN = (
     "data.cache",
     "parallel",
     "sharding",
-)  # not for requests
+)  # settings that requests may not set
 NAME = re.compile(r"[a-zA-Z_]\w*(\.\w+)*")
 SUBJECT = re.compile(r"[\w][\w -]{0,60}")
-TAIL = 1 << 16  # bytes of a file's end that are looked at
-ORDERS = {"sample": asked.SAMPLE, "save": asked.SAVE}  # files that a run looks for
+TAIL = 1 << 16  # bytes read at a file's end
+ORDERS = {"sample": asked.SAMPLE, "save": asked.SAVE}  # files that a run watches for
 
 
 def recipes() -> dict[str, Path]:
-    """Returns {name: file} of the recipes that are here."""
+    """Returns {name: file} of the recipes."""
     found = sorted(RECIPES.rglob("*.py"))
     return {path.relative_to(RECIPES).with_suffix("").as_posix(): path for path in found if path.name != "__init__.py"}
 
@@ -54,9 +54,9 @@ def recipes() -> dict[str, Path]:
 def order_of(library: Library, body: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     """Returns (the order of a training job, its steps).
 
-    body: {"recipe", "data": {"set": key} or {"folder": name} or {"drawn": "pocketland"}, "model": the library's name,
-    "init": likewise, "settings": {"optim.lr": 1e-4}, "name": what it is called}.
-    Raises SettingError or ValueError in one line for what cannot be run.
+    body: {"recipe", "data": {"set": key} or {"folder": name} or {"drawn": "pocketland"}, "model", "init": names in the
+    library, "settings": {"optim.lr": 1e-4}, "name": the run's name}.
+    Raises SettingError or ValueError in one line for an invalid body.
     """
     known = {"recipe", "data", "model", "init", "settings", "name"}
     for name in body.keys() - known:
@@ -81,32 +81,32 @@ def _loaded(library: Library, order: Mapping[str, Any], key: str) -> Any:
             items.append(f"{name}={_named(library, name, order[name])}")
     settings = order.get("settings", {})
     if not isinstance(settings, dict):
-        raise SettingError("settings", settings, "an object of names and plain values")
+        raise SettingError("settings", settings, "an object {name: plain value}")
     for name, value in settings.items():
         if not may(name):
-            raise SettingError(name, value, "a setting of the recipe that is no place of files")
+            raise SettingError(name, value, "a setting of the recipe that names no file")
         items.append(f"{name}={_plain(name, value)}")
     return load(there[recipe], items)
 
 
 def may(name: str) -> bool:
-    """Returns whether a request may give a setting: it is none of the server's, and no place of files."""
+    """Returns whether a request may give a setting: not the server's own, and not a path."""
     place = name in OWN or name.startswith("data.source") or name.rpartition(".")[2] in ("path", "cache", "index")
     return not place and NAME.fullmatch(name) is not None
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Returns a value that names no file.  Raises SettingError for another."""
+    """Returns a plain value.  Raises SettingError for a path or another type."""
     for item in value if isinstance(value, list) else [value]:
         text = isinstance(item, str)
         if not text and not isinstance(item, (int, float, bool)):
-            raise SettingError(name, value, "a number, a text, or a list of such")
+            raise SettingError(name, value, "a number, a text, or a list of them")
         if (
             text
             and item
             and (re.search(r"[/\\\0\n]", item) or item.startswith(("~", ".")) or Path(item[:200]).exists())
         ):
-            raise SettingError(name, value, "a value that is no place of files")
+            raise SettingError(name, value, "a value that is not a path")
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -125,7 +125,7 @@ def _pictures(place: Place, data: Any) -> list[str]:
     elif kind == "folder" and place.data is not None:
         there = {path.name: path for path in place.data.iterdir() if path.is_dir() and not path.name.startswith(".")}
     if name not in there:
-        raise SettingError("data", data, "pictures that were uploaded, or a folder of the server's")
+        raise SettingError("data", data, "an uploaded set, or a folder in the server's data folder")
     return [f"data.path={there[name]}"]
 
 
@@ -142,9 +142,9 @@ def _named(library: Library, setting: str, name: Any) -> str:
 
 
 def run(place: Place, queue: Queue, id: int) -> None:
-    """Trains the job that this process was given; says in the queue how it ended.
+    """Trains a job and writes the outcome to the queue.
 
-    Ends the process where it was told to go by anybody else than the job's owner; then the job waits again.
+    Exits if a signal ended the run and nobody asked the job to stop; then the job waits again.
     """
     job = queue.get(id)
     if job is None:
@@ -172,7 +172,7 @@ def _trained(place: Place, job: Job, folder: Path) -> tuple[str, str]:
         train(checks.worded(settings), folder)
     except SystemExit:
         return STOPPED, ""
-    except Exception as error:  # the next job gets its turn
+    except Exception as error:  # the next job runs
         print(f"error: {error}", file=sys.stderr)
         kind = "" if isinstance(error, (ValueError, OSError, FloatingPointError)) else f"{type(error).__name__}: "
         return FAILED, kind + " ".join(str(error).split())[:500]
@@ -181,7 +181,7 @@ def _trained(place: Place, job: Job, folder: Path) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """A context in which what this process prints goes to the end of a file."""
+    """A context that appends this process's output to a file."""
     kept = os.dup(1), os.dup(2)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
@@ -199,7 +199,7 @@ def _logged(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watched(queue: Queue, job: Job, folder: Path) -> Iterator[None]:
-    """A context in which a thread tells the queue how far a run is, and the run that it is to stop."""
+    """A context whose thread reports a run's progress to the queue and passes requests to stop to the run."""
     over, begun = threading.Event(), last_figures(folder).get("step")
 
     def look() -> None:
@@ -224,31 +224,31 @@ def _watched(queue: Queue, job: Job, folder: Path) -> Iterator[None]:
         thread.join()
 
 
-# ---- what a run left ---------------------------------------------------------------------------------
+# ---- a run's results ---------------------------------------------------------------------------------
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """Returns {"export": names of files, "samples": names, "figures": the last ones} of a run's folder."""
+    """Returns {"export": names of files, "samples": names, "figures": the last metrics} of a run's folder."""
     export = folder / "export"
     left = sorted(path.relative_to(export).as_posix() for path in export.rglob("*") if path.is_file())
     return {"export": left, "samples": samples(folder), "figures": last_figures(folder)}
 
 
 def keep(place: Place, key: str, name: str) -> list[str]:
-    """Copies the adapters that a run left to those that prompts name, under a name; returns the files' names.
+    """Copies a run's adapters under a name into the folder that prompts name; returns the files' names.
 
-    Raises SettingError for a name that is none or is taken, and for a run that left no adapter.
+    Raises SettingError for an invalid or used name and for a run without adapters.
     """
     if not isinstance(name, str) or not SUBJECT.fullmatch(name):
         raise SettingError("name", name, "letters, digits, '-' and spaces, at most 60")
     there = sorted((place.run(key) / "export").glob("*.safetensors"))
     if not there:
-        raise SettingError("job", key[:8], "a run that left an adapter; a whole model is in the library already")
+        raise SettingError("job", key[:8], "a run that exported an adapter; the library already lists whole models")
     place.named.mkdir(mode=0o700, exist_ok=True)
     made = [f"{name}{f'-{i + 1}' if i else ''}.safetensors" for i in range(len(there))]
     for one in made:
         if (place.named / one).exists():
-            raise SettingError("name", name, "a name that is not taken")
+            raise SettingError("name", name, "an unused name")
     for path, one in zip(there, made, strict=True):
         with files.new_file(place.named / one) as temporary:
             shutil.copyfile(path, temporary)
@@ -256,12 +256,12 @@ def keep(place: Place, key: str, name: str) -> list[str]:
 
 
 def samples(folder: Path) -> list[str]:
-    """Returns the names of a run's pictures."""
+    """Returns the names of a run's preview pictures."""
     return sorted(path.name for path in (folder / "samples").glob("*.png"))
 
 
 def figures(folder: Path, most: int = 2000) -> list[dict[str, Any]]:
-    """Returns the lines of a run's metrics.jsonl, evenly left out where there are more than `most`."""
+    """Returns the lines of a run's metrics.jsonl, at most `most`, evenly spaced."""
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -271,13 +271,13 @@ def figures(folder: Path, most: int = 2000) -> list[dict[str, Any]]:
 
 
 def last_figures(folder: Path) -> dict[str, Any]:
-    """Returns the last line of a run's metrics.jsonl that tells of a step, {} where there is none."""
+    """Returns the last line of a run's metrics.jsonl with a step, {} if there is none."""
     lines = tail(folder / "metrics.jsonl").splitlines()
     return next((found for line in reversed(lines) if "loss" in (found := _line(line))), {})
 
 
 def tail(path: Path) -> str:
-    """Returns the last part of a text file, "" where there is none."""
+    """Returns the end of a text file, "" if there is none."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL))
@@ -295,7 +295,7 @@ def _line(text: str) -> dict[str, Any]:
 
 
 def order(folder: Path, what: str) -> None:
-    """Tells a run, by a file in its folder, to show pictures ("sample") or to save ("save") after the next step."""
+    """Asks a run, by a file in its folder, to draw previews ("sample") or save ("save") after the next step."""
     if what not in ORDERS:
         raise SettingError("what", what, f"one of {', '.join(ORDERS)}")
     if folder.is_dir():

@@ -1,7 +1,7 @@
 """Counts the tokens of a prompt from a model's vocabulary, without loading the model.
 
 tokens = Tokens(library)
-tokens.count("pocket", "a photo of a cat")          # (5, 30): of so many that one part of a prompt has
+tokens.count("pocket", "a photo of a cat")          # (5, 30): 5 tokens, of 30 in one part of a prompt
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from sdjax.settings import SettingError
 from sdjax.text import grammars
 from sdjax.text.tokenizer import Tokenizer
 
-ENDS = 2  # tokens of a part that are no words: its begin and its end
+ENDS = 2  # tokens that begin and end a part
 
 
 class Tokens:
@@ -24,7 +24,7 @@ class Tokens:
         self.held: dict[Path, Tokenizer | None] = {}
 
     def of(self, model: str) -> Tokenizer | None:
-        """Returns the vocabulary of a model by its name in the library, None where it has none of its own."""
+        """Returns the vocabulary of a model in the library, None if it has none."""
         try:
             folder = pipeline.locate(self.library.find("model", model or self.library.own.name).source) / "tokenizer"
         except (SettingError, ValueError, OSError):
@@ -34,7 +34,7 @@ class Tokens:
         return self.held[folder]
 
     def count(self, model: str, prompt: str) -> tuple[int, int] | None:
-        """Returns (tokens of a prompt without its adapters, how many one part has), None where that is not known."""
+        """Returns (tokens of a prompt without adapter tags, tokens per part), None if unknown."""
         tokenizer = self.of(model)
         if tokenizer is None:
             return None

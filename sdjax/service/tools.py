@@ -2,8 +2,8 @@
 
     order = order_of(library, {"tool": "merge", "of": ["ink", "cat"], "strengths": [0.8, 0.5], "name": "both"})
 
-A request names entries of the library and what the result is called, and never a place.  The programs are those of the
-command line, `sdjax adapters` and `sdjax convert`; they compute on the processor, since a worker has the device.
+A request names entries of the library and the result, never a path.  The programs are `sdjax adapters` and `sdjax
+convert`; they compute on the CPU, because a worker uses the device.
 """
 
 import contextlib
@@ -24,16 +24,16 @@ TOOLS = ("merge", "resize", "extract", "convert")
 KEYS = ("tool", "of", "strengths", "rank", "format", "name")
 ADAPTERS = ("kohya", "diffusers", "peft")
 MODELS = ("single-file", "diffusers")
-MOST = 8  # files of one merge
-EVERY = 0.2  # seconds between two looks at the queue
+MOST = 8  # most files of a merge
+EVERY = 0.2  # seconds between reads of the queue
 
 
 def order_of(library: Library, body: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the order of a job.
 
-    body: tool, one of TOOLS; of: names of entries, of extract a model and one that was trained from it; strengths: of
-    merge; rank: 0 for as it is; format: of the file; name: what the result is called.
-    Raises SettingError in one line for what cannot be done.
+    body: tool: one of TOOLS.  of: names of entries; for extract, a model and one trained from it.  strengths: for
+    merge.  rank: 0 keeps it.  format: of the file.  name: of the result.
+    Raises SettingError in one line for an invalid body.
     """
     for key in body.keys() - set(KEYS):
         raise SettingError(key, UNSAID, f"one of {', '.join(KEYS)}", "unknown")
@@ -43,13 +43,13 @@ def order_of(library: Library, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def command(library: Library, order: Mapping[str, Any]) -> list[str]:
-    """Returns the arguments of the program `sdjax` that does an order.  Raises what order_of does."""
+    """Returns the arguments of `sdjax` for an order.  Raises what order_of raises."""
     tool, names, name = order.get("tool"), order.get("of"), order.get("name", "")
     if tool not in TOOLS:
         raise SettingError("tool", tool, f"one of {', '.join(TOOLS)}")
     counts = {"merge": (1, MOST), "extract": (2, 2)}.get(tool, (1, 1))
     if not isinstance(names, list) or not counts[0] <= len(names) <= counts[1]:
-        raise SettingError("of", names, {"extract": "a model, and one that was trained from it"}.get(tool, "an entry"))
+        raise SettingError("of", names, {"extract": "a model and one trained from it"}.get(tool, "an entry"))
     if not isinstance(name, str) or not SUBJECT.fullmatch(name):
         raise SettingError("name", name, "letters, digits, '-' and spaces, at most 60")
     if tool == "convert":
@@ -72,7 +72,7 @@ def command(library: Library, order: Mapping[str, Any]) -> list[str]:
 def _convert(library: Library, source: Any, order: Mapping[str, Any], name: str) -> list[str]:
     entry, form = library.find("model", str(source)), _form(order, MODELS)
     if library.place.models is None:
-        raise SettingError("convert", entry.name, "a folder for models: start the server with --models DIR")
+        raise SettingError("convert", entry.name, "a server with --models DIR")
     out = library.place.models / (f"{name}.safetensors" if form == "single-file" else name)
     return ["convert", entry.source, str(_free(out, name)), "--format", form]
 
@@ -90,17 +90,17 @@ def _adapter(library: Library, name: Any) -> Entry:
             return library.find(kind, str(name))
         except SettingError:
             continue
-    raise SettingError("of", name, "an adapter of the library")
+    raise SettingError("of", name, "an adapter in the library")
 
 
 def _free(path: Path, name: str) -> Path:
     if path.exists():
-        raise SettingError("name", name, "a name that is not taken")
+        raise SettingError("name", name, "an unused name")
     return path
 
 
 def run(place: Place, queue: Queue, job: Job) -> None:
-    """Does a job in a process of its own, and says in the queue how it ended."""
+    """Runs a job in its own process and writes the outcome to the queue."""
     try:
         arguments = command(Library(place), job.request)
         place.named.mkdir(mode=0o700, exist_ok=True)
@@ -121,8 +121,8 @@ def _done(queue: Queue, job: Job, arguments: list[str]) -> tuple[str, str]:
             if now is None or now.asked in STOPS:
                 process.kill()
                 return CANCELLED, ""
-            with contextlib.suppress(subprocess.TimeoutExpired):  # reads all the while, so that a pipe never fills
+            with contextlib.suppress(subprocess.TimeoutExpired):  # reads continuously, so that the pipe never fills
                 _, told = process.communicate(timeout=EVERY)
-        lines = told.strip().splitlines() or ["it failed"]
+        lines = told.strip().splitlines() or ["the program failed"]
     said = next((text for text in reversed(lines) if text.startswith("error: ")), lines[-1]).removeprefix("error: ")
     return (DONE, "") if process.returncode == 0 else (FAILED, said[:500])

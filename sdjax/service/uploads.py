@@ -25,9 +25,9 @@ from sdjax.settings import SettingError
 
 MOST_BYTES = 32 << 20  # of one picture
 MOST_PIXELS = 4096 * 4096
-MOST_KEPT = 4000  # pictures; of more the oldest that no job waits for go
-MOST_FILES = 2000  # pictures of one set
-MOST_SET = 1 << 30  # bytes of all pictures of one set, unpacked
+MOST_KEPT = 4000  # pictures; above this, the oldest that no job needs are removed
+MOST_FILES = 2000  # pictures in a set
+MOST_SET = 1 << 30  # bytes of all pictures in a set, unpacked
 ENDINGS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 PREFIX = re.compile(r"data:image/[\w.+-]{1,40};base64,")
 CAPTIONS = (".txt", ".caption")
@@ -35,9 +35,9 @@ MOST_CAPTION = 1 << 16  # bytes
 
 
 def decoded(text: object, setting: str = "image") -> bytes:
-    """Returns the bytes of base64, raw or as a data URL; nothing else names a picture.
+    """Returns the bytes of base64 text, raw or as a data URL.
 
-    Raises SettingError, of the setting, for anything else; an address of a picture is not fetched.
+    Raises SettingError for `setting` for anything else: sdjax fetches no URLs.
     """
     if not isinstance(text, str):
         raise SettingError(setting, type(text).__name__, "a picture in base64")
@@ -52,16 +52,18 @@ def decoded(text: object, setting: str = "image") -> bytes:
 
 
 def keep(place: Place, data: bytes, setting: str = "image") -> str:
-    """Keeps a picture's bytes and returns its name.
+    """Stores a picture's bytes and returns its name.
 
-    Raises SettingError, of the setting, for what is no picture, too large, or cannot be decoded.
+    Raises SettingError for `setting` for data that is not a picture, is too large, or is damaged.
     """
     kind = check(data, setting)
     path = place.upload(f"{hashlib.sha256(data).hexdigest()[:32]}.{kind}")
     if path.is_file():
         os.utime(path)
         return path.name
-    descriptor, name = tempfile.mkstemp(prefix=".", suffix=f".{kind}", dir=path.parent)  # several may send the same
+    descriptor, name = tempfile.mkstemp(
+        prefix=".", suffix=f".{kind}", dir=path.parent
+    )  # clients may send the same picture
     try:
         with open(descriptor, "wb") as file:
             file.write(data)
@@ -75,9 +77,9 @@ def keep(place: Place, data: bytes, setting: str = "image") -> str:
 
 
 def check(data: bytes, setting: str) -> str:
-    """Returns the ending of a picture's kind, of which only the header is read.
+    """Returns the suffix of a picture's format; reads the header only.
 
-    Raises SettingError, of the setting, for what is no picture, or too large.
+    Raises SettingError for `setting` for data that is not a picture or is too large.
     """
     size = f"{len(data)} bytes"
     if len(data) > MOST_BYTES:
@@ -85,7 +87,7 @@ def check(data: bytes, setting: str) -> str:
     try:
         with Image.open(BytesIO(data), formats=reading.FORMATS) as image:
             kind, (width, height) = image.format or "", image.size
-    except Exception:  # Pillow raises anything on what is no picture
+    except Exception:  # Pillow raises many kinds of errors
         raise SettingError(setting, size, "a PNG, JPEG or WebP picture") from None
     if width * height > MOST_PIXELS:
         raise SettingError(setting, f"{width} x {height}", f"a picture of at most {MOST_PIXELS} pixels")
@@ -93,15 +95,15 @@ def check(data: bytes, setting: str) -> str:
 
 
 def inverted(place: Place, name: str) -> str:
-    """Returns the name of a mask that is white where another one is black."""
+    """Returns the name of the inverted mask."""
     picture = 255 - reading.mask(place.upload(name))
     return keep(place, writing.png(picture.astype(np.uint8)), "mask")
 
 
 def painted(place: Place, data: bytes) -> str | None:
-    """Returns the name of a mask that is white where a layer of an editor, a PNG, is painted; None where it is nowhere.
+    """Returns the name of a mask, white where an editor's layer (a PNG) is painted; None for an empty layer.
 
-    Raises SettingError for what is no picture.
+    Raises SettingError for data that is not a picture.
     """
     check(data, "mask")
     with Image.open(BytesIO(data), formats=reading.FORMATS) as image:
@@ -112,9 +114,9 @@ def painted(place: Place, data: bytes) -> str | None:
 
 
 def prepared(place: Place, name: str, way: str) -> str:
-    """Returns the name of what a ControlNet sees of an upload, prepared by a condition; "" leaves it as it is.
+    """Returns the name of an upload's condition picture for a ControlNet; way: a condition, "" for the upload itself.
 
-    Raises SettingError for what is no condition, ValueError where a picture holds no such thing.
+    Raises SettingError for an unknown condition, ValueError if it finds nothing in the picture.
     """
     if not way:
         return name
@@ -123,9 +125,9 @@ def prepared(place: Place, name: str, way: str) -> str:
 
 
 def pruned(place: Place, needed: Iterable[str], most: int = MOST_KEPT) -> int:
-    """Removes the uploads that were used longest ago, beyond `most`, but those whose names stand in `needed`.
+    """Removes the least recently used uploads above `most`, except those named in `needed`.
 
-    Returns how many went.
+    Returns the number removed.
     """
     there = sorted((place.root / "uploads").glob("[0-9a-f]*"), key=lambda path: -path.stat().st_mtime)
     if len(there) <= most:
@@ -141,10 +143,10 @@ def pruned(place: Place, needed: Iterable[str], most: int = MOST_KEPT) -> int:
 
 
 def keep_set(place: Place, key: str, given: Iterable[tuple[str, bytes]]) -> int:
-    """Keeps pictures, and captions beside them, in the folder of a set; returns how many pictures it has.
+    """Stores pictures and captions in the folder of a set; returns the number of pictures in it.
 
-    given: (name, bytes) of .png .jpg .webp, .txt .caption, and .zip archives of these.  Of a name its letters, digits,
-    '_' and '-' stay, and never a folder.  Raises SettingError for what is none of these, and for too many.
+    given: (name, bytes) of .png .jpg .webp, .txt .caption, and .zip archives of these.  Names keep their letters,
+    digits, '_' and '-', never a folder.  Raises SettingError for other files and for too many.
     """
     folder = place.set(key)
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -157,7 +159,7 @@ def keep_set(place: Place, key: str, given: Iterable[tuple[str, bytes]]) -> int:
         if suffix in CAPTIONS:
             if len(data) > MOST_CAPTION:
                 raise SettingError("files", name, f"a caption of at most {MOST_CAPTION >> 10} KB")
-            ending = "txt"  # which the set's list shows and removes
+            ending = "txt"  # so that the set lists it and can remove it
         else:
             ending = check(data, "files")
         with files.new_file(folder / f"{stem}.{ending}") as temporary:
@@ -166,7 +168,7 @@ def keep_set(place: Place, key: str, given: Iterable[tuple[str, bytes]]) -> int:
 
 
 def safe(stem: str) -> str:
-    """Returns a name that is a file's anywhere."""
+    """Returns a name that is valid on every file system."""
     stem = re.sub(r"[^\w-]+", "_", stem, flags=re.ASCII).strip("_")[:80]
     return stem or "picture"
 
@@ -180,9 +182,9 @@ def _unpacked(given: Iterable[tuple[str, bytes]]) -> Iterable[tuple[str, bytes]]
 
 
 def unzipped(name: str, data: bytes) -> Iterable[tuple[str, bytes]]:
-    """Yields (name, bytes) of the files of an archive, of which no more is unpacked than is allowed.
+    """Yields (name, bytes) of the files in an archive; unpacks no more than the limits allow.
 
-    Raises SettingError for what is no archive, and for one with too many or too large files.
+    Raises SettingError for data that is not an archive, and for too many or too large files.
     """
     try:
         with zipfile.ZipFile(BytesIO(data)) as archive:
@@ -196,7 +198,7 @@ def unzipped(name: str, data: bytes) -> Iterable[tuple[str, bytes]]:
                 if Path(one.filename).name.startswith((".", "__MACOSX")) or "__MACOSX" in one.filename:
                     continue
                 with archive.open(one) as file:
-                    found = file.read(min(MOST_BYTES, left) + 1)  # what a directory says need not be so
+                    found = file.read(min(MOST_BYTES, left) + 1)  # the archive's directory may lie
                 left -= len(found)
                 if len(found) > MOST_BYTES or left < 0:
                     raise SettingError("files", one.filename, f"a picture of at most {MOST_BYTES >> 20} MB")

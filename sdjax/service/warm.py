@@ -1,8 +1,8 @@
-"""Fills the cache of compiled programs, so that the first picture need not wait for the compiler.
+"""Fills the cache of compiled programs, so that the first picture does not wait for the compiler.
 
     sdjax warm models/sd15 --sizes 512 768 --batches 1 8
 
-Draws one step of each kind: another number of steps, prompt, seed, guidance or adapter's strength compiles nothing.
+Draws one step of each kind.  Other steps, prompts, seeds, guidance or adapter strengths need no new program.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from sdjax.service import programs
 
-# Samplers that draw fresh noise between steps have a program of their own.
+# Samplers that draw fresh noise between steps have their own program.
 KINDS = {"quiet": "ddim", "noisy": "euler_a"}
 
 
@@ -22,16 +22,24 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="sdjax warm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("model", help="a model, as --model of text2img")
-    made.add_argument("--sizes", nargs="+", default=[""], help="512 or 512x768; default: the model's")
-    made.add_argument("--batches", nargs="+", type=int, default=[1], help="pictures at once; default: 1")
-    made.add_argument("--kinds", nargs="+", choices=KINDS, default=["quiet"], help="of samplers; default: quiet")
-    made.add_argument("--dtype", help="type of weights and computation, as --dtype of text2img")
+    made.add_argument("model", help="a model, as for --model of text2img")
+    made.add_argument(
+        "--sizes", nargs="+", default=[""], help="picture sizes, such as 512 or 512x768; default: the model's"
+    )
+    made.add_argument("--batches", nargs="+", type=int, default=[1], help="batch sizes; default: 1")
+    made.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=KINDS,
+        default=["quiet"],
+        help="samplers without (quiet) or with (noisy) fresh noise between steps; default: quiet",
+    )
+    made.add_argument("--dtype", help="data type of weights and computation, as --dtype of text2img")
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compiles and says the seconds of each kind; returns the exit status."""
+    """Compiles each kind and prints its seconds; returns the exit status."""
     from sdjax.service.maker import Maker
 
     options, made_by = parser().parse_args(arguments), Maker()
@@ -48,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _given(options, size, batch, sampler, out):
-    """Returns what text2img's command line gives for a batch of one step."""
+    """Returns the options of text2img for one step of a batch."""
     given = ["--model", options.model, "--prompt", "a photo", "--steps", "1", "--sampler", sampler]
     given += ["--count", str(batch), "--batch", str(batch), "--out", out, "--seed", "0"]
     given += ["--size", size] if size else []

@@ -2,11 +2,10 @@
 
     python -m sdjax.service.worker --root outputs/ui [--models DIR ...]
 
-One process at a time has the device, by the lock of a file; another one waits for it.  Pictures are made by a Maker,
-which keeps its models; for a training job the process becomes the training program (exec), and after it a worker with
-an empty memory again.  It outlives its server, ends IDLE seconds after the last job where no server lives, and ends
-between two steps when it gets a SIGTERM; what it had taken waits again.  Outputs are named by job, so that a job that
-is taken a second time makes what is missing.
+A file lock gives one process at a time the device; others wait for it.  A Maker makes pictures and keeps its models.
+For a training job the process becomes the training program (exec), and afterwards a worker with empty memory again.
+The worker outlives its server and ends IDLE seconds after the last job if no server is alive.  On SIGTERM it ends
+between two steps, and its job waits again.  Outputs are named by job, so a job taken again makes only missing pictures.
 """
 
 import contextlib
@@ -22,14 +21,14 @@ from sdjax.service import tools
 from sdjax.service.place import Place, private
 from sdjax.service.queue import CANCELLED, DONE, FAILED, Job, Queue
 
-IDLE = 3.0  # seconds that a worker without a server waits for jobs
-LOOK = 0.05  # seconds between two looks at an empty queue
-NICE = 5  # the server answers while pictures are made
-LOCK = "SDJAX_DEVICE"  # the descriptor of the lock, for the program that this one becomes
+IDLE = 3.0  # seconds that a worker waits for jobs without a server
+LOOK = 0.05  # seconds between reads of an empty queue
+NICE = 5  # lower priority, so that the server answers during sampling
+LOCK = "SDJAX_DEVICE"  # the lock's descriptor, for the program after exec
 
 
 def main(arguments: list[str]) -> int:
-    """Works a place's queue off; returns the exit status."""
+    """Runs the jobs of a place's queue; returns the exit status."""
     place = Place.of(arguments)
     private()
     stop = Stop()
@@ -37,8 +36,8 @@ def main(arguments: list[str]) -> int:
         queue = Queue(place.queue)
         queue.left()
         os.nice(max(0, NICE - os.nice(0)))
-        drawing = None  # which takes seconds to import, and a run needs none
-        alone = None  # since when no server lives
+        drawing = None  # takes seconds to import, and training does not need it
+        alone = None  # time since when no server is alive
         while not stop.asked:
             job = queue.head()
             if job is not None and job.kind == "training" and queue.take(os.getpid(), job.id):
@@ -68,7 +67,7 @@ def _drawing(place: Place, queue: Queue, stop: "Stop") -> Any:
 
 
 def run(queue: Queue, job: Job, drawing: Any) -> None:
-    """Does a job of pictures, and says in the queue how it ended; whatever a job does, the next one gets its turn."""
+    """Runs a picture job and writes the outcome to the queue; no error of a job stops the worker."""
     from sdjax.service.batch import line
     from sdjax.settings import SettingError
 
@@ -85,7 +84,7 @@ def run(queue: Queue, job: Job, drawing: Any) -> None:
 
 
 def become(place: Place, descriptor: int, *first: str) -> None:
-    """Replaces this program by another one of the same process, which keeps the device."""
+    """Replaces this program by another in the same process (exec), which keeps the device."""
     os.set_inheritable(descriptor, True)
     os.environ[LOCK] = str(descriptor)
     sys.stdout.flush()
@@ -95,7 +94,7 @@ def become(place: Place, descriptor: int, *first: str) -> None:
 
 @contextlib.contextmanager
 def device(place: Place) -> Iterator[int]:
-    """A context in which this process alone has the device of a place; yields the lock's descriptor."""
+    """A context that gives this process alone a place's device; yields the lock's descriptor."""
     given = os.environ.pop(LOCK, None)
     descriptor = int(given) if given else os.open(place.device, os.O_RDWR | os.O_CREAT, 0o600)
     os.set_inheritable(descriptor, False)
@@ -109,7 +108,7 @@ def device(place: Place) -> Iterator[int]:
 
 
 def taken(place: Place) -> bool:
-    """Returns whether a process has the device of a place."""
+    """Returns whether a process uses a place's device."""
     descriptor = os.open(place.device, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -121,7 +120,7 @@ def taken(place: Place) -> bool:
 
 
 def lives(pid: Any) -> bool:
-    """Returns whether a process of this number is there."""
+    """Returns whether a process with this number exists."""
     try:
         os.kill(int(pid), 0)
     except (TypeError, ValueError, ProcessLookupError):
@@ -132,12 +131,12 @@ def lives(pid: Any) -> bool:
 
 
 class Stop:
-    """Remembers a SIGTERM until the step is over."""
+    """Remembers a SIGTERM until the current step ends."""
 
     def __init__(self) -> None:
         self.asked = False
         signal.signal(signal.SIGTERM, self._ask)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; the server says when it is over
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal; the server ends the worker
 
     def _ask(self, *_: Any) -> None:
         self.asked = True

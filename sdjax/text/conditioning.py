@@ -12,7 +12,7 @@
 
 Texts longer than the model's length become chunks, each between its own begin and end, encoded one by one and put in a
 row.  Of a prompt and its negative, and of all that `condition` gets, the shorter ones get empty chunks: see `sizes`.
-Another prompt or schedule compiles nothing, unless it has more chunks, parts (AND) or more than ROOM different texts.
+Another prompt or timeline compiles nothing, unless it has more chunks, parts (AND) or more than ROOM different texts.
 
 Sources: AUTOMATIC1111's stable-diffusion-webui 1.10 (sd_hijack_clip, sd_emphasis, sd_samplers_cfg_denoiser) and ComfyUI
 (sd1_clip): their behaviour and constants.
@@ -45,7 +45,7 @@ SHALLOW = 1e-3  # of the mean size of a number; our choice: behind a fresh layer
 ROOM, STEPS = 8, 1024  # different texts of a prompt, and steps, that there is always room for
 Chunk = list[tuple[int, float]]  # (id, weight) without begin, end and padding
 Timed = tuple[tuple[int, str], ...]  # (last step, text)
-Stream = list[tuple[float, Timed]]  # (weight, schedule) of each prompt: of one part of AND, or of the negatives
+Stream = list[tuple[float, Timed]]  # (weight, timeline) of each prompt: of one part of AND, or of the negatives
 
 
 class TextModel(Protocol):
@@ -206,7 +206,7 @@ def sizes(
     return [(count, len(_parts(prompt, grammar))) for count, prompt in zip(counts, prompts, strict=True)]
 
 
-def parts(prompts: Iterable[str], grammar: str) -> int:
+def most_parts(prompts: Iterable[str], grammar: str) -> int:
     """Returns the largest number of texts that AND joins in one of the prompts; 1 without AND."""
     return max(len(_parts(prompt, grammar)) for prompt in prompts)
 
@@ -233,7 +233,7 @@ def condition(
     vector's difference from that of the empty text; None: the grammar's own.
     before: steps of a first pass that this one follows.
     Raises ValueError for an unknown grammar or weighting, unequal counts, adapters left in a prompt, AND without
-    negatives, and what `adapters`, `schedule` and `chunks` raise.
+    negatives, and what `adapters`, `timeline` and `chunks` raise.
     """
     weighting = weighting or {"comfyui": "comfyui"}.get(grammar, "a1111")
     if weighting not in WEIGHTINGS:
@@ -342,7 +342,7 @@ def _weighed(
     """Returns vectors z [B R n L C] with weights [B R n L].
 
     empty [B L C]: the empty text's vectors, for empty + w (z - empty).  None: w z, times the factor that gives each
-    chunk its old mean; A1111 encodes the texts of a schedule together, so its mean is over all of them, as often as
+    chunk its old mean; A1111 encodes the texts of a timeline together, so its mean is over all of them, as often as
     they are used (`uses` [B R]).  Where the old mean is next to nothing beside the vectors (SHALLOW), it is left alone:
     the factor would be rounding errors.
     """
@@ -371,7 +371,7 @@ def _streams(
         raise ValueError(f"{len(prompts)} prompts, {len(negatives)} negative prompts: expected as many")
 
     def timed(text: str) -> Timed:
-        return grammars.schedule(text, steps, before) if grammar == "a1111" else ((steps, text),)
+        return grammars.timeline(text, steps, before) if grammar == "a1111" else ((steps, text),)
 
     split = [_parts(prompt, grammar) for prompt in prompts]
     for prompt in prompts if grammar == "a1111" else ():
@@ -383,7 +383,7 @@ def _streams(
 
 
 def _turns(texts: Timed, steps: int) -> tuple[list[str], Int32[np.ndarray, " S"], Int32[np.ndarray, " R"]]:
-    """Returns (the different texts of a schedule, which of them each step shows, how many ends each has).
+    """Returns (the different texts of a timeline, which of them each step shows, how many ends each has).
 
     A1111 shows the text of the first end that is not below the number of steps done: a text until step 3 has 4 steps.
     """

@@ -2,7 +2,7 @@
 
     text, wanted = adapters("a [cat:dog:0.5] (on snow:1.3) AND night :0.5 <lora:ink:0.8>", {"lora": "lora"})
     (first, 1.0), (second, 0.5) = parts(text)
-    (10, before), (20, after) = schedule(first, steps=20)
+    (10, before), (20, after) = timeline(first, steps=20)
     emphasis(after)                                             # (("a dog ", 1.0), ("on snow", 1.3))
 
 Sources: AUTOMATIC1111's stable-diffusion-webui 1.10, prompt_parser and extra_networks, and ComfyUI's sd1_clip: their
@@ -96,7 +96,7 @@ def weighed(text: str) -> bool:
     return [weight for _, weight in parts(text)] != [1.0]
 
 
-def schedule(text: str, steps: int, before: int | None = None) -> tuple[tuple[int, str], ...]:
+def timeline(text: str, steps: int, before: int | None = None) -> tuple[tuple[int, str], ...]:
     """Returns the texts of a run with the last step of each, ((step, text), ...); steps count from 1.
 
     A number with a point is a fraction of `steps`, one without is a step; the options of [a|b] alternate.  A text whose

@@ -7,7 +7,13 @@ from pathlib import Path
 from sdjax.runtime import accelerator, compile_cache, guard, processes, watch
 from sdjax.settings import SettingError, describe, load
 
-USAGE = "usage: sdjax train CONFIG [a.b=value ...] [out=DIR]; CONFIG --help describes the recipe and every setting"
+USAGE = """usage: sdjax train RECIPE [a.b=value ...] [out=DIR]
+
+Trains a recipe: a Python file with a function config(), such as configs/lora.py.  a.b=value overrides a setting.
+Rerun the command to resume from the newest checkpoint.
+
+    sdjax train configs/lora.py data.path=photos/cat data.word=cat
+    sdjax train configs/lora.py --help      what the recipe does, and every setting"""
 
 
 def main(arguments: Sequence[str], doc: str = USAGE) -> int:

@@ -34,7 +34,7 @@ USUAL = {  # options that clients read
 
 
 def schema(task: str) -> dict[str, Any]:
-    """Returns the properties of a body, from the settings' declarations."""
+    """Returns the JSON-schema properties of a body, from the declarations of settings."""
     known = {one.about.api: one for one in fields(TASKS[task]).values() if one.about.api and " " not in one.about.api}
     found: dict[str, Any] = {name: {"description": one.about.help} for name, one in known.items()}
     found |= {name: {"type": "integer"} for name in ("width", "height", "batch_size", "n_iter")}
@@ -43,7 +43,7 @@ def schema(task: str) -> dict[str, Any]:
 
 
 def router(services: Services) -> APIRouter:
-    """Returns the endpoints that make pictures, tell how far they are, and hold the options."""
+    """Returns the endpoints for making pictures, progress and options."""
     routes, queue, library = APIRouter(prefix="/sdapi/v1", tags=["A1111"]), services.queue, services.library
 
     async def keep(given: object, name: str) -> str:
@@ -64,26 +64,26 @@ def router(services: Services) -> APIRouter:
         return await run_in_threadpool(answer, services, job, asked, given)
 
     def _kept_options(given: dict[str, Any]) -> None:
-        """Keeps override_settings where a body says that they stay."""
+        """Stores override_settings if a body sets override_settings_restore_afterwards to false."""
         over = given.get("override_settings")
         if isinstance(over, dict) and given.get("override_settings_restore_afterwards", True) is False:
             queue.options(**{f"a1111.{name}": over[name] for name in KEPT if name in over})
 
     @routes.post("/txt2img", openapi_extra=asks(schema("text2img")))
     async def txt2img(request: Request) -> Any:
-        """Makes pictures from words."""
+        """Makes pictures from a prompt."""
         return await draw("txt2img", request)
 
     img2img_body = schema("inpaint") | {"init_images": {"type": "array", "items": PICTURE}, "mask": PICTURE}
 
     @routes.post("/img2img", openapi_extra=asks(img2img_body))
     async def img2img(request: Request) -> Any:
-        """Makes pictures from a picture, within a mask where there is one."""
+        """Makes pictures from a picture; with a mask, changes only the masked part."""
         return await draw("img2img", request)
 
     @routes.post("/extra-single-image", openapi_extra=asks({"image": PICTURE}))
     async def extra(request: Request) -> Any:
-        """Enlarges a picture: by Lanczos, by nearest pixels, or by a model of the library that enlarges."""
+        """Enlarges a picture with Lanczos, nearest pixels or an upscaling model of the library."""
         given = await body(request)
         try:
             name = await keep(given.get("image"), "image")
@@ -102,7 +102,7 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/png-info", openapi_extra=asks({"image": PICTURE}))
     async def png_info(request: Request) -> Any:
-        """What a picture says of its making."""
+        """The settings in a picture's file."""
         given = await body(request)
         try:
             name = await keep(given.get("image"), "image")
@@ -115,11 +115,11 @@ def router(services: Services) -> APIRouter:
         text = records.text(record)
         return {"info": text, "items": {"parameters": text}, "parameters": _words(text)}
 
-    # ---- how far it is -----------------------------------------------------------------------------
+    # ---- progress ----------------------------------------------------------------------------------
 
     @routes.get("/progress")
     def far(skip_current_image: bool = False) -> dict[str, Any]:
-        """How far the picture is that is being made; textinfo says where a program is being compiled."""
+        """The progress of the current picture; textinfo names its phase, such as compiling."""
         job = queue.current("pictures")
         if job is None:
             return {
@@ -136,7 +136,7 @@ def router(services: Services) -> APIRouter:
         image = base64.b64encode(seen).decode() if seen else None
         idle = "compiling" if queue.option("warming") else "waiting"
         text = idle if job.state == WAITING else job.phase
-        shown = max(done, 0.01)  # 0 with no job is "ready" to clients
+        shown = max(done, 0.01)  # for clients, 0 without a job means ready
         return {
             "progress": shown, "eta_relative": left, "state": _state(job), "current_image": image, "textinfo": text,
         }  # fmt: skip
@@ -149,18 +149,18 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/interrupt")
     def interrupt() -> dict[str, Any]:
-        """Stops the job that runs, between two steps; its client gets the half-done picture."""
+        """Stops the running job between two steps; its client gets the unfinished picture."""
         return _ask(HALF)
 
     @routes.post("/skip")
     def skip() -> dict[str, Any]:
-        """Leaves the picture out that is being made."""
+        """Skips the current picture."""
         return _ask("skip")
 
     # ---- options -------------------------------------------------------------------------------------
 
     def options() -> dict[str, Any]:
-        """The options that are set; a model that is not there any more is the server's."""
+        """The options; the server's default model replaces one that is gone."""
         kept = {name: queue.option(f"a1111.{name}") for name in KEPT}
         kept = {name: value for name, value in kept.items() if value is not None}
         try:
@@ -171,12 +171,12 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/options")
     def get_options() -> dict[str, Any]:
-        """The options; sd_model_checkpoint is the title of one of sd-models."""
+        """The options; sd_model_checkpoint is a title of /sd-models."""
         return options()
 
     @routes.post("/options", openapi_extra=asks({name: {} for name in KEPT}))
     async def set_options(request: Request) -> JSONResponse:
-        """Sets options, of a part or the whole; those that are not ours are ignored."""
+        """Sets some or all options; ignores unknown ones."""
         given = await body(request)
         given = {name: given[name] for name in KEPT if given.get(name) is not None}
         try:
@@ -197,7 +197,7 @@ def router(services: Services) -> APIRouter:
 
 
 def _state(job: Job | None) -> dict[str, Any]:
-    """Returns the `state` of progress; job_count is 0 where nothing is to be done."""
+    """Returns the `state` of progress; job_count is 0 without a job."""
     return {
         "skipped": bool(job and job.asked == "skip"),
         "interrupted": bool(job and job.asked in STOPS),
@@ -212,7 +212,7 @@ def _state(job: Job | None) -> dict[str, Any]:
 
 
 def answer(services: Services, job: Job, asked: Asked, given: dict[str, Any]) -> dict[str, Any]:
-    """Returns the answer of txt2img and img2img: pictures in base64, the body, and what was made as a text of JSON."""
+    """Returns the response of txt2img and img2img: pictures in base64, the body, and `info` as JSON text."""
     pictures: list[bytes] = []
     if given.get("send_images", True) is not False:
         half = services.queue.preview(job.id) if job.state == CANCELLED else None
@@ -226,7 +226,7 @@ def answer(services: Services, job: Job, asked: Asked, given: dict[str, Any]) ->
 
 
 def _info(services: Services, job: Job, asked: Asked) -> dict[str, Any]:
-    """Returns what A1111 tells of pictures that it made."""
+    """Returns the `info` that A1111 gives with pictures."""
     names, texts = job.pictures, job.result.get("infotexts", [])
     seeds = job.result.get("seeds", [])
     made = records.read(services.place.picture(names[0])) if names else None
@@ -272,7 +272,7 @@ def _info(services: Services, job: Job, asked: Asked) -> dict[str, Any]:
 
 
 def _words(text: str) -> dict[str, Any]:
-    """Returns {word: text} of a record's last line, with the prompts, as A1111's reader gives them."""
+    """Returns {key: text} of a record's last line, and the prompts, as A1111's reader does."""
     try:
         record = records.parse(text)
     except ValueError:

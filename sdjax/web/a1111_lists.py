@@ -21,7 +21,7 @@ from sdjax.settings import SettingError
 from sdjax.web.a1111_words import MOST_UNITS, preprocessor
 from sdjax.web.services import Services, asks, body
 
-ANCESTRAL = "_a"  # what names of samplers that make fresh noise end in
+ANCESTRAL = "_a"  # endings of the names of samplers that draw fresh noise
 IMAGES = "controlnet_input_images"
 DETECT = {
     "controlnet_module": {"type": "string", "description": "one of module_list"},
@@ -33,12 +33,12 @@ UNIT_ARGUMENTS = ("enabled", "module", "model", "weight", "image", "resize_mode"
 
 
 def router(services: Services) -> APIRouter:
-    """Returns the endpoints of lists under /sdapi/v1."""
+    """Returns the list endpoints under /sdapi/v1."""
     routes, library = APIRouter(prefix="/sdapi/v1", tags=["A1111"]), services.library
 
     @routes.get("/samplers")
     def samplers() -> list[dict[str, Any]]:
-        """Samplers, with our names as aliases, and those that end in a schedule's."""
+        """Samplers, with sdjax's names as aliases, and names that end in a schedule."""
         return [
             {"name": label, "aliases": [name, f"k_{name}"], "options": _options(name)}
             for name, label in SAMPLERS.items()
@@ -54,7 +54,7 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/sd-models")
     def models() -> list[dict[str, Any]]:
-        """Models; `title` is what options.sd_model_checkpoint takes."""
+        """Models; options.sd_model_checkpoint takes a `title`."""
         return [
             {
                 "title": library.title(one),
@@ -69,18 +69,18 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/sd-vae")
     def vaes() -> list[dict[str, Any]]:
-        """Autoencoders that may take the place of a model's."""
+        """Autoencoders that can replace a model's."""
         return [{"model_name": one.name, "filename": one.name} for one in library.entries("vae")]
 
     @routes.get("/upscalers")
     def upscalers() -> list[dict[str, Any]]:
-        """What enlarges a picture."""
+        """Ways to enlarge a picture."""
         names = ["None", *extras.FILTERS, *(library.title(one) for one in extras.upscalers(library))]
         return [_upscaler(name) for name in names]
 
     @routes.get("/latent-upscale-modes")
     def modes() -> list[dict[str, Any]]:
-        """What enlarges latents, for hires fix."""
+        """Ways to enlarge latents, for hires fix."""
         choices = fields(Hires)["hires_method"].choices or {}
         return [{"name": label} for name, label in choices.items() if name.startswith("latent")]
 
@@ -91,7 +91,7 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/embeddings")
     def embeddings() -> dict[str, Any]:
-        """Embeddings, named in prompts by their names."""
+        """Embeddings; prompts contain their names."""
         found = {one.name: {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": 0, "vectors": 0}
                  for one in library.entries("embedding")}  # fmt: skip
         return {"loaded": found, "skipped": {}}
@@ -104,22 +104,22 @@ def router(services: Services) -> APIRouter:
     @routes.get("/face-restorers")
     @routes.get("/realesrgan-models")
     def none() -> list[Any]:
-        """Not here."""
+        """Empty: sdjax has none."""
         return []
 
     @routes.get("/prompt-styles")
     def styles() -> list[Any]:
-        """Texts that are added to prompts by name; there are none."""
+        """Prompt styles; sdjax has none."""
         return []
 
     @routes.get("/scripts")
     def scripts() -> dict[str, Any]:
-        """What alwayson_scripts may name."""
+        """Names for alwayson_scripts."""
         return {"txt2img": ["controlnet"], "img2img": ["controlnet"]}
 
     @routes.get("/script-info")
     def script_info() -> list[dict[str, Any]]:
-        """What alwayson_scripts take."""
+        """Arguments of alwayson_scripts."""
         arguments = [{"label": name, "value": None, "minimum": None, "maximum": None} for name in UNIT_ARGUMENTS]
         return [
             {"name": "controlnet", "is_alwayson": True, "is_img2img": both, "args": arguments} for both in (False, True)
@@ -127,17 +127,17 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/memory")
     def memory() -> dict[str, Any]:
-        """Memory of the machine, in bytes."""
+        """The machine's memory in bytes."""
         total, free = (os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
-        return {"ram": {"free": free, "used": total - free, "total": total}, "cuda": {"error": "not told"}}
+        return {"ram": {"free": free, "used": total - free, "total": total}, "cuda": {"error": "unknown"}}
 
     @routes.get("/cmd-flags")
     def flags() -> dict[str, Any]:
-        """How the server was started, without its paths."""
+        """The server's flags, without paths."""
         return {"api": True, "nowebui": False, "listen": False, "sdjax": __version__}
 
     async def refresh() -> JSONResponse:
-        """Looks through the folders again, which every list does anyway."""
+        """Does nothing: every list reads the folders again."""
         await run_in_threadpool(library.entries)
         return JSONResponse(None)
 
@@ -147,12 +147,12 @@ def router(services: Services) -> APIRouter:
 
 
 def controlnet(services: Services) -> APIRouter:
-    """Returns the endpoints under /controlnet, of the extension that clients know."""
+    """Returns the endpoints under /controlnet, as in A1111's extension."""
     routes, library = APIRouter(prefix="/controlnet", tags=["A1111"]), services.library
 
     @routes.get("/version")
     def version() -> dict[str, int]:
-        """The version of the extension's API that is spoken."""
+        """The version of the extension's API that sdjax follows."""
         return {"version": 2}
 
     @routes.get("/model_list")
@@ -162,13 +162,13 @@ def controlnet(services: Services) -> APIRouter:
 
     @routes.get("/module_list")
     def modules(alias_names: bool = False) -> dict[str, Any]:
-        """Preprocessors: none, and the conditions that are made of a picture."""
+        """Preprocessors: "none", and the conditions that sdjax computes."""
         detail = {name: {"model_free": False, "sliders": sliders(name)} for name in ("none", *modules_of())}
         return {"module_list": list(detail), "module_detail": detail}
 
     @routes.get("/control_types")
     def types() -> dict[str, Any]:
-        """What belongs together: all of it."""
+        """Preprocessors and models by type; sdjax has one type, All."""
         names = ["None", *(library.title(one) for one in library.entries("controlnet"))]
         every = {
             "module_list": ["none", *modules_of()],
@@ -180,7 +180,7 @@ def controlnet(services: Services) -> APIRouter:
 
     @routes.post("/detect", openapi_extra=asks(DETECT))
     async def detect(request: Request) -> dict[str, Any]:
-        """The conditions that a preprocessor makes of pictures."""
+        """Computes a preprocessor's conditions of pictures."""
         given = await body(request)
         pictures = given.get(IMAGES)
         try:
@@ -196,19 +196,19 @@ def controlnet(services: Services) -> APIRouter:
 
     @routes.get("/settings")
     def settings() -> dict[str, Any]:
-        """How many ControlNets one picture may have."""
+        """The most ControlNets of one picture."""
         return {"control_net_unit_count": MOST_UNITS}
 
     return routes
 
 
 def modules_of() -> list[str]:
-    """Returns the names of the conditions that are made of a picture, without those that are read from a file."""
+    """Returns the names of the conditions that are computed from a picture, not read from a file."""
     return [name for name, kind in conditions.known().items() if not kind.endings]
 
 
 def sliders(name: str) -> list[dict[str, Any] | None]:
-    """Returns what clients show of a preprocessor: canny's two thresholds, after a resolution that is not used."""
+    """Returns a preprocessor's sliders: an unused resolution, then canny's two thresholds."""
     made = conditions.known()[name]() if name != "none" else None
     if not isinstance(made, Canny):
         return []

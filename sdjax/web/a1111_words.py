@@ -1,8 +1,8 @@
-"""What A1111's API calls things, in our settings: bodies of txt2img and img2img as tasks, ControlNet units, options.
+"""Translates A1111's API into settings: bodies of txt2img and img2img, ControlNet units, options.
 
-Names of settings come from their declaration (`api=`), defaults from what A1111's text stands for where a word is not
-there (`unsaid`).  Keys that are not ours are ignored, as A1111 does; what would change the picture and is not here is
-said in `notes`.  Facts: AUTOMATIC1111's stable-diffusion-webui 1.10, modules/api; sd-webui-controlnet, external code.
+Settings declare their names there (`api=`) and A1111's defaults (`unsaid`).  Unknown keys are ignored, as in A1111;
+`notes` lists keys that would change the picture but that sdjax does not have.
+Source: AUTOMATIC1111's stable-diffusion-webui 1.10, modules/api; sd-webui-controlnet, external code.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,9 +16,9 @@ from sdjax.sampling.settings import NOISES, SAMPLERS, SCHEDULES, TASKS, Hires
 from sdjax.service import records
 from sdjax.settings import SettingError
 
-Keep = Callable[[object, str], Awaitable[str]]  # (base64, what it is called) -> the name of an upload
-STEPS = 50  # of a body that says none
-MOST_UNITS = 4  # ControlNets of one picture
+Keep = Callable[[object, str], Awaitable[str]]  # (base64, setting) -> the name of an upload
+STEPS = 50  # default of a body
+MOST_UNITS = 4  # most ControlNets of one picture
 RESIZE = {0: "stretch", 1: "crop", 2: "fill"}  # resize_mode of pictures
 UNIT_RESIZE = {  # of ControlNet units, as numbers and as their texts
     0: "stretch", 1: "crop", 2: "fill", "Just Resize": "stretch", "Crop and Resize": "crop", "Resize and Fill": "fill",
@@ -32,7 +32,7 @@ UNHEARD = ("restore_faces", "tiling", "refiner_checkpoint", "hr_prompt", "hr_neg
 
 @dataclass
 class Asked:
-    """What a body asks for: a task, its settings, how many pictures, and what of it is not done."""
+    """The contents of a body: task, settings, number of pictures, and notes on what sdjax ignores."""
 
     task: str
     values: dict[str, Any]
@@ -41,9 +41,9 @@ class Asked:
 
 
 async def of_body(kind: str, body: Mapping[str, Any], options: Mapping[str, Any], keep: Keep) -> Asked:
-    """Returns what a body of "txt2img" or "img2img" asks for; options: those that are set on the server.
+    """Returns the contents of a body of "txt2img" or "img2img".
 
-    keep: keeps a picture that is in the body.  Raises SettingError for what cannot be understood.
+    options: the server's.  keep: stores a picture of the body.  Raises SettingError for an invalid value.
     """
     options = {**options, **_object(body, "override_settings")}
     units = _units(body)
@@ -58,7 +58,7 @@ async def of_body(kind: str, body: Mapping[str, Any], options: Mapping[str, Any]
     if units:
         await _controlled(asked, units, keep)
     asked.count = _count(body, "batch_size") * _count(body, "n_iter")
-    asked.notes = [f"{name} is not here" for name in UNHEARD if body.get(name) not in (None, "", False, 0)]
+    asked.notes = [f"sdjax does not have {name}" for name in UNHEARD if body.get(name) not in (None, "", False, 0)]
     known = fields(TASKS[task])
     asked.values = {name: value for name, value in asked.values.items() if name in known and value is not None}
     if _told_twice(asked.values):
@@ -69,7 +69,7 @@ async def of_body(kind: str, body: Mapping[str, Any], options: Mapping[str, Any]
 
 
 def spelled(name: str) -> str:
-    """Returns what A1111's API calls a setting."""
+    """Returns the name of a setting in A1111's API."""
     for task in TASKS.values():
         if name in fields(task):
             return fields(task)[name].about.api or name
@@ -77,14 +77,14 @@ def spelled(name: str) -> str:
 
 
 def _usual(task: str) -> dict[str, Any]:
-    """Returns {name: value} of what A1111 takes where a body does not say; the size is the model's."""
+    """Returns {name: value} of A1111's defaults; the size is the model's."""
     known = fields(TASKS[task])
     said = {name: one.about.unsaid for name, one in known.items() if one.about.unsaid not in (NOTHING, "")}
     return {**{name: value for name, value in said.items() if name != "size"}, "steps": STEPS, "seed": -1}
 
 
 def _named(task: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings that a body names as the declarations do."""
+    """Returns the settings in a body whose keys the declarations know."""
     found = {}
     for name, one in fields(TASKS[task]).items():
         if one.about.api and one.about.api in body and body[one.about.api] not in (None, ""):
@@ -98,7 +98,7 @@ def _named(task: str, body: Mapping[str, Any]) -> dict[str, Any]:
     found.pop("prompt", None)
     found |= {name: str(body[name]) for name in ("prompt", "negative_prompt") if body.get(name) is not None}
     if not found.get("churn_high"):
-        found.pop("churn_high", None)  # 0 stands for no bound
+        found.pop("churn_high", None)  # 0 means no bound
     for name in ("sampler", "schedule"):
         if name in found and not isinstance(found[name], str):
             raise SettingError(name, found[name], "a name")
@@ -106,7 +106,7 @@ def _named(task: str, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _told_twice(values: Mapping[str, Any]) -> bool:
-    """Returns whether an old sampler's name tells the schedule too, "DPM++ 2M Karras", and nothing else does."""
+    """Returns whether an old sampler name sets the schedule, "DPM++ 2M Karras", and no other key does."""
     sampler = values.get("sampler")
     head = str(sampler).rpartition(" ")[0]
     old = SAMPLERS.ours(sampler) not in SAMPLERS and SAMPLERS.ours(head) in SAMPLERS
@@ -114,7 +114,7 @@ def _told_twice(values: Mapping[str, Any]) -> bool:
 
 
 def _of_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what options say of a picture."""
+    """Returns the settings in the server's options."""
     found: dict[str, Any] = {}
     if options.get("sd_model_checkpoint") not in NO_NAME:
         found["model"] = options["sd_model_checkpoint"]
@@ -130,7 +130,7 @@ def _of_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_text(body: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """Returns the settings of A1111's text in `infotext`, which hold where the body says nothing; never a file."""
+    """Returns the settings of the text in `infotext`, defaults for the body; never a file."""
     if not isinstance(body.get("infotext"), str) or not body["infotext"].strip():
         return {}
     record, known = records.parse(body["infotext"]), fields(TASKS[task])
@@ -142,7 +142,7 @@ def _ours(one: Field) -> bool:
 
 
 def _twice(asked: Asked, body: Mapping[str, Any]) -> None:
-    """Takes hires fix apart: denoising_strength is its strength."""
+    """Translates hires fix, whose strength is denoising_strength."""
     values = asked.values
     values.pop("strength", None)
     if not body.get("enable_hr"):
@@ -160,7 +160,7 @@ def _twice(asked: Asked, body: Mapping[str, Any]) -> None:
 
 
 async def _begun(asked: Asked, body: Mapping[str, Any], keep: Keep, masked: bool) -> None:
-    """Adds the picture that img2img begins with, and its mask."""
+    """Adds img2img's start picture and its mask."""
     values = asked.values
     for name in fields(Hires):
         values.pop(name, None)
@@ -168,7 +168,7 @@ async def _begun(asked: Asked, body: Mapping[str, Any], keep: Keep, masked: bool
     if not isinstance(given, list) or not given:
         raise SettingError("init_images", given, "a list with a picture in base64")
     if len(given) > 1:
-        asked.notes.append("of several init_images the first is taken")
+        asked.notes.append("sdjax uses the first of several init_images")
     values["image"] = await keep(given[0], "init_images")
     values.setdefault("strength", 0.75)
     values["resize"] = _one_of(RESIZE, body.get("resize_mode", 0), "resize_mode")
@@ -179,11 +179,11 @@ async def _begun(asked: Asked, body: Mapping[str, Any], keep: Keep, masked: bool
     if body.get("inpaint_full_res"):
         values["margin"] = body.get("inpaint_full_res_padding", 32)
     if body.get("inpainting_fill", 1) != 1:
-        asked.notes.append("inpainting_fill: the masked part begins with the picture")
+        asked.notes.append("sdjax has no inpainting_fill: the masked part starts from the picture")
 
 
 def _units(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the ControlNet units of a body that are on."""
+    """Returns the enabled ControlNet units of a body."""
     scripts = {str(name).lower(): value for name, value in _object(body, "alwayson_scripts").items()}
     held = scripts.get("controlnet") or {}
     given = held.get("args", []) if isinstance(held, dict) else held
@@ -195,7 +195,7 @@ def _units(body: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 async def _controlled(asked: Asked, units: list[dict[str, Any]], keep: Keep) -> None:
-    """Adds ControlNets: a model, a picture, a weight and a span of the steps each."""
+    """Adds ControlNets, each with a model, a picture, a weight and a range of steps."""
     values, begun = asked.values, asked.values.get("image")
     pictures = []
     for unit in units:
@@ -227,14 +227,14 @@ async def _controlled(asked: Asked, units: list[dict[str, Any]], keep: Keep) -> 
 
 
 def _maker(unit: Mapping[str, Any]) -> str:
-    """Returns the text of the condition of a unit's module, with canny's two thresholds where they are given."""
+    """Returns a unit's condition as text, with canny's two thresholds if the unit has them."""
     name, ends = str(unit["module"]), [unit.get(f"threshold_{one}") for one in "ab"]
     given = name == "canny" and all(isinstance(end, (int, float)) and end > 0 for end in ends)
     return f"canny:low={ends[0]:g},high={ends[1]:g}" if given else name
 
 
 def preprocessor(unit: Mapping[str, Any]) -> Condition:
-    """Returns the condition of a unit's module.  Raises SettingError for one that is not there."""
+    """Returns the condition of a unit's module.  Raises SettingError for an unknown module."""
     return conditions.of(_maker({"module": "", **unit}), public=True)
 
 

@@ -1,8 +1,8 @@
-"""Access to a server on the network: a file of names with hashed passwords, and a limit on attempts.
+"""Passwords for a server on the network: a file with hashes, and a limit on attempts.
 
     NAME:scrypt:16384:8:1:SALT:HASH         one line per user, written by `sdjax ui --auth FILE --add-user NAME`
 
-Basic authentication, as A1111's clients have it; OpenAI's clients send "NAME:PASSWORD" as their key.
+Clients of A1111's API use Basic authentication; OpenAI's clients send "NAME:PASSWORD" as their key.
 """
 
 import base64
@@ -18,14 +18,14 @@ from sdjax.formats.storage import files
 
 COST = (1 << 14, 8, 1)  # n, r, p of scrypt: 16 MB and about 50 ms a try (RFC 7914's interactive use)
 LENGTH = 32
-SHORTEST = 8  # letters of a password
-TRIES, SPAN = 5, 60.0  # failed tries of an address within so many seconds, after which it waits
-ALL_TRIES = 50  # likewise of all addresses together
-KEPT = 1000  # passwords that were right and need no second hashing
+SHORTEST = 8  # fewest characters of a password
+TRIES, SPAN = 5, 60.0  # failed attempts of an address within so many seconds before it must wait
+ALL_TRIES = 50  # the same for all addresses together
+KEPT = 1000  # cached right passwords, which are not hashed again
 
 
 def hashed(password: str, salt: bytes | None = None) -> str:
-    """Returns what a file keeps of a password."""
+    """Returns the salted hash of a password for the file."""
     salt = secrets.token_bytes(16) if salt is None else salt
     return ":".join(["scrypt", *map(str, COST), salt.hex(), _scrypt(password, salt, *COST).hex()])
 
@@ -35,11 +35,11 @@ def _scrypt(password: str, salt: bytes, n: int, r: int, p: int) -> bytes:
 
 
 def add_user(path: Path, name: str, password: str) -> None:
-    """Writes a user's line into a file, which only its owner can read.  Raises ValueError for a name or password."""
+    """Adds a user to a file readable by its owner only.  Raises ValueError for an invalid name or password."""
     if not name or not name.isprintable() or ":" in name or name != name.strip():
-        raise ValueError(f"user {name!r}: expected letters without ':'")
+        raise ValueError(f"user {name!r}: expected a name without ':'")
     if len(password) < SHORTEST:
-        raise ValueError(f"the password: expected at least {SHORTEST} letters")
+        raise ValueError(f"password: expected at least {SHORTEST} characters")
     users = _read(path) if path.is_file() else {}
     users[name] = hashed(password)
     with files.new_file(path) as temporary:
@@ -48,7 +48,7 @@ def add_user(path: Path, name: str, password: str) -> None:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """Returns {name: hash} of a file.  Raises ValueError for a line that is none, which is not shown."""
+    """Returns {name: hash} of a file.  Raises ValueError for an invalid line without showing it."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -66,9 +66,9 @@ def _read(path: Path) -> dict[str, str]:
 
 
 class Auth:
-    """The users of a file, and the tries that failed of late.
+    """The users of a file, and recent failed attempts.
 
-    Raises ValueError where the file cannot be read, has no user, or is readable by others.
+    Raises ValueError for a file that is unreadable, has no user, or is readable by others.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,13 +76,13 @@ class Auth:
         if not self.users:
             raise ValueError(f"auth={str(path)!r}: no user; add one with --add-user NAME")
         if path.stat().st_mode & 0o077:
-            raise ValueError(f"auth={str(path)!r}: others can read it; chmod 600 it")
+            raise ValueError(f"auth={str(path)!r}: other users can read this file; run chmod 600 on it")
         self.secret, self.right = secrets.token_bytes(32), dict[bytes, None]()
         self.failed: dict[str, list[float]] = {}
         self.lock, self.nobody = threading.Lock(), hashed(secrets.token_hex())
 
     def wait(self, address: str) -> float:
-        """Returns the seconds that an address has to wait before another try, 0 for none."""
+        """Returns the seconds that an address must wait before another attempt, 0 for none."""
         with self.lock:
             now = time.monotonic()
             self.failed = {
@@ -95,7 +95,7 @@ class Auth:
             return SPAN - (now - min(every)) if len(every) >= ALL_TRIES else 0.0
 
     def check(self, header: str, address: str) -> bool:
-        """Returns whether an Authorization header names a user with his password; a failed try is counted."""
+        """Returns whether an Authorization header has a user's right password; counts a failed attempt."""
         given = credentials(header)
         if given is None:
             return False
@@ -104,7 +104,7 @@ class Auth:
         with self.lock:
             if mark in self.right:
                 return True
-        kept = self.users.get(name, self.nobody)  # an unknown name takes as long as a known one
+        kept = self.users.get(name, self.nobody)  # so that an unknown name takes as long as a known one
         _, n, r, p, salt, wanted = kept.split(":")
         made = _scrypt(password, bytes.fromhex(salt), int(n), int(r), int(p))
         right = hmac.compare_digest(made, bytes.fromhex(wanted)) and name in self.users
@@ -119,7 +119,7 @@ class Auth:
 
 
 def credentials(header: str) -> tuple[str, str] | None:
-    """Returns (name, password) of an Authorization header, Basic or Bearer NAME:PASSWORD; None of another."""
+    """Returns (name, password) of an Authorization header, Basic or Bearer NAME:PASSWORD; None for another."""
     scheme, _, rest = header.partition(" ")
     if scheme.lower() == "basic":
         try:

@@ -17,7 +17,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-a
 
 
 def add(app: FastAPI) -> None:
-    """Adds the page to a program, of what was added to it before."""
+    """Adds the page for the endpoints that an app has so far."""
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:
@@ -25,7 +25,7 @@ def add(app: FastAPI) -> None:
 
 
 def page(api: dict[str, Any]) -> str:
-    """Returns the page of an OpenAPI description."""
+    """Returns the HTML page of an OpenAPI description."""
     groups: dict[str, list[str]] = {}
     for path, methods in api["paths"].items():
         for method, about in methods.items():

@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdjax.web.auth import Auth
 
-MOST_BODY = 256 << 20  # bytes of one request: a set of pictures
-MOST_JSON = 96 << 20  # of one with JSON: a few pictures in base64
+MOST_BODY = 256 << 20  # most bytes of a request: a set of pictures
+MOST_JSON = 96 << 20  # most bytes of a JSON request: a few pictures in base64
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"SAMEORIGIN"),
@@ -26,16 +26,16 @@ HEADERS = [
 
 
 class Guard:
-    """An ASGI program before another one.
+    """An ASGI app in front of another.
 
-    hosts: names that the Host header may have; None for any, where a password is asked for.  auth: None asks for none.
+    hosts: accepted names in the Host header; None accepts any and needs `auth`.  auth: None asks for no password.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] | None, auth: Auth | None) -> None:
         self.app, self.hosts, self.auth = app, hosts, auth
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or refuses it."""
+        """Passes a request on or refuses it."""
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
@@ -55,7 +55,7 @@ class Guard:
             return _answer(403, f"origin {origin[:80]!r}: expected this server's own page")
         crosses = headers.get("sec-fetch-site", "none") == "cross-site"
         if crosses and (scope.get("method") != "GET" or headers.get("sec-fetch-mode") != "navigate"):
-            return _answer(403, "another site's page: expected this server's own")
+            return _answer(403, "a request from another site; expected this server's own page")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > _most(headers):
             return _answer(413, f"{length[:20]} bytes: expected at most {_most(headers)}")
@@ -70,7 +70,7 @@ class Guard:
             return _answer(429, "too many wrong passwords; wait", {"Retry-After": str(int(wait) + 1)})
         if header and await run_in_threadpool(self.auth.check, header, address):
             return None
-        return _answer(401, "a name and a password are needed", {"WWW-Authenticate": 'Basic realm="sdjax"'})
+        return _answer(401, "a name and a password are required", {"WWW-Authenticate": 'Basic realm="sdjax"'})
 
 
 def name(host: str) -> str:
@@ -88,7 +88,7 @@ def _answer(status: int, said: str, headers: dict[str, str] | None = None) -> JS
 
 
 def _limited(receive: Receive, most: int) -> Receive:
-    """Returns `receive` that ends a request whose body turns out to be longer."""
+    """Returns a `receive` that ends a request whose body exceeds the limit."""
     left = most
 
     async def limited() -> Message:

@@ -18,14 +18,14 @@ from sdjax.settings import UNSAID, SettingError, nearest
 from sdjax.web.services import Services, asks, body, schema
 
 KEYS = ("task", "settings", "count")
-BEAT = 15.0  # seconds after which a stream that has nothing to say sends a comment
+BEAT = 15.0  # seconds after which an idle stream sends a comment
 LOOK = 0.1
-MOST = 500  # jobs of one answer
+MOST = 500  # most jobs in a response
 ASKED = ("stop", "skip", "resume", "move", "sample", "save", "keep")
 
 
 def shown(job: Job) -> dict[str, Any]:
-    """Returns a job as clients see it, without keys of files and numbers of processes."""
+    """Returns a job for clients, without file keys and process numbers."""
     settings = job.request.get("settings")
     return {
         "id": job.id,
@@ -54,7 +54,7 @@ def shown(job: Job) -> dict[str, Any]:
 
 
 def progress(job: Job) -> float:
-    """Returns how much of a job is done, 0 to 1: its pictures, and the part of the next one."""
+    """Returns the share of a job that is done, 0 to 1: finished pictures and part of the next."""
     part = job.step / job.steps if job.steps else 0.0
     if job.kind == "training":
         return min(1.0, part)
@@ -70,7 +70,7 @@ def router(services: Services) -> APIRouter:
     def found(id: int) -> Job:
         job = queue.get(id)
         if job is None:
-            raise HTTPException(404, f"job {id}: there is none")
+            raise HTTPException(404, f"job {id}: no such job")
         return job
 
     @routes.get("/settings")
@@ -84,7 +84,7 @@ def router(services: Services) -> APIRouter:
         "/jobs", status_code=201, openapi_extra=asks({**every, "count": {"type": "integer"}}, ("task",), False)
     )
     async def put(request: Request) -> dict[str, Any]:
-        """Puts pictures at the end of the queue."""
+        """Appends a picture job to the queue."""
         given = await body(request)
         for name in given.keys() - set(KEYS):
             raise SettingError(name, UNSAID, nearest(name, KEYS), "unknown")
@@ -98,13 +98,13 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/training", status_code=201, openapi_extra=asks(trains, ("recipe",), False))
     async def train(request: Request) -> dict[str, Any]:
-        """Puts a training run: {"recipe", "data", "model", "init", "settings", "name"}; see service/teaching.py."""
+        """Appends a training run: {"recipe", "data", "model", "init", "settings", "name"}; see service/teaching.py."""
         order, steps = await run_in_threadpool(teaching.order_of, services.library, await body(request))
         return shown(queue.add("training", order, "api", steps))
 
     @routes.post("/tools", status_code=201, openapi_extra=asks({name: {} for name in tools.KEYS}, ("tool",), False))
     async def tool(request: Request) -> dict[str, Any]:
-        """Puts a job that makes files of files: merge, resize, extract, convert; see service/tools.py."""
+        """Appends a job on files: merge, resize, extract or convert; see service/tools.py."""
         order = await run_in_threadpool(tools.order_of, services.library, await body(request))
         return shown(queue.add("tool", order, "api"))
 
@@ -122,23 +122,23 @@ def router(services: Services) -> APIRouter:
 
     @routes.delete("/jobs/{id}")
     def forget(id: int) -> dict[str, Any]:
-        """Takes a job that is over off the list; its files stay."""
+        """Removes an ended job from the list; its files stay."""
         if not found(id).over or not queue.forget(id):
-            raise HTTPException(409, f"job {id}: is not over; stop it first")
+            raise HTTPException(409, f"job {id}: not over; stop it first")
         return {}
 
     @routes.post("/jobs/{id}/{what}")
     async def ask(id: int, what: str, request: Request) -> dict[str, Any]:
-        """stop, skip (the next picture), resume, move ({"before": id}); of a run: sample, save, keep ({"name": text}).
+        """stop, skip (a picture), resume, move ({"before": id}); for a run: sample, save, keep ({"name": text}).
 
-        keep copies the adapter that a run left to those that prompts name.
+        keep copies a run's adapter to the folder that prompts name.
         """
         job = found(id)
         if what not in ASKED:
             raise HTTPException(404, f"{what[:40]!r}: expected one of {', '.join(ASKED)}")
         if what in teaching.ORDERS:
             if job.kind != "training" or job.state != RUNNING:
-                raise HTTPException(409, f"job {id}: is no training run that is under way")
+                raise HTTPException(409, f"job {id}: not a running training run")
             teaching.order(place.run(job.key), what)
         elif what == "keep":
             await run_in_threadpool(teaching.keep, place, job.key, (await body(request)).get("name", ""))
@@ -155,7 +155,7 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/queue/{what}")
     def control(what: str) -> dict[str, Any]:
-        """pause (what runs goes on), go, clear (what waits is cancelled)."""
+        """pause (the running job continues), go, or clear (cancels waiting jobs)."""
         if what in ("pause", "go"):
             queue.pause(what == "pause")
         elif what == "clear":
@@ -164,7 +164,7 @@ def router(services: Services) -> APIRouter:
             raise HTTPException(404, f"{what[:40]!r}: expected pause, go or clear")
         return {"paused": queue.paused}
 
-    # ---- what a job made -------------------------------------------------------------------------
+    # ---- results ---------------------------------------------------------------------------------
 
     @routes.get("/jobs/{id}/pictures/{number}")
     def picture(id: int, number: int) -> FileResponse:
@@ -176,7 +176,7 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/jobs/{id}/preview")
     def preview(id: int) -> Response:
-        """What a running job's first picture looks like by now, a small PNG; 204 where there is nothing yet."""
+        """A preview of a running job's first picture, a small PNG; 204 before there is one."""
         seen = queue.preview(found(id).id)
         return Response(seen, media_type="image/png") if seen else Response(status_code=204)
 
@@ -187,17 +187,17 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/jobs/{id}/log")
     def log(id: int) -> PlainTextResponse:
-        """The end of what a run printed."""
+        """The end of a run's output."""
         return PlainTextResponse(teaching.tail(place.run(found(id).key) / "log.txt"))
 
     @routes.get("/jobs/{id}/samples")
     def samples(id: int) -> list[str]:
-        """The names of a run's pictures."""
+        """The names of a run's preview pictures."""
         return teaching.samples(place.run(found(id).key))
 
     @routes.get("/jobs/{id}/samples/{name}")
     def sample(id: int, name: str) -> FileResponse:
-        """A picture of a run."""
+        """A preview picture of a run."""
         folder = place.run(found(id).key)
         if name not in teaching.samples(folder):
             raise HTTPException(404, "no such picture")
@@ -205,18 +205,18 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/jobs/{id}/export/{name:path}")
     def export(id: int, name: str) -> FileResponse:
-        """A file that a run left."""
+        """A file that a run exported."""
         folder = place.run(found(id).key)
         if name not in teaching.result(folder)["export"]:
             raise HTTPException(404, "no such file")
         path = folder / "export" / name
         return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
-    # ---- what jobs begin with ----------------------------------------------------------------------
+    # ---- uploads -----------------------------------------------------------------------------------
 
     @routes.post("/uploads", status_code=201)
     async def upload(request: Request) -> dict[str, Any]:
-        """Keeps a picture, the body's bytes or the form's file; returns the name that settings take."""
+        """Stores a picture, the body's bytes or a form's file; returns its name for settings."""
         if request.headers.get("content-type", "").startswith("multipart/"):
             files = await _files(request, 1)
             if len(files) != 1:
@@ -228,7 +228,7 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/uploads/{name}")
     def uploaded(name: str) -> FileResponse:
-        """An upload."""
+        """An uploaded picture."""
         path = place.upload(name)
         if not path.is_file():
             raise HTTPException(404, "no such upload")
@@ -236,14 +236,14 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/sets", status_code=201)
     async def new_set(request: Request) -> dict[str, Any]:
-        """Keeps pictures and captions to train on, of a form's files or zip archives; returns the set's key."""
+        """Stores training pictures and captions from a form's files or zip archives; returns the set's key."""
         key = secrets.token_hex(16)
         count = await run_in_threadpool(uploads.keep_set, place, key, await _files(request, 2 * uploads.MOST_FILES))
         return {"set": key, "pictures": count}
 
     @routes.get("/sets")
     def sets() -> dict[str, Any]:
-        """The folders of pictures that the server was given, and the sets that were uploaded, with their files."""
+        """The folders of training pictures on the server, and the uploaded sets with their files."""
         folders = place.data.iterdir() if place.data is not None else ()
         there = sorted(path.name for path in folders if path.is_dir() and not path.name.startswith("."))
         own = {path.name: sorted(one.name for one in path.iterdir()) for path in (place.root / "sets").iterdir()}
@@ -257,7 +257,7 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/events")
     async def events(request: Request, after: int | None = None) -> StreamingResponse:
-        """A stream of jobs as they change (server-sent events); after: the number `changed` that was seen last."""
+        """A stream of changed jobs (server-sent events); after: the last `changed` number that the client saw."""
         last = request.headers.get("last-event-id", "")
         begin = int(last) if last.isdecimal() and len(last) < 19 else queue.clock() if after is None else after
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -267,7 +267,7 @@ def router(services: Services) -> APIRouter:
 
 
 async def _events(services: Services, request: Request, last: int) -> AsyncIterator[str]:
-    """Yields a line for each change until the client goes away."""
+    """Yields a line for each change until the client disconnects."""
     quiet, paused = 0.0, None
     yield ": sdjax\n\n"
     while not await request.is_disconnected():
@@ -284,7 +284,7 @@ async def _events(services: Services, request: Request, last: int) -> AsyncItera
 
 
 async def _files(request: Request, most: int) -> list[tuple[str, bytes]]:
-    """Returns (name, bytes) of a form's files."""
+    """Returns (name, bytes) of the files in a form."""
     async with request.form(max_files=most, max_fields=16) as form:
         given = [one for _, one in form.multi_items() if isinstance(one, UploadFile)]
         return [(one.filename or "", await one.read()) for one in given]

@@ -35,22 +35,22 @@ def router(services: Services) -> APIRouter:
         return {**about, **library.notes(one), **told}
 
     async def named(kind: str, request: Request, *keys: str) -> tuple[Entry, dict[str, Any]]:
-        """The entry that a body names, and the body, whose other keys are known."""
+        """Returns (the entry that a body names, the body); other keys must be known."""
         given = await body(request)
         for name in given.keys() - {"name", *keys}:
             raise SettingError(name, UNSAID, nearest(name, ["name", *keys]), "unknown")
         if not isinstance(given.get("name"), str):
-            raise SettingError("name", given.get("name"), "a name of the library")
+            raise SettingError("name", given.get("name"), "a name in the library")
         return found(kind, given["name"]), given
 
     @routes.get("")
     def listed(kind: str | None = None) -> list[dict[str, Any]]:
-        """All that there is, or one kind of it; hashes and words where they were read already."""
+        """All entries, or those of one kind; with hashes and words once they are computed."""
         return [shown(one) for one in library.entries(*([kind] if kind else []))]
 
     @routes.get("/{kind}/preview")
     def preview(kind: str, name: str) -> FileResponse:
-        """The picture beside a file."""
+        """The preview picture beside a file."""
         one = found(kind, name)
         path = descriptions.preview(one.path) if one.path is not None else None
         if path is None:
@@ -59,23 +59,23 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/{kind}/notes", openapi_extra=asks(NOTES, ("name",), False))
     async def note(kind: str, request: Request) -> dict[str, Any]:
-        """Keeps notes and tags of its owner."""
+        """Stores the owner's notes and tags."""
         one, given = await named(kind, request, "notes", "tags")
         notes, tags = given.get("notes", ""), given.get("tags", [])
         if not isinstance(notes, str) or not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-            raise SettingError("notes", notes, "a text, and a list of texts as tags")
+            raise SettingError("notes", notes, "a text, with a list of texts as tags")
         await run_in_threadpool(library.note, one, notes, tags)
         return shown(one)
 
     @routes.post("/{kind}/package", openapi_extra=asks(PACKAGE, ("name",), False))
     async def package(kind: str, request: Request) -> FileResponse:
-        """A zip to share: the file, pictures of jobs with their settings, a card; private things only if asked for."""
+        """A zip for sharing: the file, pictures of jobs with settings, a card; private data only on request."""
         one, given = await named(kind, request, "licence", "private", "pictures")
         return await packed(one, given.get("licence", ""), given.get("private", False), given.get("pictures", []))
 
     @routes.get("/{kind}/package")
     async def packaged(kind: str, name: str, licence: str = "", private: bool = False) -> FileResponse:
-        """The same zip for a link of the page, without pictures."""
+        """The same zip without pictures, for a link on the page."""
         return await packed(found(kind, name), licence, private, [])
 
     async def packed(one: Entry, licence: Any, private: Any, asked: Any) -> FileResponse:
@@ -92,7 +92,7 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/{kind}/delete", openapi_extra=asks({"name": {"type": "string"}}, ("name",), False))
     async def delete(kind: str, request: Request) -> dict[str, Any]:
-        """Moves a file, and what lies beside it, into the server's trash folder."""
+        """Moves a file and the files beside it into the server's trash folder."""
         one, _ = await named(kind, request)
         return {"trash": await run_in_threadpool(sharing.discard, library, one)}
 
@@ -100,7 +100,7 @@ def router(services: Services) -> APIRouter:
 
 
 def _picture(services: Services, pair: Any) -> Path:
-    """Returns the path of a picture that a job made."""
+    """Returns the path of a job's picture."""
     if not isinstance(pair, list) or len(pair) != 2 or not all(type(one) is int for one in pair):
         raise SettingError("pictures", pair, "[job, number]")
     job = services.queue.get(pair[0])
@@ -110,7 +110,7 @@ def _picture(services: Services, pair: Any) -> Path:
 
 
 def _recipe(services: Services, entry: Entry) -> dict[str, Any]:
-    """Returns what a run's request said, of a model that one made: its recipe and plain settings."""
+    """Returns the recipe and plain settings of the run that made an entry, {} for others."""
     if entry.path is None or entry.path.parent.parent != services.place.root / "runs":
         return {}
     job = services.queue.of_key(entry.path.parent.name)

@@ -20,7 +20,7 @@ from sdjax.settings import SettingError
 from sdjax.web.services import Services, asks, body
 
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
-OURS = ("negative_prompt", "seed", "steps", "guidance", "sampler", "schedule", "strength")  # beyond OpenAI's own
+OURS = ("negative_prompt", "seed", "steps", "guidance", "sampler", "schedule", "strength")  # keys beyond OpenAI's
 NUMBERS = ("n", "seed", "steps", "guidance", "strength")
 GIVEN = {"grammar": "a1111", "seed": -1}
 
@@ -46,12 +46,12 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/images/generations", openapi_extra=asks(names | {name: {} for name in OURS}, ("prompt",)))
     async def generations(request: Request) -> Any:
-        """Makes pictures from words; also understood: negative_prompt, seed, steps, guidance, sampler, schedule."""
+        """Makes pictures from a prompt; also accepts negative_prompt, seed, steps, guidance, sampler, schedule."""
         return await draw(request, "text2img", await body(request), {})
 
     @routes.post("/images/edits")
     async def edits(request: Request) -> Any:
-        """Makes pictures from a picture; with a mask, whose clear part is painted, within it."""
+        """Makes pictures from a picture; with a mask, changes only its transparent part."""
         async with request.form(max_files=20, max_fields=40) as form:
             given = {name: value for name, value in form.multi_items() if isinstance(value, str)}
             files = {}
@@ -87,7 +87,7 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/pictures/{id}/{number}")
     def picture(id: int, number: int) -> Response:
-        """A picture that an answer gave the address of."""
+        """A picture of a job, for the URLs in responses."""
         job = services.queue.get(id)
         names = job.pictures if job is not None and job.source == "openai" else []
         if not 0 <= number < len(names):
@@ -98,7 +98,7 @@ def router(services: Services) -> APIRouter:
 
 
 def _asked(services: Services, given: dict[str, Any]) -> tuple[dict[str, Any], int, str]:
-    """Returns (settings, how many pictures, the format) of a body."""
+    """Returns (settings, number of pictures, format) of a body."""
     prompt, count = given.get("prompt"), given.get("n")
     if not isinstance(prompt, str):
         raise SettingError("prompt", prompt, "a text")
@@ -130,7 +130,7 @@ def _answer(services: Services, request: Request, job: Job, given: dict[str, Any
 
 
 def _in_format(data: bytes, kind: str) -> bytes:
-    """Returns a PNG's picture in another format."""
+    """Returns a PNG in another format."""
     if kind == "png":
         return data
     Image.open(BytesIO(data), formats=("PNG",)).convert("RGB").save(written := BytesIO(), FORMATS[kind], quality=95)
@@ -138,11 +138,11 @@ def _in_format(data: bytes, kind: str) -> bytes:
 
 
 def _hole(data: bytes) -> bytes:
-    """Returns a mask that is white where one of OpenAI's is clear.  Raises SettingError for what is no picture."""
+    """Returns a mask, white where OpenAI's is transparent.  Raises SettingError for data that is not a picture."""
     uploads.check(data, "mask")
     picture = masks.opened(Image.open(BytesIO(data), formats=tuple(FORMATS.values())))
     if picture.mode != "RGBA":
-        raise SettingError("mask", picture.mode, "a picture that is clear where to paint")
+        raise SettingError("mask", picture.mode, "a picture that is transparent where to paint")
     return writing.png(Image.eval(picture.getchannel("A"), lambda alpha: 255 - alpha))
 
 

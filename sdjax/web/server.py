@@ -36,17 +36,17 @@ from sdjax.web.guard import Guard
 from sdjax.web.services import Services
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]", "::1")
-PATIENCE = 20.0  # seconds in which a worker ends when the server does
-PAGE = "sdjax.web.page"  # where mount(app, services) is that adds the page, if it is there
+PATIENCE = 20.0  # seconds that a worker has to end when the server ends
+PAGE = "sdjax.web.page"  # the module whose mount(app, services) adds the page, if it exists
 FOLDERS = ("models", "adapters", "data")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def create_app(place: Place, hosts: Sequence[str] | None = LOCAL, auth: Auth | None = None) -> FastAPI:
-    """Returns the program of a place, made already, without the page.
+    """Returns the ASGI app of an existing place, without the page.
 
-    hosts: names that it may be asked for by; None for any.  auth: who may ask; None is everybody.
-    Raises ValueError for a place whose database is none.
+    hosts: accepted names in the Host header; None accepts any.  auth: its users; None asks for no password.
+    Raises ValueError if the place's database is not one.
     """
     services = Services(place, Queue(place.queue), Library(place))
     app = FastAPI(title="sdjax", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
@@ -71,7 +71,7 @@ def create_app(place: Place, hosts: Sequence[str] | None = LOCAL, auth: Auth | N
 
 
 def mount_page(app: FastAPI, wanted: bool = True) -> None:
-    """Adds the page where it is wanted and what it needs is installed, else a line that says where the API is."""
+    """Adds the page if it is wanted and its packages are installed, else a line that links to the API."""
     if wanted and importlib.util.find_spec(PAGE) is not None and importlib.util.find_spec("gradio") is not None:
         importlib.import_module(PAGE).mount(app, app.state.services)
         return
@@ -81,20 +81,20 @@ def mount_page(app: FastAPI, wanted: bool = True) -> None:
         return HTMLResponse("<!doctype html><title>sdjax</title><p>sdjax: <a href=/docs>the API</a></p>")
 
 
-# ---- what keeps a worker alive -----------------------------------------------------------------------
+# ---- the worker's keeper -----------------------------------------------------------------------------
 
 
 class Keeper(threading.Thread):
-    """Starts a worker where no process has the device, until it is told to stop."""
+    """Starts a worker whenever no process uses the device, until `stop`."""
 
     def __init__(self, place: Place, queue: Queue) -> None:
         super().__init__(daemon=True)
         self.place, self.queue, self.over = place, queue, threading.Event()
         self.process: subprocess.Popen | None = None
-        self.pause, self.next = 0.5, 0.0  # seconds before another start, which get longer where workers die at once
+        self.pause, self.next = 0.5, 0.0  # seconds before another start; grows while workers die at once
 
     def run(self) -> None:
-        """Looks after the worker."""
+        """Runs in a thread: starts workers until `stop`."""
         while not self.over.is_set():
             if self._gone() and time.monotonic() >= self.next:
                 self._start()
@@ -116,23 +116,25 @@ class Keeper(threading.Thread):
         self.next = time.monotonic() + self.pause
 
     def stop(self) -> None:
-        """Ends the worker between two steps; a training run saves first.  What it did waits again."""
+        """Ends the worker between two steps; a training run saves first.  Its job waits again."""
         self.over.set()
         self.join()
         until = time.monotonic() + PATIENCE
-        for pid in filter(None, {_holder(self.place), self._alive()}):  # one that just started has no device yet
+        for pid in filter(
+            None, {_holder(self.place), self._alive()}
+        ):  # a worker that just started does not use the device yet
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         while (worker.taken(self.place) or self._alive()) and time.monotonic() < until:
             time.sleep(0.05)
 
     def _alive(self) -> int | None:
-        """Returns the number of the worker that was started here, None where it is over."""
+        """Returns the process number of the worker started here, None if it has ended."""
         return self.process.pid if self.process is not None and self.process.poll() is None else None
 
 
 def _holder(place: Place) -> int | None:
-    """Returns the number of the process that has the device."""
+    """Returns the number of the process that uses the device."""
     if not worker.taken(place):
         return None
     try:
@@ -143,7 +145,7 @@ def _holder(place: Place) -> int | None:
 
 @contextlib.contextmanager
 def kept(services: Services) -> Iterator[None]:
-    """A context in which a worker lives, and the library is described in the background."""
+    """A context with a worker, and a thread that reads the library's metadata."""
     place, queue = services.place, services.queue
     queue.options(server=os.getpid())
     keeper, over = Keeper(place, queue), threading.Event()
@@ -163,17 +165,23 @@ def kept(services: Services) -> Iterator[None]:
 
 def parser(doc: str | None) -> flags.Parser:
     """Returns the command line's parser."""
-    made = flags.Parser(doc)
+    made = flags.Parser(doc, prog="sdjax ui")
     add = made.add_argument
-    add("--model", default="pocket", help="default model: pocket, a folder, a single file or a hub id")
+    add("--model", default="pocket", help="default model: pocket, a model folder, a single file or a hub id")
     add("--models", type=Path, metavar="DIR", help="folder of models, autoencoders and ControlNets")
     add("--adapters", type=Path, metavar="DIR", help="folder of LoRA, embeddings and hypernetworks")
-    add("--data", type=Path, metavar="DIR", help="folder with picture folders for training")
-    add("--dtype", default="float32", choices=DTYPES, help="data type of the models")
+    add("--data", type=Path, metavar="DIR", help="folder whose subfolders hold training pictures")
+    add("--dtype", default="float32", choices=DTYPES, help="data type of the models; default: float32")
     add("--batch", type=int, default=4, help="pictures computed at once; default: 4")
-    add("--out", type=Path, default=Path("outputs/ui"), metavar="DIR", help="the server's own folder")
-    add("--host", default="127.0.0.1", help="address to bind; others than this machine's need --auth")
-    add("--port", type=int, default=7860)
+    add(
+        "--out",
+        type=Path,
+        default=Path("outputs/ui"),
+        metavar="DIR",
+        help="folder for the queue, uploads, pictures and runs; default: outputs/ui",
+    )
+    add("--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1; any other needs --auth")
+    add("--port", type=int, default=7860, help="port to listen on; default: 7860")
     add("--api-only", action="store_true", help="serve the APIs without the page")
     add("--auth", type=Path, metavar="FILE", help="file with user names and hashed passwords")
     add("--add-user", metavar="NAME", help="ask for a password, store its hash in --auth FILE, and exit")
@@ -181,7 +189,7 @@ def parser(doc: str | None) -> flags.Parser:
 
 
 def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
-    """Serves until it is told to stop; returns the exit status."""
+    """Serves until Ctrl-C or SIGTERM; returns the exit status."""
     given = parser(doc).parse_args(arguments)
     try:
         with one_line():
@@ -199,12 +207,12 @@ def _new_user(path: Path | None, name: str) -> int:
         raise SettingError("auth", None, "a file, together with --add-user")
     password = getpass.getpass(f"password of {name}: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
     add_user(path, name, password)
-    print(f"{name} may ask: --auth {path}")
+    print(f"added {name}; start the server with --auth {path}")
     return 0
 
 
 def serve(given: Any) -> None:
-    """Serves a command line's place.  Raises ValueError for one that cannot be served."""
+    """Serves the place of a command line.  Raises ValueError for invalid options."""
     begin = time.monotonic()
     place = _place(given)
     local = given.host in LOCAL or _loopback(given.host)
@@ -240,11 +248,11 @@ def _loopback(host: str) -> bool:
 
 
 def _say(url: str, begin: float) -> None:
-    print(f"sdjax: {url} ({time.monotonic() - begin:.1f} s); API: {url}/docs; Ctrl-C ends it", flush=True)
+    print(f"sdjax: {url} ({time.monotonic() - begin:.1f} s); API: {url}/docs; Ctrl-C stops the server", flush=True)
 
 
 def _listen(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serves until a SIGTERM or Ctrl-C.  Raises OSError where the address is taken."""
+    """Serves until SIGTERM or Ctrl-C.  Raises OSError if the address is in use."""
     import socket
 
     import uvicorn
@@ -264,13 +272,15 @@ def _listen(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) ->
             proxy_headers=False, h11_max_incomplete_event_size=1 << 16,
         )  # fmt: skip
         server = uvicorn.Server(config)
-        server.capture_signals = lambda: _caught(server.handle_exit)  # theirs raises the signal again at the end
+        server.capture_signals = lambda: _caught(
+            server.handle_exit
+        )  # uvicorn's handler raises the signal again at the end
         server.run([listener])
 
 
 @contextlib.contextmanager
 def _caught(handle: Any) -> Iterator[None]:
-    """A context in which signals that end a program go to a function."""
+    """A context that passes SIGTERM and Ctrl-C to a function."""
     before = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

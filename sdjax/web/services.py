@@ -1,4 +1,4 @@
-"""Shared code of the endpoints: queue and library, submitting and awaiting jobs, error messages."""
+"""Shared by the endpoints: queue and library, submitting and awaiting jobs, error messages."""
 
 import asyncio
 import json
@@ -17,35 +17,35 @@ from sdjax.service.place import Place
 from sdjax.service.queue import Job, Queue
 from sdjax.settings import SettingError
 
-LOOK = 0.05  # seconds between two looks at a job that somebody waits for
-GONE = 499  # the status of a request whose client went away, as nginx has it
+LOOK = 0.05  # seconds between checks of an awaited job
+GONE = 499  # nginx's status for a client that disconnected
 
 
 @dataclass(frozen=True)
 class Services:
-    """What a server stands on."""
+    """A server's place, queue and library."""
 
     place: Place
     queue: Queue
     library: Library
 
     async def put(self, task: str, values: Mapping[str, Any], count: int, source: str) -> Job:
-        """Puts a job of pictures; raises SettingError for what cannot be made."""
+        """Appends a picture job and returns it; raises SettingError for invalid settings."""
         order = await run_in_threadpool(orders.pictures, self.library, task, values, count)
         return self.queue.add("pictures", order, source)
 
     async def keep(self, data: bytes, setting: str = "image") -> str:
-        """Keeps an upload and returns its name; raises SettingError for what is no picture."""
+        """Stores an upload and returns its name; raises SettingError for data that is not a picture."""
         return await run_in_threadpool(self.kept, data, setting)
 
     def kept(self, data: bytes, setting: str = "image") -> str:
-        """What keep does, for a thread."""
+        """Does the work of `keep`, in a thread."""
         name = uploads.keep(self.place, data, setting)
         uploads.pruned(self.place, (json.dumps(job.request) for job in self.queue.waiting()))
         return name
 
     async def over(self, id: int, request: Request) -> Job:
-        """Returns a job when it is over; where its client goes away before, the job is asked to stop."""
+        """Returns a job when it is over; asks it to stop if the client disconnects before."""
         looks = 0
         try:
             while True:
@@ -56,14 +56,14 @@ class Services:
                     return job
                 looks += 1
                 if looks % 5 == 0 and await request.is_disconnected():
-                    raise HTTPException(GONE, "the client went away")
+                    raise HTTPException(GONE, "the client disconnected")
                 await asyncio.sleep(LOOK)
         except (HTTPException, asyncio.CancelledError):
             self.queue.ask(id, "stop")
             raise
 
     def said(self, error: Exception, spell: Callable[[str], str] = str) -> str:
-        """Returns an error in one line, without the server's own paths; spell: how the client writes a setting."""
+        """Returns an error in one line without the server's paths; spell: setting -> its name for the client."""
         text = error.line(spell) if isinstance(error, SettingError) else str(error)
         return self.place.hidden(next(iter(text.splitlines()), type(error).__name__))
 
@@ -73,14 +73,14 @@ class Services:
 
 
 async def body(request: Request) -> dict[str, Any]:
-    """Returns the JSON object that a request has; raises HTTPException for anything else."""
+    """Returns the JSON object in a request; raises HTTPException for anything else."""
     text = await request.body()
     try:
         found = json.loads(text or b"{}")
-    except (ValueError, RecursionError):  # of text that is none, and of what is nested too deep
-        raise HTTPException(400, "the body is no JSON") from None
+    except (ValueError, RecursionError):  # for invalid or too deeply nested JSON
+        raise HTTPException(400, "the body is not JSON") from None
     if not isinstance(found, dict):
-        raise HTTPException(400, "the body is no JSON object")
+        raise HTTPException(400, "the body is not a JSON object")
     return found
 
 
@@ -88,7 +88,7 @@ async def body(request: Request) -> dict[str, Any]:
 
 
 def schema(task: str) -> dict[str, Any]:
-    """Returns the JSON schema of a task's settings as requests have them."""
+    """Returns the JSON schema of a task's settings in requests."""
     known = {name: one for name, one in fields(TASKS[task]).items() if name in orders.NAMED or not one.about.mine}
     asked = [name for name in TASKS[task].asked if name in known]
     properties = {name: _property(one) for name, one in known.items()}
@@ -116,6 +116,6 @@ def _property(one: Field) -> dict[str, Any]:
 
 
 def asks(properties: dict[str, Any], required: tuple[str, ...] = (), more: bool = True) -> dict[str, Any]:
-    """Returns what OpenAPI says of an endpoint that takes such a JSON object; more: other keys are ignored."""
+    """Returns the OpenAPI description of an endpoint that takes a JSON object; more: ignores other keys."""
     found = {"type": "object", "properties": properties, "required": list(required), "additionalProperties": more}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": found}}}}

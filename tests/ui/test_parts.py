@@ -90,7 +90,7 @@ def test_two_adapters_are_merged(page, served):
         choose(page, "#work-of", name)
     page.locator("#work-name textarea, #work-name input").first.fill("dots and lines")
     page.locator("#work-go").click()
-    page.locator("#work", has_text="in the queue").wait_for()
+    page.locator("#work", has_text="to the queue").wait_for()
     page.locator("#shelf .book", has_text="dots and lines").wait_for(timeout=60_000)
 
 

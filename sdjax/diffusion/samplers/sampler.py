@@ -20,8 +20,8 @@ class Sampler:
     and after a step.
     eta: the default amount of fresh noise; None if the method has no such setting.
     output: the meaning of M[0], see row.outputs.  grid, end: see sigmas.levels.
-    automatic: the noise schedule that A1111 chooses for it, on k-diffusion's grid, with or without `discard`; None for
-    samplers that A1111 does not take from k-diffusion, which use "normal" on their own grid.
+    automatic: A1111's choice of spacing, on k-diffusion's grid, with or without `discard`; None for samplers that A1111
+    does not take from k-diffusion, which use "normal" on their own grid.
     churn: whether its steps may add noise first, see sigma_steps.raised.
     """
 

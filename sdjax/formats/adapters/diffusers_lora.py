@@ -38,6 +38,6 @@ class DiffusersLora(Format):
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
         """Returns how the file is used here and in diffusers."""
         return [
-            f"here       sdjax text2img --model {model} --adapter {path}",
+            f"here       sdjax text2img --model {model} --adapter {path} --prompt TEXT",
             f'diffusers  pipe.load_lora_weights("{path.parent}")',
         ]

@@ -82,4 +82,4 @@ class Format(Protocol):
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
         """Returns lines on the use of a written file here, in diffusers and in A1111; model: its base model."""
-        return [f"here       sdjax text2img --model {model} --adapter {path}"]
+        return [f"here       sdjax text2img --model {model} --adapter {path} --prompt TEXT"]

@@ -70,6 +70,6 @@ class HypernetworkFile(Format):
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
         """Returns how it is attached here and named in A1111; diffusers reads none."""
         return [
-            f"here       sdjax text2img --model {model} --adapter {path}",
+            f"here       sdjax text2img --model {model} --adapter {path} --prompt TEXT",
             f"A1111      copy it to models/hypernetworks/, then prompt <hypernet:{path.stem}:1>",
         ]

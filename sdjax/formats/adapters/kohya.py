@@ -73,7 +73,7 @@ class Kohya(Format):
         thin = all({"down", "up"} <= set(factors) for *_, factors in lora_tensors.modules(adapter))
         there = f'diffusers  pipe.load_lora_weights("{path.parent}", weight_name="{path.name}")'
         return [
-            f"here       sdjax text2img --model {model} --adapter {path}",
+            f"here       sdjax text2img --model {model} --adapter {path} --prompt TEXT",
             there if thin else f'LyCORIS    create_lycoris_from_weights(1.0, "{path}", pipe.unet)',
             f"A1111      copy it to models/Lora/, then prompt <lora:{path.stem}:1>",
         ]

@@ -92,7 +92,7 @@ class LearnedEmbeds(Format):
         """Returns how the word is said here, in diffusers and in A1111."""
         word, rows = next(iter(adapter.words.items()))
         negative = adapter.about.get("settings", {}).get("negative")
-        said = f'--negative-prompt "{word}"' if negative else f'--prompt "a photo of {word}"'
+        said = f'--negative-prompt "{word}" --prompt TEXT' if negative else f'--prompt "a photo of {word}"'
         adapter_of = f'"{word}={path}"' if path.suffix == ".pt" else str(path)
         there = [f'diffusers  pipe.load_textual_inversion("{path}"), then prompt {word}']
         if len(rows) > 1:

@@ -44,4 +44,4 @@ class PeftFolder(Format):
         folders = [path.parents[1] / part for part in adapter.edits]
         given = " ".join(f"--adapter {folder}" for folder in folders)
         there = [f'peft       PeftModel.from_pretrained(pipe.{folder.name}, "{folder}")' for folder in folders]
-        return [f"here       sdjax text2img --model {model} {given}", *there]
+        return [f"here       sdjax text2img --model {model} {given} --prompt TEXT", *there]

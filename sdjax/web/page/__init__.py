@@ -1,6 +1,6 @@
-"""The page of the server, at `/`: it shows and submits; queue, library and worker do the rest.
+"""The server's page at `/`: shows and submits jobs; queue, library and worker do the rest.
 
-mount(app, services)            # what sdjax.web.server calls where gradio is installed
+mount(app, services)            # sdjax.web.server calls it if gradio is installed
 """
 
 import importlib
@@ -9,6 +9,6 @@ from typing import Any
 
 
 def mount(app: Any, services: Any) -> None:
-    """Adds the page to a server; Gradio, which takes seconds and would ask other hosts, is imported here."""
+    """Adds the page to a server; imports Gradio only here, because that takes seconds and contacts other hosts."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     importlib.import_module("sdjax.web.page.whole").mount(app, services)

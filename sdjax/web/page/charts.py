@@ -9,11 +9,11 @@ from markupsafe import Markup
 from sdjax.web.page.marks import join, tag
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 360, 150, 46, 20, 8
-MOST = 300  # points of a line
+MOST = 300  # most points of a line
 
 
 def chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
-    """Returns a figure of {name: [(x, y)]}; points that are no numbers are left out."""
+    """Returns a chart of {name: [(x, y)]}; leaves out points that are not finite."""
     kept = {
         name: _thin([(x, y) for x, y in line if math.isfinite(x) and math.isfinite(y)]) for name, line in lines.items()
     }

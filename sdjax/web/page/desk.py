@@ -1,9 +1,9 @@
-"""What the tabs share: the services, the places where errors stand, and what is looked at again every second.
+"""Shared by the tabs: services, events with error messages, and components that refresh every second.
 
-    desk.live(output, show, inputs)                     show(*inputs) -> (key, make): made anew where the key changed
-    desk.on(button.click, do, inputs, outputs, problem) an error of do stands in problem, as one sentence
+    desk.live(output, show, inputs)                     show(*inputs) -> (key, make); calls make() if the key changed
+    desk.on(button.click, do, inputs, outputs, problem) shows an error of do in `problem`, as one sentence
 
-Nothing long runs in an event: events put jobs and read the queue, so that a closed tab loses nothing.
+Events are short: they add jobs and read the queue, so that a closed tab loses nothing.
 """
 
 import functools
@@ -21,8 +21,8 @@ from sdjax.web.page import marks
 from sdjax.web.services import Services
 
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-EVERY = 1.0  # seconds between two looks: one request each
-OLD = 4.0  # seconds that a list of the library is taken as it was: every look would go through its folders
+EVERY = 1.0  # seconds between refreshes, one request each
+OLD = 4.0  # seconds that a list of the library is cached: reading it walks the folders
 Shown = tuple[Hashable, Callable[[], Any]]
 
 
@@ -30,7 +30,7 @@ Shown = tuple[Hashable, Callable[[], Any]]
 class Live:
     """A component that follows the queue; show(*values of inputs) -> (key, make).
 
-    jobs: it depends on nothing but jobs and inputs, so that it is not looked at while those stay.
+    jobs: it depends on jobs and inputs only, so it needs no refresh while they stay the same.
     """
 
     output: Any
@@ -40,13 +40,13 @@ class Live:
 
 
 class Recent:
-    """What a function gave, for a few seconds."""
+    """The result of a function, cached for some seconds."""
 
     def __init__(self, find: Callable[[], Any], seconds: float) -> None:
         self.find, self.seconds, self.found, self.when = find, seconds, None, -math.inf
 
     def __call__(self) -> Any:
-        """Returns what was found not long ago."""
+        """Returns the cached or a new result."""
         if time.monotonic() - self.when > self.seconds:
             self.found, self.when = self.find(), time.monotonic()
         return self.found
@@ -54,10 +54,10 @@ class Recent:
 
 @dataclass
 class Desk:
-    """What the tabs share.
+    """Shared by the tabs.
 
-    places: components and functions that a tab offers to the others, by its name.  followed: what follows the queue.
-    waiting: events after which that is looked at.
+    places: components and functions that a tab offers to others, by its name.  followed: components that follow the
+    queue.  waiting: events that refresh them.
     """
 
     services: Services
@@ -66,13 +66,13 @@ class Desk:
     followed: list[Live] = field(default_factory=list)
     seen: Any = None
     waiting: list[Any] = field(default_factory=list)
-    entries: Callable[[], list[Entry]] = list  # of the library, as of a few seconds ago
+    entries: Callable[[], list[Entry]] = list  # of the library, cached for OLD seconds
 
     def __post_init__(self) -> None:
         self.entries = Recent(self.services.library.entries, OLD)
 
     def live(self, output: Any, show: Callable[..., Shown], inputs: Sequence[Any] = (), jobs: bool = False) -> None:
-        """Has a component follow the queue; see Live."""
+        """Makes a component follow the queue; see Live."""
         self.followed.append(Live(output, show, tuple(inputs), jobs))
 
     def on(
@@ -84,7 +84,7 @@ class Desk:
         problem: Any = None,
         js: str | None = None,
     ) -> Any:
-        """Has an event do something; returns the event.  do returns a value for each output, or one for all of them."""
+        """Calls `do` on an event, which it returns; do returns one value per output, or one for all."""
         told = [] if problem is None else [problem]
 
         @functools.wraps(do)
@@ -109,17 +109,17 @@ class Desk:
         return job
 
     def said(self, error: Exception) -> str:
-        """Returns an error as a sentence that names settings as the page does."""
+        """Returns an error as a sentence with the page's names of settings."""
         text = self.services.said(error, lambda name: name.replace("_", " ").capitalize())
         return text[:1].upper() + text[1:]
 
     def look(self, event: Any) -> Any:
-        """Has what follows the queue be looked at after an event."""
+        """Refreshes the followers of the queue after an event, which it returns."""
         self.waiting.append(event)
         return event
 
     def begin(self, load: Any) -> None:
-        """Has what follows the queue be looked at when the page opens, and every second."""
+        """Refreshes the followers of the queue when the page opens and every second."""
         timer = gr.Timer(EVERY)
         for event in self.waiting:
             event.then(self._look, self._inputs(), self._outputs(), **QUIET)

@@ -1,4 +1,4 @@
-"""What the Runs tab shows of a job: its card in the list, and all that is known of it."""
+"""The Runs tab's list of jobs, and the details of one job."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -12,15 +12,15 @@ from sdjax.web.jobs import progress
 from sdjax.web.page import charts, form, marks, stage, words
 from sdjax.web.page.marks import button, tag
 
-MOST = 100  # jobs of the list
-TAIL = 6000  # letters of a log
-PLOTS = (  # title, the names of figures in it: a prefix ends with "."
+MOST = 100  # most jobs in the list
+TAIL = 6000  # characters of a log
+PLOTS = (  # title, names of metrics in it; a prefix ends with "."
     ("Loss", ("loss", "error")), ("Validation", ("validation",)), ("Rate", ("rate",)), ("Identity", ("identity",)),
 )  # fmt: skip
 
 
 def listed(queue: Queue, chosen: int | None) -> tuple[Hashable, Any]:
-    """Returns (key, function that makes it) of the list of jobs: those that wait, then the others, newest first."""
+    """Returns (key, function that makes it) for the list of jobs: waiting ones, then the others, newest first."""
     order = queue.waiting()
     there = {job.id for job in order}
     rest = [job for job in queue.newest(MOST) if job.id not in there]
@@ -32,8 +32,8 @@ def listed(queue: Queue, chosen: int | None) -> tuple[Hashable, Any]:
 
 def _listed(jobs: list[Job], chosen: int | None, paused: bool) -> Markup:
     if not jobs:
-        return marks.empty("Nothing has run yet", "What you generate or teach is listed here, and stays.")
-    head = marks.said("The queue is paused: nothing new begins.") if paused else None
+        return marks.empty("Nothing has run yet", "This list keeps the pictures and runs that you start.")
+    head = marks.said("The queue is paused; no new job starts.") if paused else None
     return tag("div", head, *(_row(job, job.id == chosen) for job in jobs), cls="jobs", role="listbox")
 
 
@@ -57,7 +57,7 @@ def _row(job: Job, on: bool) -> Markup:
 
 
 def detail(queue: Queue, place: Place, chosen: int | None) -> tuple[Hashable, Any]:
-    """Returns (key, function that makes it) of all that is known of a job, the newest for None."""
+    """Returns (key, function that makes it) for the details of a job, the newest for None."""
     job = queue.get(chosen) if chosen is not None else next(iter([*queue.waiting(), *queue.newest(1)]), None)
     if job is None:
         return None, lambda: Markup("")
@@ -81,7 +81,7 @@ def _detail(job: Job, place: Place) -> Markup:
 def _acts(job: Job) -> Markup:
     of_run, found = job.kind == "training", []
     if of_run and job.state == DONE:
-        found.append(button("Use this", "send", "main", "Make pictures with what was learned", to="use", job=job.id))
+        found.append(button("Use this", "send", "main", "Make pictures with the result", to="use", job=job.id))
     if job.state == RUNNING:
         found.append(button("Stop", "stop", title="Esc", job=job.id))
     if job.state == RUNNING and of_run:
@@ -93,7 +93,7 @@ def _acts(job: Job) -> Markup:
         found.append(button("Resume" if of_run else "Try again", "resume", job=job.id))
     found.append(button("Duplicate and change", "send", title="Open its settings as a new one", to="again", job=job.id))
     if job.state in ENDED:
-        found.append(button("Take off the list", "forget", title="Its files stay", job=job.id))
+        found.append(button("Remove from list", "forget", title="Its files stay", job=job.id))
     return tag("div", *found, cls="acts")
 
 
@@ -115,13 +115,13 @@ def _run(job: Job, place: Place) -> list[Markup]:
     files = [tag("a", name, href=f"/api/jobs/{job.id}/export/{name}", download=True) for name in left[:40]]
     log = teaching.tail(folder / "log.txt")[-TAIL:]
     parts = [tag("div", *drawn, cls="charts") if drawn else None, tag("div", *shown, cls="strip") if shown else None]
-    parts.append(_fold("Files it left", tag("div", *files, cls="files")) if files else None)
+    parts.append(_fold("Files", tag("div", *files, cls="files")) if files else None)
     parts.append(_fold("Log", tag("pre", log), job.state == FAILED) if log.strip() else None)
     return [one for one in parts if one is not None]
 
 
 def _lines(figures: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, list[tuple[float, float]]]:
-    """Returns {name: [(step, value)]} of figures whose name is one of these, or begins with one and a point or "_"."""
+    """Returns {name: [(step, value)]} of metrics with one of these names, or with one as a prefix before "." or "_"."""
     found: dict[str, list[tuple[float, float]]] = {}
     for one in figures:
         for name, value in one.items():

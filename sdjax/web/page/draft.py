@@ -1,4 +1,4 @@
-"""What somebody typed stays in the browser: a reload or a closed tab loses no word of it."""
+"""Keeps typed values in the browser, so that a reload or a closed tab loses nothing."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ KEY = "sdjax.draft"
 
 
 def keep(components: Sequence[Any], opened: Any, part: str = "pictures") -> None:
-    """Keeps the values of components in the browser, and shows them again after `opened`; part: of the page."""
+    """Stores the values of components in the browser and restores them after `opened`; part: of the page."""
     key, ready = f"{KEY}.{part}", f"sdjax_{part}"
     names = json.dumps([getattr(one, "elem_id", None) or str(i) for i, one in enumerate(components)])
     save = f"""(...values) => {{

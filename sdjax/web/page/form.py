@@ -1,7 +1,7 @@
-"""The controls of a picture's settings, made from their declarations (sampling/settings.py), and back.
+"""Controls for a picture's settings, made from their declarations (sampling/settings.py), and their values.
 
-form = build(["steps", "sampler"])                  components in the block that is open
-values(task, {"steps": 20, "eta": ""})              what orders take: "" is as usual
+form = build(["steps", "sampler"])                  components in the open block
+values(task, {"steps": 20, "eta": ""})              values for orders; "" is the default
 """
 
 from collections.abc import Mapping
@@ -19,18 +19,18 @@ LABELS = {
     "vae": "Autoencoder", "ensd": "Seed delta (ENSD)", "eta": "Fresh noise (eta)", "guess": "Guess mode",
     "image": "Picture", "strength": "How much changes", "hires_strength": "How much the enlarged one changes",
 }  # fmt: skip
-HELP = {  # where the declaration speaks to who starts the program
-    "model": "which model makes the picture; Library says what there is", "vae": "another decoder of pictures",
-    "seed": "the same seed and settings make the same picture; -1 is a new one each time",
-    "size": "width x height in pixels; type another one",
-    "adapter": "as <lora:NAME:1>; cards above put them into the prompt",
+HELP = {  # replaces help texts that are about the command line
+    "model": "the model; the Library tab lists all", "vae": "another autoencoder to decode the picture",
+    "seed": "the same seed and settings make the same picture; -1 draws a new seed",
+    "size": "width x height in pixels; or type another size",
+    "adapter": "as <lora:NAME:1>; the cards above add them to the prompt",
     "prompt": "what the picture shows", "negative_prompt": "what it should not show",
 }  # fmt: skip
 TITLES = {
     "Sampling": "Quality: steps, sampler, guidance", "Variation": "Small variations of one picture",
     "Reading": "How the prompt is read", "Noise": "Noise", "Guidance": "Guidance, fine", "Fit": "Fit of the picture",
-    "Start": "Changes", "Hole": "The repainted part", "Hires": "Larger picture (hires fix)", "Enlarging": "Enlarging",
-    "Controls": "Shapes to follow (ControlNet)", "Way": "From one picture to another", "Model": "Add-ons",
+    "Start": "Changes", "Masking": "Repainted part", "Hires": "Larger picture (hires fix)", "Enlarging": "Enlarging",
+    "Controls": "Shapes to follow (ControlNet)", "Frames": "From one picture to another", "Model": "Add-ons",
 }  # fmt: skip
 SLIDERS = {"steps": (1, 100, 1), "guidance": (0, 20, 0.5), "clip_skip": (1, 4, 1), "frames": (2, 64, 1),
            "feather": (0, 64, 1), "noise_level": (0, 350, 1)}  # fmt: skip
@@ -39,7 +39,7 @@ SIZES = ("512x512", "512x768", "768x512", "768x768", "640x960", "960x640", "1024
 
 
 def every() -> dict[str, Field]:
-    """Returns {name: Field} of the settings that a browser may give, of all tasks."""
+    """Returns {name: Field} of all tasks' settings that a browser may set."""
     found: dict[str, Field] = {}
     for task in TASKS.values():
         for name, one in fields(task).items():
@@ -49,13 +49,13 @@ def every() -> dict[str, Field]:
 
 
 def of(task: str) -> dict[str, Field]:
-    """Returns {name: Field} of the settings of a task that a browser may give."""
+    """Returns {name: Field} of a task's settings that a browser may set."""
     there = every()
     return {name: one for name, one in fields(TASKS[task]).items() if name in there}
 
 
 def label(name: str) -> str:
-    """Returns what a setting is called in the page."""
+    """Returns the label of a setting on the page."""
     return LABELS.get(name) or name.replace("_", " ").capitalize()
 
 
@@ -66,10 +66,10 @@ def help_of(one: Field) -> str:
 
 
 def control(one: Field, **more: Any) -> Any:
-    """Returns the component of a setting in the block that is open."""
+    """Returns the component of a setting, in the open block."""
     known: dict[str, Any] = {"label": label(one.name), "info": help_of(one), "elem_id": f"set-{one.name}", **more}
     if one.name == "size":
-        choices = [("As the model likes it", ""), *((text.replace("x", " × "), text) for text in SIZES)]
+        choices = [("The model's own size", ""), *((text.replace("x", " × "), text) for text in SIZES)]
         return gr.Dropdown(choices, value="", allow_custom_value=True, filterable=True, **known)
     if one.name in orders.NAMED:
         return gr.Dropdown([(usual_name(one.name), "")], value="", allow_custom_value=True, **known)
@@ -77,17 +77,17 @@ def control(one: Field, **more: Any) -> Any:
         return gr.Checkbox(bool(one.usual), **known)
     if one.choices is not None:
         choices = [(theirs, ours) for ours, theirs in one.choices.items()]
-        choices = [("As usual", ""), *choices] if one.optional else choices
+        choices = [("Default", ""), *choices] if one.optional else choices
         return gr.Dropdown(choices, value=one.usual or "", **known)
     if one.kind in (int, float) and not one.several and one.usual is not None:
         return _number(one, known)
     usual = "" if one.usual in (None, ()) else shown(one.usual)
-    return gr.Textbox(usual, **{"placeholder": "as usual" if one.optional else "", "max_lines": 4, **known})
+    return gr.Textbox(usual, **{"placeholder": "default" if one.optional else "", "max_lines": 4, **known})
 
 
 def usual_name(name: str) -> str:
-    """Returns what a setting that names something of the library says where it names nothing."""
-    return "The usual one" if name == "model" else "The model's own"
+    """Returns the label of an empty setting that names an entry of the library."""
+    return "The default model" if name == "model" else "The model's own"
 
 
 def _number(one: Field, known: dict[str, Any]) -> Any:
@@ -102,7 +102,7 @@ def _number(one: Field, known: dict[str, Any]) -> Any:
 
 
 def shown(value: Any) -> Any:
-    """Returns a setting's value as its control shows it."""
+    """Returns a setting's value for its control."""
     if value is None:
         return ""
     if isinstance(value, Size):
@@ -111,12 +111,12 @@ def shown(value: Any) -> Any:
 
 
 def begun(one: Field) -> Any:
-    """Returns what the control of a setting shows where a task has no value of its own: what it began with."""
+    """Returns the initial value of a setting's control, for a task without a value."""
     return shown(one.usual if one.usual is not None else every()[one.name].usual)
 
 
 def filled(one: Field, value: Any) -> Any:
-    """Returns the update that shows a value, which may lie beyond a slider's ends; None is what it began with."""
+    """Returns the update that shows a value, also above a slider's maximum; None is the initial value."""
     value = begun(one) if value is None else shown(value)
     if one.name in SLIDERS and isinstance(value, (int, float)):
         return gr.update(value=value, maximum=max(SLIDERS[one.name][1], value))
@@ -124,9 +124,9 @@ def filled(one: Field, value: Any) -> Any:
 
 
 def values(task: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns {name: value} as orders take it, of what controls hold; "" and what needs another setting is left out.
+    """Returns {name: value} for orders from controls; leaves out "" and settings that need another one.
 
-    Raises SettingError for what is not accepted.
+    Raises SettingError for an invalid value.
     """
     known, found = of(task), {}
     for name, one in known.items():

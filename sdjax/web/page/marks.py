@@ -1,9 +1,9 @@
-"""Pieces of HTML in which every text is a text: what comes from outside never becomes a tag.
+"""Builds HTML and always escapes text from outside.
 
     marks.tag("p", prompt, cls="prompt")                # Markup: <p class="prompt">&lt;b&gt;a cat&lt;/b&gt;</p>
     marks.button("Stop", do="stop", job=7)              # CLICKS reports a click on it, with its data
 
-Markup is markupsafe's: a str is escaped when it comes in, Markup is not.
+Markup is markupsafe's: it escapes a str on insertion, but not Markup.
 """
 
 from typing import Any
@@ -12,8 +12,8 @@ import gradio as gr
 from markupsafe import Markup, escape
 
 VOID = ("img", "input", "br")
-# Runs in the browser once for each gr.HTML: a click on anything with data-do becomes the component's event "act", or
-# "send" where data-to names another place for it.
+# Runs in the browser once per gr.HTML: a click on an element with data-do triggers the component's event "act", or
+# "send" if the element has data-to.
 CLICKS = """
 element.addEventListener('click', event => {
     const found = event.target.closest('[data-do]');
@@ -36,14 +36,14 @@ element.addEventListener('keydown', event => {
 
 
 def area(value: Any = None, elem_id: str | None = None) -> Any:
-    """Returns a component that shows Markup; clicks on its buttons are its events act and send."""
+    """Returns a component that shows Markup; clicks on its buttons trigger its events act and send."""
     return gr.HTML(value, elem_id=elem_id, js_on_load=CLICKS, apply_default_css=False, elem_classes="drawn")
 
 
 def tag(name: str, *inside: Any, cls: str = "", data: dict[str, Any] | None = None, **attributes: Any) -> Markup:
-    """Returns an element; inside: texts and Markup, None is left out.  data: data-NAME attributes.
+    """Returns an element; inside: texts and Markup, without None.  data: data-NAME attributes.
 
-    An attribute that is None or False is left out, one that is True has no value; _ in a name is written -.
+    Leaves out attributes that are None or False; writes True without a value; writes _ in names as -.
     """
     named = {**({"class": cls} if cls else {}), **attributes}
     named |= {f"data-{key}": value for key, value in (data or {}).items()}
@@ -60,33 +60,33 @@ def tag(name: str, *inside: Any, cls: str = "", data: dict[str, Any] | None = No
 
 
 def join(parts: Any) -> Markup:
-    """Returns texts and Markup in a row; None is left out."""
+    """Returns texts and Markup joined, without None."""
     return Markup("").join(escape(part) for part in parts if part is not None)
 
 
 def button(label: Any, do: str, cls: str = "", title: str = "", disabled: bool = False, **data: Any) -> Markup:
-    """Returns a button whose click is the event "act" with do and data."""
+    """Returns a button whose click triggers the event "act" with do and data."""
     return tag("button", label, cls=f"act {cls}".strip(), type="button", title=title or None, disabled=disabled,
                data={"do": do, **data})  # fmt: skip
 
 
 def empty(title: str, text: str) -> Markup:
-    """Returns what stands where there is nothing yet: what to do."""
+    """Returns a placeholder for an empty list: a title and what to do."""
     return tag("div", tag("strong", title), tag("p", text), cls="empty")
 
 
 def problem(text: str) -> Markup:
-    """Returns an error in its place; "" for none."""
+    """Returns an error message; "" for none."""
     return tag("p", text, cls="problem", role="alert") if text else Markup("")
 
 
 def said(text: str) -> Markup:
-    """Returns a line of news in its place."""
+    """Returns a line that reports success."""
     return tag("p", text, cls="said", role="status")
 
 
 def bar(share: float, label: str) -> Markup:
-    """Returns a progress bar; share: 0 to 1, below 0 where it is not known."""
+    """Returns a progress bar; share: 0 to 1, negative if unknown."""
     known = share >= 0
     inner = tag("i", style=f"width:{100 * share:.1f}%" if known else None)
     now = f"{100 * share:.0f}" if known else None

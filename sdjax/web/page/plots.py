@@ -1,4 +1,4 @@
-"""Many pictures at once: a table in which settings change, and a list of jobs."""
+"""Many pictures at once: a table of varied settings, or a list of jobs."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from sdjax.web.page.desk import Desk
 from sdjax.web.page.marks import tag
 
 AXES = "XYZ"
-LOOKED = 1000  # newest jobs among which a table's are looked for
+LOOKED = 1000  # newest jobs to search for those of a table
 ENDINGS = [".jsonl", ".csv", ".parquet"]
 
 
@@ -33,21 +33,21 @@ class Plot:
 
 
 def build(desk: Desk) -> Plot:
-    """Makes the components in the block that is open."""
+    """Makes the components, in the open block."""
     axes = []
     with gr.Accordion("Compare settings in a table (X/Y/Z plot)", open=False, elem_id="plot"):
         for i, letter in enumerate(AXES):
             with gr.Row():
                 choices = [("Nothing", ""), *((form.label(name), name) for name in plots.names("text2img"))]
                 name = gr.Dropdown(choices, value="", label=f"{letter}: setting", elem_id=f"axis-{letter}",
-                                   info="What changes along it.", min_width=140)  # fmt: skip
+                                   info="The setting that varies along this axis.", min_width=140)  # fmt: skip
                 text = gr.Textbox(label="Values", placeholder=("10, 20, 30", "1-9 (+2)", "0-1 [5]")[i], min_width=140,
-                                  info="Prompt: a word of it, then others.", elem_id=f"values-{letter}")  # fmt: skip
+                                  info="Prompt: a word, then replacements.", elem_id=f"values-{letter}")  # fmt: skip
             axes.append((name, text))
         go = gr.Button("Make the table", elem_id="make-plot")
         problem = marks.area()
         table = marks.area(elem_id="table")
-    with gr.Accordion("Put a list of jobs into the queue", open=False, elem_id="list"):
+    with gr.Accordion("Add a list of jobs to the queue", open=False, elem_id="list"):
         rows = gr.File(label="A list: .jsonl, .csv or .parquet", file_types=ENDINGS, height=120)
         put = gr.Button("Add all to queue", elem_id="add-list")
         rows_problem = marks.area()
@@ -87,7 +87,7 @@ def wire(desk: Desk, plot: Plot, pictures: Any) -> None:
 
 
 def newest(desk: Desk) -> tuple[Hashable, Any]:
-    """Returns (key, function that makes it) of the newest table."""
+    """Returns (key, function that makes it) for the newest table."""
     jobs = desk.services.queue.newest(LOOKED)
     last = next((job.request["plot"] for job in jobs if _is_plot(job.request.get("plot"))), None)
     if last is None:

@@ -1,8 +1,8 @@
-"""The page's Content-Security-Policy: a browser loads nothing for it from another host, whatever stands in the page."""
+"""The page's Content-Security-Policy: the browser loads nothing from another host, whatever the page contains."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Gradio's scripts are written into the page and make functions of texts; its editor works in a blob.
+# Gradio's scripts are inline and evaluate text; its image editor uses a blob.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline';"
     " img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' blob: data:; worker-src 'self' blob:;"
@@ -11,13 +11,13 @@ POLICY = (
 
 
 class Policy:
-    """An ASGI program that adds the policy to the pages of another one that have none."""
+    """An ASGI app that adds the policy to pages of another app without one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on."""
+        """Passes a request on and adds the header."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""What the Library tab shows: a shelf of cards, and all that is known of one of them."""
+"""The Library tab's cards, and the details of one entry."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -19,7 +19,7 @@ USED = ("model", "lora", "embedding", "hypernet")  # what "Use" knows
 
 
 def title(entry: Entry, names: dict[str, str]) -> str:
-    """Returns what an entry is called; names: of runs."""
+    """Returns the title of an entry; names: of runs."""
     return names.get(entry.name) or entry.stem
 
 
@@ -29,7 +29,7 @@ def names_of(queue: Queue) -> dict[str, str]:
 
 
 def found(library: Library, names: dict[str, str], entries: list[Entry], search: str, kind: str) -> list[Entry]:
-    """Returns those of some entries with all words of a search in their names, words, notes, tags and hashes."""
+    """Returns the entries with all words of a search in their names, trigger words, notes, tags or hashes."""
     asked = (search or "").casefold().split()
     some = [one for one in entries if kind in ("", one.kind)]
     return [one for one in some if _has(library, one, names, asked)]
@@ -46,7 +46,7 @@ def _has(library: Library, one: Entry, names: dict[str, str], asked: list[str]) 
 def shelf(
     library: Library, queue: Queue, entries: list[Entry], search: str, kind: str, chosen: Any
 ) -> tuple[Hashable, Any]:
-    """Returns (key, function that makes it) of the cards."""
+    """Returns (key, function that makes it) for the cards."""
     names = names_of(queue)
     there = found(library, names, entries, search, kind)
     told = [(one.kind, one.name, library.hash(one), str(library.notes(one)), title(one, names)) for one in there]
@@ -56,7 +56,7 @@ def shelf(
 def _shelf(library: Library, there: list[Entry], names: dict[str, str], chosen: Any, search: str) -> Markup:
     if not there:
         if search:
-            return marks.empty("Nothing is called so", "Search for a name, a word, a tag or a hash.")
+            return marks.empty("Nothing found", "Search for a name, a word, a tag or a hash.")
         return marks.empty("Nothing here yet", "Teach something, or start the server with --models and --adapters.")
     cards = [_book(library, one, names, list(chosen or ()) == [one.kind, one.name]) for one in there]
     return tag("div", *cards, cls="shelf", role="listbox")
@@ -82,7 +82,7 @@ def _book(library: Library, one: Entry, names: dict[str, str], on: bool) -> Mark
 
 
 def cover(one: Entry, name: str) -> Markup:
-    """Returns the picture beside an entry's file, else the first letter of its name."""
+    """Returns the preview picture beside an entry's file, else the first letter of its name."""
     if one.path is not None and descriptions.preview(one.path) is not None:
         address = f"/api/library/{one.kind}/preview?{urlencode({'name': one.name})}"
         return tag("img", src=address, alt="", loading="lazy")
@@ -90,7 +90,7 @@ def cover(one: Entry, name: str) -> Markup:
 
 
 def detail(library: Library, queue: Queue, one: Entry, licence: str, private: bool) -> Markup:
-    """Returns all that is known of an entry, and what can be done with it."""
+    """Returns the details of an entry and its buttons."""
     about, names = library.known_of(one), names_of(queue)
     head = [tag("h3", title(one, names)), tag("p", KINDS.get(one.kind, one.kind), cls="dim")]
     return tag("div", *head, _acts(one, licence, private), _table(one, about), cls="detail")
@@ -104,7 +104,7 @@ def _acts(one: Entry, licence: str, private: bool) -> Markup:
                           quote_via=quote)  # fmt: skip
         acts.append(tag("a", "Package for sharing", cls="act", href=f"/api/library/{one.kind}/package?{asked}",
                         title="A zip with the file and a card", download=f"{one.stem}.zip"))  # fmt: skip
-        acts.append(button("Move to trash", "trash", title="It can be taken back from the server's folder", **data))
+        acts.append(button("Move to trash", "trash", title="You can restore it from the server's folder", **data))
     return tag("div", *acts, cls="acts")
 
 

@@ -1,4 +1,4 @@
-"""What stands beside the form: the job that runs with its preview, and the pictures that were made."""
+"""The column beside the form: the running job with its preview, and finished pictures."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -10,32 +10,32 @@ from sdjax.web.jobs import progress
 from sdjax.web.page import marks, words
 from sdjax.web.page.marks import button, tag
 
-MOST = 60  # jobs whose pictures are shown
+MOST = 60  # most jobs whose pictures are shown
 SENT = (
     ("change", "Change", "Begin another picture with this one"),
     ("repaint", "Repaint", "Paint over a part of it"),
     ("enlarge", "Enlarge", "Make it larger"),
     ("follow", "Follow its shape", "Use it with a ControlNet"),
     ("teach", "Teach", "Learn from it"),
-    ("reuse", "Use its settings", "Fill the form with what made it"),
+    ("reuse", "Use its settings", "Fill the form with its settings"),
     ("info", "What made it", "Read the settings in the file"),
 )
 
 
 def address(job: int, number: int) -> str:
-    """Returns where a picture's file is served."""
+    """Returns the URL of a picture's file."""
     return f"/api/jobs/{job}/pictures/{number}"
 
 
 def current(queue: Queue, kind: str) -> tuple[Job | None, int]:
-    """Returns (the job of a kind that runs, else the first that waits; how many jobs wait behind it)."""
-    jobs = queue.waiting()  # those that run come first
+    """Returns (the running job of a kind, else the first waiting one; the number of jobs waiting behind it)."""
+    jobs = queue.waiting()  # running jobs come first
     own = next((job for job in jobs if job.kind == kind), None)
     return own, sum(job.state == WAITING and job is not own for job in jobs)
 
 
 def now(queue: Queue, kind: str) -> tuple[Hashable, Any]:
-    """Returns (key, function that makes it) of the card of the job that runs or waits."""
+    """Returns (key, function that makes it) for the card of the running or waiting job."""
     job, behind = current(queue, kind)
     failed = _failed(queue, kind) if job is None else None
     said = words.left(job) if job is not None else ""
@@ -45,7 +45,7 @@ def now(queue: Queue, kind: str) -> tuple[Hashable, Any]:
 
 
 def _failed(queue: Queue, kind: str) -> Job | None:
-    """Returns the newest job of a kind where it failed."""
+    """Returns the newest job of a kind if it failed, else None."""
     newest = next((job for job in queue.newest(20) if job.kind == kind), None)
     return newest if newest is not None and newest.state == "failed" else None
 
@@ -60,7 +60,7 @@ def _now(queue: Queue, job: Job | None, behind: int, failed: Job | None) -> Mark
 
 
 def card(queue: Queue, job: Job, behind: int = 0) -> Markup:
-    """Returns the card of a job that runs or waits: preview, phase, progress, time left, what to do."""
+    """Returns the card of a running or waiting job: preview, phase, progress, time left, buttons."""
     share = progress(job)
     seen = job.state == RUNNING and job.phase == "sampling" and queue.preview(job.id) is not None
     picture = tag("img", src=f"/api/jobs/{job.id}/preview?at={job.step}.{job.made}", alt="preview") if seen else None
@@ -92,13 +92,13 @@ def _joined(told: Sequence[str]) -> list[Any]:
 
 
 def made(queue: Queue) -> list[tuple[Job, int]]:
-    """Returns (job, number) of the pictures that there are, the newest first."""
+    """Returns (job, number) of the finished pictures, newest first."""
     jobs = [job for job in queue.newest(4 * MOST) if job.kind == "pictures" and job.pictures][:MOST]
     return [(job, number) for job in jobs for number in range(len(job.pictures))]
 
 
 def gallery(queue: Queue, chosen: Sequence[int] | None) -> tuple[Hashable, Any]:
-    """Returns (key, function that makes it) of the chosen picture, the newest for None, above all pictures."""
+    """Returns (key, function that makes it) for the chosen picture (None: the newest) above all pictures."""
     there = made(queue)
     key = (tuple((job.id, number) for job, number in there), chosen and tuple(chosen))
     return key, lambda: _gallery(there, chosen)
@@ -121,7 +121,7 @@ def _large(job: Job, number: int) -> Markup:
     acts = [button(label, "send", title=title, to=to, job=job.id, number=number) for to, label, title in SENT]
     name = f"sdjax-{job.id}-{number}.png"
     acts.append(tag("a", "Download", cls="act", href=where, download=name, title="The PNG with its settings"))
-    acts.append(tag("a", "Open", cls="act", href=where, target="_blank", title="In a tab of its own"))
+    acts.append(tag("a", "Open", cls="act", href=where, target="_blank", title="In its own tab"))
     picture = tag("img", src=where, alt=words.name(job)[:300])
     caption = tag("figcaption", tag("p", words.name(job), cls="prompt"), tag("p", told, cls="dim"))
     return tag("figure", tag("div", picture, cls="frame"), caption, tag("div", *acts, cls="acts"), cls="large")

@@ -1,4 +1,4 @@
-"""ControlNet units of the form: what each looks at, how it is prepared, how strongly it acts."""
+"""ControlNet units of the form: model, picture, preprocessor, strength and steps."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from sdjax.settings import SettingError
 from sdjax.web.page import marks
 from sdjax.web.page.desk import Desk
 
-NAMES = ("control", "control_image", "weight", "start", "end", "preprocess")  # settings that units stand for
+NAMES = ("control", "control_image", "weight", "start", "end", "preprocess")  # settings that the units set
 COUNT = 3
 EACH = 6  # components of a unit
 
 
 @dataclass
 class Units:
-    """The units' components, EACH of a unit, in the order of NAMES."""
+    """The units' components: EACH per unit, in the order of NAMES."""
 
     fold: Any
     inputs: list[Any]
@@ -37,7 +37,7 @@ class Units:
         return [gr.update(choices=choices)] * COUNT
 
     def read(self, values: Sequence[Any], keep: Callable[[bytes, str], str]) -> dict[str, Any]:
-        """Returns {setting: value} of the units that are on."""
+        """Returns {setting: value} of the enabled units."""
         found: dict[str, list[Any]] = {name: [] for name in NAMES}
         for number in range(COUNT):
             model, image, *rest = values[number * EACH : (number + 1) * EACH]
@@ -57,18 +57,21 @@ class Units:
 
 
 def build(desk: Desk) -> Units:
-    """Makes the units in the block that is open."""
+    """Makes the units, in the open block."""
     made: list[Any] = []
-    ways = [("The picture is one already", ""), *((f"{kind.kind} ({name})", name) for name, kind in _made().items())]
+    ways = [
+        ("None: the picture is a condition already", ""),
+        *((f"{kind.kind} ({name})", name) for name, kind in _made().items()),
+    ]
     fold = gr.Accordion("Shapes to follow (ControlNet)", open=True, visible=False, elem_id="units")
     with fold, gr.Tabs():
         for number in range(1, COUNT + 1):
             with gr.Tab(f"Unit {number}"):
                 with gr.Row():
                     model = gr.Dropdown([("Off", "")], value="", label="ControlNet", elem_id=f"set-control-{number}",
-                                        info="Of the library.", min_width=140)  # fmt: skip
+                                        info="From the library.", min_width=140)  # fmt: skip
                     way = gr.Dropdown(ways, value="", label="Prepare", elem_id=f"set-preprocess-{number}",
-                                      info="What is made of the picture first.", min_width=140)  # fmt: skip
+                                      info="Computed from the picture first.", min_width=140)  # fmt: skip
                 with gr.Row():
                     image = gr.Image(type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
                                      label="Picture", height=200, elem_id=f"set-control_image-{number}",
@@ -78,11 +81,11 @@ def build(desk: Desk) -> Units:
                 look = gr.Button("Preview", size="sm")
                 problem = marks.area()
                 with gr.Row():
-                    weight = gr.Slider(0, 2, 1, step=0.05, label="Weight", info="How strongly it acts.",
+                    weight = gr.Slider(0, 2, 1, step=0.05, label="Weight", info="How strongly the ControlNet acts.",
                                        elem_id=f"set-weight-{number}", min_width=100)  # fmt: skip
-                    start = gr.Slider(0, 1, 0, step=0.05, label="Start", info="From which part of the steps on.",
+                    start = gr.Slider(0, 1, 0, step=0.05, label="Start", info="Fraction of the steps where it starts.",
                                       elem_id=f"set-start-{number}", min_width=100)  # fmt: skip
-                    end = gr.Slider(0, 1, 1, step=0.05, label="End", info="Up to which part.",
+                    end = gr.Slider(0, 1, 1, step=0.05, label="End", info="Fraction of the steps where it ends.",
                                     elem_id=f"set-end-{number}", min_width=100)  # fmt: skip
                 desk.on(look.click, _previewing(desk), [image, way], [shown], problem)
                 made += [model, image, weight, start, end, way]
@@ -90,7 +93,7 @@ def build(desk: Desk) -> Units:
 
 
 def _made() -> dict[str, Any]:
-    """Returns {name: kind} of the conditions that are made of a picture."""
+    """Returns {name: kind} of the conditions that are computed from a picture."""
     return {name: kind for name, kind in conditions.known().items() if not kind.endings}
 
 

@@ -1,7 +1,7 @@
 """The whole page: its tabs, found by walking the folder tabs/, and its look.
 
-Nothing is loaded from another host: fonts, scripts and styles are the server's own, and the page's
-Content-Security-Policy holds it.
+The page loads nothing from another host: the server has its fonts, scripts and styles, and a Content-Security-Policy
+enforces it.
 """
 
 import importlib
@@ -23,7 +23,7 @@ from sdjax.web.services import Services
 
 HERE = Path(__file__).parent
 MOST_FILE = "256mb"
-CLEANED = (3600, 24 * 3600)  # every so many seconds copies of pictures older than so many go
+CLEANED = (3600, 24 * 3600)  # every so many seconds, remove copies of pictures older than so many seconds
 
 
 def found() -> list[ModuleType]:
@@ -33,7 +33,7 @@ def found() -> list[ModuleType]:
 
 
 def build(services: Services, tell: Callable[[Desk], Any] = lambda _: None) -> gr.Blocks:
-    """Returns the page; tell: is given what the tabs share."""
+    """Returns the page; tell: called with the Desk."""
     desk = Desk(services)
     tell(desk)
     with gr.Blocks(title="sdjax", analytics_enabled=False, fill_width=True, delete_cache=CLEANED) as made:
@@ -52,7 +52,7 @@ def build(services: Services, tell: Callable[[Desk], Any] = lambda _: None) -> g
 
 def mount(app: FastAPI, services: Services) -> None:
     """Adds the page to a server."""
-    folder = services.place.root / "page"  # what browsers sent, and copies of what they are shown
+    folder = services.place.root / "page"  # uploads of browsers, and copies of the pictures they show
     folder.mkdir(mode=0o700, exist_ok=True)
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     shown = [str(services.place.root / name) for name in ("pictures", "uploads")]

@@ -1,4 +1,4 @@
-"""What the page calls jobs, phases, times and errors."""
+"""The page's words for jobs, phases and times."""
 
 import time
 
@@ -19,7 +19,7 @@ TASKS = {
 
 
 def phase(job: Job) -> str:
-    """Returns what a job does now."""
+    """Returns the phase of a job in words."""
     if job.state != RUNNING:
         return STATES[job.state]
     if job.asked in STOPS:
@@ -30,7 +30,7 @@ def phase(job: Job) -> str:
 
 
 def name(job: Job) -> str:
-    """Returns what a job is called."""
+    """Returns the title of a job."""
     if job.kind == "training":
         return str(job.request.get("name") or job.request.get("recipe") or "Run")
     settings = job.request.get("settings")
@@ -39,7 +39,7 @@ def name(job: Job) -> str:
 
 
 def left(job: Job) -> str:
-    """Returns how long a running job takes by now's pace, "" where that is not known."""
+    """Returns the time left for a running job at its pace so far, "" if unknown."""
     done = progress(job)
     if job.state != RUNNING or job.started is None or done <= 0.02 or job.phase not in ("sampling", "training"):
         return ""
@@ -55,7 +55,7 @@ def duration(seconds: float) -> str:
 
 
 def ago(when: float | None) -> str:
-    """Returns how long ago a time was."""
+    """Returns how long ago a time was, in words."""
     if when is None:
         return ""
     seconds = time.time() - when

@@ -1,4 +1,4 @@
-"""Picture info: what made a picture, and where it can go."""
+"""Picture info: the settings in a picture's file, and buttons that use the picture."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +56,7 @@ def wire(desk: Desk, page: Any) -> None:
 
 
 def _nothing() -> Markup:
-    return marks.empty("See what made a picture", "Drop a PNG, JPEG or WebP file of sdjax, A1111 or another program.")
+    return marks.empty("See a picture's settings", "Drop a PNG, JPEG or WebP file of sdjax, A1111 or another program.")
 
 
 def _told(path: str | None) -> Markup:
@@ -65,7 +65,7 @@ def _told(path: str | None) -> Markup:
     try:
         record = records.read(path)
     except ValueError:
-        text = "The file does not say what made it. It can still be changed, repainted, enlarged or learned from."
+        text = "The file has no settings. You can still change, repaint, enlarge or learn from it."
         return tag("div", marks.said(text), _acts(SENT[1:]), cls="detail")
     return tag("div", *_record(record), cls="detail")
 

@@ -1,4 +1,4 @@
-"""Library: models and what was learned, as cards; notes and tags, use, sharing, merging, the trash."""
+"""Library: cards of models and adapters; notes and tags, use, sharing, merging, the trash."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ from sdjax.web.page.desk import Desk
 ID, TITLE, ORDER = "library", "Library", 4
 KINDS = [("All", ""), *((label, kind) for kind, label in shelf.KINDS.items())]
 LICENCES = ("", "cc0-1.0", "cc-by-4.0", "cc-by-nc-4.0", "creativeml-openrail-m", "apache-2.0", "mit")
-WORK = {"merge": "Merge several into one", "resize": "Make smaller or larger (rank)",
-        "extract": "Take a LoRA out of a model", "convert": "Write a model in another format"}  # fmt: skip
+WORK = {"merge": "Merge adapters into one", "resize": "Change the rank of a LoRA",
+        "extract": "Extract a LoRA from a model", "convert": "Convert a model to another format"}  # fmt: skip
 
 
 def build(desk: Desk) -> None:
@@ -25,22 +25,22 @@ def build(desk: Desk) -> None:
         with gr.Column(scale=7, min_width=340, elem_classes="side"):
             with gr.Row(equal_height=True):
                 search = gr.Textbox(label="Search", placeholder="a name, a word, a tag, a hash", elem_id="search",
-                                    info="What there is; all words must fit.", min_width=180)  # fmt: skip
-                kind = gr.Dropdown(KINDS, value="", label="Kind", info="Only one kind of it.", min_width=120, scale=0)
+                                    info="Shows entries with all these words.", min_width=180)  # fmt: skip
+                kind = gr.Dropdown(KINDS, value="", label="Kind", info="Shows one kind only.", min_width=120, scale=0)
             cards = marks.area(elem_id="shelf")
             _work(desk)
         with gr.Column(scale=5, min_width=340, elem_classes="stage"):
             problem = marks.area()
             told = marks.area(elem_id="book")
             with gr.Group(visible=False) as own:
-                notes = gr.Textbox(label="Notes", lines=3, info="Only for you.", elem_id="notes")
-                tags = gr.Textbox(label="Tags", info="With commas between them.", elem_id="tags")
+                notes = gr.Textbox(label="Notes", lines=3, info="For you only.", elem_id="notes")
+                tags = gr.Textbox(label="Tags", info="Separated by commas.", elem_id="tags")
                 keep = gr.Button("Keep notes and tags", elem_id="keep-notes")
                 with gr.Accordion("Sharing", open=False):
                     licence = gr.Dropdown(LICENCES, value="", label="Licence", allow_custom_value=True,
-                                          info="Of the package.", elem_id="licence")  # fmt: skip
-                    private = gr.Checkbox(False, label="With private things", elem_id="private",
-                                          info="Prompts, names of files and folders.")  # fmt: skip
+                                          info="Written into the package.", elem_id="licence")  # fmt: skip
+                    private = gr.Checkbox(False, label="Include private data", elem_id="private",
+                                          info="Prompts, and names of files and folders.")  # fmt: skip
             chosen = gr.State()
     desk.places[ID] = chosen
     desk.places["book"], desk.places["library problem"] = told, problem
@@ -81,7 +81,7 @@ def wire(desk: Desk, page: Any) -> None:
 
 
 def _prompt(desk: Desk, prompt: str, entry: Entry) -> str:
-    """Returns a prompt with an adapter and its first trigger word in it."""
+    """Returns a prompt with an adapter and its first trigger word added."""
     word = next((word for word, _ in desk.services.library.known_of(entry).get("words", [])), "")
     text = entry.stem if entry.kind == "embedding" else f"<{entry.kind}:{entry.stem}:1>"
     parts = [prompt or "", "" if word in (prompt or "") else word, "" if text in (prompt or "") else text]
@@ -97,7 +97,7 @@ def _entry(desk: Desk, chosen: Any) -> Entry:
 def _told(desk: Desk, chosen: Any, licence: str, private: bool) -> tuple[Any, Any]:
     library, queue = desk.services.library, desk.services.queue
     if not chosen:
-        text = "Its trigger words, hashes, notes, and what can be done with it."
+        text = "Shows its trigger words, hashes, notes and buttons."
         return None, lambda: marks.empty("Choose a card", text)
     try:
         entry = _entry(desk, chosen)
@@ -108,19 +108,19 @@ def _told(desk: Desk, chosen: Any, licence: str, private: bool) -> tuple[Any, An
 
 
 def _work(desk: Desk) -> None:
-    """Makes the form of what makes files of files."""
+    """Makes the form for jobs on files."""
     library = desk.services.library
     with gr.Accordion("Merge, resize, extract, convert", open=False, elem_id="work") as fold:
         tool = gr.Radio([(text, name) for name, text in WORK.items()], value="merge", label="What to do")
         of = gr.Dropdown([], multiselect=True, label="Of", elem_id="work-of",
-                         info="Adapters; to extract, a model and then one that was trained from it.")  # fmt: skip
+                         info="Adapters; to extract, a model, then one trained from it.")  # fmt: skip
         with gr.Row():
-            strengths = gr.Textbox(label="Strengths", placeholder="0.8, 0.5", info="Of merging, in that order.")
-            rank = gr.Number(0, precision=0, label="Rank", info="How much the file can hold; 0 is as it is.")
+            strengths = gr.Textbox(label="Strengths", placeholder="0.8, 0.5", info="For merging, in the same order.")
+            rank = gr.Number(0, precision=0, label="Rank", info="How much the file can hold; 0 keeps the rank.")
         with gr.Row():
-            form = gr.Dropdown([("As usual", ""), *((one, one) for one in (*tools.ADAPTERS, "single-file"))], value="",
-                               label="Format", info="Which tools read it.")  # fmt: skip
-            name = gr.Textbox(label="Name", info="What the new file is called.", elem_id="work-name")
+            form = gr.Dropdown([("Default", ""), *((one, one) for one in (*tools.ADAPTERS, "single-file"))], value="",
+                               label="Format", info="The tools that should read it.")  # fmt: skip
+            name = gr.Textbox(label="Name", info="The name of the new file.", elem_id="work-name")
         go = gr.Button("Make it", elem_id="work-go")
         problem = marks.area()
         news = marks.area()
@@ -135,7 +135,7 @@ def _work(desk: Desk) -> None:
         body |= {"strengths": numbers} if numbers and which == "merge" else {}
         body |= {"format": kind} if kind else {}
         desk.services.queue.add("tool", tools.order_of(library, body), "page")
-        return [marks.said("It is in the queue; Runs shows how far it is.")]
+        return [marks.said("Added to the queue; see Runs for its progress.")]
 
     desk.on(fold.expand, listed, [], [of])
     desk.look(desk.on(go.click, put, [tool, of, strengths, rank, form, name], [news], problem))

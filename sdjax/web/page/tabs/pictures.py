@@ -1,4 +1,4 @@
-"""Pictures: a form made from the settings' declarations, the picture that is being made, and those that were."""
+"""Pictures: a form made from the settings' declarations, the current picture, and finished ones."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,23 +21,23 @@ from sdjax.web.page.desk import QUIET, Desk
 
 ID, TITLE, ORDER = "pictures", "Pictures", 1
 SOURCE = "page"
-BARE = ("prompt", "negative_prompt", "size", "model", "seed")  # not in folds
-OWN = ("image", "mask", *units.NAMES)  # that have controls of their own
-# In place of the declared values: what workers compile before they are asked, so that the first picture comes at once.
+BARE = ("prompt", "negative_prompt", "size", "model", "seed")  # controls outside folds
+OWN = ("image", "mask", *units.NAMES)  # settings with their own controls
+# Replace the declared defaults; workers compile these programs ahead, so that the first picture comes at once.
 USUAL: dict[str, Any] = {"grammar": "a1111", "seed": -1, "sampler": "euler", "schedule": "automatic"}
-DIFFERS = ("steps", "guidance", "strength")  # of which tasks have other usual values
-NAMED = ("model", "vae")  # settings that are lists of the library
-PICTURED = ("text2img", "img2img", "upscale", "controlnet")  # tasks with the plain picture
+DIFFERS = ("steps", "guidance", "strength")  # settings whose default depends on the task
+NAMED = ("model", "vae")  # settings that name entries of the library
+PICTURED = ("text2img", "img2img", "upscale", "controlnet")  # tasks with a picture but no canvas
 MODES = [(words.TASKS[task], task) for task in TASKS]
-FIRST = ("Start", "Hole", "Enlarging", "Way", "Sampling", "Hires")  # parts whose folds are not in another one
+FIRST = ("Start", "Masking", "Enlarging", "Frames", "Sampling", "Hires")  # parts with a fold of their own
 WHITE = "#ffffff"
 
 
 @dataclasses.dataclass
 class Pictures:
-    """The components of the tab, and how they are filled and read.
+    """The components of the tab; fills and reads them.
 
-    controls: {setting: component}; folds: {part: its accordion}; units: those of ControlNets.
+    controls: {setting: component}; folds: {part: its accordion}; units: of ControlNets.
     """
 
     desk: Desk
@@ -55,16 +55,16 @@ class Pictures:
 
     @property
     def inputs(self) -> list[Any]:
-        """What a request is read from."""
+        """The components that `read` reads."""
         return [self.mode, self.count, self.image, self.editor, self.mask, *self.units.inputs, *self.controls.values()]
 
     @property
     def outputs(self) -> list[Any]:
-        """What fill gives values for."""
+        """The components that `fill` updates."""
         return [self.mode, self.image, self.editor, *self.controls.values()]
 
     def read(self, mode: str, count: Any, *given: Any) -> tuple[str, dict[str, Any], int]:
-        """Returns (task, {setting: value} as orders take it, count) of the values of inputs; keeps what is uploaded."""
+        """Returns (task, {setting: value} for orders, count) from the values of inputs; stores uploads."""
         image, editor, mask, *rest = given
         of_units, values = rest[: len(self.units.inputs)], rest[len(self.units.inputs) :]
         found: dict[str, Any] = dict(zip(self.controls, values, strict=True))
@@ -88,9 +88,9 @@ class Pictures:
         return found | ({"mask": drawn} if drawn else {})
 
     def fill(self, task: str, values: Mapping[str, Any], image: str | None = None, whole: bool = True) -> list[Any]:
-        """Returns updates of outputs that show a task's settings; whole: what is not there becomes usual.
+        """Returns updates of outputs for a task's settings; whole: reset settings that `values` lacks.
 
-        image: the file of the picture to begin with.
+        image: the file of the start picture.
         """
         known = form.of(task)
         found = []
@@ -110,14 +110,14 @@ class Pictures:
         return [task, *kept, *found]
 
     def ordered(self, job: Job, drawn: Mapping[str, Any] | None = None) -> list[Any]:
-        """Returns updates of outputs that show what a job was asked for; drawn: values in place of those."""
+        """Returns updates of outputs for a job's order; drawn: values that replace the order's."""
         values = {"model": "", **job.request["settings"], **(drawn or {})}
         image = values.get("image")
         file = self.desk.services.place.upload(image) if isinstance(image, str) else None
         return self.fill(job.request["task"], values, str(file) if file is not None and file.is_file() else None)
 
     def defaults(self) -> dict[str, Any]:
-        """Returns {setting: value} of what the form begins with: the page's, then those kept on the server."""
+        """Returns {setting: value} of the form's initial values: the page's, overridden by saved ones."""
         kept = self.desk.services.queue.option("page.defaults", {})
         return {**USUAL, **(kept if isinstance(kept, dict) else {})}
 
@@ -149,7 +149,7 @@ def build(desk: Desk) -> None:
                 image = gr.Image(type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
                                  label="Picture", elem_id="image", height=260)  # fmt: skip
             brush = gr.Brush(default_size=24, colors=[WHITE], color_mode="fixed", default_color=WHITE)
-            editor = gr.ImageEditor(type="filepath", format="png", label="Paint over what should be made anew",
+            editor = gr.ImageEditor(type="filepath", format="png", label="Paint over the part to repaint",
                                     brush=brush, layers=False, visible=False, elem_id="editor", height=420,
                                     sources=["upload", "clipboard"], transforms=())  # fmt: skip
             mask_fold = gr.Accordion("Load a mask instead of painting", open=False, visible=False)
@@ -163,7 +163,7 @@ def build(desk: Desk) -> None:
             problem = marks.area(elem_id="problem")
             with gr.Row(equal_height=True):
                 add("size", min_width=210)
-                count = gr.Slider(1, 16, 1, step=1, label="How many", info="Pictures of one job.", min_width=210,
+                count = gr.Slider(1, 16, 1, step=1, label="Number", info="Pictures in one job.", min_width=210,
                                   elem_id="count")  # fmt: skip
             add("model", min_width=200)
             with gr.Row(elem_classes="seed"):
@@ -176,7 +176,7 @@ def build(desk: Desk) -> None:
             plot = plots.build(desk)
             with gr.Accordion("Paste settings of another picture", open=False):
                 pasted = gr.Textbox(label="Text", lines=4, max_lines=10, elem_id="pasted",
-                                    info="As A1111 and others write it under a picture.")  # fmt: skip
+                                    info="The text that A1111 and others show below a picture.")  # fmt: skip
                 paste = gr.Button("Fill the form", elem_id="paste")
                 pasted_problem = marks.area()
         with gr.Column(scale=7, min_width=340, elem_classes="stage"):
@@ -214,7 +214,7 @@ def build(desk: Desk) -> None:
 
 
 def _folds(every: Mapping[str, Any], controls: dict[str, Any], add: Any) -> dict[str, Any]:
-    """Makes a fold for each part of the settings, with those that have no place yet; what few need is in one more."""
+    """Makes a fold for each part of the settings without a control yet; rare ones share the fold More settings."""
     parts: dict[str, list[str]] = {}
     for name, one in every.items():
         if name not in controls and name not in OWN:
@@ -238,7 +238,7 @@ def _folds(every: Mapping[str, Any], controls: dict[str, Any], add: Any) -> dict
 
 
 def wire(desk: Desk, page: Any) -> None:
-    """Connects the tab with the others, and fills the form when the page opens."""
+    """Connects the tab with the others and fills the form when the page opens."""
     made: Pictures = desk.places[ID]
     gallery = desk.places["gallery"]
     info, teach = desk.places["info"], desk.places["teach"]
@@ -255,7 +255,7 @@ def wire(desk: Desk, page: Any) -> None:
 
 
 def sent(made: Pictures, teach: Any, key: str, to: str, path: Path, job: Job | None = None, number: int = 0) -> list:
-    """Returns updates of [tabs, *made.outputs, info's file, teach's set] that take a picture somewhere."""
+    """Returns updates of [tabs, *made.outputs, info's file, teach's set] that send a picture to another tab."""
     skips = [gr.skip()] * len(made.outputs)
     if to == "info":
         return [gr.Tabs(selected="info"), *skips, str(path), gr.skip()]
@@ -271,7 +271,7 @@ def sent(made: Pictures, teach: Any, key: str, to: str, path: Path, job: Job | N
 
 
 def _prompted(path: Path) -> dict[str, Any]:
-    """Returns the texts and the model that made a picture."""
+    """Returns the prompts and the model in a picture's record."""
     try:
         record = records.read(path)
     except ValueError:
@@ -281,7 +281,7 @@ def _prompted(path: Path) -> dict[str, Any]:
 
 
 def _reused(made: Pictures, path: Path, job: Job | None, number: int) -> list[Any]:
-    """Returns the updates that show what made a picture: of a job what was asked for, with the seed that was drawn."""
+    """Returns the updates for a picture's settings: its job's order with the drawn seed, or its record."""
     if job is None:
         return of_record(made, records.read(path))
     seeds, drawn = job.result.get("seeds", []), {}
@@ -292,7 +292,7 @@ def _reused(made: Pictures, path: Path, job: Job | None, number: int) -> list[An
 
 
 def of_record(made: Pictures, record: Record) -> list[Any]:
-    """Returns the updates that show a record; a model that is not here stays the one that is chosen."""
+    """Returns the updates for a record; keeps the chosen model if the record's is not in the library."""
     values = dict(record.settings)
     library = made.desk.services.library
     for name, kind in orders.NAMED.items():
@@ -306,11 +306,11 @@ def of_record(made: Pictures, record: Record) -> list[Any]:
     return made.fill(record.task, {**USUAL, **values})
 
 
-# ---- what events do -----------------------------------------------------------------------------------
+# ---- events -------------------------------------------------------------------------------------------
 
 
 def _putting(made: Pictures, first: bool) -> Any:
-    """Returns what puts a job; first: before those that wait, at the end otherwise."""
+    """Returns the function that adds a job: first before waiting ones, else at the end."""
 
     def put(*given: Any) -> list[Any]:
         task, values, count = made.read(*given)
@@ -341,7 +341,7 @@ def _acting(made: Pictures) -> Any:
 
 
 def _moded(made: Pictures, new: str, old: str, *now: Any) -> list[Any]:
-    """Returns updates of what is shown for a task, and of the settings whose usual value is another there."""
+    """Returns updates of the visible controls for a task, and of settings whose default depends on it."""
     known, before = form.of(new), fields(TASKS[old])
     parts = {one.part.__name__ for one in known.values()}
     named = new == "text2img"
@@ -349,7 +349,7 @@ def _moded(made: Pictures, new: str, old: str, *now: Any) -> list[Any]:
     image = gr.update(visible=new in PICTURED, label=label, open=not named and new != "controlnet")
     shows = [image, gr.update(visible=new == "inpaint"), gr.update(visible=new in ("inpaint", "controlnet")),
              gr.update(visible=new == "controlnet", open=True), gr.update(visible=new != "interpolate")]  # fmt: skip
-    first = {"img2img": "Start", "upscale": "Enlarging", "interpolate": "Way"}.get(new)
+    first = {"img2img": "Start", "upscale": "Enlarging", "interpolate": "Frames"}.get(new)
     shows += [_fold(part in parts, part == first) for part in made.folds]
     usual = {}
     for name, value in zip(DIFFERS, now, strict=True):
@@ -391,7 +391,7 @@ def _pasted(made: Pictures, text: str) -> list[Any]:
 
 
 def _opened(made: Pictures) -> list[Any]:
-    """Returns updates of what depends on the server: lists of models, and the values that the form begins with."""
+    """Returns updates of controls that depend on the server: lists of models, and initial values."""
     library, known = made.desk.services.library, form.every()
     lists = [gr.update(choices=listed(made.desk, name)) for name in NAMED]
     values = made.defaults()
@@ -400,13 +400,13 @@ def _opened(made: Pictures) -> list[Any]:
 
 
 def listed(desk: Desk, name: str) -> list[tuple[str, str]]:
-    """Returns the choices of a setting that names something of the library."""
+    """Returns the choices of a setting that names entries of the library."""
     there = desk.services.library.entries(orders.NAMED[name])
     return titles(desk, [(form.usual_name(name), ""), *((one.name, one.name) for one in there)])
 
 
 def titles(desk: Desk, models: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Returns choices of models with the names that runs were given."""
+    """Returns choices of models with the names of their runs."""
     jobs = shelf.names_of(desk.services.queue)
     return [(f"{jobs[value]} (taught)" if value in jobs else text, value) for text, value in models]
 

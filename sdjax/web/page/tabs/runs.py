@@ -1,4 +1,4 @@
-"""Runs: the queue and its history, and what a run shows while it learns."""
+"""Runs: the queue, its history, and a run's progress."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def build(desk: Desk) -> None:
         with gr.Column(scale=4, min_width=320, elem_classes="side"):
             with gr.Row(elem_classes="bar-of-buttons", equal_height=True):
                 pause = gr.Button("Pause the queue", size="sm", elem_id="pause")
-                clear = gr.Button("Cancel all that wait", size="sm", elem_id="clear")
+                clear = gr.Button("Cancel all waiting jobs", size="sm", elem_id="clear")
             problem = marks.area()
             jobs = marks.area(elem_id="jobs")
         with gr.Column(scale=8, min_width=340, elem_classes="stage"):
@@ -29,7 +29,7 @@ def build(desk: Desk) -> None:
     desk.places["detail"], desk.places["runs problem"] = detail, problem
     desk.live(jobs, lambda given: details.listed(queue, given), [chosen])
     desk.live(detail, lambda given: details.detail(queue, place, given), [chosen])
-    desk.live(pause, lambda: (queue.paused, lambda: "Let it go on" if queue.paused else "Pause the queue"))
+    desk.live(pause, lambda: (queue.paused, lambda: "Resume the queue" if queue.paused else "Pause the queue"))
 
     def act(given: Any, event: gr.EventData) -> list[Any]:
         do, id = event._data["do"], int(event._data["job"])
@@ -42,7 +42,7 @@ def build(desk: Desk) -> None:
 
 
 def _asked(desk: Desk, do: str, id: int, chosen: Any) -> Any:
-    """Does what a button of a job says; returns which job is shown then."""
+    """Does the action of a job's button; returns the job to show."""
     queue, job = desk.services.queue, desk.job(id)
     if do in teaching.ORDERS:
         if job.state != RUNNING:
@@ -79,7 +79,7 @@ def wire(desk: Desk, page: Any) -> None:
 
 
 def use(desk: Desk, job: Job) -> list[Any]:
-    """Returns updates of [tabs, *the outputs of Pictures] that make pictures with what a run left."""
+    """Returns updates of [tabs, *the outputs of Pictures] for pictures with a run's results."""
     pictures, services = desk.places["pictures"], desk.services
     made = taught.used(services.library, job)
     image = str(services.place.upload(made.image)) if made.image else None

@@ -1,4 +1,4 @@
-"""Settings: where files lie, what Pictures begins with, the theme; kept on the server."""
+"""Settings: folders, initial values of Pictures, theme; saved on the server."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ PAINT = """theme => {
 }"""
 FOLDERS = {
     "models": "Models",
-    "adapters": "What was learned",
+    "adapters": "Adapters",
     "data": "Pictures to learn from",
     "out": "The server's own",
 }
@@ -34,15 +34,15 @@ def build(desk: Desk) -> None:
     queue, known = desk.services.queue, form.every()
     with gr.Row(elem_classes="split"):
         with gr.Column(scale=6, min_width=340, elem_classes="side"):
-            marks.area(tag("h3", "Pictures begins with"))
+            marks.area(tag("h3", "Initial values of Pictures"))
             controls = {name: form.control(known[name], elem_id=f"begin-{name}") for name in BEGIN}
             with gr.Row():
                 keep = gr.Button("Keep", variant="primary", elem_id="keep-defaults")
-                usual = gr.Button("As delivered", elem_id="usual-defaults")
+                usual = gr.Button("Reset", elem_id="usual-defaults")
             problem = marks.area()
             news = marks.area(elem_id="kept")
         with gr.Column(scale=6, min_width=340, elem_classes="side"):
-            theme = gr.Radio(THEMES, value="system", label="Theme", elem_id="theme", info="Kept on the server.")
+            theme = gr.Radio(THEMES, value="system", label="Theme", elem_id="theme", info="Saved on the server.")
             marks.area(_folders(desk))
             marks.area(_keys())
     desk.places[ID] = (controls, theme)
@@ -52,13 +52,13 @@ def build(desk: Desk) -> None:
         found = {name: form.shown(value) for name, value in found.items() if name in controls}
         queue.options(**{OPTION: found})
         return [
-            marks.said("Kept. Pictures begins with these when the page is opened again."),
+            marks.said("Saved. Pictures starts with these when you open the page again."),
             *[gr.skip()] * len(controls),
         ]
 
     def delivered() -> list[Any]:
         queue.options(**{OPTION: {}})
-        return [marks.said("As delivered."), *_shown(desk, controls)]
+        return [marks.said("Reset."), *_shown(desk, controls)]
 
     desk.on(keep.click, kept, list(controls.values()), [news, *controls.values()], problem)
     desk.on(usual.click, delivered, [], [news, *controls.values()], problem)
@@ -88,9 +88,9 @@ def _folders(desk: Desk) -> Markup:
     there = {"models": place.models, "adapters": place.named, "data": place.data, "out": place.root}
     rows = [(FOLDERS[name], str(path) if path is not None else f"none; start the server with --{name} DIR")
             for name, path in there.items()]  # fmt: skip
-    rows += [("The usual model", place.model), ("Numbers", place.dtype), ("Version", __version__)]
+    rows += [("Default model", place.model), ("Numbers", place.dtype), ("Version", __version__)]
     body = [tag("tr", tag("th", name), tag("td", value)) for name, value in rows]
-    text = "Folders are given when the server starts, never by a browser."
+    text = "You set folders when you start the server, never in the browser."
     links = tag("p", tag("a", "The API for other programs", href="/docs", target="_blank"))
     return tag("div", tag("h3", "Folders"), tag("p", text, cls="dim"), tag("table", *body), links, cls="detail")
 
@@ -98,7 +98,7 @@ def _folders(desk: Desk) -> Markup:
 def _keys() -> Markup:
     rows = [
         ("Ctrl-Enter", "the tab's main button"),
-        ("Esc", "stops what runs"),
+        ("Esc", "stops the running job"),
         ("Tab, Enter", "through cards and buttons"),
     ]
     body = [tag("tr", tag("th", tag("kbd", key)), tag("td", text)) for key, text in rows]

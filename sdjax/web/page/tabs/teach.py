@@ -1,4 +1,4 @@
-"""Teach: drop pictures, say what it is, start.  How it learns follows from them, and can be opened and changed."""
+"""Teach: drop pictures, say what they show, start.  The page suggests method and settings, which can be changed."""
 
 import secrets
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ BY_ITSELF = "Chosen for you"
 class Teach:
     """The components that other tabs fill.
 
-    files: holds the key of the set; kind, name, model, recipe: what the order says; changes: {setting: value}.
+    files: the key of the set.  kind, name, model, recipe: of the order.  changes: {setting: value}.
     """
 
     desk: Desk
@@ -41,22 +41,22 @@ class Teach:
 
     @property
     def inputs(self) -> list[Any]:
-        """What an order is read from."""
+        """The components of an order."""
         return [self.files, self.kind, self.name, self.model, self.recipe, self.changes]
 
     @property
     def outputs(self) -> list[Any]:
-        """What again gives values for."""
+        """The components that `again` updates."""
         return self.inputs
 
     def add(self, key: str | None, paths: list[Path]) -> str:
-        """Puts pictures into a set, a new one where there is none; returns its key."""
+        """Adds pictures to a set, a new one for ""; returns its key."""
         key = key or secrets.token_hex(16)
         picture_sets.add(self.desk.services.place, key, [(path.name, path.read_bytes()) for path in paths])
         return key
 
     def again(self, job: Job) -> list[Any]:
-        """Returns values of outputs that make a run once more: its pictures as a set of their own."""
+        """Returns values of outputs that repeat a run, with a copy of its pictures."""
         order, place = job.request, self.desk.services.place
         key, old = secrets.token_hex(16), (order.get("data") or {}).get("set")
         if isinstance(old, str) and place.set(old).is_dir():
@@ -81,13 +81,13 @@ def build(desk: Desk) -> None:
             start = gr.Button("Start", variant="primary", elem_id="start")
             now = marks.area(elem_id="learning")
             with gr.Accordion("Change how it learns", open=False, elem_id="how"):
-                name = gr.Textbox(label="Name", info="What it is called in the library and in prompts.",
+                name = gr.Textbox(label="Name", info="Its name in the library and in prompts.",
                                   placeholder="my cat", elem_id="teach-name")  # fmt: skip
-                model = gr.Dropdown([("The usual one", "")], value="", label="Model", info="Which model learns it.",
+                model = gr.Dropdown([("The usual one", "")], value="", label="Model", info="The model that learns it.",
                                     elem_id="teach-model")  # fmt: skip
                 names = [(BY_ITSELF, ""), *((one, one) for one in teaching.recipes())]
                 recipe = gr.Dropdown(names, value="", label="Method", elem_id="recipe",
-                                     info="The first choice follows from pictures, model and memory.")  # fmt: skip
+                                     info="The suggestion depends on pictures, model and memory.")  # fmt: skip
                 changes = gr.State({})
                 every = gr.Button("Show all settings of this method", size="sm", elem_id="all-settings")
                 _settings(desk, recipe, kind, key, model, changes, every)
@@ -110,7 +110,7 @@ def build(desk: Desk) -> None:
 
 
 def wire(desk: Desk, page: Any) -> None:
-    """Connects the tab with Pictures, and fills it when the page opens."""
+    """Connects the tab with Pictures and fills it when the page opens."""
     made: Teach = desk.places[ID]
     now, problem = desk.places["learning"], desk.places["teach problem"]
 
@@ -139,7 +139,7 @@ def wire(desk: Desk, page: Any) -> None:
 
 @dataclass
 class Editor:
-    """The components in which one picture is cut and masked; name: of the picture."""
+    """The components for cutting and masking one picture; name: of the picture."""
 
     fold: Any
     name: Any
@@ -154,17 +154,17 @@ def _editor() -> Editor:
         name = gr.State()
         brush = gr.Brush(default_size=24, colors=["#ffffff"], color_mode="fixed", default_color="#ffffff")
         canvas = gr.ImageEditor(type="filepath", format="png", brush=brush, layers=False, height=420, sources=(),
-                                transforms=("crop",), label="Cut it, or paint over what should be learned",
+                                transforms=("crop",), label="Cut it, or paint over the part to learn",
                                 elem_id="edit-canvas")  # fmt: skip
         with gr.Row():
             keep = gr.Button("Keep", variant="secondary", elem_id="edit-keep")
             clean = gr.Button("Remove the mask")
-            leave = gr.Button("Leave as it was")
+            leave = gr.Button("Cancel")
     return Editor(fold, name, canvas, keep, clean, leave)
 
 
 def _edits(desk: Desk, shown: Any, key: Any, edit: Editor, problem: Any) -> None:
-    """Connects what is done to pictures of the set."""
+    """Connects the buttons that edit pictures of the set."""
     place = desk.services.place
 
     def act(given: str, event: gr.EventData) -> list[Any]:
@@ -213,7 +213,7 @@ def _set(desk: Desk, key: str | None) -> tuple[Any, Any]:
 def _thumbs(key: str | None, there: list[picture_sets.Shown]) -> Markup:
     if not there:
         return marks.empty(
-            "No pictures yet", "Five are a good number: sharp, from different sides, with nothing else in common."
+            "No pictures yet", "Five work well: sharp, from different sides, with different backgrounds."
         )
     head = tag(
         "p", words.count(len(there), "picture"), button("Start over", "empty", title="Other pictures"), cls="dim"
@@ -231,19 +231,19 @@ def _thumb(key: str | None, one: picture_sets.Shown) -> Markup:
         maxlength="2000",
         data={"change": "caption", "name": one.name},
     )
-    asked = (("⟳", "turn", "Turn it"), ("✂", "edit", "Cut or mask"), ("✕", "remove", "Take it out"))
+    asked = (("⟳", "turn", "Turn"), ("✂", "edit", "Cut or mask"), ("✕", "remove", "Remove"))
     acts = [button(sign, do, "tool", title, name=one.name) for sign, do, title in asked]
     badge = tag("span", "masked", cls="badge") if one.masked else None
     return tag("div", tag("div", picture, badge, tag("div", *acts, cls="tools"), cls="frame"), caption, cls="thumb")
 
 
-# ---- what is said and done ---------------------------------------------------------------------------------
+# ---- orders and progress -----------------------------------------------------------------------------------
 
 
 def order_of(
     made: Teach, key: str, kind: str | None, name: str, model: str, recipe: str, changes: Any
 ) -> dict[str, Any]:
-    """Returns the order of a run.  Raises ValueError for what is missing."""
+    """Returns the order of a run.  Raises ValueError for a missing choice."""
     there = _listed(made.desk, key)
     if not there:
         raise ValueError("drop some pictures first")
@@ -283,7 +283,9 @@ def _sentence(made: Teach, key: str, kind: str | None, name: str, model: str, re
 
 def _said(made: Teach, count: int, masks: int, kind: str | None, model: str, recipe: str, changes: Any) -> Markup:
     if not kind or not count:
-        text = "Drop pictures and say what it is; how it learns follows from that." if not count else "Say what it is."
+        text = (
+            "Drop pictures and say what they show; the page then suggests a method." if not count else "Say what it is."
+        )
         return tag("p", text, cls="sentence dim")
     services = made.desk.services
     try:
@@ -291,7 +293,7 @@ def _said(made: Teach, count: int, masks: int, kind: str | None, model: str, rec
     except ValueError as error:
         return marks.problem(made.desk.said(error))
     if recipe and recipe != found.recipe:
-        own = [tag("b", recipe), " learns it, as you chose."]
+        own = [tag("b", recipe), " learns it, as chosen."]
     else:
         time, room = words.duration(found.seconds), f"{found.memory / 1e9:.1f} GB"
         said = "as last time" if found.known else "the first time"
@@ -315,7 +317,7 @@ def _card(desk: Desk, job: Job | None, behind: int) -> Markup:
         return Markup("")
     if job.state in (RUNNING, WAITING):
         waits = job.state == WAITING and any(one.state == RUNNING for one in desk.services.queue.waiting())
-        note = tag("p", "It begins when the job before it is done.", cls="dim") if waits else None
+        note = tag("p", "It starts after the job before it.", cls="dim") if waits else None
         return marks.join([stage.card(desk.services.queue, job, behind), note])
     name = words.name(job)
     if job.state == DONE:
@@ -333,7 +335,7 @@ def _card(desk: Desk, job: Job | None, behind: int) -> Markup:
 
 
 def _settings(desk: Desk, recipe: Any, kind: Any, key: Any, model: Any, changes: Any, every: Any) -> None:
-    """Shows, when it is asked for, the settings of the method; a change is kept in `changes`."""
+    """Shows the settings of the method on request; stores edits in `changes`."""
 
     @gr.render(inputs=[recipe, kind, key, model, changes], triggers=[every.click], show_progress="hidden")
     def shown(chosen: str, what: str | None, given: str, of: str, changed: dict[str, Any]) -> None:
@@ -374,7 +376,7 @@ def _text(value: Any) -> str:
 
 
 def _parsed(given: Any, usual: Any) -> Any:
-    """Returns what a field holds, in the type of the usual value; else the text, which the run refuses."""
+    """Returns a field's value in the type of its default; otherwise its text, which the run rejects."""
     if isinstance(usual, bool) or not isinstance(given, str):
         return given
     if isinstance(usual, tuple):
