@@ -47,7 +47,14 @@ FACTOR = 4  # of pocket's autoencoder
 TAUGHT = 2000  # pictures that the decoder learns from
 MUON = ("optim.kind=muon", "optim.schedule=cosine", "optim.warmup=10", "optim.weight_decay=0.0", "data.batch=8")
 RUNS = {  # recipe, steps and what differs from SD 1.5's
-    "inpainting": (*MUON, "data.path=pocketland", "optim.lr=3e-3", "min_snr=1.0", "steps=400"),
+    "inpainting": (
+        *MUON,
+        "data.path=pocketland",
+        "optim.lr=6e-4",
+        'optim.rates=(("conv_in", 5.0),)',
+        "min_snr=1.0",
+        "steps=700",
+    ),  # fmt: skip
     "upscaler": (*MUON, "data.path=pocketland", "optim.lr=3e-3", "min_snr=1.0", "steps=400"),
     "vae": (*MUON, "optim.lr=3e-3", "steps=400", "ema=0.98", "data.crop=center", "optim.betas=(0.9, 0.99)"),
 }

@@ -45,7 +45,7 @@ FEW = ("data.batch=8", "min_snr=0.5", "optim.weight_decay=0.0", "optim.warmup=0"
 MUON = ("optim.kind=muon", 'optim.rates=(("(bias|scale)$", 0.3),)')
 BOTH = ("optim.kind=muon", 'optim.rates=(("rows", 5.0), ("(bias|scale)$", 0.3))')
 POCKET = {
-    "textual inversion, 1 picture": (*FEW, "steps=120", "optim.lr=5e-3"),
+    "textual inversion, 1 picture": (*FEW, "steps=60", "optim.lr=2e-2"),
     "textual inversion, 5": (*FEW, "steps=120", "optim.lr=5e-3"),
     "DreamBooth, 1": (*FEW, *MUON, "steps=20", "optim.lr=2.4e-3", "preserve=0"),
     "DreamBooth, 5": (*FEW, *MUON, "steps=40", "optim.lr=2.4e-3", "preserve=0"),

@@ -87,6 +87,22 @@ def test_every_method_writes_what_its_run_exported(name, tmp_path):
     assert there(tmp_path / "again") == there(tmp_path / "run" / "export") != {}
 
 
+def test_frozen_weights_are_rounded_for_training_alone(tmp_path):
+    """The export has the model's own, also where the encoder of E4T reads them."""
+    method, out = Chain((E4T(), Full(("unet",), "attn2"))), tmp_path / "run"
+    data = dataclasses.replace(RUN.data, word="*s", concept="same")
+    train(dataclasses.replace(RUN, method=method, data=data, steps=1, frozen="bfloat16", ema=0.0), out)
+    ours, base = pipeline.load(out / "export"), pipeline.load("random:tiny")
+    encoder = "text_encoder"
+    np.testing.assert_array_equal(ours.table(encoder)[: len(base.table(encoder))], base.table(encoder))
+    for part in ("vae", "image_encoder"):
+        assert trees.digest(ours.parts[part]) == trees.digest(base.parts[part])
+    kept, wanted = trees.partition(ours.parts["unet"], "attn2")[1], trees.partition(base.parts["unet"], "attn2")[1]
+    assert trees.digest(kept) == trees.digest(wanted)
+    main([str(out), str(tmp_path / "again")])
+    assert there(tmp_path / "again") == there(out / "export")
+
+
 def test_steps_and_weights(run, tmp_path):
     def unet(source, *more):
         path, step = export.write(source, tmp_path / "out", *more)

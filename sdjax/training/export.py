@@ -27,6 +27,7 @@ from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.optim import Optim
 from sdjax.training.settings import Train
 from sdjax.training.step import initial_state
+from sdjax.training.unrounded import unrounded
 
 WEIGHTS = ("ema", "raw")
 WORLD = ("count", "domain", "looks", "named")  # the drawn world's settings; runs of 0.1 kept them in Data
@@ -69,7 +70,7 @@ def write(
     if method.finish is not None:
         frozen, tree = method.finish(frozen, tree, data)
     step = int(state["step"])
-    path, _ = run_folder.export(method, frozen, tree, destination, **facts.told(told, folder, step))
+    path, _ = run_folder.export(method, unrounded(frozen, told), tree, destination, **facts.told(told, folder, step))
     return path, step
 
 

@@ -20,6 +20,7 @@ from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.log import Log
 from sdjax.training.optim import Evaluate, as_trained
 from sdjax.training.settings import Train
+from sdjax.training.unrounded import unrounded
 from sdjax.training.validation import FILE, Validation
 
 EXPORT, MEASURE = "export", "measure"
@@ -104,8 +105,7 @@ class Session:
         if not processes.first():
             return
         frozen, weights = self._finished(weights)
-        place, about = self.out / "exports" / f"{step:07d}", facts.told(self.settings, self.out, step)
-        run_folder.export(self.settings.method, frozen, weights, place, **about)
+        self._write(frozen, weights, step, self.out / "exports" / f"{step:07d}")
 
     def _measure(self, step, state):
         """Measures the validation error; with `best` it keeps the state of the smallest one."""
@@ -121,11 +121,15 @@ class Session:
         state = self._best(state)
         frozen, weights = self._finished(self.learned(state))
         if processes.first():
-            about = facts.told(self.settings, self.out, self._step(state))
-            result, use = run_folder.export(self.settings.method, frozen, weights, self.out / "export", **about)
-            lines = (line.replace("MODEL", self.settings.model) for line in use)
+            result, use = self._write(frozen, weights, self._step(state), self.out / "export")
+            lines = (line.replace("--model MODEL", f"--model {self.settings.model}") for line in use)
             print("\n  ".join([f"result: {result}", *lines]))
         return self.settings.method.join(frozen, weights).fold()
+
+    def _write(self, frozen, weights, step, place):
+        """Writes an export; returns (path, lines that explain its use)."""
+        about = facts.told(self.settings, self.out, step)
+        return run_folder.export(self.settings.method, unrounded(frozen, self.settings), weights, place, **about)
 
     def _finished(self, weights):
         """Returns (frozen, weights) as the method leaves them after the last step; it sees whole batches."""

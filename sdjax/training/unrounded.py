@@ -1,0 +1,38 @@
+"""A run's frozen weights as their files have them: `frozen=bfloat16` rounds them for training, not for the export."""
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax import trees
+from sdjax.formats import pipeline
+from sdjax.stable_diffusion import TOKENS, StableDiffusion
+
+
+def unrounded(frozen: StableDiffusion, settings: Any) -> StableDiffusion:
+    """Returns the frozen model with the weights of settings.model in float32 wherever it has them rounded.
+
+    A weight is found by its rounded value, so that it may stand anywhere in `frozen`; one that the model's files do not
+    have, such as a widened layer's, stays rounded.
+    """
+    dtype = jnp.dtype(settings.frozen)
+    if dtype == jnp.float32:
+        return frozen
+    with jax.default_device(jax.devices("cpu")[0]):  # the device may be full
+        loaded = pipeline.load(settings.model, vision=settings.vision or None)
+    wide = [x for x in map(np.asarray, jax.tree.leaves(loaded)) if x.dtype == np.float32]
+    found = {_mark(x.astype(dtype)): x for x in wide}
+    for encoder in loaded.tokenizers:
+        rows, table = np.asarray(loaded.table(encoder)), trees.flatten(frozen.parts.get(encoder, {})).get(TOKENS)
+        if table is not None:  # which may have rows of new words behind those of the file
+            found[_mark(table)] = np.concatenate([rows, np.asarray(table, np.float32)[len(rows) :]])
+    return jax.tree.map(lambda x: found.get(_mark(x), x) if x.dtype == dtype else x, frozen)
+
+
+def _mark(x):
+    """Returns what tells an array's shape and values."""
+    array = np.ascontiguousarray(np.atleast_1d(np.asarray(x)))
+    return np.shape(x), hashlib.blake2b(array.view(np.uint8).data, digest_size=16).digest()
