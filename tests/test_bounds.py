@@ -55,7 +55,7 @@ TEXTS = {
 def parsed(text):
     text, _ = grammars.adapters(text, {"lora": "lora"})
     for part, _ in grammars.parts(text):
-        for _, one in grammars.schedule(part, 20):
+        for _, one in grammars.timeline(part, 20):
             grammars.emphasis(one)
     grammars.comfy_emphasis(text)
 

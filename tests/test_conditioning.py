@@ -13,7 +13,7 @@ from sdjax.diffusion.wrappers import Guidance
 from sdjax.formats import pipeline
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text import conditioning
-from sdjax.text.grammars import schedule
+from sdjax.text.grammars import timeline
 from sdjax.text.tokenizer import Tokenizer
 
 ENCODER = "text_encoder"
@@ -259,9 +259,9 @@ def test_each_step_has_its_text(sd, text):
     step = jax.jit(lambda sd, i: sd.conditioners[0](sd, None, None, i, cond)[0])
     for i in range(6):
         made = step(timed, i)
-        wanted = [shown(t, 6, schedule)[i] for t in (text, "a [face::4]")]
+        wanted = [shown(t, 6, timeline)[i] for t in (text, "a [face::4]")]
         np.testing.assert_array_equal(made.words["text_encoder"]["ids"], sd.tokenize(wanted)["text_encoder"])
-        unwanted = shown("[red:blue:0.2]", 6, schedule)[i]
+        unwanted = shown("[red:blue:0.2]", 6, timeline)[i]
         np.testing.assert_array_equal(made.negative.words[ENCODER]["ids"][1:], sd.tokenize([unwanted])[ENCODER])
         np.testing.assert_allclose(
             made.unet.context[:1], _conditioned(sd, sd.tokenize(wanted)).unet.context[:1], atol=1e-5

@@ -47,6 +47,7 @@ def test_a_new_setting_is_a_flag_a_field_a_word_and_in_the_schema(moody, tmp_pat
     help_ = " ".join(capsys.readouterr().out.split())
     assert "--mood MOOD how merry it is; 0 to 1; default: 0.5" in help_
     assert "--tone TONE of the whole; one of red, blue; default: red" in help_ and "default: 30" in help_
+    assert "1 is off; default: 7.5" in help_ and "usage: " in help_ and "[options]" in help_  # every number is accepted
     given = vars(programs.parser("text2img", "").parse_args(["--prompt", "a", "--mood", "0.25", "--tone", "Blue"]))
     (asked,) = programs.asked("text2img", {name: given[name] for name in ("prompt", "mood", "tone")}, 1)
     assert (asked.settings.mood, asked.settings.tone, asked.settings.steps) == (0.25, "blue", 30)
