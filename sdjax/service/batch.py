@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sdjax.formats.storage import files
 from sdjax.images import grid, reading
-from sdjax.runtime import accelerator, compile_cache, locks, processes, room
+from sdjax.runtime import accelerator, compile_cache, locks, processes, room, signals
 from sdjax.sampling import inpainting, latents
 from sdjax.sampling.fields import acting
 from sdjax.sampling.settings import TASKS
@@ -161,6 +161,9 @@ def _run(
                     except room.NoRoom as error:
                         _report(folder.out, part, errors)
                         raise room.NoRoom(f"{error}; {made} pictures made; start again to go on") from error
+                    except KeyboardInterrupt:
+                        _report(folder.out, part, errors)
+                        raise KeyboardInterrupt(f"{made} pictures made") from None
                     errors += found
                     made += len(lacking) - len(found)
                     bar.update(len(lacking))
@@ -185,8 +188,16 @@ def parser(doc: str | None) -> flags.Parser:
 
 
 def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
-    """Makes the pictures of a list; returns 0, 1 where rows failed, 2 where nothing can begin, 3 for a full disk."""
+    """Makes the pictures of a list; returns 0, 1 where rows failed, 2 where nothing can begin, 3 for a full disk.
+
+    130 after Ctrl-C and 143 after SIGTERM: what is made stays.
+    """
     given = vars(parser(doc).parse_args(arguments))
+    return signals.ended(lambda: _main(given), "start again to go on")
+
+
+def _main(given: dict[str, Any]) -> int:
+    """Makes the pictures of a list for a command line; see main."""
     usual = programs.USUAL | {name: given.pop(name) for name in list(given) if name in lists.KNOWN}
     usual = {name: tuple(value) if isinstance(value, list) else value for name, value in usual.items()}
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.formats.storage import files
-from sdjax.runtime import locks
+from sdjax.runtime import locks, signals
 from sdjax.sampling.fields import acting, fields, make
 from sdjax.sampling.settings import SEEDED, TASKS, Interpolate
 from sdjax.service import flags, remade
@@ -67,7 +67,13 @@ def one_line(exits: int = 1) -> Iterator[None]:
 
 def main(task: str, doc: str | None, arguments: Sequence[str] | None = None) -> int:
     """Runs a task's program; returns the exit status."""
-    given, begin = vars(parser(task, doc).parse_args(arguments)), time.monotonic()
+    given = vars(parser(task, doc).parse_args(arguments))
+    return signals.ended(lambda: _main(task, given), "pictures that were written stay")
+
+
+def _main(task: str, given: dict[str, Any]) -> int:
+    """Runs a task for a command line; returns the exit status."""
+    begin = time.monotonic()
     try:
         with one_line():
             paths = run(task, given)
