@@ -35,7 +35,7 @@ from sdjax.methods.method import about
 from sdjax.methods.seen import ENCODER, HALF, empty, half, seen_by, with_seen
 from sdjax.models.clip import ImageConfig, ImageEncoder
 from sdjax.runtime.guard import named
-from sdjax.settings import SettingError
+from sdjax.settings import CLASS, SettingError, from_json
 from sdjax.stable_diffusion import TOKENS, StableDiffusion, to_pictures, to_pixels
 
 FIELDS = tuple(field.name for field in dataclasses.fields(E4T))
@@ -59,7 +59,8 @@ class E4TFolder(Format):
         folder = file.path / "e4t"
         config, unet = _settings(folder), parameters.template(sd.networks["unet"])
         with named(folder / "config.json"):
-            method = E4T(**{name: config[name] for name in FIELDS})
+            told = {CLASS: "E4T", **{name: config[name] for name in FIELDS}}
+            method = from_json(told, {"E4T": E4T})
         network = _network(file.path, sd)
         sized = sd.with_networks(image_encoder=network)
 
