@@ -145,7 +145,7 @@ def test_settings_that_cannot_be_name_their_file(sd, change, tmp_path):
     (tmp_path / "e4t").mkdir()
     settings = dataclasses.asdict(E4T()) | {"reference": False} | change
     (tmp_path / "e4t" / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=r"e4t/config.json.*expected") as error:
+    with pytest.raises(ValueError, match="e4t/config.json") as error:
         kinds.opened(tmp_path, sd)
     assert "\n" not in str(error.value)
 

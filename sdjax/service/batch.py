@@ -339,5 +339,7 @@ def _plot(folder, requests, axes):
     rows, columns = (list(dict.fromkeys(place[i] for place in found)) for i in (0, 1))
     sheet = [[found.get((row, column)) for column in columns] for row in rows]
     left, above = ([f"{axis} {value}" for value in values] for axis, values in ((down, rows), (across, columns)))
+    made = grid.sheet(sheet, left, above)
     with files.new_file(folder.out / "plot.png") as temporary:
-        Image.fromarray(grid.sheet(sheet, left, above)).save(temporary, "PNG")
+        files.ask_room(temporary, made.nbytes)
+        Image.fromarray(made).save(temporary, "PNG")

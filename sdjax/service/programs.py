@@ -171,4 +171,5 @@ def _moving(pictures: Any, path: Path, milliseconds: int) -> None:
 
     first, *others = map(Image.fromarray, pictures)
     with files.new_file(path) as temporary:
+        files.ask_room(temporary, sum(picture.nbytes for picture in pictures))
         first.save(temporary, "WEBP", save_all=True, append_images=others, duration=milliseconds, loop=0)
