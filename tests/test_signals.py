@@ -8,19 +8,16 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+import small_runs
 from programs import ROOT
 
 from sdjax import convert
-from sdjax.data.batches import Data
 from sdjax.formats.storage import files
-from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.runtime import locks, signals
 from sdjax.service import batch, maker, records
 from sdjax.training import program, run, session
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.loop import train
-from sdjax.training.settings import Train
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 WORK = """
@@ -90,24 +87,8 @@ def test_nothing_is_left_behind(handlers):
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    place = tmp_path_factory.mktemp("photos")
-    for i in range(2):
-        made = np.random.default_rng(i).integers(0, 255, (32, 32, 3), np.uint8)
-        Image.fromarray(made).save(place / f"{i}.png")
-    return place
-
-
-@pytest.fixture(scope="module")
-def told(photos):
-    data = Data(path=str(photos), word="<cat>", size=32, batch=1)
-    return Train(model="random:tiny", method=TextualInversion("<cat>"), steps=4, checkpoint=2, preview=0, data=data)
-
-
-def weights(out):
-    """Returns the numbers of a run's export, without the header, which tells the time."""
-    data = next((out / "export").glob("*.safetensors")).read_bytes()
-    return data[8 + int.from_bytes(data[:8], "little") :]
+def told(tmp_path_factory):
+    return small_runs.settings(tmp_path_factory.mktemp("told") / "photos")
 
 
 @pytest.fixture(scope="module")
@@ -115,23 +96,15 @@ def whole(told, tmp_path_factory):
     """The export of a run that nothing stopped."""
     out = tmp_path_factory.mktemp("whole") / "run"
     train(told, out)
-    return weights(out)
+    return small_runs.weights(out)
 
 
 def started(told, out, capsys):
     """Runs the training program; returns its status and its lines on stderr."""
     capsys.readouterr()
-    recipe = out.parent / "recipe.py"
-    recipe.write_text(
-        f"from sdjax.training import export\ndef config():\n    return export.read({str(out.parent)!r})\n"
-    )
-    run.write_settings(out.parent, told, "")
+    recipe = small_runs.recipe(told, out.parent)
     status = program.main([str(recipe), f"out={out}"])
     return status, [line for line in capsys.readouterr().err.splitlines() if line.strip() and "%|" not in line]
-
-
-def steps(out):
-    return sorted(int(path.name) for path in (out / "checkpoints").iterdir() if path.name.isdigit())
 
 
 @pytest.mark.parametrize("times", [pytest.param(1, marks=pytest.mark.slow), 2])
@@ -143,10 +116,10 @@ def test_a_run_that_is_stopped_between_steps(times, told, whole, tmp_path, monke
         patch.setattr(Checkpoints, "save", lambda *a, **how: (send(*[TERM] * (times - 1)), save(*a, **how))[1])
         with pytest.raises(SystemExit) as end:
             train(told, out)
-    assert end.value.code == 143 and steps(out) == [2, 3] and not (out / "export").exists()
+    assert end.value.code == 143 and small_runs.checkpoints(out) == [2, 3] and not (out / "export").exists()
     assert not (out / locks.FILE).exists()
     train(told, out)
-    assert weights(out) == whole
+    assert small_runs.weights(out) == whole
 
 
 def test_a_signal_during_the_export(told, whole, tmp_path, monkeypatch, capsys):
@@ -157,11 +130,15 @@ def test_a_signal_during_the_export(told, whole, tmp_path, monkeypatch, capsys):
         assert started(told, out, capsys) == (
             130, ["stopped; rerun the command to resume from the newest checkpoint"],
         )  # fmt: skip
-    assert steps(out) == [2, 4] and not list(out.rglob("*.safetensors")) and not list(out.rglob(".*saving*"))
+    assert (
+        small_runs.checkpoints(out) == [2, 4]
+        and not list(out.rglob("*.safetensors"))
+        and not list(out.rglob(".*saving*"))
+    )
     with monkeypatch.context() as patch:
         patch.setattr(run, "export", lambda *a, **how: (send(TERM, TERM), export(*a, **how))[1])
         assert started(told, out, capsys) == (0, [])
-    assert weights(out) == whole
+    assert small_runs.weights(out) == whole
 
 
 def test_a_signal_before_the_first_step(told, tmp_path, monkeypatch, capsys):

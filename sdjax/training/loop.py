@@ -106,14 +106,14 @@ def _train(settings, out):
     told = log.of_run(out, start, settings.steps, settings.wandb, to_json(settings))
     # To the end, so that a SIGTERM leaves neither half a checkpoint nor an export that is asked for again.
     with contextlib.closing(Asked(out)) as asked, contextlib.closing(checkpoints):
-        try:
-            session = Session(settings, out, start, frozen, data, task, place, evaluate, checkpoints, base, told)
-            done = session.over or (clock is not None and clock.over)
-            numbers = range(start, start if done else settings.steps)
-            state = _steps(session, state, numbers, lambda state, rows: advance(state, fixed, rows), asked, clock)
-        finally:
-            checkpoints.wait()
-            told.close()
+        with contextlib.closing(told):
+            try:
+                session = Session(settings, out, start, frozen, data, task, place, evaluate, checkpoints, base, told)
+                done = session.over or (clock is not None and clock.over)
+                numbers = range(start, start if done else settings.steps)
+                state = _steps(session, state, numbers, lambda state, rows: advance(state, fixed, rows), asked, clock)
+            finally:
+                checkpoints.wait()
         return session.end(state)
 
 
