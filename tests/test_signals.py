@@ -15,9 +15,11 @@ from sdjax import convert
 from sdjax.formats.storage import files
 from sdjax.runtime import locks, signals
 from sdjax.service import batch, maker, records
+from sdjax.service.queue import Queue
 from sdjax.training import program, run, session
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.loop import train
+from tests.serving import Served, wait_for
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 WORK = """
@@ -193,3 +195,30 @@ def test_a_conversion_that_is_stopped(name, tmp_path, monkeypatch, capsys):
     assert convert.main(["random:tiny", str(place), "--dtype", "float16"]) == 143
     assert capsys.readouterr().err == f"stopped; {place} is whole, or as it was\n"
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+# ---- the server --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [[TERM], [INT], [TERM, TERM], [INT, INT]], ids=lambda sent: str(len(sent)))
+def test_a_server_that_is_stopped_at_work(sent, tmp_path):
+    """The job waits for the next start, which makes its picture; with two, the second comes while the worker ends."""
+    served = Served(tmp_path / "ui").start()
+    try:
+        job = served.client().submit(prompt="a cat", seed=3, steps=60, size="64x64")
+        queue = Queue(served.out / "queue.db")
+        wait_for(lambda: queue.get(job["id"]).step > 2, 240)
+        served.process.send_signal(sent[0])
+        for number in sent[1:]:
+            wait_for(lambda: queue.option("server") == 0, 30)
+            served.process.send_signal(number)
+        status, said = served.process.wait(60), served.log.read_text().split("ends it\n")[1]
+        assert (status, said) in [(0, ""), (130, "stopped at once; jobs wait for the next start\n")] and (
+            status == 0 or sent == [INT, INT]
+        ), (status, said)
+        served.start()
+        wait_for(lambda: queue.get(job["id"]).over, 240)
+        assert queue.get(job["id"]).state == "done" and len(list((served.out / "pictures").iterdir())) == 1
+    finally:
+        assert served.stop() == 0

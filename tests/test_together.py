@@ -1,4 +1,4 @@
-"""Two, three and eight processes at once on one folder: one works, the others are refused or share; nothing is mixed."""
+"""Two, three and eight processes at once on one folder: one works, the others are refused or share it."""
 
 import pytest
 from faults import kills, works
