@@ -5,7 +5,7 @@ from PIL import Image
 
 from sdjax.data.batches import Data
 from sdjax.methods.textual_inversion import TextualInversion
-from sdjax.training import run
+from sdjax.training import run_folder
 from sdjax.training.settings import Train
 
 RECIPE = "from sdjax.training import export\n\n\ndef config():\n    return export.read({folder!r})\n"
@@ -23,7 +23,7 @@ def settings(folder):
 
 def recipe(told, folder):
     """Writes a recipe of these settings into a folder and returns its path."""
-    run.write_settings(folder, told, "")
+    run_folder.write_settings(folder, told, "")
     (folder / "recipe.py").write_text(RECIPE.format(folder=str(folder)))
     return folder / "recipe.py"
 

@@ -16,7 +16,7 @@ from sdjax.formats.storage import files
 from sdjax.runtime import locks, signals
 from sdjax.service import batch, maker, records
 from sdjax.service.queue import Queue
-from sdjax.training import program, run, session
+from sdjax.training import program, run_folder, session
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.loop import train
 from tests.serving import Served, wait_for
@@ -126,7 +126,7 @@ def test_a_run_that_is_stopped_between_steps(times, told, whole, tmp_path, monke
 
 def test_a_signal_during_the_export(told, whole, tmp_path, monkeypatch, capsys):
     """Ctrl-C gives the export up, SIGTERM, once or twice, lets it end: the run is over."""
-    out, export = tmp_path / "run", run.export
+    out, export = tmp_path / "run", run_folder.export
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_safetensors", lambda *a: send(INT))
         assert started(told, out, capsys) == (
@@ -138,7 +138,7 @@ def test_a_signal_during_the_export(told, whole, tmp_path, monkeypatch, capsys):
         and not list(out.rglob(".*saving*"))
     )
     with monkeypatch.context() as patch:
-        patch.setattr(run, "export", lambda *a, **how: (send(TERM, TERM), export(*a, **how))[1])
+        patch.setattr(run_folder, "export", lambda *a, **how: (send(TERM, TERM), export(*a, **how))[1])
         assert started(told, out, capsys) == (0, [])
     assert small_runs.weights(out) == whole
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import zlib
 
-import tasks as models
+import tiny
 from PIL import Image
 from programs import ROOT
 
@@ -41,7 +41,7 @@ def photos(folder):
     """Writes five pictures of two shapes with captions of several phrases, where they are not there already."""
     if not (folder / "4.txt").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        for i, picture in enumerate(models.pictures(5, 64)):
+        for i, picture in enumerate(tiny.pictures(5, 64)):
             Image.fromarray(picture[:, :40] if i % 2 else picture).save(folder / f"{i}.png")
             (folder / f"{i}.txt").write_text("a face, on the beach, at night, smiling")
     return folder

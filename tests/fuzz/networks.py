@@ -20,7 +20,7 @@ from sdjax.models.unet import UNetConfig
 from sdjax.sampling.control import Control
 from sdjax.tasks.inpainting import Inpainting
 from sdjax.tasks.upscaling import Upscaling
-from sdjax.training import run
+from sdjax.training import run_folder
 
 PORT = Path(__file__).parents[1] / "data" / "fuzz" / "port.json"
 HINT = (16, 32)  # widths of the network that reads a ControlNet's picture: sides divided by 2, as SHAPE's autoencoder
@@ -57,7 +57,7 @@ def encoders(folder):
     sd, method = sdjax.load("random:tiny", "float16"), E4T()
     trained, frozen = method.split(sd.with_dtype(jnp.float32), jax.random.key(0))
     frozen = method.look(frozen, trained, jnp.zeros((32, 32, 3)))
-    run.export(method, frozen, trained, folder / "encoder")
+    run_folder.export(method, frozen, trained, folder / "encoder")
     every = [seed for reader in ("load", "attach", "start") for seed in within(reader, folder / "encoder")]
     return [seed for seed in every if seed.file.parent.name == "e4t"]
 

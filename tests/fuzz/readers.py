@@ -11,7 +11,7 @@ import sdjax
 from sdjax.data import sources
 from sdjax.data.batches import Data
 from sdjax.data.store import Store
-from sdjax.formats.adapters import format as kinds
+from sdjax.formats.adapters import kinds
 from sdjax.formats.models import autoencoder, controlnet, lpips
 from sdjax.images import reading
 from sdjax.service import lists, records

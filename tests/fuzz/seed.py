@@ -5,10 +5,9 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from sdjax.diffusion.schedule import Schedule
+from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.families.sd import Sd
-from sdjax.formats.models import folder as model_folder
-from sdjax.formats.models import presets
+from sdjax.formats.models import folder, presets
 from sdjax.formats.storage import parameters
 from sdjax.text.tokenizer import Tokenizer
 
@@ -61,4 +60,4 @@ def small():
     parts = Sd().parts
     networks = {name: parts[name].network(parts[name].config(**given), jnp.float32) for name, given in shape.items()}
     params = {name: parameters.random_parameters(network, "float16") for name, network in networks.items()}
-    return model_folder.assemble(Sd(), networks, params, Schedule(), {"text_encoder": tokenizer})
+    return folder.assemble(Sd(), networks, params, Schedule(), {"text_encoder": tokenizer})

@@ -29,7 +29,7 @@ from sdjax.formats.storage.tensor_file import TensorFile
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.sampling.settings import TextToImage
 from sdjax.service import records
-from sdjax.training import begin, checkpoint, optim, run, step
+from sdjax.training import begin, checkpoint, optim, run_folder, step
 from sdjax.training.settings import Train
 
 FOREIGN = Path(__file__).parents[1] / "data" / "fuzz"
@@ -111,7 +111,7 @@ def runs(folder):
     trained, _, _, base = begin.begin(told, pictures=False)
     tx, _ = optim.optimizer(told.optim, told.steps)
     state = step.initial_state(trained, tx, told.ema)
-    run.write_settings(out, told, base)
+    run_folder.write_settings(out, told, base)
     kept = checkpoint.Checkpoints(out / "checkpoints")
     kept.save({**jax.tree.map(np.asarray, state), "step": np.int32(1)}, base, wait=True)
     kept.close()
