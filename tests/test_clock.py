@@ -10,10 +10,9 @@ from PIL import Image
 from sdjax.data.store import Store, key
 from sdjax.formats.storage import files, hashes
 from sdjax.runtime import locks
-from sdjax.service import queue as queues
 from sdjax.service import uploads
 from sdjax.service.place import Place
-from sdjax.service.queue import CANCELLED, DONE, RUNNING, Queue
+from sdjax.service.queue import CANCELLED, DONE, HALF, HALF_DONE, RUNNING, Job, Queue
 from sdjax.training.checkpoint import Checkpoints
 
 
@@ -37,14 +36,14 @@ def old(path, days=400):
 
 def test_the_queue_keeps_its_order_and_what_ended_last(back, tmp_path):
     queue = Queue(tmp_path / "queue.db")
-    jobs = [queue.add("pictures", {}) for _ in range(queues.HALF_DONE + 2)]
+    jobs = [queue.add("pictures", {}) for _ in range(HALF_DONE + 2)]
     assert [job.created for job in jobs] == sorted((job.created for job in jobs), reverse=True)
     assert [job.id for job in queue.waiting()] == [job.id for job in jobs]
     assert [job.id for job in queue.newest()] == [job.id for job in reversed(jobs)]
     for job in jobs:
         assert queue.take(1).id == job.id and queue.get(job.id).state == RUNNING
         queue.show(job.id, b"png")
-        queue.ask(job.id, queues.HALF)
+        queue.ask(job.id, HALF)
         queue.finish(job.id, CANCELLED)
         assert queue.preview(job.id) == b"png", "what ended last, whatever the clock says, keeps its picture"
     assert [queue.preview(job.id) for job in jobs[:2]] == [None, None]
@@ -57,7 +56,7 @@ def test_the_queue_keeps_its_order_and_what_ended_last(back, tmp_path):
 
 def test_how_long_a_job_takes_is_never_less_than_nothing(back):
     words = pytest.importorskip("sdjax.web.page.words")
-    job = queues.Job(
+    job = Job(
         id=1, key="", kind="training", request={}, source="", state=RUNNING, phase="training", step=5, steps=10, made=0,
         created=time.time() + 1e6, started=time.time() + 1e6, ended=None, position=1.0, changed=1, pid=1, asked="",
         tries=0, result={}, error="",
