@@ -14,6 +14,8 @@ from sdjax.service import uploads
 from sdjax.service.place import Place
 from sdjax.service.queue import CANCELLED, DONE, HALF, HALF_DONE, RUNNING, Job, Queue
 from sdjax.training.checkpoint import Checkpoints
+from sdjax.web.server import create_app
+from tests.serving import ask
 
 
 @pytest.fixture
@@ -64,6 +66,15 @@ def test_how_long_a_job_takes_is_never_less_than_nothing(back):
     assert words.left(job) == "about 1 s left" and words.ago(time.time() + 1e6) == "just now"
 
 
+def test_how_long_a_picture_takes_is_never_less_than_nothing(back, tmp_path):
+    place = Place(tmp_path / "ui", "random:tiny").made()
+    queue = Queue(place.queue)
+    queue.take(1, queue.add("pictures", {"task": "text2img", "settings": {}}, steps=10).id)
+    queue.update(1, step=5, steps=10, phase="sampling")
+    said = ask(create_app(place), "GET", "/sdapi/v1/progress?skip_current_image=true").json()
+    assert said["progress"] == 0.5 and said["eta_relative"] == 0
+
+
 def test_an_upload_is_the_newest_when_it_comes(back, tmp_path):
     """Of too many the oldest go: not the one that was just sent, for which no job waits yet."""
     place, names = Place(tmp_path / "ui").made(), []
@@ -71,9 +82,10 @@ def test_an_upload_is_the_newest_when_it_comes(back, tmp_path):
         Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / "a.png")
         names.append(uploads.keep(place, (tmp_path / "a.png").read_bytes()))
         assert uploads.pruned(place, [], most=3) == (i > 2) and place.upload(names[-1]).is_file()
-    assert uploads.keep(place, place.upload(names[2]).read_bytes()) == names[2]
+        old(place.upload(names[-1]), -40 + i)  # it came before the clock was set back
+    assert uploads.keep(place, place.upload(names[1]).read_bytes()) == names[1]
     uploads.pruned(place, [], most=1)
-    assert [path.name for path in (place.root / "uploads").iterdir()] == [names[2]]
+    assert [path.name for path in (place.root / "uploads").iterdir()] == [names[1]]
 
 
 @pytest.mark.parametrize("days", [400, -400])

@@ -43,7 +43,7 @@ def left(job: Job) -> str:
     done = progress(job)
     if job.state != RUNNING or job.started is None or done <= 0.02 or job.phase not in ("sampling", "training"):
         return ""
-    return f"about {duration(max(0.0, time.time() - job.started) * (1 - done) / done)} left"
+    return f"about {duration((time.time() - job.started) * (1 - done) / done)} left"
 
 
 def duration(seconds: float) -> str:
