@@ -1,6 +1,7 @@
 # make demo   personalize the embedded model from one image; pictures and timings in outputs/demo/
 # make test   run the tests; make test-slow runs the long ones
-# make fuzz   read 20,000 damaged files of every kind (ARGS="--seed N --count N"); make faults kills, fills disks, damages checkpoints
+# make fuzz   read 20,000 damaged files of every kind (ARGS="--seed N --count N")
+# make faults   kill, stop, fill disks, damage checkpoints, meet others in a folder; make kills ARGS="--kills 150" kills alone
 # make ui     serve the web page and the APIs of A1111 and OpenAI on http://127.0.0.1:7860 (ARGS="--models DIR --adapters DIR")
 # Each target but help and clean first creates .venv and installs its requirements.  The other targets run one program each:
 #   make tune IMAGE=photo.png (into outputs/tune/photo), train-encoder, compare, verify-pytorch, bench; install, lint, format
@@ -40,7 +41,7 @@ ifeq ($(filter $(ACCEL),cpu cuda tpu),)
 $(error ACCEL=$(ACCEL): expected cpu, cuda or tpu)
 endif
 
-.PHONY: help install demo ui test test-slow fuzz faults audit test-ui pocket train-encoder tune compare verify-pytorch bench \
+.PHONY: help install demo ui test test-slow fuzz faults kills audit test-ui pocket train-encoder tune compare verify-pytorch bench \
 	gpu aot test-tpu lint format clean
 
 help:
@@ -63,10 +64,15 @@ test-slow: $(TEST)
 fuzz: $(TEST)
 	$(PY) tests/fuzz/run.py $(ARGS)
 
-# Damaged checkpoints, full disks, held folders, killed runs: all of them, the long ones too.
+# Damaged checkpoints, full disks, held folders, signals, clocks: the long tests too, then 60 kills.
+FAULTS := tampered full_disk small_disk locks held together signals clock pickle_limits bounds
 faults: $(TEST)
-	$(PY) -m pytest -m "slow or not slow" tests/test_tampered.py tests/test_full_disk.py tests/test_locks.py tests/test_held.py \
-		tests/test_pickle_limits.py tests/test_bounds.py tests/test_kills.py $(ARGS)
+	$(PY) -m pytest -m "slow or not slow" $(FAULTS:%=tests/test_%.py) $(ARGS)
+	$(PY) tests/faults/kills.py --kills 60
+
+# Goes on where it was stopped; outputs/kills holds how far it is.
+kills: $(TEST)
+	$(PY) tests/faults/kills.py $(ARGS)
 
 # Asks pip, in its mode of hashes, for the tested set; nothing is installed.
 audit: $(CORE)

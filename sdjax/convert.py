@@ -18,7 +18,7 @@ from sdjax.formats.adapters.learned_embeds import beside
 from sdjax.formats.models import controlnet
 from sdjax.formats.storage import files
 from sdjax.methods.e4t import Encoder, plain_model
-from sdjax.runtime import compile_cache
+from sdjax.runtime import compile_cache, signals
 from sdjax.training import export
 from sdjax.training.run_folder import run_of
 
@@ -30,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the conversion, prints its steps or the error in one line, and returns the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    return signals.ended(lambda: _converted(options, parser), f"{options.destination} is whole, or as it was")
+
+
+def _converted(options, parser):
+    """Converts what a command line says; returns the exit status."""
     start = time.monotonic()
     given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
     try:

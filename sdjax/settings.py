@@ -19,6 +19,7 @@ import inspect
 import math
 import re
 import runpy
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,7 @@ FROM_0 = (lambda x: 0 <= x < math.inf, "a number from 0")
 SEED = (lambda x: 0 <= x < 2**63, "a number from 0 to below 2^63")
 FROM_1 = (lambda x: 1 <= x < math.inf, "a number from 1")
 ABOVE_0 = (lambda x: 0 < x < math.inf, "a number above 0")
+FACTOR = (lambda x: abs(x) <= 1e6, "a number from -1e6 to 1e6")
 TO_1 = (lambda x: 0 <= x <= 1, "a number from 0 to 1")
 BELOW_1 = (lambda x: 0 <= x < 1, "a number from 0 to below 1")
 
@@ -280,7 +282,7 @@ def _fit(value, kind):
             return value
         elif isinstance(origin, type) and _is_dataclass(value) and origin in type(value).__mro__:
             return value
-    if float in options and type(value) is int:
+    if float in options and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     return _WRONG
 

@@ -165,7 +165,7 @@ def test_many_kept_pictures_are_not_asked_for_one_by_one(tmp_path, monkeypatch):
 
 def test_a_disk_without_room_is_said_before_it_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 100))
-    with pytest.raises(ValueError, match="GB to write, 0.00 GB free"):
+    with pytest.raises(ValueError, match="MB to write, 0.00 MB free"):
         batches.build(dataclasses.replace(DATA, cache=str(tmp_path)), tiny(), 0)
     assert len(Store(tmp_path / "moments.records")) == 0
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +136,16 @@ def test_the_word_is_the_encoders_wherever_it_stands(sd, key, how):
     pictures = [sdjax.text2img(model, seeds=[0], steps=2, guidance=4.0, **how) for model in (joined, fixed, frozen)]
     assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 1
     assert np.abs(pictures[0].astype(int) - pictures[2]).max() > 1
+
+
+@pytest.mark.parametrize("change", [{"features": 3}, {"scale": 10**18}, {"scale": 10**400}, {"penalty": "a"}])
+def test_settings_that_cannot_be_name_their_file(sd, change, tmp_path):
+    (tmp_path / "e4t").mkdir()
+    settings = dataclasses.asdict(E4T()) | {"reference": False} | change
+    (tmp_path / "e4t" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="e4t/config.json") as error:
+        kinds.opened(tmp_path, sd)
+    assert "\n" not in str(error.value)
 
 
 def test_a_tower_that_trains_keeps_the_picture(sd, tmp_path):

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -128,6 +129,20 @@ def test_full_at_every_write(name, tmp_path, monkeypatch):
         assert content(place) == before and [path.name for path in tmp_path.iterdir()] == [name]
         count += 1
     assert count >= 1 and content(place) != before
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if name != "a.txt"])
+def test_room_is_asked_for_before_anything_is_written(name, tmp_path, monkeypatch):
+    place, write = tmp_path / name, WRITERS[name]
+    if write is header:
+        weights(place)
+    before = sorted(tmp_path.iterdir())
+    with monkeypatch.context() as patch, full_after(10**6, monkeypatch) as left:
+        patch.setattr(files.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 9, 9))
+        with pytest.raises(room.NoRoom) as error:
+            write(place)
+    assert str(error.value).startswith(f"{place}: ") and "MB to write, 0.00 MB free" in str(error.value)
+    assert left[0] == 10**6 and sorted(tmp_path.iterdir()) == before and "\n" not in str(error.value)
 
 
 def test_a_list_stops_in_the_middle_and_goes_on(tmp_path):

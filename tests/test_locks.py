@@ -92,7 +92,7 @@ def test_of_several_at_once_one_wins(tmp_path, left):
         gone.wait()
         signed = {"pid": gone.pid, "host": socket.gethostname(), "command": "train"}
         (tmp_path / locks.FILE).write_text(json.dumps(signed))
-    takers = [start(tmp_path) for _ in range(6)]
+    takers = [start(tmp_path) for _ in range(8)]
     for taker in takers:
         tell(taker)
     answers = {taker.pid: answer(taker) for taker in takers}

@@ -84,3 +84,12 @@ def test_wandb_is_told_too(tmp_path, monkeypatch):
     board.close()
     assert told[0]["project"] == "cats" and told[0]["name"] == "cat" and told[0]["config"] == {"steps": 3}
     assert told[1:] == [(2, {"loss": 1.0}), (2, {"samples": ("image", (8, 9, 3))}), "finished"]
+
+
+def test_a_line_that_a_full_disk_cut_stands_alone(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "lo')
+    told = log.Log(tmp_path, 2, 3, "run")
+    told.close()
+    log.Log(tmp_path, 2, 3, "run").close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert lines[1] == '{"step": 2, "lo' and [json.loads(line)["event"] for line in lines[2:]] == ["resumed"] * 2

@@ -9,6 +9,7 @@ later runs.  With data.encode the autoencoder encodes them on the device when th
 
 import itertools
 import multiprocessing
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -102,8 +103,16 @@ def _pictures(examples, numbers, shape, data):
         files.check_room(path, int(np.prod(size)))
         with files.new_file(path) as temporary:
             made = np.lib.format.open_memmap(temporary, "w+", np.uint8, size)
+            _reserve(temporary)
             _fill(made, examples, numbers, shape, data.workers).flush()
     return np.load(path, mmap_mode="r")
+
+
+def _reserve(path):
+    """Gives a file its room: one with holes, on a disk that fills up, would end the process with SIGBUS."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _fill(found, examples, numbers, shape, workers):

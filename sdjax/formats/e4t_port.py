@@ -63,7 +63,8 @@ class E4TPort(Format):
         """Returns {"head", "offsets"[, "image_encoder"][, "unet"][, "text_encoder"][, "concept"]}, weights float32."""
         folder = file.path
         told, vision = _settings(folder / "config.json")
-        method = E4T(**told)
+        with named(folder / "config.json"):
+            method = E4T(**told)
         own, config = _encoder(folder / ENCODER, sd, vision)
         own |= _unet(folder, sd)
         if (folder / TEXT).is_file():
@@ -112,7 +113,8 @@ def _settings(path: Path) -> tuple[dict[str, Any], str]:
         value = found.get(name)
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise ValueError(f"{path}: {name}={value!r}: expected a {'number' if kind is float else 'text'}")
-    return {ours: found[theirs] for ours, theirs in SAID.items()}, found["clip_model_name_or_path"]
+    told = {ours: kinds[theirs](found[theirs]) for ours, theirs in SAID.items()}
+    return told, found["clip_model_name_or_path"]
 
 
 def _encoder(path: Path, sd: StableDiffusion, vision: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -33,7 +33,7 @@ from sdjax.methods.seen import E4T_OWN, ENCODER, Seen, empty, half, seen_by, wit
 from sdjax.models.cond import Cond
 from sdjax.models.conditioner import Conditioner
 from sdjax.models.reference import Reference
-from sdjax.settings import FROM_0, SettingError, check
+from sdjax.settings import FACTOR, FROM_0, SettingError, check
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text import conditioning
 
@@ -59,7 +59,7 @@ class E4T(Method):
     formats = ("e4t", "e4t-port")
 
     def __post_init__(self):
-        check(self, features=("all", "level"), penalty=FROM_0)
+        check(self, features=("all", "level"), penalty=FROM_0, scale=FACTOR)
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from sdjax.formats.storage import headers
 from sdjax.formats.storage.hashes import autov3
 from sdjax.methods.adapter import Adapter
 from sdjax.methods.edits import Factored
+from sdjax.runtime import signals
 from sdjax.service import checking
 from sdjax.service.programs import one_line
 from sdjax.settings import SettingError
@@ -38,6 +39,11 @@ DTYPES = ("float32", "float16", "bfloat16")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command in the first argument; returns the exit status.  `check` returns 1 for a file with faults."""
     options = _parser().parse_args(arguments)
+    return signals.ended(lambda: _run(options), "a file that was to be written is whole, or as it was")
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Runs the command of a command line; returns the exit status."""
     begin = time.monotonic()
     try:
         with one_line():

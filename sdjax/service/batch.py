@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sdjax.formats.storage import files
 from sdjax.images import grid, reading
-from sdjax.runtime import accelerator, compile_cache, locks, processes, room
+from sdjax.runtime import accelerator, compile_cache, locks, processes, room, signals
 from sdjax.sampling import inpainting, latents
 from sdjax.sampling.fields import acting
 from sdjax.sampling.settings import TASKS
@@ -161,6 +161,9 @@ def _run(
                     except room.NoRoom as error:
                         _report(folder.out, part, errors)
                         raise room.NoRoom(f"{error}; {made} pictures made; start again to go on") from error
+                    except KeyboardInterrupt:
+                        _report(folder.out, part, errors)
+                        raise KeyboardInterrupt(f"{made} pictures made") from None
                     errors += found
                     made += len(lacking) - len(found)
                     bar.update(len(lacking))
@@ -192,8 +195,16 @@ def parser(doc: str | None, prog: str | None = None) -> flags.Parser:
 
 
 def main(doc: str | None, arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Makes the pictures of a list; returns 0, 1 if rows failed, 2 if it could not begin, 3 for a full disk."""
+    """Makes the pictures of a list; returns 0, 1 if rows failed, 2 if it could not begin, 3 for a full disk.
+
+    130 after Ctrl-C and 143 after SIGTERM; finished pictures stay.
+    """
     given = vars(parser(doc, prog).parse_args(arguments))
+    return signals.ended(lambda: _main(given), "start again to go on")
+
+
+def _main(given: dict[str, Any]) -> int:
+    """Makes the pictures of a list for a command line; see main."""
     usual = programs.USUAL | {name: given.pop(name) for name in list(given) if name in lists.KNOWN}
     usual = {name: tuple(value) if isinstance(value, list) else value for name, value in usual.items()}
     try:
@@ -335,5 +346,7 @@ def _plot(folder, requests, axes):
     rows, columns = (list(dict.fromkeys(place[i] for place in found)) for i in (0, 1))
     sheet = [[found.get((row, column)) for column in columns] for row in rows]
     left, above = ([f"{axis} {value}" for value in values] for axis, values in ((down, rows), (across, columns)))
+    made = grid.sheet(sheet, left, above)
     with files.new_file(folder.out / "plot.png") as temporary:
-        Image.fromarray(grid.sheet(sheet, left, above)).save(temporary, "PNG")
+        files.ask_room(temporary, made.nbytes)
+        Image.fromarray(made).save(temporary, "PNG")

@@ -21,7 +21,7 @@ from sdjax import settings
 from sdjax.data import sources
 from sdjax.formats.storage import files
 from sdjax.images import reading
-from sdjax.runtime import accelerator, compile_cache, locks
+from sdjax.runtime import accelerator, compile_cache, locks, signals
 from sdjax.service import batch, maker
 from sdjax.settings import SettingError
 
@@ -90,13 +90,18 @@ def _write(path, text):
 
 
 def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
-    """Draws the class pictures of a recipe; returns 0, or 1 after printing an error."""
+    """Draws the class pictures of a recipe; returns 0, 1 after printing an error, or 130 and 143 as batch.main."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="a Python file with config(), such as configs/dreambooth.py")
     parser.add_argument("changes", nargs="*", metavar="a.b=value", help="the settings that the run will have")
     parser.add_argument("--batch", type=int, default=BATCH, help="pictures at once")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the pictures: steps=50")
     given = parser.parse_intermixed_args(arguments)
+    return signals.ended(lambda: _main(given), "start again to go on")
+
+
+def _main(given: argparse.Namespace) -> int:
+    """Draws the class pictures of a command line; see main."""
     try:
         more = dict(text.partition("=")[::2] for text in given.set)
         compile_cache.keep()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.formats.storage import files
-from sdjax.runtime import locks
+from sdjax.runtime import locks, signals
 from sdjax.sampling.fields import acting, fields, make
 from sdjax.sampling.settings import SEEDED, TASKS, Interpolate
 from sdjax.service import flags, remade
@@ -72,7 +72,13 @@ def one_line(exits: int = 1) -> Iterator[None]:
 
 def main(task: str, doc: str | None, arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Runs a task's program; returns the exit status.  doc: its description.  prog: its name in the usage."""
-    given, begin = vars(parser(task, doc, prog).parse_args(arguments)), time.monotonic()
+    given = vars(parser(task, doc, prog).parse_args(arguments))
+    return signals.ended(lambda: _main(task, given), "pictures that were written stay")
+
+
+def _main(task: str, given: dict[str, Any]) -> int:
+    """Runs a task for a command line; returns the exit status."""
+    begin = time.monotonic()
     try:
         with one_line():
             paths = run(task, given)
@@ -170,4 +176,5 @@ def _moving(pictures: Any, path: Path, milliseconds: int) -> None:
 
     first, *others = map(Image.fromarray, pictures)
     with files.new_file(path) as temporary:
+        files.ask_room(temporary, sum(picture.nbytes for picture in pictures))
         first.save(temporary, "WEBP", save_all=True, append_images=others, duration=milliseconds, loop=0)

@@ -272,7 +272,7 @@ class Queue:
         more = {} if result is None else {"result": json.dumps(result)}
         ended = {"state": state, "error": error, "pid": None, "asked": "", "phase": "", "ended": time.time()}
         self._set(id, ended | more)
-        kept = f"select id from jobs where state='cancelled' order by ended desc limit {HALF_DONE}"
+        kept = f"select id from jobs where state='cancelled' order by changed desc limit {HALF_DONE}"
         self._rows(f"delete from previews where job in (select id from jobs where state in {ENDED!r}) "
                    f"and job not in ({kept})")  # fmt: skip
 

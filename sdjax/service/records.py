@@ -26,7 +26,7 @@ import numpy as np
 
 from sdjax import __version__
 from sdjax.formats.adapters import kinds
-from sdjax.formats.storage.files import new_file
+from sdjax.formats.storage.files import ask_room, new_file
 from sdjax.sampling.fields import Field, Size, acting, checked, fields, make
 from sdjax.sampling.settings import FIRST, NAMES, TASKS, VARIED, Sampling, Task
 from sdjax.settings import SettingError
@@ -320,6 +320,7 @@ def save(
         with new_file(path.with_suffix(".json")) as temporary:
             temporary.write_text(data + "\n", encoding="utf-8")
     with new_file(path) as temporary:
+        ask_room(temporary, np.asarray(picture).nbytes)  # as it is at most, but for noise
         image.save(temporary, kind, **_options(kind, text(record), data, quality))
 
 

@@ -53,6 +53,7 @@ def package(
     if len(pictures) > MOST_PICTURES:
         raise SettingError("pictures", len(pictures), f"at most {MOST_PICTURES}")
     with files.new_file(destination) as temporary, tempfile.TemporaryDirectory(dir=destination.parent) as folder:
+        files.ask_room(temporary, sum(path.stat().st_size for path, _ in _files(entry.path)))
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             for path, name in _files(entry.path):
                 archive.write(_shareable(path, Path(folder), private), name)

@@ -20,7 +20,7 @@ SAMPLE, SAVE, STOP = "sample-now", "save-now", "stop"
 
 
 class Asked:
-    """Remembers a SIGTERM until the step ends and looks for files; `release` restores the signal."""
+    """Remembers SIGTERMs until the step ends and looks for files; `close` gives the signal back."""
 
     def __init__(self, folder: Path) -> None:
         self.terminated, self.files = False, {name: folder / name for name in (SAMPLE, SAVE, STOP)}
@@ -52,7 +52,7 @@ class Asked:
         for name in names if processes.first() else ():
             self.files[name].unlink(missing_ok=True)
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Removes the files and restores the previous handler of SIGTERM."""
         self.done(self.files)
         if self.before is not None:

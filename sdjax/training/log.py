@@ -106,11 +106,19 @@ def of_run(folder: Path, start: int, steps: int, wandb: str, settings: dict[str,
     return Log(folder, start, steps, folder.name, boards(folder, wandb, settings))
 
 
+def _torn(path: Path) -> bool:
+    """Returns whether a file ends within a line, as a disk that was full leaves it."""
+    with open(path, "rb") as file:
+        return file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+
+
 class Log:
     """Writes a run's metrics into its folder and boards, and draws the progress bar; without a folder nothing."""
 
     def __init__(self, folder: Path | None, start: int, steps: int, name: str, boards: Sequence[Board] = ()) -> None:
         self.file = open(folder / "metrics.jsonl" if folder else os.devnull, "a", buffering=1)
+        if folder and _torn(folder / "metrics.jsonl"):
+            self.file.write("\n")
         self.boards, self.losses = boards, collections.deque(maxlen=MEAN)
         self.bar = tqdm(
             total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, mininterval=0.5, disable=not folder
@@ -145,6 +153,6 @@ class Log:
     def close(self) -> None:
         """Closes the file, the boards and the bar."""
         self.bar.close()
-        self.file.close()
         for board in self.boards:
             board.close()
+        self.file.close()

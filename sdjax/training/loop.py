@@ -45,7 +45,7 @@ def train(settings: Train, out: str | Path) -> StableDiffusion:
     Raises ValueError for settings that do not fit, if another run holds the folder, or if this process is one of
     several that have not joined.  Raises FloatingPointError at a loss, gradient or update that is not finite; the last
     checkpoint stays.
-    Raises SystemExit(143) after SIGTERM, with a checkpoint written.
+    Raises SystemExit(143) after SIGTERM, with a checkpoint written; one that comes during the export lets it end.
     """
     processes.check_joined("training")
     settings, out = checks.worded(settings), Path(out)
@@ -103,18 +103,17 @@ def _train(settings, out):
     clock = Pace(settings.minutes, start / pace.length_of(state["opt"]), began) if settings.minutes else None
     processes.say(f"{type(settings.method).__name__}: {many:,} numbers trained, {trees.count(frozen):,} frozen; "
                   f"{'resumed at step ' + str(start) if start else 'from the start'}; in {out}")  # fmt: skip
-    asked = Asked(out)
     told = log.of_run(out, start, settings.steps, settings.wandb, to_json(settings))
-    with contextlib.closing(checkpoints):
-        try:
-            session = Session(settings, out, start, frozen, data, task, place, evaluate, checkpoints, base, told)
-            done = session.over or (clock is not None and clock.over)
-            numbers = range(start, start if done else settings.steps)
-            state = _steps(session, state, numbers, lambda state, rows: advance(state, fixed, rows), asked, clock)
-        finally:
-            asked.release()
-            checkpoints.wait()
-            told.close()
+    # To the end, so that a SIGTERM leaves neither half a checkpoint nor an export that is asked for again.
+    with contextlib.closing(Asked(out)) as asked, contextlib.closing(checkpoints):
+        with contextlib.closing(told):
+            try:
+                session = Session(settings, out, start, frozen, data, task, place, evaluate, checkpoints, base, told)
+                done = session.over or (clock is not None and clock.over)
+                numbers = range(start, start if done else settings.steps)
+                state = _steps(session, state, numbers, lambda state, rows: advance(state, fixed, rows), asked, clock)
+            finally:
+                checkpoints.wait()
         return session.end(state)
 
 
@@ -143,6 +142,7 @@ def _steps(session, state, numbers, advance, asked, clock):
             session.save(state, wait=stopped)
         if stopped:
             told.event(n + 1, "stopped")
+            processes.say(f"stopped after step {n + 1}; rerun the command to resume")
             raise SystemExit(BEFORE_STOP)
         if "log" in wanted:
             told.metrics(n + 1, {**metrics, **rates(settings.optim, float(np.asarray(schedule(n))))})

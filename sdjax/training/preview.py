@@ -79,6 +79,7 @@ def save(path: Path, picture: np.ndarray) -> None:
     """Writes a picture uint8 [H W 3] as a PNG, completely or not at all; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.new_file(path) as temporary:
+        files.ask_room(temporary, picture.nbytes)
         Image.fromarray(picture).save(temporary, "PNG")
 
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdjax.runtime import accelerator, compile_cache, guard, processes, watch
+from sdjax.runtime import accelerator, compile_cache, guard, processes, signals, watch
 from sdjax.settings import SettingError, describe, load
 
 USAGE = """usage: sdjax train RECIPE [a.b=value ...] [out=DIR]
@@ -18,12 +18,14 @@ Rerun the command to resume from the newest checkpoint.
 
 def main(arguments: Sequence[str], doc: str = USAGE) -> int:
     """Runs one recipe; returns the exit status.  doc: the text of --help without a recipe."""
-    return processes.ended(lambda: _run(arguments, doc, _train))
+    said = "rerun the command to resume from the newest checkpoint"
+    return processes.ended(lambda: signals.ended(lambda: _run(arguments, doc, _train), said))
 
 
 def fill(arguments: Sequence[str], doc: str) -> int:
     """Fills the cache of one recipe; returns the exit status."""
-    return processes.ended(lambda: _run(arguments, doc, _fill))
+    said = "rerun the command to compute the rest"
+    return processes.ended(lambda: signals.ended(lambda: _run(arguments, doc, _fill), said))
 
 
 def _train(settings, recipe):
@@ -65,8 +67,6 @@ def _run(arguments, doc, act):
         return 0
     except (ValueError, OSError, FloatingPointError) as error:  # what input can cause; the rest are bugs
         said, status = f"error: {guard.line(error)}", 1
-    except KeyboardInterrupt:
-        said, status = "interrupted; rerun the command to resume from the newest checkpoint", 130
     except RuntimeError as error:
         if not processes.broken(error):
             raise

@@ -131,7 +131,7 @@ def router(services: Services) -> APIRouter:
             }
         done, left = progress(job), 0.0
         if job.started is not None and done > 0:
-            left = (time.time() - job.started) * (1 - done) / done
+            left = max(0.0, time.time() - job.started) * (1 - done) / done  # clocks may be set back
         seen = None if skip_current_image else queue.preview(job.id)
         image = base64.b64encode(seen).decode() if seen else None
         idle = "compiling" if queue.option("warming") else "waiting"

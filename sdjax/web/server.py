@@ -23,7 +23,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from sdjax import __version__
-from sdjax.runtime import locks
+from sdjax.runtime import locks, signals
 from sdjax.service import flags, worker
 from sdjax.service.library import Library
 from sdjax.service.place import Place, private
@@ -36,6 +36,7 @@ from sdjax.web.guard import Guard
 from sdjax.web.services import Services
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]", "::1")
+ENDED = "jobs wait for the next start"
 PATIENCE = 20.0  # seconds that a worker has to end when the server ends
 PAGE = "sdjax.web.page"  # the module whose mount(app, services) adds the page, if it exists
 FOLDERS = ("models", "adapters", "data")
@@ -191,6 +192,11 @@ def parser(doc: str | None) -> flags.Parser:
 def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
     """Serves until Ctrl-C or SIGTERM; returns the exit status."""
     given = parser(doc).parse_args(arguments)
+    return signals.ended(lambda: _main(given), ENDED)
+
+
+def _main(given: Any) -> int:
+    """Serves for a command line until it is told to stop; returns the exit status."""
     try:
         with one_line():
             private()
@@ -280,10 +286,10 @@ def _listen(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) ->
 
 @contextlib.contextmanager
 def _caught(handle: Any) -> Iterator[None]:
-    """A context that passes SIGTERM and Ctrl-C to a function."""
-    before = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
+    """A context that passes SIGTERM and Ctrl-C to a function; what follows is the end, which none disturbs."""
+    for one in signals.BOTH:
+        signal.signal(one, handle)
     try:
         yield
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        signals.ending(ENDED)

@@ -31,6 +31,7 @@ HYPER = {"layer_structure": [1, 2, 1], "activation_func": "relu", "is_layer_norm
 def main() -> None:
     """Writes all of them anew."""
     shutil.rmtree(FOLDER, ignore_errors=True)
+    port()
     for kind in (adapters, embeddings, hypernetworks):
         place = FOLDER / kind.__name__
         place.mkdir(parents=True)
@@ -103,6 +104,19 @@ def hypernetworks(folder):
             {**held, "step": 5, "name": "x", "sd_checkpoint": None, **HYPER}, folder / f"{name}.pt",
             _use_new_zipfile_serialization=new,
         )  # fmt: skip
+
+
+def port():
+    """The names and shapes of the unofficial E4T's files, and its settings; the numbers would take half a megabyte."""
+    from port_folder import CONFIG, Port
+
+    held = Port(fresh("sd1").unet, fresh("sd1").text_encoder, width=64)
+    place = FOLDER / "port"
+    held.write(place)
+    state = {name: torch.load(place / name) for name in ("encoder.pt", "weight_offsets.pt")}
+    shutil.rmtree(place)
+    told = {file: {name: list(x.shape) for name, x in tensors.items()} for file, tensors in state.items()}
+    (FOLDER / "port.json").write_text(json.dumps({"config": CONFIG, "files": told}) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import json
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 
@@ -206,10 +207,17 @@ def _zip(data, random):
     else:
         members[at] = (name, bytes(int(random.integers(1, 1 << 22))))
     made = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are there twice
+        _packed(made, members, random)
+    return made.getvalue()
+
+
+def _packed(made, members, random):
+    """Writes members, (name, bytes) each, as an archive."""
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED if random.random() < 0.3 else zipfile.ZIP_STORED) as new:
         for name, held in members:
             new.writestr(name, held)
-    return made.getvalue()
 
 
 PARTS = (  # pieces of pickles: numbers, containers, memo, marks, globals

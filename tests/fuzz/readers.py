@@ -5,11 +5,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from fuzz.seed import small
 
 import sdjax
 from sdjax.data import sources
 from sdjax.data.batches import Data
 from sdjax.data.store import Store
+from sdjax.formats.adapters import kinds
+from sdjax.formats.models import autoencoder, controlnet, lpips
 from sdjax.images import reading
 from sdjax.service import lists, records
 from sdjax.text.tokenizer import Tokenizer
@@ -30,6 +33,32 @@ def attach(path: Path) -> None:
 def load(path: Path) -> None:
     """Loads a model."""
     sdjax.load(path)
+
+
+def control(path: Path) -> None:
+    """Loads a ControlNet."""
+    controlnet.load_control(path)
+
+
+@functools.cache
+def model_of_halves():
+    """Returns the model whose autoencoder is replaced: its sides are divided by 2."""
+    return small()
+
+
+def vae(path: Path) -> None:
+    """Puts another autoencoder into a model."""
+    autoencoder.put(model_of_halves(), path)
+
+
+def start(path: Path) -> None:
+    """Opens what training starts from, init=."""
+    kinds.opened(path, model())
+
+
+def lpips_(path: Path) -> None:
+    """Reads LPIPS' weights, of one file or of all in a folder."""
+    lpips.read(",".join(map(str, sorted(path.iterdir()))) if path.is_dir() else path)
 
 
 def single(path: Path) -> None:
@@ -86,7 +115,8 @@ def cache(path: Path) -> None:
 
 
 READERS = {
-    "attach": attach, "load": load, "single": single, "tokenizer": tokenizer, "run": run, "list": list_,
-    "record": record, "picture": picture, "mask": mask, "photos": photos, "cache": cache,
+    "attach": attach, "start": start, "load": load, "single": single, "control": control, "vae": vae, "lpips": lpips_,
+    "tokenizer": tokenizer, "run": run, "list": list_, "record": record, "picture": picture, "mask": mask,
+    "photos": photos, "cache": cache,
 }  # fmt: skip
 SLOW = ("load", "single", "run")  # of which a fourth as many files are damaged

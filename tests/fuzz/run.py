@@ -14,6 +14,7 @@ import io
 import multiprocessing
 import os
 import queue
+import re
 import shutil
 import sys
 import tempfile
@@ -177,7 +178,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="decides how files are damaged")
     parser.add_argument("--count", type=int, default=20_000, help="how many files")
     parser.add_argument("--first", type=int, default=0, help="the number of the first")
-    parser.add_argument("--only", help="seeds whose reader or name holds this text")
+    parser.add_argument("--only", default="", help="seeds whose READER:NAME this regular expression finds")
     parser.add_argument("--number", type=int, help="one file alone, with its traceback")
     parser.add_argument("--out", type=Path, default=Path("outputs/fuzz"), help="folder for findings")
     options = parser.parse_args()
@@ -185,7 +186,7 @@ def main() -> int:
 
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        seeds = [s for s in fuzz.seeds.make(Path(folder) / "seeds") if (options.only or "") in f"{s.reader}:{s.name}"]
+        seeds = [s for s in fuzz.seeds.make(Path(folder) / "seeds") if re.search(options.only, f"{s.reader}:{s.name}")]
         place = Path(folder) / "damaged"
         place.mkdir()
         if options.number is not None:

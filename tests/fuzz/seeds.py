@@ -10,67 +10,38 @@ import pickle
 import shutil
 import struct
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+from fuzz.networks import autoencoders, controlnets, critics, encoders, ports, tasks
+from fuzz.seed import Seed, alone, small
 from PIL import Image, PngImagePlugin
 
 import sdjax
 from sdjax.data.batches import Data
 from sdjax.data.store import Store, key
-from sdjax.diffusion.noise_schedule import Schedule
-from sdjax.families.sd import Sd
-from sdjax.formats.models import folder, presets, single_file
-from sdjax.formats.storage import parameters, pickle_writer
+from sdjax.formats.models import single_file
+from sdjax.formats.storage import pickle_writer
 from sdjax.formats.storage.tensor_file import TensorFile
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.sampling.settings import TextToImage
 from sdjax.service import records
-from sdjax.text.tokenizer import Tokenizer
 from sdjax.training import begin, checkpoint, optim, run_folder, step
 from sdjax.training.settings import Train
 
 FOREIGN = Path(__file__).parents[1] / "data" / "fuzz"
-SHAPE = {  # the smallest that a file without a config can have: its readers suppose 32 groups
-    "unet": dict(
-        sample_size=8, cross_attention_dim=8, attention_head_dim=8, block_out_channels=(32, 32), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    ),
-    "vae": dict(block_out_channels=(32, 32), sample_size=16),
-    "text_encoder": dict(
-        hidden_size=8, intermediate_size=16, num_attention_heads=1, num_hidden_layers=1, max_position_embeddings=16,
-        projection_dim=8,
-    ),
-    "image_encoder": dict(
-        hidden_size=8, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1, image_size=16, patch_size=8,
-        projection_dim=8,
-    ),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Seed:
-    """A valid file: `file` is the one that is damaged, `root` the folder around it, or the file itself."""
-
-    reader: str
-    root: Path
-    file: Path
-
-    @property
-    def name(self) -> str:
-        """Its place below the folder of seeds' kind."""
-        return str(self.file.relative_to(self.root.parent))
 
 
 def make(folder: Path) -> list[Seed]:
     """Writes the seeds below a folder and returns them."""
     found = []
-    for kind in (adapters, embeddings, hypernetworks, models, runs, lists, pictures, folders, caches):
+    for kind in (
+        adapters, embeddings, hypernetworks, models, controlnets, autoencoders, encoders, ports, critics, tasks, runs,
+        lists, pictures, folders, caches,
+    ):  # fmt: skip
         place = folder / kind.__name__
         if (FOREIGN / kind.__name__).is_dir():
             shutil.copytree(FOREIGN / kind.__name__, place)
@@ -79,36 +50,21 @@ def make(folder: Path) -> list[Seed]:
     return found
 
 
-def _alone(reader, *paths):
-    return [Seed(reader, path, path) for path in paths]
-
-
 def adapters(folder):
     """LoRA of sd-scripts, diffusers and PEFT, and its relatives under LyCORIS' and PEFT's names."""
     places = sorted(path for path in folder.iterdir() if path.is_dir())
     inner = [Seed("attach", place, path) for place in places for path in sorted(place.iterdir())]
-    return [*_alone("attach", *sorted(path for path in folder.iterdir() if path.is_file())), *inner]
+    return [*alone("attach", *sorted(path for path in folder.iterdir() if path.is_file())), *inner]
 
 
 def embeddings(folder):
     """Textual inversions of A1111 (both containers and a picture), diffusers and sd-scripts."""
-    return _alone("attach", *sorted(folder.iterdir()))
+    return alone("attach", *sorted(folder.iterdir()))
 
 
 def hypernetworks(folder):
     """A1111's hypernetworks, in both containers."""
-    return _alone("attach", *sorted(folder.iterdir()))
-
-
-def small():
-    """Returns a model of SHAPE."""
-    tokenizer = Tokenizer.train(presets.SENTENCES, 560, 16)
-    ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
-    shape = {**SHAPE, "text_encoder": {**SHAPE["text_encoder"], "vocab_size": tokenizer.size, **ids}}
-    parts = Sd().parts
-    networks = {name: parts[name].network(parts[name].config(**given), jnp.float32) for name, given in shape.items()}
-    params = {name: parameters.random_parameters(network, "float16") for name, network in networks.items()}
-    return folder.assemble(Sd(), networks, params, Schedule(), {"text_encoder": tokenizer})
+    return alone("attach", *sorted(folder.iterdir()))
 
 
 def models(folder):
@@ -173,7 +129,7 @@ def lists(folder):
     lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
     (folder / "list.csv").write_text("\n".join(lines) + "\n")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "list.parquet")
-    return _alone("list", *sorted(folder.iterdir()))
+    return alone("list", *sorted(folder.iterdir()))
 
 
 def pictures(folder):
@@ -195,9 +151,9 @@ def pictures(folder):
     own = [path for path in sorted(folder.iterdir()) if path.stem in ("own", "a1111")]
     drawn = [path for path in sorted(folder.iterdir()) if path.suffix != ".json"]
     return [
-        *_alone("record", *own),
-        *_alone("picture", *drawn),
-        *_alone("mask", *(p for p in drawn if "mode" in p.name)),
+        *alone("record", *own),
+        *alone("picture", *drawn),
+        *alone("mask", *(p for p in drawn if "mode" in p.name)),
     ]
 
 
@@ -229,4 +185,4 @@ def caches(folder):
     store = Store(folder / "moments.records")
     for i in range(3):
         store.put(key("moments", i), {"moments": np.full((2, 2, 8), i, np.float32)})
-    return _alone("cache", folder / "moments.records")
+    return alone("cache", folder / "moments.records")

@@ -35,7 +35,7 @@ from sdjax.methods.method import about
 from sdjax.methods.seen import ENCODER, HALF, empty, half, seen_by, with_seen
 from sdjax.models.clip import ImageConfig, ImageEncoder
 from sdjax.runtime.guard import named
-from sdjax.settings import SettingError
+from sdjax.settings import CLASS, SettingError, from_json
 from sdjax.stable_diffusion import TOKENS, StableDiffusion, to_pictures, to_pixels
 
 FIELDS = tuple(field.name for field in dataclasses.fields(E4T))
@@ -58,7 +58,9 @@ class E4TFolder(Format):
         """Returns what a model's e4t/ holds, weights in float32."""
         folder = file.path / "e4t"
         config, unet = _settings(folder), parameters.template(sd.networks["unet"])
-        method = E4T(**{name: config[name] for name in FIELDS})
+        with named(folder / "config.json"):
+            told = {CLASS: "E4T", **{name: config[name] for name in FIELDS}}
+            method = from_json(told, {"E4T": E4T})
         network = _network(file.path, sd)
         sized = sd.with_networks(image_encoder=network)
 
@@ -200,9 +202,10 @@ def personalise(
     """
     if sd.conditioners:
         raise ValueError(f"{source}: was tuned on one picture and looks at that; give the model it came from")
-    kind, adapter = E4TFolder(), E4TFolder().read(File(Path(source)), sd)
-    method = E4T(**adapter.about["settings"] | {"vision": False})
-    trained, frozen = kind.start(adapter, method, *method.split(sd))
+    with named(source):
+        kind, adapter = E4TFolder(), E4TFolder().read(File(Path(source)), sd)
+        method = E4T(**adapter.about["settings"] | {"vision": False})
+        trained, frozen = kind.start(adapter, method, *method.split(sd))
     if picture is None and "concept" not in adapter.trees:
         raise ValueError(f"{adapter.about['file']}: holds no concept.png; give a picture")
     pixels = adapter.trees["concept"] if picture is None else jnp.asarray(to_pixels(picture))

@@ -11,6 +11,7 @@ Source of the format: safetensors, format description; sharding: diffusers' and 
 
 import contextlib
 import ctypes
+import errno
 import glob
 import hashlib
 import json
@@ -207,6 +208,7 @@ def write_safetensors(path: str | pathlib.Path, tensors: Mapping[str, Tensor], m
         offset = ends[1]
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
+    ask_room(path, 8 + len(text) + offset)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, tensor in tensors.items():
@@ -301,9 +303,23 @@ def new_folder(
 
 def check_room(path: str | pathlib.Path, size: int) -> None:
     """Raises NoRoom, a ValueError, where there are fewer than `size` bytes free beside `path`, whose folder exists."""
+    if lack := _lack(path, size):
+        raise room.NoRoom(f"{path}: {lack}")
+
+
+def ask_room(path: str | pathlib.Path, size: int) -> None:
+    """The same within new_file or new_folder, which name the path that they write: raises an OSError for them."""
+    if lack := _lack(path, size):
+        raise OSError(errno.ENOSPC, lack)
+
+
+def _lack(path: str | pathlib.Path, size: int) -> str:
+    """Returns what a disk lacks, "" where `size` bytes fit."""
     free = shutil.disk_usage(pathlib.Path(path).parent).free
-    if size > free:
-        raise room.NoRoom(f"{path}: {size / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free")
+    if size <= free:
+        return ""
+    unit, name = (1e9, "GB") if size >= 1e9 else (1e6, "MB")
+    return f"{size / unit:.2f} {name} to write, {free / unit:.2f} {name} free"
 
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:

@@ -6,6 +6,7 @@ tell("cat.safetensors", {**found, "modelspec.title": "cat"})
 
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 import struct
@@ -27,7 +28,15 @@ def tell(path: str | pathlib.Path, values: Mapping[str, str]) -> None:
     whole = {**header, "__metadata__": dict(sorted(values.items()))}
     text = json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
-    with files.new_file(path) as temporary, open(path, "rb") as old, open(temporary, "wb") as new:
+    size = 8 + len(text) + os.path.getsize(path) - begin
+    with files.new_file(path) as temporary, open(path, "rb") as old:
+        files.ask_room(temporary, size)
+        _copied(temporary, text, old, begin)
+
+
+def _copied(path, text, old, begin):
+    """Writes a header, and what an open file has from `begin` on."""
+    with open(path, "wb") as new:
         new.write(struct.pack("<Q", len(text)) + text)
         old.seek(begin)
         shutil.copyfileobj(old, new, 1 << 20)

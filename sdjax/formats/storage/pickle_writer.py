@@ -29,7 +29,13 @@ def write(path: str | Path, value: Any) -> None:
     """
     arrays: list[np.ndarray] = []
     program = b"\x80\x02" + _pushed(value, arrays) + b"."
-    with files.new_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with files.new_file(path) as temporary:
+        files.ask_room(temporary, len(program) + sum(array.nbytes for array in arrays))
+        _archive(temporary, program, arrays)
+
+
+def _archive(path, program, arrays):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         _add(archive, "data.pkl", program)
         for i, array in enumerate(arrays):
             _add(archive, f"data/{i}", array.tobytes())
