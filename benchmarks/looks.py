@@ -22,6 +22,7 @@ from sdjax.data import pocketland
 from sdjax.diffusion.noise_schedule import add_noise, target
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import e4t
+from sdjax.formats.adapters.adapter_file import File
 from sdjax.methods.e4t import E4T
 from sdjax.models.clip import clip_pixels
 from sdjax.stable_diffusion import to_pixels
@@ -105,7 +106,9 @@ def encoder(options):
     """Prints what the encoder's word is worth with the subject's own picture and with another's."""
     base, count = pipeline.load(options.model), options.count or 256
     method = E4T(penalty=0.0)
-    trained, frozen = e4t.start(method, *method.split(base, jax.random.key(0)), pipeline.locate(options.model))
+    kind = e4t.E4TFolder()
+    adapter = kind.read(File(pipeline.locate(options.model)), base)
+    trained, frozen = kind.start(adapter, method, *method.split(base, jax.random.key(0)))
     sd = method.join(frozen, trained)
     people, scenes, pictures = people_of(count)
     photos = [pocketland.scene(SCENES + 1_000_000 + i, style="photo", accessory="none") for i in range(count)]
