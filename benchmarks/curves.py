@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parent))
 import pocket
+from published import published
 
 COLORS = ("crimson", "steelblue", "darkorange", "seagreen", "purple")
 WIDTH, HEIGHT, EDGE = 640, 400, 50
@@ -96,10 +97,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("people", type=Path, help="people.json of compare.py --marks")
     parser.add_argument("--out", type=Path, default=Path("outputs/curves"), help="folder")
+    parser.add_argument("--docs", type=Path, help="also write curves.json and curves.webp here")
     options = parser.parse_args()
     found = curves(json.loads(options.people.read_text()))
-    drawn(found).save(options.out / "curves.png")
-    result = {"curves": found, "at equal identity": compared(found)}
+    options.out.mkdir(parents=True, exist_ok=True)
+    picture, result = drawn(found), {"curves": found, "at equal identity": compared(found)}
+    picture.save(options.out / "curves.png")
+    published(options.docs, "curves", result, picture)
     (options.out / "curves.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["at equal identity"], indent=1))
 
