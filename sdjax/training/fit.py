@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from sdjax import trees
+from sdjax.models import recompute
 from sdjax.runtime import mesh
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
@@ -29,8 +30,8 @@ from sdjax.training.optim import MOMENTS
 
 GB = 1 << 30
 SHARE = 0.945  # of the limit; the rest is the device's own
-ROW = {False: 6.0e9, True: 0.7e9}  # bytes of activations of a row, {remat: bytes}; 5.5e9 and 0.8e9 of LoRA's one row
-FIXED, PIXELS = 0.5e9, 0.7e9  # bytes of any step, and of a row whose pixels the autoencoder encodes
+ROW = {False: 6.0e9, "products": 1.1e9, True: 0.4e9}  # bytes of activations of a row, {remat: bytes}
+FIXED, PIXELS = 0.8e9, 0.7e9  # bytes of any step, and of a row whose pixels the autoencoder encodes
 COPY = 1.5  # bytes of a weight that trains beside its float32: its bfloat16, as far as all are there at once
 UNET, AREA = 860e6, 512 * 512  # what they were measured with
 
@@ -43,8 +44,9 @@ def typed(settings: Any) -> Any:
 def fitted(settings: Any, trained: Any, frozen: StableDiffusion, size: int, pixels: bool = False) -> tuple[Any, str]:
     """Returns (settings below the limit, the choice as a line of text); arguments as for bytes_of.
 
-    The first of these that fits, fastest first: the recipe's optimizer without and with activations computed a second
-    time, then adafactor so; each with as few microbatches as will do.
+    The first of these that fits, fastest first: the recipe's optimizer with all activations kept, products kept, and
+    blocks' inputs kept (models/recompute.py), then adafactor with the latter two; each with as few microbatches as
+    will do.
     Raises SettingError where nothing does, saying what the smallest would need.
     """
     limit, least = SHARE * GB * int(settings.fit.removesuffix("GB")), math.inf
@@ -63,7 +65,8 @@ def _ways(settings):
     """Yields candidate settings, fastest first."""
     rows, devices, own = settings.data.batch, mesh.count(settings.parallel), settings.optim
     parts = [n for n in range(own.accumulate, rows + 1) if rows % (n * devices) == 0]
-    kinds = [(own.kind, False), (own.kind, True)] + [("adafactor", True)] * (own.kind not in ("adafactor", "prodigy"))
+    kinds = [(own.kind, remat) for remat in recompute.KINDS]
+    kinds += [("adafactor", remat) for remat in recompute.KINDS[1:] if own.kind not in ("adafactor", "prodigy")]
     for kind, remat in kinds:  # prodigy's rate is no rate for another
         for n in parts[:1] if settings.method.whole_batch else parts:
             yield replace(settings, optim=replace(own, kind=kind, accumulate=n), remat=remat)
