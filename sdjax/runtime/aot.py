@@ -52,6 +52,7 @@ def topology(name: str, slices: int = 1) -> list[Any]:
     Raises SettingError without libtpu, and for a name that it does not know.
     """
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs, so others may compile beside it
     from jax.experimental import topologies
 
     try:
