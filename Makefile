@@ -112,7 +112,7 @@ aot: $(TPU)
 	.venv-tpu/bin/python benchmarks/aot.py $(CONFIG) --model "$(MODEL)" --topology $(TOPOLOGY) $(ARGS)
 
 test-tpu: $(TPU)
-	.venv-tpu/bin/python -m pytest -m tpu -n 0 $(ARGS)
+	.venv-tpu/bin/python -m pytest -m tpu -n 0 tests/test_tpu.py $(ARGS)
 
 lint: $(LINT)
 	$(PY) -m ruff check .

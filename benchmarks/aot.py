@@ -17,9 +17,7 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
 import shapes
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from published import added
 
 from sdjax import settings, trees
@@ -38,7 +36,8 @@ def parser():
     made.add_argument("--model", default="random:sd15", help="random:NAME")
     made.add_argument("--topology", default="v5e:2x2")
     made.add_argument("--rows", type=int, help="rows per chip; default: the recipe's batch")
-    made.add_argument("--fsdp", type=int, help="chips that share the weights; default: all")
+    made.add_argument("--fsdp", type=int, help="chips that share the weights; default: all of a slice")
+    made.add_argument("--slices", type=int, default=1, help="slices of the topology, joined by a slower network")
     made.add_argument("--effort", type=float, default=-1.0, help="of the compiler, -1 to 1")
     made.add_argument("--growth", action="store_true", help=f"on {', '.join(GROWTH)}")
     made.add_argument("--out", type=Path, help="a JSON file that gets the figures; others in it stay")
@@ -55,32 +54,22 @@ def read(options):
     return settings.load(options.config, [*given, f"vision={tower}", *options.settings])
 
 
-def measure(train, topology, rows, fsdp=None, effort=-1.0):
-    """Returns the figures of a step of `rows` rows per chip on a topology."""
-    devices = aot.topology(topology)
-    fsdp = len(devices) if fsdp is None else fsdp
-    axes = {"data": len(devices) // fsdp, "fsdp": fsdp, "tensor": 1}
-    grid = Mesh(np.array(devices).reshape(*axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
-    function, (state, frozen, batch), train, chosen, _ = shapes.program(shapes.with_rows(train, rows * len(devices)))
-
-    def placed(tree):
-        return jax.tree.map(lambda x: _shaped(x, grid, mesh.shard(x, axes)), tree)
-
-    def run(state, frozen, batch):
-        state, metrics = function(state, frozen, batch)
-        return jax.tree.map(
-            lambda x, like: jax.lax.with_sharding_constraint(x, like.sharding), state, given[0]
-        ), metrics
-
-    divided = jax.tree.map(lambda x: _shaped(x, grid, PartitionSpec(mesh.ROWS)), batch)
-    given = placed(state), placed(frozen), divided
+def measure(train, topology, rows, fsdp=None, effort=-1.0, slices=1):
+    """Returns the figures of a step of `rows` rows per chip on `slices` slices of a topology."""
+    devices = aot.topology(topology, slices)
+    fsdp = len(devices) // slices if fsdp is None else fsdp
+    grid = mesh.meshed({"data": len(devices) // fsdp, "fsdp": fsdp, "tensor": 1}, devices)
+    function, given, train, chosen, _ = shapes.program(shapes.with_rows(train, rows * len(devices)))
+    place, run = mesh.on(grid, function, rows * len(devices))
+    state, frozen, batch = place.state(given[0]), place.frozen(given[1]), place.batch(given[2])
     start = time.monotonic()
-    lowered = jax.jit(run, donate_argnums=0).lower(*given)
+    lowered = run.lower(state, frozen, batch)
     middle = time.monotonic()
     compiled = lowered.compile(compiler_options={"exec_time_optimization_effort": effort})
     found = aot.cost(compiled, aot.chip(devices))
     return {
         "topology": topology,
+        "slices": slices,
         "chips": len(devices),
         "chip": devices[0].device_kind,
         "rows per chip": rows,
@@ -94,10 +83,6 @@ def measure(train, topology, rows, fsdp=None, effort=-1.0):
         "date": datetime.date.today().isoformat(),
         "jax": jax.__version__,
     }
-
-
-def _shaped(x, grid, spec):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(grid, spec))
 
 
 def said(name, one):
@@ -123,8 +108,9 @@ def main(arguments=None):
     fits = True
     for topology in GROWTH if options.growth else (options.topology,):
         rows = options.rows or train.data.batch
-        one = measure(train, topology, rows, options.fsdp, options.effort)
+        one = measure(train, topology, rows, options.fsdp, options.effort, options.slices)
         name = " ".join([Path(options.config).stem, options.model, *options.settings, topology])
+        name += f" x {options.slices}" * (options.slices > 1)
         print(said(name, one), flush=True)
         command = f"python benchmarks/aot.py {' '.join(sys.argv[1:] if arguments is None else arguments)}"
         if options.out:

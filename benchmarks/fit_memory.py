@@ -48,7 +48,10 @@ def measured(train, effort=0.0):
     return {
         "bytes": found["total"],
         "GB": round(found["total"] / fit.GB, 3),
-        **{name: found[name] for name in ("arguments", "temporaries", "aliased", "outputs")},
+        **{
+            name: found[name]
+            for name in ("arguments", "temporaries", "aliased", "outputs", "flops", "moved", "seconds")
+        },
         "trained": trees.count(arguments[0]["trained"]),
         "chosen": chosen,
         "effort": effort,

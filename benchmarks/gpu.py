@@ -1,6 +1,7 @@
 """The GPU table: sdjax against diffusers, eager and by torch.compile, in at most 8 minutes from empty caches.
 
     PYTHONPATH=. python benchmarks/gpu.py --out outputs/gpu                            on a GPU
+    PYTHONPATH=. python benchmarks/gpu.py --flags --only pictures --out outputs/flags  with other flags of XLA
     PYTHONPATH=. python benchmarks/gpu.py --model random:tiny --inside                 a trial on a CPU
 
 Jobs are processes.  Those of a wave compile side by side and are timed alone.  First pictures and steps are measured
@@ -22,6 +23,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from gpu_flags import FLAGS
+
 ROOT = Path(__file__).parents[1]
 OURS, PEERS = "gpu_ours", "gpu_peers"  # modules with JOBS
 FIRST = ["pictures", "training step, full", "training step, E4T tune"]  # cold, side by side; then warm, each alone
@@ -34,6 +37,7 @@ TABLE = {  # row: target
     "text2img, loop from the host": "",
     "UNet call": "",
     "VAE decode": "",
+    "group norm and silu": "",
     "training step, full": "1.0 x torch.compile",
     "training step, LoRA": "1.0 x torch.compile",
     "training step, DreamBooth": "",
@@ -64,6 +68,7 @@ def parser():
     made.add_argument("--minutes", type=float, default=8.0, help="after which no job runs any more")
     made.add_argument("--out", type=Path, default=Path("outputs/gpu"))
     made.add_argument("--only", nargs="+", help="jobs, by name")
+    made.add_argument("--flags", action="store_true", help="also pictures with other flags of XLA, see gpu_flags.py")
     made.add_argument("--inside", action="store_true", help="all in this process, one after the other")
     made.add_argument("--job", help=argparse.SUPPRESS)
     made.add_argument("--warm", action="store_true", help=argparse.SUPPRESS)
@@ -124,6 +129,7 @@ def waves(options):
     made = [[(job, False) for job in FIRST], *warm, [(job, False) for job in rest]]
     made += [[(job, False) for job in EAGER]] if peers else []
     chosen = [[one for one in wave if not options.only or one[0] in options.only] for wave in made]
+    chosen += [[(job, False) for job in FLAGS]] * options.flags
     return [wave for wave in chosen if wave]
 
 
@@ -173,6 +179,7 @@ def start(options, job, warm, around, logs):
     command += ["--size", str(options.size)]
     with open(logs / f"{job}{', warm' * warm}.txt", "w") as log:
         around = {**around, "GPU_BEGAN": str(time.time())}
+        around["XLA_FLAGS"] = f"{around.get('XLA_FLAGS', '')} {FLAGS.get(job, '')}".strip()
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=around)
 
 
@@ -214,9 +221,9 @@ def markdown(about, found):
     lines = [f"{head}. All of it in {about['seconds']} s.", ""]
     lines += ["| what | target | sdjax | diffusers | torch.compile | ratio | peak, GB | more |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
-    for row, target in TABLE.items():
-        row = row.replace("batch 8", f"batch {about['rows']}")
-        lines.append(line_of(row, target, cells(row, found)))
+    rows = {row.replace("batch 8", f"batch {about['rows']}"): target for row, target in TABLE.items()}
+    rows |= {one["row"]: "" for one in found if "flags" in one}
+    lines += [line_of(row, target, cells(row, found)) for row, target in rows.items()]
     if about["failed"]:
         lines += ["", f"Failed or out of time: {', '.join(about['failed'])}."]
     return "\n".join(lines) + "\n"
@@ -247,6 +254,12 @@ def figure(one):
 def more(one):
     """Returns what else there is of ours: stages of compiling, and the host's milliseconds a step."""
     one, parts = one or {}, []
+    if "loaded_s" in one:
+        parts.append(f"loaded in {one['loaded_s']:.1f} s")
+    if "copy_s" in one:
+        parts.append(f"a copy: {1e3 * one['copy_s']:.3g} ms")
+    if "flags" in one:
+        parts.append(f"{one['flags']}")
     if "compile_s" in one:
         parts.append(f"traced {one['trace_s']:.1f}, lowered {one['lower_s']:.1f}, compiled {one['compile_s']:.1f} s")
     if "host_s" in one:

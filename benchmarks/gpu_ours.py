@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gpu_clock import median, phase, say, since_start
+from gpu_flags import FLAGS
 from PIL import Image
 
 import sdjax
 from sdjax import settings, trees
 from sdjax.formats import pipeline
 from sdjax.models.cond import Cond, UNetInputs
+from sdjax.models.layers import GroupNorm
 from sdjax.runtime import mesh
 from sdjax.sampling import tiles
 from sdjax.tasks.text2img import TextToImage
@@ -88,21 +90,38 @@ def pictures(options):
     """Rows of text-to-image, of the UNet alone and of the decoder; says the first picture's time since the start."""
     count = compiled()
     with phase("compile"):
-        sd = pipeline.load(options.model, "bfloat16")
-        loaded = since_start()
+        began = since_start()
+        sd = jax.block_until_ready(pipeline.load(options.model, "bfloat16"))
+        loaded = since_start() - began  # the most that compiling meanwhile could save
         draw(sd, 1, options)
         say("first picture", seconds=since_start(), loaded_s=loaded, warm=options.warm, **device(), **count.figures())
         if options.warm:
             return
         draw(sd, options.rows, options)
         network, decoder = unet_call(sd, options), decode_call(sd, options)
+        norm, copy = norm_calls(sd, options)
     with phase("time"):
         for rows in (1, options.rows):
             seconds = median(lambda rows=rows: draw(sd, rows, options))
             say(f"text2img, batch {rows}", seconds=seconds, steps_s=options.steps / seconds, peak_GB=peak())
         say("UNet call", seconds=median(network, 10), rows=2 * options.rows)
         say("VAE decode", seconds=median(decoder, 5), rows=options.rows)
+        say("group norm and silu", seconds=median(norm, 20), copy_s=median(copy, 20), rows=2 * options.rows)
         say("text2img, loop from the host", seconds=median(lambda: draw(sd, 1, options, watch=lambda progress: None)))
+
+
+def flagged(options):
+    """Rows of text-to-image in a process that has other flags of XLA."""
+    with phase("compile"):
+        sd = pipeline.load(options.model, "bfloat16")
+        for rows in (1, options.rows):
+            draw(sd, rows, options)
+    name = options.job.partition(", ")[2]
+    with phase("time"):
+        for rows in (1, options.rows):
+            seconds, speed = median(lambda rows=rows: draw(sd, rows, options)), options.steps
+            figures = {"steps_s": speed / seconds, "peak_GB": peak(), "flags": FLAGS[options.job]}
+            say(f"text2img, batch {rows}, {name}", seconds=seconds, **figures)
 
 
 def draw(sd, rows, options, prompt=f"{WORD} photo", **more):
@@ -126,6 +145,29 @@ def unet_call(sd, options):
 
     call()
     return call
+
+
+def norm_calls(sd, options):
+    """Returns (a call of a group norm and its silu on the UNet's largest map, a call that copies the map), compiled.
+
+    XLA fuses the silu into the norm if the first takes two or three times as long as the second, as a norm that reads
+    its map two or three times and writes it once.
+    """
+    config, side = sd.networks["unet"].config, options.size // sd.factor
+    x = jnp.ones((2 * options.rows, side, side, config.block_out_channels[0]), jnp.bfloat16)
+    network = GroupNorm(config.norm_num_groups, config.norm_eps, jnp.bfloat16)
+    params = network.init(jax.random.key(0), x)
+    norm, copy = jax.jit(lambda params, x: jax.nn.silu(network.apply(params, x))), jax.jit(lambda x: -x)
+
+    def both():
+        jax.block_until_ready(norm(params, x))
+
+    def once():
+        jax.block_until_ready(copy(x))
+
+    both()
+    once()
+    return both, once
 
 
 def decode_call(sd, options):
@@ -260,4 +302,8 @@ def joined(run):
     return run.settings.method.join(run.frozen, run.state["trained"])
 
 
-JOBS = {"pictures": pictures, **{name: functools.partial(training, name) for name in RECIPES}}
+JOBS = {
+    "pictures": pictures,
+    **dict.fromkeys(FLAGS, flagged),
+    **{name: functools.partial(training, name) for name in RECIPES},
+}

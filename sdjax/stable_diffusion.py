@@ -251,8 +251,8 @@ class StableDiffusion(struct.PyTreeNode):
         """Returns sd with other Linen modules for some parts."""
         return self.replace(networks=FrozenDict({**self.networks, **networks}))
 
-    def with_dtype(self, dtype: Any, remat: bool | None = None) -> Self:
-        """Returns sd with networks that compute in `dtype`, parameters unchanged; remat: recompute activations."""
+    def with_dtype(self, dtype: Any, remat: bool | str | None = None) -> Self:
+        """Returns sd with networks that compute in `dtype`, parameters unchanged; remat: see recompute.py."""
 
         def change(network):
             fields: dict[str, Any] = {"dtype": jnp.dtype(dtype)}

@@ -69,14 +69,31 @@ def test_a_job_that_fails_or_is_late_is_named_and_the_table_is_written(gpu, tmp_
     assert "not measured" in (tmp_path / "gpu.md").read_text()
 
 
+def test_a_job_with_flags_of_xla_has_them_and_a_row_beside_the_table(gpu, tmp_path, monkeypatch):
+    started = {}
+    monkeypatch.setattr(gpu.subprocess, "Popen", lambda command, env, **_: started.update({command[3]: env}))
+    options = gpu.parser().parse_args(["--flags", "--only", "pictures"])
+    options.vision, options.steps, options.size = "", 50, 512
+    wave = gpu.waves(options)[-1]
+    for job, warm in [*wave, ("pictures", False)]:
+        gpu.start(options, job, warm, {"XLA_FLAGS": "--own"}, tmp_path)
+    assert [started[job]["XLA_FLAGS"] for job, _ in wave] == [f"--own {flags}" for flags in gpu.FLAGS.values()]
+    assert started["pictures"]["XLA_FLAGS"] == "--own" and len(gpu.FLAGS) == 3
+    found = [{"row": "text2img, batch 8, channels first", "who": "sdjax", "seconds": 3.0, "flags": "--nchw"}]
+    assert (
+        gpu.markdown(about(), found).splitlines()[-1].endswith("| 3 s | not measured | not measured |  |  | --nchw |")
+    )
+
+
 @pytest.mark.slow
 def test_the_whole_table_is_filled_on_a_cpu(gpu, tmp_path):
-    assert gpu.main(["--model", "random:tiny", "--inside", "--rows", "2", "--out", str(tmp_path)]) == 0
+    assert gpu.main(["--model", "random:tiny", "--inside", "--rows", "2", "--flags", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     lines = (tmp_path / "gpu.md").read_text().splitlines()
     table = [line.split(" | ") for line in lines if line.startswith("| ") and not line.startswith(("| what", "| ---"))]
     assert all(cells[2] != "not measured" for cells in table), table
     assert {cells[0].removeprefix("| ") for cells in table} >= set(gpu.TABLE) - {"text2img, batch 8"}
+    assert len([cells for cells in table if cells[-1].startswith("--xla_gpu")]) == 2 * len(gpu.FLAGS)
     for row in PEERS_TOO:
         assert {one["who"] for one in found if one["row"] == row} == set(gpu.WHO), row
     steps = [one for one in found if one["row"].startswith("training step") and one["who"] == "sdjax"]

@@ -3,6 +3,7 @@
 The slow tests start real processes on every layout, and kill one of four.  benchmarks/pods.py kills 20 times.
 """
 
+import dataclasses
 import json
 
 import jax
@@ -84,6 +85,53 @@ def test_the_axis_tensor_does_not_divide_a_batch():
     assert list(mesh.rows("mesh:data=2,tensor=2", 6)) == list(range(6))
     with pytest.raises(ValueError, match="data.batch=5: .* spreads it over 2 devices, which must divide it"):
         mesh.rows("mesh:data=2,tensor=2", 5)
+
+
+# ---- several slices -----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+    process_index: int = 0
+
+
+@pytest.fixture
+def two_slices(monkeypatch):
+    """Eight devices, the slices' in turn, as no launcher promises their order."""
+    devices = [Device(i, i % 2) for i in range(8)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(jax, "device_count", lambda: len(devices))
+    return devices
+
+
+def held(found):
+    """The slice of each device of a mesh."""
+    return np.vectorize(lambda device: device.slice_index)(found.devices)
+
+
+def test_data_goes_across_slices_and_the_other_axes_stay_within_one(two_slices):
+    found = held(mesh.meshed({"data": 4, "fsdp": 2, "tensor": 1}))
+    assert found.shape == (4, 2, 1) and (found == found[:, :1]).all()
+    assert found[:, 0, 0].tolist() == [0, 0, 1, 1]
+    assert held(mesh.meshed({"data": 2, "fsdp": 2, "tensor": 2}))[1].all()
+    assert held(mesh.meshed(mesh.sizes("mesh")))[:, 0, 0].tolist() == [0] * 4 + [1] * 4
+    assert mesh.described("mesh:data=4,fsdp=2") == "8 cpu in 2 slices (mesh: data=4, fsdp=2)"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("mesh:fsdp=8", "data=1 on 2 slices; expected a multiple of 2, .* within a slice of 4 devices"),
+        ("mesh:data=3", r"takes \[2, 1\] devices of the slices; expected as many of each"),
+    ],
+)
+def test_axes_that_do_not_stay_within_a_slice(two_slices, text, line):
+    with pytest.raises(ValueError, match=f"parallel='{text}': {line}"):
+        mesh.parse(text)
 
 
 # ---- checkpoints -------------------------------------------------------------------------------

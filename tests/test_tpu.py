@@ -122,3 +122,12 @@ def test_recipe_compiles_for_a_slice(path, program, tmp_path):
     (found,) = json.loads((tmp_path / "aot.json").read_text()).values()
     assert status == 0 and found["fits"] and found["chips"] == 4
     assert found["flops"] > 0 and found["sent"] > 0 and found["arguments"] > 0
+
+
+@pytest.mark.tpu
+def test_a_step_compiles_for_two_slices_with_the_kernel_in_it(program):
+    """Pictures of 256 pixels, so that attention is a kernel, which XLA cannot divide by itself."""
+    options = program.parser().parse_args([str(ROOT / "configs/lora.py"), "--model", "random:tiny"])
+    options.settings = ["data.size=256"]
+    found = program.measure(program.read(options), "v5e:2x2", rows=2, slices=2)
+    assert found["chips"] == 8 and found["fsdp"] == 4 and found["sent"] > 0

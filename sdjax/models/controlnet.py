@@ -92,7 +92,7 @@ class ControlNet(nn.Module):
 
     config: ControlNetConfig
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: bool | str = False
 
     def example(self) -> dict[str, Any]:
         """Returns the smallest inputs that touch all parameters."""

@@ -24,6 +24,7 @@ from sdjax.models.kernels.attention import attend
 from sdjax.models.kernels.convolution import convolve, convolve_wide
 from sdjax.models.kernels.convolution_plain import Pads
 from sdjax.models.kernels.precision import precision, summed
+from sdjax.models.recompute import product
 
 zeros = nn.initializers.zeros_init()
 
@@ -44,7 +45,7 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "*space in"], wide: bool = False) -> Float[Array, "*space features"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         y = multiply(x, kernel, wide, jnp.dtype(self.dtype))
-        return add(y, self.param("bias", zeros, (self.features,), jnp.float32)) if self.use_bias else y
+        return product(add(y, self.param("bias", zeros, (self.features,), jnp.float32)) if self.use_bias else y)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -87,7 +88,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features), jnp.float32)
         way = convolve_wide if wide else convolve
         y = way(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.pads())
-        return add(y, self.param("bias", zeros, (self.features,), jnp.float32)) if self.use_bias else y
+        return product(add(y, self.param("bias", zeros, (self.features,), jnp.float32)) if self.use_bias else y)
 
     def pads(self) -> Pads:
         """Returns the padding as pairs for height and width."""
@@ -307,7 +308,7 @@ class MapAttention(nn.Module):
         self, q: Float[Array, "B N heads d"], k: Float[Array, "B M heads d"], v: Float[Array, "B M heads d"]
     ) -> Float[Array, "B N heads d"]:
         """Returns the attention [B N heads d] of q, k, v [B N heads d]: a method, so that hooks can stand around it."""
-        return attend(q, k, v)
+        return product(attend(q, k, v))
 
 
 class Downsample(nn.Module):

@@ -35,6 +35,7 @@ from sdjax.models.layers import (
     timestep_embedding,
     zeros,
 )
+from sdjax.models.recompute import product, recomputed
 
 # Options of UNet2DConditionModel that we hold at one value; several where they mean the same.
 FIXED = {
@@ -230,7 +231,7 @@ class Attention(nn.Module):
 
         Scores are float32 in every compute type, so a config's upcast_attention asks for nothing more.
         """
-        return attend(q, k, v)
+        return product(attend(q, k, v))
 
 
 class FeedForward(nn.Module):
@@ -301,14 +302,14 @@ class Layers:
     config: UNetConfig
     level: int
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: bool | str = False
 
     @property
     def width(self) -> int:
         return self.config.block_out_channels[self.level]
 
     def resnet(self, i: int) -> ResnetBlock:
-        block = nn.remat(ResnetBlock) if self.remat else ResnetBlock
+        block = recomputed(ResnetBlock, self.remat)
         config = self.config
         return block(self.width, config.norm_num_groups, config.norm_eps, True, self.dtype, name=f"resnets.{i}")
 
@@ -318,9 +319,9 @@ class Layers:
         """Returns the map x [B h w D] after a transformer, or without a text after attention to itself."""
         config, name = self.config, f"attentions.{i}"
         if config.cross_attention_dim is None:
-            block, heads = nn.remat(MapAttention) if self.remat else MapAttention, config.levels("attention_head_dim")
+            block, heads = recomputed(MapAttention, self.remat), config.levels("attention_head_dim")
             return block(heads[self.level], config.norm_num_groups, config.norm_eps, self.dtype, name=name)(x)
-        block = nn.remat(Transformer) if self.remat else Transformer
+        block = recomputed(Transformer, self.remat)
         return block(config, self.level, only_cross, self.dtype, name=name)(x, context)
 
 
@@ -424,7 +425,7 @@ def descend(
     time: Float[Array, "B T"],
     context: Float[Array, "B L C"] | None,
     dtype: DTypeLike = jnp.float32,
-    remat: bool = False,
+    remat: bool | str = False,
 ) -> tuple[Maps, Float[Array, "B _ _ _"]]:
     """Returns the skip maps of the way down, finest first and `x` [B h w D] among them, and the middle's map.
 
@@ -448,12 +449,12 @@ def example(config: UNetConfig) -> dict[str, Any]:
 class UNet(nn.Module):
     """The UNet: noisy latents, time and text in; the prediction of noise, velocity or image out.
 
-    dtype: type of the computation.  remat: recompute each block's insides in the backward pass instead of storing them.
+    dtype: type of the computation.  remat: what each block keeps for the gradient, see recompute.py.
     """
 
     config: UNetConfig
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: bool | str = False
 
     def example(self) -> dict[str, Any]:
         """Returns the smallest inputs that touch all parameters."""

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Float32, Key
 
 from sdjax.models import sizes
 from sdjax.models.layers import Conv, Downsample, GroupNorm, MapAttention, ResnetBlock, Upsample
+from sdjax.models.recompute import recomputed
 
 EPS = 1e-6  # of every GroupNorm; CompVis latent-diffusion, modules/diffusionmodules/model.py, Normalize
 DOWN, UP = "DownEncoderBlock2D", "UpDecoderBlock2D"
@@ -116,7 +117,8 @@ def _only(value, accepted, name):
 
 
 class AutoencoderKL(nn.Module):
-    """Encoder to a Gaussian over latents, and decoder.  remat: keep only the residual blocks' inputs for the gradient.
+    """Encoder to a Gaussian over latents, and decoder.  remat: what a residual block keeps for the gradient, see
+    recompute.py.
 
     dtype: float16 is computed in float32 where the config has force_upcast; so do diffusers' pipelines of Stable
     Diffusion XL, and for the others it is our choice.
@@ -126,7 +128,7 @@ class AutoencoderKL(nn.Module):
 
     config: VaeConfig
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: bool | str = False
 
     def setup(self) -> None:
         config, quantized = self.config, self.config.num_vq_embeddings is not None
@@ -214,7 +216,7 @@ class _Encoder(nn.Module):
     config: VaeConfig
     features: int
     dtype: Any
-    remat: bool
+    remat: bool | str
 
     @nn.compact
     def __call__(self, x, only=None):
@@ -234,7 +236,7 @@ class _Encoder(nn.Module):
 class _Decoder(nn.Module):
     config: VaeConfig
     dtype: Any
-    remat: bool
+    remat: bool | str
 
     @nn.compact
     def __call__(self, z, only=None):
@@ -256,7 +258,7 @@ class _DownBlock(nn.Module):
     width: int
     downsample: bool
     dtype: Any
-    remat: bool
+    remat: bool | str
 
     @nn.compact
     def __call__(self, x):
@@ -272,7 +274,7 @@ class _UpBlock(nn.Module):
     width: int
     upsample: bool
     dtype: Any
-    remat: bool
+    remat: bool | str
 
     @nn.compact
     def __call__(self, x):
@@ -286,7 +288,7 @@ class _UpBlock(nn.Module):
 class _MidBlock(nn.Module):
     config: VaeConfig
     dtype: Any
-    remat: bool
+    remat: bool | str
 
     @nn.compact
     def __call__(self, x):
@@ -298,7 +300,7 @@ class _MidBlock(nn.Module):
 
 
 def _resnet(width, config, dtype, remat, name):
-    block = nn.remat(ResnetBlock) if remat else ResnetBlock
+    block = recomputed(ResnetBlock, remat)
     return block(width, config.norm_num_groups, EPS, dtype=dtype, name=name)
 
 

@@ -46,16 +46,18 @@ CHIPS = {
 }
 
 
-def topology(name: str) -> list[Any]:
-    """Returns the devices of a topology such as "v5e:2x2", on which nothing runs.
+def topology(name: str, slices: int = 1) -> list[Any]:
+    """Returns the devices of slices of a topology such as "v5e:2x2", on which nothing runs.
 
     Raises SettingError without libtpu, and for a name that it does not know.
     """
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs, so others may compile beside it
     from jax.experimental import topologies
 
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+        several = {"num_slices": slices} if slices > 1 else {}
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices)
     except Exception as error:  # libtpu's own kinds
         expected = "one that libtpu knows, as v5e:2x2, and libtpu"
         raise SettingError("topology", name, expected, guard.first_line(error)) from error

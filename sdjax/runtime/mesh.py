@@ -7,8 +7,10 @@
 
 The losses equal those of one device, because randomness belongs to the example and the loss is a mean over the batch.
 A mesh may span several processes.  Each of them gives its own rows of a batch: those of `rows`.
+It may span several slices, which a slower network joins: "data" goes across them, "fsdp" and "tensor" stay within one.
 """
 
+import collections
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
@@ -74,6 +76,8 @@ def parse(text: str) -> tuple[str, dict[str, int]]:
         raise ValueError(f"parallel={text!r}: runs in one process; {several} processes take mesh, or mesh:data=N,...")
     if several > 1 and axes and needed != there:
         raise ValueError(f"parallel={text!r}: {several} processes take all of their {there} devices, not {needed}")
+    if axes:
+        _within(f"parallel={text!r}", jax.devices()[:needed], {name: axes.get(name, 1) for name in AXES})
     return mode, axes
 
 
@@ -97,7 +101,29 @@ def described(parallel: str) -> str:
     shape = ", ".join(f"{name}={size}" for name, size in axes.items())
     shape = "" if mode == "single" else f" ({mode}{f': {shape}' * bool(shape)})"
     hosts = f" of {jax.process_count()} processes" * (jax.process_count() > 1)
+    parts = len(slices(jax.devices()[:devices]))
+    hosts += f" in {parts} slices" * (mode == "mesh" and parts > 1)
     return f"{devices} {jax.devices()[0].platform}{hosts}{shape}"
+
+
+def slices(devices: Sequence[Any]) -> list[int]:
+    """Returns how many of the devices each slice has, in the slices' order; one number where there are no slices."""
+    counted = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    return [counted[index] for index in sorted(counted)]
+
+
+def _within(said, devices, axes):
+    """Raises ValueError unless "data" alone goes across slices, all of one size."""
+    held = slices(devices)
+    if len(held) == 1:
+        return
+    if len(set(held)) > 1:
+        raise ValueError(f"{said}: takes {held} devices of the slices; expected as many of each")
+    if axes["data"] % len(held):
+        raise ValueError(
+            f"{said}: data={axes['data']} on {len(held)} slices; expected a multiple of {len(held)}, "
+            f"since fsdp and tensor stay within a slice of {held[0]} devices"
+        )
 
 
 def rows(parallel: str, batch_size: int) -> Sequence[int]:
@@ -112,7 +138,7 @@ def rows(parallel: str, batch_size: int) -> Sequence[int]:
         )
     if jax.process_count() == 1:
         return range(batch_size)
-    placed = NamedSharding(_meshed(sizes(parallel)), PartitionSpec(ROWS))
+    placed = NamedSharding(meshed(sizes(parallel)), PartitionSpec(ROWS))
     indices = filter(None, placed.addressable_devices_indices_map((batch_size,)).values())
     return sorted({row for (span,) in indices for row in range(*span.indices(batch_size))})
 
@@ -127,7 +153,7 @@ def compile(step: Step, parallel: str, batch_size: int, rules: Rules = ()) -> tu
     rows(parallel, batch_size)
     mode, _ = parse(parallel)
     if mode == "mesh":
-        return _mesh(step, sizes(parallel), batch_size, (*rules, *RULES))
+        return on(meshed(sizes(parallel)), step, batch_size, (*rules, *RULES))
     return {"single": _single, "pmap": _pmap}[mode](step)
 
 
@@ -138,14 +164,25 @@ def _single(step: Step) -> tuple[Place, Run]:
     return Place(same, same, same, same, same), jax.jit(step, donate_argnums=0)
 
 
-def _meshed(axes: Mapping[str, int]) -> Mesh:
-    shape = tuple(axes[name] for name in AXES)
-    devices = jax.devices()[: math.prod(shape)]
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+def meshed(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """Returns the Mesh of {axis: size} over devices, by default the first of all; "data" goes across slices.
+
+    Raises ValueError where that cannot be.
+    """
+    shape, kinds = tuple(axes[name] for name in AXES), (AxisType.Auto,) * len(AXES)
+    devices = (jax.devices() if devices is None else devices)[: math.prod(shape)]
+    _within("mesh", devices, axes)
+    many = len(slices(devices))
+    if many == 1:
+        return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+    inner = shape[0] // many, *shape[1:]
+    laid = mesh_utils.create_hybrid_device_mesh(inner, (many, 1, 1), devices, allow_split_physical_axes=True)
+    return Mesh(laid, AXES, axis_types=kinds)
 
 
-def _mesh(step: Step, axes: Mapping[str, int], batch_size: int, rules: Rules) -> tuple[Place, Run]:
-    mesh = _meshed(axes)
+def on(mesh: Mesh, step: Step, batch_size: int, rules: Rules = RULES) -> tuple[Place, jax.stages.Wrapped]:
+    """Returns what `compile` returns, for a Mesh with the axes of AXES; it lays out shapes too, to be lowered."""
+    axes = dict(zip(mesh.axis_names, mesh.devices.shape, strict=True))
     divided, everywhere = (NamedSharding(mesh, spec) for spec in (PartitionSpec(ROWS), PartitionSpec()))
 
     def layout(path, leaf):
@@ -153,6 +190,8 @@ def _mesh(step: Step, axes: Mapping[str, int], batch_size: int, rules: Rules) ->
         return NamedSharding(mesh, shard(leaf, axes, name, rules))
 
     def put(path, x):
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout(path, x))
         if jax.process_count() == 1:
             return jax.device_put(x, layout(path, x))
         host = np.asarray(x)  # device_put would compare the whole array among the processes
@@ -161,11 +200,13 @@ def _mesh(step: Step, axes: Mapping[str, int], batch_size: int, rules: Rules) ->
     def spread(tree):
         return jax.tree_util.tree_map_with_path(put, tree)
 
+    def divide(x):
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=divided)
+        return jax.make_array_from_process_local_data(divided, np.asarray(x), (batch_size, *x.shape[1:]))
+
     def batch(tree):
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(divided, x, (batch_size, *x.shape[1:])),
-            jax.tree.map(np.asarray, tree),
-        )
+        return jax.tree.map(divide, tree)
 
     def run(state, frozen, rows_of_batch):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for kernels that XLA does not divide

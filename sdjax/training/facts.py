@@ -42,7 +42,7 @@ def of(settings: Any, title: str, step: int) -> Facts:
         "optimizer": f"optax.{optim.kind}",
         "max_grad_norm": optim.clip,
         "gradient_accumulation_steps": optim.accumulate,
-        "gradient_checkpointing": settings.remat,
+        "gradient_checkpointing": bool(settings.remat),
         "max_train_steps": settings.steps,
         "steps": step,
         "total_batch_size": data.batch,

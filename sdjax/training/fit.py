@@ -7,11 +7,11 @@ The rows of a step stay those of data.batch, so what is learned stays the same: 
 second time and, where nothing else does, factored moments make room.  Weights that do not train and computation are
 bfloat16.
 
-The account: weights that train and their gradients in float32, the optimizer's numbers, the moving average, a bfloat16
-copy for computation, one more gradient with microbatches, frozen weights as they are, and activations.  Those are
-fitted to what the compiler says of Stable Diffusion 1.5 at 512 x 512 (docs/fit_memory.json, with the commands) and go
-with the pixels and with the root of the UNet's weights, which is our estimate for other models.  A GB is 2^30 bytes, as
-devices are sold.
+The account: weights that train in float32, the optimizer's numbers, the moving average, gradients and a bfloat16 copy
+as far as all are there at once, sums of gradients with microbatches, frozen weights as they are, and activations.
+These are fitted to what the compiler says of Stable Diffusion 1.5 at 512 x 512 (docs/fit_memory.json, with the
+commands) and go with the pixels and with the root of the UNet's weights, which is our estimate for other models.  A GB
+is 2^30 bytes, as devices are sold.
 """
 
 import math
@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from sdjax import trees
+from sdjax.models import recompute
 from sdjax.runtime import mesh
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
@@ -29,9 +30,9 @@ from sdjax.training.optim import MOMENTS
 
 GB = 1 << 30
 SHARE = 0.945  # of the limit; the rest is the device's own
-ROW = {False: 6.0e9, True: 0.7e9}  # bytes of activations of a row, {remat: bytes}; 5.5e9 and 0.8e9 of LoRA's one row
-FIXED, PIXELS = 0.5e9, 0.7e9  # bytes of any step, and of a row whose pixels the autoencoder encodes
-COPY = 1.5  # bytes of a weight that trains beside its float32: its bfloat16, as far as all are there at once
+ROW = {False: 6.0e9, "products": 0.95e9, True: 0.55e9}  # bytes of activations of a row, {remat: bytes}
+FIXED, PIXELS = 0.3e9, 0.7e9  # bytes of any step, and of a row whose pixels the autoencoder encodes
+BESIDE = {False: 2.0, True: 9.5}  # bytes of a weight's gradient and bfloat16 copy, {microbatches: bytes}
 UNET, AREA = 860e6, 512 * 512  # what they were measured with
 
 
@@ -43,8 +44,9 @@ def typed(settings: Any) -> Any:
 def fitted(settings: Any, trained: Any, frozen: StableDiffusion, size: int, pixels: bool = False) -> tuple[Any, str]:
     """Returns (settings below the limit, the choice as a line of text); arguments as for bytes_of.
 
-    The first of these that fits, fastest first: the recipe's optimizer without and with activations computed a second
-    time, then adafactor so; each with as few microbatches as will do.
+    The first of these that fits, fastest first: the recipe's optimizer with all activations kept, products kept, and
+    blocks' inputs kept (models/recompute.py), then adafactor with the latter two; each with as few microbatches as
+    will do.
     Raises SettingError where nothing does, saying what the smallest would need.
     """
     limit, least = SHARE * GB * int(settings.fit.removesuffix("GB")), math.inf
@@ -63,7 +65,8 @@ def _ways(settings):
     """Yields candidate settings, fastest first."""
     rows, devices, own = settings.data.batch, mesh.count(settings.parallel), settings.optim
     parts = [n for n in range(own.accumulate, rows + 1) if rows % (n * devices) == 0]
-    kinds = [(own.kind, False), (own.kind, True)] + [("adafactor", True)] * (own.kind not in ("adafactor", "prodigy"))
+    kinds = [(own.kind, remat) for remat in recompute.KINDS]
+    kinds += [("adafactor", remat) for remat in recompute.KINDS[1:] if own.kind not in ("adafactor", "prodigy")]
     for kind, remat in kinds:  # prodigy's rate is no rate for another
         for n in parts[:1] if settings.method.whole_batch else parts:
             yield replace(settings, optim=replace(own, kind=kind, accumulate=n), remat=remat)
@@ -88,8 +91,8 @@ def bytes_of(settings: Any, trained: Any, frozen: StableDiffusion, size: int, pi
     hold pixels, which the autoencoder encodes within the step.
     """
     numbers = trees.count(trained)
-    floats = 2.0 + MOMENTS[settings.optim.kind] + (settings.optim.accumulate > 1) + (settings.ema > 0)
-    copy = COPY if settings.compute == "bfloat16" else 0
+    floats, parts = 1.0 + MOMENTS[settings.optim.kind] + (settings.ema > 0), settings.optim.accumulate > 1
+    beside = BESIDE[parts] if settings.compute == "bfloat16" else 4.0 * (1 + parts)
     unseen = set() if settings.parallel != "single" else {"image_encoder"} if pixels else {"image_encoder", "vae"}
     seen = {name: tree for name, tree in frozen.parts.items() if name not in unseen}
     still = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((seen, frozen.reference)))
@@ -98,4 +101,4 @@ def bytes_of(settings: Any, trained: Any, frozen: StableDiffusion, size: int, pi
     scale = size**2 / AREA * min(1.0, math.sqrt(unet / UNET))
     wide = 1 if settings.compute == "bfloat16" else 2
     activations = wide * rows * scale * (ROW[settings.remat] + PIXELS * pixels)
-    return numbers * (4 * floats + copy) + still + FIXED * min(1.0, unet / UNET) + activations
+    return numbers * (4 * floats + beside) + still + FIXED * min(1.0, unet / UNET) + activations

@@ -10,6 +10,7 @@ from sdjax.data.batches import Data
 from sdjax.data.classes import ClassData
 from sdjax.diffusion import errors
 from sdjax.methods.full import Full
+from sdjax.models import recompute
 from sdjax.runtime import mesh
 from sdjax.settings import BELOW_1, FROM_0, FROM_1, SEED, TO_1, SettingError, check, check_pattern
 from sdjax.training.optim import Optim
@@ -35,7 +36,8 @@ class Train:
     out: the run's folder; "" is outputs/NAME of the recipe.  {picture} in it inserts the picture's name.
     ema: decay of the moving average of trained weights; 0 is off.
     compute: data type of the computation, "float32" or "bfloat16".  frozen: data type of the frozen weights.
-    remat: recompute activations in the backward pass instead of storing them.
+    remat: recompute activations in the backward pass instead of storing them: True all inside a block, "products" all
+    but the results of matrix products, convolutions and attention.
     fit: 8GB, 12GB, 16GB or 24GB of device memory: chooses data types, remat and microbatches, and adafactor as the
     optimizer if nothing else fits; prints the choice; "" is off.
     class_data: pictures of the subject's class, DreamBooth's prior.
@@ -80,7 +82,7 @@ class Train:
     ema: float = 0.0
     compute: str = "float32"
     frozen: str = "float32"
-    remat: bool = False
+    remat: bool | str = False
     fit: str = ""
     min_snr: float = 0.0
     debiased: bool = False
@@ -107,7 +109,7 @@ class Train:
 
     def __post_init__(self):
         check(
-            self, steps=FROM_0, seed=SEED, ema=BELOW_1, fit=FITS, compute=DTYPES, frozen=DTYPES,
+            self, steps=FROM_0, seed=SEED, ema=BELOW_1, fit=FITS, compute=DTYPES, frozen=DTYPES, remat=recompute.KINDS,
             min_snr=FROM_0, noise_offset=FROM_0, checkpoint=FROM_0, keep=FROM_1,
             log=FROM_0, preserve=FROM_0, huber=TO_1, huber_decay=errors.DECAYS, pyramid=BELOW_1, perturbation=FROM_0,
             epochs=FROM_0, minutes=FROM_0, validate=FROM_1, patience=FROM_0, export_every=FROM_0,
