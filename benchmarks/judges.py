@@ -33,16 +33,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from sdjax.data import pocketland as land
+from sdjax.data import pocketland
 from sdjax.formats.storage import files
 
 FOLDER = Path(__file__).parent / "judges"
-SCENE = {"domain": land.DOMAINS, "context": land.CONTEXTS, "style": land.STYLES, "accessory": land.ACCESSORIES}
+SCENE = {
+    "domain": pocketland.DOMAINS, "context": pocketland.CONTEXTS, "style": pocketland.STYLES,
+    "accessory": pocketland.ACCESSORIES,
+}  # fmt: skip
 MAY_LACK = ("beard", "marks", "age", "pattern")  # kinds that somebody can clearly not have
-CLASSES = SCENE | {k: words + (land.ABSENT,) * (k in MAY_LACK) for k, words in land.ATTRIBUTES.items()}
+CLASSES = SCENE | {k: words + (pocketland.ABSENT,) * (k in MAY_LACK) for k, words in pocketland.ATTRIBUTES.items()}
 NUMBERS = {"face": 47, "cat": 28}  # lengths of Identity.vector()
 GROUP, VIEWS = 8, 4  # identities that share hair and skin colour; scenes of each
-SPLITS = {"heldout": land.HELDOUT[0], "validation": land.VALIDATION[0]}
+SPLITS = {"heldout": pocketland.HELDOUT[0], "validation": pocketland.VALIDATION[0]}
 FIRST = 5_000_000  # seed of the first identity that the judges are trained on, within land.TRAIN
 
 
@@ -103,7 +106,7 @@ JUDGES = {  # freckles and wrinkles are single pixels: what is shown needs finer
 
 def label(who, place):
     """Returns class numbers int [kinds] in the order of CLASSES; one past the last class where it cannot be said."""
-    true = land.labels(who, place) | {"domain": who.domain}
+    true = pocketland.labels(who, place) | {"domain": who.domain}
     true |= {"context": place.context, "style": place.style, "accessory": place.accessory}
     return [words.index(true[k]) if true[k] in words else len(words) for k, words in CLASSES.items()]
 
@@ -112,9 +115,9 @@ def crowd(group, first, cats):
     """Returns the GROUP identities number `group`: one group in `cats` is of cats, others share hair and skin."""
     seeds = range(first + group * GROUP, first + (group + 1) * GROUP)
     if group % cats == cats - 1:
-        return [land.identity(seed, "cat") for seed in seeds]
-    model = land.identity(seeds[0])
-    return [land.identity(seed, hair=model, skin=model) for seed in seeds]
+        return [pocketland.identity(seed, "cat") for seed in seeds]
+    model = pocketland.identity(seeds[0])
+    return [pocketland.identity(seed, hair=model, skin=model) for seed in seeds]
 
 
 def drawn(count, folder, cats=10, first=FIRST, size=64, workers=0):
@@ -150,8 +153,8 @@ def _drawn(group, first, cats, size):
     for who in crowd(group, first, cats):
         made["numbers"].append(np.pad(who.vector(), (0, max(NUMBERS.values()) - NUMBERS[who.domain])))
         for _ in range(VIEWS):
-            place = land.scene(FIRST * VIEWS + index)
-            made["pictures"].append(land.draw(who, place, size))
+            place = pocketland.scene(FIRST * VIEWS + index)
+            made["pictures"].append(pocketland.draw(who, place, size))
             made["classes"].append(label(who, place))
             index += 1
     return {name: np.array(values) for name, values in made.items()}
@@ -325,7 +328,7 @@ def colors(pictures):
     return both / np.linalg.norm(both, axis=-1, keepdims=True)
 
 
-def pairs_of(count, first=land.HELDOUT[0], draw=land.draw):
+def pairs_of(count, first=pocketland.HELDOUT[0], draw=pocketland.draw):
     """Returns uint8 pictures (one, same, other) [count ...]: two renders of an identity and one of another.
 
     All three share context, style and accessory; pose, expression and light differ.
@@ -333,29 +336,29 @@ def pairs_of(count, first=land.HELDOUT[0], draw=land.draw):
     one, same, other = [], [], []
     for index in range(count):
         seed = 40_000_000 + 3 * index
-        place = land.scene(seed)
+        place = pocketland.scene(seed)
         kind = (place.context, place.style, place.accessory)
-        who = land.identity(first + 2 * index)
+        who = pocketland.identity(first + 2 * index)
         one.append(draw(who, place))
-        same.append(draw(who, land.scene(seed + 1, *kind)))
-        other.append(draw(land.identity(first + 2 * index + 1), land.scene(seed + 2, *kind)))
+        same.append(draw(who, pocketland.scene(seed + 1, *kind)))
+        other.append(draw(pocketland.identity(first + 2 * index + 1), pocketland.scene(seed + 2, *kind)))
     return np.stack(one), np.stack(same), np.stack(other)
 
 
-def lineup(trial, size=64, first=land.HELDOUT[0] + 1_000_000, photo=False, draw=land.draw):
+def lineup(trial, size=64, first=pocketland.HELDOUT[0] + 1_000_000, photo=False, draw=pocketland.draw):
     """Returns (pictures asked for, pictures to find), each [size ...], of faces with one hair and skin colour.
 
     All stand in one context, style and accessory and differ in pose, expression and light.
     photo: what to find is a plain photo in a room instead.
     """
-    model = land.identity(first + trial * size)
-    people = [land.identity(first + trial * size + i, hair=model, skin=model) for i in range(size)]
+    model = pocketland.identity(first + trial * size)
+    people = [pocketland.identity(first + trial * size + i, hair=model, skin=model) for i in range(size)]
     seed = 50_000_000 + 2 * trial * size
-    kind = land.scene(seed)
+    kind = pocketland.scene(seed)
     kind = (kind.context, kind.style, kind.accessory)
-    ask = [draw(who, land.scene(seed + 2 * i, *kind)) for i, who in enumerate(people)]
+    ask = [draw(who, pocketland.scene(seed + 2 * i, *kind)) for i, who in enumerate(people)]
     kind = ("room", "photo", "none") if photo else kind
-    find = [draw(who, land.scene(seed + 2 * i + 1, *kind)) for i, who in enumerate(people)]
+    find = [draw(who, pocketland.scene(seed + 2 * i + 1, *kind)) for i, who in enumerate(people)]
     return np.stack(ask), np.stack(find)
 
 
@@ -364,15 +367,15 @@ def found(ask, find):
     return float(((ask @ find.T).argmax(1) == np.arange(len(ask))).mean())
 
 
-def check(count=4000, trials=20, first=land.HELDOUT[0], folder=FOLDER, size=64):
+def check(count=4000, trials=20, first=pocketland.HELDOUT[0], folder=FOLDER, size=64):
     """Returns the judges' figures on identities from seed `first` on, by default ones that nothing was trained on.
 
     size: of the pictures that are drawn for it.
     """
-    draw = functools.partial(land.draw, size=size)
+    draw = functools.partial(pocketland.draw, size=size)
     networks, right, told = load(folder), {kind: 0 for kind in CLASSES}, {kind: 0 for kind in CLASSES}
-    people = [land.identity(first + i, "cat" if i % 5 == 4 else "face") for i in range(count)]
-    places = [land.scene(60_000_000 + i) for i in range(count)]
+    people = [pocketland.identity(first + i, "cat" if i % 5 == 4 else "face") for i in range(count)]
+    places = [pocketland.scene(60_000_000 + i) for i in range(count)]
     words = classify(networks, np.stack([draw(*both) for both in zip(people, places, strict=True)]))
     for index, both in enumerate(zip(people, places, strict=True)):
         for kind, number in zip(CLASSES, label(*both), strict=True):

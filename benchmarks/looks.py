@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import embedded
 
 from sdjax.data import pocketland
-from sdjax.diffusion.schedule import add_noise, target
+from sdjax.diffusion.noise_schedule import add_noise, target
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import e4t
 from sdjax.methods.e4t import E4T

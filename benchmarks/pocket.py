@@ -32,7 +32,7 @@ import judges
 from sdjax import settings, trees
 from sdjax.data import batches, pocketland
 from sdjax.formats import pipeline
-from sdjax.formats.adapters import format as kinds
+from sdjax.formats.adapters import kinds
 from sdjax.formats.storage import files
 from sdjax.images import grid
 from sdjax.methods.chain import Chain
@@ -41,7 +41,7 @@ from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.runtime import compile_cache
 from sdjax.sampling import generate
 from sdjax.stable_diffusion import to_pictures, to_pixels
-from sdjax.training import optim, run
+from sdjax.training import optim, run_folder
 from sdjax.training.step import default_loss, initial_state, make_step
 
 SPLITS = {  # first seeds that neither training nor the judges' own figures use: for final figures, and for choices
@@ -159,7 +159,7 @@ class Tuner:
         trained, frozen = self.method.split(self.sd, None if self.with_encoder else jax.random.key(0))
         if self.with_encoder:
             opened = kinds.opened(pipeline.locate(self.settings.init), self.sd)
-            trained, frozen = run.start(self.method, trained, frozen, self.settings.init, opened)
+            trained, frozen = run_folder.start(self.method, trained, frozen, self.settings.init, opened)
         data = batches.build(dataclasses.replace(self.data, path=str(path)), frozen, 0)
         if self.with_encoder:
             frozen = self.method.look(frozen, trained, jnp.asarray(data.single))

@@ -15,7 +15,7 @@ import jax
 
 from sdjax import trees
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.training import run
+from sdjax.training import run_folder
 from sdjax.training.begin import begin, task_of
 from sdjax.training.optim import optimizer
 from sdjax.training.settings import Train
@@ -108,5 +108,5 @@ def memory(step: Any) -> int:
 def kept(method: Any, frozen: StableDiffusion, learned: Any) -> int:
     """Returns the bytes of a subject's export."""
     with tempfile.TemporaryDirectory() as folder:
-        run.export(method, frozen, learned, Path(folder) / "export")
+        run_folder.export(method, frozen, learned, Path(folder) / "export")
         return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())

@@ -20,7 +20,7 @@ from sdjax.formats.storage import files
 from sdjax.methods.e4t import Encoder, plain
 from sdjax.runtime import compile_cache
 from sdjax.training import export
-from sdjax.training.run import run_of
+from sdjax.training.run_folder import run_of
 
 OF_RUNS = ("step", "weights", "recipe")
 

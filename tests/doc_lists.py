@@ -48,11 +48,11 @@ def methods():
 
 def formats():
     """Returns the table of adapter formats."""
-    from sdjax.formats.adapters import format
+    from sdjax.formats.adapters import kinds
 
     rows = [
         (f"`{name}`", about(type(one)), quoted(f"<{tag}:NAME>" for tag in one.tags), quoted(one.suffixes))
-        for name, one in format.known().items()
+        for name, one in kinds.known().items()
     ]
     return table(("format", "contents", "in prompts", "files"), rows)
 

@@ -23,8 +23,7 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 
-from sdjax.formats.adapters import format as kinds
-from sdjax.formats.adapters import lora_start
+from sdjax.formats.adapters import kinds, lora_start
 from sdjax.methods.adapter import Adapter
 from sdjax.methods.chain import Chain
 from sdjax.methods.lora import Lora

@@ -13,7 +13,7 @@ from PIL import Image
 
 import sdjax
 from sdjax.data.batches import Data
-from sdjax.diffusion.schedule import Schedule
+from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import about
 from sdjax.formats.adapters.about import Facts
@@ -22,7 +22,7 @@ from sdjax.formats.storage import hashes, headers
 from sdjax.methods.adapter import Adapter
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.models.unet import UNet, UNetConfig
-from sdjax.training import facts, run
+from sdjax.training import facts, run_folder
 from sdjax.training.settings import Train
 
 CAPTIONS = ("a red cat, on grass", "a red cat, at home", "sleeping,  on grass")
@@ -45,7 +45,7 @@ def exported(pictures, out, **more):
     (out / "samples").mkdir(parents=True)
     Image.new("RGB", (20, 10), (9, 8, 7)).save(out / "samples" / "0000005.png")
     trained, frozen = method.split(sd)
-    path, _ = run.export(method, frozen, trained, out / "export", **facts.told(settings, out, 7))
+    path, _ = run_folder.export(method, frozen, trained, out / "export", **facts.told(settings, out, 7))
     with safetensors.safe_open(path, "np") as file:
         return path, file.metadata()
 

@@ -13,7 +13,7 @@ import sdjax
 from sdjax import trees
 from sdjax.__main__ import main
 from sdjax.formats import pipeline
-from sdjax.formats.adapters import lora_tools, reading
+from sdjax.formats.adapters import attachable, lora_tools
 from sdjax.formats.adapters.low_rank import Cut, shortened, split
 from sdjax.formats.storage import headers
 from sdjax.settings import SettingError
@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
 def two(base, folder):
     """Returns (adapters, their changes) of ranks 3 and 5."""
     changes = [kohya(folder / "cat.safetensors", 1, 3, 2.0), kohya(folder / "ink.safetensors", 9, 5, 4.0)]
-    return [reading.read(folder / f"{name}.safetensors", base) for name in ("cat", "ink")], changes
+    return [attachable.read(folder / f"{name}.safetensors", base) for name in ("cat", "ink")], changes
 
 
 def effects(adapter):
@@ -163,7 +163,7 @@ def test_what_is_no_lora_becomes_one_of_a_rank(base, folder, two):
     shapes = ((32, 2), (2, 32)) * 2
     parts = [noise(i, *shape) for i, shape in enumerate(shapes)]
     save_file({f"{key}.{name}": x for name, x in zip(names, parts, strict=True)}, folder / "loha.safetensors")
-    loha = reading.read(folder / "loha.safetensors", base)
+    loha = attachable.read(folder / "loha.safetensors", base)
     with pytest.raises(SettingError, match="rank=None: expected a number: the changes of .*to_q.kernel are no LoRA"):
         lora_tools.merged([(cat, 1.0), (loha, 0.3)], base)
     made = effects(lora_tools.merged([(cat, 1.0), (loha, 0.3)], base, Cut(rank=7)))
@@ -173,7 +173,7 @@ def test_what_is_no_lora_becomes_one_of_a_rank(base, folder, two):
     tensors = load_file(folder / "cat.safetensors")
     tensors[f"{key}.dora_scale"] = np.abs(noise(3, 32, 1))
     save_file(tensors, folder / "dora.safetensors")
-    dora = reading.read(folder / "dora.safetensors", base)
+    dora = attachable.read(folder / "dora.safetensors", base)
     shape = jax.eval_shape(lambda: base)
     with pytest.raises(SettingError, match="model=None: expected the base model"):
         lora_tools.resized(dora, shape, Cut(rank=2))

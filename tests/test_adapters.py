@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.torch
+import test_embeddings
+import test_hypernetworks
 import torch
 from adapter_files import assert_same, assert_same_picture, fresh, made
 from diffusers.models.attention_processor import CustomDiffusionAttnProcessor
 from PIL import Image
-from test_embeddings import picture as embedding_picture
 from test_hypernetworks import CASES, hang
-from test_hypernetworks import write as write_hypernetwork
 from test_lora import ATTENTION, kohya
 
 import sdjax
@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
     write(kohya(pipe, ATTENTION, rank=5, alpha=1.0), folder / "dog.safetensors")
     write(kohya(pipe, ATTENTION, rank=5, alpha=4.0), folder / "bird.safetensors")
     write({WORD: ROWS}, folder / "toy.safetensors")
-    write_hypernetwork(folder / "style.pt", CASES["relu"])
+    test_hypernetworks.write(folder / "style.pt", CASES["relu"])
     return folder
 
 
@@ -216,7 +216,7 @@ def test_pictures(kind, folder):
         theirs.load_textual_inversion({WORD: ROWS}, token=WORD)
         sd, text = sdjax.attach(base, folder / "toy.safetensors"), f"a sketch of {WORD}"
     else:
-        hang(theirs.unet, write_hypernetwork(folder / "again.pt", CASES["relu"]), 0.5)
+        hang(theirs.unet, test_hypernetworks.write(folder / "again.pt", CASES["relu"]), 0.5)
         sd, text = sdjax.attach(base, folder / "style.pt", 0.5), "a photo of a man"
     assert_same_picture(sd, theirs, text)
 
@@ -316,7 +316,7 @@ def test_what_prompts_name_is_found_and_recorded(folder, tmp_path, monkeypatch, 
     shutil.copy(folder / "style.pt", here / "style.pt")
     Image.new("RGB", (8, 8)).save(here / "style.png")
     Image.new("RGB", (8, 8)).save(here / "cat.png")
-    embedding_picture(ROWS, here / "inky-1.png")
+    test_embeddings.picture(ROWS, here / "inky-1.png")
     begin = ["--model", str(tmp_path / "model"), "--steps", "1", "--size", "16", "--adapters", str(here)]
 
     def run(out, prompt, *more):

@@ -50,6 +50,24 @@ def imported(path):
     return found
 
 
+def renamed(path, own):
+    """Returns the modules and names of ours that a file imports under another name.
+
+    A program's `main` may have another: it does not name the program.
+    """
+    found = [
+        (f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name, alias.asname)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    ]
+    return [
+        f"{name} as {other}"
+        for name, other in found
+        if other and name.split(".")[0] in own and not name.endswith(".main")
+    ]
+
+
 def unit(name):
     """Returns the part of the house that a dotted name or a file's parts lie in: "models" of sdjax.models.unet."""
     return name.split(".")[1] if name.count(".") else ""
@@ -147,6 +165,14 @@ def test_only_models_and_the_hypernetwork_make_layers(path):
 @pytest.mark.parametrize("path", SOURCES + PROGRAMS, ids=names(SOURCES + PROGRAMS))
 def test_files_are_short(path):
     assert len(path.read_text().splitlines()) <= 500
+
+
+def test_nothing_of_ours_has_two_names():
+    """A search for a module's name finds every use of it."""
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    own = {"sdjax"} | {path.stem for path in [*PROGRAMS, *tests]} | {path.parent.name for path in tests}
+    found = {str(path.relative_to(ROOT)): renamed(path, own) for path in [*SOURCES, *PROGRAMS, *tests]}
+    assert {name: names for name, names in found.items() if names} == {}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tasks
+import tiny
 import torch
 from PIL import ExifTags, Image
 from safetensors.numpy import save_file
@@ -124,7 +124,7 @@ def test_images_and_masks_of_the_lists_folder(tmp_path):
 
 def smooth(path, size=(32, 32), seed=0, **more):
     """Writes a picture of (height, width) pixels and returns it."""
-    picture = resize.fit(tasks.pictures(1, seed=seed)[0], size, "stretch")
+    picture = resize.fit(tiny.pictures(1, seed=seed)[0], size, "stretch")
     Image.fromarray(picture).save(path, **more)
     return picture
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sdjax.data import tags
 from sdjax.data.classes import ClassData
-from sdjax.diffusion.schedule import Schedule
+from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.formats.models import folder, presets
 from sdjax.formats.storage import files, parameters
 from sdjax.images import reading

@@ -13,7 +13,6 @@ from programs import photo
 
 from sdjax import trees
 from sdjax.data import batches, cache, sources
-from sdjax.data import store as store_file
 from sdjax.data.batches import Data
 from sdjax.data.sources import drawn
 from sdjax.data.sources.drawn import Pocketland
@@ -107,7 +106,7 @@ def test_a_record_that_was_changed_or_cut_is_as_if_it_were_not_there(records):
 
 def test_places_save_looking_through_the_records(records, monkeypatch):
     path, starts = records
-    monkeypatch.setattr(store_file, "MANY", 2)
+    monkeypatch.setattr("sdjax.data.store.MANY", 2)
     Store(path).settle()
     looked, scanned = [], Store._scanned
     monkeypatch.setattr(
@@ -146,7 +145,7 @@ def test_places_save_looking_through_the_records(records, monkeypatch):
 
 def test_many_kept_pictures_are_not_asked_for_one_by_one(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "MANY", 2)
-    monkeypatch.setattr(store_file, "MANY", 2)
+    monkeypatch.setattr("sdjax.data.store.MANY", 2)
     data = dataclasses.replace(DATA, cache=str(tmp_path))
     first = batches.build(data, tiny(), 0)[1]
     asked, content = [], drawn.Drawn.content

@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 from programs import load
 
+import sdjax.settings
 from sdjax.data import batches
 from sdjax.data.batches import Data
 from sdjax.data.classes import ClassData
 from sdjax.formats import pipeline
 from sdjax.methods.full import Full
 from sdjax.service import class_images
-from sdjax.settings import load as load_recipe
 from sdjax.text.rare import rare
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.training import checks
@@ -184,7 +184,7 @@ def test_a_killed_run_with_class_rows_ends_as_the_undisturbed_one(run, tmp_path)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
     def export(out):
-        train(load_recipe(ROOT / recipe, changes), out)
+        train(sdjax.settings.load(ROOT / recipe, changes), out)
         return (out / "export" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
 
     line = [sys.executable, "train/run.py", recipe, *changes, f"out={killed}"]

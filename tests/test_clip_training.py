@@ -14,7 +14,7 @@ from sdjax.formats import pipeline
 from sdjax.methods.clip import Clip
 from sdjax.methods.full import Full
 from sdjax.models.reference import Reference
-from sdjax.training import run as run_folder
+from sdjax.training import run_folder
 from sdjax.training.begin import begin
 from sdjax.training.settings import Train
 

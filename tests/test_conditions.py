@@ -5,7 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
-import tasks
+import tiny
 import torch
 import transformers
 from PIL import Image
@@ -145,7 +145,7 @@ def test_depth_comes_from_a_model_of_transformers(tmp_path):
     torch.nn.init.constant_(model.head.head[-2].bias, 5.0)  # a rectifier stands behind it
     model.save_pretrained(tmp_path / "dpt")
     transformers.DPTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "dpt")
-    picture = tasks.pictures(1, 40)[0]
+    picture = tiny.pictures(1, 40)[0]
     made = conditions.of(f"depth:model={tmp_path / 'dpt'}").make(picture)
     theirs = transformers.pipeline("depth-estimation", model=str(tmp_path / "dpt"))(Image.fromarray(picture))
     wanted = theirs["predicted_depth"].numpy()
@@ -165,7 +165,7 @@ def sd():
 
 
 def folder(path, count=3):
-    for i, picture in enumerate(tasks.pictures(count, 48, seed=3)):
+    for i, picture in enumerate(tiny.pictures(count, 48, seed=3)):
         Image.fromarray(picture).save(path / f"{i}.png")
         (path / f"{i}.txt").write_text("a face")
     return path
@@ -226,7 +226,7 @@ def test_skeletons_lie_beside_pictures(sd, tmp_path):
 
 
 def test_the_program_makes_edges_and_draws_skeletons(tmp_path, monkeypatch, capsys):
-    photo, jobs = tasks.pictures(1, 48, seed=3)[0], []
+    photo, jobs = tiny.pictures(1, 48, seed=3)[0], []
     Image.fromarray(photo).save(tmp_path / "photo.png")
     pose = write_pose(tmp_path / "pose.json", person(), canvas_width=48, canvas_height=48)
 
@@ -235,7 +235,7 @@ def test_the_program_makes_edges_and_draws_skeletons(tmp_path, monkeypatch, caps
         return np.full((len(job.pictures), 32, 32, 3), 127, np.uint8)
 
     monkeypatch.setattr(generate, "drawn", stub)
-    model = tasks.model()
+    model = tiny.model()
     monkeypatch.setattr(pipeline, "load", lambda *source, **given: model)
     base = ["--prompt", "a cat", "--control", "random:tiny", "--control-image"]
     (path,) = sample("controlnet", tmp_path / "out", *base, str(tmp_path / "photo.png"), "--preprocess", "canny:low=20")
@@ -251,7 +251,7 @@ def test_the_program_makes_edges_and_draws_skeletons(tmp_path, monkeypatch, caps
 
 
 def test_a_condition_is_made_at_the_size_of_the_picture_that_is_made():
-    sd, photo = tasks.model(), tasks.pictures(1, 64, seed=3)[0]
+    sd, photo = tiny.model(), tiny.pictures(1, 64, seed=3)[0]
     net = sdjax.load_control("random:tiny")
     made = sdjax.text2img(sd, ["a cat"], steps=3, control=net.on(photo, preprocess="canny:low=20,high=40"))
     small = np.asarray(Image.fromarray(photo).resize((32, 32), Image.Resampling.LANCZOS))

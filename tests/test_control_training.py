@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tasks as models
+import tiny
 import torch
 from PIL import Image
 
@@ -19,9 +19,8 @@ import sdjax.settings
 from sdjax import tasks, trees
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
-from sdjax.diffusion import schedule as noising
-from sdjax.diffusion import wrappers
-from sdjax.formats.models import controlnet as files
+from sdjax.diffusion import noise_schedule, wrappers
+from sdjax.formats.models import controlnet
 from sdjax.formats.storage import parameters
 from sdjax.methods.chain import Chain
 from sdjax.methods.controlnet import ControlNet
@@ -124,12 +123,12 @@ def task_keys(batch, seed):
 
 @pytest.fixture(scope="module")
 def plain():
-    return models.model()
+    return tiny.model()
 
 
 @pytest.fixture(scope="module")
 def nine():
-    return models.model(in_channels=9)
+    return tiny.model(in_channels=9)
 
 
 # ---- gradients -----------------------------------------------------------------------------------
@@ -141,10 +140,10 @@ def test_controlnet_has_the_gradients_of_diffusers(kind, plain, nine, tmp_path):
     task, method, seed = tasks.of(sd), ControlNet(), 5
     assert task.name == kind
     trained, frozen = method.split(sd, jax.random.key(1))
-    trained, batch = {"controlnet": models.noised(trained["controlnet"])}, rows(sd, hint=True)
+    trained, batch = {"controlnet": tiny.noised(trained["controlnet"])}, rows(sd, hint=True)
     loss, grads = ours(method, trained, frozen, batch, seed, task)
     classes = {"text2img": diffusers.StableDiffusionPipeline, "inpainting": diffusers.StableDiffusionInpaintPipeline}
-    pipe = models.theirs(sd, tmp_path / "model", classes[kind])
+    pipe = tiny.theirs(sd, tmp_path / "model", classes[kind])
     made = control.taken(method.join(frozen, trained))[1][0]
     sdjax.save_control(made, tmp_path / "control")
     net = diffusers.ControlNetModel.from_pretrained(tmp_path / "control", low_cpu_mem_usage=False)
@@ -169,7 +168,7 @@ def test_inpainting_has_the_gradients_of_diffusers(nine, tmp_path):
     task = tasks.of(nine)
     trained, frozen = method.split(nine)
     loss, grads = ours(method, trained, frozen, batch, seed, task)
-    pipe = models.theirs(nine, tmp_path / "model", diffusers.StableDiffusionInpaintPipeline)
+    pipe = tiny.theirs(nine, tmp_path / "model", diffusers.StableDiffusionInpaintPipeline)
     k_hole, k_latent = task_keys(batch, seed)
     holes = np.stack([hole(k, (32, 32)) for k in k_hole])
     assert holes.any((1, 2)).all()
@@ -183,14 +182,14 @@ def test_inpainting_has_the_gradients_of_diffusers(nine, tmp_path):
 
 
 def test_upscaler_has_the_gradients_of_diffusers(tmp_path):
-    sd = models.model("v_prediction", in_channels=7, num_class_embeds=1000, only_cross_attention=(True, False))
+    sd = tiny.model("v_prediction", in_channels=7, num_class_embeds=1000, only_cross_attention=(True, False))
     vae = sd.networks["vae"].clone(config=dataclasses.replace(sd.networks["vae"].config, scaling_factor=0.08333))
     sd = sd.with_networks(vae=vae)  # diffusers' pipeline has no other
-    sd = sd.replace(low_schedule=noising.Schedule(beta_start=0.0001, beta_end=0.02))
+    sd = sd.replace(low_schedule=noise_schedule.Schedule(beta_start=0.0001, beta_end=0.02))
     method, seed, batch = Full(("unet",)), 7, rows(sd)
     trained, frozen = method.split(sd)
     loss, grads = ours(method, trained, frozen, batch, seed, tasks.of(sd))
-    pipe = models.theirs(sd, tmp_path / "model", diffusers.StableDiffusionUpscalePipeline)
+    pipe = tiny.theirs(sd, tmp_path / "model", diffusers.StableDiffusionUpscalePipeline)
     k_level, k_noise = task_keys(batch, seed)
     level = jax.vmap(lambda k: jax.random.randint(k, (), 0, 350))(k_level)
     small = torch.nn.functional.avg_pool2d(first(batch["pixels"]), 2)
@@ -274,17 +273,17 @@ def trained(tmp_path_factory):
 def test_the_export_gives_the_same_picture_in_diffusers_and_here(trained, tmp_path):
     out, joined = trained
     sd, (own,) = control.taken(joined)
-    hint, noise = models.pictures(1, seed=1)[0], models.start_noise([4])
+    hint, noise = tiny.pictures(1, seed=1)[0], tiny.start_noise([4])
     made = sdjax.text2img(sd, ["a cat"], steps=4, seeds=[4], guidance=3.0, control=own.on(hint))
     base = sdjax.text2img(sd, ["a cat"], steps=4, seeds=[4], guidance=3.0)
     assert np.abs(made.astype(int) - base).max() > 3
     net = diffusers.ControlNetModel.from_pretrained(out / "export", low_cpu_mem_usage=False)
-    pipe = models.theirs(sd, tmp_path / "model", diffusers.StableDiffusionControlNetPipeline, controlnet=net)
+    pipe = tiny.theirs(sd, tmp_path / "model", diffusers.StableDiffusionControlNetPipeline, controlnet=net)
     wanted = pipe(
         ["a cat"], image=[Image.fromarray(hint)], num_inference_steps=4, guidance_scale=3.0, output_type="np",
         latents=first(noise),
     ).images  # fmt: skip
-    assert models.difference(made, wanted) <= 1
+    assert tiny.difference(made, wanted) <= 1
     from sdjax import convert
 
     path = tmp_path / "one.safetensors"
@@ -293,7 +292,11 @@ def test_the_export_gives_the_same_picture_in_diffusers_and_here(trained, tmp_pa
         again = sdjax.load_control(source)
         assert again.network.config == own.network.config
         jax.tree.map(np.testing.assert_array_equal, again.params, own.params)
-    assert files.is_control(path) and files.is_control(out / "export") and not files.is_control(tmp_path / "model")
+    assert (
+        controlnet.is_control(path)
+        and controlnet.is_control(out / "export")
+        and not controlnet.is_control(tmp_path / "model")
+    )
 
 
 def test_a_run_goes_on_from_an_export_and_from_a_checkpoint(trained, tmp_path):
@@ -324,7 +327,7 @@ def test_a_run_that_lost_its_end_comes_to_the_same_bits(trained, tmp_path):
 def test_at_rate_zero_the_picture_is_that_of_the_base(tmp_path):
     joined = train(dataclasses.replace(RUN, optim=Optim(lr=0.0), checkpoint=0), tmp_path / "out")
     sd, (own,) = control.taken(joined)
-    hint = models.pictures(1, seed=1)[0]
+    hint = tiny.pictures(1, seed=1)[0]
     made = sdjax.text2img(sd, ["a cat"], steps=4, control=own.on(hint))
     np.testing.assert_array_equal(made, sdjax.text2img(sd, ["a cat"], steps=4))
 
@@ -387,7 +390,7 @@ PIPES = {
 @pytest.mark.parametrize("name", PIPES)
 def test_recipes_leave_folders_that_diffusers_opens(name, tmp_path, capsys):
     kind, channels, use = PIPES[name]
-    for i, picture in enumerate(models.pictures(5, 48)):
+    for i, picture in enumerate(tiny.pictures(5, 48)):
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
         (tmp_path / f"{i}.txt").write_text("a face")
     given = [*SMALL, f"data.path={tmp_path}", "optim.lr=0.01"]

@@ -7,7 +7,7 @@ import diffusers
 import jax
 import numpy as np
 import pytest
-import tasks
+import tiny
 import torch
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from PIL import Image
@@ -20,8 +20,7 @@ from sdjax.formats.models import controlnet
 from sdjax.formats.storage import files, ldm_names, parameters
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.models.unet import UNetConfig
-from sdjax.sampling import generate, inpainting, upscaling
-from sdjax.sampling import run as running
+from sdjax.sampling import denoising, generate, inpainting, upscaling
 from sdjax.sampling.control import Control
 from sdjax.service import records
 
@@ -30,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 @pytest.fixture(scope="module")
 def sd():
-    return tasks.model()
+    return tiny.model()
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +37,8 @@ def controls():
     one = sdjax.load_control("random:tiny")
     config = dataclasses.replace(one.network.config, controlnet_conditioning_channel_order="bgr")
     return [
-        dataclasses.replace(one, params=tasks.noised(one.params, 7)),
-        dataclasses.replace(one, params=tasks.noised(one.params, 8), network=ControlNet(config)),
+        dataclasses.replace(one, params=tiny.noised(one.params, 7)),
+        dataclasses.replace(one, params=tiny.noised(one.params, 8), network=ControlNet(config)),
     ]
 
 
@@ -50,7 +49,7 @@ def pipe(sd, controls, tmp_path_factory):
     for i, control in enumerate(controls):
         sdjax.save_control(control, folder / f"{i}")
         nets.append(diffusers.ControlNetModel.from_pretrained(folder / f"{i}", low_cpu_mem_usage=False))
-    return tasks.theirs(sd, folder / "model", diffusers.StableDiffusionControlNetPipeline, controlnet=nets), folder
+    return tiny.theirs(sd, folder / "model", diffusers.StableDiffusionControlNetPipeline, controlnet=nets), folder
 
 
 CASES = {
@@ -67,19 +66,19 @@ CASES = {
 )
 def test_gives_the_picture_of_diffusers(sd, controls, pipe, case):
     case = {"starts": [0.0, 0.0], "ends": [1.0, 1.0], "guidance": 4.0, **CASES[case]}
-    count, many, hints = case["count"], pipe[0].controlnet.nets, tasks.pictures(2, seed=1)
+    count, many, hints = case["count"], pipe[0].controlnet.nets, tiny.pictures(2, seed=1)
     kind = diffusers.StableDiffusionControlNetPipeline
     theirs = kind(**{**pipe[0].components, "controlnet": many[0] if count == 1 else list(many)})
     theirs.set_progress_bar_config(disable=True)
-    noise = tasks.start_noise([4, 5])
+    noise = tiny.start_noise([4, 5])
 
     def first(values):
         return values[0] if count == 1 else list(values)
 
     seen = [Image.fromarray(hint) for hint in hints]  # for both prompts
     wanted = theirs(
-        tasks.PROMPTS, image=first(seen), num_inference_steps=10, guidance_scale=case["guidance"],
-        negative_prompt=tasks.NEGATIVE, controlnet_conditioning_scale=first(case["weights"]), guess_mode=case["guess"],
+        tiny.PROMPTS, image=first(seen), num_inference_steps=10, guidance_scale=case["guidance"],
+        negative_prompt=tiny.NEGATIVE, controlnet_conditioning_scale=first(case["weights"]), guess_mode=case["guess"],
         control_guidance_start=first(case["starts"]), control_guidance_end=first(case["ends"]), output_type="np",
         latents=torch.from_numpy(np.array(noise).transpose(0, 3, 1, 2).copy()),
     ).images  # fmt: skip
@@ -91,19 +90,19 @@ def test_gives_the_picture_of_diffusers(sd, controls, pipe, case):
     ]
     made = sdjax.text2img(
         sd,
-        tasks.PROMPTS,
+        tiny.PROMPTS,
         steps=10,
         guidance=case["guidance"],
-        negative_prompt=tasks.NEGATIVE,
+        negative_prompt=tiny.NEGATIVE,
         seeds=[4, 5],
         control=acting,
     )
-    assert tasks.difference(made, wanted) <= 1
-    assert np.abs(made.astype(int) - sdjax.text2img(sd, tasks.PROMPTS, steps=10, seeds=[4, 5])).mean() > 3
+    assert tiny.difference(made, wanted) <= 1
+    assert np.abs(made.astype(int) - sdjax.text2img(sd, tiny.PROMPTS, steps=10, seeds=[4, 5])).mean() > 3
 
 
 def test_the_program_begins_with_pictures_and_masks_and_enlarges(sd, tmp_path, monkeypatch, capsys):
-    given, mask = tasks.pictures(2, seed=1)[0], np.zeros((32, 32), np.uint8)
+    given, mask = tiny.pictures(2, seed=1)[0], np.zeros((32, 32), np.uint8)
     mask[8:24, 8:24] = 255
     for name, one in (("given", given), ("mask", mask)):
         Image.fromarray(one).save(tmp_path / f"{name}.png")
@@ -151,7 +150,7 @@ def test_files_in_both_namings_hold_the_same(sd, tmp_path):
     """A file with the original names, read by us and by diffusers, with and without the prefix."""
     config = ControlNetConfig.of(sd.networks["unet"].config, 8)  # diffusers reads no other hint encoder from such files
     network = ControlNet(config)
-    control = Control(tasks.noised(parameters.random_parameters(network, "float32")), network)
+    control = Control(tiny.noised(parameters.random_parameters(network, "float32")), network)
     folder = sdjax.save_control(control, tmp_path / "folder")
     modules = controlnet.modules(config)
     original = {ldm_names.rename(name, modules): tensor for name, tensor in parameters.write(control.params).items()}
@@ -185,16 +184,16 @@ def test_sizes_of_the_published_ones():
 
 
 def test_weights_steps_and_pictures_compile_nothing(sd, controls):
-    hints = tasks.pictures(2, seed=1)
+    hints = tiny.pictures(2, seed=1)
     sdjax.text2img(sd, ["a cat"], steps=4, control=controls[0].on(hints[0]))
-    before = running._sample._cache_size()
+    before = denoising._sample._cache_size()
     sdjax.text2img(sd, ["a cat"], steps=6, control=controls[0].on(hints[1], weight=0.3, start=0.2, end=0.5))
-    assert running._sample._cache_size() == before
+    assert denoising._sample._cache_size() == before
 
 
 def test_a_weight_of_zero_is_no_control(sd, controls):
     without = sdjax.text2img(sd, ["a cat"], steps=4)
-    hint = tasks.pictures(1, seed=1)[0]
+    hint = tiny.pictures(1, seed=1)[0]
     idle = sdjax.text2img(sd, ["a cat"], steps=4, control=controls[0].on(hint, weight=0.0))
     assert np.abs(without.astype(int) - idle).max() <= 1
 
@@ -232,7 +231,7 @@ def test_guess_scales_are_those_of_torch():
     ("make", "message"),
     [
         (lambda control: control, "a ControlNet without a picture"),
-        (lambda control: control.on(tasks.pictures(1)[0], start=0.5, end=0.5), "start=0.5, end=0.5"),
+        (lambda control: control.on(tiny.pictures(1)[0], start=0.5, end=0.5), "start=0.5, end=0.5"),
         (lambda control: sdjax.load_control("random:sd9"), "random:sd15"),
         (lambda control: sdjax.load_control("no/such/one/here"), "no/such"),
     ],

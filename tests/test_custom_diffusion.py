@@ -12,11 +12,11 @@ from torch_weights import to_torch
 
 import sdjax
 from sdjax import trees
-from sdjax.formats.adapters import format as kinds
+from sdjax.formats.adapters import kinds
 from sdjax.methods.chain import Chain
 from sdjax.methods.custom_diffusion import CustomDiffusion
 from sdjax.methods.textual_inversion import TextualInversion
-from sdjax.training import run
+from sdjax.training import run_folder
 
 METHOD = Chain((TextualInversion("<new>", "red"), CustomDiffusion(query=True)))
 
@@ -33,7 +33,7 @@ def learned():
 def folder(learned, tmp_path_factory):
     trained, frozen = learned
     folder = tmp_path_factory.mktemp("export")
-    path, use = run.export(METHOD, frozen, trained, folder)
+    path, use = run_folder.export(METHOD, frozen, trained, folder)
     assert path == folder / "pytorch_custom_diffusion_weights.safetensors"
     assert sorted(file.name for file in folder.iterdir()) == ["learned_embeds.safetensors", path.name]
     assert "load_attn_procs" in use[1] and "load_textual_inversion" in use[2]
@@ -77,11 +77,11 @@ def test_training_goes_on_from_the_files(learned, folder):
     trained, _ = learned
     base = models()[0]
     again, frozen = METHOD.split(base, None)
-    found, _ = run.start(METHOD, again, frozen, str(folder), kinds.opened(folder, base))
+    found, _ = run_folder.start(METHOD, again, frozen, str(folder), kinds.opened(folder, base))
     assert trees.digest(found) == trees.digest(trained)
     other = Chain((METHOD.parts[0], CustomDiffusion()))
     with pytest.raises(ValueError, match="its weights are not this method's: .*attn2.to_out.0.bias"):
-        run.start(other, *other.split(base, None), str(folder), kinds.opened(folder, base))
+        run_folder.start(other, *other.split(base, None), str(folder), kinds.opened(folder, base))
     other = Chain((dataclasses.replace(METHOD.parts[0], word="<other>"), METHOD.parts[1]))
     with pytest.raises(ValueError, match=r"no rows .*\[1, 32\].* of the word '<other>'"):
-        run.start(other, *other.split(base, None), str(folder), kinds.opened(folder, base))
+        run_folder.start(other, *other.split(base, None), str(folder), kinds.opened(folder, base))

@@ -15,9 +15,9 @@ from sdjax.formats.adapters import e4t
 from sdjax.methods.e4t import E4T
 from sdjax.runtime import compile_cache
 from sdjax.service import demo
-from sdjax.training import run as run_folder
+from sdjax.training import run_folder
 from sdjax.training.loop import train
-from sdjax.training.run import fresh
+from sdjax.training.run_folder import fresh
 
 
 @pytest.fixture

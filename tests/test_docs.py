@@ -16,7 +16,7 @@ from PIL import Image
 import sdjax.convert
 import sdjax.settings
 from sdjax.diffusion import plan, samplers
-from sdjax.diffusion.schedule import Schedule
+from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.service import adapters, batch, programs
 from sdjax.training.loop import train
 from tests import doc_lists, prose

@@ -15,8 +15,7 @@ from sdjax.data import batches
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.formats import pipeline
-from sdjax.formats.adapters import e4t
-from sdjax.formats.adapters import format as kinds
+from sdjax.formats.adapters import e4t, kinds
 from sdjax.formats.storage import parameters
 from sdjax.images import grid
 from sdjax.methods import offsets
@@ -28,8 +27,7 @@ from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.models.reference import Reference
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.stable_diffusion import to_pictures
-from sdjax.training import preview
-from sdjax.training import run as run_folder
+from sdjax.training import preview, run_folder
 from sdjax.training.begin import begin
 from sdjax.training.settings import Train
 

@@ -14,8 +14,7 @@ from torch_weights import file_name
 
 import sdjax
 from sdjax import trees
-from sdjax.formats.adapters import e4t
-from sdjax.formats.adapters import format as kinds
+from sdjax.formats.adapters import e4t, kinds
 from sdjax.formats.storage import parameters
 from sdjax.methods import offsets
 from sdjax.methods.chain import Chain
@@ -23,7 +22,7 @@ from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
 from sdjax.models.clip import squashed_pixels
 from sdjax.stable_diffusion import TOKENS, to_pixels
-from sdjax.training import optim, run
+from sdjax.training import optim, run_folder
 from sdjax.training.optim import Optim
 from sdjax.training.settings import Train
 from sdjax.training.step import default_loss
@@ -54,7 +53,7 @@ def started(folder, method, sd=None):
     sd = bare(models()[0]) if sd is None else sd
     opened = kinds.opened(folder, sd)
     sd = opened[0].brings(opened[1], sd)
-    return run.start(method, *method.split(sd), str(folder), opened)
+    return run_folder.start(method, *method.split(sd), str(folder), opened)
 
 
 @pytest.fixture(scope="module")

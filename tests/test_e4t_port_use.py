@@ -21,7 +21,7 @@ from torch_step import models
 
 import sdjax
 from sdjax.formats import pipeline
-from sdjax.formats.adapters import format as kinds
+from sdjax.formats.adapters import kinds
 from sdjax.formats.models import open_clip
 from sdjax.images import reading
 from sdjax.methods.e4t import E4T

@@ -22,7 +22,7 @@ from sdjax.sampling.settings import TextToImage
 from sdjax.service import provenance
 from sdjax.stable_diffusion import TOKENS
 from sdjax.text.conditioning import condition
-from sdjax.training import run as run_folder
+from sdjax.training import run_folder
 
 WORD = "<toy>"
 PROMPTS = [f"a photo of a {WORD} on the beach", TEXTS[1]]

@@ -16,8 +16,7 @@ import sdjax
 from sdjax import trees
 from sdjax.formats import pipeline
 from sdjax.models.conditioner import Conditioner
-from sdjax.sampling import generate
-from sdjax.sampling import run as running
+from sdjax.sampling import denoising, generate
 from sdjax.sampling.settings import TextToImage
 
 PROMPTS = ["a photo of a face on the beach", "a mosaic of a cat"]
@@ -28,7 +27,7 @@ def sd():
     return pipeline.load("random:tiny")
 
 
-@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+@pytest.fixture(scope="module")
 def pair(request, tmp_path_factory):
     """Our model and diffusers' pipeline of the folder that we wrote; every leaf holds noise."""
     from diffusers import StableDiffusionPipeline
@@ -49,7 +48,12 @@ def pair(request, tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
-@pytest.mark.parametrize("sampler", ["ddim", "euler", "dpmpp_2m"])
+@pytest.mark.parametrize(
+    ("pair", "sampler"),
+    [*(("epsilon", sampler) for sampler in ("ddim", "euler", "dpmpp_2m")), ("v_prediction", "ddim"),
+     *(pytest.param("v_prediction", sampler, marks=pytest.mark.slow) for sampler in ("euler", "dpmpp_2m"))],
+    indirect=["pair"],
+)  # fmt: skip
 def test_twenty_steps_give_the_picture_of_diffusers(pair, sampler):
     import diffusers
 
@@ -77,9 +81,9 @@ def test_a_picture_depends_on_its_own_seed_only(sd):
 
 def test_steps_seeds_prompts_and_guidance_compile_nothing_new(sd):
     sdjax.text2img(sd, PROMPTS, seeds=[1, 2], steps=3)
-    before = running._sample._cache_size()
+    before = denoising._sample._cache_size()
     sdjax.text2img(sd, PROMPTS[::-1], seeds=[8, 9], steps=5, guidance=3.0, negative_prompt="a cat")
-    assert running._sample._cache_size() == before
+    assert denoising._sample._cache_size() == before
 
 
 @pytest.mark.parametrize(
@@ -202,10 +206,10 @@ def test_a_picture_depends_on_its_own_prompt_only(sd, grammar):
 def test_a_batch_of_several_sizes_compiles_once_a_size(sd):
     settings = dict(steps=3, grammar="a1111")
     sdjax.text2img(sd, [LONG, "a", "b"], **settings)
-    before = running._sample._cache_size()
+    before = denoising._sample._cache_size()
     sdjax.text2img(sd, ["a", LONG, LONG], **settings)
     sdjax.text2img(sd, ["a", "b", "c"], **settings)
-    assert running._sample._cache_size() == before
+    assert denoising._sample._cache_size() == before
 
 
 @pytest.mark.parametrize(
@@ -213,9 +217,9 @@ def test_a_batch_of_several_sizes_compiles_once_a_size(sd):
     [("a cat", False), ("a LAND AND\tsnow", True), ("a cat:1.5", True), ("a GRAND house", False), ("(a:1.5)", False)],
 )
 def test_weighed_prompts_need_the_negative_side(text, guided):
-    assert running.guided(generate.job(TextToImage, text, guidance=1.0, grammar="a1111")) is guided
+    assert denoising.guided(generate.job(TextToImage, text, guidance=1.0, grammar="a1111")) is guided
     for guidance in (1.0, 2.0):
-        assert running.guided(generate.job(TextToImage, text, guidance=guidance)) is (guidance > 1)
+        assert denoising.guided(generate.job(TextToImage, text, guidance=guidance)) is (guidance > 1)
 
 
 def test_words_of_several_vectors_are_rows_of_the_table(sd):
@@ -265,9 +269,9 @@ def test_pictures_that_are_watched_are_the_same_to_the_bit(sd, sampler):
 
 
 def test_what_is_watched_is_cancelled_within_two_steps(sd, monkeypatch):
-    walked, advance = [], running._advance
-    monkeypatch.setattr(running, "_advance", lambda *given: walked.append(1) or advance(*given))
-    with pytest.raises(running.Cancelled, match="cancelled after 2 of 9 steps"):
+    walked, advance = [], denoising._advance
+    monkeypatch.setattr(denoising, "_advance", lambda *given: walked.append(1) or advance(*given))
+    with pytest.raises(denoising.Cancelled, match="cancelled after 2 of 9 steps"):
         sdjax.text2img(sd, ["a"], steps=9, watch=lambda progress: progress.done == 2)
     assert len(walked) <= 4
 

@@ -16,7 +16,7 @@ from sdjax.data.batches import Data
 from sdjax.data.classes import ClassData
 from sdjax.runtime import locks
 from sdjax.service import batch, class_images, maker, programs
-from sdjax.training import program, run
+from sdjax.training import program, run_folder
 from sdjax.training.loop import train
 from sdjax.training.settings import Train
 
@@ -72,7 +72,7 @@ RUNS = {
     "a path with ..": lambda folder: train(TOLD, folder / ".." / "run"),
     "a slash at the end": lambda folder: train(TOLD, f"{folder}/"),
     "a link to it": linked,
-    "a new short run in its place": run.fresh,
+    "a new short run in its place": run_folder.fresh,
     "class pictures into it": classes,
     "more class pictures into it": lambda folder: classes(folder, 9),
 }

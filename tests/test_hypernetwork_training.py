@@ -13,7 +13,7 @@ import sdjax
 from sdjax import trees
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
-from sdjax.formats.adapters import format as kinds
+from sdjax.formats.adapters import kinds
 from sdjax.methods.chain import Chain
 from sdjax.methods.hypernetwork import Hypernetwork
 from sdjax.methods.lora import Lora
@@ -23,7 +23,7 @@ from sdjax.settings import SettingError, override
 from sdjax.training.begin import begin
 from sdjax.training.loop import train
 from sdjax.training.optim import Optim
-from sdjax.training.run import export, start
+from sdjax.training.run_folder import export, start
 from sdjax.training.settings import Train
 from sdjax.training.step import default_loss
 

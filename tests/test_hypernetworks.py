@@ -10,7 +10,7 @@ from adapter_files import assert_same, fresh, made
 
 import sdjax
 from sdjax import trees
-from sdjax.formats.adapters import reading
+from sdjax.formats.adapters import attachable
 from sdjax.formats.adapters.hypernetwork_file import HypernetworkFile
 from sdjax.models import hypernetworks
 
@@ -144,7 +144,7 @@ def test_files_of_a1111_are_written_again_as_they_were(name, tmp_path):
     """Tensors bit for bit, settings where A1111 has them; what the file leaves out has A1111's default."""
     write(tmp_path / "x.pt", CASES[name])
     kind = HypernetworkFile()
-    adapter = reading.read(tmp_path / "x.pt", made("sd1")[1])
+    adapter = attachable.read(tmp_path / "x.pt", made("sd1")[1])
     again = torch.load(kind.write(adapter, tmp_path), weights_only=True)
     before = torch.load(tmp_path / "x.pt")
     for width in WIDTHS:
@@ -153,7 +153,7 @@ def test_files_of_a1111_are_written_again_as_they_were(name, tmp_path):
     assert {name: again[name] for name in before if name not in WIDTHS} == {
         name: value for name, value in before.items() if name not in WIDTHS
     }
-    assert isinstance(reading.kind(tmp_path / "x.pt"), HypernetworkFile)
+    assert isinstance(attachable.kind(tmp_path / "x.pt"), HypernetworkFile)
 
 
 @pytest.mark.parametrize("name", hypernetworks.ACTIVATIONS)

@@ -8,13 +8,12 @@ import diffusers
 import diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img as img2img_module
 import numpy as np
 import pytest
-import tasks
+import tiny
 from PIL import Image
 
 import sdjax
 from sdjax.images import resize
-from sdjax.sampling import run as running
-from sdjax.sampling import slerp, tiles
+from sdjax.sampling import denoising, slerp, tiles
 from sdjax.service import records
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
@@ -22,37 +21,37 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 @pytest.fixture(scope="module")
 def sd():
-    return tasks.model()
+    return tiny.model()
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", ["epsilon", pytest.param("v_prediction", marks=pytest.mark.slow)])
 def test_gives_the_picture_of_diffusers(prediction, tmp_path, monkeypatch):
-    sd, given = tasks.model(prediction), tasks.pictures()
-    pipe = tasks.theirs(sd, tmp_path / "model", diffusers.StableDiffusionImg2ImgPipeline)
+    sd, given = tiny.model(prediction), tiny.pictures()
+    pipe = tiny.theirs(sd, tmp_path / "model", diffusers.StableDiffusionImg2ImgPipeline)
     for name, sampler, strength in (("DDIMScheduler", "ddim", 0.6), ("EulerDiscreteScheduler", "euler", 1.0)):
         pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
-        left = tasks.give(monkeypatch, img2img_module, tasks.picture_noise([4, 5]), tasks.start_noise([4, 5]))
+        left = tiny.give(monkeypatch, img2img_module, tiny.picture_noise([4, 5]), tiny.start_noise([4, 5]))
         theirs = pipe(
-            tasks.PROMPTS, image=[Image.fromarray(one) for one in given], strength=strength, num_inference_steps=10,
-            guidance_scale=5.0, negative_prompt=tasks.NEGATIVE, output_type="np",
+            tiny.PROMPTS, image=[Image.fromarray(one) for one in given], strength=strength, num_inference_steps=10,
+            guidance_scale=5.0, negative_prompt=tiny.NEGATIVE, output_type="np",
         ).images  # fmt: skip
         ours = sdjax.img2img(
-            sd, tasks.PROMPTS, list(given), strength=strength, steps=10, guidance=5.0, negative_prompt=tasks.NEGATIVE,
+            sd, tiny.PROMPTS, list(given), strength=strength, steps=10, guidance=5.0, negative_prompt=tiny.NEGATIVE,
             seeds=[4, 5], sampler=sampler,
         )  # fmt: skip
-        assert not left and tasks.difference(ours, theirs) <= 1
+        assert not left and tiny.difference(ours, theirs) <= 1
 
 
 def test_strength_steps_and_another_picture_compile_nothing(sd):
-    given = tasks.pictures(1)[0]
+    given = tiny.pictures(1)[0]
     sdjax.img2img(sd, ["a cat"], given, strength=0.5, steps=4)
-    before = running._sample._cache_size(), tiles._moments._cache_size()
+    before = denoising._sample._cache_size(), tiles._moments._cache_size()
     sdjax.img2img(sd, ["a face"], 255 - given, strength=0.9, steps=7, seeds=3, guidance=2.0)
-    assert (running._sample._cache_size(), tiles._moments._cache_size()) == before
+    assert (denoising._sample._cache_size(), tiles._moments._cache_size()) == before
 
 
 def test_less_strength_keeps_more(sd):
-    given = tasks.pictures(1)[0]
+    given = tiny.pictures(1)[0]
     far = [
         np.abs(sdjax.img2img(sd, ["a cat"], given, strength=s, steps=10)[0].astype(int) - given).mean()
         for s in (0.1, 0.5, 1.0)
@@ -61,7 +60,7 @@ def test_less_strength_keeps_more(sd):
 
 
 def test_any_size_is_made(sd):
-    given = tasks.pictures(1)[0][:27, :31]
+    given = tiny.pictures(1)[0][:27, :31]
     assert sdjax.img2img(sd, ["a cat"], given, steps=4, strength=0.5).shape == (1, 27, 31, 3)
     assert sdjax.img2img(sd, ["a cat"], given, steps=4, strength=0.5, size=(22, 33)).shape == (1, 22, 33, 3)
 
@@ -73,12 +72,12 @@ def test_any_size_is_made(sd):
         ({"strength": 0.1, "steps": 5}, "strength=0.1: none of 5 steps is left; expected at least 0.2"),
         ({"resize": "shrink", "size": 16}, "resize='shrink': expected one of crop, fill, stretch"),
         ({"pictures": np.zeros((4, 4, 3))}, "a picture of type float64"),
-        ({"pictures": list(tasks.pictures(3))}, "3 pictures for 2 prompts"),
+        ({"pictures": list(tiny.pictures(3))}, "3 pictures for 2 prompts"),
     ],
 )
 def test_options_that_do_not_fit(sd, options, message):
     with pytest.raises(ValueError, match=message):
-        sdjax.img2img(sd, tasks.PROMPTS, options.pop("pictures", tasks.pictures(1)[0]), **options)
+        sdjax.img2img(sd, tiny.PROMPTS, options.pop("pictures", tiny.pictures(1)[0]), **options)
 
 
 def test_resize_modes():
@@ -118,17 +117,17 @@ def test_variations_lie_between_two_seeds(sd):
 
 
 def test_interpolation_begins_and_ends_where_it_should(sd):
-    made = sdjax.interpolate(sd, tasks.PROMPTS, 3, seeds=(1, 9), steps=4)
-    ends = sdjax.text2img(sd, tasks.PROMPTS, seeds=[1, 9], steps=4)
+    made = sdjax.interpolate(sd, tiny.PROMPTS, 3, seeds=(1, 9), steps=4)
+    ends = sdjax.text2img(sd, tiny.PROMPTS, seeds=[1, 9], steps=4)
     assert np.abs(made[[0, 2]].astype(int) - ends).max() <= 1
     assert min(np.abs(made[1].astype(int) - end).mean() for end in ends) > 1
 
 
 def test_frames_do_not_depend_on_how_many_are_made_at_once(sd):
     settings = dict(seeds=(1, 9), steps=3, sampler="euler_a", variation_seed=3, variation=0.2)
-    together, apart = (sdjax.interpolate(sd, tasks.PROMPTS, 3, batch=n, **settings) for n in (None, 2))
+    together, apart = (sdjax.interpolate(sd, tiny.PROMPTS, 3, batch=n, **settings) for n in (None, 2))
     assert np.abs(together.astype(int) - apart).max() <= 1
-    first = sdjax.text2img(sd, tasks.PROMPTS[:1], **{**settings, "seeds": [1]})
+    first = sdjax.text2img(sd, tiny.PROMPTS[:1], **{**settings, "seeds": [1]})
     assert np.abs(together[0].astype(int) - first[0]).max() <= 1
     with pytest.raises(ValueError, match="frames=1: expected a whole number, 2 or more"):
         sdjax.interpolate(sd, "a", 1)
@@ -159,7 +158,7 @@ def test_the_program_writes_frames_and_a_moving_picture(tmp_path):
     ],
 )
 def test_programs(program, arguments, message, tmp_path):
-    Image.fromarray(tasks.pictures(1)[0]).save(tmp_path / "a.png")
+    Image.fromarray(tiny.pictures(1)[0]).save(tmp_path / "a.png")
     Image.new("L", (32, 32)).save(tmp_path / "black.png")
     command = [sys.executable, f"sample/{program}.py", "--model", "random:tiny", "--prompt", "a face"]
     command += ["--out", str(tmp_path / "out"), *(part.format(folder=tmp_path) for part in arguments)]

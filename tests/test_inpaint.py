@@ -6,20 +6,19 @@ import diffusers
 import diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint as inpaint_module
 import numpy as np
 import pytest
-import tasks
+import tiny
 from PIL import Image
 
 import sdjax
 from sdjax.images import resize
-from sdjax.sampling import generate, inpainting, settings
-from sdjax.sampling import run as running
+from sdjax.sampling import denoising, generate, inpainting, settings
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
 
 
 @pytest.fixture(scope="module")
 def plain():
-    return tasks.model()
+    return tiny.model()
 
 
 def hole(size=32):
@@ -30,42 +29,42 @@ def hole(size=32):
 
 def make_both(sd, pipe, given, mask, strength):
     theirs = pipe(
-        tasks.PROMPTS, image=[Image.fromarray(one) for one in given], mask_image=[Image.fromarray(mask)] * 2,
-        strength=strength, num_inference_steps=10, guidance_scale=5.0, negative_prompt=tasks.NEGATIVE,
+        tiny.PROMPTS, image=[Image.fromarray(one) for one in given], mask_image=[Image.fromarray(mask)] * 2,
+        strength=strength, num_inference_steps=10, guidance_scale=5.0, negative_prompt=tiny.NEGATIVE,
         output_type="np", height=32, width=32,
     ).images  # fmt: skip
-    how = dict(steps=10, guidance=5.0, negative_prompt=tasks.NEGATIVE, seeds=[4, 5], strength=strength)
-    job = generate.job(settings.Inpaint, tasks.PROMPTS, **how)
+    how = dict(steps=10, guidance=5.0, negative_prompt=tiny.NEGATIVE, seeds=[4, 5], strength=strength)
+    job = generate.job(settings.Inpaint, tiny.PROMPTS, **how)
     ours = inpainting.painted(sd, job, given, np.stack([mask] * 2) > 127)
     return ours, theirs
 
 
 @pytest.mark.parametrize("strength", [pytest.param(1.0, marks=pytest.mark.slow), 0.6])
 def test_nine_channels_give_the_picture_of_diffusers(strength, tmp_path, monkeypatch):
-    sd, given = tasks.model(in_channels=9), tasks.pictures()
-    pipe = tasks.theirs(sd, tmp_path / "model", diffusers.StableDiffusionInpaintPipeline)
-    start, own = tasks.start_noise([4, 5]), tasks.picture_noise([4, 5])
-    left = tasks.give(monkeypatch, inpaint_module, *([start, own] if strength == 1 else [own, start, own]))
+    sd, given = tiny.model(in_channels=9), tiny.pictures()
+    pipe = tiny.theirs(sd, tmp_path / "model", diffusers.StableDiffusionInpaintPipeline)
+    start, own = tiny.start_noise([4, 5]), tiny.picture_noise([4, 5])
+    left = tiny.give(monkeypatch, inpaint_module, *([start, own] if strength == 1 else [own, start, own]))
     ours, theirs = make_both(sd, pipe, given, hole(), strength)
-    assert not left and tasks.difference(ours, theirs) <= 1
+    assert not left and tiny.difference(ours, theirs) <= 1
 
 
 def test_a_plain_model_gives_the_picture_of_diffusers(plain, tmp_path, monkeypatch):
     """From noised pictures on; diffusers' first step from pure noise does not see the known region yet."""
     # Steps end at the picture itself, where diffusers puts the known region after the last one.
     plain = plain.replace(schedule=dataclasses.replace(plain.schedule, set_alpha_to_one=True))
-    pipe = tasks.theirs(plain, tmp_path / "model", diffusers.StableDiffusionInpaintPipeline)
-    own = tasks.picture_noise([4, 5])
-    left = tasks.give(monkeypatch, inpaint_module, own, tasks.start_noise([4, 5]), own)
+    pipe = tiny.theirs(plain, tmp_path / "model", diffusers.StableDiffusionInpaintPipeline)
+    own = tiny.picture_noise([4, 5])
+    left = tiny.give(monkeypatch, inpaint_module, own, tiny.start_noise([4, 5]), own)
     mask = np.zeros((32, 32), np.uint8)
     mask[6:20, 8:24] = 255  # whole latent pixels: between, diffusers takes one pixel's mask and we any pixel's
-    ours, theirs = make_both(plain, pipe, tasks.pictures(), mask, 0.7)
-    assert not left and tasks.difference(ours, theirs) <= 1
+    ours, theirs = make_both(plain, pipe, tiny.pictures(), mask, 0.7)
+    assert not left and tiny.difference(ours, theirs) <= 1
 
 
 @pytest.mark.parametrize("options", [{}, {"strength": 0.5, "sampler": "euler_a"}, {"margin": 4}, {"feather": 0}])
 def test_what_lies_outside_the_mask_is_returned_bit_for_bit(plain, options):
-    given = tasks.pictures(1, 39)[0][:37]  # a size that the model cannot make
+    given = tiny.pictures(1, 39)[0][:37]  # a size that the model cannot make
     mask = np.zeros((37, 39), np.uint8)
     mask[10:20, 11:30], mask[36, 38], mask[0, 5] = 255, 200, 127
     made = sdjax.inpaint(plain, ["a cat"], given, mask, steps=3, **options)[0]
@@ -92,14 +91,14 @@ def test_a_box_is_cut_where_the_picture_ends():
     mask[:, 40:60] = True
     rows, columns = inpainting.box(mask, 0, (32, 32))
     assert (rows, columns) == (slice(0, 10), slice(40, 60))
-    picture = tasks.pictures(1, 20)[0][:10]
+    picture = tiny.pictures(1, 20)[0][:10]
     again = inpainting.unfilled(resize.fit(picture, (40, 40), "fill"), (10, 20))
     assert np.abs(again.astype(int) - picture).mean() < 1
 
 
 def test_margins_are_those_of_each_picture_and_keep_its_shape(plain, monkeypatch):
     """What is shown has squares for squares, and a picture's does not depend on its neighbours' masks."""
-    given, masks, seen = tasks.pictures(2, 60), np.zeros((2, 60, 60), np.uint8), []
+    given, masks, seen = tiny.pictures(2, 60), np.zeros((2, 60, 60), np.uint8), []
     masks[0, 5:10, 5:25], masks[1, 40:58, 40:48] = 255, 255
 
     def grey(sd, job, shown, hidden):
@@ -129,7 +128,7 @@ def test_the_painted_region_fades_in():
 
 
 def test_an_inpainting_model_makes_pictures_from_words_alone():
-    sd = tasks.model(in_channels=9)
+    sd = tiny.model(in_channels=9)
     made = sdjax.text2img(sd, ["a cat"], steps=3, seeds=[2])
     grey, everywhere = np.full((32, 32, 3), 128, np.uint8), np.full((32, 32), 255, np.uint8)
     again = sdjax.inpaint(sd, ["a cat"], grey, everywhere, steps=3, seeds=[2], feather=0)
@@ -137,15 +136,15 @@ def test_an_inpainting_model_makes_pictures_from_words_alone():
 
 
 def test_strength_and_mask_compile_nothing(plain):
-    given = tasks.pictures(1)[0]
+    given = tiny.pictures(1)[0]
     sdjax.inpaint(plain, ["a cat"], given, hole(), steps=4, strength=0.5)
-    before = running._sample._cache_size()
+    before = denoising._sample._cache_size()
     sdjax.inpaint(plain, ["a cat"], given, hole().T, steps=6, strength=0.8)
-    assert running._sample._cache_size() == before
+    assert denoising._sample._cache_size() == before
 
 
 def test_prompts_of_several_sizes_keep_their_pictures_and_masks(plain):
-    texts, given = ["a cat", ", ".join(["a face on the beach"] * 6)], tasks.pictures()
+    texts, given = ["a cat", ", ".join(["a face on the beach"] * 6)], tiny.pictures()
     masks, how = [hole(), hole()[:, ::-1]], dict(steps=3, grammar="a1111", strength=0.7)
     together = sdjax.inpaint(plain, texts, given, masks, seeds=[3, 4], **how)
     for i, text in enumerate(texts):
@@ -163,9 +162,9 @@ def test_prompts_of_several_sizes_keep_their_pictures_and_masks(plain):
 )
 def test_masks_that_do_not_fit(plain, mask, message):
     with pytest.raises(ValueError, match=message):
-        sdjax.inpaint(plain, ["a cat"], tasks.pictures(1)[0], mask)
+        sdjax.inpaint(plain, ["a cat"], tiny.pictures(1)[0], mask)
 
 
 def test_a_model_for_another_task_is_refused():
     with pytest.raises(ValueError, match="the UNet takes 7 channels, this task has 4 . 0"):
-        sdjax.text2img(tasks.model(in_channels=7), ["a cat"], steps=3)
+        sdjax.text2img(tiny.model(in_channels=7), ["a cat"], steps=3)

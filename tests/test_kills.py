@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-import tasks as models
+import tiny
 from PIL import Image
 from programs import ROOT
 
@@ -42,7 +42,7 @@ RUNS = {
 def photos(tmp_path):
     """Five pictures of two shapes with captions of several phrases."""
     (tmp_path / "photos").mkdir()
-    for i, picture in enumerate(models.pictures(5, 64)):
+    for i, picture in enumerate(tiny.pictures(5, 64)):
         Image.fromarray(picture[:, :40] if i % 2 else picture).save(tmp_path / "photos" / f"{i}.png")
         (tmp_path / "photos" / f"{i}.txt").write_text("a face, on the beach, at night, smiling")
     return tmp_path / "photos"

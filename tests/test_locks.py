@@ -15,7 +15,7 @@ from programs import ROOT
 from sdjax.data.batches import Data
 from sdjax.runtime import locks
 from sdjax.training.loop import train
-from sdjax.training.run import fresh
+from sdjax.training.run_folder import fresh
 from sdjax.training.settings import Train
 
 HOLDER = """

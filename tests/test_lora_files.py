@@ -11,7 +11,7 @@ import torch
 from adapter_files import assert_same, assert_same_picture, fresh, made
 
 import sdjax
-from sdjax.formats.adapters import format as kinds
+from sdjax.formats.adapters import kinds
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 # Of kohya's files diffusers leaves DoRA's magnitudes out and reads no LoHa, LoKr and OFT; LyCORIS reads all.

@@ -10,7 +10,7 @@ from adapter_files import assert_same, assert_same_picture, fresh, made
 from test_laws import noised
 
 from sdjax import trees
-from sdjax.formats.adapters import format as kinds
+from sdjax.formats.adapters import kinds
 from sdjax.methods import deltas
 from sdjax.methods.branches import Branches
 from sdjax.methods.deltas.layer import Draw, Drop, Layer

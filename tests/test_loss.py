@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import sdjax.diffusion.schedule as noising
+from sdjax.diffusion import noise_schedule
 from sdjax.diffusion.loss import diffusion_loss, snr_weight
-from sdjax.diffusion.schedule import Schedule
+from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.models.cond import Cond, UNetInputs
 
 
@@ -64,7 +64,7 @@ def test_loss_of_an_example_is_its_own(batch):
     assert float(loss({**batch, "index": batch["index"] + 1})) != float(loss(batch))
 
 
-@pytest.mark.parametrize("prediction", noising.PREDICTIONS)
+@pytest.mark.parametrize("prediction", noise_schedule.PREDICTIONS)
 def test_perfect_predictor_has_no_loss(prediction, batch):
     schedule = Schedule(prediction_type=prediction)
     seen = {}
@@ -72,7 +72,7 @@ def test_perfect_predictor_has_no_loss(prediction, batch):
     def oracle(z_t, t, cond):  # the clean latent is known here: pixels encode without noise
         seen.update(t=t)
         z = batch["pixels"][:, ::2, ::2]
-        return noising.from_x0(schedule, z, z_t, t)
+        return noise_schedule.from_x0(schedule, z, z_t, t)
 
     sd = Fake(predict=oracle, schedule=schedule)
     sd.encode = lambda pixels, keys: pixels[:, ::2, ::2]
@@ -127,7 +127,7 @@ def test_min_snr_weights_are_those_of_the_paper():
     v = Schedule(prediction_type="v_prediction")
     np.testing.assert_allclose(snr_weight(v, t, 5.0), np.minimum(snr, 5) / (snr + 1), rtol=1e-5)
     np.testing.assert_allclose(snr_weight(Schedule(prediction_type="sample"), t, 5.0), np.minimum(snr, 5), rtol=1e-5)
-    for prediction in noising.PREDICTIONS:
+    for prediction in noise_schedule.PREDICTIONS:
         flat = snr_weight(Schedule(prediction_type=prediction, rescale_betas_zero_snr=True), t, 5.0)
         assert bool(jnp.all(jnp.isfinite(flat)))
 

@@ -6,28 +6,26 @@ import sys
 import pytest
 from programs import ROOT
 
-from sdjax import __main__ as program
+from sdjax.__main__ import TASKS, main
 from sdjax.service import programs
 
 
 def test_each_name_is_a_program(capsys):
-    for name in (*program.TASKS, "batch", "convert"):
+    for name in (*TASKS, "batch", "convert"):
         with pytest.raises(SystemExit) as end:
-            program.main([name, "--help"])
+            main([name, "--help"])
         assert end.value.code == 0 and "--" in capsys.readouterr().out
-    assert (
-        program.main([]) == program.main(["--help"]) == program.main(["train"]) == program.main(["tune", "--help"]) == 0
-    )
+    assert main([]) == main(["--help"]) == main(["train"]) == main(["tune", "--help"]) == 0
     capsys.readouterr()
-    assert program.main(["paint"]) == 2
+    assert main(["paint"]) == 2
     assert capsys.readouterr().err.startswith("error: 'paint': expected one of text2img, img2img")
-    assert set(program.TASKS) == set(programs.TASKS)
+    assert set(TASKS) == set(programs.TASKS)
 
 
 def test_tuning_takes_the_recipe_of_the_model(monkeypatch):
     seen = []
-    monkeypatch.setattr(program, "_train", lambda given: seen.append(given) or 0)
-    assert program.main(["tune", "me.png", "steps=3"]) == program.main(["tune", "me.png", "model=FOLDER"]) == 0
+    monkeypatch.setattr("sdjax.__main__._train", lambda given: seen.append(given) or 0)
+    assert main(["tune", "me.png", "steps=3"]) == main(["tune", "me.png", "model=FOLDER"]) == 0
     own, others = seen
     assert own == [str(ROOT / "configs/pocket/tune.py"), "model=pocket", "init=pocket", "data.path=me.png", "steps=3"]
     assert others[0] == str(ROOT / "configs/e4t_tune.py") and "init=FOLDER" in others

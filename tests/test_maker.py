@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 import sdjax
 from sdjax.formats import pipeline
-from sdjax.formats.adapters import reading
+from sdjax.formats.adapters import attachable
 from sdjax.sampling.settings import ImageToImage, TextToImage
 from sdjax.service import maker
 from sdjax.service.request import Request, grouped, several
@@ -111,8 +111,8 @@ def test_the_adapters_folder_is_walked_once_in_a_call(tmp_path, monkeypatch):
 
 def test_a_file_is_read_once_for_its_strengths_and_counts(tmp_path, monkeypatch):
     save_file({CHANGE: np.ones((64, 32), np.float32)}, tmp_path / "cat.safetensors")
-    read, found = reading.read, []
-    monkeypatch.setattr(reading, "read", lambda *given: found.append(given[0].name) or read(*given))
+    read, found = attachable.read, []
+    monkeypatch.setattr(attachable, "read", lambda *given: found.append(given[0].name) or read(*given))
     made_by = maker.Maker(tmp_path, room=1e9)
     plain = maker._bytes(made_by.base(Request(TINY))[0])
     for strength in (0.1, 0.2):
@@ -132,7 +132,7 @@ def restless():
     sys.setswitchinterval(before)
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [24, *(pytest.param(count, marks=pytest.mark.slow) for count in (60, 200))])
 def test_threads_make_the_pictures_that_one_makes(tmp_path, restless, count):
     """Two threads draw pictures of one Maker while a third attaches adapters; not all that is loaded has room."""
     random = np.random.default_rng(0)
@@ -141,7 +141,7 @@ def test_threads_make_the_pictures_that_one_makes(tmp_path, restless, count):
     save_file({"emb_params": random.standard_normal((2, 32), np.float32)}, tmp_path / "ink.safetensors")
     texts = ("a face", "a <lora:cat:0.9> face", "ink", "<lora:cat:0.4><lora:dog:1> ink face", "a <lora:dog:2> face")
     tiny = dataclasses.replace(TINY, steps=1, size="16", grammar="a1111")
-    wanted = [Request(dataclasses.replace(tiny, prompt=texts[i % 5], seed=i)) for i in range(40)]
+    wanted = [Request(dataclasses.replace(tiny, prompt=texts[i % 5], seed=i)) for i in range(min(40, count))]
     made_by = maker.Maker(tmp_path)
     base = made_by.base(wanted[0])[0]
     made_by.held.room = 1.5 * maker._bytes(base)
@@ -149,7 +149,7 @@ def test_threads_make_the_pictures_that_one_makes(tmp_path, restless, count):
 
     def draw(first):
         for i in range(first, count, 2):
-            made[i] = made_by.make([wanted[i % 40]], progress=i % 20 < 2)
+            made[i] = made_by.make([wanted[i % len(wanted)]], progress=i % 20 < 2)
 
     def attach():
         while not done.is_set():
@@ -166,6 +166,7 @@ def test_threads_make_the_pictures_that_one_makes(tmp_path, restless, count):
     jax.clear_caches()  # what was traced beside other threads
     alone = maker.Maker(tmp_path)
     pictures = [alone.make([request]) for request in wanted]
-    assert len({picture.tobytes() for picture in pictures}) == 40
+    assert len({picture.tobytes() for picture in pictures}) == len(wanted)
     for i in range(count):
-        np.testing.assert_array_equal(made[i], pictures[i % 40], err_msg=wanted[i % 40].settings.prompt)
+        k = i % len(wanted)
+        np.testing.assert_array_equal(made[i], pictures[k], err_msg=wanted[k].settings.prompt)

@@ -21,7 +21,7 @@ from sdjax import convert
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.formats import pipeline
-from sdjax.formats.adapters import format as kinds
+from sdjax.formats.adapters import kinds
 from sdjax.methods.chain import Chain
 from sdjax.methods.method import Method
 from sdjax.service import programs, records

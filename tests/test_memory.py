@@ -9,8 +9,7 @@ import pytest
 
 import sdjax
 from sdjax.models.kernels import attention, attention_cudnn
-from sdjax.sampling import memory
-from sdjax.sampling import run as running
+from sdjax.sampling import denoising, memory
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def test_a_full_device_is_an_error_of_one_line(sd, monkeypatch):
     def full(*args, **options):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.\nand more")
 
-    monkeypatch.setattr(running, "_sample", full)
+    monkeypatch.setattr(denoising, "_sample", full)
     with pytest.raises(ValueError, match=r"^size=\(32, 32\): out of memory with 2 at once; .*fewer$"):
         sdjax.text2img(sd, ["a", "b"], steps=1)
 

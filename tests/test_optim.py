@@ -15,8 +15,8 @@ from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.training import loop, optim
-from sdjax.training import muon as muons
 from sdjax.training.checkpoint import Checkpoints
+from sdjax.training.muon import orthogonal
 from sdjax.training.optim import Optim
 from sdjax.training.settings import Train
 from sdjax.training.step import initial_state
@@ -50,7 +50,7 @@ def after(tx, steps=4):
 
 @pytest.mark.parametrize("small", [0, 1 << 24])
 def test_muon_is_optaxs_in_stacks_and_one_by_one(small, monkeypatch):
-    monkeypatch.setattr(muons, "SMALL", small)
+    monkeypatch.setattr("sdjax.training.muon.SMALL", small)
     ours = after(optim.optimizer(Optim(kind="muon", lr=0.02, weight_decay=0.0, betas=(0.8, 0.99), clip=None), 4)[0])
     matrices = after(muon(0.02, beta=0.8, consistent_rms=0.2, muon_weight_dimension_numbers=numbers))
     others = after(optax.adam(0.02, 0.8, 0.99))
@@ -78,7 +78,7 @@ def test_muon_of_matrices_of_low_rank_is_optaxs():
     x = jnp.asarray(random.standard_normal((3, 64, 4)) @ random.standard_normal((3, 4, 200)), jnp.float32)
     tx = scale_by_muon(weight_dimension_numbers={"a": MuonDimensionNumbers(1, 2)})
     theirs = tx.update({"a": x}, tx.init({"a": x}))[0]["a"]
-    ours = muons.orthogonal({"a": x / jnp.linalg.norm(x, axis=(1, 2), keepdims=True)})["a"] / (0.2 * 200**0.5)
+    ours = orthogonal({"a": x / jnp.linalg.norm(x, axis=(1, 2), keepdims=True)})["a"] / (0.2 * 200**0.5)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)  # singular values are about 1
 
 

@@ -4,11 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
-import tasks
+import tiny
 
 import sdjax
 from sdjax.diffusion import samplers, sigmas
-from sdjax.sampling import run as running
+from sdjax.sampling import denoising
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import Guidance, Noise, TextToImage
 from sdjax.service import records
@@ -37,7 +37,7 @@ NEAR = {
 
 @pytest.fixture(scope="module")
 def sd():
-    return tasks.model()
+    return tiny.model()
 
 
 def picture(sd, **options):
@@ -79,10 +79,10 @@ def test_numbers_compile_nothing(sd):
     ]
     for options in ({}, {"threshold": 0.9}, {"churn": 3.0}):
         picture(sd, **options)
-    before = running._sample._cache_size()
+    before = denoising._sample._cache_size()
     for options in kinds:
         picture(sd, **options)
-    assert running._sample._cache_size() == before
+    assert denoising._sample._cache_size() == before
 
 
 def test_records_keep_them():

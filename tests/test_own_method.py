@@ -13,7 +13,7 @@ from sdjax import trees
 from sdjax.convert import main
 from sdjax.formats import pipeline
 from sdjax.runtime import compile_cache
-from sdjax.training import run as run_folder
+from sdjax.training import run_folder
 from sdjax.training.begin import begin
 from sdjax.training.loop import train
 

@@ -10,7 +10,7 @@ from PIL import Image
 from sdjax.images import reading
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import TASKS
-from sdjax.service import plots, recipes, sets, suggest, taught, teaching, tools, uploads
+from sdjax.service import picture_sets, plots, recipes, suggest, taught, teaching, tools, uploads
 from sdjax.service.library import Library
 from sdjax.service.place import Place
 from sdjax.service.plots import Axis
@@ -42,47 +42,47 @@ def png(size=(24, 16), colour=(200, 0, 0), mode="RGB"):
 
 def test_a_set_is_changed_picture_by_picture(place):
     given = [("a.png", png()), ("a.png", png(colour=(0, 0, 9))), ("a.txt", b"a red thing"), ("a.mask.png", png())]
-    assert sets.add(place, KEY, given) == 2
-    first, second = sets.listed(place, KEY)
+    assert picture_sets.add(place, KEY, given) == 2
+    first, second = picture_sets.listed(place, KEY)
     assert (first.name, first.caption, first.masked, second.name) == ("a.png", "a red thing", True, "a-2.png")
-    sets.describe(place, KEY, "a-2.png", "  two\n words ")
-    assert sets.listed(place, KEY)[1].caption == "two words"
-    sets.turn(place, KEY, "a.png")
-    assert reading.picture(sets.picture(place, KEY, "a.png")).shape == (24, 16, 3)
+    picture_sets.describe(place, KEY, "a-2.png", "  two\n words ")
+    assert picture_sets.listed(place, KEY)[1].caption == "two words"
+    picture_sets.turn(place, KEY, "a.png")
+    assert reading.picture(picture_sets.picture(place, KEY, "a.png")).shape == (24, 16, 3)
     item = next(one for one in reading.find(place.set(KEY)) if one.path.name == "a.png")
     assert reading.mask(item.mask).shape == (24, 16) and item.caption == "a red thing"
-    sets.copied(place, KEY, RUN)
-    sets.clean(place, KEY, "a.png")
-    sets.remove(place, KEY, "a-2.png")
-    assert [(one.name, one.masked) for one in sets.listed(place, KEY)] == [("a.png", False)]
-    assert len(sets.listed(place, RUN)) == 2 and sets.listed(place, "c" * 32) == []
+    picture_sets.copied(place, KEY, RUN)
+    picture_sets.clean(place, KEY, "a.png")
+    picture_sets.remove(place, KEY, "a-2.png")
+    assert [(one.name, one.masked) for one in picture_sets.listed(place, KEY)] == [("a.png", False)]
+    assert len(picture_sets.listed(place, RUN)) == 2 and picture_sets.listed(place, "c" * 32) == []
 
 
 def test_a_picture_is_cut_and_masked(place):
-    sets.add(place, KEY, [("a.png", png((40, 20)))])
+    picture_sets.add(place, KEY, [("a.png", png((40, 20)))])
     layer = np.zeros((20, 20, 4), np.uint8)
     layer[:10, :, 3] = 255
     Image.fromarray(layer).save(painted := io.BytesIO(), "PNG")
-    sets.redraw(place, KEY, "a.png", png((20, 20), (1, 2, 3, 255), "RGBA"), painted.getvalue())
+    picture_sets.redraw(place, KEY, "a.png", png((20, 20), (1, 2, 3, 255), "RGBA"), painted.getvalue())
     (item,) = reading.find(place.set(KEY))
     assert reading.picture(item.path).shape == (20, 20, 3)
     mask = reading.mask(item.mask)
     assert (mask[:10] == 255).all() and not mask[10:].any()
-    sets.redraw(place, KEY, "a.png", png((12, 16)), None)  # cut again: the mask was of another size
-    assert not sets.listed(place, KEY)[0].masked
+    picture_sets.redraw(place, KEY, "a.png", png((12, 16)), None)  # cut again: the mask was of another size
+    assert not picture_sets.listed(place, KEY)[0].masked
 
 
 def test_captions_of_any_ending_are_shown_and_removed(place):
-    sets.add(place, KEY, [("a.png", png()), ("a.caption", b"a red cat")])
-    assert [one.caption for one in sets.listed(place, KEY)] == ["a red cat"]
-    sets.remove(place, KEY, "a.png")
+    picture_sets.add(place, KEY, [("a.png", png()), ("a.caption", b"a red cat")])
+    assert [one.caption for one in picture_sets.listed(place, KEY)] == ["a red cat"]
+    picture_sets.remove(place, KEY, "a.png")
     assert list(place.set(KEY).iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["../queue.db", "a.txt", "", "a.png/../b.png", "nothing.png"])
 def test_no_name_leads_out_of_a_set(place, name):
-    sets.add(place, KEY, [("a.png", png()), ("a.txt", b"x")])
-    for do in (sets.turn, sets.remove, sets.clean):
+    picture_sets.add(place, KEY, [("a.png", png()), ("a.txt", b"x")])
+    for do in (picture_sets.turn, picture_sets.remove, picture_sets.clean):
         with pytest.raises(SettingError, match="picture"):
             do(place, KEY, name)
 
@@ -103,7 +103,7 @@ def test_a_painted_layer_is_a_mask_where_it_is_opaque(place):
 def test_what_is_suggested_can_be_run(place, library, kind, count, recipe):
     found = suggest.suggest(library, Queue(place.queue), "", kind, count)
     assert found.recipe == recipe and found.seconds > 0 and found.memory > 0 and not found.known
-    sets.add(place, KEY, [(f"{i}.png", png((16, 16))) for i in range(count)])
+    picture_sets.add(place, KEY, [(f"{i}.png", png((16, 16))) for i in range(count)])
     order = {"recipe": recipe, "data": {"set": KEY}, "model": "pocket", "settings": dict(found.settings)}
     kept, steps = teaching.order_of(library, order | ({"init": "pocket"} if "tune" in recipe else {}))
     assert steps == found.settings.get("steps", 15) and kept["recipe"] == recipe
@@ -250,7 +250,7 @@ def test_how_what_a_run_left_is_used(place, library):
 def test_how_a_model_that_a_run_left_is_used(place, library):
     job = Queue(place.queue).add("training", {"recipe": "pocket/tune"})
     folder, photos = place.run(job.key), place.set(KEY)
-    sets.add(place, KEY, [("a.png", png((32, 32)))])
+    picture_sets.add(place, KEY, [("a.png", png((32, 32)))])
     (folder / "export" / "e4t").mkdir(parents=True)
     (folder / "export" / "model_index.json").write_text("{}")
     told = {"data": {"path": str(photos)}, "method": {"parts": [{"word": "*s"}, {}]}}

@@ -6,8 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sdjax.service import queue as queues
-from sdjax.service.queue import BEHIND, CANCELLED, DONE, FAILED, RUNNING, STOPPED, TRIES, WAITING, Queue
+from sdjax.service.queue import BEHIND, CANCELLED, DONE, FAILED, RUNNING, STOPPED, TRIES, VERSION, WAITING, Queue
 
 
 @pytest.fixture
@@ -153,7 +152,7 @@ def test_a_file_that_is_no_database_is_refused_and_stays(tmp_path):
         "create table jobs (id, name)",
         "create view jobs as select 1 as id",
         "create table other (x)",
-        f"pragma user_version={queues.VERSION + 1}",
+        f"pragma user_version={VERSION + 1}",
     ],
 )
 def test_a_database_of_somebody_else_is_refused(tmp_path, statement):

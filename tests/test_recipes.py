@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-import tasks as models
+import tiny
 from PIL import Image
 from programs import ROOT
 
@@ -53,7 +53,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(compile_cache, "keep", lambda **_: None)
     monkeypatch.chdir(tmp_path)  # where relative folders of settings are
     (tmp_path / "photos").mkdir()
-    for i, picture in enumerate(models.pictures(5, 64)):
+    for i, picture in enumerate(tiny.pictures(5, 64)):
         Image.fromarray(picture[:48]).save(tmp_path / "photos" / f"{i}.png")
         (tmp_path / "photos" / f"{i}.txt").write_text("a face, on the beach")
     return tmp_path
@@ -126,7 +126,7 @@ def picture(sd, settings, shown):
 )
 def test_recipe_leaves_a_file_that_changes_pictures_and_at_rate_zero_none(name, model, folder):
     more = TINY if model == "random:tiny" else []
-    shown = models.pictures(1, 32 if more else 64, seed=4)[0]
+    shown = tiny.pictures(1, 32 if more else 64, seed=4)[0]
     settings, out = run(name, model, folder, *more)
     assert all((out / "export" / file).is_file() for file in LEFT[name])
     before = picture(base(name, settings, shown), settings, shown)

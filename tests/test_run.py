@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import programs
 import pytest
@@ -13,7 +14,7 @@ from sdjax.formats import pipeline
 from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
-from sdjax.training import checks, loop, preview, run
+from sdjax.training import checks, loop, preview, run_folder
 from sdjax.training.begin import begin
 from sdjax.training.settings import Train
 
@@ -186,11 +187,11 @@ def test_every_photo_has_a_folder_of_its_own(tmp_path):
     def place(path, **changes):
         settings = sdjax.settings.load(TUNE, [f"data.path={path}", f"out={tmp_path}/tune/{{picture}}"])
         settings = checks.worded(dataclasses.replace(settings, **changes))
-        return settings, run.place(settings, "outputs/x")
+        return settings, run_folder.place(settings, "outputs/x")
 
     def begun(path, **changes):
         settings, folder = place(path, **changes)
-        run.write_settings(folder, settings, "base", run.mark(checks.pictures(settings)))
+        run_folder.write_settings(folder, settings, "base", run_folder.mark(checks.pictures(settings)))
         (folder / "export").mkdir(exist_ok=True)
         return folder.name
 
@@ -200,7 +201,7 @@ def test_every_photo_has_a_folder_of_its_own(tmp_path):
     photo(tmp_path / "a" / "cat.png", 2)
     assert begun(one) == "cat-3"
     assert begun(one, model="other") == "cat-4"
-    assert place(one, out="here")[1] == run.Path("here") and place(one, out="")[1] == run.Path("outputs/x")
+    assert place(one, out="here")[1] == Path("here") and place(one, out="")[1] == Path("outputs/x")
 
 
 def test_the_methods_word_alone_is_enough(tmp_path):

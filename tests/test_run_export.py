@@ -16,7 +16,7 @@ from sdjax.convert import main
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.formats import pipeline
-from sdjax.formats.adapters import reading
+from sdjax.formats.adapters import attachable
 from sdjax.formats.storage import files
 from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
@@ -176,7 +176,7 @@ def test_a_single_file_gets_its_words_beside_it_whatever_the_vocabulary(tmp_path
     said = capsys.readouterr().out
     path = tmp_path / "cat-s.safetensors"
     assert f"wrote {path}: the word *s as an embedding; in A1111 its word is the file name, cat-s" in said
-    held, found = pipeline.load(tmp_path / "cat.safetensors"), reading.read(path, sd).words
+    held, found = pipeline.load(tmp_path / "cat.safetensors"), attachable.read(path, sd).words
     assert held.words == {}
     np.testing.assert_allclose(found["*s"]["text_encoder"], sd.rows("*s")["text_encoder"], atol=1e-6)
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from sdjax.diffusion import samplers, sigmas
+from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.diffusion.plan import ROWS, fill, guided_times, sample, tabulate
 from sdjax.diffusion.samplers import row
-from sdjax.diffusion.schedule import Schedule
 
 SAMPLERS = samplers.known()
 SD15 = {  # scheduler/scheduler_config.json of Stable Diffusion 1.5

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import sdjax.diffusion.schedule as noising
-from sdjax.diffusion.schedule import Schedule
+from sdjax.diffusion import noise_schedule
+from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.diffusion.wrappers import (
     Guidance,
     KnownRegion,
@@ -71,14 +71,14 @@ def test_refuses_by_name(change, words):
     assert "expected" in str(error.value)
 
 
-@pytest.mark.parametrize("prediction", noising.PREDICTIONS)
+@pytest.mark.parametrize("prediction", noise_schedule.PREDICTIONS)
 @pytest.mark.parametrize("times", [[0, 500, 999], [0.0, 499.5, 998.25]])
 def test_conversions_agree(prediction, times, key):
     schedule, t = Schedule(prediction_type=prediction), jnp.asarray(times)
     z, noise = jax.random.normal(key, (2, 3, 4, 4, 2))
-    z_t, made = noising.add_noise(schedule, z, noise, t), noising.target(schedule, z, noise, t)
-    np.testing.assert_allclose(noising.to_x0(schedule, made, z_t, t), z, atol=2e-5)
-    np.testing.assert_allclose(noising.from_x0(schedule, z, z_t, t), made, atol=1e-4)
+    z_t, made = noise_schedule.add_noise(schedule, z, noise, t), noise_schedule.target(schedule, z, noise, t)
+    np.testing.assert_allclose(noise_schedule.to_x0(schedule, made, z_t, t), z, atol=2e-5)
+    np.testing.assert_allclose(noise_schedule.from_x0(schedule, z, z_t, t), made, atol=1e-4)
 
 
 def test_targets_are_those_of_diffusers(key):
@@ -89,15 +89,18 @@ def test_targets_are_those_of_diffusers(key):
     z, noise = np.asarray(jax.random.normal(key, (2, 3, 4, 4, 2)))
     t = np.array([1, 400, 999])
     as_torch = [torch.from_numpy(np.array(x)) for x in (z, noise, t)]
-    np.testing.assert_allclose(noising.add_noise(Schedule(), z, noise, t), theirs.add_noise(*as_torch), atol=2e-5)
-    ours = noising.target(Schedule(prediction_type="v_prediction"), z, noise, t)
+    noised = noise_schedule.add_noise(Schedule(), z, noise, t)
+    np.testing.assert_allclose(noised, theirs.add_noise(*as_torch), atol=2e-5)
+    ours = noise_schedule.target(Schedule(prediction_type="v_prediction"), z, noise, t)
     np.testing.assert_allclose(ours, theirs.get_velocity(*as_torch), atol=2e-5)
 
 
 def test_fractional_times_meet_integer_ones():
     schedule, t = Schedule(rescale_betas_zero_snr=True), np.array([0, 1, 500, 998, 999])
     for exact, near in zip(
-        noising.signal_noise(schedule, t), noising.signal_noise(schedule, t.astype(np.float32)), strict=True
+        noise_schedule.signal_noise(schedule, t),
+        noise_schedule.signal_noise(schedule, t.astype(np.float32)),
+        strict=True,
     ):
         np.testing.assert_allclose(near, exact, atol=2e-7)
 
@@ -163,14 +166,14 @@ def test_threshold_is_that_of_diffusers(percentile, limit, key):
     assert bool(jnp.all(ours == x0)) == (limit == 100.0)
 
 
-@pytest.mark.parametrize("prediction", noising.PREDICTIONS)
+@pytest.mark.parametrize("prediction", noise_schedule.PREDICTIONS)
 def test_threshold_acts_on_what_the_prediction_stands_for(prediction, scene):
     z, t, cond, _ = scene
     sd = types.SimpleNamespace(schedule=Schedule(prediction_type=prediction))
     out = Threshold(0.8, 0.5)(sd, predict, z, t, cond)
-    x0 = noising.to_x0(sd.schedule, predict(z, t, cond), z, t)
-    np.testing.assert_allclose(noising.to_x0(sd.schedule, out, z, t), thresholded(x0, 0.8, 0.5), atol=1e-4)
-    assert float(jnp.abs(noising.to_x0(sd.schedule, out, z, t)).max()) < 0.501 < float(jnp.abs(x0).max())
+    x0 = noise_schedule.to_x0(sd.schedule, predict(z, t, cond), z, t)
+    np.testing.assert_allclose(noise_schedule.to_x0(sd.schedule, out, z, t), thresholded(x0, 0.8, 0.5), atol=1e-4)
+    assert float(jnp.abs(noise_schedule.to_x0(sd.schedule, out, z, t)).max()) < 0.501 < float(jnp.abs(x0).max())
 
 
 def test_keys_of_one_side_serve_both(scene):
@@ -201,7 +204,7 @@ def test_known_region(prediction, scene, key):
     known, noise = jax.random.normal(jax.random.fold_in(key, 9), (2, *z.shape))
     mask = jnp.zeros((3, 4, 4, 1)).at[:, 1:3, 1:3].set(1.0)
     out = KnownRegion(mask, known, noise)(sd, predict, z, t, cond)
-    x0 = noising.to_x0(sd.schedule, out, z, t)
+    x0 = noise_schedule.to_x0(sd.schedule, out, z, t)
     np.testing.assert_allclose(x0[:, 0], known[:, 0], atol=1e-4)
     np.testing.assert_allclose(out[:, 1:3, 1:3], predict(z, t, cond)[:, 1:3, 1:3], atol=1e-4)
     assert float(jnp.abs(x0[:, 1:3, 1:3] - known[:, 1:3, 1:3]).max()) > 0.1

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tasks as shapes
+import tiny
 from flax import struct
 from optax.contrib import schedule_free, schedule_free_eval_params
 
@@ -42,7 +42,7 @@ def sd():
 
 
 def batch(sd, count=2, **more):
-    pixels = shapes.pictures(count).astype(np.float32) / 127.5 - 1
+    pixels = tiny.pictures(count).astype(np.float32) / 127.5 - 1
     ids = sd.tokenize(["a face"] * count)
     return {"pixels": pixels, "ids": ids, "index": np.arange(count, dtype=np.int32), **more}
 
@@ -178,11 +178,11 @@ class Branch(Method):
 
     def split(self, sd, key=None):
         def pair(name, kernel):  # [in out]
-            shapes = {"A": (kernel.shape[0], self.rank), "B": (self.rank, kernel.shape[1])}
+            sizes = {"A": (kernel.shape[0], self.rank), "B": (self.rank, kernel.shape[1])}
             if key is None:
-                return {one: jax.ShapeDtypeStruct(shape, jnp.float32) for one, shape in shapes.items()}
-            drawn = jax.random.normal(trees.named_key(key, name), shapes["A"]) * kernel.shape[0] ** -0.5
-            return {"A": drawn, "B": jnp.zeros(shapes["B"])}
+                return {one: jax.ShapeDtypeStruct(shape, jnp.float32) for one, shape in sizes.items()}
+            drawn = jax.random.normal(trees.named_key(key, name), sizes["A"]) * kernel.shape[0] ** -0.5
+            return {"A": drawn, "B": jnp.zeros(sizes["B"])}
 
         found = trees.matching(sd.parts["unet"], r"\.to_[qv]\.kernel$")
         return {name.removesuffix(".kernel"): pair(name, kernel) for name, kernel in found.items()}, sd
@@ -219,7 +219,7 @@ def test_a_side_branch_learns_on_the_upscaler_and_enlarges(sd):
     )
     np.testing.assert_allclose(same, plain, atol=1e-5)
     assert np.abs(other - plain).max() > 1e-3
-    small = shapes.pictures(1, 16)[0]
+    small = tiny.pictures(1, 16)[0]
     joined = method.join(frozen, second["trained"])
     one, other = (sdjax.upscale(model, ["a face"], small, **HOW) for model in (upscaler, joined))
     assert one.shape == other.shape == (1, 32, 32, 3) and apart(one, other) > 0.5
@@ -267,10 +267,11 @@ class Hinted(struct.PyTreeNode, Conditioner):
         return cond.with_own(control={"hint": jnp.broadcast_to(self.hint, (len(z), *self.hint.shape[1:]))}), {}
 
 
+@pytest.mark.slow
 def test_a_network_beside_the_unet_learns_on_an_inpainting_model_and_paints(sd):
     task = tasks.of(sd, "inpainting")
     painter, method = task.prepare(sd, jax.random.key(0)), Beside()
-    shape = (shapes.pictures(1, seed=1) > 127).astype(np.float32)  # black and white, as edges are
+    shape = (tiny.pictures(1, seed=1) > 127).astype(np.float32)  # black and white, as edges are
     hints = np.concatenate([shape, 1 - shape])
     rows = batch(painter, control={"hint": hints})
     frozen, states = learn(method, painter, rows, task, optax.adam(0.03), steps=3)
@@ -283,7 +284,7 @@ def test_a_network_beside_the_unet_learns_on_an_inpainting_model_and_paints(sd):
     plain, same, other = (predict(one, rows, told, control={"hint": hints}) for one in (painter, *joined))
     np.testing.assert_allclose(same, plain, atol=1e-5)
     assert np.abs(other - plain).max() > 1e-3
-    given, mask = shapes.pictures(1)[0], np.zeros((32, 32), np.uint8)
+    given, mask = tiny.pictures(1)[0], np.zeros((32, 32), np.uint8)
     mask[6:26, 6:26] = 255
     painted = [sdjax.inpaint(one, ["a face"], given, mask, **HOW)
                for one in (painter, *(joined[-1].add(conditioners=Hinted(one[None])) for one in hints))]  # fmt: skip

@@ -21,7 +21,6 @@ from tables import parquet, photo, shard, table
 from sdjax.data import batches, buckets, places, sources, splits
 from sdjax.data.batches import Data
 from sdjax.data.buckets import Plan
-from sdjax.data.sources import parquet as parquet_source
 from sdjax.data.sources import pictures
 from sdjax.data.sources.arrow import ArrowFiles
 from sdjax.data.sources.parquet import Parquet
@@ -88,7 +87,7 @@ def opened(path, **changes):
 
 @pytest.mark.parametrize(("layout", "direct"), [("tar", 1), ("parquet", 1), ("parquet", 0), ("arrow", 1)])
 def test_the_same_pictures_give_the_same_batches_in_every_layout(tmp_path, monkeypatch, layout, direct):
-    monkeypatch.setattr(parquet_source, "DIRECT", (1 << 20) * direct)
+    monkeypatch.setattr("sdjax.data.sources.parquet.DIRECT", (1 << 20) * direct)
     sd = pipeline.load("random:tiny")
     how = dict(size=32, batch=3, crop="random", flip=0.5, encode=False, buckets=2)
     one, other = (batches.build(Data(path=str(LAYOUTS[name](tmp_path)), **how), sd, 5) for name in ("folder", layout))
@@ -136,7 +135,7 @@ def test_columns_are_found_or_named(tmp_path, monkeypatch):
     parquet(tmp_path / "mixed" / "a.parquet", PHOTOS[:1], text=["a"])  # a struct; bytes
     pq.write_table(pa.table({"image": PHOTOS[1:2], "text": ["b"]}), tmp_path / "mixed" / "b.parquet")
     for kept in (1 << 20, 0):
-        monkeypatch.setattr(parquet_source, "DIRECT", kept)
+        monkeypatch.setattr("sdjax.data.sources.parquet.DIRECT", kept)
         assert opened(tmp_path / "mixed").picture(1, 32).shape == (32, 32, 3)
     parquet(tmp_path / "both" / "a.parquet", PHOTOS[:1], text=["a"])
     parquet(tmp_path / "both" / "b.parquet", PHOTOS[:1], words=["b"])
@@ -227,7 +226,7 @@ def test_a_damaged_index_is_made_again(tmp_path, home):
 
 
 def test_a_damaged_unpacked_picture_is_named(tmp_path, home, monkeypatch):
-    monkeypatch.setattr(parquet_source, "DIRECT", 0)
+    monkeypatch.setattr("sdjax.data.sources.parquet.DIRECT", 0)
     path = parquet(tmp_path / "a.parquet", PHOTOS[:2], text=["a", "b"])
     first = opened(path).picture(1, 32)
     (unpacked,) = [file for file in home.iterdir() if PHOTOS[1] in file.read_bytes()]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from sdjax import trees
 from sdjax.convert import main
-from sdjax.diffusion.schedule import Schedule
+from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.formats import pipeline
 from sdjax.formats.models import infer_config, presets, single_file
 from sdjax.formats.storage import files, ldm_names, parameters

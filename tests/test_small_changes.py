@@ -19,7 +19,6 @@ from sdjax.methods import branches, edits, offsets
 from sdjax.methods.branches import Branches
 from sdjax.methods.e4t import E4T
 from sdjax.methods.lora import Lora
-from sdjax.models.hooks import apply as run_hooks
 from sdjax.models.layers import Dense
 
 SIZE, STRENGTHS = 1e-3, (1.0, 0.95, 1.05)
@@ -152,7 +151,7 @@ def by_hook(strength, kind):
     if kind == "e4t":
         f = {"relative": f["up"] @ f["down"]}
     hooks = (Branches({"unet": {"": f}}, strength=strength),)
-    return run_hooks("unet", Dense(512, False, jnp.bfloat16), {"kernel": weight}, hooks, x)
+    return hooks.apply("unet", Dense(512, False, jnp.bfloat16), {"kernel": weight}, hooks, x)
 
 
 def in_weights(strength, _):

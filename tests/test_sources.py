@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdjax.data import batches, sources
-from sdjax.data import pocketland as land
+from sdjax.data import batches, pocketland, sources
 from sdjax.data.batches import Data
 from sdjax.data.sources import folder
 from sdjax.data.sources.drawn import Pocketland, of_domain
@@ -41,8 +40,8 @@ def test_captions_of_looks_name_all_of_them_and_no_scene():
     for i in range(8):
         who, place = source._item(i)
         words = source.caption(i, np.random.default_rng(i))
-        assert all(word in words for word in land.attributes(who, place).values())
-        assert words == land.prompt({"domain": who.domain, **land.attributes(who, place)})
+        assert all(word in words for word in pocketland.attributes(who, place).values())
+        assert words == pocketland.prompt({"domain": who.domain, **pocketland.attributes(who, place)})
 
 
 def test_a_share_of_captions_names_looks_in_place_of_the_word():

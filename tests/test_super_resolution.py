@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tasks
+import tiny
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -16,7 +16,7 @@ from torch_weights import assert_close, fill, from_torch, shapes, to_torch, tree
 
 import sdjax
 from sdjax import trees
-from sdjax.diffusion.schedule import Schedule
+from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.formats.models import infer_config, single_file
 from sdjax.formats.storage import ldm_names, parameters
 from sdjax.models.unet import UNet, UNetConfig
@@ -109,12 +109,12 @@ def test_the_unet_without_words_is_that_of_diffusers(pipe, size):
 
 
 def test_the_picture_of_diffusers(pipe, sd, monkeypatch):
-    given = tasks.pictures(2, 12)
-    left = tasks.give(monkeypatch, sr_module, tasks.start_noise([4, 5], (12, 12, 3)))
+    given = tiny.pictures(2, 12)
+    left = tiny.give(monkeypatch, sr_module, tiny.start_noise([4, 5], (12, 12, 3)))
     theirs = pipe(2 * to_torch(given / np.float32(255)) - 1, num_inference_steps=10, output_type="np").images
     ours = sdjax.super_resolve(sd, list(given), steps=10, seeds=[4, 5])
     assert ours.shape == (2, 48, 48, 3) and not left
-    difference = tasks.difference(ours, theirs)
+    difference = tiny.difference(ours, theirs)
     print(f"PARITY ldm-sr {difference} of 255")
     assert difference <= 1
 
@@ -212,7 +212,7 @@ def test_autoencoders_that_are_not_covered(change, message):
 
 
 def test_what_does_not_fit(sd):
-    given = tasks.pictures(1, 12)[0]
+    given = tiny.pictures(1, 12)[0]
     with pytest.raises(ValueError, match="guidance=3.0: LDM-SR reads no words"):
         sdjax.super_resolve(sd, given, guidance=3.0)
     with pytest.raises(ValueError, match="expected LDM-SR"):
@@ -222,7 +222,7 @@ def test_what_does_not_fit(sd):
 
 
 def test_the_program_asks_for_no_words(folder, tmp_path, monkeypatch, capsys):
-    Image.fromarray(tasks.pictures(1, 16)[0]).save(tmp_path / "small.png")
+    Image.fromarray(tiny.pictures(1, 16)[0]).save(tmp_path / "small.png")
     asked = ["--model", str(folder), "--image", str(tmp_path / "small.png"), "--steps", "10", "--out", str(tmp_path)]
     assert programs.main("upscale", "", asked) == 0
     with Image.open(tmp_path / "00000-0.png") as made:

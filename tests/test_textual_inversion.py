@@ -18,14 +18,13 @@ from PIL import Image
 import sdjax
 from sdjax.data import batches
 from sdjax.data.batches import Data
-from sdjax.formats.adapters import format as kinds
-from sdjax.formats.adapters import reading
+from sdjax.formats.adapters import attachable, kinds
 from sdjax.formats.adapters.learned_embeds import LearnedEmbeds
 from sdjax.methods.chain import Chain
 from sdjax.methods.hypernetwork import Hypernetwork
 from sdjax.methods.textual_inversion import TextualInversion, concepts
 from sdjax.settings import SettingError
-from sdjax.training import preview, run
+from sdjax.training import preview, run_folder
 from sdjax.training.begin import begin
 from sdjax.training.loop import train
 from sdjax.training.optim import Optim
@@ -135,7 +134,7 @@ def test_files_that_diffusers_reads(layout, tmp_path):
     rows, held = ROWS.numpy(), {"rows": {"text_encoder": ROWS.numpy()}}
     method = TextualInversion("<toy>", vectors=3, layout=layout)
     frozen = method.split(made("sd1")[1])[1]
-    path, use = run.export(method, frozen, held, tmp_path)
+    path, use = run_folder.export(method, frozen, held, tmp_path)
     assert path.name == {"a1111": "toy.pt", "diffusers-bin": "learned_embeds.bin"}.get(
         layout, "learned_embeds.safetensors"
     )
@@ -150,14 +149,14 @@ def test_files_that_diffusers_reads(layout, tmp_path):
     np.testing.assert_array_equal(again["rows"]["text_encoder"], rows)
     assert use[0].endswith('--prompt "a photo of <toy>"')
     negative = dataclasses.replace(method, negative=True)
-    assert run.export(negative, frozen, held, tmp_path)[1][0].endswith('--negative-prompt "<toy>"')
+    assert run_folder.export(negative, frozen, held, tmp_path)[1][0].endswith('--negative-prompt "<toy>"')
 
 
 def test_what_a1111_saved_is_saved_again_as_it_was(tmp_path):
     told = {"name": "toy", "step": 99, "sd_checkpoint": "cc6cb27103", "sd_checkpoint_name": "v1-5-pruned"}
     saved = {"string_to_token": {"*": 265}, "string_to_param": {"*": ROWS}, **told}
     torch.save(saved, tmp_path / "toy.pt")
-    adapter = reading.read(tmp_path / "toy.pt", made("sd1")[1])
+    adapter = attachable.read(tmp_path / "toy.pt", made("sd1")[1])
     adapter = dataclasses.replace(adapter, about={**adapter.about, "method": "x", "settings": {"layout": "a1111"}})
     (tmp_path / "again").mkdir()
     path = LearnedEmbeds().write(adapter, tmp_path / "again")
@@ -183,7 +182,7 @@ def test_two_words_and_a_hypernetwork_in_one_picture(tmp_path):
         safetensors.torch.save_file({word: rows}, tmp_path / f"{word}.safetensors")
         sd = sdjax.attach(sd, tmp_path / f"{word}.safetensors")
     method = Hypernetwork(zero=False, weight_init="XavierNormal")
-    path, _ = run.export(method, base, method.split(base, jax.random.key(0))[0], tmp_path)
+    path, _ = run_folder.export(method, base, method.split(base, jax.random.key(0))[0], tmp_path)
     options = {"seeds": [0], "steps": 2, "size": 32}
     texts = ["a <cat> beside a <dog>", "a <cat> beside a dog", "a cat beside a <dog>", "a cat beside a dog"]
     made_ = [sdjax.text2img(sd, [text], **options) for text in texts]

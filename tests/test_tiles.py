@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-import tasks
+import tiny
 from PIL import Image
 
 import sdjax
@@ -83,12 +83,12 @@ def test_the_shares_of_tiles_add_up_to_one():
 
 
 def test_large_pictures_go_through_tiles_by_themselves(monkeypatch):
-    sd = tasks.model()
+    sd = tiny.model()
     monkeypatch.setattr(tiles, "AT_ONCE", 32 * 32)
     monkeypatch.setattr(tiles, "TILE", 32)
-    made = sdjax.img2img(sd, ["a cat"], tasks.pictures(1, 40)[0], steps=2, strength=0.5)
+    made = sdjax.img2img(sd, ["a cat"], tiny.pictures(1, 40)[0], steps=2, strength=0.5)
     monkeypatch.undo()
-    whole = sdjax.img2img(sd, ["a cat"], tasks.pictures(1, 40)[0], steps=2, strength=0.5)
+    whole = sdjax.img2img(sd, ["a cat"], tiny.pictures(1, 40)[0], steps=2, strength=0.5)
     assert made.shape == whole.shape == (1, 40, 40, 3)
     assert np.abs(made.astype(int) - whole).mean() < 10
 

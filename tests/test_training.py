@@ -32,8 +32,7 @@ from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
 from sdjax.runtime import mesh
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.training import optim, preview
-from sdjax.training import run as run_folder
+from sdjax.training import optim, preview, run_folder
 from sdjax.training.begin import begin
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.loop import train
@@ -94,6 +93,7 @@ def test_parallel_modes_give_the_losses_of_one_device(mode):
     np.testing.assert_allclose(losses(mode), losses("single"), rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_muon_on_sharded_kernels_gives_the_losses_of_one_device(monkeypatch):
     monkeypatch.setattr(mesh, "SHARD_FROM", 1024)
     np.testing.assert_allclose(losses("mesh:data=2,fsdp=2", "muon"), losses("single", "muon"), rtol=2e-5)
@@ -291,6 +291,7 @@ def test_a_refused_run_leaves_the_folder_as_it_is(tmp_path):
     assert not (tmp_path / "fresh").exists()
 
 
+@pytest.mark.slow
 def test_bfloat16_recomputation_and_adafactor_together(tmp_path):
     settings = dataclasses.replace(
         RUN, optim=Optim(kind="adafactor", lr=1e-3), compute="bfloat16", frozen="bfloat16", remat=True, steps=3, log=1

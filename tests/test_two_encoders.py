@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 import safetensors.numpy
-import tasks as shapes
+import tiny
 import torch
 from test_shapes import HOW, apart, batch, learn, moved
 
@@ -21,7 +21,7 @@ from sdjax import trees
 from sdjax.formats import pipeline
 from sdjax.methods.lora import Lora
 from sdjax.methods.textual_inversion import TextualInversion
-from sdjax.training import run
+from sdjax.training import run_folder
 
 HERE = Path(__file__).parent
 PROMPT, NEGATIVE = "a photo of a face on the beach", "red hair"
@@ -44,18 +44,18 @@ def family(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sd(family):
-    return family.tiny()
+    return family.model()
 
 
 @pytest.fixture(scope="module")
 def theirs(sd, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    return shapes.theirs(sd, folder, diffusers.StableDiffusionXLPipeline), folder
+    return tiny.theirs(sd, folder, diffusers.StableDiffusionXLPipeline), folder
 
 
 def picture(pipe, prompt=PROMPT, negative=NEGATIVE, **more):
     """Returns diffusers' picture [H W 3] of the noise that seed 4 stands for."""
-    noise = torch.from_numpy(np.array(shapes.start_noise([4])).transpose(0, 3, 1, 2).copy())
+    noise = torch.from_numpy(np.array(tiny.start_noise([4])).transpose(0, 3, 1, 2).copy())
     given = dict(num_inference_steps=HOW["steps"], guidance_scale=HOW["guidance"], height=32, width=32, latents=noise)
     made = pipe(prompt, negative_prompt=negative, output_type="np", **given | more).images[0]
     return np.round(made * 255)
@@ -139,7 +139,7 @@ def test_a_word_learns_rows_of_both_encoders(sd, inverted):
 def test_a_word_is_written_as_two_tensors_that_diffusers_loads(sd, theirs, inverted, tmp_path):
     method, frozen, states = inverted
     trained = jax.tree.map(lambda x: 20 * x, states[-1]["trained"])  # the picture shows it
-    path, lines = run.export(method, frozen, trained, tmp_path)
+    path, lines = run_folder.export(method, frozen, trained, tmp_path)
     held = safetensors.numpy.load_file(path)
     assert {name: x.shape for name, x in held.items()} == {"clip_l": (2, 32), "clip_g": (2, 48)}
     assert path.name == "new.safetensors" and sum(line.startswith("diffusers") for line in lines) == 2
@@ -189,7 +189,7 @@ def test_a_lora_learns_in_all_three_networks(sd, lora):
 def test_a_lora_is_written_under_kohyas_names_and_diffusers(sd, theirs, lora, tmp_path):
     method, frozen, states = lora
     trained = jax.tree.map(lambda x: 3 * x, states[-1]["trained"])
-    path, _ = run.export(method, frozen, trained, tmp_path)
+    path, _ = run_folder.export(method, frozen, trained, tmp_path)
     names = safetensors.numpy.load_file(path)
     assert {name.partition("_text_model")[0].partition("_down")[0].partition("_mid")[0].partition("_up")[0]
             for name in names} == set(PREFIXES.values())  # fmt: skip

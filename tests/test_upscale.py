@@ -6,65 +6,68 @@ import diffusers
 import diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_upscale as upscale_module
 import numpy as np
 import pytest
-import tasks
+import tiny
 from PIL import Image
 
 import sdjax
-from sdjax.diffusion.schedule import Schedule
-from sdjax.sampling import run as running
+from sdjax.diffusion.noise_schedule import Schedule
+from sdjax.sampling import denoising
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
 
 
 @pytest.fixture(scope="module")
 def sd():
-    sd = tasks.model("v_prediction", in_channels=7, num_class_embeds=1000, only_cross_attention=(True, False))
+    sd = tiny.model("v_prediction", in_channels=7, num_class_embeds=1000, only_cross_attention=(True, False))
     vae = sd.networks["vae"].clone(config=dataclasses.replace(sd.networks["vae"].config, scaling_factor=0.08333))
     sd = sd.with_networks(vae=vae)  # diffusers' pipeline has no other
     return sd.replace(low_schedule=Schedule(beta_start=0.0001, beta_end=0.02))
 
 
 def test_gives_the_picture_of_diffusers(sd, tmp_path, monkeypatch):
-    pipe = tasks.theirs(sd, tmp_path / "model", diffusers.StableDiffusionUpscalePipeline)
+    pipe = tiny.theirs(sd, tmp_path / "model", diffusers.StableDiffusionUpscalePipeline)
     assert pipe.low_res_scheduler.config.beta_end == 0.02
     again = sdjax.load(tmp_path / "model")
     assert (again.low_schedule.beta_start, again.low_schedule.beta_end) == (0.0001, 0.02)
-    given, shape = tasks.pictures(2, 12), (12, 12, 3)
-    left = tasks.give(
-        monkeypatch, upscale_module, tasks.picture_noise([4, 5], shape), tasks.start_noise([4, 5], (12, 12, 4))
+    given, shape = tiny.pictures(2, 12), (12, 12, 3)
+    left = tiny.give(
+        monkeypatch,
+        upscale_module,
+        tiny.picture_noise([4, 5], shape),
+        tiny.start_noise([4, 5], (12, 12, 4)),
     )
     theirs = pipe(
-        tasks.PROMPTS, image=[Image.fromarray(one) for one in given], num_inference_steps=10, guidance_scale=5.0,
-        noise_level=80, negative_prompt=tasks.NEGATIVE, output_type="np",
+        tiny.PROMPTS, image=[Image.fromarray(one) for one in given], num_inference_steps=10, guidance_scale=5.0,
+        noise_level=80, negative_prompt=tiny.NEGATIVE, output_type="np",
     ).images  # fmt: skip
     ours = sdjax.upscale(
         again,
-        tasks.PROMPTS,
+        tiny.PROMPTS,
         list(given),
         noise_level=80,
         steps=10,
         guidance=5.0,
-        negative_prompt=tasks.NEGATIVE,
+        negative_prompt=tiny.NEGATIVE,
         seeds=[4, 5],
     )
     assert ours.shape == (2, 24, 24, 3) and not left
-    assert tasks.difference(ours, theirs) <= 1
+    assert tiny.difference(ours, theirs) <= 1
 
 
 def test_noise_level_compiles_nothing_and_counts(sd):
-    given = tasks.pictures(1, 12)[0]
+    given = tiny.pictures(1, 12)[0]
     one = sdjax.upscale(sd, [""], given, steps=3, noise_level=0)
-    before = running._sample._cache_size()
+    before = denoising._sample._cache_size()
     other = sdjax.upscale(sd, [""], given, steps=5, noise_level=350)
-    assert running._sample._cache_size() == before and np.abs(one.astype(int) - other).mean() > 1
+    assert denoising._sample._cache_size() == before and np.abs(one.astype(int) - other).mean() > 1
 
 
 def test_any_picture_is_brought_to_a_preset_size(sd):
-    assert sdjax.upscale(sd, [""], tasks.pictures(1, 30)[0][:25], size=12, steps=3).shape == (1, 24, 24, 3)
+    assert sdjax.upscale(sd, [""], tiny.pictures(1, 30)[0][:25], size=12, steps=3).shape == (1, 24, 24, 3)
 
 
 def test_tiles_cover_the_whole(sd):
-    given = tasks.pictures(1, 20)[0]
+    given = tiny.pictures(1, 20)[0]
     made = sdjax.upscale(sd, [""], given, steps=3, tile=12, overlap=4)
     assert made.shape == (1, 40, 40, 3)
     np.testing.assert_array_equal(
@@ -74,7 +77,7 @@ def test_tiles_cover_the_whole(sd):
 
 @pytest.mark.parametrize("method", ["latent", "lanczos"])
 def test_hires_is_the_first_pass_enlarged_and_painted_over(method):
-    sd = tasks.model()
+    sd = tiny.model()
     made = sdjax.hires(sd, ["a cat"], steps=4, hires_method=method, hires_strength=0.25, scale=1.5)
     small = sdjax.text2img(sd, ["a cat"], steps=4)[0]
     assert made.shape == (1, 48, 48, 3)
@@ -89,7 +92,7 @@ def test_the_second_pass_goes_on_with_the_schedule_of_prompts():
     """[a:b:N] in its second pass: a whole number counts on from the first, a part from 1; A1111's prompt_parser."""
     words = {"whole": "[cat:snow:4]", "part": "[cat:snow:1.0]", "later": "[cat:snow:6]", "never": "cat"}
     made = sdjax.hires(
-        tasks.model(), [f"a {said} face" for said in words.values()], seeds=[0] * 4, steps=4, grammar="a1111",
+        tiny.model(), [f"a {said} face" for said in words.values()], seeds=[0] * 4, steps=4, grammar="a1111",
         hires_strength=0.9, scale=1.0, guidance=15.0,
     )  # fmt: skip
     of = dict(zip(words, made.astype(int), strict=True))
@@ -107,12 +110,12 @@ def test_the_second_pass_goes_on_with_the_schedule_of_prompts():
 )
 def test_options_that_do_not_fit(sd, options, message):
     with pytest.raises(ValueError, match=message):
-        sdjax.upscale(sd, [""], tasks.pictures(1, 12)[0], **options)
+        sdjax.upscale(sd, [""], tiny.pictures(1, 12)[0], **options)
 
 
 def test_what_does_not_fit_hires():
-    sd = tasks.model()
+    sd = tiny.model()
     with pytest.raises(ValueError, match="hires_method='nearest': expected one of latent, lanczos"):
         sdjax.hires(sd, ["a cat"], hires_method="nearest")
     with pytest.raises(ValueError, match="expected an upscaler"):
-        sdjax.upscale(sd, ["a cat"], tasks.pictures(1, 12)[0])
+        sdjax.upscale(sd, ["a cat"], tiny.pictures(1, 12)[0])

@@ -19,7 +19,7 @@ from transformers import CLIPTextModel
 
 import sdjax
 from sdjax import trees
-from sdjax.diffusion import schedule as noising
+from sdjax.diffusion import noise_schedule
 from sdjax.diffusion.loss import diffusion_loss
 from sdjax.formats import pipeline
 from sdjax.models.cond import Cond
@@ -71,7 +71,7 @@ def drawn(sd, batch, key, **settings):
 
     def target(schedule, z, noise, t):
         seen.update(z=z, noise=noise, t=t)
-        return noising.target(schedule, z, noise, t)
+        return noise_schedule.target(schedule, z, noise, t)
 
     diffusion_loss(Seen(), batch, key, target=target, **settings)
     return {name: torch.tensor(np.array(x)).long() if name == "t" else to_torch(x) for name, x in seen.items()}

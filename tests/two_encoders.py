@@ -1,6 +1,6 @@
 """A family of models with two text encoders, pooled text and the picture's size: SDXL's shape, for tests alone.
 
-    sd = tiny()                                             # weights that are none of them zero
+    sd = model()                                            # weights that are none of them zero
     sdjax.text2img(sd, ["a face"])
 
 Source: Podell et al. 2023, "SDXL" (arXiv 2307.01952), sections 2.1 and 2.2; diffusers' StableDiffusionXLPipeline.
@@ -12,9 +12,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import tasks
+import tiny
 
-from sdjax.diffusion.schedule import Schedule
+from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.families.family import Family, Part
 from sdjax.formats.models import folder
 from sdjax.formats.models.presets import SENTENCES, SHAPES
@@ -133,7 +133,7 @@ class TwoEncoders(Family):
         return inputs.replace(size=size)
 
 
-def tiny():
+def model():
     """Returns the tiny model of this family with noise in every weight."""
     shape = SHAPES["tiny"]
     tokenizers = {
@@ -153,5 +153,5 @@ def tiny():
     configs["unet"] = XlConfig(**sizes, projection_class_embeddings_input_dim=24 + 6 * 8)
     configs["vae"] = VaeConfig(**shape["vae"])
     networks = {name: part.network(configs[name]) for name, part in TwoEncoders.parts.items()}
-    params = {name: tasks.noised(parameters.random_parameters(one, "float32")) for name, one in networks.items()}
+    params = {name: tiny.noised(parameters.random_parameters(one, "float32")) for name, one in networks.items()}
     return folder.assemble(TwoEncoders(), networks, params, Schedule(), tokenizers)

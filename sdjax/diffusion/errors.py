@@ -9,7 +9,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from sdjax.diffusion.schedule import Schedule, snr
+from sdjax.diffusion.noise_schedule import Schedule, snr
 
 DECAYS = ("constant", "exponential", "snr")
 

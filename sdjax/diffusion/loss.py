@@ -19,11 +19,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, Key, Num
 
 from sdjax import trees
-from sdjax.diffusion import noise as noises
-from sdjax.diffusion import schedule as noising
+from sdjax.diffusion import noise_schedule, training_noise
 from sdjax.diffusion.errors import squared
 from sdjax.diffusion.model import Model
-from sdjax.diffusion.schedule import Schedule, add_noise, snr
+from sdjax.diffusion.noise_schedule import Schedule, add_noise, snr
 from sdjax.models.cond import Cond, UNetInputs
 
 LOSS_ALONE = ("pixels", "moments", "ids", "class_ids", "text", "index", "weight", "mask")  # no concern of the network
@@ -36,7 +35,7 @@ def diffusion_loss(
     key: Key[Array, ""],
     step: Int[Array, ""] | int | None = None,
     *,
-    target: Callable = noising.target,
+    target: Callable = noise_schedule.target,
     error: Callable[[Schedule, Array, Array, Array], Array] = squared,
     weighting: Callable | None = None,
     regularisers: Sequence[Callable] = (),
@@ -56,7 +55,7 @@ def diffusion_loss(
     penalty: the regularisers plus aux["penalty"] [B] of the conditioners, such as the size of an encoder's offset.
     noise_offset: standard deviation of a constant added to each channel's noise; 0.05 to 0.1 gives darker and brighter
     pictures.
-    pyramid: discount of added coarse noise, see noise.pyramid; 0 for none.
+    pyramid: discount of added coarse noise, see training_noise.pyramid; 0 for none.
     perturbation: standard deviation of noise that is added to z_t but not to the target, 0.1 in Ning et al. 2023,
     "Input Perturbation Reduces Exposure Bias in Diffusion Models" (arXiv 2301.11706).
     batch: "pixels" [B H W 3] or "moments" [B h w 2c] (mean and log-variance of the unscaled latent), "ids" {text
@@ -69,15 +68,17 @@ def diffusion_loss(
     draw_time = jax.vmap(lambda k: jax.random.randint(k, (), 0, schedule.num_train_timesteps))
     z = latents(sd, batch, trees.example_keys(k_latent, index))
     t = draw_time(trees.example_keys(k_time, index))
-    noise = noises.normal(trees.example_keys(k_noise, index), z.shape[1:])
+    noise = training_noise.normal(trees.example_keys(k_noise, index), z.shape[1:])
     if pyramid:
-        noise = noises.pyramid(noise, trees.example_keys(trees.named_key(key, "pyramid"), index), pyramid)
+        noise = training_noise.pyramid(noise, trees.example_keys(trees.named_key(key, "pyramid"), index), pyramid)
     if noise_offset:
-        noise += noise_offset * noises.normal(trees.example_keys(k_offset, index), (1,) * (z.ndim - 2) + z.shape[-1:])
+        noise += noise_offset * training_noise.normal(
+            trees.example_keys(k_offset, index), (1,) * (z.ndim - 2) + z.shape[-1:]
+        )
     seen = noise
     if perturbation:
         more = trees.example_keys(trees.named_key(key, "perturbation"), index)
-        seen = noise + perturbation * noises.normal(more, z.shape[1:])
+        seen = noise + perturbation * training_noise.normal(more, z.shape[1:])
 
     own = {name: value for name, value in batch.items() if name not in LOSS_ALONE}
     cond = told.over(conditioned(sd, batch)).with_own(**own)

@@ -21,10 +21,9 @@ from flax import struct
 from jaxtyping import Array, Float, Float32, Int, Int32, Key
 
 from sdjax.diffusion import samplers, sigmas
-from sdjax.diffusion.samplers import row
-from sdjax.diffusion.samplers import steps as starts
+from sdjax.diffusion.noise_schedule import Schedule
+from sdjax.diffusion.samplers import row, sigma_steps
 from sdjax.diffusion.samplers.path import Level, Path
-from sdjax.diffusion.schedule import Schedule
 
 ROWS = 2048  # room for 1000 steps of two evaluations; one length, so that no step count compiles anything
 # (z, t, i: the step) -> prediction
@@ -68,7 +67,7 @@ def tabulate(
     spacing: str = "normal",
     eta: float | None = None,
     start: int = 0,
-    churn: starts.Churn | None = None,
+    churn: sigma_steps.Churn | None = None,
 ) -> Plan:
     """Returns the Plan of a run.
 
@@ -100,7 +99,7 @@ def tabulate(
     path = sigmas.levels(schedule, steps, spacing, grid, chosen.end, start, discard)
     more = {"churn": churn} if chosen.churn else {}
     rows = list(chosen.rows(path, (chosen.eta or 0.0) if eta is None else eta, **more))
-    return fill(path, rows, chosen.output, *starts.raised(path, 0, churn))
+    return fill(path, rows, chosen.output, *sigma_steps.raised(path, 0, churn))
 
 
 def fill(
@@ -112,7 +111,7 @@ def fill(
 ) -> Plan:
     """Returns the Plan of a path's rows (row.Row), padded.
 
-    above, share: where the run starts if that is not the first level, see steps.raised.
+    above, share: where the run starts if that is not the first level, see sigma_steps.raised.
     """
     room = -(-len(rows) // ROWS) * ROWS
     noisy = [bool(r.x @ row.NOISE or r.base @ row.NOISE) for r in rows]

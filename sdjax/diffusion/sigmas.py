@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.diffusion.samplers.path import CLEAN, Level, Path
-from sdjax.diffusion.schedule import Schedule
 
 ALPHA_BAR_FLOOR = 2.0**-24  # diffusers' stand-in for alpha_bar = 0 where a sampler divides by it
 # grid: (default spacing of "normal", does "karras" round its times)

@@ -17,7 +17,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, ArrayLike, Float, Float32, Num
 
-from sdjax.diffusion import schedule
+from sdjax.diffusion import noise_schedule
 from sdjax.diffusion.model import Cond, Model, Predict
 from sdjax.models import hooks
 
@@ -94,8 +94,8 @@ class Threshold(struct.PyTreeNode):
     def __call__(
         self, sd: Model, call: Predict, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond
     ) -> Float[Array, "B h w c"]:
-        x0 = schedule.to_x0(sd.schedule, call(z, t, cond), z, t)
-        return schedule.from_x0(sd.schedule, thresholded(x0, self.percentile, self.limit), z, t)
+        x0 = noise_schedule.to_x0(sd.schedule, call(z, t, cond), z, t)
+        return noise_schedule.from_x0(sd.schedule, thresholded(x0, self.percentile, self.limit), z, t)
 
 
 def thresholded(
@@ -128,10 +128,10 @@ class KnownRegion(struct.PyTreeNode):
     def __call__(
         self, sd: Model, call: Predict, z: Float[Array, "B h w c"], t: Num[Array, " B"], cond: Cond
     ) -> Float[Array, "B h w c"]:
-        known = schedule.add_noise(sd.schedule, self.z, self.noise, t)
+        known = noise_schedule.add_noise(sd.schedule, self.z, self.noise, t)
         seen = self.mask * z + (1 - self.mask) * known
-        x0 = schedule.to_x0(sd.schedule, call(seen, t, cond), seen, t)
-        return schedule.from_x0(sd.schedule, self.mask * x0 + (1 - self.mask) * self.z, z, t)
+        x0 = noise_schedule.to_x0(sd.schedule, call(seen, t, cond), seen, t)
+        return noise_schedule.from_x0(sd.schedule, self.mask * x0 + (1 - self.mask) * self.z, z, t)
 
 
 class ControlNet(struct.PyTreeNode):

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from sdjax.formats.adapters.file import File
+from sdjax.formats.adapters.adapter_file import File
 from sdjax.formats.adapters.format import Format
 from sdjax.formats.models import controlnet
 from sdjax.methods.adapter import Adapter

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from sdjax import trees
+from sdjax.formats.adapters.adapter_file import File
 from sdjax.formats.adapters.e4t_attached import acting
-from sdjax.formats.adapters.file import File
 from sdjax.formats.adapters.format import Format
 from sdjax.formats.models import open_clip, single_file
 from sdjax.formats.storage import files, parameters

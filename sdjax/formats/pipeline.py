@@ -13,7 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from sdjax.diffusion.schedule import Schedule
+from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.families.sd import Sd
 from sdjax.formats.adapters import e4t
 from sdjax.formats.models import autoencoder, folder, lpips, open_clip, presets, single_file

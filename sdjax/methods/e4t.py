@@ -23,7 +23,7 @@ from flax import struct
 from jaxtyping import Array, Float, Float32, Int, Num
 
 from sdjax import trees
-from sdjax.diffusion.schedule import add_noise
+from sdjax.diffusion.noise_schedule import add_noise
 from sdjax.methods import branches, heads, offsets
 from sdjax.methods.adapter import Adapter
 from sdjax.methods.heads.head import Head

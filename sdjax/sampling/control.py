@@ -23,7 +23,7 @@ from sdjax.diffusion.plan import ROWS
 from sdjax.diffusion.wrappers import NO_PICTURE, ControlNet
 from sdjax.images import resize
 from sdjax.models.conditioner import Conditioner
-from sdjax.sampling.settings import ControlNet as ControlNetSettings
+from sdjax.sampling import settings
 from sdjax.stable_diffusion import StableDiffusion
 
 
@@ -79,7 +79,7 @@ class Control:
         return np.pad(np.array(acts, np.float32) * np.float32(self.weight), (0, max(ROWS - steps, 0)))
 
 
-def applied(controls: Sequence[Control], made: ControlNetSettings, pictures: Sequence[np.ndarray]) -> list[Control]:
+def applied(controls: Sequence[Control], made: settings.ControlNet, pictures: Sequence[np.ndarray]) -> list[Control]:
     """Returns the Controls with their pictures, one each, from a picture's settings."""
     count = len(controls)
     each = [values * (count // len(values)) for values in (made.weight, made.start, made.end)]

@@ -3,8 +3,9 @@
     images = text2img(sd, ["a photo of a face"], seeds=[0], steps=20, guidance=7.5)     # uint8 [B H W 3]
     images = img2img(sd, ["a sketch of a face"], images, strength=0.6)
 
-settings.py declares the settings.  Every task is a Job, a batch of pictures (job.py), and a call of `run` (run.py), as
-in inpainting.py and upscaling.py.  Image i depends on its own prompt, picture and seed, not on its batch.
+settings.py declares the settings.  Every task is a Job, a batch of pictures (job.py), and a call of `run`
+(denoising.py), as in inpainting.py and upscaling.py.  Image i depends on its own prompt, picture and seed, not on its
+batch.
 
 Shapes: B batch, H W pixels, h w latent pixels, c latent channels.
 """
@@ -19,10 +20,10 @@ import numpy as np
 from sdjax.images.resize import fitted, pad
 from sdjax.models.cond import Cond
 from sdjax.sampling import settings, slerp, tiles
+from sdjax.sampling.denoising import late, run, words
 from sdjax.sampling.fields import make
 from sdjax.sampling.job import Job, Pictures, job
 from sdjax.sampling.latents import decode, encode, wanted_shape
-from sdjax.sampling.run import late, run, words
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 

@@ -18,9 +18,9 @@ from jaxtyping import Array, Bool, Float32, UInt8
 from sdjax.diffusion.wrappers import KnownRegion
 from sdjax.images.resize import fit, fitted, pad
 from sdjax.sampling import settings
+from sdjax.sampling.denoising import late, run
 from sdjax.sampling.job import Job, Pictures, job
 from sdjax.sampling.latents import decode, encode, latent_shape
-from sdjax.sampling.run import late, run
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.inpainting import Inpainting
 

@@ -18,9 +18,9 @@ import numpy as np
 from sdjax.images.resize import fitted
 from sdjax.models.cond import Cond
 from sdjax.sampling import memory, settings, tiles
+from sdjax.sampling.denoising import late, run
 from sdjax.sampling.job import Job, Pictures, job, picture_noise
 from sdjax.sampling.latents import decode, encode, wanted_shape
-from sdjax.sampling.run import late, run
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion, to_pixels
 from sdjax.tasks.upscaling import Upscaling

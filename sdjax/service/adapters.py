@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from sdjax.formats import pipeline
-from sdjax.formats.adapters import about, attach, lora_tools, reading
-from sdjax.formats.adapters import format as formats
+from sdjax.formats.adapters import about, attach, attachable, kinds, lora_tools
 from sdjax.formats.adapters.about import Facts
 from sdjax.formats.adapters.low_rank import Cut
 from sdjax.formats.storage import headers
@@ -90,7 +89,7 @@ def _cut(options):
 def _merge(options) -> Iterator[str]:
     """Merges adapters; yields lines to print."""
     named = [attach.split(text) for text in options.files]
-    paths = [reading.locate(file) for file, _, _ in named]
+    paths = [attachable.locate(file) for file, _, _ in named]
     sd, adapters = _fitting(paths, options.model)
     weighed = [(adapter, strength) for adapter, (_, strength, _) in zip(adapters, named, strict=True)]
     made = lora_tools.merged(weighed, sd, _cut(options))
@@ -101,7 +100,7 @@ def _merge(options) -> Iterator[str]:
 
 def _resize(options) -> Iterator[str]:
     """Changes an adapter's rank; yields lines to print."""
-    paths = [reading.locate(options.files[0])]
+    paths = [attachable.locate(options.files[0])]
     sd, (adapter,) = _fitting(paths, options.model)
     yield from _written(lora_tools.resized(adapter, sd, _cut(options)), sd, options, paths)
 
@@ -124,7 +123,7 @@ def _fitting(paths, model) -> tuple[StableDiffusion, list[Adapter]]:
     trouble = None
     for sd in checking.bases(model):
         try:
-            return sd, [reading.read(path, sd) for path in paths]
+            return sd, [attachable.read(path, sd) for path in paths]
         except ValueError as error:
             trouble = trouble or error
     assert trouble is not None
@@ -133,7 +132,7 @@ def _fitting(paths, model) -> tuple[StableDiffusion, list[Adapter]]:
 
 def _written(made: Adapter, sd: StableDiffusion, options: Any, sources: Sequence[Path]) -> Iterator[str]:
     """Writes an adapter; yields the line with its path."""
-    known = formats.known()
+    known = kinds.known()
     if options.format not in known or not known[options.format].holds(made):
         able = ", ".join(name for name, kind in known.items() if kind.holds(made))
         raise SettingError("format", options.format, f"one that holds it: {able}")

@@ -13,9 +13,7 @@ import numpy as np
 
 from sdjax import trees
 from sdjax.formats import pipeline
-from sdjax.formats.adapters import about, embeddings, reading
-from sdjax.formats.adapters import file as files
-from sdjax.formats.adapters import format as formats
+from sdjax.formats.adapters import about, adapter_file, attachable, embeddings, kinds
 from sdjax.formats.storage.hashes import autov2, autov3
 from sdjax.methods.adapter import Adapter
 from sdjax.stable_diffusion import StableDiffusion
@@ -39,9 +37,9 @@ def report(source: str | Path, model: str | None = None) -> tuple[list[str], lis
 
     Raises ValueError for a damaged file, or one that is not an adapter.
     """
-    path = reading.locate(source)
-    file = files.of(path)
-    kind = formats.kind_of(file)
+    path = attachable.locate(source)
+    file = adapter_file.of(path)
+    kind = kinds.kind_of(file)
     if path.is_dir():
         raise ValueError(f"{source}: a folder of the kind {kind.called}; only files are checked")
     lines, wrong = [f"{source}: {kind.called or kind.name}"], _broken(file.content)
@@ -70,7 +68,7 @@ def _read(path, kind, model):
     names = [model] if model else [*SHAPES.values(), "pocket"]
     for name, sd in zip(names, bases(model), strict=True):
         try:
-            adapter = reading.read(path, sd)
+            adapter = attachable.read(path, sd)
             embeddings.check(sd, adapter.words, path) if name not in SHAPES.values() else None
             return adapter, name, []
         except ValueError as error:

@@ -64,7 +64,7 @@ def run(options: Any, recipes: Path) -> Path:
     from sdjax.runtime import accelerator, compile_cache
     from sdjax.sampling.latents import latent_shape
     from sdjax.training.loop import train
-    from sdjax.training.run import fresh
+    from sdjax.training.run_folder import fresh
 
     compile_cache.keep(steps=options.steps)
     accelerator.check()

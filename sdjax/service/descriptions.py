@@ -13,7 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from sdjax.formats.adapters import file as files
+from sdjax.formats.adapters import adapter_file
 from sdjax.formats.storage.hashes import autov3, sha256
 from sdjax.formats.storage.tensor_file import TensorFile
 from sdjax.service import provenance
@@ -78,7 +78,7 @@ def whole_kind(names: Collection[str]) -> str | None:
 
 def _header(path: Path) -> tuple[dict[str, str], Collection[str]]:
     try:
-        held = files.of(path)
+        held = adapter_file.of(path)
     except (ValueError, OSError):
         return {}, ()
     return held.metadata, held.names or ()

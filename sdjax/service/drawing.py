@@ -1,15 +1,14 @@
 """Picture jobs: how a worker runs them."""
 
 import contextlib
-import io
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from sdjax.images import writing
 from sdjax.runtime import compile_cache
 from sdjax.sampling import upscaling
 from sdjax.sampling.job import Cancelled, Progress
@@ -160,8 +159,7 @@ class Drawing:
         """Keeps the half-done picture of a job that stops, where that is asked for."""
         now = self.queue.get(job.id)
         if now is not None and now.asked == HALF:
-            Image.fromarray(progress.preview()[0]).save(written := io.BytesIO(), "PNG")
-            self.queue.show(job.id, written.getvalue())
+            self.queue.show(job.id, writing.png(progress.preview()[0]))
 
     def _learn(self, sd: Any, latents: Any, made: np.ndarray) -> None:
         """Fits the autoencoder's colours, once, to pictures that are all its own."""

@@ -1,6 +1,5 @@
 """Enlarges pictures without a model, like A1111's "extras"."""
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from sdjax.formats.storage import files
-from sdjax.images import reading
+from sdjax.images import reading, writing
 from sdjax.service.library import Entry, Library
 from sdjax.service.uploads import MOST_PIXELS
 from sdjax.settings import SettingError
@@ -79,5 +78,4 @@ def enlarged(path: Path, how: Enlarging) -> bytes:
         if how.size is not None and how.crop:
             left, top = (image.width - how.size[0]) // 2, (image.height - how.size[1]) // 2
             image = image.crop((left, top, left + how.size[0], top + how.size[1]))
-    image.save(written := io.BytesIO(), "PNG")
-    return written.getvalue()
+    return writing.png(image)

@@ -10,7 +10,6 @@ Shapes: B batch, h w latent pixels, c channels, H W pixels.
 """
 
 import hashlib
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sdjax.formats.storage import files
+from sdjax.images import writing
 from sdjax.stable_diffusion import StableDiffusion
 
 RIDGE = 1e-3  # of the mean square of latents: one picture may have few colours
@@ -55,9 +55,7 @@ class Colours:
         """Returns a PNG of latents, enlarged by up to `factor` and to at most SIDE pixels."""
         image = Image.fromarray(self.picture(latents))
         scale = max(1, min(factor, SIDE // max(image.size)))
-        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.BILINEAR)
-        image.save(written := io.BytesIO(), "PNG")
-        return written.getvalue()
+        return writing.png(image.resize((image.width * scale, image.height * scale), Image.Resampling.BILINEAR))
 
 
 class Kept:

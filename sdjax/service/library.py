@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdjax.formats.adapters import attach, reading
-from sdjax.formats.adapters import file as adapters
-from sdjax.formats.adapters import format as formats
+from sdjax.formats.adapters import adapter_file, attach, attachable, kinds
 from sdjax.formats.storage import files
 from sdjax.service import descriptions
 from sdjax.service.place import Place
@@ -54,7 +52,7 @@ class Entry:
 
 def known() -> tuple[str, ...]:
     """Returns all kinds of entries: of whole models, and what kinds of adapters are called."""
-    return (*WHOLE, *dict.fromkeys(kind.called for kind in formats.known().values() if kind.called))
+    return (*WHOLE, *dict.fromkeys(kind.called for kind in kinds.known().values() if kind.called))
 
 
 class Library:
@@ -251,7 +249,7 @@ def _file_kind(path: Path) -> str | None:
     if path.suffix.lower() != ".safetensors":
         return "vae" if ".vae." in path.name.lower() else "model" if path.suffix.lower() in WEIGHTS else None
     try:
-        names = adapters.of(path).names
+        names = adapter_file.of(path).names
     except (ValueError, OSError):
         return None
     return descriptions.whole_kind(names or ())
@@ -260,7 +258,7 @@ def _file_kind(path: Path) -> str | None:
 def _adapter_kind(path: Path) -> str | None:
     """Returns what the kind of an adapter's file is called, None where it is none that can be attached."""
     try:
-        kind = reading.kind(path)
+        kind = attachable.kind(path)
     except (ValueError, OSError):
         return None
     return kind.called or None if kind is not None else None

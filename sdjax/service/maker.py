@@ -18,9 +18,7 @@ import numpy as np
 
 from sdjax import trees
 from sdjax.formats import pipeline
-from sdjax.formats.adapters import attach, e4t
-from sdjax.formats.adapters import format as formats
-from sdjax.formats.adapters import reading as adapters
+from sdjax.formats.adapters import attach, attachable, e4t, kinds
 from sdjax.formats.models import controlnet
 from sdjax.images import reading
 from sdjax.runtime import replicas
@@ -179,7 +177,7 @@ class Maker:
     def _read(self, path, sd, word=None):
         """Returns the adapter of a file, for other strengths of it too."""
         key = ("adapter", _state(path), word, sd.networks)
-        return self.held.get(key, lambda: adapters.read(path, sd, word))
+        return self.held.get(key, lambda: attachable.read(path, sd, word))
 
     def _controls(self, sd: StableDiffusion, request: Request) -> list[Any]:
         made, dtype = request.settings, jnp.dtype(sd.networks["unet"].dtype).name
@@ -223,7 +221,7 @@ class Maker:
         if not sd.tokenizers:
             return []
         said = list(dict.fromkeys(text for one in requests for text in texts(one.settings)))
-        named = re.search(rf"<({'|'.join(formats.tags())}):[^>]{{0,1000}}>", "\n".join(said))
+        named = re.search(rf"<({'|'.join(kinds.tags())}):[^>]{{0,1000}}>", "\n".join(said))
         tokenizer = next(iter(sd.tokenizers.values()))
         room = tokenizer.length - 2  # begin and end
         longest = max(len(tokenizer.ids(text)) for text in said)

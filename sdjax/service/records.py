@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from sdjax import __version__
-from sdjax.formats.adapters import format as formats
+from sdjax.formats.adapters import kinds
 from sdjax.formats.storage.files import new_file
 from sdjax.sampling.fields import Field, Size, acting, checked, fields, make
 from sdjax.sampling.settings import FIRST, NAMES, TASKS, VARIED, Sampling, Task
@@ -113,8 +113,8 @@ def text(record: Record) -> str:
 
 def _lists():
     """Returns {word of a list of hashes: what the kind in it is called}: {"Lora hashes": "lora", ...}."""
-    kinds = [kind for kind in formats.known().values() if kind.called]
-    return {kind.listed or f"{kind.called.capitalize()} hashes": kind.called for kind in kinds}
+    named = [kind for kind in kinds.known().values() if kind.called]
+    return {kind.listed or f"{kind.called.capitalize()} hashes": kind.called for kind in named}
 
 
 def _hash_list(hashes, kind):

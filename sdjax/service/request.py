@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdjax.formats.adapters import format as formats
+from sdjax.formats.adapters import kinds
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import Task
 from sdjax.settings import SettingError
@@ -63,7 +63,7 @@ def check_named(settings: Task, allowed: Sequence[str] = ()) -> None:
     """Raises SettingError for an adapter that is a file, where who asks may only name them; allowed: files that may."""
     for one in files_of(settings):
         if one not in allowed:
-            raise SettingError("adapter", one, grammars.expected(formats.tags()))
+            raise SettingError("adapter", one, grammars.expected(kinds.tags()))
 
 
 def taken_apart(settings: Task) -> tuple[str, tuple[Any, ...]]:
@@ -71,7 +71,7 @@ def taken_apart(settings: Task) -> tuple[str, tuple[Any, ...]]:
 
     Raises ValueError for one that cannot be read.
     """
-    tags, named = formats.tags(), " ".join(one for one, named in adapters_of(settings) if named)
+    tags, named = kinds.tags(), " ".join(one for one, named in adapters_of(settings) if named)
     rest, more = grammars.adapters(named, tags)
     if rest.strip():
         raise SettingError("adapter", named, grammars.expected(tags))

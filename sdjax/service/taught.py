@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdjax.formats.adapters import format as formats
+from sdjax.formats.adapters import kinds
 from sdjax.images import reading
 from sdjax.service import teaching, uploads
 from sdjax.service.library import Library
@@ -83,7 +83,7 @@ def _same(one: Path, other: Path) -> bool:
 
 def _named(library: Library, name: str, prompt: str) -> tuple[str, str]:
     """Returns (kind, name) of an adapter that prompts name."""
-    for kind in dict.fromkeys(one.called for one in formats.known().values() if one.called):
+    for kind in dict.fromkeys(one.called for one in kinds.known().values() if one.called):
         try:
             return kind, library.find(kind, name).stem
         except SettingError:

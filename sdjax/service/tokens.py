@@ -7,7 +7,7 @@ tokens.count("pocket", "a photo of a cat")          # (5, 30): of so many that o
 from pathlib import Path
 
 from sdjax.formats import pipeline
-from sdjax.formats.adapters import format as formats
+from sdjax.formats.adapters import kinds
 from sdjax.service.library import Library
 from sdjax.settings import SettingError
 from sdjax.text import grammars
@@ -38,5 +38,5 @@ class Tokens:
         tokenizer = self.of(model)
         if tokenizer is None:
             return None
-        text, _ = grammars.adapters(prompt, formats.tags())
+        text, _ = grammars.adapters(prompt, kinds.tags())
         return len(tokenizer.ids(text)), tokenizer.length - ENDS

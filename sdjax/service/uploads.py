@@ -19,7 +19,7 @@ from PIL import Image
 
 from sdjax import conditions
 from sdjax.formats.storage import files
-from sdjax.images import reading
+from sdjax.images import reading, writing
 from sdjax.service.place import Place
 from sdjax.settings import SettingError
 
@@ -95,8 +95,7 @@ def check(data: bytes, setting: str) -> str:
 def inverted(place: Place, name: str) -> str:
     """Returns the name of a mask that is white where another one is black."""
     picture = 255 - reading.mask(place.upload(name))
-    Image.fromarray(picture.astype(np.uint8)).save(written := BytesIO(), "PNG")
-    return keep(place, written.getvalue(), "mask")
+    return keep(place, writing.png(picture.astype(np.uint8)), "mask")
 
 
 def painted(place: Place, data: bytes) -> str | None:
@@ -109,8 +108,7 @@ def painted(place: Place, data: bytes) -> str | None:
         alpha = np.asarray(image.convert("RGBA"))[..., 3]
     if not alpha.any():
         return None
-    Image.fromarray(np.where(alpha > 127, 255, 0).astype(np.uint8)).save(written := BytesIO(), "PNG")
-    return keep(place, written.getvalue(), "mask")
+    return keep(place, writing.png(np.where(alpha > 127, 255, 0).astype(np.uint8)), "mask")
 
 
 def prepared(place: Place, name: str, way: str) -> str:
@@ -121,8 +119,7 @@ def prepared(place: Place, name: str, way: str) -> str:
     if not way:
         return name
     made = conditions.of(way, public=True).make(reading.picture(place.upload(name)))
-    Image.fromarray(made).save(written := BytesIO(), "PNG")
-    return keep(place, written.getvalue(), "control_image")
+    return keep(place, writing.png(made), "control_image")
 
 
 def pruned(place: Place, needed: Iterable[str], most: int = MOST_KEPT) -> int:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from sdjax import trees
-from sdjax.diffusion.schedule import Schedule, add_noise
+from sdjax.diffusion.noise_schedule import Schedule, add_noise
 from sdjax.models.cond import Cond
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion

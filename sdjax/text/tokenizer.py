@@ -230,8 +230,7 @@ def train_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
     It holds 256 bytes, 256 bytes that end a word, at most size - 514 merges (fewer if the texts have no more), begin
     and end.  Equal texts give equal vocabularies.  Raises ValueError if `size` is below 514.
     """
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import models, trainers
+    import tokenizers
 
     letters = _bytes()
     if size < 2 * len(letters) + 2:
@@ -239,8 +238,8 @@ def train_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
     base = [*letters, *(letter + "</w>" for letter in letters)]
     # The base is given as special tokens so that its ids, and with them the order among equal counts, are fixed.
     ending: dict[str, Any] = {"end_of_word_suffix": "</w>"}
-    trainer = trainers.BpeTrainer(vocab_size=size - 2, special_tokens=base, show_progress=False, **ending)
-    learner = Backend(models.BPE(**ending))
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=size - 2, special_tokens=base, show_progress=False, **ending)
+    learner = tokenizers.Tokenizer(tokenizers.models.BPE(**ending))
     _split_as_clip(learner)
     learner.train_from_iterator(texts, trainer)
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
@@ -273,14 +272,14 @@ def _split_as_clip(backend: Any) -> None:
 def _backend(
     vocabulary: dict[str, int], merges: Iterable[tuple[str, str]], unknown: str, added: Iterable[Token]
 ) -> Any:
-    from tokenizers import AddedToken, models
-    from tokenizers import Tokenizer as Backend
+    import tokenizers
 
     affixes = {"end_of_word_suffix": "</w>", "continuing_subword_prefix": ""}
-    backend = Backend(models.BPE(vocab=vocabulary, merges=list(merges), unk_token=unknown, **affixes))
+    model = tokenizers.models.BPE(vocab=vocabulary, merges=list(merges), unk_token=unknown, **affixes)
+    backend = tokenizers.Tokenizer(model)
     _split_as_clip(backend)
     for token in added:
-        backend.add_tokens([AddedToken(token["content"], **{flag: token[flag] for flag in FLAGS})])
+        backend.add_tokens([tokenizers.AddedToken(token["content"], **{flag: token[flag] for flag in FLAGS})])
     return backend
 
 

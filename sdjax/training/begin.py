@@ -16,13 +16,13 @@ from sdjax.data.batches import Data
 from sdjax.data.cache import Texts
 from sdjax.data.sources.source import Examples
 from sdjax.formats import pipeline
-from sdjax.formats.adapters import format as kinds
+from sdjax.formats.adapters import kinds
 from sdjax.formats.storage.files import HUB_ID
 from sdjax.settings import prefixed
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.task import Task
 from sdjax.tasks.text2img import TextToImage
-from sdjax.training import checks, run
+from sdjax.training import checks, run_folder
 from sdjax.training.settings import Train
 
 
@@ -58,8 +58,8 @@ def begin(
     with prefixed("method"):
         trained, frozen = method.split(sd, split if fresh and opened is None else None)
     if opened is not None:
-        trained, frozen = run.start(method, trained, frozen, settings.init, opened)
-        trained = run.drawn(trained, method, sd, split)
+        trained, frozen = run_folder.start(method, trained, frozen, settings.init, opened)
+        trained = run_folder.drawn(trained, method, sd, split)
     model, frozen = _digest(settings, loaded), _rounded(frozen, settings.frozen)
     del loaded, sd  # gigabytes, where `frozen` is now something else
     data = picture = None

@@ -21,7 +21,7 @@ from sdjax.methods.method import Method
 from sdjax.runtime import members
 from sdjax.runtime.guard import named
 from sdjax.settings import CLASS, from_json, names
-from sdjax.training import facts, optim, run, validation
+from sdjax.training import facts, optim, run_folder, validation
 from sdjax.training.begin import begin
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.optim import Optim
@@ -69,7 +69,7 @@ def write(
     if method.finish is not None:
         frozen, tree = method.finish(frozen, tree, data)
     step = int(state["step"])
-    path, _ = run.export(method, frozen, tree, destination, **facts.told(told, folder, step))
+    path, _ = run_folder.export(method, frozen, tree, destination, **facts.told(told, folder, step))
     return path, step
 
 
@@ -80,7 +80,7 @@ def settings_of(source: str | Path, recipe: str | None = None) -> Train:
 
 def _place(source):
     """Returns (folder of the run, step or None)."""
-    found = run.run_of(source)
+    found = run_folder.run_of(source)
     if found is None:
         raise ValueError(f"{source}: neither a run's folder nor one of its checkpoints")
     return found

@@ -22,7 +22,7 @@ from sdjax import trees
 from sdjax.runtime import locks, mesh, processes, room
 from sdjax.settings import SettingError, to_json
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.training import checks, fit, log, pace, run
+from sdjax.training import checks, fit, log, pace, run_folder
 from sdjax.training.asked import SAMPLE, SAVE, STOP, Asked
 from sdjax.training.begin import begin, task_of
 from sdjax.training.checkpoint import Checkpoints
@@ -97,7 +97,7 @@ def _train(settings, out):
     if settings.fit and settings.parallel == "single":
         frozen = fit.aside(step, state, frozen, data[0])
     place, advance = mesh.compile(step, settings.parallel, settings.data.batch, settings.sharding)
-    checkpoints, state = _resumed(out, settings, state, base, run.mark(examples))
+    checkpoints, state = _resumed(out, settings, state, base, run_folder.mark(examples))
     state, fixed = place.state(state), place.frozen(frozen)
     start = int(place.gather(state["step"]))
     clock = Pace(settings.minutes, start / pace.length_of(state["opt"]), began) if settings.minutes else None
@@ -175,7 +175,7 @@ def _lasting(settings, data):
 
 def _resumed(out, settings, state, base, pictures):
     """Returns (Checkpoints, the newest complete state or `state`); writes the settings."""
-    processes.led(lambda: run.check_folder(out, settings, base))
+    processes.led(lambda: run_folder.check_folder(out, settings, base))
     checkpoints = Checkpoints(out / "checkpoints", settings.keep)
     found = checkpoints.restore(state, base)
     if found is None and checkpoints.damaged:  # a new start would go over what they led to
@@ -183,7 +183,7 @@ def _resumed(out, settings, state, base, pictures):
             f"out={str(out)!r}: none of its checkpoints can be read ({', '.join(sorted(checkpoints.damaged))}); choose"
             " another out=DIR, or move them away to start again"
         )
-    processes.led(lambda: run.write_settings(out, settings, base, pictures))
+    processes.led(lambda: run_folder.write_settings(out, settings, base, pictures))
     return checkpoints, state if found is None else jax.tree.map(jnp.asarray, found)
 
 

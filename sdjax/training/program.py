@@ -22,10 +22,10 @@ def fill(arguments: Sequence[str], doc: str) -> int:
 
 def _train(settings, recipe):
     """Trains with the settings of a recipe."""
-    from sdjax.training import run
+    from sdjax.training import run_folder
     from sdjax.training.loop import train
 
-    train(settings, processes.led(lambda: str(run.place(settings, Path("outputs") / Path(recipe).stem))))
+    train(settings, processes.led(lambda: str(run_folder.place(settings, Path("outputs") / Path(recipe).stem))))
 
 
 def _fill(settings, recipe):

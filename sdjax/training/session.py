@@ -13,7 +13,7 @@ from sdjax.runtime import processes
 from sdjax.runtime.mesh import Place
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.task import Task
-from sdjax.training import facts, preview, run
+from sdjax.training import facts, preview, run_folder
 from sdjax.training.asked import SAMPLE
 from sdjax.training.begin import shown
 from sdjax.training.checkpoint import Checkpoints
@@ -105,7 +105,7 @@ class Session:
             return
         frozen, weights = self._finished(weights)
         place, about = self.out / "exports" / f"{step:07d}", facts.told(self.settings, self.out, step)
-        run.export(self.settings.method, frozen, weights, place, **about)
+        run_folder.export(self.settings.method, frozen, weights, place, **about)
 
     def _measure(self, step, state):
         """Measures the validation error; with `best` it keeps the state of the smallest one."""
@@ -122,7 +122,7 @@ class Session:
         frozen, weights = self._finished(self.learned(state))
         if processes.first():
             about = facts.told(self.settings, self.out, self._step(state))
-            result, use = run.export(self.settings.method, frozen, weights, self.out / "export", **about)
+            result, use = run_folder.export(self.settings.method, frozen, weights, self.out / "export", **about)
             lines = (line.replace("MODEL", self.settings.model) for line in use)
             print("\n  ".join([f"result: {result}", *lines]))
         return self.settings.method.join(frozen, weights).fold()

@@ -1,20 +1,18 @@
 """/sdapi/v1 and /controlnet: the lists of names that A1111's clients request first."""
 
 import base64
-import io
 import os
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import JSONResponse
-from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
 from sdjax import __version__, conditions
 from sdjax.conditions.canny import Canny
 from sdjax.conditions.condition import Condition
-from sdjax.images import reading
+from sdjax.images import reading, writing
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import SAMPLERS, SCHEDULES, Hires
 from sdjax.service import extras, uploads
@@ -220,8 +218,7 @@ def sliders(name: str) -> list[dict[str, Any] | None]:
 
 def _made(maker: Condition, path: Path) -> bytes:
     """Returns the PNG of a picture's condition."""
-    Image.fromarray(maker.make(reading.picture(path))).save(written := io.BytesIO(), "PNG")
-    return written.getvalue()
+    return writing.png(maker.make(reading.picture(path)))
 
 
 def _options(name: str) -> dict[str, str]:

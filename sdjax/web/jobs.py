@@ -12,8 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from sdjax.sampling.settings import TASKS
-from sdjax.service import sets as pictures
-from sdjax.service import teaching, tools, uploads
+from sdjax.service import picture_sets, teaching, tools, uploads
 from sdjax.service.queue import RUNNING, Job
 from sdjax.settings import UNSAID, SettingError, nearest
 from sdjax.web.services import Services, asks, body, schema
@@ -253,7 +252,7 @@ def router(services: Services) -> APIRouter:
     @routes.get("/sets/{key}/{name}")
     def of_set(key: str, name: str) -> FileResponse:
         """A picture of a set."""
-        path = pictures.picture(place, key, name)
+        path = picture_sets.picture(place, key, name)
         return FileResponse(path, media_type=f"image/{path.suffix.lstrip('.').replace('jpg', 'jpeg')}")
 
     @routes.get("/events")

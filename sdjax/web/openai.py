@@ -12,7 +12,7 @@ from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from sdjax.images import masks
+from sdjax.images import masks, writing
 from sdjax.service import uploads
 from sdjax.service.orders import MOST
 from sdjax.service.queue import FAILED, Job
@@ -143,8 +143,7 @@ def _hole(data: bytes) -> bytes:
     picture = masks.opened(Image.open(BytesIO(data), formats=tuple(FORMATS.values())))
     if picture.mode != "RGBA":
         raise SettingError("mask", picture.mode, "a picture that is clear where to paint")
-    Image.eval(picture.getchannel("A"), lambda alpha: 255 - alpha).save(written := BytesIO(), "PNG")
-    return written.getvalue()
+    return writing.png(Image.eval(picture.getchannel("A"), lambda alpha: 255 - alpha))
 
 
 def _number(text: str) -> Any:

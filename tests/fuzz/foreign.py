@@ -15,10 +15,10 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
+import adapter_files  # noqa: E402
 import peft  # noqa: E402
 import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
-from adapter_files import fresh as pipeline  # noqa: E402
 from PIL import Image, PngImagePlugin  # noqa: E402
 from test_lora import by_diffusers, kohya, noised, save  # noqa: E402
 
@@ -43,7 +43,7 @@ def _noise(*shape, seed=0):
 
 def fresh(kind):
     """Returns a pipeline of diffusers with as few layers as random:tiny has."""
-    made = pipeline(kind)
+    made = adapter_files.fresh(kind)
     text = getattr(made.text_encoder, "text_model", made.text_encoder)
     text.encoder.layers = text.encoder.layers[:2]
     return made

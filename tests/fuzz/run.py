@@ -181,11 +181,11 @@ def main() -> int:
     parser.add_argument("--number", type=int, help="one file alone, with its traceback")
     parser.add_argument("--out", type=Path, default=Path("outputs/fuzz"), help="folder for findings")
     options = parser.parse_args()
-    from fuzz import seeds as valid
+    import fuzz.seeds
 
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        seeds = [s for s in valid.make(Path(folder) / "seeds") if (options.only or "") in f"{s.reader}:{s.name}"]
+        seeds = [s for s in fuzz.seeds.make(Path(folder) / "seeds") if (options.only or "") in f"{s.reader}:{s.name}"]
         place = Path(folder) / "damaged"
         place.mkdir()
         if options.number is not None:

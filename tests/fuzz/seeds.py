@@ -23,17 +23,16 @@ from PIL import Image, PngImagePlugin
 import sdjax
 from sdjax.data.batches import Data
 from sdjax.data.store import Store, key
-from sdjax.diffusion.schedule import Schedule
+from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.families.sd import Sd
-from sdjax.formats.models import folder as model_folder
-from sdjax.formats.models import presets, single_file
+from sdjax.formats.models import folder, presets, single_file
 from sdjax.formats.storage import parameters, pickle_writer
 from sdjax.formats.storage.tensor_file import TensorFile
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.sampling.settings import TextToImage
 from sdjax.service import records
 from sdjax.text.tokenizer import Tokenizer
-from sdjax.training import begin, checkpoint, optim, run, step
+from sdjax.training import begin, checkpoint, optim, run_folder, step
 from sdjax.training.settings import Train
 
 FOREIGN = Path(__file__).parents[1] / "data" / "fuzz"
@@ -109,7 +108,7 @@ def small():
     parts = Sd().parts
     networks = {name: parts[name].network(parts[name].config(**given), jnp.float32) for name, given in shape.items()}
     params = {name: parameters.random_parameters(network, "float16") for name, network in networks.items()}
-    return model_folder.assemble(Sd(), networks, params, Schedule(), {"text_encoder": tokenizer})
+    return folder.assemble(Sd(), networks, params, Schedule(), {"text_encoder": tokenizer})
 
 
 def models(folder):
@@ -156,7 +155,7 @@ def runs(folder):
     trained, _, _, base = begin.begin(told, pictures=False)
     tx, _ = optim.optimizer(told.optim, told.steps)
     state = step.initial_state(trained, tx, told.ema)
-    run.write_settings(out, told, base)
+    run_folder.write_settings(out, told, base)
     kept = checkpoint.Checkpoints(out / "checkpoints")
     kept.save({**jax.tree.map(np.asarray, state), "step": np.int32(1)}, base, wait=True)
     kept.close()

@@ -19,7 +19,7 @@ from sdjax.data.sources import columns
 from sdjax.data.sources.cells import Cells
 from sdjax.data.sources.rows import Rows
 from sdjax.data.sources.source import Examples, Source
-from sdjax.formats.storage import files as storage
+from sdjax.formats.storage import files
 from sdjax.settings import SettingError
 
 ENDINGS = (".arrow",)
@@ -49,15 +49,15 @@ class ArrowFiles(Source):
         """
         if places.remote(data.path):
             raise SettingError("path", data.path, "Arrow files on this machine's disk; of a bucket, parquet or tar")
-        files = [file for file in splits.files(data.path, ENDINGS) if _named(Path(file.path))]
-        opened = [_mapped(file) for file in files]
-        chosen = columns.find(opened[0].schema, files[0].path, self.image_column, self.caption_column)
-        for file, one in zip(files, opened, strict=True):
+        shards = [file for file in splits.files(data.path, ENDINGS) if _named(Path(file.path))]
+        opened = [_mapped(file) for file in shards]
+        chosen = columns.find(opened[0].schema, shards[0].path, self.image_column, self.caption_column)
+        for file, one in zip(shards, opened, strict=True):
             columns.same(one.schema, chosen, file.path)
         folder = tables.folder(self.index)
         captions = tables.Column(opened, chosen.caption) if chosen.caption else None
         counts = [len(one) for one in opened]
-        cells = Cells(files, counts, chosen, RecordBatches(opened).block, captions, "Arrow", folder)
+        cells = Cells(shards, counts, chosen, RecordBatches(opened).block, captions, "Arrow", folder)
         return Rows(self, data, cells, "fill its cell")
 
 
@@ -82,7 +82,7 @@ def _named(path: Path) -> bool:
     state = path.parent / STATE
     if not state.is_file():
         return True
-    said = storage.read_json(state)
+    said = files.read_json(state)
     if said.get("_indices_data_files"):
         raise ValueError(f"{state}: rows chosen by indices; write them with dataset.flatten_indices() first")
     try:

@@ -7,7 +7,7 @@ import numpy as np
 from sdjax.diffusion.samplers.path import Path
 from sdjax.diffusion.samplers.row import BASE, NOISE, M, Row, X
 from sdjax.diffusion.samplers.sampler import Sampler
-from sdjax.diffusion.samplers.steps import ancestral, between, exponential
+from sdjax.diffusion.samplers.sigma_steps import ancestral, between, exponential
 
 
 def dpmpp_2s(path: Path, eta: float) -> Iterator[Row]:

@@ -7,7 +7,7 @@ import numpy as np
 from sdjax.diffusion.samplers.path import Path
 from sdjax.diffusion.samplers.row import M, Row, X
 from sdjax.diffusion.samplers.sampler import Sampler
-from sdjax.diffusion.samplers.steps import reverse_sde
+from sdjax.diffusion.samplers.sigma_steps import reverse_sde
 
 
 def dpmpp_3m(path: Path, eta: float) -> Iterator[Row]:

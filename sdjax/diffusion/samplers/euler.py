@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from sdjax.diffusion.samplers.path import Path
 from sdjax.diffusion.samplers.row import NOISE, M, Row, X
 from sdjax.diffusion.samplers.sampler import Sampler
-from sdjax.diffusion.samplers.steps import Churn, ancestral, raised
+from sdjax.diffusion.samplers.sigma_steps import Churn, ancestral, raised
 
 
 def euler(path: Path, eta: float, churn: Churn | None = None) -> Iterator[Row]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from sdjax.diffusion.samplers.path import Path
 from sdjax.diffusion.samplers.row import BASE, NOISE, M, Row, X
 from sdjax.diffusion.samplers.sampler import Sampler
-from sdjax.diffusion.samplers.steps import Churn, raised
+from sdjax.diffusion.samplers.sigma_steps import Churn, raised
 
 
 def heun(path: Path, eta: float, churn: Churn | None = None) -> Iterator[Row]:

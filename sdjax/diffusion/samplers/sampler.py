@@ -22,7 +22,7 @@ class Sampler:
     output: the meaning of M[0], see row.outputs.  grid, end: see sigmas.levels.
     automatic: the noise schedule that A1111 chooses for it, on k-diffusion's grid, with or without `discard`; None for
     samplers that A1111 does not take from k-diffusion, which use "normal" on their own grid.
-    churn: whether its steps may add noise first, see steps.raised.
+    churn: whether its steps may add noise first, see sigma_steps.raised.
     """
 
     name: str

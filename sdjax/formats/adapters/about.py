@@ -29,6 +29,7 @@ OUTPUT, TRIGGER = "ss_output_name", "modelspec.trigger_phrase"
 PRIVATE = ("ss_tag_frequency", "ss_dataset_dirs", "ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash")
 MOST_TAGS = 1000  # captions of whole sentences make as many tags as there are pictures
 KINDS = {"edits": "lora", "hook": "hypernetwork", "words": "textual-inversion"}  # as ModelSpec names adapters
+A1111 = {"ss_steps": "step", "ss_sd_model_hash": "sd_checkpoint", "ss_sd_model_name": "sd_checkpoint_name"}
 CARD_VERSIONS = {"stable-diffusion-v1": "SD1", "stable-diffusion-v2": "SD2", "stable-diffusion-xl": "SDXL"}
 
 
@@ -144,6 +145,11 @@ def frequencies(captions: Iterable[str]) -> dict[str, int]:
 
 
 # ---- beside and inside the written file --------------------------------------------------------------
+
+
+def a1111_keys(told: Mapping[str, str]) -> dict[str, str | int]:
+    """Returns what A1111's pickles say of it too, under A1111's keys: the steps, the base model's hash and name."""
+    return {name: int(told[ours]) if name == "step" else told[ours] for ours, name in A1111.items() if ours in told}
 
 
 def seal(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Attaches adapters to a model for sampling; format.py detects the kind of a file from its contents.
+"""Attaches adapters to a model for sampling; kinds.py detects the kind of a file from its contents.
 
     sd = attach(sd, "cat.safetensors", 0.8)          # a second call replaces the strength
     sd = attach(sd, "style.pt")                      # several act together, in any order
@@ -22,9 +22,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from sdjax import trees
-from sdjax.formats.adapters import embeddings, reading
-from sdjax.formats.adapters import file as files
-from sdjax.formats.adapters import format as kinds
+from sdjax.formats.adapters import adapter_file, attachable, embeddings, kinds
+from sdjax.formats.adapters.format import Format
 from sdjax.methods import edits
 from sdjax.methods.adapter import Adapter
 from sdjax.stable_diffusion import StableDiffusion
@@ -83,8 +82,8 @@ def attach(
     return sd if keep else _without_record(sd)
 
 
-def _attachment(sd, source, strength, unet=None, word=None, read=reading.read):
-    path = reading.locate(source)
+def _attachment(sd, source, strength, unet=None, word=None, read=attachable.read):
+    path = attachable.locate(source)
     about = path.stat()
     adapter = read(path, _taken(sd)[0], word)
     if adapter.only_words and strength != 1:
@@ -102,7 +101,7 @@ def detach(sd: StableDiffusion, source: str | pathlib.Path | None = None) -> Sta
     (base, items), path = _taken(sd), None
     if source is not None:
         path = pathlib.Path(source).resolve()
-        path = reading.locate(source) if path.is_dir() else path  # a file may be gone by now
+        path = attachable.locate(source) if path.is_dir() else path  # a file may be gone by now
     left = tuple(item for item in items if path is not None and item.path != path)
     if len(left) == len(items):
         there = trees.listing(item.path for item in items)
@@ -110,17 +109,17 @@ def detach(sd: StableDiffusion, source: str | pathlib.Path | None = None) -> Sta
     return _put(sd, base, left)
 
 
-def attach_all(sd: StableDiffusion, named: Iterable[str], read: Callable = reading.read) -> StableDiffusion:
+def attach_all(sd: StableDiffusion, named: Iterable[str], read: Callable = attachable.read) -> StableDiffusion:
     """Returns sd with the adapters of a command line (see split), not detachable.
 
-    read(path, sd, word): reading.read or a caching version of it.
+    read(path, sd, word): attachable.read or a caching version of it.
     """
     items = [_attachment(sd, file, strength, word=word, read=read) for file, strength, word in map(split, named)]
     return _without_record(_with(sd, items))
 
 
 def attach_named(
-    sd: StableDiffusion, wanted: Sequence[Wanted], folder: "Folder", read: Callable = reading.read
+    sd: StableDiffusion, wanted: Sequence[Wanted], folder: "Folder", read: Callable = attachable.read
 ) -> StableDiffusion:
     """Returns sd with the adapters that prompts name, from a folder; not detachable.
 
@@ -195,9 +194,9 @@ def find_embeddings(
         if not re.search(rf"(?:{before}){letters}(?!\w)", said, re.IGNORECASE):
             continue
         try:
-            if not _by_word(reading.kind(path)):
+            if not _by_word(attachable.kind(path)):
                 continue
-            embeddings.check(sd, reading.read(path, sd).words, path)
+            embeddings.check(sd, attachable.read(path, sd).words, path)
         except (ValueError, OSError) as error:
             unread[word] = str(error)
             continue
@@ -261,10 +260,10 @@ def split(text: str) -> tuple[str, float, str | None]:
         raise ValueError(f"adapter {text!r}: no such file; expected FILE, FILE:STRENGTH or WORD=FILE") from None
 
 
-def kind(source: str | pathlib.Path) -> tuple[kinds.Format, pathlib.Path]:
+def kind(source: str | pathlib.Path) -> tuple[Format, pathlib.Path]:
     """Returns (the kind of an adapter, its file)."""
-    path = reading.locate(source)
-    return reading.kind(path) or kinds.kind_of(files.of(path)), path
+    path = attachable.locate(source)
+    return attachable.kind(path) or kinds.kind_of(adapter_file.of(path)), path
 
 
 # ---- the stack ---------------------------------------------------------------------------------

@@ -16,11 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import trees
-from sdjax.formats.adapters import embeddings, lora
-from sdjax.formats.adapters import file as places
-from sdjax.formats.adapters.file import File
+from sdjax.formats.adapters import adapter_file, embeddings, learned_embeds, lora
+from sdjax.formats.adapters.adapter_file import File
 from sdjax.formats.adapters.format import Format
-from sdjax.formats.adapters.learned_embeds import NAME as WORDS
 from sdjax.formats.adapters.learned_embeds import beside
 from sdjax.formats.storage import files
 from sdjax.methods.adapter import Adapter
@@ -116,15 +114,15 @@ def _taken_apart(name):
 
 def _places(path, words):
     """Returns {word: its file} beside the weights."""
-    place = path.with_name(WORDS)
+    place = path.with_name(learned_embeds.NAME)
     return {word: place for word in words} if len(words) == 1 else beside(place, words)
 
 
 def _words(folder, family):
     """Returns {word: rows} of the embeddings that were written into a folder."""
     found = {}
-    for path in sorted(folder.glob(f"{Path(WORDS).stem}*.safetensors")):
-        found |= embeddings.read(places.of(path).content, path, family)
+    for path in sorted(folder.glob(f"{Path(learned_embeds.NAME).stem}*.safetensors")):
+        found |= embeddings.read(adapter_file.of(path).content, path, family)
     return found
 
 

@@ -23,8 +23,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sdjax import trees
+from sdjax.formats.adapters.adapter_file import File
 from sdjax.formats.adapters.e4t_attached import acting
-from sdjax.formats.adapters.file import File
 from sdjax.formats.adapters.format import Format
 from sdjax.formats.storage import files, parameters
 from sdjax.images import reading

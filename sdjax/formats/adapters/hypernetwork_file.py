@@ -6,7 +6,8 @@ from typing import Any
 
 from sdjax import trees
 from sdjax.formats.adapters import hypernetworks
-from sdjax.formats.adapters.file import File
+from sdjax.formats.adapters.about import a1111_keys
+from sdjax.formats.adapters.adapter_file import File
 from sdjax.formats.adapters.format import Format
 from sdjax.formats.storage import pickle_writer
 from sdjax.methods.adapter import Adapter
@@ -14,7 +15,6 @@ from sdjax.models.hypernetworks import Hypernetwork
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
-TOLD = {"step": "ss_steps", "sd_checkpoint": "ss_sd_model_hash", "sd_checkpoint_name": "ss_sd_model_name"}
 SETTINGS = {  # A1111's names of a method's settings that the layers follow from
     "layer_structure": "layer_structure",
     "activation": "activation_func",
@@ -51,10 +51,7 @@ class HypernetworkFile(Format):
         settings = adapter.about.get("settings", {})
         if "weight_init" in settings:
             told["weight_initialization"] = settings["weight_init"]
-        for name, there in TOLD.items():
-            if there in about:
-                told[name] = int(about[there]) if name == "step" else about[there]
-        pickle_writer.write(path, hypernetworks.content(adapter.hook, told))
+        pickle_writer.write(path, hypernetworks.content(adapter.hook, {**told, **a1111_keys(about)}))
         return path
 
     def start(

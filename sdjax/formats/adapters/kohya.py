@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdjax.formats.adapters import embeddings, lora, lora_start, lora_tensors, peft_settings
-from sdjax.formats.adapters import file as files
-from sdjax.formats.adapters.file import File
+from sdjax.formats.adapters import adapter_file, embeddings, lora, lora_start, lora_tensors, peft_settings
+from sdjax.formats.adapters.adapter_file import File
 from sdjax.formats.adapters.format import Format
 from sdjax.formats.storage import hashes
 from sdjax.methods.adapter import Adapter
@@ -42,7 +41,7 @@ class Kohya(Format):
 
         Others leave the settings out, so that a file with another alpha in its header keeps its hash there.
         """
-        file = files.of(path)
+        file = adapter_file.of(path)
         found = peft_settings.kept(path, file.keys, file.metadata)
         acting = {name: x for name, x in found.items() if name.rpartition(".")[2] in peft_settings.APPLIED}
         if not acting:

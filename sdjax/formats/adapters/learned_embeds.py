@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.formats.adapters import embeddings
-from sdjax.formats.adapters.file import File
+from sdjax.formats.adapters.about import a1111_keys
+from sdjax.formats.adapters.adapter_file import File
 from sdjax.formats.adapters.format import Format
 from sdjax.formats.storage import hashes
 from sdjax.methods.adapter import Adapter
@@ -17,7 +18,6 @@ from sdjax.stable_diffusion import StableDiffusion
 
 NAME = "learned_embeds.safetensors"
 ENDINGS = {"diffusers": ".safetensors", "diffusers-bin": ".bin", "a1111": ".pt"}  # by layout
-TOLD = {"step": "ss_steps", "sd_checkpoint": "ss_sd_model_hash", "sd_checkpoint_name": "ss_sd_model_name"}
 
 
 class LearnedEmbeds(Format):
@@ -71,8 +71,7 @@ class LearnedEmbeds(Format):
         places = dict.fromkeys(adapter.words, path) if one else beside(path, adapter.words, alone=named)
         told = about
         if layout == "a1111":
-            told = {name: about.get(there) for name, there in TOLD.items()} | dict(adapter.about.get("file", {}))
-            told["step"] = int(told["step"] or 0)
+            told = {"step": 0, **a1111_keys(about), **adapter.about.get("file", {})}
         held = {place: {word: adapter.words[word]} for word, place in places.items()}
         return [embeddings.write(place, words, adapter.family, told) for place, words in held.items()][0]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sdjax.formats.adapters import lora_tensors, peft_written
-from sdjax.formats.adapters.file import File
+from sdjax.formats.adapters.adapter_file import File
 from sdjax.formats.adapters.format import Format
 from sdjax.formats.adapters.peft_settings import CONFIG
 from sdjax.formats.storage import files

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import trees
-from sdjax.formats.adapters.file import File
+from sdjax.formats.adapters.adapter_file import File
 from sdjax.formats.adapters.format import Format
 from sdjax.formats.storage import files
 from sdjax.methods.adapter import Adapter

@@ -15,7 +15,7 @@ from flax.core import FrozenDict
 from jax.typing import DTypeLike
 
 from sdjax import families
-from sdjax.diffusion.schedule import Schedule
+from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.families.family import Family, Part
 from sdjax.formats.storage import files, parameters
 from sdjax.models.clip import MEAN, STD

@@ -21,7 +21,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float64
 
-from sdjax.diffusion.schedule import Schedule
+from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.families.family import Family
 from sdjax.families.ldm_sr import LdmSr
 from sdjax.families.sd import Sd

@@ -18,6 +18,7 @@ from sdjax.web.page.tabs import pictures
 ID, TITLE, ORDER = "info", "Picture info", 5
 SENT = (("reuse", "Use its settings"), ("change", "Change"), ("repaint", "Repaint"), ("enlarge", "Enlarge"),
         ("follow", "Follow its shape"), ("teach", "Teach"))  # fmt: skip
+ALWAYS = ("seed", "steps", "sampler", "guidance")  # shown even where they are the usual ones
 
 
 @dataclass
@@ -75,7 +76,9 @@ def _record(record: Record) -> list[Any]:
     texts = ("prompt", "negative_prompt")
     said = {name: value for name, value in record.settings.items() if name not in texts}
     said = {name: value for name, value in said.items() if value is not None and value is not False}  # 0 is a value
-    told = {name: value for name, value in said.items() if name not in known or value != known[name].usual}
+    told = {
+        name: value for name, value in said.items() if name in ALWAYS or name not in known or value != known[name].usual
+    }
     rows = [(form.label(name), form.shown(value)) for name, value in told.items()]
     rows += [(f"hash of {name}", value) for name, value in record.hashes.items()]
     rows += list(record.more.items())

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from sdjax.service import recipes, sets, suggest, teaching
+from sdjax.service import picture_sets, recipes, suggest, teaching
 from sdjax.service.queue import DONE, ENDED, FAILED, RUNNING, WAITING, Job
 from sdjax.web.page import draft, marks, stage, words
 from sdjax.web.page.desk import QUIET, Desk
@@ -52,7 +52,7 @@ class Teach:
     def add(self, key: str | None, paths: list[Path]) -> str:
         """Puts pictures into a set, a new one where there is none; returns its key."""
         key = key or secrets.token_hex(16)
-        sets.add(self.desk.services.place, key, [(path.name, path.read_bytes()) for path in paths])
+        picture_sets.add(self.desk.services.place, key, [(path.name, path.read_bytes()) for path in paths])
         return key
 
     def again(self, job: Job) -> list[Any]:
@@ -60,7 +60,7 @@ class Teach:
         order, place = job.request, self.desk.services.place
         key, old = secrets.token_hex(16), (order.get("data") or {}).get("set")
         if isinstance(old, str) and place.set(old).is_dir():
-            sets.copied(place, old, key)
+            picture_sets.copied(place, old, key)
         name = str(order.get("name") or "")
         return [key, gr.skip(), name, order.get("model") or "", order.get("recipe"), dict(order.get("settings") or {})]
 
@@ -170,26 +170,26 @@ def _edits(desk: Desk, shown: Any, key: Any, edit: Editor, problem: Any) -> None
     def act(given: str, event: gr.EventData) -> list[Any]:
         do, name = event._data["do"], event._data.get("name", "")
         if do == "caption":
-            sets.describe(place, given, name, str(event._data.get("value", "")))
+            picture_sets.describe(place, given, name, str(event._data.get("value", "")))
         elif do == "turn":
-            sets.turn(place, given, name)
+            picture_sets.turn(place, given, name)
         elif do == "remove":
-            sets.remove(place, given, name)
+            picture_sets.remove(place, given, name)
         elif do == "empty":
             return ["", gr.update(visible=False), None, gr.skip()]
         elif do == "edit":
-            path = str(sets.picture(place, given, name))
+            path = str(picture_sets.picture(place, given, name))
             return [given, gr.update(visible=True), name, {"background": path, "layers": [], "composite": None}]
         return [gr.skip(), gr.skip(), gr.skip(), gr.skip()]
 
     def keep(given: str, name: str, canvas: Mapping[str, Any] | None) -> list[Any]:
         if canvas and canvas.get("background"):
             layer = next((Path(one).read_bytes() for one in canvas["layers"] if one), None)
-            sets.redraw(place, given, name, Path(canvas["background"]).read_bytes(), layer)
+            picture_sets.redraw(place, given, name, Path(canvas["background"]).read_bytes(), layer)
         return [gr.update(visible=False), None]
 
     def clean(given: str, name: str) -> list[Any]:
-        sets.clean(place, given, name)
+        picture_sets.clean(place, given, name)
         return [gr.update(visible=False), None]
 
     desk.look(desk.on(shown.act, act, [key], [key, edit.fold, edit.name, edit.canvas], problem))
@@ -198,9 +198,9 @@ def _edits(desk: Desk, shown: Any, key: Any, edit: Editor, problem: Any) -> None
     desk.on(edit.leave.click, lambda: [gr.update(visible=False), None], [], [edit.fold, edit.name], problem)
 
 
-def _listed(desk: Desk, key: str | None) -> list[sets.Shown]:
+def _listed(desk: Desk, key: str | None) -> list[picture_sets.Shown]:
     try:
-        return sets.listed(desk.services.place, key) if key else []
+        return picture_sets.listed(desk.services.place, key) if key else []
     except ValueError:
         return []
 
@@ -210,7 +210,7 @@ def _set(desk: Desk, key: str | None) -> tuple[Any, Any]:
     return (key, tuple((one.name, one.caption, one.masked, one.state) for one in there)), lambda: _thumbs(key, there)
 
 
-def _thumbs(key: str | None, there: list[sets.Shown]) -> Markup:
+def _thumbs(key: str | None, there: list[picture_sets.Shown]) -> Markup:
     if not there:
         return marks.empty(
             "No pictures yet", "Five are a good number: sharp, from different sides, with nothing else in common."
@@ -221,7 +221,7 @@ def _thumbs(key: str | None, there: list[sets.Shown]) -> Markup:
     return tag("div", head, tag("div", *(_thumb(key, one) for one in there), cls="thumbs"))
 
 
-def _thumb(key: str | None, one: sets.Shown) -> Markup:
+def _thumb(key: str | None, one: picture_sets.Shown) -> Markup:
     picture = tag("img", src=f"/api/sets/{key}/{one.name}?at={one.state}", alt=one.name, loading="lazy")
     caption = tag(
         "input",
@@ -267,7 +267,7 @@ def _started(made: Teach, *given: Any) -> list[Any]:
     services = made.desk.services
     order = order_of(made, *given)
     copy = secrets.token_hex(16)
-    sets.copied(services.place, order["data"]["set"], copy)
+    picture_sets.copied(services.place, order["data"]["set"], copy)
     kept, steps = teaching.order_of(services.library, {**order, "data": {"set": copy}})
     services.queue.add("training", kept, "page", steps)
     return []

@@ -13,7 +13,7 @@ from sdjax.formats import pipeline
 from sdjax.formats.storage import parameters
 from sdjax.images import resize
 from sdjax.models.unet import UNet
-from sdjax.sampling import job as jobs
+from sdjax.sampling import job
 from sdjax.sampling.settings import TextToImage
 
 PROMPTS = ["a photo of a face on the beach", "a mosaic of a cat"]
@@ -57,12 +57,12 @@ def pictures(count=2, size=32, seed=0):
 
 def start_noise(seeds, shape=(16, 16, 4)):
     """Returns the noise that pictures of these seeds start from."""
-    return jobs.job(TextToImage, [""] * len(seeds), seeds=seeds).start_noise(shape)
+    return job.job(TextToImage, [""] * len(seeds), seeds=seeds).start_noise(shape)
 
 
 def picture_noise(seeds, shape=(16, 16, 4)):
     """Returns the noise that belongs to the given pictures of these seeds."""
-    return jobs.picture_noise(jobs.job(TextToImage, [""] * len(seeds), seeds=seeds).keys, shape)
+    return job.picture_noise(job.job(TextToImage, [""] * len(seeds), seeds=seeds).keys, shape)
 
 
 def give(monkeypatch, module, *noises):

@@ -9,8 +9,9 @@ import dataclasses
 import functools
 import pathlib
 
-from sdjax.formats.adapters import file as files
-from sdjax.formats.adapters.format import Format, kind_of, locate, recognised
+from sdjax.formats.adapters import adapter_file
+from sdjax.formats.adapters.format import Format
+from sdjax.formats.adapters.kinds import kind_of, locate, recognised
 from sdjax.methods.adapter import Adapter
 from sdjax.runtime.guard import named
 from sdjax.stable_diffusion import StableDiffusion
@@ -25,7 +26,7 @@ def read(path: pathlib.Path, sd: StableDiffusion, word: str | None = None) -> Ad
     Raises ValueError, or OSError of Pillow's, in one line that names the file, whatever it holds.
     """
     with named(path):
-        file = files.of(path)
+        file = adapter_file.of(path)
         kind = kind_of(file)
         if not kind.called:
             raise ValueError(f"{path}: of the kind {kind.name}, from which only training starts, as init=")
@@ -57,4 +58,4 @@ def kind(path: pathlib.Path) -> Format | None:
 
 @functools.lru_cache(maxsize=1024)
 def _known_kind(path, time, size):
-    return recognised(files.of(path))
+    return recognised(adapter_file.of(path))

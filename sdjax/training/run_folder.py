@@ -20,9 +20,9 @@ import jax
 from sdjax.data import sources
 from sdjax.data.sources.source import Examples
 from sdjax.formats import pipeline
-from sdjax.formats.adapters import about
-from sdjax.formats.adapters import format as kinds
+from sdjax.formats.adapters import about, kinds
 from sdjax.formats.adapters.about import Facts
+from sdjax.formats.adapters.format import Format
 from sdjax.formats.models.folder import INDEX
 from sdjax.formats.storage import files
 from sdjax.methods.adapter import Adapter
@@ -228,7 +228,7 @@ def _use(path, words):
 
 
 def start(
-    method: Method, trained: Any, frozen: StableDiffusion, source: str, opened: tuple[kinds.Format, Adapter]
+    method: Method, trained: Any, frozen: StableDiffusion, source: str, opened: tuple[Format, Adapter]
 ) -> tuple[Any, StableDiffusion]:
     """Returns (trained, frozen) with a file's weights as initial values; opened: the result of formats' `opened`.
 
