@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Float32, Num
 from sdjax.models.kernels.attention import attend
 from sdjax.models.kernels.convolution import convolve, convolve_wide
 from sdjax.models.kernels.convolution_plain import Pads
+from sdjax.models.kernels.divided import by_rows
 from sdjax.models.kernels.precision import precision, summed
 from sdjax.models.recompute import product
 
@@ -87,7 +88,7 @@ class Conv(nn.Module):
         size = self.kernel_size
         kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features), jnp.float32)
         way = convolve_wide if wide else convolve
-        y = way(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.pads())
+        y = by_rows(way(by_rows(x.astype(self.dtype)), kernel.astype(self.dtype), self.strides, self.pads()))
         return product(add(y, self.param("bias", zeros, (self.features,), jnp.float32)) if self.use_bias else y)
 
     def pads(self) -> Pads:

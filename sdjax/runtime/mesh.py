@@ -22,10 +22,11 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
+from sdjax.models.kernels.divided import ROWS
+
 SHARD_FROM = 4 << 20  # bytes; smaller leaves are copied to every device
 AXIS = "data"
 AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")  # the axes that divide a batch
 NONE = "-"  # in a rule: a dimension that is not divided
 Rules = Sequence[tuple[str, str]]
 # Megatron-LM (arXiv:1909.08053, section 3): a pair of layers divides its inner width, so it sums once.

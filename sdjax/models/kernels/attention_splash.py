@@ -11,14 +11,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from sdjax.models.kernels import divided
 
 LEAST = 1024  # positions; XLA is as fast with fewer, and with the 77 of a text
 QUERIES, KEYS, INNER = 1024, 2048, 1024  # sizes of blocks; the kernel's own default is 128
 LANES, WIDEST = 128, 160  # of a vector unit; the widest head that was compiled
-ROWS, HEADS = ("data", "fsdp", "pictures"), "tensor"  # axes of a mesh that divide rows and heads
+ROWS, HEADS = (*divided.ROWS, "pictures"), "tensor"  # axes of a mesh that divide rows and heads
 
 
 def attend(
@@ -29,12 +31,12 @@ def attend(
     On a mesh (jax.set_mesh) each device takes its own rows, since XLA does not divide such kernels.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    free = _free(mesh)
-    if all(size == 1 for size in free.values()):
+    axes = divided.free(mesh)
+    if all(size == 1 for size in axes.values()):
         return _kernel(q, k, v)
-    rows = tuple(name for name in free if name in ROWS)
-    place = PartitionSpec(rows, None, HEADS if HEADS in free else None)
-    whole = jax.shard_map(_kernel, in_specs=place, out_specs=place, axis_names=set(free), check_vma=False)
+    rows = tuple(name for name in axes if name in ROWS)
+    place = PartitionSpec(rows, None, HEADS if HEADS in axes else None)
+    whole = jax.shard_map(_kernel, in_specs=place, out_specs=place, axis_names=set(axes), check_vma=False)
     return whole(q, k, v)
 
 
@@ -48,15 +50,9 @@ def takes(dtype: DTypeLike, rows: int, length: int, others: int, heads: int, wid
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty and jax.default_backend() == "tpu" and jax.device_count() > 1:
         return False
-    free = _free(mesh)
-    parts = math.prod(size for name, size in free.items() if name in ROWS)
-    return jnp.dtype(dtype) == jnp.bfloat16 and rows % parts == 0 and heads % free.get(HEADS, 1) == 0
-
-
-def _free(mesh):
-    """Returns {axis: size} of a mesh's axes that XLA divides; where another is manual, arrays are parts already."""
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return {name: mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto}
+    axes = divided.free(mesh)
+    parts = math.prod(size for name, size in axes.items() if name in ROWS)
+    return jnp.dtype(dtype) == jnp.bfloat16 and rows % parts == 0 and heads % axes.get(HEADS, 1) == 0
 
 
 @functools.cache
