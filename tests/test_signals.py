@@ -213,7 +213,7 @@ def test_a_server_that_is_stopped_at_work(sent, tmp_path):
         for number in sent[1:]:
             wait_for(lambda: queue.option("server") == 0, 30)
             served.process.send_signal(number)
-        status, said = served.process.wait(60), served.log.read_text().split("ends it\n")[1]
+        status, said = served.process.wait(60), served.log.read_text().split("stops the server\n")[1]
         assert (status, said) in [(0, ""), (130, "stopped at once; jobs wait for the next start\n")] and (
             status == 0 or sent == [INT, INT]
         ), (status, said)
