@@ -10,6 +10,7 @@ program then ends with status 1.  The same seed damages the same files.
 
 import argparse
 import contextlib
+import gc
 import io
 import multiprocessing
 import os
@@ -28,11 +29,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # tiny models: compiling them is what takes time
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 SECONDS, SHARE, ROOM = 10.0, 4, 200 << 20  # limits: of processor time, of memory beside the file's size
 MOST = 4 << 30  # bytes at which a reader is ended
+LARGE = 2 << 30  # bytes from which it drops compiled programs between two files
 START = 300.0  # seconds of processor time: until the seeds are read
 SILENT = 3600.0  # seconds without a word after which a reader that does nothing is ended
 
@@ -129,6 +132,9 @@ def worker(seeds, key, numbers, place, results) -> None:
         wrong = one(chosen(seeds, number), key, number, here)
         shutil.rmtree(here, ignore_errors=True)
         results.put((number, wrong))
+        if status("VmRSS") > LARGE:  # programs of many shapes, not what one file takes
+            jax.clear_caches()
+            gc.collect()
 
 
 def told(process, results, seconds: float) -> tuple[int, str | None] | str:
@@ -186,6 +192,10 @@ def main() -> int:
 
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = (
+            f"{folder}/compiled"  # of readers: what one drops is not compiled again
+        )
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         seeds = [s for s in fuzz.seeds.make(Path(folder) / "seeds") if re.search(options.only, f"{s.reader}:{s.name}")]
         place = Path(folder) / "damaged"
         place.mkdir()
