@@ -192,9 +192,7 @@ def main() -> int:
 
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = (
-            f"{folder}/compiled"  # of readers: what one drops is not compiled again
-        )
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/compiled"  # what a reader drops
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         seeds = [s for s in fuzz.seeds.make(Path(folder) / "seeds") if re.search(options.only, f"{s.reader}:{s.name}")]
         place = Path(folder) / "damaged"
