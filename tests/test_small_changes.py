@@ -19,6 +19,7 @@ from sdjax.methods import branches, edits, offsets
 from sdjax.methods.branches import Branches
 from sdjax.methods.e4t import E4T
 from sdjax.methods.lora import Lora
+from sdjax.models import hooks
 from sdjax.models.layers import Dense
 
 SIZE, STRENGTHS = 1e-3, (1.0, 0.95, 1.05)
@@ -150,8 +151,8 @@ def by_hook(strength, kind):
     weight, x, f = layer()
     if kind == "e4t":
         f = {"relative": f["up"] @ f["down"]}
-    hooks = (Branches({"unet": {"": f}}, strength=strength),)
-    return hooks.apply("unet", Dense(512, False, jnp.bfloat16), {"kernel": weight}, hooks, x)
+    made = (Branches({"unet": {"": f}}, strength=strength),)
+    return hooks.apply("unet", Dense(512, False, jnp.bfloat16), {"kernel": weight}, made, x)
 
 
 def in_weights(strength, _):

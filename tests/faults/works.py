@@ -6,11 +6,9 @@ work.done()           # {what is finished: what tells that it was not made again
 work.result()         # {name: bytes} at the end
 """
 
-import ctypes
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import zlib
@@ -53,6 +51,14 @@ def tensors(path):
     return data[8 + int.from_bytes(data[:8], "little") :]
 
 
+# Becomes the program of its arguments, which ends with its parent: PR_SET_PDEATHSIG.
+WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
 class Work:
     """A program and the folder that it fills; `outside` holds what it only reads, and is shared."""
 
@@ -66,9 +72,8 @@ class Work:
         env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore"}
         env.pop("XLA_FLAGS", None)
         with self.said.open("a") as said:
-            return subprocess.Popen(
-                [sys.executable, *self.line()], cwd=ROOT, env=env, stdout=said, stderr=said, preexec_fn=_with_parent
-            )
+            line = [sys.executable, "-c", WITH_PARENT, *self.line()]
+            return subprocess.Popen(line, cwd=ROOT, env=env, stdout=said, stderr=said)
 
     def writing(self):
         """Returns whether something is being written that is not in its place yet."""
@@ -82,10 +87,6 @@ class Work:
         """Returns (what was finished and is gone, what was made a second time) since `before`, what done() said."""
         now = self.done()
         return sorted(set(before) - set(now)), sorted(one for one in before if now.get(one, before[one]) != before[one])
-
-
-def _with_parent():
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _identity(path):
