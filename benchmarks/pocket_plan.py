@@ -74,7 +74,7 @@ def main():
     parser.add_argument("--share", type=float, default=0.3)
     parser.add_argument("--minutes", type=float, default=9.0)
     options = parser.parse_args()
-    make = make_pocket.Make(minutes=options.minutes)
+    make = make_pocket.Make(minutes=options.minutes, compute="bfloat16")  # what a GPU computes in
     compile_cache.keep()
     heads = [
         "stage",
