@@ -34,7 +34,7 @@ import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 SECONDS, SHARE, ROOM = 10.0, 4, 200 << 20  # limits: of processor time, of memory beside the file's size
-MOST = 4 << 30  # bytes at which a reader is ended
+MOST = 6 << 30  # bytes of one file at which a reader is ended
 LARGE = 2 << 30  # bytes from which it drops compiled programs between two files
 START = 300.0  # seconds of processor time: until the seeds are read
 SILENT = 3600.0  # seconds without a word after which a reader that does nothing is ended
@@ -139,14 +139,14 @@ def worker(seeds, key, numbers, place, results) -> None:
 
 def told(process, results, seconds: float) -> tuple[int, str | None] | str:
     """Returns what the worker says next, or why it says nothing more; seconds: of processor time until then."""
-    heard, begun = time.monotonic(), used(process.pid)
+    heard, begun, before = time.monotonic(), used(process.pid), status("VmRSS", process.pid)
     while True:
         try:
             return results.get(timeout=1)
         except queue.Empty:
             if not process.is_alive():
                 return f"crash: the process ended with {process.exitcode}"
-            if status("VmRSS", process.pid) > MOST:
+            if status("VmRSS", process.pid) > before + MOST:
                 return f"memory: more than {MOST >> 30} GB"
             if used(process.pid) - begun > seconds:
                 return f"hangs: more than {seconds:.0f} s of processor time"
