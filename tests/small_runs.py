@@ -6,6 +6,7 @@ from PIL import Image
 from sdjax.data.batches import Data
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.training import run_folder
+from sdjax.training.loop import train
 from sdjax.training.settings import Train
 
 RECIPE = "from sdjax.training import export\n\n\ndef config():\n    return export.read({folder!r})\n"
@@ -26,6 +27,12 @@ def recipe(told, folder):
     run_folder.write_settings(folder, told, "")
     (folder / "recipe.py").write_text(RECIPE.format(folder=str(folder)))
     return folder / "recipe.py"
+
+
+def whole(told, out):
+    """Returns the numbers of the export of a run that nothing stops."""
+    train(told, out)
+    return weights(out)
 
 
 def weights(out):

@@ -96,9 +96,7 @@ def told(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(told, tmp_path_factory):
     """The export of a run that nothing stopped."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    train(told, out)
-    return small_runs.weights(out)
+    return small_runs.whole(told, tmp_path_factory.mktemp("whole") / "run")
 
 
 def started(told, out, capsys):

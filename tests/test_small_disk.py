@@ -57,9 +57,7 @@ def told(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(told, tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole") / "run"
-    train(told, out)
-    return small_runs.weights(out)
+    return small_runs.whole(told, tmp_path_factory.mktemp("whole") / "run")
 
 
 @pytest.mark.slow

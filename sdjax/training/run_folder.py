@@ -167,6 +167,7 @@ def export(
     facts: Facts | None = None,
     public: bool = False,
     picture: Path | None = None,
+    model: str = "MODEL",
 ) -> tuple[Path, list[str]]:
     """Writes what a method learned; returns (path, lines that explain its use).
 
@@ -174,6 +175,7 @@ def export(
     words, edits and hook, and returns the first.  A method without formats gets a model folder.
     facts: what the header of the file and the card beside it say, see facts.py; None for no card.  public: without
     captions and names.  picture: a PNG for the card.
+    model: what the lines call the base model.
     """
     destination = Path(destination)
     adapter = method.adapter(frozen, trained)
@@ -194,7 +196,7 @@ def export(
         if facts is not None and path.is_file():
             about.seal(path)
             about.card(path, said, picture)
-    lines = [line for path, (kind, one) in zip(paths, held, strict=True) for line in kind.use(path, one, "MODEL")]
+    lines = [line for path, (kind, one) in zip(paths, held, strict=True) for line in kind.use(path, one, model)]
     return paths[0], lines
 
 

@@ -122,14 +122,14 @@ class Session:
         frozen, weights = self._finished(self.learned(state))
         if processes.first():
             result, use = self._write(frozen, weights, self._step(state), self.out / "export")
-            lines = (line.replace("--model MODEL", f"--model {self.settings.model}") for line in use)
-            print("\n  ".join([f"result: {result}", *lines]))
+            print("\n  ".join([f"result: {result}", *use]))
         return self.settings.method.join(frozen, weights).fold()
 
     def _write(self, frozen, weights, step, place):
         """Writes an export; returns (path, lines that explain its use)."""
-        about = facts.told(self.settings, self.out, step)
-        return run_folder.export(self.settings.method, unrounded(frozen, self.settings), weights, place, **about)
+        settings, about = self.settings, facts.told(self.settings, self.out, step)
+        whole = unrounded(frozen, settings)
+        return run_folder.export(settings.method, whole, weights, place, model=settings.model, **about)
 
     def _finished(self, weights):
         """Returns (frozen, weights) as the method leaves them after the last step; it sees whole batches."""

@@ -43,7 +43,7 @@ def wait(work, process, moment, noise):
 
 
 def struck(work, way, noise):
-    """Starts a program and stops it by signals; returns (its status or None where it is over, what was wrong)."""
+    """Starts a program and stops it by signals; returns (whether it was stopped, its status, what was wrong)."""
     before, length = work.done(), work.said.stat().st_size if work.said.exists() else 0
     process = work.start()
     # Python itself answers Ctrl-C, with a traceback, until the program has begun.
@@ -60,7 +60,7 @@ def struck(work, way, noise):
     said = work.said.read_bytes()[length:].decode(errors="replace")
     if status not in fine or "Traceback" in said and status != -first:
         wrong.append(("else", f"{'+'.join(way)} at {moment}: status {status}: {said[-300:]}"))
-    return (status if came and status != 0 else None), status, wrong
+    return came and status != 0, status, wrong
 
 
 def whole(kind, out):
@@ -97,7 +97,7 @@ def run(kind, kills, out, ways, seed, state, keep):
         work = kind(out / "outside", out / "struck" / f"{kind.__name__}-{mine['rounds']}")
         hit, status, wrong = struck(work, noise.choice(ways), noise)
         mine["starts"] += 1
-        if hit is not None:
+        if hit:
             mine["kills"] += 1
         elif status == 0:
             wrong += ended(work, wanted)
@@ -125,7 +125,7 @@ def table(state):
     total = dict.fromkeys(("kills", "rounds", "seconds", *FAULTS), 0)
     for name, one in [*state.items(), ("all", None)]:
         if one is not None:
-            row = {**{fault: sum(kind == fault for kind, _ in one["wrong"]) for fault in FAULTS}}
+            row = {fault: sum(kind == fault for kind, _ in one["wrong"]) for fault in FAULTS}
             row |= {key: one[key] for key in ("kills", "rounds", "seconds")}
             total = {key: total[key] + row[key] for key in total}
         else:

@@ -35,7 +35,7 @@ from tqdm import tqdm  # noqa: E402
 
 SECONDS, SHARE, ROOM = 10.0, 4, 200 << 20  # limits: of processor time, of memory beside the file's size
 MOST = 6 << 30  # bytes of one file at which a reader is ended
-LARGE = 2 << 30  # bytes from which it drops compiled programs between two files
+LARGE = 2 << 30  # bytes beside those of the seeds, from which it drops compiled programs between two files
 START = 300.0  # seconds of processor time: until the seeds are read
 SILENT = 3600.0  # seconds without a word after which a reader that does nothing is ended
 
@@ -127,14 +127,16 @@ def worker(seeds, key, numbers, place, results) -> None:
                 results.put((-1, f"the seed {seed.reader}:{seed.name} cannot be read: {type(error).__name__}: {error}"))
                 return
     results.put((-1, None))
+    own = status("VmRSS")
     for number in numbers:
         here = Path(tempfile.mkdtemp(dir=place))
         wrong = one(chosen(seeds, number), key, number, here)
         shutil.rmtree(here, ignore_errors=True)
         results.put((number, wrong))
-        if status("VmRSS") > LARGE:  # programs of many shapes, not what one file takes
+        if status("VmRSS") > own + LARGE:  # programs of many shapes, not what one file takes
             jax.clear_caches()
             gc.collect()
+            own = status("VmRSS")  # what stays
 
 
 def told(process, results, seconds: float) -> tuple[int, str | None] | str:

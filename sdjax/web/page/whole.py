@@ -41,7 +41,8 @@ def build(services: Services, tell: Callable[[Desk], Any] = lambda _: None) -> g
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as desk.tabs:
             built = []
             for one in found():
-                with gr.Tab(one.TITLE, id=one.ID, elem_id=f"tab-{one.ID}", render_children=True):  # a draft fills them
+                # A hidden tab that is not rendered would lose the values that draft.py restores.
+                with gr.Tab(one.TITLE, id=one.ID, elem_id=f"tab-{one.ID}", render_children=True):
                     built.append(one)
                     one.build(desk)
         for one in built:
