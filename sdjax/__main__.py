@@ -5,20 +5,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ABOUT = {
+TASKS = {
     "text2img": "Makes pictures from a prompt.",
     "img2img": "Makes pictures from a picture and a prompt.",
     "inpaint": "Repaints the masked part of a picture.",
     "upscale": "Enlarges a picture with an upscaling model.",
     "controlnet": "Makes pictures that follow the shapes of another picture.",
     "interpolate": "Makes frames between two prompts or seeds, and an animation of them.",
-    "batch": "Makes the pictures of a list; a rerun makes the missing ones.",
-    "train": "Trains a recipe, such as configs/lora.py.",
-    "tune": "Personalizes a model with an E4T encoder from one photo.",
-    "convert": "Converts a model or exports a run.",
-    "adapters": "Checks, merges, resizes or extracts adapter files.",
-    "ui": "Serves the web page and the APIs on http://127.0.0.1:7860.",
-    "warm": "Compiles a model's programs ahead, so that its first picture does not wait.",
 }
 HELP = """usage: sdjax COMMAND ...
 
@@ -34,7 +27,6 @@ TUNE = """usage: sdjax tune PHOTO [model=MODEL] [a.b=value ...] [out=DIR]
 {} MODEL is pocket or a model with an e4t/ folder.
 
     sdjax tune photo.png model=MODEL steps=10"""
-TASKS = ("text2img", "img2img", "inpaint", "upscale", "controlnet", "interpolate")
 RECIPES = Path(__file__).parents[1] / "configs"  # of a checkout; an installed package has none
 
 
@@ -43,75 +35,97 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = (given[0], given[1:]) if given else ("--help", [])
     programs = {task: functools.partial(_draw, task) for task in TASKS}
-    programs |= {"batch": _batch, "train": _train, "tune": _tune, "convert": _convert}
-    programs |= {"adapters": _adapters, "warm": _warm, "ui": _ui}
+    programs |= OTHERS
     if name in programs:
         return programs[name](rest)
-    print(HELP.format("\n".join(f"    {name:<13}{about}" for name, about in ABOUT.items())))
+    print(HELP.format("\n".join(f"    {name:<13}{text}" for name, text in about().items())))
     if name in ("--help", "-h"):
         return 0
     print(f"error: {name!r}: expected one of {', '.join(programs)}", file=sys.stderr)
     return 2
 
 
+def about() -> dict[str, str]:
+    """Returns {command: what it does}."""
+    return {**TASKS, **{name: (run.__doc__ or "").splitlines()[0] for name, run in OTHERS.items()}}
+
+
 def _draw(task: str, rest: list[str]) -> int:
     from sdjax.service.programs import main as draw
 
-    return draw(task, ABOUT[task], rest, f"sdjax {task}")
+    return draw(task, TASKS[task], rest, f"sdjax {task}")
 
 
 def _batch(rest: list[str]) -> int:
+    """Makes the pictures of a list; a rerun makes the missing ones."""
     from sdjax.runtime import watch
 
     watch.split()
     from sdjax.service.batch import main as batch
 
-    return batch(ABOUT["batch"], rest, "sdjax batch")
+    return batch(about()["batch"], rest, "sdjax batch")
 
 
 def _train(rest: list[str]) -> int:
+    """Trains a recipe, such as configs/lora.py."""
     from sdjax.training.program import main as train
 
     return train(rest)
 
 
 def _tune(rest: list[str]) -> int:
-    """Tunes on one photo, with pocket's recipe or, given model=NAME, with the one for other models."""
+    """Personalizes a model with an E4T encoder from one photo."""
     if not rest or "=" in rest[0] or rest[0].startswith("-"):
         asked = rest[:1] == ["--help"]
-        print(TUNE.format(ABOUT["tune"]), file=sys.stdout if asked else sys.stderr)
+        print(TUNE.format(about()["tune"]), file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     photo, *more = rest
+    # Pocket has a recipe of its own.
     model = next((one.partition("=")[2] for one in reversed(more) if one.startswith("model=")), "pocket")
     recipe = RECIPES / ("pocket/tune.py" if model == "pocket" else "e4t_tune.py")
     return _train([str(recipe), f"model={model}", f"init={model}", f"data.path={photo}", *more])
 
 
 def _convert(rest: list[str]) -> int:
+    """Converts a model or exports a run."""
     from sdjax.convert import main as convert
 
     return convert(rest)
 
 
 def _warm(rest: list[str]) -> int:
+    """Compiles a model's programs ahead, so that its first picture does not wait."""
     from sdjax.service.warm import main as warm
 
     return warm(rest)
 
 
 def _adapters(rest: list[str]) -> int:
+    """Checks, merges, resizes or extracts adapter files."""
     from sdjax.service.adapters import main as adapters
 
     return adapters(rest)
 
 
 def _ui(rest: list[str]) -> int:
+    """Serves the web page and the APIs on http://127.0.0.1:7860."""
     try:
         from sdjax.web.server import main as serve
     except ImportError as error:
         print(f"error: sdjax ui needs {error.name}: pip install -e '.[ui]'", file=sys.stderr)
         return 2
-    return serve(ABOUT["ui"], rest)
+    return serve(about()["ui"], rest)
+
+
+OTHERS = {
+    "batch": _batch,
+    "train": _train,
+    "tune": _tune,
+    "convert": _convert,
+    "adapters": _adapters,
+    "ui": _ui,
+    "warm": _warm,
+}
 
 
 if __name__ == "__main__":

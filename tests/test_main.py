@@ -6,7 +6,7 @@ import sys
 import pytest
 from programs import ROOT
 
-from sdjax.__main__ import ABOUT, TASKS, main
+from sdjax.__main__ import TASKS, about, main
 from sdjax.service import programs
 
 
@@ -21,7 +21,7 @@ def test_each_name_is_a_program(capsys):
     out, error = capsys.readouterr()
     assert error.startswith("error: 'paint': expected one of text2img, img2img")
     names = error.strip().rpartition("one of ")[2].split(", ")
-    assert set(names) == set(ABOUT) and all(f"    {name} " in out for name in names)
+    assert set(names) == set(about()) and all(f"    {name} " in out for name in names)
     assert set(TASKS) == set(programs.TASKS)
 
 
