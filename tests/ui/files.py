@@ -1,6 +1,7 @@
 """What tests put in front of the page: texts that would be programs if they were HTML, and a small LoRA."""
 
 import json
+import shutil
 
 import numpy as np
 
@@ -51,6 +52,19 @@ def write_lora(path, word="inked <b>line</b>"):
     }
     path.parent.mkdir(exist_ok=True)
     save_file(made, str(path), told)
+
+
+def write_changed(folder):
+    """Writes the embedded model with another first cross-attention."""
+    from safetensors.numpy import load_file, save_file
+
+    from sdjax.formats import pipeline
+
+    shutil.copytree(pipeline.locate("pocket"), folder)
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if name.endswith("attn2.to_k.weight"))
+    save_file(weights | {name: weights[name] * 1.5}, file)
 
 
 def write_controlnet(folder):

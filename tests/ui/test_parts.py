@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 
 from tests.serving import wait_for
 from tests.ui.conftest import STEPS, go
-from tests.ui.files import write_controlnet, write_lora
+from tests.ui.files import write_changed, write_controlnet, write_lora
 from tests.ui.test_pictures import fetched, prompt, shown
 
 SIZES = {"phone": (390, 844), "laptop": (1280, 800), "4K": (3840, 2160)}
@@ -17,7 +17,7 @@ TABS = ("pictures", "teach", "runs", "library", "info", "settings")
 def choose(page, where, text):
     """Picks an entry of a drop-down list."""
     page.locator(f"{where} input").first.click()
-    page.get_by_role("option", name=text).first.click()
+    page.locator("[id$=-options]").get_by_role("option", name=text).first.click()
 
 
 def jobs(served, text):
@@ -92,6 +92,32 @@ def test_two_adapters_are_merged(page, served):
     page.locator("#work-go").click()
     page.locator("#work", has_text="to the queue").wait_for()
     page.locator("#shelf .book", has_text="dots and lines").wait_for(timeout=60_000)
+
+
+def test_files_are_resized_extracted_and_converted(page, served):
+    write_lora(served.out / "adapters" / "waves.safetensors", "waves")
+    write_changed(served.models / "changed")
+    wait_for(lambda: "waves" in entries(served, "lora") and "changed" in entries(served, "model"), 30)
+    go(page, "Library")
+    page.locator("#work > button").click()
+    for tool, of, rank, form, name in (
+        ("Change the rank", ["waves"], 1, "", "thin waves"),
+        ("Extract a LoRA", ["pocket", "changed"], 2, "diffusers", "the change"),
+        ("Convert a model", ["changed"], None, "single-file", "changed in one"),
+    ):
+        page.locator("#work label", has_text=tool).click()
+        page.locator("#work-of .token").wait_for(state="detached")
+        for one in of:
+            choose(page, "#work-of", one)
+        if rank:
+            page.locator("#work-rank input").fill(str(rank))
+        if form:
+            choose(page, "#work-format", form)
+        page.locator("#work-name textarea, #work-name input").first.fill(name)
+        page.locator("#work-go").click()
+        wait_for(lambda name=name: name in str(served.client().get("/api/jobs")), 30)
+    for name in ("thin waves", "the change", "changed in one"):
+        page.locator("#shelf .book", has_text=name).wait_for(timeout=90_000)
 
 
 @pytest.mark.parametrize("size", SIZES)

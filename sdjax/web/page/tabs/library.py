@@ -16,6 +16,9 @@ KINDS = [("All", ""), *((label, kind) for kind, label in shelf.KINDS.items())]
 LICENCES = ("", "cc0-1.0", "cc-by-4.0", "cc-by-nc-4.0", "creativeml-openrail-m", "apache-2.0", "mit")
 WORK = {"merge": "Merge adapters into one", "resize": "Change the rank of a LoRA",
         "extract": "Extract a LoRA from a model", "convert": "Convert a model to another format"}  # fmt: skip
+OF = {"merge": "Adapters, at most 8.", "resize": "A LoRA.",
+      "extract": "A model, then one trained from it.", "convert": "A model."}  # fmt: skip
+RANK = 16  # that resize and extract begin with
 
 
 def build(desk: Desk) -> None:
@@ -112,30 +115,45 @@ def _work(desk: Desk) -> None:
     library = desk.services.library
     with gr.Accordion("Merge, resize, extract, convert", open=False, elem_id="work") as fold:
         tool = gr.Radio([(text, name) for name, text in WORK.items()], value="merge", label="What to do")
-        of = gr.Dropdown([], multiselect=True, label="Of", elem_id="work-of",
-                         info="Adapters; to extract, a model, then one trained from it.")  # fmt: skip
+        of = gr.Dropdown([], multiselect=True, label="Of", info=OF["merge"], elem_id="work-of")
         with gr.Row():
-            strengths = gr.Textbox(label="Strengths", placeholder="0.8, 0.5", info="For merging, in the same order.")
-            rank = gr.Number(0, precision=0, label="Rank", info="How much the file can hold; 0 keeps the rank.")
+            strengths = gr.Textbox(label="Strengths", placeholder="0.8, 0.5", info="In the same order; 1 by default.")
+            rank = gr.Number(0, precision=0, label="Rank", elem_id="work-rank",
+                             info="How much the file can hold; 0 keeps the rank.")  # fmt: skip
         with gr.Row():
-            form = gr.Dropdown([("Default", ""), *((one, one) for one in (*tools.ADAPTERS, "single-file"))], value="",
-                               label="Format", info="The tools that should read it.")  # fmt: skip
+            form = gr.Dropdown(_formats("merge"), value="", label="Format", elem_id="work-format",
+                               info="The tools that should read it.")  # fmt: skip
             name = gr.Textbox(label="Name", info="The name of the new file.", elem_id="work-name")
         go = gr.Button("Make it", elem_id="work-go")
         problem = marks.area()
         news = marks.area()
 
-    def listed() -> list[Any]:
-        return [gr.update(choices=[one.name for one in library.entries() if one.kind in shelf.USED])]
+    def listed(which: str) -> list[Any]:
+        kinds = ("model",) if which in ("extract", "convert") else ("lora", "embedding", "hypernet")
+        names = [one.name for one in library.entries() if one.kind in kinds]
+        return [gr.update(choices=names, value=[], info=OF[which])]
+
+    def shaped(which: str) -> list[Any]:
+        rank = gr.update(visible=which != "convert", value=0 if which == "merge" else RANK)
+        return [*listed(which), gr.update(visible=which == "merge"), rank, gr.update(choices=_formats(which), value="")]
 
     def put(*given: Any) -> list[Any]:
         which, names, weights, size, kind, called = given
-        numbers = [float(one) for one in (weights or "").split(",") if one.strip()]
+        try:
+            numbers = [float(one) for one in (weights or "").split(",") if one.strip()]
+        except ValueError:
+            raise SettingError("strengths", weights, "numbers with commas between them") from None
         body = {"tool": which, "of": list(names or []), "rank": int(size or 0), "name": (called or "").strip()}
         body |= {"strengths": numbers} if numbers and which == "merge" else {}
         body |= {"format": kind} if kind else {}
         desk.services.queue.add("tool", tools.order_of(library, body), "page")
         return [marks.said("Added to the queue; see Runs for its progress.")]
 
-    desk.on(fold.expand, listed, [], [of])
+    desk.on(fold.expand, listed, [tool], [of])
+    desk.on(tool.change, shaped, [tool], [of, strengths, rank, form])
     desk.look(desk.on(go.click, put, [tool, of, strengths, rank, form, name], [news], problem))
+
+
+def _formats(which: str) -> list[tuple[str, str]]:
+    """Returns the choices of a tool's format; the first is that of the program."""
+    return [("Default", ""), *((one, one) for one in (tools.MODELS if which == "convert" else tools.ADAPTERS))]
