@@ -175,6 +175,7 @@ def test_accel_names_what_there_is(monkeypatch):
     [
         ("os.write(2, PAGE); os.abort()", 1, f"error: {watch.LOST}\n"),
         ("os.write(2, b'from C++\\n'); sys.stderr.write('from Python\\n'); sys.exit(3)", 3, "from Python\nfrom C++\n"),
+        ("sys.stderr.write('error: gone\\n'); os.write(2, PAGE); sys.exit(1)", 1, "error: gone\n"),
         ("os.write(2, PAGE); sys.exit(0)", 0, "E1 coordination_service.cc:1] lost\n#0 0x1\n"),
         ("subprocess.Popen(['sleep', '90'], stdout=-3); os.write(2, PAGE); os.abort()", 1, f"error: {watch.LOST}\n"),
         ("os.abort()", 134, ""),

@@ -60,8 +60,9 @@ def _watched(reading: int, child: int) -> int:
     if held and status == -signal.SIGABRT:
         print(f"error: {LOST}", file=sys.stderr, flush=True)
         return 1
-    sys.stderr.write("".join(held))
-    sys.stderr.flush()
+    if status != 1:  # with 1 the program has said it in its own line
+        sys.stderr.write("".join(held))
+        sys.stderr.flush()
     return status if status >= 0 else 128 - status
 
 

@@ -2,17 +2,15 @@
 
 import asyncio
 import json
-import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
 
 from sdjax.sampling.settings import TASKS
-from sdjax.service import picture_sets, teaching, tools, uploads
+from sdjax.service import teaching, tools
 from sdjax.service.queue import RUNNING, Job
 from sdjax.settings import UNSAID, SettingError, nearest
 from sdjax.web.services import Services, asks, body, schema
@@ -212,49 +210,6 @@ def router(services: Services) -> APIRouter:
         path = folder / "export" / name
         return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
-    # ---- uploads -----------------------------------------------------------------------------------
-
-    @routes.post("/uploads", status_code=201)
-    async def upload(request: Request) -> dict[str, Any]:
-        """Stores a picture, the body's bytes or a form's file; returns its name for settings."""
-        if request.headers.get("content-type", "").startswith("multipart/"):
-            files = await _files(request, 1)
-            if len(files) != 1:
-                raise SettingError("files", len(files), "one picture")
-            data = files[0][1]
-        else:
-            data = await request.body()
-        return {"name": await services.keep(data)}
-
-    @routes.get("/uploads/{name}")
-    def uploaded(name: str) -> FileResponse:
-        """An uploaded picture."""
-        path = place.upload(name)
-        if not path.is_file():
-            raise HTTPException(404, "no such upload")
-        return FileResponse(path, media_type=f"image/{path.suffix.lstrip('.').replace('jpg', 'jpeg')}")
-
-    @routes.post("/sets", status_code=201)
-    async def new_set(request: Request) -> dict[str, Any]:
-        """Stores training pictures and captions from a form's files or zip archives; returns the set's key."""
-        key = secrets.token_hex(16)
-        count = await run_in_threadpool(uploads.keep_set, place, key, await _files(request, 2 * uploads.MOST_FILES))
-        return {"set": key, "pictures": count}
-
-    @routes.get("/sets")
-    def sets() -> dict[str, Any]:
-        """The folders of training pictures on the server, and the uploaded sets with their files."""
-        folders = place.data.iterdir() if place.data is not None else ()
-        there = sorted(path.name for path in folders if path.is_dir() and not path.name.startswith("."))
-        own = {path.name: sorted(one.name for one in path.iterdir()) for path in (place.root / "sets").iterdir()}
-        return {"folders": there, "sets": own, "drawn": ["pocketland"]}
-
-    @routes.get("/sets/{key}/{name}")
-    def of_set(key: str, name: str) -> FileResponse:
-        """A picture of a set."""
-        path = picture_sets.picture(place, key, name)
-        return FileResponse(path, media_type=f"image/{path.suffix.lstrip('.').replace('jpg', 'jpeg')}")
-
     @routes.get("/events")
     async def events(request: Request, after: int | None = None) -> StreamingResponse:
         """A stream of changed jobs (server-sent events); after: the last `changed` number that the client saw."""
@@ -281,10 +236,3 @@ async def _events(services: Services, request: Request, last: int) -> AsyncItera
             quiet = 0.0
             yield ": still here\n\n"
         await asyncio.sleep(LOOK)
-
-
-async def _files(request: Request, most: int) -> list[tuple[str, bytes]]:
-    """Returns (name, bytes) of the files in a form."""
-    async with request.form(max_files=most, max_fields=16) as form:
-        given = [one for _, one in form.multi_items() if isinstance(one, UploadFile)]
-        return [(one.filename or "", await one.read()) for one in given]

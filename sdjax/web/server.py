@@ -30,7 +30,7 @@ from sdjax.service.place import Place, private
 from sdjax.service.programs import one_line
 from sdjax.service.queue import Queue
 from sdjax.settings import SettingError
-from sdjax.web import a1111, a1111_lists, docs, jobs, library, openai
+from sdjax.web import a1111, a1111_lists, docs, jobs, library, openai, uploads
 from sdjax.web.auth import Auth, add_user
 from sdjax.web.guard import Guard
 from sdjax.web.services import Services
@@ -58,6 +58,7 @@ def create_app(place: Place, hosts: Sequence[str] | None = LOCAL, auth: Auth | N
 
     for router in (
         jobs.router,
+        uploads.router,
         library.router,
         a1111.router,
         a1111_lists.router,
