@@ -155,5 +155,5 @@ def _work(desk: Desk) -> None:
 
 
 def _formats(which: str) -> list[tuple[str, str]]:
-    """Returns the choices of a tool's format; the first is that of the program."""
+    """Returns the choices of a tool's format; the first leaves it to the program."""
     return [("Default", ""), *((one, one) for one in (tools.MODELS if which == "convert" else tools.ADAPTERS))]
