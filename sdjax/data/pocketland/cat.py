@@ -5,9 +5,9 @@ draw_cat(canvas, animal, place)
 
 import numpy as np
 
+from sdjax.data.pocketland.accessories import wear_glasses, wear_hat, wear_scarf
 from sdjax.data.pocketland.canvas import Canvas, Color, ellipse, mix
 from sdjax.data.pocketland.face import pose
-from sdjax.data.pocketland.item import wear_glasses, wear_hat, wear_scarf
 from sdjax.data.pocketland.world import Cat, Scene, head_size
 
 

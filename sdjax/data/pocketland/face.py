@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
+from sdjax.data.pocketland.accessories import color, wear_glasses, wear_hat, wear_scarf
 from sdjax.data.pocketland.canvas import Canvas, Color, ellipse, luma, mix
-from sdjax.data.pocketland.item import color, wear_glasses, wear_hat, wear_scarf
 from sdjax.data.pocketland.world import Face, Scene, head_size
 
 TONES = (
