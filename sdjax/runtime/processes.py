@@ -53,6 +53,8 @@ def join() -> None:
         return
     address, number, place = os.environ.get(ADDRESS) or None, _whole_number(NUMBER), _whole_number(PLACE)
     told = None not in (address, number, place)  # then there is nothing to find
+    # A CPU runs programs side by side; collectives of two of them can wait for each other (jax issue 25861).
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(
             address, number, place,
