@@ -106,7 +106,9 @@ class Client:
         mark = secrets.token_hex(16)
         parts = []
         for path in files:
-            head = f'--{mark}\r\nContent-Disposition: form-data; name="files"; filename="{quote(path.name)}"\r\n\r\n'
+            head = (
+                f'--{mark}\r\nContent-Disposition: form-data; name="files"; filename="{_form_name(path.name)}"\r\n\r\n'
+            )
             parts += [head.encode(), path.read_bytes(), b"\r\n"]
         data = b"".join([*parts, f"--{mark}--\r\n".encode()])
         return json.loads(self._call("/api/sets", data, f"multipart/form-data; boundary={mark}"))["set"]
@@ -161,3 +163,8 @@ def _detail(text: bytes) -> str:
         return str(json.loads(text)["detail"])
     except (ValueError, KeyError, TypeError):
         return text.decode("utf-8", "replace")[:200]
+def _form_name(name: str) -> str:
+    """Returns a file's name for a form's header (HTML, multipart/form-data): UTF-8, three characters escaped."""
+    return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+
+

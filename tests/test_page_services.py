@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def png(size=(24, 16), colour=(200, 0, 0), mode="RGB"):
 
 def test_a_set_is_changed_picture_by_picture(place):
     given = [("a.png", png()), ("a.png", png(colour=(0, 0, 9))), ("a.txt", b"a red thing"), ("a.mask.png", png())]
-    assert picture_sets.add(place, KEY, given) == 2
+    assert uploads.keep_set(place, KEY, given) == 2
     first, second = picture_sets.listed(place, KEY)
     assert (first.name, first.caption, first.masked, second.name) == ("a.png", "a red thing", True, "a-2.png")
     picture_sets.describe(place, KEY, "a-2.png", "  two\n words ")
@@ -59,10 +60,57 @@ def test_a_set_is_changed_picture_by_picture(place):
 
 
 def test_a_picture_is_cut_and_masked(place):
-    picture_sets.add(place, KEY, [("a.png", png((40, 20)))])
+    uploads.keep_set(place, KEY, [("a.png", png((40, 20)))])
     layer = np.zeros((20, 20, 4), np.uint8)
     layer[:10, :, 3] = 255
     Image.fromarray(layer).save(painted := io.BytesIO(), "PNG")
+def zipped(**files):
+    with zipfile.ZipFile(written := io.BytesIO(), "w") as made:
+        for name, data in files.items():
+            made.writestr(name, data)
+    return written.getvalue()
+
+
+def test_pictures_keep_letters_of_any_script_and_never_replace_each_other(place):
+    inside = {name: png(colour=(i, 0, 0)) for i, name in enumerate(("one/1.png", "two/1.png", "猫.png", "犬.png"))}
+    given = [
+        ("set.zip", zipped(**inside, **{"two/1.txt": b"second"})),
+        ("e\u0301te\u0301.png", png()),
+        ("Été.png", png()),
+    ]
+    assert uploads.keep_set(place, KEY, given) == 6
+    assert uploads.keep_set(place, KEY, [("again.zip", zipped(**{"犬.png": png()}))]) == 7
+    found = {one.name: one.caption for one in picture_sets.listed(place, KEY)}
+    names = {"1.png", "1-2.png", "猫.png", "犬.png", "犬-2.png", "été.png", "Été-2.png"}
+    assert set(found) == names and found["1-2.png"] == "second" and found["1.png"] == ""
+    assert reading.picture(picture_sets.picture(place, KEY, "犬.png"))[0, 0, 0] == 3
+
+
+def test_captions_and_masks_follow_their_picture_to_its_new_name(place):
+    dark, light = png(colour=(0, 0, 0)), png(colour=(255, 255, 255))
+    uploads.keep_set(place, KEY, [("dog.png", png()), ("dog.txt", b"old"), ("dog.mask.png", dark)])
+    uploads.keep_set(place, KEY, [("dog.caption", b"new"), ("dog-masklabel.png", light), ("dog.png", png())])
+    found = {one.path.name: (one.caption, reading.mask(one.mask).max()) for one in reading.find(place.set(KEY))}
+    assert found == {"dog.png": ("old", 0), "dog-2.png": ("new", 255)}
+    uploads.keep_set(place, KEY, [("dog.txt", b"written later")])  # alone: of the picture of that name
+    assert [one.caption for one in picture_sets.listed(place, KEY)] == ["written later", "new"]
+
+
+def test_a_refused_file_leaves_the_set_as_it_was(place):
+    with pytest.raises(SettingError, match="files"):
+        uploads.keep_set(place, KEY, [("a.png", png()), ("b.png", b"no picture")])
+    assert not list(place.set(KEY).iterdir())
+
+
+@pytest.mark.parametrize(
+    "given, kept", [("con", "con_"), ("COM¹", "COM¹_"), ("a\u202eb", "a_b"), ("a\0b", "a_b"), ("..", "picture"),
+                    ("🐱", "picture"), ("cafe\u0301", "café"), ("a／b", "a_b"), ("x" * 300, "x" * 80)],
+)  # fmt: skip
+def test_stems_are_valid_on_every_file_system(given, kept):
+    assert uploads.safe(given) == kept
+    assert len(uploads.safe("𠀀" * 300).encode()) <= 200
+
+
     picture_sets.redraw(place, KEY, "a.png", png((20, 20), (1, 2, 3, 255), "RGBA"), painted.getvalue())
     (item,) = reading.find(place.set(KEY))
     assert reading.picture(item.path).shape == (20, 20, 3)
@@ -73,7 +121,7 @@ def test_a_picture_is_cut_and_masked(place):
 
 
 def test_captions_of_any_ending_are_shown_and_removed(place):
-    picture_sets.add(place, KEY, [("a.png", png()), ("a.caption", b"a red cat")])
+    uploads.keep_set(place, KEY, [("a.png", png()), ("a.caption", b"a red cat")])
     assert [one.caption for one in picture_sets.listed(place, KEY)] == ["a red cat"]
     picture_sets.remove(place, KEY, "a.png")
     assert list(place.set(KEY).iterdir()) == []
@@ -81,7 +129,7 @@ def test_captions_of_any_ending_are_shown_and_removed(place):
 
 @pytest.mark.parametrize("name", ["../queue.db", "a.txt", "", "a.png/../b.png", "nothing.png"])
 def test_no_name_leads_out_of_a_set(place, name):
-    picture_sets.add(place, KEY, [("a.png", png()), ("a.txt", b"x")])
+    uploads.keep_set(place, KEY, [("a.png", png()), ("a.txt", b"x")])
     for do in (picture_sets.turn, picture_sets.remove, picture_sets.clean):
         with pytest.raises(SettingError, match="picture"):
             do(place, KEY, name)
@@ -103,7 +151,7 @@ def test_a_painted_layer_is_a_mask_where_it_is_opaque(place):
 def test_what_is_suggested_can_be_run(place, library, kind, count, recipe):
     found = suggest.suggest(library, Queue(place.queue), "", kind, count)
     assert found.recipe == recipe and found.seconds > 0 and found.memory > 0 and not found.known
-    picture_sets.add(place, KEY, [(f"{i}.png", png((16, 16))) for i in range(count)])
+    uploads.keep_set(place, KEY, [(f"{i}.png", png((16, 16))) for i in range(count)])
     order = {"recipe": recipe, "data": {"set": KEY}, "model": "pocket", "settings": dict(found.settings)}
     kept, steps = teaching.order_of(library, order | ({"init": "pocket"} if "tune" in recipe else {}))
     assert steps == found.settings.get("steps", 15) and kept["recipe"] == recipe
@@ -250,7 +298,7 @@ def test_how_what_a_run_left_is_used(place, library):
 def test_how_a_model_that_a_run_left_is_used(place, library):
     job = Queue(place.queue).add("training", {"recipe": "pocket/tune"})
     folder, photos = place.run(job.key), place.set(KEY)
-    picture_sets.add(place, KEY, [("a.png", png((32, 32)))])
+    uploads.keep_set(place, KEY, [("a.png", png((32, 32)))])
     (folder / "export" / "e4t").mkdir(parents=True)
     (folder / "export" / "model_index.json").write_text("{}")
     told = {"data": {"path": str(photos)}, "method": {"parts": [{"word": "*s"}, {}]}}
