@@ -4,11 +4,16 @@ import io
 import json
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
+from sdjax.formats import pipeline
+from sdjax.formats.adapters.hypernetwork_file import HypernetworkFile
 from sdjax.images import reading
+from sdjax.methods.hypernetwork import Hypernetwork
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import TASKS
 from sdjax.service import picture_sets, plots, recipes, suggest, taught, teaching, tools, uploads
@@ -311,6 +316,36 @@ def test_how_a_model_that_a_run_left_is_used(place, library):
 
 def test_tokens_are_counted_without_the_model(library):
     tokens = Tokens(library)
+def test_a_hypernetwork_keeps_its_suffix_and_its_name_is_its_own(place, library):
+    job = Queue(place.queue).add("training", {"recipe": "hypernetwork", "name": "ink"})
+    export = place.run(job.key) / "export"
+    export.mkdir(parents=True)
+    trained, frozen = Hypernetwork().split(pipeline.load("random:tiny"), jax.random.key(0))
+    HypernetworkFile().write(Hypernetwork().adapter(frozen, trained), export)
+    (export / "hypernetwork.preview.png").write_bytes(png())
+    place.named.mkdir()
+    write_lora(place.named / "ink.safetensors")
+    assert taught.used(library, job).prompt == "a photo of <hypernet:ink-2:1>"
+    assert taught.used(library, job).prompt == "a photo of <hypernet:ink-2:1>"
+    assert sorted(path.name for path in place.named.iterdir()) == ["ink-2.pt", "ink.safetensors"]
+
+
+def test_a_controlnet_is_in_the_library_and_is_not_copied(place, library):
+    job = Queue(place.queue).add("training", {"recipe": "controlnet"})
+    export = place.run(job.key) / "export"
+    export.mkdir(parents=True)
+    (export / "config.json").write_text('{"_class_name": "ControlNetModel"}')
+    names = {"controlnet_cond_embedding.conv_in.weight": np.zeros(1, np.float32)}
+    save_file(names, export / "diffusion_pytorch_model.safetensors")
+    name = f"run {job.key[:8]}"
+    assert library.find("controlnet", name).source == str(export)
+    with pytest.raises(SettingError, match=name):
+        taught.used(library, job)
+    with pytest.raises(SettingError, match="ControlNets"):
+        teaching.keep(place, job.key, "edges")
+    assert not list(place.named.glob("*"))
+
+
     used, room = tokens.count("", "a photo of a face <lora:ink:0.5>")
     assert used == tokens.count("pocket", "a photo of a face ")[0] > 3 and room > used
     assert tokens.count("nothing", "a") is None

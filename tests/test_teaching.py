@@ -14,6 +14,7 @@ from sdjax.service.place import Place
 from sdjax.service.queue import DONE, FAILED, RUNNING, STOPPED, WAITING, Queue
 from sdjax.settings import SettingError
 from tests.serving import wait_for
+from tests.ui.files import write_lora
 
 KEY = "0" * 32
 
@@ -107,9 +108,9 @@ def test_an_adapter_is_kept_under_a_name(place):
     export.mkdir(parents=True)
     with pytest.raises(SettingError, match="exported an adapter"):
         teaching.keep(place, KEY, "cat")
-    (export / "learned_embeds.safetensors").write_bytes(b"x")
+    write_lora(export / "lora.safetensors")
     assert teaching.keep(place, KEY, "cat") == ["cat.safetensors"]
-    assert (place.named / "cat.safetensors").read_bytes() == b"x"
+    assert (place.named / "cat.safetensors").read_bytes() == (export / "lora.safetensors").read_bytes()
     for name in ("cat", "../cat", "", None, "a/b", "x" * 99):
         with pytest.raises(SettingError, match="name"):
             teaching.keep(place, KEY, name)

@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.formats.storage import files
+from sdjax import conditions
+from sdjax.formats.adapters import adapter_file, attach, kinds
 from sdjax.service.library import Library, known
+from sdjax.images import reading
 from sdjax.service.place import Place
 from sdjax.service.queue import DONE, FAILED, STOPPED, STOPS, Job, Queue
 from sdjax.settings import UNSAID, SettingError, shown
@@ -241,14 +244,14 @@ def keep(place: Place, key: str, name: str) -> list[str]:
     """
     if not isinstance(name, str) or not SUBJECT.fullmatch(name):
         raise SettingError("name", name, "letters, digits, '-' and spaces, at most 60")
-    there = sorted((place.run(key) / "export").glob("*.safetensors"))
+    there = adapters(place.run(key) / "export")
     if not there:
-        raise SettingError("job", key[:8], "a run that exported an adapter; the library already lists whole models")
+        whole = "the library already lists whole models and ControlNets"
+        raise SettingError("job", key[:8], f"a run that exported an adapter; {whole}")
     place.named.mkdir(mode=0o700, exist_ok=True)
-    made = [f"{name}{f'-{i + 1}' if i else ''}.safetensors" for i in range(len(there))]
-    for one in made:
-        if (place.named / one).exists():
-            raise SettingError("name", name, "an unused name")
+    made = kept_names(name, there)
+    if used_stems(place) & {Path(one).stem for one in made}:
+        raise SettingError("name", name, "an unused name")
     for path, one in zip(there, made, strict=True):
         with files.new_file(place.named / one) as temporary:
             shutil.copyfile(path, temporary)
@@ -268,6 +271,27 @@ def figures(folder: Path, most: int = 2000) -> list[dict[str, Any]]:
         return []
     every = -(-len(lines) // most) or 1
     return [found for line in lines[::-every][::-1] if (found := _line(line))]
+
+
+def adapters(export: Path) -> list[Path]:
+    """Returns the files of an export that prompts can name, by name: no ControlNets, no previews.
+
+    Raises ValueError for a damaged file.
+    """
+    endings = set(kinds.endings()) - set(reading.SUFFIXES)
+    there = sorted(path for path in export.glob("*") if path.suffix in endings and path.is_file())
+    found = [(path, kinds.recognised(adapter_file.of(path))) for path in there]
+    return [path for path, kind in found if kind is not None and kind.called]
+
+
+def kept_names(name: str, there: list[Path]) -> list[str]:
+    """Returns the names of a run's adapters in the folder that prompts name: NAME.pt, NAME-2.safetensors, ..."""
+    return [f"{name}{f'-{i + 1}' if i else ''}{path.suffix}" for i, path in enumerate(there)]
+
+
+def used_stems(place: Place) -> set[str]:
+    """Returns the names in the folder that prompts name; a prompt's name has no suffix."""
+    return {name for names in attach.Folder(place.named).files.values() for name in names}
 
 
 def last_figures(folder: Path) -> dict[str, Any]:
