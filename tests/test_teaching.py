@@ -54,6 +54,12 @@ def test_what_a_request_says_becomes_the_runs_settings(place):
      ({"recipe": "full", "settings": {"data.index": "x"}}, "names no file"),
      ({"recipe": "full", "model": "x"}, "model"), ({"recipe": "full", "model": 3}, "model"),
      ({"recipe": "full", "settings": {"optim": 3}}, "optim"), ({"recipe": "full", "settings": []}, "settings"),
+     ({"recipe": "controlnet", "settings": {"data.condition": "depth:model=gpt2"}}, "data.condition=.*expected depth"),
+     ({"recipe": "controlnet", "settings": {"data.condition": "'depth:model=gpt2'"}}, "condition=.*expected depth"),
+     ({"recipe": "full", "settings": {"data.validation": "'..'"}}, "not a path"),
+     ({"recipe": "full", "settings": {"prompts": "('a', '~x')"}}, "not a path"),
+     ({"recipe": "full", "settings": {"prompts_file": "x"}}, "names no file"),
+     ({"recipe": "full", "settings": {"data.condition_folder": "x"}}, "names no file"),
      ({"recipe": "full", "name": "../x"}, "name"), ({"recipe": "full", "settings": {"seed": None}}, "seed")],
 )  # fmt: skip
 def test_what_cannot_be_run_is_said(place, order, said):
