@@ -373,7 +373,9 @@ class Enlarging:
         None
     )
     overlap: Annotated[
-        int, Interval(ge=0), Setting("small pixels shared by neighbouring tiles", "Overlap", needs="tile")
+        int,
+        Interval(ge=0),
+        Setting("small pixels shared by neighbouring tiles, at most half a tile", "Overlap", needs="tile"),
     ] = 16
 
     def fill(self) -> dict[str, Any]:
