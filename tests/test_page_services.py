@@ -64,11 +64,6 @@ def test_a_set_is_changed_picture_by_picture(place):
     assert len(picture_sets.listed(place, RUN)) == 2 and picture_sets.listed(place, "c" * 32) == []
 
 
-def test_a_picture_is_cut_and_masked(place):
-    uploads.keep_set(place, KEY, [("a.png", png((40, 20)))])
-    layer = np.zeros((20, 20, 4), np.uint8)
-    layer[:10, :, 3] = 255
-    Image.fromarray(layer).save(painted := io.BytesIO(), "PNG")
 def zipped(**files):
     with zipfile.ZipFile(written := io.BytesIO(), "w") as made:
         for name, data in files.items():
@@ -116,6 +111,11 @@ def test_stems_are_valid_on_every_file_system(given, kept):
     assert len(uploads.safe("𠀀" * 300).encode()) <= 200
 
 
+def test_a_picture_is_cut_and_masked(place):
+    uploads.keep_set(place, KEY, [("a.png", png((40, 20)))])
+    layer = np.zeros((20, 20, 4), np.uint8)
+    layer[:10, :, 3] = 255
+    Image.fromarray(layer).save(painted := io.BytesIO(), "PNG")
     picture_sets.redraw(place, KEY, "a.png", png((20, 20), (1, 2, 3, 255), "RGBA"), painted.getvalue())
     (item,) = reading.find(place.set(KEY))
     assert reading.picture(item.path).shape == (20, 20, 3)
@@ -281,6 +281,22 @@ def test_a_tool_that_cannot_do_its_work_has_failed(place):
     assert queue.get(job.id).state == "failed" and "gone" in queue.get(job.id).error
 
 
+@pytest.mark.parametrize("asked, ended", [("", "waiting"), ("stop", "cancelled")])
+def test_a_tool_ends_with_its_worker(place, monkeypatch, tmp_path, asked, ended):
+    queue, left = Queue(place.queue), tmp_path / "left"
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntrap 'echo ended > {left}; exit 143' TERM\nwhile :; do sleep 0.05; done\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(tools.sys, "executable", str(program))
+    monkeypatch.setattr(tools, "EVERY", 0.5)
+    queue.add("tool", {"tool": "convert", "of": ["pocket"], "name": "one"})
+    job = queue.take(1)
+    if asked:
+        queue.ask(job.id, asked)
+    tools.run(place, queue, job, lambda: not asked)
+    assert queue.get(job.id).state == ended
+
+
 # ---- what a run left ------------------------------------------------------------------------------------
 
 
@@ -300,22 +316,6 @@ def test_how_what_a_run_left_is_used(place, library):
     assert "<lora:my-cat-2:1>" in taught.used(library, job).prompt
 
 
-def test_how_a_model_that_a_run_left_is_used(place, library):
-    job = Queue(place.queue).add("training", {"recipe": "pocket/tune"})
-    folder, photos = place.run(job.key), place.set(KEY)
-    uploads.keep_set(place, KEY, [("a.png", png((32, 32)))])
-    (folder / "export" / "e4t").mkdir(parents=True)
-    (folder / "export" / "model_index.json").write_text("{}")
-    told = {"data": {"path": str(photos)}, "method": {"parts": [{"word": "*s"}, {}]}}
-    (folder / "config.json").write_text(json.dumps(told))
-    made = taught.used(library, job)
-    assert made.prompt == "a photo of *s" and made.model == f"run {job.key[:8]}" and place.upload(made.image).is_file()
-    (folder / "export" / "e4t" / "concept.png").write_bytes(b"x")
-    assert taught.used(library, job).image == ""
-
-
-def test_tokens_are_counted_without_the_model(library):
-    tokens = Tokens(library)
 def test_a_hypernetwork_keeps_its_suffix_and_its_name_is_its_own(place, library):
     job = Queue(place.queue).add("training", {"recipe": "hypernetwork", "name": "ink"})
     export = place.run(job.key) / "export"
@@ -346,6 +346,22 @@ def test_a_controlnet_is_in_the_library_and_is_not_copied(place, library):
     assert not list(place.named.glob("*"))
 
 
+def test_how_a_model_that_a_run_left_is_used(place, library):
+    job = Queue(place.queue).add("training", {"recipe": "pocket/tune"})
+    folder, photos = place.run(job.key), place.set(KEY)
+    uploads.keep_set(place, KEY, [("a.png", png((32, 32)))])
+    (folder / "export" / "e4t").mkdir(parents=True)
+    (folder / "export" / "model_index.json").write_text("{}")
+    told = {"data": {"path": str(photos)}, "method": {"parts": [{"word": "*s"}, {}]}}
+    (folder / "config.json").write_text(json.dumps(told))
+    made = taught.used(library, job)
+    assert made.prompt == "a photo of *s" and made.model == f"run {job.key[:8]}" and place.upload(made.image).is_file()
+    (folder / "export" / "e4t" / "concept.png").write_bytes(b"x")
+    assert taught.used(library, job).image == ""
+
+
+def test_tokens_are_counted_without_the_model(library):
+    tokens = Tokens(library)
     used, room = tokens.count("", "a photo of a face <lora:ink:0.5>")
     assert used == tokens.count("pocket", "a photo of a face ")[0] > 3 and room > used
     assert tokens.count("nothing", "a") is None
