@@ -12,16 +12,19 @@ Needs only Python's standard library.
 """
 
 import base64
+import contextlib
 import http.client
 import json
 import secrets
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
+AGAIN = 1.0  # seconds before another connection
 OVER = ("done", "failed", "cancelled", "stopped")
 
 
@@ -61,7 +64,10 @@ class Client:
         return self.get(f"/api/jobs/{id}")
 
     def watch(self, id: int) -> Iterator[dict[str, Any]]:
-        """Yields a job after every change until it ends; reconnects after a broken connection."""
+        """Yields a job after every change until it ends; connects again until a server that went away is back.
+
+        Raises ServerError for an unknown job, OSError if there is no server at the beginning.
+        """
         now, last = self.job(id), -1
         while True:
             if now["changed"] > last:
@@ -69,14 +75,17 @@ class Client:
                 yield now
             if now["state"] in OVER:
                 return
-            try:
+            now = self._changed(id, last)
+
+    def _changed(self, id: int, last: int) -> dict[str, Any]:
+        """Returns a job after its next change, however often the server is away meanwhile."""
+        while True:
+            with contextlib.suppress(OSError, http.client.HTTPException):
                 with self._open(f"/api/events?after={last}") as stream:
                     for found in _events(stream):
                         if found.get("id") == id:
-                            now = found
-                            break
-            except (OSError, http.client.HTTPException):
-                now = self.job(id)
+                            return found
+            time.sleep(AGAIN)
 
     def fetch(self, id: int) -> list[bytes]:
         """Returns the PNG files of a job's pictures.  Raises ServerError if the job failed."""
@@ -106,19 +115,27 @@ class Client:
         mark = secrets.token_hex(16)
         parts = []
         for path in files:
-            head = f'--{mark}\r\nContent-Disposition: form-data; name="files"; filename="{quote(path.name)}"\r\n\r\n'
+            head = (
+                f'--{mark}\r\nContent-Disposition: form-data; name="files"; filename="{_form_name(path.name)}"\r\n\r\n'
+            )
             parts += [head.encode(), path.read_bytes(), b"\r\n"]
         data = b"".join([*parts, f"--{mark}--\r\n".encode()])
         return json.loads(self._call("/api/sets", data, f"multipart/form-data; boundary={mark}"))["set"]
 
     def export(self, id: int, folder: str | Path) -> list[Path]:
-        """Downloads a run's export into a folder and returns the paths."""
-        paths = []
-        for name in self.job(id)["result"].get("export", []):
-            path = Path(folder) / Path(name).name
+        """Downloads a run's export, with its sub-folders, into a folder and returns the paths.
+
+        Raises ServerError for a name that leads out of the folder.
+        """
+        names = self.job(id)["result"].get("export", [])
+        for name in names:
+            told = PureWindowsPath(name)  # reads both kinds of separators
+            if told.anchor or ".." in told.parts or not told.parts:
+                raise ServerError(500, f"export={name!r}: expected a path below the export's folder")
+        paths = [Path(folder, name) for name in names]
+        for name, path in zip(names, paths, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(self._call(f"/api/jobs/{id}/export/{name}"))
-            paths.append(path)
+            path.write_bytes(self._call(f"/api/jobs/{id}/export/{quote(name)}"))
         return paths
 
     # ---- calls ---------------------------------------------------------------------------------------
@@ -149,11 +166,18 @@ def _events(stream: BinaryIO) -> Iterator[dict[str, Any]]:
     """Yields the jobs of a stream of server-sent events."""
     kind = ""
     for line in stream:
+        if not line.endswith(b"\n"):
+            return  # the connection broke within it
         name, _, value = line.decode().rstrip("\r\n").partition(": ")
         if name == "event":
             kind = value
         elif name == "data" and kind == "job":
             yield json.loads(value)
+
+
+def _form_name(name: str) -> str:
+    """Returns a file's name for a form's header (HTML, multipart/form-data): UTF-8, three characters escaped."""
+    return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _detail(text: bytes) -> str:

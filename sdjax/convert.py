@@ -118,6 +118,10 @@ def _model(options, given):
         raise ValueError(f"{options.source}: {', '.join(of_runs)}: for a run's folder; this is none")
     single = {name: getattr(options, name) for name in ("ema", "prediction_type", "tokenizer")}
     form = options.format or ("single-file" if options.destination.endswith(".safetensors") else "diffusers")
+    if form == "single-file" and "shard_size" in given:
+        raise ValueError(f"--shard-size {options.shard_size:g}: for a folder; {options.destination} is a single file")
+    if "no_reference" in given and (form == "single-file" or not _has_e4t(options)):
+        raise ValueError(f"--no-reference: for a folder from one with e4t/; {options.source} does not make one")
     sd = pipeline.load(options.source, options.dtype, variant=options.variant, vision=options.vision, **single)
     yield f"read {options.source}"
     extras, words = [], {}
@@ -136,6 +140,13 @@ def _model(options, given):
         written = embeddings.write(place, {word: words[word]}, sd.family)
         yield f"wrote {written}: the word {word} as an embedding; in A1111 its word is the file name, {place.stem}"
     yield f"wrote {path}"
+
+
+def _has_e4t(options):
+    """Returns whether the source is a model folder with an e4t/."""
+    if os.path.isfile(options.source) or options.source.startswith(("random:", "new:")):
+        return False
+    return bool(e4t.carried(pipeline.locate(options.source, options.variant)))
 
 
 if __name__ == "__main__":

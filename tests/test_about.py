@@ -102,7 +102,8 @@ def test_what_stays_private(public, pictures, tmp_path):
     assert not [text for text in never if text.encode() in written]
     told = [text for text in ("red cat", "on grass", "private-album", "random:tiny") if text.encode() in written]
     assert told == ([] if public else ["red cat", "on grass", "private-album", "random:tiny"])
-    assert said["modelspec.trigger_phrase"] == "<cat>"
+    assert said["modelspec.trigger_phrase"] == "<cat>" and said["ss_output_name"] == "cat"
+    assert set(about.PRIVATE) & said.keys() == ({"ss_output_name"} if public else set(about.PRIVATE) & said.keys())
 
 
 @pytest.mark.parametrize(

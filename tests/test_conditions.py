@@ -1,5 +1,6 @@
 """Conditions: edges as OpenCV's, lines, sketches, skeletons, regions; the same in training, sampling and by hand."""
 
+import dataclasses
 import json
 
 import cv2
@@ -17,9 +18,12 @@ from sdjax.conditions import files, openpose
 from sdjax.data import batches, pocketland
 from sdjax.data.batches import Data
 from sdjax.formats import pipeline
+from sdjax.methods import controlnet as methods
 from sdjax.sampling import generate
 from sdjax.sampling.settings import ControlNet
 from sdjax.settings import SettingError, override
+from sdjax.training import checks
+from sdjax.training.settings import Train
 
 MADE = ("canny", "softedge", "scribble", "lines")
 THRESHOLDS = [(100, 200), (20, 60), (300, 100), (0, 2040)]
@@ -258,6 +262,16 @@ def test_a_condition_is_made_at_the_size_of_the_picture_that_is_made():
     edges = conditions.of("canny:low=20,high=40").make(small)
     assert edges.max() == 255
     np.testing.assert_array_equal(made, sdjax.text2img(sd, ["a cat"], steps=3, control=net.on(edges)))
+
+
+def test_a_skeleton_is_not_mirrored_with_its_picture():
+    """Its colours tell left from right."""
+    assert not conditions.known()["openpose"].mirrors and conditions.known()["canny"].mirrors
+    train = Train(method=methods.ControlNet(), data=Data(condition="canny", flip=0.5))
+    checks.alone(train)
+    checks.alone(dataclasses.replace(train, data=Data(condition="openpose")))
+    with pytest.raises(SettingError, match=r"data.flip=0.5: expected 0 with data.condition='openpose:score=0.1'"):
+        checks.alone(dataclasses.replace(train, data=Data(condition="openpose:score=0.1", flip=0.5)))
 
 
 def test_a_model_of_depths_is_named_by_who_starts_the_program_alone():

@@ -539,7 +539,10 @@ def test_command(folder, tmp_path, capsys):
     assert main([str(folder), str(tmp_path / "same")]) == 0
     assert there(tmp_path / "same") == there(folder)
     capsys.readouterr()
-    for arguments in (["/none/such"], [str(folder), "--dtype", "int8"], [str(folder), "--format", "gguf"]):
+    single = [str(folder), "--format", "single-file"]
+    for arguments in (["/none/such"], [*single, "--shard-size", "1"], [*single, "--no-reference"],
+                      [str(folder), "--no-reference"], ["random:tiny", "--no-reference"],
+                      [str(folder), "--dtype", "int8"], [str(folder), "--format", "gguf"]):  # fmt: skip
         assert main([arguments[0], str(tmp_path / "bad"), *arguments[1:]]) == 1
         output = capsys.readouterr()
         assert output.err.startswith("error: ") and output.err.count("\n") == 1

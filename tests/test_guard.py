@@ -1,6 +1,7 @@
 """Attacks on a server: every one is refused before anything is done."""
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -419,11 +420,33 @@ def test_guesses_from_many_addresses_are_few_too(guarded, monkeypatch):
     assert statuses.count(401) == 6 and statuses[-1] == 429
 
 
-def test_many_guesses_at_once_are_counted(guarded):
+def test_many_guesses_at_once_are_few_too(guarded, monkeypatch):
     checks = auth.Auth(guarded[1])
+    hashed, hashing = [], auth._scrypt
+    monkeypatch.setattr(auth, "_scrypt", lambda *given: hashed.append(given) or hashing(*given))
+
+    def guess(i):
+        with contextlib.suppress(auth.Wait):
+            assert not checks.check(basic("ann", str(i))["authorization"], "x")
+
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda i: checks.check(basic("ann", str(i))["authorization"], "x"), range(16)))
-    assert checks.wait("x") > 0 and len(checks.failed["x"]) == 16
+        list(threads.map(guess, range(16)))
+    assert len(hashed) == len(checks.failed["x"]) == auth.TRIES
+    with pytest.raises(auth.Wait):
+        checks.check(basic("ann", "right password")["authorization"], "x")
+
+
+def test_guesses_lock_nobody_out_who_was_let_in(guarded, monkeypatch):
+    app, _ = guarded
+    monkeypatch.setattr(auth, "ALL_TRIES", 6)
+    right = basic("ann", "right password")
+    assert [ask(app, "GET", "/api/jobs", headers=right, client="home").status for _ in range(8)] == [200] * 8
+    for i in range(8):
+        ask(app, "GET", "/api/jobs", headers=basic("ann", f"{i}"), client="home")
+        ask(app, "GET", "/api/jobs", headers=basic("ann", f"{i}"), client=f"10.0.1.{i}")
+    assert ask(app, "GET", "/api/jobs", headers=right, client="home").status == 200
+    assert ask(app, "GET", "/api/jobs", headers=basic("ann", "other"), client="home").status == 429
+    assert ask(app, "GET", "/api/jobs", client="home").status == 401  # no attempt
 
 
 def test_password_files_that_are_none_are_refused(tmp_path):

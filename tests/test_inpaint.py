@@ -127,6 +127,17 @@ def test_the_painted_region_fades_in():
     np.testing.assert_array_equal(inpainting.paste(made, given, holes)[0, :, :, 0], np.where(holes[0], 250, 0))
 
 
+@pytest.mark.parametrize("most", [1, 3, 100_001])
+def test_the_depth_of_a_hole_is_what_erosions_count(most):
+    random = np.random.default_rng(most)
+    for hole in (random.random((9, 14)) < 0.97, np.ones((4, 6), bool), np.zeros((4, 6), bool)):
+        outside = np.argwhere(~hole)
+        wanted = np.full(hole.shape, most, np.float32)
+        for place in np.ndindex(*hole.shape) if len(outside) else ():
+            wanted[place] = min(most, np.abs(outside - place).max(1).min())
+        np.testing.assert_array_equal(inpainting._depth(hole, most), wanted)
+
+
 def test_an_inpainting_model_makes_pictures_from_words_alone():
     sd = tiny.model(in_channels=9)
     made = sdjax.text2img(sd, ["a cat"], steps=3, seeds=[2])

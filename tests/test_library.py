@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from sdjax.formats.storage.hashes import autov3
 from sdjax.formats.storage.tensor_file import TensorFile
-from sdjax.sampling.settings import TextToImage
+from sdjax.sampling.settings import Interpolate, TextToImage
 from sdjax.service import descriptions, library, orders, records, sharing
 from sdjax.service.library import Library
 from sdjax.service.place import Place
@@ -133,6 +133,18 @@ def test_names(place):
         orders.pictures(found, "text2img", {"prompt": "x", "model": "sub/a"})["settings"]["model"]
         == "sub/a.safetensors"
     )
+
+
+def test_frames_count_as_pictures_of_a_job(place):
+    found, values = Library(place), {"prompt": "a", "to_seed": 2}
+    order = orders.pictures(found, "interpolate", values | {"frames": orders.MOST})
+    assert orders.requests(found, order)[0].settings.frames == orders.MOST
+    for do in (lambda: orders.pictures(found, "interpolate", values | {"frames": orders.MOST + 1}),
+               lambda: orders.requests(found, order | {"settings": values | {"frames": 1000}})):  # fmt: skip
+        with pytest.raises(SettingError, match="frames=.*at most 100"):
+            do()
+    with pytest.raises(SettingError, match=r"frames=1000000000: expected a whole number, 2 to 1000"):
+        Interpolate(prompt="a", frames=10**9)
 
 
 def test_a_package_holds_what_others_need_and_nothing_private(place, tmp_path):

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 import sdjax
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import attachable
-from sdjax.sampling.settings import ImageToImage, TextToImage
+from sdjax.sampling.settings import ControlNet, ImageToImage, TextToImage
 from sdjax.service import maker
 from sdjax.service.request import Request, grouped, several
 from sdjax.settings import SettingError
@@ -170,3 +170,30 @@ def test_threads_make_the_pictures_that_one_makes(tmp_path, restless, count):
     for i in range(count):
         k = i % len(wanted)
         np.testing.assert_array_equal(made[i], pictures[k], err_msg=wanted[k].settings.prompt)
+
+
+@pytest.mark.parametrize("name", ["cat.safetensors", "folder/unet/x.safetensors", "folder/scheduler/config.json"])
+@pytest.mark.parametrize("setting", ["model", "vae", "adapter", "control"])
+def test_what_is_written_again_is_loaded_again(tmp_path, monkeypatch, name, setting):
+    monkeypatch.setattr(maker.Maker, "_load", lambda *_: object())
+    monkeypatch.setattr(maker.controlnet, "load_control", lambda *_: object())
+    monkeypatch.setattr(maker.control, "applied", lambda held, *_: held[0])
+    monkeypatch.setattr(maker, "_named_picture", lambda *_: None)
+    given = tmp_path / Path(name).parts[0]
+    made_by, values = (
+        maker.Maker(tmp_path),
+        {setting: (str(given),) if setting in ("adapter", "control") else str(given)},
+    )
+    kind = ControlNet if setting == "control" else TextToImage
+    request = Request(kind(**{"prompt": "a", "control_image": ("a.png",)} | values if kind is ControlNet else values))
+    tiny = pipeline.load("random:tiny") if setting == "control" else None
+
+    def held():
+        return made_by._controls(tiny, request) if setting == "control" else made_by.base(request)[0]
+
+    seen = []
+    for text in ("a", "longer"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+        seen += [held(), held()]
+    assert seen[0] is seen[1] is not seen[2] is seen[3]

@@ -27,6 +27,7 @@ from sdjax.web.services import Services
 from tests.serving import ask
 from tests.ui.files import PAYLOADS
 
+BARE = ("prompt", "negative_prompt", "size", "model", "seed")  # controls outside folds
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 
@@ -58,7 +59,7 @@ def test_every_setting_of_a_picture_is_in_the_page(desk):
                 continue  # who starts the server says it
             if name in made.controls:
                 place = one.part.__name__
-                assert visible[name] and (name in pictures.BARE or opened[place]), (task, name)
+                assert visible[name] and (name in BARE or opened[place]), (task, name)
             elif name == "image":
                 assert task == "inpaint" or shown[0]["visible"], task
             elif name == "mask":

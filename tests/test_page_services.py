@@ -2,12 +2,18 @@
 
 import io
 import json
+import zipfile
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
+from sdjax.formats import pipeline
+from sdjax.formats.adapters.hypernetwork_file import HypernetworkFile
 from sdjax.images import reading
+from sdjax.methods.hypernetwork import Hypernetwork
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import TASKS
 from sdjax.service import picture_sets, plots, recipes, suggest, taught, teaching, tools, uploads
@@ -42,7 +48,7 @@ def png(size=(24, 16), colour=(200, 0, 0), mode="RGB"):
 
 def test_a_set_is_changed_picture_by_picture(place):
     given = [("a.png", png()), ("a.png", png(colour=(0, 0, 9))), ("a.txt", b"a red thing"), ("a.mask.png", png())]
-    assert picture_sets.add(place, KEY, given) == 2
+    assert uploads.keep_set(place, KEY, given) == 2
     first, second = picture_sets.listed(place, KEY)
     assert (first.name, first.caption, first.masked, second.name) == ("a.png", "a red thing", True, "a-2.png")
     picture_sets.describe(place, KEY, "a-2.png", "  two\n words ")
@@ -58,8 +64,55 @@ def test_a_set_is_changed_picture_by_picture(place):
     assert len(picture_sets.listed(place, RUN)) == 2 and picture_sets.listed(place, "c" * 32) == []
 
 
+def zipped(**files):
+    with zipfile.ZipFile(written := io.BytesIO(), "w") as made:
+        for name, data in files.items():
+            made.writestr(name, data)
+    return written.getvalue()
+
+
+def test_pictures_keep_letters_of_any_script_and_never_replace_each_other(place):
+    inside = {name: png(colour=(i, 0, 0)) for i, name in enumerate(("one/1.png", "two/1.png", "猫.png", "犬.png"))}
+    given = [
+        ("set.zip", zipped(**inside, **{"two/1.txt": b"second"})),
+        ("e\u0301te\u0301.png", png()),
+        ("Été.png", png()),
+    ]
+    assert uploads.keep_set(place, KEY, given) == 6
+    assert uploads.keep_set(place, KEY, [("again.zip", zipped(**{"犬.png": png()}))]) == 7
+    found = {one.name: one.caption for one in picture_sets.listed(place, KEY)}
+    names = {"1.png", "1-2.png", "猫.png", "犬.png", "犬-2.png", "été.png", "Été-2.png"}
+    assert set(found) == names and found["1-2.png"] == "second" and found["1.png"] == ""
+    assert reading.picture(picture_sets.picture(place, KEY, "犬.png"))[0, 0, 0] == 3
+
+
+def test_captions_and_masks_follow_their_picture_to_its_new_name(place):
+    dark, light = png(colour=(0, 0, 0)), png(colour=(255, 255, 255))
+    uploads.keep_set(place, KEY, [("dog.png", png()), ("dog.txt", b"old"), ("dog.mask.png", dark)])
+    uploads.keep_set(place, KEY, [("dog.caption", b"new"), ("dog-masklabel.png", light), ("dog.png", png())])
+    found = {one.path.name: (one.caption, reading.mask(one.mask).max()) for one in reading.find(place.set(KEY))}
+    assert found == {"dog.png": ("old", 0), "dog-2.png": ("new", 255)}
+    uploads.keep_set(place, KEY, [("dog.txt", b"written later")])  # alone: of the picture of that name
+    assert [one.caption for one in picture_sets.listed(place, KEY)] == ["written later", "new"]
+
+
+def test_a_refused_file_leaves_the_set_as_it_was(place):
+    with pytest.raises(SettingError, match="files"):
+        uploads.keep_set(place, KEY, [("a.png", png()), ("b.png", b"no picture")])
+    assert not list(place.set(KEY).iterdir())
+
+
+@pytest.mark.parametrize(
+    "given, kept", [("con", "con_"), ("COM¹", "COM¹_"), ("a\u202eb", "a_b"), ("a\0b", "a_b"), ("..", "picture"),
+                    ("🐱", "picture"), ("cafe\u0301", "café"), ("a／b", "a_b"), ("x" * 300, "x" * 80)],
+)  # fmt: skip
+def test_stems_are_valid_on_every_file_system(given, kept):
+    assert uploads.safe(given) == kept
+    assert len(uploads.safe("𠀀" * 300).encode()) <= 200
+
+
 def test_a_picture_is_cut_and_masked(place):
-    picture_sets.add(place, KEY, [("a.png", png((40, 20)))])
+    uploads.keep_set(place, KEY, [("a.png", png((40, 20)))])
     layer = np.zeros((20, 20, 4), np.uint8)
     layer[:10, :, 3] = 255
     Image.fromarray(layer).save(painted := io.BytesIO(), "PNG")
@@ -73,7 +126,7 @@ def test_a_picture_is_cut_and_masked(place):
 
 
 def test_captions_of_any_ending_are_shown_and_removed(place):
-    picture_sets.add(place, KEY, [("a.png", png()), ("a.caption", b"a red cat")])
+    uploads.keep_set(place, KEY, [("a.png", png()), ("a.caption", b"a red cat")])
     assert [one.caption for one in picture_sets.listed(place, KEY)] == ["a red cat"]
     picture_sets.remove(place, KEY, "a.png")
     assert list(place.set(KEY).iterdir()) == []
@@ -81,7 +134,7 @@ def test_captions_of_any_ending_are_shown_and_removed(place):
 
 @pytest.mark.parametrize("name", ["../queue.db", "a.txt", "", "a.png/../b.png", "nothing.png"])
 def test_no_name_leads_out_of_a_set(place, name):
-    picture_sets.add(place, KEY, [("a.png", png()), ("a.txt", b"x")])
+    uploads.keep_set(place, KEY, [("a.png", png()), ("a.txt", b"x")])
     for do in (picture_sets.turn, picture_sets.remove, picture_sets.clean):
         with pytest.raises(SettingError, match="picture"):
             do(place, KEY, name)
@@ -103,7 +156,7 @@ def test_a_painted_layer_is_a_mask_where_it_is_opaque(place):
 def test_what_is_suggested_can_be_run(place, library, kind, count, recipe):
     found = suggest.suggest(library, Queue(place.queue), "", kind, count)
     assert found.recipe == recipe and found.seconds > 0 and found.memory > 0 and not found.known
-    picture_sets.add(place, KEY, [(f"{i}.png", png((16, 16))) for i in range(count)])
+    uploads.keep_set(place, KEY, [(f"{i}.png", png((16, 16))) for i in range(count)])
     order = {"recipe": recipe, "data": {"set": KEY}, "model": "pocket", "settings": dict(found.settings)}
     kept, steps = teaching.order_of(library, order | ({"init": "pocket"} if "tune" in recipe else {}))
     assert steps == found.settings.get("steps", 15) and kept["recipe"] == recipe
@@ -228,6 +281,22 @@ def test_a_tool_that_cannot_do_its_work_has_failed(place):
     assert queue.get(job.id).state == "failed" and "gone" in queue.get(job.id).error
 
 
+@pytest.mark.parametrize("asked, ended", [("", "waiting"), ("stop", "cancelled")])
+def test_a_tool_ends_with_its_worker(place, monkeypatch, tmp_path, asked, ended):
+    queue, left = Queue(place.queue), tmp_path / "left"
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntrap 'echo ended > {left}; exit 143' TERM\nwhile :; do sleep 0.05; done\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(tools.sys, "executable", str(program))
+    monkeypatch.setattr(tools, "EVERY", 0.5)
+    queue.add("tool", {"tool": "convert", "of": ["pocket"], "name": "one"})
+    job = queue.take(1)
+    if asked:
+        queue.ask(job.id, asked)
+    tools.run(place, queue, job, lambda: not asked)
+    assert queue.get(job.id).state == ended
+
+
 # ---- what a run left ------------------------------------------------------------------------------------
 
 
@@ -247,10 +316,40 @@ def test_how_what_a_run_left_is_used(place, library):
     assert "<lora:my-cat-2:1>" in taught.used(library, job).prompt
 
 
+def test_a_hypernetwork_keeps_its_suffix_and_its_name_is_its_own(place, library):
+    job = Queue(place.queue).add("training", {"recipe": "hypernetwork", "name": "ink"})
+    export = place.run(job.key) / "export"
+    export.mkdir(parents=True)
+    trained, frozen = Hypernetwork().split(pipeline.load("random:tiny"), jax.random.key(0))
+    HypernetworkFile().write(Hypernetwork().adapter(frozen, trained), export)
+    (export / "hypernetwork.preview.png").write_bytes(png())
+    place.named.mkdir()
+    write_lora(place.named / "ink.safetensors")
+    assert taught.used(library, job).prompt == "a photo of <hypernet:ink-2:1>"
+    assert taught.used(library, job).prompt == "a photo of <hypernet:ink-2:1>"
+    assert sorted(path.name for path in place.named.iterdir()) == ["ink-2.pt", "ink.safetensors"]
+
+
+def test_a_controlnet_is_in_the_library_and_is_not_copied(place, library):
+    job = Queue(place.queue).add("training", {"recipe": "controlnet"})
+    export = place.run(job.key) / "export"
+    export.mkdir(parents=True)
+    (export / "config.json").write_text('{"_class_name": "ControlNetModel"}')
+    names = {"controlnet_cond_embedding.conv_in.weight": np.zeros(1, np.float32)}
+    save_file(names, export / "diffusion_pytorch_model.safetensors")
+    name = f"run {job.key[:8]}"
+    assert library.find("controlnet", name).source == str(export)
+    with pytest.raises(SettingError, match=name):
+        taught.used(library, job)
+    with pytest.raises(SettingError, match="ControlNets"):
+        teaching.keep(place, job.key, "edges")
+    assert not list(place.named.glob("*"))
+
+
 def test_how_a_model_that_a_run_left_is_used(place, library):
     job = Queue(place.queue).add("training", {"recipe": "pocket/tune"})
     folder, photos = place.run(job.key), place.set(KEY)
-    picture_sets.add(place, KEY, [("a.png", png((32, 32)))])
+    uploads.keep_set(place, KEY, [("a.png", png((32, 32)))])
     (folder / "export" / "e4t").mkdir(parents=True)
     (folder / "export" / "model_index.json").write_text("{}")
     told = {"data": {"path": str(photos)}, "method": {"parts": [{"word": "*s"}, {}]}}

@@ -15,7 +15,7 @@ from sdjax.formats.models import single_file
 from sdjax.runtime import compile_cache
 from sdjax.sampling import generate, inpainting, upscaling
 from sdjax.sampling.settings import ImageToImage, Interpolate, TextToImage
-from sdjax.service import records, remade
+from sdjax.service import programs, records, remade
 
 A1111 = (
     "a (cat:1.3) in [snow]\nNegative prompt: dog\nSteps: 2, Sampler: Euler a, Schedule type: Karras, CFG scale: 7, "
@@ -41,6 +41,15 @@ def run(name, out, *arguments):
 
 def pixels(path):
     return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize(
+    "names, number", [((), 0), (("00004.png", "00007-2.png", "notes.txt"), 8), (("99999.png", "100000.png"), 100001)]
+)
+def test_numbers_go_on_after_five_digits(tmp_path, names, number):
+    for name in names:
+        (tmp_path / name).touch()
+    assert programs._next_number(tmp_path) == number
 
 
 def test_a_picture_is_made_again_from_its_file_alone(tmp_path):

@@ -51,6 +51,11 @@ NOISE, LATENT = _draw.normal(size=(2, *SHAPE)).astype(np.float32)
 STEP_NOISE = _draw.normal(size=(64, *SHAPE)).astype(np.float32)
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_what_a_sampler_says_of_fresh_noise(name):
+    assert SAMPLERS[name].fresh == bool(tabulate(Schedule.from_json(SD15), name, 6).stochastic)
+
+
 def predict(z, t, xp):
     """A prediction [B h w c] of the latent, its neighbours and the time; half a time step moves it by 0.02."""
     mix = xp.asarray(MIX.astype(np.float32)) if xp is not np else MIX

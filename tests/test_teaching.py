@@ -14,6 +14,7 @@ from sdjax.service.place import Place
 from sdjax.service.queue import DONE, FAILED, RUNNING, STOPPED, WAITING, Queue
 from sdjax.settings import SettingError
 from tests.serving import wait_for
+from tests.ui.files import write_lora
 
 KEY = "0" * 32
 
@@ -53,6 +54,12 @@ def test_what_a_request_says_becomes_the_runs_settings(place):
      ({"recipe": "full", "settings": {"data.index": "x"}}, "names no file"),
      ({"recipe": "full", "model": "x"}, "model"), ({"recipe": "full", "model": 3}, "model"),
      ({"recipe": "full", "settings": {"optim": 3}}, "optim"), ({"recipe": "full", "settings": []}, "settings"),
+     ({"recipe": "controlnet", "settings": {"data.condition": "depth:model=gpt2"}}, "data.condition=.*expected depth"),
+     ({"recipe": "controlnet", "settings": {"data.condition": "'depth:model=gpt2'"}}, "condition=.*expected depth"),
+     ({"recipe": "full", "settings": {"data.validation": "'..'"}}, "not a path"),
+     ({"recipe": "full", "settings": {"prompts": "('a', '~x')"}}, "not a path"),
+     ({"recipe": "full", "settings": {"prompts_file": "x"}}, "names no file"),
+     ({"recipe": "full", "settings": {"data.condition_folder": "x"}}, "names no file"),
      ({"recipe": "full", "name": "../x"}, "name"), ({"recipe": "full", "settings": {"seed": None}}, "seed")],
 )  # fmt: skip
 def test_what_cannot_be_run_is_said(place, order, said):
@@ -107,9 +114,9 @@ def test_an_adapter_is_kept_under_a_name(place):
     export.mkdir(parents=True)
     with pytest.raises(SettingError, match="exported an adapter"):
         teaching.keep(place, KEY, "cat")
-    (export / "learned_embeds.safetensors").write_bytes(b"x")
+    write_lora(export / "lora.safetensors")
     assert teaching.keep(place, KEY, "cat") == ["cat.safetensors"]
-    assert (place.named / "cat.safetensors").read_bytes() == b"x"
+    assert (place.named / "cat.safetensors").read_bytes() == (export / "lora.safetensors").read_bytes()
     for name in ("cat", "../cat", "", None, "a/b", "x" * 99):
         with pytest.raises(SettingError, match="name"):
             teaching.keep(place, KEY, name)

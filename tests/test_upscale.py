@@ -1,6 +1,7 @@
 """The x4 upscaler against diffusers, in tiles, and hires fix."""
 
 import dataclasses
+import types
 
 import diffusers
 import diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_upscale as upscale_module
@@ -11,7 +12,7 @@ from PIL import Image
 
 import sdjax
 from sdjax.diffusion.noise_schedule import Schedule
-from sdjax.sampling import denoising
+from sdjax.sampling import denoising, upscaling
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
 
@@ -73,6 +74,22 @@ def test_tiles_cover_the_whole(sd):
     np.testing.assert_array_equal(
         sdjax.upscale(sd, [""], given[:12, :12], steps=3, tile=12), sdjax.upscale(sd, [""], given[:12, :12], steps=3)
     )
+
+
+@pytest.mark.parametrize("tile", [8, 16])
+def test_tiles_share_at_most_half_of_themselves(monkeypatch, tile):
+    """The default overlap of 16 leaves such tiles nothing of their own."""
+    shared = dataclasses.make_dataclass("Shared", ["tile", "overlap"])(tile, 16)
+    seen = []
+    monkeypatch.setattr(upscaling, "decode", lambda sd, z: np.asarray(z))
+    monkeypatch.setattr(upscaling, "run", lambda sd, job, start, cond: seen.append(start.shape) or start)
+    job = types.SimpleNamespace(settings=shared, start_noise=lambda shape: np.ones((1, *shape), np.float32))
+    config = types.SimpleNamespace(latent_channels=4)
+    sd = types.SimpleNamespace(networks={"vae": types.SimpleNamespace(config=config)})
+    cond = types.SimpleNamespace(with_unet=lambda **_: None)
+    made = upscaling._enlarged(sd, job, np.zeros((1, 40, 24, 3), np.float32), cond)
+    np.testing.assert_allclose(made, np.ones((1, 40, 24, 4)), rtol=1e-6)
+    assert set(seen) == {(1, tile, tile, 4)}
 
 
 @pytest.mark.parametrize("method", ["latent", "lanczos"])

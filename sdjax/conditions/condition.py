@@ -22,6 +22,7 @@ class Condition(Protocol):
 
     name: its name in data.condition and --preprocess.  kind: a short description.
     endings: endings of its file beside a training picture, by preference; () if it is computed from the picture.
+    mirrors: whether it may be mirrored with its picture; False where its colours tell left from right.
     private: settings that name files or models; only the user who starts a program may set them.
     """
 
@@ -29,6 +30,7 @@ class Condition(Protocol):
     name: ClassVar[str] = ""
     kind: ClassVar[str] = ""
     endings: ClassVar[tuple[str, ...]] = ()
+    mirrors: ClassVar[bool] = True
     private: ClassVar[tuple[str, ...]] = ()
 
     def make(self, picture: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:

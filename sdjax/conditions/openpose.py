@@ -40,6 +40,7 @@ class OpenPose(Condition):
     name = "openpose"
     kind = "skeletons from OpenPose's JSON"
     endings = (".condition.json", "_keypoints.json")
+    mirrors = False
 
     def __post_init__(self):
         settings.check(self, score=settings.TO_1)

@@ -50,7 +50,7 @@ class Data:
     buckets: largest number of aspect ratios with about size^2 pixels, each compiled once; 0 uses squares.  Each picture
     goes to the shape that crops least; none is enlarged.
     batch: rows per step over all devices.
-    crop: "center" or "random".  flip: probability of mirroring.
+    crop: "center" or "random".  flip: probability of mirroring; 0 with "openpose".
     dropout: probability of the empty prompt, for guidance.
     shuffle: shuffle the comma-separated tags behind the first `keep`.  keep: number of tags that stay in front.
     tag_dropout: probability of dropping each of the other tags.

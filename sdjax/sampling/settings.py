@@ -373,7 +373,9 @@ class Enlarging:
         None
     )
     overlap: Annotated[
-        int, Interval(ge=0), Setting("small pixels shared by neighbouring tiles", "Overlap", needs="tile")
+        int,
+        Interval(ge=0),
+        Setting("small pixels shared by neighbouring tiles, at most half a tile", "Overlap", needs="tile"),
     ] = 16
 
     def fill(self) -> dict[str, Any]:
@@ -388,7 +390,7 @@ class Frames:
     to_seed: Annotated[int | None, SEEDS, Setting("seed of the last frame; default: that of the first", "To seed")] = (
         None
     )
-    frames: Annotated[int, Interval(ge=2), Setting("number of frames, both ends included", "Frames")] = 16
+    frames: Annotated[int, Interval(ge=2, le=1000), Setting("number of frames, both ends included", "Frames")] = 16
 
     @staticmethod
     def spelled(values: dict) -> dict:
@@ -412,6 +414,9 @@ class Task(Prompt, Sampling, Model, Variation, Reading, Noise, Guidance):
     """The settings that all tasks share.  asked: settings without a default."""
 
     asked: ClassVar[tuple[str, ...]] = ("prompt",)
+
+    def check_most(self, most: int) -> None:
+        """Raises SettingError if one request makes more pictures than `most`."""
 
     def numbered(self, i: int) -> "Task":
         """Returns the settings of picture i of several: its seed counts on, with a variation the other one (A1111)."""
@@ -474,7 +479,11 @@ class ControlNet(Task, Start, Picture, Fit, Masking, Hires, Controls):
 
 
 @declared
-class Interpolate(Task, Frames): ...
+class Interpolate(Task, Frames):
+    def check_most(self, most: int) -> None:
+        """Raises SettingError for more frames than `most`."""
+        if self.frames > most:
+            raise SettingError("frames", self.frames, f"at most {most}, as pictures of one job")
 
 
 TASKS = {

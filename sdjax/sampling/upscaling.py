@@ -33,7 +33,8 @@ def upscale(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, **
     given: settings of settings.Upscale, and arguments of job.job; the defaults steps=75 and guidance=9 are those of the
     checkpoint's pipeline.
     size: size in pixels to resize the small pictures to first (resize.fit); None keeps theirs.
-    tile: None computes the whole picture; a number of small pixels computes square tiles that share `overlap` pixels.
+    tile: None computes the whole picture; a number of small pixels computes square tiles that share `overlap` pixels,
+    at most half a tile.
     Raises SettingError for a noise level out of range, and ValueError for a model with another task.
     """
     if "text_encoder" not in sd.parts:
@@ -85,8 +86,10 @@ def _enlarged(sd, job, low, cond):
         start, seen = both[..., : noise.shape[-1]], both[..., noise.shape[-1] :]
         return run(sd, job, start, cond=cond.with_unet(channels=seen))
 
-    whole, (tile, overlap) = jnp.concatenate([noise, low], axis=-1), (job.settings.tile, job.settings.overlap)
-    return decode(sd, part(whole) if tile is None else jnp.asarray(tiles.over(part, whole, tile, overlap)))
+    whole, tile = jnp.concatenate([noise, low], axis=-1), job.settings.tile
+    if tile is None:
+        return decode(sd, part(whole))
+    return decode(sd, jnp.asarray(tiles.over(part, whole, tile, min(job.settings.overlap, tile // 2))))
 
 
 def hires(sd: StableDiffusion, prompts: str | Sequence[str], *, scale: float = 2.0, **given: Any) -> Pictures:

@@ -98,8 +98,8 @@ class Library:
         for name in BUILT_IN:
             yield Entry("model", name, name)
         for run in sorted((self.place.root / "runs").glob("*/export")):
-            if (run / "model_index.json").is_file():
-                yield Entry("model", f"run {run.parent.name[:8]}", str(run), run)
+            if (kind := _folder_kind(run)) is not None:
+                yield Entry(kind, f"run {run.parent.name[:8]}", str(run), run)
         if self.place.models is not None:
             yield from self._models(self.place.models)
         yield from self._adapters(self.place.named)

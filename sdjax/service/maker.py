@@ -31,6 +31,7 @@ from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
 ROOM = 8e9  # bytes to keep loaded if free memory is unknown
+HELD = (".safetensors", ".ckpt", ".pt", ".bin", ".json")  # files of a folder that change what is loaded
 LEARNED = re.compile(r"<[\w-]+>|(?<!\w)\*\w\b")  # <new>, *s: default names of learned words
 
 
@@ -161,7 +162,8 @@ class Maker:
         made = request.settings
         (source, how), given = made.loading(), files_of(made)
         subject = made.image if isinstance(made, settings.TextToImage) else None
-        files = [attach.split(one)[0] for one in given] + ([request.file(subject)] if subject else [])
+        files = [source, how["vae"], how["tokenizer"], *(attach.split(one)[0] for one in given)]
+        files += [request.file(subject)] if subject else []
         key = repr((source, how, given, [_state(file) for file in files]))
         return self.held.get(key, lambda: self._load(source, how, given, request, subject)), key
 
@@ -242,9 +244,13 @@ class Maker:
 
 
 def _state(path: Any) -> Any:
-    """Returns (path, size, time) of a file, None if there is no such file."""
+    """Returns (path, size, time) of a file, those of the files of a model's or an adapter's folder, else None."""
     try:
-        state = Path(path).stat()
+        path = Path(path or "none")
+        state = path.stat()
+        if path.is_dir():  # whose own time says nothing of the files in its folders
+            there = sorted(one for way in ("*", "*/*") for one in path.glob(way) if one.suffix in HELD)
+            return tuple(_state(one) for one in there if one.is_file())
     except (OSError, ValueError):
         return None
     return str(path), state.st_size, state.st_mtime_ns

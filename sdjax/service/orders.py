@@ -35,6 +35,7 @@ def pictures(library: Library, task: str, values: Mapping[str, Any], count: int 
     if TASKS[task] is Interpolate and count != 1:
         raise SettingError("count", count, "1 for an interpolation")
     made = _settings(library, task, values).drawn()
+    made.check_most(MOST)
     known, kept = fields(TASKS[task]), _names(library, values)
     for name, one in known.items():
         value = getattr(made, name)
@@ -63,6 +64,7 @@ def requests(library: Library, order: Mapping[str, Any]) -> list[Request]:
     if type(count) is not int or not 1 <= count <= MOST:
         raise SettingError("count", count, f"a whole number, 1 to {MOST}")
     made = _settings(library, task, values)
+    made.check_most(MOST)
     folder = (library.place.root / "uploads").resolve()
     return [dataclasses.replace(one, folder=folder) for one in several([made], count)]
 

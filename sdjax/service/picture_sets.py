@@ -1,12 +1,11 @@
 """A set of training pictures: listing, captions, masks, rotating, cropping, removing.
 
-add(place, key, [("cat.png", data)])
+uploads.keep_set(place, key, [("cat.png", data)])
 for one in listed(place, key): print(one.name, one.caption, one.masked)
 turn(place, key, "cat.png")
 """
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -20,8 +19,7 @@ from sdjax.service import uploads
 from sdjax.service.place import Place
 from sdjax.settings import SettingError
 
-MASK = ".mask.png"
-NAME = re.compile(r"[\w-]{1,100}\.(png|jpg|webp)", re.ASCII)
+NAME = re.compile(r"[\w-]{1,100}\.(png|jpg|webp)")
 
 
 @dataclass(frozen=True)
@@ -34,27 +32,6 @@ class Shown:
     state: int
 
 
-def add(place: Place, key: str, given: Iterable[tuple[str, bytes]]) -> int:
-    """Adds pictures and captions to a set under new names; returns the number of pictures in the set."""
-    folder, renamed, given = place.set(key), [], list(given)
-    masks = [(name, data) for name, data in given if name.lower().endswith(MASK)]
-    given = [one for one in given if one not in masks]
-    there = {path.stem for path in folder.iterdir()} if folder.is_dir() else set()
-    for name, data in given:
-        stem, suffix = Path(name).stem, Path(name).suffix
-        own, number = stem, 2
-        while suffix.lower() not in (".txt", ".caption", ".zip") and uploads.safe(own) in there:
-            own, number = f"{stem}-{number}", number + 1
-        there.add(uploads.safe(own))
-        renamed.append((f"{own}{suffix}", data))
-    count = uploads.keep_set(place, key, renamed)
-    for name, data in masks:
-        uploads.check(data, "files")
-        with files.new_file(folder / f"{uploads.safe(name[: -len(MASK)])}{MASK}") as temporary:
-            temporary.write_bytes(data)
-    return count
-
-
 def listed(place: Place, key: str) -> list[Shown]:
     """Returns the pictures of a set by name, [] for an unknown set."""
     folder = place.set(key)
@@ -65,7 +42,7 @@ def listed(place: Place, key: str) -> list[Shown]:
         if NAME.fullmatch(path.name):
             text = path.with_suffix(".txt")
             caption = text.read_text(encoding="utf-8", errors="replace") if text.is_file() else ""
-            masked = path.with_name(f"{path.stem}{MASK}").is_file()
+            masked = path.with_name(f"{path.stem}{uploads.MASK}").is_file()
             found.append(Shown(path.name, caption.strip(), masked, path.stat().st_mtime_ns))
     return found
 
@@ -93,7 +70,7 @@ def describe(place: Place, key: str, name: str, caption: str) -> None:
 def turn(place: Place, key: str, name: str) -> None:
     """Turns a picture and its mask clockwise by 90 degrees."""
     path = picture(place, key, name)
-    mask = path.with_name(f"{path.stem}{MASK}")
+    mask = path.with_name(f"{path.stem}{uploads.MASK}")
     _write(path, np.rot90(reading.picture(path), -1))
     if mask.is_file():
         _write(mask, np.rot90(reading.mask(mask), -1))
@@ -106,7 +83,7 @@ def redraw(place: Place, key: str, name: str, cut: bytes | None, painted: bytes 
     Raises SettingError for data that is not a picture.
     """
     path = picture(place, key, name)
-    mask = path.with_name(f"{path.stem}{MASK}")
+    mask = path.with_name(f"{path.stem}{uploads.MASK}")
     if cut is not None:
         uploads.check(cut, "picture")
         with Image.open(BytesIO(cut), formats=reading.FORMATS) as image:
@@ -125,13 +102,13 @@ def redraw(place: Place, key: str, name: str, cut: bytes | None, painted: bytes 
 def clean(place: Place, key: str, name: str) -> None:
     """Removes the mask of a picture."""
     path = picture(place, key, name)
-    path.with_name(f"{path.stem}{MASK}").unlink(missing_ok=True)
+    path.with_name(f"{path.stem}{uploads.MASK}").unlink(missing_ok=True)
 
 
 def remove(place: Place, key: str, name: str) -> None:
     """Removes a picture, its caption and its mask from a set."""
     path = picture(place, key, name)
-    for one in (path.with_suffix(".txt"), path.with_name(f"{path.stem}{MASK}"), path):
+    for one in (path.with_suffix(".txt"), path.with_name(f"{path.stem}{uploads.MASK}"), path):
         one.unlink(missing_ok=True)
 
 

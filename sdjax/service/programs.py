@@ -167,8 +167,8 @@ def _numbered(made_by: Any, some: Sequence[Request], made: Any, program: dict[st
 
 def _next_number(out: Path) -> int:
     """Returns 1 + the highest number at the start of a file's name in the folder."""
-    numbers = [int(path.name[:5]) for path in out.glob("*") if re.match(r"\d{5}[-.]", path.name)]
-    return max(numbers, default=-1) + 1
+    numbers = [re.match(r"([0-9]{5,18})[-.]", path.name) for path in out.glob("*")]
+    return max((int(found[1]) for found in numbers if found), default=-1) + 1
 
 
 def _moving(pictures: Any, path: Path, milliseconds: int) -> None:

@@ -18,17 +18,13 @@ from typing import Any
 
 from PIL import Image
 
+from sdjax.formats.adapters.about import PRIVATE
 from sdjax.formats.storage import files, headers
 from sdjax.images import reading
 from sdjax.service import descriptions, records
 from sdjax.service.library import Entry, Library
 from sdjax.settings import SettingError
 
-# kohya's metadata about folders, files, sessions and captions; source: sd-scripts' train_network.py.
-PRIVATE = (
-    "ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_datasets", "ss_bucket_info", "ss_session_id", "ss_tag_frequency",
-    "ss_training_comment", "ss_training_started_at", "ss_training_finished_at", "ss_vae_name", "ss_output_name",
-)  # fmt: skip
 BESIDE = (*descriptions.PREVIEWS, ".json", ".civitai.info")
 MOST_PICTURES = 20
 

@@ -42,10 +42,16 @@ def used(library: Library, job: Job) -> Used:
     prompt = f"a house in {word}" if told.get("data", {}).get("templates") == "style" else f"a photo of {word}".strip()
     if (left / "model_index.json").is_file():
         return Used(prompt, f"run {job.key[:8]}", _picture(library, left, told))
-    if not any(left.glob("*.safetensors")):
+    control = next((one.name for one in library.entries("controlnet") if one.path == left), None)
+    if control is not None:
+        raise SettingError(
+            "job", job.id, "a run of a model or an adapter", f"choose its ControlNet by name: {control!r}"
+        )
+    there = teaching.adapters(left)
+    if not there:
         raise SettingError("job", job.id, "a run with results")
     model = str(job.request.get("model") or "")
-    tags = [_named(library, name, prompt) for name in _kept(library, job)]
+    tags = [_named(library, name, prompt) for name in _kept(library, job, there)]
     words = [name for kind, name in tags if kind == "embedding"]
     named = [f"<{kind}:{name}:1>" for kind, name in tags if kind != "embedding"]
     if words and word and not named:
@@ -61,17 +67,16 @@ def word_of(told: dict[str, Any]) -> str:
     return str(data.get("word") or own)
 
 
-def _kept(library: Library, job: Job) -> list[str]:
+def _kept(library: Library, job: Job, there: list[Path]) -> list[str]:
     """Returns the names, without suffix, of a run's adapters in the folder that prompts name."""
     name = re.sub(r"[^\w-]+", "-", str(job.request.get("name") or "")).strip("-_") or f"run-{job.id}"
-    there = sorted((library.place.run(job.key) / "export").glob("*.safetensors"))
     for number in range(1, 100):
         own = name if number == 1 else f"{name}-{number}"
-        names = [f"{own}{f'-{i + 1}' if i else ''}" for i in range(len(there))]
-        taken = [library.place.named / f"{one}.safetensors" for one in names]
+        taken = [library.place.named / one for one in teaching.kept_names(own, there)]
+        names = [path.stem for path in taken]
         if all(path.is_file() and _same(path, source) for path, source in zip(taken, there, strict=True)):
             return names
-        if not any(path.exists() for path in taken):
+        if not teaching.used_stems(library.place).intersection(names):
             teaching.keep(library.place, job.key, own)
             return names
     raise SettingError("name", name, "an unused name")

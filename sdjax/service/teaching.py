@@ -6,6 +6,7 @@ The run's folder is place/runs/KEY.  A request gives a recipe's name, a model's 
 or a folder in the server's data folder, and plain values; never a path.
 """
 
+import ast
 import contextlib
 import json
 import os
@@ -18,11 +19,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sdjax import conditions
+from sdjax.formats.adapters import adapter_file, attach, kinds
 from sdjax.formats.storage import files
+from sdjax.images import reading
 from sdjax.service.library import Library, known
 from sdjax.service.place import Place
 from sdjax.service.queue import DONE, FAILED, STOPPED, STOPS, Job, Queue
-from sdjax.settings import UNSAID, SettingError, shown
+from sdjax.settings import UNSAID, SettingError, prefixed, shown
 from sdjax.training import asked
 
 RECIPES = Path(__file__).parents[2] / "configs"  # in a checkout; an installed package has no recipes
@@ -39,6 +43,7 @@ OWN = (
     "parallel",
     "sharding",
 )  # settings that requests may not set
+PLACES = ("path", "cache", "index", "condition_folder", "prompts_file")  # last parts of the names of such settings
 NAME = re.compile(r"[a-zA-Z_]\w*(\.\w+)*")
 SUBJECT = re.compile(r"[\w][\w -]{0,60}")
 TAIL = 1 << 16  # bytes read at a file's end
@@ -86,28 +91,41 @@ def _loaded(library: Library, order: Mapping[str, Any], key: str) -> Any:
         if not may(name):
             raise SettingError(name, value, "a setting of the recipe that names no file")
         items.append(f"{name}={_plain(name, value)}")
-    return load(there[recipe], items)
+    made = load(there[recipe], items)
+    if "data.condition" in settings and made.data.condition:
+        with prefixed("data"):
+            conditions.of(made.data.condition, public=True)
+    return made
 
 
 def may(name: str) -> bool:
     """Returns whether a request may give a setting: not the server's own, and not a path."""
-    place = name in OWN or name.startswith("data.source") or name.rpartition(".")[2] in ("path", "cache", "index")
+    place = name in OWN or name.startswith("data.source") or name.rpartition(".")[2] in PLACES
     return not place and NAME.fullmatch(name) is not None
 
 
 def _plain(name: str, value: Any) -> Any:
     """Returns a plain value.  Raises SettingError for a path or another type."""
     for item in value if isinstance(value, list) else [value]:
-        text = isinstance(item, str)
-        if not text and not isinstance(item, (int, float, bool)):
+        if not isinstance(item, (str, int, float, bool)):
             raise SettingError(name, value, "a number, a text, or a list of them")
-        if (
-            text
-            and item
-            and (re.search(r"[/\\\0\n]", item) or item.startswith(("~", ".")) or Path(item[:200]).exists())
-        ):
-            raise SettingError(name, value, "a value that is not a path")
+        for text in filter(None, _texts(item)):
+            if re.search(r"[/\\\0\n]", text) or text.startswith(("~", ".")) or os.path.exists(text[:200]):
+                raise SettingError(name, value, "a value that is not a path")
     return tuple(value) if isinstance(value, list) else value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yields the texts in a value, also those that `load` reads in it: "x" in "'x'" and in "('x', 1)"."""
+    if isinstance(value, str):
+        yield value
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            yield from _texts(ast.literal_eval(value))
+    elif isinstance(value, dict):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, (list, tuple, set)):
+        for one in value:
+            yield from _texts(one)
 
 
 def _pictures(place: Place, data: Any) -> list[str]:
@@ -241,18 +259,39 @@ def keep(place: Place, key: str, name: str) -> list[str]:
     """
     if not isinstance(name, str) or not SUBJECT.fullmatch(name):
         raise SettingError("name", name, "letters, digits, '-' and spaces, at most 60")
-    there = sorted((place.run(key) / "export").glob("*.safetensors"))
+    there = adapters(place.run(key) / "export")
     if not there:
-        raise SettingError("job", key[:8], "a run that exported an adapter; the library already lists whole models")
+        whole = "the library already lists whole models and ControlNets"
+        raise SettingError("job", key[:8], f"a run that exported an adapter; {whole}")
     place.named.mkdir(mode=0o700, exist_ok=True)
-    made = [f"{name}{f'-{i + 1}' if i else ''}.safetensors" for i in range(len(there))]
-    for one in made:
-        if (place.named / one).exists():
-            raise SettingError("name", name, "an unused name")
+    made = kept_names(name, there)
+    if used_stems(place) & {Path(one).stem for one in made}:
+        raise SettingError("name", name, "an unused name")
     for path, one in zip(there, made, strict=True):
         with files.new_file(place.named / one) as temporary:
             shutil.copyfile(path, temporary)
     return made
+
+
+def adapters(export: Path) -> list[Path]:
+    """Returns the files of an export that prompts can name, by name: no ControlNets, no previews.
+
+    Raises ValueError for a damaged file.
+    """
+    endings = set(kinds.endings()) - set(reading.SUFFIXES)
+    there = sorted(path for path in export.glob("*") if path.suffix in endings and path.is_file())
+    found = [(path, kinds.recognised(adapter_file.of(path))) for path in there]
+    return [path for path, kind in found if kind is not None and kind.called]
+
+
+def kept_names(name: str, there: list[Path]) -> list[str]:
+    """Returns the names of a run's adapters in the folder that prompts name: NAME.pt, NAME-2.safetensors, ..."""
+    return [f"{name}{f'-{i + 1}' if i else ''}{path.suffix}" for i, path in enumerate(there)]
+
+
+def used_stems(place: Place) -> set[str]:
+    """Returns the names in the folder that prompts name; a prompt's name has no suffix."""
+    return {name for names in attach.Folder(place.named).files.values() for name in names}
 
 
 def samples(folder: Path) -> list[str]:

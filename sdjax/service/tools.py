@@ -10,13 +10,13 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sdjax.service.library import Entry, Library
 from sdjax.service.place import Place
-from sdjax.service.queue import CANCELLED, DONE, FAILED, STOPS, Job, Queue
+from sdjax.service.queue import CANCELLED, DONE, FAILED, STOPS, WAITING, Job, Queue
 from sdjax.service.teaching import SUBJECT
 from sdjax.settings import UNSAID, SettingError
 
@@ -25,6 +25,7 @@ KEYS = ("tool", "of", "strengths", "rank", "format", "name")
 ADAPTERS = ("kohya", "diffusers", "peft")
 MODELS = ("single-file", "diffusers")
 MOST = 8  # most files of a merge
+PATIENCE = 3.0  # seconds for a program to end
 EVERY = 0.2  # seconds between reads of the queue
 
 
@@ -99,18 +100,25 @@ def _free(path: Path, name: str) -> Path:
     return path
 
 
-def run(place: Place, queue: Queue, job: Job) -> None:
-    """Runs a job in its own process and writes the outcome to the queue."""
+def run(place: Place, queue: Queue, job: Job, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Runs a job in its own process and writes the outcome to the queue.
+
+    stopped: whether the worker was told to end; the job then waits again.
+    """
     try:
         arguments = command(Library(place), job.request)
         place.named.mkdir(mode=0o700, exist_ok=True)
-        state, said = _done(queue, job, arguments)
+        state, said = _done(queue, job, arguments, stopped)
     except (ValueError, OSError) as error:
         state, said = FAILED, str(error)
-    queue.finish(job.id, state, {}, place.hidden(said) if state == FAILED else "")
+    if state == WAITING:
+        queue.back(job.id)
+    else:
+        queue.finish(job.id, state, {}, place.hidden(said) if state == FAILED else "")
 
 
-def _done(queue: Queue, job: Job, arguments: list[str]) -> tuple[str, str]:
+def _done(queue: Queue, job: Job, arguments: list[str], stopped: Callable[[], bool]) -> tuple[str, str]:
+    """Returns (state of the job, its error)."""
     queue.update(job.id, phase="writing")
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     line = [sys.executable, "-m", "sdjax", *arguments]
@@ -118,11 +126,20 @@ def _done(queue: Queue, job: Job, arguments: list[str]) -> tuple[str, str]:
         told = None
         while told is None:
             now = queue.get(job.id)
-            if now is None or now.asked in STOPS:
-                process.kill()
-                return CANCELLED, ""
+            if now is None or now.asked in STOPS or stopped():
+                _end(process)
+                return (CANCELLED if now is None or now.asked in STOPS else WAITING), ""
             with contextlib.suppress(subprocess.TimeoutExpired):  # reads continuously, so that the pipe never fills
                 _, told = process.communicate(timeout=EVERY)
         lines = told.strip().splitlines() or ["the program failed"]
     said = next((text for text in reversed(lines) if text.startswith("error: ")), lines[-1]).removeprefix("error: ")
     return (DONE, "") if process.returncode == 0 else (FAILED, said[:500])
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ends a program, which first removes what is half done."""
+    process.terminate()
+    try:
+        process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()

@@ -7,14 +7,18 @@ import base64
 import binascii
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import tempfile
 import time
+import unicodedata
 import zipfile
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -33,7 +37,10 @@ MOST_SET = 1 << 30  # bytes of all pictures in a set, unpacked
 ENDINGS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 PREFIX = re.compile(r"data:image/[\w.+-]{1,40};base64,")
 CAPTIONS = (".txt", ".caption")
+CAPTION, MASK = BESIDE = CAPTIONS[0], reading.MASK_ENDINGS[0]  # what they are called in a set
 MOST_CAPTION = 1 << 16  # bytes
+MOST_NAME = 200  # bytes of a stem in UTF-8; file systems take 255 with its number and ending
+RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9¹²³]", re.IGNORECASE)  # devices of Windows
 
 
 def decoded(text: object, setting: str = "image") -> bytes:
@@ -164,40 +171,89 @@ def pruned(place: Place, needed: Iterable[str], most: int = MOST_KEPT) -> int:
 
 
 def keep_set(place: Place, key: str, given: Iterable[tuple[str, bytes]]) -> int:
-    """Stores pictures and captions in the folder of a set; returns the number of pictures in it.
+    """Adds pictures, captions and masks to the folder of a set; returns the number of pictures in it.
 
-    given: (name, bytes) of .png .jpg .webp, .txt .caption, and .zip archives of these.  Names keep their letters,
-    digits, '_' and '-', never a folder.  Raises SettingError for other files and for too many.
+    given: (name, bytes) of .png .jpg .webp, .mask.png, .txt .caption, and .zip archives of these.  Names keep their
+    letters, digits, '_' and '-', never a folder.  A picture whose name is taken gets another, and so do the caption and
+    the mask given with it; without a picture they are for the one of that name in the set.
+    Raises SettingError for other files and for too many, before it stores any.
     """
-    folder = place.set(key)
+    folder, given = place.set(key), list(given)
     folder.mkdir(mode=0o700, exist_ok=True)
-    total = sum(path.stat().st_size for path in folder.iterdir())
+    names = _named(folder, _checked(folder, given))
+    for (_, data), own in zip(_unpacked(given), names, strict=True):
+        for name in own:
+            with files.new_file(folder / name) as temporary:
+                temporary.write_bytes(data)
+    return sum(map(_is_picture, folder.iterdir()))
+
+
+def _checked(folder: Path, given: Iterable[tuple[str, bytes]]) -> list[tuple[str, str]]:
+    """Returns [(name, suffix in the set)] of the unpacked files; captions are .txt, so that the set can remove them."""
+    there = list(folder.iterdir())
+    found, total = [], sum(path.stat().st_size for path in there)
     for name, data in _unpacked(given):
         total += len(data)
-        if total > MOST_SET or len(list(folder.iterdir())) >= 2 * MOST_FILES:
+        if total > MOST_SET or len(there) + len(found) >= 2 * MOST_FILES:
             raise SettingError("files", name, f"at most {MOST_FILES} pictures and {MOST_SET >> 30} GB a set")
-        stem, suffix = safe(Path(name).stem), Path(name).suffix.lower()
-        if suffix in CAPTIONS:
-            if len(data) > MOST_CAPTION:
-                raise SettingError("files", name, f"a caption of at most {MOST_CAPTION >> 10} KB")
-            ending = "txt"  # so that the set lists it and can remove it
-        else:
-            ending = check(data, "files")
-        with files.new_file(folder / f"{stem}.{ending}") as temporary:
-            temporary.write_bytes(data)
-    return sum(path.suffix.lstrip(".") in ENDINGS.values() for path in folder.iterdir())
+        suffix = Path(name).suffix.lower()
+        if suffix in CAPTIONS and len(data) > MOST_CAPTION:
+            raise SettingError("files", name, f"a caption of at most {MOST_CAPTION >> 10} KB")
+        kind = CAPTION if suffix in CAPTIONS else f".{check(data, 'files')}"
+        found.append((name, MASK if _mask_ending(name) else kind))
+    return found
+
+
+def _named(folder: Path, given: list[tuple[str, str]]) -> list[list[str]]:
+    """Returns the names in a set of each (name, suffix): of a caption or a mask, one for each of its pictures."""
+    seen, sources = Counter(), []
+    for name, _ in given:
+        path, mask = Path(name), _mask_ending(name)
+        sources.append((path.parent, path.name[: -len(mask)] if mask else path.stem, seen[name]))
+        seen[name] += 1  # a name twice in one form: the first caption is for the first picture
+    stems, anywhere = defaultdict[Any, list[str]](list), dict[str, str]()
+    used = {path.stem.casefold() for path in folder.iterdir() if _is_picture(path)}
+    names: list[list[str]] = [[] for _ in given]
+    for i, (_, suffix) in enumerate(given):
+        if suffix not in BESIDE:
+            stem = _unused(safe(sources[i][1]), used)
+            names[i] = [f"{stem}{suffix}"]
+            stems[sources[i]].append(stem)
+            anywhere.setdefault(sources[i][1], stem)
+    for i, (_, suffix) in enumerate(given):
+        stem = sources[i][1]
+        names[i] = names[i] or [f"{one}{suffix}" for one in stems[sources[i]] or [anywhere.get(stem, safe(stem))]]
+    return names
+
+
+def _unused(stem: str, used: set[str]) -> str:
+    """Returns a stem that is not in `used` and adds it; upper and lower case are one, as on some file systems."""
+    numbered = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+    found = next(one for one in numbered if one.casefold() not in used)
+    used.add(found.casefold())
+    return found
+
+
+def _mask_ending(name: str) -> str:
+    """Returns the ending of a mask's name, "" for another file."""
+    return next((ending for ending in reading.MASK_ENDINGS if name.lower().endswith(ending)), "")
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lstrip(".") in ENDINGS.values() and not _mask_ending(path.name)
 
 
 def safe(stem: str) -> str:
-    """Returns a name that is valid on every file system."""
-    stem = re.sub(r"[^\w-]+", "_", stem, flags=re.ASCII).strip("_")[:80]
-    return stem or "picture"
+    """Returns a name of letters and digits of any script, '_' and '-' that is valid on every file system."""
+    stem = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFC", stem)).strip("_")[:80]
+    stem = stem.encode()[:MOST_NAME].decode(errors="ignore") or "picture"
+    return f"{stem}_" if RESERVED.fullmatch(stem) else stem
 
 
 def _unpacked(given: Iterable[tuple[str, bytes]]) -> Iterable[tuple[str, bytes]]:
     for name, data in given:
         if Path(name).suffix.lower() == ".zip":
-            yield from unzipped(name, data)
+            yield from ((f"{name}/{inner}", found) for inner, found in unzipped(name, data))
         else:
             yield name, data
 

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
             if job is not None and job.kind == "training" and queue.take(os.getpid(), job.id):
                 become(place, descriptor, "train", str(job.id))
             if job is not None and job.kind == "tool" and (taken := queue.take(os.getpid(), job.id)) is not None:
-                tools.run(place, queue, taken)
+                tools.run(place, queue, taken, lambda: stop.asked)
                 continue
             drawing = drawing or _drawing(place, queue, stop)
             taken = queue.take(os.getpid(), job.id) if job is not None else None

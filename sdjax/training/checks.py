@@ -66,6 +66,10 @@ def alone(settings: Any) -> None:
         )
     if settings.data.condition and not looks:
         raise SettingError("data.condition", settings.data.condition, "'': only a ControlNet reads one")
+    maker = settings.data.maker
+    if settings.data.flip and maker is not None and not maker.mirrors:
+        said = f"0 with data.condition={settings.data.condition!r}: its colours tell left from right"
+        raise SettingError("data.flip", settings.data.flip, said)
     for part in (part for part in parts if isinstance(part, Full)):
         names = part.parts
         if "vae" in names or ("image_encoder" in names and len(parts) == 1):

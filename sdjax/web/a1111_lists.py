@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from sdjax import __version__, conditions
 from sdjax.conditions.canny import Canny
 from sdjax.conditions.condition import Condition
+from sdjax.diffusion import samplers
 from sdjax.images import reading, writing
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import SAMPLERS, SCHEDULES, Hires
@@ -21,7 +22,6 @@ from sdjax.settings import SettingError
 from sdjax.web.a1111_words import MOST_UNITS, preprocessor
 from sdjax.web.services import Services, asks, body
 
-ANCESTRAL = "_a"  # endings of the names of samplers that draw fresh noise
 IMAGES = "controlnet_input_images"
 DETECT = {
     "controlnet_module": {"type": "string", "description": "one of module_list"},
@@ -37,7 +37,7 @@ def router(services: Services) -> APIRouter:
     routes, library = APIRouter(prefix="/sdapi/v1", tags=["A1111"]), services.library
 
     @routes.get("/samplers")
-    def samplers() -> list[dict[str, Any]]:
+    def of_samplers() -> list[dict[str, Any]]:
         """Samplers, with sdjax's names as aliases, and names that end in a schedule."""
         return [
             {"name": label, "aliases": [name, f"k_{name}"], "options": _options(name)}
@@ -222,7 +222,8 @@ def _made(maker: Condition, path: Path) -> bytes:
 
 
 def _options(name: str) -> dict[str, str]:
-    return {"uses_ensd": "True"} if name.endswith(ANCESTRAL) else {}
+    """Returns what A1111 says of a sampler: whether its pictures depend on ENSD, the seed of fresh noise."""
+    return {"uses_ensd": "True"} if samplers.known()[name].fresh else {}
 
 
 def _upscaler(name: str) -> dict[str, Any]:

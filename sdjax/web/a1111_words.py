@@ -5,19 +5,20 @@ Settings declare their names there (`api=`) and A1111's defaults (`unsaid`).  Un
 Source: AUTOMATIC1111's stable-diffusion-webui 1.10, modules/api; sd-webui-controlnet, external code.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sdjax import conditions
 from sdjax.conditions.condition import Condition
-from sdjax.sampling.fields import NOTHING, Field, fields
+from sdjax.sampling.fields import NOTHING, Field, Size, fields
 from sdjax.sampling.settings import NOISES, SAMPLERS, SCHEDULES, TASKS, Hires
 from sdjax.service import records
 from sdjax.settings import SettingError
 
 Keep = Callable[[object, str], Awaitable[str]]  # (base64, setting) -> the name of an upload
 STEPS = 50  # default of a body
+USUAL = Size(512, 512)  # the other side of one that a body says, and both sides for hires fix in pixels
 MOST_UNITS = 4  # most ControlNets of one picture
 RESIZE = {0: "stretch", 1: "crop", 2: "fill"}  # resize_mode of pictures
 UNIT_RESIZE = {  # of ControlNet units, as numbers and as their texts
@@ -58,7 +59,7 @@ async def of_body(kind: str, body: Mapping[str, Any], options: Mapping[str, Any]
     if units:
         await _controlled(asked, units, keep)
     asked.count = _count(body, "batch_size") * _count(body, "n_iter")
-    asked.notes = [f"sdjax does not have {name}" for name in UNHEARD if body.get(name) not in (None, "", False, 0)]
+    asked.notes += [f"sdjax does not have {name}" for name in UNHEARD if body.get(name) not in (None, "", False, 0)]
     known = fields(TASKS[task])
     asked.values = {name: value for name, value in asked.values.items() if name in known and value is not None}
     if _told_twice(asked.values):
@@ -91,6 +92,8 @@ def _named(task: str, body: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = body[one.about.api]
     found.pop("mask_blur", None)
     sides = [body.get(side) for side in ("width", "height")]
+    if any(sides):
+        sides = [side or usual for side, usual in zip(sides, (USUAL.width, USUAL.height), strict=True)]
     if all(isinstance(side, int) and side > 0 for side in sides):
         found["size"] = f"{sides[0]}x{sides[1]}"
     if "sampler" not in found and body.get("sampler_index"):
@@ -150,13 +153,28 @@ def _twice(asked: Asked, body: Mapping[str, Any]) -> None:
             values.pop(name, None)
         return
     values.setdefault("hires", 2.0)
-    wanted, width = body.get("hr_resize_x"), body.get("width")
-    if wanted and width is not None:
-        if not all(type(side) is int and side > 0 for side in (wanted, width)):
-            raise SettingError("hr_resize_x", wanted, "pixels, with a width in pixels")
-        values["hires"] = wanted / width
+    wanted = [body.get(f"hr_resize_{axis}") or 0 for axis in "xy"]
+    if any(wanted):
+        values["hires"] = _enlargement(asked, wanted)
     if values.get("hires_steps") in (0, None):
         values.pop("hires_steps", None)
+
+
+def _enlargement(asked: Asked, wanted: Sequence[Any]) -> float:
+    """Returns the scale from the size to the `wanted` width and height; 0: it follows from the other.
+
+    Source: A1111's calculate_target_resolution, which enlarges to cover both, and then cuts; that is noted.
+    """
+    for name, value in zip(("hr_resize_x", "hr_resize_y"), wanted, strict=True):
+        if type(value) is not int or value < 0:
+            raise SettingError(name, value, "pixels, a whole number")
+    size = Size.of(asked.values.setdefault("size", str(USUAL)))
+    sides = size.width, size.height
+    scale = max(one / side for one, side in zip(wanted, sides, strict=True))
+    made = [round(scale * side) for side in sides]
+    if all(wanted) and made != wanted:
+        asked.notes.append(f"sdjax makes {made[0]}x{made[1]} and does not cut it to {wanted[0]}x{wanted[1]}")
+    return scale
 
 
 async def _begun(asked: Asked, body: Mapping[str, Any], keep: Keep, masked: bool) -> None:

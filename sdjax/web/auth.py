@@ -7,6 +7,7 @@ Clients of A1111's API use Basic authentication; OpenAI's clients send "NAME:PAS
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 import secrets
@@ -65,8 +66,16 @@ def _read(path: Path) -> dict[str, str]:
     return found
 
 
+class Wait(Exception):
+    """An address must wait before another attempt; seconds: how long."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
 class Auth:
-    """The users of a file, and recent failed attempts.
+    """The users of a file, and recent attempts that failed or still run.
 
     Raises ValueError for a file that is unreadable, has no user, or is readable by others.
     """
@@ -81,8 +90,40 @@ class Auth:
         self.failed: dict[str, list[float]] = {}
         self.lock, self.nobody = threading.Lock(), hashed(secrets.token_hex())
 
-    def wait(self, address: str) -> float:
-        """Returns the seconds that an address must wait before another attempt, 0 for none."""
+    def knows(self, header: str) -> bool:
+        """Returns whether a header's password was right before, which costs no attempt and no hashing."""
+        given = credentials(header)
+        return given is not None and self._mark(*given) in self.right
+
+    def _mark(self, name: str, password: str) -> bytes:
+        return hmac.digest(self.secret, f"{name}\0{password}".encode(), "sha256")
+
+    def check(self, header: str, address: str) -> bool:
+        """Returns whether an Authorization header has a user's right password.
+
+        Raises Wait if the address, or all together, failed too often.  An attempt counts from its beginning, so that
+        many at once are few too, until its password is found to be right.
+        """
+        given = credentials(header)
+        if given is None:
+            return False
+        name, password = given
+        at = self._begun(address)
+        kept = self.users.get(name, self.nobody)  # so that an unknown name takes as long as a known one
+        _, n, r, p, salt, wanted = kept.split(":")
+        made = _scrypt(password, bytes.fromhex(salt), int(n), int(r), int(p))
+        right = hmac.compare_digest(made, bytes.fromhex(wanted)) and name in self.users
+        with self.lock:
+            if right:
+                self.right[self._mark(name, password)] = None
+                while len(self.right) > KEPT:
+                    self.right.pop(next(iter(self.right)))
+                with contextlib.suppress(KeyError, ValueError):  # forgotten after SPAN
+                    self.failed[address].remove(at)
+        return right
+
+    def _begun(self, address: str) -> float:
+        """Counts an attempt and returns its time.  Raises Wait instead if there were too many."""
         with self.lock:
             now = time.monotonic()
             self.failed = {
@@ -91,31 +132,11 @@ class Auth:
             own = self.failed.get(address, [])
             every = [at for times in self.failed.values() for at in times]
             if len(own) >= TRIES:
-                return SPAN - (now - own[0])
-            return SPAN - (now - min(every)) if len(every) >= ALL_TRIES else 0.0
-
-    def check(self, header: str, address: str) -> bool:
-        """Returns whether an Authorization header has a user's right password; counts a failed attempt."""
-        given = credentials(header)
-        if given is None:
-            return False
-        name, password = given
-        mark = hmac.digest(self.secret, f"{name}\0{password}".encode(), "sha256")
-        with self.lock:
-            if mark in self.right:
-                return True
-        kept = self.users.get(name, self.nobody)  # so that an unknown name takes as long as a known one
-        _, n, r, p, salt, wanted = kept.split(":")
-        made = _scrypt(password, bytes.fromhex(salt), int(n), int(r), int(p))
-        right = hmac.compare_digest(made, bytes.fromhex(wanted)) and name in self.users
-        with self.lock:
-            if right:
-                self.right[mark] = None
-                while len(self.right) > KEPT:
-                    self.right.pop(next(iter(self.right)))
-            else:
-                self.failed.setdefault(address, []).append(time.monotonic())
-        return right
+                raise Wait(SPAN - (now - own[0]))
+            if len(every) >= ALL_TRIES:
+                raise Wait(SPAN - (now - min(every)))
+            self.failed.setdefault(address, []).append(now)
+            return now
 
 
 def credentials(header: str) -> tuple[str, str] | None:

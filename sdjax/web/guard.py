@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sdjax.web.auth import Auth
+from sdjax.web.auth import Auth, Wait
 
 MOST_BODY = 256 << 20  # most bytes of a request: a set of pictures
 MOST_JSON = 96 << 20  # most bytes of a JSON request: a few pictures in base64
@@ -65,11 +65,13 @@ class Guard:
         if self.auth is None:
             return None
         address, header = (scope.get("client") or ("",))[0], headers.get("authorization", "")
-        wait = self.auth.wait(address)
-        if wait > 0:
-            return _answer(429, "too many wrong passwords; wait", {"Retry-After": str(int(wait) + 1)})
-        if header and await run_in_threadpool(self.auth.check, header, address):
+        if self.auth.knows(header):
             return None
+        try:
+            if await run_in_threadpool(self.auth.check, header, address):
+                return None
+        except Wait as wait:
+            return _answer(429, "too many wrong passwords; wait", {"Retry-After": str(int(wait.seconds) + 1)})
         return _answer(401, "a name and a password are required", {"WWW-Authenticate": 'Basic realm="sdjax"'})
 
 

@@ -21,4 +21,4 @@ def ddpm(path: Path, eta: float) -> Iterator[Row]:
         yield Row(here, i, mean + np.sqrt(share * beta) * NOISE)
 
 
-DDPM = Sampler("ddpm", "DDPM", ddpm, "times")
+DDPM = Sampler("ddpm", "DDPM", ddpm, "times", noisy=True)

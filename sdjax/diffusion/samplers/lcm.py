@@ -20,4 +20,4 @@ def lcm(path: Path, eta: float) -> Iterator[Row]:
         yield Row(here, i, there.a * (c_out * M[0] + c_skip * X) + there.s * NOISE)
 
 
-LCM = Sampler("lcm", "LCM", lcm, "distilled")
+LCM = Sampler("lcm", "LCM", lcm, "distilled", noisy=True)

@@ -23,6 +23,7 @@ class Sampler:
     automatic: A1111's choice of spacing, on k-diffusion's grid, with or without `discard`; None for samplers that A1111
     does not take from k-diffusion, which use "normal" on their own grid.
     churn: whether its steps may add noise first, see sigma_steps.raised.
+    noisy: whether it draws fresh noise though it has no `eta`.
     """
 
     name: str
@@ -35,3 +36,9 @@ class Sampler:
     automatic: str | None = None
     discard: bool = False
     churn: bool = False
+    noisy: bool = False
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it draws fresh noise unless settings say otherwise."""
+        return self.noisy or bool(self.eta)

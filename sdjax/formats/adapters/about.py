@@ -26,7 +26,12 @@ from sdjax.methods.adapter import Adapter
 from sdjax.stable_diffusion import StableDiffusion
 
 OUTPUT, TRIGGER = "ss_output_name", "modelspec.trigger_phrase"
-PRIVATE = ("ss_tag_frequency", "ss_dataset_dirs", "ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash")
+# What a shared file leaves out: pictures, folders, sessions, times, base models; names of sd-scripts' train_network.py.
+PRIVATE = (
+    "ss_tag_frequency", "ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_datasets", "ss_bucket_info", "ss_session_id",
+    "ss_training_comment", "ss_training_started_at", "ss_training_finished_at", "ss_sd_model_name",
+    "ss_sd_model_hash", "ss_new_sd_model_hash", "ss_vae_name", "ss_vae_hash", "ss_new_vae_hash", OUTPUT,
+)  # fmt: skip
 MOST_TAGS = 1000  # captions of whole sentences make as many tags as there are pictures
 KINDS = {"edits": "lora", "hook": "hypernetwork", "words": "textual-inversion"}  # as ModelSpec names adapters
 A1111 = {"ss_steps": "step", "ss_sd_model_hash": "sd_checkpoint", "ss_sd_model_name": "sd_checkpoint_name"}
@@ -63,7 +68,7 @@ def metadata(adapter: Adapter, facts: Facts, sd: StableDiffusion, public: bool =
 
     What only a kind of file knows, such as ss_network_dim, its writer adds.
 
-    public: without PRIVATE: captions, names of folders and of the base model.
+    public: without PRIVATE: captions, names of folders and of the base model, times.
     """
     shape = architecture(sd)
     told = {
@@ -82,7 +87,7 @@ def metadata(adapter: Adapter, facts: Facts, sd: StableDiffusion, public: bool =
         **{f"ss_{name}": value for name, value in facts.settings.items()},
         **_modelspec(adapter, facts, shape, sd),
     }
-    left_out = PRIVATE if public else ()
+    left_out = set(PRIVATE) - {OUTPUT} if public else ()  # by OUTPUT the writer calls the file
     return {name: _text(value) for name, value in told.items() if value not in ("", {}, ()) and name not in left_out}
 
 

@@ -21,7 +21,6 @@ from sdjax.web.page.desk import QUIET, Desk
 
 ID, TITLE, ORDER = "pictures", "Pictures", 1
 SOURCE = "page"
-BARE = ("prompt", "negative_prompt", "size", "model", "seed")  # controls outside folds
 OWN = ("image", "mask", *units.NAMES)  # settings with their own controls
 # Replace the declared defaults; workers compile these programs ahead, so that the first picture comes at once.
 USUAL: dict[str, Any] = {"grammar": "a1111", "seed": -1, "sampler": "euler", "schedule": "automatic"}

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from sdjax.service import picture_sets, recipes, suggest, teaching
+from sdjax.service import picture_sets, recipes, suggest, teaching, uploads
 from sdjax.service.queue import DONE, ENDED, FAILED, RUNNING, WAITING, Job
 from sdjax.web.page import draft, marks, stage, words
 from sdjax.web.page.desk import QUIET, Desk
@@ -52,7 +52,7 @@ class Teach:
     def add(self, key: str | None, paths: list[Path]) -> str:
         """Adds pictures to a set, a new one for ""; returns its key."""
         key = key or secrets.token_hex(16)
-        picture_sets.add(self.desk.services.place, key, [(path.name, path.read_bytes()) for path in paths])
+        uploads.keep_set(self.desk.services.place, key, [(path.name, path.read_bytes()) for path in paths])
         return key
 
     def again(self, job: Job) -> list[Any]:

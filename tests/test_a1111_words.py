@@ -1,0 +1,38 @@
+"""Bodies of A1111's API as settings, without a server."""
+
+import asyncio
+
+import pytest
+
+from sdjax.settings import SettingError
+from sdjax.web import a1111_words
+
+
+def asked(**body):
+    async def keep(*_):
+        raise AssertionError("no picture is given")
+
+    return asyncio.run(a1111_words.of_body("txt2img", {"prompt": "a", "enable_hr": True, **body}, {}, keep))
+
+
+@pytest.mark.parametrize(
+    "body, size, scale",
+    [({"width": 512, "height": 512, "hr_resize_x": 0, "hr_resize_y": 768}, "512x512", 1.5),
+     ({"width": 512, "height": 768, "hr_resize_x": 1024, "hr_resize_y": 1536}, "512x768", 2),
+     ({"width": 512, "height": 768, "hr_resize_x": 768}, "512x768", 1.5),
+     ({"hr_resize_x": 1024}, "512x512", 2), ({"hr_resize_x": 768}, "512x512", 1.5),
+     ({"hr_resize_y": 640}, "512x512", 1.25),
+     ({"width": 768, "hr_resize_y": 1024}, "768x512", 2), ({"hr_scale": 1.25, "hr_resize_x": 0}, None, 1.25)],
+)  # fmt: skip
+def test_hires_fix_in_pixels(body, size, scale):
+    made = asked(**body)
+    assert made.values["hires"] == scale and made.values.get("size") == size and not made.notes
+
+
+def test_hires_fix_to_other_proportions_is_noted():
+    made = asked(width=512, height=512, hr_resize_x=768, hr_resize_y=1152, restore_faces=True)
+    assert made.values["hires"] == 2.25
+    assert made.notes == ["sdjax makes 1152x1152 and does not cut it to 768x1152", "sdjax does not have restore_faces"]
+    for name, value in (("hr_resize_x", "64"), ("hr_resize_y", -1), ("hr_resize_y", 64.0)):
+        with pytest.raises(SettingError, match=f"{name}=.*pixels"):
+            asked(**{name: value})
