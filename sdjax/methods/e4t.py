@@ -128,7 +128,7 @@ class E4T(Method):
         tower = trained.get("vision", frozen.parts["image_encoder"])
         head = heads.of(trees.names(trained["head"]), self.features)
         static = {"kind": head, "network": frozen.networks["image_encoder"]}
-        return Encoder(trained["head"], tower, frozen.words[self.word][ENCODER], self.scale, self.penalty, **static)
+        return Encoder(trained["head"], tower, frozen.ids(self.word)[ENCODER], self.scale, self.penalty, **static)
 
     def head(self, sd: StableDiffusion, key: Array | None = None) -> dict[str, Any]:
         """Returns the initial weights of the paper's head, see heads/layers.py; without a key their shapes."""

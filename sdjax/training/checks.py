@@ -133,7 +133,7 @@ def _pictures_in(path):
 def said_word(method: Method, sd: StableDiffusion, data: Any) -> None:
     """Raises ValueError if no prompt contains the method's word, whose row would never train."""
     for word in method.words:
-        if not data.mentions(sd.words[word]):
+        if not data.mentions(sd.ids(word)):
             raise ValueError(
                 f"data.word={data.data.word!r}: no prompt holds {word!r}, which the method trains; write it into the"
                 f" captions, or set data.word={word} and data.templates=object"

@@ -313,7 +313,7 @@ def _put(sd, base, items):
 def _bound(sd, item, kind):
     """Returns an attachment's hook or conditioner with its strength and sd's ids of its words."""
     one = getattr(item.adapter, kind).replace(strength=jnp.float32(item.strength))
-    return one.bound({word: sd.words[word] for word in item.adapter.words}) if kind == "conditioner" else one
+    return one.bound({word: sd.ids(word) for word in item.adapter.words}) if kind == "conditioner" else one
 
 
 def _own(sd, old, items):
