@@ -216,23 +216,6 @@ def note(line: str) -> None:
     print(f"note: {line}", file=sys.stderr)
 
 
-def attach_embeddings(
-    sd: StableDiffusion,
-    texts: Iterable[str],
-    folder: Folder,
-    grammar: str,
-    say: Callable[[str], None] = note,
-) -> StableDiffusion:
-    """Returns sd with the embeddings in a folder that texts name (find_embeddings); not detachable.
-
-    Known words stay unchanged.  say: receives a line for each unreadable file; its name stays text.
-    """
-    found, unread = find_embeddings(sd, texts, folder, grammar)
-    for word, reason in unread.items():
-        say(f"{word!r} stays text: {reason}")
-    return attach_found(sd, found)
-
-
 def attach_found(sd: StableDiffusion, found: Mapping[str, pathlib.Path]) -> StableDiffusion:
     """Returns sd with the embeddings {word: file} of find_embeddings; not detachable."""
     for word, path in found.items():
