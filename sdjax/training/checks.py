@@ -3,7 +3,7 @@
 settings = checks.worded(settings)                                fill in the method's word for the captions
 checks.alone(settings); checks.microbatches(settings)            the settings by themselves
 examples = checks.pictures(settings)                             the pictures
-checks.model(settings, sd)                                       the model
+checks.class_pictures(settings, examples)                        the pictures of the class
 checks.said_word(method, sd, data)                               the prompts
 """
 
@@ -142,6 +142,7 @@ def said_word(method: Method, sd: StableDiffusion, data: Any) -> None:
 
 def microbatches(settings: Any) -> None:
     """Raises ValueError if the method needs the whole batch, or microbatches and devices do not divide it."""
+    mesh.rows(settings.parallel, settings.data.batch)
     parts, method = settings.optim.accumulate, settings.method
     devices = mesh.count(settings.parallel)
     if parts > 1 and method.whole_batch:
