@@ -94,6 +94,20 @@ class StableDiffusion(struct.PyTreeNode):
         """Returns whether `word` is a placeholder, ignoring case and white space."""
         return any(tokenizer.knows(word) for tokenizer in self.tokenizers.values())
 
+    def ids(self, word: str) -> Ids:
+        """Returns {text encoder: int32 [n]}, the ids of a placeholder, ignoring case and white space."""
+        spelt = self._spelt(word)
+        if spelt is None:
+            raise KeyError(word)
+        return self.words[spelt]
+
+    def _spelt(self, word):
+        """Returns a placeholder as `words` spells it; None for an unknown one."""
+        if word in self.words or not self.tokenizers:
+            return word if word in self.words else None
+        plain = next(iter(self.tokenizers.values())).plain
+        return next((known for known in self.words if plain(known) == plain(word)), None)
+
     def add_word(self, word: str, vectors: int = 1, init: str | None = None, place: bool = False) -> Self:
         """Returns sd with the placeholder `word`: `vectors` new rows in every text encoder's token table.
 
@@ -101,8 +115,8 @@ class StableDiffusion(struct.PyTreeNode):
         init: a text whose token rows initialise the new rows, repeated in order; None is the mean row.
         A known word stays unchanged.  Raises ValueError if it has another number of vectors.
         """
-        if word in self.words:
-            known = len(next(iter(self.words[word].values())))
+        if self._spelt(word) is not None:
+            known = len(next(iter(self.ids(word).values())))
             if known != vectors:
                 raise ValueError(f"word={word!r}: the model knows it with {known} vectors, not {vectors}")
             return self
@@ -129,7 +143,7 @@ class StableDiffusion(struct.PyTreeNode):
 
     def rows(self, word: str) -> Rows:
         """Returns {text encoder: rows [n C]} of a placeholder."""
-        return {encoder: self.table(encoder)[ids] for encoder, ids in self.words[word].items()}
+        return {encoder: self.table(encoder)[ids] for encoder, ids in self.ids(word).items()}
 
     def with_rows(self, ids: Ids, rows: Rows) -> Self:
         """Returns sd with rows {text encoder: [n C]} in the token tables at ids {text encoder: [n]}."""

@@ -96,9 +96,8 @@ def merge(one: Any, other: Any) -> Any:
     """Returns the tree that holds the leaves of both; a leaf that both have is taken from `other`."""
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return other
-    return {
-        key: merge(one[key], other[key]) if key in one and key in other else (one | other)[key] for key in one | other
-    }
+    both = one | other
+    return {key: merge(one[key], leaf) if key in one and key in other else leaf for key, leaf in both.items()}
 
 
 def cast(tree: T, dtype: DTypeLike) -> T:
@@ -162,6 +161,21 @@ def depends(function: Callable[[Any], Any], tree: Any) -> bool:
 def variables(atoms: Iterable[Any]) -> list[Any]:
     """Returns the variables among what a jaxpr's equation takes or gives; the others are constants."""
     return [x for x in atoms if not hasattr(x, "val")]
+
+
+def seed_keys(seeds: Iterable[int]) -> Key[Array, " B"]:
+    """Returns one key per seed: of its low 32 bits, with the high ones folded in where they are not 0."""
+    words = [seed if abs(seed) >> 32 else seed % (1 << 32) for seed in seeds]
+    low, high = np.array([(word & 0xFFFFFFFF, word >> 32 & 0xFFFFFFFF) for word in words], np.uint32).T
+    keys = jax.vmap(jax.random.key)(low)
+    if not high.any():
+        return keys
+    return jnp.where(high, jax.vmap(jax.random.fold_in)(jax.random.clone(keys), high), keys)
+
+
+def seed_key(seed: int) -> Key[Array, ""]:
+    """Returns the key of one seed; jax.random.key(seed) would leave out all bits but the low 32."""
+    return seed_keys([seed])[0]
 
 
 def named_key(key: Key[Array, ""], name: str) -> Key[Array, ""]:

@@ -143,6 +143,32 @@ def test_places_save_looking_through_the_records(records, monkeypatch):
     assert len(Store(path)) == 2
 
 
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_record_found_damaged_is_written_again(records, monkeypatch, settled):
+    path, starts = records
+    monkeypatch.setattr("sdjax.data.store.MANY", 2)
+    store = Store(path)
+    if settled:
+        store.settle()
+    data = bytearray(path.read_bytes())
+    data[starts[2] + HEAD.size + 3] ^= 1
+    path.write_bytes(data)
+    assert key(2) in store and store.get(key(2)) is None and key(2) not in store
+    store.put(key(2), arrays(2))
+    for one in (store, Store(path)):
+        same(one.get(key(2)), arrays(2))
+        same(one.get(key(3)), arrays(3))
+    size = path.stat().st_size
+    store.put(key(2), arrays(2))  # whole now
+    assert path.stat().st_size == size
+    for number in (4, 5):
+        store.put(key(number), arrays(number))
+    store.settle()
+    again = Store(path)
+    assert len(again) == 5 and len(again.old) == 5
+    same(again.get(key(2)), arrays(2))
+
+
 def test_many_kept_pictures_are_not_asked_for_one_by_one(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "MANY", 2)
     monkeypatch.setattr("sdjax.data.store.MANY", 2)

@@ -3,9 +3,11 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 from programs import photo
 
+from sdjax import trees
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.formats import pipeline
@@ -13,6 +15,7 @@ from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
+from sdjax.methods.lora import Lora
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
 from sdjax.training.begin import begin, task_of
@@ -94,3 +97,16 @@ def test_a_critic_of_five_layers_is_made_whatever_the_pictures():
         pipeline.load("random:tiny"), jax.random.key(0)
     )
     assert trained["critic"]
+
+
+def test_a_seed_counts_with_all_of_its_bits():
+    def noise(seed):
+        settings = dataclasses.replace(RUN, method=Lora(rank=2, targets=r"attn2\.to_k"), seed=seed)
+        trained, *_ = begin(settings, pictures=False)
+        return np.concatenate([np.ravel(x) for x in jax.tree.leaves(trained)])
+
+    assert not np.array_equal(noise(2**32), noise(0))
+    for seed in (0, 2**31, 2**32 - 1):  # as before seeds of more bits counted
+        np.testing.assert_array_equal(
+            jax.random.key_data(trees.seed_key(seed)), jax.random.key_data(jax.random.key(np.uint32(seed)))
+        )

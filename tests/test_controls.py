@@ -137,6 +137,24 @@ def test_the_best_weights_are_kept_and_exported_and_patience_ends_a_run(tmp_path
     assert events(tmp_path)[-1] == (5, "resumed")
 
 
+def test_the_last_step_of_a_run_that_patience_ends_is_kept_and_logged(tmp_path, monkeypatch):
+    real = validation.Validation.__call__
+
+    def rising(self, step, trained):
+        self.measured = lambda *_: float(step)
+        return real(self, step, trained)
+
+    monkeypatch.setattr(validation.Validation, "__call__", rising)
+    data = dataclasses.replace(DATA, validation=0.25)
+    run = dataclasses.replace(RUN, data=data, validate=1, patience=2, steps=9, checkpoint=8, log=8)
+    train(run, tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").glob("[0-9]*")] == ["3"]
+    assert [line["step"] for line in lines(tmp_path) if "loss" in line] == [3]
+    assert export.write(tmp_path, tmp_path / "again")[1] == 3
+    train(run, tmp_path)
+    assert events(tmp_path) == [(0, "started"), (3, "resumed")] and lines(tmp_path)[-1]["step"] == 3
+
+
 def test_lines_of_a_prompts_file_are_kohyas(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("# comment\n\na photo of [name], 1--2 --n blurry, dark --w 512 --h 768 --s 28 --l 7.5 --d 42\n"

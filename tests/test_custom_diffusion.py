@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from diffusers import StableDiffusionPipeline
 from torch_step import models
@@ -12,9 +13,12 @@ from torch_weights import to_torch
 
 import sdjax
 from sdjax import trees
+from sdjax.__main__ import main
 from sdjax.formats.adapters import kinds
+from sdjax.formats.storage import headers
 from sdjax.methods.chain import Chain
 from sdjax.methods.custom_diffusion import CustomDiffusion
+from sdjax.methods.lora import Lora
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.training import run_folder
 
@@ -85,3 +89,32 @@ def test_training_goes_on_from_the_files(learned, folder):
     other = Chain((dataclasses.replace(METHOD.parts[0], word="<other>"), METHOD.parts[1]))
     with pytest.raises(ValueError, match=r"no rows .*\[1, 32\].* of the word '<other>'"):
         run_folder.start(other, *other.split(base, None), str(folder), kinds.opened(folder, base))
+
+
+@pytest.mark.parametrize("query", [False, True])
+def test_with_a_lora_of_other_weights_each_has_its_file(query, tmp_path):
+    method = Chain((CustomDiffusion(query), Lora(rank=2, targets=r"attn1\.to_")))
+    trained, frozen = method.split(models()[0], jax.random.key(1))
+    random = np.random.default_rng(3)
+    trained = jax.tree.map(lambda x: x + np.float32(0.1) * random.standard_normal(x.shape, np.float32), trained)
+    run_folder.export(method, frozen, trained, tmp_path)
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["lora.safetensors", "pytorch_custom_diffusion_weights.safetensors"]
+    sd = models()[0]
+    for file in files:
+        sd = sdjax.attach(sd, file)
+    one, other = (trees.flatten(x.parts["unet"]) for x in (sd, method.join(frozen, trained).fold()))
+    assert all(np.allclose(one[name], other[name], atol=1e-6) for name in other)
+
+
+def test_the_program_writes_the_file_again_and_refuses_layouts_without_a_place_for_it(folder, tmp_path, capsys):
+    sdjax.save(models()[0], tmp_path / "base")
+    path, tail = folder / "pytorch_custom_diffusion_weights.safetensors", ["--model", str(tmp_path / "base")]
+    line = ["adapters", "merge", str(path), *tail, "--out"]
+    assert main([*line, str(tmp_path / "x.safetensors")]) == 1
+    assert "--format='kohya': expected a format for this adapter: custom_diffusion\n" in capsys.readouterr().err
+    assert main([*line, str(tmp_path / "again"), "--format", "custom_diffusion"]) == 0
+    again = tmp_path / "again" / path.name
+    one, other = (safetensors.numpy.load_file(file) for file in (path, again))
+    assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+    assert headers.metadata(again)["settings"] == headers.metadata(path)["settings"]

@@ -21,7 +21,7 @@ from sdjax.formats.storage import parameters
 from sdjax.images import grid
 from sdjax.methods import offsets
 from sdjax.methods.chain import Chain
-from sdjax.methods.e4t import E4T, look
+from sdjax.methods.e4t import E4T, look, plain_model
 from sdjax.methods.full import Full
 from sdjax.methods.seen import level_maps, map_widths
 from sdjax.methods.textual_inversion import TextualInversion
@@ -267,8 +267,6 @@ def test_one_picture_may_be_seen_while_only_a_part_of_the_unet_trains(sd, key):
 
 
 def test_plain_model_runs_no_encoder_and_stands_for_the_same_word(sd, key, tmp_path):
-    from sdjax.methods.e4t import plain_model
-
     method = E4T()
     trained, frozen = method.split(sd, key)
     trained = noised(trained)
@@ -281,6 +279,18 @@ def test_plain_model_runs_no_encoder_and_stands_for_the_same_word(sd, key, tmp_p
     assert near < far / 2
     sdjax.save(row, tmp_path / "plain")
     assert not (tmp_path / "plain" / "e4t").exists()
+
+
+def test_a_plain_model_keeps_the_encoders_strength_and_what_else_the_model_refers_to(sd, key):
+    method, clip = E4T(), {"logit_scale": jnp.float32(2)}
+    trained, frozen = method.split(sd.with_reference(clip=clip).with_own(mine=jnp.ones(3)), key)
+    seen = look(method.join(frozen, noised(trained)), jnp.full((32, 32, 3), 0.2))
+    strengths = {s: seen.replace(conditioners=(seen.conditioners[0].replace(strength=s),)) for s in (0.0, 0.5, 1.0)}
+    none, half, full = (plain_model(one).rows("*s")["text_encoder"] for one in strengths.values())
+    assert jnp.abs(full - none).max() > 1e-3
+    np.testing.assert_allclose(half, (none + full) / 2, atol=1e-6)
+    reference = plain_model(seen).reference
+    assert reference.clip is clip and list(reference.own) == ["mine"]
 
 
 def test_preview_shows_every_subject_beside_its_pictures(sd, key, tmp_path):

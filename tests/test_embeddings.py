@@ -16,10 +16,12 @@ from test_folder import TEXTS
 
 import sdjax
 from sdjax import trees
-from sdjax.formats.adapters.attach import Folder, attach_all, attach_embeddings, detach, split
+from sdjax.formats.adapters.attach import Folder, attach_all, attach_found, detach, find_embeddings, split
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.sampling.settings import TextToImage
 from sdjax.service import provenance
+from sdjax.service.maker import Maker
+from sdjax.service.request import Request
 from sdjax.stable_diffusion import TOKENS
 from sdjax.text.conditioning import condition
 from sdjax.training import run_folder
@@ -153,16 +155,23 @@ UNREAD = {
 
 @pytest.mark.parametrize("reason", UNREAD)
 @pytest.mark.parametrize("grammar, text", [("a1111", "a (Toy face:1.2)"), ("comfyui", "a (embedding:toy:1.2)")])
-def test_one_that_cannot_be_read_is_said_and_stays_text(reason, grammar, text, tmp_path, capsys):
+def test_one_that_cannot_be_read_is_told_with_its_reason(reason, grammar, text, tmp_path):
     UNREAD[reason](tmp_path / "toy.safetensors")
-    base, lines = made("sd1")[1], []
-    sd = attach_embeddings(base, [text], Folder(tmp_path), grammar, say=lines.append)
-    assert sd.tokenizers["text_encoder"].words == {} and len(lines) == 1 and "\n" not in lines[0]
-    assert lines[0].startswith(f"'toy' stays text: {tmp_path / 'toy.safetensors'}: ") and reason in lines[0]
-    attach_embeddings(base, [text], Folder(tmp_path), grammar)
-    assert capsys.readouterr().err == f"note: {lines[0]}\n"
-    assert attach_embeddings(base, ["a dog", "toys", "atoy"], Folder(tmp_path), grammar, say=lines.append) is base
-    assert len(lines) == 1
+    base = made("sd1")[1]
+    found, unread = find_embeddings(base, [text], Folder(tmp_path), grammar)
+    assert found == {} and attach_found(base, found) is base and list(unread) == ["toy"]
+    line = unread["toy"]
+    assert line.startswith(f"{tmp_path / 'toy.safetensors'}: ") and reason in line and "\n" not in line
+    assert find_embeddings(base, ["a dog", "toys", "atoy"], Folder(tmp_path), grammar) == ({}, {})
+
+
+def test_a_maker_notes_an_embedding_that_cannot_be_read_once_and_draws_its_word(tmp_path, capsys):
+    (tmp_path / "toy.safetensors").write_text("no embedding")
+    made_by, request = Maker(tmp_path), Request(TextToImage(prompt="a toy", model="random:tiny", grammar="a1111"))
+    for _ in range(2):
+        assert made_by.model([request]).words == {}
+    note, *more = capsys.readouterr().err.splitlines()
+    assert note.startswith(f"note: 'toy' is read as a plain word: {tmp_path / 'toy.safetensors'}: ") and more == []
 
 
 def test_float8_rows_are_exact(tmp_path):
@@ -179,11 +188,10 @@ def test_a_folder_with_words_of_every_prompt(tmp_path):
     name = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
     save({f"{name}.lora_down.weight": torch.ones(2, 48)}, tmp_path / "photo.safetensors")
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
-    lines = []
-    sd = attach_embeddings(
-        made("sd1")[1], ["a photo", "BAD  hands, blurry"], Folder(tmp_path), "a1111", say=lines.append
-    )
-    assert list(sd.tokenizers["text_encoder"].words) == ["a", "bad hands"] and lines == []
+    base = made("sd1")[1]
+    found, unread = find_embeddings(base, ["a photo", "BAD  hands, blurry"], Folder(tmp_path), "a1111")
+    sd = attach_found(base, found)
+    assert list(sd.tokenizers["text_encoder"].words) == ["a", "bad hands"] and unread == {}
     _, cond, negative = condition(sd, ["a photo"], ["BAD  hands, blurry"])
     known = sd.tokenizers["text_encoder"].words
     assert cond.words["text_encoder"]["ids"][0, 1:4].tolist() == list(known["a"])

@@ -96,3 +96,9 @@ def test_the_account_is_the_compilers(recipe, monkeypatch):
     assert chosen == found["chosen"]
     assert account == pytest.approx(found["bytes"], rel=0.08)
     assert found["bytes"] <= fit.GB * int(settings.fit.removesuffix("GB"))
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused_as_that(tmp_path):
+    run = dataclasses.replace(RUN, fit="8GB", parallel="pmap", data=dataclasses.replace(RUN.data, batch=3))
+    with pytest.raises(ValueError, match="data.batch=3: parallel='pmap' spreads it over 4 devices, which must divide"):
+        train(run, tmp_path)

@@ -9,8 +9,12 @@ import numpy as np
 import optax
 import pytest
 
+import sdjax
 from sdjax import methods, tasks, trees
+from sdjax.data.batches import Data
+from sdjax.data.sources.drawn import Pocketland
 from sdjax.formats import pipeline
+from sdjax.methods.adapter import Adapter
 from sdjax.methods.chain import Chain
 from sdjax.methods.clip import Clip
 from sdjax.methods.controlnet import ControlNet
@@ -19,9 +23,12 @@ from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
 from sdjax.methods.hypernetwork import Hypernetwork
 from sdjax.methods.lora import Lora
+from sdjax.methods.method import Method
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.methods.vae import Vae
 from sdjax.runtime import mesh
+from sdjax.settings import SettingError
+from sdjax.training.begin import begin
 from sdjax.training.settings import Train
 from sdjax.training.step import default_loss, initial_state, make_step
 
@@ -194,3 +201,48 @@ def test_full_must_come_last_in_a_chain():
         Chain((Full(), E4T()))
     with pytest.raises(ValueError, match="Clip has a loss of its own; it trains alone"):
         Chain((TextualInversion("<new>"), Clip()))
+
+
+CHANGED = r"method.parts=.*: CustomDiffusion \(parts.0\) and Lora \(parts.1\) both change unet.*attn2.to_"
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            (Lora(rank=2, targets=r"attn2\.to_k"), Lora(rank=2, targets="attn2")),
+            r"Lora \(parts.0\) and Lora \(parts.1\)",
+        ),
+        ((CustomDiffusion(), Lora(rank=2, targets=r"attn2\.to_k")), CHANGED),
+        ((CustomDiffusion(query=True), Lora(rank=2)), CHANGED),
+    ],
+)
+def test_parts_of_a_chain_that_change_one_weight_are_refused_at_the_start(parts, message):
+    data = Data(path="pocketland", size=32, batch=4, source=Pocketland(count=16))
+    with pytest.raises(SettingError, match=f"{message}.*; expected parts that change different weights"):
+        begin(Train(model="random:tiny", method=Chain(parts), data=data))
+    Chain((*parts, Full(("unet",), r"^conv_in\."))).split(sdjax.load("random:tiny"))  # whose model holds all of them
+
+
+def test_two_parts_with_one_word_are_refused():
+    with pytest.raises(ValueError, match="method.parts: two parts train the word '<cat>'; expected one"):
+        Chain((TextualInversion("<cat>"), TextualInversion("<Cat>")))
+
+
+class Hooked(Method):
+    """Learns a hook, and data for the model's reference."""
+
+    def adapter(self, frozen, trained):
+        return Adapter(hook=object(), own={"mine": 1})
+
+
+class Owning(Method):
+    def adapter(self, frozen, trained):
+        return Adapter(conditioner=object(), own={"other": 2})
+
+
+def test_what_parts_learn_is_kept_whole_or_the_chain_has_no_adapter():
+    sd = sdjax.load("random:tiny")
+    both = Chain((Hooked(), Owning())).adapter(sd, {"0": {}, "1": {}})
+    assert both.hook is not None and both.conditioner is not None and both.own == {"mine": 1, "other": 2}
+    assert Chain((Hooked(), Hooked())).adapter(sd, {"0": {}, "1": {}}) is None

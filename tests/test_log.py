@@ -78,12 +78,18 @@ def test_wandb_is_told_too(tmp_path, monkeypatch):
         finish = staticmethod(lambda: told.append("finished"))
 
     monkeypatch.setitem(__import__("sys").modules, "wandb", Module)
+    for folder in ("cat", "other/cat"):
+        (tmp_path / folder).mkdir(parents=True)
     board = log.Wandb(tmp_path / "cat", "cats", {"steps": 3})
     board.figures(2, {"loss": 1.0})
     board.picture(2, "samples", np.zeros((8, 9, 3), np.uint8))
     board.close()
     assert told[0]["project"] == "cats" and told[0]["name"] == "cat" and told[0]["config"] == {"steps": 3}
     assert told[1:] == [(2, {"loss": 1.0}), (2, {"samples": ("image", (8, 9, 3))}), "finished"]
+    for folder in ("cat", "other/cat"):
+        log.Wandb(tmp_path / folder, "cats", {})
+    first, _, _, _, again, other = (one["id"] if isinstance(one, dict) else one for one in told)
+    assert first == again == (tmp_path / "cat" / log.WANDB_ID).read_text() and len({first, other, "cat"}) == 3
 
 
 def test_a_line_that_a_full_disk_cut_stands_alone(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sdjax.diffusion import noise_schedule
-from sdjax.diffusion.loss import diffusion_loss, snr_weight
+from sdjax.diffusion.loss import LEAST_SNR, debiased, diffusion_loss, snr_weight
 from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.models.cond import Cond, UNetInputs
 
@@ -130,6 +130,18 @@ def test_min_snr_weights_are_those_of_the_paper():
     for prediction in noise_schedule.PREDICTIONS:
         flat = snr_weight(Schedule(prediction_type=prediction, rescale_betas_zero_snr=True), t, 5.0)
         assert bool(jnp.all(jnp.isfinite(flat)))
+
+
+def test_debiased_weights_are_finite_at_zero_terminal_snr():
+    t = jnp.array([0, 500, 999])
+    for prediction in noise_schedule.PREDICTIONS:
+        zero = debiased(Schedule(prediction_type=prediction, rescale_betas_zero_snr=True), t)
+        assert bool(jnp.all(jnp.isfinite(zero)))
+    assert debiased(Schedule(rescale_betas_zero_snr=True), t)[-1] == pytest.approx(LEAST_SNR**-0.5)
+    ddpm = Schedule(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+    alpha_bar = ddpm.alphas_cumprod[np.asarray(t)]
+    snr = np.minimum(alpha_bar / (1 - alpha_bar), 1000)
+    np.testing.assert_allclose(debiased(ddpm, t), snr**-0.5, rtol=1e-5)  # not bounded below
 
 
 def test_noise_offset_is_constant_over_a_channel(batch):

@@ -75,11 +75,21 @@ def test_optimizers_that_plan_their_length_are_refused():
         dataclasses.replace(RUN, minutes=1.0, optim=Optim(kind="prodigy", lr=1.0))
 
 
+def without_convolutions(sd):
+    """Returns a model whose autoencoder has no 1x1 convolutions around its latents."""
+    network = sd.networks["vae"]
+    config = dataclasses.replace(network.config, use_quant_conv=False, use_post_quant_conv=False)
+    kept = {name: tree for name, tree in sd.parts["vae"].items() if not name.endswith("quant_conv")}
+    return sd.with_networks(vae=network.clone(config=config)).with_parts(vae=kept)
+
+
+@pytest.mark.parametrize("pattern", ["", "^(encoder|decoder)", r"^(encoder|quant_conv)\."])
 @pytest.mark.parametrize("convolutions", [True, False])
-def test_an_autoencoder_ends_with_latents_of_unit_variance(convolutions):
-    """By its weights, with the factor that the model has; by the factor where it has no 1x1 convolutions."""
-    sd, data = pipeline.load("random:tiny"), batches.build(RUN.data, pipeline.load("random:tiny"), 0)
-    method = Vae(pattern="" if convolutions else "^(encoder|decoder)")
+def test_an_autoencoder_ends_with_latents_of_unit_variance(convolutions, pattern):
+    """By its weights, trained or not, with the model's factor; by the factor where it has no 1x1 convolutions."""
+    sd = pipeline.load("random:tiny")
+    sd = sd if convolutions else without_convolutions(sd)
+    data, method = batches.build(RUN.data, sd, 0), Vae(pattern=pattern)
     trained, frozen = method.split(sd)
     after = method.join(*method.finish(frozen, trained, data))
     pixels = jnp.concatenate([data[step]["pixels"] for step in range(4)])

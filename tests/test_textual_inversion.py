@@ -110,6 +110,20 @@ def test_a_run_of_two_words(folder, tmp_path):
         assert drift > 0 and told[f"drift <{word}>"] == pytest.approx(drift, rel=1e-4)
 
 
+def test_a_known_word_stays_whatever_its_case():
+    base = sdjax.load("random:tiny").add_word("<cat>", 2)
+    ids = base.words["<cat>"]
+    sd = base.with_rows(ids, {encoder: jnp.full_like(rows, 0.5) for encoder, rows in base.rows("<cat>").items()})
+    assert sd.add_word("<Cat>", 2) is sd and sd.ids("<CAT>") == ids
+    with pytest.raises(ValueError, match="word='<Cat>': the model knows it with 2 vectors, not 1$"):
+        sd.add_word("<Cat>")
+    method = TextualInversion("<Cat>", vectors=2)
+    trained, frozen = method.split(sd)
+    assert frozen.words == sd.words and all(bool((rows == 0.5).all()) for rows in trained["rows"].values())
+    moved = jax.tree.map(lambda x: x + 1, trained)
+    assert all(bool((rows == 1.5).all()) for rows in method.join(frozen, moved).rows("<cat>").values())
+
+
 def test_words_for_the_negative_prompt():
     method = TextualInversion("<flaws>", negative=True)
     settings = Train(method=method, data=Data(word="<flaws>"))

@@ -51,6 +51,7 @@ class Store:
 
     def __init__(self, path: str | Path) -> None:
         self.path, self.new, self.damaged, self.end = Path(path), {}, 0, 0
+        self.bad = set()  # places whose record is damaged
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.old = Places(self.path.with_suffix(".places"))
         self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -68,7 +69,8 @@ class Store:
         return len(self.new) + len(self.old)
 
     def _place(self, name):
-        return self.new.get(name) or self.old.get(name)
+        place = self.new.get(name) or self.old.get(name)
+        return None if place in self.bad else place
 
     def get(self, name: bytes) -> Arrays | None:
         """Returns the arrays of a key, None where there are none, or damaged ones."""
@@ -77,8 +79,10 @@ class Store:
             return None
         found = os.pread(self.file, HEAD.size + place[1], place[0] - HEAD.size)
         data = memoryview(found)[HEAD.size :]
-        whole = len(data) == place[1] and HEAD.unpack(found[: HEAD.size])[::3] == (name, zlib.crc32(data))
-        return load(bytes(data)) if whole else None
+        if len(data) == place[1] and HEAD.unpack(found[: HEAD.size])[::3] == (name, zlib.crc32(data)):
+            return load(bytes(data))
+        self.bad.add(place)  # so that `put` writes it again
+        return None
 
     def settle(self) -> None:
         """Writes where the records are, if there are more than MANY new ones."""
@@ -159,8 +163,7 @@ class Store:
             if head != zlib.crc32(view[end : end + 24]) or last > size:
                 break
             if zlib.crc32(view[first:last]) == sum_:
-                if name not in self.old:
-                    self.new[name] = (first, length)
+                self.new[name] = (first, length)  # a key of `old` too: its record there is damaged
             else:
                 self.damaged += 1
             end = last

@@ -56,8 +56,10 @@ class Places:
         """Returns these places and new ones {key: (place, length)}, written to the file."""
         keys = np.frombuffer(b"".join(new), ">u8").reshape(-1, 2).T.astype("<u8")
         added = np.concatenate([keys, np.array(list(new.values()), "<u8").reshape(-1, 2).T])
-        both = np.concatenate([self.columns, added], 1)
-        data = np.ascontiguousarray(both[:, np.lexsort((both[1], both[0]))], "<u8")
+        both = np.concatenate([added, self.columns], 1)
+        both = both[:, np.lexsort((both[1], both[0]))]  # stable: of one key the new place comes first
+        again = (both[:2, 1:] == both[:2, :-1]).all(0)
+        data = np.ascontiguousarray(both[:, np.r_[True, ~again]], "<u8")
         with files.new_file(self.path) as temporary:
             temporary.write_bytes(HEAD.pack(MAGIC, data.shape[1], end, zlib.crc32(data.tobytes())) + data.tobytes())
         return Places(self.path)

@@ -26,6 +26,7 @@ from sdjax.diffusion.noise_schedule import Schedule, add_noise, snr
 from sdjax.models.cond import Cond, UNetInputs
 
 LOSS_ALONE = ("pixels", "moments", "ids", "class_ids", "text", "index", "weight", "mask")  # no concern of the network
+LEAST_SNR = 1e-5  # of the debiased weight, infinite at zero terminal SNR: our choice, below DDPM's schedule, 4e-5
 MOST_SNR = 1000.0  # of the debiased weight, which at time 0 of a schedule without noise would be 0; as kohya has it
 
 
@@ -149,10 +150,10 @@ def snr_weight(schedule: Schedule, t: Num[Array, " B"], gamma: float) -> Float32
 def debiased(schedule: Schedule, t: Num[Array, " B"]) -> Float32[Array, " B"]:
     """Returns the debiased weight, float32 [B]: 1 / sqrt(snr) for noise, 1 / (snr + 1) for v, sqrt(snr) for x0.
 
-    snr is at most MOST_SNR.  Times of much noise weigh more: there an error of the noise is a larger error of the
-    picture.
+    snr is at least LEAST_SNR and at most MOST_SNR.  Times of much noise weigh more: there an error of the noise is a
+    larger error of the picture.
     Source: Yu et al. 2023, "Debias the Training of Diffusion Models" (arXiv 2310.08442) for noise; kohya's sd-scripts
     for v; our choice for x0, since an error of the noise is snr times one of x0.
     """
-    ratio = jnp.minimum(snr(schedule, t), MOST_SNR)
+    ratio = jnp.clip(snr(schedule, t), LEAST_SNR, MOST_SNR)
     return {"epsilon": ratio**-0.5, "v_prediction": 1 / (ratio + 1), "sample": ratio**0.5}[schedule.prediction_type]

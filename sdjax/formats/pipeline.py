@@ -24,7 +24,7 @@ from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text.tokenizer import Tokenizer, byte_vocabulary
 
 POCKET = pathlib.Path(__file__).parents[1] / "pocket"
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16")  # of weights in files and of networks that sample
 FORMATS = ("diffusers", "single-file")
 HUGGING_FACE = ("model*.safetensors", "pytorch_model*.bin")  # transformers' weights
 

@@ -3,6 +3,7 @@
 Chain((E4T(), Full(("unet",))))
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import jax
 from jax import Array
 
+from sdjax import trees
 from sdjax.methods.adapter import Adapter
 from sdjax.methods.full import Full
 from sdjax.methods.method import Method, about
-from sdjax.settings import prefixed
+from sdjax.settings import SettingError, prefixed
 from sdjax.stable_diffusion import StableDiffusion
 
 
@@ -32,18 +34,39 @@ class Chain(Method):
             raise ValueError("method.parts: Full takes weights away, so it comes last and only once in a Chain")
         if sum("hypernetwork" in part.formats for part in self.parts) > 1:
             raise ValueError("method.parts: a file holds one hypernetwork; expected one such part")
+        words = [" ".join(word.lower().split()) for word in self.words]
+        if twice := sorted({word for word in words if words.count(word) > 1}):
+            raise ValueError(f"method.parts: two parts train the word {twice[0]!r}; expected one")
         for part in self.parts:
             for what in ("loss", "preview"):
                 if getattr(part, what) is not None:
                     raise ValueError(f"method.parts: {type(part).__name__} has a {what} of its own; it trains alone")
 
     def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
-        """Returns ({"0": trained of the first part, ...}, the rest of sd)."""
+        """Returns ({"0": trained of the first part, ...}, the rest of sd).
+
+        Raises SettingError for two parts that edit one weight, unless Full makes a whole model of all.
+        """
         trained = {}
         for i, part in enumerate(self.parts):
             with prefixed(f"parts.{i}"):
                 trained[str(i)], sd = part.split(sd, _folded(key, i))
+        if not any(isinstance(part, Full) for part in self.parts):
+            self._check_apart(trained)
         return trained, sd
+
+    def _check_apart(self, trained):
+        """Raises SettingError for two parts that edit one weight."""
+        edited = {i: part.edited(trained[str(i)]) for i, part in enumerate(self.parts)}
+        for i, j in itertools.combinations(edited, 2):
+            if both := sorted(edited[i] & edited[j]):
+                which, names = trees.listing(both, 1), [type(self.parts[k]).__name__ for k in (i, j)]
+                said = f"{names[0]} (parts.{i}) and {names[1]} (parts.{j}) both change {which}"
+                raise SettingError("parts", names, "parts that change different weights", said)
+
+    def edited(self, trained: Any) -> set[str]:
+        """Returns the names of the weights that the parts edit."""
+        return {name for i, part in enumerate(self.parts) for name in part.edited(trained[str(i)])}
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with every part joined, the last first."""
@@ -58,7 +81,8 @@ class Chain(Method):
         return frozen
 
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
-        """Returns the parts' adapters as one; None if one is a whole model and no other belongs into a model folder.
+        """Returns the parts' adapters as one; None if one is a whole model and no other belongs into a model folder, or
+        if one adapter cannot hold what all of them do.
 
         Example: E4T's encoder goes into the folder of a model whose UNet Full trained.
         """
@@ -152,7 +176,10 @@ def _folded(key, i):
 
 
 def _together(adapters, about):
-    """Returns one adapter of several; edits of one weight and hooks of two parts do not go together in one."""
+    """Returns one adapter of several; None where one cannot hold them: it has one edit of a weight, and one hook."""
+    things = [thing for one in adapters for thing in _things(one)]
+    if len(things) != len(set(things)):
+        return None
     first = adapters[0]
     for other in adapters[1:]:
         first = replace(
@@ -161,6 +188,16 @@ def _together(adapters, about):
                 part: {**first.edits.get(part, {}), **other.edits.get(part, {})} for part in first.edits | other.edits
             },
             words={**first.words, **other.words},
-            hook=first.hook or other.hook,
+            hook=other.hook if first.hook is None else first.hook,
+            conditioner=other.conditioner if first.conditioner is None else first.conditioner,
+            own={**first.own, **other.own},
         )
     return replace(first, about=about)
+
+
+def _things(adapter):
+    """Yields a name of everything that an adapter holds."""
+    yield from ((part, name) for part, edits in adapter.edits.items() for name in edits)
+    yield from (("words", word) for word in adapter.words)
+    yield from (("own", name) for name in adapter.own)
+    yield from ((kind, "") for kind in ("hook", "conditioner") if getattr(adapter, kind) is not None)

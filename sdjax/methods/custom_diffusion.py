@@ -52,6 +52,10 @@ class CustomDiffusion(Method):
         sd = frozen.with_parts(unet=trees.merge(frozen.parts["unet"], trained["unet"]))
         return sd if key is None else sd.add(hooks=Start())
 
+    def edited(self, trained: Any) -> set[str]:
+        """Returns the names of the weights that train."""
+        return {f"unet.{name}" for name in trees.names(trained["unet"])}
+
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
         """Returns the trained weights as edits that replace the model's."""
         weights = trees.flatten(trained["unet"])

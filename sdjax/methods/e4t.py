@@ -32,7 +32,6 @@ from sdjax.methods.method import Method, about
 from sdjax.methods.seen import E4T_OWN, ENCODER, Seen, empty, half, seen_by, with_seen
 from sdjax.models.cond import Cond
 from sdjax.models.conditioner import Conditioner
-from sdjax.models.reference import Reference
 from sdjax.settings import FACTOR, FROM_0, SettingError, check
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.text import conditioning
@@ -128,7 +127,7 @@ class E4T(Method):
         tower = trained.get("vision", frozen.parts["image_encoder"])
         head = heads.of(trees.names(trained["head"]), self.features)
         static = {"kind": head, "network": frozen.networks["image_encoder"]}
-        return Encoder(trained["head"], tower, frozen.words[self.word][ENCODER], self.scale, self.penalty, **static)
+        return Encoder(trained["head"], tower, frozen.ids(self.word)[ENCODER], self.scale, self.penalty, **static)
 
     def head(self, sd: StableDiffusion, key: Array | None = None) -> dict[str, Any]:
         """Returns the initial weights of the paper's head, see heads/layers.py; without a key their shapes."""
@@ -242,7 +241,8 @@ def plain_model(sd: StableDiffusion, levels: int = 32) -> StableDiffusion:
     noise = jax.random.normal(jax.random.key(0), (levels, *z.shape[1:]))
     noisy = add_noise(sd.schedule, jnp.broadcast_to(z, noise.shape), noise, t)
     move = jax.jit(lambda sd: encoder.offset(sd, noisy, t.astype(jnp.float32), Cond()))(sd).mean(0)
-    row = sd.embed(ENCODER, seen_by(sd).domain[None])[0] + encoder.scale * move[None]  # [1 C]
+    row = sd.embed(ENCODER, seen_by(sd).domain[None])[0] + encoder.strength * encoder.scale * move[None]  # [1 C]
     others = tuple(c for c in sd.conditioners if c is not encoder)
-    bare = branches.merged(sd.replace(conditioners=others, reference=Reference()))
+    own = {name: tree for name, tree in sd.reference.own.items() if name != E4T_OWN}
+    bare = branches.merged(sd.replace(conditioners=others).with_reference(own=own, attached=None))
     return bare.with_rows({ENCODER: encoder.word}, {ENCODER: row})

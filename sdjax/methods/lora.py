@@ -201,6 +201,10 @@ class Lora(Method):
     def _ranked(self, f):
         return next((len(f[name]) for name in deltas.named(self.algo).ranked if name in f), None)
 
+    def edited(self, trained: Any) -> set[str]:
+        """Returns the names of the kernels that train."""
+        return {f"{part}.{module}.kernel" for part, modules in trained.items() for module in modules}
+
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
         """Returns the changes as edits of weights, float32."""
         _, factors = self._taken(frozen, trained)

@@ -72,6 +72,13 @@ class Method(Protocol):
         """
         return frozen
 
+    def edited(self, trained: Any) -> set[str]:
+        """Returns the names of the weights that the adapter edits, such as "unet.conv_in.kernel".
+
+        A Chain refuses parts that edit the same ones, since an adapter holds one edit of each.
+        """
+        return set()
+
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
         """Returns what was learned, or None for a whole model.
 

@@ -71,7 +71,7 @@ class TextualInversion(Method):
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd whose word stands for the trained rows."""
-        return frozen.with_rows(frozen.words[self.word], trained["rows"])
+        return frozen.with_rows(frozen.ids(self.word), trained["rows"])
 
     def measure(self, frozen: StableDiffusion, trained: Any) -> dict[str, Array]:
         """Returns {"norm WORD", "drift WORD"}: the mean norm of the rows, and of how far they are from their start.

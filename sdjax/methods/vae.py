@@ -141,15 +141,14 @@ class Vae(Method):
         An autoencoder without these layers gets scaling_factor = 1 / std.  Where the encoder did not train, nothing
         changes.
         """
-        flat = trees.flatten(trained["vae"])
-        if not any(name.startswith("encoder.") for name in flat):
+        if not any(name.startswith("encoder.") for name in trees.names(trained["vae"])):
             return frozen, trained
         sd = self.join(frozen, trained)
         encode = jax.jit(lambda sd, x: jnp.split(sd.moments(x), 2, axis=-1)[0])
         means = [encode(sd, batch["pixels"]) for batch, _ in zip(data.iterate(), range(16), strict=False)]
         std = jnp.std(jnp.concatenate([mean.ravel() for mean in means]))
         network = frozen.networks["vae"]
-        if not {"quant_conv.bias", "post_quant_conv.kernel"} <= flat.keys():
+        if not {"quant_conv.bias", "post_quant_conv.kernel"} <= trees.names(sd.parts["vae"]).keys():
             config = dataclasses.replace(network.config, scaling_factor=round(float(1 / std), 5))
             return frozen.with_networks(vae=network.clone(config=config)), trained
         s, half = 1 / (network.config.scaling_factor * std), network.config.latent_channels
@@ -160,10 +159,10 @@ class Vae(Method):
             r"^quant_conv\.bias$": lambda _, w: w * gain + shift,
             r"^post_quant_conv\.kernel$": lambda _, w: w / s,
         }
-        scaled = trained["vae"]
+        scaled, still = trained["vae"], frozen.parts["vae"]  # these layers are in one or the other
         for pattern, change in changes.items():
-            scaled = trees.edit(scaled, pattern, change)
-        return frozen, {**trained, "vae": scaled}
+            scaled, still = trees.edit(scaled, pattern, change), trees.edit(still, pattern, change)
+        return frozen.with_parts(vae=still), {**trained, "vae": scaled}
 
     def _distance(self, sd, x, made):
         error = jnp.mean(jnp.abs(x - made)) if self.recon == "l1" else jnp.mean((x - made) ** 2)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
+from sdjax import trees
 from sdjax.sampling import control, foreign_noise, settings, slerp
 from sdjax.sampling.fields import fields, understood
 from sdjax.settings import SettingError
@@ -74,12 +75,7 @@ class Job:
     @property
     def keys(self) -> Array:
         """One key per picture [B]: of the seed's low 32 bits, with the high ones folded in where they are not 0."""
-        words = [seed if abs(seed) >> 32 else seed % (1 << 32) for seed in self.each("seed")]
-        low, high = np.array([(word & 0xFFFFFFFF, word >> 32 & 0xFFFFFFFF) for word in words], np.uint32).T
-        keys = jax.vmap(jax.random.key)(low)
-        if not high.any():
-            return keys
-        return jnp.where(high, jax.vmap(jax.random.fold_in)(jax.random.clone(keys), high), keys)
+        return trees.seed_keys(self.each("seed"))
 
     def start_noise(self, shape: tuple[int, int, int]) -> Float[Array, "B h w c"]:
         """Returns the standard normal start noise; shape: (h, w, c).

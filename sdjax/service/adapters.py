@@ -33,8 +33,6 @@ from sdjax.service.programs import one_line
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
-DTYPES = ("float32", "float16", "bfloat16")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command in the first argument; returns the exit status.  `check` returns 1 for a file with faults."""
@@ -79,7 +77,9 @@ def _parser():
         one.add_argument("--ratio", type=float, help="keep singular values of at least 1/RATIO of the largest")
         one.add_argument("--out", required=True, help="output file; a folder for formats other than kohya")
         one.add_argument("--format", default="kohya", help="output format: kohya, diffusers, peft ...; default: kohya")
-        one.add_argument("--dtype", default="float32", choices=DTYPES, help="data type of the file; default: float32")
+        one.add_argument(
+            "--dtype", default="float32", choices=pipeline.DTYPES, help="data type of the file; default: float32"
+        )
         if one is not extract:
             one.add_argument("--model", help=model)
     return made

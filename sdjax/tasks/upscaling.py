@@ -23,7 +23,7 @@ from sdjax.tasks.task import Task, channels, tiles, widened
 LEVELS = 350  # of noise on the small picture in training; max_noise_level of the original's config
 CLASSES = 1000  # rows of the embedding of levels; num_classes there
 SMALL = 3  # channels of the small picture
-BETAS = 1e-4, 2e-2  # ends of the schedule of its noise, low_scale_config there
+BETAS: dict[str, Any] = {"beta_start": 1e-4, "beta_end": 2e-2}  # of its noise, low_scale_config there, and the latent's
 
 
 class Upscaling(Task):
@@ -51,7 +51,7 @@ class Upscaling(Task):
         width = trees.flatten(sd.parts["unet"])["time_embedding.linear_2.bias"].shape[0]
         network = sd.networks["unet"].clone(config=replace(sd.networks["unet"].config, num_class_embeds=CLASSES))
         levels = {"class_embedding": {"embedding": jnp.zeros((CLASSES, width))}}
-        sd = sd.replace(low_schedule=Schedule(beta_start=BETAS[0], beta_end=BETAS[1]))
+        sd = sd.replace(low_schedule=Schedule(**BETAS))
         return sd.with_networks(unet=network).with_parts(unet={**sd.parts["unet"], **levels})
 
     def inputs(self, sd: StableDiffusion, batch: Mapping[str, Array], key: Array) -> Cond:

@@ -30,8 +30,10 @@ PIECES = "|".join(
     + [r"[\p{L}]+", r"[\p{N}]", r"[^\s\p{L}\p{N}]+"]
 )
 PLACE = "in_place_of"  # of an added token: the text whose tokens it stands for
+VECTORS = "vectors"  # of a word's first added token: how many tokens the word has
+COUNTS = "placeholder_vectors"  # in our tokenizer_config.json: {word: VECTORS}
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
-Token = dict[str, Any]  # "content", the FLAGS, perhaps PLACE
+Token = dict[str, Any]  # "content", the FLAGS, perhaps PLACE and VECTORS
 Vocabulary = tuple[dict[str, int], list[tuple[str, str]]]  # {token: id} and merges
 
 
@@ -78,7 +80,8 @@ class Tokenizer:
         whole = _json(folder / "tokenizer.json", None)
         vocabulary, merges = _vocabulary(folder, whole)
         decoder, roles, special = _special_tokens(folder, config, whole)
-        tokenizer = cls(vocabulary, tuple(merges), roles, _added(decoder, special), _length(config, folder))
+        added = _counted(_added(decoder, special), config, folder)
+        tokenizer = cls(vocabulary, tuple(merges), roles, added, _length(config, folder))
         try:
             backend = tokenizer.backend
         except Exception as error:  # the Rust side raises plain Exception
@@ -111,9 +114,13 @@ class Tokenizer:
                     f"word={token[PLACE]!r}: stands in the place of tokens; attach it as another to save it"
                 )
         folder = pathlib.Path(folder)
-        decoder = dict(sorted((self.backend.token_to_id(token["content"]), token) for token in self.added))
+        numbers = sorted((self.backend.token_to_id(token["content"]), token["content"]) for token in self.added)
+        tokens = {token["content"]: {name: x for name, x in token.items() if name != VECTORS} for token in self.added}
+        decoder = {number: tokens[content] for number, content in numbers}
         config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.length, "add_prefix_space": False}
         config |= {"do_lower_case": True, "errors": "replace", **self.roles, "added_tokens_decoder": decoder}
+        if counts := {token["content"]: token[VECTORS] for token in self.added if VECTORS in token}:
+            config[COUNTS] = counts
         vocabulary = dict(sorted(self.vocabulary.items(), key=lambda item: item[1]))
         _write(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
         _write(folder / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, self.merges)]))
@@ -128,15 +135,30 @@ class Tokenizer:
     @functools.cached_property
     def words(self) -> dict[str, tuple[int, ...]]:
         """The placeholder words, {word: (its ids)}, sorted by id."""
-        words, last, said = {}, None, {token["content"]: token[PLACE] for token in self.added if PLACE in token}
+        said = {token["content"]: token[PLACE] for token in self.added if PLACE in token}
+        return {said.get(names[0], names[0]): tuple(map(self.backend.token_to_id, names)) for names in self._groups()}
+
+    def _groups(self) -> list[list[str]]:
+        """Returns the tokens of every placeholder word; where a file does not tell their number, names and ids do."""
+        groups, taken, last = [], set(), None
         for token in self.added:
-            if not token["special"]:
-                content, number = token["content"], self.backend.token_to_id(token["content"])
-                if last is not None and (content, number) == (f"{last}_{len(words[last])}", words[last][-1] + 1):
-                    words[last] += (number,)
-                else:
-                    last, words[content] = content, (number,)
-        return {said.get(word, word): ids for word, ids in words.items()}
+            content = token["content"]
+            if token["special"] or content in taken:
+                continue
+            if VECTORS in token:
+                groups.append(_parts(content, token[VECTORS]))
+                taken.update(groups[-1])
+                last = None
+            elif last is not None and content == f"{last[0]}_{len(last)}" and self._follows(last[-1], content):
+                last.append(content)
+            else:
+                last = [content]
+                groups.append(last)
+        return groups
+
+    def _follows(self, one: str, other: str) -> bool:
+        """Returns whether a token's id is the one after another's."""
+        return self.backend.token_to_id(other) == self.backend.token_to_id(one) + 1
 
     @functools.cached_property
     def placed(self) -> dict[tuple[int, ...], tuple[int, ...]]:
@@ -146,9 +168,10 @@ class Tokenizer:
 
     def knows(self, word: str) -> bool:
         """Returns whether the tokenizer has this placeholder word, ignoring case and white space."""
-        return self._plain(word) in self.words
+        return self.plain(word) in self.words
 
-    def _plain(self, word: str) -> str:
+    def plain(self, word: str) -> str:
+        """Returns a text as the tokenizer compares it: lower case, single spaces."""
         return " ".join(self.backend.normalizer.normalize_str(word).split())
 
     @property
@@ -181,19 +204,20 @@ class Tokenizer:
             raise ValueError(f"word={word!r}: a placeholder word must not be empty or hold white space")
         if vectors < 1:
             raise ValueError(f"vectors={vectors}: a placeholder word has at least 1 vector")
-        word = self._plain(word)
-        if word in self.words and len(self.words[word]) == vectors:
+        word = self.plain(word)
+        if word in self.words:
+            if (known := len(self.words[word])) != vectors:
+                raise ValueError(f"word={word!r}: is known with {known} vectors, not {vectors}")
             return self
-        tokens = [word, *(f"{word}_{i}" for i in range(1, vectors))]
+        tokens = _parts(word, vectors)
         single = [token for token in tokens if len(self._encode(token)) == 1]
-        if place and word not in self.words and (single or " " in word):
+        if place and (single or " " in word):
             tokens = [f"embedding:{token}" for token in tokens]  # ComfyUI's name of it
-        elif single or word in self.words:
-            raise ValueError(
-                f"word={word!r}: {(single or [word])[0]!r} is one token already; choose another, such as '<{word}>'"
-            )
+        elif single:
+            raise ValueError(f"word={word!r}: {single[0]!r} is one token already; choose another, such as '<{word}>'")
         whole = place and re.fullmatch(r"\w(.*\w)?", word) is not None  # "ink" is not in "pink"
         made = [_token(token, normalized=True, single_word=whole) for token in tokens]
+        made[0][VECTORS] = vectors
         if tokens[0] != word:
             made[0][PLACE] = word
         return dataclasses.replace(self, added=(*self.added, *made))
@@ -356,6 +380,24 @@ def _added(decoder: Mapping[int, Token], special: Iterable[Token]) -> tuple[Toke
     for token in special:
         added[token["content"]] = {**added.get(token["content"], token), "special": True}
     return tuple(added.values())
+
+
+def _counted(added: tuple[Token, ...], config: Mapping[str, Any], folder: pathlib.Path) -> tuple[Token, ...]:
+    """Returns added tokens with the numbers of vectors that our tokenizer_config.json tells."""
+    counts = config.get(COUNTS, {})
+    there = {token["content"] for token in added if not token["special"]}
+    for word, count in counts.items() if isinstance(counts, dict) else [(COUNTS, counts)]:
+        whole = type(count) is int and 1 <= count <= len(there)
+        if not whole or not there.issuperset(_parts(word, count)):
+            where = folder / "tokenizer_config.json"
+            raise ValueError(f"{where}: {COUNTS}: {word!r}: {count!r}, the number of its added tokens is expected")
+    told = {word: {VECTORS: count} for word, count in counts.items()}
+    return tuple({**token, **told.get(token["content"], {})} for token in added)
+
+
+def _parts(word: str, vectors: int) -> list[str]:
+    """Returns the names of a word's tokens."""
+    return [word, *(f"{word}_{i}" for i in range(1, vectors))]
 
 
 def _length(config: Mapping[str, Any], folder: pathlib.Path) -> int:

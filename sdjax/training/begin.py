@@ -41,7 +41,7 @@ def begin(
     """
     settings = checks.worded(settings)
     checks.alone(settings)
-    method, key = settings.method, jax.random.key(settings.seed)
+    method, key = settings.method, trees.seed_key(settings.seed)
     if examples is None and (pictures or method.look is not None or method.finish is not None):
         examples = checks.pictures(settings)
     others = None if examples is None else checks.class_pictures(settings, examples)

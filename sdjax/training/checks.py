@@ -3,7 +3,7 @@
 settings = checks.worded(settings)                                fill in the method's word for the captions
 checks.alone(settings); checks.microbatches(settings)            the settings by themselves
 examples = checks.pictures(settings)                             the pictures
-checks.model(settings, sd)                                       the model
+checks.class_pictures(settings, examples)                        the pictures of the class
 checks.said_word(method, sd, data)                               the prompts
 """
 
@@ -137,7 +137,7 @@ def _pictures_in(path):
 def said_word(method: Method, sd: StableDiffusion, data: Any) -> None:
     """Raises ValueError if no prompt contains the method's word, whose row would never train."""
     for word in method.words:
-        if not data.mentions(sd.words[word]):
+        if not data.mentions(sd.ids(word)):
             raise ValueError(
                 f"data.word={data.data.word!r}: no prompt holds {word!r}, which the method trains; write it into the"
                 f" captions, or set data.word={word} and data.templates=object"
@@ -146,6 +146,7 @@ def said_word(method: Method, sd: StableDiffusion, data: Any) -> None:
 
 def microbatches(settings: Any) -> None:
     """Raises ValueError if the method needs the whole batch, or microbatches and devices do not divide it."""
+    mesh.rows(settings.parallel, settings.data.batch)
     parts, method = settings.optim.accumulate, settings.method
     devices = mesh.count(settings.parallel)
     if parts > 1 and method.whole_batch:

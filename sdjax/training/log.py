@@ -6,6 +6,7 @@ metrics.jsonl: {"step": 120, "loss": 0.113, "rate": 0.0001, "seconds": 12.3}, an
 import collections
 import json
 import os
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from sdjax.formats.storage import files
 from sdjax.runtime import processes
 
 MEAN = 50  # steps whose mean the bar shows
+WANDB_ID = "wandb.id"  # a file in the run's folder
 INSTALL = "pip install -e '.[logging]'"
 
 
@@ -62,8 +65,8 @@ class Wandb:
         import wandb  # pyright: ignore[reportMissingImports]  # of the extra `logging` alone
 
         self.module = wandb
-        name = folder.absolute().name
-        self.run = wandb.init(project=project, name=name, dir=str(folder), config=settings, id=name, resume="allow")
+        name, number = folder.absolute().name, _wandb_id(folder)
+        self.run = wandb.init(project=project, name=name, dir=str(folder), config=settings, id=number, resume="allow")
 
     def figures(self, step: int, values: dict[str, float]) -> None:
         """Shows the figures of a step."""
@@ -76,6 +79,15 @@ class Wandb:
     def close(self) -> None:
         """Writes what is left."""
         self.run.finish()
+
+
+def _wandb_id(folder):
+    """Returns a run's random id in its project, which is kept in the run's folder."""
+    place = folder / WANDB_ID
+    if not place.is_file():
+        with files.new_file(place) as temporary:
+            temporary.write_text(secrets.token_hex(8))
+    return place.read_text().strip()
 
 
 def boards(folder: Path, project: str, settings: dict[str, Any]) -> list[Board]:

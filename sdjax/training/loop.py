@@ -28,7 +28,7 @@ from sdjax.training.begin import begin, task_of
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.optim import check_rates, optimizer, rate, rates
 from sdjax.training.pace import Pace
-from sdjax.training.session import EXPORT, MEASURE, Session
+from sdjax.training.session import EXPORT, Session
 from sdjax.training.settings import Train
 from sdjax.training.step import initial_state, of_run
 
@@ -118,42 +118,61 @@ def _train(settings, out):
 
 
 def _steps(session, state, numbers, advance, asked, clock):
-    """Trains for these steps, until a stop is requested or the clock's time is over; returns the last state."""
-    settings, told, previous = session.settings, session.told, None
-    schedule = rate(settings.optim, settings.steps)
-    if clock is not None:
-        schedule = functools.partial(pace.rate, settings.optim, length=pace.length_of(state["opt"]))
+    """Trains for these steps, until something ends the run before; returns the last state."""
+    settings, previous, schedule = session.settings, None, _schedule(session.settings, state, clock)
     rows = session.data.of(mesh.rows(settings.parallel, settings.data.batch))
-    for n, batch in zip(numbers, rows.iterate(numbers.start), strict=False):
+    for step, batch in zip((n + 1 for n in numbers), rows.iterate(numbers.start), strict=False):
         state, metrics = advance(state, session.place.batch(batch))
         loss = _finite(previous)  # one step late, so that the device never waits
-        previous, files = (n + 1, metrics), asked.now(_due(n + 1, settings.log or 1))
-        length = None if clock is None else clock.after(n + 1)
-        over = clock is not None and clock.over
-        length = n + 1 if over else length
-        last, stopped = n + 1 == numbers.stop or over or STOP in files, asked.stopped(n + 1)
-        if length is not None:
-            state = {**state, "opt": pace.with_length(state["opt"], length)}
-            schedule = functools.partial(pace.rate, settings.optim, length=length)
-        wanted = _wanted(settings, n + 1, last, files)
-        if wanted or last or stopped:
+        previous, files = (step, metrics), asked.now(_due(step, settings.log or 1))
+        state, schedule, ending = _timed(settings, state, schedule, clock, step)
+        if asked.stopped(step):
+            _finite(previous)
+            _stop(session, state, step)
+        ending = ending or step == numbers.stop or STOP in files
+        if _due(step, settings.validate, ending) and settings.data.validation:
+            _finite(previous)
+            session.measure(step, state)  # first, since it may end the run
+        last = ending or session.over
+        wanted = _wanted(settings, step, last, files)
+        if wanted or last:
             _finite(previous)  # what waits for the device anyway: nothing is written of a step that went wrong
-        if SAVE in wanted or stopped:
-            session.save(state, wait=stopped)
-        if stopped:
-            told.event(n + 1, "stopped")
-            processes.say(f"stopped after step {n + 1}; rerun the command to resume")
-            raise SystemExit(BEFORE_STOP)
+        if SAVE in wanted:
+            session.save(state)
         if "log" in wanted:
-            told.metrics(n + 1, {**metrics, **rates(settings.optim, float(np.asarray(schedule(n))))})
-        told.advance(n + 1, loss)
-        session.after(n + 1, state, wanted)
-        for name in sorted(files):
-            told.event(n + 1, name)
-        asked.done(files)
-        if last or session.over:
+            session.told.metrics(step, {**metrics, **rates(settings.optim, float(np.asarray(schedule(step - 1))))})
+        session.told.advance(step, loss)
+        session.after(step, state, wanted)
+        _answered(session.told, step, asked, files)
+        if last:
             break
     return state
+
+
+def _schedule(settings, state, clock):
+    """Returns the function of the learning rate, whose length a clock changes."""
+    if clock is None:
+        return rate(settings.optim, settings.steps)
+    return functools.partial(pace.rate, settings.optim, length=pace.length_of(state["opt"]))
+
+
+def _timed(settings, state, schedule, clock, step):
+    """Returns (state, schedule, whether the time is over) after a step; of the length that the clock tells."""
+    length = None if clock is None else clock.after(step)
+    over = clock is not None and clock.over
+    length = step if over else length
+    if length is None:
+        return state, schedule, over
+    state = {**state, "opt": pace.with_length(state["opt"], length)}
+    return state, functools.partial(pace.rate, settings.optim, length=length), over
+
+
+def _stop(session, state, step):
+    """Ends the process after SIGTERM, with a checkpoint."""
+    session.save(state, wait=True)
+    session.told.event(step, "stopped")
+    processes.say(f"stopped after step {step}; rerun the command to resume")
+    raise SystemExit(BEFORE_STOP)
 
 
 def _wanted(settings, step, last, files):
@@ -162,10 +181,16 @@ def _wanted(settings, step, last, files):
         SAVE: _due(step, settings.checkpoint, last) or files & {SAVE, STOP},
         SAMPLE: _due(step, settings.previews) or SAMPLE in files,
         EXPORT: _due(step, settings.export_every) or SAVE in files,
-        MEASURE: _due(step, settings.validate, last) and bool(settings.data.validation),
         "log": _due(step, settings.log, last),
     }
     return {name for name, is_due in due.items() if is_due}
+
+
+def _answered(told, step, asked, files):
+    """Logs what files requested, and removes them."""
+    for name in sorted(files):
+        told.event(step, name)
+    asked.done(files)
 
 
 def _lasting(settings, data):

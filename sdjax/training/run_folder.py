@@ -212,8 +212,20 @@ def _held(method, adapter):
         return [(whole, adapter)]
     none = {"edits": {}, "words": {}, "hook": None}
     parts = [replace(adapter, **{**none, name: getattr(adapter, name)}) for name in none if getattr(adapter, name)]
+    if parts and parts[0].edits and fitting(parts[0]) is None:
+        parts[:1] = _by_kind(parts[0], fitting)
     found = [(kind, one) for one in parts if (kind := fitting(one)) is not None]
     return found if len(found) == len(parts) and not adapter.trees else []
+
+
+def _by_kind(adapter, fitting):
+    """Returns an adapter's edits as one adapter for each format that holds some of them."""
+    groups = {}
+    for part, edits in adapter.edits.items():
+        for name, edit in edits.items():
+            kind = fitting(replace(adapter, edits={part: {name: edit}}))
+            groups.setdefault(kind and kind.name, {}).setdefault(part, {})[name] = edit
+    return [replace(adapter, edits=edits) for edits in groups.values()]
 
 
 def _use(path, words):

@@ -23,7 +23,7 @@ from sdjax.training.settings import Train
 from sdjax.training.unrounded import unrounded
 from sdjax.training.validation import FILE, Validation
 
-EXPORT, MEASURE = "export", "measure"
+EXPORT = "export"
 
 
 @dataclass
@@ -76,8 +76,8 @@ class Session:
         self.checkpoints.save(self.place.gather(state), self.base, wait=wait)
 
     def after(self, step: int, state: dict[str, Any], wanted: set[str]) -> None:
-        """Runs the wanted actions after a step: SAMPLE, EXPORT, MEASURE."""
-        for name, act in ((SAMPLE, self._show), (EXPORT, self._export), (MEASURE, self._measure)):
+        """Runs the wanted actions after a step: SAMPLE, EXPORT."""
+        for name, act in ((SAMPLE, self._show), (EXPORT, self._export)):
             if name in wanted:
                 act(step, state)
                 processes.wait()
@@ -107,7 +107,7 @@ class Session:
         frozen, weights = self._finished(weights)
         self._write(frozen, weights, step, self.out / "exports" / f"{step:07d}")
 
-    def _measure(self, step, state):
+    def measure(self, step: int, state: dict[str, Any]) -> None:
         """Measures the validation error; with `best` it keeps the state of the smallest one."""
         assert self.validation is not None
         self.told.metrics(step, {"validation": self.validation(step, self.learned(state))})
@@ -115,6 +115,7 @@ class Session:
         if self.settings.best and best is not None and best[0] == step:
             self._keep_best()
             self.save(state)
+        processes.wait()
 
     def end(self, state: dict[str, Any]) -> StableDiffusion:
         """Writes the export, prints how to use it, and returns the joined model; with `best` those of the best step."""

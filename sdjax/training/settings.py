@@ -15,7 +15,7 @@ from sdjax.runtime import mesh
 from sdjax.settings import BELOW_1, FROM_0, FROM_1, SEED, TO_1, SettingError, check, check_pattern
 from sdjax.training.optim import Optim
 
-DTYPES = ("float32", "bfloat16")
+TYPES = ("float32", "bfloat16")  # float16 is none of them: its small gradients would become 0
 FITS = ("", "8GB", "12GB", "16GB", "24GB")
 
 
@@ -109,7 +109,7 @@ class Train:
 
     def __post_init__(self):
         check(
-            self, steps=FROM_0, seed=SEED, ema=BELOW_1, fit=FITS, compute=DTYPES, frozen=DTYPES, remat=recompute.KINDS,
+            self, steps=FROM_0, seed=SEED, ema=BELOW_1, fit=FITS, compute=TYPES, frozen=TYPES, remat=recompute.KINDS,
             min_snr=FROM_0, noise_offset=FROM_0, checkpoint=FROM_0, keep=FROM_1,
             log=FROM_0, preserve=FROM_0, huber=TO_1, huber_decay=errors.DECAYS, pyramid=BELOW_1, perturbation=FROM_0,
             epochs=FROM_0, minutes=FROM_0, validate=FROM_1, patience=FROM_0, export_every=FROM_0,

@@ -121,6 +121,6 @@ def default_loss(method: Method, settings: Any, task: Task = TextToImage(), rand
 
 def of_run(settings: Any, tx: optax.GradientTransformation, evaluate: Evaluate, task: Task) -> mesh.Step:
     """Returns the step of these settings, which trains with `tx`."""
-    key = trees.named_key(jax.random.key(settings.seed), "steps")
+    key = trees.named_key(trees.seed_key(settings.seed), "steps")
     loss, parts = default_loss(settings.method, settings, task), settings.optim.accumulate
     return make_step(settings.method, tx, key, loss=loss, accumulate=parts, ema=settings.ema, evaluate=evaluate)

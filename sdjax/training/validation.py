@@ -36,7 +36,7 @@ class Validation:
         self.values = [pair for pair in history(place) if pair[0] <= start]
         draws = max(DRAWS, math.ceil(ROWS / len(data.source)))
         self.batches = math.ceil(draws * len(data.source) / data.data.batch)
-        key = trees.named_key(jax.random.key(settings.seed), "validation")
+        key = trees.named_key(trees.seed_key(settings.seed), "validation")
         method = settings.method
         loss = method.loss or default_loss(method, settings, task, random=False)
 

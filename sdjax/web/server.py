@@ -23,6 +23,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from sdjax import __version__
+from sdjax.formats import pipeline
 from sdjax.runtime import locks, signals
 from sdjax.service import flags, worker
 from sdjax.service.library import Library
@@ -40,7 +41,6 @@ ENDED = "jobs wait for the next start"
 PATIENCE = 20.0  # seconds that a worker has to end when the server ends
 PAGE = "sdjax.web.page"  # the module whose mount(app, services) adds the page, if it exists
 FOLDERS = ("models", "adapters", "data")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def create_app(place: Place, hosts: Sequence[str] | None = LOCAL, auth: Auth | None = None) -> FastAPI:
@@ -173,7 +173,7 @@ def parser(doc: str | None) -> flags.Parser:
     add("--models", type=Path, metavar="DIR", help="folder of models, autoencoders and ControlNets")
     add("--adapters", type=Path, metavar="DIR", help="folder of LoRA, embeddings and hypernetworks")
     add("--data", type=Path, metavar="DIR", help="folder whose subfolders hold training pictures")
-    add("--dtype", default="float32", choices=DTYPES, help="data type of the models; default: float32")
+    add("--dtype", default="float32", choices=pipeline.DTYPES, help="data type of the models; default: float32")
     add("--batch", type=int, default=4, help="pictures computed at once; default: 4")
     add(
         "--out",

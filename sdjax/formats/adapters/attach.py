@@ -216,23 +216,6 @@ def note(line: str) -> None:
     print(f"note: {line}", file=sys.stderr)
 
 
-def attach_embeddings(
-    sd: StableDiffusion,
-    texts: Iterable[str],
-    folder: Folder,
-    grammar: str,
-    say: Callable[[str], None] = note,
-) -> StableDiffusion:
-    """Returns sd with the embeddings in a folder that texts name (find_embeddings); not detachable.
-
-    Known words stay unchanged.  say: receives a line for each unreadable file; its name stays text.
-    """
-    found, unread = find_embeddings(sd, texts, folder, grammar)
-    for word, reason in unread.items():
-        say(f"{word!r} stays text: {reason}")
-    return attach_found(sd, found)
-
-
 def attach_found(sd: StableDiffusion, found: Mapping[str, pathlib.Path]) -> StableDiffusion:
     """Returns sd with the embeddings {word: file} of find_embeddings; not detachable."""
     for word, path in found.items():
@@ -313,7 +296,7 @@ def _put(sd, base, items):
 def _bound(sd, item, kind):
     """Returns an attachment's hook or conditioner with its strength and sd's ids of its words."""
     one = getattr(item.adapter, kind).replace(strength=jnp.float32(item.strength))
-    return one.bound({word: sd.words[word] for word in item.adapter.words}) if kind == "conditioner" else one
+    return one.bound({word: sd.ids(word) for word in item.adapter.words}) if kind == "conditioner" else one
 
 
 def _own(sd, old, items):

@@ -6,7 +6,6 @@ asks for the length alone.  (Without _pipeline diffusers 0.42 reads the file and
 Layout: DIFFUSERS' PROCESSOR.to_k_custom_diffusion.weight [out in]; to_q, to_out.0 with a bias where they trained.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import trees
-from sdjax.formats.adapters import adapter_file, embeddings, learned_embeds, lora
+from sdjax.formats.adapters import adapter_file, embeddings, learned_embeds, lora, lora_tensors
 from sdjax.formats.adapters.adapter_file import File
 from sdjax.formats.adapters.format import Format
 from sdjax.formats.adapters.learned_embeds import beside
@@ -44,7 +43,8 @@ class CustomDiffusion(Format):
     def read(self, file: File, sd: StableDiffusion) -> Adapter:
         """Returns the weights of a file."""
         tensors = {name: value for name, value in file.content.items() if not name.endswith(".processor")}
-        about = {"method": file.metadata.get("method", ""), "folder": str(file.path.parent)}
+        about = {name: file.metadata.get(name, "") for name in ("method", "settings")}
+        about["folder"] = str(file.path.parent)
         return Adapter(edits=lora.read(tensors, sd, {}, file.path), about=about)
 
     def holds(self, adapter: Adapter) -> bool:
@@ -55,8 +55,7 @@ class CustomDiffusion(Format):
 
     def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
         """Writes the weights, and each word's learned_embeds file beside them; returns the path of the weights."""
-        who = {"method": adapter.about["method"], "settings": json.dumps(adapter.about["settings"])}
-        about = {**(about or {}), **who}
+        about = {**(about or {}), **lora_tensors.told(adapter)}
         path, tensors = Path(folder) / NAME, {}
         for name, edit in adapter.edits["unet"].items():
             attention, projection, kind = _taken_apart(name)

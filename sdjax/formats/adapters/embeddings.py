@@ -165,7 +165,7 @@ def add(sd: StableDiffusion, words: Words, path: pathlib.Path) -> StableDiffusio
             raise ValueError(f"{path}: word={word!r}: the model knows it already; give another with word=")
         count = len(next(iter(rows.values())))
         sd = _with_room(sd, count).add_word(word, count, place=True)
-        sd = sd.with_rows(sd.words[word], {encoder: jnp.asarray(some) for encoder, some in rows.items()})
+        sd = sd.with_rows(sd.ids(word), {encoder: jnp.asarray(some) for encoder, some in rows.items()})
     return sd
 
 

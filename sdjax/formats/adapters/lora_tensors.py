@@ -29,10 +29,19 @@ SILENT = ("scale", "constraint")  # factors that alpha tells
 
 
 def whole(adapter: Adapter) -> bool:
-    """Returns whether an adapter is edits by factors, perhaps with words, none of which began in the base."""
-    edits = [edit for edits in adapter.edits.values() for edit in edits.values()]
-    plain = all(isinstance(edit, Factored) and not set(BEGUN) & set(edit.factors) for edit in edits)
+    """Returns whether an adapter is edits by factors, perhaps with words, none of which began in the base.
+
+    What replaces a weight, or changes a bias by more than a difference, has no name in such files.
+    """
+    edits = [pair for edits in adapter.edits.values() for pair in edits.items()]
+    plain = all(isinstance(edit, Factored) and _named(name, edit.factors) for name, edit in edits)
     return bool(edits) and plain and not adapter.trees and adapter.hook is None and adapter.model is None
+
+
+def _named(name, factors):
+    """Returns whether files have names for the factors of a weight."""
+    bias = name.rpartition(".")[2] == "bias"
+    return not factors.keys() & {*BEGUN, "whole"} and (not bias or "diff" in factors)
 
 
 def modules(adapter: Adapter) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -146,8 +155,8 @@ def named(adapter: Adapter, naming: Naming) -> dict[str, Array]:
 
 def told(adapter: Adapter) -> dict[str, str]:
     """Returns who learned an adapter, as metadata."""
-    about = adapter.about
-    return {"method": about["method"], "settings": json.dumps(about["settings"])} if about else {}
+    about = {name: x for name, x in adapter.about.items() if name in ("method", "settings") and x}
+    return {name: x if type(x) is str else json.dumps(x) for name, x in about.items()}
 
 
 def write(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> Path:

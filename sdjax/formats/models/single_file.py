@@ -26,6 +26,7 @@ from sdjax.families.family import Family
 from sdjax.families.ldm_sr import LdmSr
 from sdjax.families.sd import Sd
 from sdjax.formats.models import infer_config
+from sdjax.formats.models.folder import LOW_SCHEDULER
 from sdjax.formats.storage import files, ldm_names, parameters, pickles
 from sdjax.formats.storage.tensor_file import TensorFile
 from sdjax.models.clip import TextConfig, TextEncoder
@@ -34,6 +35,7 @@ from sdjax.models.vae import AutoencoderKL, VaeConfig
 from sdjax.runtime.guard import named
 from sdjax.settings import UNSAID, SettingError
 from sdjax.stable_diffusion import StableDiffusion
+from sdjax.tasks import upscaling
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.trees import Tree
 
@@ -59,10 +61,9 @@ LDM_SR_BETAS: dict[str, Any] = {  # latent-diffusion, models/ldm/bsr_sr/config.y
     "beta_start": 0.0015,
     "beta_end": 0.0155,
 }
-UPSCALER_BETAS = {"beta_start": 0.0001, "beta_end": 0.02}  # stablediffusion, configs/stable-diffusion/x4-upscaling.yaml
 BASE_STEPS = 875_000  # global_step of 512-base-ema.ckpt: the model of 2.0 that predicts noise
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # modelspec.prediction_type
-NOTES, LOW = "sdjax", "low_res_scheduler"  # the key of our metadata; in it, the schedule of an upscaler's picture
+NOTES = "sdjax"  # the key of our metadata
 Whole = tuple[
     Family, dict[str, Any], dict[str, Tree], Schedule, dict[str, Tokenizer], Schedule | None
 ]  # what `read` returns
@@ -125,7 +126,7 @@ def _read(
         if prediction_type == "v_prediction" and _is_two(configs["unet"]):
             networks["unet"] = UNet(dataclasses.replace(configs["unet"], sample_size=96), networks["unet"].dtype)
     schedule = dataclasses.replace(schedule, prediction_type=prediction_type or schedule.prediction_type)
-    low = Schedule.from_json(notes[LOW]) if LOW in notes else None
+    low = Schedule.from_json(notes[LOW_SCHEDULER]) if LOW_SCHEDULER in notes else None
     family, tokenizers = (LdmSr(), {}) if words is None else (Sd(), {ENCODER: words})
     return family, networks, params, schedule, tokenizers, low
 
@@ -307,7 +308,7 @@ def _schedule(weights: files.Stored, notes: Mapping[str, Any], unet: UNetConfig)
     if notes:
         return Schedule.from_json(notes["scheduler"])
     zero: dict[str, Any] = {"rescale_betas_zero_snr": "ztsnr" in weights.names}
-    kind: dict[str, Any] = UPSCALER_BETAS if unet.num_class_embeds is not None else {}
+    kind: dict[str, Any] = upscaling.BETAS if unet.num_class_embeds is not None else {}
     usual = Schedule(**zero, **(LDM_SR_BETAS if unet.cross_attention_dim is None else kind))
     if "betas" not in weights.names or weights.dtype("betas") not in ("F32", "F64"):
         return usual
@@ -452,7 +453,7 @@ def _said(sd: StableDiffusion, usual: bool) -> dict[str, Any]:
     notes = {name: network.config.to_json() for name, network in networks.items() if network is not None}
     notes["scheduler"] = sd.schedule.to_json()
     if sd.low_schedule is not None:
-        notes[LOW] = sd.low_schedule.to_json()
+        notes[LOW_SCHEDULER] = sd.low_schedule.to_json()
     if not usual:
         with tempfile.TemporaryDirectory() as folder:
             sd.tokenizers[ENCODER].save(folder)
