@@ -21,7 +21,7 @@ from sdjax.stable_diffusion import StableDiffusion
 class Chain(Method):
     """Trains several methods together: splits them in order, joins them in reverse.
 
-    A part with a loss or previews of its own trains alone.
+    A method with its own loss or previews cannot be a part.
     """
 
     parts: tuple = ()
@@ -58,9 +58,9 @@ class Chain(Method):
         return frozen
 
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
-        """Returns the parts' adapters as one; None if one is a whole model and no other belongs into a model folder.
+        """Returns the parts' adapters as one; None if a part is a whole model and no other part goes into its folder.
 
-        Example: E4T's encoder goes into the folder of a model whose UNet Full trained.
+        Example: E4T's encoder goes into the folder of the model whose UNet Full trained.
         """
         found = []
         for i, part in reversed(list(enumerate(self.parts))):
@@ -103,22 +103,22 @@ class Chain(Method):
 
     @property
     def look(self) -> Callable | None:
-        """Shows the run's picture to every part that reads it; None if none does."""
+        """A function that gives the run's picture to every part that reads it, or None."""
         return self._look if any(part.look is not None for part in self.parts) else None
 
     @property
     def project(self) -> Callable | None:
-        """Applies every part's bound; None if none has one."""
+        """A function that applies every part's bound, or None."""
         return self._project if any(part.project is not None for part in self.parts) else None
 
     @property
     def measure(self) -> Callable | None:
-        """Returns every part's measurements; None if none has any."""
+        """A function that returns every part's measurements, or None."""
         return self._measure if any(part.measure is not None for part in self.parts) else None
 
     @property
     def finish(self) -> Callable | None:
-        """Finishes every part after the last step; None if none needs it."""
+        """A function that finishes every part after the last step, or None."""
         return self._finish if any(part.finish is not None for part in self.parts) else None
 
     def _look(self, frozen, trained, pixels):
@@ -145,14 +145,14 @@ class Chain(Method):
 
 
 def _folded(key, i):
-    """Returns the key of part i, of one key or of one per example."""
+    """Returns the key, or the keys per example, of part i."""
     if key is None or not key.ndim:
         return None if key is None else jax.random.fold_in(key, i)
     return jax.vmap(lambda one: jax.random.fold_in(one, i))(key)
 
 
 def _together(adapters, about):
-    """Returns one adapter of several; edits of one weight and hooks of two parts do not go together in one."""
+    """Returns several adapters as one, with one edit per weight (the last part's) and one hook (the first)."""
     first = adapters[0]
     for other in adapters[1:]:
         first = replace(
