@@ -1,10 +1,10 @@
-"""What Stable Diffusion 1.5's programs are made of on each platform: StableHLO operations, loops, seconds to lower.
+"""Counts StableHLO operations and loops of Stable Diffusion 1.5's programs on each platform, and times lowering.
 
     python benchmarks/lowering.py [--rows 8] [--dtype float32] [--platforms cpu cuda tpu]
 
-Sampling (50 steps, guidance) and the tuning step of configs/e4t_tune.py, in shapes alone: no weights, nothing
-is compiled or run, and the platforms need not be here.  In a process without a CUDA device "cuda" is its plain branch,
-without cuDNN's kernel.  Seconds are the processor's, of this process alone.
+The programs are sampling (50 steps, guidance) and the tuning step of configs/e4t_tune.py.  Shapes are enough: there are
+no weights, nothing is compiled or run, and the machine needs none of the platforms.  Without a CUDA device, "cuda" is
+the plain branch, without cuDNN's kernel.  Seconds are processor seconds of this process.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def tuning(rows):
 
 
 def operations(text):
-    """Returns the number of operations in a program's text; those of a function count once, however often called."""
+    """Returns the number of operations in a program's text; a function counts once, however often it is called."""
     return len(re.findall(r"= \"?(?:stablehlo|chlo)\.", text))
 
 
