@@ -32,15 +32,15 @@ def parser():
     """Returns the command line's parser."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("config", help="a recipe")
-    made.add_argument("settings", nargs="*", help="a.b=value, in place of the recipe's")
+    made.add_argument("settings", nargs="*", help="a.b=value, replaces the recipe's")
     made.add_argument("--model", default="random:sd15", help="random:NAME")
     made.add_argument("--topology", default="v5e:2x2")
     made.add_argument("--rows", type=int, help="rows per chip; default: the recipe's batch")
     made.add_argument("--fsdp", type=int, help="chips that share the weights; default: all of a slice")
     made.add_argument("--slices", type=int, default=1, help="slices of the topology, joined by a slower network")
-    made.add_argument("--effort", type=float, default=-1.0, help="of the compiler, -1 to 1")
+    made.add_argument("--effort", type=float, default=-1.0, help="the compiler's effort, -1 to 1")
     made.add_argument("--growth", action="store_true", help=f"on {', '.join(GROWTH)}")
-    made.add_argument("--out", type=Path, help="a JSON file that gets the figures; others in it stay")
+    made.add_argument("--out", type=Path, help="a JSON file to add the figures to")
     return made
 
 

@@ -296,11 +296,11 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="8 people, 8 prompts, 2 seeds")
     parser.add_argument("--people", type=int, help="how many drawn people; default 2")
     parser.add_argument("--seeds", type=int, help="pictures of each prompt")
-    parser.add_argument("--only", nargs="+", choices=ways.POCKET, help="some ways alone")
+    parser.add_argument("--only", nargs="+", choices=ways.POCKET, help="only these ways")
     parser.add_argument("--sweep", choices=ways.POCKET, help="one way with other settings, on people of other seeds")
-    parser.add_argument("--with", dest="more", action="append", help="of a sweep: settings, such as 'steps=50'")
+    parser.add_argument("--with", dest="more", action="append", help="settings of a sweep, such as 'steps=50'")
     parser.add_argument(
-        "--marks", type=int, nargs="+", default=(), help="judge after so many steps of each run instead"
+        "--marks", type=int, nargs="+", default=(), help="numbers of steps to judge after, instead of the last step"
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/compare"), help="folder")
     parser.add_argument(

@@ -67,9 +67,9 @@ def main():
     """Compiles the recipes one after the other and prints each one's memory; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+", choices=sorted(GIVEN))
-    parser.add_argument("--set", nargs="+", default=[], help="settings in place of the recipe's")
-    parser.add_argument("--effort", type=float, default=0.0, help="of the compiler; -1: ten times sooner")
-    parser.add_argument("--out", type=Path, help="a JSON file that gets the figures")
+    parser.add_argument("--set", nargs="+", default=[], help="settings that replace the recipe's")
+    parser.add_argument("--effort", type=float, default=0.0, help="the compiler's effort; -1 is ten times faster")
+    parser.add_argument("--out", type=Path, help="a JSON file to add the figures to")
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")  # libtpu describes the topology; nothing runs on it
     for name in options.recipes:

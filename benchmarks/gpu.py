@@ -66,11 +66,11 @@ def parser():
     made.add_argument("--rows", type=int, default=8, help="pictures at once, and rows of a training step")
     made.add_argument("--steps", type=int, help="sampling steps; default: 50, 3 if tiny")
     made.add_argument("--size", type=int, help="pixels; default: 512, 32 if tiny")
-    made.add_argument("--minutes", type=float, default=8.0, help="after which no job runs any more")
+    made.add_argument("--minutes", type=float, default=8.0, help="limit of the whole run")
     made.add_argument("--out", type=Path, default=Path("outputs/gpu"))
     made.add_argument("--only", nargs="+", help="jobs, by name")
     made.add_argument("--flags", action="store_true", help="also pictures with other flags of XLA, see gpu_flags.py")
-    made.add_argument("--inside", action="store_true", help="all in this process, one after the other")
+    made.add_argument("--inside", action="store_true", help="run all jobs in this process, one after the other")
     made.add_argument("--job", help=argparse.SUPPRESS)
     made.add_argument("--warm", action="store_true", help=argparse.SUPPRESS)
     return made

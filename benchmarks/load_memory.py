@@ -61,7 +61,7 @@ def main():
     parser.add_argument("--shape", default="sd15")
     parser.add_argument("--stored", default="float16", help="type in the files")
     parser.add_argument("--dtype", default="float16", help="type to load")
-    parser.add_argument("--keep", help="write the model here, or use the one that is there")
+    parser.add_argument("--keep", help="folder for the model; if it exists, it is used as it is")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

@@ -56,8 +56,8 @@ def operations(text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=8, help="pictures; the tuning step has twice as many")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of sampling")
-    parser.add_argument("--platforms", nargs="+", default=["cpu", "cuda", "tpu"], help="what is lowered for")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="type of sampling")
+    parser.add_argument("--platforms", nargs="+", default=["cpu", "cuda", "tpu"], help="platforms to lower for")
     options = parser.parse_args()
     programs = {
         "sampling": lambda: sampling(options.rows, options.dtype),

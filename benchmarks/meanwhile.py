@@ -64,7 +64,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a folder")
     parser.add_argument("--dtype", default="bfloat16", help="type to load and to compute in")
-    parser.add_argument("--times", type=int, default=1, help="how often, in turn; the load of the machine is printed")
+    parser.add_argument("--times", type=int, default=1, help="number of rounds; also prints the machine's load")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--cache", help=argparse.SUPPRESS)
     options = parser.parse_args()

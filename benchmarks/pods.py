@@ -165,7 +165,7 @@ def passed(found):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("law", "kills"))
-    parser.add_argument("layouts", nargs="*", help="for law: of LAYOUTS; all but the first by default")
+    parser.add_argument("layouts", nargs="*", help="law: names of LAYOUTS; default: all but the first")
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--out", default="outputs/pods")
     given = parser.parse_args()

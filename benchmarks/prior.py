@@ -131,14 +131,14 @@ def measure(options, work):
 def main():
     """Measures, prints a table, writes the figures as JSON, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--split", choices=pocket.SPLITS, default="heldout", help="whose people")
+    parser.add_argument("--split", choices=pocket.SPLITS, default="heldout", help="split of the people")
     parser.add_argument("--people", type=int, default=8)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--lr", type=float, default=2e-4)
-    parser.add_argument("--batch", type=int, default=8, help="rows with class rows; half of them without")
+    parser.add_argument("--batch", type=int, default=8, help="batch size with class rows; half of it without")
     parser.add_argument("--preserve", type=float, default=2.0)
-    parser.add_argument("--classes", type=int, default=64, help="class pictures that are drawn")
-    parser.add_argument("--count", type=int, default=32, help="pictures of the class that are judged")
+    parser.add_argument("--classes", type=int, default=64, help="number of class pictures to draw")
+    parser.add_argument("--count", type=int, default=32, help="number of class pictures to judge")
     parser.add_argument("--out", type=Path, default=Path("outputs/prior.json"))
     options = parser.parse_args()
     compile_cache.keep()

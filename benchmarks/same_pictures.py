@@ -148,9 +148,9 @@ def main() -> int:
     both = commands.add_parser("against", help="make both and compare")
     both.add_argument("checkout", type=Path, help="the other checkout's folder")
     both.add_argument("--out", type=Path, default=Path("outputs/same"))
-    one = commands.add_parser("make", help="the pictures of the sdjax that PYTHONPATH says")
+    one = commands.add_parser("make", help="make the pictures with the sdjax in PYTHONPATH")
     one.add_argument("file", type=Path)
-    two = commands.add_parser("compare", help="two files of `make`")
+    two = commands.add_parser("compare", help="compare two files of `make`")
     two.add_argument("files", type=Path, nargs=2)
     for command in (both, one):
         command.add_argument("--only", type=_names, default=[], help="names of requests, with ; between")

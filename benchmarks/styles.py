@@ -124,7 +124,7 @@ def main() -> None:
     """Makes both figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help="subject, style; default both")
-    parser.add_argument("--split", choices=pocket.SPLITS, default="heldout", help="whose people")
+    parser.add_argument("--split", choices=pocket.SPLITS, default="heldout", help="split of the people")
     parser.add_argument("--people", type=int, default=8)
     parser.add_argument("--with", dest="overrides", nargs="*", default=(), help="settings of the style's LoRA")
     parser.add_argument("--out", type=Path, default=Path("outputs/styles"))

@@ -141,7 +141,7 @@ def table(state):
 def main(arguments=None):
     """Kills the chosen programs and prints the table; returns the exit status: 1 with findings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=60, help="how many, over all programs")
+    parser.add_argument("--kills", type=int, default=60, help="number of kills, over all programs")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ways", nargs="+", default=["KILL"], help="signals; TERM,TERM sends one after the other")
     parser.add_argument("--only", nargs="+", choices=[kind.__name__ for kind in WORKS], help="these programs")

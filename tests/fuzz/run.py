@@ -185,10 +185,10 @@ def main() -> int:
     """Reads the damaged files and prints the findings; returns the exit status: 1 with findings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1, help="decides how files are damaged")
-    parser.add_argument("--count", type=int, default=20_000, help="how many files")
+    parser.add_argument("--count", type=int, default=20_000, help="number of files")
     parser.add_argument("--first", type=int, default=0, help="the number of the first")
-    parser.add_argument("--only", default="", help="seeds whose READER:NAME this regular expression finds")
-    parser.add_argument("--number", type=int, help="one file alone, with its traceback")
+    parser.add_argument("--only", default="", help="regular expression of the seeds' READER:NAME")
+    parser.add_argument("--number", type=int, help="read only this file, and show its traceback")
     parser.add_argument("--out", type=Path, default=Path("outputs/fuzz"), help="folder for findings")
     options = parser.parse_args()
     import fuzz.seeds
