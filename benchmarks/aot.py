@@ -1,13 +1,13 @@
-"""What a training step needs on each chip of a TPU, by its compiler, on a machine without one: memory, time, traffic.
+"""Compiles a training step for a TPU, on a machine without one, and prints memory, time and traffic of each chip.
 
     make aot TOPOLOGY=v5e:2x2 CONFIG=configs/e4t_pretrain.py MODEL=random:sd15
     python benchmarks/aot.py configs/lora.py data.batch=32 --model random:tiny --out docs/aot.json
     python benchmarks/aot.py configs/e4t_pretrain.py --model random:tiny --growth --out docs/aot.json
 
-CONFIG and settings are those of train/run.py.  From shapes alone: no weights, no pictures, nothing computed.  Needs
-libtpu, in an environment of its own, since it changes a CPU's flags.  The compiler's effort is small by default, which
-gives nearly the same memory some ten times sooner; --effort 0 is its own.  Times are the roofline's, lower bounds.
---growth: the same rows per chip on 4, 16, 64 and 256 chips.
+CONFIG and settings are as for train/run.py.  Shapes are enough: the program loads no weights and no pictures, and
+computes nothing.  It needs libtpu, in its own environment, because libtpu changes a CPU's flags.  The compiler's effort
+is low by default, which gives nearly the same memory about ten times sooner; --effort 0 is the compiler's default.
+Times are lower bounds, from the roofline.  --growth: the same rows per chip on 4, 16, 64 and 256 chips.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from sdjax import settings, trees
 from sdjax.runtime import aot, mesh
 
 GROWTH = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
-TOWER = "random:vit-h"  # in the place of an image encoder from the hub
+TOWER = "random:vit-h"  # replaces an image encoder from the hub
 TYPES = ["compute=bfloat16", "frozen=bfloat16"]
 
 
@@ -32,20 +32,20 @@ def parser():
     """Returns the command line's parser."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("config", help="a recipe")
-    made.add_argument("settings", nargs="*", help="a.b=value, in place of the recipe's")
+    made.add_argument("settings", nargs="*", help="a.b=value, replaces the recipe's")
     made.add_argument("--model", default="random:sd15", help="random:NAME")
     made.add_argument("--topology", default="v5e:2x2")
     made.add_argument("--rows", type=int, help="rows per chip; default: the recipe's batch")
     made.add_argument("--fsdp", type=int, help="chips that share the weights; default: all of a slice")
     made.add_argument("--slices", type=int, default=1, help="slices of the topology, joined by a slower network")
-    made.add_argument("--effort", type=float, default=-1.0, help="of the compiler, -1 to 1")
+    made.add_argument("--effort", type=float, default=-1.0, help="the compiler's effort, -1 to 1")
     made.add_argument("--growth", action="store_true", help=f"on {', '.join(GROWTH)}")
-    made.add_argument("--out", type=Path, help="a JSON file that gets the figures; others in it stay")
+    made.add_argument("--out", type=Path, help="a JSON file to add the figures to")
     return made
 
 
 def read(options):
-    """Returns the settings of a run with shapes for a model; with a tower where the recipe has one from the hub."""
+    """Returns the settings of a run on a model of shapes; TOWER replaces the recipe's image encoder from the hub."""
     name = str(Path(options.config).with_suffix("")).partition("configs/")[2]
     given = [f"model={options.model}", "data.path=photo.png", *TYPES, *shapes.GIVEN.get(name, [])]
     plain = settings.load(options.config, [*given, *options.settings])
@@ -55,7 +55,7 @@ def read(options):
 
 
 def measure(train, topology, rows, fsdp=None, effort=-1.0, slices=1):
-    """Returns the figures of a step of `rows` rows per chip on `slices` slices of a topology."""
+    """Compiles a step of `rows` rows per chip for `slices` slices of a topology; returns its figures."""
     devices = aot.topology(topology, slices)
     fsdp = len(devices) // slices if fsdp is None else fsdp
     grid = mesh.meshed({"data": len(devices) // fsdp, "fsdp": fsdp, "tensor": 1}, devices)
@@ -101,7 +101,7 @@ def said(name, one):
 
 
 def main(arguments=None):
-    """Compiles, prints and keeps; returns the exit status, 1 where a step does not fit."""
+    """Compiles the steps, prints and keeps their figures; returns the exit status, 1 if a step does not fit."""
     options = parser().parse_intermixed_args(arguments)
     jax.config.update("jax_platforms", "cpu")  # libtpu describes the topology; nothing runs on it
     train = read(options)

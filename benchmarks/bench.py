@@ -1,10 +1,10 @@
-"""The benchmark table: time and memory of what people wait for, one row each, as Markdown.
+"""Prints a Markdown table of time and memory, a row for each operation that users wait for.
 
     make bench                                            everything that needs no full-size model
     make bench ARGS=--full                                also SD 1.5 in full size against PyTorch (8 minutes, 12 GB)
 
-Each row is a program of its own in a fresh process, so its peak of resident memory is its own; compilation is kept
-between runs in JAX's cache, and the first row of a shape pays for it.
+Each row runs in a fresh process, so its peak of resident memory is its own.  JAX's cache keeps compiled programs
+between runs; the first row of a shape compiles them.
 """
 
 import argparse
@@ -45,7 +45,7 @@ times = [line["seconds"] for line in lines if "loss" in line]
 step = statistics.median(b - a for a, b in zip(times[1:], times[2:]))
 print(f"{step:.2f} s a step ({times[0]:.0f} s until the first)")
 """
-RECIPES = {  # of the README's methods: recipe, its batch, what keeps the row short
+RECIPES = {  # methods of the README: recipe, and settings that keep the row short
     "E4T, pre-training, 64 rows": ["configs/pocket/e4t.py", "data.count=512", "data.cache=''"],
     "E4T, one image, 16 rows": ["configs/pocket/tune.py", "data.path=PICTURE", "init=MODEL"],
     "textual inversion, 4 rows": ["configs/textual_inversion.py", "data.path=PICTURE"],
@@ -56,7 +56,7 @@ RECIPES = {  # of the README's methods: recipe, its batch, what keeps the row sh
 
 
 def rows(options):
-    """Returns [(what, command, pattern of the line that holds the figure)]."""
+    """Returns [(what, command, pattern of the line with the figure)]."""
     python = [sys.executable]
     timed = "import time; t = time.perf_counter(); import sdjax; print(f'{time.perf_counter() - t:.2f} s')"
     found = [
@@ -81,7 +81,7 @@ def rows(options):
 
 
 def measure(command, pattern):
-    """Returns (the last line that matches, peak resident bytes) of a program; its error in place of the line."""
+    """Runs a program; returns (its last line that matches, or its error; its peak of resident memory in bytes)."""
     child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     text = child.stdout.read()
     _, status, usage = os.wait4(child.pid, 0)

@@ -1,4 +1,4 @@
-"""Every way to personalise a model, side by side: the same people, prompts and seeds; one figure and one table.
+"""Compares all ways to personalise a model on the same people, prompts and seeds; writes one figure and one table.
 
     make compare                                         2 drawn people, 4 prompts
     make compare ARGS=--full                             8 people, 8 prompts, 2 seeds, with 95 % intervals
@@ -6,12 +6,13 @@
     python benchmarks/compare.py --sweep "LoRA, 5" --with "steps=50 optim.lr=1e-3" --with "steps=100 optim.lr=3e-4"
 
 The people are held out: neither the model nor any choice of steps and rates has seen them; --sweep takes others.
-Writes OUT/SPLIT/grid-PERSON.png (a row for each prompt, a column for each way), table.md, table.json and people.json;
---sweep also adds its rows to sweeps.json, which holds those of all sweeps (docs/sweeps.json of pocket).
-What is made is kept there in made/, person by person; run again, the program goes on from there.
-Seconds are those of preparation and steps, without compilation, which has a column of its own; "processor" counts what
-the processor worked for them.  Memory is the compiler's account of one step.  Identity is 1 for another drawing of the
-person and 0 for somebody else; prompts is the share of places, styles and accessories that are there.
+Writes OUT/SPLIT/grid-PERSON.png (a row for each prompt, a column for each way), table.md, table.json and people.json.
+--sweep also adds its rows to sweeps.json, which collects all sweeps (pocket's are in docs/sweeps.json).
+OUT/SPLIT/made/ keeps the pictures of each person and way; a rerun makes the missing ones.
+
+Identity is 1 for another drawing of the person and 0 for somebody else; prompts is the share of places, styles and
+accessories that the pictures show.  Seconds cover preparation and steps; compilation has its own column.  "processor"
+is the processor seconds of the same work.  Memory is the compiler's figure for one step.
 """
 
 import argparse
@@ -47,14 +48,14 @@ from sdjax.stable_diffusion import StableDiffusion, to_pixels
 
 BASE = "base model"
 KINDS = ("context", "style", "accessory")
-AT_ONCE = 16  # pictures
+AT_ONCE = 16  # pictures of a batch
 
 
 # ---- making --------------------------------------------------------------------------------------
 
 
 def subjects_of(options: argparse.Namespace) -> list[Subject]:
-    """Returns whom the options ask for."""
+    """Returns the subjects that the options ask for."""
     if options.protocol:
         return subjects.protocol(options.protocol)
     if options.images:
@@ -63,7 +64,7 @@ def subjects_of(options: argparse.Namespace) -> list[Subject]:
 
 
 def asked(options: argparse.Namespace) -> list[tuple[str, str, tuple[str, ...]]]:
-    """Returns (label, way, further settings) of everything to compare, the base model first."""
+    """Returns (label, way, further settings) of each row to compare, the base model first."""
     if options.sweep:
         chosen = [
             (f"{options.sweep} {more}".strip(), options.sweep, tuple(more.split())) for more in options.more or [""]
@@ -74,7 +75,7 @@ def asked(options: argparse.Namespace) -> list[tuple[str, str, tuple[str, ...]]]
 
 
 def pictures(sd: StableDiffusion, word: str, subject: Subject, options: argparse.Namespace) -> np.ndarray:
-    """Returns the pictures uint8 [seeds * prompts H W 3] of a word, the prompts of one seed together."""
+    """Returns a word's pictures uint8 [seeds * prompts H W 3], all prompts of a seed together."""
     texts = subject.texts(word, options.prompts) * options.seeds
     each = len(texts) // options.seeds
     seeds = [1000 * subject.number + k // each for k in range(len(texts))]
@@ -86,9 +87,9 @@ def pictures(sd: StableDiffusion, word: str, subject: Subject, options: argparse
 def made_of(
     subject: Subject, label: str, way: ways.Way | None, tuner: Tuner | None, base: StableDiffusion, options
 ) -> dict[str, tuple[np.ndarray, dict]]:
-    """Returns {label: (pictures, figures)} of one subject in one way: what is kept, where it is all, else made now.
+    """Returns {label: (pictures, figures)} of one subject in one way; makes them all unless all are kept.
 
-    With options.marks labels also say the number of steps.
+    With options.marks, labels include the number of steps.
     """
     run = None if tuner is None else tuner.told(options.model, "")
     told = {} if run is None else settings.to_json(run)
@@ -114,7 +115,7 @@ def made_of(
 
 
 def held(path: Path, told: dict) -> tuple[np.ndarray, dict] | None:
-    """Returns (pictures, figures) of a file that holds what is made by these settings; None where there is none."""
+    """Returns a file's (pictures, figures) if they come from the settings `told`, otherwise None."""
     if not path.is_file():
         return None
     with np.load(path) as file:
@@ -125,7 +126,7 @@ def held(path: Path, told: dict) -> tuple[np.ndarray, dict] | None:
 def everything(
     options: argparse.Namespace, people: list[Subject], base: StableDiffusion
 ) -> Iterator[tuple[Subject, str, np.ndarray, dict]]:
-    """Yields (subject, label, pictures, figures), one way after another; a step is compiled once for a domain."""
+    """Yields (subject, label, pictures, figures), one way after the other; each way compiles one step per domain."""
     for label, name, more in asked(options):
         tuners: dict[str, tuple] = {}
         for subject in people:
@@ -141,7 +142,10 @@ def everything(
 
 
 def judged(judge, subject: Subject, made: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
-    """Returns identity's three similarities and the share of what prompts name, of a drawn person's pictures."""
+    """Returns figures of a drawn person's pictures: the similarities s, s0 and s1, and the share of prompts' words.
+
+    s: to the person's first photo.  s0, s1: the same for drawings of somebody else and of the person.
+    """
     places = [*pocket.PLACES[: options.prompts]] * options.seeds
     scenes = [pocketland.scene(pocket.SCENES + 20_000 + 8 * subject.number + k, *p) for k, p in enumerate(places)]
     other = pocketland.identity(pocket.SPLITS[options.split] + 60_000 + subject.number)
@@ -156,10 +160,10 @@ def judged(judge, subject: Subject, made: np.ndarray, options: argparse.Namespac
 
 
 def by_clip(sd: StableDiffusion, subject: Subject, made: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
-    """Returns {"clip-i", "clip-t"} as far as the model has the networks for it.
+    """Returns {"clip-i", "clip-t"}, those that the model has the networks for.
 
-    CLIP-I: the mean cosine of the pictures made and the subject's own; CLIP-T: of the pictures and their prompts, which
-    say the domain for the word.
+    CLIP-I: mean cosine between the pictures and the subject's own.  CLIP-T: mean cosine between the pictures and their
+    prompts, with subject.plain as the word.
     """
     if "image_encoder" not in sd.parts:
         return {}
@@ -189,11 +193,11 @@ def measured(
     return rows, columns
 
 
-# ---- telling -------------------------------------------------------------------------------------
+# ---- results -------------------------------------------------------------------------------------
 
 
 def summary(rows: list[dict]) -> dict:
-    """Returns what the table says of one way."""
+    """Returns a way's row of the table."""
     table: dict = {}
     if "s" in rows[0]:
         s, s0, s1 = (np.array([row[name] for row in rows]) for name in ("s", "s0", "s1"))
@@ -214,16 +218,17 @@ def summary(rows: list[dict]) -> dict:
 
 
 def asked_for(options: argparse.Namespace) -> dict:
-    """Returns what a table's figures are of."""
+    """Returns the options that a table's figures depend on."""
     return {name: getattr(options, name) for name in ("people", "prompts", "seeds", "split")}
 
 
 def documented(
     folder: Path, table: dict[str, dict], asked: dict, sheet: Image.Image
 ) -> tuple[dict, Image.Image | None]:
-    """Returns (this run's rows, with those of other ways in the file if it was asked the same; the figure or None).
+    """Returns (content of compare.json, the figure or None).
 
-    None: some ways are not in the figure.
+    The content has this run's rows, and the file's rows of other ways if its options are the same.  None: the figure
+    lacks some ways.
     """
     path = folder / "compare.json"
     before = json.loads(path.read_text()) if path.is_file() else {}
@@ -234,7 +239,7 @@ def documented(
 
 
 def written(table: dict[str, dict], path: Path, options: argparse.Namespace) -> str:
-    """Writes the table as JSON, with what was asked for, and as Markdown; returns the latter."""
+    """Writes the table as JSON, with its options, and as Markdown; returns the Markdown."""
     path.with_suffix(".json").write_text(json.dumps({"options": asked_for(options), "table": table}, indent=1) + "\n")
     heads = list(dict.fromkeys(head for row in table.values() for head in row if not head.endswith("95 %")))
     lines = ["| way | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
@@ -246,7 +251,7 @@ def written(table: dict[str, dict], path: Path, options: argparse.Namespace) -> 
 
 
 def cell(row: dict, head: str) -> str:
-    """Returns one figure of the table, with its interval where there is one."""
+    """Returns one figure of the table, with its interval if it has one."""
     low, high = row.get(f"{head}, 95 %", (None, None))
     return f"{row.get(head, '')}" if low is None else f"{row[head]} ({low:.2f} to {high:.2f})"
 
@@ -263,7 +268,7 @@ def figure(columns: dict[str, np.ndarray], subject: Subject, options: argparse.N
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Makes, judges and writes everything; returns the exit status."""
+    """Makes and judges the pictures and writes the results; returns the exit status."""
     people = subjects_of(options)
     rows, columns = measured(options, people)
     table = {label: summary(found) for label, found in rows.items()}
@@ -291,11 +296,11 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="8 people, 8 prompts, 2 seeds")
     parser.add_argument("--people", type=int, help="how many drawn people; default 2")
     parser.add_argument("--seeds", type=int, help="pictures of each prompt")
-    parser.add_argument("--only", nargs="+", choices=ways.POCKET, help="some ways alone")
+    parser.add_argument("--only", nargs="+", choices=ways.POCKET, help="only these ways")
     parser.add_argument("--sweep", choices=ways.POCKET, help="one way with other settings, on people of other seeds")
-    parser.add_argument("--with", dest="more", action="append", help="of a sweep: settings, such as 'steps=50'")
+    parser.add_argument("--with", dest="more", action="append", help="settings of a sweep, such as 'steps=50'")
     parser.add_argument(
-        "--marks", type=int, nargs="+", default=(), help="judge after so many steps of each run instead"
+        "--marks", type=int, nargs="+", default=(), help="numbers of steps to judge after, instead of the last step"
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/compare"), help="folder")
     parser.add_argument(
@@ -306,7 +311,7 @@ def main() -> int:
     options.people, options.seeds = options.people or people, options.seeds or seeds
     own = options.images or options.protocol
     options.split = "own" if own else "validation" if options.sweep else "heldout"
-    compile_cache.keep(steps=compile_cache.FEW)  # nine steps are compiled, and each runs a few hundred times
+    compile_cache.keep(steps=compile_cache.FEW)  # nine compiled steps; each runs a few hundred times
     options.out.mkdir(parents=True, exist_ok=True)
     return compare(options)
 

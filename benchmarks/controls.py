@@ -1,12 +1,12 @@
-"""ControlNets of the embedded model for four kinds of pictures, and whether what they make follows them.
+"""Trains ControlNets of the embedded model for four kinds of conditions and measures whether pictures follow them.
 
     python benchmarks/controls.py train scribble lines openpose depth      # outputs/controls/KIND/export
     python benchmarks/controls.py judge                                    # table.json, and controls.png
 
-Kinds: a sketch and a blueprint's lines, made of the picture by sdjax.conditions; a skeleton and a depth map, drawn from
-what Pocketland knows of its people.  Judged on people and scenes of the held-out split: F1 of the Canny edges of what
-is made against those of the picture that the condition belongs to, pixel by pixel, with the ControlNet and without it,
-same words and noise; 95 % intervals over pictures.
+sdjax.conditions computes scribble (a sketch) and lines (a blueprint) from the picture; openpose (a skeleton) and depth
+are drawn from Pocketland's data of the person.  The figure is the F1 of Canny edges, pixel by pixel, on people and
+scenes of the held-out split: generated pictures against the pictures that the conditions belong to.  It is measured
+with each ControlNet and without, for the same words and noise; 95 % intervals are over pictures.
 """
 
 import argparse
@@ -43,11 +43,11 @@ from sdjax.training.settings import Train
 KINDS = ("scribble", "lines", "openpose", "depth")
 HELDOUT = pocketland.HELDOUT[0] + 7_000_000
 SEEN, JUDGED, SHOWN = 3000, 64, 6
-THRESHOLDS = 60, 120  # of the edges that are compared; drawings of 64 pixels are soft
+THRESHOLDS = 60, 120  # of Canny's edges; low, because drawings of 64 pixels are soft
 
 
 class Depths(Canvas):
-    """A canvas on which what is drawn later, and so is nearer, is lighter."""
+    """A canvas on which later shapes, which are nearer, are lighter."""
 
     def __init__(self) -> None:
         super().__init__("mosaic", embedded.SIDE)
@@ -62,14 +62,14 @@ class Depths(Canvas):
 
 
 def depth(who: pocketland.Face, place: pocketland.Scene) -> np.ndarray:
-    """Returns how near everything in a person's picture is, uint8 [S S 3]; the background is black."""
+    """Returns the depth map of a person's picture, uint8 [S S 3]: near is light, the background black."""
     canvas = Depths()
     face.draw_face(canvas, who, place)
     return np.asarray(canvas.image.resize((embedded.SIDE, embedded.SIDE), Image.Resampling.BOX))
 
 
 def skeleton(who: pocketland.Face, place: pocketland.Scene) -> np.ndarray:
-    """Returns OpenPose's points of a person, drawn, uint8 [S S 3]: nose, neck, shoulders, eyes and ears."""
+    """Draws a person's OpenPose points, uint8 [S S 3]: nose, neck, shoulders, eyes and ears."""
     part, canvas = face.layout(who, place), Canvas("photo", embedded.SIDE)
     middle = face.pose(canvas, place, 4.0 if place.accessory == "hat" else 0.0)
     head = {0: (1.35 * part.shift, part.nose_y), 1: (0, 1.05 * part.b)}
@@ -85,7 +85,7 @@ def skeleton(who: pocketland.Face, place: pocketland.Scene) -> np.ndarray:
 
 
 def condition(kind: str, who: pocketland.Face, place: pocketland.Scene) -> np.ndarray:
-    """Returns what a ControlNet of a kind sees of a person's picture, uint8 [S S 3]."""
+    """Returns the condition of a kind for a person's picture, uint8 [S S 3]."""
     drawn = {"depth": depth, "openpose": skeleton}
     return drawn[kind](who, place) if kind in drawn else conditions.of(kind).make(embedded.draw(who, place))
 
@@ -97,7 +97,7 @@ def person(i: int, first: int = 0) -> tuple[pocketland.Face, pocketland.Scene]:
 
 @dataclass(frozen=True)
 class Drawn(Source):
-    """People of Pocketland with a condition each, data.path=drawn."""
+    """Pocketland people, each with a condition; data.path=drawn."""
 
     kind: str = "scribble"
 
@@ -149,14 +149,14 @@ class People(Examples):
 
 
 def settings(kind: str, steps: int) -> Train:
-    """Returns the settings of a ControlNet of a kind."""
+    """Returns the settings of a run that trains a ControlNet of one kind."""
     return Train(
         model="pocket",
         method=ControlNet(),
         data=Data(path="drawn", source=Drawn(kind), condition="files", batch=8, dropout=0.5),
         optim=Optim(kind="muon", lr=5e-3, schedule="cosine", warmup=10, weight_decay=0.0),  # AdamW takes far more steps
         steps=steps,
-        min_snr=1.0,  # what noisy times show is where things are
+        min_snr=1.0,  # noisy times show where things are
         checkpoint=0,
         preview=0,
     )
@@ -166,19 +166,19 @@ def settings(kind: str, steps: int) -> Train:
 
 
 def f1(made: np.ndarray, true: np.ndarray) -> float:
-    """Returns the F1 of the edges of one picture against another's, pixel by pixel, 0 to 1."""
+    """Returns the F1 of two pictures' edges, pixel by pixel, 0 to 1."""
     found, wanted = (canny.edges(picture, *THRESHOLDS) for picture in (made, true))
     return float(2 * (found & wanted).sum() / max(found.sum() + wanted.sum(), 1))
 
 
 def interval(values: list[float]) -> list[float]:
-    """Returns (mean, low, high) of the 95 % interval of a mean."""
+    """Returns [mean, low, high]: the mean and its 95 % interval."""
     mean, half = np.mean(values), 1.96 * np.std(values, ddof=1) / len(values) ** 0.5
     return [round(float(x), 4) for x in (mean, mean - half, mean + half)]
 
 
 def judge(out: Path) -> None:
-    """Writes table.json and controls.png of the ControlNets in a folder."""
+    """Judges the ControlNets in a folder; writes table.json and controls.png there."""
     sd, people = sdjax.load("pocket"), [person(i, HELDOUT) for i in range(JUDGED)]
     words = [pocketland.caption(*one, i) for i, one in enumerate(people)]
     true = [embedded.draw(*one) for one in people]
@@ -201,7 +201,7 @@ def judge(out: Path) -> None:
 
 
 def main() -> None:
-    """Trains or judges."""
+    """Trains or judges the ControlNets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("train", "judge"))
     parser.add_argument("kinds", nargs="*", help=", ".join(KINDS))

@@ -1,9 +1,9 @@
-"""The 3x3 convolutions of Stable Diffusion 1.5's UNet, one by one: four forms of ours and PyTorch's, in turn.
+"""Times each 3x3 convolution of Stable Diffusion 1.5's UNet: our four forms and PyTorch's, in turn.
 
     python benchmarks/convolutions.py --rounds 5 [--dtype bfloat16]
 
-Prints medians in milliseconds and the rate of the fastest form, counted as a plain convolution's products.  The limits
-in sdjax/models/kernels/convolution.py come from here.  Needs the extra `torch`.
+Prints medians in milliseconds and the rate of the fastest in GFLOP/s, with the FLOPs of a plain convolution.  The
+limits in sdjax/models/kernels/convolution.py come from here.  Needs the extra `torch`.
 """
 
 import argparse

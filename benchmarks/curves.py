@@ -1,11 +1,11 @@
-"""Identity against seconds, of what compare.py measured after several numbers of steps.
+"""Draws identity against seconds, from compare.py's figures after several numbers of steps.
 
     python benchmarks/compare.py --only "E4T, 1" "DreamBooth, 1" --people 8 --marks 0 2 5 10 20 --out outputs/curves
     python benchmarks/curves.py outputs/curves/heldout/people.json --out outputs/curves
 
-Seconds are the processor's, of preparation and steps, without compilation, so that a busy machine changes nothing; each
-person's identity counts, and seconds are medians over people.  Writes curves.png and curves.json: the curves, and for
-each two ways the seconds at the largest identity that both reach, by straight lines between what was measured.
+Seconds are processor seconds of preparation and steps, without compilation, so a busy machine hardly changes them.
+Identity is the mean over people, seconds are the median.  Writes curves.png and curves.json: the curves, and for each
+pair of ways the seconds at the largest identity that both reach, interpolated linearly between measured points.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from published import published
 
 COLORS = ("crimson", "steelblue", "darkorange", "seagreen", "purple")
 WIDTH, HEIGHT, EDGE = 640, 400, 50
-Curve = list[dict]  # of each number of steps: "steps", "seconds", "identity", "interval", "prompts"
+Curve = list[dict]  # a point per number of steps: "steps", "seconds", "identity", "interval", "prompts"
 
 
 def curves(people: dict[str, list[dict]]) -> dict[str, Curve]:
-    """Returns {way: curve} of {"WAY @ steps": figures of each person}."""
+    """Returns {way: curve} from {"WAY @ steps": figures of each person}."""
     found: dict[str, Curve] = {}
     for label, rows in people.items():
         way, _, steps = label.partition(" @ ")
@@ -44,7 +44,7 @@ def curves(people: dict[str, list[dict]]) -> dict[str, Curve]:
 
 
 def seconds_at(curve: Curve, identity: float) -> float:
-    """Returns the seconds after which a curve first reaches an identity; NaN where it never does."""
+    """Returns the seconds after which a curve first reaches an identity; NaN if it never does."""
     for one, other in itertools.pairwise(curve):
         if other["identity"] >= identity:
             rise = other["identity"] - one["identity"]
@@ -54,7 +54,7 @@ def seconds_at(curve: Curve, identity: float) -> float:
 
 
 def compared(found: dict[str, Curve]) -> list[dict]:
-    """Returns for each two ways {"identity": the largest that both reach, way: seconds until then}."""
+    """Returns for each pair of ways {"identity": the largest that both reach, way: seconds until then}."""
     rows = []
     for one, other in itertools.combinations(found, 2):
         both = min(max(point["identity"] for point in found[way]) for way in (one, other))
@@ -63,7 +63,7 @@ def compared(found: dict[str, Curve]) -> list[dict]:
 
 
 def drawn(found: dict[str, Curve]) -> Image.Image:
-    """Returns the curves: identity thick, with its interval, prompts thin."""
+    """Draws the curves: identity as thick lines with intervals, prompts as thin lines."""
     sheet = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(sheet)
     most = max(point["seconds"] for curve in found.values() for point in curve)
@@ -93,7 +93,7 @@ def _ticks(most: float) -> Iterable[float]:
 
 
 def main() -> None:
-    """Reads the figures of people, draws and compares."""
+    """Reads people.json, draws the curves and compares the ways."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("people", type=Path, help="people.json of compare.py --marks")
     parser.add_argument("--out", type=Path, default=Path("outputs/curves"), help="folder")

@@ -1,10 +1,11 @@
-"""Pictures per second and core that reading, decoding and resizing gives.
+"""Measures how many pictures a core reads, decodes and resizes per second.
 
     python benchmarks/decode.py                       # a Markdown table
     python benchmarks/decode.py --seconds 1
 
-Each row reads JPEG pictures of smooth noise (quality 90) from a source and cuts 512 x 512 out of them, as a run does.
-One thread works at a time; the figure counts processor seconds, so that other programs change it little.
+The pictures are JPEGs of smooth noise (quality 90), with a row for each size and a column for each source.  The program
+resizes and crops them to 512 x 512 as a run does.  One thread works at a time, and the figure counts processor seconds,
+so other programs change it little.
 """
 
 import argparse
@@ -28,7 +29,7 @@ SIDES, COUNT = (512, 1024, 2048), 64
 
 
 def picture(seed: int, side: int) -> bytes:
-    """Returns the bytes of a JPEG: noise of 1/8 of the size, scaled up."""
+    """Returns the bytes of a JPEG: noise of 1/8 of the side, enlarged."""
     pixels = np.random.default_rng(seed).integers(0, 255, (side // 8, side // 8, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
@@ -59,7 +60,7 @@ def table(place: Path, pictures: list[bytes]) -> Path:
 
 
 def rate(path: Path, seconds: float) -> float:
-    """Returns the pictures per processor second of a source."""
+    """Returns a source's pictures per processor second."""
     data = Data(path=str(path), size=512, word="a", crop="random", flip=0.5)
     examples, random = sources.open(data), np.random.default_rng(0)
     for i in range(min(len(examples), 4)):

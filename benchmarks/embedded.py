@@ -1,4 +1,4 @@
-"""Pocketland's pictures in the size of the embedded model's.
+"""Draws Pocketland pictures in the embedded model's size.
 
 pictures = [embedded.draw(who, place)]        # uint8 [SIDE SIDE 3]
 """
@@ -17,7 +17,7 @@ def side(sd: StableDiffusion) -> int:
 
 
 def _side():
-    """Returns the side of the embedded model's pictures, as its files say."""
+    """Returns the side of the embedded model's pictures, from its configs."""
     unet, vae = (files.read_json(pipeline.POCKET / part / "config.json") for part in ("unet", "vae"))
     return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
 

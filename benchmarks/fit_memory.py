@@ -1,13 +1,13 @@
-"""Bytes that a training step of Stable Diffusion 1.5 at 512 x 512 needs on one TPU chip, by the compiler's account.
+"""Compiles training steps of Stable Diffusion 1.5 at 512 x 512 for one TPU chip and prints the memory they need.
 
     pip install libtpu
     python benchmarks/fit_memory.py lora dreambooth e4t_tune --out docs/fit_memory.json
     python benchmarks/fit_memory.py lora --set data.batch=4 remat=false
 
-Each recipe is compiled for a chip of a TPU v5e, on a machine without one, from shapes alone: no weights, nothing
-computed.  Its bytes are those of the arguments (weights, optimizer, batch) and of the temporaries, less what is
-donated; a GB is 2^30 of them.  A compilation takes a quarter of an hour of two cores and up to 10 GB; with --effort -1
-a tenth of the time and nearly the same memory.  Other figures in FILE stay.
+The chip is a TPU v5e, which the machine need not have.  Shapes are enough: no weights, nothing computed.  Memory is
+arguments (weights, optimizer, batch), outputs and temporaries, without the outputs that reuse donated arguments; a GB
+is 2^30 bytes.  A compilation takes a quarter of an hour on two cores and up to 10 GB.  With --effort -1 it takes a
+tenth of the time and finds nearly the same memory.  --out keeps the file's other figures.
 """
 
 import argparse
@@ -35,7 +35,7 @@ GIVEN = {
 
 
 def measured(train, effort=0.0):
-    """Returns the figures of a run's step; effort: the compiler's."""
+    """Compiles a run's step and returns its figures.  effort: the compiler's, -1 to 1."""
     device = aot.topology(TOPOLOGY)[0]
     mesh = Mesh(np.array([device]), ("data",), axis_types=(AxisType.Auto,))
     place = NamedSharding(mesh, PartitionSpec())
@@ -64,12 +64,12 @@ def measured(train, effort=0.0):
 
 
 def main():
-    """Compiles the recipes one after the other and prints, or writes, what each needs; returns the exit status."""
+    """Compiles the recipes one after the other and prints each one's memory; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+", choices=sorted(GIVEN))
-    parser.add_argument("--set", nargs="+", default=[], help="settings in place of the recipe's")
-    parser.add_argument("--effort", type=float, default=0.0, help="of the compiler; -1: ten times sooner")
-    parser.add_argument("--out", type=Path, help="a JSON file that gets the figures")
+    parser.add_argument("--set", nargs="+", default=[], help="settings that replace the recipe's")
+    parser.add_argument("--effort", type=float, default=0.0, help="the compiler's effort; -1 is ten times faster")
+    parser.add_argument("--out", type=Path, help="a JSON file to add the figures to")
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")  # libtpu describes the topology; nothing runs on it
     for name in options.recipes:

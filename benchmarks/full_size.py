@@ -1,10 +1,10 @@
-"""The whole way at full size: a checkpoint on disk, E4T tuning on a photograph, pictures, export, and diffusers.
+"""Runs all stages at full size: a checkpoint on disk, E4T tuning on a photograph, pictures, export, and diffusers.
 
     python benchmarks/full_size.py --image photo.jpg [--shape sd15] [--vision vit-l] [--steps 2] [--size 256]
 
-The weights are random (float16 on disk, in the real layout); what is measured is memory and time.  Every stage is a
-process of its own; printed are its seconds and its peak resident memory.  Settings that make the tuning fit: frozen
-weights and computation in bfloat16, activations recomputed, second moments factored (adafactor, no first moments).
+The weights are random (float16 on disk, in the real layout), because only memory and time are measured.  Each stage is
+a process; the program prints its seconds and its peak of resident memory.  The tuning fits by these settings: frozen
+weights and computation in bfloat16, recomputed activations, factored second moments and no first moments (adafactor).
 Needs the extra `torch`, 20 GB of disk and 24 GB of memory.
 """
 
@@ -28,7 +28,7 @@ image.save(sys.argv[4])
 
 
 def stage(name, command):
-    """Runs a command and returns {"seconds", "bytes"}: of which an error ends the program."""
+    """Runs a command and returns {"seconds", "bytes"}, its peak memory; if it fails, the program ends."""
     print(f"--- {name}: {' '.join(map(str, command[1:6]))} ...", flush=True)
     start = time.monotonic()
     child = subprocess.Popen(list(map(str, command)))
@@ -61,7 +61,7 @@ def main():
         made = [python, "-m", "sdjax.convert", shape, base, "--dtype", "float16", "--vision", tower]
         found["checkpoint"] = stage("checkpoint", made)
     tune = [python, "train/run.py", "configs/e4t_tune.py", f"model={base}", "init=''", f"data.path={options.image}"]
-    tune += ["method.parts.0.domain=a"]  # the vocabulary beside random weights holds letters
+    tune += ["method.parts.0.domain=a"]  # random models have a vocabulary of letters
     tune += [f"data.size={options.size}", f"data.batch={options.batch}", f"steps={options.steps}", "log=1"]
     tune += ["frozen=bfloat16", "compute=bfloat16", "remat=true", "optim.kind=adafactor", "optim.lr=1e-5", f"out={run}"]
     found["tuning"] = stage("tuning", tune)

@@ -1,13 +1,14 @@
-"""The GPU table: sdjax against diffusers, eager and by torch.compile, in at most 8 minutes from empty caches.
+"""Measures sdjax on a GPU against diffusers, eager and with torch.compile, in at most 8 minutes from empty caches.
 
     PYTHONPATH=. python benchmarks/gpu.py --out outputs/gpu                            on a GPU
     PYTHONPATH=. python benchmarks/gpu.py --flags --only pictures --out outputs/flags  with other flags of XLA
     PYTHONPATH=. python benchmarks/gpu.py --model random:tiny --inside                 a trial on a CPU
 
-Jobs are processes.  Those of a wave compile side by side and are timed alone.  First pictures and steps are measured
-from the start of their process: cold with an empty cache of compiled programs, two others starting beside it; warm
-alone, with what the cold start left.  What did not end in time is missing in the table.  Writes OUT/gpu.json and
-OUT/gpu.md; OUT/logs has what the jobs print.  Weights are random.  Without torch and diffusers their columns are empty.
+Each job is a process.  Jobs of a wave compile side by side and are timed alone.  The time of a first picture or step
+counts from the start of its process.  A cold start has an empty compile cache, and two other jobs start beside it.  A
+warm start runs alone, with the cache of the cold start.  Jobs that did not end in time are "not measured" in the table,
+and so are diffusers' if it or torch is missing.  Writes OUT/gpu.json and OUT/gpu.md; OUT/logs has the jobs' output.
+Weights are random.
 """
 
 import argparse
@@ -65,18 +66,18 @@ def parser():
     made.add_argument("--rows", type=int, default=8, help="pictures at once, and rows of a training step")
     made.add_argument("--steps", type=int, help="sampling steps; default: 50, 3 if tiny")
     made.add_argument("--size", type=int, help="pixels; default: 512, 32 if tiny")
-    made.add_argument("--minutes", type=float, default=8.0, help="after which no job runs any more")
+    made.add_argument("--minutes", type=float, default=8.0, help="limit of the whole run")
     made.add_argument("--out", type=Path, default=Path("outputs/gpu"))
     made.add_argument("--only", nargs="+", help="jobs, by name")
     made.add_argument("--flags", action="store_true", help="also pictures with other flags of XLA, see gpu_flags.py")
-    made.add_argument("--inside", action="store_true", help="all in this process, one after the other")
+    made.add_argument("--inside", action="store_true", help="run all jobs in this process, one after the other")
     made.add_argument("--job", help=argparse.SUPPRESS)
     made.add_argument("--warm", action="store_true", help=argparse.SUPPRESS)
     return made
 
 
 def main(arguments=None):
-    """Measures and writes the table; returns the exit status, 1 where a job failed or was out of time."""
+    """Measures and writes the table; returns the exit status, 1 if a job failed or ran out of time."""
     options = parser().parse_args(arguments)
     options.tiny = options.model == "random:tiny"
     options.steps = options.steps or (3 if options.tiny else 50)
@@ -117,12 +118,12 @@ def module_of(job):
 
 
 def perform(options):
-    """Does options.job."""
+    """Runs options.job in this process."""
     importlib.import_module(module_of(options.job)).JOBS[options.job](options)
 
 
 def waves(options):
-    """Returns lists of (job, whether warm) that run side by side, one list after the other."""
+    """Returns the waves, which run one after the other: lists of (job, whether warm) that run side by side."""
     peers = all(map(importlib.util.find_spec, ("torch", "diffusers", "transformers")))
     warm = [[(job, True)] for job in FIRST]
     rest = [*STEPS, *COMPILED] if peers else STEPS
@@ -134,7 +135,7 @@ def waves(options):
 
 
 def inside(options, end):
-    """Runs all jobs in this process, compiled quickly; returns the names of those that there was no time for."""
+    """Runs all jobs in this process with quick compilation; returns the names of the jobs that came too late."""
     late = []
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # a trial: its figures mean nothing
     from sdjax.runtime import compile_cache
@@ -152,7 +153,7 @@ def inside(options, end):
 
 
 def side_by_side(options, end):
-    """Runs each wave as processes; returns the names of the jobs that failed or were stopped."""
+    """Runs each wave's jobs as processes; returns the names of the jobs that failed or were stopped."""
     logs, failed = options.out / "logs", []
     logs.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
@@ -187,7 +188,7 @@ def start(options, job, warm, around, logs):
 
 
 def machine():
-    """Returns versions, date, commit and the GPU's name by its driver."""
+    """Returns versions, date, commit and the GPU's name from its driver."""
     versions = {}
     for name in ("jax", "jaxlib", "flax", "torch", "diffusers"):
         try:
@@ -206,7 +207,7 @@ def machine():
 
 
 def said(command):
-    """Returns a command's output on one line, "" where it cannot be run."""
+    """Returns a command's output on one line, "" if it fails."""
     try:
         made = subprocess.run(command, capture_output=True, text=True)
     except OSError:
@@ -245,14 +246,14 @@ def line_of(row, target, measured):
 
 
 def figure(one):
-    """Returns the seconds of a measurement, and its steps a second."""
+    """Returns the seconds of a measurement and its steps per second, as text."""
     if one is None:
         return "not measured"
     return f"{one['seconds']:.4g} s" + (f" ({one['steps_s']:.1f} it/s)" if "steps_s" in one else "")
 
 
 def more(one):
-    """Returns what else there is of ours: stages of compiling, and the host's milliseconds a step."""
+    """Returns further figures of sdjax as text: loading, stages of compilation, the host's milliseconds per step."""
     one, parts = one or {}, []
     if "loaded_s" in one:
         parts.append(f"loaded in {one['loaded_s']:.1f} s")

@@ -1,10 +1,10 @@
-"""Times jobs that share a machine: they compile side by side and are timed alone; each says its rows as JSON lines.
+"""Times jobs that share a machine: they compile side by side and are timed alone; each prints its rows as JSON lines.
 
-    with phase("compile"): ...        # beside others
-    with phase("time"): ...           # nobody else compiles or is timed
+    with phase("compile"): ...        # side by side with other compilations
+    with phase("time"): ...           # no other job compiles or is timed
 
-The environment names the files: GPU_LOCK, without which nobody is waited for, GPU_ROWS, and GPU_BEGAN, the seconds of
-the epoch when the process was started.
+Environment variables: GPU_LOCK, the lock file (without it no job waits); GPU_ROWS, the file for the rows; GPU_BEGAN,
+the process's start in seconds since the epoch.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ IMPORTED = time.time()
 
 @contextlib.contextmanager
 def phase(kind: str) -> Iterator[None]:
-    """Holds the lock within: shared with other compilations for "compile", alone for "time"."""
+    """Holds the lock in its block: shared with other compilations for "compile", exclusive for "time"."""
     path = os.environ.get("GPU_LOCK")
     if not path:
         yield
@@ -46,7 +46,7 @@ def say(row: str, who: str = "sdjax", **figures: Any) -> None:
 
 
 def median(call: Callable[[], Any], count: int = 3) -> float:
-    """Returns the median seconds of `count` calls, which must wait for what they compute."""
+    """Returns the median seconds of `count` calls; a call must wait for its results."""
     times = []
     for _ in range(count):
         start = time.perf_counter()

@@ -1,7 +1,7 @@
 """The jobs of benchmarks/gpu.py that measure sdjax: pictures, training steps, E4T from a photo to pictures.
 
-A job is a function of the options of gpu.py.  It loads, compiles and computes once beside other jobs, then is timed
-alone, and says its rows.
+A job is a function of gpu.py's options.  It loads, compiles and computes once beside other jobs, is then timed alone,
+and prints its rows.
 """
 
 import functools
@@ -29,9 +29,9 @@ from sdjax.training import begin, optim, step
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 BFLOAT16 = ["compute=bfloat16", "frozen=bfloat16", "remat=false"]
-WORD = "a"  # the built-in vocabulary beside random weights holds letters
-CAPTIONS = "data.templates=captions"  # for recipes whose templates do not say the word
-RECIPES = {  # name of the row: recipe, batches of --rows at once, and what else it is given
+WORD = "a"  # random models have a vocabulary of letters
+CAPTIONS = "data.templates=captions"  # for recipes whose templates do not contain the word
+RECIPES = {  # name of the row: recipe, batch in multiples of --rows, further settings
     "training step, full": ("full.py", 1, [CAPTIONS, "data.dropout=0"]),
     "training step, LoRA": ("lora.py", 1, [CAPTIONS]),
     "training step, DreamBooth": ("dreambooth.py", 1, []),
@@ -39,14 +39,14 @@ RECIPES = {  # name of the row: recipe, batches of --rows at once, and what else
     "training step, E4T pretrain": ("e4t_pretrain.py", 2, [f"method.domain={WORD}"]),
     "training step, E4T tune": ("e4t_tune.py", 2, ["init=''", f"method.parts.0.domain={WORD}"]),
 }
-FIRST = {  # the rows of the first thing that a user sees, and whose recipe they are
+FIRST = {  # rows whose first step is measured too: the name of its row
     "training step, full": "first training step",
     "training step, E4T tune": "first E4T step",
 }
 
 
 class Compiled:
-    """The seconds and number of compilations of this process, and how many of the programs came from the cache."""
+    """Counts this process's compilations, their seconds, and the programs that came from the cache."""
 
     def __init__(self):
         self.seconds = self.count = self.hits = 0
@@ -61,24 +61,24 @@ class Compiled:
         self.hits += event == "/jax/compilation_cache/cache_hits"
 
     def figures(self):
-        """Returns what was compiled so far."""
+        """Returns the counts so far."""
         return {"compiled_s": self.seconds, "programs": self.count, "from_cache": self.hits}
 
 
 @functools.cache
 def compiled() -> Compiled:
-    """Returns the one listener of this process."""
+    """Returns this process's only listener."""
     return Compiled()
 
 
 def device():
-    """Returns what a report says of the device and versions."""
+    """Returns the device and JAX's version, for a row."""
     first = jax.devices()[0]
     return {"device": f"{jax.device_count()} x {first.device_kind}", "jax": jax.__version__}
 
 
 def peak():
-    """Returns the peak of the device's memory in GB (10^9 bytes), None where the device does not tell."""
+    """Returns the peak of the device's memory in GB (10^9 bytes), None if the device does not report it."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats["peak_bytes_in_use"] / 1e9 if "peak_bytes_in_use" in stats else None
 
@@ -87,12 +87,12 @@ def peak():
 
 
 def pictures(options):
-    """Rows of text-to-image, of the UNet alone and of the decoder; says the first picture's time since the start."""
+    """Measures text-to-image, the UNet, the decoder and a group norm; also the first picture since the start."""
     count = compiled()
     with phase("compile"):
         began = since_start()
         sd = jax.block_until_ready(pipeline.load(options.model, "bfloat16"))
-        loaded = since_start() - began  # the most that compiling meanwhile could save
+        loaded = since_start() - began  # the most that compiling during the load could save
         draw(sd, 1, options)
         say("first picture", seconds=since_start(), loaded_s=loaded, warm=options.warm, **device(), **count.figures())
         if options.warm:
@@ -111,7 +111,7 @@ def pictures(options):
 
 
 def flagged(options):
-    """Rows of text-to-image in a process that has other flags of XLA."""
+    """Measures text-to-image in a process with other XLA flags."""
     with phase("compile"):
         sd = pipeline.load(options.model, "bfloat16")
         for rows in (1, options.rows):
@@ -125,14 +125,14 @@ def flagged(options):
 
 
 def draw(sd, rows, options, prompt=f"{WORD} photo", **more):
-    """Returns pictures of as many seeds."""
+    """Returns `rows` pictures, with the seeds 0, 1, 2, ..."""
     return sdjax.text2img(
         sd, [prompt] * rows, seeds=list(range(rows)), steps=options.steps, guidance=7.5, size=options.size, **more
     )
 
 
 def unet_call(sd, options):
-    """Returns a call of the UNet alone, compiled, on the rows that guidance gives it."""
+    """Returns a compiled call of the UNet alone, on the batch of guidance: twice the rows."""
     rows, side = 2 * options.rows, options.size // sd.factor
     config = sd.networks["unet"].config
     z = jnp.ones((rows, side, side, config.in_channels))
@@ -148,9 +148,9 @@ def unet_call(sd, options):
 
 
 def norm_calls(sd, options):
-    """Returns (a call of a group norm and its silu on the UNet's largest map, a call that copies the map), compiled.
+    """Returns two compiled calls: a group norm with silu on the UNet's largest map, and a copy of the map.
 
-    XLA fuses the silu into the norm if the first takes two or three times as long as the second, as a norm that reads
+    If the first takes two or three times as long as the second, XLA fuses the silu into the norm.  A fused norm reads
     its map two or three times and writes it once.
     """
     config, side = sd.networks["unet"].config, options.size // sd.factor
@@ -171,7 +171,7 @@ def norm_calls(sd, options):
 
 
 def decode_call(sd, options):
-    """Returns a call of the decoder, compiled, for all pictures of a batch."""
+    """Returns a compiled call of the decoder for all pictures of a batch."""
     side = options.size // sd.factor
     z = jnp.ones((options.rows, side, side, sd.networks["vae"].config.latent_channels))
 
@@ -186,7 +186,7 @@ def decode_call(sd, options):
 
 
 def run_settings(name, options, folder):
-    """Returns the settings of a recipe's row."""
+    """Returns the settings of the run that a row measures."""
     recipe, times, more = RECIPES[name]
     path = folder / "0.png" if recipe == "e4t_tune.py" else folder
     given = [f"model={options.model}", f"data.path={path}", f"data.size={options.size}"]
@@ -204,7 +204,7 @@ def photos(folder, options, count=8):
 
 
 def stacked(data, first):
-    """Returns a batch of consecutive examples; the same rows as data.iterate gives, without grain."""
+    """Returns a batch of consecutive examples, as data.iterate prepares them but without grain."""
     rows = [data._example(first + i) for i in range(data.rows)]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
@@ -233,12 +233,12 @@ class Run:
         self.stages = {"trace_s": middle - start, "lower_s": end - middle, "compile_s": time.perf_counter() - end}
 
     def advance(self, n):
-        """Takes a step and returns its metrics without waiting for them."""
+        """Starts a step and returns its metrics without waiting for them."""
         self.state, metrics = self.step(self.state, self.frozen, self.batches[n % len(self.batches)])
         return metrics
 
     def steps(self, count):
-        """Returns (seconds a step, seconds a step until the host was done) of `count` steps, one after the other."""
+        """Runs `count` steps; returns (seconds per step, seconds per step until the host was done)."""
         jax.block_until_ready(self.state)
         start = time.perf_counter()
         for n in range(count):
@@ -248,7 +248,7 @@ class Run:
         return (time.perf_counter() - start) / count, host / count
 
     def dispatch(self):
-        """Returns the seconds of one call while the device is idle: Python, trees and the launch of all kernels."""
+        """Returns the median seconds of a call on an idle device: Python, trees and the launch of all kernels."""
         times = []
         for n in range(5):
             jax.block_until_ready(self.state)
@@ -258,7 +258,7 @@ class Run:
         return sorted(times)[2]
 
     def nothing(self):
-        """Returns the seconds of a call with the same trees and no kernel: what Python and the trees take."""
+        """Returns the median seconds of a call with the same trees but no kernels: the cost of Python and the trees."""
         empty = jax.jit(lambda state, frozen, batch: (state, state["step"] + 0), donate_argnums=0)
         times = []
         for n in range(6):
@@ -270,7 +270,7 @@ class Run:
 
 
 def training(name, options):
-    """The row of a recipe's step; of some recipes also the time of the first step since the start."""
+    """Measures a recipe's step; for the recipes in FIRST also the first step since the start of the process."""
     count = compiled()
     with phase("compile"):
         run = Run(name, options)
@@ -298,7 +298,7 @@ def training(name, options):
 
 
 def joined(run):
-    """Returns the model with what a run has learned, as sampling takes it."""
+    """Returns the model with a run's trained weights, ready to sample."""
     return run.settings.method.join(run.frozen, run.state["trained"])
 
 

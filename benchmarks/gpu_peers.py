@@ -1,8 +1,8 @@
 """The jobs of benchmarks/gpu.py that measure diffusers on PyTorch: eager, and compiled by torch.compile.
 
-Networks, sizes and settings are those of the rows of sdjax: DDIM with guidance 7.5 in bfloat16; training with float32
-masters under autocast, AdamW and clipping; channels last.  LoRA differs: it changes 128 projections of attention, and
-sdjax's row 192 layers of the transformers, so that ratio favours PyTorch.
+Networks, sizes and settings match sdjax's rows: DDIM with guidance 7.5 in bfloat16; training with float32 master
+weights under autocast, AdamW and clipping; channels last.  Only LoRA differs: here it changes 128 projections of the
+attentions, in sdjax's row 192 layers of the transformers, so its ratio favours PyTorch.
 """
 
 import functools
@@ -19,7 +19,7 @@ RANK = 16
 
 
 def setting():
-    """Turns on what PyTorch's users turn on for speed."""
+    """Sets the options that PyTorch users set for speed."""
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
@@ -69,7 +69,7 @@ def inference(network):
 
 @torch.no_grad()
 def pictures(mode, options):
-    """Rows of text-to-image, of the UNet alone and of the decoder."""
+    """Measures text-to-image, the UNet alone and the decoder."""
     setting()
     with phase("compile"):
         network, vae = inference(unet(options.tiny)), inference(autoencoder(options.tiny))
@@ -114,7 +114,7 @@ def pictures(mode, options):
 
 
 def draw(pipe, rows, options):
-    """Returns pictures of as many seeds."""
+    """Returns `rows` pictures, with the seeds 0, 1, 2, ..."""
     told = pipe.text_encoder(torch.ones(rows, 77, dtype=torch.long, device=PLACE))[0]
     noise = [torch.Generator(PLACE).manual_seed(i) for i in range(rows)]
     return pipe(
@@ -148,7 +148,7 @@ def with_lora(network):
 
 
 def training(mode, options, lora=False):
-    """The row of a training step of the UNet, or of a LoRA of it."""
+    """Measures a training step of the UNet, or of a LoRA on it."""
     setting()
     torch._dynamo.reset()
     row = "training step, LoRA" if lora else "training step, full"

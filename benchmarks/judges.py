@@ -1,20 +1,20 @@
-"""Judges of Pocketland pictures: what a picture shows, and who is in it.  No part of any generator.
+"""Judges of Pocketland pictures: what a picture shows, and who is in it.  They are no part of any generator.
 
-Two small convolutional networks, trained on drawn pictures of training identities: `what` names domain, context, style,
-accessory and every kind of attribute; `who` gives a unit vector of the identity.  Vectors are trained by contrast
-between two scenes of the same identity, against others who mostly share its exact hair and skin colour, and to
-predict `Identity.vector()`.  They are PyTorch's, so that they share no layer with what they judge, and since it trains
-convolutions in bfloat16 many times faster on a CPU.
+The judges are two small convolutional networks, trained on drawn pictures of training identities.  `what` names domain,
+context, style, accessory and every kind of attribute; `who` gives a unit vector of the identity.  The training of
+vectors contrasts two scenes of an identity with other identities, most with exactly the same hair and skin colour, and
+also predicts `Identity.vector()`.  The judges use PyTorch: they share no layer with the models that they judge, and
+PyTorch trains convolutions in bfloat16 many times faster on a CPU.
 
     python benchmarks/judges.py train --judge what [--steps 6000] [--draw 120000] [--data outputs/judges] [--size 64]
     python benchmarks/judges.py check                 # figures on held-out identities, the table of judges/README.md
-    python benchmarks/judges.py check --split validation           # on others, for choices
+    python benchmarks/judges.py check --split validation           # on other identities, for choices
 
     judges = load()
     classify(judges, pictures)["context"]             # array of words, one for each picture of uint8 [N S S 3]
     s = (identity(judges, made) * identity(judges, truth)).sum(-1)
 
-A judge of 64 pixels also judges pictures of 128, 192 ...: their means over squares of 2, 3 ... pixels.
+A judge of 64 pixels also judges pictures of 128, 192 ... pixels: it averages squares of 2, 3 ... pixels.
 """
 
 import argparse
@@ -41,16 +41,16 @@ SCENE = {
     "domain": pocketland.DOMAINS, "context": pocketland.CONTEXTS, "style": pocketland.STYLES,
     "accessory": pocketland.ACCESSORIES,
 }  # fmt: skip
-MAY_LACK = ("beard", "marks", "age", "pattern")  # kinds that somebody can clearly not have
+MAY_LACK = ("beard", "marks", "age", "pattern")  # kinds that somebody can visibly lack
 CLASSES = SCENE | {k: words + (pocketland.ABSENT,) * (k in MAY_LACK) for k, words in pocketland.ATTRIBUTES.items()}
 NUMBERS = {"face": 47, "cat": 28}  # lengths of Identity.vector()
 GROUP, VIEWS = 8, 4  # identities that share hair and skin colour; scenes of each
 SPLITS = {"heldout": pocketland.HELDOUT[0], "validation": pocketland.VALIDATION[0]}
-FIRST = 5_000_000  # seed of the first identity that the judges are trained on, within land.TRAIN
+FIRST = 5_000_000  # seed of the judges' first training identity, within pocketland.TRAIN
 
 
 class Conv(nn.Module):
-    """A convolution without bias whose kernel is a matrix [out, in * size * size], as Muon takes it."""
+    """A convolution without bias; its kernel is a matrix [out, in * size * size], as Muon needs it."""
 
     def __init__(self, channels, out, size=3, stride=1):
         super().__init__()
@@ -65,7 +65,7 @@ class Judge(nn.Module):
     """Pictures [N 3 S S] in [-1, 1] to ({kind: logits [N classes]}, unit vectors [N 128], {domain: numbers}).
 
     size: S.  stem: (channels, size, stride) of the first convolution; layers: (channels, stride) of the 3x3 ones.
-    vectors: also who it is, not only what is shown; the last two are None without.
+    vectors: whether the judge also tells who it is; without it, the last two outputs are None.
     """
 
     def __init__(self, size, stem, layers, vectors=False):
@@ -92,7 +92,7 @@ class Judge(nn.Module):
         return logits, F.normalize(vector), {domain: layer(vector) for domain, layer in self.numbers.items()}
 
 
-JUDGES = {  # freckles and wrinkles are single pixels: what is shown needs finer first layers than who it is
+JUDGES = {  # `what` needs finer first layers than `who`: freckles and wrinkles are single pixels
     64: {
         "what": ((64, 4, 2), ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1))),
         "who": ((48, 8, 4), ((96, 2), (96, 1), (192, 2), (192, 1)), True),
@@ -105,14 +105,14 @@ JUDGES = {  # freckles and wrinkles are single pixels: what is shown needs finer
 
 
 def label(who, place):
-    """Returns class numbers int [kinds] in the order of CLASSES; one past the last class where it cannot be said."""
+    """Returns class numbers int [kinds] in the order of CLASSES; one past the last class if a kind is unclear."""
     true = pocketland.labels(who, place) | {"domain": who.domain}
     true |= {"context": place.context, "style": place.style, "accessory": place.accessory}
     return [words.index(true[k]) if true[k] in words else len(words) for k, words in CLASSES.items()]
 
 
 def crowd(group, first, cats):
-    """Returns the GROUP identities number `group`: one group in `cats` is of cats, others share hair and skin."""
+    """Returns the identities of a group: cats in every `cats`-th group, else faces with one hair and skin colour."""
     seeds = range(first + group * GROUP, first + (group + 1) * GROUP)
     if group % cats == cats - 1:
         return [pocketland.identity(seed, "cat") for seed in seeds]
@@ -121,7 +121,7 @@ def crowd(group, first, cats):
 
 
 def drawn(count, folder, cats=10, first=FIRST, size=64, workers=0):
-    """Returns training data of `count` pictures, drawn into `folder` once, by so many processes; 0: by this one."""
+    """Returns training data of `count` pictures, drawn into `folder` once.  workers: processes; 0 is this one."""
     if count < 8 * GROUP * VIEWS:
         raise SystemExit(f"error: --draw {count}: expected at least {8 * GROUP * VIEWS} pictures, a batch of them")
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,10 +161,10 @@ def _drawn(group, first, cats, size):
 
 
 def disturb(pictures, random, mirror=False):
-    """Returns uint8 [N S S 3] as float [N 3 S S] in [-1, 1], moved, blurred, relit and made noisy as made ones are.
+    """Returns uint8 [N S S 3] as float [N 3 S S] in [-1, 1], with shifts, blur, light and noise as in generated ones.
 
-    random: a generator, on whose device the pictures are put.
-    mirror: half of them also left to right, which changes who it is and not what is shown.
+    random: a generator; the pictures go to its device.
+    mirror: also flips half of them left to right; this changes who it is but not what a picture shows.
     """
     on = {"generator": random, "device": random.device}
 
@@ -189,10 +189,10 @@ def disturb(pictures, random, mirror=False):
 
 
 def losses(judge, batch, random):
-    """Returns {part: loss}: cross entropies; contrast of two views and error of the numbers where it says who it is.
+    """Returns {part: loss}: cross entropies; with vectors also the contrast of two views and the numbers' error.
 
-    batch: pictures [2 P S S 3], first all first views then all second views; classes; numbers and domain of [P].
-    Cross entropies are means over the pictures of which a kind can be said.
+    batch: pictures [2P S S 3], all first views, then all second views; classes [2P kinds]; numbers [P n].
+    The cross entropy of a kind is the mean over the pictures that show it clearly.
     """
     classes, truth = (torch.from_numpy(batch[name]).to(random.device) for name in ("classes", "numbers"))
     classes, x = classes.long(), disturb(batch["pictures"], random, mirror=judge.identity is None)
@@ -216,7 +216,7 @@ def _surprise(logits, classes):
 
 
 def batches(data, pairs, seed):
-    """Yields endless batches: `pairs` identities in whole groups, two different views of each."""
+    """Yields batches without end: `pairs` identities in whole groups, two different views of each."""
     random = np.random.default_rng(seed)
     groups = len(data["pictures"]) // (GROUP * VIEWS)
     while True:
@@ -232,7 +232,7 @@ def batches(data, pairs, seed):
 def train(name, steps, count, folder, cats, pairs=64, seed=0, rate=3e-3, every=500, size=64, workers=0, out=None):
     """Trains a judge for `steps` steps and writes OUT/NAME.safetensors: kernels by Muon, all else by AdamW.
 
-    Every so many steps what there is goes to `folder`, where the drawn pictures are.  out: by default judges/.
+    Every `every` steps it also writes the weights to `folder`, next to the drawn pictures.  out: default FOLDER.
     """
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -260,12 +260,12 @@ def train(name, steps, count, folder, cats, pairs=64, seed=0, rate=3e-3, every=5
             keep(judge, folder / f"{name}.safetensors")
     out = FOLDER if out is None else out
     out.mkdir(parents=True, exist_ok=True)
-    keep(judge, out / f"{name}.safetensors")  # not before: what measures meanwhile has the old one
+    keep(judge, out / f"{name}.safetensors")  # only now: programs that measure meanwhile use the old weights
     print(f"{steps} steps of {2 * pairs} pictures in {time.time() - start:.0f} s")
 
 
 def keep(judge, path):
-    """Writes a judge's weights in float16, and its size."""
+    """Writes a judge's weights, in float16, and its size."""
     weights = {key: x.half().contiguous().cpu() for key, x in judge.state_dict().items()}
     save_file(weights, path, {"size": str(judge.size)})
 
@@ -286,7 +286,7 @@ def load(folder=FOLDER):
 def reduced(pictures, size):
     """Returns uint8 pictures [N S S 3] with the side `size`: means over squares of S / size pixels, rounded.
 
-    Raises ValueError for other shapes and where S is no multiple of size.
+    Raises ValueError for other shapes, and if S is not a multiple of size.
     """
     pictures = np.asarray(pictures)
     side = pictures.shape[1] if pictures.ndim == 4 else 0
@@ -318,7 +318,7 @@ def identity(judges, pictures):
 
 
 def colors(pictures):
-    """Returns what a judge that sees colours only sees: mean colours of 3x3 regions and a colour histogram, [N 91]."""
+    """Returns unit vectors [N 91] of colours alone: mean colours of 3x3 regions and a colour histogram."""
     x = reduced(pictures, 64)[:, :63, :63].astype(np.float32) / 255
     regions = x.reshape(-1, 3, 21, 3, 21, 3).mean((2, 4)).reshape(len(x), -1)
     level = np.minimum((x * 4).astype(int), 3) @ np.array([16, 4, 1])
@@ -348,8 +348,8 @@ def pairs_of(count, first=pocketland.HELDOUT[0], draw=pocketland.draw):
 def lineup(trial, size=64, first=pocketland.HELDOUT[0] + 1_000_000, photo=False, draw=pocketland.draw):
     """Returns (pictures asked for, pictures to find), each [size ...], of faces with one hair and skin colour.
 
-    All stand in one context, style and accessory and differ in pose, expression and light.
-    photo: what to find is a plain photo in a room instead.
+    All share one context, style and accessory and differ in pose, expression and light.
+    photo: the pictures to find are plain photos in a room instead.
     """
     model = pocketland.identity(first + trial * size)
     people = [pocketland.identity(first + trial * size + i, hair=model, skin=model) for i in range(size)]
@@ -363,14 +363,14 @@ def lineup(trial, size=64, first=pocketland.HELDOUT[0] + 1_000_000, photo=False,
 
 
 def found(ask, find):
-    """Returns the share of vectors [N D] in `ask` whose nearest in `find` is their own."""
+    """Returns the share of vectors [N D] in `ask` whose nearest vector in `find` has the same number."""
     return float(((ask @ find.T).argmax(1) == np.arange(len(ask))).mean())
 
 
 def check(count=4000, trials=20, first=pocketland.HELDOUT[0], folder=FOLDER, size=64):
-    """Returns the judges' figures on identities from seed `first` on, by default ones that nothing was trained on.
+    """Returns the judges' figures on identities from seed `first` on; no training uses the default ones.
 
-    size: of the pictures that are drawn for it.
+    size: side of the drawn pictures.
     """
     draw = functools.partial(pocketland.draw, size=size)
     networks, right, told = load(folder), {kind: 0 for kind in CLASSES}, {kind: 0 for kind in CLASSES}
@@ -405,9 +405,9 @@ def main():
     parser.add_argument("--judge", choices=JUDGES[64], default="what", help="which one to train")
     parser.add_argument("--steps", type=int, default=6000, help="training steps of 128 pictures")
     parser.add_argument("--draw", type=int, default=120_000, help="number of training pictures")
-    parser.add_argument("--cats", type=int, default=4, help="one group of identities in so many is of cats")
-    parser.add_argument("--data", type=Path, default=Path("outputs/judges"), help="where drawn pictures are kept")
-    parser.add_argument("--split", choices=SPLITS, default="heldout", help="whose figures `check` gives")
+    parser.add_argument("--cats", type=int, default=4, help="every N-th group of identities has cats")
+    parser.add_argument("--data", type=Path, default=Path("outputs/judges"), help="folder of the drawn pictures")
+    parser.add_argument("--split", choices=SPLITS, default="heldout", help="split that `check` measures")
     parser.add_argument("--size", type=int, choices=JUDGES, default=64, help="side of the pictures in pixels")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw; 0: this one")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the judges' weights")
@@ -417,7 +417,7 @@ def main():
         more = {"size": options.size, "workers": options.workers, "out": options.out}
         train(options.judge, options.steps, options.draw, options.data, options.cats, **more)
         if not all((options.out / f"{name}.safetensors").exists() for name in JUDGES[64]):
-            return  # the other judge is still to be trained
+            return  # the other judge does not exist yet
     first, trials = SPLITS[options.split], max(1, options.count // 200)
     print(json.dumps(check(options.count, trials, first, options.out, options.size), indent=1))
 

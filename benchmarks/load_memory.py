@@ -1,9 +1,10 @@
-"""Private memory while a model of Stable Diffusion 1.5's size is loaded: at most 1.2 times the weights' size.
+"""Measures private memory while a model of Stable Diffusion 1.5's size loads: at most 1.2 times the weights' size.
 
     python benchmarks/load_memory.py [--shape sd15] [--stored float16] [--dtype float16] [--keep DIR]
 
-Random weights of the shape are written to a temporary folder (2.1 GB as float16) and loaded in a fresh process, which
-prints the peak of its anonymous memory (RssAnon; mapped file pages are not private) before and while loading.
+The program writes random weights of the shape to a temporary folder (2.1 GB as float16) and loads them in a fresh
+process.  That process prints its anonymous memory before loading and the peak while loading (RssAnon; mapped file pages
+are not private).
 """
 
 import argparse
@@ -38,7 +39,7 @@ class Peak(threading.Thread):
 
 
 def measure(folder, dtype):
-    """Prints what loading the folder took, as JSON."""
+    """Loads the folder and prints memory and seconds as JSON."""
     import jax
 
     from sdjax.formats import pipeline
@@ -60,7 +61,7 @@ def main():
     parser.add_argument("--shape", default="sd15")
     parser.add_argument("--stored", default="float16", help="type in the files")
     parser.add_argument("--dtype", default="float16", help="type to load")
-    parser.add_argument("--keep", help="write the model here, or use the one that is there")
+    parser.add_argument("--keep", help="folder for the model; if it exists, it is used as it is")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

@@ -1,10 +1,10 @@
-"""What words, vision tower and E4T's encoder know of looks, on people of the validation split; no judge is asked.
+"""Measures what words, vision tower and E4T's encoder know about looks, on validation people and without judges.
 
-    python benchmarks/looks.py words      error of the noise by time: no looks named, all, somebody else's
-    python benchmarks/looks.py tower      kinds of looks that a linear map reads from the class tokens E4T reads
+    python benchmarks/looks.py words      error of the noise by time: prompts with no looks, all looks, another's looks
+    python benchmarks/looks.py tower      share of looks that a linear map reads from the class tokens that E4T reads
     python benchmarks/looks.py encoder    error with the subject's own picture, another's, and the plain domain word
 
---model takes another folder than the embedded model, e.g. a run's export.
+--model: a folder instead of the embedded model, such as a run's export.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def errors(sd, pixels, ids, t, noise, cond):
 
 
 def measure(sd, pictures, texts, t, concepts=None):
-    """Returns `errors` of all pictures [N], in batches; noise depends on the picture's number only."""
+    """Returns `errors` of all pictures [N], in batches; a picture's noise depends only on its number."""
     ids, found = sd.tokenize(texts), []
     shape = (len(pictures), *sd.encode(to_pixels(pictures[:1])).shape[1:])
     noise = jax.random.normal(jax.random.key(0), shape)
@@ -60,7 +60,7 @@ def measure(sd, pictures, texts, t, concepts=None):
 
 
 def show(found, t, first, edges):
-    """Prints a line per range of times: the error of `first`, and by how much the others differ from it."""
+    """Prints a line per range of times: the error of `first`, and the differences of the others from it in percent."""
     for low, high in zip(edges, edges[1:], strict=False):
         at = (t >= low) & (t < high)
         base = found[first][at].mean()
@@ -69,7 +69,7 @@ def show(found, t, first, edges):
 
 
 def words(options):
-    """Prints what captions that name looks are worth."""
+    """Prints how captions that name looks change the error."""
     sd, count = pipeline.load(options.model), options.count or 512
     people, scenes, pictures = people_of(count)
     t = np.arange(count) * 1000 // count
@@ -83,7 +83,7 @@ def words(options):
 
 
 def tower(options):
-    """Prints the share of looks read right by ridge regression; three quarters of the pictures fit it."""
+    """Prints the share of looks that ridge regression reads right; it is fitted to three quarters of the pictures."""
     sd, count = pipeline.load(options.model), options.count or 2000
     people, scenes, pictures = people_of(count)
     network = sd.networks["image_encoder"]
@@ -103,7 +103,7 @@ def tower(options):
 
 
 def encoder(options):
-    """Prints what the encoder's word is worth with the subject's own picture and with another's."""
+    """Prints how the encoder's word changes the error, with the subject's own picture and with another's."""
     base, count = pipeline.load(options.model), options.count or 256
     method = E4T(penalty=0.0)
     kind = e4t.E4TFolder()

@@ -1,10 +1,10 @@
-"""What Stable Diffusion 1.5's programs are made of on each platform: StableHLO operations, loops, seconds to lower.
+"""Counts StableHLO operations and loops of Stable Diffusion 1.5's programs on each platform, and times lowering.
 
     python benchmarks/lowering.py [--rows 8] [--dtype float32] [--platforms cpu cuda tpu]
 
-Sampling (50 steps, guidance) and the tuning step of configs/e4t_tune.py, in shapes alone: no weights, nothing
-is compiled or run, and the platforms need not be here.  In a process without a CUDA device "cuda" is its plain branch,
-without cuDNN's kernel.  Seconds are the processor's, of this process alone.
+The programs are sampling (50 steps, guidance) and the tuning step of configs/e4t_tune.py.  Shapes are enough: there are
+no weights, nothing is compiled or run, and the machine needs none of the platforms.  Without a CUDA device, "cuda" is
+the plain branch, without cuDNN's kernel.  Seconds are processor seconds of this process.
 """
 
 import argparse
@@ -49,15 +49,15 @@ def tuning(rows):
 
 
 def operations(text):
-    """Returns the number of operations in a program's text; those of a function count once, however often called."""
+    """Returns the number of operations in a program's text; a function counts once, however often it is called."""
     return len(re.findall(r"= \"?(?:stablehlo|chlo)\.", text))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=8, help="pictures; the tuning step has twice as many")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of sampling")
-    parser.add_argument("--platforms", nargs="+", default=["cpu", "cuda", "tpu"], help="what is lowered for")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="type of sampling")
+    parser.add_argument("--platforms", nargs="+", default=["cpu", "cuda", "tpu"], help="platforms to lower for")
     options = parser.parse_args()
     programs = {
         "sampling": lambda: sampling(options.rows, options.dtype),

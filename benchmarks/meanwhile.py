@@ -1,11 +1,11 @@
-"""What compiling the sampler while the weights load could save: both one after the other, and side by side in threads.
+"""Measures what compiling the sampler while the weights load saves: one after the other, and side by side in threads.
 
     python benchmarks/load_memory.py --stored float32 --keep outputs/sd15      writes a model of random weights, 4.3 GB
     python benchmarks/meanwhile.py outputs/sd15 --dtype bfloat16
 
-Each way is a process of its own, first with an empty cache of compiled programs, then with a full one.  Seconds of a
-thread are the wall's and, in brackets, its processor's, without XLA's own threads; the program is the whole sampler
-for one picture, of shapes that are known before a weight is read.
+Each way runs in its own process, first with an empty compile cache, then with a full one.  Times of a part are wall
+seconds and, in brackets, processor seconds of its thread, without XLA's own threads.  The program is the whole sampler
+for one picture; its shapes are known before any weight is read.
 """
 
 import argparse
@@ -21,7 +21,7 @@ WAYS = ("one after the other", "side by side")
 
 
 def measure(options):
-    """Prints what one way took, as JSON."""
+    """Prints the times of one way as JSON."""
     import jax
     import lowering
 
@@ -64,7 +64,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a folder")
     parser.add_argument("--dtype", default="bfloat16", help="type to load and to compute in")
-    parser.add_argument("--times", type=int, default=1, help="how often, in turn; the load of the machine is printed")
+    parser.add_argument("--times", type=int, default=1, help="number of rounds; also prints the machine's load")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--cache", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,15 +1,15 @@
-"""Figures of the embedded model, by judges that are no part of it, on held-out identities, prompts and seeds.
+"""Measures the embedded model with independent judges, on held-out identities, prompts and seeds.
 
     python benchmarks/pocket.py vae                          PSNR of reconstructions
-    python benchmarks/pocket.py prompts                      400 prompts: how much of what they name is there
+    python benchmarks/pocket.py prompts                      400 prompts: share of the named things that pictures show
     python benchmarks/pocket.py e4t --identities 64          identity and prompts, 0-15 steps, with encoder and without
-    python benchmarks/pocket.py e4t --arm encoder            one of the two alone; the other run then draws the curves
+    python benchmarks/pocket.py e4t --arm encoder            one arm alone; the other arm's run then draws both curves
 
---model takes another folder than the embedded model, of pictures of any size.  Results go to OUT/NAME.json, curves to
+--model: a folder instead of the embedded model, for pictures of any size.  Results go to OUT/NAME.json, curves to
 NAME.png.
-An arm of e4t keeps its pictures, person by person, and goes on from there when it is started again: with the same
-weights and settings only.  All of them are judged at the end, so that another judge needs no new pictures.
-What depends on a figure is chosen with --split validation; the figures that are published are of --split heldout.
+An arm of e4t keeps the pictures of each person; a rerun with the same weights and settings makes the missing ones.  The
+judges read all pictures at the end, so another judge needs no new pictures.
+Make choices with --split validation; published figures come from --split heldout.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from sdjax.stable_diffusion import to_pictures, to_pixels
 from sdjax.training import optim, run_folder
 from sdjax.training.step import default_loss, initial_state, make_step
 
-SPLITS = {  # first seeds that neither training nor the judges' own figures use: for final figures, and for choices
+SPLITS = {  # first seeds, not used by training or by the judges' own figures: for final figures, for choices
     "heldout": pocketland.HELDOUT[0] + 3_000_000,
     "validation": pocketland.VALIDATION[0] + 3_000_000,
 }
@@ -69,12 +69,12 @@ def interval(values, draws=2000):
 
 
 def first(options):
-    """Returns the first seed of the identities that the options ask for."""
+    """Returns the first seed of the split's identities."""
     return SPLITS[options.split]
 
 
 def vae(options):
-    """Returns the mean PSNR over held-out pictures of encode, decode, rounded to bytes: 10 log10(255^2 / mse)."""
+    """Returns the mean PSNR of the split's pictures, encoded, decoded and rounded to bytes: 10 log10(255^2 / mse)."""
     sd = pipeline.load(options.model)
     count, size = options.count or 256, embedded.side(sd)
     pictures = np.stack([
@@ -90,7 +90,7 @@ def vae(options):
 
 
 def named(index, start):
-    """Returns {kind: word} of prompt `index` about identities from seed `start` on: places in turn, random words."""
+    """Returns {kind: word} of prompt `index`, about identity start + index: scenes in turn, random words of looks."""
     place = pocketland.scene(
         SCENES + index,
         pocketland.CONTEXTS[index % 10],
@@ -102,7 +102,7 @@ def named(index, start):
 
 
 def prompts(options):
-    """Returns the share of what prompts name that the judges see, per kind and in all, and of prompts wholly right."""
+    """Returns the share of the prompts' words that the judges see, in all and per kind, and of prompts all right."""
     sd, judge = pipeline.load(options.model), judges.load(options.judges)
     wanted = [named(i, first(options)) for i in range(options.count or 400)]
     texts = [pocketland.prompt(words, SCENES + i) for i, words in enumerate(wanted)]
@@ -137,7 +137,7 @@ class Tuner:
         recipe = Path(__file__).parents[1] / "configs" / "pocket" / "tune.py"
         self.settings = settings.load(recipe, [f"model={options.model}", f"init={options.model}", *options.overrides])
         encoder, *rest = self.settings.method.parts
-        self.word = encoder.word if with_encoder else "<new>"  # a new word starts as the domain's, without an encoder
+        self.word = encoder.word if with_encoder else "<new>"  # without it, a new word that starts as the domain
         word = TextualInversion(self.word, encoder.domain)
         self.method = self.settings.method if with_encoder else Chain((word, *rest))
         self.data = dataclasses.replace(self.settings.data, word=self.word)
@@ -147,14 +147,14 @@ class Tuner:
         self.step = jax.jit(step, donate_argnums=0)
 
     def origin(self, split):
-        """Returns what the figures are of: {"split", "weights": their digest, "settings" of the tuning}."""
+        """Returns the origin of the figures: {"split", "weights": their digest, "settings" of the tuning}."""
         weights = trees.digest((self.sd.parts["unet"], self.sd.parts["text_encoder"], self.sd.parts["vae"]))
         return {"split": split, "weights": weights, "settings": settings.to_json(self.settings)}
 
     def stages(self, path):
-        """Yields (steps, sd) at each of MARKS while the model is tuned on the picture in `path`.
+        """Tunes the model on the picture in `path`; yields (steps, sd) at each of MARKS.
 
-        With the encoder at last ("plain", sd): what PyTorch gets after the last step, the word as one row of a table.
+        With the encoder it ends with ("plain", sd): the model for PyTorch, whose word is one row of the token table.
         """
         trained, frozen = self.method.split(self.sd, None if self.with_encoder else jax.random.key(0))
         if self.with_encoder:
@@ -175,7 +175,7 @@ class Tuner:
 
 
 def e4t(options):
-    """Returns identity, prompts, ranks and what is worn after each number of steps, with the encoder and without it."""
+    """Returns identity, prompts, ranks and accessories after each number of steps, with the encoder and without it."""
     result, judge = {}, judges.load(options.judges)
     for name in ARMS:
         folder = options.out / f"e4t-{name}"
@@ -196,14 +196,14 @@ def _marks(name):
 
 
 def _is_of(folder, split):
-    """Ends the program where an arm's pictures are of other people than those that are asked for."""
+    """Ends the program if an arm's pictures are of another split."""
     held = json.loads((folder / "origin.json").read_text())["split"]
     if held != split:
         raise SystemExit(f"error: {folder} holds pictures of --split {held}; give another --out")
 
 
 def _make(options, name, folder):
-    """Writes the pictures {steps: [16 S S 3]} of each person whom the folder lacks to NUMBER.npz."""
+    """Writes NUMBER.npz, the pictures {steps: [16 S S 3]}, for each person that the folder lacks."""
     tuner, path = Tuner(options, name == "encoder"), folder / "origin.json"
     origin = tuner.origin(options.split)
     folder.mkdir(exist_ok=True)
@@ -223,7 +223,7 @@ def _make(options, name, folder):
 
 
 def _rows(pictures, columns):
-    """Returns pictures [N H W 3] as rows of so many."""
+    """Returns pictures [N H W 3] as rows of `columns` pictures."""
     return [list(pictures[first : first + columns]) for first in range(0, len(pictures), columns)]
 
 
@@ -233,13 +233,13 @@ def texts(word):
 
 
 def _pictures(sd, word, number):
-    """Returns 16 pictures of the word: PLACES with each of SEEDS, uint8 [16 S S 3]."""
+    """Returns 16 pictures of the word, uint8 [16 S S 3]: PLACES with each of SEEDS."""
     seeds = [1000 * number + seed for seed in SEEDS for _ in PLACES]
     return generate.text2img(sd, texts(word) * len(SEEDS), seeds=seeds, **SAMPLING)
 
 
 def _judged(judge, folder, number, start):
-    """Returns what the judges say of one person's pictures, {steps: s, s0, s1, prompts right, first of 64, worn}."""
+    """Returns the judges' figures of one person's pictures: {steps: {s, s0, s1, prompts, first of 64, accessories}}."""
     who, other = pocketland.identity(start + 10_000 + number), pocketland.identity(start + 20_000 + number)
     photo = np.asarray(Image.open(folder / f"{number}.png"))
     asked, size = judges.identity(judge, photo[None])[0], len(photo)
@@ -273,7 +273,7 @@ def _summary(rows):
 
 
 def _plot(result, path):
-    """Draws what was measured against steps, with the encoder (thick) and without it (thin), where both are there."""
+    """Draws the figures against steps, with the encoder (thick) and without it (thin)."""
     width, height, edge, margin = 640, 400, 50, 110
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
@@ -296,7 +296,7 @@ def _plot(result, path):
     for y, text, color in sorted(ends):
         below = max(y, below)
         draw.text((width - margin + 6, below), text, fill=color)
-        below += 13  # the next label does not lie on this one
+        below += 13  # the next label does not cover this one
     draw.text((width // 2 - 60, height - 20), "tuning steps", fill="black")
     sheet.save(path)
 

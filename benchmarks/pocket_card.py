@@ -2,8 +2,7 @@
 
     python benchmarks/pocket_card.py MODEL WORK [setting=value ...]
 
-WORK holds the runs of the stages and the folder `figures` of benchmarks/pocket.py.  A figure that was not measured says
-so.
+WORK has the stages' runs and the folder `figures` of benchmarks/pocket.py.  Missing figures appear as "not measured".
 """
 
 import json
@@ -34,11 +33,11 @@ PROMPTS = (
 SEEDS, STAGES = 4, tuple(stage.name for stage in make_pocket.STAGES)
 SAMPLING = {"steps": 20, "sampler": "dpmpp_2m", "schedule": "karras", "guidance": 5.0}
 NONE = "not measured"
-BEGUN = ("started", "resumed")  # events of a log at which a process begins
+BEGUN = ("started", "resumed")  # events of a log that mark a process's start
 
 
 def main(arguments):
-    """Writes the card and the grid; returns the exit status."""
+    """Writes the card, its grid and WORK/hires.png; returns the exit status."""
     model, work, *told = arguments
     sd = pipeline.load(model)
     rows = [sdjax.text2img(sd, [text] * SEEDS, seeds=range(SEEDS), **SAMPLING) for text in PROMPTS]
@@ -93,7 +92,7 @@ On held-out people, prompts and seeds, by the judges of `benchmarks/judges/`, wh
 
 
 def parts(sd):
-    """Returns the table's rows of the model's parts."""
+    """Returns the table rows of the model's parts."""
     vae, unet = sd.networks["vae"].config, sd.networks["unet"].config
     text, image = sd.networks["text_encoder"].config, sd.networks["image_encoder"].config
     towers = [f"CLIP, {one.num_hidden_layers} layers of {one.hidden_size}" for one in (text, image)]
@@ -107,7 +106,7 @@ def parts(sd):
 
 
 def stages(work):
-    """Returns the table's rows of the stages' runs."""
+    """Returns the table rows of the stages' runs."""
     rows = []
     for name in STAGES:
         settings = json.loads((work / name / "config.json").read_text())
@@ -119,7 +118,7 @@ def stages(work):
 
 
 def seconds(log):
-    """Returns the seconds of a run's steps in all of its processes, whose clocks each begin at 0."""
+    """Returns the seconds of a run's steps, over all its processes; each process's clock starts at 0."""
     before = now = 0.0
     for row in log:
         before, now = (before + now, 0.0) if row.get("event") in BEGUN else (before, row.get("seconds", now))
@@ -127,7 +126,7 @@ def seconds(log):
 
 
 def figures(folder):
-    """Returns the table's rows of the figures."""
+    """Returns the table rows of the figures."""
     vae, prompts, e4t = (_read(folder / f"{name}.json") for name in ("vae", "prompts", "e4t"))
     people = e4t.get("encoder", {})
     rows = [

@@ -1,11 +1,13 @@
-"""The arithmetic of `make pocket` before a GPU is at hand: what a row of each stage costs, and how many a GPU makes.
+"""Estimates `make pocket` on a GPU, without one: the cost of a row in each stage, and how many rows a GPU trains.
 
     python benchmarks/pocket_plan.py [--work outputs/pocket-work] [--flops 790e12] [--bytes 4.3e12] [--minutes 9]
 
-FLOPs are those of the step's program before XLA changes it, bytes those that it moves compiled for this machine, both
-of a full batch and divided by its rows.  Nothing is run.  --work: runs of the command on this machine, whose measured
-rows a second stand beside.  --flops, --bytes: a second, what the GPU reaches for large products and copies.  --share:
-the part of both that networks as small as these reach, our guess.
+FLOPs come from the step's program before XLA changes it, bytes moved from the program compiled for this machine.  Both
+are a full batch's, divided by its rows; no step runs.
+
+--work: a folder of runs on this machine; the table also shows their measured rows per second.
+--flops, --bytes: what the GPU reaches per second in large products and copies.
+--share: the share of both that networks as small as these reach (our guess).
 """
 
 import argparse
@@ -28,7 +30,7 @@ STARTING = 0.7  # minutes of a stage before its first step: imports, pictures, c
 
 
 def cost(stage, make):
-    """Returns (rows, FLOPs a row, bytes a row, temporary GB) of a full step, for pictures of the usual side."""
+    """Returns (rows, FLOPs per row, bytes per row, temporary GB) of a full step, for pictures of the usual side."""
     program, *given = make_pocket.run_of(make, stage)
     few = [
         f"model={make_pocket.SHAPE}",
@@ -53,7 +55,7 @@ def cost(stage, make):
 
 
 def measured(work, stage):
-    """Returns the rows a second of a run, from its log without the first steps; None without one."""
+    """Returns a run's rows per second between its first and last logged step; None with fewer than two."""
     path = Path(work) / stage.name / "metrics.jsonl"
     if not path.exists():
         return None
@@ -74,7 +76,7 @@ def main():
     parser.add_argument("--share", type=float, default=0.3)
     parser.add_argument("--minutes", type=float, default=9.0)
     options = parser.parse_args()
-    make = make_pocket.Make(minutes=options.minutes, compute="bfloat16")  # what a GPU computes in
+    make = make_pocket.Make(minutes=options.minutes, compute="bfloat16")  # a GPU's default
     compile_cache.keep()
     heads = [
         "stage",

@@ -1,13 +1,13 @@
-"""Runs as several processes on the CPU of this machine: equal losses on every layout, and runs that go on after kills.
+"""Tests runs in several processes on this machine's CPU: equal losses on every layout, and resuming after kills.
 
     python benchmarks/pods.py law [NAME ...] --out outputs/pods
     python benchmarks/pods.py kills --times 20 --out outputs/pods
 
-law: the losses of ten steps on each of LAYOUTS, against those of one device; equal to 5 digits.
-kills: one of four processes gets SIGKILL at a random step.  The others have to fail within a minute; the JSON file has
-their last lines.  The same command with four processes then has to end in the bits of a run that nobody killed, and a
-copy of the folder with two processes in its losses.
-Both write a JSON file; `kills` goes on where it was stopped.
+law: compares the losses of ten steps on each of LAYOUTS with one device's; they must agree to 5 digits.
+kills: one of four processes gets SIGKILL at a random step.  The others must fail within a minute; the JSON file has
+their last lines.  The same command with four processes must then end with the bits of an undisturbed run.  With two
+processes, a copy of the folder must end with the same losses to 5 digits.
+Both write a JSON file; a rerun of `kills` resumes.
 """
 
 import argparse
@@ -33,13 +33,13 @@ LAYOUTS = {  # name: (processes, devices of each, parallel)
     "2 processes, tensor across": (2, 2, "mesh:fsdp=2,tensor=2"),
     "4 processes": (4, 1, "mesh:data=2,fsdp=2"),
 }
-DIGITS = 1e-5  # the largest relative difference of two losses that are equal to 5 digits
+DIGITS = 1e-5  # largest relative difference of two losses that agree to 5 digits
 MINUTE, PATIENCE = 60, 600  # seconds
-STEPS, EVERY = 12, 3  # of a run that is killed, and between its checkpoints
+STEPS, EVERY = 12, 3  # steps of a killed run, and between its checkpoints
 
 
 def start(processes, devices, arguments, out):
-    """Starts a run as processes of this machine; returns them; what process i says goes to OUT.I.txt."""
+    """Starts a run in several processes and returns them; the output of process i goes to OUT.I.txt."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
@@ -59,13 +59,13 @@ def start(processes, devices, arguments, out):
 
 
 def said(out, i):
-    """Returns the lines of process i of the last start."""
+    """Returns the output lines of process i since the last start."""
     text = Path(f"{out}.{i}.txt").read_text(errors="replace")
     return [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
 
 
 def end(started, out):
-    """Waits for all processes of a run; raises RuntimeError with what one said that fails."""
+    """Waits for all processes of a run; raises RuntimeError with the last lines of one that fails."""
     for i, process in enumerate(started):
         if process.wait(PATIENCE):
             raise RuntimeError(f"process {i} ended with {process.returncode}: {' / '.join(said(out, i)[-12:])}")
@@ -79,7 +79,7 @@ def losses(out):
 
 
 def difference(one, other):
-    """Returns the largest relative difference of two {step: loss}; infinite where a step lacks."""
+    """Returns the largest relative difference of two {step: loss}; infinity if `one` lacks a step of `other`."""
     return max((abs(one[n] - other[n]) / abs(other[n]) if n in one else float("inf") for n in other), default=0.0)
 
 
@@ -103,7 +103,7 @@ def law(names, folder, *more):
 
 
 def sums(out, step):
-    """Returns the checksums of a checkpoint's leaves: equal ones are equal bits."""
+    """Returns the checksums of a checkpoint's leaves; equal checksums mean equal bits."""
     return json.loads((Path(out) / "checkpoints" / str(step) / "meta" / "metadata").read_text())["sums"]
 
 
@@ -112,9 +112,9 @@ def arguments(parallel):
 
 
 def kill(folder, number, wanted):
-    """Kills one of four processes; returns what happened, as the JSON says it.
+    """Kills one of four processes; returns an entry of kills.json.
 
-    wanted: ({step: loss}, sums) of the run that nobody kills.
+    wanted: ({step: loss}, sums) of the undisturbed run.
     """
     draw, out, two = random.Random(number), folder / f"kill-{number}", folder / f"kill-{number}-two"
     for path in (out, two):
@@ -141,7 +141,7 @@ def kill(folder, number, wanted):
 
 
 def kills(folder, times):
-    """Returns what happened at each kill; those of an earlier start are kept."""
+    """Returns an entry for each kill; it keeps the entries of earlier starts."""
     place = folder / "kills.json"
     found = json.loads(place.read_text()) if place.is_file() else []
     whole = folder / "whole"
@@ -157,7 +157,7 @@ def kills(folder, times):
 
 
 def passed(found):
-    """Returns whether a kill ended as it should."""
+    """Returns whether everything went right after a kill."""
     quick = found["seconds"] <= MINUTE and all(found["statuses"])
     return quick and found["bits"] and found["losses"] <= DIGITS
 
@@ -165,7 +165,7 @@ def passed(found):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("law", "kills"))
-    parser.add_argument("layouts", nargs="*", help="for law: of LAYOUTS; all but the first by default")
+    parser.add_argument("layouts", nargs="*", help="law: names of LAYOUTS; default: all but the first")
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--out", default="outputs/pods")
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The run of benchmarks/pods.py: a small UNet whose leaves count as large, so that a mesh divides them.
+"""The recipe of benchmarks/pods.py: a small UNet whose weights count as large, so that a mesh divides them.
 
 python train/run.py benchmarks/pods_recipe.py parallel=mesh:data=2,fsdp=2
 """

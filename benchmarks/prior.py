@@ -1,16 +1,16 @@
-"""Prior preservation: what the class becomes when the embedded model learns one of its members, by the judges.
+"""Measures prior preservation: how the class changes when the embedded model learns one member, by the judges.
 
     python benchmarks/prior.py --split validation --people 2        # for choices
     python benchmarks/prior.py --out docs/prior.json                # 8 held-out people
 
-DreamBooth of five photos as "sks face", with nothing, with class rows drawn by the model, and with output preservation.
-Then `--count` pictures of "a photo of a face", with the same seeds in every way:
+DreamBooth learns "sks face" from five photos, with nothing, with class rows drawn by the model, and with output
+preservation.  Each result then makes `--count` pictures of "a photo of a face", with the same seeds:
 
-    drift      similarity of the class's pictures to the subject, in units from strangers (0) to the subject itself (1)
+    drift      similarity of the class's pictures to the subject, on a scale from strangers (0) to the subject (1)
     diversity  1 - mean similarity of two pictures of the class
-    subject    similarity of pictures of "a photo of sks face" to the subject, in the same units
+    subject    similarity of pictures of "a photo of sks face" to the subject, on the same scale
 
-Each with the 95 % interval of the mean over people (Student's t).
+Each figure is a mean over people with its 95 % interval (Student's t).
 """
 
 import argparse
@@ -41,12 +41,12 @@ from sdjax.training.loop import train
 
 ROOT = Path(__file__).parents[1]
 WORD, CLASS = "sks face", "a photo of a face"
-PHOTOS, FIRST = 5, 70_000  # of each person; the number of the first one
+PHOTOS, FIRST = 5, 70_000  # photos of each person; offset of the people's seeds in a split
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 11: 2.201, 15: 2.131}
 
 
 def settings(options, folder, classes):
-    """Returns {way: a run's settings} of the pictures in a folder."""
+    """Returns {way: a run's settings} for the pictures in a folder."""
     items = [
         "model=pocket", f"data.path={folder}", f"data.word={WORD}", f"data.batch={options.batch}", "preview=0",
         f"steps={options.steps}", f"optim.lr={options.lr}", "checkpoint=0", "log=0", "optim.weight_decay=0.0",
@@ -62,7 +62,7 @@ def settings(options, folder, classes):
 
 
 def photos(who, number, folder):
-    """Writes the photos of a person; returns them."""
+    """Writes a person's photos and returns them."""
     folder.mkdir(parents=True)
     made = [embedded.draw(who, pocketland.scene(pocket.SCENES + 8 * number + k, style="photo", accessory="none"))
             for k in range(PHOTOS)]  # fmt: skip
@@ -80,7 +80,11 @@ def pictures(sd, text, count):
 
 
 def figures(judge, asked, strangers, classes, own):
-    """Returns {figure: value} of one model: vectors asked [n d] of the subject's photos, strangers [m d]."""
+    """Returns {figure: value} of one model.
+
+    asked [n d]: vectors of the subject's photos.  strangers [m d]: vectors of other people.  classes, own: pictures of
+    the class and of the subject; own=None leaves out "subject".
+    """
     mean = asked.mean(0) / np.linalg.norm(asked.mean(0))
     zero, one = float((strangers @ mean).mean()), float((asked @ mean).mean())
     seen = judges.identity(judge, classes)
@@ -93,7 +97,7 @@ def figures(judge, asked, strangers, classes, own):
 
 
 def interval(values):
-    """Returns (mean, half of the 95 % interval of the mean)."""
+    """Returns (mean, half the width of its 95 % interval)."""
     values = np.asarray(values)
     wide = T95.get(len(values) - 1, 2.0) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
     return float(values.mean()), float(wide)
@@ -127,14 +131,14 @@ def measure(options, work):
 def main():
     """Measures, prints a table, writes the figures as JSON, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--split", choices=pocket.SPLITS, default="heldout", help="whose people")
+    parser.add_argument("--split", choices=pocket.SPLITS, default="heldout", help="split of the people")
     parser.add_argument("--people", type=int, default=8)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--lr", type=float, default=2e-4)
-    parser.add_argument("--batch", type=int, default=8, help="rows with class rows; half of them without")
+    parser.add_argument("--batch", type=int, default=8, help="batch size with class rows; half of it without")
     parser.add_argument("--preserve", type=float, default=2.0)
-    parser.add_argument("--classes", type=int, default=64, help="class pictures that are drawn")
-    parser.add_argument("--count", type=int, default=32, help="pictures of the class that are judged")
+    parser.add_argument("--classes", type=int, default=64, help="number of class pictures to draw")
+    parser.add_argument("--count", type=int, default=32, help="number of class pictures to judge")
     parser.add_argument("--out", type=Path, default=Path("outputs/prior.json"))
     options = parser.parse_args()
     compile_cache.keep()

@@ -1,7 +1,7 @@
-"""Writes what a page of docs/ shows of a measurement: its figures as JSON, and its picture.
+"""Writes a measurement's figures (JSON) and picture (WebP) for the pages of docs/.
 
 published(Path("docs"), "upscaler", table, sheet)        docs/upscaler.json, docs/upscaler.webp
-added(Path("docs/aot.json"), {"lora": figures})          beside the figures that the file has
+added(Path("docs/aot.json"), {"lora": figures})          keeps the file's other figures
 """
 
 import json
@@ -14,11 +14,11 @@ from PIL import Image
 
 from sdjax.formats.storage import files
 
-QUALITY = 80  # of the pictures, WebP's
+QUALITY = 80  # of WebP
 
 
 def published(folder: Path | None, name: str, table: Any, sheet: np.ndarray | Image.Image | None) -> None:
-    """Writes FOLDER/NAME.json and FOLDER/NAME.webp, nothing without a folder; a sheet of None leaves the picture."""
+    """Writes FOLDER/NAME.json and, with a sheet, FOLDER/NAME.webp; without a folder it writes nothing."""
     if folder is None:
         return
     _write(folder / f"{name}.json", table)
@@ -30,7 +30,7 @@ def published(folder: Path | None, name: str, table: Any, sheet: np.ndarray | Im
 
 
 def added(path: Path, figures: Mapping[str, Any]) -> None:
-    """Adds {name: figures} to a JSON file, which is sorted by name; its other figures stay."""
+    """Adds {name: figures} to a JSON file and sorts it by name; the other figures stay."""
     found = json.loads(path.read_text()) if path.is_file() else {}
     _write(path, dict(sorted({**found, **figures}.items())))
 

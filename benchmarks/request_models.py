@@ -1,9 +1,9 @@
 """The models and adapters of request_rows.py: built in, or written from fixed random numbers.
 
-    models = Models(folder)                                   # an empty folder for what is written
+    models = Models(folder)                                   # an empty folder for the files
     sd = models.get("inpaint", (("lora.safetensors", {"strength": 0.8}),))
 
-Public names of sdjax alone, so that other versions of it make the same; `module` finds what has no public name.
+The code uses public names of sdjax, so that other versions make the same models; `module` finds the rest.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import sdjax
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 UNET, TEXT = "lora_unet_", "lora_te_text_model_encoder_layers_"
-WIDTH, RANK = 32, 4  # of random:tiny's text and of its first level; of the adapters
+WIDTH, RANK = 32, 4  # of random:tiny's text encoder and first level; of the adapters
 BLOCK = "down_blocks_0_attentions_0_transformer_blocks_0_"
 LAYERS = tuple(f"{UNET}{BLOCK}attn{i}_to_{name}" for i in (1, 2) for name in ("q", "k", "v", "out_0"))
 LAYERS += tuple(f"{TEXT}{i}_self_attn_{name}_proj" for i in (0, 1) for name in ("q", "v"))
@@ -36,7 +36,7 @@ NOISE = {"beta_start": 0.0015, "beta_end": 0.0155, "beta_schedule": "scaled_line
 
 
 class Models:
-    """The models by name, each made once, and the adapters' files, all in one folder."""
+    """The models by name, each made once, and the adapters' files, in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.made = folder, {}
@@ -52,20 +52,20 @@ class Models:
         return sd
 
     def controls(self, uses: tuple) -> list:
-        """Returns the random ControlNet on each of the pictures, (arguments of Control.on, ...)."""
+        """Returns the random ControlNet on each picture of `uses`, (arguments of Control.on, ...)."""
         if "control" not in self.made:
             self.made["control"] = sdjax.load_control("random:tiny")
         return [self.made["control"].on(**use) for use in uses]
 
 
 def here(place: str) -> bool:
-    """Returns whether this sdjax has a module; another one that is installed does not count."""
+    """Returns whether the imported sdjax has a module; another, installed sdjax does not count."""
     path = Path(sdjax.__file__).parent.joinpath(*place.split(".")[1:])
     return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
 def module(*places: str) -> object:
-    """Returns the first of the modules that there is, where versions of sdjax have it in several places."""
+    """Returns the first of the modules that exists; versions of sdjax have it in different places."""
     for place in filter(here, places):
         return importlib.import_module(place)
     raise ModuleNotFoundError(f"none of {', '.join(places)}: expected one; add the new place")
@@ -79,24 +79,24 @@ def tiny(folder):
 
 
 def velocity(folder):
-    """Returns random:tiny that predicts v, with no signal at its noisiest."""
+    """Returns random:tiny with v-prediction and zero terminal SNR."""
     sd = tiny(folder)
     options = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return sd.replace(schedule=dataclasses.replace(sd.schedule, **options))
 
 
 def inpainting(folder):
-    """Returns random:tiny with 5 more channels."""
+    """Returns random:tiny with 5 more input channels."""
     return _changed(folder, "StableDiffusionInpaintPipeline", in_channels=9)
 
 
 def upscaler(folder):
-    """Returns random:tiny with 3 more channels and 1000 noise levels, which predicts v."""
+    """Returns random:tiny with 3 more input channels, 1000 noise levels and v-prediction."""
     return _changed(folder, "StableDiffusionUpscalePipeline", in_channels=7, num_class_embeds=1000)
 
 
 def _changed(folder, kind, **options):
-    """Returns random:tiny as a folder of another pipeline of diffusers, its UNet with other options, loaded."""
+    """Saves random:tiny as another diffusers pipeline, with other options of the UNet, and loads it."""
     sdjax.save(tiny(folder), folder)
     index = _edited(folder / "model_index.json", _class_name=kind)
     _edited(folder / "unet" / "config.json", **options)
@@ -128,13 +128,13 @@ def _edited(path, **changes):
 
 
 def super_resolution(folder):
-    """Returns a small LDM-SR whose weights diffusers draws."""
+    """Returns a small LDM-SR with diffusers' random weights."""
     import diffusers
     import torch
 
     torch.manual_seed(0)
     vqvae, unet = diffusers.VQModel(**VQ), diffusers.UNet2DModel(**UNET2D)
-    with torch.no_grad():  # as far apart as what the encoder gives
+    with torch.no_grad():  # as far apart as the encoder's outputs
         vqvae.quantize.embedding.weight.normal_()
     diffusers.LDMSuperResolutionPipeline(vqvae, unet, diffusers.DDIMScheduler(**NOISE)).save_pretrained(folder)
     return sdjax.load(folder)
@@ -145,7 +145,7 @@ def pocket(folder):
 
 
 def e4t(folder):
-    """Returns pocket whose word *s looks at a picture."""
+    """Returns pocket with the word *s personalised on a picture."""
     reader = module("sdjax.formats.adapters.e4t", "sdjax.convert.e4t")
     pipeline = module("sdjax.formats.pipeline", "sdjax.convert.pipeline")
     return reader.personalise(pocket(folder), pipeline.locate("pocket"), picture(12, 64))

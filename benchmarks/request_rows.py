@@ -1,8 +1,8 @@
 """The 60 requests of same_pictures.py, as data: every task, sampler, noise schedule, grammar and kind of adapter.
 
 A row is (name, task, model, settings): the public function sdjax.TASK gets the model (request_models.py) and the
-settings in today's names; SPELLINGS says what older code calls them.  Two settings are for request_models.py:
-`adapters`, ((file, arguments of attach), ...), and `control`, ((arguments of Control.on), ...) of a random ControlNet.
+settings under today's names; SPELLINGS has the older names.  Two settings are for request_models.py: `adapters`,
+((file, arguments of attach), ...), and `control`, ((arguments of Control.on), ...) for a random ControlNet.
 """
 
 import dataclasses
@@ -10,10 +10,10 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-# today's name of a setting: (its older name, today's value in the older way of counting)
+# today's name of a setting: (its older name, a function from today's value to the older one)
 SPELLINGS = {
     "negative_prompt": ("negative", lambda value: value),
-    "clip_skip": ("skip", lambda value: value - 1),  # layers left out; A1111's 1 is none
+    "clip_skip": ("skip", lambda value: value - 1),  # number of skipped layers; A1111's 1 skips none
     "variation": ("variation", lambda value: (VARIATION_SEED, value)),
     "hires_strength": ("strength", lambda value: value),
     "hires_method": ("method", lambda value: value),
@@ -54,7 +54,7 @@ def mask(height: int = 32, width: int | None = None) -> np.ndarray:
 
 
 def _sampler(place):
-    """Returns the row of a sampler, with a noise schedule that others have not; distilled ones have their own."""
+    """Returns the row of sampler number `place`; the noise schedules take turns."""
     name = SAMPLERS[place]
     schedule = SCHEDULES[place % len(SCHEDULES)]
     return Request(

@@ -1,12 +1,12 @@
-"""The pictures of 60 requests by two checkouts: whether a change kept every bit of what users get.
+"""Compares the pictures of 60 requests by two checkouts: whether a change kept every bit.
 
     python benchmarks/same_pictures.py against CHECKOUT [--out outputs/same] [--only "LoRA;E4T"]
     PYTHONPATH=CHECKOUT python benchmarks/same_pictures.py make FILE.npz       # one checkout alone
     python benchmarks/same_pictures.py compare ONE.npz OTHER.npz
 
 The requests are in request_rows.py, their models in request_models.py; CHECKOUT may have older names of settings.
-Compared are the uint8 pictures and the float32 pixels they are rounded from; the exit status is 1 where any differ.
-Needs the extra `test`, and minutes for each checkout, fewer where compiled programs are kept already.
+The program compares the uint8 pictures and the float32 pixels before rounding; the exit status is 1 if any differ.
+It needs the extra `test`, and minutes for each checkout, fewer with a filled compile cache.
 """
 
 import argparse
@@ -29,9 +29,9 @@ PIXELS = "pixels of "
 
 
 def make(models: Models, request: Request, pixels: list) -> np.ndarray:
-    """Returns the pictures uint8 [B H W 3] of a request; `pixels`: the list of `watch`, emptied before.
+    """Returns the pictures uint8 [B H W 3] of a request.  pixels: the list of `watch`, which it empties first.
 
-    Raises RuntimeError where no float32 pixels were seen.
+    Raises RuntimeError if the list gets no float32 pixels.
     """
     settings = dict(request.settings)
     sd = models.get(request.model, settings.pop("adapters", ()))
@@ -45,7 +45,7 @@ def make(models: Models, request: Request, pixels: list) -> np.ndarray:
 
 
 def spelled(settings: dict) -> dict:
-    """Returns settings in the names that this sdjax has, today's or older ones."""
+    """Returns settings under the names of the imported sdjax, today's or older ones."""
     if today():
         return dict(settings)
     older = {name: SPELLINGS.get(name, (name, lambda value: value)) for name in settings if name != "variation_seed"}
@@ -53,14 +53,14 @@ def spelled(settings: dict) -> dict:
 
 
 def today() -> bool:
-    """Returns whether this sdjax declares settings in a module of their own, as it does since their names are these."""
+    """Returns whether the imported sdjax has today's names of settings; only then has it sampling/settings.py."""
     return here("sdjax.sampling.settings")
 
 
 def watch(put: Callable = setattr) -> list:
-    """Returns a list that gets the float32 pixels [B H W 3] of whatever becomes pictures from now on.
+    """Returns a list that gets the float32 pixels [B H W 3] of all pictures made from now on.
 
-    put: called as setattr is, for each module that turns pixels into pictures.
+    put: called like setattr, for each module that turns pixels into pictures.
     """
     from sdjax import stable_diffusion
 
@@ -79,7 +79,7 @@ def watch(put: Callable = setattr) -> list:
 
 
 def make_all(file: Path, only: list) -> None:
-    """Writes {name: pictures, "pixels of " + name: float32 [n]} of all requests, or those named, to an npz file."""
+    """Writes {name: pictures, "pixels of " + name: float32 [n]} of all requests, or of `only`, to an npz file."""
     module("sdjax.runtime.compile_cache", "sdjax.compiled").keep()
     seen, found = watch(), {}
     unknown = set(only) - {request.name for request in REQUESTS}
@@ -100,7 +100,7 @@ def make_all(file: Path, only: list) -> None:
 
 
 def compare(one: Path, other: Path) -> int:
-    """Prints how far each request's pictures and pixels lie apart, of 255; returns 1 where any differ, else 0."""
+    """Prints the largest difference of each request's pictures and pixels, of 255; returns 1 if any differ, else 0."""
     (one, other), differing = (dict(np.load(file)) for file in (one, other)), 0
     names = [name for name in {**one, **other} if not name.startswith(PIXELS)]
     print(f"{'request':32} {'pictures':>14} {'pixels':>14}")
@@ -118,7 +118,7 @@ def compare(one: Path, other: Path) -> int:
 
 
 def _apart(one, other, unit):
-    """Returns "equal", or the largest difference of two arrays times `unit`, in words."""
+    """Returns "equal", or the largest difference of two arrays times `unit`, as text."""
     if one.shape != other.shape:
         return f"{one.shape}/{other.shape}"
     if one.tobytes() == other.tobytes():
@@ -127,7 +127,7 @@ def _apart(one, other, unit):
 
 
 def against(checkout: Path, out: Path, only: list) -> int:
-    """Makes the pictures by another checkout and by this one, each in a process of its own; returns compare's."""
+    """Makes the pictures with another checkout and with this one, each in its own process; returns compare's status."""
     made = []
     for name, root in (("other", checkout.resolve()), ("this", ROOT)):
         made.append(out / f"{name}.npz")
@@ -148,9 +148,9 @@ def main() -> int:
     both = commands.add_parser("against", help="make both and compare")
     both.add_argument("checkout", type=Path, help="the other checkout's folder")
     both.add_argument("--out", type=Path, default=Path("outputs/same"))
-    one = commands.add_parser("make", help="the pictures of the sdjax that PYTHONPATH says")
+    one = commands.add_parser("make", help="make the pictures with the sdjax in PYTHONPATH")
     one.add_argument("file", type=Path)
-    two = commands.add_parser("compare", help="two files of `make`")
+    two = commands.add_parser("compare", help="compare two files of `make`")
     two.add_argument("files", type=Path, nargs=2)
     for command in (both, one):
         command.add_argument("--only", type=_names, default=[], help="names of requests, with ; between")

@@ -1,8 +1,8 @@
-"""How much memory one call of a UNet takes beside its weights, by XLA's own count; nothing is run.
+"""Prints the memory that one call of a UNet needs besides its weights, by XLA's count; nothing is run.
 
     python benchmarks/sampling_memory.py sd15 2x64x64 2x96x96        # ROWSxHEIGHTxWIDTH of latents
 
-The number per latent pixel and channel of the finest map is memory.KEPT.
+KEPT of sdjax/sampling/memory.py is the number per latent pixel and channel of the finest map.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Steps of training from shapes alone: no weights, no pictures, nothing computed.
+"""Builds training steps from shapes alone: no weights, no pictures, nothing computed.
 
 function, arguments, train, chosen, account = program(settings.load("configs/lora.py", [*GIVEN["lora"], ...]))
 """
@@ -17,7 +17,7 @@ from sdjax.tasks.text2img import TextToImage
 from sdjax.training import fit, optim, step
 
 S = jax.ShapeDtypeStruct
-# The built-in vocabularies beside shapes hold few words or letters alone, so words are letters here.
+# The built-in vocabularies of random models have few words, or only letters, so words are letters here.
 GIVEN = {
     "e4t_pretrain": ["method.domain=a"],
     "e4t_tune": ["init=''", "method.parts.0.domain=a"],
@@ -32,13 +32,13 @@ def abstract(network, dtype):
 
 
 def load(model, dtype="float32", **options):
-    """Returns a model "random:NAME" with shapes in the place of weights."""
+    """Returns a model "random:NAME" with shapes instead of weights."""
     with mock.patch.object(parameters, "random_parameters", abstract):
         return pipeline.load(model, dtype, **options)
 
 
 def program(train):
-    """Returns (the step's function, its arguments as shapes, the settings, what fit= chose, its account in bytes)."""
+    """Returns (the step's function, its arguments as shapes, the settings, fit='s choices, its estimate in bytes)."""
     train, chosen = fit.typed(train), ""
     loaded = load(train.model, vision=train.vision or None)
     task = TextToImage() if train.method.loss is not None else tasks.of(loaded, train.task)
@@ -87,5 +87,5 @@ def batch(train, sd, task, size):
 
 
 def with_rows(train, rows):
-    """Returns the settings with another batch."""
+    """Returns the settings with another batch size."""
     return replace(train, data=replace(train.data, batch=rows))

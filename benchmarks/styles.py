@@ -1,10 +1,11 @@
-"""Two figures on held-out people: the subject stays while the style changes, the style stays while the subject changes.
+"""Makes two figures on held-out people: the same subject in several styles, the same style with several subjects.
 
     python benchmarks/styles.py                # outputs/styles/{subject,style}.png and styles.json
 
-subject   E4T of one picture each, the six styles that the embedded model knows: identity and how many styles are there
-style     LoRA of eight captioned pictures in a style that the model does not know, a print of eight pure colours: mean
-          distance of a pixel to the nearest of them (0 to 255) in pictures of others, with the style's word and without
+subject   E4T on one picture each, in the six styles that the embedded model knows: identity, share of right styles.
+style     A LoRA on eight captioned pictures in a style that the model does not know, a print of eight pure colours.
+          Mean distance of values from these colours (0 to 255) in pictures of other subjects, by the LoRA with its word
+          and by the base model.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from sdjax.images import grid
 from sdjax.runtime import compile_cache
 from sdjax.sampling import generate
 
-FIRST, TAUGHT, SHOWN = 95_000, 8, 16  # offset of people's seeds; pictures of the style; subjects that are drawn in it
+FIRST, TAUGHT, SHOWN = 95_000, 8, 16  # offset of people's seeds; training pictures of the style; subjects drawn in it
 WORD = "sks"
 
 
@@ -41,13 +42,13 @@ def printed(picture: np.ndarray) -> np.ndarray:
 
 
 def impure(pictures: np.ndarray) -> np.ndarray:
-    """Returns the mean distance of each picture's values [N H W 3] to the nearest of 0 and 255."""
+    """Returns for each picture of [N H W 3] the mean distance of its values from 0 or 255, whichever is nearer."""
     values = pictures.astype(float)
     return np.minimum(values, 255 - values).mean((1, 2, 3))
 
 
 def subject(options: argparse.Namespace) -> dict:
-    """Writes subject.png; returns identity and the share of styles that are there."""
+    """Writes subject.png; returns identity and the share of right styles."""
     tuner, judge = Tuner(ways.of("pocket", "face")["E4T, 1"].settings, "pocket"), judges.load()
     rows, scores, right = [], [], []
     others = pocket.SPLITS[options.split] + 60_000
@@ -82,7 +83,7 @@ def subject(options: argparse.Namespace) -> dict:
 
 
 def style(options: argparse.Namespace) -> dict:
-    """Writes style.png; returns how far pictures are from the print's colours, and what of the subject is there."""
+    """Writes style.png; returns the distance from the print's colours and the share of right subjects and scenes."""
     folder, first = options.out / "taught", pocketland.TRAIN[0]
     folder.mkdir(parents=True, exist_ok=True)
     shown = []
@@ -123,7 +124,7 @@ def main() -> None:
     """Makes both figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help="subject, style; default both")
-    parser.add_argument("--split", choices=pocket.SPLITS, default="heldout", help="whose people")
+    parser.add_argument("--split", choices=pocket.SPLITS, default="heldout", help="split of the people")
     parser.add_argument("--people", type=int, default=8)
     parser.add_argument("--with", dest="overrides", nargs="*", default=(), help="settings of the style's LoRA")
     parser.add_argument("--out", type=Path, default=Path("outputs/styles"))

@@ -1,8 +1,8 @@
-"""Whom compare.py personalises for: drawn people, a folder of pictures, or the folder of DreamBooth's protocol.
+"""The subjects of compare.py: drawn people, a folder of pictures, or the folder of DreamBooth's data set.
 
-drawn(Path("outputs"), "heldout", 8)        people of Pocketland; pictures are written to outputs/heldout/NUMBER
+drawn(Path("outputs"), "heldout", 8)        people of Pocketland; their pictures go to outputs/heldout/NUMBER
 own("photos/cat", "cat")
-protocol("dreambooth/dataset")              every sub-folder a subject; classes and prompts as its text file says
+protocol("dreambooth/dataset")              a subject per sub-folder; classes and prompts from the text file NAME
 """
 
 import re
@@ -24,9 +24,9 @@ LIVE = ("cat", "dog")
 
 @dataclass(frozen=True)
 class Subject:
-    """One subject: the folder of its pictures, its domain, and who it is where it is drawn.
+    """A subject: the folder of its pictures, its domain and, if it is drawn, its identity.
 
-    prompts: with {} for what the subject is called; plain: what the base model's prompts call it.
+    prompts: with {} in place of the subject's name.  plain: its name in the base model's prompts.
     """
 
     folder: Path
@@ -42,16 +42,16 @@ class Subject:
         return sorted(path for path in self.folder.iterdir() if path.suffix.lower() in reading.SUFFIXES)
 
     def source(self, pictures: int) -> Path:
-        """Returns what is trained on: all pictures, or the first one alone."""
+        """Returns the path to train on: the first picture if `pictures` is 1, else the folder."""
         return self.files[0] if pictures == 1 else self.folder
 
     def texts(self, word: str, count: int) -> list[str]:
-        """Returns the first `count` prompts, about a word."""
+        """Returns the first `count` prompts, with a word in place of {}."""
         return [prompt.replace("{}", word) for prompt in self.prompts[:count]]
 
 
 def drawn(out: Path, split: str, people: int) -> list[Subject]:
-    """Returns people of a split, five photos each, drawn into OUT/SPLIT/NUMBER."""
+    """Draws five photos of each person into OUT/SPLIT/NUMBER; returns the subjects."""
     found = []
     for number in range(people):
         who, folder = pocketland.identity(pocket.SPLITS[split] + PEOPLE + number), out / split / f"{number}"
@@ -65,15 +65,15 @@ def drawn(out: Path, split: str, people: int) -> list[Subject]:
 
 
 def own(folder: str, domain: str) -> list[Subject]:
-    """Returns the one subject of a folder of pictures."""
+    """Returns a folder of pictures as a list of one subject."""
     return [Subject(Path(folder), domain, f"a {domain}")]
 
 
 def protocol(folder: str) -> list[Subject]:
-    """Returns the subjects of DreamBooth's data set, 30 in its own, each with 25 prompts.
+    """Returns the subjects of DreamBooth's data set with their prompts; the authors' set has 30, with 25 prompts each.
 
-    Source: Ruiz et al. 2023, section 5.1; the layout is that of the authors' data set.
-    Raises SettingError where the folder has no such file, or a subject no folder.
+    Source: Ruiz et al. 2023, section 5.1, and the layout of the authors' data set.
+    Raises SettingError if the folder lacks the file NAME or a subject's folder.
     """
     path = Path(folder) / NAME
     if not path.is_file():

@@ -1,14 +1,16 @@
-"""What tasks and the autoencoder's training give the embedded model, on held-out people.
+"""Trains the embedded model to inpaint, to upscale and to decode one style, and measures it on held-out people.
 
     python benchmarks/tasks.py train inpainting upscaler vae      # outputs/tasks/NAME/export
-    python benchmarks/tasks.py judge                              # NAME.json and NAME.png of those that are there
+    python benchmarks/tasks.py judge                              # NAME.json and NAME.png of the trained ones
 
-inpainting   the right half of a face painted anew by a UNet that sees mask and surroundings, against the base model's
-             way, which is shown the known half with noise: error in the hole (0 to 255), similarity to who it is
-upscaler     16 pixels to 64: PSNR, and the judge's similarity, against the same words without training and bicubic
-vae          a decoder taught pictures of one style (`--style`): PSNR of held-out ones in that style and in the others
+inpainting   A UNet that reads mask and surroundings repaints the right half of a face; the base model gets the known
+             half with noise instead.  Error in the hole (0 to 255), similarity to the person.
+upscaler     From 16 to 64 pixels, against the untrained upscaler with the same words, and against bicubic.  PSNR, the
+             judge's similarity.
+vae          A decoder is trained on pictures of one style (`--style`).  PSNR of held-out pictures in that style and in
+             the others.
 
-Means over pictures with 95 % intervals.  What depends on a figure is chosen with --split validation.
+Figures are means over pictures with 95 % intervals.  Make choices with --split validation.
 """
 
 import argparse
@@ -46,7 +48,7 @@ SAMPLING = {"steps": 20, "sampler": "dpmpp_2m", "schedule": "karras", "guidance"
 FACTOR = 4  # of pocket's autoencoder
 TAUGHT = 2000  # pictures that the decoder learns from
 MUON = ("optim.kind=muon", "optim.schedule=cosine", "optim.warmup=10", "optim.weight_decay=0.0", "data.batch=8")
-RUNS = {  # recipe, steps and what differs from SD 1.5's
+RUNS = {  # recipe: steps and other settings that differ from the recipe's for SD 1.5
     "inpainting": (
         *MUON,
         "data.path=pocketland",
@@ -69,7 +71,7 @@ class Seen:
 
 
 def people(options: argparse.Namespace, style: str | None = None) -> Seen:
-    """Returns `count` people of a split in scenes, of one style where one is given."""
+    """Returns `count` people of a split in scenes of random styles, or of `style`."""
     first = pocket.SPLITS[options.split] + FIRST
     pairs = [
         (
@@ -91,7 +93,7 @@ def settings(name: str, options: argparse.Namespace) -> Train:
 
 
 def taught(options: argparse.Namespace) -> Path:
-    """Returns a folder with pictures of training people in a style, drawn once."""
+    """Returns a folder with pictures of training people in options.style; draws the missing ones."""
     folder = options.out / f"taught-{options.style}"
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(len(list(folder.glob("*.png"))), TAUGHT):
@@ -121,7 +123,7 @@ def figure(values: np.ndarray) -> dict:
 
 
 def parted(make, seen: Seen, *more: np.ndarray) -> np.ndarray:
-    """Returns what make(words, seeds, *arrays) gives of everybody, PART at a time."""
+    """Returns make(words, seeds, *arrays) for all people, computed for PART at a time."""
     parts = [slice(i, i + PART) for i in range(0, len(seen.words), PART)]
     return np.concatenate(
         [make(seen.words[p], range(p.start, p.start + len(seen.words[p])), *(x[p] for x in more)) for p in parts]
@@ -129,7 +131,7 @@ def parted(make, seen: Seen, *more: np.ndarray) -> np.ndarray:
 
 
 def inpainting(model: StableDiffusion, options: argparse.Namespace) -> tuple[dict, dict]:
-    """Returns (figures, rows of pictures): the right half of each picture painted anew."""
+    """Returns (figures, rows of pictures): the right half of each picture repainted."""
     seen = people(options)
     masks = np.zeros(seen.pictures.shape[:3], np.uint8)
     half = embedded.SIDE // 2
@@ -150,7 +152,7 @@ def inpainting(model: StableDiffusion, options: argparse.Namespace) -> tuple[dic
 
 
 def upscaler(model: StableDiffusion, options: argparse.Namespace) -> tuple[dict, dict]:
-    """Returns (figures, rows of pictures): pictures of 16 pixels made four times as large."""
+    """Returns (figures, rows of pictures): pictures of 16 pixels enlarged four times."""
     seen = people(options)
     n, side, _, _ = seen.pictures.shape
     tiles = seen.pictures.reshape(n, side // FACTOR, FACTOR, side // FACTOR, FACTOR, 3)
@@ -189,14 +191,14 @@ def vae(model: StableDiffusion, options: argparse.Namespace) -> tuple[dict, dict
 
 
 def main() -> None:
-    """Trains or judges."""
+    """Trains or judges the named tasks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "judge"))
     parser.add_argument("names", nargs="*", help=", ".join(RUNS))
-    parser.add_argument("--split", choices=pocket.SPLITS, default="heldout", help="whose people")
-    parser.add_argument("--count", type=int, default=128, help="people that are judged")
-    parser.add_argument("--style", choices=pocketland.STYLES, default="mosaic", help="that the decoder is taught")
-    parser.add_argument("--with", dest="overrides", nargs="*", default=(), help="settings of the runs, as steps=100")
+    parser.add_argument("--split", choices=pocket.SPLITS, default="heldout", help="split of the people")
+    parser.add_argument("--count", type=int, default=128, help="number of people to judge")
+    parser.add_argument("--style", choices=pocketland.STYLES, default="mosaic", help="style to train the decoder on")
+    parser.add_argument("--with", dest="overrides", nargs="*", default=(), help="settings of the runs, like steps=100")
     parser.add_argument("--out", type=Path, default=Path("outputs/tasks"))
     parser.add_argument("--docs", type=Path, help="judge: also write NAME.json and NAME.webp here")
     options = parser.parse_args()

@@ -23,7 +23,7 @@ from sdjax.training.step import initial_state, of_run
 
 
 class Tuner:
-    """One way to personalise a model: `told(model, path)` gives the settings of a run on the pictures in `path`."""
+    """A way to personalise a model: `told(model, path)` returns the settings of a run on the pictures in `path`."""
 
     def __init__(self, told: Callable[[str, str], Train], model: str) -> None:
         self.told, self.model, self.step = told, model, None
@@ -38,9 +38,9 @@ class Tuner:
     ) -> Iterator[tuple[int, StableDiffusion, dict[str, Any]]]:
         """Yields (steps, sd, found) after each number of steps in `marks`, and after the last step.
 
-        found: "steps"; "seconds" and "processor", the wall and processor seconds of preparation and steps so far;
-        "compilation", seconds of the first subject only; "memory", bytes of a step by the compiler's account; "bytes"
-        of the subject's export.
+        found: "steps"; "seconds" and "processor", wall and processor seconds of preparation and steps so far; "memory",
+        bytes of a step as the compiler reports them; "bytes", the size of the subject's export.
+        The first subject also has "compilation", in seconds.
         """
         clock = Clock()
         settings = self.told(self.model, str(path))
@@ -70,7 +70,7 @@ class Tuner:
             batch = next(stream) if done + 1 < settings.steps else batch
 
     def _finished(self, settings, state, frozen, data, evaluate):
-        """Returns (the model with what was learned, bytes of its export)."""
+        """Returns (the model with the trained weights, bytes of its export)."""
         method = settings.method
         learned = trees.copy(state["ema"] if settings.ema else evaluate(state["opt"], state["trained"]))
         if method.finish is not None:
@@ -79,7 +79,7 @@ class Tuner:
 
 
 class Clock:
-    """Wall and processor seconds of what runs between go and stop; runs from the start."""
+    """A clock of wall and processor seconds between go and stop; it starts running."""
 
     def __init__(self) -> None:
         self.wall = self.processor = 0.0
@@ -87,11 +87,11 @@ class Clock:
         self.go()
 
     def go(self) -> None:
-        """Goes on, where it stands."""
+        """Resumes the clock if it is stopped."""
         self.since = self.since or (time.monotonic(), time.process_time())
 
     def stop(self) -> None:
-        """Stands still."""
+        """Stops the clock."""
         if self.since:
             self.wall += time.monotonic() - self.since[0]
             self.processor += time.process_time() - self.since[1]
@@ -99,7 +99,7 @@ class Clock:
 
 
 def memory(step: Any) -> int:
-    """Returns the bytes that a compiled step needs at its peak, by the compiler's account."""
+    """Returns the bytes that a compiled step needs at its peak, as the compiler reports them."""
     about = step.memory_analysis()
     parts = sum(getattr(about, f"{kind}_size_in_bytes") for kind in ("argument", "temp", "output"))
     return parts - about.alias_size_in_bytes

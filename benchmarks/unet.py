@@ -1,9 +1,9 @@
-"""The UNet of SD 1.5 in full size against PyTorch's (diffusers): same random weights, runs in turn.
+"""Compares the full-size UNet of SD 1.5 with PyTorch's (diffusers): same random weights, runs in turn.
 
     python benchmarks/unet.py --rows 2 --size 64 --rounds 3 [--dtype bfloat16]
 
-Prints the relative error, both medians, how many operations PyTorch's are, and its time over ours.  Needs the extra
-`torch` and 12 GB of memory.
+Prints the relative error, both medians, PyTorch's GFLOP, and PyTorch's time divided by ours.  Needs the extra `torch`
+and 12 GB of memory.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SD15 = UNetConfig(sample_size=64, cross_attention_dim=768)
 
 
 def torch_model(config):
-    """Returns diffusers' UNet with small random weights, every one of them nonzero."""
+    """Returns diffusers' UNet with small random weights, all nonzero."""
     with torch.device("meta"):
         model = UNet2DConditionModel.from_config(config.to_json())
     model = model.to_empty(device="cpu").eval().requires_grad_(False)
@@ -61,7 +61,7 @@ def convert(model, config):
 
 
 def inputs(config, rows, size):
-    """Returns latents, times and text rows."""
+    """Returns latents, times and encoded prompts."""
     rng = np.random.default_rng(0)
     z = rng.standard_normal((rows, size, size, config.in_channels), np.float32)
     return z, np.full(rows, 500), rng.standard_normal((rows, 77, config.cross_attention_dim), np.float32)
@@ -69,7 +69,7 @@ def inputs(config, rows, size):
 
 @torch.no_grad()
 def operations(config, rows, size):
-    """Returns how many GFLOP the products and plain convolutions of diffusers' UNet are."""
+    """Returns the GFLOP of diffusers' UNet: products and plain convolutions."""
     z, t, context = (torch.empty(x.shape, device="meta") for x in inputs(config, rows, size))
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         UNet2DConditionModel.from_config(config.to_json())(z.permute(0, 3, 1, 2), t, context)

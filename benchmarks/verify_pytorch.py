@@ -1,10 +1,10 @@
-"""What sdjax writes, loaded by diffusers: the same noise and prompts, pictures compared number by number.
+"""Compares pictures of sdjax with diffusers' on a model that sdjax wrote, from the same noise and prompts.
 
     make verify-pytorch                                  the embedded model
-    make verify-pytorch MODEL=outputs/cat/export         what a run left
+    make verify-pytorch MODEL=outputs/cat/export         a run's export
 
-Writes the model to OUT/model, runs StableDiffusionPipeline on it in float32 and prints, for each prompt, the largest
-and the mean difference of the pictures, 0 to 255.  Ends with status 1 where one is larger than 1.
+Writes the model to OUT/model, runs StableDiffusionPipeline on it in float32 and prints the largest and the mean
+difference of the pictures, 0 to 255, for each sampler and prompt.  The exit status is 1 if any difference is above 1.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def theirs(pipe, sampler, noise, options, prompts):
 
 
 def main():
-    """Compares, prints and returns the exit status."""
+    """Prints the differences and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pocket", help="what sdjax.load takes")
     parser.add_argument("--out", type=Path, default=Path("outputs/verify-pytorch"), help="folder")

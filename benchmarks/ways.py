@@ -1,9 +1,9 @@
-"""The ways to personalise a model that compare.py puts side by side: a recipe, how many pictures, steps and rates.
+"""The ways to personalise a model that compare.py compares: recipe, number of pictures, steps and learning rates.
 
     of("pocket", "face")["LoRA, 5"].settings("pocket", "photos")
 
-Steps and rates of pocket are the best of sweeps on validation people (compare.py --sweep), or first guesses: the log in
-docs/log/2026-11.md says which.  No choice saw a held-out person.  Other models use the recipes' own values.
+For pocket, steps and rates are the best of sweeps on validation people (compare.py --sweep), or first guesses;
+docs/log/2026-11.md tells which.  No choice used a held-out person.  Other models use the recipes' own values.
 """
 
 from dataclasses import dataclass, replace
@@ -22,9 +22,9 @@ NEW, RARE = "<new>", "sks"
 
 @dataclass(frozen=True)
 class Way:
-    """One way: its recipe in configs/, the number of pictures, what prompts call the subject, and what differs.
+    """A way: its recipe in configs/, the number of pictures, the subject's word in prompts, and further settings.
 
-    method: in place of the recipe's.
+    method: replaces the recipe's, if given.
     """
 
     recipe: str
@@ -41,7 +41,8 @@ class Way:
         return settings.override(told, [*self.overrides, *more])
 
 
-FEW = ("data.batch=8", "min_snr=0.5", "optim.weight_decay=0.0", "optim.warmup=0")  # errors count where words do
+# min_snr: times of low noise, at which words hardly matter, count less.
+FEW = ("data.batch=8", "min_snr=0.5", "optim.weight_decay=0.0", "optim.warmup=0")
 MUON = ("optim.kind=muon", 'optim.rates=(("(bias|scale)$", 0.3),)')
 BOTH = ("optim.kind=muon", 'optim.rates=(("rows", 5.0), ("(bias|scale)$", 0.3))')
 POCKET = {

@@ -7,7 +7,7 @@ word from a rare token (python train/vocabulary.py --rare MODEL) or from a word 
 pictures, as in the paper: class_data.path=FOLDER data.batch=4, see configs/dreambooth.py.  Queries and outputs too:
 method.parts.1.query=true.
 
-Learning rate, batch and steps are those of diffusers' example for one subject.
+Learning rate, batch and steps follow diffusers' example for one subject.
 """
 
 from sdjax.data.batches import Data

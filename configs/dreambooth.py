@@ -15,7 +15,7 @@ optim.rates='(("text_encoder", 0.4),)'.  Masks: data.mask=true.  To find rare wo
 
     python train/vocabulary.py --rare MODEL
 
-Learning rate and steps are those of diffusers' example for SD 1.5 with prior preservation.
+Learning rate and steps follow diffusers' example for SD 1.5 with prior preservation.
 """
 
 from sdjax.data.batches import Data

@@ -3,8 +3,8 @@
     make train-encoder MODEL=models/sd15 DATA=photos/faces
     make train-encoder MODEL=models/sd15 DATA=photos/cats ARGS="method.domain=cat data.templates=object"
 
-Settings are those of the unofficial code (rate 1.6e-5 at batch 16, 30,000 steps for faces); the paper publishes
-none.  The image encoder is a hub id or a folder; vision='' uses the model's own.
+The settings follow the unofficial code (rate 1.6e-5 at batch 16, 30,000 steps for faces); the paper publishes none.
+The image encoder is a hub id or a folder; vision='' uses the model's own.
 """
 
 from sdjax.data.batches import Data

@@ -11,7 +11,7 @@ optim.rates='(("rows", 0),)':
 To train the whole UNet instead of a LoRA, write a recipe with Full(("unet",), keep=True) as method.parts.1,
 optim.lr=5e-6 and optim.rates='(("rows", 100),)'.
 
-The learning rates are those of cloneofsimo's pivotal tuning: 5e-4 for the word, 1e-4 for the LoRA.
+The learning rates follow cloneofsimo's pivotal tuning: 5e-4 for the word, 1e-4 for the LoRA.
 """
 
 from sdjax.data.batches import Data

@@ -10,8 +10,8 @@ fields mask, image and control_image choose it.  "adapter" is "<lora:NAME:0.8>",
 own folder.  A field with a list of values makes a grid.  Flags and --set FIELD=VALUE fill fields that rows omit.
 Each picture is NAME.png with its settings inside; NAME.json is written last.  Failed rows are in errors.jsonl.
 
-The devices of a machine share each batch.  To split a list over machines with a shared folder, start the command on
-all of them by a launcher (Slurm, TPU slice, mpirun, JAX_COORDINATOR_ADDRESS ...), or on each with --part 0/4, 1/4 ...
+The devices of a machine share each batch.  Several machines with a shared folder can split a list: start the command
+with a launcher (Slurm, TPU slice, mpirun, JAX_COORDINATOR_ADDRESS ...), or on each machine with --part 0/4, 1/4 ...
 """
 
 import sys

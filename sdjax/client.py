@@ -141,7 +141,7 @@ class Client:
     # ---- calls ---------------------------------------------------------------------------------------
 
     def get(self, path: str) -> Any:
-        """Returns the JSON of an address of the server."""
+        """Returns the JSON at an address of the server."""
         return json.loads(self._call(path))
 
     def post(self, path: str, body: Any = None) -> Any:

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _converted(options, parser):
-    """Converts what a command line says; returns the exit status."""
+    """Runs the conversion of a parsed command line; returns the exit status."""
     start = time.monotonic()
     given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
     try:
@@ -96,7 +96,7 @@ def _run(options, given):
     if more := sorted(given - set(OF_RUNS)):
         said = f"of a run accepted are {', '.join(OF_RUNS)}, not {', '.join(more)}; convert what comes out"
         raise ValueError(f"{options.source}: {said}")
-    # As train/run.py does: what a method computes at the start must come out as it did.
+    # As in train/run.py, so that a method's computations at the start give the same result.
     told = export.settings_of(options.source, options.recipe)
     compile_cache.keep(steps=told.steps)
     path, step = export.write(options.source, options.destination, options.step, options.weights, told)

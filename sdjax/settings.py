@@ -26,12 +26,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-CLASS = "class"  # the key of a dataclass's name in JSON; no field can be called so
+CLASS = "class"  # key of a dataclass's name in JSON; fields cannot have this name
 WORDS = {"true": True, "false": False, "none": None}
-UNSAID = object()  # in place of a value that an error does not show
-SHOWN = 60  # letters of a value that it does show, both ends of it
+UNSAID = object()  # replaces a value that an error does not show
+SHOWN = 60  # most letters of a shown value, from its start and end
 
-# What a number may be, for `check`: a test and its words.
+# Ranges of numbers for `check`: a test and its text.
 FROM_0 = (lambda x: 0 <= x < math.inf, "a number from 0")
 SEED = (lambda x: 0 <= x < 2**63, "a number from 0 to below 2^63")
 FROM_1 = (lambda x: 1 <= x < math.inf, "a number from 1")
@@ -45,7 +45,7 @@ class SettingError(ValueError):
     """A setting with a bad value: "steps=0: expected a whole number, 1 or more".
 
     why: the reason, if the value alone does not show it.  Callers with another spelling of settings, such as flags or
-    list fields, use `line(spell)`; nobody parses the text.
+    list fields, use `line(spell)`; the text is not for parsing.
     """
 
     def __init__(self, name: str, value: object, expected: str, why: str = "") -> None:
@@ -53,7 +53,7 @@ class SettingError(ValueError):
         self.name, self.value, self.expected, self.why = name, value, expected, why
 
     def line(self, spell: Callable[[str], str] = str) -> str:
-        """Returns the error in one line; spell(name): how the caller writes a setting's name."""
+        """Returns the error in one line; spell(name): returns the caller's spelling of a setting's name."""
         value = "" if self.value is UNSAID else f"={shown(self.value)}"
         return f"{spell(self.name)}{value}: {self.why and f'{self.why}; '}expected {self.expected}"
 
@@ -61,12 +61,12 @@ class SettingError(ValueError):
         return self.line()
 
     def under(self, prefix: str) -> "SettingError":
-        """Returns the error of the same setting with a prefix before its name: "scale" under "method"."""
+        """Returns the same error with a prefix before the setting's name, such as "method" before "scale"."""
         return SettingError(f"{prefix}.{self.name}", self.value, self.expected, self.why)
 
 
 def shown(value: object) -> str:
-    """Returns a value for an error message: one line, shortened in the middle, numpy's numbers as Python's."""
+    """Returns a value for an error message: one line, shortened in the middle, with numpy's numbers as Python's."""
     number: Any = value
     text = repr(number.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]}...{text[-SHOWN // 2 :]}"
@@ -74,7 +74,7 @@ def shown(value: object) -> str:
 
 @contextlib.contextmanager
 def prefixed(prefix: str) -> Iterator[None]:
-    """Adds a prefix to every SettingError in the block: the field of the dataclass that raises it; "" adds none."""
+    """Adds a prefix, the field of the dataclass that raises it, to every SettingError in the block; "" adds none."""
     try:
         yield
     except SettingError as error:
@@ -106,10 +106,10 @@ def names(path: str | Path) -> dict[str, object]:
 
 
 def override(config: Any, items: Iterable[str]) -> Any:
-    """Returns a copy of a nested dataclass with "a.b=value" items in it; a number in a name is a place in a tuple.
+    """Returns a copy of a nested dataclass with "a.b=value" items applied; a number in a name is a place in a tuple.
 
-    All items of one dataclass come in together, so its own checks see only the result; of two for one name the later
-    wins.
+    All items of one dataclass apply together, so its own checks see only the result.  Of two items with one name, the
+    later wins.
     Raises ValueError naming the item for an unknown name (with the nearest one) or a value of another type.
     """
     changes = {}
@@ -160,7 +160,7 @@ def describe(path: str | Path) -> str:
 
 
 def _walk(value, name):
-    """Yields (dotted name, value) of a nested dataclass and of all that is in it."""
+    """Yields (dotted name, value) of a nested dataclass and of everything in it."""
     if _is_dataclass(value):
         yield name, value
         where, inner = value.looked_up() if hasattr(value, "looked_up") else ("", None)
@@ -193,7 +193,7 @@ def from_json(data: Any, classes: dict[str, type]) -> Any:
 
 
 def _changed(old, kind, changes, name):
-    """Returns `old`, a field of type `kind`, with a tree of changes {head: text or tree} in it."""
+    """Returns `old`, a field of type `kind`, with a tree of changes {head: text or tree} applied."""
     if isinstance(changes, str):
         if _is_dataclass(old) and not (changes.lower() == "none" and type(None) in _options(kind)):
             raise ValueError(
@@ -214,7 +214,7 @@ def _changed(old, kind, changes, name):
 
 
 def _with_looked_up(config, changes, name):
-    """Returns the dataclass with changes of names that it lacks made in the field where those are looked up."""
+    """Returns the dataclass with changes of unknown names applied to the field of its looked_up()."""
     field, inner = config.looked_up() if hasattr(config, "looked_up") else ("", None)
     fields = _fields(config) + (_fields(inner) if inner is not None else [])
     for head in changes:
@@ -234,7 +234,7 @@ def _changed_items(old, kind, changes, name):
 
 
 def _item_kind(kind, i):
-    """Returns the type of item i of a field of type `kind`, `object` where the annotation does not say."""
+    """Returns the type of item i of a field of type `kind`, or `object` if the annotation does not give it."""
     for option in _options(kind):
         inner = typing.get_args(option)
         if typing.get_origin(option) is tuple and inner:
@@ -243,7 +243,7 @@ def _item_kind(kind, i):
 
 
 def _parse(text, kind, name):
-    """Returns the value that a command line's text stands for in a field of type `kind`."""
+    """Returns the value of a command line's text for a field of type `kind`."""
     options = _options(kind)
     if text.lower() in WORDS and not (str in options and type(None) not in options and bool not in options):
         value = WORDS[text.lower()]
@@ -264,7 +264,7 @@ _WRONG = object()
 
 
 def _fit(value, kind):
-    """Returns `value` as the type `kind` wants it (an int as float, a list as tuple), or _WRONG."""
+    """Returns `value` as the type `kind` (an int as float, a list as tuple), or _WRONG."""
     options = _options(kind)
     if typing.Any in options or object in options:
         return _tuples(value)
@@ -297,7 +297,7 @@ def _options(kind):
 
 
 def _shown(kind):
-    """Returns a type as a reader wants it: "float or None", "tuple[str, ...], as in ('a', 'b')"."""
+    """Returns a type in readable form: "float or None", "tuple[str, ...], as in ('a', 'b')"."""
     names = " or ".join(
         "None" if k is type(None) else k.__name__ if type(k) is type else str(k) for k in _options(kind)
     )

@@ -41,7 +41,7 @@ class StableDiffusion(struct.PyTreeNode):
     networks: {name: Linen module} of the parts; configs hold the sizes, `dtype` the compute type.
     tokenizers: {text encoder: Tokenizer}, in the order of the encoders.
     words: {placeholder: {text encoder: int32 [n]}}, the placeholder's rows in the token tables.
-    reference: data that methods read beside the parts, such as weights from before training.
+    reference: other data for methods, such as weights from before training.
     family: the model family, see families/family.py.
     low_schedule: noise schedule of an upscaler's small picture; None means `schedule`.
     """
@@ -62,7 +62,7 @@ class StableDiffusion(struct.PyTreeNode):
     def bare(self) -> Self:
         """sd without host-only state: tokenizers, placeholders and the record of attached adapters.
 
-        Another word or adapter then has the same tree structure and recompiles nothing.
+        Another word or adapter then has the same tree structure and does not recompile.
         """
         return self.replace(words={}, tokenizers=FrozenDict(), reference=self.reference.replace(attached=None))
 

@@ -45,7 +45,7 @@ def flatten(tree: Tree) -> dict[str, Any]:
 def unflatten(flat: Mapping[str, Any], like: Tree) -> Tree:
     """Returns a tree of the structure of `like` with the leaves of `flat`, {dotted name: leaf}.
 
-    Raises ValueError when a name of `like` is missing in `flat` or the other way round.
+    Raises ValueError if the names of `flat` and `like` differ.
     """
     wanted = names(like)
     missing, extra = sorted(wanted.keys() - flat.keys()), sorted(flat.keys() - wanted.keys())
@@ -93,7 +93,7 @@ def partition(tree: Tree, pattern: str) -> tuple[Tree, Tree]:
 
 
 def merge(one: Any, other: Any) -> Any:
-    """Returns the tree that holds the leaves of both; a leaf that both have is taken from `other`."""
+    """Returns a tree with the leaves of both; leaves in both come from `other`."""
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return other
     both = one | other
@@ -103,7 +103,7 @@ def merge(one: Any, other: Any) -> Any:
 def cast(tree: T, dtype: DTypeLike) -> T:
     """Returns the tree with every floating-point leaf in `dtype`; integers and keys stay.
 
-    An array that stands in several places is still one, so that it takes memory once.
+    An array in several places stays one array, so that it takes memory once.
     """
     made = {}
 
@@ -118,7 +118,7 @@ def cast(tree: T, dtype: DTypeLike) -> T:
 
 
 def copy(tree: T, dtype: DTypeLike | None = None) -> T:
-    """Returns the tree with every leaf in a buffer of its own, so that the original survives donation.
+    """Returns the tree with every leaf in its own buffer, so that the original survives donation.
 
     dtype: of the copy's floating-point leaves; None keeps each.
     """
@@ -126,7 +126,7 @@ def copy(tree: T, dtype: DTypeLike | None = None) -> T:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _copy(tree, dtype):  # one program for the whole tree, where a copy per leaf would compile one per shape
+def _copy(tree, dtype):  # one program for the whole tree instead of one per shape
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree if dtype is None else cast(tree, dtype))
 
 
@@ -136,7 +136,7 @@ def count(tree: Any) -> int:
 
 
 def digest(tree: Any) -> str:
-    """Returns the first 16 hex digits of a SHA-256 over names, types, shapes and bytes: which weights these are."""
+    """Returns the first 16 hex digits of a SHA-256 over names, types, shapes and bytes, which identifies weights."""
     total = hashlib.sha256()
     for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(tree), key=lambda pair: jax.tree_util.keystr(pair[0])):
         array = np.asarray(leaf)
@@ -148,7 +148,7 @@ def digest(tree: Any) -> str:
 def depends(function: Callable[[Any], Any], tree: Any) -> bool:
     """Returns whether anything that function(tree) computes may depend on the tree's arrays.
 
-    By what is computed of what, not by values; a call within, such as of a compiled function, is taken as a whole.
+    It follows operations, not values; an inner call, such as of a compiled function, counts as one operation.
     """
     made = jax.make_jaxpr(function)(tree).jaxpr
     touched = set(made.invars)
@@ -159,7 +159,7 @@ def depends(function: Callable[[Any], Any], tree: Any) -> bool:
 
 
 def variables(atoms: Iterable[Any]) -> list[Any]:
-    """Returns the variables among what a jaxpr's equation takes or gives; the others are constants."""
+    """Returns the variables among the inputs or outputs of a jaxpr's equation; the others are constants."""
     return [x for x in atoms if not hasattr(x, "val")]
 
 
@@ -179,10 +179,10 @@ def seed_key(seed: int) -> Key[Array, ""]:
 
 
 def named_key(key: Key[Array, ""], name: str) -> Key[Array, ""]:
-    """Returns the key of a named use, fold_in(key, crc32(name)): the same whatever other names there are."""
+    """Returns the key of a named use, fold_in(key, crc32(name)), which does not depend on other names."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
 
 def example_keys(key: Key[Array, ""], index: Int[Array, " B"]) -> Key[Array, " B"]:
-    """Returns one key per example, fold_in(key, index[b]): whatever batch it sits in.  index: int [B]."""
+    """Returns one key per example, fold_in(key, index[b]), which does not depend on the batch.  index: int [B]."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)

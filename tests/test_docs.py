@@ -31,6 +31,7 @@ NOTEBOOK = ROOT / "docs" / "colab.ipynb"
 START = re.compile(r"^([A-Z_]+=\S+ )*(make|python|python3|sdjax) ")
 WITH_RECIPE = ("train/run.py", "train/cache.py", "train/class_images.py")
 LONGEST = 140  # lines of the README
+CODE = ["sdjax", "train", "sample", "configs", "benchmarks", "tests/faults", "tests/fuzz"]  # of checked docstrings
 
 
 def commands(text):
@@ -188,23 +189,25 @@ def test_the_notebook_is_plain():
 
 
 def docstrings(path):
-    """Yields the docstrings of a Python file."""
+    """Yields the docstrings and the help texts of a Python file."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             yield ast.get_docstring(node) or ""
+        elif isinstance(node, ast.keyword) and node.arg == "help" and isinstance(node.value, ast.Constant):
+            yield node.value.value
 
 
-@pytest.mark.parametrize("part", ["service", "web"])
-def test_docstrings_of_the_server_have_no_signs_of_a_translation(part):
-    found = {
-        str(path.relative_to(ROOT)): name
-        for path in sorted((ROOT / "sdjax" / part).rglob("*.py"))
+@pytest.mark.parametrize("part", CODE)
+def test_docstrings_have_no_signs_of_a_translation(part):
+    found = [
+        f"{path.relative_to(ROOT)}: {name}: {sentence}"
+        for path in sorted((ROOT / part).rglob("*.py"))
         for text in docstrings(path)
         for sentence in prose.sentences(text)
         for name, sign in prose.SIGNS.items()
         if re.search(sign, sentence)
-    }
-    assert found == {}
+    ]
+    assert found == []
 
 
 def test_faults_are_found():

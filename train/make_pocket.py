@@ -1,13 +1,13 @@
-"""Makes the embedded model from nothing: pictures, autoencoder, CLIP, UNet, E4T, judges, figures and card.
+"""Makes the embedded model from scratch: pictures, autoencoder, CLIP, UNet, E4T, judges, figures and card.
 
     make pocket                                   # on a GPU: 9 minutes of training, pictures of 128 x 128 pixels
     make pocket ARGS="scale=0.01 minutes=4"       # the whole chain in small, on two cores
-    make pocket ARGS="out=sdjax/pocket"           # over the weights of the package
+    make pocket ARGS="out=sdjax/pocket"           # replaces the package's weights
     python train/make_pocket.py [NAME=VALUE ...]
 
-The settings are those of `Make` below.  Each stage is a run of its recipe in configs/pocket/ in WORK/STAGE.  Run the
-command again after any interruption: finished stages stay, an unfinished one resumes from its newest checkpoint.
-A GPU compiles the later stages beside the first one.
+`Make` below describes the settings.  Each stage runs its recipe of configs/pocket/ in WORK/STAGE.  Rerun the command
+after any interruption: finished stages stay, an unfinished one resumes from its newest checkpoint.  On a GPU, the
+later stages compile while the first one trains.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ from sdjax.settings import ABOVE_0, SEED, SettingError, check
 
 ROOT = Path(__file__).parents[1]
 SHAPE = "new:pocket128"
-PICTURES, LARGE, SIDE = 120_000, 6_000, 128  # drawn pictures; further ones of twice the side, for --hires
-LEAST = 8  # rows of a batch, however small the scale
+PICTURES, LARGE, SIDE = 120_000, 6_000, 128  # drawn pictures; more pictures of twice the side, for --hires; the side
+LEAST = 8  # minimum rows of a batch at any scale
 STEPS = 1_000_000  # more than the clock allows
-RESERVE = 0.3  # minutes at the end that the last stage needs to write its model
+RESERVE = 0.3  # minutes that the last stage needs to write its model
 SHARD = 0.0167  # GB, 16 MiB
 
 
@@ -35,13 +35,13 @@ SHARD = 0.0167  # GB, 16 MiB
 class Make:
     """The settings of the command.
 
-    minutes: of training, all stages together, compilation included.
+    minutes: training time of all stages together, with compilation.
     scale: share of the pictures and of the rows of a batch; 1 is meant for a GPU of 80 GB, where it has not run yet.
     out: the model's folder.  work: the folder of runs, drawn pictures and figures.
     figures: measure the model with benchmarks/pocket.py and write its card; needs torch.
-    judges: train the judges of benchmarks/judges.py anew, in WORK/judges; needs torch.
-    people: held-out people for E4T's figures.
-    workers: processes that draw and that prepare batches; 0 takes all cores but one.
+    judges: train new judges (benchmarks/judges.py) in WORK/judges; needs torch.
+    people: number of held-out people for E4T's figures.
+    workers: processes that draw and prepare batches; 0 takes all cores but one.
     compute: data type of the computation; "" is bfloat16 on an accelerator, float32 on a CPU.
     """
 
@@ -64,7 +64,10 @@ class Make:
 
 @dataclass(frozen=True)
 class Stage:
-    """A run: its recipe's name, its part of the time, the rows of its batch, whose model it starts from, overrides."""
+    """A run: its recipe's name, its share of the time, its batch size, the stage whose model it starts from, overrides.
+
+    The batch size is for scale 1.
+    """
 
     name: str
     share: float
@@ -109,16 +112,16 @@ def main(arguments: list[str]) -> int:
 
 
 def accelerated() -> bool:
-    """Returns whether JAX has a device other than the CPU; asks another process, which gives it back."""
+    """Returns whether JAX has a device other than the CPU; a child process asks, so that the device stays free."""
     asked = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
     said = subprocess.run(asked, capture_output=True, text=True, check=True, env=_environment()).stdout.split()
     return said[-1] != "cpu"
 
 
 def train(make: Make, beside: bool) -> None:
-    """Runs the stages that are not finished, in turn, within make.minutes.
+    """Runs the unfinished stages one after the other, within make.minutes.
 
-    beside: whether to compile the later stages beside the first one.
+    beside: whether to compile the later stages while the first one trains.
     """
     todo = [stage for stage in STAGES if not _finished(make, stage)]
     deadline = time.monotonic() + 60 * (make.minutes * sum(stage.share for stage in todo) - RESERVE)
@@ -159,7 +162,7 @@ def export(make: Make) -> None:
 
 
 def measured(make: Make) -> None:
-    """Trains the judges, measures the model and writes its card, as the settings ask for."""
+    """Trains the judges and measures the model if the settings ask for it, and writes the model's card."""
     work, small = Path(make.work), make.scale < 1
     if make.judges:
         drawn = max(256, 32 * round(40_000 * make.scale / 32))
@@ -194,11 +197,11 @@ def _workers(make):
 
 
 def _beside(make, todo):
-    """Starts what runs beside the first stage: drawing, and the other stages' compilation.
+    """Starts drawing and the other stages' compilation, which run while the first stage trains; returns the processes.
 
-    Compiled programs lie in the compile cache.  A step's program depends on shapes only, so that the weights of a new
-    model and a batch or two of few pictures make the same.  Each gets a fifth of the device's memory; a batch that does
-    not fit into that is compiled all the same.
+    The compile cache keeps the compiled programs.  A step's program depends only on shapes, so a new model's weights
+    and a batch or two of few pictures compile the same one.  Each process gets a fifth of the device's memory; even a
+    batch that does not fit into it is compiled.
     """
     started, clip = [], STAGES[1]
     if clip in todo:
@@ -214,19 +217,19 @@ def _beside(make, todo):
 
 
 def _started(*command, **more):
-    """Starts a program that may fail, without its output."""
+    """Starts a program without showing its output; it may fail."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     env = _environment() | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.2"} | more
     return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, **quiet)
 
 
 def _program(*command):
-    """Runs a program of the repository; raises CalledProcessError where it fails."""
+    """Runs a program of the repository; raises CalledProcessError if it fails."""
     subprocess.run([sys.executable, *command], cwd=ROOT, env=_environment(), check=True)
 
 
 def _environment():
-    """Returns the environment: this checkout's code, and device memory as it is needed, since programs share it."""
+    """Returns an environment for this checkout's code; JAX allocates device memory on demand, as programs share it."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return os.environ | {"PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 

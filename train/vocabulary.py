@@ -31,7 +31,7 @@ def main(arguments):
 
 
 def _rare(model, count=20):
-    """Prints a model's rare words; only its tokenizer is read where that lies in a folder of its own."""
+    """Prints a model's rare words; reads only the tokenizer if it has its own folder, otherwise the whole model."""
     try:
         folder = Path(pipeline.locate(model)) / "tokenizer"
         known = [Tokenizer.load(folder)] if folder.is_dir() else [*pipeline.load(model).tokenizers.values()]

@@ -7,8 +7,9 @@ The prompt names scene and style, so the word only needs to carry the person.  H
 instead, so the UNet and the text encoder keep their vocabulary (our choice: the paper's UNet is already trained and
 frozen).
 
-Rates: an offset is a product of three learned factors, so a step of 1e-3 would change a weight by a quarter, and
-the word's row is a sum over a thousand features.  min_snr: words hardly matter at low noise (docs/log/2026-11.md).
+Offsets and the word's row need low rates: an offset is a product of three learned factors, so a step of 1e-3 would
+change a weight by a quarter.  The word's row is a sum over a thousand features.  min_snr: words hardly matter at low
+noise (docs/log/2026-11.md).
 """
 
 from sdjax.data.batches import Data

@@ -1,6 +1,6 @@
 """Conditions: the pictures that ControlNets read, such as edges, lines, skeletons and depth maps.
 
-condition.py has the contract; `known` finds every condition in this package.
+condition.py defines the interface; `known` finds every condition in this package.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ def known() -> dict[str, type[Condition]]:
 
 
 def of(text: str, public: bool = False) -> Condition:
-    """Returns the condition of a text with settings: "canny", "canny:low=50,high=150".
+    """Returns the condition for a text with settings: "canny", "canny:low=50,high=150".
 
-    public: refuse settings that name files or models, for texts from lists and browsers.
+    public: reject settings that name files or models, for texts from lists and browsers.
     Raises SettingError for an unknown name, setting or value.
     """
     name, _, rest = text.partition(":")

@@ -1,7 +1,7 @@
-"""OpenCV's Canny edges, equal to the last pixel, without OpenCV: published ControlNets were trained on them.
+"""OpenCV's Canny edges, equal to the last pixel, without OpenCV; published ControlNets were trained on them.
 
-Source: Canny 1986, "A Computational Approach to Edge Detection".  OpenCV's modules/imgproc/src/canny.cpp makes the
-choices: Sobel of size 3 with a repeated border, |dx| + |dy|, the channel with the steepest slope, directions by tan
+Source: Canny 1986, "A Computational Approach to Edge Detection"; OpenCV's modules/imgproc/src/canny.cpp for the
+details: Sobel of size 3 with a repeated border, |dx| + |dy|, the channel with the steepest slope, directions by tan
 22.5 degrees in 15 bits, strict thresholds.
 """
 
@@ -48,7 +48,7 @@ def edges(picture: UInt8[np.ndarray, "H W *channels"], low: int, high: int) -> B
     dx, dy = slopes(picture)
     steep = np.abs(dx) + np.abs(dy)
     if steep.ndim == 3:
-        best = steep.argmax(-1)[..., None]  # the first of several
+        best = steep.argmax(-1)[..., None]  # the first of equal ones
         dx, dy, steep = (np.take_along_axis(x, best, -1)[..., 0] for x in (dx, dy, steep))
     thin = (steep > low) & _is_ridge(dx, dy, steep)
     regions = np.zeros(thin.shape, np.int32)
@@ -78,7 +78,7 @@ def _is_ridge(dx, dy, steep):
 
     x, y = np.abs(dx), np.abs(dy) << BITS
     flat, upright = y < TAN * x, y > TAN * x + (x << (BITS + 1))
-    same = (dx ^ dy) >= 0  # of one sign: the slope goes from top left to bottom right
+    same = (dx ^ dy) >= 0  # equal signs: the slope goes from top left to bottom right
     along = (steep > at(0, -1)) & (steep >= at(0, 1))
     across = (steep > at(-1, 0)) & (steep >= at(1, 0))
     falling = (steep > at(-1, -1)) & (steep > at(1, 1))

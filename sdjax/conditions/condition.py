@@ -1,4 +1,4 @@
-"""The contract of a condition: a picture for a ControlNet, computed from a picture or read from a file.
+"""The interface of a condition: a picture for a ControlNet, computed from a picture or read from a file.
 
     canny = conditions.of("canny:low=50")
     edges = canny.make(picture)                        # uint8 [H W 3]
@@ -18,15 +18,15 @@ from sdjax.images.reading import Held
 
 
 class Condition(Protocol):
-    """A frozen dataclass of settings with this class as its base, one per file of this package.
+    """A frozen dataclass of settings, one per file of this package; this class is its base.
 
     name: its name in data.condition and --preprocess.  kind: a short description.
-    endings: endings of its file beside a training picture, by preference; () if it is computed from the picture.
-    mirrors: whether it may be mirrored with its picture; False where its colours tell left from right.
+    endings: endings of its file next to a training picture, by preference; () if it is computed from the picture.
+    mirrors: whether it may be mirrored with its picture; False if its colours tell left from right.
     private: settings that name files or models; only the user who starts a program may set them.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]  # of the dataclass that it is
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # tells type checkers that it is a dataclass
     name: ClassVar[str] = ""
     kind: ClassVar[str] = ""
     endings: ClassVar[tuple[str, ...]] = ()
@@ -34,7 +34,7 @@ class Condition(Protocol):
     private: ClassVar[tuple[str, ...]] = ()
 
     def make(self, picture: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-        """Returns the condition of a picture, in its size.  Raises ValueError if the picture has none."""
+        """Returns the condition of a picture, with the same size.  Raises ValueError if it cannot be computed."""
         ...
 
     def read(self, file: str | Path | Held, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:

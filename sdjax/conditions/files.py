@@ -1,6 +1,6 @@
 """Conditions from files: any picture, segmentations and masks.
 
-NAME.condition.png beside NAME.png is any picture for a ControlNet.
+NAME.condition.png next to NAME.png is any picture for a ControlNet.
 """
 
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ class Segmentation(Condition):
 def colours() -> UInt8[np.ndarray, "256 3"]:
     """Returns the colours of 256 classes.
 
-    Source: PASCAL VOC's development kit, VOClabelcolormap: the bits of a number, from the lowest on, go in turn to the
+    Source: PASCAL VOC's development kit, VOClabelcolormap: the bits of a number, from the lowest on, become in turn the
     highest bits of red, green and blue.
     """
     numbers = np.arange(256)
@@ -77,9 +77,7 @@ def colours() -> UInt8[np.ndarray, "256 3"]:
 
 
 def saved(condition: UInt8[np.ndarray, "H W 3"], picture: str | Path) -> Path:
-    """Computes the condition of a picture's file and writes it beside the file, where `Files` reads it; returns its
-    path.
-    """
+    """Writes a condition next to its picture's file, where `Files` reads it; returns the path."""
     path = Path(picture).with_suffix(PICTURES[0])
     Image.fromarray(condition).save(path)
     return path

@@ -1,7 +1,7 @@
 """Straight lines, as on a blueprint, for mlsd ControlNets.
 
 OpenCV's line segment detector finds them (the extra `conditions`).  Source: von Gioi et al. 2012, "LSD: a Line Segment
-Detector".  The mlsd checkpoints were trained with M-LSD, a network; this module draws lines as it does, one pixel wide.
+Detector".  The mlsd checkpoints were trained with M-LSD, a network; like it, this module draws lines one pixel wide.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from sdjax.conditions.condition import Condition
 
 @dataclass(frozen=True)
 class Lines(Condition):
-    """White lines on black.  length: of the shortest line, as a fraction of the picture's shorter side."""
+    """White lines on black.  length: length of the shortest line, as a fraction of the picture's shorter side."""
 
     length: float = 0.05
     name = "lines"

@@ -1,4 +1,4 @@
-"""Draws skeletons from OpenPose's JSON, in the colours that published ControlNets were trained with.
+"""Draws skeletons from OpenPose's JSON, in the colours of published ControlNets' training.
 
     {"people": [{"pose_keypoints_2d": [x, y, score, ...]}], "canvas_width": 512, "canvas_height": 768}
 
@@ -23,13 +23,13 @@ from sdjax.images import reading
 from sdjax.images.reading import Held
 
 MAX_BYTES = 1 << 20
-# Pairs of COCO's points, in the order in which they are drawn: shoulders, arms, trunk and legs, head.
+# Pairs of COCO's points in drawing order: shoulders, arms, trunk and legs, head.
 LIMBS = ((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13), (1, 0),
          (0, 14), (14, 16), (0, 15), (15, 17))  # fmt: skip
-BODY_25 = (0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18)  # of those, COCO's points in its order
+BODY_25 = (0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18)  # COCO's points in BODY_25, in COCO's order
 POINTS = 18
 DIMMED = 0.6
-WIDTH, RADIUS = 4, 4  # half of a limb's, a point's; pixels of a picture of 512
+WIDTH, RADIUS = 4, 4  # half width of a limb, radius of a point; in pixels of a picture of 512
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class OpenPose(Condition):
         settings.check(self, score=settings.TO_1)
 
     def make(self, picture: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-        """Raises ValueError: a skeleton comes from a file only."""
+        """Raises ValueError, since a skeleton needs a file."""
         raise ValueError('condition "openpose": drawn from OpenPose\'s JSON, not from a picture; give such a file')
 
     def read(self, file: str | Path | Held, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
         """Returns the skeletons in a JSON file.
 
         size: (height, width); None takes canvas_height and canvas_width from the file.
-        Raises ValueError that names a file that is too long, is not OpenPose's JSON or has a canvas of another range.
+        Raises ValueError naming a file that is too long, is not OpenPose's JSON or has a canvas out of range.
         """
         content = reading.content(file, MAX_BYTES)
         try:
@@ -109,7 +109,7 @@ def _colour(i: int) -> tuple[int, int, int]:
 
 
 def _limb(one, other, half):
-    """Returns the corners of an ellipse from one point to another, `half` pixels from its axis at most."""
+    """Returns the corners of an ellipse from one point to another, at most `half` pixels from its axis."""
     angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     along = (other - one) / 2
     length = max(float(np.hypot(*along)), 1e-6)

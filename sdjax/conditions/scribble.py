@@ -12,13 +12,14 @@ from jaxtyping import UInt8
 from sdjax import settings
 from sdjax.conditions.condition import Condition
 
-SIGMAS = 0.5, 5.0  # pixels of a picture of 512
+SIGMAS = 0.5, 5.0  # in pixels of a picture of 512
 
 
 @dataclass(frozen=True)
 class Scribble(Condition):
-    """White strokes on black.  threshold: twice the difference in darkness to its surroundings that makes a stroke,
-    0 to 510.
+    """White strokes on black.
+
+    threshold: twice the difference in darkness between a stroke and its surroundings, 0 to 510.
     """
 
     threshold: int = 32

@@ -13,7 +13,7 @@ from sdjax import settings
 from sdjax.conditions.condition import Condition
 
 TOP = 99  # percentile of slopes that becomes white
-LEAST = 8.0  # slope, of 255 a pixel, that may become white: noise of an even picture does not
+LEAST = 8.0  # least slope, of 255 per pixel, that may become white, so that noise in an even picture does not
 
 
 @dataclass(frozen=True)

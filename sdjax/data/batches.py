@@ -1,13 +1,22 @@
-"""Batches as a function of the step: those of step n depend on the seed and n only.
+"""Batches as a function of the step: the batch of step n depends on the seed and n only.
 
     data = build(Data(path="photos/cat", word="a sks cat", batch=4), sd, seed=0)
     for batch in data.iterate(start=400): ...
 
-A batch holds "ids" {text encoder: int32 [B L]}, "index" int32 [B] (the example's number in the stream), "weight"
-float32 [B], and "pixels" float32 [B H W 3] in [-1, 1] or cached "moments" [B h w 2c].  Optional: "mask" [B h w 1],
-"concept" [B H W 3], "class_ids" {text encoder: [B L]} of the class prompts, "control" {"hint" float32 [B H W 3] in [0,
-1]} for a ControlNet, and "text", cached UNet inputs.  Class pictures are the last rows; with "weight" the mean over
-the batch is mean(subject) + lambda mean(class).  H W is the size of the batch's bucket.
+A batch holds:
+    ids        {text encoder: int32 [B L]}
+    index      int32 [B], the example's number in the stream
+    weight     float32 [B], the row's weight in the loss
+    pixels     float32 [B H W 3] in [-1, 1]; H W is the size of the batch's bucket
+    moments    float32 [B h w 2c], cached, instead of pixels
+and for the settings that need them:
+    mask       float32 [B h w 1]
+    concept    float32 [B H W 3] in [-1, 1], for E4T's encoder
+    class_ids  {text encoder: int32 [B L]} of the class prompts
+    control    {"hint": float32 [B H W 3] in [0, 1]}, for a ControlNet
+    text       cached UNet inputs
+
+Class pictures are the last rows.  With the weights, the mean loss over the batch is mean(subject) + lambda mean(class).
 """
 
 import copy
@@ -29,14 +38,14 @@ from sdjax.stable_diffusion import StableDiffusion, to_pixels
 
 CONCEPTS = ("", "same", "other")
 CROPS = ("center", "random")
-MOST = 4096  # prompts that are looked through for a word
-THREADS = min(16, max(2, os.cpu_count() or 2))  # that decode
-REMOTE = 16  # threads that read from a network, at least
+MOST = 4096  # prompts searched for a word
+THREADS = min(16, max(2, os.cpu_count() or 2))  # decoding threads
+REMOTE = 16  # least number of threads that read from a network
 
 
 @dataclass(frozen=True)
 class Data:
-    """Which pictures and words.
+    """Pictures and prompts of a run.
 
     path: a folder of images, one image, "pocketland" (the drawn world), or tar shards, parquet or Arrow files, also in
     a bucket ("s3://bucket/photos"); "#SPLIT" behind it names a split.  Captions of a folder are in NAME.txt,
@@ -113,7 +122,7 @@ class Data:
             raise SettingError("cache", self.cache, f"'' with condition={self.condition!r}: only pictures are kept")
 
     def looked_up(self) -> tuple[str, Source | None]:
-        """Returns ("source", the source of `path`), which has the settings that are not here."""
+        """Returns ("source", the source of `path`), whose settings are also available as data.NAME."""
         return "source", self.source or sources.matching(self.path)
 
     @property
@@ -137,7 +146,7 @@ class Data:
 class Share:
     """The rows of every batch with one source's pictures.
 
-    first: the first of the rows; their number is plan.rows.  weight: their weight in the loss.  plan: their pictures.
+    first: the first of these rows; plan.rows counts them.  weight: their weight in the loss.  plan: their pictures.
     """
 
     source: Examples
@@ -147,9 +156,10 @@ class Share:
 
 
 class Batches:
-    """The stream of a run; `single`: the pixels [S S 3] of a source with one picture, otherwise None.
+    """The batches of a run.
 
-    rows: those of the global batch that are decoded here, ascending; all of them unless `of` says otherwise.
+    single: the pixels [S S 3] of a source with one picture, otherwise None.
+    rows: the rows of the global batch that this process decodes, ascending; all, unless `of` selected some.
     classes: (settings, pictures or None) of the subject's class.
     """
 
@@ -194,11 +204,11 @@ class Batches:
 
     @property
     def plan(self) -> Plan:
-        """The plan of which pictures a batch shows."""
+        """The plan of the subject's pictures in each batch."""
         return self.shares[0].plan
 
     def of(self, rows: Sequence[int]) -> "Batches":
-        """Returns the same stream with these rows alone: a process decodes no others."""
+        """Returns the same batches with these rows only, so that a process decodes its own rows."""
         return self._with(rows=rows)
 
     def _with(self, **changes):
@@ -211,18 +221,18 @@ class Batches:
         return next(self.iterate(step, threads=0))
 
     def mentions(self, tokens: dict[str, Any]) -> bool:
-        """Returns whether any of up to MOST of the source's prompts holds one of these ids {text encoder: [n]}."""
+        """Returns whether one of the source's first MOST prompts has one of these ids {text encoder: [n]}."""
         generators = ((i, np.random.default_rng((self.seed, i))) for i in range(min(len(self.source), MOST)))
         captions = (tags.varied(self.source.caption(i, random), self.data, random) for i, random in generators)
         said = (self.tokenize([caption]) for caption in captions)
         return any(np.isin(ids[encoder], tokens[encoder]).any() for ids in said for encoder in tokens)
 
     def iterate(self, start: int = 0, threads: int = THREADS) -> Iterator[dict[str, Any]]:
-        """Yields the batches of steps start, start + 1, ...; decoding runs ahead in threads and data.workers."""
+        """Yields the batches of steps start, start + 1, ...; threads and data.workers decode ahead."""
         if threads and any(share.source.remote for share in self.shares):
             threads = max(threads, REMOTE)
         workers, count = self.data.workers if threads else 0, len(self.rows)
-        maker = self._with(tables=None, texts=None) if workers else self  # nothing on a device goes to other processes
+        maker = self._with(tables=None, texts=None) if workers else self  # device arrays stay in this process
         found = stream.batched(lambda q: maker._example(maker._position(q)), start * count, count, threads, workers)
         tables = self.tables
         if tables is None:
@@ -230,12 +240,12 @@ class Batches:
         return (tables(self.plan.at(start + n)[0], batch) for n, batch in enumerate(found))
 
     def _position(self, q):
-        """Returns the place in the global stream of the q-th example that is decoded here."""
+        """Returns the place in the global stream of the q-th example that this process decodes."""
         step, i = divmod(q, len(self.rows))
         return step * self.data.batch + self.rows[i]
 
     def fill(self, epochs: float) -> str:
-        """Caches the prompts of `epochs` epochs, if prompts are cached; returns a summary of the cache."""
+        """Caches the prompts of `epochs` epochs if self.texts is set; returns a summary of the cache."""
         kept = [share.source for share in self.shares if isinstance(share.source, cache.Kept)]
         said = f"{sum(examples.count for examples in kept)} pictures"
         if self.texts is None:
@@ -245,7 +255,7 @@ class Batches:
         return f"{said}, {len(self.texts.store)} prompts"
 
     def seen(self, position: int) -> dict[str, Any]:
-        """Returns an entry of the global stream: the source's example, its "size", "i" and "share"."""
+        """Returns the source's example at a place of the global stream, with its "size", "i", "share" and "random"."""
         random = np.random.default_rng((self.seed, position))
         step, row = divmod(position, self.data.batch)
         share = [share for share in self.shares if share.first <= row][-1]
@@ -257,7 +267,7 @@ class Batches:
         return {**item, "caption": caption, "size": size, "i": i, "share": share, "random": random}
 
     def _example(self, position):
-        """Returns the example at a place of the stream; its picture is the next one of the row's share."""
+        """Returns the example at a place of the global stream: one row of a batch."""
         item = self.seen(position)
         share, caption = item["share"], item["caption"]
         example = {
@@ -276,7 +286,7 @@ class Batches:
         if self.data.concept:
             example |= self._concept(item)
         if self.data.mask:
-            whole = np.ones(np.broadcast_to(item["size"], 2), np.float32)  # class pictures have none
+            whole = np.ones(np.broadcast_to(item["size"], 2), np.float32)  # class pictures have no mask
             example["mask"] = _shrink(item.get("mask", whole), self.factor)
         if self.maker is not None:
             seen = item["condition"] if self.maker.endings else self.maker.make(item["picture"])
@@ -284,7 +294,7 @@ class Batches:
         return example
 
     def _concept(self, item):
-        """Returns the picture that an encoder looks at, of the row's subject: "concept", or its "other" row."""
+        """Returns the picture of the row's subject for E4T's encoder: {"concept": pixels} or {"other": its row}."""
         share, random, i = item["share"], item["random"], item["i"]
         i = share.source.other(i, random) if self.data.concept == "other" else i
         if isinstance(share.source, cache.Kept) and "row" in share.source.places:
@@ -341,7 +351,7 @@ def build(
 ) -> Batches:
     """Returns the Batches of a run for a model (its tokenizers, its picture size, its autoencoder for the cache).
 
-    source: the examples of sources.open(data); None opens them.  others: those of classes.path.
+    source: the examples of sources.open(data); None opens them.  others: the examples of classes.path, likewise.
     Raises ValueError for a path without pictures, and for sizes that the autoencoder cannot halve evenly.
     """
     source = sources.open(data) if source is None else source
@@ -369,7 +379,7 @@ def held_out(data: Data, sd: StableDiffusion, seed: int) -> Batches | None:
 
 
 def measured(data: Data) -> Data:
-    """Returns the settings of the held-out pictures."""
+    """Returns the run's Data for the held-out pictures: no augmentation, no buckets, the path of `validation`."""
     fixed = dict(crop="center", flip=0.0, dropout=0.0, shuffle=False, tag_dropout=0.0)
     plain = replace(data, validation=0.0, buckets=0, **fixed)
     if not isinstance(data.validation, str):
@@ -392,5 +402,5 @@ def _apart(data, source, seed):
 
 
 def _only(source, numbers):
-    """Returns the source's pictures of these numbers, None for all."""
+    """Returns the source's pictures with these numbers; all of them for None."""
     return source if numbers is None else Only(source, numbers)

@@ -22,19 +22,19 @@ from jaxtyping import Int
 from sdjax.settings import SettingError
 
 Shape = tuple[int, int]  # height, width
-MANY, FINE = 4096, 512  # sizes of pictures from which on those alike count as one; steps of log(h / w) (our choice)
-LONGEST = 3.0  # the longer side of a bucket by its shorter one, at most (our choice)
+MANY, FINE = 4096, 512  # picture sizes before similar ones are grouped; steps of log(h / w) in a group (our choice)
+LONGEST = 3.0  # largest ratio of a bucket's longer side to its shorter one (our choice)
 
 
 def assign(
     sizes: Sequence[Shape] | np.ndarray, size: int, unit: int, most: int
 ) -> tuple[list[Shape], Int[np.ndarray, " N"]]:
-    """Returns (shapes (h, w), the index of each picture's shape) of N pictures of these (height, width).
+    """Returns (shapes (h, w), the index of each picture's shape) for N pictures of these (height, width).
 
-    There are at most `most` shapes, the largest first, each with a picture.  A shape has sides of multiples of `unit`
-    and at most size^2 pixels.  A picture keeps of itself the share min(r / r', r' / r), r = height / width of picture
-    and shape, in h w pixels; shapes are added one by one, each the one by which the sum of share * h w / size^2 over
-    all pictures grows most.
+    There are at most `most` shapes, the largest first, each with a picture.  The sides of a shape are multiples of
+    `unit`, and it has at most size^2 pixels.
+    Cropping to a shape keeps the share min(r / r', r' / r) of a picture, where r = height / width of the picture and r'
+    of the shape.  Shapes are added greedily: each addition maximises the sum of share * h w / size^2 over all pictures.
     Raises SettingError for a picture that is smaller than every shape.
     """
     both = np.asarray(sizes, np.int64) @ [1 << 32, 1]  # one number for height and width: many times faster to sort
@@ -62,9 +62,10 @@ def assign(
 
 
 def _alike(kinds, unit, longest):
-    """Returns (the first of each group of sizes, the group of each size).
+    """Returns (the index of the first size in each group, the group of each size).
 
-    Sizes of a group cover the same shapes, whose sides are multiples of `unit`, and agree in h / w to 1 / FINE.
+    Sizes of one group cover the same shapes and agree in log(h / w) to 1 / FINE.  unit: the shapes' sides are multiples
+    of it.  longest: their longest side.
     """
     height, width = np.minimum(kinds, longest).T // unit
     ratio = np.round(np.log(kinds[:, 0] / kinds[:, 1]) * FINE).astype(np.int64)
@@ -75,16 +76,16 @@ def _alike(kinds, unit, longest):
 
 
 def _shapes(size, unit):
-    """Returns all (h, w) that a bucket may have, those with the most pixels first."""
+    """Returns all (h, w) that a bucket may have, most pixels first."""
     sides = range(unit, int(size * LONGEST**0.5) + unit, unit)
     found = [(h, w) for h in sides for w in sides if h * w <= size**2 and max(h, w) <= LONGEST * min(h, w)]
     return sorted(found, key=lambda shape: (-shape[0] * shape[1], shape))
 
 
 class Plan:
-    """Which pictures a batch shows.
+    """The pictures of each batch.
 
-    buckets: {shape: numbers of pictures, repeated as in an epoch}.  rows: rows of a batch with these pictures.
+    buckets: {shape: numbers of its pictures, repeated as in an epoch}.  rows: rows of a batch with these pictures.
     """
 
     def __init__(self, buckets: Mapping[Shape, Sequence[int] | np.ndarray], rows: int, seed: int) -> None:
@@ -101,7 +102,7 @@ class Plan:
         self._epoch = functools.lru_cache(4)(self._mixed)
 
     def __reduce__(self) -> tuple[type, tuple]:
-        """Other processes make it anew; what it remembers does not travel."""
+        """Pickles the arguments only: another process builds the plan again."""
         return Plan, (self.buckets, self.rows, self.seed)
 
     def about(self) -> str:
@@ -120,7 +121,7 @@ class Plan:
         """Returns (shape of a step's batch, the number of earlier batches of that shape)."""
         if len(self.shapes) == 1:
             return self.shapes[0], step
-        epoch = step * self.rows // sum(self.counts)  # that many begin no later
+        epoch = step * self.rows // sum(self.counts)  # a lower bound: _before(epoch) <= step
         while self._before(epoch + 1) <= step:
             epoch += 1
         which, before = self._epoch(epoch)
@@ -128,21 +129,21 @@ class Plan:
         return self.shapes[which[place]], int(before[place])
 
     def picture(self, step: int, row: int) -> tuple[Shape, int]:
-        """Returns (shape, number of the picture) of a row of a step's batch."""
+        """Returns (shape, number of the picture) for a row of a step's batch."""
         shape, before = self.at(step)
         k = self.shapes.index(shape)
         return shape, int(self.buckets[shape][self._shown(k, before * self.rows + row)])
 
     def _shown(self, k, place):
-        """Returns which picture of bucket k its stream shows at a place."""
+        """Returns the picture, by its index in bucket k, at a place of that bucket's stream."""
         return int(self.orders[k][place])
 
     def _before(self, epoch):
-        """Returns how many batches the epochs before one have."""
+        """Returns the number of batches in the epochs before this one."""
         return sum(epoch * count // self.rows for count in self.counts)
 
     def _mixed(self, epoch):
-        """Returns (index of the shape, batches of it before) of an epoch's batches in order, two arrays."""
+        """Returns two arrays for an epoch's batches in order: index of the shape, earlier batches of that shape."""
         starts = [epoch * count // self.rows for count in self.counts]
         ends = [(epoch + 1) * count // self.rows for count in self.counts]
         before = np.concatenate([np.arange(*span) for span in zip(starts, ends, strict=True)])

@@ -22,24 +22,24 @@ from sdjax.data.sources.source import Examples
 from sdjax.data.store import Memory, Store, key
 from sdjax.stable_diffusion import StableDiffusion, to_pixels
 
-FEW = 64  # pictures whose moments a run keeps without a folder
+FEW = 64  # most pictures whose moments a run keeps in memory without a folder
 BARS = {"picture": "pictures", "moments": "latents"}
-CHUNK, PIXELS = 64, 1 << 20  # pictures, and pixels, per call of the autoencoder
-MANY = 4096  # pictures from which on the store says that it has all of them, so that nobody asks for each
+CHUNK, PIXELS = 64, 1 << 20  # most pictures, and most pixels, per call of the autoencoder
+MANY = 4096  # beyond this number of pictures, one record marks a complete store and saves a look-up for each picture
 Key = Callable[[int], bytes]
 Divided = tuple[Examples, Mapping[Shape, Sequence[int] | np.ndarray]]  # examples, {shape: numbers of an epoch}
 
 
 class Kept(Examples):
-    """Examples with pictures or moments from a store and the rest from the source.
+    """Examples with pictures or moments from a store and everything else from the source.
 
-    places: {"picture" or "moments": (store, key of a number)}; cached moments replace the picture.  count: how many
-    pictures are kept.
+    places: {"picture", "moments" or "row": (store, a function from a picture's number to its key)}.
+    count: number of stored pictures.
     """
 
     def __init__(self, source: Examples, places: Mapping[str, tuple[Store | Memory, Key]], count: int) -> None:
         self.source, self.places, self.count = source, places, count
-        self.remote = False  # what is kept is here
+        self.remote = False  # stored arrays are local
 
     def __len__(self) -> int:
         return len(self.source)
@@ -77,11 +77,11 @@ class Kept(Examples):
         return self.source.about()
 
     def example(self, i: int, size: int | Shape, random: np.random.Generator) -> dict[str, Any]:
-        """Returns {"caption"[, "picture"][, "moments"]} of picture i."""
+        """Returns {"caption"[, "picture"][, "moments"][, "row"]} of picture i."""
         return {"caption": self.source.caption(i, random), **self.stored(i)}
 
     def stored(self, i: int) -> dict[str, Any]:
-        """Returns {name: array} of picture i: "picture", "moments" or a number of its own."""
+        """Returns {name: array} of picture i for the names in `places`.  Raises ValueError for a damaged record."""
         item = {}
         for name, (store, of) in self.places.items():
             found = store.get(of(i))
@@ -96,9 +96,9 @@ def kept(divided: Sequence[Divided], sd: StableDiffusion, data: Any, pictures: b
     """Returns the examples with cached arrays from data.cache, or from memory; computes missing ones now.
 
     data: a run's Data.  With data.encode the arrays are the autoencoder's moments, float32 [h w 2c], and with
-    `pictures` also the decoded pictures; without it only the pictures.  The examples stay unchanged if pictures or
-    masks vary, if conditions come from files, or if there is no folder and either data.encode is off or there are more
-    than FEW.
+    `pictures` also the decoded pictures.  Without data.encode they are the pictures only.
+    Examples stay unchanged if crops or flips are random, with masks, and with conditions from files.  Without
+    data.cache, data.encode keeps up to FEW pictures in memory; otherwise examples stay unchanged.
     """
     few = data.encode and sum(len(examples) for examples, _ in divided) <= FEW
     filed = data.maker is not None and data.maker.endings
@@ -123,7 +123,7 @@ def picture(examples: Examples, i: int, shape: Shape) -> np.ndarray:
 
 
 class Wanted:
-    """The pictures that are to be kept, each once, by shape.  It takes 10 bytes a picture."""
+    """The pictures to store, each once, by shape.  Takes 10 bytes per picture."""
 
     def __init__(self, examples: Examples, shapes: Mapping[Shape, Sequence[int] | np.ndarray]) -> None:
         self.examples, self.shapes = examples, list(shapes)
@@ -140,11 +140,11 @@ class Wanted:
         return self.shapes[self.which[i]]
 
     def key(self, what: str, *more: Any) -> Key:
-        """Returns the key of a picture's arrays, a function of its number."""
+        """Returns a function from a picture's number to the key of its arrays."""
         return lambda i: key(what, self.examples.content(i), *self.shape(i), *more)
 
     def all(self, what: str, *more: Any) -> bytes:
-        """Returns the key of a record that says that all of them are kept."""
+        """Returns the key of the record that marks all of them as stored."""
         counts = [[*shape, len(numbers)] for shape, numbers in zip(self.shapes, self.numbers, strict=True)]
         return key(f"all {what}", self.examples.fingerprint(), counts, *more)
 
@@ -158,9 +158,10 @@ def _store(folder, name):
 
 
 def _fill(store, wanted, what, make, more=(), many=lambda shape: 1):
-    """Returns the keys, after it made what the store lacks: make(*numbers) gives the arrays of each.
+    """Computes missing arrays and returns wanted.key(what, *more).
 
-    more: what else decides the arrays.  many(shape): how many pictures of a shape are made at once.
+    make(*numbers): returns the arrays of these pictures.  more: plain values that also decide the arrays.
+    many(shape): number of pictures of a shape per call of make.
     """
     of, whole = wanted.key(what, *more), wanted.all(what, *more) if len(wanted) > MANY else b""
     if store.damaged:
@@ -181,13 +182,13 @@ def _fill(store, wanted, what, make, more=(), many=lambda shape: 1):
 
 
 def _pictures(wanted, folder):
-    """Returns (store, keys) of the decoded pictures."""
+    """Returns (store, key of a number) for the decoded pictures."""
     store = _store(folder, "pictures")
     return store, _fill(store, wanted, "picture", lambda i: [{"picture": wanted.picture(i)}])
 
 
 def _moments(wanted, sd, folder):
-    """Returns (store, keys) of the moments of the pictures."""
+    """Returns (store, key of a number) for the moments of the pictures."""
     which = [trees.digest(sd.parts["vae"]), str(np.dtype(sd.networks["vae"].dtype))]
     encode = jax.jit(lambda sd, pixels: sd.moments(pixels))
 

@@ -1,8 +1,8 @@
 """Class pictures and prompts of a subject: other dogs, and "dog" instead of "sks dog".
 
 Source: Ruiz et al. 2022, "DreamBooth" (arXiv 2208.12242), section 3.3: the loss is mean(instance) + lambda
-mean(class).  Here a batch holds both in fixed numbers, and row weights are the factors.  So the mean over the batch is
-that sum on one device and on many, with and without microbatches.
+mean(class).  Here every batch has fixed numbers of both, and row weights carry the factors.  So the mean over the batch
+is that sum on any number of devices, with and without microbatches.
 """
 
 import re
@@ -14,15 +14,15 @@ import numpy as np
 from sdjax import settings
 from sdjax.settings import SettingError
 
-PHOTO = "a photo of "  # what a class picture without a caption is called, before the class
+PHOTO = "a photo of "  # before the class, in the prompt of a class picture without a caption
 
 
 @dataclass(frozen=True)
 class ClassData:
     """The class of a run's subjects, for prior preservation; off if path and identifiers are empty.
 
-    path: a folder of class pictures that train beside the subject's; "" is none.  `python train/class_images.py RECIPE
-    class_data.path=FOLDER` fills it from the model before training.
+    path: a folder of class pictures that train together with the subject's; "" for none.  `python train/class_images.py
+    RECIPE class_data.path=FOLDER` fills it from the model before training.
     count: number of pictures to draw into it.
     prompts: prompts to draw them from, in turn; () removes the identifiers from the subject's prompts.
     rows: class rows per batch; 0 is half of data.batch.  weight: lambda, the factor of their mean loss.
@@ -51,20 +51,21 @@ class ClassData:
         return rows
 
     def prompt(self, text: str) -> str:
-        """Returns the class prompt of a subject's prompt: "a photo of dog" of "a photo of sks dog"."""
+        """Returns the class prompt for a subject's prompt: "a photo of dog" for "a photo of sks dog"."""
         for word in self.identifiers:
             text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "", text)
         return re.sub(r"( ?,)+", ",", re.sub(r"\s+", " ", text)).strip(" ,")
 
     def changes(self, source: Any, most: int) -> bool:
-        """Returns whether identifiers are in any of up to `most` prompts of examples."""
+        """Returns whether any of the first `most` prompts of the examples has an identifier."""
         texts = (source.caption(i, np.random.default_rng(i)) for i in range(min(len(source), most)))
         return any(self.prompt(text) != text for text in texts)
 
     def data(self, subject: Any) -> Any:
         """Returns the Data of the class pictures: the subject's Data with their path and captions.
 
-        A picture without a caption gets the only prompt, otherwise "a photo of" and data.word without identifiers.
+        A picture without a caption gets the only prompt of `prompts`.  Unless there is exactly one, it gets "a photo
+        of" and data.word without identifiers.
         """
         word = self.prompt(subject.word) if self.identifiers else ""
         called = self.prompts[0] if len(self.prompts) == 1 else word and PHOTO + word

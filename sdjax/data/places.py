@@ -5,9 +5,9 @@
     files[0].open()                                       # a binary file that can seek
 
 A path is a file, a folder, a pattern ("photos/train-*.tar") or a range of numbers ("train-{0000..0099}.tar", as
-WebDataset writes it).  Before "://" stands s3 or gs, which Arrow's own clients read, or any other protocol that fsspec
-knows (hf, http, abfs, memory, ...).  Credentials, regions and endpoints are those of the protocol's usual environment
-variables; S3's endpoint is $AWS_ENDPOINT_URL.
+WebDataset writes it).  Arrow's own clients read s3:// and gs://; fsspec reads its other protocols (hf, http, abfs,
+memory, ...).  Credentials, regions and endpoints come from the protocol's usual environment variables; S3's endpoint
+from $AWS_ENDPOINT_URL_S3 or $AWS_ENDPOINT_URL.
 """
 
 import contextlib
@@ -26,27 +26,27 @@ from sdjax.images import captions, reading
 from sdjax.settings import SettingError
 
 NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
-MOST = 1_000_000  # files that a range may name
-BLOCK = 8 << 20  # bytes per request of a file in a bucket that is read from the front
-DEEP = 3  # folders below the path in which data is looked for
-OPEN = 256  # files in buckets whose readers are kept
+MOST = 1_000_000  # most files in a range
+BLOCK = 8 << 20  # bytes per request for a bucket's file that is read from front to back
+DEEP = 3  # levels of sub-folders that are searched for data
+OPEN = 256  # files in buckets whose readers stay open
 
 
 def remote(path: str) -> bool:
-    """Returns whether a path is a URL and not on this machine."""
+    """Returns whether a path is a URL."""
     return "://" in path
 
 
 @dataclass(frozen=True)
 class File:
-    """A file.  size: in bytes.  stamp: changes when the file is written again: its time, or the bucket's own mark."""
+    """A file.  size: in bytes.  stamp: the time of its last change, or the bucket's mark of its version."""
 
     path: str
     size: int
     stamp: str
 
     def read(self, start: int, length: int) -> bytes:
-        """Returns `length` bytes from byte `start` on.  Raises ValueError naming a file that ends before."""
+        """Returns `length` bytes from byte `start` on.  Raises ValueError naming a file that is too short."""
         with said(self.path):
             if remote(self.path):
                 found = _reader(self.path, self.size)(start, length)
@@ -61,7 +61,7 @@ class File:
         return found
 
     def open(self) -> BinaryIO:
-        """Returns the file for reading; one in a bucket is read BLOCK bytes at a time."""
+        """Returns the file opened for reading; a bucket's file is read BLOCK bytes at a time."""
         with said(self.path):
             if remote(self.path):
                 return cast(BinaryIO, io.BufferedReader(_Ranges(self), BLOCK))
@@ -98,8 +98,8 @@ class _Ranges(io.RawIOBase):
 def listed(path: str, endings: tuple[str, ...]) -> list[File]:
     """Returns the files of a path that have one of these endings, sorted; [] without any.
 
-    Of a folder those in it and up to DEEP folders below count, but none that begins with ".".
-    Raises ValueError in one line for a bucket that cannot be read and for a range of files of which one is missing.
+    A folder is searched DEEP levels down; names that begin with "." are skipped.
+    Raises ValueError, with a one-line message, for an unreadable bucket and for a missing file of a range.
     """
     if found := NUMBERS.search(path):
         return [file for one in _range(path, found) for file in _there(one, listed(one, endings))]
@@ -118,9 +118,9 @@ def listed(path: str, endings: tuple[str, ...]) -> list[File]:
 
 
 def holds(path: str, endings: tuple[str, ...]) -> bool:
-    """Returns whether a folder holds files with these endings and, on this machine, no pictures beside them.
+    """Returns whether a folder has files with these endings and, on this machine, no pictures next to them.
 
-    Sub-folders count, down to DEEP, where the folder itself has neither.
+    If the folder has neither, its sub-folders decide, down to DEEP levels.
     """
     if remote(path):
         return _remote_holds(path, endings)
@@ -135,12 +135,12 @@ def holds(path: str, endings: tuple[str, ...]) -> bool:
 
 
 def _kind(folder, endings):
-    """Whether a folder holds data and no pictures; None where it holds neither."""
+    """Returns True for a folder with data and no pictures, False for one with pictures, None if it has neither."""
     found = None
     with os.scandir(folder) as entries:
         for entry in entries:
             name = "" if entry.name.startswith(".") or entry.name in captions.METADATA else entry.name.lower()
-            if name.endswith(reading.SUFFIXES):  # a folder of a million pictures is not read to its end
+            if name.endswith(reading.SUFFIXES):  # stops at the first picture of a million
                 return False
             found = True if name.endswith(endings) else found
     return found
@@ -153,7 +153,7 @@ def _folders(place):
 
 @functools.lru_cache(8)
 def _remote_holds(path: str, endings: tuple[str, ...]) -> bool:
-    """Returns whether files with these endings are below a URL; asked once, since settings ask again and again."""
+    """Returns whether files with these endings are below a URL; cached, since settings ask repeatedly."""
     return bool(listed(path, endings))
 
 
@@ -176,7 +176,7 @@ def _ends(path, endings):
 
 
 def _is_data(path, root, endings):
-    """Whether a path below `root` is a file of data: not hidden, and not the captions of an image folder."""
+    """Returns whether a path below `root` is a data file: not hidden, and not the captions of an image folder."""
     inner = path.relative_to(root).parts if path != root and path.is_relative_to(root) else ()
     shown = not any(part.startswith(".") for part in inner) and path.name not in captions.METADATA
     return shown and _ends(path.name, endings) and path.is_file()
@@ -192,14 +192,14 @@ def _local(path):
 
 @contextlib.contextmanager
 def said(path: str) -> Iterator[None]:
-    """Turns what a file or a bucket raises into one line that names the path."""
+    """Turns any error of a file or bucket into a ValueError with one line that names the path."""
     try:
         yield
     except ImportError as error:
         raise ValueError(f"{path}: needs the package {error.name or str(error).split()[-1]}; install it") from None
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except Exception as error:  # of many clients; Arrow's are ValueErrors too
+    except Exception as error:  # clients raise many types; Arrow's are subclasses of ValueError
         if type(error) in (ValueError, SettingError):
             raise
         lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
@@ -207,7 +207,7 @@ def said(path: str) -> Iterator[None]:
 
 
 def _in_bucket(path):
-    """Returns the Files of a URL: the file, those of the folder, or those of the pattern."""
+    """Returns the Files of a URL: one file, a folder's files or a pattern's matches."""
     protocol, inner = path.split("://", 1)
     inner = inner.rstrip("/")
     pattern = any(sign in inner for sign in "*?[")
@@ -222,7 +222,7 @@ def _in_bucket(path):
 
 
 def _arrow_files(protocol, inner):
-    """Yields (path in the bucket, size, stamp) of an object or of those below a folder."""
+    """Returns [(path in the bucket, size, stamp)] of an object, or of all objects below a folder."""
     system, fs = _arrow(protocol)
     info = system.get_file_info(inner)
     below = fs.FileSelector(inner, recursive=True, allow_not_found=True)
@@ -236,7 +236,7 @@ def _other_files(protocol, inner):
         "ETag", "etag", "oid", "blob_id", "sha256", "mtime", "LastModified", "last_modified", "Last-Modified", "created"
     )  # fmt: skip
     for name, info in system.find(f"{protocol}://{inner}", detail=True).items():
-        info = info if info.get("size") else system.info(name)  # a web server's list has no sizes
+        info = info if info.get("size") else system.info(name)  # a web server's listing has no sizes
         mark = next((str(info[key]) for key in marks if info.get(key)), "")
         yield name.removeprefix(f"{protocol}://").lstrip("/"), int(info["size"] or 0), mark
 
@@ -263,7 +263,7 @@ def _flag(name):
 
 
 def _spec(protocol):
-    """Returns fsspec's file system of a protocol."""
+    """Returns fsspec's file system for a protocol."""
     import fsspec
 
     if protocol not in fsspec.available_protocols():
@@ -273,10 +273,10 @@ def _spec(protocol):
 
 @functools.lru_cache(OPEN)
 def _reader(path: str, size: int) -> Callable[[int, int], bytes]:
-    """Returns read(start, length) of a file in a bucket."""
+    """Returns a function read(start, length) for a file in a bucket."""
     protocol, inner = path.split("://", 1)
     if protocol in ("s3", "gs"):
-        file = _arrow(protocol)[0].open_input_file(inner)  # one request; from here on one for each read
+        file = _arrow(protocol)[0].open_input_file(inner)  # one request now, then one per read
         return lambda start, length: file.read_at(length, start)
     system = _spec(protocol)
     return lambda start, length: system.cat_file(path, start=start, end=start + length)

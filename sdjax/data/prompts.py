@@ -4,8 +4,8 @@
     prompts("", np.random.default_rng(0))                  # "a close-up photo of the <cat>"
     make("captions")("a cat on a sofa", random)            # the caption itself
 
-In a template "[name]" stands for the word and "[filewords]" for the caption, as in the web UI's template files; a
-caption may hold "[name]" too.
+In a template, the word replaces "[name]" and the caption "[filewords]", as in the web UI's template files.  A caption
+may also contain "[name]".
 Source: Textual Inversion, Gal et al. 2022, code release (object, style); mkshing/e4t-diffusion (normal, face, art).
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 
 NAME, CAPTION = "[name]", "[filewords]"
 PHOTO = f"a photo of {NAME}"
-MAX_BYTES = 1 << 16  # of a template file
+MAX_BYTES = 1 << 16  # most bytes of a template file
 
 
 def _lines(text: str) -> tuple[str, ...]:
@@ -51,7 +51,7 @@ FACE = NORMAL + _lines(
     "portrait of the [name] | photo realistic portrait of [name]"
 )
 ART = NORMAL + _lines("art of [name] | art by [name]")
-TRIGGER = (f"{NAME}, {CAPTION}",)  # without a caption: PHOTO
+TRIGGER = (f"{NAME}, {CAPTION}",)  # PHOTO for a picture without a caption
 TEMPLATES = {
     "captions": (CAPTION,),
     "trigger": TRIGGER,
@@ -62,7 +62,7 @@ TEMPLATES = {
     "face": FACE,
     "art": ART,
 }
-# A word's own article stays only where the template brings nothing of its own: "a photo of [name]", "art by [name]".
+# A word keeps its article only if the template has none in that place: "a photo of [name]", "art by [name]".
 _AFTER_ARTICLE = re.compile(r"(?<!\bof)(?<!\bby)(?<=\w) \[name\]")
 
 
@@ -83,8 +83,8 @@ class Prompts:
 def make(templates: str = "captions", word: str = "") -> Prompts:
     """Returns the Prompts of a list's name ("captions", "none", "object", "style", ...) or a template file.
 
-    Raises ValueError for an unknown list, a file that is missing, too long or without "[name]" and "[filewords]", and a
-    missing word that the templates need.
+    Raises ValueError for an unknown list, a file that is missing, too long or has neither "[name]" nor "[filewords]",
+    and for templates that need a word when `word` is empty.
     """
     lines = TEMPLATES[templates] if templates in TEMPLATES else read(templates)
     if not word and any(NAME in line for line in lines):
@@ -93,7 +93,7 @@ def make(templates: str = "captions", word: str = "") -> Prompts:
 
 
 def read(path: str | Path) -> tuple[str, ...]:
-    """Returns the templates of a text file, one on each line that is not empty."""
+    """Returns the templates of a text file, one per line; empty lines are skipped."""
     path, shown = Path(path), f"data.templates={str(path)!r}"
     if not path.is_file():
         raise ValueError(f"{shown}: expected {', '.join(TEMPLATES)} or a text file with one template on each line")

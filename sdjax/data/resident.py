@@ -1,10 +1,10 @@
-"""A run's pictures kept whole on the device, where a batch looks its rows up by number.
+"""All pictures of a run on the device, where a batch looks up its rows by number.
 
     tables, examples = resident(examples, {(128, 128): [0, 1, 2]}, sd, data)
     tables((128, 128), {"row": [2, 0], ...})         # {"moments" or "pixels": [2 ...], ...}
 
-Pictures are made once by `data.workers` processes.  With data.cache they are kept there as one array per shape for
-later runs.  With data.encode the autoencoder encodes them on the device when the run starts.
+`data.workers` processes decode each picture once.  data.cache keeps them as one array per shape for later runs.  With
+data.encode the autoencoder encodes them on the device when the run starts.
 """
 
 import itertools
@@ -29,8 +29,8 @@ from sdjax.data.store import Memory, key
 from sdjax.formats.storage import files
 from sdjax.stable_diffusion import StableDiffusion, to_pixels
 
-CHUNK = 256  # pictures that a process makes at a time
-PIXELS = 1 << 22  # pixels that the autoencoder takes at once
+CHUNK = 256  # pictures that a process decodes per task
+PIXELS = 1 << 22  # most pixels per call of the autoencoder
 
 
 class Tables:
@@ -40,7 +40,7 @@ class Tables:
         self.arrays = arrays
 
     def __call__(self, shape: Shape, batch: dict[str, Any]) -> dict[str, Any]:
-        """Returns a batch of a shape with arrays in the place of its numbers "row" and "other"."""
+        """Returns a batch of a shape with its numbers "row" and "other" replaced by arrays."""
         table, rest = self.arrays[shape], {name: x for name, x in batch.items() if name not in ("row", "other")}
         if "moments" in table:
             rest["moments"] = _rows(table["moments"], batch["row"])
@@ -54,7 +54,7 @@ class Tables:
 def resident(
     examples: Examples, shapes: Mapping[Shape, Sequence[int] | np.ndarray], sd: StableDiffusion, data: Any
 ) -> tuple[Tables, Kept]:
-    """Returns the Tables of the pictures of these shapes, and the examples whose "row" is a picture's place in them.
+    """Returns the Tables of the pictures of these shapes, and the examples with each picture's "row" in its table.
 
     data: a run's Data.
     """
@@ -78,7 +78,7 @@ def _rows(table, row):
 
 @jax.jit
 def _pixels(table: UInt8[Array, "N h w 3"], row: Any) -> Float[Array, "B h w 3"]:
-    """Returns pixels in [-1, 1]: numbers that numpy computed, since XLA divides by 127.5 with other last bits."""
+    """Returns pixels in [-1, 1], from numpy's values: XLA's division by 127.5 differs in the last bits."""
     return jnp.asarray(to_pixels(np.arange(256)))[table[row].astype(jnp.int32)]
 
 
@@ -91,7 +91,7 @@ def _moments(sd, pictures):
 
 
 def _pictures(examples, numbers, shape, data):
-    """Returns the pictures [N h w 3] of these numbers, from the cache's folder if they are there."""
+    """Returns the pictures [N h w 3] with these numbers, from data.cache if they are there."""
     size = (len(numbers), *shape, 3)
     if not data.cache:
         found = np.empty(size, np.uint8)
@@ -109,7 +109,7 @@ def _pictures(examples, numbers, shape, data):
 
 
 def _reserve(path):
-    """Gives a file its room: one with holes, on a disk that fills up, would end the process with SIGBUS."""
+    """Allocates a file's blocks: writing to a sparse mapped file on a full disk ends the process with SIGBUS."""
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -125,7 +125,10 @@ def _fill(found, examples, numbers, shape, workers):
 def made(
     examples: Examples, numbers: Sequence[int], shape: Shape, workers: int = 0
 ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Yields the pictures of these numbers and this shape, in order, made by so many processes; 0: by this one."""
+    """Yields the pictures with these numbers in this shape, in order.
+
+    workers: processes that decode them; 0 for this process.
+    """
     chunks = [numbers[k : k + CHUNK] for k in range(0, len(numbers), CHUNK)]
     if not workers:
         yield from itertools.chain.from_iterable(_chunk(examples, some, shape) for some in chunks)
@@ -136,5 +139,5 @@ def made(
 
 
 def _chunk(examples, numbers, shape):
-    """Returns the pictures of these numbers, [n h w 3]."""
+    """Returns the pictures with these numbers, [n h w 3]."""
     return np.stack([cache.picture(examples, i, shape) for i in numbers])

@@ -1,10 +1,10 @@
-"""Which files of a data set belong to a split: train, validation, test.
+"""The files of a data set's splits: train, validation, test.
 
-    files("photos", (".parquet",))                # those of the split "train"
+    files("photos", (".parquet",))                # the split "train"
     files("photos#validation", (".parquet",))
 
-A split is in a file's name or its folder's: train-00000-of-00002.parquet, data/test-0.tar, validation/0000.parquet.
-Files that name none are "train".  A path of one file, a pattern or a range of files takes them all.
+A file's or folder's name gives the split: train-00000-of-00002.parquet, data/test-0.tar, validation/0000.parquet.
+Files without one are "train".  A path to one file, a pattern or a range takes all of its files.
 Source: Hugging Face's documentation of dataset repositories, "File names and splits".
 """
 
@@ -20,11 +20,11 @@ NAMES = {
     "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
 WORD = re.compile(rf"(?:^|[^a-z])({'|'.join(NAMES)})(?=[^a-z]|$)")
-NUMBERED = re.compile(r"(\w[\w.]*)-\d{5}-of-\d{5}")  # the hub's own names, also of other splits
+NUMBERED = re.compile(r"(\w[\w.]*)-\d{5}-of-\d{5}")  # the hub's file names, for any split
 
 
 def parted(path: str) -> tuple[str, str]:
-    """Returns (path, split) of "PATH#SPLIT"; the split is "" where none is named."""
+    """Returns (path, split) of "PATH#SPLIT"; the split is "" if the path names none."""
     if "#" not in path or (not places.remote(path) and Path(path).exists()):
         return path, ""
     path, _, split = path.rpartition("#")
@@ -32,12 +32,12 @@ def parted(path: str) -> tuple[str, str]:
 
 
 def beside(path: str, other: str) -> str:
-    """Returns the path of another split of the same data: "photos#test" of "photos#train" and "#test"."""
+    """Returns the path of another split of the same data: "photos#test" for "photos#train" and "#test"."""
     return parted(path)[0] + other
 
 
 def matches(path: str, endings: tuple[str, ...]) -> bool:
-    """Returns whether a path names files with these endings, or a folder that holds them and no pictures."""
+    """Returns whether a path names files with these endings, or a folder with such files and no pictures."""
     place = parted(path)[0]
     if places.NUMBERS.search(place):
         return place.lower().endswith(endings)
@@ -47,9 +47,9 @@ def matches(path: str, endings: tuple[str, ...]) -> bool:
 
 
 def files(path: str, endings: tuple[str, ...]) -> list[File]:
-    """Returns the files of a path and its split, "train" by default, sorted.
+    """Returns the files of a path's split, sorted; without a split the files of "train", or of the only split.
 
-    Raises SettingError for a path without files, and for a split that is not there.
+    Raises SettingError for a path without files, and for a missing split.
     """
     place, split = parted(path)
     found = places.listed(place, endings)
@@ -66,10 +66,10 @@ def files(path: str, endings: tuple[str, ...]) -> list[File]:
 
 
 def of(name: str) -> str:
-    """Returns the split that a file's name, or else the nearest folder's, says; "train" where none does."""
+    """Returns the split in a file's name, else in the nearest folder's name, else "train"."""
     path = PurePosixPath(name)
     for part in (path.name, *reversed(path.parent.parts)):
-        if (numbered := NUMBERED.match(part)) and numbered[1] != "data":  # as save_to_disk calls every file
+        if (numbered := NUMBERED.match(part)) and numbered[1] != "data":  # save_to_disk names every file data-...
             return NAMES.get(numbered[1], numbered[1])
         if word := WORD.search(part.lower()):
             return NAMES[word[1]]
@@ -77,5 +77,5 @@ def of(name: str) -> str:
 
 
 def _below(path, root):
-    """Returns a file's path as seen from the path that the user gave."""
+    """Returns a file's path relative to the path that the user gave."""
     return path[len(root) :].lstrip("/") if path.startswith(root) else path

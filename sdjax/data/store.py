@@ -4,12 +4,12 @@
     found = store.get(key("moments", digest, 512))      # {"moments": array} or None
     store.put(key("moments", digest, 512), {"moments": array})
 
-A record is 32 bytes (key, length, a CRC-32 of each half) and the arrays as safetensors.  An incomplete record of a
-killed process is cut off, and a damaged record is ignored; both are computed again.  Several processes may share a
-file.
+A record is a header of 32 bytes (key, length, CRC-32 of these, CRC-32 of the arrays) and the arrays as safetensors.
+Opening a store cuts off the incomplete record of a killed process and ignores damaged records; both are computed again.
+Several processes may share a file.
 
-A store of more than MANY records keeps where they are in NAME.places beside it, memory-mapped (store_places.py), so
-that opening it neither reads the records nor holds their keys in memory.  A record is then checked when it is read.
+A store of more than MANY records keeps their places in a memory-mapped file NAME.places (store_places.py).  So opening
+it neither reads the records nor holds their keys in memory.  A record is then checked when it is read.
 """
 
 import fcntl
@@ -32,7 +32,7 @@ from sdjax.data.store_places import Places
 from sdjax.formats.storage import files
 from sdjax.runtime import room
 
-MANY = 4096  # records from which on a store keeps their places
+MANY = 4096  # beyond this number of new records, a store writes their places to a file
 MAGIC = b"sdjax records 1\n"
 HEAD = struct.Struct("<16sQII")  # key, length of the arrays, CRC-32 of key and length, CRC-32 of the arrays
 Arrays = dict[str, np.ndarray]
@@ -73,7 +73,7 @@ class Store:
         return None if place in self.bad else place
 
     def get(self, name: bytes) -> Arrays | None:
-        """Returns the arrays of a key, None where there are none, or damaged ones."""
+        """Returns the arrays of a key; None if they are missing or damaged."""
         place = self._place(name)
         if place is None:
             return None
@@ -85,14 +85,14 @@ class Store:
         return None
 
     def settle(self) -> None:
-        """Writes where the records are, if there are more than MANY new ones."""
+        """Writes the records' places to a file if there are more than MANY new ones."""
         if len(self.new) > MANY:
             with self.threads:
                 self.old = self.old.with_new(self.new, self.end)
                 self.new = {}
 
     def forget(self) -> None:
-        """Removes what is known of places: the next Store looks through all records and finds the damaged ones."""
+        """Removes the file of places, so that the next Store scans all records and finds the damaged ones."""
         self.old.path.unlink(missing_ok=True)
 
     def put(self, name: bytes, arrays: Mapping[str, np.ndarray]) -> None:
@@ -106,13 +106,13 @@ class Store:
             if name not in self:
                 with room.disk(self.path, "its other records are whole"):
                     left = memoryview(record)
-                    while left:  # a disk that is nearly full takes a part
+                    while left:  # a nearly full disk may take a part only
                         left = left[os.write(self.file, left) :]
 
         self._changed(write)
 
     def _changed(self, write):
-        """Reads what other processes wrote, calls write() and reads that too, while no other process writes."""
+        """Locks the file, reads new records of other processes, calls write() and reads its record."""
         with self.threads:
             fcntl.flock(self.file, fcntl.LOCK_EX)
             try:
@@ -123,7 +123,7 @@ class Store:
                 fcntl.flock(self.file, fcntl.LOCK_UN)
 
     def _read(self):
-        """Learns the records from self.end on; cuts off what is no whole record."""
+        """Reads the records from self.end on; cuts off an incomplete record at the end."""
         size = os.fstat(self.file).st_size
         if self.end == 0 and len(self.old):
             if os.pread(self.file, len(MAGIC), 0) == MAGIC and self.old.end <= size:
@@ -143,12 +143,12 @@ class Store:
             os.ftruncate(self.file, self.end)
 
     def _look(self, size):
-        """Learns the whole records from self.end on, and sets it to where they end."""
+        """Reads the complete records from self.end on and moves self.end behind them."""
         with mmap.mmap(self.file, size, access=mmap.ACCESS_READ) as whole, memoryview(whole) as view:
             self.end = self._scanned(view, size)
 
     def _scanned(self, view, size):
-        """Returns where the last whole record ends."""
+        """Adds the places of complete records; returns where the last one ends."""
         end = self.end
         if end == 0:
             start = bytes(view[: len(MAGIC)])
@@ -185,7 +185,7 @@ class Memory:
         return len(self.arrays)
 
     def get(self, name: bytes) -> Arrays | None:
-        """Returns the arrays of a key, None where there are none."""
+        """Returns the arrays of a key; None if they are missing."""
         return self.arrays.get(name)
 
     def settle(self) -> None:

@@ -1,7 +1,8 @@
-"""Where the records of a store are: a file of sorted keys, memory-mapped, that saves looking through the records.
+"""The places of a store's records, in a memory-mapped file of sorted keys; saves scanning the records.
 
-A file is 64 bytes (a mark, the number of records, the byte of the store where the last one ends, the CRC-32 of the
-rest) and four columns of 8 bytes a record: both halves of the key, the place of the arrays, their length.
+A file has a header of 64 bytes and four columns.  The header holds a mark, the number of records, the byte of the store
+where the last one ends, and the CRC-32 of the columns.  Each column has 8 bytes per record: the two halves of the key,
+the place of the arrays, their length.
 """
 
 import struct
@@ -19,9 +20,9 @@ MAGIC = b"sdjax places 1\n\0"
 
 
 class Places:
-    """The places of records; none where the file is missing, damaged or of another kind.
+    """The places of records; empty if the file is missing, damaged or of another kind.
 
-    end: the byte of the store where the last of them ends.
+    end: the byte of the store where the last of these records ends.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +44,7 @@ class Places:
         return self.get(name) is not None
 
     def get(self, name: bytes) -> tuple[int, int] | None:
-        """Returns (place, length) of the arrays of a key of 16 bytes; None where there are none."""
+        """Returns (place, length) of the arrays of a key of 16 bytes; None for an unknown key."""
         first, second = np.frombuffer(name, ">u8").astype(np.uint64)
         i = int(np.searchsorted(self.columns[0], first))
         while i < len(self) and self.columns[0][i] == first:
@@ -53,7 +54,7 @@ class Places:
         return None
 
     def with_new(self, new: Mapping[bytes, tuple[int, int]], end: int) -> "Places":
-        """Returns these places and new ones {key: (place, length)}, written to the file."""
+        """Writes these places and new ones {key: (place, length)} to the file and returns them."""
         keys = np.frombuffer(b"".join(new), ">u8").reshape(-1, 2).T.astype("<u8")
         added = np.concatenate([keys, np.array(list(new.values()), "<u8").reshape(-1, 2).T])
         both = np.concatenate([added, self.columns], 1)
@@ -65,6 +66,6 @@ class Places:
         return Places(self.path)
 
     def none(self) -> "Places":
-        """Returns no places, after it removed the file, which is of other records."""
+        """Removes the file, which belongs to other records, and returns empty places."""
         self.path.unlink(missing_ok=True)
         return Places(self.path)

@@ -1,4 +1,4 @@
-"""Batches of examples that threads or other processes prepare before they are asked for.
+"""Batches of examples that threads or other processes prepare ahead of time.
 
 for batch in batched(example, first=0, count=4, threads=2, workers=0): ...      # example(0) to example(3), stacked
 """
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 WAITING = 8  # batches that threads prepare ahead
-LAST = 1 << 40  # the end of a stream that nobody reaches
+LAST = 1 << 40  # end of the stream, never reached
 
 
 def batched(
@@ -15,8 +15,8 @@ def batched(
 ) -> Iterator[dict[str, Any]]:
     """Yields example(first), example(first + 1), ..., stacked in batches of `count`, in this order.
 
-    threads: that prepare them ahead, in each process; 0 prepares a batch when it is asked for.
-    workers: processes that prepare them, each other batches; 0 prepares all in this process.
+    threads: threads per process that prepare batches ahead; 0 prepares a batch when it is needed.
+    workers: processes among which the batches are divided; 0 for this process only.
     """
     import grain
 
@@ -29,7 +29,7 @@ def batched(
 
 
 def _parse_flags():
-    """Parses absl's flags, which grain reads, in a program that is none of absl's."""
+    """Marks absl's flags as parsed, since grain reads them and this program does not use absl."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

@@ -1,11 +1,11 @@
-"""Arrow tables on disk that are made once, memory-mapped and checked: indexes of shards, unpacked row groups.
+"""Arrow tables on disk, computed once, then memory-mapped and checked: indexes of shards, unpacked row groups.
 
     texts = kept(folder, ["texts", "train-00000.parquet", size, stamp], make)      # make() yields record batches
     Column([texts, others], "caption")[123456]                                     # one value, read from the disk
 
 A file begins with 64 bytes (a mark, the length and the CRC-32 of the rest); an Arrow IPC file follows.  The file's name
-is a digest of its key.  A damaged file is made again.  A million rows cost no Python objects: only the pages that are
-read enter the memory, and the system may drop them again.
+is a digest of its key.  A damaged file is computed again.  A million rows need no Python objects: memory holds only the
+pages that are read, and the system may drop them again.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ import numpy as np
 
 from sdjax.formats.storage import files
 
-HEAD = struct.Struct("<16sQI36x")  # mark, length and CRC-32 of the Arrow file; 64 bytes, so that buffers stay aligned
+HEAD = struct.Struct("<16sQI36x")  # mark, length and CRC-32 of the Arrow file; 64 bytes keep its buffers aligned
 MAGIC = b"sdjax table 1\n\0\0"
 CHUNK = 1 << 20  # bytes per step of the checksum
 NEEDED = 'needs pyarrow: pip install -e ".[tables]"'
 
 
 def arrow() -> Any:
-    """Returns the module pyarrow.  Raises ValueError where it is not installed."""
+    """Returns the module pyarrow.  Raises ValueError if it is not installed."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -43,10 +43,10 @@ def folder(index: str) -> Path:
 
 
 def kept(folder: Path, key: Sequence[Any], make: Callable[[], Iterable[Any]], check: bool = True) -> Any:
-    """Returns the pyarrow.Table of a key (plain values), memory-mapped; where there is none, from make() and kept.
+    """Returns the pyarrow.Table of a key (plain values), memory-mapped; writes a missing one from make().
 
-    make: yields pyarrow.RecordBatches of one schema, at least one; they are written one by one.
-    check: compare the checksum of the whole file; without it only the mark and the length.
+    make: yields one or more pyarrow.RecordBatches of one schema, which are written one by one.
+    check: verify the checksum of the whole file; otherwise only the mark and the length.
     Raises ValueError if the folder cannot be written.
     """
     path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.table"
@@ -59,7 +59,7 @@ def kept(folder: Path, key: Sequence[Any], make: Callable[[], Iterable[Any]], ch
 
 
 def _opened(path, check):
-    """Returns the table of a file; None for one that is missing or damaged."""
+    """Returns the table of a file; None for a missing or damaged file."""
     pyarrow = arrow()
     try:
         with path.open("rb") as file:
@@ -108,11 +108,11 @@ class Column:
         return self.chunks[k][place].as_py()
 
     def numbers(self) -> np.ndarray:
-        """Returns the values of a column of numbers as one array."""
+        """Returns the values of a numeric column as one array."""
         return np.concatenate([chunk.to_numpy() for chunk in self.chunks])
 
     def where(self, test: Callable[[Any], Any]) -> tuple[int, int]:
-        """Returns (how many values pass a vectorised test of pyarrow, the number of the first; -1 without any)."""
+        """Returns (number of values that pass a vectorised pyarrow test, index of the first one or -1)."""
         count, first, start = 0, -1, 0
         for chunk in self.chunks:
             passed = np.flatnonzero(test(chunk).to_numpy(zero_copy_only=False))
@@ -123,14 +123,14 @@ class Column:
 
 
 def bare(column: Column, where: Callable[[int], str]) -> tuple[int, str]:
-    """Returns (how many rows of a column of captions have none, where(the first)).
+    """Returns (number of rows without a caption, where(the first of them) or "").
 
-    The column holds texts, or lists of texts; null, an empty list and a text of white space are none.
+    The column holds texts or lists of texts; null, an empty list and white space count as no caption.
     """
     arrow()
     from pyarrow import compute, types
 
-    functions: Any = compute  # made when it is imported
+    functions: Any = compute  # its functions exist only at run time, unknown to type checkers
 
     def none(chunk):
         if types.is_list(chunk.type) or types.is_large_list(chunk.type):
@@ -144,7 +144,7 @@ def bare(column: Column, where: Callable[[int], str]) -> tuple[int, str]:
 
 
 def checksum(file: BinaryIO) -> int:
-    """Returns the CRC-32 of the rest of a file."""
+    """Returns the CRC-32 of a file from its current position to its end."""
     total = 0
     while block := file.read(CHUNK):
         total = zlib.crc32(block, total)
@@ -152,6 +152,6 @@ def checksum(file: BinaryIO) -> int:
 
 
 def located(ends: np.ndarray, i: int) -> tuple[int, int]:
-    """Returns (k, place) of number i in parts of which part k ends before ends[k]."""
+    """Returns (k, place): item i is item `place` of part k.  ends: the cumulative sizes of the parts."""
     k = int(np.searchsorted(ends, i, side="right"))
     return k, i - (int(ends[k - 1]) if k else 0)

@@ -2,7 +2,8 @@
 
     varied("sks, {red|blue} hat, beach", Data(keep=1, shuffle=True, wildcards=True), random)   # "sks, beach, blue hat"
 
-Commas separate tags.  The result depends on the run's seed and the example's place in the stream only.
+Commas separate tags.  The result depends only on the prompt, the settings and `random`, which a run seeds from its seed
+and the example's place in the stream.
 Source: the settings of kohya's sd-scripts (shuffle_caption, keep_tokens, caption_tag_dropout_rate, enable_wildcard).
 """
 
@@ -11,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-CHOICE = re.compile(r"\{([^{}|]*\|[^{}]*)\}")  # the innermost braces with a bar in them
+CHOICE = re.compile(r"\{([^{}|]*\|[^{}]*)\}")  # innermost braces that contain a bar
 
 
 def varied(prompt: str, data: Any, random: np.random.Generator) -> str:
     """Returns a variation of a prompt.
 
-    data: a run's Data: wildcards, then tag_dropout and shuffle of all tags but the first `keep`, then the prefix.
+    data: a run's Data.  Applies wildcards, then tag_dropout and shuffle to all tags but the first `keep`, then prefix.
     """
     if data.wildcards:
         prompt = chosen(prompt, random)
@@ -33,7 +34,7 @@ def varied(prompt: str, data: Any, random: np.random.Generator) -> str:
 
 
 def chosen(prompt: str, random: np.random.Generator) -> str:
-    """Returns a prompt with one text, drawn evenly, for each {one|two|three}; choices may stand in choices."""
+    """Replaces each {one|two|three} in a prompt by one of its texts with equal probability; choices may be nested."""
     while found := CHOICE.search(prompt):
         texts = found[1].split("|")
         prompt = prompt[: found.start()] + texts[random.integers(len(texts))] + prompt[found.end() :]

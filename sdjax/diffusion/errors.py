@@ -31,10 +31,10 @@ def huber(
 ) -> Float[Array, "B ..."]:
     """Returns the pseudo-Huber error 2 c_t (sqrt(d² + c_t²) - c_t), d = prediction - target, float32 [B h w c].
 
-    It approaches d² for |d| far below c_t and 2 c_t |d| far above, so outliers and damaged pictures weigh less.
+    For |d| far below c_t it is about d², far above about 2 c_t |d|, so outliers and damaged pictures weigh less.
     c_t: threshold at time t, see threshold.
     Source: Khrapov et al. 2024, "Improving Diffusion Models's Data-Corruption Resistance using Scheduled Pseudo-Huber
-    Loss" (arXiv 2403.16728); the factor 2 c_t and the defaults are those of kohya's sd-scripts.
+    Loss" (arXiv 2403.16728); kohya's sd-scripts for the factor 2 c_t and the defaults.
     """
     at = threshold(schedule, t, c, decay).reshape(-1, *(1,) * (prediction.ndim - 1))
     return 2 * at * (jnp.sqrt((prediction - target) ** 2 + at**2) - at)
@@ -43,8 +43,8 @@ def huber(
 def threshold(schedule: Schedule, t: Num[Array, " B"], c: float, decay: str) -> Float[Array, " B"]:
     """Returns the threshold c_t of the pseudo-Huber error, float32 [B].
 
-    constant: c at all times.  exponential: c^(t / T), which falls from 1 to c.  snr: (1 - c) / (1 + sigma_t)² + c with
-    sigma_t² = 1 / SNR_t: near 1 at little noise, near c at much noise.
+    decay: "constant", c at all times; "exponential", c^(t / T), which falls from 1 to c; "snr", (1 - c) / (1 +
+    sigma_t)² + c with sigma_t² = 1 / SNR_t, which is near 1 at low noise and near c at high noise.
     Source: Khrapov et al. 2024; kohya's sd-scripts.
     """
     time = jnp.asarray(t, jnp.float32)

@@ -1,10 +1,10 @@
-"""The diffusion loss; methods without a loss of their own train with it.
+"""The diffusion loss, which methods use unless they define their own.
 
     loss, metrics = diffusion_loss(sd, batch, key)
     loss, metrics = diffusion_loss(sd, batch, key, weighting=partial(snr_weight, gamma=5.0))
     loss, metrics = diffusion_loss(sd, batch, key, error=partial(huber, c=0.1), pyramid=0.3)
 
-A method with another target, error, weighting or penalty passes its own from its `loss`.
+The `loss` of a method passes other targets, errors, weightings or penalties here.
 `sd` provides: schedule, encode(pixels, keys), latents(moments, keys), condition(ids) and
 denoise(z, t, cond, i) -> (prediction, aux).
 All randomness of an example comes from fold_in(key, its index), so its loss does not depend on the batch, device or
@@ -25,9 +25,9 @@ from sdjax.diffusion.model import Model
 from sdjax.diffusion.noise_schedule import Schedule, add_noise, snr
 from sdjax.models.cond import Cond, UNetInputs
 
-LOSS_ALONE = ("pixels", "moments", "ids", "class_ids", "text", "index", "weight", "mask")  # no concern of the network
-LEAST_SNR = 1e-5  # of the debiased weight, infinite at zero terminal SNR: our choice, below DDPM's schedule, 4e-5
-MOST_SNR = 1000.0  # of the debiased weight, which at time 0 of a schedule without noise would be 0; as kohya has it
+LOSS_ALONE = ("pixels", "moments", "ids", "class_ids", "text", "index", "weight", "mask")  # not passed to the network
+LEAST_SNR = 1e-5  # floor of the debiased weight's SNR, infinite at 0: our choice, below DDPM's schedule, 4e-5
+MOST_SNR = 1000.0  # cap of the debiased weight's SNR, as in kohya's: at zero noise the weight would be 0
 
 
 def diffusion_loss(
@@ -47,22 +47,22 @@ def diffusion_loss(
 ) -> tuple[Array, dict[str, Array]]:
     """Returns (mean over the batch of weight * (weighting * error + penalty), metrics), all float32.
 
-    target: target(schedule, z, noise, t) -> what the network should predict, [B h w c].
-    error: error(schedule, t, prediction, target) -> [B h w c], see errors.py.  It is averaged over an example; with
-    batch["mask"] [B h w 1] as sum(mask * error) / sum(mask), so a small subject counts as much as a large one (our
-    choice; others divide by the whole area).  A mask of zeros gives error 0.
-    weighting: weighting(schedule, t) -> [B], factors of the errors, such as snr_weight; None weighs all times alike.
+    target: target(schedule, z, noise, t) -> the network's target, [B h w c].
+    error: error(schedule, t, prediction, target) -> [B h w c], see errors.py; averaged over each example.  With
+    batch["mask"] [B h w 1] the average is sum(mask * error) / sum(mask), so a small subject counts as much as a large
+    one (our choice; others divide by the whole area).  A mask of zeros gives error 0.
+    weighting: weighting(schedule, t) -> [B], factors of the errors, such as snr_weight; None weighs all times equally.
     regularisers: functions (sd, batch, z_t, t, cond, prediction) -> [B], added to the penalty; see preservation.
     penalty: the regularisers plus aux["penalty"] [B] of the conditioners, such as the size of an encoder's offset.
     noise_offset: standard deviation of a constant added to each channel's noise; 0.05 to 0.1 gives darker and brighter
     pictures.
     pyramid: discount of added coarse noise, see training_noise.pyramid; 0 for none.
-    perturbation: standard deviation of noise that is added to z_t but not to the target, 0.1 in Ning et al. 2023,
-    "Input Perturbation Reduces Exposure Bias in Diffusion Models" (arXiv 2301.11706).
+    perturbation: standard deviation of extra noise in z_t that is not in the target, in units of z_t's noise; 0.1 in
+    Ning et al. 2023, "Input Perturbation Reduces Exposure Bias in Diffusion Models" (arXiv 2301.11706).
     batch: "pixels" [B H W 3] or "moments" [B h w 2c] (mean and log-variance of the unscaled latent), "ids" {text
     encoder: [B L]}, "index" [B], "weight" [B] (1 if absent); everything else goes to the conditioners and wrappers in
     cond.own.
-    told: the task's inputs to the network beside the words.
+    told: the task's other inputs to the network, besides the prompts.
     """
     k_latent, k_time, k_noise, k_offset = jax.random.split(key, 4)
     index, schedule = batch["index"], sd.schedule
@@ -96,12 +96,12 @@ def diffusion_loss(
 
 
 def preservation(strength: float, before: Model) -> Callable:
-    """Returns a regulariser: strength times the mean squared difference from the prediction of `before`, the model
-    before training, at the same z_t and t, [B].
+    """Returns a regulariser [B]: strength times the mean squared difference from the prediction of `before`.
 
-    Both models predict from batch["class_ids"], the class prompts, if the batch has them: DreamBooth's prior
-    preservation without class pictures, as ai-toolkit's diff_output_preservation.  Otherwise they use the example's own
-    prompts, in the manner of Li and Hoiem 2016, "Learning without Forgetting".
+    before: the model before training; it predicts at the same z_t and t.
+    If the batch has class prompts, batch["class_ids"], both models predict from them: DreamBooth's prior preservation
+    without class pictures, as ai-toolkit's diff_output_preservation.  Otherwise they use the example's own prompts, as
+    in Li and Hoiem 2016, "Learning without Forgetting".
     """
 
     def regulariser(sd, batch, z_t, t, cond, prediction):
@@ -115,7 +115,7 @@ def preservation(strength: float, before: Model) -> Callable:
 
 
 def conditioned(sd: Model, batch: Mapping[str, Any]) -> Cond:
-    """Returns the cond of a batch's prompts, from the cached UNet inputs batch["text"] if there are any."""
+    """Returns the cond of a batch's prompts, from the cached UNet inputs batch["text"] if it has them."""
     return Cond(UNetInputs(**batch["text"])) if "text" in batch else sd.condition(batch["ids"])
 
 
@@ -150,10 +150,10 @@ def snr_weight(schedule: Schedule, t: Num[Array, " B"], gamma: float) -> Float32
 def debiased(schedule: Schedule, t: Num[Array, " B"]) -> Float32[Array, " B"]:
     """Returns the debiased weight, float32 [B]: 1 / sqrt(snr) for noise, 1 / (snr + 1) for v, sqrt(snr) for x0.
 
-    snr is at least LEAST_SNR and at most MOST_SNR.  Times of much noise weigh more: there an error of the noise is a
-    larger error of the picture.
+    snr is at least LEAST_SNR and at most MOST_SNR.  Noisy times weigh more: there, an error in the noise is a larger
+    error in the picture.
     Source: Yu et al. 2023, "Debias the Training of Diffusion Models" (arXiv 2310.08442) for noise; kohya's sd-scripts
-    for v; our choice for x0, since an error of the noise is snr times one of x0.
+    for v.  Our choice for x0: the squared error of the noise is snr times that of x0.
     """
     ratio = jnp.clip(snr(schedule, t), LEAST_SNR, MOST_SNR)
     return {"epsilon": ratio**-0.5, "v_prediction": 1 / (ratio + 1), "sample": ratio**0.5}[schedule.prediction_type]

@@ -1,4 +1,4 @@
-"""What the loss and the wrappers need from a model; StableDiffusion provides it."""
+"""The interface of a model for the loss and the wrappers; StableDiffusion provides it."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 
 from sdjax.models.cond import Cond
 
-# (z, t, cond) -> prediction: all that lies further inside than a wrapper
+# (z, t, cond) -> prediction: everything inside a wrapper
 Predict = Callable[[Float[Array, "B h w c"], Num[Array, " B"], Cond], Float[Array, "B h w c"]]
 
 

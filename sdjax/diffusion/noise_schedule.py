@@ -1,11 +1,11 @@
-"""The noise schedule of a model: how much signal and how much noise a latent holds at each training time.
+"""The noise schedule of a model: the amounts of signal and noise in a latent at each training time.
 
     schedule = Schedule.from_json(json.load(open("scheduler/scheduler_config.json")))
     z_t = add_noise(schedule, z, noise, t)          # a_t z + s_t noise
     loss = (prediction - target(schedule, z, noise, t)) ** 2
 
-`a` is the signal's factor, sqrt(alpha_bar), `s` the noise's, sqrt(1 - alpha_bar): a² + s² = 1.  Tables are made on the
-host in float64; what a compiled function computes is float32.  Shapes: B batch, h w latent pixels, c latent channels.
+`a` is the signal's factor, sqrt(alpha_bar), `s` the noise's, sqrt(1 - alpha_bar): a² + s² = 1.  Tables are computed on
+the host in float64; compiled functions compute in float32.  Shapes: B batch, h w latent pixels, c latent channels.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ from sdjax.settings import shown
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "linspace", "trailing")
-MOST = 100_000  # times: tables of them are made
-CLASS_NAME = "DDIMScheduler"  # what our scheduler_config.json is to diffusers: the one that knows all of our fields
+MOST = 100_000  # most training times, since tables hold one entry for each
+CLASS_NAME = "DDIMScheduler"  # the class in our scheduler_config.json: diffusers' only one with all of our fields
 
 
 def _linear(start: float, end: float, steps: int) -> Float64[np.ndarray, " T"]:
@@ -31,12 +31,12 @@ def _linear(start: float, end: float, steps: int) -> Float64[np.ndarray, " T"]:
 
 
 def _scaled_linear(start: float, end: float, steps: int) -> Float64[np.ndarray, " T"]:
-    """Betas linear in their square roots; the original Stable Diffusion code calls this one "linear"."""
+    """Returns betas linear in their square roots, which the original Stable Diffusion code calls "linear"."""
     return np.linspace(start**0.5, end**0.5, steps) ** 2
 
 
 def _squared_cosine(start: float, end: float, steps: int) -> Float64[np.ndarray, " T"]:
-    """Source: Nichol and Dhariwal 2021, equation 17, with its s = 0.008 and the cap of 0.999."""
+    """Returns betas by Nichol and Dhariwal 2021, equation 17, with its s = 0.008 and the cap of 0.999."""
     alpha_bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
@@ -48,12 +48,11 @@ BETAS = {"scaled_linear": _scaled_linear, "linear": _linear, "squaredcos_cap_v2"
 class Schedule:
     """The contents of scheduler_config.json, with diffusers' names and meaning.
 
-    timestep_spacing: "leading", "linspace" or "trailing"; None, as in a file without it, leaves the choice to the
-    sampler.
+    timestep_spacing: "leading", "linspace" or "trailing"; None, for a file without it, leaves it to the sampler.
     steps_offset: added to the times of the spacing "leading".
     set_alpha_to_one: whether DDIM's last step ends at alpha_bar = 1 instead of alpha_bar_0.
-    Raises ValueError for a name or number out of range: betas between 0 and 1 (a trained beta may be 1), at least one
-    training time, offsets from 0.
+    Raises ValueError for an unknown name and for numbers out of range.  Betas are between 0 and 1 (a trained beta may
+    be 1), there is at least one training time, and offsets are 0 or more.
     """
 
     num_train_timesteps: int = 1000
@@ -91,9 +90,9 @@ class Schedule:
     def from_json(cls, config: Mapping[str, Any]) -> Self:
         """Returns the schedule of a scheduler_config.json of any diffusers class.
 
-        Keys of one sampler (use_karras_sigmas, solver_order, ...) are ignored: users choose the sampler and the noise
-        schedule apart from the model.  A missing key takes the value of diffusers' DDIMScheduler; but steps_offset is 1
-        and samples are not clipped, whatever the file says, as in diffusers' Stable Diffusion pipelines.
+        Keys for one sampler (use_karras_sigmas, solver_order, ...) are ignored: users choose sampler and spacing
+        independently of the model.  Missing keys default to diffusers' DDIMScheduler.  steps_offset is always 1 and
+        samples are never clipped, as in diffusers' Stable Diffusion pipelines.
         Raises ValueError for an unknown beta_schedule, prediction_type or timestep_spacing, for flow matching and for
         thresholding.
         """
@@ -170,7 +169,7 @@ def signal_noise(schedule: Schedule, t: Num[Array, "*t"]) -> tuple[Float32[Array
 def _columns(
     schedule: Schedule, z: Float[Array | np.ndarray, "B ..."], t: Num[Array, " B"]
 ) -> Iterator[Float32[Array, "B ..."]]:
-    """signal_noise with one axis of length 1 for each of z's axes behind the batch."""
+    """Yields signal_noise's (a, s), each with an axis of length 1 for every axis of z after the batch."""
     shape = (-1, *[1] * (z.ndim - 1))
     return (factor.reshape(shape) for factor in signal_noise(schedule, t))
 
@@ -183,7 +182,7 @@ def add_noise(
 ) -> Float[Array, "B ..."]:
     """Returns z_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) noise, float32.  z, noise: [B ...]; t: [B].
 
-    z: scaled latents, standard deviation near 1.  t: 0 (nearly clean) to T - 1; clamped, as JAX's indexing does.
+    z: scaled latents, standard deviation near 1.  t: 0 (nearly clean) to T - 1; clamped by JAX's indexing.
     Source: Ho et al. 2020, equation 4.
     """
     a, s = _columns(schedule, z, t)
@@ -196,7 +195,7 @@ def target(
     noise: Float[Array | np.ndarray, "B ..."],
     t: Num[Array, " B"],
 ) -> Float[Array, "B ..."]:
-    """Returns what the network should predict at time t, [B ...]: the noise, v = a noise - s z, or z.
+    """Returns the network's target at time t, [B ...]: the noise, v = a noise - s z, or z.
 
     Source: Ho et al. 2020, equation 14; v: Salimans and Ho 2022, section 4.
     """
@@ -207,7 +206,7 @@ def target(
 def to_x0(
     schedule: Schedule, prediction: Float[Array, "B ..."], z_t: Float[Array, "B ..."], t: Num[Array, " B"]
 ) -> Float[Array, "B ..."]:
-    """Returns the clean latent of a prediction at z_t, [B ...]."""
+    """Returns the clean latent that a prediction at z_t implies, [B ...]."""
     a, s = _columns(schedule, z_t, t)
     if schedule.prediction_type == "epsilon":
         return (z_t - s * prediction) / a
@@ -217,7 +216,7 @@ def to_x0(
 def from_x0(
     schedule: Schedule, x0: Float[Array, "B ..."], z_t: Float[Array, "B ..."], t: Num[Array, " B"]
 ) -> Float[Array, "B ..."]:
-    """Returns the prediction at z_t of a clean latent x0, [B ...]: the inverse of to_x0."""
+    """Returns the prediction at z_t that implies a clean latent x0, [B ...]: the inverse of to_x0."""
     a, s = _columns(schedule, z_t, t)
     if schedule.prediction_type == "epsilon":
         return (z_t - a * x0) / s

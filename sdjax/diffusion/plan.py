@@ -1,11 +1,11 @@
-"""Sampling: from noise to a latent, by any of samplers.known() along any spacing of noise levels in sigmas.py.
+"""Sampling from noise to a latent, by any of samplers.known() along any spacing of noise levels in sigmas.py.
 
     plan = tabulate(sd.schedule, "dpmpp_2m", steps=20, spacing="karras")           # on the host, numpy
     z, lost = sample(lambda z, t, i: sd.denoise(z, t, cond, i)[0], noise, plan, keys)    # inside jit, plan an argument
 
-A plan is a table: a row per evaluation of the network, linear in the registers of row.py.  The compiled loop is the
-same for all samplers, step counts and starting points; only whether fresh noise is drawn is static.  The state is
-float32 with the signal's and noise's variances adding up to 1 at every level, as the network sees it.
+A plan is a table with one row per evaluation of the network, linear in the registers of row.py.  All samplers, step
+counts and starting points share one compiled loop; only whether it draws fresh noise is static.  Latents are float32
+and scaled as the network sees them: the variances of signal and noise add up to 1 at every level.
 
 Shapes: B batch, h w latent pixels, c latent channels, K rows.
 """
@@ -25,23 +25,24 @@ from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.diffusion.samplers import row, sigma_steps
 from sdjax.diffusion.samplers.path import Level, Path
 
-ROWS = 2048  # room for 1000 steps of two evaluations; one length, so that no step count compiles anything
+ROWS = 2048  # enough for 1000 steps of two evaluations; with one length, other step counts do not recompile
 # (z, t, i: the step) -> prediction
 Denoise = Callable[[Float[Array, "B h w c"], Float32[Array, " B"], Int[Array, ""]], Float[Array, "B h w c"]]
 
 
-# The latent, the base and the outputs of before, which are registers of row.py, and `lost`, see sample.
+# (latent, base, earlier outputs, lost): the first three are registers of row.py; for `lost` see sample.
 State = tuple[Array, Array, tuple[Array, ...], Array]
 
 
 class Plan(struct.PyTreeNode):
-    """The table of one run: K = ROWS rows, of which the first `rows` are used.  Its numpy arrays are an argument of the
-    jit.
+    """The table of one run, padded to K rows, a multiple of ROWS; its numpy arrays are an argument of the jit.
 
-    t: times that the network gets.  step: the step of a row, 0 ... steps - 1.  draw: the index of a row's fresh noise.
-    output: factors of (latent, prediction) that give the network's output.  x, base: factors of the registers.
+    t: times for the network.  step: the step of a row, 0 ... steps - 1.  draw: the index of a row's fresh noise.
+    output: factors of (latent, prediction) whose sum is M[0].  x, base: factors of the registers.
+    rows, steps, draws: numbers of rows in use, of steps and of fresh noises.
     scale: factor of the initial noise for a run from pure noise.  a, s: signal and noise at the first level, for a run
-    from a given latent.  churn: factor of the first fresh noise, added in both cases.  steps, draws: their numbers.
+    from a given latent.  churn: factor of the first fresh noise, added in both cases.
+    stochastic: whether the run draws fresh noise.
     """
 
     t: Any
@@ -71,8 +72,8 @@ def tabulate(
 ) -> Plan:
     """Returns the Plan of a run.
 
-    spacing: of the noise levels: "normal", "automatic" (A1111's choice for the sampler) or another of sigmas.SPACINGS.
-    eta: amount of fresh noise, 0 none, 1 the most that the method knows (tcd: gamma); None: the sampler's default.
+    spacing: spacing of the noise levels: "automatic" (A1111's choice for the sampler) or one of sigmas.SPACINGS.
+    eta: amount of fresh noise, from 0 (none) to 1 (the method's most); tcd's gamma; None for the sampler's default.
     start: number of steps to skip at the noisy end, for image-to-image; diffusers counts steps - int(steps * strength).
     churn: (s_churn, s_tmin, s_tmax, s_noise) of Karras et al. 2022, for euler and heun; None or s_churn 0 for none.
     Raises ValueError for an unknown sampler or schedule, for steps, start or eta out of range, and for eta or churn if
@@ -111,7 +112,7 @@ def fill(
 ) -> Plan:
     """Returns the Plan of a path's rows (row.Row), padded.
 
-    above, share: where the run starts if that is not the first level, see sigma_steps.raised.
+    above, share: the level that churn raises the first step to, and its noise's factor, see sigma_steps.raised.
     """
     room = -(-len(rows) // ROWS) * ROWS
     noisy = [bool(r.x @ row.NOISE or r.base @ row.NOISE) for r in rows]
@@ -141,7 +142,7 @@ def fill(
 
 
 def guided_times(plan: Plan, start: float = 0.0, end: float = 1.0) -> tuple[np.float32, np.float32]:
-    """Returns (first, last), float32: the times of the steps between the fractions `start` and `end` of the run.
+    """Returns (first, last), float32: the range of times between the fractions `start` and `end` of the run.
 
     Step i of n is inside if start <= i / n < end; an evaluation within a step is inside if its time is.
     """
@@ -232,5 +233,5 @@ def _fresh(n, shape, keys, step_noise):
 
 
 def _combine(factors, registers):
-    """Returns the sum of factor * register, without a matrix product: those are not float32 on every device."""
+    """Returns the sum of factor * register, without a matrix product, which is not float32 on every device."""
     return sum(factors[j] * register for j, register in enumerate(registers))

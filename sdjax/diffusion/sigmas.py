@@ -5,10 +5,10 @@
 
 Everything here runs on the host in float64.
 
-`normal` and `karras` do what the sampler's counterpart in diffusers does if built with from_config on the model's
-scheduler_config.json; counterparts differ in spacing and rounding, and a grid names these differences (see GRIDS).  The
-other spacings follow A1111.  `automatic` uses the grid "kdiffusion": from the model's highest sigma to its lowest,
-whatever its config says, as k-diffusion's get_sigmas.
+`normal` and `karras` match the sampler's counterpart in diffusers, built with from_config from the model's
+scheduler_config.json.  Counterparts differ in spacing and rounding; a grid names these differences (see GRIDS).  The
+other spacings follow A1111.  `automatic` uses the grid "kdiffusion": from the model's highest sigma to its lowest, as
+k-diffusion's get_sigmas; the model's config does not change it.
 """
 
 import functools
@@ -21,15 +21,15 @@ from jaxtyping import Float64
 from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.diffusion.samplers.path import CLEAN, Level, Path
 
-ALPHA_BAR_FLOOR = 2.0**-24  # diffusers' stand-in for alpha_bar = 0 where a sampler divides by it
-# grid: (default spacing of "normal", does "karras" round its times)
+ALPHA_BAR_FLOOR = 2.0**-24  # diffusers' replacement for alpha_bar = 0 in samplers that divide by it
+# grid: (default spacing of "normal", whether "karras" rounds its times)
 GRIDS = {
     "times": ("leading", True),  # DDIM, DDPM, PNDM: training times, levels read from the table
     "sigmas": ("linspace", False),  # Euler, Heun, LMS: times between the training times
     "sigmas_rounded": ("linspace", True),  # DPM2
     "intervals": ("linspace", True),  # DPM-Solver++, UniPC, DEIS: steps + 1 points, the last left out
     "kdiffusion": (None, False),
-    "distilled": (None, True),  # LCM, TCD: a part of the 50 times that the model was distilled at
+    "distilled": (None, True),  # LCM, TCD: some of the 50 times at which the model was distilled
 }
 DISTILLED_TIMES = 50
 # Source: Sabour et al. 2024, "Align Your Steps", the 10-step schedule for Stable Diffusion 1.5.
@@ -40,25 +40,25 @@ ALIGN_YOUR_STEPS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.3
 
 
 def karras(high: float, low: float, steps: int, rho: float = 7.0) -> Float64[np.ndarray, " steps"]:
-    """Source: Karras et al. 2022, equation 5; rho = 7 as there."""
+    """Returns sigmas by Karras et al. 2022, equation 5, with its rho = 7."""
     return np.linspace(high ** (1 / rho), low ** (1 / rho), steps) ** rho
 
 
 def exponential(high: float, low: float, steps: int) -> Float64[np.ndarray, " steps"]:
-    """Sigmas linear in their logarithm."""
+    """Returns sigmas with evenly spaced logarithms."""
     return np.exp(np.linspace(np.log(high), np.log(low), steps))
 
 
 def polyexponential(high: float, low: float, steps: int, rho: float = 0.5) -> Float64[np.ndarray, " steps"]:
-    """Returns sigmas whose logarithms are the rho-th power of a line, as k-diffusion's; rho = 1 is `exponential`.
+    """Returns sigmas whose logarithms are the rho-th power of a line, as in k-diffusion; rho = 1 is `exponential`.
 
-    The default lies between karras (about 0.7) and the spacing of the times.
+    The default is between karras (about 0.7) and the spacing of the times.
     """
     return low * (high / low) ** (np.linspace(1, 0, steps) ** rho)
 
 
 def align_your_steps(steps: int) -> Float64[np.ndarray, " steps"]:
-    """The published schedule, interpolated in its logarithm for other step counts."""
+    """Returns the published schedule; its logarithm is interpolated for other step counts."""
     position = np.linspace(0, 1, len(ALIGN_YOUR_STEPS))
     return np.exp(np.interp(np.linspace(0, 1, steps), position, np.log(ALIGN_YOUR_STEPS)))
 
@@ -79,7 +79,7 @@ def _sigma_spacings(
 
 
 def sgm_uniform(total: int, steps: int) -> Float64[np.ndarray, " steps"]:
-    """Returns times on a line from the last one to the first, without its end: Stability's generative-models."""
+    """Returns evenly spaced times from T - 1 down to, but without, 0, as in Stability's generative-models."""
     return np.linspace(total - 1, 0, steps + 1)[:-1]
 
 
@@ -89,7 +89,7 @@ def simple(total: int, steps: int) -> Float64[np.ndarray, " steps"]:
 
 
 def ddim_uniform(total: int, steps: int) -> Float64[np.ndarray, " steps"]:
-    """1, 1 + T // steps, ...: the original DDIM code's."""
+    """Returns the times 1, 1 + T // steps, ... of the original DDIM code, falling."""
     return leading(total, steps, 1)
 
 
@@ -108,7 +108,7 @@ SPACINGS = ("normal", "karras", "exponential", "polyexponential", "align_your_st
 
 
 def normal(schedule: Schedule, steps: int, grid: str) -> Float64[np.ndarray, " steps"]:
-    """Returns the decreasing times [steps] of the grid's counterparts; "sigmas" and "kdiffusion" do not round them."""
+    """Returns falling times [steps] as the grid's counterparts; all but "sigmas" and "kdiffusion" round them."""
     total = schedule.num_train_timesteps
     if grid == "kdiffusion":
         return np.linspace(total - 1, 0, steps)
@@ -120,12 +120,12 @@ def normal(schedule: Schedule, steps: int, grid: str) -> Float64[np.ndarray, " s
         return trailing(total, steps)
     if spacing == "leading":
         return leading(total, points, schedule.steps_offset)[:steps]
-    times = np.linspace(0, total - 1, points)[::-1][:steps]  # from 0 up: halves round as theirs do
+    times = np.linspace(0, total - 1, points)[::-1][:steps]  # from 0 up, so that halves round as in diffusers
     return times if grid.startswith("sigmas") else np.round(times)
 
 
 def distilled(total: int, steps: int) -> Float64[np.ndarray, " steps"]:
-    """Returns some of the 50 trailing times that consistency distillation of Stable Diffusion trains at.
+    """Returns some of the 50 trailing times at which consistency distillation trains Stable Diffusion.
 
     Source: Luo et al. 2023, "Latent Consistency Models", section 4.3 (skipping step k = 20).
     """
@@ -148,10 +148,11 @@ def levels(
 ) -> Path:
     """Returns the Path of `steps` levels.
 
-    end: where the last step leads: "clean", no noise; "file", the level that set_alpha_to_one of the model's scheduler
-    config sets, if the spacing is "normal"; "lowest", the level of time 0.
-    discard: makes one more level and drops the lowest one (A1111's last but one, since its last is 0).
-    Raises ValueError if steps, spacing or first are out of range.
+    end: the level after the last step.  "clean": no noise; "file": with the spacing "normal", the level by
+    set_alpha_to_one of the model's scheduler config; "lowest": the level of time 0.
+    first: number of steps to skip at the noisy end.
+    discard: compute one more level and drop the lowest one (A1111's last but one, since its last is 0).
+    Raises ValueError if steps, spacing or first are out of range, and if two levels coincide.
     """
     most = min(schedule.num_train_timesteps, DISTILLED_TIMES if grid == "distilled" else np.inf)
     if not 1 <= steps <= most:
@@ -170,7 +171,7 @@ def levels(
         raise ValueError(f"steps={steps}: too many for schedule={spacing!r}, two levels are the same")
 
     ends = [*made[1:], _last(schedule, at, spacing, end)]
-    if end == "file" and spacing == "normal":  # what diffusers steps to, also where that is not its next time
+    if end == "file" and spacing == "normal":  # diffusers' targets, even if they differ from the next time
         back = schedule.num_train_timesteps // steps
         ends = [at(level.t - back) if level.t >= back else ends[-1] for level in made]
     full = schedule.timestep_spacing == "leading" and spacing in ("normal", "karras")
@@ -196,7 +197,7 @@ def _spaced(schedule: Schedule, steps: int, spacing: str, grid: str) -> list[Lev
         times = _time_of(table, sigmas)
         if spacing == "karras" and GRIDS[grid][1]:
             times = np.round(times)
-    if grid in ("times", "distilled"):  # samplers of discrete time know the levels of the table only
+    if grid in ("times", "distilled"):  # samplers of discrete time use the table's levels only
         return [_level_at(_exact(schedule), np.round(t)) for t in times]
     return [
         Level(float(t), 1 / np.hypot(1, sigma), sigma / np.hypot(1, sigma))
@@ -217,7 +218,7 @@ def _floored(schedule: Schedule) -> Float64[np.ndarray, " T"]:
 
 
 def _exact(schedule: Schedule) -> Float64[np.ndarray, " T"]:
-    """Returns alpha_bar [T] for samplers that can start without any signal, which a prediction of noise cannot."""
+    """Returns alpha_bar [T] for samplers that can start at zero signal; floored if the model predicts noise."""
     return _floored(schedule) if schedule.prediction_type == "epsilon" else schedule.alphas_cumprod
 
 

@@ -1,8 +1,8 @@
 """Wrappers around the network for sampling: mask paste-back, thresholds, guidance, ControlNets.
 
 A wrapper is called as wrapper(sd, call, z, t, cond) -> prediction; call(z, t, cond) runs everything inside it.
-Wrappers are sorted by `rank`; 0 is outermost.  Wrappers are pytrees: their arrays are arguments of the compiled
-function, so another guidance scale or mask does not recompile.  A negative prompt is a whole Cond.
+Wrappers are sorted by `rank`; 0 is outermost.  They are pytrees: their arrays are arguments of the compiled function,
+so another guidance scale or mask does not recompile.  A negative prompt is a whole Cond.
 
     sd = sd.add(wrappers=Guidance(scale=7.5, negative=sd.condition(sd.tokenize([""]))))
 
@@ -28,16 +28,15 @@ NO_PICTURE = (
 
 
 class Guidance(struct.PyTreeNode):
-    """Classifier-free guidance: negative + scale (positive - negative), in one call of 2B rows, the negative ones
-    first.
+    """Classifier-free guidance: negative + scale (positive - negative), in one call of 2B rows, negative ones first.
 
     scale, rescale: one number, or one per example [B].
-    negative: a Cond of B rows; inputs that only one of both Conds has are used for both.  If a conditioner changes it
-    in a step, its cond.negative is used instead.
-    Several prompts: cond.also is a tuple of further Conds, cond.share [B prompts] the weights w of all prompts;
-    positive is then negative + sum of w (their prediction - negative), in one call of all rows.
-    rescale: 0 to 1, how far the result takes on the standard deviation of the positive prediction (0.7 in the paper).
-    first, last: guidance acts at times first <= t <= last; at other times the prediction is the positive one.
+    negative: a Cond of B rows; inputs in only one of the two Conds are used for both.  cond.negative, from a
+    conditioner that changes it in a step, replaces it.
+    Several prompts: cond.also is a tuple of further Conds, and cond.share [B prompts] holds the weights w of all
+    prompts.  positive is then negative + sum of w (their prediction - negative), in one call of all rows.
+    rescale: 0 to 1, how far the standard deviation moves to that of the positive prediction (0.7 in the paper).
+    first, last: guidance acts at times first <= t <= last; at other times the positive prediction is used alone.
     Source: Ho and Salimans 2022, equation 6; rescale: Lin et al. 2023, section 3.4; interval: Kynkäänniemi et al. 2024;
     several prompts: Liu et al. 2022, "Compositional Visual Generation with Composable Diffusion Models", equation 11.
     """
@@ -72,7 +71,7 @@ class Guidance(struct.PyTreeNode):
 def rescaled(
     guided: Float[Array, "B ..."], positive: Float[Array, "B ..."], amount: Float[ArrayLike, "..."]
 ) -> Float[Array, "B ..."]:
-    """Returns `guided` with its standard deviation per example moved by `amount` (0 to 1) towards that of positive.
+    """Returns `guided` with each example's standard deviation moved by `amount` (0 to 1) towards that of `positive`.
 
     Source: Lin et al. 2023, equations 15 and 16.
     """
@@ -84,7 +83,7 @@ def rescaled(
 class Threshold(struct.PyTreeNode):
     """Dynamic thresholding of the clean latent that a prediction implies; see `thresholded`.
 
-    It was made for pictures in [-1, 1] with limit = 1; scaled latents have standard deviation 1 and no bounds.
+    The method was made for pictures in [-1, 1] with limit = 1; scaled latents have standard deviation 1 and no bounds.
     """
 
     percentile: Any
@@ -116,8 +115,9 @@ class KnownRegion(struct.PyTreeNode):
 
     mask: [B h w 1], 1 where to paint, 0 where `z` is known; values between blend.
     z: scaled latents of the given picture [B h w c].  noise: the sampler's start noise [B h w c].
-    Before each call the known region is the given picture with noise of the current time; after it, the prediction
-    there is replaced by the one that leads to the given picture.  The caller pastes pixels back after decoding.
+    Before each call, the known region is set to the given picture with the current time's noise.  After it, the
+    prediction there is replaced by the one that implies the given picture.  The caller pastes pixels back after
+    decoding.
     """
 
     mask: Any
@@ -138,8 +138,8 @@ class ControlNet(struct.PyTreeNode):
     """Adds the outputs of a ControlNet to the UNet's feature maps; several ControlNets add up.
 
     cond.own[name] holds "hint", pictures [B H W 3] in [0, 1], and "weight" [B], 1 if absent.  The network does not run
-    if all weights are 0.  Raises ValueError if there is no picture.
-    guess: act only where cond.own["positive"] [B] is 1, and less on fine maps (see guess_scales).
+    if all weights are 0.  Raises ValueError without a hint.
+    guess: act only on rows with cond.own["positive"] [B] = 1, and less on fine maps (see guess_scales).
     network: the Linen module of params.
     """
 
@@ -170,7 +170,7 @@ class ControlNet(struct.PyTreeNode):
         def nothing(inputs):
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, inputs))
 
-        always = "weight" not in own and not self.guess  # while it trains
+        always = "weight" not in own and not self.guess  # in training
         made = run(inputs) if always else jax.lax.cond(jnp.any(weight != 0), run, nothing, inputs)
         if cond.unet.residuals is not None:
             made = jax.tree.map(jnp.add, cond.unet.residuals, made)
@@ -186,7 +186,7 @@ def guess_scales(count: int) -> Float32[np.ndarray, " count"]:
 
 
 def mask_channels(mask: Num[Array, "B h w 1"], masked_z: Float[Array, "B h w c"]) -> Float[Array, "B h w 1+c"]:
-    """Returns the extra channels of a 9-channel inpainting network, [B h w 5]: mask, then latent of the masked picture.
+    """Returns the extra inputs of a 9-channel inpainting network, [B h w 5]: mask, then latent of the masked picture.
 
     mask: [B h w 1], 1 where to paint, from the pixels' mask by nearest neighbour.  masked_z: scaled latents [B h w 4]
     of the picture with 0 (mid-grey) where to paint.  Source: the original stable-diffusion inpainting checkpoints.

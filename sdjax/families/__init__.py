@@ -1,6 +1,6 @@
 """The families of models, one file each: their parts, their text encoders, their folder layout.
 
-family.py has the contract; `known` finds every family in this package.
+family.py defines the interface; `known` finds every family in this package.
 """
 
 import sys
@@ -15,7 +15,7 @@ def known() -> dict[str, Family]:
 
 
 def of_pipeline(name: object) -> Family:
-    """Returns the family of a class in model_index.json; raises ValueError that lists the known ones."""
+    """Returns the family of a class in model_index.json.  Raises ValueError with the known ones for other classes."""
     there = {pipeline: family for family in known().values() for pipeline in family.pipelines}
     if name not in there:
         raise ValueError(f"_class_name={name!r}: expected one of {', '.join(there)}")

@@ -1,4 +1,4 @@
-"""The contract of a model family: its parts, the UNet's inputs from text, and the folder layout.
+"""The interface of a model family: its parts, the UNet's inputs from text, and the folder layout.
 
 @dataclass(frozen=True)
 class Mine(Family):                                     # a file of this package; `known` finds it
@@ -36,7 +36,7 @@ class Part:
 
 
 class Family(Protocol):
-    """A frozen dataclass without fields with this class as its base, which supplies the defaults.
+    """A frozen dataclass without fields; this class is its base and supplies the defaults.
 
     parts: {name: Part} of all possible parts.  required: the mandatory ones.
     tokenizers: {text encoder: sub-folder of its tokenizer}, in the order of the encoders; {} without text.
@@ -47,7 +47,7 @@ class Family(Protocol):
     rows: {text encoder: the tensor with its rows in an embedding file}.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]  # of the dataclass that it is
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # tells type checkers that it is a dataclass
     parts: Any = {}
     required: Any = ()
     tokenizers: Any = {}

@@ -15,7 +15,7 @@ from sdjax.models.vae import AutoencoderKL, VaeConfig
 
 @dataclass(frozen=True)
 class LdmSr(Family):
-    """A UNet that reads a small picture beside the latent, and an autoencoder with a codebook."""
+    """A UNet that reads a latent and a small picture, and an autoencoder with a codebook."""
 
     parts = {
         "unet": Part("diffusers", "UNet2DModel", "diffusion_pytorch_model", UNetConfig, UNet),
@@ -24,7 +24,7 @@ class LdmSr(Family):
     required = ("unet", "vae")
     pipelines = ("LDMSuperResolutionPipeline",)
     lora = {"unet": ("lora_unet",)}
-    scheduler = {"steps_offset": 0}  # the offset of 1 is a custom of Stable Diffusion's pipelines
+    scheduler = {"steps_offset": 0}  # only Stable Diffusion's pipelines have an offset of 1
 
     def inputs(self, encoded: Mapping[str, Mapping[str, Any]]) -> UNetInputs:
         """Returns empty inputs: there is no text."""

@@ -14,7 +14,7 @@ from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import AutoencoderKL, VaeConfig
 from sdjax.stable_diffusion import StableDiffusion
 
-# Pipelines by how many channels the UNet takes for c latent channels (noisy latents, then mask or image).
+# Pipelines by the UNet's number of channels for c latent channels (noisy latents, then mask or image).
 CHANNELS = {
     "StableDiffusionPipeline": lambda c: c,
     "StableDiffusionInstructPix2PixPipeline": lambda c: 2 * c,
@@ -45,7 +45,7 @@ class Sd(Family):
     rows = {"text_encoder": "clip_l"}
 
     def pipeline(self, sd: StableDiffusion) -> str:
-        """Returns the pipeline that takes as many channels as the UNet."""
+        """Returns the pipeline for the UNet's number of channels."""
         entering, latent = sd.networks["unet"].config.in_channels, sd.networks["vae"].config.latent_channels
         fitting = [name for name, channels in CHANNELS.items() if channels(latent) == entering]
         if not fitting:

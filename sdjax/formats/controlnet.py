@@ -1,6 +1,6 @@
 """The format of trained ControlNets: the folder of diffusers' ControlNetModel.
 
-It is here because formats/adapters and formats/models do not import each other.
+It is in this package because formats/adapters and formats/models do not import each other.
 """
 
 from collections.abc import Mapping
@@ -27,13 +27,13 @@ class ControlNetFolder(Format):
     name = KIND
 
     def matches(self, file: File) -> bool:
-        """Returns whether a folder's config.json, or the names in a file, are a ControlNet's."""
+        """Returns whether a folder's config.json or a file's tensor names are a ControlNet's."""
         if file.path.is_dir():
             return controlnet.is_control(file.path)
         return any(name.endswith(controlnet.MARKS) for name in file.names or ())
 
     def holds(self, adapter: Adapter) -> bool:
-        """Returns whether there is a ControlNet and nothing else."""
+        """Returns whether the adapter is a ControlNet and nothing else."""
         return set(adapter.trees) == {KIND} and not (adapter.edits or adapter.words) and adapter.hook is None
 
     def read(self, file: File, sd: StableDiffusion) -> Adapter:
@@ -44,7 +44,7 @@ class ControlNetFolder(Format):
     def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
         """Writes config.json and diffusion_pytorch_model.safetensors into a folder; returns the folder.
 
-        about: has no place in such a folder.
+        about: ignored, since the folder has no place for it.
         """
         network = ControlNet(ControlNetConfig.from_json(adapter.about["config"]))
         return controlnet.save_control(Control(adapter.trees[KIND], network), folder)
@@ -52,7 +52,7 @@ class ControlNetFolder(Format):
     def start(
         self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion
     ) -> tuple[Any, StableDiffusion]:
-        """Returns the weights in place of the copied and drawn ones, float32."""
+        """Returns (trained, frozen) with the file's weights, float32, as initial values."""
         found, wanted = flatten(adapter.trees[KIND]), flatten(trained[KIND])
         shapes = [{name: tuple(leaf.shape) for name, leaf in tree.items()} for tree in (found, wanted)]
         if shapes[0] != shapes[1]:
@@ -61,7 +61,7 @@ class ControlNetFolder(Format):
         return {**trained, KIND: cast(adapter.trees[KIND], jnp.float32)}, frozen
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
-        """Returns how it is used here, in diffusers and in A1111."""
+        """Returns lines on its use here, in diffusers and in A1111."""
         return [
             f"here       python sample/controlnet.py --model {model} --control {path} --control-image FILE"
             " --preprocess canny --prompt TEXT",

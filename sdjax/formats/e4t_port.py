@@ -1,15 +1,15 @@
-"""The folder of the unofficial E4T (mkshing), whose encoder of faces is the only public one: read, never written.
+"""Reads the folders of the unofficial E4T (mkshing), whose face encoder is the only public one; never writes them.
 
-    config.json          its settings; after tuning those of pre-training in "pretrained_args"
+    config.json          its settings; after tuning, the settings of pre-training in "pretrained_args"
     encoder.pt           the head (methods/heads/tokens.py) and, as clip_vision.*, OpenCLIP's tower
     weight_offsets.pt    the generators of the offsets, attn1.wo_q.linear1.weight ...
-    unet.pt              after tuning in its place: the whole UNet and its generators
-    text_encoder.pt      after tuning, where it was trained
-    domain.png           after tuning: the picture
+    unet.pt              after tuning, instead of weight_offsets.pt: the whole UNet and its generators
+    text_encoder.pt      after tuning, if it was trained
+    domain.png           after tuning, the picture of the subject
 
-It lies here, since it reads towers too, and kinds of adapters do not know files of networks.
-Pickles are read by our own reader.  What config.json names, a base model and a tower, is never opened: the base model
-is given as model=, and a folder whose encoder.pt lacks the tower takes that of vision=.
+This module is in sdjax.formats because it also reads towers, and formats/adapters does not import formats/models.
+Our own reader reads the pickles.  The base model and tower that config.json names are never opened: model= gives the
+base model, and vision= the tower if encoder.pt lacks one.
 Source: e4t/utils.py and tuning_e4t.py of mkshing/e4t-diffusion at commit a1d2593.
 """
 
@@ -42,21 +42,21 @@ from sdjax.trees import Tree
 ENCODER, OFFSETS, UNET, TEXT, PICTURE = (
     "encoder.pt", "weight_offsets.pt", "unet.pt", "text_encoder.pt", "domain.png",
 )  # fmt: skip
-TOWER, GENERATOR, FIRST = "clip_vision.", ".wo_", "linear.weight"  # the last: of the encoder's first version
+TOWER, GENERATOR, FIRST = "clip_vision.", ".wo_", "linear.weight"  # FIRST: in the encoder's first version
 TABLE = "embeddings.token_embedding.weight"
 TUNED = ("unet", "text_encoder")
-VISION = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # where the tower of the public encoder comes from
+VISION = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # source of the public encoder's tower
 SAID = {"word": "placeholder_token", "domain": "domain_class_token", "scale": "domain_embed_scale"}
 
 
 class E4TPort(Format):
-    """A head of tokens, its tower and offsets; after tuning also the networks that were trained."""
+    """A head of tokens, its tower and offsets; after tuning also the trained networks."""
 
     name, called, suffixes, listed = "e4t-port", "e4t", (), "E4T hashes"
     hub = ("config.json", ENCODER, OFFSETS, UNET, TEXT, PICTURE)
 
     def matches(self, file: File) -> bool:
-        """Returns whether a folder holds an encoder.pt and offsets."""
+        """Returns whether a folder has an encoder.pt and offsets."""
         return (file.path / ENCODER).is_file() and any((file.path / name).is_file() for name in (OFFSETS, UNET))
 
     def read(self, file: File, sd: StableDiffusion) -> Adapter:
@@ -74,7 +74,7 @@ class E4TPort(Format):
         return Adapter(trees=own, about={**about(method), "file": str(folder), "config": config})
 
     def acts(self, adapter: Adapter, sd: StableDiffusion) -> Adapter:
-        """Returns the encoder with its word, and edits of the weights that offsets and tuning changed."""
+        """Returns the encoder with its word, and edits for all weights that offsets and tuning changed."""
         seeing = self.brings(adapter, sd)
         tower = seeing.networks["image_encoder"], seeing.parts["image_encoder"]
         tuned = {part: adapter.trees[part] for part in TUNED if part in adapter.trees}
@@ -91,7 +91,10 @@ class E4TPort(Format):
     def start(
         self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion
     ) -> tuple[Any, StableDiffusion]:
-        """Returns the file's head, which takes the place of the method's, and its offsets."""
+        """Returns (trained, frozen) with the file's head and offsets; the head replaces the method's.
+
+        Raises SettingError for a domain, features or scale other than the file's.
+        """
         settings = adapter.about["settings"]
         for name in ("domain", "features", "scale"):
             if settings[name] != getattr(method, name):
@@ -103,7 +106,7 @@ class E4TPort(Format):
 
 
 def _settings(path: Path) -> tuple[dict[str, Any], str]:
-    """Returns (E4T's settings, the tower's name) in config.json; after tuning those of pre-training count."""
+    """Returns (E4T's settings, the tower's name) from config.json; after tuning, the settings of pre-training."""
     found = files.read_json(path)
     found = found.get("pretrained_args", found)
     kinds = {**dict.fromkeys(SAID.values(), str), SAID["scale"]: float, "clip_model_name_or_path": str}
@@ -137,7 +140,7 @@ def _encoder(path: Path, sd: StableDiffusion, vision: str) -> tuple[dict[str, An
 
 
 def _unet(folder: Path, sd: StableDiffusion) -> dict[str, Any]:
-    """Returns {"offsets": generators by weight[, "unet"]} of unet.pt where there is one, else of weight_offsets.pt."""
+    """Returns {"offsets": generators by weight[, "unet"]} from unet.pt if it exists, else from weight_offsets.pt."""
     tuned = (folder / UNET).is_file()
     weights, unet = _opened(folder / (UNET if tuned else OFFSETS)), parameters.template(sd.networks["unet"])
     like = jax.eval_shape(lambda stacked: offsets.by_name(unet, stacked), offsets.create(unet))
@@ -151,14 +154,14 @@ def _unet(folder: Path, sd: StableDiffusion) -> dict[str, Any]:
 
 
 def _generator_name(ours: str) -> str:
-    """Returns the port's name of a generator's weight: "... attn1.to_q.kernel.v" is "... attn1.wo_q.v"."""
+    """Returns the port's name for a generator's weight: "... attn1.wo_q.v" for "... attn1.to_q.kernel.v"."""
     module, _, rest = ours.rpartition(".kernel.")
     place, _, target = module.rpartition(".to_")
     return f"{place}{GENERATOR}{target}.{rest}"
 
 
 def _text_encoder(path: Path, sd: StableDiffusion) -> Tree:
-    """Returns a text encoder with as many rows as the model's; the port's has one more, of the word, left out here."""
+    """Returns the text encoder with as many token rows as the model's; the port's extra row of the word is cut off."""
     weights, rows = _opened(path), len(sd.table("text_encoder"))
     tables = [weights.shape(name) for name in weights.names if name.endswith(TABLE)]
     there = tables[0][0] if len(tables) == 1 and tables[0] else 0
@@ -176,6 +179,6 @@ def _opened(path: Path) -> files.Arrays:
 
 
 def _chosen(weights: files.Arrays, rename: Callable[[str], str | None]) -> single_file.View:
-    """Returns the weights under other names; those that become None are left out."""
+    """Returns the weights under the names that `rename` returns; leaves out those with None."""
     places = {new: (name, None) for name in weights.names if (new := rename(name)) is not None}
     return single_file.View(weights, places)

@@ -93,7 +93,7 @@ def load(
         sd = autoencoder.put(sd, vae, dtype)
     if vision is not None:
         network, params = _load_vision(vision, dtype, variant)
-        # A text projection into the embeddings of another image encoder means nothing.
+        # The text projection is useless with another image encoder.
         sd = sd.with_reference(clip=None).with_networks(image_encoder=network).with_parts(image_encoder=params)
     if perceptual is not None:
         sd = sd.with_reference(lpips=lpips.read(perceptual, dtype))
@@ -117,7 +117,7 @@ def _load_vision(source, dtype, variant):
         place = place / "image_encoder"
     config = folder.read_config(place / "config.json", _tower)
     network = ImageEncoder(config, jnp.dtype(dtype or "float32"))
-    # A CLIPVisionModel has no projection; its embeddings are then zero, its class tokens are all there.
+    # A CLIPVisionModel has no projection: its embeddings are zero, but its class tokens are complete.
     bare = "CLIPVisionModel" in (files.read_json(place / "config.json").get("architectures") or ())
     weights = files.open_weights(place, "model", variant)
     return network, parameters.read(
@@ -188,7 +188,7 @@ def save(
     """Writes a folder that diffusers' from_pretrained loads bit for bit, completely or not at all; returns its path.
 
     format: "diffusers", or "single-file" for one checkpoint (single_file.write), without shards and extras.
-    dtype: data type in the files; None keeps each weight's own.  shard_size: bytes of weights per file.
+    dtype: data type in the files; None keeps each weight's own.  shard_size: most bytes of weights per file.
     extras: functions (sd, folder) that add folders such as e4t/ before the new folder is renamed into place.
     Replaces an old model at the destination and keeps files that are not part of a model, such as README.md.
     Merges hooks into weights if they allow it.

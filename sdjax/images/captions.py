@@ -1,10 +1,10 @@
-"""Captions and repeats of an image folder: from files beside the pictures, from metadata files and from folder names.
+"""Captions and repeats of an image folder, from files next to pictures, metadata files and folder names.
 
     words = of(root, files, pictures)           # {path: caption}
     of_folder(Path("10_sks dog"))               # (10, "sks dog"): ten times an epoch; the words are a fallback caption
 
 NAME.txt or NAME.caption holds the caption of NAME.png.  A line {"file_name": "a.png", "text": "..."} in metadata.jsonl
-captions the picture at that path relative to the metadata file; if several lines name a picture, the metadata file
+captions the picture at that path relative to the metadata file.  If several lines name a picture, the metadata file
 nearest to it wins.  metadata.csv and metadata.parquet have the same two columns.
 
 Sources: Hugging Face's datasets, ImageFolder (metadata.*); kohya's sd-scripts (.caption, REPEATS_WORDS).
@@ -19,13 +19,13 @@ from pathlib import Path, PurePath
 from typing import Any
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-ENDINGS = (".txt", ".caption")  # the first goes before the second
+ENDINGS = (".txt", ".caption")  # the first takes precedence
 MAX_BYTES = 1 << 16
 NAMED = re.compile(r"(\d{1,4})_(.*)")  # longer numbers are dates
 
 
 def of(root: Path, files: Iterable[Path], pictures: Iterable[Path], whole: bool = True) -> dict[Path, str]:
-    """Returns {picture: caption} of the pictures that have a caption.
+    """Returns {picture: caption} for the pictures with a caption.
 
     files: all files of the folder `root`, sorted.
     whole: whether `pictures` are all pictures of the folder; if so, metadata.* may name no other file.
@@ -83,7 +83,7 @@ def _text(path):
 
 
 def _metadata(path) -> Iterator[tuple[str, str]]:
-    """Yields (name as seen from its folder, caption) of each row of a metadata file."""
+    """Yields (name relative to its folder, caption) of each row of a metadata file."""
     for place, row in {".jsonl": _lines, ".csv": _cells, ".parquet": _columns}[path.suffix](path):
         try:
             said = posixpath.normpath(row["file_name"]), " ".join(row["text"].split())
@@ -93,7 +93,7 @@ def _metadata(path) -> Iterator[tuple[str, str]]:
 
 
 def _lines(path) -> Iterator[tuple[str, Any]]:
-    """Yields ("line 3", the line's value, None where it has none)."""
+    """Yields ("line 3", the line's JSON value, or None if it is invalid)."""
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_BYTES + 1), b""), 1):
             if line.strip():
@@ -104,7 +104,7 @@ def _lines(path) -> Iterator[tuple[str, Any]]:
 
 
 def _cells(path) -> Iterator[tuple[str, Any]]:
-    """Yields ("line 3", {column: cell}); None for a line that is not UTF-8, or no CSV."""
+    """Yields ("line 3", {column: cell}, or None for a line that is not UTF-8 or not CSV)."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         while True:
@@ -127,6 +127,6 @@ def _columns(path) -> Iterator[tuple[str, Any]]:
         raise ValueError(f"{path}: parquet needs pyarrow; pip install pyarrow, or write metadata.csv") from error
     try:
         rows = parquet.read_table(path).to_pylist()
-    except Exception as error:  # of pyarrow, for a damaged file
+    except Exception as error:  # pyarrow's, for a damaged file
         raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
     yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-EDGE, SIZE = 8, 13  # pixels: of the margins, of the letters
+EDGE, SIZE = 8, 13  # pixels of the margins and of the letters
 
 
 def sheet(
@@ -78,7 +78,7 @@ def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 
 def _lines(text: str, width: float) -> str:
-    """Returns the text with line breaks, so that no line is wider than `width` pixels where words allow it."""
+    """Returns the text with line breaks, so that no line is wider than `width` pixels unless a word is."""
     lines = [""]
     for word in str(text).split():
         longer = f"{lines[-1]} {word}".strip()

@@ -2,24 +2,24 @@
 
     of(opened(Image.open("mask.png")))      # "L", 255 where something is to be painted or learned
 
-People draw a mask in white on black, or in any colour on a transparent background.  So alpha is the mask where a
-picture has transparent pixels; otherwise brightness is.
+People draw a mask in white on black, or in any colour on a transparent background.  So the mask is the alpha channel of
+a picture with transparent pixels, and otherwise its brightness.
 """
 
 import numpy as np
 from PIL import Image, ImageChops
 
-# Pillow spreads grey of 2 and 4 bits over 0 ... 255, but leaves the clear colour as the file has it.
+# Pillow scales grey of 2 and 4 bits to 0 ... 255, but not the file's transparent colour.
 SPREAD = {"L;2": 85, "L;4": 17}
 
 
 def opened(image: Image.Image) -> Image.Image:
     """Returns a picture of any mode as "RGB", or as "RGBA" if some pixel is not opaque.
 
-    image: as Image.open returns it, with pixels not loaded yet; this function loads them.  16-bit samples keep their
+    image: the result of Image.open, with pixels not loaded yet; this function loads them.  16-bit samples keep their
     upper 8 bits.
     """
-    key = _clear(image)  # told by how the file stores its pixels, which Pillow forgets when it loads them
+    key = _clear(image)  # depends on the file's pixel format, which Pillow drops when it loads
     image.load()
     if image.has_transparency_data and key is None:
         whole = image.convert("RGBA")
@@ -40,14 +40,14 @@ def of(picture: Image.Image) -> Image.Image:
 
 
 def _upper_bits(image):
-    """Returns grey of 16 bits as grey of 8."""
+    """Returns a 16-bit grey picture as 8-bit grey."""
     return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def _clear(image):
-    """Returns the one clear colour of a grey or RGB picture (PNG's tRNS) as its loaded pixels have it, None for none.
+    """Returns the transparent colour of a grey or RGB picture (PNG's tRNS), in the values of loaded pixels, or None.
 
-    Of RGB with 16 bits Pillow keeps the upper 8, so every colour that shares them is clear.
+    Pillow keeps the upper 8 bits of 16-bit RGB, so all colours with the same upper bits are transparent.
     """
     key = image.info.get("transparency")
     if key is None or image.mode == "P" or not image.tile:

@@ -4,8 +4,8 @@
     picture, mask = decode(items[0], size=512, masked=True)         # PIL images, upright
     cut(picture, 512, place=(0.5, 0.5), flip=False)              # uint8 [512 512 3]
 
-Captions are what captions.py finds; a mask is `name.mask.png`, `name-masklabel.png` or what is clear in the picture
-itself.  Paths come from listing the folder; a file's text is only ever looked up among them.
+captions.py finds the captions.  A mask is `name.mask.png`, `name-masklabel.png` or the transparent part of the picture
+itself.  Paths come from listing the folder; names in files are only looked up in this list.
 """
 
 import contextlib
@@ -24,19 +24,19 @@ from PIL import ExifTags, Image
 from sdjax.images import captions, masks
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-# Other pictures, which are passed over: photos of phones and cameras, and what browsers and editors save.
+# Other picture formats, which are skipped: photos of phones and cameras, and files of browsers and editors.
 OTHERS = tuple(
     ".heic .heif .avif .jxl .jp2 .jfif .gif .bmp .tif .tiff .tga .psd .svg"
     " .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf".split()
 )
 FORMATS = ("JPEG", "PNG", "WEBP")
-MASK_ENDINGS = (".mask.png", "-masklabel.png")  # the second as OneTrainer writes it
-# Of pictures that say something of another one: no pictures to learn.
+MASK_ENDINGS = (".mask.png", "-masklabel.png")  # the second is OneTrainer's
+# Endings of files that belong to another picture and are not training pictures.
 BESIDE = (*MASK_ENDINGS, *(f".condition{ending}" for ending in SUFFIXES), ".segmentation.png")
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MiB at 3 bytes a pixel
 MIN_SIDE = 16
 ACCEPTED = "expected .jpg .png .webp"
-# What EXIF's orientations ask for (EXIF 2.32, tag 0x0112), and those that make a wide picture a high one.
+# Transforms for EXIF's orientations (EXIF 2.32, tag 0x0112), and the orientations that swap width and height.
 _TURN = Image.Transpose
 TURNS = dict(zip(range(2, 9), (_TURN.FLIP_LEFT_RIGHT, _TURN.ROTATE_180, _TURN.FLIP_TOP_BOTTOM, _TURN.TRANSPOSE,
                                _TURN.ROTATE_270, _TURN.TRANSVERSE, _TURN.ROTATE_90), strict=True))  # fmt: skip
@@ -60,7 +60,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Held:
-    """The bytes of a file from a shard or a table.  name: where it is, for messages, such as "a.parquet, row 3"."""
+    """The bytes of a file from a shard or a table.  name: its place, for messages, such as "a.parquet, row 3"."""
 
     name: str
     data: bytes = field(repr=False)
@@ -90,8 +90,8 @@ class HeldItem:
 def find(path: str | Path) -> tuple[Item, ...]:
     """Returns the Items of a folder and its sub-folders sorted by path, or the Item of one picture.
 
-    Raises ValueError for a path that does not exist or has no pictures, for captions that cannot be read, and for
-    captions and masks that are links out of the folder.
+    Raises ValueError for a path that is missing or has no pictures, for unreadable captions, and for captions and masks
+    that are links out of the folder.
     """
     root, files = _listed(path)
     alone = root != Path(path)
@@ -105,9 +105,7 @@ def find(path: str | Path) -> tuple[Item, ...]:
 
 
 def passed_over(path: str | Path) -> dict[str, int]:
-    """Returns the number of files per picture format that we do not read, {".heic": 2}, in a folder and its
-    sub-folders.
-    """
+    """Returns the number of files per unsupported picture format, {".heic": 2}, in a folder and its sub-folders."""
     if Path(path).is_file():
         return {}
     endings = Counter(file.suffix.lower() for file in _listed(path)[1])
@@ -120,13 +118,12 @@ def counted(endings: dict[str, int]) -> str:
 
 
 def decode(item: Readable, size: int, masked: bool = False) -> tuple[Image.Image, Image.Image | None]:
-    """Returns (picture, mask): an upright RGB image on white and, if `masked`, an "L" image of its size, otherwise
-    None.
+    """Returns (picture, mask): an upright RGB image on white and, if `masked`, an "L" image of its size, else None.
 
     A picture whose short side is at least 4 times `size` is averaged down by an integer factor; the short side stays at
     least twice `size`.  Without a mask file, the alpha channel is the mask; without transparent pixels the mask is
     white.
-    Raises ValueError that names the file if it is no image, too large, smaller than 16 pixels or truncated, or if its
+    Raises ValueError naming the file if it is not an image, too large, smaller than 16 pixels or truncated, or if its
     mask is empty or has another size.
     """
     image, full = _upright(item.path, size)
@@ -143,10 +140,10 @@ def decode(item: Readable, size: int, masked: bool = False) -> tuple[Image.Image
 
 
 def picture(path: str | Path | Held) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns the pixels of a picture file, upright and on white: for image-to-image, or for a ControlNet.
+    """Returns the pixels of a picture file, upright and on white, for image-to-image or a ControlNet.
 
     Source of the white background: lllyasviel's ControlNet (annotator/util.py, HWC3).
-    Raises ValueError that names the file if it is no picture, see decode.
+    Raises ValueError naming the file if it is not a picture, see decode.
     """
     return np.asarray(_over_white(_upright(path)[0]))
 
@@ -154,7 +151,7 @@ def picture(path: str | Path | Held) -> UInt8[np.ndarray, "H W 3"]:
 def mask(path: str | Path | Held) -> UInt8[np.ndarray, "H W"]:
     """Returns the mask in a picture file, upright, 255 where to paint; see masks.of.
 
-    Raises ValueError that names the file if it is no picture, see decode.
+    Raises ValueError naming the file if it is not a picture, see decode.
     """
     return np.asarray(masks.of(_upright(path)[0]))
 
@@ -176,7 +173,7 @@ def has_mask(item: Readable) -> bool:
 def shape(path: str | Path | Held) -> tuple[int, int]:
     """Returns (height, width) of an upright picture; reads only the header.
 
-    Raises ValueError that names the file if it is no picture, see decode.
+    Raises ValueError naming the file if it is not a picture, see decode.
     """
     with _open(path) as image, _said(path, _undecoded):
         width, height = image.size
@@ -184,7 +181,7 @@ def shape(path: str | Path | Held) -> tuple[int, int]:
 
 
 def content(path: str | Path | Held, most: int) -> bytes:
-    """Returns the bytes of a file.  Raises ValueError that names a file of more than `most` bytes."""
+    """Returns the bytes of a file.  Raises ValueError naming a file of more than `most` bytes."""
     with io.BytesIO(path.data) if isinstance(path, Held) else open(path, "rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -195,12 +192,10 @@ def content(path: str | Path | Held, most: int) -> bytes:
 def cut(
     image: Image.Image, size: int | tuple[int, int], place: tuple[float, float] = (0.5, 0.5), flip: bool = False
 ) -> UInt8[np.ndarray, "h w *channels"]:
-    """Returns the largest crop of an image with the aspect ratio of `size`, resized to it: uint8 [h w 3], or [h w] of a
-    mask.
+    """Returns the largest crop of an image with the aspect ratio of `size`, resized to it: uint8 [h w 3]; a mask [h w].
 
     size: (h, w), or the side of a square.
-    place: position of the crop in the part that it can move in, (x, y) from 0 (left, top) to 1, rounded to whole
-    pixels.
+    place: position of the crop within its range, (x, y) from 0 (left, top) to 1, rounded to whole pixels.
     """
     h, w = size if isinstance(size, tuple) else (size, size)
     width, height = image.size
@@ -214,7 +209,7 @@ def cut(
 def subject(path: str | Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """Returns the central square of a picture file, upright and on white, uint8 [size size 3].
 
-    Raises ValueError that names the file if it is no picture, see decode.
+    Raises ValueError naming the file if it is not a picture, see decode.
     """
     return cut(decode(Item(Path(path)), size)[0], size)
 
@@ -229,7 +224,7 @@ def digest(items: Iterable[Item]) -> str:
 
 
 def _listed(path):
-    """Returns (a folder, its files and those of its sub-folders by name); of a picture its folder's own files."""
+    """Returns (folder, its files and its sub-folders' files, by name); for a picture only its folder's own files."""
     root, alone = Path(path), Path(path).is_file()
     if not alone and not root.is_dir():
         raise ValueError(f"data.path={str(path)!r}: no such file or folder")
@@ -240,7 +235,10 @@ def _listed(path):
 
 
 def _check_links(root, files, stem):
-    """Raises ValueError for a caption, metadata or a mask that is a link out of the folder; stem: of one picture."""
+    """Raises ValueError for a caption, metadata or a mask that is a link out of the folder.
+
+    stem: checks only the files of this picture; None checks all.
+    """
     for path in files:
         told = path.name in captions.METADATA or path.name.lower().endswith((*captions.ENDINGS, *BESIDE))
         if told and (stem is None or path.name.startswith(stem)) and path.is_symlink():
@@ -253,7 +251,7 @@ def _is_picture(path):
 
 
 def _item(path, root, caption, mask):
-    """Returns the Item of a picture; a caption of its own goes before the words of its folder's name."""
+    """Returns the Item of a picture; its own caption takes precedence over the words in its folder's name."""
     folder = path.parent.relative_to(root)
     times, words = captions.of_folder(folder)
     return Item(path, words if caption is None else caption, mask, folder.as_posix() if folder.name else "", times)
@@ -261,9 +259,9 @@ def _item(path, root, caption, mask):
 
 @contextlib.contextmanager
 def _said(path, what):
-    """Turns what Pillow raises, which is anything on damaged files, into one line: the file, then `what` of the error.
+    """Turns Pillow's errors, which are of any kind for damaged files, into one line: the file, then what(error).
 
-    A file that the system does not give, such as a missing one, is told by the system's own reason.
+    For a file that the system cannot open, such as a missing one, the line has the system's own reason.
     """
     try:
         yield
@@ -284,7 +282,7 @@ def _undecoded(error):
 
 
 def _open(path):
-    """Returns a PIL image of which only the header is read, its size checked; the caller closes it."""
+    """Returns a PIL image after reading its header and checking its size; the caller closes it."""
     with _said(path, _unopened):
         image = Image.open(io.BytesIO(path.data) if isinstance(path, Held) else path, formats=FORMATS)
     width, height = image.size
@@ -298,7 +296,7 @@ def _open(path):
 
 
 def _upright(path, size=None):
-    """Returns (image as masks.opened gives it, (width, height) of the whole picture), turned as EXIF says.
+    """Returns (masks.opened's image, (width, height) of the whole picture), turned by EXIF's orientation.
 
     A JPEG much larger than `size` is decoded at 1/2, 1/4 or 1/8, to at least twice `size` on its short side.
     """

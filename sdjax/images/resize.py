@@ -1,4 +1,4 @@
-"""Resizes pictures to the size that a model makes.
+"""Resizes pictures to a model's size.
 
     fit(picture, (512, 768), "crop")          # uint8 [512 768 3]
     pad(pictures, 8)                          # sides up to multiples of 8, the edge repeated
@@ -20,7 +20,7 @@ Size = Sequence[int]  # height, width
 def fit(
     picture: UInt8[np.ndarray, "H W *channels"], size: Size, mode: str = "crop"
 ) -> UInt8[np.ndarray, "h w *channels"]:
-    """Returns a picture uint8 [H W 3], or a mask [H W], resized to `size`; one of that size unchanged.
+    """Returns a picture uint8 [H W 3], or a mask [H W], resized to `size`; unchanged if it has that size.
 
     mode: "crop" scales to cover the size and cuts both sides evenly; "fill" scales to fit inside and repeats the edges;
     "stretch" scales each side by its own factor.
@@ -50,9 +50,7 @@ def _scaled(picture: UInt8[np.ndarray, "H W *channels"], size: Size) -> UInt8[np
 
 
 def pad(pictures: Shaped[np.ndarray, "B H W *channels"], multiple: int) -> Shaped[np.ndarray, "B h w *channels"]:
-    """Returns pictures [B H W ...] padded to sides that are multiples of a number; the lower and the right edge
-    repeat.
-    """
+    """Returns pictures [B H W ...] padded to multiples of a number, by repeating the lower and right edges."""
     sides = [(0, -side % multiple) for side in pictures.shape[1:3]]
     return np.pad(pictures, [(0, 0), *sides] + [(0, 0)] * (pictures.ndim - 3), "edge")
 
@@ -60,7 +58,7 @@ def pad(pictures: Shaped[np.ndarray, "B H W *channels"], multiple: int) -> Shape
 def fitted(
     pictures: Any, count: int, size: int | Size | None = None, mode: str = "crop", channels: int | None = 3
 ) -> UInt8[np.ndarray, "B h w *channels"]:
-    """Returns `count` pictures of one size, uint8 [B H W 3]; with channels=None masks [B H W].
+    """Returns `count` pictures of one size, uint8 [B H W 3]; with channels=None, masks [B H W].
 
     pictures: an array or PIL image, or a list of them; a single one is repeated.  size: None takes the first picture's.
     Raises ValueError for another number of pictures, and for a picture that is not uint8.

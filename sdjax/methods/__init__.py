@@ -1,6 +1,6 @@
 """The methods, one file each: frozen dataclasses of settings with pure functions; one loop trains them all.
 
-method.py has the contract; `known` finds every method in this package.
+method.py defines the interface; `known` finds every method in this package.
 """
 
 import sys

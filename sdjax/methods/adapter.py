@@ -22,8 +22,8 @@ class Adapter:
 
     edits: {part: {weight's name: Edit}}, see edits.py.  words: {word: {text encoder: rows [n C]}}.
     hook: changes what layers compute; a PyTreeNode, with the field `strength` if it comes from a file, or None.
-    conditioner: changes the network's inputs at every denoising step; likewise, or None.
-    own: {method: data it reads}, for the model's reference.own.
+    conditioner: changes the network's inputs at every denoising step; likewise a PyTreeNode or None.
+    own: {method: data that it reads}, for the model's reference.own.
     trees: {name: tree} for a single format, such as E4T's head and offsets.
     about: {"method", "settings"} of its origin, plain values.
     model: the model folder to write it into; None for a file of its own.
@@ -42,6 +42,6 @@ class Adapter:
 
     @property
     def only_words(self) -> bool:
-        """Whether it holds words only, which have no strength."""
+        """Whether it has only words, which have no strength."""
         others = self.edits or self.trees or self.hook is not None or self.conditioner is not None
         return bool(self.words) and not others

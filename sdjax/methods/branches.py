@@ -3,8 +3,8 @@
     sd = sd.add(hooks=Branches({"unet": {"mid_block.attentions.0.proj_in": factors}}))
     sd = sd.fold()                                  # the same model without the hook
 
-If a kind's `run` makes no array of a weight's size, no gradient has one either.  The sums of layer and branch are added
-in float32, also if the network computes in bfloat16: rounding would lose a change of a thousandth.
+If a kind's `run` creates no array of a weight's size, neither does its gradient.  Layer and branch are added in
+float32, even if the network computes in bfloat16: rounding would lose a change of a thousandth.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Branches(struct.PyTreeNode):
     """The hook.  factors: {part: {module: {name: array}}}, see deltas.
 
     keys: one per example of a batch [B], for dropout; None drops nothing.  strength: factor of all changes.
-    units, ranks, modules: dropout rates of single numbers, of ranks and of whole modules.
+    units, ranks, modules: dropout rates for single numbers, ranks and whole modules.
     """
 
     factors: Any
@@ -57,15 +57,15 @@ class Branches(struct.PyTreeNode):
         return more * kept(keys, self.modules, "module", len(x), (1,) * (x.ndim - 1)) if self.modules else more
 
     def fold(self, sd: StableDiffusion) -> StableDiffusion | None:
-        """Returns sd, without this hook, with the changes in its weights; changed weights are float32.
+        """Returns sd without this hook, with the changes in its weights; changed weights are float32.
 
-        Returns None if a network computes in less than float32: rounding a weight would be larger than its change.
+        Returns None if a network computes in less than float32, since rounding could exceed the change of a weight.
         """
         narrow = any(jnp.dtype(sd.networks[part].dtype) != jnp.float32 for part in self.factors)
         return None if narrow else self.merged(sd)
 
     def merged(self, sd: StableDiffusion) -> StableDiffusion:
-        """Returns sd, without this hook, with the changes in float32 weights, whatever type its networks compute in."""
+        """Returns sd without this hook, with the changes in float32 weights, for networks of any type."""
         parts = {}
         for part, modules in self.factors.items():
             stacks = {f"{name}.kernel": ((Factored(f), self.strength),) for name, f in modules.items()}

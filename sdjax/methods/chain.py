@@ -23,7 +23,7 @@ from sdjax.stable_diffusion import StableDiffusion
 class Chain(Method):
     """Trains several methods together: splits them in order, joins them in reverse.
 
-    A part with a loss or previews of its own trains alone.
+    A method with its own loss or previews cannot be a part.
     """
 
     parts: tuple = ()
@@ -81,10 +81,11 @@ class Chain(Method):
         return frozen
 
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
-        """Returns the parts' adapters as one; None if one is a whole model and no other belongs into a model folder, or
-        if one adapter cannot hold what all of them do.
+        """Returns the parts' adapters as one.
 
-        Example: E4T's encoder goes into the folder of a model whose UNet Full trained.
+        None if a part is a whole model and no other part goes into its folder, or if one adapter cannot hold them all.
+
+        Example: E4T's encoder goes into the folder of the model whose UNet Full trained.
         """
         found = []
         for i, part in reversed(list(enumerate(self.parts))):
@@ -127,22 +128,22 @@ class Chain(Method):
 
     @property
     def look(self) -> Callable | None:
-        """Shows the run's picture to every part that reads it; None if none does."""
+        """A function that gives the run's picture to every part that reads it, or None."""
         return self._look if any(part.look is not None for part in self.parts) else None
 
     @property
     def project(self) -> Callable | None:
-        """Applies every part's bound; None if none has one."""
+        """A function that applies every part's bound, or None."""
         return self._project if any(part.project is not None for part in self.parts) else None
 
     @property
     def measure(self) -> Callable | None:
-        """Returns every part's measurements; None if none has any."""
+        """A function that returns every part's measurements, or None."""
         return self._measure if any(part.measure is not None for part in self.parts) else None
 
     @property
     def finish(self) -> Callable | None:
-        """Finishes every part after the last step; None if none needs it."""
+        """A function that finishes every part after the last step, or None."""
         return self._finish if any(part.finish is not None for part in self.parts) else None
 
     def _look(self, frozen, trained, pixels):
@@ -169,14 +170,14 @@ class Chain(Method):
 
 
 def _folded(key, i):
-    """Returns the key of part i, of one key or of one per example."""
+    """Returns the key, or the keys per example, of part i."""
     if key is None or not key.ndim:
         return None if key is None else jax.random.fold_in(key, i)
     return jax.vmap(lambda one: jax.random.fold_in(one, i))(key)
 
 
 def _together(adapters, about):
-    """Returns one adapter of several; None where one cannot hold them: it has one edit of a weight, and one hook."""
+    """Returns several adapters as one; None if it cannot hold them, with one edit per weight and one hook."""
     things = [thing for one in adapters for thing in _things(one)]
     if len(things) != len(set(things)):
         return None

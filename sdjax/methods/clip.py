@@ -2,10 +2,10 @@
 
     Clip()      with batches of {"pixels", "ids"}; the loss is over the whole global batch
 
-The text projection and the temperature have no part in a diffusers model; sd.reference.clip holds them, on disk the
+The text projection and the temperature have no part in a diffusers model; sd.reference.clip holds them, and on disk the
 folder clip/.
 
-Source: Radford et al. 2021 (arXiv 2103.00020), figure 3; temperature as there, learned and at most 100.
+Source: Radford et al. 2021 (arXiv 2103.00020), figure 3, with its temperature: learned and at most 100.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from sdjax.methods.method import Method
 from sdjax.models.clip import clip_pixels, pooled
 from sdjax.stable_diffusion import StableDiffusion
 
-ENCODER = "text_encoder"  # whose words are trained
+ENCODER = "text_encoder"  # the trained text encoder
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Clip(Method):
     def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
         """Returns ({"text_encoder", "image_encoder", "text_projection" [C P], "logit_scale"}, sd without them).
 
-        Projection and temperature continue from the model's, otherwise they start as in CLIP.
-        Raises ValueError when the model has no image encoder.
+        Projection and temperature continue from the model's own; without them they start as in CLIP.
+        Raises ValueError if the model has no image encoder.
         """
         if "image_encoder" not in sd.parts:
             raise ValueError("method=Clip: the model has no image_encoder; give it one with vision=FOLDER")
@@ -86,9 +86,9 @@ class Clip(Method):
         step: Array,
         axis: str | None = None,
     ) -> tuple[Array, dict[str, Array]]:
-        """Returns the mean of both cross entropies of scale * cos(image_i, text_j) over the global batch; its accuracy.
+        """Returns (mean of both cross entropies of scale * cos(image_i, text_j) over the global batch, metrics).
 
-        axis: the mapped axis over which embeddings are gathered, where the batch is split over one (pmap).
+        axis: the mapped axis that embeddings are gathered over, if the batch is split (pmap).
         """
         sd = self.join(frozen, trained)
         image = embed_images(sd, batch["pixels"])

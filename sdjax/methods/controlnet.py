@@ -59,7 +59,7 @@ class ControlNet(Method):
         return frozen.add(wrappers=wrappers.ControlNet(trained["controlnet"], network=self._network(frozen)))
 
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
-        """Returns the weights, and in `about` its config as config.json has it."""
+        """Returns the weights, with the content of config.json in `about`."""
         config = self._network(frozen).config.to_json()
         return Adapter(trees={"controlnet": trained["controlnet"]}, about={**about(self), "config": config})
 
@@ -85,7 +85,7 @@ def begun(network: controlnet.ControlNet, unet: Tree, key: Array | None) -> Tree
 
 
 def _hint_encoder(network, key):
-    """Returns the weights of a new encoder of hints, their shapes without a key."""
+    """Returns the weights of a new hint encoder; without a key, their shapes."""
     init, hint = controlnet.HintEncoder(network.config).init, network.example()["hint"]
     if key is None:
         return jax.eval_shape(init, jax.random.key(0), hint)["params"]

@@ -3,8 +3,8 @@
     Chain((TextualInversion("<new1>", init="ktn"), CustomDiffusion()))
 
 In training, the key and value of the first token (start of text) get no gradient, because every prompt contains it.
-Source: Kumari et al. 2023, "Multi-Concept Customization of Text-to-Image Diffusion" (arXiv 2212.04488); the first
-token: the authors' code, as diffusers' CustomDiffusionAttnProcessor has it.
+Source: Kumari et al. 2023, "Multi-Concept Customization of Text-to-Image Diffusion" (arXiv 2212.04488); for the first
+token, the authors' code and diffusers' CustomDiffusionAttnProcessor.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from sdjax.methods.method import Method, about
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
-READING = r"attn2\.to_(k|v)\.kernel$"  # of the text
+READING = r"attn2\.to_(k|v)\.kernel$"  # keys and values of the text
 ALL = r"attn2\.to_(k|v|q|out\.0)\."
 
 
@@ -31,14 +31,14 @@ ALL = r"attn2\.to_(k|v|q|out\.0)\."
 class CustomDiffusion(Method):
     """Trains the key and value projections of every cross-attention in the UNet.
 
-    query: train to_q and to_out too, diffusers' freeze_model=crossattn.
+    query: also train to_q and to_out, as with diffusers' freeze_model=crossattn.
     """
 
     query: bool = False
     formats = ("custom_diffusion",)
 
     def split(self, sd: StableDiffusion, key: Key[Array, ""] | None = None) -> tuple[dict[str, Any], StableDiffusion]:
-        """Returns ({"unet": float32 copies of the chosen weights}, sd as it is).
+        """Returns ({"unet": float32 copies of the chosen weights}, sd unchanged).
 
         Raises SettingError for a model whose UNet reads no text.
         """
@@ -70,7 +70,7 @@ class Start(struct.PyTreeNode):
     """A hook that stops the gradient of the first token's key and value in every cross-attention."""
 
     def intercept(self, part: str, layer: Any, args: tuple, kwargs: dict, at: Any, cond: Any) -> Any:
-        """Returns what the layer computes."""
+        """Returns the layer's output, without a gradient for the first token."""
         if part == "unet" and at.method_name == "attend" and at.module.name == "attn2":
             q, k, v = args
             args = q, _still(k), _still(v)

@@ -3,15 +3,15 @@
     E4T(word="*s", domain="face")                                      pre-training on a domain
     Chain((E4T(word="*s", domain="face"), Full(("unet",))))            5 to 15 steps on one image
 
-A head (methods/heads/) makes a move E of what a vision tower sees in the concept image and what the UNet sees in the
-current noisy latents with the empty prompt.  It moves the domain's row of the token table:
+A head (methods/heads/) computes an offset E from a vision tower's features of the concept image, and from the UNet's
+features of the current noisy latents with the empty prompt.  E moves the domain's row of the token table:
 
     v* = e_domain + s E(image, z_t, t),     loss = |eps - U(z_t, t, T(prompt with v*))|^2 + lambda |E|^2
 
-Source: Gal et al. 2023, "Encoder-based Domain Tuning" (arXiv 2302.12228), figure 2 and section 4.  Open in the paper
-and our choice: the penalty on E (per example, summed over C) rather than on v*.  Pre-training makes the paper's head;
-tuning takes that of the file it starts from, so that the public encoder of the unofficial E4T serves too, whose
-penalty is on v* (heads/tokens.py).
+Source: Gal et al. 2023, "Encoder-based Domain Tuning" (arXiv 2302.12228), figure 2 and section 4.  The paper does not
+define the penalty; our choice is E (per example, summed over C) rather than v*.  Pre-training creates the paper's head.
+Tuning takes the head of its initial file, so it also works with the public encoder of the unofficial E4T, which has its
+penalty on v* (heads/tokens.py).
 """
 
 from dataclasses import dataclass
@@ -43,10 +43,10 @@ class E4T(Method):
 
     word: the placeholder in prompts.  domain: the word that it starts from.
     scale: s, 0.1 in the paper.
-    penalty: lambda of each example; the unofficial code's 0.01 for pre-training applies to the sum over the batch, so
+    penalty: lambda, per example; the unofficial code's 0.01 for pre-training applies to the sum over the batch, so
     multiply it by the batch size.
     features: "all" maps of the UNet's encoder (13 for SD 1.5), or the last of each "level" (4).
-    vision: train a copy of the image encoder too.
+    vision: also train a copy of the image encoder.
     """
 
     word: str = "*s"
@@ -68,8 +68,7 @@ class E4T(Method):
     def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
         """Returns ({"head", "offsets"[, "vision"]}, sd with the word, and its pretrained encoder half in `reference`).
 
-        key=None: head and offsets are shapes; drawing SD 1.5's offsets would take 143 million numbers, and a file
-        replaces them.
+        key=None: head and offsets are shapes, for a file to fill; SD 1.5's offsets would be 143 million random numbers.
         Raises ValueError if the domain word is not one token, the model has no image encoder, or has several text
         encoders.
         """
@@ -103,9 +102,9 @@ class E4T(Method):
         return sd.with_parts(unet=offsets.apply(unet, stacked))
 
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
-        """Returns the encoder, the offsets by weight, the models that the encoder reads and the picture it looked at.
+        """Returns the encoder, the offsets by weight, the encoder's reference models and its picture.
 
-        It applies to the model without E4T: `frozen`.
+        The adapter is for the model without E4T: `frozen`.
         """
         own = {**trained, "offsets": offsets.by_name(frozen.parts["unet"], trained["offsets"])}
         seen = seen_by(frozen)
@@ -116,8 +115,9 @@ class E4T(Method):
         return Adapter(trees=own, about=about(self), model=frozen)
 
     def look(self, frozen: StableDiffusion, trained: Any, pixels: Array) -> StableDiffusion:
-        """Returns frozen with the features of the run's one picture, [H W 3] in [-1, 1]; a trained tower computes
-        them anew.
+        """Returns frozen with the run's only picture, [H W 3] in [-1, 1], and its features.
+
+        If the tower trains, features are computed at every step instead.
         """
         if self.vision:
             return with_seen(frozen, concept=pixels)
@@ -130,7 +130,7 @@ class E4T(Method):
         return Encoder(trained["head"], tower, frozen.ids(self.word)[ENCODER], self.scale, self.penalty, **static)
 
     def head(self, sd: StableDiffusion, key: Array | None = None) -> dict[str, Any]:
-        """Returns the initial weights of the paper's head, see heads/layers.py; without a key their shapes."""
+        """Returns the initial weights of the paper's head, see heads/layers.py; without a key, their shapes."""
         made = Layers(self.features)
         return made.shapes(sd) if key is None else made.create(sd, key)
 
@@ -139,7 +139,7 @@ class Encoder(struct.PyTreeNode, Conditioner):
     """E4T's encoder as a conditioner: predicts v* at every denoising step and encodes the prompt with it.
 
     head: the weights of `kind`.  tower: the weights of the vision tower `network`.  word: int32 [1], the word's id.
-    strength: a further factor of E, from an adapter; 0 gives the domain word.
+    strength: another factor of E, from an adapter; 0 gives the domain word.
     """
 
     head: Any
@@ -193,14 +193,14 @@ class Encoder(struct.PyTreeNode, Conditioner):
 
 
 def _concept(sd, cond):
-    """Returns the pictures to look at, [B H W 3]: each row's own, else the one of the run."""
+    """Returns the pictures for the encoder, [B H W 3]: each row's own, or else the run's only one."""
     if "concept" not in cond.own and seen_by(sd).concept is None:
         raise ValueError("data.concept='': the encoder needs one picture, or with several 'same' or 'other'")
     return cond.own["concept"] if "concept" in cond.own else seen_by(sd).concept[None]
 
 
 def look(sd: StableDiffusion, pixels: Float[Array, "H W 3"]) -> StableDiffusion:
-    """Returns sd whose E4T encoder looks at one image, pixels [H W 3] in [-1, 1]; its CLIP features are computed once.
+    """Returns sd with one picture for its E4T encoder, pixels [H W 3] in [-1, 1]; computes its CLIP features once.
 
     Raises ValueError if sd has no E4T encoder.
     """
@@ -215,7 +215,7 @@ def _seen(encoder, sd, pixels):
 
 
 def features(encoder: Encoder, pixels: Float[Array, "H W 3"]) -> Float32[Array, "1 n D"]:
-    """Returns the features of one picture that an encoder's head takes, pixels [H W 3] in [-1, 1]."""
+    """Returns the features of one picture for an encoder's head, pixels [H W 3] in [-1, 1]."""
     return _see(encoder, pixels[None])
 
 
@@ -228,9 +228,9 @@ def plain_model(sd: StableDiffusion, levels: int = 32) -> StableDiffusion:
     """Returns sd without its encoder; the word's embedding is the mean of v* over `levels` noise levels of its own
     picture.
 
-    Programs that run no encoder between the steps can load the result; the weights already hold the offsets.
+    Programs without an encoder can load the result; the weights already contain the offsets.
     Our choice: times spread evenly over the schedule, noise from fixed seeds, one embedding for all times.
-    Raises ValueError if sd has no E4T encoder that looks at a picture.
+    Raises ValueError if sd has no E4T encoder with a picture.
     """
     encoders = [c for c in sd.conditioners if isinstance(c, Encoder)]
     if len(encoders) != 1 or seen_by(sd).concept is None:

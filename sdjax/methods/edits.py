@@ -1,4 +1,4 @@
-"""Edits of weights: the change of one weight by a method or a file, and weights with all of their edits.
+"""Edits: changes of single weights by methods or files, and the sum of all edits of a weight.
 
     tree = merge(sd.parts["unet"], {"conv_in.kernel": ((Factored({"down": a, "up": b, "scale": 1.0}), 0.8),)})
 
@@ -26,8 +26,9 @@ class Edit(Protocol):
     """The change of a weight, a pytree of arrays; edits of equal structure and shapes share compiled code."""
 
     def change(self, weight: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
-        """Returns D(W); W has a file's layout, [out in] or [out in height width].  Raises ValueError if shapes do
-        not fit.
+        """Returns D(W); W has a file's layout, [out in] or [out in height width].
+
+        Raises ValueError if shapes do not fit.
         """
         ...
 
@@ -40,7 +41,7 @@ class Factored(Edit):
     factors: dict[str, Any]
 
     def change(self, weight: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
-        """Returns D(W), float32, of the factors' kind."""
+        """Returns D(W), float32."""
         wide = {name: jnp.asarray(value, jnp.float32) for name, value in self.factors.items()}
         return deltas.of(wide).change(wide, weight)
 
@@ -51,8 +52,8 @@ Stack = tuple[tuple[Edit, Any], ...]  # edits of one weight, each with its stren
 def merge(tree: Tree, stacks: Mapping[str, Stack], compute: DTypeLike = jnp.float32) -> Tree:
     """Returns the tree with W + sum_i s_i D_i(W) for every W in stacks, {dotted name: ((Edit, strength), ...)}.
 
-    compute: the type that the network computes in.  With float32 the changed weights become float32.  With a narrower
-    type they keep their own type and are rounded to a value of `compute`, see `dithered`.
+    compute: the network's compute type.  With float32 the changed weights become float32.  With a narrower type they
+    keep their own type and are rounded to a value of `compute`, see `dithered`.
     """
     compute = jnp.dtype(compute)
 
@@ -71,9 +72,9 @@ def _merged(weight, stack, compute):
 def summed(
     weight: Float[Array, "*shape"], edits: tuple[Edit, ...], strengths: tuple[Any, ...], compute: Any = jnp.float32
 ) -> Float[Array, "*shape"]:
-    """Returns a weight in Flax's layout with edits of several strengths, for a network that computes in `compute`.
+    """Returns a weight in Flax's layout with its edits at their strengths, for a network that computes in `compute`.
 
-    Strengths are arrays, so another strength does not recompile.
+    Strengths are arrays, so that another strength does not recompile.
     """
     base = to_file(weight.astype(jnp.float32))
     changes = (strength * edit.change(base) for edit, strength in zip(edits, strengths, strict=True))
@@ -84,9 +85,9 @@ def summed(
 def dithered(x: Float32[Array, "*shape"], dtype: DTypeLike) -> Float[Array, "*shape"]:
     """Returns x in a narrower type, rounded up or down at random so that the expected value is x.
 
-    Rounding to the nearest value would return W for changes below half a unit in W's last place, and lose them.
-    Values of the narrower type do not change.  The random number is a hash of the element's position, equal in every
-    call (our choice: murmur3's finaliser).
+    Rounding to the nearest value would lose changes below half a unit in W's last place.  Values of the narrower type
+    do not change.  The random number is a hash of the element's position, the same in every call (our choice: murmur3's
+    finaliser).
     """
     near = x.astype(dtype)
     rest = x - near.astype(jnp.float32)
@@ -96,7 +97,7 @@ def dithered(x: Float32[Array, "*shape"], dtype: DTypeLike) -> Float[Array, "*sh
 
 
 def _chance(shape):
-    """Returns numbers in [0, 1) that look random, one per entry."""
+    """Returns pseudo-random numbers in [0, 1), one per entry."""
     bits = jax.lax.iota(jnp.uint32, math.prod(shape))
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)

@@ -26,7 +26,7 @@ from sdjax.trees import Tree
 
 LINEAR = "linear"
 INITIALISATIONS = ("Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal")  # A1111's names
-DEVIATION = 0.01  # of Normal, and of norms in every initialisation: A1111
+DEVIATION = 0.01  # standard deviation of Normal, and of norms in every initialisation: A1111
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Hypernetwork(Method):
 
     layer_structure: widths as multiples of the input width; the first and last are 1.
     activation: "linear", "relu", "leakyrelu", "mish" ...: torch's activations in lower case.
-    activate_output: apply the activation after the last layer too.  layer_norm: normalise after each layer.
+    activate_output: also apply the activation after the last layer.  layer_norm: normalise after each layer.
     dropout: a rate per width of layer_structure, such as (0, 0.3, 0), with 0 at both ends; () is off.
     weight_init: Normal, XavierUniform, XavierNormal, KaimingUniform or KaimingNormal; biases start at 0.
     zero: start the last layer at zero, so that the model is unchanged before training.
@@ -96,7 +96,7 @@ class Hypernetwork(Method):
         return {str(size): {name: network(size, name) for name in PROJECTIONS} for size in sizes}
 
     def _first(self, row, size, scale, key):
-        """Returns a row's first weights, times `scale`."""
+        """Returns a row's initial weights, times `scale`."""
         (name, shape), (bias, width) = hypernetworks.shapes(row, size).items()
         kind = "Normal" if row.norm else self.weight_init
         return {name: scale * _drawn(kind, shape, key), bias: jnp.zeros(width)}
@@ -122,7 +122,7 @@ def widths(sd: StableDiffusion) -> tuple[int, ...]:
 
 
 def _learns(last):
-    """Returns whether a last layer of zeros gives zero, and can leave it."""
+    """Returns whether a last layer of zeros outputs zero but still gets a gradient."""
     if last.norm or last.activation is None:
         return True
     value, slope = jax.value_and_grad(ACTIVATIONS[last.activation])(0.0)
@@ -130,7 +130,7 @@ def _learns(last):
 
 
 def _drawn(kind: str, shape: tuple[int, ...], key: Array) -> Tree | Array:
-    """Returns weights [in out] or [out] of one of A1111's initialisations, which are torch's with a gain for ReLU."""
+    """Returns weights [in out] or [out] by one of A1111's initialisations: torch's, with a gain for ReLU."""
     if kind == "Normal":
         return DEVIATION * jax.random.normal(key, shape)
     entering, leaving = shape

@@ -1,11 +1,11 @@
-"""LoRA and its relatives: low-rank changes of chosen layers, trained beside frozen weights.
+"""LoRA and its relatives: trained low-rank changes of chosen layers; the weights stay frozen.
 
     Lora(rank=16)                                          the UNet's transformers, 192 layers of SD 1.5
     Lora(text_encoder=True, convolutions=8)                with the text encoder, and LoCon: residual blocks at rank 8
     Lora(algo="dora", ranks=((r"up_blocks", 32), (r"attn1", 0)))
     Chain((TextualInversion("<cat>"), Lora()))             pivotal tuning
 
-LoRA+ and rates per block are rates of the optimizer: optim.rates=((r"down_blocks.*up$", 8), (r"up$", 16)).
+LoRA+ and rates per block are settings of the optimizer: optim.rates=((r"down_blocks.*up$", 8), (r"up$", 16)).
 Sources: deltas/*.py; rsLoRA: Kalajdzievski 2023 (arXiv 2312.03732); LoRA+: Hayou et al. 2024 (arXiv 2402.12354);
 dropout of ranks and modules, and the largest norm: sd-scripts.
 """
@@ -32,7 +32,7 @@ from sdjax.settings import BELOW_1, FROM_0, FROM_1, SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
 INITS = ("default", "pissa")
-BEGUN = "lora"  # in reference.own: {part: {module: factors}} that training took out of the base
+BEGUN = "lora"  # in reference.own: {part: {module: factors}} that training subtracted from the base
 TEXT = r"^text_encoder(_\d)?\..*\.(self_attn|mlp)\."  # 72 layers of SD 1's
 CONVOLUTIONS = r"^unet\..*\.(resnets|downsamplers|upsamplers)\."  # 86 layers of SD 1.5
 
@@ -45,13 +45,13 @@ class Lora(Method):
     alpha: the change is scaled by alpha / rank; None is the rank.  rslora: scale by alpha / sqrt(rank).
     algo: lora, dora, loha, lokr or oft.
     targets: regular expression of layer names such as "unet.mid_block.attentions.0.proj_in".
-    text_encoder: train layers of the text encoder too.
+    text_encoder: also train layers of the text encoder.
     convolutions: rank of convolutions in residual blocks and resampling (LoCon); 0 is off.
     ranks: (pattern, rank) pairs; the first match sets a layer's rank, 0 leaves the layer out.  All ranks share the
     quotient alpha / rank.
     init: for lora and dora; pissa starts from the largest singular values and removes them from the base.
-    dropout: rate between LoRA's factors, drawn per example.  rank_dropout: rate of ranks, with loha and lokr of
-    outputs, with oft of blocks.  module_dropout: rate of whole changes.
+    dropout: rate between LoRA's factors, drawn per example.  rank_dropout: rate for ranks (loha and lokr: outputs; oft:
+    blocks).  module_dropout: rate for whole changes.
     max_norm: largest norm of a change, enforced after each step; 0 is off.
     factor: for lokr, how to split sizes; -1 splits as evenly as possible.  constraint: for oft, per output; 0 is off.
     """
@@ -98,7 +98,7 @@ class Lora(Method):
     # ---- which layers ----------------------------------------------------------------------------
 
     def _chosen(self, sd):
-        """Returns {part: {module: (kernel, rank)}} of the layers that train."""
+        """Returns {part: {module: (kernel, rank)}} of the trained layers."""
         found = {}
         for part, tree in sd.parts.items():
             if part != "unet" and not part.startswith("text_encoder"):
@@ -115,7 +115,7 @@ class Lora(Method):
         return found
 
     def _rank(self, name):
-        """Returns the rank of a layer, 0 where it does not train."""
+        """Returns the rank of a layer; 0 if it does not train."""
         own = next((rank for pattern, rank in self.ranks if re.search(pattern, name)), None)
         convolution = bool(self.convolutions and re.search(CONVOLUTIONS, name))
         if not (convolution or re.search(self.targets, name) or self.text_encoder and re.search(TEXT, name)):
@@ -123,7 +123,7 @@ class Lora(Method):
         return own if own is not None else self.convolutions if convolution else self.rank
 
     def scale(self, rank: int) -> float:
-        """Returns a, the factor of the product of a layer's factors."""
+        """Returns a, the scale of the product of a layer's factors."""
         alpha = rank if self.alpha is None else self.alpha * rank / self.rank
         return alpha / rank**0.5 if self.rslora else alpha / rank
 
@@ -149,7 +149,7 @@ class Lora(Method):
         return trained, self._without_start(trained, sd) if self.init != "default" else sd
 
     def _without_start(self, trained, sd):
-        """Returns sd that remembers what training takes out of its weights."""
+        """Returns sd with the initial factors that training subtracts from its weights in reference.own."""
         if BEGUN in sd.reference.own:
             raise SettingError("init", self.init, "default: the model's weights have lost a part already")
         first = {
@@ -159,8 +159,9 @@ class Lora(Method):
         return sd.with_own(**{BEGUN: trees.copy(first)})
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Key[Array, "..."] | None = None) -> StableDiffusion:
-        """Returns sd with the changes as a hook beside its layers.  key: one per example [B], or a single one, for
-        dropout.
+        """Returns sd with the changes as a hook around its layers.
+
+        key: for dropout; one per example [B], or a single one.
         """
         random = self.dropout or self.rank_dropout or self.module_dropout
         keys = None if key is None or not random else key if key.ndim else key[None]
@@ -169,7 +170,7 @@ class Lora(Method):
         return frozen.add(hooks=Branches(factors, keys, **rates))
 
     def _taken(self, frozen, trained):
-        """Returns (frozen without what only this method keeps there, {part: {module: all factors of a change}})."""
+        """Returns (frozen without this method's own data, {part: {module: all factors of a change}})."""
         own = dict(frozen.reference.own)
         first = own.pop(BEGUN, {}) if self.init != "default" else {}
         factors = {
@@ -179,7 +180,10 @@ class Lora(Method):
         return frozen.with_reference(own=own), factors
 
     def _whole(self, f, first=None):
-        """Returns a layer's factors with scale and alpha; those of the start count against them, at twice the rank."""
+        """Returns a layer's factors with scale and alpha.
+
+        first: the initial factors, which are subtracted by concatenation, at twice the rank.
+        """
         if self.algo == "oft":
             blocks, side, _ = f["oft_blocks"].shape
             most = self.constraint * blocks * side
@@ -220,7 +224,7 @@ class Lora(Method):
         return self._shrunk if self.max_norm else None
 
     def _shrunk(self, trained):
-        """Returns the trained factors with every change's norm at most max_norm, each factor shrunk alike."""
+        """Returns the trained factors with every change's norm at most max_norm; all its factors shrink equally."""
         kind = deltas.named(self.algo)
 
         def shrink(f):

@@ -1,4 +1,4 @@
-"""The contract of a method: two functions, and optional members.
+"""The interface of a method: two functions, and optional members.
 
     @dataclass(frozen=True)
     class Bias(Method):                                                    # in a file of this package or in a recipe
@@ -10,7 +10,7 @@
             return frozen.with_parts(unet=trees.merge(frozen.parts["unet"], trained))
 
 Law: join after split leaves the model's output unchanged.  A method acts by edits of weights, by hooks and by
-conditioners.  A network beside the UNet, such as a ControlNet, joins as a wrapper (sdjax.stable_diffusion).
+conditioners.  An additional network, such as a ControlNet, joins as a wrapper (sdjax.stable_diffusion).
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from sdjax.stable_diffusion import StableDiffusion
 
 
 class Method(Protocol):
-    """A frozen dataclass of settings with this class as its base, which supplies the defaults.
+    """A frozen dataclass of settings; this class is its base and supplies the defaults.
 
     loss: loss(frozen, trained, batch, key, step, axis=None) -> (scalar, metrics), instead of the diffusion loss.
     look: look(frozen, trained, pixels) -> frozen, before the first step of a run on one picture [H W 3] in [-1, 1].
@@ -33,11 +33,11 @@ class Method(Protocol):
     preview: preview(sd, batch) -> {label: pictures uint8 [B H W 3]}, instead of pictures of the run's prompts.
     pixels: whether batches hold pixels instead of moments.
     whole_batch: whether the loss needs all rows at once, so that gradients cannot be accumulated.
-    words: the placeholders that train.  unwanted: those for the negative prompt.
+    words: the trained placeholders.  unwanted: placeholders for the negative prompt.
     formats: names of file formats (formats/adapters); a run writes the first that can hold the result.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]  # of the dataclass that it is
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # tells type checkers that it is a dataclass
     loss: Any = None
     look: Any = None
     project: Any = None
@@ -80,7 +80,7 @@ class Method(Protocol):
         return set()
 
     def adapter(self, frozen: StableDiffusion, trained: Any) -> Adapter | None:
-        """Returns what was learned, or None for a whole model.
+        """Returns the result of training, or None for a whole model.
 
         The default is the trained tree itself, which only the method's own code can read.
         """

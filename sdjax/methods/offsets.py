@@ -5,12 +5,12 @@ With kernels as Flax stores them, [in, out], a learned constant v and two linear
     M0 = a b^T                       M1 = Wc M0 + bc 1^T                   D = M1 Wr^T + 1 br^T          (as published)
     D  = (Wc a)(Wr b)^T + bc (Wr 1)^T + 1 br^T                                                           (as computed)
 
-so three outer products replace the products of full matrices.  Wr and br start at zero (our choice; the paper's
-initialisation is not known, and the prior must survive the first step), hence D = 0 at the start.
+so three outer products replace the products of full matrices.  Wr and br start at zero, so D = 0 at the start.  This is
+our choice, since the paper's initialisation is not known and the prior must survive the first step.
 
-Generators of weights of one shape are kept stacked, {"160x160": generator with leaves [n ...]}, in the order of the
-weights' names: few and large operations, which compile several times faster.  Files hold one generator per weight, see
-`by_name`.
+Generators for weights of one shape are stacked, {"160x160": generator with leaves [n ...]}, in the order of the
+weights' names.  This gives few, large operations, which compile several times faster.  Files hold one generator per
+weight, see `by_name`.
 
 Source: Gal et al. 2023 (arXiv 2302.12228), figure 2, "Weight Offsets".
 """
@@ -34,7 +34,7 @@ TARGETS = (
 
 
 def create(unet: Tree, key: Key[Array, ""] | None = None) -> Tree:
-    """Returns {shape: stacked generators} for every target of the UNet's tree, leaves or shapes; offsets are zero.
+    """Returns {shape: stacked generators} for every target in the UNet's tree of arrays or shapes; offsets are zero.
 
     key=None: shapes only.
     """
@@ -48,7 +48,7 @@ def create(unet: Tree, key: Key[Array, ""] | None = None) -> Tree:
 
 
 def groups(unet: Tree) -> dict[str, list[str]]:
-    """Returns {shape, as in "160x160": sorted names of its targets} for a UNet's tree, leaves or shapes."""
+    """Returns {shape, such as "160x160": sorted names of its targets} for a UNet's tree of arrays or shapes."""
     found = {}
     for name, weight in sorted(trees.matching(unet, TARGETS).items()):
         found.setdefault("x".join(map(str, weight.shape)), []).append(name)
@@ -56,7 +56,7 @@ def groups(unet: Tree) -> dict[str, list[str]]:
 
 
 def by_shape(unet: Tree, generators: Mapping[str, Any]) -> Tree:
-    """Returns {shape: stacked generators} of {weight's name: generator}."""
+    """Returns {shape: stacked generators} from {weight's name: generator}."""
     return {
         shape: jax.tree.map(lambda *leaves: jnp.stack(leaves), *(generators[name] for name in names))
         for shape, names in groups(unet).items()
@@ -64,7 +64,7 @@ def by_shape(unet: Tree, generators: Mapping[str, Any]) -> Tree:
 
 
 def by_name(unet: Tree, stacked: Mapping[str, Any]) -> Tree:
-    """Returns {weight's name: generator} of {shape: stacked generators}."""
+    """Returns {weight's name: generator} from {shape: stacked generators}."""
     return {
         name: jax.tree.map(lambda leaf, i=i: leaf[i], stacked[shape])
         for shape, names in groups(unet).items()
@@ -73,7 +73,7 @@ def by_name(unet: Tree, stacked: Mapping[str, Any]) -> Tree:
 
 
 def _uniform(key):
-    """Returns draw(shape, fan_in) -> float32, as torch's Linear is initialised."""
+    """Returns a function draw(shape, fan_in) -> float32, the initialisation of torch's Linear."""
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))  # on the host: nothing to compile per shape
     return lambda shape, fan_in: jnp.asarray(random.uniform(-(fan_in**-0.5), fan_in**-0.5, shape).astype(np.float32))
 
@@ -109,7 +109,7 @@ def offset(generator: Mapping[str, Any]) -> Float[Array, "in out"]:
 
 
 def moves(unet: Tree, stacked: Mapping[str, Any]) -> dict[str, Float[Array, "in out"]]:
-    """Returns {weight's name: D} of every weight of the UNet's tree that has a generator."""
+    """Returns {weight's name: D} for every weight in the UNet's tree that has a generator."""
     found = {}
     for shape, names in groups(unet).items():
         found |= dict(zip(names, jax.vmap(offset)(stacked[shape]), strict=True))
@@ -119,13 +119,13 @@ def moves(unet: Tree, stacked: Mapping[str, Any]) -> dict[str, Float[Array, "in 
 def apply(unet: Tree, stacked: Mapping[str, Any]) -> Tree:
     """Returns the UNet's tree with W (1 + D), float32, for every W that has a generator.
 
-    No narrower type: a weight of bfloat16 times 1.001 would be rounded to what it was.
+    A narrower type would lose small offsets: a bfloat16 weight times 1.001 rounds to the same weight.
     """
     found = moves(unet, stacked)
     return trees.edit(unet, TARGETS, lambda name, weight: weight.astype(jnp.float32) * (1 + found[name]))
 
 
 def beside(unet: Tree, stacked: Mapping[str, Any]) -> Branches:
-    """Returns the hook that adds x (W * D) to what a layer computes: for networks that round weights to less."""
+    """Returns the hook that adds x (W * D) to a layer's output, for networks that compute in a narrower type."""
     factors = {name.removesuffix(".kernel"): {"relative": to_file(x)} for name, x in moves(unet, stacked).items()}
     return Branches({"unet": factors})

@@ -1,4 +1,4 @@
-"""The inputs of E4T's encoder beside latents and times, in a model's reference under the method's name.
+"""The inputs of E4T's encoder besides latents and times, in a model's reference under the method's name.
 
     sd = sd.with_own(e4t=Seen(half(sd), empty(sd), domain, nothing))
     sd = with_seen(sd, concept=pixels)                 # seen_by(sd).concept
@@ -18,9 +18,9 @@ from sdjax.models.unet import UNetConfig
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.trees import Tree
 
-ENCODER = "text_encoder"  # whose rows the encoder makes
-E4T_OWN = "e4t"  # in reference.own: a Seen
-HALF = r"^(conv_in|time_embedding|class_embedding|down_blocks|mid_block)\b"  # what `features_only` runs
+ENCODER = "text_encoder"  # the text encoder of the word
+E4T_OWN = "e4t"  # key of the Seen in reference.own
+HALF = r"^(conv_in|time_embedding|class_embedding|down_blocks|mid_block)\b"  # the weights that `features_only` uses
 
 
 class Seen(struct.PyTreeNode):
@@ -41,22 +41,22 @@ class Seen(struct.PyTreeNode):
 
 
 def seen_by(sd: StableDiffusion) -> Seen:
-    """Returns what the encoder of sd reads."""
+    """Returns the inputs of sd's encoder."""
     return sd.reference.own[E4T_OWN]
 
 
 def with_seen(sd: StableDiffusion, **fields: Any) -> StableDiffusion:
-    """Returns sd whose encoder reads other things, such as concept=pixels."""
+    """Returns sd with other inputs for its encoder, such as concept=pixels."""
     return sd.with_own(**{E4T_OWN: seen_by(sd).replace(**fields)})
 
 
 def half(sd: StableDiffusion) -> Tree:
-    """Returns the weights of sd's UNet that its features come from."""
+    """Returns the weights of sd's UNet that its features depend on."""
     return trees.partition(sd.parts["unet"], HALF)[0]
 
 
 def empty(sd: StableDiffusion) -> Float[Array, "1 L C"]:
-    """Returns what the UNet is told of the empty prompt, [1 L C]."""
+    """Returns the UNet's context for the empty prompt, [1 L C]."""
     return jax.jit(lambda sd, ids: sd.condition(ids).unet.context)(sd, sd.tokenize([""]))
 
 
@@ -73,6 +73,6 @@ def map_widths(config: UNetConfig) -> tuple[int, ...]:
 
 
 def level_maps(config: UNetConfig) -> tuple[int, ...]:
-    """Returns which maps are the last before each downsampler and the middle: (2, 5, 8, 12) for SD 1.5."""
+    """Returns the numbers of the last map before each downsampler, and of the middle: (2, 5, 8, 12) for SD 1.5."""
     ends = itertools.accumulate(count + 1 for count in config.levels("layers_per_block")[:-1])
     return (*(end - 1 for end in ends), len(map_widths(config)) - 1)

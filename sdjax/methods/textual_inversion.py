@@ -54,29 +54,29 @@ class TextualInversion(Method):
 
     @property
     def unwanted(self) -> tuple[str, ...]:
-        """The placeholder where it is for the negative prompt."""
+        """The placeholder, if it is for the negative prompt."""
         return (self.word,) if self.negative else ()
 
     def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
-        """Returns ({"rows": {text encoder: [vectors C]}}, sd that knows the word).
+        """Returns ({"rows": {text encoder: [vectors C]}}, sd with the word).
 
-        Raises ValueError when the model knows the word with another number of vectors.
+        Raises ValueError if the model already has the word with another number of vectors.
         """
         sd = sd.add_word(self.word, self.vectors, self.init or None)
         return {"rows": self._start(sd)}, sd
 
     def _start(self, sd):
-        """Returns the rows that the word has in sd, float32: those before training where nothing was joined."""
+        """Returns the word's rows in sd, float32; in `frozen` these are the rows before training."""
         return trees.cast(sd.rows(self.word), jnp.float32)
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
-        """Returns sd whose word stands for the trained rows."""
+        """Returns sd with the trained rows for its word."""
         return frozen.with_rows(frozen.ids(self.word), trained["rows"])
 
     def measure(self, frozen: StableDiffusion, trained: Any) -> dict[str, Array]:
-        """Returns {"norm WORD", "drift WORD"}: the mean norm of the rows, and of how far they are from their start.
+        """Returns {"norm WORD", "drift WORD"}: the mean norm of the rows, and of their difference from the start.
 
-        Rows far longer than those of the table, about 0.4 in SD 1, drown the other words of a prompt.
+        Rows with a far larger norm than the table's, about 0.4 in SD 1, drown out the other words of a prompt.
         """
         rows, start = trained["rows"], self._start(frozen)
         moved = jax.tree.map(jnp.subtract, rows, start)
@@ -94,7 +94,7 @@ def _length(rows):
 
 
 def concepts(starts: Mapping[str, str], vectors: int = 1, **settings: Any) -> Chain:
-    """Returns the method that trains several words {word: init}, each by the pictures whose prompts say it.
+    """Returns the method that trains several words {word: init}, each with the pictures whose prompts contain it.
 
     data.words=(("cat", "<cat-toy>"), ("dog", "<my-dog>")) gives each sub-folder of pictures its word.
     """

@@ -4,14 +4,14 @@
     Vae(recon="l2")                                                        plain, for high PSNR
     Vae(recon="l2", pattern=r"^(decoder|post_quant_conv)\\.")               better pictures of the same latents
 
-The perceptual distance is LPIPS where the model was loaded with its weights (perceptual=vgg16.pth,lpips.pth, see
-formats/models/lpips.py), else that of the features of the model's own image encoder.
+The perceptual distance is LPIPS if the model was loaded with its weights (perceptual=vgg16.pth,lpips.pth, see
+formats/models/lpips.py), otherwise the distance of features of the model's own image encoder.
 
 Both players learn from one scalar, autoencoder loss + discriminator loss; each sees the other through stop_gradient.
 
-Source: Rombach et al. 2022, LDM's contperceptual.py, written per pixel here: LDM sums over pixels and averages over the
-batch, so its weights of the KL (1e-6) and of the critic stand against a sum; ours are divided by the number of
-pixels alike, which leaves the balance as it was.
+Source: Rombach et al. 2022, LDM's contperceptual.py, with losses per pixel here.  LDM sums over pixels and averages
+over the batch, so its weights of the KL (1e-6) and of the critic are relative to a sum.  Here all terms are divided by
+the number of pixels, which keeps the balance.
 """
 
 import dataclasses
@@ -74,14 +74,14 @@ class Vae(Method):
         return None
 
     def preview(self, sd: StableDiffusion, batch: dict[str, Any]) -> dict[str, Any]:
-        """Returns up to 8 pictures, and what the autoencoder makes of them."""
+        """Returns up to 8 pictures and their reconstructions."""
         pixels = batch["pixels"][:8]
         return {"pictures": to_pictures(pixels), "decoded": to_pictures(sd.decode(sd.encode(pixels)))}
 
     def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
         """Returns ({"vae"[, "critic"]}, sd without the autoencoder's trained weights).
 
-        Raises ValueError when no weight matches `pattern`, and for a perceptual loss without a network for it.
+        Raises ValueError if no weight matches `pattern`, and for a perceptual loss without a network for it.
         """
         if self.perceptual and "image_encoder" not in sd.parts and sd.reference.lpips is None:
             wanted = "0, since the model has neither LPIPS nor an image_encoder; give perceptual=FILE or vision=FOLDER"
@@ -91,7 +91,7 @@ class Vae(Method):
             raise SettingError("pattern", self.pattern, "a match among the names of vae's weights")
         trained = {"vae": trees.copy(chosen, jnp.float32)}
         if self.critic:
-            side = max(64, 8 << self.critic_layers)  # large enough for all layers; the weights are those of any size
+            side = max(64, 8 << self.critic_layers)  # large enough for all layers; the weights do not depend on it
             init = self._critic().init
             if key is None:
                 init, key = functools.partial(jax.eval_shape, init), jax.random.key(0)
@@ -113,7 +113,7 @@ class Vae(Method):
     ) -> tuple[Array, dict[str, Array]]:
         """Returns (autoencoder loss + discriminator loss, metrics) of pixels [B H W 3] in [-1, 1].
 
-        axis: the mapped axis over which the critic's weight is made, where the batch is split over one (pmap).
+        axis: the mapped axis that the critic's weight is averaged over, if the batch is split (pmap).
         """
         sd, x = self.join(frozen, trained), batch["pixels"]
         moments = sd.moments(x)
@@ -136,9 +136,9 @@ class Vae(Method):
     def finish(self, frozen: StableDiffusion, trained: Any, data: Any) -> tuple[StableDiffusion, Any]:
         """Returns (frozen, trained) with scaled latents of unit variance, measured on the means of 16 batches.
 
-        The weights change around the latents and scaling_factor stays, as programs that assume it need: with
-        s = 1 / (scaling_factor * std), quant_conv gives s * mean and logvar + 2 log(s), post_quant_conv takes z / s.
-        An autoencoder without these layers gets scaling_factor = 1 / std.  Where the encoder did not train, nothing
+        Only the weights around the latents change, since other programs assume the scaling_factor.  With s = 1 /
+        (scaling_factor * std), quant_conv gives s * mean and logvar + 2 log(s), and post_quant_conv takes z / s.
+        An autoencoder without these layers gets scaling_factor = 1 / std.  If the encoder did not train, nothing
         changes.
         """
         if not any(name.startswith("encoder.") for name in trees.names(trained["vae"])):
@@ -189,7 +189,7 @@ class Vae(Method):
         def fool(pixels):
             return -jnp.mean(judge.apply({"params": still(trained["critic"])}, pixels))
 
-        def decode(kernel):  # XLA finds that this decoding is the one already made
+        def decode(kernel):  # XLA merges this decoding with the first one
             return sd.with_parts(
                 vae=trees.edit(sd.parts["vae"], r"^decoder\.conv_out\.kernel$", lambda _, w: kernel)
             ).decode(still(z))

@@ -1,4 +1,4 @@
-"""The axes of a kernel here and in PyTorch's files: [in out] there is [out in], HWIO is OIHW."""
+"""Axes of kernels here and in PyTorch's files: [in out] here is [out in] there, and HWIO is OIHW."""
 
 from jaxtyping import Array, Float
 
@@ -7,10 +7,10 @@ FROM_FILE = {2: (1, 0), 4: (2, 3, 1, 0)}
 
 
 def to_file(weight: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns a weight with a file's axes; a vector stays as it is."""
+    """Returns a weight with a file's order of axes; a vector stays unchanged."""
     return weight.transpose(TO_FILE.get(weight.ndim, (0,)))
 
 
 def from_file(weight: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns a file's weight with our axes; a vector stays as it is."""
+    """Returns a file's weight with our order of axes; a vector stays unchanged."""
     return weight.transpose(FROM_FILE.get(weight.ndim, (0,)))

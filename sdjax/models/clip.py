@@ -1,4 +1,4 @@
-"""CLIP's two towers, and its way of preparing pictures.
+"""CLIP's two towers, and its preprocessing of pictures.
 
 Submodules are named as in transformers' CLIPTextModel (with the prefix text_model) and CLIPVisionModelWithProjection.
 
@@ -24,11 +24,11 @@ from sdjax.models.kernels.attention import attend
 from sdjax.models.layers import Conv, Dense, LayerNorm, gelu, join_heads, split_heads
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of [0, 1] pictures; openai/CLIP, clip.py, _transform
-STD = (0.26862954, 0.26130258, 0.27577711)  # the same place
-LEGACY_EOS = 2  # config.json files older than transformers PR 24773 hold this wrong id
+STD = (0.26862954, 0.26130258, 0.27577711)  # the same source
+LEGACY_EOS = 2  # wrong id in config.json files older than transformers PR 24773
 
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# The most of whole numbers that a config.json may ask for.
+# Largest accepted whole numbers in a config.json.
 MOST = {"vocab_size": 1 << 22, "num_hidden_layers": 1024, "image_size": 1 << 13, **dict.fromkeys(TOKENS, 1 << 22)}
 
 ACTIVATIONS = {
@@ -39,7 +39,7 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The text_encoder/config.json of a diffusers folder; defaults are those of transformers' CLIPTextConfig."""
+    """The text_encoder/config.json of a diffusers folder, with the defaults of transformers' CLIPTextConfig."""
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -56,9 +56,9 @@ class TextConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Returns the config of a parsed config.json.  Keys that CLIP does not read are ignored, as transformers does.
+        """Returns the config of a parsed config.json.  As in transformers, keys that CLIP does not use are ignored.
 
-        Raises ValueError for another model type, a config of both towers, and options that we do not have.
+        Raises ValueError for another model type, a config of both towers, and unsupported options.
         """
         return _read(cls, values, "clip_text_model")
 
@@ -74,7 +74,7 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
-    """The image_encoder/config.json of a diffusers folder; defaults are those of transformers' CLIPVisionConfig."""
+    """The image_encoder/config.json of a diffusers folder, with the defaults of transformers' CLIPVisionConfig."""
 
     hidden_size: int = 768
     intermediate_size: int = 3072
@@ -89,7 +89,7 @@ class ImageConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Returns the config of a parsed config.json.  Raises ValueError as TextConfig.from_json does."""
+        """Returns the config of a parsed config.json.  Raises the same errors as TextConfig.from_json."""
         config = _read(cls, values, "clip_vision_model")
         if config.num_channels != 3:
             raise ValueError(f"num_channels={config.num_channels!r}: pictures have 3 channels")
@@ -142,9 +142,9 @@ def _checked(field, value):
 
 
 class TextEncoder(nn.Module):
-    """CLIP's causal text tower: embed() looks words up, calling it runs the layers on the rows.
+    """CLIP's causal text tower: embed() looks up token rows; calling it runs the layers on the rows.
 
-    Between the two a caller may put rows of its own (textual inversion).  init with `method="initialise"`.
+    Between the two, a caller may replace rows (textual inversion).  init with `method="initialise"`.
     """
 
     config: TextConfig
@@ -164,8 +164,8 @@ class TextEncoder(nn.Module):
     def __call__(self, embeddings: Float[Array, "B L C"], skip: int = 0) -> Float[Array, "B L C"]:
         """Returns the context [B L C]: positions added, causal layers without the last `skip`, final norm.
 
-        skip: clip skip as a number of layers left out, 0 to num_hidden_layers - 1; diffusers' clip_skip.
-        Raises ValueError for another skip or more tokens than there are positions.
+        skip: number of last layers to skip, 0 to num_hidden_layers - 1; diffusers' clip_skip.
+        Raises ValueError for another skip and for more tokens than positions.
         """
         return self.text_model(embeddings, skip)
 
@@ -174,7 +174,7 @@ class TextEncoder(nn.Module):
         return self.text_model.states(embeddings)
 
     def norm(self, state: Float[Array, "B L C"]) -> Float[Array, "B L C"]:
-        """Returns a state [B L C] behind the final norm."""
+        """Returns a state [B L C] after the final norm."""
         return self.text_model.final_layer_norm(state)
 
     def initialise(self, ids: Int[Array, "B L"]) -> Float[Array, "B L C"]:
@@ -202,17 +202,19 @@ class ImageEncoder(nn.Module):
     ) -> tuple[Float[Array, "B P"], Float[Array, "B layers D"], Float[Array, "B N D"]]:
         """Returns (embeds [B P], class_tokens [B layers D], hidden [B N D]) of CLIP-normalised pixels [B s s 3].
 
-        embeds = projection(post_layernorm(class token)); class_tokens are those after each block and hidden the last
-        block's output, both before post_layernorm.  Raises ValueError for pictures of another side than image_size.
+        embeds = projection(post_layernorm(class token)).  class_tokens: the class token after each block.  hidden: the
+        last block's output.  Both are before post_layernorm.
+        Raises ValueError for pictures whose side is not image_size.
         """
         states = self.states(pixels)
         embeds = self.visual_projection(self.vision_model.post_layernorm(states[-1][:, 0]))
         return embeds, jnp.stack([state[:, 0] for state in states[1:]], axis=1), states[-1]
 
     def tokens(self, pixels: Float[Array, "B s s 3"]) -> Float[Array, "B N D"]:
-        """Returns the last block's output [B N D], the class token, which is first, behind post_layernorm.
+        """Returns the last block's output [B N D], with post_layernorm only on the class token, the first one.
 
-        What the towers of OpenCLIP 2.16 give with output_tokens and without a projection; later ones norm all tokens.
+        This is the output of OpenCLIP 2.16's towers with output_tokens and without a projection; later versions norm
+        all tokens.
         """
         last = self.states(pixels)[-1]
         return jnp.concatenate([self.vision_model.post_layernorm(last[:, :1]), last[:, 1:]], axis=1)
@@ -330,7 +332,7 @@ class _Attention(nn.Module):
         v: Float[Array, "B M heads d"],
         mask: Bool[Array, "#B #heads #N #M"] | None = None,
     ) -> Float[Array, "B N heads d"]:
-        """Returns the attention [B N heads d] of q, k, v [B N heads d]: a method, so that hooks can stand around it."""
+        """Returns the attention [B N heads d] of q, k, v [B N heads d]; a method, so that hooks can wrap it."""
         return attend(q, k, v, mask)
 
 
@@ -346,7 +348,7 @@ class _Mlp(nn.Module):
         return _dense(width, _residual_std(self.config), self.dtype, "fc2")(hidden)
 
 
-# Standard deviations at the start: openai/CLIP, model.py, initialize_parameters.
+# Initial standard deviations: openai/CLIP, model.py, initialize_parameters.
 def _residual_std(config):
     return (2 * config.hidden_size * config.num_hidden_layers) ** -0.5
 
@@ -360,10 +362,10 @@ def _embed(rows, width, std, dtype, name=None):
 
 
 def pooled(hidden: Float[Array, "B L C"], ids: Int[Array, "B L"], eos: int) -> Float[Array, "B C"]:
-    """Returns the row of each text's first EOS token [B C] (row 0 where there is none).
+    """Returns the row of each text's first EOS token [B C], or row 0 without one.
 
-    hidden: output of TextEncoder [B L C]; ids int [B L]; eos: config.eos_token_id.  eos = 2 stands in old config.json
-    files whose true EOS is the largest id, so then the row of the largest id is taken.
+    hidden: output of TextEncoder [B L C].  ids: int [B L].  eos: config.eos_token_id.  Old config.json files have eos =
+    2 although the true EOS is the largest id; then the row of the largest id is taken.
     Source: transformers, CLIPTextModel.
     """
     position = jnp.argmax(ids if eos == LEGACY_EOS else ids == eos, axis=1)
@@ -371,11 +373,11 @@ def pooled(hidden: Float[Array, "B L C"], ids: Int[Array, "B L"], eos: int) -> F
 
 
 def clip_pixels(pixels: Float[Array, "B H W 3"], size: int) -> Float32[Array, "B size size 3"]:
-    """Returns the pictures as CLIP's towers take them, [B size size 3] float32: resized, cropped, (x - MEAN) / STD.
+    """Returns the input of CLIP's towers, [B size size 3] float32: resized, cropped, (x - MEAN) / STD.
 
-    pixels: [B H W 3] in [-1, 1].  The shorter side is resized to `size`, the longer is cropped at the centre.
-    The resize is bicubic with Keys' a = -0.5, widened when shrinking: Pillow's BICUBIC and torch's with antialias=True
-    (equal to 1e-5 in tests); transformers' processor also rounds to 1/255 between, which we leave out.
+    pixels: [B H W 3] in [-1, 1].  The shorter side is resized to `size`, and the longer is cropped at the centre.
+    The resize is bicubic with Keys' a = -0.5 and antialiasing, as Pillow's BICUBIC and torch's with antialias=True
+    (equal to 1e-5 in tests).  Unlike transformers' processor, it does not round to 1/255 in between.
     """
     batch, height, width, channels = pixels.shape
     short = min(height, width)
@@ -388,10 +390,10 @@ def clip_pixels(pixels: Float[Array, "B H W 3"], size: int) -> Float32[Array, "B
 
 
 def squashed_pixels(pixels: Float[Array, "B H W 3"], size: int) -> Float32[Array, "B size size 3"]:
-    """Returns the pictures as encoders of latent-diffusion's kind take them, [B size size 3] float32, (x - MEAN) / STD.
+    """Returns the input of latent-diffusion's image encoders, [B size size 3] float32: resized, (x - MEAN) / STD.
 
-    pixels: [B H W 3] in [-1, 1].  Both sides are resized to `size`: bicubic with Keys' a = -0.75, corners on corners,
-    not widened when shrinking, so that some pixels may count for nothing.
+    pixels: [B H W 3] in [-1, 1].  Both sides are resized to `size`: bicubic with Keys' a = -0.75, aligned corners and
+    no antialiasing, so that some pixels may have no effect.
     Source: FrozenClipImageEmbedder of CompVis latent-diffusion (kornia's resize, align_corners, antialias=False).
     """
     rows, columns = (_cubic(side, size) for side in pixels.shape[1:3])
@@ -400,7 +402,7 @@ def squashed_pixels(pixels: Float[Array, "B H W 3"], size: int) -> Float32[Array
 
 
 def _cubic(side: int, size: int) -> Float32[np.ndarray, "size side"]:
-    """Returns the matrix of a bicubic resize from `side` numbers to `size`, as torch's with align_corners is."""
+    """Returns the matrix of a bicubic resize from `side` numbers to `size`, as torch's with align_corners."""
     places = np.arange(size) * ((side - 1) / max(size - 1, 1))
     below, a, matrix = np.floor(places).astype(int), -0.75, np.zeros((size, side))
     for step in (-1, 0, 1, 2):

@@ -1,10 +1,10 @@
-"""The inputs of a network beside the latent and the time.
+"""The inputs of a network besides the latent and the time.
 
     cond = sd.condition(sd.tokenize(["a cat"]))
     cond = cond.with_unet(channels=small).with_own(concept=pixels)
 
-Every leaf has the batch first, since guidance concatenates conds.  Shapes: B batch, N tokens, C text width, P pooled
-width, h w latent pixels, E extra channels.
+The first axis of every leaf is the batch, since guidance concatenates conds.  Shapes: B batch, N tokens, C text width,
+P pooled width, h w latent pixels, E extra channels.
 """
 
 from typing import Any, Self
@@ -15,9 +15,9 @@ from flax import struct
 class UNetInputs(struct.PyTreeNode):
     """The UNet's inputs; None: absent.
 
-    context [B N C]: the text.  pooled [B P], size [B 6]: of SDXL's kind.  labels int [B]: of the class embedding, such
-    as the upscaler's noise levels.  residuals: (maps, middle) of ControlNets.  channels [B h w E]: extra channels after
-    the latent's, the same at every time.
+    context [B N C]: the text.  pooled [B P], size [B 6]: for SDXL's kind of UNet.  labels int [B]: for the class
+    embedding, such as the upscaler's noise levels.  residuals: (maps, middle) from ControlNets.  channels [B h w E]:
+    extra channels after the latent's, the same at every time.
     """
 
     context: Any = None
@@ -29,10 +29,10 @@ class UNetInputs(struct.PyTreeNode):
 
 
 class Cond(struct.PyTreeNode):
-    """The UNet's inputs, and what conditioners, wrappers and hooks read.
+    """The inputs of the UNet, and of conditioners, wrappers and hooks.
 
     words: {encoder: {"ids" int32 [B N]; for weighted prompts also "weights" [B n L], "empty" [B L C]}}.
-    own: {name: arrays} of methods, such as "concept" [B H W 3] and "control.0".
+    own: {name: arrays} for methods, such as "concept" [B H W 3] and "control.0".
     also: the Conds of further prompts (AND); share [B prompts]: the weights of all, including the first.
     negative: a conditioner's Cond of the negative prompt in this step; it replaces guidance's own.
     skip: the number of last text encoder layers to skip, clip_skip - 1.
@@ -51,11 +51,11 @@ class Cond(struct.PyTreeNode):
         return self.replace(unet=self.unet.replace(**inputs))
 
     def with_own(self, **own: Any) -> Self:
-        """Returns the cond with more inputs of methods."""
+        """Returns the cond with more inputs for methods."""
         return self.replace(own={**self.own, **own})
 
     def over(self, base: "Cond") -> Self:
-        """Returns this cond with missing inputs from `base`; without further prompts and negative."""
+        """Returns this cond with missing inputs taken from `base`, without further prompts and negative."""
         said = {name: value for name, value in vars(self.unet).items() if value is not None}
         words, own = {**base.words, **self.words}, {**base.own, **self.own}
         skip = self.skip if self.words else base.skip

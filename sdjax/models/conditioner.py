@@ -1,4 +1,4 @@
-"""The contract of a conditioner, which changes the network's inputs at every denoising step.
+"""The interface of a conditioner, which changes the network's inputs at every denoising step.
 
 class Mine(struct.PyTreeNode, Conditioner):
     def __call__(self, sd, z, t, i, cond):
@@ -20,9 +20,9 @@ class Conditioner(Protocol):
 
     @property
     def remade(self) -> dict[str, Any]:
-        """{text encoder: token ids [n]} whose rows it computes at every step.
+        """Returns {text encoder: ids [n]} of the tokens whose rows it computes at every step.
 
-        A negative prompt with one of them comes in cond.negative and is encoded again too.
+        A negative prompt with such a token is in cond.negative and is also encoded again.
         """
         return {}
 
@@ -38,5 +38,5 @@ class Conditioner(Protocol):
         i: Int[Array, ""] | int,
         cond: Cond,
     ) -> tuple[Cond, dict[str, Any]]:
-        """Returns (cond, aux) of denoising step i, latents z and times t; aux: what the loss sees, {"penalty" [B]}."""
+        """Returns (cond, aux) for denoising step i, latents z and times t; aux: {"penalty" [B]}, for the loss."""
         ...

@@ -1,4 +1,4 @@
-"""ControlNet: a copy of the UNet's way down that looks at a picture and adds to the UNet's maps.
+"""ControlNet: a copy of the UNet's down half that also sees a picture and adds to the UNet's maps.
 
 B batch, H W pixels, h w latent pixels, L tokens, C text width, D channels.  Submodule names are the keys of diffusers'
 ControlNetModel.
@@ -23,17 +23,17 @@ from sdjax.models.layers import Conv, zeros
 from sdjax.models.unet import Maps, UNetConfig, descend, embed_time, example
 
 UP = {"CrossAttnDownBlock2D": "CrossAttnUpBlock2D", "DownBlock2D": "UpBlock2D"}
-# Fields of a UNet's config that a ControlNet's has not.
+# Fields of a UNet's config that a ControlNet's config lacks.
 ABSENT = ("sample_size", "out_channels", "up_block_types")
 
 
 @dataclasses.dataclass(frozen=True)
 class ControlNetConfig:
-    """The config.json of a ControlNet: that of the UNet whose way down it copies, and the hint's encoder.
+    """The config.json of a ControlNet: the config of the copied UNet, and of the hint's encoder.
 
-    conditioning_embedding_out_channels: widths of the hint's encoder, each but the first at half the size of the one
-    before.  controlnet_conditioning_channel_order: "rgb" or "bgr".
-    global_pool_conditions: the residuals are their means over the picture (the ControlNet "shuffle").
+    conditioning_embedding_out_channels: widths of the hint's encoder; each one after the first halves the map's size.
+    controlnet_conditioning_channel_order: "rgb" or "bgr".
+    global_pool_conditions: average the residuals over the picture (the ControlNet "shuffle").
     """
 
     unet: UNetConfig
@@ -55,7 +55,7 @@ class ControlNetConfig:
 
     @classmethod
     def of(cls, unet: UNetConfig, factor: int, **options: Any) -> Self:
-        """Returns the config for a UNet's config and an autoencoder of `factor` pixels per latent pixel."""
+        """Returns the config for a UNet's config and an autoencoder with `factor` pixels per latent pixel."""
         widths = cls.conditioning_embedding_out_channels[: factor.bit_length()]
         plain = dataclasses.replace(unet, sample_size=None, in_channels=unet.out_channels)
         return cls(plain, **{"conditioning_embedding_out_channels": widths, **options})
@@ -64,7 +64,7 @@ class ControlNetConfig:
     def from_json(cls, options: Mapping[str, Any]) -> Self:
         """Returns the config of a parsed config.json of diffusers' ControlNetModel.
 
-        Raises ValueError that names an option which is unknown, or whose value these networks do not cover.
+        Raises ValueError naming an option that is unknown or has an unsupported value.
         """
         if options.get("_class_name", "ControlNetModel") != "ControlNetModel":
             raise ValueError(f"_class_name={options['_class_name']!r}: expected 'ControlNetModel'")
@@ -77,7 +77,7 @@ class ControlNetConfig:
         return cls(UNetConfig.from_json(rest), **values)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the dict for the config.json that diffusers' ControlNetModel reads."""
+        """Returns the content of the config.json for diffusers' ControlNetModel."""
         unet = {name: value for name, value in self.unet.to_json().items() if name not in ABSENT}
         own = {name: value for name, value in dataclasses.asdict(self).items() if name != "unet"}
         own["conditioning_embedding_out_channels"] = list(self.conditioning_embedding_out_channels)
@@ -85,9 +85,9 @@ class ControlNetConfig:
 
 
 class ControlNet(nn.Module):
-    """Noisy latents, time, text and a picture in; what is added to the UNet's skip maps and to its middle out.
+    """Noisy latents, time, text and a picture in; the residuals for the UNet's skip maps and middle out.
 
-    dtype, remat: as in UNet.
+    dtype, remat: see UNet.
     """
 
     config: ControlNetConfig
@@ -109,7 +109,7 @@ class ControlNet(nn.Module):
         hint: Float[Array, "B H W 3"],
         class_labels: Int[Array, " B"] | None = None,
     ) -> tuple[Maps, Float[Array, "B _ _ D"]]:
-        """Returns (maps [B h w D] for each skip map, finest first, map for the middle).
+        """Returns (a residual [B h w D] for each skip map, finest first; one for the middle).
 
         z: [B h w in].  t: [B].  context: [B L C].  hint: the picture [B H W 3] in [0, 1].
         """
@@ -131,7 +131,7 @@ class ControlNet(nn.Module):
 
 
 class HintEncoder(nn.Module):
-    """A picture [B H W 3] to a map [B h w D] of the latent's size: convolutions, each second one halving."""
+    """A picture [B H W 3] to a map [B h w D] of the latent's size: convolutions; every second one halves the size."""
 
     config: ControlNetConfig
     dtype: Any = jnp.float32

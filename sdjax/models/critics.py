@@ -1,8 +1,8 @@
-"""What judges a reconstruction: a patch discriminator, LPIPS, and a distance between features of our own image encoder.
+"""Critics of a reconstruction: a patch discriminator, LPIPS, and a distance of features from our own image encoder.
 
 Shapes: B batch, H W pixels in [-1, 1], N positions of a map, D channels.
 
-    scores = PatchDiscriminator().apply({"params": critic}, pixels)  # [B h w 1], real > 0 > made
+    scores = PatchDiscriminator().apply({"params": critic}, pixels)  # [B h w 1], real > 0 > generated
     error = Lpips().apply({"params": weights}, pixels, made)         # [B]
     error = lpips(weights, pixels, made)                             # the same
     error = feature_distance(states(pixels), states(made))           # [B], states = ImageEncoder.states
@@ -20,23 +20,23 @@ from sdjax.models.layers import Conv, GroupNorm
 from sdjax.trees import Tree
 
 SLOPE = 0.2  # of the leaky ReLU; Isola et al. 2017, appendix 6.1
-MOST = 8  # layers have at most this many times the first's channels; Isola et al. 2017, appendix 6.1.2
+MOST = 8  # most channels of a layer, as a multiple of the first's; Isola et al. 2017, appendix 6.1.2
 CONVS = (
     2,
     2,
     3,
     3,
     3,
-)  # convolutions per stage of VGG16, a pooling after each; Simonyan and Zisserman 2015, table 1, D
+)  # convolutions per stage of VGG16, with a pooling after each stage; Simonyan and Zisserman 2015, table 1, D
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's in [-1, 1]; richzhang/PerceptualSimilarity
 EPS = 1e-10  # added to norms; the same repository
 
 
 class PatchDiscriminator(nn.Module):
-    """Says of each patch whether it is real: [B H W 3] -> scores [B h w 1], h = H / 2^layers - 2.
+    """Scores how real each patch is: [B H W 3] -> scores [B h w 1], h = H / 2^layers - 2.
 
     channels: of the first layer.  layers: convolutions of stride 2; a score sees 70 pixels with 3, 34 with 2.
-    Group normalisation stands for batch normalisation, so a score depends on its own picture alone.
+    Group normalisation replaces batch normalisation, so a score depends only on its own picture.
     Source: Isola et al. 2017, with the names of CompVis taming-transformers, NLayerDiscriminator.
     """
 
@@ -47,7 +47,7 @@ class PatchDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w 1"]:
-        """Returns the scores.  Raises ValueError for pictures so small that no score is left."""
+        """Returns the scores.  Raises ValueError for pictures that are too small for a score."""
         if min(pixels.shape[1:3]) >> self.layers < 3:
             raise ValueError(
                 f"picture of {pixels.shape[1:3]}: {self.layers} layers need {3 << self.layers} pixels a side"
@@ -61,16 +61,16 @@ class PatchDiscriminator(nn.Module):
         return self.conv(1, 1, 3 * self.layers + 2, use_bias=True)(x)
 
     def conv(self, features: int, strides: int, place: int, use_bias: bool = False) -> Conv:
-        """Returns the 4x4 convolution at a place of the sequence; N(0, 0.02) at the start as in taming."""
+        """Returns the 4x4 convolution at a place of the sequence, initialised from N(0, 0.02) as in taming."""
         start = nn.initializers.normal(0.02)
         return Conv(features, 4, strides, 1, use_bias, self.dtype, start, name=f"main.{place}")
 
 
 class Lpips(nn.Module):
-    """The learned perceptual distance of two pictures [B H W 3] in [-1, 1], [B]; the weights are the caller's.
+    """The learned perceptual distance [B] of two pictures [B H W 3] in [-1, 1]; the caller provides the weights.
 
-    sum over stages of mean over positions of lin(|f(x) - f(y)|^2), f the channel-normalised features of VGG16's
-    relu1_2, 2_2, 3_3, 4_3 and 5_3.  Names are torchvision's (features.N) and those of the lpips files (linN.model.1).
+    It is the sum over stages of the mean over positions of lin(|f(x) - f(y)|^2), where f are the channel-normalised
+    features of VGG16's relu1_2, 2_2, 3_3, 4_3 and 5_3.  Names are torchvision's (features.N) and lpips' (linN.model.1).
     Source: Zhang et al. 2018, equation 1.
     """
 
@@ -79,7 +79,7 @@ class Lpips(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W 3"], y: Float[Array, "B H W 3"]) -> Float32[Array, " B"]:
-        """Returns the distances.  Raises ValueError for pictures under 16 pixels, which the poolings use up."""
+        """Returns the distances.  Raises ValueError for sides under 16 pixels, which are too small for the poolings."""
         if min(x.shape[1:3]) < 16:
             raise ValueError(f"picture of {x.shape[1:3]}: LPIPS needs 16 pixels a side")
         shift, scale = (jnp.array(values, self.dtype)[None, None, None] for values in (SHIFT, SCALE))
@@ -88,7 +88,7 @@ class Lpips(nn.Module):
         for stage, (width, convs) in enumerate(zip(self.widths, CONVS, strict=True)):
             for _ in range(convs):
                 maps = nn.relu(Conv(width, dtype=self.dtype, name=f"features.{place}")(maps))
-                place += 2  # the ReLU has a number too
+                place += 2  # the ReLU also has a number
             lin = Conv(1, 1, use_bias=False, dtype=jnp.float32, name=f"lin{stage}.model.1")
             ours, theirs = jnp.split(_unit(maps), 2)
             total = total + lin(jnp.square(ours - theirs)).mean((1, 2, 3))
@@ -97,9 +97,9 @@ class Lpips(nn.Module):
 
 
 def lpips(weights: Tree, x: Float[Array, "B H W 3"], y: Float[Array, "B H W 3"]) -> Float32[Array, " B"]:
-    """Returns LPIPS [B] of pictures [B H W 3] in [-1, 1] with a tree of weights, which tells the widths.
+    """Returns LPIPS [B] of pictures [B H W 3] in [-1, 1]; the widths follow from the weights.
 
-    Raises ValueError for pictures under 16 pixels.
+    Raises ValueError for sides under 16 pixels.
     """
     widths = tuple(weights[f"lin{stage}.model.1"]["kernel"].shape[2] for stage in range(len(CONVS)))
     return Lpips(widths).apply({"params": weights}, x, y)  # pyright: ignore[reportReturnType]  # nothing is mutable
@@ -108,10 +108,10 @@ def lpips(weights: Tree, x: Float[Array, "B H W 3"], y: Float[Array, "B H W 3"])
 def feature_distance(
     ours: Iterable[Float[Array, "B N D"]], theirs: Iterable[Float[Array, "B N D"]]
 ) -> Float32[Array, " B"]:
-    """Returns the distance of pictures in a transformer's eyes [B]: mean over layers and patches of |f(x) - f(y)|^2.
+    """Returns the distance [B] of pictures in a transformer: the mean over layers and patches of |f(x) - f(y)|^2.
 
     ours, theirs: tuples of hidden states [B N D], class token first (ImageEncoder.states).  f is scaled to length 1, so
-    each term lies in [0, 4].  LPIPS' formula with equal weights, for models that bring no VGG.
+    each term is in [0, 4].  This is LPIPS' formula with equal weights, for models without VGG's weights.
     """
     layers = [jnp.square(_unit(x[:, 1:]) - _unit(y[:, 1:])).sum(-1).mean(1) for x, y in zip(ours, theirs, strict=True)]
     return jnp.stack(layers).mean(0)

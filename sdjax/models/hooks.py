@@ -1,11 +1,13 @@
 """Calls a network with hooks around its layers, so that methods can change the output of a layer.
 
-A hook is a pytree with `intercept(part, layer, args, kwargs, at, cond) -> output`, where `part` is "unet",
-"text_encoder", ..., `layer` the next call, `at` Flax's context (`at.module.name`, `at.module.path`, `at.method_name`)
-and `cond` the Cond of the denoising step with the rows of this call; None outside of a step.
+A hook is a pytree with `intercept(part, layer, args, kwargs, at, cond) -> output`:
+    part    "unet", "text_encoder", ...
+    layer   the next call
+    at      Flax's context (at.module.name, at.module.path, at.method_name)
+    cond    the Cond of the denoising step, with the rows of this call; None outside of a step
 
-The core of every attention is such a call too: at.method_name is "attend", args are q [B N heads d], k, v [B M heads d]
-and, for a text, a mask; so is the output [B N heads d].
+The core of every attention is also such a call.  Then at.method_name is "attend", and the output is [B N heads d].
+args: q [B N heads d], k and v [B M heads d] and, in a text encoder, a mask.
 """
 
 import contextlib
@@ -28,5 +30,5 @@ def apply(
 
 
 def _around(hook: Any, part: str, cond: Cond | None) -> Callable:
-    """Returns a hook's interceptor as Flax calls it."""
+    """Returns a hook's interceptor in Flax's form."""
     return lambda layer, args, kwargs, at: hook.intercept(part, layer, args, kwargs, at, cond)

@@ -1,10 +1,10 @@
-"""A1111's hypernetworks: small networks on what attention takes its keys and values from, as a hook.
+"""A1111's hypernetworks as a hook: small networks on the input of attention's keys and values.
 
-    k = to_k(x + s N_k(x))    v = to_v(x + s N_v(x))    q as before
+    k = to_k(x + s N_k(x))    v = to_v(x + s N_v(x))    q unchanged
 
-x is the context of an attention layer (of self-attention its own input).  Every width of x has its own pair (N_k, N_v),
-shared by all layers of that width.  N is a row of linear layers, each followed by an activation, a layer norm and
-dropout where the settings say so.
+x is the context of an attention layer, or the input of self-attention.  Every width of x has its own pair (N_k, N_v),
+shared by all layers of that width.  N is a sequence of linear layers; depending on the settings, an activation, a layer
+norm and dropout follow each.
 Source: the formula and the settings of AUTOMATIC1111's stable-diffusion-webui.
 """
 
@@ -50,8 +50,11 @@ EPSILON = 1e-5  # torch's LayerNorm
 
 
 class Row(NamedTuple):
-    """A layer with weights: its place among the modules of a file, its widths as multiples of the context's, its
-    activation, whether it is a norm, and the dropout rate behind it."""
+    """A layer with weights.
+
+    place: its number among a file's modules.  entering, leaving: its widths, as multiples of the context's.
+    activation: None for linear.  norm: whether it is a layer norm.  dropout: the rate after it.
+    """
 
     place: int
     entering: float
@@ -66,8 +69,8 @@ def layout(
 ) -> tuple[Row, ...]:
     """Returns the Rows of a layer_structure; activations, norms and dropouts count as modules of a file.
 
-    structure: widths as multiples of the context's, the first and the last are 1.  activation: None for linear.
-    dropout: a rate behind each width of the structure.
+    structure: widths as multiples of the context's; the first and the last are 1.  activation: None for linear.
+    dropout: the rate after each width of the structure.
     """
     last, rows, place = len(structure) - 2, [], 0
     for i, (entering, leaving) in enumerate(zip(structure, structure[1:], strict=False)):
@@ -84,7 +87,7 @@ def layout(
 
 
 def shapes(row: Row, width: int) -> dict[str, tuple[int, ...]]:
-    """Returns {"kernel" or of a norm "scale", "bias": shape} of a row's weights for a context of this width."""
+    """Returns {name: shape} of a row's weights for a context of this width: "kernel" (a norm's "scale") and "bias"."""
     entering, leaving = int(width * row.entering), int(width * row.leaving)
     return (
         {"scale": (leaving,), "bias": (leaving,)} if row.norm else {"kernel": (entering, leaving), "bias": (leaving,)}
@@ -92,10 +95,11 @@ def shapes(row: Row, width: int) -> dict[str, tuple[int, ...]]:
 
 
 class Hypernetwork(struct.PyTreeNode):
-    """The hook.  networks: {width: {"to_k" | "to_v": {place: {"kernel" [in out] or "scale", "bias"}}}}, names as text.
+    """The hook.
 
-    strength: s, an array.  rows: the layers that all networks share.
-    keys [B]: of dropout while it trains, one per example, drawn anew for each layer; None for no dropout.
+    networks: {width: {"to_k" | "to_v": {place: {"kernel" [in out] or "scale", "bias"}}}}, with names as text.
+    strength: s, an array.  rows: the layers, the same in all networks.
+    keys [B]: for dropout in training, one per example; each layer derives its own key.  None for no dropout.
     """
 
     networks: Any
@@ -115,7 +119,7 @@ class Hypernetwork(struct.PyTreeNode):
         return layer(*args, **kwargs)
 
     def run(self, layers: Mapping[str, Tree], x: Float[Array, "B N D"], keys: Any = None) -> Float[Array, "B N D"]:
-        """Returns N(x) [B N D].  keys [B]: of dropout, None for none."""
+        """Returns N(x) [B N D].  keys [B]: for dropout, or None."""
         for row in self.rows:
             x = _layer(row, {name: value.astype(x.dtype) for name, value in layers[str(row.place)].items()}, x)
             if row.dropout and keys is not None:
@@ -135,6 +139,6 @@ def _layer(row, weights, x):
 
 
 def _dropped(x, row, keys):
-    """Returns x [B N D] with a share of its numbers at 0 and the others larger, so that the mean stays."""
+    """Returns x [B N D] with a share of its numbers set to 0 and the others scaled up, so that the mean stays."""
     kept = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, row.place), 1 - row.dropout, x.shape[1:]))
     return jnp.where(kept(keys), x / (1 - row.dropout), jnp.zeros_like(x))

@@ -1,9 +1,9 @@
 """The layers that all networks share: convolution, norms, attention, residual block, resampling, time embedding.
 
-Layout is channels last.  B batch, h w positions on a map, N M positions in a row, D channels.  Parameters are named as
-Linen does (kernel, scale, bias); submodules carry diffusers' names.  Every layer computes in its `dtype` and casts the
-parameters it is given; norms take their statistics in float32.  What a layer computes is a compiled function of arrays,
-so layers of one shape are traced and lowered once.
+Layout is channels last.  B batch, h w positions on a map, N M positions in a row, D channels.  Parameters have Linen's
+names (kernel, scale, bias), submodules diffusers' names.  Every layer computes in its `dtype` and casts its parameters;
+norms compute their statistics in float32.  The computation of a layer is a compiled function of arrays, so layers of
+one shape are traced and lowered once.
 
     x = Conv(64, dtype=dtype, name="conv_in")(x)
     x = ResnetBlock(64, groups=16, dtype=dtype, name="resnets.0")(x, time)
@@ -33,8 +33,8 @@ zeros = nn.initializers.zeros_init()
 class Dense(nn.Module):
     """A linear layer [... in] -> [... features]; parameters kernel [in features] and bias.
 
-    Float32 is multiplied exactly.  wide: return the float32 sums, before they are rounded to `dtype`, for a hook that
-    adds something small to them.
+    Float32 products are exact.  wide: return the float32 sums before they are rounded to `dtype`, for a hook that adds
+    something small.
     """
 
     features: int
@@ -53,7 +53,7 @@ class Dense(nn.Module):
 def multiply(
     x: Float[Array, "*space in"], kernel: Float[Array, "in out"], wide: bool, dtype: Any
 ) -> Float[Array, "*space out"]:
-    """Returns x times a kernel, both in a type, as that type or, where wide, as float32."""
+    """Returns x times a kernel, both cast to a type; the result has that type or, if wide, float32."""
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     dims = (((x.ndim - 1,), (0,)), ((), ()))
     if not wide:
@@ -72,7 +72,7 @@ class Conv(nn.Module):
 
     padding: None keeps the size at stride 1 (kernel_size // 2 on every side); an int for all sides; or pairs
     ((top, bottom), (left, right)).
-    wide: as of Dense.
+    wide: see Dense.
     """
 
     features: int
@@ -103,7 +103,7 @@ class Conv(nn.Module):
 class GroupNorm(nn.Module):
     """Group normalisation of [B ... D] over the positions and the channels of each group; parameters scale and bias.
 
-    moments: (mean, variance) [B groups] to normalise by in place of x's own, where x is a part of something larger.
+    moments: (mean, variance) [B groups] to use instead of x's own, if x is a part of a larger array.
     Source: Wu and He 2018.
     """
 
@@ -128,7 +128,7 @@ class GroupNorm(nn.Module):
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
 def _grouped(x, scale, bias, groups, eps, dtype):
-    """Returns group_norm of parameters of any type, in `dtype`."""
+    """Returns group_norm with parameters of any type, as `dtype`."""
     y: Any = group_norm(x, scale.astype(jnp.float32), bias.astype(jnp.float32), groups, eps)  # Any: partial hides it
     return y.astype(dtype)
 
@@ -139,9 +139,9 @@ def group_norm(
 ) -> Float32[Array, "B *space D"]:
     """Returns (x - mean) / sqrt(variance + eps) * scale + bias, float32, with moments over positions and group.
 
-    x [B ... D]; scale, bias float32 [D].  The gradient reads x and its own input twice, where the derivative of each
-    operation would read them five times: with x' the normalised rows and g the gradient times scale,
-    dx = (g - mean(g) - x' mean(g x')) / sqrt(variance + eps).
+    x: [B ... D].  scale, bias: float32 [D].  With x' the normalised rows and g the gradient times scale,
+    dx = (g - mean(g) - x' mean(g x')) / sqrt(variance + eps).  This reads x and the incoming gradient twice; automatic
+    differentiation would read them five times.
     """
     return _group_norm_forward(x, scale, bias, groups, eps)[0]
 
@@ -181,7 +181,7 @@ def _group_mean(values, groups):
 
 
 def _spread(values, x):
-    """Returns [B groups] for every channel of x [B ... D], as [B 1 .. D]."""
+    """Returns values [B groups] repeated for every channel of x [B ... D], as [B 1 .. D]."""
     each = jnp.repeat(values, x.shape[-1] // values.shape[1], axis=1)
     return each.reshape(len(x), *(1,) * (x.ndim - 2), x.shape[-1])
 
@@ -201,7 +201,7 @@ class LayerNorm(nn.Module):
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _layer_norm(x, scale, bias, eps, dtype):
-    """Returns x normalised along its last axis, in `dtype`."""
+    """Returns x normalised along its last axis, as `dtype`."""
     scale, bias = (p.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,)) for p in (scale, bias))
     rows = x.astype(jnp.float32)
     rows = rows - rows.mean(-1, keepdims=True)
@@ -236,7 +236,7 @@ _gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
 
 
 def split_heads(x: Float[Array, "B N D"], heads: int) -> Float[Array, "B N heads d"]:
-    """Returns x [B N D] as attention takes it, [B N heads d]."""
+    """Returns x [B N D] in the shape for attention, [B N heads d]."""
     return x.reshape(*x.shape[:2], heads, -1)
 
 
@@ -250,7 +250,7 @@ def timestep_embedding(
 ) -> Float32[Array, "B width"]:
     """Returns sines and cosines of t [B] at width / 2 frequencies 10000^(-i / (width / 2 - shift)), float32 [B width].
 
-    Cosines come first where flip_sin_to_cos.  An odd width ends in a zero.
+    flip_sin_to_cos puts the cosines first.  An odd width ends in a zero.
     Source: Vaswani et al. 2017, 3.5; options as in diffusers' Timesteps.
     """
     half = width // 2
@@ -263,7 +263,7 @@ def timestep_embedding(
 class ResnetBlock(nn.Module):
     """A residual block [B h w in] -> [B h w features]: norm, silu, conv, time added, norm, silu, conv, plus its input.
 
-    time: embedding of the time [B T], or None where the network has no time (no time_emb_proj then).
+    time: embedding of the time [B T], or None for a network without time (and without time_emb_proj).
     zero: start as the identity, with zeros in the last convolution.
     """
 
@@ -308,12 +308,12 @@ class MapAttention(nn.Module):
     def attend(
         self, q: Float[Array, "B N heads d"], k: Float[Array, "B M heads d"], v: Float[Array, "B M heads d"]
     ) -> Float[Array, "B N heads d"]:
-        """Returns the attention [B N heads d] of q, k, v [B N heads d]: a method, so that hooks can stand around it."""
+        """Returns the attention [B N heads d] of q, k, v [B N heads d]; a method, so that hooks can wrap it."""
         return product(attend(q, k, v))
 
 
 class Downsample(nn.Module):
-    """Half the size by a 3x3 convolution of stride 2.  padding: 1 in UNets; ((0, 1), (0, 1)) in VAE encoders."""
+    """Halves the size by a 3x3 convolution of stride 2.  padding: 1 in UNets, ((0, 1), (0, 1)) in VAE encoders."""
 
     features: int
     padding: int | Pads = 1
@@ -325,7 +325,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size, or `size` (h, w) where given, by repeating the nearest position; then a 3x3 convolution."""
+    """Doubles the size, or resizes to `size` (h, w), by the nearest position; then a 3x3 convolution."""
 
     features: int
     dtype: Any = jnp.float32

@@ -1,13 +1,13 @@
-"""What a block keeps for its gradient; the rest of its inside is computed a second time in the backward pass.
+"""Rematerialisation: the values that a block keeps for its gradient; the backward pass computes the others again.
 
     block = recomputed(ResnetBlock, remat)(64, name="resnets.0")
 
-    remat        a block keeps                                      a second time
-    False        what its gradient reads                            nothing
-    "products"   its input, and what `product` gave                 norms, activations, additions
+    remat        a block keeps                                      computed again
+    False        all values that its gradient needs                 nothing
+    "products"   its input and the results of `product`             norms, activations, additions
     True         its input                                          everything
 
-Values and gradients are those of False up to rounding, since the same operations run in another order.
+Values and gradients equal those with False up to rounding, since the same operations run in another order.
 """
 
 from typing import Any, TypeVar
@@ -23,12 +23,12 @@ Block = TypeVar("Block")
 
 
 def product(x: Num[Array, "..."]) -> Num[Array, "..."]:
-    """Returns x, known to "products" as the result of a matrix product, a convolution or attention."""
+    """Returns x, marked for "products" as the result of a matrix product, a convolution or attention."""
     return checkpoint_name(x, NAME)
 
 
 def recomputed(block: type[Block], remat: bool | str) -> type[Block]:
-    """Returns the class of a block that keeps what one of KINDS says."""
+    """Returns the class of a block with this rematerialisation, one of KINDS."""
     if not remat:
         return block
     policy: Any = jax.checkpoint_policies.save_only_these_names(NAME) if remat == "products" else None

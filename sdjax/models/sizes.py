@@ -1,4 +1,4 @@
-"""Ranges of the numbers in a model's config.json: what a file may ask for before anything of it is built.
+"""Ranges of the numbers in a model's config.json, checked before a network is built.
 
 check(config, "unet", most={"layers_per_block": 64})      # ValueError in one line for a value of another type or range
 """
@@ -11,16 +11,16 @@ from typing import Any
 
 from sdjax.settings import shown
 
-WIDTH = 1 << 16  # the most of every whole number that has no range of its own; Stable Diffusion has 4,096
-LEVELS = 16  # of a network; Stable Diffusion has 4
+WIDTH = 1 << 16  # largest whole number without a range of its own; Stable Diffusion has 4,096
+LEVELS = 16  # most levels of a network; Stable Diffusion has 4
 
 
 def check(config: Any, owner: str = "", zero: tuple[str, ...] = (), most: Mapping[str, int] | None = None) -> None:
-    """Raises ValueError for a field of a config whose value is not of the field's type, or out of its range.
+    """Raises ValueError if a field of a config has a value of the wrong type or out of range.
 
-    Whole numbers go from 1, those of `zero` from 0, to `most`, WIDTH for those that have none there; tuples have 1 to
-    LEVELS of them.  Other numbers are finite.
-    owner: stands before the field's name in the message.
+    Whole numbers are at least 1, or 0 for the names in `zero`, and at most most[name], or WIDTH.  Tuples have 1 to
+    LEVELS numbers.  Other numbers are finite.
+    owner: precedes the field's name in the message.
     """
     for field in dataclasses.fields(config):
         value, low, high = getattr(config, field.name), int(field.name not in zero), (most or {}).get(field.name, WIDTH)
@@ -34,7 +34,7 @@ def _options(kind: Any) -> tuple[Any, ...]:
 
 
 def _fits(value: Any, kind: Any, low: int, high: int) -> bool:
-    """Returns whether a value is of a type, and its numbers in their range."""
+    """Returns whether a value has a type, and its numbers are in range."""
     if isinstance(kind, types.UnionType):
         return any(_fits(value, one, low, high) for one in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:

@@ -1,6 +1,6 @@
-"""The denoising network of Stable Diffusion 1.x and 2.x: a UNet whose maps attend to a text.
+"""The denoising network of Stable Diffusion 1.x and 2.x: a UNet with cross-attention to a text.
 
-Without a text (cross_attention_dim None) maps attend to themselves: the UNet of LDM-SR, diffusers' UNet2DModel.
+Without a text (cross_attention_dim None), maps attend to themselves: this is LDM-SR's UNet, diffusers' UNet2DModel.
 B batch, h w latent pixels, L tokens, C text width, D channels, N positions, T width of the time embedding.  Submodule
 names are the keys of diffusers' UNet2DConditionModel, so a weight's dotted name is its name in the file.
 
@@ -37,7 +37,7 @@ from sdjax.models.layers import (
 )
 from sdjax.models.recompute import product, recomputed
 
-# Options of UNet2DConditionModel that we hold at one value; several where they mean the same.
+# Options of UNet2DConditionModel with one supported value; several values have the same meaning.
 FIXED = {
     "center_input_sample": (False,),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
@@ -82,7 +82,7 @@ FIXED_PLAIN = {
 CONDITIONAL = ("cross_attention_dim", "only_cross_attention", "use_linear_projection", "upcast_attention")
 PLAIN, ATTENTIVE = ("AttnDownBlock2D", "AttnUpBlock2D"), ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 
-# Options without effect on the numbers of these blocks, and what averaged weights leave in a config.json.
+# Options without effect on these blocks, and leftovers of averaged weights in a config.json.
 IGNORED = {
     "mid_block_only_cross_attention",
     "addition_embed_type_num_heads",
@@ -94,18 +94,18 @@ IGNORED = {
     "update_after_step",
     "use_ema_warmup",
 }
-Maps = tuple[Float[Array, "B _ _ _"], ...]  # of several levels
+Maps = tuple[Float[Array, "B _ _ _"], ...]  # maps of several levels
 
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """The sizes of a UNet, named and with defaults as in its config.json; lists are tuples here.
+    """The sizes of a UNet, with the names and defaults of its config.json; lists are tuples here.
 
-    attention_head_dim: the number of heads, for all levels or one per level (the file's name for it is historical).
+    attention_head_dim: the number of heads, for all levels or one per level (the file's name is historical).
     layers_per_block, only_cross_attention: likewise for all levels or one per level, finest first.
     num_class_embeds: rows of the table of class labels (noise levels of the x4 upscaler), or None.
-    cross_attention_dim: width of the text; None for a UNet without text, whose blocks are named Attn... then.
-    Raises ValueError where the sizes do not fit each other.
+    cross_attention_dim: width of the text; None for a UNet without text, whose blocks have types Attn...
+    Raises ValueError if the sizes do not fit each other.
     Source: the format of diffusers' UNet2DConditionModel.
     """
 
@@ -160,7 +160,7 @@ class UNetConfig:
     def from_json(cls, options: Mapping[str, Any]) -> Self:
         """Returns the config of a parsed config.json.
 
-        Raises ValueError that names an option which is unknown, or whose value these networks do not cover.
+        Raises ValueError naming an option that is unknown or has an unsupported value.
         """
         known, fixed = {field.name for field in dataclasses.fields(cls)}, FIXED
         if options.get("_class_name") == "UNet2DModel":
@@ -175,7 +175,7 @@ class UNetConfig:
         return cls(**found)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the content of a config.json from which diffusers builds the same network."""
+        """Returns the content of a config.json that gives the same network in diffusers."""
         options = dataclasses.asdict(self)
         options = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
         if self.cross_attention_dim is not None:
@@ -186,12 +186,12 @@ class UNetConfig:
 
     @property
     def layers(self) -> int:
-        """The residual blocks of the way down, each of several weights."""
+        """The number of residual blocks in the down half, each with several weights."""
         return sum(self.levels("layers_per_block"))
 
     @property
     def head_width(self) -> int:
-        """Channels of one attention head.  Raises ValueError where levels differ, which UNet2DModel cannot tell."""
+        """Channels of one attention head.  Raises ValueError if levels differ, since UNet2DModel has one value."""
         pairs = zip(self.block_out_channels, self.levels("attention_head_dim"), strict=True)
         widths = {width // heads for width, heads in pairs}
         if len(widths) > 1:
@@ -200,7 +200,7 @@ class UNetConfig:
 
 
 def _without_text(options):
-    """Returns the options of a UNet2DModel in the terms of UNetConfig; its attention_head_dim is a head's width."""
+    """Returns a UNet2DModel's options as UNetConfig's; UNet2DModel's attention_head_dim is the width of a head."""
     defaults: dict[str, Any] = dict(in_channels=3, out_channels=3, attention_head_dim=8)
     defaults["block_out_channels"] = (224, 448, 672, 896)
     defaults |= {"down_block_types": ("DownBlock2D", *PLAIN[:1] * 3), "up_block_types": (*PLAIN[1:] * 3, "UpBlock2D")}
@@ -227,9 +227,9 @@ class Attention(nn.Module):
     def attend(
         self, q: Float[Array, "B N heads d"], k: Float[Array, "B M heads d"], v: Float[Array, "B M heads d"]
     ) -> Float[Array, "B N heads d"]:
-        """Returns the attention [B N heads d] of q [B N heads d] to k, v [B M heads d]: a method that hooks can meet.
+        """Returns the attention [B N heads d] of q [B N heads d] to k, v [B M heads d]; a method, so hooks can wrap it.
 
-        Scores are float32 in every compute type, so a config's upcast_attention asks for nothing more.
+        Scores are float32 in every compute type, so a config's upcast_attention changes nothing.
         """
         return product(attend(q, k, v))
 
@@ -250,7 +250,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention to itself (to the context where only_cross), to the context, feed-forward; on [B N D]."""
+    """Self-attention (attention to the context if only_cross), attention to the context, feed-forward; on [B N D]."""
 
     heads: int
     only_cross: bool = False
@@ -270,7 +270,7 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A transformer block over the positions of a map [B h w D], between two projections, added to the map."""
+    """A transformer block on the positions of a map [B h w D], between two projections, with a residual connection."""
 
     config: UNetConfig
     level: int
@@ -287,7 +287,7 @@ class Transformer(nn.Module):
                 return Dense(width, dtype=self.dtype, name=name, **options)
             return Conv(width, 1, dtype=self.dtype, name=name, **options)
 
-        # The epsilon 1e-6 is this norm's own: ldm/modules/attention.py.
+        # This norm has its own epsilon, 1e-6: ldm/modules/attention.py.
         y = GroupNorm(config.norm_num_groups, 1e-6, self.dtype, name="norm")(x)
         y = projection("proj_in")(y).reshape(len(x), -1, width)  # [B N D]
         block = TransformerBlock(heads, self.only_cross, self.dtype, name="transformer_blocks.0")
@@ -297,7 +297,7 @@ class Transformer(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """Makes the residual blocks and transformers of one level inside a Linen module; remat: see UNet."""
+    """Creates the residual blocks and transformers of one level inside a Linen module; remat: see UNet."""
 
     config: UNetConfig
     level: int
@@ -316,7 +316,7 @@ class Layers:
     def transform(
         self, i: int, x: Float[Array, "B h w D"], context: Float[Array, "B L C"] | None, only_cross: bool = False
     ) -> Float[Array, "B h w D"]:
-        """Returns the map x [B h w D] after a transformer, or without a text after attention to itself."""
+        """Returns the map x [B h w D] after a transformer or, without a text, after self-attention."""
         config, name = self.config, f"attentions.{i}"
         if config.cross_attention_dim is None:
             block, heads = recomputed(MapAttention, self.remat), config.levels("attention_head_dim")
@@ -326,7 +326,7 @@ class Layers:
 
 
 class DownBlock(nn.Module):
-    """A level on the way down: returns the maps after each layer and, but at the coarsest level, after halving."""
+    """A level of the down half: returns the maps after each layer and, except at the coarsest level, after halving."""
 
     layers: Layers
 
@@ -362,7 +362,7 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """A level on the way up: each layer takes the last skip map left too; then resized to `size` (h, w) unless None."""
+    """A level of the up half: each layer also takes the last remaining skip map; then resizes to `size` unless None."""
 
     layers: Layers
 
@@ -385,7 +385,7 @@ class UpBlock(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Two layers on the sines of the time: [B D] -> [B features]."""
+    """Two layers on the sinusoidal embedding of the time: [B D] -> [B features]."""
 
     features: int
     dtype: Any = jnp.float32
@@ -402,9 +402,9 @@ def embed_time(
     class_labels: Int[Array, " B"] | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "B T"]:
-    """Returns the time embedding [B T], made inside the calling module; T is four times the finest level's width.
+    """Returns the time embedding [B T] from layers in the calling module; T is four times the finest level's width.
 
-    Raises ValueError when class labels are missing, or given to a network without them.
+    Raises ValueError if class labels are missing, or given to a network without them.
     """
     if (class_labels is None) != (config.num_class_embeds is None):
         raise ValueError(
@@ -427,9 +427,9 @@ def descend(
     dtype: DTypeLike = jnp.float32,
     remat: bool | str = False,
 ) -> tuple[Maps, Float[Array, "B _ _ _"]]:
-    """Returns the skip maps of the way down, finest first and `x` [B h w D] among them, and the middle's map.
+    """Returns (the skip maps of the down half, finest first, including `x` [B h w D]; the middle's map).
 
-    Makes its blocks inside the calling module.
+    Creates its blocks in the calling module.
     """
     skips, levels = [x], [Layers(config, level, dtype, remat) for level in range(len(config.block_out_channels))]
     for level, layers in enumerate(levels):
@@ -438,7 +438,7 @@ def descend(
 
 
 def example(config: UNetConfig) -> dict[str, Any]:
-    """Returns the smallest inputs of a UNet, or of a network made like its first half."""
+    """Returns the smallest inputs of a UNet, or of a network with its down half."""
     side = 2 ** (len(config.block_out_channels) - 1)
     labels = None if config.num_class_embeds is None else jnp.zeros(1, jnp.int32)
     context = None if config.cross_attention_dim is None else jnp.zeros((1, 1, config.cross_attention_dim))
@@ -449,7 +449,7 @@ def example(config: UNetConfig) -> dict[str, Any]:
 class UNet(nn.Module):
     """The UNet: noisy latents, time and text in; the prediction of noise, velocity or image out.
 
-    dtype: type of the computation.  remat: what each block keeps for the gradient, see recompute.py.
+    dtype: type of the computation.  remat: the values that each block keeps for the gradient, see recompute.py.
     """
 
     config: UNetConfig
@@ -471,13 +471,13 @@ class UNet(nn.Module):
         features_only: bool = False,
         added: Float[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B h w out"] | None, Maps]:
-        """Returns (prediction [B h w out], features); the prediction is None where features_only.
+        """Returns (prediction [B h w out], features); the prediction is None if features_only.
 
-        z: [B h w in].  t: [B], 0..999.  context: [B L C], None where the config has no text.
-        class_labels: int [B] where the config has num_class_embeds.
-        residuals: (a tuple added to the skip maps, a map added to the middle), as ControlNet makes them.
+        z: [B h w in].  t: [B], 0..999.  context: [B L C], or None if the config has no text.
+        class_labels: int [B] if the config has num_class_embeds.
+        residuals: (a tuple added to the skip maps, a map added to the middle), from a ControlNet.
         features: the skip maps, finest first, then the middle's map, all before residuals are added.
-        added: what a network around this one adds to the time embedding.
+        added: [B T], added to the time embedding by an enclosing network.
         """
         config, context = self.config, None if context is None else context.astype(self.dtype)
         time = embed_time(config, t, class_labels, self.dtype)

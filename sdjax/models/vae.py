@@ -20,20 +20,20 @@ from sdjax.models import sizes
 from sdjax.models.layers import Conv, Downsample, GroupNorm, MapAttention, ResnetBlock, Upsample
 from sdjax.models.recompute import recomputed
 
-EPS = 1e-6  # of every GroupNorm; CompVis latent-diffusion, modules/diffusionmodules/model.py, Normalize
+EPS = 1e-6  # epsilon of every GroupNorm; CompVis latent-diffusion, modules/diffusionmodules/model.py, Normalize
 DOWN, UP = "DownEncoderBlock2D", "UpDecoderBlock2D"
-# Options with one supported value, given here; they stand in files and change the numbers.
+# Options in files with one supported value, given here; other values would change the results.
 FIXED = {"shift_factor": None, "latents_mean": None, "latents_std": None}
 FIXED_VQ = {"norm_type": "group", "lookup_from_codebook": False}
-NO_VARIANCE = -30.0  # logarithm of it, the least that encode gives
+NO_VARIANCE = -30.0  # log-variance that stands for none, and the lowest that encode returns
 
 
 @dataclasses.dataclass(frozen=True)
 class VaeConfig:
-    """The vae/config.json of a diffusers folder; defaults are those of diffusers' AutoencoderKL.
+    """The vae/config.json of a diffusers folder, with the defaults of diffusers' AutoencoderKL.
 
-    scaling_factor: the UNet sees latents times this.  force_upcast: the folder asks for float32 where all else computes
-    in float16, whose range it exceeds.
+    scaling_factor: the UNet sees latents times this.  force_upcast: compute in float32 if the other parts use float16,
+    whose range this autoencoder exceeds.
     num_vq_embeddings: entries of the codebook of a VQModel, whose latents are not scaled; None for a KL autoencoder.
     """
 
@@ -63,7 +63,7 @@ class VaeConfig:
         if kind == "VQModel":
             values = _quantized(values)
         blocks = len(values.get("block_out_channels", (64,)))
-        _only(values.pop("act_fn", "silu"), ("silu", "swish"), "act_fn")  # two names of one function
+        _only(values.pop("act_fn", "silu"), ("silu", "swish"), "act_fn")  # two names for one function
         _only(list(values.pop("down_block_types", [DOWN] * blocks)), ([DOWN] * blocks,), "down_block_types")
         _only(list(values.pop("up_block_types", [UP] * blocks)), ([UP] * blocks,), "up_block_types")
         for name, value in FIXED.items():
@@ -84,11 +84,11 @@ class VaeConfig:
 
     @property
     def layers(self) -> int:
-        """The residual blocks of the encoder, each of several weights."""
+        """The number of residual blocks in the encoder, each with several weights."""
         return self.layers_per_block * len(self.block_out_channels)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the dict for config.json that diffusers' AutoencoderKL or VQModel reads."""
+        """Returns the content of the config.json for diffusers' AutoencoderKL or VQModel."""
         blocks, quantized = len(self.block_out_channels), self.num_vq_embeddings is not None
         fixed = {"_class_name": "VQModel" if quantized else "AutoencoderKL", "act_fn": "silu"}
         fixed |= FIXED_VQ if quantized else FIXED
@@ -100,9 +100,9 @@ class VaeConfig:
 
 
 def _quantized(values):
-    """Returns the options of a VQModel in the terms of VaeConfig.
+    """Returns a VQModel's options as VaeConfig's.
 
-    The factor in the file is left out: neither the original code nor diffusers' pipeline scales these latents.
+    Ignores the scaling factor in the file: neither the original code nor diffusers' pipeline scales these latents.
     """
     values = {"latent_channels": 3, "num_vq_embeddings": 256, "force_upcast": False, **values, "scaling_factor": 1.0}
     _only(values.pop("vq_embed_dim", None), (None, values["latent_channels"]), "vq_embed_dim")
@@ -117,12 +117,12 @@ def _only(value, accepted, name):
 
 
 class AutoencoderKL(nn.Module):
-    """Encoder to a Gaussian over latents, and decoder.  remat: what a residual block keeps for the gradient, see
-    recompute.py.
+    """Encoder to a Gaussian over latents, and decoder.
 
-    dtype: float16 is computed in float32 where the config has force_upcast; so do diffusers' pipelines of Stable
-    Diffusion XL, and for the others it is our choice.
-    With a codebook (num_vq_embeddings) the Gaussian has no variance, and the decoder takes the nearest entries.
+    remat: the values that a residual block keeps for the gradient, see recompute.py.
+    dtype: float16 computes in float32 if the config has force_upcast, as in diffusers' pipelines for Stable Diffusion
+    XL; for other models this is our choice.
+    With a codebook (num_vq_embeddings), the Gaussian has no variance, and the decoder uses the nearest entries.
     Source: Rombach et al. 2022, 3.1 and appendix G.
     """
 
@@ -155,7 +155,7 @@ class AutoencoderKL(nn.Module):
         """Returns (mean, logvar) of the latents, float32 [B h w c] each, logvar in [-30, 20]; not scaled.
 
         x: pixels [B H W 3] in [-1, 1].
-        only: "fine" ends before the middle, with the map [B h w D] from which "coarse" goes on.
+        only: "fine" returns the map [B h w D] before the middle block; "coarse" takes it as x and computes the rest.
         """
         moments = self.encoder(x, only)
         if only == "fine":
@@ -171,9 +171,9 @@ class AutoencoderKL(nn.Module):
     def decode(
         self, z: Float[Array, "B h w c"] | Float[Array, "B h w D"], only: str | None = None
     ) -> Float32[Array, "B H W 3"] | Float32[Array, "B h w D"]:
-        """Returns the pixels, float32 [B H W 3], about [-1, 1] but not clipped, of latents that are not scaled.
+        """Returns the pixels, float32 [B H W 3], about [-1, 1] but not clipped, of unscaled latents.
 
-        only: "coarse" ends behind the middle, with the map [B h w D] from which "fine" goes on.
+        only: "coarse" returns the map [B h w D] after the middle block; "fine" takes it as z and computes the rest.
         """
         if self.config.num_vq_embeddings is not None and only != "fine":
             z = self.quantize(z)
@@ -191,7 +191,7 @@ class AutoencoderKL(nn.Module):
 
 
 class Codebook(nn.Module):
-    """The nearest of `entries` vectors for each vector of z [B h w c]; the gradient passes as if it were z itself.
+    """The nearest of `entries` vectors for each vector of z [B h w c]; the gradient passes straight through to z.
 
     Source: van den Oord et al. 2017, equations 1 and 2.
     """
@@ -205,7 +205,7 @@ class Codebook(nn.Module):
         table = nn.Embed(self.entries, self.channels, name="embedding")
         codes = table(jnp.arange(self.entries))
 
-        def nearest(row):  # [w c] -> [w]; by rows, since all distances at once are gigabytes
+        def nearest(row):  # [w c] -> [w]; by rows, since all distances at once would take gigabytes
             return jnp.square(row[:, None] - codes[None]).sum(-1).argmin(-1)
 
         index = jax.lax.map(nearest, z.reshape(-1, *z.shape[2:])).reshape(z.shape[:-1])

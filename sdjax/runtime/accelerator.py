@@ -1,4 +1,4 @@
-"""Stops a run that is meant for a TPU or a GPU (ACCEL=tpu, ACCEL=cuda) where it would fall back to the CPU.
+"""Stops a run that is meant for a TPU or a GPU (ACCEL=tpu, ACCEL=cuda) before it falls back to the CPU.
 
 The Makefile, the Dockerfile and the scripts of train/launch/ set the variable.
 """
@@ -8,11 +8,11 @@ import os
 from sdjax.runtime import guard
 from sdjax.settings import SettingError
 
-PLATFORMS = {"cpu": "", "cuda": "gpu", "tpu": "tpu"}  # ACCEL: JAX's name; a CPU is what there always is
+PLATFORMS = {"cpu": "", "cuda": "gpu", "tpu": "tpu"}  # ACCEL: JAX's name; a CPU is always available
 
 
 def check() -> None:
-    """Raises ValueError if the variable ACCEL names an accelerator and JAX has none of the kind."""
+    """Raises ValueError if the variable ACCEL names an accelerator that JAX does not find."""
     said = os.environ.get("ACCEL") or "cpu"
     if said not in PLATFORMS:
         raise SettingError("ACCEL", said, f"one of {', '.join(PLATFORMS)}")

@@ -1,9 +1,9 @@
-"""Compiles programs for TPUs on a machine without one, and says what a chip needs for them.
+"""Compiles programs for TPUs on a machine without one, and reports their memory and lower bounds of their time.
 
     devices = topology("v5e:2x2")                       # needs libtpu
     report = cost(jitted.lower(*shapes).compile(), chip(devices))
 
-The figures are the compiler's.  It counts the body of a loop once and a Pallas kernel's operations not at all, so
+The figures are the compiler's.  It counts the body of a loop once, and not the operations of a Pallas kernel, so
 operations and times are lower bounds; bytes of memory are exact.
 """
 
@@ -17,7 +17,7 @@ from sdjax.runtime import guard
 from sdjax.settings import SettingError
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}  # else 4
-# What one of k chips sends for a result, or for reduce-scatter an operand, of n bytes, where each passes parts around.
+# Bytes that one of k chips sends in a ring, per byte of the result (of the operand for reduce-scatter).
 SENT = {
     "all-reduce": lambda k: 2 * (k - 1) / k,
     "all-gather": lambda k: (k - 1) / k,
@@ -30,8 +30,12 @@ COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(SENT)})(?:-start)?\((.*)")
 
 @dataclass(frozen=True)
 class Chip:
-    """What one chip has.  flops: bfloat16 operations a second.  memory: bytes.  moved, sent: bytes a second between
-    chip and memory, and to other chips.  Source: cloud.google.com/tpu/docs, the pages of v5e, v5p and v6e."""
+    """The specifications of one chip.
+
+    flops: bfloat16 operations per second.  memory: bytes.  moved: bytes per second between chip and memory.  sent:
+    bytes per second to other chips.
+    Source: cloud.google.com/tpu/docs, the pages of v5e, v5p and v6e.
+    """
 
     flops: float
     memory: float
@@ -47,24 +51,24 @@ CHIPS = {
 
 
 def topology(name: str, slices: int = 1) -> list[Any]:
-    """Returns the devices of slices of a topology such as "v5e:2x2", on which nothing runs.
+    """Returns the devices of one or several slices with a topology such as "v5e:2x2", for compiling only.
 
-    Raises SettingError without libtpu, and for a name that it does not know.
+    Raises SettingError without libtpu, and for a name that libtpu does not know.
     """
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs, so others may compile beside it
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # this machine has no metadata server
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs, so other processes may also compile
     from jax.experimental import topologies
 
     try:
         several = {"num_slices": slices} if slices > 1 else {}
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices)
-    except Exception as error:  # libtpu's own kinds
+    except Exception as error:  # libtpu raises its own kinds
         expected = "one that libtpu knows, as v5e:2x2, and libtpu"
         raise SettingError("topology", name, expected, guard.first_line(error)) from error
 
 
 def chip(devices: list[Any]) -> Chip:
-    """Returns what one of the devices has.  Raises SettingError for a kind that is not in CHIPS."""
+    """Returns the specifications of the devices.  Raises SettingError for a kind that is not in CHIPS."""
     kind = devices[0].device_kind
     if kind not in CHIPS:
         raise SettingError("topology", kind, f"one of {', '.join(CHIPS)}")
@@ -72,11 +76,11 @@ def chip(devices: list[Any]) -> Chip:
 
 
 def cost(compiled: Any, of: Chip) -> dict[str, float]:
-    """Returns what one chip needs for a compiled program.
+    """Returns the cost of a compiled program for one chip.
 
-    arguments, outputs, aliased, temporaries, total: bytes of memory; aliased: of outputs in the place of arguments.
-    fits: 1 or 0.  flops; moved, sent: bytes to and from its memory, and to other chips.  seconds: of the roofline, the
-    longest of seconds_flops, seconds_moved and seconds_sent.
+    arguments, outputs, aliased, temporaries, total: bytes of memory; aliased: outputs that reuse arguments' memory.
+    fits: 1 or 0.  flops: operations.  moved: bytes to and from its memory.  sent: bytes to other chips.
+    seconds: the roofline's time, the longest of seconds_flops, seconds_moved and seconds_sent.
     """
     memory, said = compiled.memory_analysis(), compiled.cost_analysis()
     arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes
@@ -103,9 +107,9 @@ def cost(compiled: Any, of: Chip) -> dict[str, float]:
 
 
 def between(text: str) -> float:
-    """Returns the bytes that one chip sends to others in a program, its compiled text; loops count once.
+    """Returns the bytes that one chip sends to others in a program, given as its compiled text; loops count once.
 
-    Each collective as a ring does it, see SENT.
+    Every collective counts as a ring, see SENT.
     """
     total, found = 0.0, re.search(r"num_partitions=(\d+)", text)
     everyone = int(found[1]) if found else 1
@@ -114,7 +118,7 @@ def between(text: str) -> float:
             result, kind, rest = found.groups()
             shapes = _sizes(rest.split(")")[0]) if kind == "reduce-scatter" else _sizes(result)
             if f" {kind}-start(" in line and kind not in ("all-reduce", "reduce-scatter"):
-                shapes = _sizes(result.replace("u32[]", ""))  # (operands, results, and where they wait)
+                shapes = _sizes(result.replace("u32[]", ""))  # (operands, results, semaphores)
                 shapes = shapes[len(shapes) // 2 :]
             total += sum(shapes) * SENT[kind](_members(line) or everyone)
     return total
@@ -127,7 +131,7 @@ def _sizes(text):
 
 
 def _members(line):
-    """Returns how many chips take part in a collective; 0 where it names none, since all do."""
+    """Returns the number of chips in a collective; 0 if it names none, which means all."""
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", line):
         return int(found[2])
     if found := re.search(r"replica_groups=mesh\[(.*?)\].*? \{(.*?)\}", line):  # XLA's MeshAxesReplicaGroupList

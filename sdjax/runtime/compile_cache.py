@@ -5,19 +5,19 @@ import importlib.util
 import os
 from pathlib import Path
 
-# Half the time of compiling for two cores, and steps as fast as without; docs/log/2026-11.md, "Compiling for a CPU".
+# Halves compile time on two cores, with equally fast steps; docs/log/2026-11.md, "Compiling for a CPU".
 QUICK = ("--xla_cpu_use_fusion_emitters=false", "--xla_backend_optimization_level=1")
-# Two thirds of what is left, and steps that take 7 % longer; docs/log/2026-11.md, "Compiling for size".
+# Reduces the rest to two thirds, with steps that take 7 % longer; docs/log/2026-11.md, "Compiling for size".
 SMALL = ("--xla_backend_extra_options=xla_cpu_disable_loop_unrolling,xla_cpu_optimize_for_size",)
-FEW = 50  # steps of a run for which that pays
+FEW = 50  # longest run, in steps, that gains from it
 ACCELERATED = ("jax_plugins", "libtpu")  # packages of accelerators, which keep XLA's own settings
 
 
 def keep(folder: str | Path | None = None, steps: int | None = None) -> None:
     """Turns on JAX's compile cache in `folder`, by default ~/.cache/sdjax/compiled; for programs, not imports.
 
-    steps: of a training run.
-    JAX_COMPILATION_CACHE_DIR overrides the default.  Whoever can write to the folder can run code.  On a CPU it also
+    steps: number of steps of a training run.
+    JAX_COMPILATION_CACHE_DIR overrides the default.  Anyone who can write to the folder can run code.  On a CPU it also
     sets the flags QUICK, and SMALL for up to FEW steps; XLA_FLAGS override them.
     """
     if _knows_quick() and not any(map(importlib.util.find_spec, ACCELERATED)):
@@ -31,5 +31,5 @@ def keep(folder: str | Path | None = None, steps: int | None = None) -> None:
 
 
 def _knows_quick() -> bool:
-    """Returns whether this XLA has QUICK's flags; one that it does not know would end the program."""
+    """Returns whether this XLA has QUICK's flags, since an unknown flag would end the program."""
     return importlib.metadata.version("jaxlib") < "0.11"

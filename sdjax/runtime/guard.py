@@ -10,27 +10,28 @@ LONGEST = 400  # letters of a message
 
 
 def line(error: BaseException) -> str:
-    """Returns an error's message on one line, its kind if it has none."""
+    """Returns an error's message on one line, or its kind without a message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, its kind if it has none."""
+    """Returns the first line of an error's message, or its kind without a message."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 @contextlib.contextmanager
 def named(path: str | pathlib.Path, trouble: str = "cannot be read") -> Iterator[None]:
-    """Turns what the block raises into a ValueError of one line, "PATH: REASON", but for ValueErrors after `trouble`.
+    """Turns the block's errors into ValueErrors of one line: "PATH: REASON", or "PATH: TROUBLE: REASON".
 
-    path: of the file that the block reads.  A line that names it already stays as it is, an OSError too.
+    path: the file that the block reads.  ValueErrors get the short form.  A message that already names the path does
+    not get it again; a ValueError or OSError with such a message on one line stays the same error.
     """
     try:
         yield
-    except SettingError as error:  # it keeps its setting
+    except SettingError as error:  # keeps its setting
         why = error.why if str(path) in error.why else ": ".join(filter(None, (str(path), error.why)))
         raise SettingError(error.name, error.value, error.expected, why) from None
-    except Exception as error:  # of our readers, of Pillow, safetensors, numpy and JAX
+    except Exception as error:  # from our readers, Pillow, safetensors, numpy and JAX
         said, ours = line(error), isinstance(error, ValueError)
         if isinstance(error, ValueError | OSError) and str(path) in said and said == str(error):
             raise

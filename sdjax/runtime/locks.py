@@ -3,7 +3,7 @@
     with held("outputs/cat"): ...        # ValueError in one line if another process holds it
 
 The kernel drops the lock (flock) when the process ends, so exactly one other process takes over a dead one's folder.  A
-file from another host, or on a file system without flock, is refused; the error names the file to remove.
+file from another host, or on a file system without flock, is an error, which names the file to remove.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from pathlib import Path
 
 FILE = "run.lock"
 LONGEST = 200  # letters of a command in a message
-PATIENCE = 1.0  # seconds until a process that has just got the lock must have signed it
+PATIENCE = 1.0  # seconds to wait for the signature of a process that has just taken the lock
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -28,8 +28,8 @@ NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 def held(folder: str | os.PathLike, setting: str = "out", file: str = FILE) -> Iterator[None]:
     """A context that holds the folder, created if missing, against other processes.
 
-    file: the name of the lock file; locks of other names do not meet.
-    At the end it removes the file, and the folder if it created it and it is still empty.
+    file: the name of the lock file; locks with other names are independent.
+    At the end it removes the file, and the folder if it created the folder and it is still empty.
     Raises ValueError that names the `setting` and the holder's pid, host and command.
     """
     folder = Path(folder)
@@ -45,7 +45,7 @@ def held(folder: str | os.PathLike, setting: str = "out", file: str = FILE) -> I
             path.unlink()
         os.close(descriptor)
         if made:
-            with contextlib.suppress(OSError):  # it has files now
+            with contextlib.suppress(OSError):  # the folder has files now
                 folder.rmdir()
 
 
@@ -66,7 +66,7 @@ def busy(path: Path) -> bool:
 
 @contextlib.contextmanager
 def turn(folder: str | os.PathLike) -> Iterator[None]:
-    """A context that only one process at a time is in, per folder; others wait.  Where there is no flock, none do."""
+    """A context for one process at a time per folder; others wait.  On file systems without flock, nobody waits."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -77,7 +77,7 @@ def turn(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def _taken(path, named):
-    """Returns the descriptor of the lock file, locked and signed, or None where another process was faster."""
+    """Returns the descriptor of the lock file, locked and signed, or None if another process was faster."""
     descriptor, new = _opened(path)
     if descriptor is None:
         return None
@@ -100,7 +100,7 @@ def _taken(path, named):
 
 
 def _opened(path):
-    """Returns (descriptor, whether the file was made here); the former is None where it came or went just now."""
+    """Returns (descriptor, whether this call created the file); the descriptor is None if it just came or went."""
     try:
         return os.open(path, os.O_RDWR), False
     except FileNotFoundError:
@@ -112,7 +112,7 @@ def _opened(path):
 
 
 def _locked(descriptor):
-    """Locks a file; returns False where its file system has no flock.  Raises BlockingIOError where another has it."""
+    """Locks a file; returns False on a file system without flock.  Raises BlockingIOError if another process has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -140,7 +140,7 @@ def _sign(descriptor):
 
 
 def _read(path):
-    """Returns {"pid", "host", "command"} of a lock file, None where it holds none."""
+    """Returns {"pid", "host", "command"} from a lock file, or None without them."""
     try:
         found = json.loads(path.read_text())
     except (ValueError, FileNotFoundError):
@@ -149,7 +149,7 @@ def _read(path):
 
 
 def _holder(path):
-    """Returns what the holder of a lock file wrote; waits a little where it had no time yet."""
+    """Returns the holder's entry in a lock file; waits a little if it is not written yet."""
     until = time.monotonic() + PATIENCE
     found = _read(path)
     while time.monotonic() < until and (found is None or _dead(found)):
@@ -159,7 +159,7 @@ def _holder(path):
 
 
 def _dead(signed):
-    """Returns whether a process of this host is no longer there."""
+    """Returns whether the process is of this host and no longer runs."""
     if signed["host"] != socket.gethostname():
         return False
     try:
@@ -172,7 +172,7 @@ def _dead(signed):
 
 
 def _refusal(named, signed, advice):
-    """Returns the line that names who has the folder, and what to do."""
+    """Returns the error's line: who has the folder, and what to do."""
     if signed is None:
         return f"{named}: another process has it; {advice}, or choose another"
     command = " ".join(str(signed["command"]).split())[:LONGEST]

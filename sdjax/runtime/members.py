@@ -2,7 +2,7 @@
 
     members(sdjax.methods, Method)          # {"Chain": Chain, "Clip": Clip, ...}
 
-A member is a class with the contract's Protocol among its bases.  Every module of the package is imported.
+A member is a class with the interface's Protocol among its bases.  Every module of the package is imported.
 """
 
 import importlib
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def members(package: ModuleType, contract: type) -> dict[str, type]:
-    """Returns {name: class} of a package's classes with a contract as base, sorted by module."""
+    """Returns {name: class} of a package's classes with an interface as base, sorted by module."""
     own = ((module.__name__, value) for module in _modules(package) for value in vars(module).values())
     return of((value for name, value in own if getattr(value, "__module__", "") == name), contract)
 
@@ -33,7 +33,7 @@ def _modules(package):
 
 
 def of(values: Iterable[object], contract: type) -> dict[str, type]:
-    """Returns {name: class} of the classes in `values` with the contract as a base."""
+    """Returns {name: class} of the classes in `values` with the interface as a base."""
     return {
         value.__name__: value
         for value in values

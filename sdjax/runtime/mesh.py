@@ -6,8 +6,9 @@
     host = place.whole(state)
 
 The losses equal those of one device, because randomness belongs to the example and the loss is a mean over the batch.
-A mesh may span several processes.  Each of them gives its own rows of a batch: those of `rows`.
-It may span several slices, which a slower network joins: "data" goes across them, "fsdp" and "tensor" stay within one.
+A mesh may span several processes.  Each of them provides its own rows of a batch, see `rows`.
+It may span several slices, which a slower network connects: "data" goes across slices, "fsdp" and "tensor" stay within
+one.
 """
 
 import collections
@@ -29,7 +30,7 @@ AXIS = "data"
 AXES = ("data", "fsdp", "tensor")
 NONE = "-"  # in a rule: a dimension that is not divided
 Rules = Sequence[tuple[str, str]]
-# Megatron-LM (arXiv:1909.08053, section 3): a pair of layers divides its inner width, so it sums once.
+# Megatron-LM (arXiv:1909.08053, section 3): a pair of layers divides its inner width, so it needs one sum.
 RULES: Rules = (
     (r"(to_[qkv]|[qkv]_proj|fc1|net\.0\.proj|conv1|linear_1)\.kernel$", "-,tensor"),
     (r"(to_out\.0|out_proj|fc2|net\.2|conv2|linear_2)\.kernel$", "tensor,-"),
@@ -39,10 +40,10 @@ Run = Callable[[Any, Any, Any], tuple[Any, Any]]  # (state, frozen, batch) -> (s
 
 
 class Place(NamedTuple):
-    """How a mode lays out the state, the frozen tree and a batch, and brings the state back.
+    """Functions of a mode that lay out the state, the frozen tree and a batch, and return the state.
 
-    batch: of this process's rows.  gather: one copy, which may be spread over devices and processes.
-    whole: one copy with which this process can compute alone; all processes call it.
+    batch: takes this process's rows.  gather: one copy, which may be spread over devices and processes.
+    whole: one copy that this process can use alone; all processes must call it.
     """
 
     state: Callable[[Any], Any]
@@ -55,7 +56,7 @@ class Place(NamedTuple):
 def parse(text: str) -> tuple[str, dict[str, int]]:
     """Returns (mode, {axis: size}) of "single", "pmap", "mesh" or "mesh:data=2,fsdp=2,tensor=2".
 
-    Raises ValueError for anything else, more devices than there are, and what several processes cannot do.
+    Raises ValueError for anything else, for too many devices, and for modes that several processes do not support.
     """
     mode, _, rest = text.partition(":")
     try:
@@ -83,7 +84,7 @@ def parse(text: str) -> tuple[str, dict[str, int]]:
 
 
 def sizes(parallel: str) -> dict[str, int]:
-    """Returns {axis: size} of a mode's devices; raises what `parse` raises."""
+    """Returns {axis: size} of a mode's devices; raises the errors of `parse`."""
     mode, axes = parse(parallel)
     if mode == "single" or axes:
         return {name: axes.get(name, 1) for name in AXES}
@@ -91,13 +92,13 @@ def sizes(parallel: str) -> dict[str, int]:
 
 
 def count(parallel: str) -> int:
-    """Returns the number of parts that a mode divides a batch into; raises what `parse` raises."""
+    """Returns the number of parts of a batch in a mode; raises the errors of `parse`."""
     found = sizes(parallel)
     return math.prod(found[name] for name in ROWS)
 
 
 def described(parallel: str) -> str:
-    """Returns the devices of a mode in words: "1 cpu", "8 tpu (mesh: data=4, fsdp=2)"; raises what `parse` raises."""
+    """Returns the devices of a mode in words: "1 cpu", "8 tpu (mesh: data=4, fsdp=2)"; raises the errors of `parse`."""
     (mode, axes), devices = parse(parallel), math.prod(sizes(parallel).values())
     shape = ", ".join(f"{name}={size}" for name, size in axes.items())
     shape = "" if mode == "single" else f" ({mode}{f': {shape}' * bool(shape)})"
@@ -108,13 +109,13 @@ def described(parallel: str) -> str:
 
 
 def slices(devices: Sequence[Any]) -> list[int]:
-    """Returns how many of the devices each slice has, in the slices' order; one number where there are no slices."""
+    """Returns the number of these devices in each slice, in the slices' order; one number without slices."""
     counted = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
     return [counted[index] for index in sorted(counted)]
 
 
 def _within(said, devices, axes):
-    """Raises ValueError unless "data" alone goes across slices, all of one size."""
+    """Raises ValueError unless only "data" goes across slices, and all slices have the same size."""
     held = slices(devices)
     if len(held) == 1:
         return
@@ -128,9 +129,9 @@ def _within(said, devices, axes):
 
 
 def rows(parallel: str, batch_size: int) -> Sequence[int]:
-    """Returns the rows of a global batch that this process decodes, ascending; in one process all of them.
+    """Returns the rows of a global batch that this process decodes, ascending; a single process decodes all.
 
-    Raises ValueError when the devices do not divide the batch.
+    Raises ValueError if the devices do not divide the batch.
     """
     parts = count(parallel)
     if batch_size % parts:
@@ -148,8 +149,8 @@ def compile(step: Step, parallel: str, batch_size: int, rules: Rules = ()) -> tu
     """Returns (Place, run): run(state, frozen, batch) is step compiled for the mode, with the state donated.
 
     step(state, frozen, batch, axis=None) -> (state, metrics); batch_size: rows of the global batch.
-    rules: before RULES, how a mesh divides the leaves whose names match; see `shard`.
-    Raises ValueError when the devices do not divide the batch.
+    rules: how a mesh divides leaves with matching names, checked before RULES; see `shard`.
+    Raises ValueError if the devices do not divide the batch.
     """
     rows(parallel, batch_size)
     mode, _ = parse(parallel)
@@ -166,9 +167,9 @@ def _single(step: Step) -> tuple[Place, Run]:
 
 
 def meshed(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns the Mesh of {axis: size} over devices, by default the first of all; "data" goes across slices.
+    """Returns the Mesh of {axis: size} over devices, by default the first ones; "data" goes across slices.
 
-    Raises ValueError where that cannot be.
+    Raises ValueError for axes that do not fit the slices.
     """
     shape, kinds = tuple(axes[name] for name in AXES), (AxisType.Auto,) * len(AXES)
     devices = (jax.devices() if devices is None else devices)[: math.prod(shape)]
@@ -182,7 +183,7 @@ def meshed(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mes
 
 
 def on(mesh: Mesh, step: Step, batch_size: int, rules: Rules = RULES) -> tuple[Place, jax.stages.Wrapped]:
-    """Returns what `compile` returns, for a Mesh with the axes of AXES; it lays out shapes too, to be lowered."""
+    """Returns the result of `compile` for a Mesh with the axes of AXES; it also lays out shapes, for lowering."""
     axes = dict(zip(mesh.axis_names, mesh.devices.shape, strict=True))
     divided, everywhere = (NamedSharding(mesh, spec) for spec in (PartitionSpec(ROWS), PartitionSpec()))
 
@@ -195,7 +196,7 @@ def on(mesh: Mesh, step: Step, batch_size: int, rules: Rules = RULES) -> tuple[P
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout(path, x))
         if jax.process_count() == 1:
             return jax.device_put(x, layout(path, x))
-        host = np.asarray(x)  # device_put would compare the whole array among the processes
+        host = np.asarray(x)  # device_put would compare the whole array between processes
         return jax.make_array_from_callback(x.shape, layout(path, x), lambda index: host[index])
 
     def spread(tree):
@@ -229,9 +230,9 @@ def shard(
 ) -> PartitionSpec:
     """Returns the PartitionSpec of a leaf over the axes "fsdp" and "tensor"; a small leaf is not divided.
 
-    The first rule (pattern, dimensions) whose pattern is found in the dotted name holds.  Its dimensions, such as
+    The first rule (pattern, dimensions) whose pattern matches the dotted name applies.  Its dimensions, such as
     "fsdp,tensor", name an axis or "-" for each of the leaf's last dimensions.  An axis that does not divide its
-    dimension is left out.  Where the rule does not say "fsdp", that goes to the largest dimension that it divides.
+    dimension is left out.  If the rule has no "fsdp", this axis divides the largest dimension that it can.
     """
     if leaf.size * leaf.dtype.itemsize < SHARD_FROM:
         return PartitionSpec()
@@ -248,7 +249,7 @@ def shard(
 
 
 def divides(dimensions: str) -> bool:
-    """Returns whether a text names an axis or "-" for each dimension, such as "fsdp,tensor", no axis twice."""
+    """Returns whether a text names an axis or "-" for each dimension, such as "fsdp,tensor", and no axis twice."""
     words = [word.strip() for word in dimensions.split(",")]
     named = [word for word in words if word != NONE]
     return set(named) <= set(AXES) and len(named) == len(set(named))

@@ -1,11 +1,11 @@
-"""Several processes as one run: found, joined, agreed, and ended together.
+"""Runs several processes as one run: finds and joins them, makes them agree, and ends them together.
 
-    joined = join()                      # first thing in a program, before JAX looks for devices
-    path = led(lambda: choose())         # process 0 does it, and all get the result
-    agree("settings", text)              # ValueError where processes differ
+    join()                               # first in a program, before JAX looks for devices
+    path = led(lambda: choose())         # process 0 calls it, and all get the result
+    agree("settings", text)              # ValueError if processes differ
 
-JAX finds the processes of TPU slices, Slurm, GKE and Open MPI (jax.distributed.initialize).  Elsewhere three variables
-say it: JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+JAX finds the processes of TPU slices, Slurm, GKE and Open MPI (jax.distributed.initialize).  Otherwise set three
+variables: JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 
 import hashlib
@@ -20,18 +20,18 @@ from typing import Any
 from sdjax.runtime import guard, room
 from sdjax.settings import SettingError
 
-HEARTBEAT = 30  # seconds without a sign after which a process counts as lost
-LONG = 7 * 24 * 3600  # seconds that processes wait for another that is alive
-ROOM = 1 << 16  # bytes of a result of `led`
+HEARTBEAT = 30  # a process counts as lost after this many seconds without a heartbeat
+LONG = 7 * 24 * 3600  # seconds that processes wait for another one that is alive
+ROOM = 1 << 16  # most bytes of a result of `led`
 FAILED = 1  # exit status
 ADDRESS, NUMBER, PLACE = OWN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# variable: what must be set beside it (sbatch sets SLURM_NTASKS for the one script that it starts too)
+# variable: another one that must also be set (sbatch sets SLURM_NTASKS even for the single script that it starts)
 COUNTS = {"SLURM_NTASKS": "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE": None, "MEGASCALE_NUM_SLICES": None}
-HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")  # of a slice, with commas between them
+HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")  # the hosts of a slice, separated by commas
 
 
 def found() -> str:
-    """Returns the setting of a launcher that started several processes, such as "SLURM_NTASKS=2"; "" without one."""
+    """Returns the variable of a launcher that started several processes, such as "SLURM_NTASKS=2"; "" without one."""
     if os.environ.get(NUMBER) != "1":
         for name in (NUMBER, *OWN):
             if os.environ.get(name):
@@ -45,14 +45,14 @@ def found() -> str:
 def join() -> None:
     """Joins the other processes of this run, if a launcher started several; call it before JAX looks for devices.
 
-    Raises ValueError for variables that do not fit, and where the others do not come.
+    Raises ValueError for variables that do not fit, and if the other processes do not join.
     """
     import jax
 
     if jax.distributed.is_initialized() or not (found() or _on_tpu()):
         return
     address, number, place = os.environ.get(ADDRESS) or None, _whole_number(NUMBER), _whole_number(PLACE)
-    told = None not in (address, number, place)  # then there is nothing to find
+    told = None not in (address, number, place)  # then JAX need not find anything
     # A CPU runs programs side by side; collectives of two of them can wait for each other (jax issue 25861).
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
@@ -70,12 +70,12 @@ def join() -> None:
 
 
 def _on_tpu():
-    """Returns whether this machine has TPU chips; JAX says at its import where it has none."""
+    """Returns whether this machine has TPU chips; without chips, JAX sets a variable at its import."""
     return importlib.util.find_spec("libtpu") is not None and "TPU_SKIP_MDS_QUERY" not in os.environ
 
 
 def _whole_number(name):
-    """Returns the number in a variable, None where it is not set."""
+    """Returns the number in a variable, or None if it is not set."""
     text = os.environ.get(name) or None
     if text is not None and not text.isdecimal():
         raise SettingError(name, text, "a whole number")
@@ -83,7 +83,10 @@ def _whole_number(name):
 
 
 def check_joined(does: str) -> None:
-    """Raises ValueError if a launcher started several processes that have not joined; does: what would run in each."""
+    """Raises ValueError if a launcher started several processes that have not joined.
+
+    does: the work that each would do alone, for the message.
+    """
     import jax
 
     if found() and not jax.distributed.is_initialized():
@@ -98,7 +101,7 @@ def several() -> bool:
 
 
 def first() -> bool:
-    """Returns whether this process is the one that writes files and speaks: process 0, or the only one."""
+    """Returns whether this process writes files and prints: process 0, or the only one."""
     import jax
 
     return not several() or jax.process_index() == 0
@@ -111,9 +114,9 @@ def say(text: str) -> None:
 
 
 def together(act: Callable[[], Any]) -> Any:
-    """Returns act(), which each process does by itself; where one fails, all end.
+    """Calls act in each process and returns its result here; if one fails, all end.
 
-    Raises what act raises here, and SystemExit(1) where another process failed, which says why.
+    Raises act's error in this process, or SystemExit(1) if another process failed; that one reports the reason.
     """
     if not several():
         return act()
@@ -131,9 +134,9 @@ def together(act: Callable[[], Any]) -> Any:
 
 
 def led(act: Callable[[], Any]) -> Any:
-    """Returns on every process what act() returns on process 0, which alone calls it: a value that JSON can hold.
+    """Calls act in process 0 only and returns its result, a value for JSON, in every process.
 
-    Raises what act raises on process 0, and SystemExit(1) on the others.
+    Raises act's error in process 0, and SystemExit(1) in the others.
     """
     if not several():
         return act()
@@ -148,7 +151,7 @@ def led(act: Callable[[], Any]) -> Any:
 
 
 def agree(what: str, text: str) -> None:
-    """Raises ValueError where the processes have different texts."""
+    """Raises ValueError if the processes have different texts."""
     if not several():
         return
     import numpy as np
@@ -160,7 +163,7 @@ def agree(what: str, text: str) -> None:
 
 
 def every(flag: bool) -> bool:
-    """Returns whether a flag is true in all processes, however long the others compute theirs."""
+    """Returns whether a flag is true in all processes; waits for the slowest one."""
     if not several():
         return flag
     import numpy as np
@@ -171,7 +174,7 @@ def every(flag: bool) -> bool:
 
 
 def wait() -> None:
-    """Waits until all processes are here, however long the others compute; a lost process ends it."""
+    """Waits until all processes have arrived, for any time; a lost process ends the wait."""
     if not several():
         return
     from orbax.checkpoint import multihost
@@ -180,10 +183,10 @@ def wait() -> None:
 
 
 def ended(run: Callable[[], int]) -> int:
-    """Returns run()'s exit status, but where it fails and there are others this process ends at once.
+    """Returns run()'s exit status; if it fails and there are other processes, ends this process at once.
 
-    Otherwise it would wait for them, and they for it.  All end together with 0, or with a SystemExit other than that of
-    `together`.
+    Otherwise it would wait for the others, and they for it.  All processes end together with 0, or with a SystemExit
+    other than that from `together`.
     """
     try:
         status = run()
@@ -204,7 +207,7 @@ def ended(run: Callable[[], int]) -> int:
 
 
 def broken(error: RuntimeError) -> bool:
-    """Returns whether JAX raised an error because another process is lost: a collective or a wait broke off."""
+    """Returns whether JAX raised an error because another process is lost, which ends a collective or a wait."""
     import jax
 
     return several() and isinstance(error, jax.errors.JaxRuntimeError) and not room.lacks_memory(error)

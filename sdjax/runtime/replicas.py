@@ -4,8 +4,8 @@
     sd, place = share(sd, len(z))                       # sd on as many of its devices as divide the rows
     z = place(z)                                        # each device's rows on that device
 
-A model that was not spread stays where it is.  A picture does not depend on the number of devices, because its noise
-belongs to its seed.
+A model that was not spread stays on its device.  A picture does not depend on the number of devices, because its noise
+follows from its seed.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXIS = "pictures"  # also tells our own meshes from those of training
+AXIS = "pictures"  # also distinguishes these meshes from training's
 T = TypeVar("T")  # a model, or any tree of arrays
 
 
@@ -28,7 +28,7 @@ def spread(sd: T, devices: Iterable[Any] | None = None) -> T:
 def share(sd: T, rows: int) -> tuple[T, Callable[[Any], Any]]:
     """Returns (sd, place): sd on as many devices as divide `rows`, and the function that places a tree of rows.
 
-    Nothing is copied: each device has the model already.
+    Nothing is copied, since each device already has the model.
     """
     mesh = next((mesh for mesh in map(_mesh_of, jax.tree.leaves(sd)) if mesh is not None), None)
     if mesh is None:
@@ -54,7 +54,7 @@ def _mesh_of(x: object) -> Mesh | None:
 
 
 def _narrowed(x, sharding):
-    """Returns a leaf that has copies on more devices with those of the sharding alone; other leaves as they are."""
+    """Returns a leaf with its copies on the sharding's devices only; leaves without such copies stay unchanged."""
     if count(x) <= len(sharding.device_set) or not x.is_fully_replicated:
         return x
     copies = {shard.device: shard.data for shard in x.addressable_shards}

@@ -1,7 +1,7 @@
-"""Full disks and full memory, in one line that says what is safe and what helps.
+"""Turns errors of full disks and full memory into one line that names what is safe and what helps.
 
-with disk("outputs/cat", "the last checkpoint is whole"): ...      # NoRoom, a ValueError, where the disk is full
-with memory("out of memory: a smaller data.batch helps"): ...      # ValueError where the device or the host is full
+with disk("outputs/cat", "the last checkpoint is whole"): ...      # NoRoom, a ValueError, for a full disk
+with memory("out of memory: a smaller data.batch helps"): ...      # ValueError for a full device or host
 """
 
 import contextlib
@@ -14,13 +14,13 @@ FORBIDDEN = (errno.EACCES, errno.EROFS, errno.EPERM)
 
 
 class NoRoom(ValueError):
-    """A disk is full: nothing more can be written, so that going on is of no use."""
+    """The disk is full, so that continuing is useless."""
 
 
 def explained(error: BaseException, path: str | os.PathLike[str], safe: str) -> BaseException:
-    """Returns the error to raise: a full disk or a forbidden folder becomes one line that names the path.
+    """Returns the error to raise; for a full disk or forbidden folder, one line that names the path.
 
-    safe: what is not lost.
+    safe: the part of the message about what is not lost.
     """
     if not isinstance(error, OSError) or error.errno not in (*FULL, *FORBIDDEN):
         return error
@@ -48,7 +48,7 @@ def lacks_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def memory(line: str) -> Iterator[None]:
-    """Turns what the device or the host says when its memory is full into a ValueError with this line."""
+    """Turns an out-of-memory error of the device or the host into a ValueError with this line."""
     import jax
 
     try:

@@ -1,9 +1,9 @@
-"""SIGTERM and Ctrl-C: the work is given up in order, one line is said, and the exit status is that of shells.
+"""SIGTERM and Ctrl-C: stops the work cleanly, prints one line, and returns the shells' exit status.
 
     return ended(lambda: work(), "start again to go on")        # 130 after Ctrl-C, 143 after SIGTERM
 
-While the work is given up (files are closed, temporary ones removed), more SIGTERMs change nothing, since launchers
-send several; a second Ctrl-C ends the process at once, which costs no more than kill -9 does.
+During the clean-up (closing files, removing temporary ones), further SIGTERMs have no effect, since launchers send
+several.  A second Ctrl-C ends the process at once; this is no worse than kill -9.
 """
 
 import os
@@ -16,10 +16,11 @@ BOTH = (signal.SIGINT, signal.SIGTERM)
 
 
 def ended(run: Callable[[], int], said: str) -> int:
-    """Returns run()'s exit status, or 128 + N where signal N ended it, with the line "stopped; ...; SAID" on stderr.
+    """Returns run()'s exit status, or 128 + N after signal N, with the line "stopped; ...; SAID" on stderr.
 
-    said: how to go on.  The signal raises KeyboardInterrupt in run, whose text, if something adds one, is in the line.
-    Outside the main thread, where Python hears no signals, it is run() alone.
+    said: how to continue.  The signal raises KeyboardInterrupt in run; if run raises it again with a text, the line
+    includes the text.
+    Outside the main thread, where Python handles no signals, it only calls run.
     """
     heard: list[int] = []
 
@@ -36,12 +37,12 @@ def ended(run: Callable[[], int], said: str) -> int:
         print("; ".join(filter(None, ("stopped", str(stop), said))), file=sys.stderr, flush=True)
         return 128 + (heard[0] if heard else signal.SIGINT)
     finally:
-        for one, handler in before.items() if not heard else ():  # else the process is about to end
+        for one, handler in before.items() if not heard else ():  # after a signal, the process is about to end
             signal.signal(one, signal.SIG_DFL if handler is None else handler)
 
 
 def ending(said: str) -> None:
-    """From here on SIGTERM changes nothing, and Ctrl-C ends the process at once with 130 and a line."""
+    """Makes SIGTERM have no effect, and Ctrl-C end the process at once with a line and status 130."""
 
     def leave(*_: object) -> None:
         os.write(2, f"stopped at once; {said}\n".encode())

@@ -1,8 +1,8 @@
-"""Says in one line that another process of a run is lost, where JAX would end this one with a page.
+"""Reports the loss of another process in one line, instead of JAX's page of output.
 
-    split()          # first thing in a program: the child goes on, the parent watches it
+    split()          # first in a program: the child continues, the parent watches it
 
-JAX ends a process that misses another's heartbeat from C++, by abort(); nothing in Python can say something then.
+JAX ends a process that misses another's heartbeat from C++, by abort(); Python cannot print anything then.
 """
 
 import ctypes
@@ -14,22 +14,23 @@ import threading
 
 from sdjax.runtime import processes
 
-FIRST = ("coordination_service", "] Terminating process because the JAX distributed service")  # of such a page
+FIRST = ("coordination_service", "] Terminating process because the JAX distributed service")  # the page's first line
 LOST = "another process of this run is lost; rerun the command in all processes, and it resumes"
-CHIPS = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")  # of a TPU, whose hosts know each other by their metadata alone
-REST = 2.0  # seconds for what the child said last; its own children, such as data.workers, may keep the pipe open
+CHIPS = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")  # devices of a TPU, whose hosts find each other by metadata only
+REST = 2.0  # seconds for the child's last output; its own children, such as data.workers, may keep the pipe open
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
 
 def split() -> None:
-    """Where this process may be one of several: returns in a child; the parent ends as the child does.
+    """Forks if this process may be one of several, and returns in the child; the parent ends with the child's status.
 
-    The parent shows what libraries write to stderr, but one line for the page of a lost process, and passes SIGTERM on.
+    The parent shows the stderr of the child's libraries, but prints one line instead of a page about a lost process.
+    It passes SIGTERM on.
     """
     if not (processes.found() or any(chip for pattern in CHIPS for chip in glob.iglob(pattern))):
         return
     reading, writing = os.pipe()
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # until somebody hears it
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # until a handler is set
     try:
         child = os.fork()
     except BaseException:
@@ -38,7 +39,7 @@ def split() -> None:
     if child:
         os.close(writing)
         signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number))
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal gives it to both
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         os._exit(_watched(reading, child))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
@@ -51,7 +52,7 @@ def split() -> None:
 
 
 def _watched(reading: int, child: int) -> int:
-    """Shows what the child's libraries say until it ends; returns its status."""
+    """Shows the output of the child's libraries until it ends; returns its status."""
     held: list[str] = []
     reader = threading.Thread(target=_show, args=(reading, held), daemon=True)
     reader.start()
@@ -67,7 +68,7 @@ def _watched(reading: int, child: int) -> int:
 
 
 def _show(reading: int, held: list[str]) -> None:
-    """Shows the lines that come from a pipe; those from the first of a page on go into `held`."""
+    """Shows the lines from a pipe; from the first line of a page on, lines go into `held` instead."""
     with os.fdopen(reading, errors="replace") as lines:
         for line in lines:
             if held or any(mark in line for mark in FIRST):

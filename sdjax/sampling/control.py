@@ -33,7 +33,7 @@ class Control:
 
     picture: uint8 [H W 3], one for all prompts or one per prompt.  weight: factor of the network's output.
     start, end: the fractions of the steps, 0 to 1, between which it acts.
-    guess: it acts on the prompt's side of guidance only, and less on fine maps, so it also works without a prompt.
+    guess: act only on the prompt's side of guidance, and less on fine maps; this also works without a prompt.
     resize: how to bring the picture to the size of the result, see resize.fit.
     preprocess: a condition (sdjax.conditions) to compute from the resized picture; None: the picture is a condition.
     """
@@ -73,7 +73,7 @@ class Control:
     def weights(self, steps: int) -> Float32[np.ndarray, " ROWS"]:
         """Returns the weight of each of `steps` steps, float32 [ROWS], padded so that step counts share programs.
 
-        Source: diffusers' controlnet_keep, which acts in steps that lie in [start, end] as a whole.
+        A step acts if it is completely within [start, end], as in diffusers' controlnet_keep.
         """
         acts = [not (i / steps < self.start or (i + 1) / steps > self.end) for i in range(steps)]
         return np.pad(np.array(acts, np.float32) * np.float32(self.weight), (0, max(ROWS - steps, 0)))
@@ -83,7 +83,7 @@ def applied(controls: Sequence[Control], made: settings.ControlNet, pictures: Se
     """Returns the Controls with their pictures, one each, from a picture's settings."""
     count = len(controls)
     each = [values * (count // len(values)) for values in (made.weight, made.start, made.end)]
-    makers = [maker if maker is not None and not maker.endings else None for maker in made.makers()]  # others are read
+    makers = [maker if maker is not None and not maker.endings else None for maker in made.makers()]  # others: files
     given, (_, how) = zip(controls, pictures, makers, *each, strict=True), made.target()
     return [one.on(picture, *numbers, made.guess, how, maker) for one, picture, maker, *numbers in given]
 

@@ -1,4 +1,4 @@
-"""Settings of ControlNets: which network reads which picture.  They are a part of the tasks in settings.py."""
+"""Settings of ControlNets and their pictures, a part of the tasks in settings.py."""
 
 import dataclasses
 from typing import Annotated, Any

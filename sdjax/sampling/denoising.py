@@ -1,6 +1,6 @@
 """Computes the latents of a job: encodes prompts, adds wrappers, runs the sampler.
 
-Changing prompt, seed, guidance, strength, steps or sampler recompiles nothing; changing size, batch or the use of fresh
+Another prompt, seed, guidance, strength, step count or sampler does not recompile; another size, batch or use of fresh
 noise does.
 
 Shapes: B batch, h w latent pixels, c latent channels.
@@ -44,11 +44,11 @@ def run(
 
     start: standard normal noise [B h w c].  z: start latents of image-to-image, which skips `skipped` steps.
     cond: overrides the prompts' Cond, on both sides of guidance.  region: a KnownRegion of B pictures.
-    before: the first pass of two; step numbers in prompts count its steps too.
+    before: the first of two passes; step numbers in prompts also count its steps.
     Prompts of several lengths (conditioning.sizes) run one length at a time, each filled up to B.  So no prompt is
-    padded for another, and one program per length serves all batches.
-    Raises ValueError for an unknown sampler or schedule, for channels that the network does not take, for insufficient
-    memory, and for a latent that is not finite, naming the step.
+    padded for another, and all batches share one program per length.
+    Raises ValueError for an unknown sampler or schedule, for channels that the network does not support, for
+    insufficient memory, and, naming the step, for a latent that is not finite.
     """
     rows = {"start": start, "z": z, "cond": cond, "region": region}
     groups = _groups(sd, job, before)
@@ -63,16 +63,16 @@ def run(
 
 
 def guided(job: Job) -> bool:
-    """Returns whether both sides of guidance are needed, also for prompts weighed against the negative one."""
+    """Returns whether the negative side is needed: for guidance, or for AND, which is relative to it."""
     shared = job.settings
     return shared.guidance != 1 or shared.grammar == "a1111" and any(map(grammars.weighed, job.each("prompt")))
 
 
 def late(job: Job, strength: float | None = None, name: str = "strength") -> int:
-    """Returns how many steps image-to-image leaves out at the noisy end: steps - int(steps * strength).
+    """Returns the number of steps that image-to-image skips at the noisy end: steps - int(steps * strength).
 
-    strength: None is the job's own.
-    Raises SettingError, of the strength's name, where no step would be left.
+    strength: None for the job's own.
+    Raises SettingError, naming the strength, if no step would be left.
     """
     steps, strength = job.settings.steps, job.settings.strength if strength is None else strength
     kept = min(int(steps * strength), steps)
@@ -82,7 +82,7 @@ def late(job: Job, strength: float | None = None, name: str = "strength") -> int
 
 
 def _groups(sd, job, before):
-    """Returns the indices of the prompts of each length."""
+    """Returns the indices of the prompts, grouped by length."""
     shared = job.settings
     if shared.grammar == "plain" or not sd.tokenizers:
         return [range(len(job.pictures))]
@@ -95,18 +95,18 @@ def _groups(sd, job, before):
 
 
 def _steps(before):
-    """Returns the steps of a first pass, None without one."""
+    """Returns the number of steps of the first pass, or None."""
     return None if before is None else before.settings.steps
 
 
 def _part(job, places):
-    """Returns the job of some of a job's pictures, with given noise."""
+    """Returns the job of a subset of a job's pictures, without `noise`, which the caller gives."""
     pictures = tuple(job.pictures[i] for i in places)
     return dataclasses.replace(job, pictures=pictures, noise=None, control=[_seen(one, places) for one in job.control])
 
 
 def _seen(one, places):
-    """Returns the Control of some pictures of a batch."""
+    """Returns the Control for a subset of a batch."""
     many = isinstance(one.picture, (list, tuple)) or np.ndim(one.picture) == 4
     if not many or len(one.picture) == 1:
         return one
@@ -152,15 +152,14 @@ def _run(sd, job, start, z, cond, region, *, skipped, before):
 
 
 def _watched(sd, cond, start, keys, plan, z, fresh, bar, watch, place):
-    """Returns (latents, lost) of a plan that is run from the host, step by step; the next step is under way while the
-    one before is looked at.
+    """Returns (latents, lost) of a plan that the host runs step by step; a step runs while `watch` sees the last one.
 
-    place: lays the state out over devices as the first step's, or else the second would compile another program.
+    place: lays out the state over devices as for the first step; otherwise the second would compile another program.
     """
     steps, state, before = int(plan.steps), place(_begin(start, jax.random.clone(keys), plan, z, fresh)), None
     ends = [0, *np.searchsorted(plan.step[: plan.rows], np.arange(1, steps)), int(plan.rows)]
     for done, (first, last) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
-        own = jax.random.clone(keys)  # each call draws others of the same keys
+        own = jax.random.clone(keys)  # calls derive different numbers from the same keys
         state = place(_advance(sd, cond, state, own, plan, fresh, np.int32(first), np.int32(last)))
         _look(sd, before, done, steps, watch)
         bar.update(int(last - first))
@@ -170,7 +169,7 @@ def _watched(sd, cond, start, keys, plan, z, fresh, bar, watch, place):
 
 
 def _look(sd, state, done, steps, watch):
-    """Waits for a state and shows it; raises Cancelled where the watcher asks for it."""
+    """Waits for a state and shows it to the watcher; raises Cancelled if the watcher returns true."""
     if state is None:
         return
     jax.block_until_ready(state)
@@ -179,7 +178,7 @@ def _look(sd, state, done, steps, watch):
 
 
 def _texts(sd, job, before):
-    """Returns (sd, cond, negative), negative None without guidance."""
+    """Returns (sd, cond, negative); negative is None without guidance."""
     if not sd.tokenizers:
         if job.settings.guidance != 1:
             raise SettingError("guidance", job.settings.guidance, "1", "LDM-SR reads no words to be guided by")
@@ -201,12 +200,12 @@ def _texts(sd, job, before):
 
 
 def encoded(sd: StableDiffusion, prompts: Sequence[str], made: Any) -> Cond:
-    """Returns the cond of a list of prompts, from the layer that the settings say."""
+    """Returns the cond of a list of prompts, from the text encoder layer in the settings."""
     return _condition(sd.bare, sd.tokenize(prompts), made.clip_skip - 1)
 
 
 def _extra_channels(sd, job, start, extra):
-    """Returns the extra channels that the UNet takes beside the latent; an inpainting model without any sees a hole."""
+    """Returns the UNet's extra channels; an inpainting model without given ones gets a mask of the whole picture."""
     taken, latent = sd.networks["unet"].config.in_channels, start.shape[-1]
     given = 0 if extra is None else extra.shape[-1]
     if extra is None and taken == 2 * latent + 1:

@@ -25,7 +25,7 @@ from annotated_types import Interval
 
 from sdjax.settings import UNSAID, SettingError, nearest
 
-LARGEST = float(np.finfo(np.float32).max)  # what is sampled in; a bound that errors call finite
+LARGEST = float(np.finfo(np.float32).max)  # sampling is in float32; error messages call this bound finite
 SMALLEST = float(np.finfo(np.float32).tiny)
 Share = Annotated[float, Interval(ge=0, le=1)]
 Some = Annotated[float, Interval(gt=0, le=1)]
@@ -36,13 +36,13 @@ NOTHING = dataclasses.MISSING
 
 
 class Setting(NamedTuple):
-    """What the type of a setting does not tell.
+    """Attributes of a setting that its type does not express.
 
-    word: its name in A1111's text, or ours in that style.  api: its name in A1111's API, two names for a size.
-    unsaid: the value that a text without the word means, if it is not the default.  always: write the word for that
-    value too.
-    own: it may differ between pictures of a batch.  needs: the setting without which it has no effect.
-    file: it names files.  mine: only the user who starts a program may set it, no list, record or browser.
+    help: its help text.  word: its name in A1111's text, or ours in that style.  api: its name in A1111's API; a size
+    has two.
+    unsaid: the value of a text without the word, if it is not the default.  always: write the word for that value too.
+    own: it may differ between pictures of a batch.  needs: a setting that must be set for an effect.
+    file: it names files.  mine: only the user who starts a program may set it, not a list, record or browser.
     private: left out of public records.  step: step width of a slider.
     """
 
@@ -63,7 +63,7 @@ class Setting(NamedTuple):
 
 
 class Choice(dict):
-    """The accepted names, {ours: A1111's}; either is accepted, and so are the names of `also`, {theirs: ours}."""
+    """Accepted names, {ours: A1111's}; both are accepted, and the names of `also`, {theirs: ours}."""
 
     others: Mapping[str, str] = types.MappingProxyType({})
     last = ""
@@ -78,13 +78,13 @@ class Choice(dict):
         return made
 
     def rest(self, name: str) -> "Choice":
-        """Returns the Choice in which this name stands for A1111's names that we lack, see `near`."""
+        """Returns the Choice with a replacement for A1111's names that we lack, see `near`."""
         made = Choice(self).also(**self.others)
         made.last = name
         return made
 
     def near(self, name: str) -> str:
-        """Returns our name whose label begins one of A1111's names, or else that of `rest`; "" if there is none."""
+        """Returns our name whose label is the start of A1111's name, or else the name of `rest`, or ""."""
         return next((own for own, label in self.items() if name.startswith(label)), self.last) if self.last else ""
 
     def ours(self, name: object) -> object:
@@ -154,7 +154,7 @@ class Field:
 
     @property
     def unsaid(self) -> Any:
-        """The value that A1111's text means if it lacks the setting's word."""
+        """The setting's value for an A1111 text without its word."""
         return self.usual if self.about.unsaid is NOTHING else self.about.unsaid
 
     @property
@@ -239,7 +239,7 @@ def checked(field: Field, value: Any, text: bool = False) -> Any:
     """
     import pydantic
 
-    given = value.item() if getattr(value, "ndim", 1) == 0 else value  # of numpy
+    given = value.item() if getattr(value, "ndim", 1) == 0 else value  # a numpy scalar
     if given is None and field.optional:
         return None
     items = given if field.several and isinstance(given, (list, tuple)) else (given,)
@@ -275,7 +275,7 @@ def make(task: type, values: Mapping[str, object], text: bool = False) -> Any:
     """Returns a task's settings from {name: value}; a missing value, or None, means the default.
 
     text: parse numbers from text.
-    Raises SettingError for an unknown name, a value that is not accepted, a setting without the one that it needs, and
+    Raises SettingError for an unknown name, a value that is not accepted, a setting whose `needs` is not set, and
     settings that do not fit each other.
     """
     known = fields(task)
@@ -295,7 +295,7 @@ def make(task: type, values: Mapping[str, object], text: bool = False) -> Any:
 def understood(task: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns {name: value} with other spellings replaced by ours, as each part's `spelled` does.
 
-    Raises SettingError for a name that the task does not know.
+    Raises SettingError for an unknown name.
     """
     found = dict(values)
     for part in task.__mro__:
@@ -307,7 +307,7 @@ def understood(task: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def acting(made: Any) -> dict[str, Any]:
-    """Returns {name: value} of the settings that have an effect: those whose `needs` is set too."""
+    """Returns {name: value} of the settings that have an effect: settings whose `needs` is also set."""
     known, values = fields(type(made)), {}
     for name, field in known.items():
         needed = field.about.needs

@@ -1,11 +1,11 @@
-"""Noise as other programs draw it from a seed, so that their seeds give the same pictures.
+"""The noise that other programs draw from a seed, so that their seeds give the same pictures.
 
     noise = start("torch-cpu", seeds=[1, 2], shape=(64, 64, 4))          # [B h w c], a sampler's start
     fresh = steps("torch-cpu", [1, 2], (64, 64, 4), count=plan.draws)    # [n B h w c], its `step_noise`
 
     jax        JAX's generator, drawn during sampling: `start` and `steps` return None
     torch-cpu  torch.Generator("cpu").manual_seed(seed): diffusers with a generator per picture, A1111's RNG "CPU"
-    philox     torch's CUDA generator: A1111's RNG "NV" and, for as many numbers as the card has threads, "GPU"
+    philox     torch's CUDA generator: A1111's RNG "NV"; also "GPU", up to as many numbers as the GPU has threads
 
 Every picture has its own generator.  Its first draw is the start noise, later draws are the fresh noise of stochastic
 samplers.  Draws are channels first, as in PyTorch, and returned channels last.  (k-diffusion's SDE samplers use a
@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float32, UInt32
 
 SOURCES = ("jax", "torch-cpu", "philox")
-ROOM = 64  # `steps` makes at least so many draws, so that few numbers of steps compile anything
+ROOM = 64  # least number of draws that `steps` returns, so that few step counts recompile
 Shape = tuple[int, int, int]  # of one picture's noise
 f32 = np.float32
 
@@ -42,7 +42,7 @@ def steps(
 ) -> Float32[np.ndarray, "n B h w c"] | None:
     """Returns the draws after the first, [n B h w c]; n is ROOM or the next power of two from `count` on.
 
-    Returns None for "jax".  delta: A1111's ENSD; if it is not 0, the draws are those of seeds + delta, from their
+    Returns None for "jax".  delta: A1111's ENSD; if it is not 0, the draws come from seeds + delta, starting with the
     first.
     Raises ValueError for an unknown source.
     """
@@ -96,14 +96,14 @@ def _torch_cpu(seed: int, counts: Iterable[int]) -> list[Float32[np.ndarray, " n
         else:
             values = _blocks(words(count)) if count % 16 == 0 else _blocks(np.pad(words(count), (0, -count % 16)))
             values = values[:count]
-            if count % 16:  # the last 16 are drawn again
+            if count % 16:  # torch draws the last 16 again
                 values[-16:] = _blocks(words(16))
         drawn.append(values)
     return drawn
 
 
 def _pair(words: UInt32[np.ndarray, " 4"]) -> tuple[float, float]:
-    """Returns the two normals of one Box-Muller step in double precision, the second first; it is kept for later."""
+    """Returns the two normals of one Box-Muller step in double precision: (the second, kept for later; the first)."""
     high, low = words.astype(np.uint64).reshape(2, 2).T
     u, v = ((high << np.uint64(32) | low) & np.uint64((1 << 53) - 1)) * 2.0**-53
     radius, angle = np.sqrt(-2 * np.log1p(-v)), 2 * np.pi * u
@@ -111,7 +111,7 @@ def _pair(words: UInt32[np.ndarray, " 4"]) -> tuple[float, float]:
 
 
 def _blocks(words: UInt32[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
-    """Returns normals of random words, both [n], n a multiple of 16: in each 16, the second 8 give the angles."""
+    """Returns normals [n] from random words [n], n a multiple of 16; the second 8 of each 16 words give the angles."""
     uniform = (words & 0xFFFFFF).astype(f32) * f32(2**-24)
     u, v = uniform.reshape(-1, 2, 8).swapaxes(0, 1)
     radius = np.sqrt(f32(-2) * _log(1 - u))
@@ -138,7 +138,7 @@ QUARTER_PI = (-0.78515625, -2.4187564849853515625e-4, -3.77489497744594108e-8)  
 
 
 def _log(x: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
-    """Returns log x of single-precision x > 0, in the order of operations and the roundings of torch's vector code."""
+    """Returns log x of single-precision x > 0, with torch's vectorised order of operations and rounding."""
     mantissa, exponent = np.frexp(x)
     small = mantissa < f32(0.5**0.5)
     m = mantissa - 1 + np.where(small, mantissa, f32(0))
@@ -149,7 +149,7 @@ def _log(x: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
 
 
 def _sincos(x: Float32[np.ndarray, "..."]) -> tuple[Float32[np.ndarray, "..."], Float32[np.ndarray, "..."]]:
-    """Returns (sin x, cos x) of single-precision x >= 0, as `_log` does."""
+    """Returns (sin x, cos x) of single-precision x >= 0, likewise."""
     octant = (x * f32(4 / np.pi)).astype(np.int32) + 1 & ~1
     for part in QUARTER_PI:
         x = _fma(octant.astype(f32), f32(part), x)
@@ -165,10 +165,10 @@ def _sincos(x: Float32[np.ndarray, "..."]) -> tuple[Float32[np.ndarray, "..."], 
 
 
 def _philox(seed: int, counts: Iterable[int]) -> list[Float32[np.ndarray, " n"]]:
-    """Source: Salmon et al. 2011, "Parallel random numbers"; its use: cuRAND's curand_normal4, one thread a number.
+    """Source: Salmon et al. 2011, "Parallel random numbers"; cuRAND's curand_normal4, with one thread per number.
 
-    Equal to torch's numbers as long as the card runs as many threads as numbers are asked for at once (2048 per
-    multiprocessor on most cards), which the latents of one picture seldom exceed.
+    The numbers equal torch's if the GPU runs at least as many threads as numbers are drawn at once.  Most GPUs run 2048
+    per multiprocessor, which the latents of one picture seldom exceed.
     """
     key = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
     drawn = []

@@ -38,12 +38,12 @@ def text2img(sd: StableDiffusion, prompts: str | Sequence[str], **given: Any) ->
 
 
 def img2img(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, **given: Any) -> Pictures:
-    """Returns pictures uint8 [B H W 3] that start from the given ones; `strength` is how much to repaint.
+    """Returns pictures uint8 [B H W 3] that start from the given ones.
 
     pictures: uint8 [H W 3], one for all prompts or one per prompt.
     given: settings of settings.ImageToImage, and arguments of `job`.
-    strength: share of the steps to run, starting from the picture with matching noise.
-    size: size to fit the pictures to (resize.fit); None is that of the first one.  Other sizes than multiples of the
+    strength: share of the steps to run, starting from the picture with matching noise: the amount to repaint.
+    size: size to fit the pictures to (resize.fit); None takes the first picture's.  Sizes that are not multiples of the
     model's grid are padded and cropped again.
     Source: Meng et al. 2022 (SDEdit); steps are counted as in diffusers.
     """
@@ -112,7 +112,7 @@ def between(
     low, high = (Job((end,)).start_noise(shape) for end in ends)
     texts = [] if first == last else [encoded(sd, [text], way).unet for text in (first, last)]
     for done in range(0, frames, count):
-        places = np.minimum(np.arange(done, done + count), frames - 1)  # one shape, so the last batch compiles nothing
+        places = np.minimum(np.arange(done, done + count), frames - 1)  # the last batch has the same shape
         part = share[places]
         cond = Cond(jax.tree.map(functools.partial(_mixed, part), *texts)) if texts else None
         some = Job((way,) * len(places), progress=progress, watch=watch)
@@ -121,6 +121,6 @@ def between(
 
 
 def _mixed(part, one, other):
-    """Returns (1 - part) one + part other, [B ...], of arrays [1 ...]."""
+    """Returns (1 - part) one + part other, [B ...], for arrays [1 ...]."""
     part = part.reshape(-1, *(1,) * (one.ndim - 1))
     return (1 - part) * one + part * other

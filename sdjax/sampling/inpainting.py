@@ -30,10 +30,10 @@ def inpaint(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, ma
 
     pictures: uint8 [H W 3], masks: uint8 [H W], 255 where to paint; one for all prompts or one per prompt.
     given: settings of settings.Inpaint, and arguments of job.job.
-    strength: 1 starts from noise, less from the picture under the mask (see img2img).
+    strength: 1 starts from noise; less starts from the picture under the mask (see img2img).
     size, resize: as in img2img; by default nothing is resized.
-    margin: None computes the whole picture.  A number of pixels crops to the mask and that margin, computes the crop
-    at the model's size and aspect ratio, and pastes it back: for small regions of large pictures.
+    margin: for small regions of large pictures.  None computes the whole picture.  A number of pixels crops to the mask
+    and that margin, computes the crop at the model's size and aspect ratio, and pastes it back.
     Raises ValueError for an empty mask, and for a model with another task.
     """
     return repainted(sd, job(settings.Inpaint, prompts, **given), pictures, masks)
@@ -80,14 +80,14 @@ def box(hole: Bool[np.ndarray, "H W"], margin: int, size: Sequence[int]) -> tupl
 
 
 def _widened(first: int, last: int, wanted: int, side: int) -> slice:
-    """Returns the slice of `wanted` places around first ... last, moved and, where it must be, cut to 0 ... side."""
+    """Returns the slice of `wanted` places around first ... last, shifted and, if necessary, cut to 0 ... side."""
     first -= (wanted - (last - first)) // 2
     first = max(0, min(first, side - wanted))
     return slice(first, min(first + wanted, side))
 
 
 def unfilled(made: UInt8[np.ndarray, "h w 3"], size: Sequence[int]) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns what resize.fit(picture, made's size, "fill") made of a picture of `size`, at that size again."""
+    """Inverts resize.fit(picture, made's size, "fill") for a picture of `size`: returns it at that size again."""
     ratio = min(has / given for has, given in zip(made.shape, size, strict=False))
     inner = [max(1, round(given * ratio)) for given in size]
     top, left = ((has - one) // 2 for has, one in zip(made.shape, inner, strict=False))
@@ -97,7 +97,7 @@ def unfilled(made: UInt8[np.ndarray, "h w 3"], size: Sequence[int]) -> UInt8[np.
 def prepare(
     pictures: Any, masks: Any, count: int, size: int | Sequence[int] | None = None, mode: str = "crop"
 ) -> tuple[UInt8[np.ndarray, "B H W 3"], Bool[np.ndarray, "B H W"]]:
-    """Returns (pictures uint8 [B H W 3], masks bool [B H W]) of one size, True where to paint.
+    """Returns (pictures uint8 [B H W 3], masks bool [B H W], True where to paint) of one size.
 
     Raises ValueError for a mask of another size than its picture, or without a place to paint.
     """
@@ -119,7 +119,7 @@ def paste(
 ) -> UInt8[np.ndarray, "B H W 3"]:
     """Returns the painted pictures within the holes [B H W] and the given ones elsewhere, uint8 [B H W 3].
 
-    feather: the painted share is d / (feather + 1) at d pixels from what is kept, 1 from there on.
+    feather: at d pixels from the kept region, the painted share is d / (feather + 1), at most 1.
     """
     share = np.stack([_depth(hole, feather + 1) for hole in holes])[..., None] / (feather + 1)
     mixed = np.round(share * made + (1 - share) * given).astype(np.uint8)
@@ -129,7 +129,7 @@ def paste(
 def _depth(hole: Bool[np.ndarray, "H W"], most: int) -> Float32[np.ndarray, "H W"]:
     """Returns the distance in pixels to the nearest place outside a hole [H W], at most `most`; 0 outside.
 
-    Distances are those of a square, max(|dx|, |dy|); the picture's edge is no outside.
+    The distance is max(|dx|, |dy|); the picture's edge does not count as outside.
     """
     from scipy import ndimage
 
@@ -142,8 +142,8 @@ def _depth(hole: Bool[np.ndarray, "H W"], most: int) -> Float32[np.ndarray, "H W
 def painted(
     sd: StableDiffusion, job: Job, pixels: UInt8[np.ndarray, "B H W 3"], holes: Bool[np.ndarray, "B H W"]
 ) -> UInt8[np.ndarray, "B H W 3"]:
-    """Returns pictures [B H W 3] as the model makes them, painted or not."""
-    skipped = late(job)  # 0 where noise alone is the beginning
+    """Returns the model's pictures [B H W 3], before pasting."""
+    skipped = late(job)  # 0 if it starts from noise only
     whole, hidden = pad(pixels, sd.factor), pad(holes, sd.factor)
     latent_shape(sd, whole.shape[1:3])
     knows_masks = sd.networks["unet"].config.in_channels > sd.networks["vae"].config.latent_channels
@@ -162,7 +162,7 @@ def painted(
 
 
 def _any(holes: Bool[np.ndarray, "B H W"], factor: int) -> Float32[Array, "B h w 1"]:
-    """Returns the latent's mask [B h w 1], 1 where any pixel is to be painted."""
+    """Returns the latent's mask [B h w 1], 1 where any pixel is masked."""
     count, height, width = holes.shape
     blocks = holes.reshape(count, height // factor, factor, width // factor, factor)
     return jnp.asarray(np.any(blocks, axis=(2, 4))[..., None], jnp.float32)

@@ -42,8 +42,8 @@ class Job:
 
     pictures: the settings of each picture, of one class in settings.TASKS; only prompt, seed and files may differ.
     noise: standard normal [B h w c] instead of the seeds' noise.  control: ControlNets with pictures (control.py).
-    progress: show a bar over the steps.  watch(Progress) runs after every step; if it returns true, Cancelled is raised
-    at most two steps later.  Neither changes the pictures.
+    progress: show a progress bar.  watch(Progress) runs after every step; if it returns true, Cancelled is raised at
+    most two steps later.  Neither changes the pictures.
     Raises ValueError for no pictures, and SettingError for settings that must not differ.
     """
 
@@ -65,7 +65,7 @@ class Job:
 
     @property
     def settings(self) -> Any:
-        """The settings of the first picture, for those that all share."""
+        """The settings of the first picture, for settings that all pictures share."""
         return self.pictures[0]
 
     def each(self, name: str) -> list[Any]:
@@ -74,13 +74,13 @@ class Job:
 
     @property
     def keys(self) -> Array:
-        """One key per picture [B]: of the seed's low 32 bits, with the high ones folded in where they are not 0."""
+        """One key per picture [B]: from the seed's low 32 bits; high bits that are not 0 are folded in."""
         return trees.seed_keys(self.each("seed"))
 
     def start_noise(self, shape: tuple[int, int, int]) -> Float[Array, "B h w c"]:
         """Returns the standard normal start noise; shape: (h, w, c).
 
-        Raises ValueError when the job's own noise has another shape.
+        Raises ValueError if the job's own noise has another shape.
         """
         count = len(self.pictures)
         if self.noise is not None:
@@ -101,18 +101,18 @@ class Job:
         return jnp.concatenate(mixed)
 
     def step_noise(self, shape: Any, draws: Any) -> Any:
-        """Returns the fresh noise of a plan's steps, see foreign_noise.steps; None if keys draw it."""
+        """Returns the fresh noise of a plan's steps, see foreign_noise.steps; None if it is drawn from keys."""
         shared = self.settings
         return foreign_noise.steps(shared.noise_source, self.each("seed"), shape, draws, shared.ensd)
 
 
 def job(task: type, prompts: str | Sequence[str], *, seeds: Any = None, **given: Any) -> Job:
-    """Returns the Job of prompts, with settings of a task; seeds count from 0 where None.
+    """Returns the Job of prompts, with settings of a task.
 
-    What a picture may have for itself (seeds, negative_prompt, variation ...) is one for all or a list, one per prompt;
-    one variation_seed counts on.  noise, control, progress, watch: of Job.
-    Raises ValueError for lists of another length, and SettingError for an unknown setting and a value that is not
-    accepted.
+    seeds: one per prompt; None counts from 0.  Settings that may differ between pictures (negative_prompt, variation
+    ...) are one value for all, or a list with one per prompt; a single variation_seed counts up.
+    noise, control, progress, watch: see Job.
+    Raises ValueError for lists of another length, SettingError for an unknown setting or a value that is not accepted.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     count = len(prompts)
@@ -135,7 +135,7 @@ def job(task: type, prompts: str | Sequence[str], *, seeds: Any = None, **given:
 
 
 def split_keys(keys: Key[Array, " B"]) -> tuple[Array, Array, Array]:
-    """Returns the keys [B] of the start, of the noise between the steps and of the given picture's latent."""
+    """Returns the keys [B] for the start noise, for the fresh noise of steps and for the given picture's latent."""
     return jax.vmap(lambda key: tuple(jax.random.split(key, 3)))(keys)
 
 
@@ -146,5 +146,5 @@ def _normal(keys, shape):
 
 @functools.partial(jax.jit, static_argnames="shape")
 def picture_noise(keys: Key[Array, " B"], shape: tuple[int, ...]) -> Float[Array, "B ..."]:
-    """Returns standard normal noise [B *shape] for the given picture, apart from the noise of sampling."""
+    """Returns standard normal noise [B *shape] for the given picture, independent of the noise of sampling."""
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(split_keys(keys)[2])

@@ -36,7 +36,7 @@ def latent_shape(sd: StableDiffusion, size: Any = None) -> tuple[int, int, int]:
 
 
 def wanted_shape(sd: StableDiffusion, made: Task) -> tuple[int, int, int]:
-    """Returns (h, w, c) of the latents for a picture's settings; raises as `latent_shape` does."""
+    """Returns (h, w, c) of the latents for a picture's settings; raises the errors of `latent_shape`."""
     return latent_shape(sd, made.size)
 
 
@@ -56,7 +56,7 @@ def encode(sd: StableDiffusion, pictures: Any, keys: Key[Array, " B"]) -> Float[
 
 
 def decode(sd: StableDiffusion, z: Float[Array, "B h w c"]) -> Pictures:
-    """Returns pictures uint8 [B H W 3] of scaled latents [B h w c]; large ones in tiles, to save memory."""
+    """Returns pictures uint8 [B H W 3] from scaled latents [B h w c]; decodes large ones in tiles, to save memory."""
     sd, place = replicas.share(sd.bare, len(z))
     with memory.told(tuple(side * sd.factor for side in z.shape[1:3]), len(z)):
         return to_pictures(finite.made("pixels", tiles.decode(sd, place(z))))

@@ -19,10 +19,10 @@ from sdjax.runtime import room
 from sdjax.sampling.tiles import AT_ONCE
 from sdjax.stable_diffusion import StableDiffusion
 
-# Numbers that a UNet's call keeps per row, latent pixel and channel of the finest map: 27 for Stable Diffusion 1.5,
+# Numbers that a UNet call keeps per row, latent pixel and channel of the finest map: 27 for Stable Diffusion 1.5 with
 # 2 rows of 64 x 64, by XLA's own count on a CPU (283 MB; 21 November 2026, benchmarks/sampling_memory.py).
 KEPT = 27
-CONTROLLED = 9  # likewise of each ControlNet, our estimate: what it adds to the maps, twice while summed, its picture
+CONTROLLED = 9  # likewise per ControlNet, our estimate: its residuals, twice during the sum, and its picture
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 DECODED = 3000  # bytes per pixel that a full-size decoder keeps (tiles.py)
 
@@ -30,7 +30,7 @@ DECODED = 3000  # bytes per pixel that a full-size decoder keeps (tiles.py)
 def available() -> int | None:
     """Returns the free bytes of the first device; on a CPU the bytes that this process may still use; None if unknown.
 
-    The latter is the least of the machine's free memory and what the process's control groups leave.
+    On a CPU this is the minimum of the machine's free memory and the memory left in the process's control groups.
     """
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
@@ -42,9 +42,9 @@ def available() -> int | None:
 
 
 def _left_by_groups():
-    """Yields the bytes that each control group of this process, from its own up to the root, leaves: limit - use.
+    """Yields limit - use in bytes for each control group of this process, from its own up to the root.
 
-    Cached files that the kernel takes back first are no use of it.  Source: Linux, admin-guide/cgroup-v2.rst and
+    Cached files that the kernel reclaims first do not count as use.  Source: Linux, admin-guide/cgroup-v2.rst and
     cgroup-v1/memory.rst.
     """
     for line in _lines(PROC / "self" / "cgroup"):
@@ -59,7 +59,7 @@ def _left_by_groups():
         group = root / own.lstrip("/")
         for folder in (group, *group.parents)[: len(group.parts) - len(root.parts) + 1]:
             numbers = [_lines(folder / name) for name in (most, used)]
-            if all(numbers) and numbers[0][0].isdigit():  # "max" is no limit
+            if all(numbers) and numbers[0][0].isdigit():  # "max" means no limit
                 back = [
                     int(line.split()[1]) for line in _lines(folder / "memory.stat") if line.startswith(f"{cached} ")
                 ]
@@ -74,10 +74,10 @@ def _lines(path):
 
 
 def needed(sd: StableDiffusion, sides: Sequence[int], rows: int, controls: int = 0) -> int:
-    """Returns an estimate of the bytes for sampling beside the weights: latents of sides (h, w), `rows` at once.
+    """Returns an estimate of the bytes for sampling, without the weights: latents of sides (h, w), `rows` at once.
 
-    rows: of the UNet's calls: two per picture with guidance, and one more for each further text of AND.
-    controls: number of ControlNets beside those already around the model.
+    rows: rows of a UNet call: two per picture with guidance, and one more for each further text of AND.
+    controls: number of ControlNets in addition to the model's own wrappers.
     It is the larger of the UNet's and the decoder's needs, plus the pictures.
     """
     pixels = rows * sides[0] * sides[1] * sd.factor**2
@@ -86,9 +86,9 @@ def needed(sd: StableDiffusion, sides: Sequence[int], rows: int, controls: int =
 
 
 def unet(sd: StableDiffusion, sides: Sequence[int], rows: int, controls: int = 0) -> int:
-    """Returns an estimate of the bytes for one call of the UNet and its ControlNets, beside the weights.
+    """Returns an estimate of the bytes for one call of the UNet and its ControlNets, without the weights.
 
-    controls: as in needed.
+    controls: see needed.
     """
     controls += sum(isinstance(one, ControlNet) for one in sd.wrappers)
     config, dtype, length = sd.networks["unet"].config, jnp.dtype(sd.networks["unet"].dtype), sides[0] * sides[1]
@@ -98,7 +98,7 @@ def unet(sd: StableDiffusion, sides: Sequence[int], rows: int, controls: int = 0
 
 
 def _scores(q):
-    """Returns the bytes of scores that attention of q [B N heads d] to itself holds at once on the first device."""
+    """Returns the bytes of scores that self-attention of q [B N heads d] holds at once on the first device."""
     platform = jax.local_devices()[0].platform
     whole = attention.way("cuda" if platform == "gpu" else platform, q, q) is attention_plain.attend
     return 4 * math.prod(q.shape[:3]) * q.shape[1] if whole else 0
@@ -107,7 +107,7 @@ def _scores(q):
 def check(sd: StableDiffusion, sides: Sequence[int], rows: int, limit: int | None = None, controls: int = 0) -> None:
     """Raises ValueError, with the largest size that fits, if sampling latents of sides (h, w) would exceed the memory.
 
-    limit: bytes; None is what is free now.
+    limit: bytes; None for the memory that is free now.
     """
     limit = available() if limit is None else limit
     if limit is None or needed(sd, sides, rows, controls) <= limit:

@@ -4,7 +4,7 @@
     fields(TextToImage)["steps"].about.help
 
 A part groups related settings; a task lists its parts as bases.  The module that reads `job.settings.NAME` documents
-the effect of a setting.  To add a setting, add a line here and read it there.
+the effect of a setting.  To add a setting, add a line here and read it in such a module.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from sdjax.settings import SettingError
 
 SEEDS = Interval(ge=-(2**63), le=2**64 - 1)
 
-# What records and lists of sdjax 0.1 called settings: {then: (now, how much more now)}.
+# Names of settings in records and lists of sdjax 0.1: {old name: (new name, how much the value grew)}.
 FIRST = {"negative": ("negative_prompt", 0), "noise": ("noise_source", 0), "skip": ("clip_skip", 1)}
 FIRST |= {"adapters": ("adapter", 0)}
 VARIED = ("variation_seed", "variation")
@@ -45,7 +45,7 @@ class Prompt:
 
     @property
     def texts(self) -> tuple[str, str]:
-        """What both sides of guidance read: the prompt and the negative one."""
+        """The prompts of both sides of guidance: the prompt and the negative prompt."""
         return self.prompt, self.negative_prompt
 
     def saying(self, prompt: str) -> Self:
@@ -155,7 +155,7 @@ class Model:
     ] = ()
 
     def loading(self) -> tuple[str, dict[str, Any]]:
-        """Returns (what is loaded, how: the settings of one value of this part)."""
+        """Returns (the model, {name: value} of the other settings for loading it)."""
         how = {name: getattr(self, name) for name, one in fields(Model).items() if not one.several}
         return how.pop("model"), how
 
@@ -207,7 +207,7 @@ class Reading:
 
     @property
     def naming(self) -> str:
-        """The grammar by which texts name adapters and embeddings."""
+        """The grammar for names of adapters and embeddings in prompts."""
         return self.grammar
 
     def rule(self) -> None:
@@ -281,7 +281,7 @@ class Fit:
     resize: Annotated[str, FITS, Setting("how to fit the given picture to the size", "Resize", needs="image")] = "crop"
 
     def target(self: Any) -> tuple[Size | None, str]:
-        """Returns (the size that given pictures are brought to, None for their own, and how)."""
+        """Returns (the size to resize given pictures to, or None for their own; the way to fit them)."""
         return self.size, self.resize
 
 
@@ -419,12 +419,12 @@ class Task(Prompt, Sampling, Model, Variation, Reading, Noise, Guidance):
         """Raises SettingError if one request makes more pictures than `most`."""
 
     def numbered(self, i: int) -> "Task":
-        """Returns the settings of picture i of several: its seed counts on, with a variation the other one (A1111)."""
+        """Returns the settings of picture i: its seed counts up or, with a variation, its variation seed (A1111)."""
         name = "variation_seed" if self.variation else "seed"
         return dataclasses.replace(self, **{name: getattr(self, name) + i})
 
     def drawn(self) -> "Task":
-        """Returns the settings with random numbers in the place of seeds -1, as A1111 does."""
+        """Returns the settings with random numbers instead of seeds -1, as in A1111."""
         names = [name for name in SEEDED if getattr(self, name) == -1]
         return dataclasses.replace(self, **{name: secrets.randbelow(1 << 32) for name in names}) if names else self
 
@@ -455,10 +455,10 @@ class Upscale(Task, Picture, Fit, Enlarging):
     asked = ("image",)
     guidance = 9.0
     steps = 75
-    WORDLESS: ClassVar[dict[str, Any]] = {"guidance": 1.0, "noise_level": None}  # of LDM-SR, which reads neither
+    WORDLESS: ClassVar[dict[str, Any]] = {"guidance": 1.0, "noise_level": None}  # for LDM-SR, which reads neither
 
     def wordless(self) -> Self:
-        """Returns the settings as LDM-SR takes them; raises SettingError for texts, which it cannot read."""
+        """Returns the settings for LDM-SR; raises SettingError for prompts, which it cannot read."""
         for name, text in zip(("prompt", "negative_prompt"), self.texts, strict=True):
             if text:
                 raise SettingError(name, text, "none", "LDM-SR reads no words")

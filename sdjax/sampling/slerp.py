@@ -12,8 +12,9 @@ def slerp(
 ) -> Float[Array, "B h w c"]:
     """Returns noise [B h w c] on the arc from low (amount 0) to high (1), for each column of h numbers.
 
-    It is (sin((1 - v) w) low + sin(v w) high) / sin w, w the angle between two columns; a line if they are parallel.
-    Source: A1111's variation seeds, whose arcs also run along columns, so strengths mean the same.
+    It is (sin((1 - v) w) low + sin(v w) high) / sin w, where w is the angle between two columns; a line if they are
+    parallel.
+    Source: A1111's variation seeds; its arcs also run along columns, so strengths have the same meaning.
     """
 
     def unit(x: Float[Array, "B h w c"]) -> Float[Array, "B h w c"]:

@@ -5,8 +5,8 @@
 
 Tiles overlap and blend.  Two layers depend on the whole picture: attention, which runs on the whole coarsest map, and
 norms.  The statistics of the norms are measured over all tiles and shared.  Each norm changes the inputs of the next
-one, so the measurement repeats until it has SETTLED.  A tile then equals the whole up to that error and the content
-beyond the overlap.
+one, so the measurement repeats until it has SETTLED.  A tile then equals the whole picture's result, up to that error
+and the influence of content beyond the overlap.
 
 Shapes: B batch, H W pixels, h w latent pixels, c latent channels, D channels.
 """
@@ -27,11 +27,12 @@ from sdjax.models.layers import GroupNorm
 from sdjax.runtime import replicas
 from sdjax.stable_diffusion import StableDiffusion
 
-AT_ONCE = 1 << 20  # pixels; a full-size decoder needs about 3 GB for them
+AT_ONCE = 1 << 20  # most pixels without tiles; a full-size decoder needs about 3 GB for them
 TILE = 1024  # pixels along a side
 OVERLAP = 16  # latent pixels that neighbours share, at most half a tile
-SETTLED = 0.02  # change of a mean, in standard deviations, and of a variance, as a part of it
-PASSES = 12  # at most; 1, 2, 4, 6, 8, 12: 1.0, 0.5, 1.2, 0.6, 0.2, 0.1 of 255 from the whole, pocket, 16 tiles of 64
+SETTLED = 0.02  # largest change of a mean, in standard deviations, and relative change of a variance
+# Most passes.  Errors of 1, 2, 4, 6, 8, 12 passes, of 255: 1.0, 0.5, 1.2, 0.6, 0.2, 0.1 (pocket, 16 tiles of 64).
+PASSES = 12
 Moments = dict[str, tuple[np.ndarray, np.ndarray]]  # mean and variance [B groups] of each norm
 Spot = tuple[slice, slice]  # rows and columns
 
@@ -39,10 +40,9 @@ Spot = tuple[slice, slice]  # rows and columns
 def decode(
     sd: StableDiffusion, z: Float[Array, "B h w c"], tile: int | None = None
 ) -> Float32[Array | np.ndarray, "B H W 3"]:
-    """Returns pixels float32 [B H W 3], about [-1, 1], of scaled latents [B h w c].
+    """Returns pixels float32 [B H W 3], about [-1, 1], from scaled latents [B h w c].
 
-    tile: pixels along the side of a tile; None does the whole at once, or in tiles of TILE where it is larger than
-    AT_ONCE.
+    tile: side of a tile in pixels; None decodes the whole picture, or tiles of TILE above AT_ONCE pixels.
     """
     if tile is None and _fits(z, sd.factor**2):
         return _rows(lambda part: _decode(sd, part), z, sd.factor**2)
@@ -53,9 +53,9 @@ def decode(
 
 @contextlib.contextmanager
 def ahead(sd: StableDiffusion, rows: int, shape: Sequence[int]) -> Iterator[None]:
-    """Compiles what `decode` needs for `rows` latents of shape (h, w, c) in a thread, while the block runs.
+    """Compiles `decode` for `rows` latents of shape (h, w, c) in a thread, while the block runs.
 
-    Not on a CPU, whose compiler takes all cores already, nor for tiles or a model on several devices.
+    It does nothing on a CPU, whose compiler already uses all cores, for tiles, and for a model on several devices.
     """
     height, width, _ = shape
     z = jax.ShapeDtypeStruct((min(rows, _at_once(height, width, sd.factor**2)), *shape), jnp.float32)
@@ -87,12 +87,12 @@ def _fits(x: Float[Array, "B h w D"] | jax.ShapeDtypeStruct, area: int) -> bool:
 
 
 def _at_once(height: int, width: int, area: int) -> int:
-    """Returns how many rows of a map fit on a device."""
+    """Returns the number of rows of a map that fit on a device."""
     return max(1, AT_ONCE // (height * width * area))
 
 
 def _rows(apply: Callable[[Array], Array], x: Float[Array, "B h w D"], area: int) -> Float[Array, "B h w D"]:
-    """Returns apply(x), as many rows at once as fit on each device."""
+    """Returns apply(x), with as many rows at once as fit on each device."""
     rows = _at_once(x.shape[1], x.shape[2], area) * replicas.count(x)
     if len(x) <= rows:
         return apply(x)
@@ -122,7 +122,7 @@ def _shared(
 ) -> Float32[np.ndarray, "B H W C"]:
     """Returns the fine stage of the autoencoder on maps x [B h w D], in tiles that share the norms' statistics.
 
-    finest: positions of the finest map that the stage makes or takes, per position of x.
+    finest: positions of the stage's finest map per position of x, along a side.
     """
     spots = list(_spots(x.shape[1:3], tile, overlap, unit))
     shares = _shares(x.shape[1:3], spots, overlap, finest)
@@ -157,8 +157,10 @@ def _apply(
 
 
 class _Norms:
-    """A hook that measures the norms' inputs where `share` [H W] says how much each position counts, and lets the norms
-    take statistics that are `known`, {name: (mean, variance) [B groups]}."""
+    """A hook that measures the norms' inputs, and gives norms known statistics.
+
+    share: [H W], the weight of each position.  known: {name: (mean, variance) [B groups]}.
+    """
 
     def __init__(self, known: Moments | None, share: Float32[np.ndarray, "h w"] | None = None):
         self.known, self.share, self.measured = known, share, {}
@@ -175,7 +177,10 @@ class _Norms:
 def _weighted(
     x: Float32[Array, "B h w D"], share: Float32[np.ndarray, "H W"], groups: int
 ) -> tuple[Array, Array, Array]:
-    """Returns (weight, mean [B groups], variance [B groups]) of x [B h w D]; share: finer than x by a whole number."""
+    """Returns (weight, mean [B groups], variance [B groups]) of x [B h w D].
+
+    share: weights of positions, finer than x by a whole number.
+    """
     step = share.shape[0] // x.shape[1]
     share = share.reshape(x.shape[1], step, x.shape[2], step).mean((1, 3))[None, ..., None, None]  # [1 h w 1 1]
     x = x.reshape(*x.shape[:3], groups, -1)
@@ -186,7 +191,7 @@ def _weighted(
 
 
 def _merge(parts: Sequence[Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]) -> Moments:
-    """Returns {name: (mean, variance)} of all tiles together, from each tile's.  Source: Chan et al. 1979."""
+    """Returns {name: (mean, variance)} over all tiles, from the statistics of each tile.  Source: Chan et al. 1979."""
 
     def merged(name: str) -> tuple[np.ndarray, np.ndarray]:
         weight, mean, variance = (np.stack([part[name][i] for part in parts]).astype(np.float64) for i in range(3))
@@ -199,7 +204,7 @@ def _merge(parts: Sequence[Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _change(before: Moments, after: Moments) -> float:
-    """Returns the largest change of {name: (mean, variance)}: in standard deviations, and as a part of the variance."""
+    """Returns the largest change of {name: (mean, variance)}: in standard deviations, or relative to the variance."""
 
     def largest(name: str) -> float:
         (mean, variance), (new_mean, new_variance) = before[name], after[name]
@@ -215,10 +220,10 @@ def _change(before: Moments, after: Moments) -> float:
 def over(
     apply: Callable[[Array], Array | np.ndarray], x: Float[Array, "B h w D"], tile: int, overlap: int, unit: int = 1
 ) -> Float32[np.ndarray, "B H W C"]:
-    """Returns apply(x) [B h' w' C], made of tiles that fade into each other; on the host, float32.
+    """Returns apply(x) [B h' w' C] from tiles that blend into each other; on the host, float32.
 
-    x: [B h w D].  apply: takes [B tile tile D] (less where x is smaller) and returns maps larger or smaller by one
-    factor.  tile, overlap: in positions of x, multiples of `unit`, which apply may shrink to one position.
+    x: [B h w D].  apply: takes [B tile tile D], or less if x is smaller, and scales maps by one factor.
+    tile, overlap: in positions of x, multiples of `unit`; apply may shrink `unit` positions to one.
     """
     spots = _spots(x.shape[1:3], tile, overlap, unit)
     return _joined(((spot, apply(_cut(x, spot))) for spot in spots), x.shape[1:3], overlap)
@@ -227,8 +232,8 @@ def over(
 def _joined(
     tiles: Iterable[tuple[Spot, Array | np.ndarray]], sides: Sequence[int], overlap: int
 ) -> Float32[np.ndarray, "B H W C"]:
-    """Returns the map made of (spot, tile [B h w D]) that fade into each other."""
-    total = weights = np.zeros(0)  # until the first tile tells the factor
+    """Returns the map of (spot, tile [B h w D]) pairs that blend into each other."""
+    total = weights = np.zeros(0)  # until the first tile shows the factor
     for spot, made in tiles:
         factor = made.shape[1] / (spot[0].stop - spot[0].start)
         if not total.size:
@@ -264,7 +269,7 @@ def _cut(x: Float[Array, "B H W D"], spot: Spot) -> Float[Array, "B h w D"]:
 def _window(size: Sequence[int], overlap: float) -> Float32[np.ndarray, "h w"]:
     """Returns the weight of each position of a tile [h w]: 1, falling towards its edges in the middle of the overlap.
 
-    What lies further out, where a tile misses its surroundings, counts only where there is no other tile.
+    Positions further out, near the missing surroundings, have a tiny weight that matters only without another tile.
     """
     inside = [np.minimum(np.arange(n), np.arange(n)[::-1]) + 0.5 for n in size]
     rows, columns = (((d - overlap / 4) / max(overlap / 2, 1)).clip(1e-4, 1) for d in inside)
@@ -272,7 +277,7 @@ def _window(size: Sequence[int], overlap: float) -> Float32[np.ndarray, "h w"]:
 
 
 def _shares(sides: Sequence[int], spots: Sequence[Spot], overlap: int, finest: int) -> list[Float32[np.ndarray, "h w"]]:
-    """Returns per tile how much of each position is its own [h w] * finest; over all tiles they add up to 1."""
+    """Returns each tile's share of its positions, [h w] * finest; over all tiles the shares add up to 1."""
     total = np.zeros([side * finest for side in sides], np.float32)
     places = [tuple(slice(part.start * finest, part.stop * finest) for part in spot) for spot in spots]
     for place in places:

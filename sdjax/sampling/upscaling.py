@@ -30,9 +30,9 @@ def upscale(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, **
     """Returns pictures uint8 [B fH fW 3], f = 4 times larger than the given ones with Stable Diffusion's upscaler.
 
     prompts: what the picture shows; "" is allowed.  pictures: uint8 [H W 3], one, or one per prompt.
-    given: settings of settings.Upscale, and arguments of job.job; the defaults steps=75 and guidance=9 are those of the
+    given: settings of settings.Upscale, and arguments of job.job; the defaults steps=75 and guidance=9 come from the
     checkpoint's pipeline.
-    size: size in pixels to resize the small pictures to first (resize.fit); None keeps theirs.
+    size: size in pixels to resize the small pictures to first (resize.fit); None keeps their own.
     tile: None computes the whole picture; a number of small pixels computes square tiles that share `overlap` pixels,
     at most half a tile.
     Raises SettingError for a noise level out of range, and ValueError for a model with another task.
@@ -79,7 +79,7 @@ def suited(sd: StableDiffusion, picture: settings.Upscale) -> settings.Upscale:
 
 
 def _enlarged(sd, job, low, cond):
-    """Returns the pictures that a network makes which sees `low` [B h w 3] behind its latent of the same size."""
+    """Returns the pictures of a network that sees `low` [B h w 3] after its latent of the same size."""
     noise = job.start_noise((*low.shape[1:3], sd.networks["vae"].config.latent_channels))
 
     def part(both):
@@ -95,7 +95,7 @@ def _enlarged(sd, job, low, cond):
 def hires(sd: StableDiffusion, prompts: str | Sequence[str], *, scale: float = 2.0, **given: Any) -> Pictures:
     """Returns pictures uint8 [B H W 3]: sampled at `size`, enlarged `scale` times and repainted.
 
-    The model composes at the size that it was trained on.
+    So the model composes the picture at its training size.
     given: settings of settings.TextToImage, and arguments of job.job.  hires_method: latent (bilinear, on latents) or
     lanczos (on pictures).  hires_strength, hires_steps: strength and steps of the second pass.
     In prompts [a:b:12] counts the steps of both passes and [a:b:1.5] means half of the second pass, as in A1111.

@@ -1,6 +1,6 @@
 """The tasks of a network: text to image, inpainting, upscaling; one per run.
 
-task.py has the contract; `known` finds every task in this package.
+task.py defines the interface; `known` finds every task in this package.
 """
 
 import sys

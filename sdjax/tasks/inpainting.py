@@ -2,9 +2,9 @@
 
 Channels: [z_t | mask | masked latent], as in the original checkpoints (LatentInpaintDiffusion, concat_keys).
 A hole is mid-grey, 0 of [-1, 1]; the latent's mask takes the nearest pixel's value.
-Source of training: the card of runwayml/stable-diffusion-inpainting (holes of synthetic shapes, a quarter of the
-pictures one whole hole, new channels with zero weights).  Shapes: rectangles and ellipses of diffusers' inpainting
-example; boxes, wide strokes and for outpainting all but a part of LaMa, Suvorov et al. 2022, section 3.3.  Their
+Source: the card of runwayml/stable-diffusion-inpainting for training: holes of synthetic shapes, a quarter of all
+pictures wholly a hole, new channels with zero weights.  Rectangles and ellipses are from diffusers' inpainting example.
+Boxes, wide strokes, and everything except a part (outpainting) are from LaMa, Suvorov et al. 2022, section 3.3.  The
 numbers are our choice.
 """
 
@@ -26,8 +26,8 @@ from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.task import Task, channels, widened
 
 WHOLE = 0.25  # share of pictures that are wholly a hole
-KEPT = 0.4  # of a picture's side, the least that outpainting starts from
-LINES, BENDS, REACH, BRUSH = 3, 5, 0.25, (0.05, 0.2)  # of strokes: their lengths and widths in shorter sides
+KEPT = 0.4  # least share of a picture's side that outpainting starts from
+LINES, BENDS, REACH, BRUSH = 3, 5, 0.25, (0.05, 0.2)  # of strokes; lengths and widths in units of the shorter side
 
 
 class Inpainting(Task):
@@ -70,8 +70,8 @@ class Inpainting(Task):
 def hole(key: Array, size: tuple[int, int]) -> Bool[Array, "H W"]:
     """Returns a random hole in a picture of `size` (H, W), bool [H W].
 
-    A fraction WHOLE of the keys gives the whole picture.  The others give a rectangle, an ellipse, brush strokes or all
-    but a rectangle, each equally often.
+    A fraction WHOLE of the keys gives the whole picture.  The others give a rectangle, an ellipse, brush strokes or the
+    outside of a rectangle, each equally often.
     """
     *keys, k_kind, k_whole = jax.random.split(key, 6)
     kinds = jnp.stack([make(k, size) for make, k in zip((_box, _oval, _strokes, _outside), keys, strict=True)])
@@ -90,7 +90,7 @@ def _oval(key, size):
 
 
 def _outside(key, size):
-    """Returns all but a rectangle, whose sides are at least KEPT of the picture's: what outpainting fills."""
+    """Returns the outside of a rectangle, for outpainting; its sides are at least KEPT of the picture's."""
     return jnp.maximum(*_away(key, size, KEPT)) > 1
 
 
@@ -109,7 +109,7 @@ def _away(key, size, least):
 
 
 def _strokes(key, size):
-    """Returns LINES strokes of a brush, each of BENDS straight pieces with round ends."""
+    """Returns LINES strokes of a brush, each with BENDS straight pieces with round ends."""
     k_start, k_way, k_wide = jax.random.split(key, 3)
     short = float(min(size))
     start = jax.random.uniform(k_start, (LINES, 1, 2)) * jnp.asarray(size, jnp.float32)[None, None]

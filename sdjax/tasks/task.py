@@ -1,8 +1,8 @@
-"""The contract of a task: the UNet's inputs beside prompt and noisy latent, in training and sampling.
+"""The interface of a task: the UNet's inputs besides prompt and noisy latent, in training and sampling.
 
 task = tasks.of(sd)                                     # the model's own task, or tasks.of(sd, "inpainting")
 sd = task.prepare(sd, key)
-cond = task.inputs(sd, batch, key)                      # beside the prompt's
+cond = task.inputs(sd, batch, key)                      # in addition to the prompt's inputs
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ from sdjax.stable_diffusion import StableDiffusion
 
 
 class Task(Protocol):
-    """A class without settings with this class as its base.
+    """A class without settings; this class is its base.
 
     name: its name in the setting `task`.  pixels: whether batches hold pixels instead of moments.
-    words: whether a prompt alone makes a picture, for previews.
+    words: whether a prompt alone gives a picture, for previews.
     """
 
     name: str = ""
@@ -48,12 +48,12 @@ class Task(Protocol):
         ...
 
     def given(self, sd: StableDiffusion, pictures: Any, masks: Any, settings: Mapping[str, Any]) -> Cond:
-        """Returns the same inputs for sampling from given pictures and masks; settings: per task."""
+        """Returns the same inputs for sampling, from given pictures and masks; settings: depend on the task."""
         ...
 
 
 def widened(sd: StableDiffusion, channels: int) -> StableDiffusion:
-    """Returns sd whose UNet reads `channels` channels; the weights of new channels are zero."""
+    """Returns sd with a UNet that reads `channels` channels; the weights of new channels are zero."""
     network = sd.networks["unet"]
 
     def change(name, kernel):  # [3 3 in out]

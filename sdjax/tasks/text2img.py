@@ -17,12 +17,12 @@ class TextToImage(Task):
     name = "text2img"
 
     def matches(self, sd: StableDiffusion) -> bool:
-        """Returns whether the UNet reads a latent's channels and a prompt only."""
+        """Returns whether the UNet reads only a latent's channels and a prompt."""
         taken, latent = channels(sd)
         return taken == latent and "text_encoder" in sd.parts
 
     def prepare(self, sd: StableDiffusion, key: Array) -> StableDiffusion:
-        """Returns sd; refuses a model whose UNet reads more channels."""
+        """Returns sd.  Raises SettingError for a model whose UNet reads more channels."""
         if not self.matches(sd):
             raise SettingError("task", self.name, "the task of the model, whose UNet reads more than a latent")
         return sd

@@ -20,8 +20,8 @@ from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.task import Task, channels, tiles, widened
 
-LEVELS = 350  # of noise on the small picture in training; max_noise_level of the original's config
-CLASSES = 1000  # rows of the embedding of levels; num_classes there
+LEVELS = 350  # noise levels of the small picture in training; max_noise_level of the original's config
+CLASSES = 1000  # rows of the embedding of levels; num_classes in that config
 SMALL = 3  # channels of the small picture
 BETAS: dict[str, Any] = {"beta_start": 1e-4, "beta_end": 2e-2}  # of its noise, low_scale_config there, and the latent's
 
@@ -32,13 +32,13 @@ class Upscaling(Task):
     name, pixels, words = "upscaling", True, False
 
     def matches(self, sd: StableDiffusion) -> bool:
-        """Returns whether the UNet reads a picture beside the latent, a noise level and a prompt."""
+        """Returns whether the UNet reads a latent, a small picture, a noise level and a prompt."""
         taken, latent = channels(sd)
         labels = sd.networks["unet"].config.num_class_embeds
         return taken == latent + SMALL and labels is not None and "text_encoder" in sd.parts
 
     def prepare(self, sd: StableDiffusion, key: Array) -> StableDiffusion:
-        """Returns sd whose UNet reads three more channels and a noise level, whose embedding starts at zero.
+        """Returns sd with a UNet that also reads three more channels and a noise level; the level's embedding is zero.
 
         The small picture's noise gets the original schedule.
         """

@@ -1,18 +1,19 @@
-"""Prompts as conditions: weighted tokens, texts of any length, scheduled texts, several texts at once.
+"""Encodes prompts as conditions: weighted tokens, texts of any length, scheduled texts, several texts at once.
 
     text, wanted = grammars.adapters("a cat <lora:ink:0.8>", tags)    # attach `wanted` first; no file is read here
     sd, cond, negative = condition(sd, ["a (red:1.3) [cat:dog:0.5] AND snow"], ["blurry"], steps=20)
     sd = sd.add(wrappers=Guidance(7.5, negative))
     prediction, aux = sd.denoise(z, t, cond, i)                # i: the denoising step, 0 the first
 
-    plain      the text as it is, brackets too, cut off at the model's length: what diffusers does
+    plain      the literal text, including brackets, cut off at the model's length, as in diffusers
     a1111      (x) [x] (x:1.3) weights; \\( \\[ letters; [a:b:0.5] [b:0.5] [a::0.5] change at that part of the steps, or
                at step 12 of "12"; [a|b] takes turns; BREAK begins a chunk; a AND b:0.8 guides by both
     comfyui    (x) (x:1.3) weights; \\( \\) letters; embedding:name
 
-Texts longer than the model's length become chunks, each between its own begin and end, encoded one by one and put in a
-row.  Of a prompt and its negative, and of all that `condition` gets, the shorter ones get empty chunks: see `sizes`.
-Another prompt or timeline compiles nothing, unless it has more chunks, parts (AND) or more than ROOM different texts.
+Texts longer than the model's length become chunks, each with its own begin and end token, which are encoded one by one
+and concatenated.  All prompts and negative prompts of a `condition` call get the same number of chunks, filled up with
+empty ones; see `sizes`.  Another prompt or timeline does not recompile, unless it has more chunks, more parts (AND) or
+more than ROOM different texts.
 
 Sources: AUTOMATIC1111's stable-diffusion-webui 1.10 (sd_hijack_clip, sd_emphasis, sd_samplers_cfg_denoiser) and ComfyUI
 (sd1_clip): their behaviour and constants.
@@ -39,17 +40,17 @@ from sdjax.text.tokenizer import Tokenizer
 
 GRAMMARS = ("plain", "a1111", "comfyui")
 WEIGHTINGS = ("a1111", "comfyui")
-BACKTRACK = 20  # tokens: a text after a comma so near to a chunk's end moves to the next; A1111's default
-WHOLE = 8  # tokens: ComfyUI breaks only stretches of one weight of so many and more at a chunk's end
-SHALLOW = 1e-3  # of the mean size of a number; our choice: behind a fresh layer norm the mean is 0 but for rounding
-ROOM, STEPS = 8, 1024  # different texts of a prompt, and steps, that there is always room for
+BACKTRACK = 20  # tokens before a chunk's end within which text after a comma moves to the next; A1111's default
+WHOLE = 8  # tokens of equal weight; ComfyUI moves shorter runs as a whole to the next chunk
+SHALLOW = 1e-3  # relative to the mean absolute value; our choice: after a new layer norm, the mean is only rounding
+ROOM, STEPS = 8, 1024  # different texts of a prompt, and steps, that fit without recompiling
 Chunk = list[tuple[int, float]]  # (id, weight) without begin, end and padding
 Timed = tuple[tuple[int, str], ...]  # (last step, text)
 Stream = list[tuple[float, Timed]]  # (weight, timeline) of each prompt: of one part of AND, or of the negatives
 
 
 class TextModel(Protocol):
-    """What this module needs from a model; StableDiffusion provides it."""
+    """The interface of a model for this module; StableDiffusion provides it."""
 
     @property
     def tokenizers(self) -> Any: ...
@@ -92,7 +93,7 @@ def chunks(tokenizer: Tokenizer, text: str, grammar: str = "a1111") -> list[Chun
 
 
 def _words(tokenizer: Tokenizer, text: str) -> list[tuple[int, ...]]:
-    """Returns the ids of a text as tuples: one each, those of a placeholder word together."""
+    """Returns the ids of a text as tuples: one id each, but all ids of a placeholder word together."""
     several = {ids[0]: ids for ids in tokenizer.words.values()}
     numbers, at, found = tokenizer.ids(text), 0, []
     while at < len(numbers):
@@ -102,7 +103,7 @@ def _words(tokenizer: Tokenizer, text: str) -> list[tuple[int, ...]]:
 
 
 def _a1111_chunks(tokenizer: Tokenizer, pairs: Iterable[tuple[str, float]], room: int) -> list[Chunk]:
-    done, chunk, comma = [], [], None  # comma: the place of the chunk's last one
+    done, chunk, comma = [], [], None  # comma: the place of the chunk's last comma
 
     def close(keep: int = 0) -> None:
         nonlocal chunk, comma
@@ -130,7 +131,7 @@ def _a1111_chunks(tokenizer: Tokenizer, pairs: Iterable[tuple[str, float]], room
 
 
 def _comfy_groups(tokenizer: Tokenizer, text: str, weight: float) -> Iterator[Chunk]:
-    """Yields lists of (id, weight) that belong together: an embedding's vectors, a stretch of one weight."""
+    """Yields lists of (id, weight) that belong together: an embedding's vectors, or tokens of one weight."""
     first, *others = re.split(r"(?<=\s)embedding:", text)
     pieces = [(False, first), *((True, other) for other in others)]
     if first.startswith("embedding:"):
@@ -143,7 +144,7 @@ def _comfy_groups(tokenizer: Tokenizer, text: str, weight: float) -> Iterator[Ch
 
 
 def _embedding(tokenizer: Tokenizer, text: str) -> tuple[tuple[int, ...], str]:
-    """Returns (ids, what is left of the text) of the placeholder word that a text begins with."""
+    """Returns (ids, the rest of the text) for the placeholder word at the start of a text."""
     name = re.split(r"\s", text, maxsplit=1)[0]
     several = (text[: len(word)] for word in sorted(tokenizer.words, key=len, reverse=True) if " " in word)
     for known in (*several, name, name.strip(","), re.split(r"[<\[]", name)[0]):
@@ -207,7 +208,7 @@ def sizes(
 
 
 def most_parts(prompts: Iterable[str], grammar: str) -> int:
-    """Returns the largest number of texts that AND joins in one of the prompts; 1 without AND."""
+    """Returns the largest number of texts joined by AND in one prompt; 1 without AND."""
     return max(len(_parts(prompt, grammar)) for prompt in prompts)
 
 
@@ -224,16 +225,16 @@ def condition(
 ) -> tuple[M, Cond, Cond | None]:
     """Returns (sd, cond, negative): the conditions of one picture per prompt, for sd.denoise.
 
-    sd: has a conditioner that puts the texts of step i into cond, if the grammar schedules texts.  cond: that of step
-    0.  With AND, cond has `also` and `share` [B parts], and needs Guidance, also at scale 1.  negative: a Cond; None
+    sd: has a conditioner that puts the texts of step i into cond, if the grammar schedules texts.  cond: for step 0.
+    With AND, cond has `also` and `share` [B parts], and needs Guidance, even at scale 1.  negative: a Cond; None
     without `negatives`.
     steps: of the whole run, also for image-to-image.  skip: number of the text encoder's last layers to skip ("clip
     skip 2" is 1).
     weighting: "a1111" multiplies a token's vector by its weight and restores the chunk's mean; "comfyui" scales the
-    vector's difference from that of the empty text; None: the grammar's own.
-    before: steps of a first pass that this one follows.
+    vector's difference from the empty text's; None: the grammar's own.
+    before: steps of the first pass, if this is the second.
     Raises ValueError for an unknown grammar or weighting, unequal counts, adapters left in a prompt, AND without
-    negatives, and what `adapters`, `timeline` and `chunks` raise.
+    negatives, and the errors of `adapters`, `timeline` and `chunks`.
     """
     weighting = weighting or {"comfyui": "comfyui"}.get(grammar, "a1111")
     if weighting not in WEIGHTINGS:
@@ -295,7 +296,7 @@ class Texts(struct.PyTreeNode, Conditioner):
 def reread(sd: TextModel, cond: Cond, rows: Mapping[str, Float[Array, "B N C"]]) -> Cond:
     """Returns the cond with its words encoded again from token embeddings that a conditioner changed.
 
-    rows: {text encoder: [B N C]}; a text encoder that is missing here uses its own embeddings.
+    rows: {text encoder: [B N C]}; a missing text encoder uses its own embeddings.
     """
     encoded = {}
     for encoder, words in cond.words.items():
@@ -306,7 +307,7 @@ def reread(sd: TextModel, cond: Cond, rows: Mapping[str, Float[Array, "B N C"]])
 
 
 def _reencoded(sd, encoder, rows, words, skip):
-    """Returns what the family makes of token rows [B N C], chunk by chunk where words have weights."""
+    """Returns the family's outputs for token rows [B N C]; words with weights are encoded chunk by chunk."""
     ids = words["ids"]
     if "weights" not in words:
         return sd.family.encode(sd, encoder, rows, ids, skip)
@@ -324,8 +325,9 @@ def _together(
     empty: Float[Array, "B L C"] | None,
     uses: Float[Array, "B R"] | float = 1.0,
 ) -> dict[str, Any]:
-    """Returns {"context" [B R N C], others [B R ...]} of a family's {"context" [B R n L C], others [B R n ...]}:
-    chunks in a row, weighed; of the others the first chunk's.
+    """Returns {"context" [B R N C], others [B R ...]} from a family's {"context" [B R n L C], others [B R n ...]}.
+
+    The context is weighted and its chunks are concatenated; other arrays come from the first chunk.
     """
     context = _weighed(made["context"], weights, empty, uses)
     batch, room, count, length = weights.shape
@@ -341,10 +343,10 @@ def _weighed(
 ) -> Float[Array, "B R n L C"]:
     """Returns vectors z [B R n L C] with weights [B R n L].
 
-    empty [B L C]: the empty text's vectors, for empty + w (z - empty).  None: w z, times the factor that gives each
-    chunk its old mean; A1111 encodes the texts of a timeline together, so its mean is over all of them, as often as
-    they are used (`uses` [B R]).  Where the old mean is next to nothing beside the vectors (SHALLOW), it is left alone:
-    the factor would be rounding errors.
+    empty [B L C]: the empty text's vectors, for empty + w (z - empty).  None: w z, times the factor that restores each
+    chunk's old mean.  A1111 encodes the texts of a timeline together, so the mean is over all of them, weighted by
+    their `uses` [B R].  If the old mean is tiny compared with the vectors (SHALLOW), the factor is 1: otherwise it
+    would consist of rounding errors.
     """
     w, z, kind = weights[..., None], z.astype(jnp.float32), z.dtype
     if empty is not None:
@@ -383,9 +385,9 @@ def _streams(
 
 
 def _turns(texts: Timed, steps: int) -> tuple[list[str], Int32[np.ndarray, " S"], Int32[np.ndarray, " R"]]:
-    """Returns (the different texts of a timeline, which of them each step shows, how many ends each has).
+    """Returns (the different texts of a timeline, the index of each step's text, each text's number of ends).
 
-    A1111 shows the text of the first end that is not below the number of steps done: a text until step 3 has 4 steps.
+    A1111 uses the text with the first end that is not below the number of steps done: a text until step 3 has 4 steps.
     """
     different = list(dict.fromkeys(text for _, text in texts))
     place = [different.index(text) for _, text in texts]
@@ -397,8 +399,10 @@ def _turns(texts: Timed, steps: int) -> tuple[list[str], Int32[np.ndarray, " S"]
 def _stacked(
     tokenizers: Mapping[str, Tokenizer], streams: Sequence[Stream], grammar: str, steps: int
 ) -> dict[str, Any]:
-    """Returns {"words": {text encoder: {"ids", "weights" [B R n L], "empty" [1 L]}}, "uses" [B R], "index" [B S],
-    "count": most different texts}, where B counts the prompts of all streams.
+    """Returns the tables of all streams' prompts, as {"words", "uses", "index", "count"}; B counts all these prompts.
+
+    words: {text encoder: {"ids", "weights" [B R n L], "empty" [1 L]}}.  uses: [B R].  index: [B S].  count: the largest
+    number of different texts.
     """
     turns = [_turns(texts, steps) for stream in streams for _, texts in stream]
     count = max(len(different) for different, _, _ in turns)
@@ -416,7 +420,7 @@ def _stacked(
 
 
 def _filled(tokenizer: Tokenizer, prompts: Sequence[Sequence[list[Chunk]]], room: int, long: int) -> dict[str, Any]:
-    """Returns {"ids", "weights" [B R n L], "empty" [1 L]} of the texts of prompts, R = room and n = long."""
+    """Returns {"ids", "weights" [B R n L], "empty" [1 L]} for the prompts' texts; R = room and n = long."""
     filled = [
         [rows(tokenizer, chunked, long) for chunked in [*texts, *[[]] * (room - len(texts))]] for texts in prompts
     ]
@@ -443,7 +447,7 @@ def _encoded(sd: TextModel, table: dict[str, Any], *, skip: int, comfy: bool) ->
 def _read(sd, encoder, table, skip, comfy):
     """Returns ({"context" [B R N C], others [B R ...]}, {} or {"empty" [B L C]}) of one text encoder.
 
-    It runs once for each text that is there, not for the room.
+    It runs once per existing text, not for all of the room.
     """
     words = table["words"][encoder]
     batch, room, count, length = words["ids"].shape

@@ -17,17 +17,17 @@ from typing import Any
 
 from sdjax.settings import shown
 
-ROUND, SQUARE = 1.1, 1 / 1.1  # what a pair of brackets multiplies a weight by, in all of these tools
-DEPTH = 100  # of brackets in brackets
-WORK = 1_000_000  # parts of a text that brackets weigh, one after the other
+ROUND, SQUARE = 1.1, 1 / 1.1  # factor of a pair of brackets, the same in all of these tools
+DEPTH = 100  # most levels of nested brackets
+WORK = 1_000_000  # most parts of a text that brackets weight, in total
 BREAK = ("BREAK", -1.0)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """An adapter that a prompt asks for by <tag:name:strength>.
+    """An adapter that a prompt names by <tag:name:strength>.
 
-    kind: the kind of adapter that the tag stands for.  unet: the UNet's strength if it differs from the text encoder's.
+    kind: the tag's kind of adapter.  unet: the UNet's strength if it differs from the text encoder's.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Wanted:
     unet: float = 1.0
 
 
-ADAPTER = re.compile(r"<(\w{1,100}):([^>]{1,1000})>")  # bounded, so that no text takes long
+ADAPTER = re.compile(r"<(\w{1,100}):([^>]{1,1000})>")  # bounded, so that every text is quick
 
 
 def adapters(text: str, tags: Mapping[str, str]) -> tuple[str, tuple[Wanted, ...]]:
@@ -45,13 +45,13 @@ def adapters(text: str, tags: Mapping[str, str]) -> tuple[str, tuple[Wanted, ...
     tags: {tag: kind of adapter}, from the formats: {"lora": "lora", "lyco": "lora", ...}.
     <lora:name:0.8> sets both strengths; <lora:name:0.8:0.5> and <lora:name:te=0.8:unet=0.5> set the text encoder's and
     the UNet's.  A name is not a path; the caller looks it up.
-    Raises ValueError for an unknown tag and for a strength that is no number.
+    Raises ValueError for an unknown tag and for a strength that is not a number.
     """
     return ADAPTER.sub("", text), tuple(_adapter(match, tags) for match in ADAPTER.finditer(text))
 
 
 def expected(tags: Mapping[str, str]) -> str:
-    """Returns how a prompt asks for adapters: "<lora:name:strength> or <hypernet:name:strength>"."""
+    """Returns the accepted forms of adapters, for messages: "<lora:name:strength> or <hypernet:name:strength>"."""
     return " or ".join(f"<{kind}:name:strength>" for kind in dict.fromkeys(tags.values()))
 
 
@@ -82,7 +82,7 @@ NUMBER = re.compile(r"[-+]?(?:\d+\.?|\d*\.\d+)")
 
 
 def parts(text: str) -> tuple[tuple[str, float], ...]:
-    """Returns the texts that AND joins, with their weights: "a AND b :0.5" gives (("a", 1.0), ("b", 0.5))."""
+    """Returns the texts joined by AND, with their weights: "a AND b :0.5" gives (("a", 1.0), ("b", 0.5))."""
     found = []
     for part in re.split(r"\bAND\b", text):
         words, _, number = part.rpartition(":")
@@ -92,7 +92,7 @@ def parts(text: str) -> tuple[tuple[str, float], ...]:
 
 
 def weighed(text: str) -> bool:
-    """Returns whether a prompt has AND or a weight at its end ("a cat:1.5"), and so needs a negative prompt."""
+    """Returns whether a prompt has AND or a weight at its end ("a cat:1.5"), which need a negative prompt."""
     return [weight for _, weight in parts(text)] != [1.0]
 
 
@@ -101,7 +101,8 @@ def timeline(text: str, steps: int, before: int | None = None) -> tuple[tuple[in
 
     A number with a point is a fraction of `steps`, one without is a step; the options of [a|b] alternate.  A text whose
     brackets do not fit this grammar stays unchanged.
-    before: steps of a first pass, when this is the second: steps count on from it, fractions count from 1.
+    before: steps of the first pass, if this is the second.  Then step numbers include the first pass, and fractions of
+    the second pass start at 1.
     Raises ValueError for brackets nested deeper than DEPTH.
     """
     tree = _tree(text)
@@ -135,9 +136,9 @@ UNTIL = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\]")
 
 
 def _tree(text: str) -> list[Any] | None:
-    """Returns the text as a list of texts, lists, _Changes and _Turns; None where it does not fit the grammar.
+    """Returns the text as a list of texts, lists, _Changes and _Turns; None if it does not fit the grammar.
 
-    Brackets and colons that belong to no pair are letters; a bar outside of square brackets fits nothing.
+    Unpaired brackets and colons are letters; a bar outside of square brackets does not fit.
     """
     items, at = [], 0
     while True:
@@ -152,7 +153,7 @@ def _tree(text: str) -> list[Any] | None:
 
 
 def _sequence(text: str, at: int, depth: int) -> tuple[list[Any], int]:
-    """Returns (items, where they end): letters and pairs of brackets from `at` on."""
+    """Returns (items, their end): letters and pairs of brackets from `at` on."""
     items = []
     while at < len(text):
         letters = LETTERS.match(text, at)
@@ -169,7 +170,7 @@ def _sequence(text: str, at: int, depth: int) -> tuple[list[Any], int]:
 
 
 def _pair(text: str, at: int, depth: int) -> tuple[Any, int] | None:
-    """Returns (item, where it ends) of the brackets that open at `at`, None where they do not make a pair."""
+    """Returns (item, its end) for the brackets that open at `at`, or None if they are unpaired."""
     if depth > DEPTH:
         raise ValueError(f"prompt {text[:20]!r}...: brackets nested deeper than {DEPTH}")
     first, end = _sequence(text, at + 1, depth)
@@ -195,7 +196,7 @@ def _pair(text: str, at: int, depth: int) -> tuple[Any, int] | None:
 
 
 def _nodes(item: Any) -> Iterator[_Change | _Turns]:
-    """Yields the _Changes and _Turns of a tree, nested ones too."""
+    """Yields the _Changes and _Turns of a tree, including nested ones."""
     if isinstance(item, _Change):
         yield item
         item = [item.before, item.after]
@@ -224,8 +225,8 @@ WEIGHTS = re.compile(r"\\[()\[\]\\]?|[(\[)\]]|:\s*([+-]?[.\d]+)\s*\)|[^\\()\[\]:
 def emphasis(text: str) -> tuple[tuple[str, float], ...]:
     """Returns A1111's ((text, weight), ...); the text BREAK starts a new chunk.
 
-    An unclosed bracket reaches to the end of the text; an unopened one is a letter.
-    Raises ValueError for a weight such as 1.2.3, and for brackets that weigh more than WORK parts in all.
+    An unclosed bracket extends to the end of the text; an unopened one is a letter.
+    Raises ValueError for a weight such as 1.2.3, and for brackets that weight more than WORK parts in total.
     """
     found, opened, left = [], {"(": [], "[": []}, WORK
 
@@ -262,7 +263,7 @@ def emphasis(text: str) -> tuple[tuple[str, float], ...]:
 
 
 def _joined(pairs: Iterable[Sequence[Any]]) -> list[tuple[str, float]]:
-    """Returns the pairs with neighbours of one weight made one."""
+    """Returns the pairs with neighbours of equal weight joined."""
     joined = []
     for text, weight in pairs:
         if joined and joined[-1][1] == weight:
@@ -290,7 +291,7 @@ def _comfy(text: str, weight: float, depth: int) -> list[tuple[str, float]]:
                 try:
                     inside, inner = (head, float(number)) if math.isfinite(float(number)) else (inside, inner)
                 except ValueError:
-                    pass  # a colon of the text
+                    pass  # the colon belongs to the text
             found += _comfy(inside, inner, depth + 1)
         else:
             found.append((piece, weight))

@@ -29,7 +29,7 @@ PIECES = "|".join(
     [r"<\|startoftext\|>", r"<\|endoftext\|>", "'s", "'t", "'re", "'ve", "'m", "'ll", "'d"]
     + [r"[\p{L}]+", r"[\p{N}]", r"[^\s\p{L}\p{N}]+"]
 )
-PLACE = "in_place_of"  # of an added token: the text whose tokens it stands for
+PLACE = "in_place_of"  # in an added token: the text whose tokens it replaces
 VECTORS = "vectors"  # of a word's first added token: how many tokens the word has
 COUNTS = "placeholder_vectors"  # in our tokenizer_config.json: {word: VECTORS}
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
@@ -68,7 +68,7 @@ class Tokenizer:
     def load(cls, folder: str | pathlib.Path) -> Self:
         """Returns the tokenizer of a folder with vocab.json and merges.txt, or with tokenizer.json.
 
-        Raises ValueError that names a file that is missing or unreadable.
+        Raises ValueError naming a missing or unreadable file.
         """
         folder = pathlib.Path(folder)
         with named(folder):
@@ -192,11 +192,11 @@ class Tokenizer:
         return self.backend.token_to_id(self.roles["pad_token"])
 
     def add(self, word: str, vectors: int = 1, place: bool = False) -> Self:
-        """Returns a tokenizer with a placeholder word of `vectors` new ids; itself if it has this word already.
+        """Returns a tokenizer with a placeholder word of `vectors` new ids; itself if it already has this word.
 
-        place: the word may be an existing token or several words; the new ids replace its tokens wherever they follow
-        each other, as A1111's embeddings do.  Tokenizer files cannot hold such a word.  Without `place`, a word of
-        letters does not match inside longer words.
+        place: the word may be an existing token or several words; like A1111's embeddings, the new ids replace every
+        sequence of its tokens.  Tokenizer files cannot hold such a word.  Without `place`, a word of letters does not
+        match inside longer words.
         Raises ValueError for an existing token or several words without `place`, and for a known word with another
         number of vectors.
         """
@@ -212,7 +212,7 @@ class Tokenizer:
         tokens = _parts(word, vectors)
         single = [token for token in tokens if len(self._encode(token)) == 1]
         if place and (single or " " in word):
-            tokens = [f"embedding:{token}" for token in tokens]  # ComfyUI's name of it
+            tokens = [f"embedding:{token}" for token in tokens]  # ComfyUI's name for it
         elif single:
             raise ValueError(f"word={word!r}: {single[0]!r} is one token already; choose another, such as '<{word}>'")
         whole = place and re.fullmatch(r"\w(.*\w)?", word) is not None  # "ink" is not in "pink"
@@ -251,8 +251,8 @@ class Tokenizer:
 def train_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
     """Returns ({token: id}, [(left, right)]): a byte-pair vocabulary in CLIP's layout, learnt from texts.
 
-    It holds 256 bytes, 256 bytes that end a word, at most size - 514 merges (fewer if the texts have no more), begin
-    and end.  Equal texts give equal vocabularies.  Raises ValueError if `size` is below 514.
+    It has 256 bytes, 256 bytes that end a word, at most size - 514 merges (fewer if the texts have no more), begin and
+    end.  Equal texts give equal vocabularies.  Raises ValueError if `size` is below 514.
     """
     import tokenizers
 
@@ -260,7 +260,7 @@ def train_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
     if size < 2 * len(letters) + 2:
         raise ValueError(f"size={size}: a byte-pair vocabulary has at least {2 * len(letters) + 2} tokens")
     base = [*letters, *(letter + "</w>" for letter in letters)]
-    # The base is given as special tokens so that its ids, and with them the order among equal counts, are fixed.
+    # The base is given as special tokens, which fixes its ids and so the order among equal counts.
     ending: dict[str, Any] = {"end_of_word_suffix": "</w>"}
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=size - 2, special_tokens=base, show_progress=False, **ending)
     learner = tokenizers.Tokenizer(tokenizers.models.BPE(**ending))
@@ -278,7 +278,7 @@ def byte_vocabulary(size: int = 514) -> Vocabulary:
 
 
 def _bytes() -> list[str]:
-    """The printable stand-ins of the 256 bytes in CLIP's order, which is that of their code points."""
+    """Returns the printable characters for the 256 bytes in CLIP's order, sorted by code point."""
     from tokenizers import pre_tokenizers
 
     return sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -308,7 +308,7 @@ def _backend(
 
 
 def _token(token: str | Token, **flags: bool) -> Token:
-    """Returns the full record of an added token given as text or as a record without some flags or with others."""
+    """Returns the full record of an added token; token: text, or a record with missing or other flags."""
     given = token if isinstance(token, dict) else {"content": token}
     record = {"content": given["content"], **dict.fromkeys(FLAGS, False)}
     return record | {flag: given[flag] for flag in FLAGS if flag in given} | flags
@@ -319,7 +319,7 @@ def _content(token: str | Token) -> str:
 
 
 def _json(path: pathlib.Path, default: Any) -> Any:
-    """Returns the JSON object of a file, or `default` where there is no file."""
+    """Returns the JSON object in a file, or `default` without a file."""
     if not path.is_file():
         return default
     try:
@@ -332,7 +332,7 @@ def _json(path: pathlib.Path, default: Any) -> Any:
 
 
 def _vocabulary(folder: pathlib.Path, whole: dict[str, Any] | None) -> tuple[dict[str, int], list[Any]]:
-    """Returns ({token: id}, [(left, right)]) of tokenizer.json, or without one of vocab.json and merges.txt."""
+    """Returns ({token: id}, [(left, right)]) from tokenizer.json, or else from vocab.json and merges.txt."""
     if whole is not None:
         model = whole.get("model", {})
         if "vocab" not in model or "merges" not in model:
@@ -353,10 +353,10 @@ def _vocabulary(folder: pathlib.Path, whole: dict[str, Any] | None) -> tuple[dic
 def _special_tokens(
     folder: pathlib.Path, config: dict[str, Any], whole: dict[str, Any] | None
 ) -> tuple[dict[int, Token], dict[str, str], list[Token]]:
-    """Returns ({id: added token}, {role: token}, [special tokens]), each source overruling as in transformers.
+    """Returns ({id: added token}, {role: token}, [special tokens]), with transformers' precedence of files.
 
-    A list by id in tokenizer_config.json ("added_tokens_decoder") stands alone; without it special_tokens_map.json,
-    added_tokens.json and the list inside tokenizer.json are read.
+    If tokenizer_config.json has a list by id ("added_tokens_decoder"), only this list counts.  Otherwise it reads
+    special_tokens_map.json, added_tokens.json and the list inside tokenizer.json.
     """
     decoder, settings = dict(config.get("added_tokens_decoder", {})), dict(config)
     if "added_tokens_decoder" not in config:
@@ -375,7 +375,7 @@ def _special_tokens(
 
 
 def _added(decoder: Mapping[int, Token], special: Iterable[Token]) -> tuple[Token, ...]:
-    """Returns the added tokens in the order of their ids: those with an id, then special tokens that have none yet."""
+    """Returns the added tokens in the order of their ids; special tokens without an id come last."""
     added = {token["content"]: token for token in decoder.values()}
     for token in special:
         added[token["content"]] = {**added.get(token["content"], token), "special": True}

@@ -5,7 +5,7 @@
     touch outputs/cat/stop              # a checkpoint and the export, then the end; rerun the command to resume
 
 The run removes a file after acting on it, and removes old ones when it starts.  Several processes act at the same step:
-SIGTERM to one of them stops all; process 0 looks for files at the steps that are logged.
+SIGTERM to one of them stops all; process 0 looks for files at logged steps.
 """
 
 import signal
@@ -20,17 +20,17 @@ SAMPLE, SAVE, STOP = "sample-now", "save-now", "stop"
 
 
 class Asked:
-    """Remembers SIGTERMs until the step ends and looks for files; `close` gives the signal back."""
+    """Remembers SIGTERMs until the step ends, and looks for files; `close` restores the signal's handler."""
 
     def __init__(self, folder: Path) -> None:
         self.terminated, self.files = False, {name: folder / name for name in (SAMPLE, SAVE, STOP)}
         self.done(self.files)
         self.before = None
-        if processes.several():  # JAX has the signal
+        if processes.several():  # JAX handles the signal
             return
         try:
             self.before = signal.signal(signal.SIGTERM, self._ask)
-        except ValueError:  # not the main thread, as in a web server: somebody else handles signals there
+        except ValueError:  # not the main thread, as in a web server, which handles signals itself
             pass
 
     def _ask(self, *_):

@@ -32,7 +32,6 @@ def begin(
     """Returns (trained, frozen, data, base) before a run's first step.
 
     base: a digest of the model, init and, for a run on one picture, the picture.
-
     pictures: False leaves data None unless the method needs pictures.
     fresh: False leaves random initial weights as shapes, for a checkpoint to fill.
     examples: the result of checks.pictures; None opens them.
@@ -45,7 +44,7 @@ def begin(
     if examples is None and (pictures or method.look is not None or method.finish is not None):
         examples = checks.pictures(settings)
     others = None if examples is None else checks.class_pictures(settings, examples)
-    # In float32, from which training starts whatever `frozen` is.
+    # In float32, since training starts from it for every setting of `frozen`.
     loaded = pipeline.load(settings.model, vision=settings.vision or None, perceptual=settings.perceptual or None)
     if loaded.conditioners:
         raise ValueError(f"model={settings.model!r}: was tuned on one picture; pass the model it came from")
@@ -61,12 +60,12 @@ def begin(
         trained, frozen = run_folder.start(method, trained, frozen, settings.init, opened)
         trained = run_folder.drawn(trained, method, sd, split)
     model, frozen = _digest(settings, loaded), _rounded(frozen, settings.frozen)
-    del loaded, sd  # gigabytes, where `frozen` is now something else
+    del loaded, sd  # frees gigabytes if `frozen` was rounded
     data = picture = None
     if examples is not None:
         classes = settings.class_data if settings.preserve else replace(settings.class_data, identifiers=())
         data = batches.build(shown(settings, task), frozen, settings.seed, examples, classes, others)
-        reads = task.words and method.loss is None and not settings.data.workers  # other processes encode nothing
+        reads = task.words and method.loss is None and not settings.data.workers  # other processes do not encode
         data.texts = _texts(settings, frozen, trained) if reads else None
         checks.said_word(method, frozen, data)
         if method.look is not None and data.single is not None:
@@ -77,7 +76,7 @@ def begin(
 
 
 def _brought(sd, kind, adapter):
-    """Returns (sd with the parts that a file adds, these parts)."""
+    """Returns (sd with the parts that a file adds, the added parts)."""
     more = kind.brings(adapter, sd)
     return more, {name: tree for name, tree in more.parts.items() if tree is not sd.parts.get(name)}
 
@@ -97,7 +96,7 @@ def _texts(settings, frozen, trained):
         return None
     parts = {name: tree for name, tree in joined.parts.items() if name.startswith("text_encoder")}
     acts = trees.depends(lambda hooks: inputs(joined.replace(hooks=hooks), ids), joined.hooks)
-    hooks = joined.hooks if acts else ()  # those of the UNet alone leave texts as they are
+    hooks = joined.hooks if acts else ()  # hooks on the UNet only do not change texts
     types = [str(np.dtype(joined.networks[name].dtype)) for name in parts]
     encode = jax.jit(inputs)
     return Texts(lambda ids: encode(joined, ids), settings.data.cache, f"{trees.digest((parts, hooks))} {types}")
@@ -115,16 +114,16 @@ def task_of(settings: Train, sd: StableDiffusion) -> Task:
 
 
 def _place(init):
-    """Returns the path that `init` names: a file or the folder of an adapter or model, local or from the hub."""
+    """Returns the local path of `init`: a file, or the folder of an adapter or model, perhaps from the hub."""
     if init != "pocket" and (Path(init).exists() or not HUB_ID.fullmatch(init)):
         return Path(init)
     return (None if init == "pocket" else kinds.fetched(init)) or pipeline.locate(init)
 
 
 def _digest(settings, sd):
-    """Returns the digest of the loaded model that a run starts from.
+    """Returns the digest of the loaded model.
 
-    The random weights of a new model depend on the device in their last bits, so its name replaces them.
+    For a new model, its name replaces the weights: their last bits depend on the device.
     """
     new = settings.model.startswith("new:")
     return trees.digest(

@@ -1,12 +1,12 @@
-"""Checkpoints of the training state: complete or absent, the newest N kept, checked when read.
+"""Checkpoints of the training state: complete or absent, the newest N kept, verified when read.
 
 Orbax writes into a temporary folder and renames it, in the background.  It does not notice flipped bits in large arrays
-(measured with 0.12.8), so each checkpoint carries a CRC-32 of every leaf, and its meta file one of itself.  A damaged
-one is renamed STEP.damaged, which one line says, and the one before it is used.  Frozen weights are not stored, only
-their digest: another base model is refused.
+(measured with 0.12.8), so each checkpoint has a CRC-32 of every leaf and of its meta file.  A damaged checkpoint is
+renamed STEP.damaged, with a one-line note, and the previous one is used.  Frozen weights are not stored, only their
+digest; a checkpoint of another base model is an error.
 
-With several processes each writes its parts of the leaves and their CRC-32, and each reads all leaves; so a run goes
-on with another mesh or another number of processes.
+Of several processes, each writes its parts of the leaves with their CRC-32, and each reads all leaves.  So a run can
+resume with another mesh or number of processes.
 """
 
 import contextlib
@@ -30,18 +30,18 @@ from jax.experimental import multihost_utils
 from sdjax.formats.storage import files
 from sdjax.runtime import processes, room
 
-SEAL = "seal"  # in the meta file: the CRC-32 of the rest
-KEYS = {"base", "shapes", "sums"}  # the rest; older ones have no seal
+SEAL = "seal"  # key in the meta file: the CRC-32 of its other entries
+KEYS = {"base", "shapes", "sums"}  # the other entries; older meta files have no seal
 ELSEWHERE = "another process cannot read it"
-SPARE = 1 << 20  # bytes beside the arrays
-FULL = re.compile(r"No space left|RESOURCE_EXHAUSTED|ENOSPC|Disk quota", re.IGNORECASE)  # in messages of libraries
-ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # what the errors of a damaged folder are
+SPARE = 1 << 20  # bytes of a checkpoint besides its arrays
+FULL = re.compile(r"No space left|RESOURCE_EXHAUSTED|ENOSPC|Disk quota", re.IGNORECASE)  # in libraries' messages
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # errors of reading a damaged folder
 
 
 class Checkpoints:
-    """The checkpoints in one folder: the newest `keep`, and those whose steps are in `kept`.
+    """The checkpoints in one folder: the newest `keep`, and the steps in `kept`.
 
-    tidy: remove what unfinished saves left; False for one who only reads.
+    tidy: remove the remains of unfinished saves; False for reading only.
     """
 
     def __init__(self, folder: Path, keep: int = 3, tidy: bool = True) -> None:
@@ -55,7 +55,7 @@ class Checkpoints:
     def save(self, state: dict[str, Any], base: str, wait: bool = False) -> None:
         """Writes the state under its step; `base`: the digest of the frozen weights.  Returns at once unless `wait`.
 
-        Raises NoRoom, naming the folder and the last good checkpoint, where the disk is too small.
+        Raises NoRoom, naming the folder and the last good checkpoint, if the disk is too small.
         """
         step = int(state["step"])
         if step in self.manager.all_steps():
@@ -74,17 +74,17 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Waits until all checkpoints are on disk; raises what `save` does."""
+        """Waits until all checkpoints are on disk; raises the errors of `save`."""
         with self._written():
             self.manager.wait_until_finished()
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:
-        """Turns what writing raises where the disk is full into one line with the folder and what is safe."""
+        """Turns a full disk's errors into NoRoom with one line: the folder, and the checkpoint that is safe."""
         try:
             with _quiet():
                 yield
-        except Exception as error:  # of Orbax and tensorstore: many kinds, here or from an earlier save
+        except Exception as error:  # Orbax and tensorstore raise many kinds, also from an earlier save
             full = isinstance(error, room.NoRoom) or FULL.search(str(error))
             if not full or isinstance(error, jax.errors.JaxRuntimeError):  # the device's memory, or a lost process
                 raise
@@ -95,30 +95,30 @@ class Checkpoints:
     def restore(self, like: dict[str, Any], base: str, steps: Sequence[int] | None = None) -> dict[str, Any] | None:
         """Returns the newest complete state, or None; `like`: a state with the same shapes.
 
-        steps: those that are looked for; None for all.
-        The names of damaged ones are in `damaged` then, those of earlier times too.
-        Raises ValueError when the checkpoints belong to another base model or another set of weights, and
-        PermissionError where one may not be read.
+        steps: the steps to consider; None for all.
+        Sets `damaged` to the names of damaged checkpoints, including earlier ones.
+        Raises ValueError if the checkpoints belong to another base model or another set of weights, PermissionError if
+        one may not be read.
         """
         self.damaged = {path.name for path in self.folder.glob("*.damaged*")}
         for step in sorted(self.manager.all_steps(), reverse=True):
             if steps is not None and step not in steps:
                 continue
             state, why = self._found(step, like, base)
-            if processes.every(not why):  # by all or none
+            if processes.every(not why):  # all processes restore it, or none
                 return state
             self._put_aside(step, why or ELSEWHERE)
         return None
 
     def _found(self, step, like, base):
-        """Returns (state, "") of a whole checkpoint, (what was read, why not) of a damaged one."""
+        """Returns (state, "") for an intact checkpoint, (anything, the reason) for a damaged one."""
         meta, why = self._read(step, "meta", ocp.args.JsonRestore())
         if not why and not _sealed(meta):
             why = "its meta file was changed"
         if not processes.every(not why):
             return None, why or ELSEWHERE
         _fits(meta, like, base)
-        # Arrays of numpy: as shapes they would come on the devices of those who saved.
+        # Numpy arrays, since shapes would restore to the devices of the saving processes.
         empty = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
         state, why = self._read(step, "state", ocp.args.StandardRestore(empty))
         if not why and (not _whole(state, meta["sums"]) or int(state["step"]) != step):
@@ -126,35 +126,35 @@ class Checkpoints:
         return state, why
 
     def _read(self, step: int, part: str, how: Any) -> tuple[Any, str]:
-        """Returns (a part of a checkpoint, ""), (None, why) if it is damaged; raises errors of the machine."""
+        """Returns (a part of a checkpoint, ""), or (None, the reason) if it is damaged; raises the machine's errors."""
         with _quiet():
             try:
                 return self.manager.restore(step, args=ocp.args.Composite(**{part: how}))[part], ""
             except (MemoryError, jax.errors.JaxRuntimeError):
                 raise
-            except Exception as error:  # a damaged file can raise anything; the one before it may be whole
+            except Exception as error:  # a damaged file can raise any error
                 if isinstance(error, OSError) and error.errno not in (*ABSENT, errno.EACCES, None):
                     raise
                 why = f"its {part} cannot be read, {type(error).__name__}"
-            gc.collect()  # reads that Orbax gave up on, which tell of their errors as they go
+            gc.collect()  # reads that Orbax abandoned report their errors when they are collected
         return None, why
 
     def _put_aside(self, step, why):
-        """Renames a damaged checkpoint: as long as one bears the newest step, Orbax saves none of a lower step."""
+        """Renames a damaged checkpoint; otherwise Orbax would not save lower steps."""
         for path in (self.folder / str(step)).rglob("*"):
             if not os.access(path, os.R_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         place, aside = self.folder / str(step), self.folder / processes.led(lambda: self._aside(step))
         self.damaged.add(aside.name)
         if processes.first():
-            kept = f"; renamed {aside.name}" * (not place.is_symlink())  # one who only reads has links
+            kept = f"; renamed {aside.name}" * (not place.is_symlink())  # reading works on links
             print(f"note: {place.resolve()}: {why}{kept}; the one before it is tried", file=sys.stderr)
             place.rename(aside)
         processes.wait()
         self.manager.reload()
 
     def _aside(self, step):
-        """Returns a free name for a damaged checkpoint: STEP.damaged, STEP.damaged-2, ..."""
+        """Returns an unused name for a damaged checkpoint: STEP.damaged, STEP.damaged-2, ..."""
         name, number = f"{step}.damaged", 1
         while (self.folder / name).exists():
             name, number = f"{step}.damaged-{number + 1}", number + 1
@@ -167,7 +167,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Orbax's reports of errors off the terminal: the errors themselves are raised, and told in one line."""
+    """Keeps Orbax's error reports off the terminal; the errors themselves are raised, with one line each."""
     told = [logging.getLogger(name) for name in ("absl", "asyncio")]
     before, hook = [one.level for one in told], sys.unraisablehook
     for one in told:
@@ -182,7 +182,7 @@ def _quiet() -> Iterator[None]:
 
 
 class _Kept:
-    """Orbax's preservation policy: the newest n checkpoints, and those of `steps`."""
+    """Orbax's preservation policy: the newest n checkpoints, and the ones with a step in `steps`."""
 
     def __init__(self, n, steps):
         self.n, self.steps = n, steps
@@ -193,7 +193,7 @@ class _Kept:
 
 
 def _sealed(meta):
-    """Returns whether a meta file is as it was written; those without a seal are older."""
+    """Returns whether a meta file is unchanged; older ones have no seal."""
     if not isinstance(meta, dict) or meta.keys() - {SEAL} != KEYS:
         return False
     return SEAL not in meta or meta[SEAL] == _seal({name: meta[name] for name in KEYS})
@@ -232,7 +232,7 @@ def _sum(array):
 
 
 def _sums_of_parts(tree):
-    """Returns {leaf's path: [[[first, last] of each dimension, CRC-32] of each part]} of leaves over all processes."""
+    """Returns {leaf's path: [[span, CRC-32] of each part]} over all processes; a span is (first, end) per dimension."""
     parts, own = {}, []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         spans = sorted({_span(index, leaf.shape) for index in leaf.sharding.devices_indices_map(leaf.shape).values()})
@@ -248,7 +248,7 @@ def _span(index, shape):
 
 
 def _whole(state, sums):
-    """Returns whether the leaves of a state have a checkpoint's sums, of leaves or of their parts."""
+    """Returns whether a state matches a checkpoint's sums, which are per leaf or per part of a leaf."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(state) if sums else ():
         told = sums.get(jax.tree_util.keystr(path))
         parts = told if isinstance(told, list) else [[[], told]]

@@ -1,7 +1,7 @@
-"""Checks before a run: settings, method, model, prompts and devices fit together; otherwise a ValueError.
+"""Checks before a run that settings, method, model, prompts and devices fit together; they raise ValueError.
 
 settings = checks.worded(settings)                                fill in the method's word for the captions
-checks.alone(settings); checks.microbatches(settings)            the settings by themselves
+checks.alone(settings); checks.microbatches(settings)            the settings alone
 examples = checks.pictures(settings)                             the pictures
 checks.class_pictures(settings, examples)                        the pictures of the class
 checks.said_word(method, sd, data)                               the prompts
@@ -25,7 +25,7 @@ from sdjax.settings import SettingError, prefixed
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.training import prompt_lines
 
-LARGE = 512  # pixels to decode pictures for while the size is unknown
+LARGE = 512  # size in pixels for decoding pictures while the run's size is unknown
 
 
 def worded(settings: Any) -> Any:
@@ -80,10 +80,9 @@ def alone(settings: Any) -> None:
 
 
 def pictures(settings: Any) -> Examples:
-    """Returns the run's examples, looked through.
+    """Returns the run's examples after checking them.
 
-    Raises ValueError for pictures that are not there, that cannot be read, and for several where the method looks at
-    one.
+    Raises ValueError for missing or unreadable pictures, and for several pictures if the method needs exactly one.
     """
     examples = sources.open(settings.data)
     if settings.method.look is not None and not settings.data.concept and len(examples) != 1:
@@ -103,8 +102,8 @@ def pictures(settings: Any) -> Examples:
 def class_pictures(settings: Any, examples: Examples) -> Examples | None:
     """Returns the checked examples of class_data.path; None without a path.
 
-    Raises ValueError for a folder that holds fewer than class_data.count, for rows that do not fit, and where the loss
-    asks for class prompts and those of `examples` would be their own.
+    Raises ValueError for a folder with fewer than class_data.count pictures and for class_data.rows that do not fit the
+    batch.  Also if the loss needs class prompts but no prompt of `examples` has an identifier.
     """
     classes = settings.class_data
     if settings.preserve and classes.identifiers and not classes.changes(examples, batches.MOST):
@@ -127,7 +126,7 @@ def class_pictures(settings: Any, examples: Examples) -> Examples | None:
 
 
 def _pictures_in(path):
-    """Returns whether a path may be opened: a folder only with pictures in it."""
+    """Returns whether a path can be opened; False for a folder without pictures."""
     place, source = Path(path), sources.matching(path)
     if source is not None and source.last and place.is_dir():
         return any(file.suffix.lower() in reading.SUFFIXES for file in place.rglob("*"))
@@ -157,5 +156,5 @@ def microbatches(settings: Any) -> None:
 
 
 def _parts(method):
-    """Returns the methods of a Chain, or the method."""
+    """Returns the methods of a Chain, or the method itself."""
     return method.parts if isinstance(method, Chain) else (method,)

@@ -1,9 +1,9 @@
-"""Exports a run's checkpoints as the run does at its end: python -m sdjax.convert RUN DST.
+"""Exports a run's checkpoints like the run itself at its end: python -m sdjax.convert RUN DST.
 
 write("outputs/full", "cat", step=400, weights="raw")     # or "outputs/full/checkpoints/400"
 
-The run's folder stays untouched, so this works while the run trains.  Checkpoints hold no frozen weights: the model,
-pictures and init in the run's config.json must still exist unchanged.
+The run's folder does not change, so this works while the run trains.  Checkpoints do not contain frozen weights: the
+model, pictures and init in the run's config.json must still exist unchanged.
 """
 
 import tempfile
@@ -30,7 +30,7 @@ from sdjax.training.step import initial_state
 from sdjax.training.unrounded import unrounded
 
 WEIGHTS = ("ema", "raw")
-WORLD = ("count", "domain", "looks", "named")  # the drawn world's settings; runs of 0.1 kept them in Data
+WORLD = ("count", "domain", "looks", "named")  # the drawn world's settings; runs of 0.1 have them in Data
 
 
 def write(
@@ -42,8 +42,8 @@ def write(
 ) -> tuple[Path, int]:
     """Writes the export of a run at a checkpoint; returns (path, step).
 
-    source: RUN or RUN/checkpoints/STEP.  step: the checkpoint; None is the best one of a
-    run with best=True, otherwise the newest complete one.
+    source: RUN or RUN/checkpoints/STEP.  step: the checkpoint; None is the best one of a run with best=True, otherwise
+    the newest complete one.
     told: the run's settings, if already read.
     weights: "ema" or "raw"; None is the moving average if the run has one.
     Raises ValueError if the folder is not a run's, the step or weights do not exist, the base model changed, or no
@@ -88,9 +88,9 @@ def _place(source):
 
 
 def read(folder: str | Path, recipe: str | None = None) -> Train:
-    """Returns the settings in a run's config.json; recipe: a Python file with the method's class, which is run.
+    """Returns the settings in a run's config.json.  recipe: a Python file with the method's class, which is executed.
 
-    Raises ValueError for what a run does not write.
+    Raises ValueError for content that a run does not write.
     """
     path, own = Path(folder) / "config.json", names(recipe).values() if recipe else ()
     classes = {kind.__name__: kind for kind in (Train, Data, ClassData, Optim)}
@@ -103,7 +103,7 @@ def read(folder: str | Path, recipe: str | None = None) -> Train:
 
 
 def _moved(values):
-    """Returns a run's JSON with the drawn world's settings where they are now, in data.source."""
+    """Returns a run's JSON with the drawn world's settings in their present place, data.source."""
     data = values.get("data") if isinstance(values, dict) else None
     if not isinstance(data, dict) or "source" in data:
         return values
@@ -113,7 +113,7 @@ def _moved(values):
 
 
 def _checkpoints(folder, step):
-    """Returns the folders of a run's checkpoints, or of that of `step` alone."""
+    """Returns the folders of a run's checkpoints, or only the folder of `step`."""
     steps = {int(path.name): path for path in (folder / "checkpoints").iterdir() if path.name.isdecimal()}
     if not steps:
         raise ValueError(f"{folder}: has no checkpoint yet")
@@ -125,11 +125,11 @@ def _checkpoints(folder, step):
 
 
 def _restored(folders, settings, trained, base):
-    """Returns (the state of the newest of these checkpoints that is whole, evaluate of its optimizer)."""
+    """Returns (the state of the newest intact checkpoint of these, its optimizer's `evaluate`)."""
     place = folders[0].parents[1]
     tx, evaluate = optim.optimizer(settings.optim, settings.steps, settings.minutes)
     like = jax.eval_shape(lambda trained: initial_state(trained, tx, settings.ema), trained)
-    with tempfile.TemporaryDirectory() as folder:  # a manager tidies up where it reads, so it gets a folder of its own
+    with tempfile.TemporaryDirectory() as folder:  # a manager may change its folder, so it gets its own
         for path in folders:
             (Path(folder) / path.name).symlink_to(path.absolute())
         checkpoints = Checkpoints(Path(folder), tidy=False)

@@ -2,7 +2,7 @@
 
 run.export(method, frozen, weights, out / "export", **told(settings, out, step=400))
 
-Nothing of it depends on when the run was made, so that the same run writes the same bytes.
+The facts contain no times, so that the same run writes the same bytes.
 """
 
 from pathlib import Path
@@ -15,13 +15,13 @@ from sdjax.formats.adapters.about import Facts, frequencies
 from sdjax.formats.storage import hashes
 from sdjax.formats.storage.files import HUB_ID
 
-LOOKED_THROUGH = 1000  # captions that are counted
+LOOKED_THROUGH = 1000  # most captions whose tags are counted
 
 
 def told(settings: Any, out: str | Path, step: int) -> dict[str, Any]:
-    """Returns run.export's facts, public and picture of a run in the folder `out`, at a step.
+    """Returns run.export's arguments facts, public and picture for a run in the folder `out`, at a step.
 
-    settings: Train.  The picture is the newest preview, of a public run none, since prompts stand in it.
+    settings: Train.  picture: the newest preview; None for a public run, since previews show prompts.
     """
     previews = sorted((Path(out) / "samples").glob("[0-9]*.png"))
     return {
@@ -32,7 +32,7 @@ def told(settings: Any, out: str | Path, step: int) -> dict[str, Any]:
 
 
 def of(settings: Any, title: str, step: int) -> Facts:
-    """Returns the Facts of a run's settings, without those of the pictures if they are gone."""
+    """Returns the Facts of a run's settings, and of its pictures if they still exist."""
     data, optim, model = settings.data, settings.optim, settings.model
     known = {
         "learning_rate": optim.lr,
@@ -75,7 +75,7 @@ def _name(model):
 
 
 def _pictures(data):
-    """Returns the Facts of pictures and captions, {} if none are found."""
+    """Returns the fields of Facts for pictures and captions, {} without pictures."""
     try:
         examples = sources.open(data) if data.path else None
     except (ValueError, OSError):

@@ -3,15 +3,18 @@
     settings = typed(settings)                                     # before the model is loaded
     settings, said = fitted(settings, trained, frozen)             # and after it
 
-The rows of a step stay those of data.batch, so what is learned stays the same: microbatches, activations computed a
-second time and, where nothing else does, factored moments make room.  Weights that do not train and computation are
-bfloat16.
+A step keeps its data.batch rows, so training gives the same result.  Microbatches, rematerialised activations and, as a
+last resort, factored moments save memory.  Frozen weights and computation are bfloat16.
 
-The account: weights that train in float32, the optimizer's numbers, the moving average, gradients and a bfloat16 copy
-as far as all are there at once, sums of gradients with microbatches, frozen weights as they are, and activations.
-These are fitted to what the compiler says of Stable Diffusion 1.5 at 512 x 512 (docs/fit_memory.json, with the
-commands) and go with the pixels and with the root of the UNet's weights, which is our estimate for other models.  A GB
-is 2^30 bytes, as devices are sold.
+The estimate is the sum of:
+* trained weights in float32, the optimizer's numbers and the moving average;
+* gradients and a bfloat16 copy of the trained weights, as far as they exist at the same time, and sums of gradients
+  with microbatches;
+* frozen weights in their own type;
+* activations.
+It is fitted to the compiler's numbers for Stable Diffusion 1.5 at 512 x 512 (docs/fit_memory.json, with the commands).
+Activations scale with the pixels and with the square root of the UNet's number of weights; the latter is our estimate
+for other models.  A GB is 2^30 bytes, as in the names of devices.
 """
 
 import math
@@ -29,11 +32,11 @@ from sdjax.stable_diffusion import StableDiffusion
 from sdjax.training.optim import MOMENTS
 
 GB = 1 << 30
-SHARE = 0.945  # of the limit; the rest is the device's own
-ROW = {False: 6.0e9, "products": 0.95e9, True: 0.55e9}  # bytes of activations of a row, {remat: bytes}
+SHARE = 0.945  # usable share of the limit; the device itself needs the rest
+ROW = {False: 6.0e9, "products": 0.95e9, True: 0.55e9}  # bytes of activations per row, {remat: bytes}
 FIXED, PIXELS = 0.3e9, 0.7e9  # bytes of any step, and of a row whose pixels the autoencoder encodes
 BESIDE = {False: 2.0, True: 9.5}  # bytes of a weight's gradient and bfloat16 copy, {microbatches: bytes}
-UNET, AREA = 860e6, 512 * 512  # what they were measured with
+UNET, AREA = 860e6, 512 * 512  # weights and pixels of the measured model
 
 
 def typed(settings: Any) -> Any:
@@ -42,12 +45,12 @@ def typed(settings: Any) -> Any:
 
 
 def fitted(settings: Any, trained: Any, frozen: StableDiffusion, size: int, pixels: bool = False) -> tuple[Any, str]:
-    """Returns (settings below the limit, the choice as a line of text); arguments as for bytes_of.
+    """Returns (settings below the limit, the choice as a line of text); other arguments: see bytes_of.
 
-    The first of these that fits, fastest first: the recipe's optimizer with all activations kept, products kept, and
-    blocks' inputs kept (models/recompute.py), then adafactor with the latter two; each with as few microbatches as
-    will do.
-    Raises SettingError where nothing does, saying what the smallest would need.
+    It takes the first candidate that fits, fastest first.  The recipe's optimizer comes first, keeping all activations,
+    products, or blocks' inputs (models/recompute.py); then adafactor with the latter two.  Each has as few microbatches
+    as possible.
+    Raises SettingError if none fits, with the bytes of the smallest candidate.
     """
     limit, least = SHARE * GB * int(settings.fit.removesuffix("GB")), math.inf
     for made in _ways(settings):
@@ -67,7 +70,7 @@ def _ways(settings):
     parts = [n for n in range(own.accumulate, rows + 1) if rows % (n * devices) == 0]
     kinds = [(own.kind, remat) for remat in recompute.KINDS]
     kinds += [("adafactor", remat) for remat in recompute.KINDS[1:] if own.kind not in ("adafactor", "prodigy")]
-    for kind, remat in kinds:  # prodigy's rate is no rate for another
+    for kind, remat in kinds:  # prodigy's rate does not suit another optimizer
         for n in parts[:1] if settings.method.whole_batch else parts:
             yield replace(settings, optim=replace(own, kind=kind, accumulate=n), remat=remat)
 
@@ -87,7 +90,7 @@ def aside(step: Any, state: Any, frozen: StableDiffusion, batch: Any) -> StableD
 def bytes_of(settings: Any, trained: Any, frozen: StableDiffusion, size: int, pixels: bool = False) -> float:
     """Returns an estimate of the bytes that a step needs on one device.
 
-    trained, frozen: of the method's split, or their shapes.  size: a side of the pictures.  pixels: whether batches
+    trained, frozen: from the method's split, or their shapes.  size: side of the pictures.  pixels: whether batches
     hold pixels, which the autoencoder encodes within the step.
     """
     numbers = trees.count(trained)

@@ -2,8 +2,8 @@
 
     tx = leafwise(optax.scale_by_adam())
 
-Of the 686 weights of a UNet there are 40 shapes.  The numbers and the state's structure stay those of the
-transformation itself, for one whose update of a leaf depends on no other leaf.
+The 686 weights of a UNet have 40 shapes.  For a transformation whose update of a leaf depends on no other leaf, results
+and state are the same as without this.
 """
 
 from typing import Any
@@ -13,9 +13,9 @@ import optax
 
 
 def leafwise(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Returns the transformation that calls `inner` with each leaf as a tree of its own.
+    """Returns the transformation that calls `inner` with each leaf as its own tree.
 
-    What of the state is no tree like the weights, such as a count of steps, is taken from the first leaf's call.
+    Parts of the state that are not trees like the weights, such as a step count, come from the first leaf's call.
     """
     one = jax.jit(inner.update)
 

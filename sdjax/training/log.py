@@ -18,13 +18,13 @@ from tqdm import tqdm
 from sdjax.formats.storage import files
 from sdjax.runtime import processes
 
-MEAN = 50  # steps whose mean the bar shows
+MEAN = 50  # number of losses whose mean the bar shows
 WANDB_ID = "wandb.id"  # a file in the run's folder
 INSTALL = "pip install -e '.[logging]'"
 
 
 class Board(Protocol):
-    """A place that shows metrics and pictures of a run."""
+    """A dashboard for metrics and pictures of a run."""
 
     def figures(self, step: int, values: dict[str, float]) -> None:
         """Shows the figures of a step."""
@@ -93,7 +93,7 @@ def _wandb_id(folder):
 def boards(folder: Path, project: str, settings: dict[str, Any]) -> list[Board]:
     """Returns TensorBoard if installed, and wandb if the run names a project.
 
-    Raises ValueError where wandb is asked for and not installed.
+    Raises ValueError if the run needs wandb and it is not installed.
     """
     found: list[Board] = []
     try:
@@ -109,9 +109,9 @@ def boards(folder: Path, project: str, settings: dict[str, Any]) -> list[Board]:
 
 
 def of_run(folder: Path, start: int, steps: int, wandb: str, settings: dict[str, Any]) -> "Log":
-    """Returns the log of a run that starts at a step; of several processes, process 0 alone writes one.
+    """Returns the log of a run that starts at a step; of several processes, only process 0 writes one.
 
-    wandb: a project or "".  settings: the run's, for wandb.
+    wandb: a project or "".  settings: the run's settings, for wandb.
     """
     if not processes.first():
         return Log(None, start, steps, folder.name)
@@ -119,13 +119,13 @@ def of_run(folder: Path, start: int, steps: int, wandb: str, settings: dict[str,
 
 
 def _torn(path: Path) -> bool:
-    """Returns whether a file ends within a line, as a disk that was full leaves it."""
+    """Returns whether a file ends in the middle of a line, as after a full disk."""
     with open(path, "rb") as file:
         return file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
 
 
 class Log:
-    """Writes a run's metrics into its folder and boards, and draws the progress bar; without a folder nothing."""
+    """Writes a run's metrics into its folder and boards, and draws the progress bar; does nothing without a folder."""
 
     def __init__(self, folder: Path | None, start: int, steps: int, name: str, boards: Sequence[Board] = ()) -> None:
         self.file = open(folder / "metrics.jsonl" if folder else os.devnull, "a", buffering=1)
@@ -156,7 +156,7 @@ class Log:
             board.picture(step, name, picture)
 
     def advance(self, step: int, loss: float | None = None) -> None:
-        """Moves the bar to a step; loss: a number that joins the mean of the last MEAN, which the bar shows."""
+        """Moves the bar to a step.  loss: added to the last MEAN losses; the bar shows their mean."""
         if loss is not None:
             self.losses.append(loss)
             self.bar.set_postfix(loss=f"{np.mean(self.losses):.4g}", refresh=False)

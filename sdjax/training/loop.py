@@ -33,19 +33,19 @@ from sdjax.training.settings import Train
 from sdjax.training.step import initial_state, of_run
 
 OUT_OF_MEMORY = "out of memory: a smaller data.batch, remat=True, compute=bfloat16 or fit=8GB helps"
-BEFORE_STOP = 143  # exit status after SIGTERM, as shells count it: 128 + 15
-CHECKED = ("loss", "gradient", "update")  # the metrics of a step that must be finite; the latter two are norms
+BEFORE_STOP = 143  # exit status after SIGTERM by the shells' convention: 128 + 15
+CHECKED = ("loss", "gradient", "update")  # metrics of a step that must be finite; the latter two are norms
 
 
 def train(settings: Train, out: str | Path) -> StableDiffusion:
     """Trains to the last step in the folder `out`, resuming from its checkpoints; returns the joined model.
 
-    Writes config.json origin.json metrics.jsonl checkpoints/ samples/ export/.  Several processes (processes.join) call
-    it alike, with a folder that they share; process 0 locks it and writes, and checkpoints are written by all.
+    Writes config.json origin.json metrics.jsonl checkpoints/ samples/ export/.  Several processes (processes.join) all
+    call it, with a shared folder; process 0 locks the folder and writes, and all processes write checkpoints.
     Raises ValueError for settings that do not fit, if another run holds the folder, or if this process is one of
-    several that have not joined.  Raises FloatingPointError at a loss, gradient or update that is not finite; the last
+    several that have not joined.  Raises FloatingPointError for a loss, gradient or update that is not finite; the last
     checkpoint stays.
-    Raises SystemExit(143) after SIGTERM, with a checkpoint written; one that comes during the export lets it end.
+    Raises SystemExit(143) after SIGTERM, with a checkpoint written; a SIGTERM during the export waits for its end.
     """
     processes.check_joined("training")
     settings, out = checks.worded(settings), Path(out)
@@ -59,7 +59,7 @@ def train(settings: Train, out: str | Path) -> StableDiffusion:
 
 
 def _check_shared(out, settings):
-    """Raises ValueError where several processes have not the same settings and one folder, or cannot do what is set."""
+    """Raises ValueError if several processes differ in settings or folder, or do not support a setting."""
     processes.agree("settings", json.dumps(to_json(settings), sort_keys=True))
     if not processes.several():
         return
@@ -79,7 +79,7 @@ def _train(settings, out):
     examples = processes.together(lambda: checks.pictures(settings))
     processes.say(f"{mesh.described(settings.parallel)}; {settings.data.path}: {examples.about()}")
     trained, frozen, data, base = processes.together(lambda: begin(settings, examples=examples))
-    if processes.several():  # copies of one array that differ would never be noticed
+    if processes.several():  # different copies of an array would never be noticed
         processes.agree("model, init or pictures", f"{base} {trees.digest(trained)}")
     settings = _lasting(settings, data)
     if settings.fit:
@@ -92,7 +92,7 @@ def _train(settings, out):
     tx, evaluate = optimizer(settings.optim, settings.steps, settings.minutes)
     many, task = trees.count(trained), task_of(settings, frozen)
     state = initial_state(trained, tx, settings.ema)
-    del trained  # it is the state's
+    del trained  # the state owns it
     step = of_run(settings, tx, evaluate, task)
     if settings.fit and settings.parallel == "single":
         frozen = fit.aside(step, state, frozen, data[0])
@@ -104,7 +104,7 @@ def _train(settings, out):
     processes.say(f"{type(settings.method).__name__}: {many:,} numbers trained, {trees.count(frozen):,} frozen; "
                   f"{'resumed at step ' + str(start) if start else 'from the start'}; in {out}")  # fmt: skip
     told = log.of_run(out, start, settings.steps, settings.wandb, to_json(settings))
-    # To the end, so that a SIGTERM leaves neither half a checkpoint nor an export that is asked for again.
+    # Runs to its end, so that a SIGTERM leaves no incomplete checkpoint and no request for another export.
     with contextlib.closing(Asked(out)) as asked, contextlib.closing(checkpoints):
         with contextlib.closing(told):
             try:
@@ -118,7 +118,7 @@ def _train(settings, out):
 
 
 def _steps(session, state, numbers, advance, asked, clock):
-    """Trains for these steps, until something ends the run before; returns the last state."""
+    """Trains for these steps, or until something ends the run; returns the last state."""
     settings, previous, schedule = session.settings, None, _schedule(session.settings, state, clock)
     rows = session.data.of(mesh.rows(settings.parallel, settings.data.batch))
     for step, batch in zip((n + 1 for n in numbers), rows.iterate(numbers.start), strict=False):
@@ -136,7 +136,7 @@ def _steps(session, state, numbers, advance, asked, clock):
         last = ending or session.over
         wanted = _wanted(settings, step, last, files)
         if wanted or last:
-            _finite(previous)  # what waits for the device anyway: nothing is written of a step that went wrong
+            _finite(previous)  # actions wait for the device anyway; so they write nothing of a failed step
         if SAVE in wanted:
             session.save(state)
         if "log" in wanted:
@@ -176,7 +176,7 @@ def _stop(session, state, step):
 
 
 def _wanted(settings, step, last, files):
-    """Returns the names of the actions due after a step, and of those that files request."""
+    """Returns the names of the actions that are due after a step or requested by files."""
     due = {
         SAVE: _due(step, settings.checkpoint, last) or files & {SAVE, STOP},
         SAMPLE: _due(step, settings.previews) or SAMPLE in files,
@@ -203,7 +203,7 @@ def _resumed(out, settings, state, base, pictures):
     processes.led(lambda: run_folder.check_folder(out, settings, base))
     checkpoints = Checkpoints(out / "checkpoints", settings.keep)
     found = checkpoints.restore(state, base)
-    if found is None and checkpoints.damaged:  # a new start would go over what they led to
+    if found is None and checkpoints.damaged:  # a new start would overwrite their results
         raise ValueError(
             f"out={str(out)!r}: none of its checkpoints can be read ({', '.join(sorted(checkpoints.damaged))}); choose"
             " another out=DIR, or move them away to start again"
@@ -213,14 +213,14 @@ def _resumed(out, settings, state, base, pictures):
 
 
 def _due(step, every, last=False):
-    """Returns whether an action with this interval, 0 for never, is due after a step."""
+    """Returns whether an action with this interval is due after a step; the interval 0 means never."""
     return every > 0 and (last or step % every == 0)
 
 
 def _finite(pair):
-    """Returns the loss of (step, metrics), None of None.
+    """Returns the loss of (step, metrics), or None for None.
 
-    Raises FloatingPointError where the loss, the gradient or the update is not finite.
+    Raises FloatingPointError if the loss, the gradient or the update is not finite.
     """
     for name in CHECKED if pair else ():
         value = float(pair[1][name])

@@ -1,4 +1,4 @@
-"""Optimizers from optax: rate schedules, clipping, per-name rates, and what of them a run tells.
+"""Optimizers from optax: rate schedules, clipping, per-name rates, and their metrics.
 
 tx, evaluate = optimizer(Optim(lr=1e-4, schedule="cosine", warmup=100), steps=1000)
 """
@@ -20,12 +20,12 @@ from sdjax.settings import ABOVE_0, FROM_0, FROM_1, TO_1, SettingError, check, c
 from sdjax.training import muon, pace
 from sdjax.training.leafwise import leafwise
 
-MOMENTS = {  # numbers that an optimizer keeps for each that trains
+MOMENTS = {  # numbers that an optimizer keeps per trained number
     "adamw": 2, "muon": 2, "adafactor": 0.01, "sgd": 0, "lion": 1, "prodigy": 4, "schedule_free": 2,
 }  # fmt: skip
 KINDS = tuple(MOMENTS)
 SCHEDULES = ("constant", "cosine", "linear")
-NOTHING = optax.identity()  # in the place of what is not asked for, so that a run may go on with or without it
+NOTHING = optax.identity()  # replaces transformations that are off, so that a run may resume with or without them
 Evaluate = Callable[[Any, Any], Any]  # (optimizer's state, trained) -> trained
 
 
@@ -33,7 +33,7 @@ Evaluate = Callable[[Any, Any], Any]  # (optimizer's state, trained) -> trained
 class Optim:
     """An optimizer's settings.
 
-    kind: adamw; muon (treats kernels as matrices and all else like adamw; learns more in few steps); adafactor
+    kind: adamw; muon (treats kernels as matrices, other weights like adamw; learns more in few steps); adafactor
     (factored second moments, no first; about 1/100 of AdamW's state); sgd; lion (one moment; use a third of AdamW's
     rate and three times its decay); prodigy (estimates the rate: set lr=1 and schedule=cosine); schedule_free (AdamW
     that evaluates and exports an average instead of decaying the rate).
@@ -54,7 +54,7 @@ class Optim:
     clip: float | None = 1.0
     accumulate: int = 1
     rates: tuple[tuple[str, float], ...] = ()
-    growth: float = 2.0  # d_coef, as Prodigy's users share it
+    growth: float = 2.0  # d_coef, the usual value among Prodigy's users
 
     def __post_init__(self):
         check(
@@ -93,17 +93,17 @@ def rate(optim: Optim, steps: int) -> optax.Schedule:
 def optimizer(optim: Optim, steps: int, minutes: float = 0.0) -> tuple[optax.GradientTransformation, Evaluate]:
     """Returns (tx, evaluate) of these settings for a run of `steps` steps.
 
-    minutes: of a run whose length the clock decides, see pace.py.
-    tx: the optax transformation.  evaluate(opt, trained): the weights to look at, average and export, given tx's state:
-    those that schedule-free averages (Defazio et al. 2024, x of equation 3), of all other kinds the trained ones.
+    minutes: length of a run by the clock, see pace.py; 0 for `steps`.
+    tx: the optax transformation.  evaluate(opt, trained): returns the weights to preview, average and export, given
+    tx's state.  These are schedule-free's averages (Defazio et al. 2024, x of equation 3), or else the trained weights.
     """
     schedule = rate(optim, steps)
     clip = clipped(optim.clip) if optim.clip else NOTHING
-    whole = optim.kind in ("muon", "prodigy")  # they look at all weights together
+    whole = optim.kind in ("muon", "prodigy")  # they need all weights together
     parts = [clip, *(tx if whole or tx is NOTHING else leafwise(tx) for tx in _scaled(optim, schedule))]
     shaped = {"adafactor": lambda tx: tx, "muon": muon.packed}.get(optim.kind, _as_vector)
     named = _by_name(optim.rates) if optim.rates else NOTHING
-    finds = optim.kind == "prodigy"  # the rate is a part of what it finds
+    finds = optim.kind == "prodigy"  # its updates include the rate
     rated = pace.by_length(optim, steps) if minutes else leafwise(optax.scale_by_learning_rate(schedule))
     tx = optax.chain(shaped(optax.chain(*parts)), named, NOTHING if finds else rated)
     if optim.kind == "schedule_free":
@@ -142,7 +142,7 @@ def _sum(numbers):
 
 
 def _scaled(optim, schedule):
-    """Returns the transformations that make an update of a gradient, before the rate."""
+    """Returns the transformations from a gradient to an update, before the rate."""
     b1, b2 = optim.betas
     if optim.kind == "prodigy":
         found = prodigy(
@@ -165,12 +165,12 @@ def _scaled(optim, schedule):
 
 
 def as_trained(opt: Any, trained: Any) -> Any:
-    """Returns the trained weights: what is evaluated of an optimizer that keeps no others."""
+    """Returns the trained weights: `evaluate` for an optimizer without averages."""
     return trained
 
 
 def check_rates(optim: Optim, trained: dict) -> None:
-    """Raises ValueError where a pattern of `rates` matches the name of no trained weight."""
+    """Raises ValueError if a pattern of `rates` matches no trained weight's name."""
     names = trees.names(trained)
     for pattern, _ in optim.rates:
         if not any(re.search(pattern, name) for name in names):
@@ -181,7 +181,7 @@ def check_rates(optim: Optim, trained: dict) -> None:
 
 
 def norm(tree: Any) -> Float[Array, ""]:
-    """Returns the global norm of a tree of gradients or updates, in float32; as one vector where the tree is small."""
+    """Returns the global norm of a tree of gradients or updates, in float32; a small tree is one vector."""
     leaves = jax.tree.leaves(tree)
     if trees.count(tree) <= muon.SMALL:
         leaves = [jnp.concatenate([x.ravel() for x in leaves])]
@@ -189,9 +189,9 @@ def norm(tree: Any) -> Float[Array, ""]:
 
 
 def gradients(grads: Any, opt: Any) -> dict[str, Array]:
-    """Returns the norms of a step's gradients for its metrics: of all, and of each group where there are several.
+    """Returns the norms of a step's gradients for its metrics: of all and, for several groups, of each.
 
-    A group is a part of the trained tree, such as "unet".  With Prodigy also "found", the rate d that it has found.
+    A group is a part of the trained tree, such as "unet".  With Prodigy also "found", its estimate d of the rate.
     """
     groups = grads if isinstance(grads, dict) and len(grads) > 1 else {}
     apart = {f"gradient.{name}": norm(tree) for name, tree in groups.items() if isinstance(tree, dict) and tree}
@@ -200,12 +200,12 @@ def gradients(grads: Any, opt: Any) -> dict[str, Array]:
 
 
 def rates(optim: Optim, now: float) -> dict[str, float]:
-    """Returns the rates of a step for its metrics: "rate", and "rate.PATTERN" of each of optim.rates."""
+    """Returns the rates of a step for its metrics: "rate", and "rate.PATTERN" for each of optim.rates."""
     return {"rate": now, **{f"rate.{pattern}": factor * now for pattern, factor in optim.rates}}
 
 
 def _as_vector(inner):
-    """Returns a transformation that sees a small model's weights as one vector: hundreds compile far slower."""
+    """Returns a transformation that sees a small model's weights as one vector; hundreds of arrays compile slowly."""
     flat = optax.flatten(inner)
 
     def of(tree):
@@ -232,7 +232,7 @@ def _by_name(rates):
 def moving_average(ema: Any, trained: Any, decay: float, step: Int[Array, ""] | int) -> Any:
     """Returns ema + (1 - decay') (trained - ema), decay' = min(decay, (1 + step) / (10 + step)).
 
-    The ramp lets the average forget the start.  The average of equal numbers is that number, to the bit.
+    The ramp makes the average forget the start.  The average of equal numbers is exactly that number.
     Source: TensorFlow's ExponentialMovingAverage with num_updates.
     """
     now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))

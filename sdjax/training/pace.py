@@ -1,9 +1,9 @@
-"""A run's length by the clock: `minutes` of time in place of a number of steps.
+"""A run's length by the clock: `minutes` of time instead of a number of steps.
 
-The schedule's length is part of the optimizer's state.  The loop sets it from the measured time of a step, and the
-step itself compiles once.
+The schedule's length is part of the optimizer's state.  The loop sets it from the measured time of a step, so the step
+compiles only once.
 
-    tx = by_length(optim, steps)                    # in the place of optax.scale_by_learning_rate
+    tx = by_length(optim, steps)                    # instead of optax.scale_by_learning_rate
     pace = Pace(minutes=9, share=0.0, began=time.monotonic())
     length = pace.after(step)                       # a new length from time to time, else None
     opt = with_length(opt, length)
@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-LEAST = 1.0  # seconds between two measurements
-EARLY = 10.0  # seconds after which the first one is made at the latest
-FEW = 4  # steps that a run takes whatever the clock says
-SHARE = 0.25  # of the time that is left: when to measure next
+LEAST = 1.0  # least seconds between two measurements
+EARLY = 10.0  # most seconds until the first one
+FEW = 4  # least number of steps, even after the time is over
+SHARE = 0.25  # share of the remaining time until the next measurement
 
 
 class Paced(NamedTuple):
@@ -32,7 +32,7 @@ class Paced(NamedTuple):
 
 
 def rate(optim: Any, count: Any, length: Any) -> Float[Array, ""]:
-    """Returns the learning rate of step `count` of `length`: that of optim.rate, for lengths that are arrays."""
+    """Returns the learning rate of step `count` of `length`, like optim.rate but for arrays."""
     share = jnp.clip((count - optim.warmup) / jnp.maximum(length - optim.warmup, 1), 0, 1)
     falls = {"constant": jnp.zeros_like, "linear": lambda x: x, "cosine": lambda x: 0.5 - 0.5 * jnp.cos(jnp.pi * x)}
     body = optim.lr * (1 - (1 - optim.end) * falls[optim.schedule](share))
@@ -40,7 +40,7 @@ def rate(optim: Any, count: Any, length: Any) -> Float[Array, ""]:
 
 
 def by_length(optim: Any, steps: int) -> optax.GradientTransformation:
-    """Returns the transformation that multiplies updates by -rate(count, length); `steps`: the length to begin with."""
+    """Returns the transformation that multiplies updates by -rate(count, length); `steps`: the initial length."""
 
     def init(params):
         return Paced(jnp.int32(0), jnp.float32(steps))
@@ -53,7 +53,7 @@ def by_length(optim: Any, steps: int) -> optax.GradientTransformation:
 
 
 def length_of(opt: Any) -> float:
-    """Returns the length that an optimizer's state holds."""
+    """Returns the length in an optimizer's state."""
     return float(jnp.ravel(optax.tree.get(opt, "length"))[0])
 
 
@@ -63,7 +63,7 @@ def with_length(opt: Any, length: float) -> Any:
 
 
 class Pace:
-    """The clock of a run.  share: the part of it that earlier processes did.  began: the clock at its start."""
+    """The clock of a run.  share: the part of it that earlier processes did.  began: the clock's time at the start."""
 
     def __init__(self, minutes: float, share: float, began: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock, self.deadline = clock, began + 60 * minutes * (1 - min(share, 1))
@@ -75,7 +75,7 @@ class Pace:
         return self.done or (self.taken >= FEW and self.clock() >= self.deadline)
 
     def after(self, step: int) -> float | None:
-        """Returns the length of the run as the last steps' time tells it, after step number `step`; None: not yet.
+        """Returns the run's length by the time of the last steps, after step number `step`; None between measurements.
 
         The first step only starts the clock, since it compiles.
         """

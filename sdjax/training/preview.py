@@ -18,13 +18,13 @@ from sdjax.stable_diffusion import StableDiffusion, to_pictures
 from sdjax.training import prompt_lines
 
 SEEDS, STEPS = 4, 20
-MOST, COLUMNS, LOOKED_AT = 16, 4, 64  # pictures on the sheet of the data, in a row, and steps that buckets are met in
+MOST, COLUMNS, LOOKED_AT = 16, 4, 64  # pictures on the data sheet, pictures per row, steps searched for buckets
 
 
 def prompts(settings: Any) -> tuple[str, ...]:
-    """Returns a run's prompts; "[name]" in them is the subject's word, one after the other of several.
+    """Returns a run's prompts with the subject's word for "[name]"; with several words, each prompt for each word.
 
-    Words that are for the negative prompt, method.unwanted, are not said here.
+    Words for the negative prompt, method.unwanted, are left out.
     """
     method = settings.method
     words = tuple(word for word in method.words if word not in method.unwanted)
@@ -39,8 +39,8 @@ def prompts(settings: Any) -> tuple[str, ...]:
 def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any) -> np.ndarray | None:
     """Returns a labelled sheet uint8 [height width 3], prompts by seeds; None if there are no pictures.
 
-    A method with previews of its own shows those, a row each.  Where the data show an encoder its subjects
-    (data.concept), a row each: the subject, then a picture per prompt; likewise conditions for a ControlNet.
+    A method with its own previews shows these, one row each.  With data.concept, each row is a subject and then a
+    picture per prompt; likewise for a ControlNet's conditions.
     """
     texts = prompts(settings)
     if method.preview is not None:
@@ -63,7 +63,7 @@ def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any) -> np.n
 def write(path: Path, method: Method, sd: StableDiffusion, data: Any, settings: Any) -> np.ndarray | None:
     """Writes the sheet as a PNG and returns it; None if there are no pictures.
 
-    Pictures that cannot be made are said, and are not the end of a run.
+    Prints a line if a picture fails; the run continues.
     """
     try:
         made = sheet(method, sd, data, settings)
@@ -76,7 +76,7 @@ def write(path: Path, method: Method, sd: StableDiffusion, data: Any, settings: 
 
 
 def save(path: Path, picture: np.ndarray) -> None:
-    """Writes a picture uint8 [H W 3] as a PNG, completely or not at all; makes its folder."""
+    """Writes a picture uint8 [H W 3] as a PNG, completely or not at all; creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.new_file(path) as temporary:
         files.ask_room(temporary, picture.nbytes)
@@ -84,9 +84,9 @@ def save(path: Path, picture: np.ndarray) -> None:
 
 
 def lines(folder: Path, step: int, sd: StableDiffusion, settings: Any) -> dict[str, np.ndarray]:
-    """Writes a PNG STEP-NN.png for each line of settings.prompts_file and returns {"NN": picture}; none without one.
+    """Writes a PNG STEP-NN.png for each line of settings.prompts_file and returns {"NN": picture}.
 
-    Pictures that cannot be made are said, and are not the end of a run.
+    Prints a line if a picture fails; the run continues.
     """
     made = {}
     for k, line in enumerate(prompt_lines.read(settings.prompts_file, settings.data.word)):
@@ -105,8 +105,8 @@ def lines(folder: Path, step: int, sd: StableDiffusion, settings: Any) -> dict[s
 def data_sheet(data: Batches) -> np.ndarray:
     """Returns a sheet of up to MOST pictures as the network sees them, from the first batch of each bucket.
 
-    Cut, scaled and mirrored as they are trained on, dim where a mask leaves them out, a ControlNet's condition beside
-    each; their captions below.
+    Pictures are cut, scaled and mirrored as in training, and dim outside a mask.  A ControlNet's condition is next to
+    each, and its caption below.
     """
     first = {}
     for step in range(LOOKED_AT):

@@ -1,4 +1,4 @@
-"""The training program: a recipe and overrides in, a run's folder out."""
+"""The training program: trains by a recipe and overrides, and writes a run's folder."""
 
 import sys
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def _train(settings, recipe):
 
 
 def _fill(settings, recipe):
-    """Computes what the cache of these settings lacks."""
+    """Fills the cache of these settings."""
     if not settings.data.cache:
         raise SettingError("data.cache", "", f"the folder that the run of {recipe} will use")
     from sdjax.training.begin import begin
@@ -65,7 +65,7 @@ def _run(arguments, doc, act):
 
         act(checks.worded(settings), path)
         return 0
-    except (ValueError, OSError, FloatingPointError) as error:  # what input can cause; the rest are bugs
+    except (ValueError, OSError, FloatingPointError) as error:  # errors of the input; others are bugs
         said, status = f"error: {guard.line(error)}", 1
     except RuntimeError as error:
         if not processes.broken(error):

@@ -1,10 +1,10 @@
-"""A file of prompts for previews, a line each, in kohya's syntax.
+"""Reads a file of preview prompts, one per line, in kohya's syntax.
 
-    # comments and empty lines are passed over
+    # comments and empty lines are skipped
     a photo of [name] on the beach --n blurry --w 512 --h 768 --d 42 --l 7.5 --s 28
 
---n negative prompt, --w --h width and height, --d seed, --l guidance, --s steps, --ss sampler; "[name]" is the word of
-the subject.  A line that leaves them out has the model's size, 20 steps, and as seed its number from 0.
+--n negative prompt, --w --h width and height, --d seed, --l guidance, --s steps, --ss sampler; "[name]" is the
+subject's word.  The defaults are the model's size, 20 steps, and the line's number from 0 as seed.
 
 Source: kohya-ss/sd-scripts, docs/train_network.md and library/train_util.py (sample prompts).
 """
@@ -27,9 +27,9 @@ STEPS = 20
 
 
 def read(path: str | Path, word: str = "") -> list[dict[str, Any]]:
-    """Returns the settings of a picture for each line, as sampling.settings.TextToImage has them.
+    """Returns {name: value} of sampling.settings.TextToImage for each line.
 
-    Raises ValueError naming file and line for one that cannot be read.
+    Raises ValueError naming file and line of an unreadable line.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -50,7 +50,7 @@ def read(path: str | Path, word: str = "") -> list[dict[str, Any]]:
 
 
 def _settings(line, word):
-    """Returns the settings that a line says."""
+    """Returns the settings in a line."""
     prompt, *parts = OPTION.split(f" {line} ")
     given: dict[str, Any] = {"prompt": prompt.strip().replace(NAME, word)}
     for letter, text in zip(parts[::2], parts[1::2], strict=True):

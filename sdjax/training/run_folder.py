@@ -32,17 +32,17 @@ from sdjax.runtime import locks
 from sdjax.settings import CLASS, SettingError, prefixed, to_json
 from sdjax.stable_diffusion import StableDiffusion
 
-RUN = "Train"  # the class that a run's config.json names
-PROGRAMS = {  # that make pictures with the models of a pipeline; for others text2img.py
+RUN = "Train"  # the class in a run's config.json
+PROGRAMS = {  # program for the models of a pipeline; text2img.py for others
     "StableDiffusionInpaintPipeline": "inpaint.py --image FILE --mask FILE",
     "StableDiffusionUpscalePipeline": "upscale.py --image FILE",
     "LDMSuperResolutionPipeline": "upscale.py --image FILE",
 }
-PICTURE = "{picture}"  # in `out`: the name of the run's picture
+PICTURE = "{picture}"  # in `out`: replaced by the name of the run's picture
 
 
 def place(settings: Any, default: str | Path) -> Path:
-    """Returns a run's folder: settings.out, or `default` where that is "".
+    """Returns a run's folder: settings.out, or `default` if that is "".
 
     "outputs/tune/{picture}" is a folder per picture, named after its file: NAME, or NAME-2, NAME-3 ... if NAME belongs
     to another picture or model.  The same picture gets its own folder again, so its run resumes.
@@ -60,7 +60,7 @@ def place(settings: Any, default: str | Path) -> Path:
 
 
 def mark(examples: Examples) -> list | None:
-    """Returns the fingerprint of a run's only picture; None for several, which would take too long to read."""
+    """Returns the fingerprint of a run's only picture; None for several pictures, which take too long to read."""
     return examples.fingerprint() if len(examples) == 1 else None
 
 
@@ -87,13 +87,13 @@ def fresh(out: str | Path) -> Path:
         for path in out.iterdir():
             if path.name != locks.FILE:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    with contextlib.suppress(OSError):  # another process has it by now, and `train` says so
+    with contextlib.suppress(OSError):  # another process may have taken it; `train` reports that
         out.rmdir()
     return out
 
 
 def check_folder(out: Path, settings: Any, base: str) -> None:
-    """Raises ValueError if the folder holds a run of another method, data or origin, or files of no run."""
+    """Raises ValueError if the folder has a run with another method, data or origin, or other files."""
     if not (out / "config.json").is_file():
         return
     there = _settings(out)
@@ -135,7 +135,7 @@ def _settings(out):
 
 def _learned(settings):
     """Returns {dotted name: value} of the settings in a run's JSON that must not change between starts."""
-    told = {name: settings.get(name, {}) for name in ("method", "data", "class_data")}  # the last: not of older runs
+    told = {name: settings.get(name, {}) for name in ("method", "data", "class_data")}  # older runs have no class_data
     leaves = jax.tree_util.tree_leaves_with_path(told)
     named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
     kept = {name: leaf for name, leaf in named.items() if name.rpartition(".")[2] in ("class", "word", "path")}
@@ -155,7 +155,7 @@ def run_of(source: str | Path) -> tuple[Path, int | None] | None:
     return (folder, step) if run else None
 
 
-# ---- what it leaves, and what it starts from -----------------------------------------------------
+# ---- the export, and the start from a file -------------------------------------------------------
 
 
 def export(
@@ -169,13 +169,13 @@ def export(
     picture: Path | None = None,
     model: str = "MODEL",
 ) -> tuple[Path, list[str]]:
-    """Writes what a method learned; returns (path, lines that explain its use).
+    """Writes the result of training; returns (path, lines that explain its use).
 
-    Writes the first of the method's formats that can hold the whole adapter.  Otherwise it writes one file each for
+    Uses the first of the method's formats that can hold the whole adapter.  Otherwise it writes one file each for
     words, edits and hook, and returns the first.  A method without formats gets a model folder.
-    facts: what the header of the file and the card beside it say, see facts.py; None for no card.  public: without
-    captions and names.  picture: a PNG for the card.
-    model: what the lines call the base model.
+    facts: for the header of the file and the card next to it, see facts.py; None for no card.  public: without captions
+    and names.  picture: a PNG for the card.
+    model: name of the base model in the lines.
     """
     destination = Path(destination)
     adapter = method.adapter(frozen, trained)
@@ -250,7 +250,7 @@ def start(
     """
     kind, adapter = opened
     parts = [("", "", method)]
-    if isinstance(method, Chain) and adapter.about.get("method") != "Chain":  # a file of one part, not of a whole chain
+    if isinstance(method, Chain) and adapter.about.get("method") != "Chain":  # a file of one part, not of a chain
         parts = [(f"parts.{i}", str(i), part) for i, part in enumerate(method.parts)]
     able = [(name, key, part) for name, key, part in parts if kind.name in part.formats]
     if not able:
@@ -271,7 +271,7 @@ def start(
 
 
 def drawn(tree: Any, method: Method, sd: StableDiffusion, key: jax.Array) -> Any:
-    """Returns a trained tree with random values for the shapes that the file left open, as in a fresh run."""
+    """Returns a trained tree with random values for shapes that the file did not fill, as in a fresh run."""
     if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)):
         return tree
     fresh, _ = method.split(sd, key)

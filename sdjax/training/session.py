@@ -30,7 +30,7 @@ EXPORT = "export"
 class Session:
     """A run in its folder, starting at a step; `state` is the placed training state.
 
-    All processes of a run have one and call it alike; process 0 alone writes what is not a checkpoint.
+    All processes of a run make the same calls; only process 0 writes files other than checkpoints.
     """
 
     settings: Train
@@ -65,10 +65,10 @@ class Session:
         return bool(waits) and self.validation is not None and self.validation.waited >= waits
 
     def learned(self, state: dict[str, Any]) -> Any:
-        """Returns the weights to preview and export: the moving average, or those that the optimizer evaluates."""
+        """Returns the weights to preview and export: the moving average, or else the optimizer's `evaluate`."""
         if self.settings.ema:
             return self.place.whole(state["ema"])
-        opt = None if self.evaluate is as_trained else self.place.whole(state["opt"])  # larger than what is trained
+        opt = None if self.evaluate is as_trained else self.place.whole(state["opt"])  # larger than the trained weights
         return self.evaluate(opt, self.place.whole(state["trained"]))
 
     def save(self, state: dict[str, Any], wait: bool = False) -> None:
@@ -83,7 +83,7 @@ class Session:
                 processes.wait()
 
     def _show(self, step, state):
-        """Writes previews if the task makes pictures from words."""
+        """Writes previews if the task makes pictures from prompts."""
         if not self.task.words:
             return
         weights = self.learned(state)
@@ -118,7 +118,7 @@ class Session:
         processes.wait()
 
     def end(self, state: dict[str, Any]) -> StableDiffusion:
-        """Writes the export, prints how to use it, and returns the joined model; with `best` those of the best step."""
+        """Writes the export, prints how to use it, and returns the joined model; with `best`, from the best step."""
         state = self._best(state)
         frozen, weights = self._finished(self.learned(state))
         if processes.first():
@@ -133,12 +133,12 @@ class Session:
         return run_folder.export(settings.method, whole, weights, place, model=settings.model, **about)
 
     def _finished(self, weights):
-        """Returns (frozen, weights) as the method leaves them after the last step; it sees whole batches."""
+        """Returns (frozen, weights) after the method's `finish`, which sees whole batches."""
         finish = self.settings.method.finish
         return (self.frozen, weights) if finish is None else finish(self.frozen, weights, self.data)
 
     def _keep_best(self):
-        """Keeps the checkpoint of the best step."""
+        """Marks the checkpoint of the best step as kept."""
         best = self.validation.best if self.settings.best and self.validation is not None else None
         if best is not None:
             self.checkpoints.kept.clear()

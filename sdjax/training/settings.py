@@ -36,25 +36,25 @@ class Train:
     out: the run's folder; "" is outputs/NAME of the recipe.  {picture} in it inserts the picture's name.
     ema: decay of the moving average of trained weights; 0 is off.
     compute: data type of the computation, "float32" or "bfloat16".  frozen: data type of the frozen weights.
-    remat: recompute activations in the backward pass instead of storing them: True all inside a block, "products" all
-    but the results of matrix products, convolutions and attention.
+    remat: recompute activations in the backward pass instead of storing them: True all inside a block; "products" all
+    except the results of matrix products, convolutions and attention.
     fit: 8GB, 12GB, 16GB or 24GB of device memory: chooses data types, remat and microbatches, and adafactor as the
     optimizer if nothing else fits; prints the choice; "" is off.
     class_data: pictures of the subject's class, DreamBooth's prior.
     min_snr: gamma of min-SNR weighting; 0 is off.  debiased: weigh errors by 1 / sqrt(SNR).
-    huber: c of the pseudo-Huber error; 0 uses the squared error.  huber_decay: how c changes with
-    noise: exponential or snr falls from about 1 to `huber`, constant stays at `huber`.
+    huber: c of the pseudo-Huber error; 0 uses the squared error.  huber_decay: how c changes with noise: exponential or
+    snr falls from about 1 to `huber`, constant stays at `huber`.
     noise_offset: standard deviation of a constant per channel, added to the noise.
-    pyramid: discount of coarser noise; 0 is off.  perturbation: standard deviation of input noise that the network is
-    not asked to predict; 0 is off.
+    pyramid: discount of coarser noise; 0 is off.  perturbation: standard deviation of input noise that is not in the
+    network's target; 0 is off.
     preserve: weight of the untrained model's predictions, for the class prompts if class_data has identifiers,
     otherwise for the pictures' own prompts.  The method Full also needs keep=True.
     checkpoint: steps between checkpoints; 0 writes none except on SIGTERM.  keep: number of checkpoints to keep.
     preview: steps between previews; 0 is off, None is max(50, steps / 10) if there are prompts.
     log: steps between lines of metrics; 0 is off.
     epochs: length in passes over the pictures instead of `steps`; 0 uses `steps`.
-    minutes: length in minutes from the start of training, compilation included; `steps` is then the most.  The
-    learning rate's schedule follows the clock, so such a run is not the same twice.  0 uses `steps`.
+    minutes: length in minutes from the start of training, compilation included, and at most `steps`.  The learning
+    rate's schedule follows the clock, so such a run is not reproducible.  0 uses `steps`.
     validate: steps between measurements of the error on data.validation, at fixed noise and times.
     best: export the weights with the smallest validation error.
     patience: stop after this many measurements without improvement; 0 is off.

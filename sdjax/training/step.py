@@ -38,9 +38,9 @@ def make_step(
 
     state: {"step", "trained", "opt"[, "ema"]}.  loss(frozen, trained, batch, key, step, axis) -> (scalar, metrics); the
     method's own loss takes precedence.  The gradient is the mean over `accumulate` equal microbatches.
-    metrics: the loss's own, "loss", what optim.gradients and the method tell, and "update", the norm of all changes:
-    that and "gradient" are finite only where all of the new weights are, if the old ones were.
-    evaluate: of the optimizer; the moving average is of what it gives.
+    metrics: the loss's own, "loss", the metrics of optim.gradients and of the method, and "update", the norm of all
+    changes.  If the old weights were finite and "update" and "gradient" are, so are all new weights.
+    evaluate: the optimizer's; the moving average is over its result.
     """
     loss = loss if method.loss is None else method.loss
 
@@ -85,7 +85,7 @@ def _moved(x, update):
 
 
 def initial_state(trained: Any, tx: optax.GradientTransformation, ema: float = 0.0) -> dict[str, Any]:
-    """Returns the state before the first step, to be donated; `trained`, a split's own copies, is part of it."""
+    """Returns the state before the first step, which may be donated; it contains `trained` itself, a split's copies."""
     state = {"step": jnp.int32(0), "trained": trained, "opt": _begun(tx, trained)}
     return {**state, "ema": trees.copy(trained)} if ema else state
 
@@ -120,7 +120,7 @@ def default_loss(method: Method, settings: Any, task: Task = TextToImage(), rand
 
 
 def of_run(settings: Any, tx: optax.GradientTransformation, evaluate: Evaluate, task: Task) -> mesh.Step:
-    """Returns the step of these settings, which trains with `tx`."""
+    """Returns the step for these settings with the optimizer `tx`."""
     key = trees.named_key(trees.seed_key(settings.seed), "steps")
     loss, parts = default_loss(settings.method, settings, task), settings.optim.accumulate
     return make_step(settings.method, tx, key, loss=loss, accumulate=parts, ema=settings.ema, evaluate=evaluate)

@@ -1,4 +1,4 @@
-"""A run's frozen weights as their files have them: `frozen=bfloat16` rounds them for training, not for the export."""
+"""Restores a run's frozen weights from their files: `frozen=bfloat16` rounds them for training, not for the export."""
 
 import hashlib
 from typing import Any
@@ -13,10 +13,10 @@ from sdjax.stable_diffusion import TOKENS, StableDiffusion
 
 
 def unrounded(frozen: StableDiffusion, settings: Any) -> StableDiffusion:
-    """Returns the frozen model with the weights of settings.model in float32 wherever it has them rounded.
+    """Returns the frozen model with its rounded weights replaced by settings.model's float32 weights.
 
-    A weight is found by its rounded value, so that it may stand anywhere in `frozen`; one that the model's files do not
-    have, such as a widened layer's, stays rounded.
+    A weight is found by its rounded values, so its place in `frozen` does not matter.  Weights that the model's files
+    do not have, such as those of a widened layer, stay rounded.
     """
     dtype = jnp.dtype(settings.frozen)
     if dtype == jnp.float32:
@@ -27,12 +27,12 @@ def unrounded(frozen: StableDiffusion, settings: Any) -> StableDiffusion:
     found = {_mark(x.astype(dtype)): x for x in wide}
     for encoder in loaded.tokenizers:
         rows, table = np.asarray(loaded.table(encoder)), trees.flatten(frozen.parts.get(encoder, {})).get(TOKENS)
-        if table is not None:  # which may have rows of new words behind those of the file
+        if table is not None:  # it may have rows of new words after the file's
             found[_mark(table)] = np.concatenate([rows, np.asarray(table, np.float32)[len(rows) :]])
     return jax.tree.map(lambda x: found.get(_mark(x), x) if x.dtype == dtype else x, frozen)
 
 
 def _mark(x):
-    """Returns what tells an array's shape and values."""
+    """Returns a key of an array's shape and values."""
     array = np.ascontiguousarray(np.atleast_1d(np.asarray(x)))
     return np.shape(x), hashlib.blake2b(array.view(np.uint8).data, digest_size=16).digest()

@@ -4,7 +4,7 @@
     value = validation(step, weights)           # float; smaller is better
     validation.best, validation.waited          # (step, value), and how many values since
 
-validation.json holds {step: value}; a run that goes on from a step forgets what came after it.
+validation.json holds {step: value}; a run that resumes at a step drops later values.
 """
 
 import math
@@ -23,7 +23,7 @@ from sdjax.tasks.task import Task
 from sdjax.training.step import default_loss
 
 FILE = "validation.json"
-DRAWS, ROWS = 2, 16  # noises and times of each picture, and of all pictures, at least
+DRAWS, ROWS = 2, 16  # least number of noises and times per picture, and in total
 
 
 class Validation:
@@ -49,7 +49,8 @@ class Validation:
     def __call__(self, step: int, trained: Any) -> float:
         """Measures, stores and returns the mean error of the held-out pictures after a step.
 
-        Without the loss's weights and penalties, so that runs of other settings compare; a method's own loss is whole.
+        It excludes the loss's weights and penalties, so that runs with other settings are comparable; a method's own
+        loss is complete.
         """
         value = processes.led(lambda: self._mean(trained))
         self.values = [pair for pair in self.values if pair[0] != step] + [(step, value)]

@@ -1,11 +1,11 @@
-"""Kills programs again and again at random moments, each going on from what the last one left.
+"""Kills programs again and again at random moments and restarts each on the files that the kill left.
 
-    python tests/faults/kills.py --kills 150             # goes on where it was stopped; OUT/state.json holds how far
+    python tests/faults/kills.py --kills 150             # rerun it to resume; OUT/SEED-WAYS/state.json keeps the state
     python tests/faults/kills.py --kills 20 --ways TERM TERM,TERM INT INT,INT --only Run Pictures
 
-A kill comes a random time after the start, after something was finished, or while something is being written.  Of each
-program it says: kills, rounds that came to their end, what was lost, what was made twice, ends in other bits than those
-of a program that nothing stopped, and what else was wrong.  The exit status is 1 if anything was.
+A kill comes a random time after the start, after a piece of work was finished, or during a write.  The table counts for
+each program: kills, finished rounds, lost work, work done twice, results whose bits differ from an undisturbed run's,
+and other errors.  The exit status is 1 if anything was wrong.
 """
 
 import argparse
@@ -23,13 +23,13 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from faults.works import WORKS  # noqa: E402
 
-LONG = 900.0  # seconds after which a program that neither ends nor gets on is a finding
+LONG = 900.0  # seconds after which the wait for a moment ends and the program is killed
 MOMENTS = ("start", "progress", "progress", "writing")
 FAULTS = ("lost", "twice", "other bits", "else")
 
 
 def wait(work, process, moment, noise):
-    """Waits for a moment of a program; returns whether it came before its end."""
+    """Waits for a moment of a program, at most LONG seconds; returns whether the program still runs."""
     begin, seconds, before = time.monotonic(), noise.uniform(0, 6), work.progress()
     while process.poll() is None:
         now = time.monotonic() - begin
@@ -46,7 +46,7 @@ def struck(work, way, noise):
     """Starts a program and stops it by signals; returns (whether it was stopped, its status, what was wrong)."""
     before, length = work.done(), work.said.stat().st_size if work.said.exists() else 0
     process = work.start()
-    # Python itself answers Ctrl-C, with a traceback, until the program has begun.
+    # Before the program handles Ctrl-C itself, Python prints a traceback.
     moment = noise.choice(MOMENTS[1:] if "INT" in way else MOMENTS)
     came = wait(work, process, moment, noise)
     for number in way if came else ():
@@ -64,7 +64,7 @@ def struck(work, way, noise):
 
 
 def whole(kind, out):
-    """Returns what a program ends with that nothing stops; kept from start to start."""
+    """Returns the result of an undisturbed run of a program; its files are kept for later starts."""
     work = kind(out / "outside", out / "whole" / kind.__name__)
     if not (out / "whole" / f"{kind.__name__}.made").exists():
         shutil.rmtree(work.place)
@@ -79,7 +79,7 @@ def whole(kind, out):
 
 
 def ended(work, wanted):
-    """Returns what is wrong with the end of a round."""
+    """Returns [(fault, detail)] of a finished round: differences from the result `wanted`, and files left behind."""
     try:
         found = work.result()
     except AssertionError as error:
@@ -89,7 +89,10 @@ def ended(work, wanted):
 
 
 def run(kind, kills, out, ways, seed, state, keep):
-    """Kills one program until it was killed so often; keep() writes the state after each."""
+    """Kills one program `kills` times in total; keep() writes the state after each start.
+
+    More than 20 faults end it early.
+    """
     mine = state.setdefault(kind.__name__, {"kills": 0, "rounds": 0, "starts": 0, "seconds": 0.0, "wrong": []})
     wanted = whole(kind, out) if mine["kills"] < kills else None
     while mine["kills"] < kills:
@@ -110,7 +113,7 @@ def run(kind, kills, out, ways, seed, state, keep):
         print(f"\r{kind.__name__}: {mine['kills']} of {kills}", end="", file=sys.stderr, flush=True)
         if len(mine["wrong"]) > 20:
             break
-    if mine["kills"] >= kills and not mine.get("over"):  # the last round goes to its end undisturbed
+    if mine["kills"] >= kills and not mine.get("over"):  # the last round runs to its end undisturbed
         work = kind(out / "outside", out / "struck" / f"{kind.__name__}-{mine['rounds']}")
         status = work.start().wait()
         mine["wrong"] += ended(work, wanted or whole(kind, out)) if status == 0 else [("else", f"ends with {status}")]
@@ -120,7 +123,7 @@ def run(kind, kills, out, ways, seed, state, keep):
 
 
 def table(state):
-    """Returns the lines that say what was found."""
+    """Returns the lines of the table."""
     lines = [f"{'':12}{'kills':>7}{'rounds':>8}" + "".join(f"{name:>12}" for name in FAULTS) + f"{'seconds':>9}"]
     total = dict.fromkeys(("kills", "rounds", "seconds", *FAULTS), 0)
     for name, one in [*state.items(), ("all", None)]:
@@ -136,9 +139,9 @@ def table(state):
 
 
 def main(arguments=None):
-    """Runs, and returns the exit status: 1 with findings."""
+    """Kills the chosen programs and prints the table; returns the exit status: 1 with findings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=60, help="how many, over all programs")
+    parser.add_argument("--kills", type=int, default=60, help="number of kills, over all programs")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ways", nargs="+", default=["KILL"], help="signals; TERM,TERM sends one after the other")
     parser.add_argument("--only", nargs="+", choices=[kind.__name__ for kind in WORKS], help="these programs")

@@ -1,8 +1,8 @@
-"""What is killed: programs whose work is long enough, what they leave, and how far they are.
+"""The programs that kills.py kills, with the files that they leave and their progress.
 
-work = Run("lora", outside, place)
+work = Run(outside, place)
 process = work.start()
-work.done()           # {what is finished: what tells that it was not made again}
+work.done()           # {finished piece of work: a value that changes if it is done again}
 work.result()         # {name: bytes} at the end
 """
 
@@ -26,7 +26,7 @@ TRAINED = [
 ]  # fmt: skip
 RUNS = {
     "lora": ["method.dropout=0.1"],
-    # Class pictures share the batches, so that there are no buckets.
+    # No buckets: class pictures share the batches.
     "dreambooth": [
         "data.buckets=0", "data.word=sks dog", "preserve=0", f"class_data.count={CLASSES}", "method.pattern=attn2",
         "data.batch=4",
@@ -36,7 +36,7 @@ RUNS = {
 
 
 def photos(folder):
-    """Writes five pictures of two shapes with captions of several phrases, where they are not there already."""
+    """Writes five pictures of two shapes with captions of several phrases, unless they exist; returns the folder."""
     if not (folder / "4.txt").exists():
         folder.mkdir(parents=True, exist_ok=True)
         for i, picture in enumerate(tiny.pictures(5, 64)):
@@ -46,12 +46,12 @@ def photos(folder):
 
 
 def tensors(path):
-    """Returns the bytes of a safetensors file behind its header, which tells the time and the folder."""
+    """Returns the bytes of a safetensors file after its header; the header depends on time and folder."""
     data = path.read_bytes()
     return data[8 + int.from_bytes(data[:8], "little") :]
 
 
-# Becomes the program of its arguments, which ends with its parent: PR_SET_PDEATHSIG.
+# Replaces itself with the program in its arguments, which ends with its parent: PR_SET_PDEATHSIG is 1.
 WITH_PARENT = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -60,7 +60,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 
 class Work:
-    """A program and the folder that it fills; `outside` holds what it only reads, and is shared."""
+    """A program and the folder `place` that it fills; programs share `outside`, the files that they only read."""
 
     def __init__(self, outside, place):
         self.outside, self.place = outside, place
@@ -76,15 +76,15 @@ class Work:
             return subprocess.Popen(line, cwd=ROOT, env=env, stdout=said, stderr=said)
 
     def writing(self):
-        """Returns whether something is being written that is not in its place yet."""
+        """Returns whether the program is writing a file that does not have its final name yet."""
         return any(self.place.rglob(".*saving-*")) or any(self.place.rglob("*orbax-checkpoint-tmp*"))
 
     def progress(self):
-        """Returns a number that grows with what is finished."""
+        """Returns a number that grows with the finished work."""
         return len(self.done())
 
     def lost(self, before):
-        """Returns (what was finished and is gone, what was made a second time) since `before`, what done() said."""
+        """Returns (finished work that is gone, work done twice) since `before`, an earlier result of done()."""
         now = self.done()
         return sorted(set(before) - set(now)), sorted(one for one in before if now.get(one, before[one]) != before[one])
 
@@ -107,7 +107,7 @@ class Run(Work):
         return ["train/run.py", f"configs/{self.recipe}.py", *own]
 
     def done(self):
-        """Returns {the step of the newest checkpoint: nothing}: older ones may go."""
+        """Returns {step of the newest checkpoint: 0}; the run may delete older checkpoints."""
         places = (self.place / "run" / "checkpoints").glob("[0-9]*")
         return {max((int(path.name) for path in places if path.name.isdigit()), default=0): 0}
 
@@ -115,7 +115,7 @@ class Run(Work):
         return max(self.done())
 
     def lost(self, before):
-        """Steps whose checkpoint was there, and that were trained again: that a later start went back behind."""
+        """Returns ([the step that the run started from], []) if it is before the newest checkpoint's, else ([], [])."""
         (step,) = before
         begun = [line["step"] for line in self._lines() if line.get("event") in ("started", "resumed")]
         lost = [one for one in begun[-1:] if one < step and len(begun) > self.begun]
@@ -130,7 +130,7 @@ class Run(Work):
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def result(self):
-        """Returns the losses of all steps, and the numbers of the export."""
+        """Returns the losses of all steps and the export's tensors as bytes."""
         losses = {line["step"]: line["loss"] for line in self._lines() if "loss" in line}
         again = {(line["step"], line["loss"]) for line in self._lines() if "loss" in line}
         assert len(losses) == STEPS and len(again) == STEPS, "a step is missing, or had two losses"
@@ -156,7 +156,7 @@ class ControlNet(Run):
 
 
 class Pictures(Work):
-    """A list of pictures, of which one row is wrong."""
+    """A list of pictures."""
 
     def __init__(self, outside, place):
         super().__init__(outside, place)
@@ -169,7 +169,7 @@ class Pictures(Work):
         return ["sample/batch.py", str(jobs), "--out", str(self.folder), "--model", "random:tiny", "--batch", "2"]
 
     def done(self):
-        """Returns {picture that its record marks as done: its file}."""
+        """Returns {name of a picture with a record: its file's identity}."""
         records = [path for path in self.folder.glob("*.json") if path.with_suffix(".png").exists()]
         return {path.stem: _identity(path.with_suffix(".png")) for path in records}
 
@@ -193,14 +193,14 @@ class Classes(Pictures):
 
 
 class Cache(Work):
-    """The cache of a run's pictures and prompts, filled before it."""
+    """The cache of a run's pictures and prompts, filled before the run."""
 
     def line(self):
         own = [*TRAINED, *RUNS["lora"], f"data.path={photos(self.outside / 'photos')}", "epochs=4"]
         return ["train/cache.py", "configs/lora.py", *own, f"data.cache={self.place / 'cache'}"]
 
     def _records(self):
-        """Yields (file and key of a whole record, its bytes)."""
+        """Yields (file and key, bytes) of each complete record."""
         for path in sorted(self.place.glob("cache/*.records")):
             data, at = path.read_bytes(), len(store.MAGIC)
             while at + store.HEAD.size <= len(data):
@@ -221,7 +221,7 @@ class Cache(Work):
 
 
 class Conversion(Work):
-    """A model that takes the place of another one: a folder, and a single file."""
+    """The conversion of a model to a folder, over another model."""
 
     ending = ""
 
@@ -240,7 +240,7 @@ class Conversion(Work):
         return {}
 
     def lost(self, before):
-        """What stands in the place: the old model or the new one, each whole."""
+        """Returns (["model"], []) unless the old or the new model is there, complete; else ([], [])."""
         if not self.target.exists():
             return ([] if self.ending else ["model"]), []
         old, new = (self.outside / name / "unet" / "diffusion_pytorch_model.safetensors" for name in ("old", "model"))
@@ -261,7 +261,7 @@ class SingleFile(Conversion):
     ending = ".safetensors"
 
 
-# Of 30 kills, how many each gets.
+# How many of 30 kills each program gets.
 WORKS = {
     Run: 9, DreamBooth: 3, ControlNet: 3, Pictures: 5, Classes: 3, Cache: 3, Conversion: 2, SingleFile: 2,
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
     python tests/fuzz/foreign.py
 
-The files are kept, so that fuzzing imports none of these.
+The files are in the repository, so fuzzing does not need these packages.
 """
 
 import base64
@@ -29,7 +29,7 @@ HYPER = {"layer_structure": [1, 2, 1], "activation_func": "relu", "is_layer_norm
 
 
 def main() -> None:
-    """Writes all of them anew."""
+    """Deletes the folder and writes all files again."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     port()
     for kind in (adapters, embeddings, hypernetworks):
@@ -43,7 +43,7 @@ def _noise(*shape, seed=0):
 
 
 def fresh(kind):
-    """Returns a pipeline of diffusers with as few layers as random:tiny has."""
+    """Returns a diffusers pipeline with as few layers as random:tiny."""
     made = adapter_files.fresh(kind)
     text = getattr(made.text_encoder, "text_model", made.text_encoder)
     text.encoder.layers = text.encoder.layers[:2]
@@ -51,7 +51,7 @@ def fresh(kind):
 
 
 def adapters(folder):
-    """LoRA of sd-scripts, diffusers and PEFT, and its relatives under LyCORIS' and PEFT's names."""
+    """LoRAs of sd-scripts, diffusers and PEFT; LoHa, LoKr and DoRA with the names of LyCORIS and PEFT."""
     few = dict(list(kohya(fresh("sd1"), ("to_k", "conv1")).items())[:18])
     save(few, folder / "kohya.safetensors", {"ss_network_dim": "3", "ss_tag_frequency": '{"a": {"b": 1}}'})
     torch.save(few, folder / "kohya.pt")
@@ -107,7 +107,7 @@ def hypernetworks(folder):
 
 
 def port():
-    """The names and shapes of the unofficial E4T's files, and its settings; the numbers would take half a megabyte."""
+    """Writes the names and shapes in the unofficial E4T's files, and its settings; the values would take 0.5 MB."""
     from port_folder import CONFIG, Port
 
     held = Port(fresh("sd1").unet, fresh("sd1").text_encoder, width=64)

@@ -1,4 +1,4 @@
-"""Seeded damage to a file's bytes: of any file, and of what its format has inside.
+"""Damages a file's bytes, the same for the same seed: any bytes, or the structure of its format.
 
 damaged = mutate(data, "lora.safetensors", np.random.default_rng((seed, number)))
 """
@@ -13,7 +13,7 @@ import zipfile
 import zlib
 
 HUGE = (0, 1, -1, 2**31, 2**63, 2**64 - 1, -(2**63), 10**18, 10**400, 1e308, float("inf"), float("nan"))
-TEXT = 1 << 18  # bytes of a file's start in which numbers are looked for
+TEXT = 1 << 18  # `digits` looks for numbers in the first bytes of a file
 ODD = (
     *HUGE,
     None,
@@ -33,19 +33,19 @@ ODD = (
 
 
 def mutate(data: bytes, name: str, random) -> bytes:
-    """Returns damaged bytes: one to three changes, of the format's own kind in half of them."""
+    """Returns damaged bytes: one to three changes; if the format is known, half of them aim at its structure."""
     own = INSIDE.get(_kind(data, name))
     for _ in range(int(random.integers(1, 4))):
         change = own if own is not None and random.random() < 0.5 else _pick(random, ANY)
         try:
             data = change(data, random)
         except Exception:
-            data = _pick(random, ANY)(data, random)  # an earlier change took away what this one needs
+            data = _pick(random, ANY)(data, random)  # an earlier change removed what this one needs
     return data
 
 
 def _kind(data, name):
-    """Returns what a file is, by how it begins and its name."""
+    """Returns a file's format, by its first bytes and its name; None if it is unknown."""
     if data.startswith(b"PK"):
         return "zip"
     if data.startswith(b"\x89PNG"):
@@ -67,11 +67,11 @@ def _place(data, random, room=0):
     return int(random.integers(max(1, len(data) - room)))
 
 
-# ---- of any file -------------------------------------------------------------------------------
+# ---- for any file ------------------------------------------------------------------------------
 
 
 def flip(data, random):
-    """One to eight bytes become others."""
+    """One to eight bytes change."""
     some = bytearray(data)
     for _ in range(int(random.integers(1, 9)) if some else 0):
         some[_place(some, random)] = int(random.integers(256))
@@ -79,7 +79,7 @@ def flip(data, random):
 
 
 def flip_early(data, random):
-    """The same among the first kilobyte, where headers are."""
+    """One to eight bytes of the first kilobyte change, where headers are."""
     return flip(data[:1024], random) + data[1024:]
 
 
@@ -94,14 +94,14 @@ def lengthen(data, random):
 
 
 def swap(data, random):
-    """Two stretches change places."""
+    """Two ranges change places."""
     length = int(random.integers(1, 64))
     a, b = sorted((_place(data, random, length), _place(data, random, length)))
     return data[:a] + data[b : b + length] + data[a + length : b] + data[a : a + length] + data[b + length :]
 
 
 def repeat(data, random):
-    """A stretch is there twice."""
+    """A range of bytes repeats."""
     a = _place(data, random)
     length = int(random.integers(1, 400))
     return data[: a + length] + data[a:]
@@ -117,7 +117,7 @@ def number(data, random):
 
 
 def digits(data, random):
-    """A number that is written as text becomes a huge, negative or broken one."""
+    """A number written as text becomes a huge, negative or invalid one."""
     spans = [found.span() for found in re.finditer(rb"[0-9]+", data[:TEXT])]
     if not spans:
         return flip(data, random)
@@ -128,11 +128,11 @@ def digits(data, random):
 ANY = (flip, flip_early, cut, lengthen, swap, repeat, number, digits)
 
 
-# ---- of one format -----------------------------------------------------------------------------
+# ---- for one format ----------------------------------------------------------------------------
 
 
 def change(value, random, depth=0):
-    """Returns JSON-like data with one thing changed: a value, a key, a type, or far too deep nesting."""
+    """Returns JSON-like data with one change: a value, a key, a type, or far too deep nesting."""
     if isinstance(value, dict) and value and random.random() < 0.85:
         key = _pick(random, list(value))
         what = random.random()
@@ -156,7 +156,7 @@ def change(value, random, depth=0):
 
 
 def _json(data, random):
-    """One line of JSON, or the whole file."""
+    """Changes one line of JSON, or the whole file."""
     lines = data.split(b"\n")
     at = int(random.integers(len(lines)))
     try:
@@ -167,7 +167,7 @@ def _json(data, random):
 
 
 def _safetensors(data, random):
-    """The header: names, types, shapes, places that overlap or lie, a header longer or shorter than it says."""
+    """Changes the header: names, types, shapes, overlapping or wrong offsets, or a wrong length of the header."""
     length = struct.unpack("<Q", data[:8])[0]
     header, rest = json.loads(data[8 : 8 + length]), data[8 + length :]
     what = random.random()
@@ -187,7 +187,7 @@ def _safetensors(data, random):
 
 
 def _zip(data, random):
-    """One member: damaged inside, gone, renamed, twice, or deflated zeros."""
+    """Changes one member: damages, removes, renames or copies it, or replaces it with zeros."""
     with zipfile.ZipFile(io.BytesIO(data)) as old:
         members = [(item.filename, old.read(item)) for item in old.infolist()]
     at = int(random.integers(len(members)))
@@ -208,13 +208,13 @@ def _zip(data, random):
         members[at] = (name, bytes(int(random.integers(1, 1 << 22))))
     made = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of names that are there twice
+        warnings.simplefilter("ignore")  # about duplicate names
         _packed(made, members, random)
     return made.getvalue()
 
 
 def _packed(made, members, random):
-    """Writes members, (name, bytes) each, as an archive."""
+    """Writes an archive of members, each (name, bytes)."""
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED if random.random() < 0.3 else zipfile.ZIP_STORED) as new:
         for name, held in members:
             new.writestr(name, held)
@@ -230,7 +230,7 @@ PARTS = (  # pieces of pickles: numbers, containers, memo, marks, globals
 
 
 def _pickle(data, random):
-    """An instruction put in, or one's argument changed."""
+    """Inserts an instruction over 0 to 2 bytes, or returns the pickle of a changed embedding."""
     if random.random() < 0.2:
         value = change({"string_to_param": {"*": [1.0]}, "step": 3, "name": "x"}, random)
         return pickle.dumps(value, protocol=int(random.integers(0, 5)))
@@ -239,7 +239,7 @@ def _pickle(data, random):
 
 
 def _png(data, random):
-    """One chunk: its length, kind, text or size changed, with the right sum, gone, or twice."""
+    """Removes or repeats one chunk, or changes its kind or data, or the picture's size; checksums are right."""
     chunks, at = [], 8
     while at < len(data):
         length = struct.unpack(">I", data[at : at + 4])[0]
@@ -269,7 +269,7 @@ def _png(data, random):
 
 
 def _parquet(data, random):
-    """The footer, where the layout is."""
+    """Damages the footer, which has the layout, or its length."""
     length = struct.unpack("<I", data[-8:-4])[0]
     start = len(data) - 8 - length
     footer = _pick(random, (flip, swap, repeat, number, cut))(data[start:-8], random)

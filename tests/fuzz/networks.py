@@ -1,4 +1,4 @@
-"""Seeds of networks beside the model: ControlNets, autoencoders, E4T's encoders, critics, models of other tasks."""
+"""Seeds of further networks: ControlNets, autoencoders, E4T's encoders, critics, models of other tasks."""
 
 import json
 from pathlib import Path
@@ -23,12 +23,12 @@ from sdjax.tasks.upscaling import Upscaling
 from sdjax.training import run_folder
 
 PORT = Path(__file__).parents[1] / "data" / "fuzz" / "port.json"
-HINT = (16, 32)  # widths of the network that reads a ControlNet's picture: sides divided by 2, as SHAPE's autoencoder
+HINT = (16, 32)  # widths of the network that reads a ControlNet's picture; halves the sides like SHAPE's autoencoder
 LPIPS = (4, 4, 6, 6, 8)  # widths of its five stages
 
 
 def controlnets(folder):
-    """A ControlNet as diffusers' folder, as one file with its config in the header, and as the repository's .pth."""
+    """A ControlNet as diffusers' folder, as one file with its config in the header, and as a .pth file."""
     config = ControlNetConfig.of(UNetConfig(**SHAPE["unet"]), 1, conditioning_embedding_out_channels=HINT)
     network = ControlNet(config, jnp.float32)
     control = Control(parameters.random_parameters(network, "float16"), network)
@@ -40,7 +40,7 @@ def controlnets(folder):
 
 
 def autoencoders(folder):
-    """An autoencoder as diffusers' folder, and as one file with the original names in both containers."""
+    """An autoencoder as diffusers' folder, and as single files with the original names, safetensors and .pt."""
     sd = small()
     sdjax.save(sd, folder / "model")
     (folder / "model" / "vae").rename(folder / "vae")
@@ -53,7 +53,7 @@ def autoencoders(folder):
 
 
 def encoders(folder):
-    """A model with an e4t/ that holds a picture, which gets its encoder as it is loaded, and is attached to another."""
+    """A model whose e4t/ folder has an encoder and a picture; it is loaded, attached and trained further."""
     sd, method = sdjax.load("random:tiny", "float16"), E4T()
     trained, frozen = method.split(sd.with_dtype(jnp.float32), jax.random.key(0))
     frozen = method.look(frozen, trained, jnp.zeros((32, 32, 3)))
@@ -63,9 +63,9 @@ def encoders(folder):
 
 
 def ports(folder):
-    """The unofficial port's folder of a pretrained encoder, and of one that was tuned on a picture.
+    """The unofficial port's folders of a pretrained encoder and of an encoder tuned on a picture.
 
-    The names and shapes are those that torch wrote (foreign.py).
+    Names and shapes come from torch's files (foreign.py).
     """
     told, random = json.loads(PORT.read_text()), np.random.default_rng(3)
     state = {
@@ -98,7 +98,7 @@ def ports(folder):
 
 
 def critics(folder):
-    """LPIPS' weights: VGG16 and its linear layers in a file each, as torch writes them, and both in one."""
+    """LPIPS' weights: VGG16 and the linear layers in two files, as torch writes them, and both in one file."""
     network, picture = Lpips(LPIPS), jnp.zeros((1, 16, 16, 3))
     like = jax.eval_shape(lambda: network.init(jax.random.key(0), picture, picture))["params"]
     held = {
@@ -114,7 +114,7 @@ def critics(folder):
 
 
 def tasks(folder):
-    """Models of inpainting and of the upscaler: what in their folders is unlike the usual model's."""
+    """An inpainting model and an upscaler: the files of their folders that differ from a plain model's."""
     for task in (Inpainting(), Upscaling()):
         sdjax.save(task.prepare(small().with_dtype(jnp.float32), jax.random.key(0)), folder / task.name)
     own = ("unet", "scheduler", "low_res_scheduler", "inpainting", "upscaling")  # the last two: the index

@@ -1,4 +1,4 @@
-"""What reads each kind of file, as the programs do."""
+"""The reader of each kind of file, as the programs call it."""
 
 import functools
 import shutil
@@ -42,7 +42,7 @@ def control(path: Path) -> None:
 
 @functools.cache
 def model_of_halves():
-    """Returns the model whose autoencoder is replaced: its sides are divided by 2."""
+    """Returns the model whose autoencoder `vae` replaces; it halves the sides."""
     return small()
 
 
@@ -52,17 +52,17 @@ def vae(path: Path) -> None:
 
 
 def start(path: Path) -> None:
-    """Opens what training starts from, init=."""
+    """Opens the file that training starts from, init=."""
     kinds.opened(path, model())
 
 
 def lpips_(path: Path) -> None:
-    """Reads LPIPS' weights, of one file or of all in a folder."""
+    """Reads LPIPS' weights from one file or from all files of a folder."""
     lpips.read(",".join(map(str, sorted(path.iterdir()))) if path.is_dir() else path)
 
 
 def single(path: Path) -> None:
-    """Loads a model of one file, which is in a folder with a tokenizer."""
+    """Loads a single-file model with the tokenizer in the same folder."""
     sdjax.load(next(file for file in path.iterdir() if file.is_file()), tokenizer=path / "tokenizer")
 
 
@@ -72,20 +72,20 @@ def tokenizer(path: Path) -> None:
 
 
 def run(path: Path) -> None:
-    """Reads a run's settings and writes what its newest checkpoint holds."""
+    """Reads a run's settings and exports its newest checkpoint."""
     export.write(path, path.with_name(path.name + "-export"))
     shutil.rmtree(path.with_name(path.name + "-export"))
 
 
 def list_(path: Path) -> None:
-    """Reads a list of pictures; an error of a row is a row of the second list, in one line."""
+    """Reads a list of pictures; each row's error must be one line."""
     for error in lists.read(path, word=lambda: "word")[1]:
         if "\n" in error["error"]:
             raise AssertionError(f"row {error['row']} in several lines: {error['error'][:200]!r}")
 
 
 def record(path: Path) -> None:
-    """Reads what made a picture."""
+    """Reads a picture's record."""
     records.read(path)
 
 
@@ -119,4 +119,4 @@ READERS = {
     "tokenizer": tokenizer, "run": run, "list": list_, "record": record, "picture": picture, "mask": mask,
     "photos": photos, "cache": cache,
 }  # fmt: skip
-SLOW = ("load", "single", "run")  # of which a fourth as many files are damaged
+SLOW = ("load", "single", "run")  # readers that get a quarter of the others' damaged files

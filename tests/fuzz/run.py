@@ -1,11 +1,12 @@
-"""Damages files of every kind and reads them: each must be read, or refused in one line that names it.
+"""Damages files of every kind and reads them: each must load, or be refused in one line that names it.
 
     python tests/fuzz/run.py --seed 7 --count 20000
     python tests/fuzz/run.py --seed 7 --number 12        # one file alone, with its traceback
 
-A finding is a traceback of another kind, a message without the file's name or of several lines, more than 10 seconds
-of processor time, or more memory than four times the file and 200 MB.  OUT/findings-SEED.txt lists the findings; the
-program then ends with status 1.  The same seed damages the same files.
+A finding is an exception other than ValueError and OSError, or a message of several lines or without the file's name.
+So is a crash, more than 10 seconds of processor time, or more memory than four times the file plus 200 MB.
+OUT/findings-SEED.txt lists the findings; the program then ends with status 1.  The same seed damages the same files in
+the same way.
 """
 
 import argparse
@@ -26,28 +27,28 @@ from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # tiny models: compiling them is what takes time
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # tiny models: compilation takes most of the time
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-SECONDS, SHARE, ROOM = 10.0, 4, 200 << 20  # limits: of processor time, of memory beside the file's size
-MOST = 6 << 30  # bytes of one file at which a reader is ended
-LARGE = 2 << 30  # bytes beside those of the seeds, from which it drops compiled programs between two files
-START = 300.0  # seconds of processor time: until the seeds are read
-SILENT = 3600.0  # seconds without a word after which a reader that does nothing is ended
+SECONDS, SHARE, ROOM = 10.0, 4, 200 << 20  # limits: processor time; memory, SHARE * file + ROOM bytes
+MOST = 6 << 30  # bytes that a reader may grow by for one file before it is killed
+LARGE = 2 << 30  # bytes that a reader may grow by before it drops its compiled programs between two files
+START = 300.0  # limit in seconds of processor time for reading the undamaged seeds
+SILENT = 3600.0  # seconds without a result after which an idle reader is killed
 
 
 def status(name: str, process: str | int = "self") -> int:
-    """Returns a size of a process in bytes: VmHWM, the largest resident memory since `forget`, or VmRSS."""
+    """Returns a process's memory in bytes: VmHWM, the peak of resident memory since `forget`, or VmRSS, the present."""
     with open(f"/proc/{process}/status") as file:
         return next((int(line.split()[1]) << 10 for line in file if line.startswith(name)), 0)
 
 
 def forget() -> int:
-    """Begins a new peak; returns the memory that is resident now."""
+    """Resets the peak of resident memory; returns the memory that is resident now."""
     Path("/proc/self/clear_refs").write_text("5")
     return status("VmHWM")
 
@@ -59,7 +60,7 @@ def used(process: int) -> float:
 
 
 def verdict(reader, path: Path, file: Path, size: int) -> str | None:
-    """Returns what is wrong with how a damaged file is read, None where nothing is."""
+    """Reads a damaged file; returns what is wrong, None if nothing is."""
     before, begun = forget(), time.process_time()
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
@@ -98,7 +99,7 @@ def damaged(seed, place: Path, random) -> tuple[Path, Path, int]:
 
 
 def chosen(seeds, number: int):
-    """Returns the seed of a number: each in turn, the slow ones in every fourth round."""
+    """Returns the seed with a number: all seeds in turn, the slow ones in every fourth round."""
     from fuzz.readers import SLOW
 
     fast = [seed for seed in seeds if seed.reader not in SLOW]
@@ -115,12 +116,12 @@ def one(seed, key: int, number: int, place: Path) -> str | None:
 
 
 def worker(seeds, key, numbers, place, results) -> None:
-    """Reads damaged files one after the other and tells of each when it is done."""
+    """Reads damaged files one after the other and reports each to `results`."""
     from fuzz.readers import READERS
 
     quiet = io.StringIO()
     with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-        for seed in seeds:  # each is valid; and its programs are compiled before memory and time are looked at
+        for seed in seeds:  # checks that each is valid, and compiles before memory and time are measured
             try:
                 READERS[seed.reader](seed.root)
             except Exception as error:
@@ -133,14 +134,14 @@ def worker(seeds, key, numbers, place, results) -> None:
         wrong = one(chosen(seeds, number), key, number, here)
         shutil.rmtree(here, ignore_errors=True)
         results.put((number, wrong))
-        if status("VmRSS") > own + LARGE:  # programs of many shapes, not what one file takes
+        if status("VmRSS") > own + LARGE:  # compiled programs of many shapes, not one file's memory
             jax.clear_caches()
             gc.collect()
-            own = status("VmRSS")  # what stays
+            own = status("VmRSS")  # what remains
 
 
 def told(process, results, seconds: float) -> tuple[int, str | None] | str:
-    """Returns what the worker says next, or why it says nothing more; seconds: of processor time until then."""
+    """Returns the worker's next result, or a text why none comes.  seconds: limit of processor time until then."""
     heard, begun, before = time.monotonic(), used(process.pid), status("VmRSS", process.pid)
     while True:
         try:
@@ -157,7 +158,7 @@ def told(process, results, seconds: float) -> tuple[int, str | None] | str:
 
 
 def check(seeds, key: int, numbers: list[int], place: Path, say) -> dict[int, str]:
-    """Returns {number: what is wrong} of damaged files; say(number, what is wrong) is called after each."""
+    """Reads damaged files; returns {number: what is wrong} and calls say(number, what is wrong) after each."""
     found, left, context = {}, list(numbers), multiprocessing.get_context("spawn")
     while left:
         results = context.Queue()
@@ -181,20 +182,20 @@ def check(seeds, key: int, numbers: list[int], place: Path, say) -> dict[int, st
 
 
 def main() -> int:
-    """Runs and returns the exit status: 1 with findings."""
+    """Reads the damaged files and prints the findings; returns the exit status: 1 with findings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1, help="decides how files are damaged")
-    parser.add_argument("--count", type=int, default=20_000, help="how many files")
+    parser.add_argument("--count", type=int, default=20_000, help="number of files")
     parser.add_argument("--first", type=int, default=0, help="the number of the first")
-    parser.add_argument("--only", default="", help="seeds whose READER:NAME this regular expression finds")
-    parser.add_argument("--number", type=int, help="one file alone, with its traceback")
+    parser.add_argument("--only", default="", help="regular expression of the seeds' READER:NAME")
+    parser.add_argument("--number", type=int, help="read only this file, and show its traceback")
     parser.add_argument("--out", type=Path, default=Path("outputs/fuzz"), help="folder for findings")
     options = parser.parse_args()
     import fuzz.seeds
 
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/compiled"  # what a reader drops
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/compiled"  # for the programs that a reader drops
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         seeds = [s for s in fuzz.seeds.make(Path(folder) / "seeds") if re.search(options.only, f"{s.reader}:{s.name}")]
         place = Path(folder) / "damaged"
@@ -222,7 +223,7 @@ def main() -> int:
 
 
 def alone(seeds, key: int, number: int, place: Path, out: Path) -> int:
-    """Reads one damaged file, which is kept in `out`; its traceback is shown."""
+    """Reads one damaged file, keeps it in `out` and shows its traceback."""
     from fuzz.readers import READERS
 
     seed = chosen(seeds, number)

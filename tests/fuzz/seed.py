@@ -1,4 +1,4 @@
-"""A valid file that is damaged, and the small model that the seeds of networks are made of."""
+"""Seeds, the valid files that the fuzzer damages, and a small model for the seeds of networks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from sdjax.formats.models import folder, presets
 from sdjax.formats.storage import parameters
 from sdjax.text.tokenizer import Tokenizer
 
-SHAPE = {  # the smallest that a file without a config can have: its readers suppose 32 groups
+SHAPE = {  # the smallest sizes that a file without a config can have: its readers assume 32 groups
     "unet": dict(
         sample_size=8, cross_attention_dim=8, attention_head_dim=8, block_out_channels=(32, 32), layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -30,7 +30,7 @@ SHAPE = {  # the smallest that a file without a config can have: its readers sup
 
 @dataclass(frozen=True)
 class Seed:
-    """A valid file: `file` is the one that is damaged, `root` the folder around it, or the file itself."""
+    """A valid file: `file` gets damaged; `root`, which the reader gets, is its folder or the file itself."""
 
     reader: str
     root: Path
@@ -38,12 +38,12 @@ class Seed:
 
     @property
     def name(self) -> str:
-        """Its place below the folder of seeds' kind."""
+        """The file's path relative to the folder of its kind."""
         return str(self.file.relative_to(self.root.parent))
 
 
 def alone(reader, *paths):
-    """Returns the seeds of files that are read by themselves."""
+    """Returns the seeds of files that are read alone."""
     return [Seed(reader, path, path) for path in paths]
 
 

@@ -1,8 +1,8 @@
-"""Valid files of every kind that the readers take; each loads as it is.
+"""Valid files of every kind that the readers take; each loads undamaged.
 
 seeds = make(folder)          # list of Seed
 
-Adapters are those of torch, diffusers and peft that foreign.py has written; the rest is made here, of small shapes.
+Adapters are files of torch, diffusers and peft that foreign.py has written; the rest is made here, in small shapes.
 """
 
 import json
@@ -36,7 +36,7 @@ FOREIGN = Path(__file__).parents[1] / "data" / "fuzz"
 
 
 def make(folder: Path) -> list[Seed]:
-    """Writes the seeds below a folder and returns them."""
+    """Writes the seeds into a folder and returns them."""
     found = []
     for kind in (
         adapters, embeddings, hypernetworks, models, controlnets, autoencoders, encoders, ports, critics, tasks, runs,
@@ -51,7 +51,7 @@ def make(folder: Path) -> list[Seed]:
 
 
 def adapters(folder):
-    """LoRA of sd-scripts, diffusers and PEFT, and its relatives under LyCORIS' and PEFT's names."""
+    """LoRAs of sd-scripts, diffusers and PEFT; LoHa, LoKr and DoRA with the names of LyCORIS and PEFT."""
     places = sorted(path for path in folder.iterdir() if path.is_dir())
     inner = [Seed("attach", place, path) for place in places for path in sorted(place.iterdir())]
     return [*alone("attach", *sorted(path for path in folder.iterdir() if path.is_file())), *inner]
@@ -88,7 +88,7 @@ def models(folder):
 
 
 def _row(archive, path):
-    """Writes what an archive of torch.save holds in its older container: pickles, then count and numbers of each."""
+    """Converts a torch.save archive to the older container: pickles, then the count and numbers of each tensor."""
     with zipfile.ZipFile(archive) as old:
         program = old.read("archive/data.pkl")
         names = sorted(name for name in old.namelist() if "/data/" in name)
@@ -100,7 +100,7 @@ def _row(archive, path):
 
 
 def runs(folder):
-    """A run's folder with one checkpoint, as after its first step."""
+    """A run's folder with one checkpoint, as after the first step."""
     photos, out = folder / "photos", folder / "run"
     photos.mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)).save(photos / "a.png")
@@ -133,7 +133,7 @@ def lists(folder):
 
 
 def pictures(folder):
-    """Pictures with records of ours and of A1111, masks, and plain ones in several formats."""
+    """Pictures with our records and with A1111's, masks, and plain pictures in several formats."""
     made = np.random.default_rng(1).integers(0, 255, (16, 16, 3), np.uint8)
     record = records.of(TextToImage(prompt="a cat", seed=3), (16, 16))
     for ending in ("png", "jpg", "webp"):
@@ -158,7 +158,7 @@ def pictures(folder):
 
 
 def folders(folder):
-    """A folder of training pictures with captions, metadata and masks, and one for each other form of metadata."""
+    """A folder of training pictures with captions, metadata and masks, and a folder for each other metadata format."""
     place, found = folder / "photos", []
     (place / "3_a cat").mkdir(parents=True)
     made = np.random.default_rng(2).integers(0, 255, (16, 16, 3), np.uint8)

@@ -1,14 +1,15 @@
 """Pocketland: the drawn world of the embedded model.  Faces and cats in ten places, six styles and four accessories.
 
-Relies on numpy and Pillow.  Everything is a pure function of whole-number seeds, without limit and free of licences.
+Needs only numpy and Pillow.  Every picture is a pure function of whole-number seeds: there is no end of them, and no
+licence restricts them.
 
     who, place = pocketland.identity(7), pocketland.scene(11, style="comic")
     pixels = pocketland.draw(who, place)                     # uint8 [64 64 3]
     words = pocketland.caption(who, place, 11)
     PocketlandSource(60_000)[5]["picture"]                   # the data that the embedded model is trained on
 
-Identities: seeds below 10,000,000 (`TRAIN`) may be trained on; `HELDOUT` is for final figures,
-`VALIDATION` for choices.
+Identities: seeds below 10,000,000 (`TRAIN`) may be trained on, `VALIDATION` is for choosing between models, `HELDOUT`
+is for final figures.
 """
 
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ __all__ = [
     "scene",
     "word_prompt",
 ]
-WORD = "*s"  # stands for the learnt word in captions for personalisation
+WORD = "*s"  # the learnt word in captions for personalisation
 
 
 def draw(who: Face | Cat, place: Scene, size: int = SIZE) -> UInt8[np.ndarray, "size size 3"]:
@@ -103,8 +104,8 @@ def example(index: int, views: int = 4, cats: float = 0.05, first: int = 0) -> t
 class PocketlandSource:
     """A data source of `count` drawn examples: len() and [index], as grain's MapDataset.source takes it.
 
-    An item is a dict: picture uint8 [64 64 3], caption, word_caption (with "*s" for the subject), identity (its seed),
-    and other, the index of another view of the same identity.
+    An item is a dict.  picture: uint8 [64 64 3].  caption: all words.  word_caption: with "*s" for the subject.
+    identity: its seed.  other: the index of another view of the same identity.
     """
 
     count: int

@@ -1,4 +1,4 @@
-"""Hat, glasses and scarf, worn by any head that says where its eyes and its top are.
+"""Hat, glasses and scarf for any head with known eyes and top.
 
 wear_hat(canvas, place, a, b)        # a, b: half the width and height of the head
 """
@@ -18,7 +18,7 @@ def color(hue: float, lightness: float, saturation: float = 0.75) -> Color:
 
 
 def wear_hat(canvas: Canvas, place: Scene, a: float, b: float, line: float = -0.5) -> None:
-    """Draws a hat with brim and band; `line`: height of the brim in parts of b."""
+    """Draws a hat with brim and band; line: height of the brim in units of b."""
     cloth, y, tall = color(place.item_color, 0.42), line * b, 10 + 3.5 * place.item_shape
     wide, top = a * 1.13 + 0.8, a * (0.82 + 0.2 * place.item_shape)
     crown = [

@@ -1,4 +1,4 @@
-"""The places of Pocketland: one function each, drawn on a Canvas from 12 layout numbers in [0, 1].
+"""The places of Pocketland: one function per place, which draws on a Canvas from 12 layout numbers in [0, 1].
 
 BACKGROUNDS["beach"](canvas, place.layout)
 """
@@ -31,7 +31,7 @@ def _ground(
 
 
 def _side(u: float, low: float = 3.0, high: float = 13.0) -> float:
-    """A place near the left or the right border."""
+    """Returns an x near the left border for u < 0.5, else near the right border."""
     return low + (high - low) * (u * 2 % 1) if u < 0.5 else 64 - low - (high - low) * (u * 2 % 1)
 
 

@@ -1,7 +1,7 @@
-"""What a style does to flat shapes: colours, outlines, shading while drawing, and a finish on the small picture.
+"""Styles: a canvas gives flat shapes colours, outlines and shading, and its small picture a finish.
 
-Relies on numpy and Pillow.  Coordinates are pixels of a 64-pixel picture, whatever the size of the canvas; shapes are
-drawn `FINE` times larger and averaged, so edges are smooth.
+Needs only numpy and Pillow.  Coordinates are pixels of a 64-pixel picture for every size of canvas.  Shapes are drawn
+`FINE` times larger and averaged, so edges are smooth.
 
     canvas = Canvas("comic", size=128)
     canvas.shape(ellipse(32, 32, 10, 12), (250, 220, 200))
@@ -32,12 +32,12 @@ def mix(first: Color, second: Color, share: float) -> tuple[float, float, float]
 
 
 def luma(color: Color) -> float:
-    """Returns how bright a colour is, 0 to 255 (ITU-R BT.601 weights)."""
+    """Returns a colour's brightness, 0 to 255 (ITU-R BT.601 weights)."""
     return 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
 
 
 def _glowing(color: Color) -> Color:
-    """The colour of a neon tube: own hue, bright, black turned to a dim violet grey."""
+    """Returns the colour of a neon tube: the same hue, bright; black becomes a dim violet grey."""
     top = max(max(color), 1)
     bright = 255 * (0.42 + 0.58 * top / 255)
     mean = sum(color) / 3
@@ -93,13 +93,13 @@ class Canvas:
         self.unit = size / SIZE
         self.image = Image.new("RGB", (size * FINE, size * FINE))
         self.pen = ImageDraw.Draw(self.image)
-        self.dim = 1.0  # 0.6 for what is far away in the neon style
+        self.dim = 1.0  # 0.6 for distant things in the neon style
         self.pose(None)
 
     def pose(
         self, matrix: Float64[np.ndarray, "2 2"] | None, shift: Sequence[float] | Float64[np.ndarray, " 2"] = (0.0, 0.0)
     ) -> None:
-        """Poses what is drawn from now on: points @ matrix + shift; matrix None for none."""
+        """Sets the transform of all later shapes: points @ matrix + shift; matrix None resets it."""
         self.matrix, self.shift = matrix, shift
 
     def _points(self, points: Points) -> list[float]:
@@ -116,7 +116,7 @@ class Canvas:
         return int(red * self.dim), int(green * self.dim), int(blue * self.dim)
 
     def shape(self, points: Points, color: Color, edge: bool = True, bright: bool = False) -> None:
-        """Fills a polygon; edge: whether styles with outlines outline it; bright: keeps its colour in dark styles."""
+        """Fills a polygon; edge: outline it in styles with outlines; bright: keep its colour in dark styles."""
         flat = self._points(points)
         fill = _glowing if bright and self.name == "neon" else self.style.fill
         self.pen.polygon(flat, self._ink(color, fill))
@@ -125,7 +125,7 @@ class Canvas:
             self.pen.line(flat + flat[:4], self._ink(color, self.style.edge), width)
 
     def solid(self, points: Points, color: Color, depth: float = 1.0) -> None:
-        """A shape that is rounded by shading, lighter inside, where the style shades."""
+        """Fills a polygon and, in styles with shading, rounds it: lighter inside."""
         if not self.style.shades:
             return self.shape(points, color)
         points = np.asarray(points, np.float64)
@@ -135,7 +135,7 @@ class Canvas:
         self.shape((points - middle) * 0.82 + middle + (-0.7, -0.6), color, edge=False)
 
     def line(self, points: Points, color: Color, width: float, bright: bool = False) -> None:
-        """A line of a width in pixels; in the neon style it is a tube."""
+        """Draws a line of a width in pixels; in the neon style it is a tube."""
         ink = _glowing if self.name == "neon" and bright else self.style.fill
         if self.name == "pencil":
             ink = self.style.edge
@@ -150,7 +150,7 @@ class Canvas:
             )
 
     def end_background(self) -> None:
-        """Softens the background in the photo style, as a lens does; all that is drawn later is near."""
+        """Blurs the background in the photo style, as a lens does; later shapes are near."""
         if self.name == "photo":
             small = self.image.reduce(FINE).filter(ImageFilter.BoxBlur(0.7 * self.unit))
             self.image.paste(small.resize(self.image.size, Image.Resampling.BILINEAR))
@@ -189,7 +189,7 @@ def _lit(picture: Float[np.ndarray, "S S 3"], place: Scene, strength: float = 1.
 
 
 def _mosaic(image: Image.Image, unit: float) -> Float[np.ndarray, "S S 3"]:
-    """Tiles of two units, every second one ending with a joint of mortar one unit wide."""
+    """Returns the picture as tiles of two units; every second tile ends with a joint of mortar one unit wide."""
     tiles = image.reduce(round(2 * unit)).resize(image.size, Image.Resampling.NEAREST)
     joint = np.array([48, 46, 52], np.float32)
     mixed = 0.6 * np.asarray(tiles, np.float32) + 0.4 * np.asarray(image, np.float32)
@@ -217,7 +217,7 @@ def _stains(size: int) -> Float32[np.ndarray, "S S 1"]:
 
 @lru_cache(8)
 def _paper(size: int, soft: bool = False) -> Float32[np.ndarray, "S S 1"]:
-    """1 where paint lies, 0 at the paper's free edge."""
+    """Returns a mask: 1 where paint covers the paper, 0 at the paper's free edge."""
     y, x = (np.mgrid[:size, :size] + 0.5) / size
     wave = 0 if soft else 0.008 * (np.sin(15 * x + 1) + np.sin(17 * y + 2) + np.sin(31 * (x - y)))
     distance = np.minimum(np.minimum(x, 1 - x), np.minimum(y, 1 - y)) + wave

@@ -1,4 +1,4 @@
-"""Words for pictures of Pocketland.
+"""Captions for pictures of Pocketland.
 
 caption(person, place, 3)   # "a watercolor of a face with short red hair and pale skin wearing a hat on the beach"
 word_prompt(place, "*s")    # "a watercolor painting of *s wearing a hat on the beach"
@@ -51,7 +51,7 @@ ACCESSORY_WORDS = {
 
 
 def _looks(named: Mapping[str, str]) -> tuple[list[str], str]:
-    """The words before the noun and the phrase after it that say what somebody looks like."""
+    """Returns the words of a look: ([words before the noun], the phrase after it)."""
     before = [named[kind] for kind in ("age", "face_shape", "pattern") if kind in named]
     after = []
     if named.get("hair_style") == "bald":
@@ -70,11 +70,10 @@ def _looks(named: Mapping[str, str]) -> tuple[list[str], str]:
 
 
 def prompt(named: Mapping[str, str], seed: int | None = None, subject: str | None = None) -> str:
-    """Returns the caption that names `named`, {kind: word}, every kind optional.
+    """Returns the caption for {kind: word}; every kind is optional.
 
-    Kinds are domain, style, context, accessory and those of ATTRIBUTES.
-
-    seed chooses among phrasings, None takes the first ones; subject stands for "a face" when given, say a learnt word.
+    named: kinds are domain, style, context, accessory and the kinds of ATTRIBUTES.  seed: chooses among phrasings; None
+    takes the first ones.  subject: replaces "a face", such as a learnt word.
     Raises ValueError for an unknown kind or word.
     """
     kinds = {"domain": DOMAINS, "style": STYLES, "context": CONTEXTS, "accessory": ACCESSORIES} | ATTRIBUTES
@@ -100,7 +99,7 @@ def _setting(place: Scene) -> dict[str, str]:
 
 
 def caption(who: Face | Cat, place: Scene, seed: int, every: float = 0.0) -> str:
-    """Returns a caption: domain, style, context, accessory always, and in half of them one to four attributes.
+    """Returns a caption with domain, style, context and accessory; half of all captions add one to four attributes.
 
     every: the share of captions that name all attributes instead.
     """
@@ -108,7 +107,7 @@ def caption(who: Face | Cat, place: Scene, seed: int, every: float = 0.0) -> str
 
 
 def named(who: Face | Cat, place: Scene, seed: int, every: float = 0.0) -> dict[str, str]:
-    """Returns {kind: word} of what `caption` of the same arguments names."""
+    """Returns {kind: word} that `caption` with the same arguments names."""
     u = [float(number) for number in _random(seed, 5)(16)]
     words = {"domain": who.domain, **_setting(place)}
     true = list(attributes(who, place).items())

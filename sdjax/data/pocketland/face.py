@@ -26,13 +26,13 @@ TONES = (
 
 @dataclass
 class Layout:
-    """Where the parts of one face are, in pixels."""
+    """Places of the parts of one face, in pixels."""
 
     a: float
     b: float
     skin: Color
     hair: Color
-    facial: Color  # hair of brows and beard, told apart from the skin
+    facial: Color  # brows and beard, in a colour distinct from the skin
     shift: float  # how far features move to the side with the head's turn
     eye_y: float
     eye_x: float
@@ -84,7 +84,7 @@ def layout(who: Face, place: Scene) -> Layout:
 
 
 def pose(canvas: Canvas, place: Scene, down: float = 0.0) -> Float64[np.ndarray, " 2"]:
-    """Poses a head: tilt up to 8 degrees, size within 6 %, place within 5 pixels; returns its middle."""
+    """Poses a head and returns its middle: tilt up to 8 degrees, size within 6 %, place within 5 pixels."""
     angle, scale = math.radians(8 * place.tilt), 1.13 + 0.07 * place.scale
     c, s = scale * math.cos(angle), scale * math.sin(angle)
     middle = np.array([32 + 5 * place.x, 31.5 + down + 2 * place.y])

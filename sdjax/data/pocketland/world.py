@@ -1,13 +1,13 @@
-"""Who and what is in a picture of Pocketland: identities (faces and cats) and scenes, each a pure function of its seed.
+"""Identities (faces and cats) and scenes of Pocketland, each a pure function of its seed.
 
-Relies on numpy alone.  An identity is a frozen dataclass of numbers in [0, 1]; a scene adds what varies between
-pictures of the same identity.  `labels` says what words are true of a picture, with a dead band between opposite words.
+Needs only numpy.  An identity is a frozen dataclass of numbers in [0, 1]; a scene holds everything that varies between
+pictures of the same identity.  `labels` returns the true words of a picture, with a dead band between opposite words.
 
     person = identity(7)                          # a face; identity(7, "cat") for a cat
     place = scene(11, context="beach")
     attributes(person, place)                     # {"hair_color": "red", "skin": "pale", ...}
 
-Seeds: identities are split by seed, scenes need no split.
+Identities are split by seed into training and held-out ones; scenes need no split.
 """
 
 import colorsys
@@ -20,7 +20,7 @@ from jaxtyping import Float32, Float64
 
 T = TypeVar("T")
 
-TRAIN = range(0, 10_000_000)  # identities that anything may be trained on
+TRAIN = range(0, 10_000_000)  # identities for training
 HELDOUT = range(10_000_000, 20_000_000)  # identities for the final figures only
 VALIDATION = range(20_000_000, 30_000_000)  # identities for choosing between trained judges or models
 
@@ -41,9 +41,9 @@ ATTRIBUTES = {
     "fur": ("orange", "grey", "black", "white", "brown"),
     "pattern": ("striped", "masked"),
 }
-ABSENT = "absent"  # the label of a kind that is clearly not there: no beard, no freckles, plain fur
+ABSENT = "absent"  # label of a kind that is clearly missing: no beard, no freckles, plain fur
 
-# Hue, saturation, lightness of each family as (lowest, highest); within a family the colour is continuous.
+# (lowest, highest) hue, saturation and lightness of each family; within a family the colour is continuous.
 HAIR = {
     "black": ((0.58, 0.70), (0.10, 0.25), (0.04, 0.10)),
     "brown": ((0.05, 0.075), (0.50, 0.62), (0.20, 0.27)),
@@ -68,7 +68,7 @@ SKIN = {"pale": (0.0, 0.17), "tan": (0.38, 0.56), "dark": (0.80, 1.0)}
 
 @dataclass(frozen=True)
 class Face:
-    """A person: floats lie in [0, 1] unless said otherwise; `hair` and `iris` are RGB in [0, 1]."""
+    """A person: floats are in [0, 1] unless noted; `hair` and `iris` are RGB in [0, 1]."""
 
     seed: int
     head_width: float
@@ -120,7 +120,7 @@ class Face:
 
 @dataclass(frozen=True)
 class Cat:
-    """A cat's head: every field that is a float lies in [0, 1]; `coat`, `second` and `iris` are RGB in [0, 1]."""
+    """A cat's head: floats are in [0, 1]; `coat`, `second` and `iris` are RGB in [0, 1]."""
 
     seed: int
     head_width: float
@@ -154,7 +154,7 @@ class Cat:
 
 @dataclass(frozen=True)
 class Scene:
-    """What differs between pictures of one identity.  Floats lie in [-1, 1] unless said otherwise."""
+    """Everything that differs between pictures of one identity.  Floats are in [-1, 1] unless noted."""
 
     seed: int
     context: str
@@ -200,7 +200,7 @@ def _pick(number: float, items: Sequence[T]) -> T:
 
 
 def _color(family: Sequence[tuple[float, float]], u: Sequence[float]) -> tuple[float, float, float]:
-    """RGB in [0, 1] of a family ((h, h), (s, s), (l, l)) at u [3]."""
+    """Returns the RGB in [0, 1] of a family ((h, h), (s, s), (l, l)) at u [3]."""
     hue, saturation, lightness = (low + (high - low) * float(t) for (low, high), t in zip(family, u, strict=True))
     return colorsys.hls_to_rgb(hue, lightness, saturation)
 
@@ -216,8 +216,8 @@ def identity(
 ) -> Face | Cat:
     """Returns the identity of a seed, a Face or a Cat.
 
-    hair, skin: for faces, a family's word ("red", "pale") or another Face, whose exact hair colour and skin tone are
-    shared while everything else keeps following the seed.
+    hair, skin: for faces, a family's word ("red", "pale"), or another Face to copy the exact hair colour or skin tone
+    from; everything else still follows the seed.
     Raises ValueError for an unknown domain or family and for a negative seed.
     """
     check("domain", domain, DOMAINS)
@@ -273,7 +273,7 @@ def _cat(seed: int) -> Cat:
 
 
 def scene(seed: int, context: str | None = None, style: str | None = None, accessory: str | None = None) -> Scene:
-    """Returns the scene of a seed; context, style and accessory may be given, all else follows the seed.
+    """Returns the scene of a seed; the seed also decides context, style and accessory if they are None.
 
     Raises ValueError for an unknown context, style or accessory.
     """
@@ -300,14 +300,14 @@ def head_size(who: Face | Cat) -> tuple[float, float]:
 
 
 def _side(value: float, low: float, high: float, words: Sequence[str]) -> str | None:
-    """words[0] below `low`, words[1] above `high`, None between them: the dead band."""
+    """Returns words[0] below `low`, words[1] above `high`, and None in the dead band between."""
     return words[0] if value < low else words[1] if value > high else None
 
 
 def labels(who: Face | Cat, place: Scene) -> dict[str, str | None]:
-    """Returns {kind: word, ABSENT or None} for every kind of ATTRIBUTES: None where it is unclear or not visible.
+    """Returns {kind: word, ABSENT or None} for every kind of ATTRIBUTES: None if it is unclear or not visible.
 
-    What can be said depends on the picture: not the colour of eyes behind glasses, not the length of hair under a hat.
+    For example, glasses hide the colour of the eyes, and a hat hides the length of most hair.
     """
     said = dict.fromkeys(ATTRIBUTES)
     hat, glasses, scarf = (place.accessory == word for word in ("hat", "glasses", "scarf"))
@@ -337,5 +337,5 @@ def labels(who: Face | Cat, place: Scene) -> dict[str, str | None]:
 
 
 def attributes(who: Face | Cat, place: Scene) -> dict[str, str]:
-    """Returns {kind: word} of all that a caption of this picture may name, in the order of ATTRIBUTES."""
+    """Returns {kind: word} of everything that a caption of this picture may name, in the order of ATTRIBUTES."""
     return {kind: word for kind, word in labels(who, place).items() if word not in (None, ABSENT)}

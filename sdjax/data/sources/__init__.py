@@ -1,6 +1,6 @@
-"""Where pictures and words come from: an image folder, one image, tables and shards of them, or the drawn world.
+"""Sources of pictures and prompts: an image folder, one image, tables, tar shards, or the drawn world.
 
-source.py says what a source is; a new file here is a new source, found by walking the package (`known`).
+source.py defines the interface of a source.  `known` walks the package, so a new file here is a new source.
 """
 
 import sys
@@ -16,13 +16,13 @@ EXPECTED, OTHERS = "a folder of images, one image", "tar shards, parquet or Arro
 
 
 def known() -> dict[str, type[Source]]:
-    """Returns {name: class} of all sources, in the order in which they see a path: those with `last` at the end."""
+    """Returns {name: class} of all sources in the order that `matching` asks them: classes with `last` at the end."""
     found = members(sys.modules[__name__], Source)
     return dict(sorted(found.items(), key=lambda item: item[1].last))
 
 
 def matching(path: str) -> Source | None:
-    """Returns the first source, with its default settings, that takes a path; None without one."""
+    """Returns the first source that takes a path, with default settings, or None."""
     return next((source for source in (made() for made in known().values()) if source.matches(path)), None)
 
 

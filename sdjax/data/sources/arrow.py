@@ -1,8 +1,8 @@
-"""Hugging Face's datasets as they lie on the disk, Arrow files, as a source.
+"""Arrow files, which Hugging Face's datasets write to disk, as a source.
 
     dataset.save_to_disk("photos")          data.path=photos        data.path=photos#test, of a DatasetDict
 
-The files are memory-mapped as they are: opening them reads nothing, a row costs its own bytes, and nothing is copied.
+The files are memory-mapped: opening them reads no rows, a row costs its own bytes, and nothing is copied.
 Source of the layout: Hugging Face's datasets, Dataset.save_to_disk (state.json, data-00000-of-00001.arrow).
 """
 
@@ -23,7 +23,7 @@ from sdjax.formats.storage import files
 from sdjax.settings import SettingError
 
 ENDINGS = (".arrow",)
-STATE = "state.json"  # of a folder that save_to_disk wrote
+STATE = "state.json"  # in a folder that save_to_disk wrote
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class ArrowFiles(Source):
     index: str = ""
 
     def matches(self, path: str) -> bool:
-        """Returns whether a path names Arrow files, or a folder that holds them and no pictures."""
+        """Returns whether a path names Arrow files, or a folder with Arrow files and no pictures."""
         return splits.matches(path, ENDINGS)
 
     def open(self, data: Any) -> Examples:
-        """Returns the examples of the files of the path's split.
+        """Returns the examples in the files of the path's split.
 
-        Raises SettingError for files in a bucket and for columns that are not there, ValueError naming a damaged file.
+        Raises SettingError for files in a bucket and for missing columns, ValueError naming a damaged file.
         """
         if places.remote(data.path):
             raise SettingError("path", data.path, "Arrow files on this machine's disk; of a bucket, parquet or tar")
@@ -75,9 +75,9 @@ class RecordBatches:
 
 
 def _named(path: Path) -> bool:
-    """Returns whether the state.json beside a file, if there is one, counts the file among the data.
+    """Returns whether the state.json in a file's folder lists the file; True without a state.json.
 
-    Raises ValueError for rows that were chosen and not written: they lie in files of indices.
+    Raises ValueError for a data set whose rows are selected by a file of indices.
     """
     state = path.parent / STATE
     if not state.is_file():
@@ -92,7 +92,10 @@ def _named(path: Path) -> bool:
 
 
 def _mapped(file: File) -> Any:
-    """Returns the pyarrow.Table of an Arrow file, memory-mapped; datasets write streams, others write files."""
+    """Returns the pyarrow.Table of an Arrow file, memory-mapped; in stream format (datasets writes it) or file format.
+
+    Raises ValueError for a damaged file.
+    """
     arrow = tables.arrow()
     with places.said(file.path), arrow.memory_map(file.path) as mapped:
         whole = mapped.read_buffer()

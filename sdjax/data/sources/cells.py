@@ -1,4 +1,4 @@
-"""Pictures and captions in the cells of columns: what parquet and Arrow files have in common, as a Table of rows.py."""
+"""Pictures and captions in table cells, shared by the parquet and Arrow sources; Cells is a Table of rows.py."""
 
 import hashlib
 import json
@@ -17,16 +17,16 @@ from sdjax.data.sources.rows import held, said_texts
 from sdjax.images import reading
 from sdjax.images.reading import Held
 
-BATCH = 4096  # rows per record batch of kept shapes
-SUM = "CRC-32 of the picture"  # a column
+BATCH = 4096  # rows per record batch of stored shapes
+SUM = "CRC-32 of the picture"  # name of a column
 
 
 class Cells:
     """The rows of several files.
 
-    counts: rows of each file.  block(i): (a pyarrow.Table, the place in it) of row i; a table with a column SUM is
-    compared with it.  captions: the column of captions, None without one.  kind: what the files are, for messages.
-    folder: where `shapes` keeps what it found.
+    counts: rows of each file.  block(i): (the pyarrow.Table or record batch with row i, the row's place in it); if it
+    has a column SUM, pictures are checked against it.  captions: the column of captions, or None.
+    kind: format of the files, for messages.  folder: where `shapes` stores its results.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class Cells:
         return int(self.ends[-1])
 
     def where(self, i: int) -> str:
-        """Returns the file and the row, counted from 1, of row i."""
+        """Returns the file and the row number, from 1, of row i, for messages."""
         k, place = tables.located(self.ends, i)
         return f"{self.files[k].path}, row {place + 1}"
 
     def picture(self, i: int) -> Held:
-        """Returns the picture's bytes in row i.  Raises ValueError naming file and row."""
+        """Returns the bytes of row i's picture.  Raises ValueError naming file and row."""
         block, row = self.block(i)
         found = held(self.where(i), cell(block.column(self.columns.picture), row))
         if SUM in block.schema.names and block.column(SUM)[row].as_py() != zlib.crc32(found.data):
@@ -62,7 +62,7 @@ class Cells:
         return found
 
     def beside(self, i: int, kind: str, endings: Sequence[str]) -> Held | None:
-        """Returns the mask or the condition of row i; None where there is none."""
+        """Returns the mask or the condition of row i; None without one."""
         name = getattr(self.columns, kind)
         if not name:
             return None
@@ -71,7 +71,7 @@ class Cells:
         return Held(f"{self.where(i)}, its {name}", data) if data else None
 
     def holds(self, kind: str, endings: Sequence[str]) -> bool:
-        """Returns whether there is a column of masks or conditions."""
+        """Returns whether the files have a column of this kind, "mask" or "condition"."""
         return bool(getattr(self.columns, kind))
 
     def texts(self, i: int) -> Sequence[str]:
@@ -83,7 +83,7 @@ class Cells:
         return (len(self), self.where(0)) if self.captions is None else tables.bare(self.captions, self.where)
 
     def shapes(self) -> np.ndarray:
-        """Returns (height, width) of all pictures, int [rows 2]; the first time every picture's header is read."""
+        """Returns (height, width) of all pictures, int [rows 2]; the first call reads every picture's header."""
         starts = [0, *self.ends[:-1].tolist()]
         found = []
         for k, file in enumerate(self.files):
@@ -102,7 +102,7 @@ class Cells:
             yield arrow.record_batch([arrow.array(part[:, 0].copy()), arrow.array(part[:, 1].copy())], schema=schema)
 
     def content(self, i: int) -> str:
-        """Returns the file, as it was last written, and the row."""
+        """Returns a text with the file's path, size and stamp, and the row."""
         k, place = tables.located(self.ends, i)
         return json.dumps([*self._state(self.files[k]), self.columns.picture, place])
 

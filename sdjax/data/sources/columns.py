@@ -1,7 +1,7 @@
-"""Which columns of a table hold pictures, captions, masks and conditions; and the bytes in a cell.
+"""Finds the columns of pictures, captions, masks and conditions in a table, and reads the bytes of a cell.
 
 A picture's cell is binary, or a struct with "bytes" as Hugging Face's `Image` feature writes it.  A struct's "path" is
-never opened: data names no files.  A caption's cell is a text or a list of texts.
+never opened, so a data set cannot point to other files.  A caption's cell is a text or a list of texts.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ CONDITION = ("conditioning_image", "condition", "control")
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of columns; "" for one that is not there."""
+    """Names of columns; "" for a missing one."""
 
     picture: str
     caption: str
@@ -28,9 +28,9 @@ class Columns:
 
 
 def find(schema: Any, path: str, picture: str = "", caption: str = "") -> Columns:
-    """Returns the Columns of a pyarrow schema.  picture, caption: names that the user gives, "" finds them.
+    """Returns the Columns of a pyarrow schema.  picture, caption: names that the user gives; "" finds them.
 
-    Raises SettingError for a column that is not there or of another type, and for a table without a picture's column.
+    Raises SettingError for a column that is missing or of the wrong type, and for a table without a picture column.
     """
     held = [field.name for field in schema if _holds_bytes(field.type)]
     said = [field.name for field in schema if _holds_text(field.type)]
@@ -47,19 +47,19 @@ def find(schema: Any, path: str, picture: str = "", caption: str = "") -> Column
 
 
 def leaves(schema: Any, columns: Columns) -> list[str]:
-    """Returns the names by which parquet reads the bytes of the columns that are there: "image.bytes"."""
+    """Returns parquet's names of the bytes of pictures, masks and conditions, such as "image.bytes"."""
     names = [columns.picture, columns.mask, columns.condition]
     return [f"{name}.bytes" if _is_struct(schema.field(name).type) else name for name in names if name]
 
 
 def cell(column: Any, row: int) -> bytes | None:
-    """Returns the bytes in a row of a pyarrow column; None where there are none."""
+    """Returns the bytes in a row of a pyarrow column; None for an empty cell."""
     value = column[row].as_py()
     return value.get("bytes") if isinstance(value, dict) else value
 
 
 def same(schema: Any, columns: Columns, path: str) -> None:
-    """Raises ValueError naming a file of a data set that lacks a column of the first file, or holds another type."""
+    """Raises ValueError naming a file if it lacks a column of the first file, or the column has the wrong type."""
     for field in fields(columns):
         name = getattr(columns, field.name)
         fits = _holds_text if field.name == "caption" else _holds_bytes

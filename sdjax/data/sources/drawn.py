@@ -15,9 +15,9 @@ from sdjax.data import pocketland, prompts
 from sdjax.data.sources.source import Examples, Size, Source
 from sdjax.settings import SettingError
 
-EVERY = 0.5  # of the drawn captions name all there is to see: with few words a small model never ties looks to words
+EVERY = 0.5  # share of captions that name all attributes: from short captions a small model never learns the words
 
-# What the drawn world takes of a folder's settings, and why no more.
+# The only values that the drawn world accepts for these settings, and why.
 PLAIN = {
     "crop": ("center", "pictures are drawn square"),
     "flip": (0, "partings and moles tell people apart"),
@@ -31,7 +31,7 @@ class Pocketland(Source):
     """The drawn world, data.path=pocketland.
 
     count: number of pictures.  domain: draw only "face" or only "cat".
-    large: further pictures, drawn with the side data.size, where the others have half of it; wants data.buckets=2.
+    large: additional pictures with the side data.size; the others then have half of it.  Needs data.buckets=2.
     looks: captions name all looks and no scene.
     named: fraction of captions that name looks instead of the word; if above 0, captions of other domains always do.
     """
@@ -58,7 +58,7 @@ class Pocketland(Source):
 
 
 class Drawn(Examples):
-    """`count` pictures of Pocketland's training identities, four scenes each; captions are drawn anew every time.
+    """`count` pictures of Pocketland's training identities, four scenes each; every visit draws another caption.
 
     Raises SettingError for settings that crop, mirror or mask pictures, and for templates that do not fit.
     """
@@ -89,7 +89,7 @@ class Drawn(Examples):
         return pocketland.example(i, self.source.views, self.source.cats, self.source.first)
 
     def shape(self, i: int) -> tuple[int, int]:
-        """Returns the size that picture i is drawn in: all of an identity have that of the first."""
+        """Returns the size of picture i; all pictures of an identity have the size of its first one."""
         if len(self) == self.first_large:
             return pocketland.SIZE, pocketland.SIZE
         side = self.largest if i - i % self.source.views >= self.first_large else self.largest // 2
@@ -100,10 +100,11 @@ class Drawn(Examples):
         return pocketland.draw(*self._item(i), int(np.max(size)))
 
     def caption(self, i: int, random: np.random.Generator) -> str:
-        """Returns a caption of picture i; with a word, one that names the scene and calls the subject by the word.
+        """Returns a caption of picture i.
 
-        With `looks` it names all looks and no scene; with `named` that fraction names looks without the word.
-        With templates it is one of them, filled with that caption and the word.
+        With a word the caption names the scene and calls the subject by the word.  With `looks` it names all looks and
+        no scene.  `named` is the fraction of captions that name looks instead of the word.  A template is filled with
+        that caption and the word.
         """
         who, place = self._item(i)
         seed = int(random.integers(1 << 31))
@@ -116,7 +117,7 @@ class Drawn(Examples):
         return self.prompts(words, random) if self.prompts else words
 
     def _named(self, who, random):
-        """Whether a caption names looks though there is a word; draws a number only where `named` asks for it."""
+        """Returns whether a caption names looks instead of the word; draws a random number only if `named` is set."""
         return bool(self.named) and (random.random() < self.named or self.subject not in ("", who.domain))
 
     def other(self, i: int, random: np.random.Generator) -> int:
@@ -134,11 +135,11 @@ class Drawn(Examples):
         return range(len(self))
 
     def about(self) -> str:
-        """Returns what there is, in words."""
+        """Returns a short summary: "60000 drawn pictures"."""
         return f"{len(self)} drawn pictures"
 
     def domain(self, i: int) -> str:
-        """Returns "face" or "cat": what picture i shows."""
+        """Returns the subject of picture i, "face" or "cat"."""
         return self._item(i)[0].domain
 
     def content(self, i: int) -> str:
@@ -150,7 +151,7 @@ class Drawn(Examples):
         return ["pocketland", len(self), self.source.views, self.source.cats, self.source.first, self._drawing()]
 
     def _drawing(self):
-        """Returns a digest of the code that draws."""
+        """Returns a digest of the drawing code."""
         return _code(Path(pocketland.__file__).parent)
 
 
@@ -161,7 +162,7 @@ def _code(folder: Path) -> str:
 
 
 def of_domain(drawn: Drawn, domain: str) -> list[int]:
-    """Returns the numbers of a Drawn source's pictures of a "face" or a "cat".
+    """Returns the numbers of the drawn pictures of a domain, "face" or "cat".
 
     Raises SettingError if there are none.
     """

@@ -1,10 +1,10 @@
-"""An image folder, or one image, as a source; every example is augmented by its own random generator.
+"""An image folder, or one image, as a source; each example has its own random generator for augmentation.
 
 examples = ImageFolder().open(Data(path="photos/cat", word="<cat>", templates="object", crop="random", flip=0.5))
 examples.example(0, 512, np.random.default_rng(7))  # {"picture" uint8 [512 512 3], "caption"[, "mask" [512 512]]}
 
-The file of a condition (data.condition=files, openpose, ...) lies beside its picture, or in data.condition_folder under
-the picture's name; it is cropped and mirrored with the picture.
+The file of a condition (data.condition=files, openpose, ...) is next to its picture, or in data.condition_folder under
+the picture's name.  It is cropped and mirrored with the picture.
 """
 
 import collections
@@ -21,14 +21,14 @@ from sdjax.data.sources.source import Examples, Size, Source
 from sdjax.images import captions, reading
 from sdjax.settings import SettingError
 
-LOOKED_THROUGH = 64  # pictures that are decoded before a model is loaded; of the others the header is read
+LOOKED_THROUGH = 64  # pictures decoded by the check before a model is loaded; only headers of the others are read
 
 
 @dataclass(frozen=True)
 class ImageFolder(Source):
     """A folder of images with its sub-folders, or one image.
 
-    condition_folder: the folder of the conditions' files, named NAME.png or as beside the pictures; "" for beside them.
+    condition_folder: folder of the conditions' files, named NAME.png or as next to pictures; "" for the pictures' own.
     """
 
     last: ClassVar[bool] = True
@@ -45,15 +45,15 @@ class ImageFolder(Source):
             return False
 
     def open(self, data: Any) -> Examples:
-        """Returns the examples of the folder.  Raises as Folder does."""
+        """Returns the examples of the folder.  Raises the same errors as Folder."""
         return Folder(data, self.condition_folder)
 
 
 class Folder(Examples):
     """The pictures of a run's Data settings.
 
-    Raises ValueError for a folder without pictures, a picture without the caption that its prompts need, data.mask
-    without any mask, and a picture without the file of its condition.
+    Raises ValueError for a folder without pictures, a picture without the caption that its templates need, data.mask
+    without any mask, and a picture without its condition's file.
     """
 
     def __init__(self, data: Any, condition_folder: str = "") -> None:
@@ -89,7 +89,7 @@ class Folder(Examples):
         return len(self.items)
 
     def epoch(self) -> list[int]:
-        """Returns the numbers of an epoch's pictures, repeated as their folder's name says ("10_sks dog")."""
+        """Returns the numbers of an epoch's pictures; a folder "10_sks dog" repeats its pictures 10 times."""
         return [i for i, item in enumerate(self.items) for _ in range(item.times)]
 
     def about(self) -> str:
@@ -111,13 +111,13 @@ class Folder(Examples):
         return self.pictures.middle(i, size)["picture"]
 
     def caption(self, i: int, random: np.random.Generator) -> str:
-        """Returns a prompt for picture i, with the word of its sub-folder where data.words gives one."""
+        """Returns a prompt for picture i, with the word of its sub-folder if data.words has one."""
         item = self.items[i]
         word = self.words.get(item.subject, self.prompts.word)
         return replace(self.prompts, word=word)(item.caption, random)
 
     def other(self, i: int, random: np.random.Generator) -> int:
-        """Returns the number of another picture in the same sub-folder; i itself where there is none."""
+        """Returns the number of another picture in the same sub-folder; i itself without one."""
         subject = self.items[i].subject
         same = self.subjects[subject] if subject else [i]
         step = random.integers(1, len(same)) if len(same) > 1 else 0
@@ -131,8 +131,9 @@ class Folder(Examples):
         return {**self.pictures.example(i, size, random), "caption": self.caption(i, random)}
 
     def check(self, size: int) -> None:
-        """Decodes the first LOOKED_THROUGH pictures and reads the headers of the others.  Raises ValueError that
-        names a file.
+        """Decodes the first LOOKED_THROUGH pictures and reads the headers of the others.
+
+        Raises ValueError naming an unusable file.
         """
         for i in range(min(len(self), LOOKED_THROUGH)):
             self.pictures.check(i, size)
@@ -149,7 +150,7 @@ class Folder(Examples):
 
 
 def _conditions(items, data, folder):
-    """Returns the files of the items' conditions.  Raises ValueError where a picture has none."""
+    """Returns the files of the items' conditions.  Raises ValueError for a picture without one."""
     endings, root = data.maker.endings, Path(data.path) if Path(data.path).is_dir() else Path(data.path).parent
     endings = (*endings, *dict.fromkeys(Path(ending).suffix for ending in endings)) if folder else endings
     place = Path(folder) if folder else root

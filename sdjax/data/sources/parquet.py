@@ -2,12 +2,12 @@
 
     data.path=photos/train.parquet      data.path=s3://bucket/photos      data.path=hf://datasets/lambdalabs/naruto#train
 
-Pictures are found by their column's type (columns.py); data.image_column and data.caption_column name others.
+columns.py finds the columns by type and name; data.image_column and data.caption_column name others.
 
-Captions of a file are read once and kept as a memory-mapped table (tables.py).  A picture is read with its row group,
-since parquet compresses groups as a whole.  A group of more than DIRECT bytes, or in a bucket, is unpacked to a
-memory-mapped table when its first row is asked for: that costs a copy of the data on the disk, and from then on a row
-costs its own bytes.  Open costs neither: a million rows are there in seconds.
+The first run reads a file's captions into a memory-mapped table (tables.py), which later runs open in seconds, even for
+a million rows.  A picture is read with its row group, since parquet compresses groups as a whole.  A group of more than
+DIRECT bytes, or one in a bucket, is unpacked to a memory-mapped table at the first access to one of its rows.  This
+copies the data to disk; later accesses read only a row's own bytes.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from sdjax.data.sources.rows import Rows
 from sdjax.data.sources.source import Examples, Source
 
 ENDINGS = (".parquet",)
-DIRECT = 1 << 20  # bytes of a local row group that is read anew for a row
+DIRECT = 1 << 20  # most picture bytes of a local row group that is read directly, without an unpacked copy
 GROUPS = 64  # row groups that stay open
 FOOTERS = 64  # files whose footers stay in memory
 BATCH = 65536  # captions per record batch
@@ -40,7 +40,7 @@ PICTURES = 64  # pictures per record batch of an unpacked group
 
 @dataclass(frozen=True)
 class Parquet(Source):
-    """Parquet files with a column of pictures and one of captions, as Hugging Face's datasets have them.
+    """Parquet files with a column of pictures and one of captions, as in Hugging Face's datasets.
 
     image_column, caption_column: their names; "" finds them.
     index: folder that keeps captions, sizes and unpacked row groups; "" is ~/.cache/sdjax/data.
@@ -51,13 +51,13 @@ class Parquet(Source):
     index: str = ""
 
     def matches(self, path: str) -> bool:
-        """Returns whether a path names parquet files, or a folder that holds them and no pictures."""
+        """Returns whether a path names parquet files, or a folder with parquet files and no pictures."""
         return splits.matches(path, ENDINGS)
 
     def open(self, data: Any) -> Examples:
-        """Returns the examples of the files of the path's split.
+        """Returns the examples in the files of the path's split.
 
-        Raises SettingError for columns that are not there, ValueError naming a file that cannot be read.
+        Raises SettingError for missing columns, ValueError naming an unreadable file.
         """
         files = splits.files(data.path, ENDINGS)
         with _said(files[0]), files[0].open() as stream:
@@ -76,7 +76,7 @@ def table(files: Sequence[File], chosen: Columns, folder: Path) -> Cells:
 
 
 def _texts(file, chosen, folder):
-    """Returns the table of a file's captions, {"caption"}; its metadata says [rows, bytes] of each row group."""
+    """Returns the table of a file's captions, {"caption"}, with [rows, bytes] of each row group in its metadata."""
     key = ["parquet", 1, file.path, file.size, file.stamp, chosen.picture, chosen.caption]
     return tables.kept(folder, key, lambda: _read_texts(file, chosen))
 
@@ -97,13 +97,13 @@ def _read_texts(file, chosen) -> Iterator[Any]:
 
 
 def _bytes(group, name):
-    """Returns the unpacked bytes of a column, and of what is in it, in a row group."""
+    """Returns the unpacked bytes of a column, with its nested columns, in a row group."""
     chunks = (group.column(k) for k in range(group.num_columns))
     return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == name)
 
 
 class Groups:
-    """The row groups of parquet files.  sizes: [[rows, bytes], ...] of each file's."""
+    """The row groups of parquet files.  sizes: [[rows, bytes], ...] of each file's groups."""
 
     def __init__(self, files: Sequence[File], sizes: Sequence[list[list[int]]], chosen: Columns, folder: Path) -> None:
         self.files, self.chosen, self.folder = files, chosen, folder
@@ -111,7 +111,7 @@ class Groups:
         flat = np.array([(k, g, *size) for k, groups in enumerate(sizes) for g, size in enumerate(groups)], np.int64)
         self.file, self.group, rows, self.bytes = flat.reshape(-1, 4).T
         self.ends = np.cumsum(rows)
-        self.one = threading.Lock()  # unpacks a group once, and holds one in memory
+        self.one = threading.Lock()  # unpacks a group only once, and one group at a time
         self._opened = functools.lru_cache(GROUPS)(self._open)
         self._footer = functools.lru_cache(FOOTERS)(self._read_footer)
 

@@ -1,4 +1,4 @@
-"""Pictures cut to size with their masks and conditions, as a run's Data settings ask: common to files and shards.
+"""Crops pictures with their masks and conditions by a run's Data settings; used by folders and tables.
 
 pictures = Pictures(data, len(items), items.__getitem__)
 pictures.example(0, 512, np.random.default_rng(7))        # {"picture" uint8 [512 512 3][, "mask"][, "condition"]}
@@ -16,13 +16,13 @@ from sdjax.data.sources.source import Size
 from sdjax.images import reading
 from sdjax.images.reading import Held, Readable
 
-KEPT = 16  # decoded pictures that stay in memory where there are no more
+KEPT = 16  # a data set of at most this many pictures stays decoded in memory
 
 
 class Pictures:
     """The pictures of `count` items, by number.
 
-    item(i): picture i and its mask.  condition(i): the file of its condition; None where a run reads none.
+    item(i): picture i and its mask.  condition(i): the file of its condition; None if the run reads no conditions.
     """
 
     def __init__(
@@ -36,16 +36,16 @@ class Pictures:
         self.crop, self.flip, self.masked, self.maker = data.crop, data.flip, data.mask, data.maker
         kept = count if count <= KEPT else 0
         self._decoded = functools.lru_cache(kept)(self._decode)
-        self.middle = functools.lru_cache(kept)(self._cut)  # one photo is scaled once, not in every row of a batch
+        self.middle = functools.lru_cache(kept)(self._cut)  # scales one photo once, not for every row
 
     def shape(self, i: int) -> tuple[int, int]:
         """Returns (height, width) of picture i, upright."""
         return reading.shape(self.item(i).path)
 
     def example(self, i: int, size: Size, random: np.random.Generator) -> dict[str, Any]:
-        """Returns {"picture" uint8 [h w 3]} of picture i, cropped and mirrored as the settings ask.
+        """Returns {"picture" uint8 [h w 3]} of picture i, cropped and mirrored by the settings.
 
-        With data.mask also "mask" float32 [h w] in [0, 1]; of a condition in files also "condition" uint8 [h w 3].
+        With data.mask also "mask" float32 [h w] in [0, 1]; for conditions from files also "condition" uint8 [h w 3].
         """
         x, y, mirror = random.random(3)
         if self.crop == "center" and mirror >= self.flip:
@@ -53,7 +53,7 @@ class Pictures:
         return self._cut(i, size, (x, y) if self.crop == "random" else (0.5, 0.5), mirror < self.flip)
 
     def check(self, i: int, size: int) -> None:
-        """Decodes picture i with its mask and condition.  Raises ValueError naming a file that cannot be used."""
+        """Decodes picture i with its mask and condition.  Raises ValueError naming an unusable file."""
         item = self.item(i)
         reading.decode(item, size, self.masked)
         self._condition(i, item)
@@ -64,7 +64,7 @@ class Pictures:
         return picture, mask, self._condition(i, item)
 
     def _condition(self, i, item):
-        """Returns the condition of picture i that a file holds, an image; None where no file does."""
+        """Returns the condition of picture i from its file, an Image; None if the run reads no such files."""
         if self.file is None:
             return None
         full, file = reading.shape(item.path), self.file(i)
@@ -75,7 +75,7 @@ class Pictures:
         return Image.fromarray(found)
 
     def _cut(self, i, size, place=(0.5, 0.5), flip=False):
-        """Returns {"picture"[, "mask"][, "condition"]} of the part of picture i with the proportions of `size`."""
+        """Returns {"picture"[, "mask"][, "condition"]} of picture i, cropped to `size`."""
         picture, mask, condition = self._decoded(i, size)
         cut = functools.partial(reading.cut, size=size, place=place, flip=flip)
         found = {"picture": cut(picture)}

@@ -1,7 +1,7 @@
-"""The rows of a table as examples: what tar shards, parquet and Arrow files have in common.
+"""The rows of a table as examples, for tar shards, parquet and Arrow files.
 
-A source writes a Table; Rows adds what a run's Data settings ask of pictures and prompts.  Nothing here grows with the
-table: values are read when a row is asked for.
+A source provides a Table; Rows applies a run's Data settings to its pictures and prompts.  Memory does not grow with
+the table: values are read when a row is needed.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from sdjax.images import reading
 from sdjax.images.reading import Held, HeldItem
 from sdjax.settings import SettingError
 
-CHECKED = 16  # pictures, evenly over the rows, that are decoded before a model is loaded
-MOST_BYTES = 1 << 28  # of a picture's file
+CHECKED = 16  # pictures, evenly over the rows, decoded by the check before a model is loaded
+MOST_BYTES = 1 << 28  # most bytes of a picture's file
 
 
 class Table(Protocol):
@@ -31,11 +31,11 @@ class Table(Protocol):
     def __len__(self) -> int: ...
 
     def picture(self, i: int) -> Held:
-        """Returns the picture's file of row i.  Raises ValueError naming file and row."""
+        """Returns the bytes of row i's picture.  Raises ValueError naming file and row."""
         ...
 
     def beside(self, i: int, kind: str, endings: Sequence[str]) -> Held | None:
-        """Returns the file of row i of a kind, "mask" or "condition", with one of these endings; None without one."""
+        """Returns row i's "mask" or "condition" (`kind`), a file with one of these endings; None without one."""
         ...
 
     def holds(self, kind: str, endings: Sequence[str]) -> bool:
@@ -55,24 +55,25 @@ class Table(Protocol):
         ...
 
     def content(self, i: int) -> str:
-        """Returns what decides the picture of row i, without reading it."""
+        """Returns a text that identifies the picture of row i, without reading it."""
         ...
 
     def fingerprint(self) -> list[Any]:
-        """Returns what decides the pictures, plain values."""
+        """Returns plain values that identify all pictures."""
         ...
 
     def about(self) -> str:
-        """Returns which files these are, in words."""
+        """Returns a short description of the files: "12 tar shards"."""
         ...
 
 
 class Rows(Examples):
     """The examples of a Table.
 
-    source: opened them; other processes open them again.  lacks: what to do about a row without a caption.
-    Raises SettingError for settings that only folders have, for masks or conditions that the table lacks, and
-    ValueError for rows without a caption where prompts need one.
+    source: the source that opened the table; other processes open it again.  lacks: advice in the message for a row
+    without a caption.
+    Raises SettingError for settings that only folders have, and for masks or conditions that the table lacks;
+    ValueError for rows without a caption if prompts need one.
     """
 
     def __init__(self, source: Source, data: Any, table: Table, lacks: str) -> None:
@@ -122,11 +123,11 @@ class Rows(Examples):
         return self.table.shapes()
 
     def picture(self, i: int, size: Size) -> np.ndarray:
-        """Returns the middle of picture i, uint8 [h w 3]."""
+        """Returns the central crop of picture i, uint8 [h w 3]."""
         return self.pictures.middle(i, size)["picture"]
 
     def caption(self, i: int, random: np.random.Generator) -> str:
-        """Returns a prompt for picture i; of several captions one is drawn evenly."""
+        """Returns a prompt for picture i, from one of its captions with equal probability."""
         texts = self.table.texts(i)
         place = int(random.integers(len(texts))) if len(texts) > 1 else 0
         return self.prompts(texts[place] if len(texts) else "", random)
@@ -136,7 +137,7 @@ class Rows(Examples):
         return i
 
     def example(self, i: int, size: Size, random: np.random.Generator) -> dict[str, Any]:
-        """Returns {"picture", "caption"} of picture i; as asked for also "mask" and "condition"."""
+        """Returns {"picture", "caption"} of picture i; also "mask" and "condition" if the run reads them."""
         return {**self.pictures.example(i, size, random), "caption": self.caption(i, random)}
 
     def check(self, size: int) -> None:
@@ -145,20 +146,20 @@ class Rows(Examples):
             self.pictures.check(i, size)
 
     def content(self, i: int) -> str:
-        """Returns what decides picture i."""
+        """Returns a text that identifies picture i."""
         return self.table.content(i)
 
     def fingerprint(self) -> list[Any]:
-        """Returns what decides the pictures."""
+        """Returns plain values that identify all pictures."""
         return self.table.fingerprint()
 
     def about(self) -> str:
-        """Returns what there is, in words: "1000000 pictures in 12 parquet files"."""
+        """Returns a short summary: "1000000 pictures in 12 parquet files"."""
         return f"{len(self)} picture{'s' * (len(self) > 1)} in {self.table.about()}"
 
 
 def held(name: str, data: bytes | None) -> Held:
-    """Returns a picture's bytes with their place.  Raises ValueError for none, and for more than MOST_BYTES."""
+    """Returns a picture's bytes with their place.  Raises ValueError for missing bytes and for more than MOST_BYTES."""
     if not data:
         raise ValueError(f"{name}: no picture")
     if len(data) > MOST_BYTES:
@@ -167,6 +168,6 @@ def held(name: str, data: bytes | None) -> Held:
 
 
 def said_texts(value: Any) -> list[str]:
-    """Returns the captions of a cell: a text, or a list of texts; each on one line, empty ones left out."""
+    """Returns the captions of a cell, a text or a list of texts: each on one line, without empty ones."""
     values = value if isinstance(value, list) else [value]
     return [line for text in values if isinstance(text, str) and (line := " ".join(text.split()))]

@@ -1,4 +1,4 @@
-"""The contract of a source of pictures, and of the examples that it opens.
+"""The interfaces of a source of pictures and of the examples that it opens.
 
 examples = sources.open(Data(path="photos/cat", word="a sks cat"))
 examples.example(0, 512, np.random.default_rng(7))         # {"picture" uint8 [512 512 3], "caption"[, "mask"]}
@@ -11,14 +11,13 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 Random = np.random.Generator
-Size = int | tuple[int, int]  # of what is cut out of a picture: the side of a square, or (height, width)
+Size = int | tuple[int, int]  # of a crop: the side of a square, or (height, width)
 
 
 class Examples(Protocol):
-    """Pictures with captions, by number from 0.  `size`: of the crop to return, (height, width) or the side of a
-    square.
+    """Pictures with captions, by number from 0; they can be pickled, for the processes of data.workers.
 
-    They can be pickled: the processes of data.workers get them so.
+    size: of the crop to return, (height, width) or the side of a square.
     remote: whether pictures come over a network; then more threads read at once.
     """
 
@@ -39,7 +38,7 @@ class Examples(Protocol):
         ...
 
     def other(self, i: int, random: Random) -> int:
-        """Returns the number of another picture of the same subject; i itself where there is none."""
+        """Returns the number of another picture of the same subject; i itself without one."""
         ...
 
     def example(self, i: int, size: Size, random: Random) -> dict[str, Any]:
@@ -55,7 +54,7 @@ class Examples(Protocol):
         return np.array([self.shape(i) for i in range(len(self))], np.int64).reshape(-1, 2)
 
     def epoch(self) -> Sequence[int] | np.ndarray:
-        """Returns the numbers of an epoch's pictures; a range or an array where there are many."""
+        """Returns the numbers of an epoch's pictures; large sources return a range or an array."""
         return range(len(self))
 
     def fingerprint(self) -> list[Any]:
@@ -63,14 +62,14 @@ class Examples(Protocol):
         ...
 
     def content(self, i: int) -> str:
-        """Returns a text that identifies picture i, whatever its number: the key of a cache."""
+        """Returns a text that identifies the content of picture i, independent of its number, as a cache's key."""
         return json.dumps([*self.fingerprint(), i])
 
     def check(self, size: int) -> None:
-        """Raises ValueError that names a picture which cannot be used; runs before a model is loaded."""
+        """Raises ValueError naming an unusable picture; runs before a model is loaded."""
 
     def chosen(self) -> Sequence[int] | np.ndarray | None:
-        """Returns the numbers of the pictures that the run asks for; None for all."""
+        """Returns the numbers of the pictures that the run uses; None for all."""
         return None
 
     def about(self) -> str:
@@ -79,9 +78,9 @@ class Examples(Protocol):
 
 
 class Source(Protocol):
-    """A frozen dataclass of settings that only its pictures have; `data.NAME` finds them (`data.count`).
+    """A frozen dataclass with the settings of one kind of pictures, available as data.NAME (`data.count`).
 
-    last: whether this source sees a path after all others; it takes any folder.
+    last: whether this source is asked after all others, because it takes any folder.
     square: whether all pictures are squares, in one size or several.
     """
 
@@ -89,7 +88,7 @@ class Source(Protocol):
     square: ClassVar[bool] = False
 
     def matches(self, path: str) -> bool:
-        """Returns whether `data.path` names such pictures."""
+        """Returns whether a path, the `data.path` of a run, names pictures of this kind."""
         ...
 
     def open(self, data: Any) -> Examples:
@@ -101,14 +100,14 @@ class Source(Protocol):
 
 
 class Only(Examples):
-    """Some of the examples, by their numbers, which must be distinct; takes 16 bytes a number."""
+    """A subset of the examples, by distinct numbers; takes 16 bytes per number."""
 
     def __init__(self, examples: Examples, numbers: Sequence[int] | np.ndarray) -> None:
         self.examples, self.numbers = examples, np.asarray(numbers, np.int64)
         self.remote, self._order = examples.remote, np.argsort(self.numbers, kind="stable")
 
     def _places(self, numbers):
-        """Returns the places of numbers of the examples among those that are here, -1 for one that is not."""
+        """Returns the places of the examples' numbers in this subset, -1 for numbers outside it."""
         numbers = np.asarray(numbers, np.int64)
         at = self._order[np.minimum(np.searchsorted(self.numbers, numbers, sorter=self._order), len(self) - 1)]
         return np.where(self.numbers[at] == numbers, at, -1)
@@ -124,11 +123,11 @@ class Only(Examples):
         return self.examples.shape(self._number(i))
 
     def shapes(self) -> np.ndarray:
-        """Returns (height, width) of all of them, int [N 2]."""
+        """Returns (height, width) of all pictures of the subset, int [N 2]."""
         return self.examples.shapes()[self.numbers]
 
     def picture(self, i: int, size: Size) -> np.ndarray:
-        """Returns picture i, uint8 [size size 3]."""
+        """Returns picture i, uint8 [h w 3]."""
         return self.examples.picture(self._number(i), size)
 
     def caption(self, i: int, random: np.random.Generator) -> str:
@@ -136,7 +135,7 @@ class Only(Examples):
         return self.examples.caption(self._number(i), random)
 
     def other(self, i: int, random: np.random.Generator) -> int:
-        """Returns the number of another picture of the same subject; i itself where that one is not among them."""
+        """Returns the number of another picture of the same subject; i itself if that one is outside the subset."""
         place = int(self._places(self.examples.other(self._number(i), random)))
         return i if place < 0 else place
 
@@ -150,13 +149,13 @@ class Only(Examples):
         return self.examples.example(self._number(i), size, random)
 
     def content(self, i: int) -> str:
-        """Returns a digest of picture i."""
+        """Returns a text that identifies picture i."""
         return self.examples.content(self._number(i))
 
     def fingerprint(self) -> list[Any]:
-        """Returns what decides the pictures."""
+        """Returns plain values that identify the pictures."""
         return [*self.examples.fingerprint(), self.numbers.tolist()]
 
     def about(self) -> str:
-        """Returns what there is, in words."""
+        """Returns a short summary."""
         return f"{len(self)} of {self.examples.about()}"

@@ -1,13 +1,13 @@
-"""Tar shards in WebDataset's layout as a source, by an index that gives random access; local or in a bucket.
+"""Tar shards in WebDataset's layout as a source, local or in a bucket; an index gives random access.
 
     data.path=photos/train-{0000..0099}.tar        data.path=s3://bucket/photos        data.path=photos/a.tar
 
-Members whose paths agree up to the first "." of the name are one example: 0001.jpg, 0001.txt, 0001.mask.png.  The
-caption is in .txt, else .caption, else in .json under "caption" or "text".
+Consecutive members with the same path up to the first "." of the name are one example: 0001.jpg, 0001.txt,
+0001.mask.png.  The caption is in .txt, else .caption, else in .json under "caption" or "text".
 
-A shard is read once, from front to back, and its index is kept (tables.py): where each picture begins, its size, its
-SHA-256, its caption.  From then on a picture is one read of its bytes, whose sum is compared, so each process reads
-only its own rows.  A shard that was written again gets a new index.
+A shard is read once, from front to back, for its index (tables.py): place, size, SHA-256 and caption of each picture.
+After that, a picture is one read of its bytes, checked against the SHA-256, so each process reads only its own rows.  A
+shard that has changed gets a new index.
 
 Source of the layout: WebDataset's documentation, "the WebDataset format".
 """
@@ -34,10 +34,10 @@ from sdjax.images import captions, reading
 from sdjax.images.reading import Held
 
 ENDINGS = (".tar",)
-TEXTS = ("txt", "caption", "json")  # the first that an example has is its caption
-SHARDS = 4  # that are indexed at once
+TEXTS = ("txt", "caption", "json")  # an example's first one of these is its caption
+SHARDS = 4  # shards indexed at once
 BATCH = 4096  # rows per record batch of an index
-BLOCK = 512  # bytes; of tar
+BLOCK = 512  # bytes of a tar block
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class TarShards(Source):
     index: str = ""
 
     def matches(self, path: str) -> bool:
-        """Returns whether a path names tar files, or a folder that holds them and no pictures."""
+        """Returns whether a path names tar files, or a folder with tar files and no pictures."""
         return splits.matches(path, ENDINGS)
 
     def open(self, data: Any) -> Examples:
-        """Returns the examples of the shards; makes the indexes that are not there.
+        """Returns the examples of the shards; creates missing indexes.
 
         Raises ValueError naming a shard that is missing, damaged, compressed or without pictures.
         """
@@ -64,7 +64,7 @@ class TarShards(Source):
 
 
 class Shards:
-    """The examples of tar shards, by their indexes: one pyarrow.Table per file."""
+    """The examples of tar shards.  indexes: one pyarrow.Table per shard."""
 
     def __init__(self, files: Sequence[File], indexes: Sequence[Any]) -> None:
         self.files, self.remote = files, places.remote(files[0].path)
@@ -117,25 +117,25 @@ class Shards:
         return np.stack([self.columns["height"].numbers(), self.columns["width"].numbers()], 1)
 
     def content(self, i: int) -> str:
-        """Returns the picture's digest, as a folder gives it for the same bytes: their caches are one."""
+        """Returns the picture's digest, the same as a folder's for the same bytes, so they share cache entries."""
         return hashlib.sha256(self.columns["sum"][i]).hexdigest()[:16]
 
     def fingerprint(self) -> list[Any]:
-        """Returns what decides the pictures."""
+        """Returns plain values that identify all pictures."""
         total = hashlib.sha256()
         for chunk in self.columns["sum"].chunks:
             total.update(chunk.buffers()[1][chunk.offset * 32 : (chunk.offset + len(chunk)) * 32])
         return ["tar", len(self), total.hexdigest()[:16]]
 
     def about(self) -> str:
-        """Returns "12 tar shards"."""
+        """Returns a short description: "12 tar shards"."""
         return f"{len(self.files)} tar shard{'s' * (len(self.files) > 1)}"
 
 
 def indexed(files: Sequence[File], folder: Path) -> list[Any]:
-    """Returns the index of each shard, a pyarrow.Table; SHARDS at once are made of those that are not there.
+    """Returns the index of each shard, a pyarrow.Table; creates missing indexes, SHARDS at a time.
 
-    Each process begins at another shard, so that processes with one folder divide the work.
+    Each process starts at another shard, so that processes with one folder share the work.
     """
     turn = zlib.crc32(f"{os.uname().nodename} {os.getpid()}".encode()) % len(files)
     order = [*range(turn, len(files)), *range(turn)]
@@ -176,7 +176,7 @@ def _index(file: File) -> Iterator[Any]:
 
 
 def _rows(file):
-    """Yields {column: value} of each example of a shard that has a picture."""
+    """Yields {column: value} of each example with a picture."""
     name, members = None, {}
     with file.open() as stream:
         for path, member in _members(file, stream):
@@ -197,7 +197,8 @@ def _rows(file):
 def _members(file: File, stream: Any) -> Iterator[tuple[str, tarfile.TarInfo]]:
     """Yields (path, tarfile.TarInfo) of the regular files of a shard.
 
-    tarfile takes damage for the end.  So what follows the last member is looked at: at least one block, all of zeros.
+    tarfile takes damage for the end of the archive.  So this checks that at least one block follows the last member,
+    and only zeros.  Raises ValueError for a damaged or compressed shard.
     """
     opened: Any = tarfile.open
     try:
@@ -218,7 +219,7 @@ def _members(file: File, stream: Any) -> Iterator[tuple[str, tarfile.TarInfo]]:
 
 
 def _data(file, stream, path, member, ending):
-    """Returns the bytes of a picture or a text; None for other members, which are read when they are asked for."""
+    """Returns the bytes of a picture or a text; None for other members, which are read when needed."""
     most = MOST_BYTES if f".{ending}" in reading.SUFFIXES else captions.MAX_BYTES if ending in TEXTS else 0
     if not most:
         return None
@@ -229,7 +230,10 @@ def _data(file, stream, path, member, ending):
 
 
 def _row(file, members):
-    """Yields the row of an example's members, {ending: (path, start, size, bytes)}; nothing without a picture."""
+    """Yields the row of an example; nothing for an example without a picture.
+
+    members: {ending: (path, start, size, bytes)}.
+    """
     pictures = [ending for ending in members if f".{ending}" in reading.SUFFIXES]
     if not pictures:
         return

@@ -1,7 +1,7 @@
 """Samplers, one file each, as tables of coefficients.
 
-sampler.py has the contract; `known` finds every sampler in this package.  This package does not import JAX, so programs
-list the names quickly; plan.py runs the samplers.
+sampler.py defines the interface; `known` finds every sampler in this package; plan.py runs them.  This package does not
+import JAX, so programs list the names quickly.
 """
 
 import sys

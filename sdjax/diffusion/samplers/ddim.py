@@ -1,4 +1,4 @@
-"""DDIM: the clean latent and its noise, put together at the next level."""
+"""DDIM: combines the clean latent and its noise at the next level."""
 
 from collections.abc import Iterator
 

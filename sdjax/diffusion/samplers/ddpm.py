@@ -1,4 +1,4 @@
-"""DDPM: a draw from the posterior of every step."""
+"""DDPM: draws from the posterior at every step."""
 
 from collections.abc import Iterator
 

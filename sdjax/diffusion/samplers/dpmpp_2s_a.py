@@ -1,4 +1,4 @@
-"""DPM++ 2S ancestral: DPM-Solver++ of two evaluations a step, and noise."""
+"""DPM++ 2S ancestral: DPM-Solver++ with two evaluations per step, and noise."""
 
 from collections.abc import Iterator
 

@@ -13,8 +13,8 @@ from sdjax.diffusion.samplers.sigma_steps import reverse_sde
 def dpmpp_3m(path: Path, eta: float) -> Iterator[Row]:
     """Solves the SDE of DPM++ 2M SDE with the last three x0: DPM++ 3M SDE.
 
-    `curve` is half of the second derivative; phi_3 would take all of it.  Everyone uses this formula; without noise its
-    order is 2 (measured).
+    `curve` is half of the second derivative, but phi_3 would need all of it.  All implementations use this formula;
+    without noise its order is 2 (measured).
     Source: Katherine Crowson's k-diffusion, sample_dpmpp_3m_sde.
     """
     for i, here, there in path.moves():

@@ -1,4 +1,4 @@
-"""DPM++ SDE: DPM-Solver++ of two evaluations a step for the reverse SDE."""
+"""DPM++ SDE: DPM-Solver++ with two evaluations per step for the reverse SDE."""
 
 from collections.abc import Iterator
 
@@ -13,8 +13,8 @@ from sdjax.diffusion.samplers.sigma_steps import ancestral, between, exponential
 def dpmpp_sde(path: Path, eta: float) -> Iterator[Row]:
     """Solves the reverse SDE by DPM-Solver++(2S), with noise also at the middle of the step: DPM++ SDE.
 
-    The step's noise is the increment of one Brownian motion in sigma: that of the first half, carried in BASE, plus
-    that of the second half.
+    The step's noise is the increment of one Brownian motion in sigma: BASE carries the increment of the first half, the
+    second row adds the second.
     Source: k-diffusion's sample_dpmpp_sde, r = 1/2; Lu et al. 2022b, algorithm 1, for the drift.
     """
     for i, here, there in path.moves():

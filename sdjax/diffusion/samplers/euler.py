@@ -1,4 +1,4 @@
-"""Euler and Euler ancestral: one slope a step."""
+"""Euler and Euler ancestral: one slope per step."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""LCM: of models that were distilled into a consistency function."""
+"""LCM: for models distilled into a consistency function."""
 
 from collections.abc import Iterator
 

@@ -1,9 +1,9 @@
-"""The noise levels of a run: at which times, and how much noise, a sampler looks at the latent.
+"""The noise levels of a run, at which a sampler evaluates the network.
 
     for i, here, there in path.moves(): ...
 
-A level is (t, a, s): the time that the network is told, the factors of signal and noise, a² + s² = 1.  sigma = s / a is
-k-diffusion's noise level, lam = log(a / s) DPM-Solver's.
+A level is (t, a, s): the time for the network and the factors of signal and noise, with a² + s² = 1.  sigma = s / a is
+k-diffusion's noise level, and lam = log(a / s) is DPM-Solver's.
 """
 
 import dataclasses
@@ -34,9 +34,9 @@ CLEAN = Level(None, 1.0, 0.0)  # pyright: ignore[reportArgumentType]  # all othe
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-    """The levels of a run: the network sees levels[i], and step i leads to ends[i], mostly levels[i + 1].
+    """The levels of a run: step i leads from levels[i], which the network sees, to ends[i], usually levels[i + 1].
 
-    steps: length of the whole path; levels and ends are shorter if image-to-image starts late.
+    steps: length of the whole path; levels and ends are shorter if image-to-image skips the first steps.
     scale: factor of unit-variance noise at the start of a run from pure noise.
     at: level of an integer training time.  time: the (fractional) time of a sigma.
     """

@@ -10,7 +10,7 @@ from sdjax.diffusion.samplers.sampler import Sampler
 def pndm(path: Path, eta: float) -> Iterator[Row]:
     """Extrapolates the predictions by Adams-Bashforth of order 4 and steps by DDIM's transfer: PLMS.
 
-    The first step is done twice, the second time with the mean of the predictions at both ends.
+    The first step is repeated with the mean of the predictions at both of its ends.
     Source: Liu et al. 2022 (PNDM), equations 9, 11 and 12, without the Runge-Kutta start, as Stable Diffusion uses it.
     """
     kind = path.prediction_type
@@ -19,7 +19,7 @@ def pndm(path: Path, eta: float) -> Iterator[Row]:
         x0, eps = x0_and_eps(kind, here, x, raw)
         return there.a * x0 + there.s * eps
 
-    # M[1] after the second look, which is no part of the history, is skipped in each
+    # Later steps skip the output of the repeated step's second evaluation, which is not part of the history.
     recent = (
         (3 * M[0] - M[2]) / 2,
         (23 * M[0] - 16 * M[1] + 5 * M[3]) / 12,

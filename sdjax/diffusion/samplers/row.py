@@ -1,14 +1,14 @@
-"""The one form that all samplers share: a row per evaluation of the network, linear in what is in the registers.
+"""The common form of all samplers: one row per evaluation of the network, linear in the registers.
 
-    X      the latent that the network has just looked at
-    BASE   a latent kept from earlier, such as the one at the beginning of a step of two evaluations
+    X      the latent of this evaluation
+    BASE   a latent kept from earlier, such as the one at the start of a step of two evaluations
     M[0]   the newest output of the network, M[1] the one before, ... M[4]
     NOISE  fresh standard normal noise
 
-A sampler is a function of a Path (noise levels) that yields rows in float64; the registers are unit vectors there, so
-x = there.a * M[0] + there.s * (X - here.a * M[0]) / here.s reads like the formula that it is.  Samplers differ in
-numbers only: one compiled loop (plan.sample) runs all of them, and neither another sampler nor another number of
-steps compiles anything.
+A sampler is a function of a Path (noise levels) that yields rows in float64.  The registers are unit vectors there, so
+a formula reads as in its paper: x = there.a * M[0] + there.s * (X - here.a * M[0]) / here.s.
+Samplers differ only in numbers: one compiled loop (plan.sample) runs all of them, and another sampler or step count
+does not recompile it.
 """
 
 from typing import NamedTuple
@@ -25,10 +25,9 @@ X, BASE, *M, NOISE = _unit
 
 
 class Row(NamedTuple):
-    """One evaluation of the network at a level: the next latent (`x`) and the one to keep (`base`), linear in the
-    registers.
+    """One evaluation of the network at a level; x is the next latent and base the next BASE, linear in the registers.
 
-    step: the step of the path that it belongs to, counted from the first one that runs.
+    step: the step that it belongs to, counted from the first one that runs.
     """
 
     level: Level
@@ -50,7 +49,7 @@ def x0_and_eps(
 
 
 def outputs(prediction_type: str, level: Level, kind: str) -> Float64[np.ndarray, " 2"]:
-    """Returns (factor of the latent, factor of the prediction) whose sum is M[0].
+    """Returns the factors of the latent and of the prediction in M[0].
 
     kind: M[0] is "x0", the clean latent; "eps", the noise; or "raw", the prediction unchanged.
     """

@@ -1,4 +1,4 @@
-"""The contract of a sampler: a function that yields the rows of a run, and how to run them.
+"""The interface of a sampler: a function that yields the rows of a run, and the settings for running them.
 
 MINE = Sampler("mine", "Mine", rows, "sigmas")          # in a file of this package; `known` finds it
 
@@ -20,10 +20,10 @@ class Sampler:
     and after a step.
     eta: the default amount of fresh noise; None if the method has no such setting.
     output: the meaning of M[0], see row.outputs.  grid, end: see sigmas.levels.
-    automatic: A1111's choice of spacing, on k-diffusion's grid, with or without `discard`; None for samplers that A1111
-    does not take from k-diffusion, which use "normal" on their own grid.
-    churn: whether its steps may add noise first, see sigma_steps.raised.
-    noisy: whether it draws fresh noise though it has no `eta`.
+    automatic: A1111's choice of spacing, on k-diffusion's grid, with or without `discard`.  None for samplers that
+    A1111 does not take from k-diffusion; they use "normal" on their own grid.
+    churn: whether steps may first add noise, see sigma_steps.raised.
+    noisy: whether it draws fresh noise although it has no `eta`.
     """
 
     name: str

@@ -1,6 +1,8 @@
-"""What samplers in k-diffusion's variables share: x / a is the latent of variance 1 + sigma², the ODE dx/dsigma =
-(x - x0) / sigma.  A step of two evaluations yields two rows; the second finds the beginning of the step in BASE and its
-output in M[1].  lam = log(a / s), h = lam' - lam.
+"""Functions for samplers in k-diffusion's variables.
+
+x / a is the latent of variance 1 + sigma², with the ODE dx/dsigma = (x - x0) / sigma; lam = log(a / s), h = lam' - lam.
+A step of two evaluations yields two rows; in the second one, BASE is the latent at the start of the step, M[1] its
+output.
 """
 
 import numpy as np
@@ -9,7 +11,7 @@ from jaxtyping import Float64
 from sdjax.diffusion.samplers.path import Level, Path
 from sdjax.diffusion.samplers.row import NOISE, X
 
-MOST_CHURN = np.sqrt(2) - 1  # of one step: Karras et al. 2022, algorithm 2
+MOST_CHURN = np.sqrt(2) - 1  # most churn of one step: Karras et al. 2022, algorithm 2
 Churn = tuple[float, float, float, float]  # s_churn, s_tmin, s_tmax, s_noise of the source
 Registers = Float64[np.ndarray, " registers"]
 
@@ -17,21 +19,22 @@ Registers = Float64[np.ndarray, " registers"]
 def ancestral(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
     """Returns (sigma_down, sigma_up): the end of the deterministic part, and the noise that raises it to sigma_next.
 
-    Source: Song et al. 2021 (DDIM), equation 16, in sigmas, as k-diffusion writes it.
+    Source: Song et al. 2021 (DDIM), equation 16, in sigmas, as in k-diffusion.
     """
     up = min(sigma_next, eta * sigma_next * np.sqrt(1 - (sigma_next / sigma) ** 2))
     return np.sqrt(sigma_next**2 - up**2), up
 
 
 def between(path: Path, sigma: float) -> Level:
-    """Returns the level of a sigma between those of the path, at its fractional time in the model's table."""
+    """Returns the level of any sigma, at its fractional time in the model's table."""
     return Level(float(path.time(sigma)), 1 / np.hypot(1, sigma), sigma / np.hypot(1, sigma))
 
 
 def raised(path: Path, i: int, churn: Churn | None) -> tuple[Level, float]:
     """Returns (the noisier level that step i starts from, the factor of NOISE that leads there), both in sigma.
 
-    churn: (s_churn, s_tmin, s_tmax, s_noise) of the source; with None, and after the last step, the level itself and 0.
+    churn: (s_churn, s_tmin, s_tmax, s_noise) of the source; None, and i after the last step, return the level itself
+    and 0.
     Source: Karras et al. 2022, algorithm 2, lines 3 to 6; s_churn is divided by the steps of the run.
     """
     if i == len(path.levels):

@@ -1,4 +1,4 @@
-"""TCD: of models that were distilled along trajectories."""
+"""TCD: for models distilled along trajectories."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""UniPC: a predictor whose step is corrected by the next output."""
+"""UniPC: a predictor whose next output corrects its step."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from sdjax.diffusion.samplers.sampler import Sampler
 def unipc(path: Path, eta: float) -> Iterator[Row]:
     """UniPC of order 2 on x0, B(h) = exp(h) - 1 (bh2): each output first corrects the step that led to it.
 
-    BASE is the corrected latent of the step before.  M[0]: x0 at the predicted latent.
+    BASE: the corrected latent of the previous step.  M[0]: x0 at the predicted latent.
     Source: Zhao et al. 2023 (UniPC), algorithms 1 and 2, equations 3 and 9.
     """
     orders = [min(2, i + 1, len(path.levels) - i) for i in range(len(path.levels))]

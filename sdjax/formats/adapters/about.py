@@ -1,12 +1,12 @@
-"""What an adapter's file says of itself: kohya's ss_* and the modelspec.* names in the header, and the card beside it.
+"""Metadata of adapter files: kohya's ss_* and the modelspec.* names in the header, and A1111's card next to the file.
 
     told = metadata(adapter, Facts(title="cat", base="v1-5", words=("<cat>",), steps=400, captions={...}), sd)
     path = kind.write(adapter, folder, told)
     seal(path)                                    # the hash of the tensors, in their own header
-    card(path, told, picture)                     # NAME.json and NAME.preview.png, as A1111's cards read them
+    card(path, told, picture)                     # NAME.json and NAME.preview.png, for A1111's cards
 
-Nothing here holds a path, the name of a user, or of a machine.  A public file also says nothing of the pictures: no
-captions, no names of folders and files, no title of the base model.
+Metadata never contain a path or the name of a user or machine.  A public file also reveals nothing about the pictures:
+no captions, no names of folders or files, no title of the base model.
 Sources: kohya's sd-scripts (names of ss_*), Stability AI's ModelSpec 1.0.1, A1111's extra networks (the card).
 """
 
@@ -32,20 +32,20 @@ PRIVATE = (
     "ss_training_comment", "ss_training_started_at", "ss_training_finished_at", "ss_sd_model_name",
     "ss_sd_model_hash", "ss_new_sd_model_hash", "ss_vae_name", "ss_vae_hash", "ss_new_vae_hash", OUTPUT,
 )  # fmt: skip
-MOST_TAGS = 1000  # captions of whole sentences make as many tags as there are pictures
-KINDS = {"edits": "lora", "hook": "hypernetwork", "words": "textual-inversion"}  # as ModelSpec names adapters
+MOST_TAGS = 1000  # most tags that are written, since captions in sentences give a new tag for every picture
+KINDS = {"edits": "lora", "hook": "hypernetwork", "words": "textual-inversion"}  # ModelSpec's names of adapters
 A1111 = {"ss_steps": "step", "ss_sd_model_hash": "sd_checkpoint", "ss_sd_model_name": "sd_checkpoint_name"}
 CARD_VERSIONS = {"stable-diffusion-v1": "SD1", "stable-diffusion-v2": "SD2", "stable-diffusion-xl": "SDXL"}
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run knows of what it learned; what is left at its default is not said.
+    """Facts about a run for the metadata; fields at their defaults are left out.
 
-    title: what the file is called.  words: those that prompts say for it.  base: the model's name, without a folder;
-    base_hash: the SHA-256 of its file, 64 hex digits.
-    size: (height, width) in pixels.  pictures: how many.  captions: {folder's name: {tag: how often}}.
-    folders: {folder's name: (times an epoch, pictures)}.
+    title: the file's name.  words: its words in prompts.  base: the base model's name, without a folder.
+    base_hash: the SHA-256 of the base model's file, 64 hex digits.
+    size: (height, width) in pixels.  pictures: their number.  captions: {folder's name: {tag: count}}.
+    folders: {folder's name: (repeats per epoch, pictures)}.
     settings: other ss_* names without the prefix, plain values: {"learning_rate": 1e-4, "seed": 0}.
     began, ended: seconds since 1970.
     """
@@ -64,11 +64,10 @@ class Facts:
 
 
 def metadata(adapter: Adapter, facts: Facts, sd: StableDiffusion, public: bool = False) -> dict[str, str]:
-    """Returns {name: text} for the header of an adapter's file; sd: the model that it was made for.
+    """Returns {name: text} for the header of an adapter's file.
 
-    What only a kind of file knows, such as ss_network_dim, its writer adds.
-
-    public: without PRIVATE: captions, names of folders and of the base model, times.
+    sd: the model that it was trained for.  public: leave out PRIVATE: captions, times, names of folders and of the base
+    model.  A format adds its own entries, such as ss_network_dim, when it writes the file.
     """
     shape = architecture(sd)
     told = {
@@ -92,14 +91,14 @@ def metadata(adapter: Adapter, facts: Facts, sd: StableDiffusion, public: bool =
 
 
 def _text(value):
-    """Returns a value as kohya's trainers write it: JSON of what is not flat, "True", "None", "0.1"."""
+    """Returns a value as kohya's trainers write it: JSON for dicts and lists, otherwise "True", "None", "0.1"."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping | list) else str(value)
 
 
 def architecture(sd: StableDiffusion) -> str:
     """Returns ModelSpec's name of a model: "stable-diffusion-v1", "stable-diffusion-v2-768-v", ...
 
-    Told by the UNet's channels, the width of its context and what it predicts; "stable-diffusion" for other shapes.
+    It follows from the UNet's channels, context width and prediction type; other shapes are "stable-diffusion".
     """
     config = sd.networks["unet"].config
     family = {768: "v1", 1024: "v2", 2048: "xl-v1-base"}.get(config.cross_attention_dim)
@@ -107,7 +106,7 @@ def architecture(sd: StableDiffusion) -> str:
         return "stable-diffusion"
     if config.in_channels == 9:
         return f"stable-diffusion-{family}-inpainting"
-    if config.in_channels != 4:  # the upscaler, for which there is no name
+    if config.in_channels != 4:  # the upscaler, which ModelSpec does not name
         return "stable-diffusion"
     if family != "v2":
         return f"stable-diffusion-{family}"
@@ -142,7 +141,7 @@ def _date(seconds):
 
 
 def frequencies(captions: Iterable[str]) -> dict[str, int]:
-    """Returns {tag: how often} of captions whose tags stand between commas, the commonest first."""
+    """Returns {tag: count} of captions with comma-separated tags: the MOST_TAGS commonest, in falling order."""
     found = collections.Counter(
         tag for text in captions for tag in filter(None, (tag.strip() for tag in text.split(",")))
     )
@@ -153,15 +152,15 @@ def frequencies(captions: Iterable[str]) -> dict[str, int]:
 
 
 def a1111_keys(told: Mapping[str, str]) -> dict[str, str | int]:
-    """Returns what A1111's pickles say of it too, under A1111's keys: the steps, the base model's hash and name."""
+    """Returns the metadata for A1111's pickles under A1111's keys: the steps, the base model's hash and name."""
     return {name: int(told[ours]) if name == "step" else told[ours] for ours, name in A1111.items() if ours in told}
 
 
 def seal(path: Path) -> None:
     """Writes the hash of a safetensors file's tensors into its header, as sshs_model_hash and modelspec.hash_sha256.
 
-    Its first 12 digits are AutoV3, by which A1111 and Civitai know the file whatever its header says.
-    Other files stay as they are.
+    Its first 12 digits are AutoV3, A1111's and Civitai's identity of the file, which does not depend on the header.
+    Other files stay unchanged.
     """
     if path.suffix != ".safetensors":
         return
@@ -171,10 +170,11 @@ def seal(path: Path) -> None:
 
 
 def card(path: Path, told: Mapping[str, str], picture: Path | None = None) -> list[Path]:
-    """Writes NAME.json and, a copy of a PNG, NAME.preview.png beside NAME.safetensors; returns their paths.
+    """Writes NAME.json and NAME.preview.png next to NAME.safetensors; returns the paths of the written files.
 
-    The JSON has the fields of A1111's card: description, sd version, activation text, preferred weight, notes; a card
-    that is there already is somebody's work and stays.  told: of metadata.
+    The JSON has the fields of A1111's card: description, sd version, activation text, preferred weight, notes.
+    Existing files stay, since they may be a user's work.
+    told: the result of `metadata`.  picture: a PNG to copy as the preview.
     """
     shape = told.get("modelspec.architecture", "")
     version = next((short for name, short in CARD_VERSIONS.items() if shape.startswith(name)), "Unknown")

@@ -1,8 +1,8 @@
-"""An adapter's file as it lies on disk: what tells its kind, and what it holds, which is read once.
+"""An adapter's file on disk: the header that tells its kind, and the content, read once.
 
 file = of(Path("cat.safetensors"))
-file.names, file.metadata          # of the header alone
-file.content                       # {name: array}; of a pickle the plain values and arrays that it holds
+file.names, file.metadata          # from the header only
+file.content                       # {name: array}, or a pickle's plain values and arrays
 """
 
 import functools
@@ -18,10 +18,10 @@ PNG = b"\x89PNG"
 
 @dataclass(frozen=True)
 class File:
-    """A file, or a folder that is one thing: a model with an e4t/.
+    """A file, or a folder that is one adapter, such as a model with an e4t/.
 
-    names: of the tensors in a safetensors header, () of a folder; None for a file whose content alone tells.
-    metadata: of a safetensors header.
+    names: tensor names from a safetensors header; () for a folder; None for a pickle or picture, which must be read.
+    metadata: from a safetensors header.
     picture: whether it is a PNG.
     """
 
@@ -32,9 +32,9 @@ class File:
 
     @functools.cached_property
     def content(self) -> Any:
-        """{name: array} of safetensors, plain values and arrays of a pickle, None of a folder or picture.
+        """{name: array} of safetensors, plain values and arrays of a pickle, None for a folder or picture.
 
-        Pickles are read without running code.  Raises ValueError for a file that is damaged or neither of these.
+        Pickles are read without running code.  Raises ValueError for a damaged file or another kind.
         """
         if self.path.is_dir() or self.picture:
             return None
@@ -45,16 +45,16 @@ class File:
 
     @property
     def keys(self) -> tuple[Any, ...]:
-        """The names of tensors, or the keys of the dict in a pickle; () where there are none."""
+        """The names of tensors, or the keys of the dict in a pickle; () for other content."""
         if self.names is not None:
             return self.names
         return tuple(self.content) if isinstance(self.content, dict) else ()
 
 
 def of(path: Path) -> File:
-    """Returns the File of a path; of safetensors the header is read.
+    """Returns the File of a path; reads only the header of safetensors.
 
-    Raises ValueError where that is damaged, OSError where there is no such file.
+    Raises ValueError for a damaged header, OSError for a missing file.
     """
     if path.is_dir():
         return File(path)

@@ -6,9 +6,9 @@
     sd = detach(sd, "cat.safetensors")               # does not reload the model
     sd = detach(sd)                                  # the model as it was, bit for bit
 
-An adapter acts like a method: by edits of weights, words, a hook or a conditioner.  sd.reference.attached keeps the
-original model, and every change starts from its weights.  Changing a strength recompiles nothing, nor does another file
-that edits weights.
+An adapter changes a model like a method: by edits of weights, words, a hook or a conditioner.  sd.reference.attached
+keeps the original model, and every change starts from its weights.  Another strength, or another file that edits
+weights, does not recompile.
 """
 
 import functools
@@ -72,8 +72,8 @@ def attach(
     source: a file, or {file: s} for several, which sums their weights once instead of once per call.
     strength: s, any number; 0 is off.  A file that is already attached gets the new strength.
     unet: another strength for the UNet's weights.
-    word: the embedding's word in prompts; None is the file's own, otherwise its name without the ending.  A word that
-    consists of tokens, "face" or "bad hands", replaces them in prompts, as in A1111.
+    word: the embedding's word in prompts; None is the file's own word, or else its name without the ending.  A word
+    that consists of tokens, such as "face" or "bad hands", replaces them in prompts, as in A1111.
     keep: False drops the original weights, which saves memory; the adapters cannot be detached then.
     Raises ValueError in one line if the file is not an adapter, of an unsupported kind, or for another model.
     """
@@ -101,7 +101,7 @@ def detach(sd: StableDiffusion, source: str | pathlib.Path | None = None) -> Sta
     (base, items), path = _taken(sd), None
     if source is not None:
         path = pathlib.Path(source).resolve()
-        path = attachable.locate(source) if path.is_dir() else path  # a file may be gone by now
+        path = attachable.locate(source) if path.is_dir() else path  # the file may have been deleted
     left = tuple(item for item in items if path is not None and item.path != path)
     if len(left) == len(items):
         there = trees.listing(item.path for item in items)

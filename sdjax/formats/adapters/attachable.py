@@ -1,6 +1,6 @@
-"""Files of adapters that can be attached: what kind one is, told by what it holds, and what it brings to a model.
+"""Adapter files for attaching: detects the kind of a file from its content and reads its adapter.
 
-path = locate("ink")                         # a file, or the one in a folder that diffusers or peft wrote
+path = locate("ink")                         # a file, or the file in a folder from diffusers or PEFT
 kind(path).name                              # "kohya"
 adapter = read(path, sd)                     # Adapter(edits, words, hook, conditioner)
 """
@@ -20,10 +20,10 @@ __all__ = ["kind", "locate", "read"]
 
 
 def read(path: pathlib.Path, sd: StableDiffusion, word: str | None = None) -> Adapter:
-    """Returns what a file brings to a model's networks.
+    """Returns the Adapter of a file for a model.
 
-    word: of an embedding, in place of the file's.
-    Raises ValueError, or OSError of Pillow's, in one line that names the file, whatever it holds.
+    word: replaces an embedding's own word.
+    Raises ValueError, or Pillow's OSError, in one line that names the file, for any unusable content.
     """
     with named(path):
         file = adapter_file.of(path)
@@ -47,9 +47,9 @@ def _renamed(adapter: Adapter, word: str, kind: Format, path: pathlib.Path) -> A
 
 
 def kind(path: pathlib.Path) -> Format | None:
-    """Returns the kind of a file, None where it is of none that we know; of safetensors only the names are read.
+    """Returns the kind of a file, or None for an unknown one; reads only the header of safetensors.
 
-    Raises ValueError or OSError in one line, naming the file, where that cannot be told.
+    Raises ValueError or OSError in one line, naming the file, if an error prevents the detection.
     """
     about = path.stat()
     with named(path):

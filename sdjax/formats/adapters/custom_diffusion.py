@@ -1,9 +1,9 @@
 """Custom Diffusion's files: pytorch_custom_diffusion_weights.safetensors, and its words as embeddings.
 
-diffusers' pipe.unet.load_attn_procs(FOLDER, weight_name=NAME, _pipeline=pipe) wants an entry for every attention.
-Those without weights of their own are tensors without numbers here, where its .bin files have empty dicts: its loader
-asks for the length alone.  (Without _pipeline diffusers 0.42 reads the file and changes nothing.)
-Layout: DIFFUSERS' PROCESSOR.to_k_custom_diffusion.weight [out in]; to_q, to_out.0 with a bias where they trained.
+diffusers' pipe.unet.load_attn_procs(FOLDER, weight_name=NAME, _pipeline=pipe) needs an entry for every attention layer.
+Layers without trained weights get an empty tensor here, and an empty dict in diffusers' .bin files: the loader checks
+only the length.  (Without _pipeline, diffusers 0.42 reads the file and changes nothing.)
+Layout: diffusers' PROCESSOR.to_k_custom_diffusion.weight [out in]; if trained, also to_q, and to_out.0 with a bias.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class CustomDiffusion(Format):
     filling = (NAME, f"{STEM}.bin")
 
     def matches(self, file: File) -> bool:
-        """Returns whether a file's tensors are called so."""
+        """Returns whether a tensor has Custom Diffusion's name."""
         return any(type(key) is str and MARK in key for key in file.keys)
 
     def read(self, file: File, sd: StableDiffusion) -> Adapter:
@@ -48,13 +48,13 @@ class CustomDiffusion(Format):
         return Adapter(edits=lora.read(tensors, sd, {}, file.path), about=about)
 
     def holds(self, adapter: Adapter) -> bool:
-        """Returns whether there are whole weights of the UNet's cross-attention, perhaps words, and nothing else."""
+        """Returns whether the adapter is full weights of the UNet's cross-attention, perhaps with words."""
         edits = adapter.edits.get("unet", {})
         whole = all(".attn2." in name and "whole" in getattr(e, "factors", {}) for name, e in edits.items())
         return bool(edits) and whole and set(adapter.edits) == {"unet"} and not adapter.trees and adapter.hook is None
 
     def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
-        """Writes the weights, and each word's learned_embeds file beside them; returns the path of the weights."""
+        """Writes the weights and, next to them, each word's learned_embeds file; returns the path of the weights."""
         about = {**(about or {}), **lora_tensors.told(adapter)}
         path, tensors = Path(folder) / NAME, {}
         for name, edit in adapter.edits["unet"].items():
@@ -73,9 +73,9 @@ class CustomDiffusion(Format):
     def start(
         self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion
     ) -> tuple[Any, StableDiffusion]:
-        """Returns the file's weights, and of a Chain the words beside it, in place of what trains.
+        """Returns (trained, frozen) with the file's weights and, for a Chain, the words next to it as initial values.
 
-        Raises ValueError for weights of other layers and rows of another number.
+        Raises ValueError for weights of other layers and for another number of rows.
         """
         if not isinstance(method, Chain):
             return {**trained, "unet": _started(adapter, trained["unet"])}, frozen
@@ -92,7 +92,7 @@ class CustomDiffusion(Format):
         return made, frozen
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
-        """Returns how weights and words are used here and in diffusers."""
+        """Returns lines on the use of weights and words here and in diffusers."""
         rows = list(_places(path, adapter.words).values())
         word = next(iter(adapter.words), "a photo")
         given = " ".join(f'--adapter "{one}"' for one in (path, *rows))
@@ -104,7 +104,7 @@ class CustomDiffusion(Format):
 
 
 def _taken_apart(name):
-    """Returns (attention, projection as diffusers calls it, kind of leaf) of a weight's dotted name."""
+    """Returns (attention layer, diffusers' name of the projection, name of the leaf) of a weight's dotted name."""
     path, _, kind = name.rpartition(".")
     attention, _, projection = path.partition(".attn2.")
     first, _, number = projection.partition(".")
@@ -112,13 +112,13 @@ def _taken_apart(name):
 
 
 def _places(path, words):
-    """Returns {word: its file} beside the weights."""
+    """Returns {word: its file} next to the weights."""
     place = path.with_name(learned_embeds.NAME)
     return {word: place for word in words} if len(words) == 1 else beside(place, words)
 
 
 def _words(folder, family):
-    """Returns {word: rows} of the embeddings that were written into a folder."""
+    """Returns {word: {text encoder: rows}} of the learned_embeds files in a folder."""
     found = {}
     for path in sorted(folder.glob(f"{Path(learned_embeds.NAME).stem}*.safetensors")):
         found |= embeddings.read(adapter_file.of(path).content, path, family)
@@ -126,7 +126,7 @@ def _words(folder, family):
 
 
 def _started(adapter, tree):
-    """Returns a trained tree with an adapter's weights in it."""
+    """Returns the trained tree with an adapter's weights."""
     found, wanted = adapter.edits["unet"], trees.flatten(tree)
     if found.keys() != wanted.keys():
         raise ValueError(f"its weights are not this method's: {trees.listing(sorted(found.keys() ^ wanted.keys()))}")

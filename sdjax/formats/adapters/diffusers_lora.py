@@ -1,4 +1,4 @@
-"""LoRA and DoRA as diffusers writes them: pytorch_lora_weights.safetensors, alpha in its header."""
+"""LoRA and DoRA in diffusers' format: pytorch_lora_weights.safetensors with alpha in its header."""
 
 import json
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class DiffusersLora(Format):
         return False
 
     def holds(self, adapter: Adapter) -> bool:
-        """Returns whether all edits are LoRA or DoRA, and there are no words."""
+        """Returns whether all edits are LoRA or DoRA, without words."""
         return lora_tensors.whole(adapter) and not adapter.words and peft_written.kind(adapter) == "LORA"
 
     def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
@@ -36,7 +36,7 @@ class DiffusersLora(Format):
         return lora_tensors.write(Path(folder) / NAME, tensors, metadata)
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
-        """Returns how the file is used here and in diffusers."""
+        """Returns lines on the use of the file here and in diffusers."""
         return [
             f"here       sdjax text2img --model {model} --adapter {path} --prompt TEXT",
             f'diffusers  pipe.load_lora_weights("{path.parent}")',

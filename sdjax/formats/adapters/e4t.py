@@ -1,12 +1,12 @@
-"""The e4t/ folder of a model: E4T's encoder and offsets, beside the parts and unknown to model_index.json.
+"""The e4t/ folder of a model: E4T's encoder and offsets, next to the model's parts and not in model_index.json.
 
-    config.json             the method's settings and which files there are
-    encoder.safetensors     head.*, and vision.* where the tower was trained
+    config.json             the method's settings, and whether reference.safetensors exists
+    encoder.safetensors     head.*, and vision.* if the tower was trained
     offsets.safetensors     one generator per attention weight
-    reference.safetensors   the pretrained UNet's down half and the empty prompt, where those beside it are others
-    concept.png             the image that the word stands for, where there is one
+    reference.safetensors   the pretrained UNet's down half and the empty prompt, if the model's own differ
+    concept.png             the picture of the subject, after tuning
 
-The parts beside it hold no offsets, so other programs load the base model.
+The model's parts do not contain the offsets, so other programs load the base model.
 """
 
 import dataclasses
@@ -51,11 +51,11 @@ class E4TFolder(Format):
         return (file.path / "e4t").is_dir()
 
     def holds(self, adapter: Adapter) -> bool:
-        """Returns whether there is an encoder, and a model for it."""
+        """Returns whether the adapter has an encoder, offsets and a model."""
         return {"head", "offsets"} <= set(adapter.trees) and adapter.model is not None
 
     def read(self, file: File, sd: StableDiffusion) -> Adapter:
-        """Returns what a model's e4t/ holds, weights in float32."""
+        """Returns the content of a model's e4t/, with float32 weights."""
         folder = file.path / "e4t"
         config, unet = _settings(folder), parameters.template(sd.networks["unet"])
         with named(folder / "config.json"):
@@ -83,14 +83,14 @@ class E4TFolder(Format):
         return Adapter(trees=own, about={**about(method), "file": str(folder)})
 
     def acts(self, adapter: Adapter, sd: StableDiffusion) -> Adapter:
-        """Returns the encoder with its word, and edits of the weights that offsets and tuning changed."""
+        """Returns the encoder with its word, and edits for all weights that offsets and tuning changed."""
         model = Path(adapter.about["file"]).parent
         seeing = self.brings(adapter, sd)
         tower = seeing.networks["image_encoder"], seeing.parts["image_encoder"]
         return acting(sd, adapter, {part: _part(model, part, sd) for part in ("unet", ENCODER)}, tower)
 
     def brings(self, adapter: Adapter, sd: StableDiffusion) -> StableDiffusion:
-        """Returns sd with the vision tower of the folder, where it has none of its own."""
+        """Returns sd, with the folder's vision tower if it has none."""
         if "image_encoder" in sd.parts:
             return sd
         model = Path(adapter.about["file"]).parent
@@ -100,9 +100,9 @@ class E4TFolder(Format):
         return sd.with_networks(image_encoder=network).with_parts(image_encoder=params)
 
     def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
-        """Writes e4t/ into a model's folder: the reference only where it is not that of the adapter's model.
+        """Writes e4t/ into a model's folder; the reference only if it differs from the adapter's model.
 
-        about: becomes "metadata" in its config.json.
+        about: becomes "metadata" in config.json.
         """
         folder, own = Path(folder) / "e4t", adapter.trees
         folder.mkdir()
@@ -121,7 +121,10 @@ class E4TFolder(Format):
     def start(
         self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion
     ) -> tuple[Any, StableDiffusion]:
-        """Returns the file's head and offsets, and its tower; that one becomes the model's where none trains here."""
+        """Returns (trained, frozen) with the file's head and offsets; its tower trains, or else becomes frozen's.
+
+        Raises SettingError for a domain, features or scale other than the file's.
+        """
         own, settings = dict(adapter.trees), adapter.about["settings"]
         for name in ("domain", "features", "scale"):
             if settings[name] != getattr(method, name):
@@ -136,7 +139,7 @@ class E4TFolder(Format):
         return {**trained, **own, "offsets": offsets.by_shape(unet, own["offsets"])}, frozen
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
-        """Returns how the word is said; other programs run no encoder, so that they get the word as one row."""
+        """Returns lines on the use of the word; other programs run no encoder, so they get the word as one row."""
         word = adapter.about["settings"]["word"]
         if "concept" not in adapter.trees:
             return [
@@ -152,7 +155,7 @@ class E4TFolder(Format):
 
 
 def _settings(folder):
-    """Returns the method's settings in an e4t/ folder and "reference"; raises ValueError naming what is not there."""
+    """Returns the content of an e4t/ folder's config.json.  Raises ValueError naming missing settings."""
     path = folder / "config.json"
     found = files.read_json(path)
     missing = [name for name in (*FIELDS, "reference") if name not in found]
@@ -162,7 +165,7 @@ def _settings(folder):
 
 
 def _network(model, sd):
-    """Returns the network of sd's vision tower, of the folder's where sd has none."""
+    """Returns the network of sd's vision tower, or else of the model folder's."""
     if "image_encoder" in sd.parts:
         return sd.networks["image_encoder"]
     path = model / "image_encoder" / "config.json"
@@ -172,7 +175,7 @@ def _network(model, sd):
 
 
 def _part(model, part, sd):
-    """Returns a part's weights in a model's folder, with as many words as sd's has rows for."""
+    """Returns a part's weights from a model's folder, its token table cut to as many rows as sd's."""
     weights, network = files.open_weights(model / part, sd.family.parts[part].stem), sd.networks[part]
     if part != ENCODER:
         return parameters.read(weights, network, part, "float32")
@@ -186,7 +189,7 @@ def _part(model, part, sd):
 
 
 def _is_of(reference, sd):
-    """Returns whether what an encoder reads is sd's own: the same UNet and, by its empty prompt, text encoder."""
+    """Returns whether the encoder's reference equals sd: the UNet's half and the text encoder's empty prompt."""
     if trees.digest(reference["unet"]) != trees.digest(half(sd)):
         return False
     return trees.digest(reference["empty"]) == trees.digest(empty(sd))
@@ -195,10 +198,10 @@ def _is_of(reference, sd):
 def personalise(
     sd: StableDiffusion, source: str | Path, picture: UInt8[np.ndarray, "H W 3"] | None = None
 ) -> StableDiffusion:
-    """Returns sd whose word looks at a picture, uint8 [H W 3], through the encoder in the model folder `source`.
+    """Returns sd whose word shows the subject of a picture, by the encoder in the model folder `source`.
 
-    picture: None for the one that was kept with the model.
-    Raises ValueError when there is no e4t/ folder, no picture, or sd looks at one already.
+    picture: uint8 [H W 3]; None for the one stored with the model.
+    Raises ValueError without an e4t/ folder, without a picture, and if sd already has an encoder's picture.
     """
     if sd.conditioners:
         raise ValueError(f"{source}: was tuned on one picture and looks at that; give the model it came from")
@@ -213,9 +216,9 @@ def personalise(
 
 
 def shown(sd: StableDiffusion, picture: UInt8[np.ndarray, "H W 3"] | None = None) -> StableDiffusion:
-    """Returns sd, whose encoder came with an adapter, looking at a picture; None for the one that was kept with it.
+    """Returns sd with a picture for its attached encoder; None keeps the picture stored with the adapter.
 
-    Raises SettingError where there is neither, or the encoder was tuned on the one that was kept.
+    Raises SettingError without any picture, and for a picture if the adapter was tuned on its own.
     """
     kept = seen_by(sd).concept
     if picture is None and kept is None:
@@ -228,16 +231,16 @@ def shown(sd: StableDiffusion, picture: UInt8[np.ndarray, "H W 3"] | None = None
 
 
 def attached(sd: StableDiffusion, folder: str | Path) -> StableDiffusion:
-    """Returns sd with the encoder and the picture of its folder's e4t/, or sd itself where no picture is kept."""
+    """Returns sd with the encoder and picture of its folder's e4t/, or sd itself without a stored picture."""
     return personalise(sd, folder) if (Path(folder) / "e4t" / "concept.png").is_file() else sd
 
 
 def carried(
     source: str | Path, dtype: str | None = None, reference: bool = True
 ) -> list[Callable[[StableDiffusion, Path], None]]:
-    """Returns [a function (sd, folder) that copies the e4t/ of a model folder, weights in `dtype`]; [] without one.
+    """Returns [a function (sd, folder) that copies a model folder's e4t/ with weights in `dtype`]; [] without an e4t/.
 
-    reference: False leaves the pretrained half out, so that the encoder reads the UNet beside it.
+    reference: False leaves out the pretrained half, so that the encoder reads the model's own UNet.
     """
     old = Path(source) / "e4t"
 

@@ -1,8 +1,8 @@
-"""E4T's encoder as an adapter of another model: its word, its conditioner, and edits of the weights that it changed.
+"""E4T's encoder as an adapter for another model: its word, its conditioner, and edits for the weights that it changed.
 
     acting(sd, adapter, {"unet": tuned}, (network, tower))         # Adapter(edits, words, conditioner, own)
 
-adapter: what a folder of E4T holds, "head", "offsets" and perhaps "reference" and "concept" in its `trees`.
+adapter: the content of an E4T folder: "head", "offsets" and perhaps "reference" and "concept" in its `trees`.
 """
 
 from collections.abc import Mapping
@@ -25,11 +25,12 @@ from sdjax.trees import Tree
 
 
 def acting(sd: StableDiffusion, adapter: Adapter, tuned: Mapping[str, Tree], tower: tuple[Any, Tree]) -> Adapter:
-    """Returns what E4T's encoder does in sd: edits W -> W' of what its own model has otherwise, offsets included, the
-    word, which begins as the domain's, and the conditioner that makes it anew in every step.
+    """Returns the Adapter that gives sd E4T's encoder.
 
-    tuned: {part: weights} of its own model where they may be others than sd's.  tower: (network, weights).
-    A picture that was kept is looked at here, once, so that the tower is not held.
+    It has edits W -> W' for all weights of the encoder's own model that differ from sd's, offsets included.  Its word
+    starts as the domain's row, and its conditioner computes the word in every step.
+    tuned: {part: weights} of the encoder's own model, for parts that may differ from sd's.  tower: (network, weights).
+    A stored picture is encoded here, once, so that memory need not hold the tower.
     """
     own, method = adapter.trees, E4T(**adapter.about["settings"] | {"vision": False})
     domain = sd.tokenizers[ENCODER].ids(method.domain)
@@ -54,14 +55,14 @@ def acting(sd: StableDiffusion, adapter: Adapter, tuned: Mapping[str, Tree], tow
 
 
 def _seen(sd: StableDiffusion, own: Mapping[str, Any], domain: Any, head: Any) -> Seen:
-    """Returns what the encoder reads; sd: its own model."""
+    """Returns the encoder's reference; sd: the encoder's own model."""
     held = own.get("reference") or {"unet": half(sd), "empty": empty(sd)}
     made = sd.with_own(**{E4T_OWN: Seen(**held, domain=domain, nothing=jnp.asarray(sd.tokenize([""])[ENCODER]))})
     return head.prepared(made).reference.own[E4T_OWN]
 
 
 def _edits(sd: StableDiffusion, other: StableDiffusion, generators: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns {part: {name: edit}} of the weights that another model of sd's shapes, with offsets, has otherwise."""
+    """Returns {part: {name: edit}} that turn sd's weights into those of another model with offsets."""
     unet = parameters.template(other.networks["unet"])
     other = other.with_parts(unet=offsets.apply(other.parts["unet"], offsets.by_shape(unet, generators)))
     found = {}

@@ -1,4 +1,4 @@
-"""Textual inversions: rows of the token table, in the layouts that tools write.
+"""Textual inversions: rows of the token table, in the layouts of all tools.
 
 read({"<cat-toy>": rows}, Path("learned_embeds.safetensors"), sd.family)  # {"<cat-toy>": {"text_encoder": [n C]}}
 
@@ -30,29 +30,29 @@ from sdjax.families.family import Family
 from sdjax.formats.storage import files, pickle_writer
 from sdjax.stable_diffusion import TOKENS, StableDiffusion
 
-UNNAMED = ("*", "emb_params", "emp_params")  # keys that are no word
-CLIPS = ("clip_l", "clip_g")  # rows of SDXL's text encoders; a family's `rows` says which of them a model has
-WORD = "word"  # in our headers, where no tensor is called so
-STAR = 265  # the token "*" of CLIP, under which A1111 files every embedding
-SAID = ("name", "step", "sd_checkpoint", "sd_checkpoint_name")  # what A1111 says of an embedding beside its rows
+UNNAMED = ("*", "emb_params", "emp_params")  # keys that are not the word
+CLIPS = ("clip_l", "clip_g")  # rows of SDXL's text encoders; a family's `rows` lists a model's
+WORD = "word"  # key of the word in our headers, for files whose tensors do not name it
+STAR = 265  # CLIP's token "*", which A1111's files use for every embedding
+SAID = ("name", "step", "sd_checkpoint", "sd_checkpoint_name")  # A1111's metadata of an embedding
 BUNDLED = "bundle_emb."
 ENDS = (".string_to_param.*", ".emb_params")
-FEW = 4  # tensors of a file that nothing tells to be anything else
-BLOCK = 64  # rows by which the token table grows, so that few sizes of it are compiled
+FEW = 4  # most tensors in an unknown file that may still be an embedding
+BLOCK = 64  # the token table grows by this many rows, so that few sizes are compiled
 Words = dict[str, dict[str, Float32[np.ndarray, "n C"]]]  # {word: {text encoder: rows}}
 
 
 def recognised(keys: Collection[Any]) -> bool:
-    """Returns whether keys are those of an embedding's file, or so few that it may be one."""
+    """Returns whether keys belong to an embedding's file, or there are at most FEW, so that it may be one."""
     return "string_to_param" in keys or len(keys) <= FEW or all(str(key).startswith(BUNDLED) for key in keys)
 
 
 def read(state: Any, path: pathlib.Path, family: Family, word: str | None = None) -> Words:
-    """Returns {word: {text encoder: float32 rows [n C]}} of what a file holds.
+    """Returns {word: {text encoder: float32 rows [n C]}} from a file's content.
 
-    family: of the model that it is for; a file that names no text encoder holds rows of the first.
-    word: what rows without a word are called; the file's name where it is None.
-    Raises ValueError where it is no embedding, or one of other text encoders.
+    family: the model's family; rows without a text encoder's name are for the first one.
+    word: the word for rows without one; None for the file's name.
+    Raises ValueError for a file without an embedding, or with one for other text encoders.
     """
     if isinstance(state, np.ndarray):
         state = {"*": state}
@@ -70,7 +70,7 @@ def read(state: Any, path: pathlib.Path, family: Family, word: str | None = None
 
 
 def _encoder(key, family, path):
-    """Returns the text encoder whose rows a tensor holds; "" for the first."""
+    """Returns the text encoder for a tensor's key; the first one for ""."""
     found = next((encoder for encoder, own in family.rows.items() if key in (own, "")), None)
     if found is None:
         there = ", ".join(family.rows.values())
@@ -79,7 +79,7 @@ def _encoder(key, family, path):
 
 
 def _only(state, path):
-    """Returns (key, rows) of the one tensor of a file."""
+    """Returns (key, rows) of a file's only tensor."""
     if "string_to_param" in state:
         state = state["string_to_param"]
         if not isinstance(state, dict) or len(state) != 1 or not isinstance(next(iter(state.values())), np.ndarray):
@@ -105,7 +105,7 @@ def bundled(tensors: Mapping[str, Any], path: pathlib.Path, family: Family) -> t
 
 
 def bundle(word: str, rows: Mapping[str, Any], family: Family) -> dict[str, Float32[np.ndarray, "n C"]]:
-    """Returns {tensor's name: rows} that bundle a word with a LoRA, as A1111 and OneTrainer read them."""
+    """Returns {tensor's name: rows} that bundle a word with a LoRA, for A1111 and OneTrainer."""
     return {
         f"{BUNDLED}{word}{ENDS[0] if len(rows) == 1 else f'.{family.rows[encoder]}'}": np.asarray(some, np.float32)
         for encoder, some in rows.items()
@@ -120,10 +120,10 @@ def _rows(rows, path):
 
 
 def from_picture(path: pathlib.Path) -> Any:
-    """Returns what A1111 keeps in a picture's text `sd-ti-embedding`: base64 of JSON, tensors as nested lists.
+    """Returns the embedding in a picture's text `sd-ti-embedding`, A1111's base64 of JSON with tensors as nested lists.
 
-    None: a picture without that text.
-    Raises ValueError where the text cannot be read, and what Pillow raises for a file that is no picture.
+    Returns None for a picture without that text.
+    Raises ValueError for unreadable text, and Pillow's errors for a file that is not a picture.
     """
     from PIL import Image
 
@@ -154,10 +154,10 @@ def check(sd: StableDiffusion, words: Words, path: pathlib.Path) -> None:
 
 
 def add(sd: StableDiffusion, words: Words, path: pathlib.Path) -> StableDiffusion:
-    """Returns sd that knows the words; those that are tokens, or several, stand in their place.
+    """Returns sd with these words; a word that consists of existing tokens replaces them in prompts.
 
     words: {word: {text encoder: rows [n C]}}.
-    Raises ValueError for rows that do not fit the text encoders and for a word that is there already.
+    Raises ValueError for rows that do not fit the text encoders and for a word that sd already has.
     """
     check(sd, words, path)
     for word, rows in words.items():
@@ -183,14 +183,15 @@ def taken(sd: StableDiffusion) -> tuple[StableDiffusion, Words]:
 
 
 def write(path: pathlib.Path, words: Words, family: Family, about: Mapping[str, Any] | None = None) -> pathlib.Path:
-    """Writes words in the layout that the path's ending names, and returns the path.
+    """Writes words in the layout for the path's ending, and returns the path.
 
-    .safetensors, .bin: {word: rows}, diffusers'; about: the metadata of the former.  A file of one word is also what
-    A1111 and ComfyUI read: there the word is the file's name.
-    .pt: A1111's, of one word; about: "name", "step", "sd_checkpoint" and so on; string_to_token is what CLIP's "*" is
-    there, whatever the file's word.
-    Of two text encoders, .safetensors alone: {"clip_l": rows, "clip_g": rows} of one word, which the header tells.
-    Raises ValueError for another ending or several words of two text encoders.
+    .safetensors and .bin are diffusers' layout, {word: rows}; about: metadata for .safetensors.  A1111 and ComfyUI also
+    read such a file if it has one word; they take the file's name for the word.
+    .pt is A1111's layout, for one word; about: "name", "step", "sd_checkpoint" and so on.  string_to_token is always
+    CLIP's "*".
+    With two text encoders only .safetensors is possible, {"clip_l": rows, "clip_g": rows} for one word, which is in the
+    header.
+    Raises ValueError for other endings with two text encoders, and for several words if the layout holds one.
     """
     if any(len(rows) > 1 for rows in words.values()):
         if path.suffix != ".safetensors" or len(words) != 1:
@@ -215,12 +216,12 @@ def _a1111(words, path, about):
         raise ValueError(f"{path}: {len(words)} words; expected one, whose name there is the file's")
     ((word, rows),) = words.items()
     told = {name: about.get(name) for name in SAID}
-    told["name"] = told["name"] or word  # what diffusers takes for the word
+    told["name"] = told["name"] or word  # diffusers takes it for the word
     return {"string_to_token": {"*": STAR}, "string_to_param": {"*": rows}, **told}
 
 
 def _with_room(sd, rows):
-    """Returns sd whose token tables have place for more rows, in whole blocks."""
+    """Returns sd with token tables large enough for more rows, a multiple of BLOCK."""
     for encoder, tokenizer in sd.tokenizers.items():
         if tokenizer.size + rows > len(sd.table(encoder)):
             sd = sd.with_room(encoder, -(-(tokenizer.size + rows) // BLOCK) * BLOCK)

@@ -1,4 +1,4 @@
-"""The contract of an adapter format: it recognises, reads and writes files, and training starts from them.
+"""The interface of an adapter format: it recognises, reads and writes files, and training starts from them.
 
 A new format is a new file in this package (in sdjax.formats if it also reads networks); `known` of kinds.py finds it.
 Then attach, prompts such as <bias:NAME:0.5>, programs, records, exports and training use it.

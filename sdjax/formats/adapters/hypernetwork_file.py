@@ -1,4 +1,4 @@
-"""Hypernetworks as files: a pickle of A1111's, see hypernetworks.py."""
+"""A1111's hypernetwork files, which are pickles; see hypernetworks.py."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from sdjax.models.hypernetworks import Hypernetwork
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
-SETTINGS = {  # A1111's names of a method's settings that the layers follow from
+SETTINGS = {  # A1111's names of the method's settings that determine the layers
     "layer_structure": "layer_structure",
     "activation": "activation_func",
     "layer_norm": "is_layer_norm",
@@ -27,24 +27,24 @@ SETTINGS = {  # A1111's names of a method's settings that the layers follow from
 class HypernetworkFile(Format):
     """A1111's hypernetwork: pairs of networks by width, and their settings."""
 
-    name, called, tags, listed = "hypernetwork", "hypernet", ("hypernet",), "Hypernet hashes"  # the last is ours
+    name, called, tags, listed = "hypernetwork", "hypernet", ("hypernet",), "Hypernet hashes"  # this key is ours
     suffixes = (".pt", ".ckpt", ".bin")
 
     def matches(self, file: File) -> bool:
-        """Returns whether a pickle holds networks by width."""
+        """Returns whether a pickle's keys are widths, as A1111's are."""
         return hypernetworks.recognised(file.keys)
 
     def holds(self, adapter: Adapter) -> bool:
-        """Returns whether there is a hypernetwork and nothing else."""
+        """Returns whether the adapter is a hypernetwork and nothing else."""
         return isinstance(adapter.hook, Hypernetwork) and not (adapter.edits or adapter.words or adapter.trees)
 
     def read(self, file: File, sd: StableDiffusion) -> Adapter:
-        """Returns the hook of a file, and what else A1111's keys say in about["file"]."""
+        """Returns the hook of a file, with A1111's metadata in about["file"]."""
         hook, said = hypernetworks.read(file.content, file.path)
         return Adapter(hook=hook, about={"file": said})
 
     def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
-        """Writes NAME.pt and returns its path; what A1111 has a key for is in it: steps, base model, first weights."""
+        """Writes NAME.pt with A1111's metadata (steps, base model, kind of initial weights) and returns its path."""
         about = dict(about or {})
         path = Path(folder) / f"{about.get('ss_output_name') or 'hypernetwork'}.pt"
         told = {"name": path.stem, **adapter.about.get("file", {})}
@@ -57,7 +57,7 @@ class HypernetworkFile(Format):
     def start(
         self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion
     ) -> tuple[Any, StableDiffusion]:
-        """Returns the networks of a file in place of the method's; their settings must be the method's."""
+        """Returns (trained, frozen) with the file's networks.  Raises SettingError if their settings differ."""
         if adapter.hook.rows != method.rows:
             theirs = hypernetworks.settings(adapter.hook)
             ours = hypernetworks.settings(Hypernetwork({}, 1.0, rows=method.rows))
@@ -68,7 +68,7 @@ class HypernetworkFile(Format):
         return trees.copy(adapter.hook.networks, "float32"), frozen
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
-        """Returns how it is attached here and named in A1111; diffusers reads none."""
+        """Returns lines on its use here and in A1111; diffusers does not read hypernetworks."""
         return [
             f"here       sdjax text2img --model {model} --adapter {path} --prompt TEXT",
             f"A1111      copy it to models/hypernetworks/, then prompt <hypernet:{path.stem}:1>",

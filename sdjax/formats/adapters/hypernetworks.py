@@ -1,10 +1,10 @@
-"""Files of A1111's hypernetworks: what one holds as a hook, and a hook as what A1111 opens.
+"""A1111's hypernetwork files: reads one as a hook, and converts a hook to the content of a file.
 
     hook, about = read(pickles.read("style.pt"), path)
     pickle_writer.write(path, content(hook, about))
 
-A file is a dict: a pair of state dicts under every width, and settings beside them.  sdjax/models/hypernetworks.py has
-the formula.  Source: AUTOMATIC1111's stable-diffusion-webui.
+A file is a dict with a pair of state dicts for every width, and settings.  sdjax/models/hypernetworks.py has the
+formula.  Source: AUTOMATIC1111's stable-diffusion-webui.
 """
 
 import pathlib
@@ -19,20 +19,20 @@ from sdjax.models import hypernetworks
 from sdjax.models.hypernetworks import ACTIVATIONS, PROJECTIONS, Hypernetwork
 
 OLD = {"linear1.": "linear.0.", "linear2.": "linear.1."}
-WIDEST = 2**20  # of layers, as multiples of the context's width
-RATE = 0.3  # of dropout in files that say only where it is
+WIDEST = 2**20  # limit of a layer's width, as a multiple of the context's width
+RATE = 0.3  # dropout rate of files that give only its places
 KEPT = ("step", "name", "weight_initialization", "sd_checkpoint", "sd_checkpoint_name", "optional_info")
 
 
 def recognised(keys: Iterable[Any]) -> bool:
-    """Returns whether keys are those of a hypernetwork: numbers."""
+    """Returns whether a key is an integer, as in a hypernetwork's file."""
     return any(type(key) is int for key in keys)
 
 
 def read(state: Mapping[Any, Any], path: pathlib.Path) -> tuple[Hypernetwork, dict[str, Any]]:
-    """Returns (the hook of a file's content, of strength 1; {name: value} of what else it says of itself).
+    """Returns (the hook in a file's content, with strength 1, and {name: value} of its metadata).
 
-    Raises ValueError naming a setting that is not A1111's, or layers that are missing, unexpected or misshapen.
+    Raises ValueError naming an unknown setting, or layers that are missing, unexpected or misshapen.
     """
     structure = _numbers(state.get("layer_structure") or [1, 2, 1], "layer_structure", path)
     activation = state.get("activation_func")
@@ -55,9 +55,9 @@ def read(state: Mapping[Any, Any], path: pathlib.Path) -> tuple[Hypernetwork, di
 
 
 def content(hook: Hypernetwork, about: Mapping[str, Any]) -> dict[Any, Any]:
-    """Returns what A1111 saves of a hypernetwork: {width: (state dict for keys, for values), setting: value}.
+    """Returns A1111's content of a hypernetwork's file: {width: (state dict for keys, for values), setting: value}.
 
-    about: "name", "step", "weight_initialization" and so on; what is not there is None, 0 or A1111's default.
+    about: "name", "step", "weight_initialization" and so on; missing ones are None, 0 or A1111's default.
     """
 
     def state(layers):
@@ -74,7 +74,7 @@ def content(hook: Hypernetwork, about: Mapping[str, Any]) -> dict[Any, Any]:
 
 
 def settings(hook: Hypernetwork) -> dict[str, Any]:
-    """Returns A1111's settings that a hook's layers follow from."""
+    """Returns A1111's settings that determine a hook's layers."""
     linear = [row for row in hook.rows if not row.norm]
     rates = [0.0] * len(linear)
     for row in hook.rows:
@@ -92,7 +92,7 @@ def settings(hook: Hypernetwork) -> dict[str, Any]:
 
 
 def _numbers(values, name, path):
-    """Returns a list of finite numbers that are not below 0; raises ValueError for another value."""
+    """Returns a list of numbers from 0 to below WIDEST; raises ValueError for another value."""
     right = isinstance(values, list | tuple) and all(type(n) in (int, float) and 0 <= n < WIDEST for n in values)
     if not right:
         raise ValueError(f"{path}: {name}={str(values)[:200]}: expected a list of numbers")
@@ -100,7 +100,7 @@ def _numbers(values, name, path):
 
 
 def _dropout(structure, state, path):
-    """Returns the rate of dropout behind each width; older files name only whether there is any."""
+    """Returns the dropout rate after each width; older files tell only whether there is dropout."""
     if state.get("dropout_structure") is not None:
         rates = _numbers(state["dropout_structure"], "dropout_structure", path)
         if len(rates) != len(structure):
@@ -111,7 +111,7 @@ def _dropout(structure, state, path):
 
 
 def _layers(weights, rows, width, where):
-    """Returns {place: weights} of one network, those of linear layers as "kernel" [in out], of norms as "scale"."""
+    """Returns {place: weights} of one network: "kernel" [in out] for linear layers, "scale" for norms, and "bias"."""
     weights = {str(name): value for name, value in weights.items()}
     for old, new in OLD.items():
         weights = {name.replace(old, new) if name.startswith(old) else name: value for name, value in weights.items()}

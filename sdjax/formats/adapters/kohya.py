@@ -1,4 +1,4 @@
-"""LoRA and its relatives as files: every tool's names are read, see lora.py; written are sd-scripts' and LyCORIS'."""
+"""LoRA and its relatives: reads the names of all tools (lora.py), writes those of sd-scripts and LyCORIS."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from sdjax.methods.adapter import Adapter
 from sdjax.methods.method import Method
 from sdjax.stable_diffusion import StableDiffusion
 
-LYCORIS = {"loha": "hada_w1_b", "lokr": "lokr_w1", "diag-oft": "oft_blocks"}  # its names, by a factor of each
+LYCORIS = {"loha": "hada_w1_b", "lokr": "lokr_w1", "diag-oft": "oft_blocks"}  # LyCORIS' name: its factor
 STEMS = ("pytorch_lora_weights", "adapter_model")  # diffusers' and peft's names
 
 
@@ -26,20 +26,20 @@ class Kohya(Format):
     filling = tuple(f"{stem}{end}" for end in (".safetensors", ".bin") for stem in STEMS)
 
     def matches(self, file: File) -> bool:
-        """Returns whether tensors have the names of LoRA or a relative, supported or not."""
+        """Returns whether any tensor has the name of LoRA or a relative, supported or not."""
         return bool(file.keys) and all(type(key) is str for key in file.keys) and lora.recognised(file.keys)
 
     def read(self, file: File, sd: StableDiffusion) -> Adapter:
-        """Returns the edits of a file, and the words that are bundled with it."""
+        """Returns the edits of a file, and the words bundled with it."""
         words, tensors = embeddings.bundled(file.content, file.path, sd.family)
         tensors = {name: value for name, value in tensors.items() if type(value) is not dict}  # of Custom Diffusion
         settings = peft_settings.of_file(file.path, tensors, file.metadata)
         return Adapter(lora.read(tensors, sd, settings, file.path), words)
 
     def digest(self, path: Path) -> str:
-        """Returns AutoV3, the hash of the tensors; with PEFT's settings, which act too, 12 digits of a hash of both.
+        """Returns AutoV3, the hash of the tensors; for files with PEFT's settings, 12 digits of a hash of both.
 
-        Others leave the settings out, so that a file with another alpha in its header keeps its hash there.
+        PEFT's settings change the result; other programs hash only the tensors, so another alpha keeps their hash.
         """
         file = adapter_file.of(path)
         found = peft_settings.kept(path, file.keys, file.metadata)
@@ -50,11 +50,14 @@ class Kohya(Format):
         return hashlib.sha256(f"{hashes.autov3(path)} {text}".encode()).hexdigest()[:12]
 
     def holds(self, adapter: Adapter) -> bool:
-        """Returns whether there are edits by factors, perhaps with words, which are bundled with them."""
+        """Returns whether the adapter is edits by factors, perhaps with words to bundle."""
         return lora_tensors.whole(adapter)
 
     def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
-        """Writes lora.safetensors with the names of sd-scripts, of LyCORIS for its kinds, and every weight's alpha."""
+        """Writes NAME.safetensors with sd-scripts' names, or LyCORIS' for its kinds, and every weight's alpha.
+
+        NAME is ss_output_name, or "lora".
+        """
         about = dict(about or {})
         tensors = lora_tensors.for_kohya(adapter)
         for word, rows in adapter.words.items():
@@ -65,11 +68,11 @@ class Kohya(Format):
     def start(
         self, adapter: Adapter, method: Method, trained: Any, frozen: StableDiffusion
     ) -> tuple[Any, StableDiffusion]:
-        """Returns the factors of a file in place of those that were drawn."""
+        """Returns (trained, frozen) with the file's factors as initial values."""
         return lora_start.started(adapter, method, trained), frozen
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
-        """Returns how the file is used here, in diffusers and in A1111."""
+        """Returns lines on the use of the file here, in diffusers or LyCORIS, and in A1111."""
         thin = all({"down", "up"} <= set(factors) for *_, factors in lora_tensors.modules(adapter))
         there = f'diffusers  pipe.load_lora_weights("{path.parent}", weight_name="{path.name}")'
         return [
@@ -80,7 +83,7 @@ class Kohya(Format):
 
 
 def _network(adapter):
-    """Returns what A1111 and sd-scripts look for in a header: module, rank and alpha, and LyCORIS' algorithm."""
+    """Returns the header's entries for A1111 and sd-scripts: module, rank, alpha, and LyCORIS' algorithm."""
     held = [factors for *_, factors in lora_tensors.modules(adapter) if "diff_b" not in factors]
     ranks = [rank for factors in held if (rank := lora_tensors.rank(factors)) is not None]
     names = {name for factors in held for name in factors}

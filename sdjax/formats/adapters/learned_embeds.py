@@ -1,4 +1,4 @@
-"""What textual inversion learned as a file: learned_embeds.safetensors, as diffusers names it."""
+"""Files of textual inversion: learned_embeds.safetensors, diffusers' name."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -32,11 +32,11 @@ class LearnedEmbeds(Format):
     last = True  # one tensor of any name may be an embedding
 
     def matches(self, file: File) -> bool:
-        """Returns whether a file may be an embedding: rows, few tensors, or a picture with the text of one."""
+        """Returns whether a file may be an embedding: an array, few tensors, or a picture with an embedding's text."""
         if file.picture:
             return embeddings.from_picture(file.path) is not None
         if file.path.is_dir() or file.metadata.get("format", "").startswith("sdjax."):
-            return False  # a kind of ours says so
+            return False  # one of our formats names itself
         return isinstance(file.content, np.ndarray) if not file.keys else embeddings.recognised(file.keys)
 
     def digest(self, path: Path) -> str:
@@ -44,11 +44,11 @@ class LearnedEmbeds(Format):
         return hashes.autov2(path)
 
     def holds(self, adapter: Adapter) -> bool:
-        """Returns whether there are words and nothing else."""
+        """Returns whether the adapter is words and nothing else."""
         return adapter.only_words
 
     def read(self, file: File, sd: StableDiffusion) -> Adapter:
-        """Returns the words of a file, and what else A1111's keys say in about["file"]."""
+        """Returns the words of a file, with A1111's metadata in about["file"]."""
         state = embeddings.from_picture(file.path) if file.picture else file.content
         words = embeddings.read(state, file.path, sd.family, file.metadata.get(embeddings.WORD))
         known = isinstance(state, dict) and "string_to_param" in state
@@ -58,15 +58,15 @@ class LearnedEmbeds(Format):
         return Adapter(words=words, about={"file": said} if said else {})
 
     def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
-        """Writes learned_embeds.safetensors, or one file for each of several words; returns the path of the first.
+        """Writes learned_embeds.safetensors, or one file per word; returns the path of the first.
 
-        The method's layout names another file: learned_embeds.bin, or WORD.pt of A1111.
+        The method's `layout` chooses another file: learned_embeds.bin, or A1111's WORD.pt.
         """
         who = {name: adapter.about[name] for name in ("method", "settings") if name in adapter.about}
         about = {**(about or {}), **{name: x if isinstance(x, str) else json.dumps(x) for name, x in who.items()}}
         layout = who.get("settings", {}).get("layout", "diffusers")
         path = Path(folder) / f"{Path(NAME).stem}{ENDINGS[layout]}"
-        named = layout == "a1111" or len(adapter.family.rows) > 1  # for which tools take the file's name as the word
+        named = layout == "a1111" or len(adapter.family.rows) > 1  # then tools take the file's name for the word
         one = len(adapter.words) == 1 and not named
         places = dict.fromkeys(adapter.words, path) if one else beside(path, adapter.words, alone=named)
         told = about
@@ -78,7 +78,7 @@ class LearnedEmbeds(Format):
     def start(
         self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion
     ) -> tuple[Any, StableDiffusion]:
-        """Returns the rows of a file's one word in place of the method's, whatever either is called."""
+        """Returns (trained, frozen) with the rows of the file's only word; the names of the words may differ."""
         if len(adapter.words) != 1:
             raise ValueError(f"holds {len(adapter.words)} words; expected an embedding of one")
         (rows,) = adapter.words.values()
@@ -89,7 +89,7 @@ class LearnedEmbeds(Format):
         return {**trained, "rows": {encoder: jnp.asarray(some) for encoder, some in rows.items()}}, frozen
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
-        """Returns how the word is said here, in diffusers and in A1111."""
+        """Returns lines on the use of the word here, in diffusers and in A1111."""
         word, rows = next(iter(adapter.words.items()))
         negative = adapter.about.get("settings", {}).get("negative")
         said = f'--negative-prompt "{word}" --prompt TEXT' if negative else f'--prompt "a photo of {word}"'
@@ -105,15 +105,15 @@ class LearnedEmbeds(Format):
 
 
 def _load(path, word, encoder, family):
-    """Returns how diffusers loads the rows of one of several text encoders."""
+    """Returns a line on how diffusers loads the rows of one of several text encoders."""
     parts = f"tokenizer=pipe.{family.tokenizers[encoder]}, text_encoder=pipe.{encoder}"
     return f'diffusers  pipe.load_textual_inversion(load_file("{path}")["{family.rows[encoder]}"], "{word}", {parts})'
 
 
 def beside(path: Path, words: Iterable[str], alone: bool = False) -> dict[str, Path]:
-    """Returns {word: a file of its own beside `path`}, cat-s beside cat; A1111 takes a file's name for the word.
+    """Returns {word: its own file next to `path`}, such as cat-s.safetensors for "s" and cat.safetensors.
 
-    alone: called as the word, without the path's own name.
+    alone: name the file only by the word, since A1111 takes a file's name for the word.
     """
     found = {}
     for i, word in enumerate(words):

@@ -2,10 +2,11 @@
 
     edits = read(tensors, sd, {}, "cat.safetensors")                # {part: {weight's name: Factored}}
 
-What the factors do to a weight is told in methods/deltas; here they get its names for them and the scale a = alpha / r.
+methods/deltas defines the effect of factors on a weight.  This module gives factors its names and the scale
+a = alpha / r.
 
-Names are never parsed: all spellings of the model's own names are generated and looked up.  An adapter's own name
-between a tensor's role and "weight" is left out: PEFT's lora_A.default.weight.
+Names are never parsed: all spellings of the model's own names are generated and looked up.  PEFT's name of the adapter
+between a tensor's role and "weight", as in lora_A.default.weight, is ignored.
 Source: the layouts of diffusers, peft, kohya's sd-scripts and LyCORIS.
 """
 
@@ -45,9 +46,9 @@ SUFFIXES = {
     **{f".{name}": name for name in ("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")},
     **{f".{name}": name for name in ("oft_blocks", "rescale")},
 }
-# A tensor's role in PEFT's own state dicts, the adapter's name, and the rest.
+# The name up to a tensor's role in PEFT's own state dicts, the adapter's name, and the rest.
 NAMED = re.compile(r"(.+\.(?:lora_A|lora_B|lora_magnitude_vector|hada_\w+|lokr_\w+))\.(?!weight$|bias$)([^.]+)(\.\w+)?")
-UNSUPPORTED = {  # by what a tensor's name contains
+UNSUPPORTED = {  # kind: pattern in a tensor's name
     "BOFT and PEFT's OFT": re.compile(r"\.boft_|\.oft_(?!blocks$)"),
     "IA3": re.compile(r"\.on_input$|\.ia3_l"),
     "GLoRA": re.compile(r"\.[ab][12]\.weight$"),
@@ -58,24 +59,24 @@ UNSUPPORTED = {  # by what a tensor's name contains
 
 
 def recognised(names: Iterable[str]) -> bool:
-    """Returns whether the names of a file's tensors are those of LoRA or a relative, supported or not."""
+    """Returns whether any of a file's tensors has the name of LoRA or a relative, supported or not."""
     ends = tuple(SUFFIXES)
     return any(_unnamed(name)[0].endswith(ends) or _unsupported(name) for name in names)
 
 
 def _unsupported(name):
-    """Returns the kind that a tensor's name belongs to and that is not read, or None."""
+    """Returns the unsupported kind of a tensor's name, or None."""
     return next((kind for kind, pattern in UNSUPPORTED.items() if pattern.search(name)), None)
 
 
 def _unnamed(name):
-    """Returns (a tensor's name without that of the adapter, the adapter's or None)."""
+    """Returns (a tensor's name without the adapter's name, the adapter's name or None)."""
     found = NAMED.fullmatch(name)
     return (found[1] + (found[3] or ""), found[2]) if found else (name, None)
 
 
 def _of_one(tensors, path):
-    """Returns the tensors by their names without an adapter's name; raises ValueError where there are several."""
+    """Returns {name without the adapter's name: tensor}; raises ValueError for several adapters."""
     adapters = sorted({own for _, own in map(_unnamed, tensors) if own is not None})
     if len(adapters) > 1:
         raise ValueError(f"{path}: holds several adapters, {trees.listing(adapters)}; expected one")
@@ -95,9 +96,9 @@ def read(
 ) -> dict[str, dict[str, Factored]]:
     """Returns {part: {dotted name of a weight: Factored}} of a file's tensors {name: array}.
 
-    configs: {part: PEFT's settings}, see peft_settings; those of alpha count where a module has no alpha of its own.
+    configs: {part: PEFT's settings}, see peft_settings; their alpha is for modules without an alpha of their own.
     Without any alpha it is the rank.
-    Raises ValueError naming the file and the kinds or tensors that have no place in this model.
+    Raises ValueError naming the file and unsupported kinds, or tensors that fit no weight of this model.
     """
     tensors = _of_one(tensors, path)
     for kind in filter(None, map(_unsupported, tensors)):
@@ -135,17 +136,17 @@ def _place(name, places):
 
 
 def _array(tensor, where):
-    """Returns a tensor that has numbers, float8 as float32; raises ValueError for another."""
+    """Returns a tensor, float8 as float32; raises ValueError for an empty tensor or another value."""
     if not isinstance(tensor, np.ndarray) or not tensor.size:
         shown = list(tensor.shape) if isinstance(tensor, np.ndarray) else type(tensor).__name__
         raise ValueError(f"{where}: {shown}: expected numbers; a rank is at least 1")
     if tensor.dtype.itemsize > 1 and jnp.issubdtype(tensor.dtype, jnp.floating):
         return tensor
-    return tensor.astype(np.float32)  # float8, whose values are all in it, and an alpha that is an integer
+    return tensor.astype(np.float32)  # exact for float8 and for an integer alpha
 
 
 def _prepared(factors, module, config, where):
-    """Returns a module's factors with the scale in place of alpha, and magnitudes named for the axis they count."""
+    """Returns a module's factors with their scale, and with magnitudes named by their axis ("outputs", "inputs")."""
     shape = {name: value for name, value in factors.items() if name not in ("alpha", "magnitude", "dora_scale")}
     try:
         kind = deltas.of(shape)
@@ -181,7 +182,7 @@ def _by_input(magnitudes):
 
 
 def _rotation(factors, shape, where):
-    """Returns the factors of OFT: its alpha is the constraint of Q, per output."""
+    """Returns the factors of OFT, whose alpha is the constraint of Q per output."""
     blocks = shape["oft_blocks"]
     if blocks.ndim != 3 or blocks.shape[1] != blocks.shape[2]:
         raise ValueError(f"{where}: oft_blocks {list(blocks.shape)}: BOFT and other shapes are not supported")
@@ -192,16 +193,16 @@ def _rotation(factors, shape, where):
 
 
 def _alpha(factors, where):
-    """Returns a module's alpha; raises ValueError where that is no finite number."""
+    """Returns a module's alpha; raises ValueError if it is not one finite number."""
     if factors["alpha"].size != 1 or not np.isfinite(alpha := float(factors["alpha"].reshape(()))):
         raise ValueError(f"{where}: alpha {factors['alpha'].tolist()}: expected one finite number")
     return alpha
 
 
 def _scale(factors, ranked, module, config, where):
-    """Returns alpha / rank, alpha / sqrt(rank) for PEFT's rslora; 1 where there is no alpha, or no rank.
+    """Returns alpha / rank, or alpha / sqrt(rank) for PEFT's rslora; 1 without an alpha or a rank.
 
-    ranked: the names of factors whose first axis is the rank.
+    ranked: names of the factors whose first axis is the rank.
     """
     rank = next((len(factors[name]) for name in ranked if name in factors), None)
     rank = peft_settings.rank(config, module, where) if rank is None else rank

@@ -1,4 +1,4 @@
-"""Names of layers in LoRA files: every spelling that is read, generated from the model's own names and never parsed."""
+"""Names of layers in LoRA files: all known spellings, generated from the model's own names and never parsed."""
 
 import functools
 from typing import Any
@@ -13,10 +13,10 @@ from sdjax.formats.storage.parameters import Network
 
 @functools.lru_cache(maxsize=4)
 def spellings(family: Family, networks: FrozenDict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Returns {every spelling of a module's name: (part, module)} of the layers with a kernel.
+    """Returns {spelling of a module's name: (part, module)} for all layers with a kernel.
 
-    networks: {part: network} of the parts in the family's `lora`.  A spelling without the part's name that several text
-    encoders share is left out.
+    networks: {part: network} of the parts in the family's `lora`.  Spellings that fit several parts, such as two text
+    encoders, are left out.
     """
     found: dict[str, tuple[str, str]] = {}
     shared: set[str] = set()
@@ -40,7 +40,7 @@ def modules(network: Network) -> list[str]:
 
 
 def _unet_spellings(module, original):
-    """Yields all names of a module; original: its name in the original code, which sd-scripts and ComfyUI write too."""
+    """Yields all spellings of a module.  original: its name in the original code, which sd-scripts and ComfyUI use."""
     yield from (module, f"unet.{module}", f"base_model.model.{module}", f"diffusion_model.{original}")
     yield from (f"lora_unet_{name.replace('.', '_')}" for name in (module, original))
     yield f"lycoris_{module.replace('.', '_')}"

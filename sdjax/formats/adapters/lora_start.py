@@ -1,4 +1,4 @@
-"""Training that goes on from a LoRA file: its factors in the places of a method's own."""
+"""Starts training from a LoRA file: its factors become the initial values."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ from sdjax.settings import SettingError
 
 
 def started(adapter: Adapter, method: Method, trained: Any) -> Any:
-    """Returns {part: {module: factors}} like `trained` with a file's numbers, float32.
+    """Returns {part: {module: factors}} like `trained` with the file's values, float32.
 
-    Raises SettingError where its layers, kind, rank or alpha are not the method's.
+    Raises SettingError if the file's layers, kind, rank or alpha differ from the method's.
     """
     if not isinstance(method, Lora):
         raise SettingError("class", type(method).__name__, "Lora, which trains such files")

@@ -1,4 +1,4 @@
-"""Edits of weights as the tensors of a LoRA file, in the names and shapes of a layout.
+"""Converts edits of weights to the tensors of a LoRA file, with the names and shapes of a layout.
 
     tensors = for_kohya(adapter)                        # {"lora_unet_mid_block_..._to_q.lora_down.weight": array, ...}
     with files.new_file(path) as temporary: write(temporary, tensors, {"ss_network_dim": "16"})
@@ -25,13 +25,13 @@ Array = np.ndarray
 Naming = Callable[[str, str, Mapping[str, Any]], dict[str, Array]]
 KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight"}
 PEFT = {"down": "lora_A.weight", "up": "lora_B.weight", "outputs": "lora_magnitude_vector"}
-SILENT = ("scale", "constraint")  # factors that alpha tells
+SILENT = ("scale", "constraint")  # factors that are not written, since alpha determines them
 
 
 def whole(adapter: Adapter) -> bool:
-    """Returns whether an adapter is edits by factors, perhaps with words, none of which began in the base.
+    """Returns whether an adapter is edits by factors, perhaps with words, without PiSSA's or OLoRA's start.
 
-    What replaces a weight, or changes a bias by more than a difference, has no name in such files.
+    Such files have no name for a replaced weight, or for a bias that changes by more than a difference.
     """
     edits = [pair for edits in adapter.edits.values() for pair in edits.items()]
     plain = all(isinstance(edit, Factored) and _named(name, edit.factors) for name, edit in edits)
@@ -45,7 +45,7 @@ def _named(name, factors):
 
 
 def modules(adapter: Adapter) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yields (part, module, factors) of every weight; those of biases are called "diff_b"."""
+    """Yields (part, module, factors) of every weight; a bias has the factor "diff_b"."""
     for part, edits in adapter.edits.items():
         for name, edit in edits.items():
             module, _, leaf = name.rpartition(".")
@@ -53,13 +53,13 @@ def modules(adapter: Adapter) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def rank(factors: Mapping[str, Any]) -> int | None:
-    """Returns the rank of factors, None where they have none."""
+    """Returns the rank of factors, or None for kinds without a rank."""
     names = {name for name in factors if name not in SILENT}
     return next((len(factors[name]) for name in deltas.of(names).ranked if name in factors), None)
 
 
 def alpha(factors: Mapping[str, Any]) -> np.ndarray:
-    """Returns alpha as its file had it, else scale times rank, float32 []."""
+    """Returns the file's alpha, or else scale times rank, float32 []."""
     if "alpha" in factors:
         return np.asarray(factors["alpha"]).reshape(())
     return np.asarray(float(factors["scale"]) * (rank(factors) or 1), np.float32)
@@ -68,9 +68,9 @@ def alpha(factors: Mapping[str, Any]) -> np.ndarray:
 def kohya(
     prefixes: Mapping[str, Sequence[str]], part: str, module: str, factors: Mapping[str, Any]
 ) -> dict[str, Array]:
-    """Returns the tensors of one weight as sd-scripts and LyCORIS name them, with alpha.
+    """Returns the tensors of one weight with sd-scripts' and LyCORIS' names, and alpha.
 
-    prefixes: of a part's layers, a family's `lora`.
+    prefixes: {part: prefixes of its layers}, a family's `lora`.
     """
     if "diff_b" in factors:
         found = {"diff_b": factors["diff_b"]}
@@ -85,7 +85,7 @@ def kohya(
 
 
 def _by_axis(role, factors):
-    """Returns DoRA's magnitudes as LyCORIS has them: [out 1 ...], or [1 in ...]."""
+    """Returns DoRA's magnitudes in LyCORIS' shape, [out 1 ...] or [1 in ...]."""
     held = np.asarray(factors[role])
     axes = max(held.ndim, factors["down"].ndim if "down" in factors else 2)
     count = [1] * axes
@@ -94,7 +94,7 @@ def _by_axis(role, factors):
 
 
 def for_kohya(adapter: Adapter) -> dict[str, Array]:
-    """Returns {name: array} of all edits of an adapter as sd-scripts and LyCORIS name them."""
+    """Returns {name: array} of all edits of an adapter with sd-scripts' and LyCORIS' names."""
     return named(adapter, functools.partial(kohya, adapter.family.lora))
 
 
@@ -102,10 +102,10 @@ ATTENTION = re.compile(r"\.attn\d\.to_(q|k|v|out\.0)$|\.self_attn\.(q|k|v|out)_p
 
 
 def diffusers(part: str, module: str, factors: Mapping[str, Any], old: bool) -> dict[str, Array]:
-    """Returns the tensors of one weight of LoRA or DoRA as diffusers' save_lora_weights names them.
+    """Returns the tensors of one weight of LoRA or DoRA with the names of diffusers' save_lora_weights.
 
-    old: "lora.down" in place of "lora_A", as it does for attention; its loader takes a part's names to be of one sort.
-    A text encoder's magnitudes end in ".weight", without which transformers 5 leaves them out.
+    old: "lora.down" instead of "lora_A", diffusers' names for attention; its loader needs one style per part.
+    A text encoder's magnitudes end in ".weight"; transformers 5 ignores them otherwise.
     """
     text, found = part.startswith("text_encoder"), {}
     names = ("lora_linear_layer.down", "lora_linear_layer.up") if text else ("lora.down", "lora.up")
@@ -128,16 +128,16 @@ def for_diffusers(adapter: Adapter) -> dict[str, Array]:
 
 
 def peft(part: str, module: str, factors: Mapping[str, Any]) -> dict[str, Array]:
-    """Returns the tensors of one weight of LoRA, DoRA or LoHa as PEFT's save_pretrained names them.
+    """Returns the tensors of one weight of LoRA, DoRA or LoHa with the names of PEFT's save_pretrained.
 
-    Names in a text encoder are those of transformers from 5.6 on.
+    A text encoder's layers have the names of transformers 5.6 and later.
     """
     stem = f"base_model.model.{module.removeprefix('text_model.')}"
     return {f"{stem}.{suffix}": x for suffix, x in _of_peft(factors).items()}
 
 
 def _of_peft(factors):
-    """Returns {PEFT's name of a role: array}."""
+    """Returns {PEFT's name of a factor: array}."""
     found = {PEFT.get(role, role): np.asarray(x) for role, x in factors.items() if role not in (*SILENT, "alpha")}
     if "outputs" in factors:
         count = (-1,) if factors["down"].ndim == 2 else (1, -1, 1, 1)
@@ -154,13 +154,13 @@ def named(adapter: Adapter, naming: Naming) -> dict[str, Array]:
 
 
 def told(adapter: Adapter) -> dict[str, str]:
-    """Returns who learned an adapter, as metadata."""
+    """Returns the method that trained an adapter and its settings, as metadata."""
     about = {name: x for name, x in adapter.about.items() if name in ("method", "settings") and x}
     return {name: x if type(x) is str else json.dumps(x) for name, x in about.items()}
 
 
 def write(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> Path:
-    """Writes tensors as safetensors, whole or not at all, and returns the path."""
+    """Writes tensors as safetensors, completely or not at all, and returns the path."""
     held = {name: files.Tensor(x.shape, x.dtype.name, lambda x=x: x) for name, x in tensors.items()}
     with files.new_file(path) as temporary:
         files.write_safetensors(temporary, held, {"format": "pt", **metadata})

@@ -1,12 +1,12 @@
-"""LoRA merged, resized, and taken out of the difference of two models, as their effects on weights.
+"""Merges and resizes LoRAs, and extracts one from the difference of two models, by their effects on weights.
 
     merged([(cat, 0.8), (ink, 0.5)], sd)                      # exactly 0.8 D_cat + 0.5 D_ink: ranks add up
-    merged([(cat, 0.8), (ink, 0.5)], sd, Cut(rank=16))        # the nearest of rank 16
+    merged([(cat, 0.8), (ink, 0.5)], sd, Cut(rank=16))        # the nearest one with rank 16
     resized(cat, sd, Cut(energy=0.95))
-    extracted(sd, tuned, Cut(rank=32))                        # of W' - W
+    extracted(sd, tuned, Cut(rank=32))                        # LoRA of W' - W
 
-D is what an adapter does to a weight W at strength 1 (methods/deltas).  A mean of factors is not a mean of effects:
-(B1 + B2)(A1 + A2) / 4 holds the products B1 A2 and B2 A1, which neither adapter does.
+D is an adapter's change of a weight W at strength 1 (methods/deltas).  A mean of factors is not a mean of effects:
+(B1 + B2)(A1 + A2) / 4 contains the products B1 A2 and B2 A1, which belong to neither adapter.
 """
 
 from collections.abc import Sequence
@@ -24,18 +24,19 @@ from sdjax.models.axes import TO_FILE
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
-PLAIN = {"down", "up", "scale"}  # of LoRA alone, whose product needs no weight
-OF_BASE = {"outputs", "inputs", "whole", "pissa", "olora"}  # factors that mean nothing without W
+PLAIN = {"down", "up", "scale"}  # factors of plain LoRA, whose effect does not depend on W
+OF_BASE = {"outputs", "inputs", "whole", "pissa", "olora"}  # factors whose effect depends on W
 Weighed = Sequence[tuple[Adapter, float]]
 
 
 def merged(adapters: Weighed, sd: StableDiffusion, cut: Cut = Cut()) -> Adapter:
-    """Returns one adapter that does sum_i s_i D_i, and has all words; adapters: ((Adapter, s_i), ...).
+    """Returns one adapter with the effect sum_i s_i D_i and all words.  adapters: ((Adapter, s_i), ...).
 
-    Without a cut LoRA's factors are put beside each other, B = [s_1 a_1 B_1, s_2 a_2 B_2, ...] and A = [A_1; A_2; ...],
-    so that the sum is exact and the ranks add up.  With one, each sum becomes the nearest product of that rank, which
-    LoHa, LoKr, OFT and DoRA need as well.  Changes of biases are summed.
-    Raises SettingError for what needs a rank or the base's weights, ValueError for hooks and for words of two files.
+    Without a cut, LoRA's factors are concatenated, B = [s_1 a_1 B_1, s_2 a_2 B_2, ...] and A = [A_1; A_2; ...], so the
+    sum is exact and the ranks add up.  With a cut, each sum becomes the nearest product of that rank; LoHa, LoKr, OFT
+    and DoRA need one.  Changes of biases are summed.
+    Raises SettingError if a rank or the base's weights are needed but missing; ValueError for hooks, and for a word in
+    two files.
     """
     found: dict[str, dict[str, Edit]] = {}
     words: dict[str, Any] = {}
@@ -56,19 +57,19 @@ def merged(adapters: Weighed, sd: StableDiffusion, cut: Cut = Cut()) -> Adapter:
 
 
 def resized(adapter: Adapter, sd: StableDiffusion, cut: Cut) -> Adapter:
-    """Returns an adapter whose changes are the nearest ones of another rank, and everything else as it was.
+    """Returns an adapter whose changes are the nearest ones with another rank, and with the same words.
 
-    Raises SettingError for a cut that cuts nothing, and what `merged` does.
+    Raises SettingError for an empty cut, and the errors of `merged`.
     """
     _check(cut)
     return merged([(adapter, 1.0)], sd, cut)
 
 
 def extracted(base: StableDiffusion, tuned: StableDiffusion, cut: Cut) -> tuple[Adapter, list[str]]:
-    """Returns (LoRA of W' - W for every linear and convolutional weight that differs, names of what else differs).
+    """Returns (a LoRA of W' - W for every linear and convolutional weight that differs, names of other differences).
 
-    What LoRA has no place for, norms, biases and token embeddings, is not in it.
-    Raises SettingError for a cut that cuts nothing, ValueError for models of other shapes, or without a difference.
+    LoRA cannot change norms, biases and token embeddings, so these are the other differences.
+    Raises SettingError for an empty cut, ValueError for models of different shapes or without a difference.
     """
     _check(cut)
     found, others = {}, []
@@ -89,13 +90,13 @@ def extracted(base: StableDiffusion, tuned: StableDiffusion, cut: Cut) -> tuple[
 
 
 def _check(cut):
-    """Raises SettingError for a cut that cuts nothing."""
+    """Raises SettingError for an empty cut."""
     if cut.whole:
         raise SettingError("rank", None, "a rank, a share of energy or a ratio of singular values")
 
 
 def _there(weight):
-    """Returns a weight as float32 of numpy with a file's axes."""
+    """Returns a weight as a float32 numpy array with a file's order of axes."""
     return np.asarray(weight).astype(np.float32).transpose(TO_FILE.get(weight.ndim, range(weight.ndim)))
 
 
@@ -104,7 +105,7 @@ def _equal(old, new):
 
 
 def _summed(stack, weight, cut, name):
-    """Returns one Edit that does sum_i s_i D_i(W)."""
+    """Returns one Edit with the effect sum_i s_i D_i(W)."""
     if all(_is_plain(edit) for edit, _ in stack):
         up, down = (np.concatenate(factors, axis) for factors, axis in zip(_beside(stack), (1, 0), strict=True))
         if not cut.whole:
@@ -132,7 +133,7 @@ def _beside(stack):
 
 
 def _change(edit, weight, name):
-    """Returns D(W), float32 in a file's axes."""
+    """Returns D(W), float32 with a file's order of axes."""
     abstract = isinstance(weight, jax.ShapeDtypeStruct)
     if abstract and OF_BASE & getattr(edit, "factors", {}).keys():
         raise SettingError("model", None, f"the base model: what is done to {name} depends on its weights")
@@ -141,7 +142,7 @@ def _change(edit, weight, name):
 
 
 def _of(up, down, shape):
-    """Returns LoRA of up [out r] and down [r n] for a weight of this shape in a file's axes; alpha is the rank."""
+    """Returns the LoRA of up [out r] and down [r n], with alpha = rank.  shape: of the weight in a file."""
     rank, ones = len(down), (1,) * (len(shape) - 2)
     factors = {"down": down.reshape(rank, *shape[1:]), "up": up.reshape(len(up), rank, *ones)}
     return Factored({**factors, "scale": np.float32(1)})

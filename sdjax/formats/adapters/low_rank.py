@@ -1,11 +1,11 @@
-"""Matrices of low rank: the best product of two thin factors for a change of a weight, by its singular values.
+"""Low-rank matrices: the best product of two thin factors for a change of a weight, by its singular values.
 
     up, down = split(change, Cut(rank=16))               # change [out n] ~ up [out r] down [r n]
-    up, down = shortened(up, down, Cut(energy=0.99))     # of a product, without making it
+    up, down = shortened(up, down, Cut(energy=0.99))     # of a product, without computing it
 
 With D = sum_i s_i u_i v_i^T, s_1 >= s_2 >= ..., the factors are B = [sqrt(s_i) u_i] and A = [sqrt(s_i) v_i^T] for the
-first r values.  Their product is nearest to D of all of rank r, at the distance sqrt(sum_{i>r} s_i^2).
-Source: Eckart and Young 1936; which r a Cut takes: rank, sv_fro and sv_ratio of kohya's resize_lora.
+first r values.  Of all matrices of rank r, their product is nearest to D, at the distance sqrt(sum_{i>r} s_i^2).
+Source: Eckart and Young 1936; kohya's resize_lora for the choice of r (rank, sv_fro and sv_ratio).
 """
 
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ Matrix = Float32[np.ndarray, "rows columns"]
 
 @dataclass(frozen=True)
 class Cut:
-    """How many singular values stay: the smallest number that any of these asks for, at least 1.
+    """The number of singular values that stay: the smallest of these limits, at least 1.
 
-    rank: at most so many.  energy: as many as hold this share, in (0, 1], of the sum of squares.
-    ratio: those that are at least 1 / ratio of the largest.
-    Raises SettingError for another value.
+    rank: at most this many.  energy: as many as make up this share, in (0, 1], of the sum of squares.
+    ratio: all that are at least 1 / ratio of the largest.
+    Raises SettingError for a value out of range.
     """
 
     rank: int | None = None
@@ -39,7 +39,7 @@ class Cut:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is cut."""
+        """Whether no limit is set."""
         return self.rank is None and self.energy is None and self.ratio is None
 
     def count(self, values: Float32[np.ndarray, " n"]) -> int:
@@ -62,7 +62,7 @@ def split(change: Matrix, cut: Cut) -> tuple[Matrix, Matrix]:
 def shortened(up: Matrix, down: Matrix, cut: Cut) -> tuple[Matrix, Matrix]:
     """Returns (up [out r], down [r n]) of a product of up [out R] and down [R n].
 
-    With up = Q1 R1 and down^T = Q2 R2 the singular values are those of R1 R2^T, [R R].
+    With up = Q1 R1 and down^T = Q2 R2, the product and R1 R2^T, [R R], have the same singular values.
     """
     first, small = np.linalg.qr(up)
     second, other = np.linalg.qr(down.T)

@@ -1,4 +1,4 @@
-"""LoRA, DoRA and LoHa as PEFT writes them: adapter_model.safetensors beside adapter_config.json, a folder per part."""
+"""LoRA, DoRA and LoHa in PEFT's format: adapter_model.safetensors and adapter_config.json in a folder per part."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,11 +23,11 @@ class PeftFolder(Format):
         return False
 
     def holds(self, adapter: Adapter) -> bool:
-        """Returns whether all edits are of one of these kinds, and there are no words."""
+        """Returns whether all edits are of one of these kinds, without words."""
         return lora_tensors.whole(adapter) and not adapter.words and peft_written.kind(adapter) is not None
 
     def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
-        """Writes unet/ and text_encoder/, as far as they have edits; returns the path of the first one's tensors."""
+        """Writes a folder such as unet/ for each part with edits; returns the path of the first part's tensors."""
         paths = []
         for part, edits in adapter.edits.items():
             place = Path(folder) / part
@@ -40,7 +40,7 @@ class PeftFolder(Format):
         return paths[0]
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
-        """Returns how each part's folder is used here and with PEFT."""
+        """Returns lines on the use of each part's folder here and with PEFT."""
         folders = [path.parents[1] / part for part in adapter.edits]
         given = " ".join(f"--adapter {folder}" for folder in folders)
         there = [f'peft       PeftModel.from_pretrained(pipe.{folder.name}, "{folder}")' for folder in folders]

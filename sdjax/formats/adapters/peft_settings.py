@@ -1,11 +1,13 @@
-"""PEFT's settings of an adapter: where files keep them, which are read, and the scale that they give a module.
+"""PEFT's settings of an adapter: reads them from a file, checks them, and computes a module's rank and scale.
 
     settings = of_file(path, names, metadata)                # {"unet": {"r": 4, "lora_alpha": 16, ...}, ...}
     scale(settings["unet"], "mid_block.attentions.0.proj_in", 4, path)       # 4.0
 
-Kept, in this order: as JSON in a safetensors header under lora_adapter_metadata, with the part's name in front
-("unet.r", of a pipeline) or without ("r", of `unet.save_lora_adapter`); as keys of the header themselves; in the
-adapter_config.json beside PEFT's files.
+The first of these places counts:
+* JSON in a safetensors header under lora_adapter_metadata, with the part's name ("unet.r", from a pipeline) or without
+  ("r", from `unet.save_lora_adapter`);
+* keys of the header itself;
+* adapter_config.json next to PEFT's files.
 Source: diffusers 0.42, loaders/peft.py and lora_base.py; peft 0.21, tuners/lora.
 """
 
@@ -22,11 +24,11 @@ from sdjax.formats.storage import files
 METADATA, CONFIG = "lora_adapter_metadata", "adapter_config.json"
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 KINDS = ("LORA", "LOHA", "LOKR")
-PLAIN = (None, True, False, "gaussian", "eva", "orthogonal", "mica")  # of init_lora_weights: the base stays as it is
-CHANGED = ("pissa", "olora")  # they took B0 A0 out of the base; of the others' it cannot be known
+PLAIN = (None, True, False, "gaussian", "eva", "orthogonal", "mica")  # init_lora_weights that keep the base's weights
+CHANGED = ("pissa", "olora")  # init_lora_weights that subtract a known B0 A0 from the base's weights
 NUMBERS, PATTERNS = ("r", "lora_alpha", "alpha"), ("rank_pattern", "alpha_pattern")
 APPLIED = (*NUMBERS, *PATTERNS, "use_rslora", "use_dora", "init_lora_weights", "peft_type")
-# Of training, or told by the tensors too: modules, biases, layers that were saved whole.
+# Settings for training only, or that the tensors also show: modules, biases, fully saved layers.
 WITHOUT_EFFECT = (
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
     *("bias", "exclude_modules", "layers_pattern", "layers_to_transform", "lora_bias", "modules_to_save"),
@@ -38,9 +40,9 @@ WITHOUT_EFFECT = (
 
 
 def of_file(path: pathlib.Path, names: Iterable[str], metadata: dict[str, str]) -> dict[str, dict]:
-    """Returns {part: PEFT's settings} of a file with tensors of these names, empty where nothing tells any.
+    """Returns {part: PEFT's settings} of a file with tensors of these names; parts without settings have {}.
 
-    Raises ValueError naming the file and the setting that is not supported, or whose value cannot be.
+    Raises ValueError naming the file and an unsupported setting or an impossible value.
     """
     found = kept(pathlib.Path(path), names, metadata)
     settings, shared = {}, {name: value for name, value in found.items() if "." not in name}
@@ -52,9 +54,9 @@ def of_file(path: pathlib.Path, names: Iterable[str], metadata: dict[str, str]) 
 
 
 def kept(path: pathlib.Path, names: Iterable[str], metadata: dict[str, str]) -> dict[str, Any]:
-    """Returns the settings as the file has them, {"unet.r": 4, ...} or {"r": 4, ...}; {} where it has none.
+    """Returns a file's settings, {"unet.r": 4, ...} or {"r": 4, ...}; {} without settings.
 
-    Raises ValueError naming the file where they cannot be read.
+    Raises ValueError naming the file if they cannot be read.
     """
     if METADATA in metadata:
         try:
@@ -74,7 +76,7 @@ def kept(path: pathlib.Path, names: Iterable[str], metadata: dict[str, str]) -> 
 
 
 def _value(text):
-    """Returns the value of a header's text, JSON or Python's; other text is itself."""
+    """Returns the value of a header's text as JSON or Python; other text stays text."""
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)
@@ -112,32 +114,32 @@ def _finite(value):
 
 
 def changed(settings: dict) -> str | None:
-    """Returns "pissa" or "olora" where the first B0 A0 of training was taken out of the base, else None."""
+    """Returns "pissa" or "olora" if training subtracted the initial B0 A0 from the base's weights, else None."""
     first = _lower(settings.get("init_lora_weights"))
     return first if first in CHANGED else None
 
 
 def rank(settings: dict, module: str, path: pathlib.Path) -> float | None:
-    """Returns the rank that the settings give a module, None where they tell none."""
+    """Returns a module's rank by the settings, or None."""
     return _of_module(settings, "rank_pattern", module, path, settings.get("r"))
 
 
 def scale(settings: dict, module: str, rank: float, path: pathlib.Path) -> float:
-    """Returns alpha / rank, with rslora alpha / sqrt(rank), of a module; 1 where the settings have no alpha."""
+    """Returns a module's scale: alpha / rank, alpha / sqrt(rank) for rslora, or 1 without an alpha in the settings."""
     usual = settings.get("lora_alpha", settings.get("alpha"))
     alpha = _of_module(settings, "alpha_pattern", module, path, usual)
     return 1.0 if alpha is None else alpha / divisor(settings, rank)
 
 
 def divisor(settings: dict, rank: float) -> float:
-    """Returns what alpha is divided by: the rank, with rslora its root."""
+    """Returns the divisor of alpha: the rank, or its square root for rslora."""
     return rank**0.5 if settings.get("use_rslora") else rank
 
 
 def _of_module(settings, pattern, module, path, usual):
-    """Returns the value of the first key of a pattern that names a module, else the usual one.
+    """Returns the value of the first key in a pattern setting that matches a module, else the usual value.
 
-    A key names a module by its last names, or after ^ by the whole of it.
+    A key matches the end of a module's name, or with ^ the full name.
     """
     ends = (module, module.removeprefix("text_model."))
     for key, value in (settings.get(pattern) or {}).items():

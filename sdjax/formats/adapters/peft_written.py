@@ -1,8 +1,8 @@
-"""PEFT's settings of edits that are written: ranks and alphas, the usual ones and by module.
+"""PEFT's settings for written edits: the usual rank and alpha, and those of modules that differ.
 
     written(adapter, "unet")        # {"r": 16, "lora_alpha": 16, "rank_pattern": {}, "target_modules": [...], ...}
 
-Source: peft 0.21, LoraConfig and LoHaConfig; a key of a pattern that begins with ^ is a module's whole name.
+Source: peft 0.21, LoraConfig and LoHaConfig; a pattern's key that begins with ^ is a module's full name.
 """
 
 from collections import Counter
@@ -13,12 +13,12 @@ from sdjax.methods.adapter import Adapter
 
 LORA = frozenset({"down", "up"})
 LOHA = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})
-TEXT = "text_model."  # in front of names in text encoders, before transformers 5.6
+TEXT = "text_model."  # prefix of names in text encoders before transformers 5.6
 BESIDE = ("scale", "alpha", "outputs")
 
 
 def kind(adapter: Adapter) -> str | None:
-    """Returns "LORA" or "LOHA", which all edits are, None where PEFT has no settings for them; DoRA is "LORA"."""
+    """Returns the common kind of all edits, "LORA" (also for DoRA) or "LOHA"; None if PEFT has no settings for them."""
     held = [factors for *_, factors in lora_tensors.modules(adapter)]
     cores = {frozenset(factors) - set(BESIDE) for factors in held}
     magnitudes = {"outputs" in factors for factors in held}
@@ -29,7 +29,7 @@ def kind(adapter: Adapter) -> str | None:
 
 
 def written(adapter: Adapter, part: str) -> dict[str, Any]:
-    """Returns the settings of a part's edits, by which PEFT makes layers that its tensors fit."""
+    """Returns PEFT's settings for layers that fit the tensors of a part's edits."""
     found = {module: factors for own, module, factors in lora_tensors.modules(adapter) if own == part}
     ranks = {module: lora_tensors.rank(factors) for module, factors in found.items()}
     alphas = {module: _alpha(factors, ranks[module]) for module, factors in found.items()}
@@ -48,12 +48,12 @@ def written(adapter: Adapter, part: str) -> dict[str, Any]:
 
 
 def _key(module):
-    """Returns the key of a pattern that names a module alone."""
+    """Returns a pattern's key that matches this module only."""
     return module.removeprefix(TEXT) if module.startswith(TEXT) else f"^{module}"
 
 
 def _alpha(factors, rank):
-    """Returns scale times rank as a number without the dust of float32."""
+    """Returns scale times rank, without float32's rounding error."""
     exact = float(factors["scale"]) * rank
     return round(exact) if abs(exact - round(exact)) < 1e-5 else float(f"{exact:.7g}")
 

@@ -1,7 +1,7 @@
-"""What any method learned, as it is: trained.safetensors, with the class's name; for whoever has the method's code.
+"""The trained tree of any method, in trained.safetensors with the class's name; only the method's code can use it.
 
-A leaf's name is its path in the tree, "head.final.kernel"; the code that knows what it means comes from the user's
-recipe, never from the file.
+A leaf's name is its path in the tree, such as "head.final.kernel".  The code comes from the user's recipe, never from
+the file.
 """
 
 import json
@@ -30,11 +30,11 @@ class Trained(Format):
     name = "trained"
 
     def matches(self, file: File) -> bool:
-        """Returns whether a file's metadata say so."""
+        """Returns whether a file's metadata name this format."""
         return file.metadata.get("format") == MARK
 
     def holds(self, adapter: Adapter) -> bool:
-        """Returns whether there is such a tree and nothing else."""
+        """Returns whether the adapter is such a tree and nothing else."""
         return set(adapter.trees) == {"trained"} and not (adapter.edits or adapter.words) and adapter.hook is None
 
     def read(self, file: File, sd: StableDiffusion) -> Adapter:
@@ -57,7 +57,7 @@ class Trained(Format):
     def start(
         self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion
     ) -> tuple[Any, StableDiffusion]:
-        """Returns the file's leaves in the places of the method's."""
+        """Returns (trained, frozen) with the file's leaves as initial values."""
         if adapter.about["method"] != type(method).__name__:
             raise SettingError("class", type(method).__name__, f"{adapter.about['method']}, which wrote the file")
         found, wanted = adapter.trees["trained"], _named(trained)
@@ -69,7 +69,7 @@ class Trained(Format):
         return jax.tree.unflatten(jax.tree.structure(trained), leaves), frozen
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
-        """Returns how it is taken up again: only the recipe knows what it means."""
+        """Returns lines on how to continue from the file, which needs the recipe's code."""
         return [f"here       python train/run.py RECIPE init={path}", "elsewhere  only with the method's own code"]
 
 

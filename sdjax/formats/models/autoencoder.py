@@ -24,10 +24,10 @@ PATTERNS += [[f"{STEM}.bin", f"vae/{STEM}.bin"]]
 
 
 def put(sd: StableDiffusion, source: str | pathlib.Path, dtype: DTypeLike | None = "float32") -> StableDiffusion:
-    """Returns sd with another autoencoder: of a file, a diffusers folder (or its vae/) or a hub id.
+    """Returns sd with another autoencoder, from a file, a diffusers folder (or its vae/) or a hub id.
 
-    Files have the original names, with first_stage_model. in front or without; a whole checkpoint serves too.
-    Raises ValueError in one line for one that is damaged, or whose latents have another size than the model's.
+    Files have the original names, with or without the prefix first_stage_model.; a whole checkpoint also works.
+    Raises SettingError in one line for a damaged source, or latents of another size than the model's.
     """
     try:
         with named(source):
@@ -51,7 +51,7 @@ def _put(sd: StableDiffusion, source: str | pathlib.Path, dtype: DTypeLike | Non
 
 
 def locate(source: str | pathlib.Path) -> pathlib.Path:
-    """Returns the folder of an autoencoder: the vae/ of a model, where there is one."""
+    """Returns the local folder of an autoencoder: the source itself, or its vae/."""
     folder = files.locate(source, PATTERNS, lambda folder: any(folder.rglob(f"{STEM}.safetensors")))
     return folder / "vae" if (folder / "vae").is_dir() else folder
 

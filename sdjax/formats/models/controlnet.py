@@ -25,11 +25,11 @@ from sdjax.runtime.guard import named
 from sdjax.sampling.control import Control
 
 STEM = "diffusion_pytorch_model"
-PREFIX = "control_model."  # files of version 1.0 hold the whole model beside it
+PREFIX = "control_model."  # files of version 1.0 also contain the whole model
 CLASS = "ControlNetModel"
 MARKS = ("input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight")
-ARCHITECTURES = {768: "stable-diffusion-v1", 1024: "stable-diffusion-v2"}  # by the width of texts; ModelSpec 1.0.1
-NOTES = "sdjax.controlnet"  # of a file: its config.json, of which weights do not tell all
+ARCHITECTURES = {768: "stable-diffusion-v1", 1024: "stable-diffusion-v2"}  # by context width; ModelSpec 1.0.1
+NOTES = "sdjax.controlnet"  # metadata key of the config, since the weights do not show all of it
 
 
 def load_control(
@@ -38,7 +38,7 @@ def load_control(
     """Returns the Control of a diffusers folder, a hub id, one file, or a built-in shape "random:NAME".
 
     dtype, variant: as in pipeline.load.  A file with diffusers' names needs its config.json beside it.
-    Raises ValueError in one line, naming the file and what in it is missing, unknown or does not fit.
+    Raises ValueError in one line, naming the file and the parts that are missing, unknown or do not fit.
     """
     if str(source).startswith("random:"):
         return _random(str(source).removeprefix("random:"), dtype)
@@ -62,8 +62,8 @@ def _load(source: str | pathlib.Path, dtype: DTypeLike | None, variant: str | No
 def save_control(control: Control, destination: str | pathlib.Path, *, dtype: DTypeLike | None = None) -> pathlib.Path:
     """Writes the folder that diffusers' ControlNetModel.from_pretrained loads; returns its path.
 
-    A destination that ends in .safetensors becomes one file with the ControlNet repository's names, as A1111 and
-    ComfyUI read it.
+    A destination that ends in .safetensors becomes one file with the ControlNet repository's names, for A1111 and
+    ComfyUI.
     """
     tensors = parameters.write(control.params, dtype)
     if str(destination).endswith(".safetensors"):
@@ -77,7 +77,7 @@ def save_control(control: Control, destination: str | pathlib.Path, *, dtype: DT
 
 
 def is_control(source: str | pathlib.Path) -> bool:
-    """Returns whether a source on this machine is a ControlNet, by a folder's config.json or the names in a file."""
+    """Returns whether a local source is a ControlNet, by a folder's config.json or a file's tensor names."""
     path = pathlib.Path(source)
     if path.is_dir():
         config = path / "config.json"
@@ -97,7 +97,7 @@ def _config(folder: pathlib.Path) -> ControlNetConfig:
 
 
 def _random(name: str, dtype: DTypeLike | None) -> Control:
-    """Returns the Control of a built-in shape, with random weights none of which is zero."""
+    """Returns the Control of a built-in shape with random weights; no kernel is zero."""
     if name not in presets.SHAPES:
         raise ValueError(f"control 'random:{name}': expected one of {', '.join(f'random:{n}' for n in presets.SHAPES)}")
     shape = presets.SHAPES[name]
@@ -110,7 +110,7 @@ def _random(name: str, dtype: DTypeLike | None) -> Control:
 
 
 def _write_original(tensors: dict[str, files.Tensor], config: ControlNetConfig, path: pathlib.Path) -> pathlib.Path:
-    """Writes one file with the ControlNet repository's names, control_model. in front; returns its path."""
+    """Writes one file with the ControlNet repository's names and the prefix control_model.; returns its path."""
     table = modules(config)
     renamed = {PREFIX + ldm_names.rename(name, table): tensor for name, tensor in tensors.items()}
     metadata = {"format": "pt", NOTES: json.dumps(config.to_json())}
@@ -142,7 +142,7 @@ def _original(weights: files.Stored, metadata: dict[str, str]) -> tuple[files.St
 
 
 def _noted(text: str) -> ControlNetConfig:
-    """Returns the config that a file's metadata hold."""
+    """Returns the config in a file's metadata."""
     try:
         return ControlNetConfig.from_json(json.loads(text))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -150,7 +150,7 @@ def _noted(text: str) -> ControlNetConfig:
 
 
 def modules(config: ControlNetConfig) -> dict[str, str]:
-    """Returns {our module: the repository's} of a ControlNet with this ControlNetConfig."""
+    """Returns {our module: the repository's} for this ControlNetConfig."""
     table = ldm_names.unet_modules(config.unet)
     hint = "controlnet_cond_embedding"
     blocks = 2 * (len(config.conditioning_embedding_out_channels) - 1)
@@ -168,7 +168,7 @@ def _found_config(found: dict[str, tuple[int, ...]]) -> ControlNetConfig:
     while f"input_hint_block.{place + 2}.weight" in found:
         widths.append(found[f"input_hint_block.{place}.weight"])
         place += 4
-    unet = infer_config.unet_config(found | {"out.2.weight": (4,)})  # a ControlNet has no way up
+    unet = infer_config.unet_config(found | {"out.2.weight": (4,)})  # a ControlNet has no up half
     options = {
         "conditioning_channels": widths[0][1],
         "conditioning_embedding_out_channels": tuple(w[0] for w in widths),

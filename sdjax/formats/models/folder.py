@@ -27,28 +27,28 @@ from sdjax.trees import Tree
 T = TypeVar("T")  # a config
 
 INDEX = "model_index.json"
-WRITTEN_AS = "0.42.1"  # the diffusers version whose config.json files ours are; absent, old defaults would be applied
+WRITTEN_AS = "0.42.1"  # diffusers version of our config.json files; without it, diffusers applies old defaults
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
-CLIP = "clip"  # the folder of what contrastive training leaves
-PROJECTION = "projection"  # in it: the text projection and the temperature
-LOW_SCHEDULER = "low_res_scheduler"  # of the upscaler: the noise on its small picture
-# Beside the parts; a save replaces these and the parts' folders, and keeps the rest (README.md, ...).
+CLIP = "clip"  # folder of the results of contrastive training
+PROJECTION = "projection"  # its file with the text projection and the temperature
+LOW_SCHEDULER = "low_res_scheduler"  # the noise schedule of an upscaler's small picture
+# A save replaces these entries and the parts' folders, and keeps all others (README.md, ...).
 ENTRIES = (INDEX, "scheduler", LOW_SCHEDULER, "feature_extractor", "safety_checker", "e4t", CLIP)
 
 
 def _places() -> dict[str, str]:
-    """Returns {sub-folder of a part: stem of its weights} of all families."""
+    """Returns {sub-folder of a part: stem of its weights} for all families."""
     every = (item for family in families.known().values() for item in family.parts.items())
     return {part.place or name: part.stem for name, part in every}
 
 
 def _tokenizers() -> list[str]:
-    """Returns the sub-folders of tokenizers of all families."""
+    """Returns the sub-folders of tokenizers in all families."""
     return list(dict.fromkeys(place for family in families.known().values() for place in family.tokenizers.values()))
 
 
 def patterns(kind: str, ending: str = "safetensors") -> list[str]:
-    """Returns the hub files of a model with weights of one kind ("" or ".fp16"); single-file copies do not travel."""
+    """Returns patterns of a model's hub files with one kind of weights ("" or ".fp16"), without single-file copies."""
     small = [INDEX, "config.json", "*/config.json", "*/scheduler_config.json"]
     small += [f"{place}/{name}" for place in _tokenizers() for name in ("*.json", "*.txt")]
     weights = []
@@ -70,9 +70,10 @@ def assemble(
     schedule: Schedule,
     tokenizers: Mapping[str, Tokenizer],
 ) -> StableDiffusion:
-    """Returns the model of a family, {part: network}, {part: parameters}, a schedule and {text encoder: tokenizer}.
+    """Returns the model of a family from its networks, parameters, schedule and tokenizers.
 
-    Raises ValueError when a tokenizer has more ids than its encoder's token table has rows.
+    networks, params: by part.  tokenizers: by text encoder.
+    Raises ValueError if a tokenizer has more ids than its encoder's token table has rows.
     """
     words: dict[str, Any] = {}
     for encoder, tokenizer in tokenizers.items():
@@ -86,9 +87,9 @@ def assemble(
 
 
 def read(folder: pathlib.Path, dtype: DTypeLike | None = None, variant: str | None = None) -> StableDiffusion:
-    """Returns the StableDiffusion of a diffusers folder, without what is kept in its e4t/; see pipeline.load.
+    """Returns the StableDiffusion of a diffusers folder, without its e4t/; see pipeline.load.
 
-    Raises ValueError in one line, naming the file and what in it is missing, unknown or does not fit.
+    Raises ValueError in one line, naming the file and the parts that are missing, unknown or do not fit.
     """
     index = files.read_json(folder / INDEX)
     with named(folder / INDEX):
@@ -105,7 +106,7 @@ def read(folder: pathlib.Path, dtype: DTypeLike | None = None, variant: str | No
     with named(folder):
         tokenizers = {encoder: Tokenizer.load(folder / place) for encoder, place in family.tokenizers.items()}
         networks = {name: _network(folder / places[name], part, dtype) for name, part in present.items()}
-        # The small files are read first, so that most mistakes show before gigabytes are read.
+        # Small files first, so that most mistakes show before gigabytes are read.
         opened = {name: files.open_weights(folder / places[name], part.stem, variant) for name, part in present.items()}
         params = {name: parameters.read(opened[name], networks[name], name, dtype) for name in present}
         sd = assemble(family, networks, params, schedule, tokenizers)
@@ -118,7 +119,7 @@ def read(folder: pathlib.Path, dtype: DTypeLike | None = None, variant: str | No
 
 
 def _projection(folder: pathlib.Path, networks: Mapping[str, Any]) -> Tree:
-    """Returns the text projection and the temperature that CLIP's training left, float32."""
+    """Returns the text projection and the temperature from contrastive training, float32."""
     shape = networks["text_encoder"].config.hidden_size, networks["image_encoder"].config.projection_dim
     kernel, scale = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
     like = {"text_projection": {"kernel": kernel}, "logit_scale": scale}
@@ -126,7 +127,7 @@ def _projection(folder: pathlib.Path, networks: Mapping[str, Any]) -> Tree:
 
 
 def _check_index(index: Mapping[str, Any], path: pathlib.Path, parts: Mapping[str, Part], family: Family) -> None:
-    """Raises ValueError where the index names another class than the family's for a part or a tokenizer."""
+    """Raises ValueError if the index names another class than the family's for a part or a tokenizer."""
     expected = {part.place or name: (part.class_name,) for name, part in parts.items()}
     expected |= dict.fromkeys(family.tokenizers.values(), TOKENIZERS)
     for name, accepted in expected.items():
@@ -156,7 +157,7 @@ def write(
     shard_size: int = files.SHARD_SIZE,
     extras: Iterable[Callable[[StableDiffusion, pathlib.Path], object]] = (),
 ) -> pathlib.Path:
-    """Writes the folder of a model, whole or not at all; returns its path.  Arguments: as of pipeline.save."""
+    """Writes the folder of a model, completely or not at all; returns its path.  Arguments: see pipeline.save."""
     configs, parts = _configs(sd), sd.family.parts
     places = {name: parts[name].place or name for name in configs}
     tensors = {name: parameters.write(sd.parts[name], dtype) for name in configs}
@@ -189,7 +190,7 @@ def write(
 
 
 def _configs(sd: StableDiffusion) -> dict[str, dict[str, Any]]:
-    """Returns {part: content of its config.json} of the parts that sd has."""
+    """Returns {part: content of its config.json} for sd's parts."""
     configs = {}
     for name, part in sd.family.parts.items():
         network = sd.networks.get(name)
@@ -197,9 +198,9 @@ def _configs(sd: StableDiffusion) -> dict[str, dict[str, Any]]:
             configs[name] = network.config.to_json()
             if part.package == "diffusers":
                 configs[name] = {"_class_name": part.class_name, **configs[name], "_diffusers_version": WRITTEN_AS}
-            else:  # transformers takes the type of the file without it, diffusers float32: halves that do not fit
+            else:  # without it, transformers takes the file's type but diffusers float32, which do not fit together
                 configs[name]["dtype"] = "float32"
-    for encoder in sd.tokenizers:  # words may have been added since the config was read
+    for encoder in sd.tokenizers:  # the table may have grown with added words
         configs[encoder]["vocab_size"] = len(sd.table(encoder))
     return configs
 
@@ -231,7 +232,7 @@ def _schedulers(sd: StableDiffusion, index: Mapping[str, Any]) -> dict[str, dict
 
 
 def _processor(size: int) -> dict[str, Any]:
-    """Returns the preprocessor_config.json of CLIP's way to prepare pictures for an encoder of `size` pixels."""
+    """Returns the content of preprocessor_config.json, CLIP's preprocessing for an encoder of `size` pixels."""
     return {
         "image_processor_type": "CLIPImageProcessor",
         "crop_size": {"height": size, "width": size},

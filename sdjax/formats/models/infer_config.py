@@ -1,10 +1,10 @@
-"""Sizes of networks from the shapes of their weights in files of the original code, which hold no config.json.
+"""Infers configs of networks from the shapes of their weights, for files of the original code without a config.json.
 
     unet_config({"input_blocks.0.0.weight": (320, 4, 3, 3), ...})   # UNetConfig(block_out_channels=(320, ...), ...)
 
-shapes: {name in the original code, without the part's prefix: shape in the file}.  All raise ValueError naming a weight
-that every Stable Diffusion 1 or 2 has and this file has not.
-Source: CompVis latent-diffusion and Stability-AI stablediffusion, configs/; what shapes cannot tell is theirs.
+shapes: {name in the original code, without the part's prefix: shape in the file}.  All functions raise ValueError
+naming a missing weight that every Stable Diffusion 1 or 2 has.
+Source: CompVis latent-diffusion and Stability-AI stablediffusion, configs/, for everything that shapes do not show.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,10 +14,10 @@ from sdjax.models.clip import TextConfig
 from sdjax.models.unet import ATTENTIVE, PLAIN, UNetConfig
 from sdjax.models.vae import VaeConfig
 
-HEADS = 8  # of the UNets of Stable Diffusion 1 and of the upscaler
-HEAD_WIDTH = 64  # of Stable Diffusion 2's UNets, and of all text encoders
+HEADS = 8  # attention heads in the UNets of Stable Diffusion 1 and the upscaler
+HEAD_WIDTH = 64  # width of a head in Stable Diffusion 2's UNets and in all text encoders
 SCALING, UPSCALER_SCALING = 0.18215, 0.08333
-PLAIN_HEAD_WIDTH = 32  # of LDM-SR: CompVis latent-diffusion, models/ldm/bsr_sr/config.yaml
+PLAIN_HEAD_WIDTH = 32  # width of a head in LDM-SR: CompVis latent-diffusion, models/ldm/bsr_sr/config.yaml
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -28,7 +28,7 @@ def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
 
 
 def shape_of(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
-    """Returns the shape of a weight.  Raises ValueError where it is not there or has not so many axes."""
+    """Returns the shape of a weight.  Raises ValueError if it is missing, empty or has another number of axes."""
     found = shapes.get(name, ())
     if len(found) != axes or 0 in found:
         raise ValueError(f"{name}: expected a weight of {axes} axes; the file has {list(found) or 'none'}")
@@ -36,12 +36,12 @@ def shape_of(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
 
 
 def _alike(values: Sequence[Any]) -> Any:
-    """Returns the one value of all levels, or the tuple of values."""
+    """Returns the common value of all levels, or else the tuple of values."""
     return values[0] if len(set(values)) == 1 else tuple(values)
 
 
 def unet_config(shapes: Shapes) -> UNetConfig:
-    """Returns the UNetConfig of a UNet; sample_size is that of 512 pixels."""
+    """Returns the UNetConfig of a UNet; sample_size is for 512 pixels."""
     blocks, plain = "transformer_blocks.0.", "middle_block.1.qkv.weight" in shapes
     context = None if plain else _shape(shapes, f"middle_block.1.{blocks}attn2.to_k.weight")[1]
     linear = not plain and len(_shape(shapes, "middle_block.1.proj_in.weight")) == 2
@@ -59,7 +59,7 @@ def unet_config(shapes: Shapes) -> UNetConfig:
         raise ValueError(f"input_blocks.{place}: a level without layers: not a whole Stable Diffusion 1 or 2")
     widths = tuple(shape[0] for shape in first)
     attends = [f"{level[0]}1.norm.weight" in shapes for level in levels]
-    # Keys as wide as the context instead of the map: the layer looks at the text alone.
+    # Keys as wide as the context, not the map, mean that the layer attends only to the text.
     keys = [shapes.get(f"{level[0]}1.{blocks}attn1.to_k.weight", (1, 1)) for level in levels]
     labels = shapes.get("label_emb.weight", (None,))[0]
     down, up = PLAIN if plain else ATTENTIVE
@@ -77,7 +77,7 @@ def unet_config(shapes: Shapes) -> UNetConfig:
         attention_head_dim=_heads(widths) if linear and labels is None else heads,
         use_linear_projection=linear,
         num_class_embeds=labels,
-        # In half precision the scores of 2.1 overflow, and nothing tells 2.1 from 2.0.
+        # In half precision the scores of 2.1 overflow, and the weights do not distinguish 2.1 from 2.0.
         upcast_attention=linear and labels is None,
     )
 
@@ -87,7 +87,7 @@ def _heads(widths: Iterable[int]) -> tuple[int, ...]:
 
 
 def vae_config(shapes: Shapes, unet: UNetConfig) -> VaeConfig:
-    """Returns the VaeConfig of the autoencoder beside a UNet of this UNetConfig."""
+    """Returns the VaeConfig of the autoencoder for a UNet with this UNetConfig."""
     widths, layers = [], 0
     while f"encoder.down.{len(widths)}.block.0.conv1.weight" in shapes:
         widths.append(shapes[f"encoder.down.{len(widths)}.block.0.conv1.weight"][0])
@@ -112,8 +112,10 @@ def vae_config(shapes: Shapes, unet: UNetConfig) -> VaeConfig:
 
 
 def clip_config(shapes: Shapes, tokens: Mapping[str, Any]) -> TextConfig:
-    """Returns the TextConfig of Stable Diffusion 1's text encoder, named as in transformers, with or without
-    text_model.  tokens: {"bos_token_id": ..., ...} of the tokenizer."""
+    """Returns the TextConfig of Stable Diffusion 1's text encoder.
+
+    shapes: with transformers' names, with or without text_model.  tokens: {"bos_token_id": ..., ...} of the tokenizer.
+    """
     shapes = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
     rows, width = _shape(shapes, "embeddings.token_embedding.weight")
     return TextConfig(
@@ -129,9 +131,9 @@ def clip_config(shapes: Shapes, tokens: Mapping[str, Any]) -> TextConfig:
 
 
 def open_clip_config(shapes: Shapes, tokens: Mapping[str, Any]) -> TextConfig:
-    """Returns the TextConfig of Stable Diffusion 2's text encoder, named as in OpenCLIP, without its last layer.
+    """Returns the TextConfig of Stable Diffusion 2's text encoder, without its last layer; shapes: OpenCLIP's names.
 
-    The context is the last but one layer's; some converters leave the last of 24 out.
+    The context comes from the last but one layer; some converters leave out the last of 24.
     """
     rows, width = _shape(shapes, "token_embedding.weight")
     layers = _count(shapes, "transformer.resblocks.{}.mlp.c_fc.weight")

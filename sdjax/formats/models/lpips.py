@@ -1,10 +1,10 @@
-"""LPIPS' weights: VGG16 and the linear layers behind it, in one file or two, .safetensors or torch's.
+"""LPIPS' weights: VGG16 and its linear layers, in one file or two, .safetensors or torch's.
 
-weights = read("vgg16-397923af.pth,vgg.pth")     # or one file that holds both
+weights = read("vgg16-397923af.pth,vgg.pth")     # or one file with both
 
 features.N.weight        torchvision's vgg16; its classifier is left out
 net.sliceK.N.weight      the same layers in the state of lpips.LPIPS(net="vgg")
-linK.model.1.weight      the linear layers, of lpips' own vgg.pth or that state; lins.K are the same once more
+linK.model.1.weight      the linear layers, in lpips' own vgg.pth or that state; lins.K are copies of them
 Source of the names: torchvision; richzhang/PerceptualSimilarity, version 0.1.
 """
 
@@ -32,10 +32,10 @@ OTHER_NAMES = {
 
 
 def read(source: str | pathlib.Path, dtype: DTypeLike | None = "float32") -> Tree:
-    """Returns the parameters of critics.Lpips that a file holds, or several files with commas between.
+    """Returns the parameters of critics.Lpips from a file, or from several separated by commas.
 
-    dtype: of the parameters; None keeps each as stored.  Files of torch are read by our own reader, which runs nothing.
-    Raises ValueError naming a file that is damaged, and weights that are missing, unexpected, misshapen or there twice.
+    dtype: of the parameters; None keeps each as stored.  Our own reader reads torch's files without executing code.
+    Raises ValueError naming a damaged file, and weights that are missing, unexpected, misshapen or duplicate.
     """
     with named(source):
         return _read(source, dtype)
@@ -58,6 +58,6 @@ def _read(source: str | pathlib.Path, dtype: DTypeLike | None) -> Tree:
     if absent:
         raise ValueError(f"{source}: no LPIPS with VGG16: missing {parameters.trees.listing(absent)}")
     network = Lpips(tuple(found[name].shape[1] for name in tops))
-    picture = jnp.zeros((1, 16, 16, 3))  # the smallest
+    picture = jnp.zeros((1, 16, 16, 3))  # the smallest possible
     like = jax.eval_shape(lambda: network.init(jax.random.key(0), picture, picture))["params"]
     return parameters.read_tree(files.Arrays(source, found), like, dtype, sizes="VGG16 and its linear layers")

@@ -1,6 +1,6 @@
-"""Vision towers of OpenCLIP: their names and sizes, in a hub's file, a local one, or as a part of another file.
+"""OpenCLIP's vision towers: their names and sizes, in a hub's file, a local file, or as a part of another file.
 
-    network, params = read("open_clip_pytorch_model.bin")      # or .safetensors, or a folder that holds one of these
+    network, params = read(found("folder"))                    # open_clip_pytorch_model.bin or .safetensors
     config, view = tower(weights, "clip_vision.", "ViT-H-14::laion2b_s32b_b79k")
 
 Source of the names: OpenCLIP, transformer.py, VisionTransformer; of the sizes: its model_configs/.
@@ -23,16 +23,16 @@ from sdjax.trees import Tree
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-PATTERNS = [[CONFIG, name] for name in WEIGHTS]  # of a hub
+PATTERNS = [[CONFIG, name] for name in WEIGHTS]  # of a hub repository
 PREFIX = "visual."
 MARK = "conv1.weight"
 PROJECTION = "visual_projection.weight"
-HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}  # ViT-H-14, ViT-g-14, ViT-bigG-14; of narrower towers 64
+HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}  # ViT-H-14, ViT-g-14, ViT-bigG-14; narrower towers have 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Tower:
-    """The weights of a tower under our names, to be read as files.Weights is; OpenCLIP's projection is turned."""
+    """The weights of a tower under our names, a files.Stored; transposes OpenCLIP's projection."""
 
     view: single_file.View
 
@@ -57,7 +57,7 @@ class Tower:
 
 
 def found(source: str | pathlib.Path) -> pathlib.Path | None:
-    """Returns an OpenCLIP model's file: `source` where it is one, or that in a folder; None where there is none."""
+    """Returns the path of an OpenCLIP file: `source` itself or a file in this folder; None without one."""
     path = pathlib.Path(source)
     if path.is_dir():
         return next((path / name for name in WEIGHTS if (path / name).is_file()), None)
@@ -67,9 +67,9 @@ def found(source: str | pathlib.Path) -> pathlib.Path | None:
 
 
 def read(path: pathlib.Path, dtype: DTypeLike | None = "float32") -> tuple[ImageEncoder, Tree]:
-    """Returns (network, parameters) of the vision tower in an OpenCLIP file; its config may lie beside it.
+    """Returns (network, parameters) of the vision tower in an OpenCLIP file, with the config next to it, if any.
 
-    Raises ValueError in one line, naming the file, where it is no such tower or one that is not supported.
+    Raises ValueError in one line, naming the file, for a file without a tower and for an unsupported tower.
     """
     weights = single_file.open_file(path)[0]
     beside = path.parent / CONFIG
@@ -84,8 +84,9 @@ def read(path: pathlib.Path, dtype: DTypeLike | None = "float32") -> tuple[Image
 def tower(weights: files.Stored, prefix: str, told: Mapping[str, Any] | str = "") -> tuple[ImageConfig, Tower]:
     """Returns (config, weights under our names) of the vision tower whose names begin with a prefix.
 
-    told: model_cfg of its config, or its name, "ARCH::WEIGHTS" as the unofficial E4T writes it; they tell what shapes
-    do not: the width of a head, and OpenAI's quick_gelu.  Without a projection that one is missing: zeros.
+    told: model_cfg of its config, or its name "ARCH::WEIGHTS", as in the unofficial E4T.  It gives the width of a head
+    and OpenAI's quick_gelu, which shapes do not show.
+    A tower without a projection lacks that name here; parameters.read can fill it with zeros.
     """
     shapes = {name.removeprefix(prefix): weights.shape(name) for name in weights.names if name.startswith(prefix)}
     if MARK not in shapes:

@@ -1,6 +1,6 @@
 """Built-in shapes: the sizes of real models, for measurements without their weights, and a tiny model for tests.
 
-Each entry holds options of the parts' config.json files, and how the tokenizer is made: `size` ids, `length` tokens.
+Each entry holds options of the parts' config.json files, and of the tokenizer: `size` ids, `length` tokens.
 Source: the published config.json files of Stable Diffusion 1.5 and 2.1, OpenAI's ViT-L/14 and OpenCLIP's ViT-H/14.
 """
 
@@ -11,7 +11,7 @@ SENTENCES = (
     "a mosaic of a cat in the city at night",
 )
 
-POCKET = {  # the embedded model, whose vocabulary lies in the package
+POCKET = {  # the embedded model, whose vocabulary is in the package
     "unet": dict(
         sample_size=16,
         in_channels=8,
@@ -77,7 +77,7 @@ SHAPES = {
         "tokenizer": dict(size=49408, length=77, pad="!"),
     },
     "pocket": POCKET,  # weights from nothing by "new:pocket"
-    # What `make pocket` makes: pictures of twice the side, latents of the same one.
+    # The model of `make pocket`: pictures of twice the side, latents of the same size.
     "pocket128": {
         **POCKET,
         "unet": {**POCKET["unet"], "in_channels": 16, "out_channels": 16},

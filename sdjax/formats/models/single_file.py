@@ -3,9 +3,10 @@
     family, networks, params, schedule, tokenizers, low = read("v1-5-pruned.ckpt", "float16", ema=True)
     write(sd, "cat.safetensors", "float16")
 
-Such files lack sizes, schedule and vocabulary.  Sizes follow from the shapes; the rest is taken from Stable Diffusion 1
-and 2 or LDM-SR.  Files written by sdjax hold everything as JSON in their metadata, so models of any size load again.
-Source: the names: ldm.py; Stability-AI's ModelSpec 1.0.1 for metadata; openai/clip-vit-large-patch14 for the words.
+Such files lack sizes, schedule and vocabulary.  Sizes follow from the shapes; the rest comes from Stable Diffusion 1
+and 2 or LDM-SR.  Files written by sdjax have everything as JSON in their metadata, so models of any size load again.
+Source: ldm_names.py for the names; Stability-AI's ModelSpec 1.0.1 for metadata; openai/clip-vit-large-patch14 for the
+vocabulary.
 """
 
 import dataclasses
@@ -43,10 +44,10 @@ UNET, VAE, EMA = "model.diffusion_model.", "first_stage_model.", "model_ema."
 CLIP_PREFIX, OPEN_CLIP_PREFIX = (
     "cond_stage_model.transformer.",
     "cond_stage_model.model.",
-)  # the text encoder of 1 and of 2
+)  # the text encoders of Stable Diffusion 1 and 2
 ENCODER = "text_encoder"
 NETWORKS = {"unet": (UNetConfig, UNet), "vae": (VaeConfig, AutoencoderKL), "text_encoder": (TextConfig, TextEncoder)}
-# Entries that no part needs.
+# Prefixes of weights that no part needs.
 IGNORED = (
     f"{VAE}loss.",
     *(f"{CLIP_PREFIX}{name}" for name in ("logit_scale", "text_projection.")),
@@ -56,12 +57,12 @@ QKV = {"q_proj": 0, "k_proj": 1, "v_proj": 2, "to_q": 0, "to_k": 1, "to_v": 2}
 CODEBOOK = f"{VAE}quantize.embedding.weight"
 VOCABULARY = "openai/clip-vit-large-patch14"
 VOCABULARY_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
-LANDMARKS = {"a</w>": 320, "photo</w>": 1125, "<|endoftext|>": 49407}  # ids by which CLIP's vocabulary is known
+LANDMARKS = {"a</w>": 320, "photo</w>": 1125, "<|endoftext|>": 49407}  # ids that identify CLIP's vocabulary
 LDM_SR_BETAS: dict[str, Any] = {  # latent-diffusion, models/ldm/bsr_sr/config.yaml
     "beta_start": 0.0015,
     "beta_end": 0.0155,
 }
-BASE_STEPS = 875_000  # global_step of 512-base-ema.ckpt: the model of 2.0 that predicts noise
+BASE_STEPS = 875_000  # global_step of 512-base-ema.ckpt, the model of 2.0 that predicts noise
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # modelspec.prediction_type
 NOTES = "sdjax"  # the key of our metadata
 Whole = tuple[
@@ -83,14 +84,14 @@ def read(
 ) -> Whole:
     """Returns (family, {part: network}, {part: parameters}, Schedule, {text encoder: Tokenizer}, low) of a checkpoint.
 
-    LDM-SR, known by its codebook, has no text encoder and no tokenizer.
-    low: the Schedule of an upscaler's small picture, None where it is that of the latents.
+    A codebook identifies LDM-SR, which has no text encoder and no tokenizer.
+    low: the Schedule of an upscaler's small picture; None if it equals the latents' schedule.
     dtype: of weights and computation; None keeps every weight as stored.  ema: take the UNet's averaged weights.
-    prediction_type: what the UNet predicts; None takes what the file tells, its size, or, for 2.x with four channels,
-    where neither decides, what the network itself does with a picture that is all noise.
+    prediction_type: of the UNet.  None takes it from the metadata or the kind of model.  For 2.x with four channels
+    these may not decide it; then the network's output at the noisiest time does.
     tokenizer: a folder or hub id with CLIP's vocabulary; None takes the file's own, or openai/clip-vit-large-patch14.
-    Raises ValueError in one line, naming the file, for weights that are missing, unexpected or misshapen, averaged
-    weights that are not there, and files of other kinds.
+    Raises ValueError in one line, naming the file, for weights that are missing, unexpected or misshapen, for missing
+    averaged weights, and for files of other kinds.
     """
     with named(path):
         return _read(path, dtype, prediction_type, ema, tokenizer)
@@ -132,10 +133,10 @@ def _read(
 
 
 def open_file(path: str | pathlib.Path) -> tuple[files.Stored, dict[str, str], int | None]:
-    """Returns (weights, metadata, number of training steps or None) of a file, whatever its name ends in.
+    """Returns (weights, metadata, number of training steps or None) of a file with any ending.
 
     weights: a TensorFile or Arrays.
-    Raises ValueError naming a file that is damaged or holds something else.
+    Raises ValueError naming a damaged file or one without weights.
     """
     path = pathlib.Path(path)
     with open(path, "rb") as file:
@@ -153,10 +154,10 @@ def open_file(path: str | pathlib.Path) -> tuple[files.Stored, dict[str, str], i
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """The weights of one part under our names, to be read as files.Weights is.
+    """The weights of one part under our names, a files.Stored.
 
-    places: {our name: (name in the file, None for all of it or (which third of its rows, rows of a third that follow
-    each other, None for all))}.
+    places: {our name: (name in the file, third)}.  third: None for all rows of the file's matrix, or (k, n) for third k
+    of its rows.  The thirds alternate in groups of n rows; with n = None each third is contiguous.
     """
 
     weights: files.Stored
@@ -188,11 +189,11 @@ class View:
 
 
 def _view(weights: files.Stored, network: Any, prefix: str, ema: bool = False) -> View:
-    """Returns the part of a file under a prefix, with our names; what has no place there keeps its own name."""
+    """Returns the weights under a prefix, with our names; unknown weights keep their own name."""
     there = {name for name in weights.names if name.startswith(prefix) and not name.startswith(IGNORED)}
     if prefix == CLIP_PREFIX:
         return View(weights, {name.removeprefix(CLIP_PREFIX): (name, None) for name in there})
-    if prefix == OPEN_CLIP_PREFIX:  # the layer behind the last one that is used
+    if prefix == OPEN_CLIP_PREFIX:  # without the unused layer after the last used one
         last = f"{OPEN_CLIP_PREFIX}transformer.resblocks.{network.config.num_hidden_layers}."
         there = {name for name in there if not name.startswith(last)}
     places = _places(network, prefix)
@@ -209,12 +210,12 @@ def _view(weights: files.Stored, network: Any, prefix: str, ema: bool = False) -
 
 
 def vae_view(weights: files.Stored, network: AutoencoderKL) -> View:
-    """Returns the autoencoder in a file's weights under our names."""
+    """Returns the autoencoder's weights in a file, under our names."""
     return _view(weights, network, VAE)
 
 
 def averaged(name: str) -> str:
-    """Returns the name of a weight's running average: without "model." in front, and without dots.
+    """Returns the name of a weight's running average: without the prefix "model." and without dots.
 
     Source: CompVis latent-diffusion, ldm/modules/ema.py.
     """
@@ -222,7 +223,7 @@ def averaged(name: str) -> str:
 
 
 def _places(network: Any, prefix: str) -> dict[str, Place]:
-    """Returns {our name: (name in a single file, third of its rows or None)} of all weights of a network."""
+    """Returns {our name: Place in a single file} for all weights of a network; see View."""
     make = {
         UNET: ldm_names.unet_modules,
         VAE: ldm_names.vae_modules,
@@ -235,9 +236,9 @@ def _places(network: Any, prefix: str) -> dict[str, Place]:
 
 
 def _third(name: str, prefix: str, config: Any) -> tuple[int, int | None] | None:
-    """Returns (which third, rows that follow each other) of one matrix for queries, keys and values, or None.
+    """Returns a weight's third of a joint matrix of queries, keys and values, or None; see View.
 
-    OpenCLIP has all queries first; the UNet of LDM-SR has queries, keys and values of one head after the other.
+    OpenCLIP stores all queries first; LDM-SR's UNet stores queries, keys and values head by head.
     """
     part = name.split(".")[-2]
     plain = prefix == UNET and config.cross_attention_dim is None
@@ -247,7 +248,7 @@ def _third(name: str, prefix: str, config: Any) -> tuple[int, int | None] | None
 
 
 def _notes(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Returns what a file that we wrote says of itself, {} for another's."""
+    """Returns the metadata of a file written by sdjax, {} for other files."""
     try:
         notes = json.loads(metadata.get(NOTES, "{}"))
     except (ValueError, RecursionError):
@@ -264,7 +265,7 @@ def _notes(metadata: Mapping[str, str]) -> dict[str, Any]:
 def _configs(
     weights: files.Stored, notes: dict[str, Any], text: str | None, tokenizer: Tokenizer | None
 ) -> dict[str, Any]:
-    """Returns {part: config}, as the file says or as its shapes have it."""
+    """Returns {part: config} from our metadata, or else from the shapes of the weights."""
     if notes:
         present = [name for name in NETWORKS if text is not None or name != "text_encoder"]
         if not notes.keys() >= set(present):
@@ -304,7 +305,7 @@ def _tokenizer(source: str | pathlib.Path | None, notes: Mapping[str, Any], text
 
 
 def _schedule(weights: files.Stored, notes: Mapping[str, Any], unet: UNetConfig) -> Schedule:
-    """Returns the schedule that a file tells, else that of its kind; what is predicted is left open."""
+    """Returns the schedule from the file, or else the usual one of its kind; does not decide prediction_type."""
     if notes:
         return Schedule.from_json(notes["scheduler"])
     zero: dict[str, Any] = {"rescale_betas_zero_snr": "ztsnr" in weights.names}
@@ -324,16 +325,16 @@ def _schedule(weights: files.Stored, notes: Mapping[str, Any], unet: UNetConfig)
 
 
 def _has(schedule: Schedule, betas: Float64[np.ndarray, " T"]) -> bool:
-    """Returns whether a schedule is that of these betas, to float32 rounding."""
+    """Returns whether a schedule has these betas, up to float32 rounding."""
     plain = dataclasses.replace(schedule, rescale_betas_zero_snr=False)
     same = plain.num_train_timesteps == len(betas)
     return same and np.allclose(plain.alphas_cumprod, np.cumprod(1 - betas), rtol=1e-4, atol=0)
 
 
 def _told(weights: files.Stored, metadata: Mapping[str, str], steps: int | None, unet: UNetConfig) -> str | None:
-    """Returns what the file says that the UNet predicts, or all of its kind predict; None for the others.
+    """Returns the prediction type from the file or from the kind of model; None if these do not decide it.
 
-    Of 2.0 and 2.1, 512-base predicts noise and 768 velocity, with weights of the same shapes.
+    For 2.0 and 2.1, 512-base predicts noise and 768 velocity, with weights of the same shapes.
     """
     said = metadata.get("modelspec.prediction_type"), metadata.get("modelspec.architecture", "")
     if "v_pred" in weights.names or said[1].endswith("-768-v"):
@@ -346,14 +347,14 @@ def _told(weights: files.Stored, metadata: Mapping[str, str], steps: int | None,
 
 
 def _is_two(unet: UNetConfig) -> bool:
-    """Returns whether these are the sizes of 2.0 and 2.1, which came in two kinds."""
+    """Returns whether a config has the sizes of 2.0 and 2.1, which exist for noise and for velocity."""
     return unet.use_linear_projection and unet.in_channels == unet.out_channels
 
 
 def _shown(network: UNet, params: Tree) -> str:
-    """Returns what a UNet predicts, from what it makes of an even map at the noisiest time.
+    """Returns a UNet's prediction type, from its output for a constant map at the noisiest time.
 
-    A network that predicts noise gives about that map back; the velocity there is far below.
+    A network that predicts noise returns about the same map; velocity is far lower.
     Source: AUTOMATIC1111 stable-diffusion-webui, sd_models_config.py, is_using_v_parameterization_for_sd2.
     """
     z = jnp.full((1, 8, 8, network.config.in_channels), 0.5)
@@ -368,8 +369,9 @@ def _shown(network: UNet, params: Tree) -> str:
 def write(sd: StableDiffusion, destination: str | pathlib.Path, dtype: DTypeLike | None = None) -> pathlib.Path:
     """Writes unet, vae and text encoder as one .safetensors file that other tools load; returns its path.
 
-    An image encoder and what belongs to E4T have no place there.  dtype: type of the weights; None keeps each.
-    Raises ValueError for another ending, and for added words beside CLIP's vocabulary, which other tools refuse.
+    The file has no image encoder and nothing of E4T.  dtype: type of the weights; None keeps each.
+    Raises ValueError for another ending, for families without single files, and for words added to CLIP's vocabulary,
+    which other tools refuse.
     """
     path = pathlib.Path(destination)
     if path.suffix != ".safetensors" or path.is_dir():
@@ -394,7 +396,7 @@ def write(sd: StableDiffusion, destination: str | pathlib.Path, dtype: DTypeLike
 
 
 def has_usual_words(sd: StableDiffusion) -> bool:
-    """Returns whether a model has CLIP's vocabulary, which no file brings along, or none."""
+    """Returns whether a model has CLIP's vocabulary, which files need not contain, or no tokenizer."""
     vocabularies = [tokenizer.vocabulary for tokenizer in sd.tokenizers.values()]
     return all(known.get(token) == number for known in vocabularies for token, number in LANDMARKS.items())
 
@@ -414,7 +416,7 @@ def _renamed(tensors: Mapping[str, files.Tensor], network: Any, prefix: str) -> 
 
 
 def _ones(place: str, prefix: str, config: Any) -> tuple[int, ...]:
-    """Returns the axes of length 1 behind a matrix: LDM's attention of maps to themselves is made of convolutions."""
+    """Returns the trailing axes of length 1: LDM's self-attention of maps consists of convolutions."""
     if prefix == VAE and ".mid.attn_1." in place:
         return 1, 1
     plain = prefix == UNET and config.cross_attention_dim is None
@@ -429,7 +431,7 @@ def _reshaped(tensor: files.Tensor, ones: tuple[int, ...]) -> files.Tensor:
 
 
 def _joined(parts: Sequence[files.Tensor], rows: int | None = None) -> files.Tensor:
-    """Returns one Tensor of three, `rows` rows of each at a time, None for all."""
+    """Returns one Tensor from three, alternating in groups of `rows` rows; None concatenates them."""
     height, *others = parts[0].shape
 
     def array() -> np.ndarray:
@@ -439,7 +441,7 @@ def _joined(parts: Sequence[files.Tensor], rows: int | None = None) -> files.Ten
 
 
 def _unused(written: Mapping[str, files.Tensor], config: TextConfig) -> dict[str, files.Tensor]:
-    """Returns the weights of OpenCLIP that Stable Diffusion 2 never uses, but whose absence old loaders refuse."""
+    """Returns OpenCLIP's weights that Stable Diffusion 2 never uses but old loaders need."""
     last, behind = (f"{OPEN_CLIP_PREFIX}transformer.resblocks.{config.num_hidden_layers - 1 + i}." for i in range(2))
     layer = {behind + name.removeprefix(last): one for name, one in written.items() if name.startswith(last)}
     width, dtype = config.hidden_size, next(iter(layer.values())).dtype
@@ -448,7 +450,7 @@ def _unused(written: Mapping[str, files.Tensor], config: TextConfig) -> dict[str
 
 
 def _said(sd: StableDiffusion, usual: bool) -> dict[str, Any]:
-    """Returns all that the file's weights do not tell, of CLIP's vocabulary only that it is the usual one."""
+    """Returns our metadata: everything that the weights do not show, with the vocabulary unless it is CLIP's."""
     networks = {name: sd.networks.get(name) for name in NETWORKS}
     notes = {name: network.config.to_json() for name, network in networks.items() if network is not None}
     notes["scheduler"] = sd.schedule.to_json()
@@ -463,7 +465,7 @@ def _said(sd: StableDiffusion, usual: bool) -> dict[str, Any]:
 
 
 def _modelspec(sd: StableDiffusion, title: str) -> dict[str, str]:
-    """Returns the metadata by which other tools know a model of a known architecture, {} for other sizes."""
+    """Returns ModelSpec's metadata for a known architecture, {} for other sizes."""
     unet = sd.networks["unet"].config
     velocity, size = sd.schedule.prediction_type == "v_prediction", unet.sample_size * sd.factor
     kinds = {

@@ -10,13 +10,13 @@ import struct
 from mmap import mmap
 from typing import NamedTuple
 
-MOST = 100_000  # records; Stable Diffusion with its optimizer has 5,000
-FULL = 0xFFFFFFFF  # of a field whose value stands in the zip64 field
+MOST = 100_000  # most records; Stable Diffusion with its optimizer has 5,000
+FULL = 0xFFFFFFFF  # marks a field whose value is in the zip64 field
 DAMAGED = "the archive's directory is damaged"
 
 
 class Record(NamedTuple):
-    """Where a record's bytes lie in the file, and their CRC-32."""
+    """The place of a record's bytes in the file, and their CRC-32."""
 
     start: int
     size: int
@@ -26,8 +26,8 @@ class Record(NamedTuple):
 def records(data: bytes | mmap) -> dict[str, Record]:
     """Returns {name: Record} of an archive.  data: the file's bytes, mapped or read.
 
-    Raises ValueError for an archive that is cut off or damaged, compressed or encrypted records, names that come twice
-    or lead out of the archive, and more than MOST records.
+    Raises ValueError for a damaged or incomplete archive, compressed or encrypted records, duplicate names, names that
+    lead out of the archive, and more than MOST records.
     """
     end = len(data) - 22
     check(end >= 0 and data[end : end + 4] == b"PK\5\6", "the archive is cut off, or something stands behind its end")
@@ -48,7 +48,7 @@ def records(data: bytes | mmap) -> dict[str, Record]:
 
 
 def _entry(data: bytes | mmap, position: int) -> tuple[str, Record, int]:
-    """Returns (name, Record, the next entry's position) of the directory's entry at a position."""
+    """Returns (name, Record, position of the next entry) for the directory's entry at a position."""
     fields = struct.unpack_from("<4s4xHH4xLLLHHH8xL", data, position)
     signature, flags, method, checksum, packed, size, names, extras, comment, at = fields
     begin = position + 46
@@ -67,7 +67,7 @@ def _entry(data: bytes | mmap, position: int) -> tuple[str, Record, int]:
 
 
 def _long(extra: bytes, packed: int, size: int, at: int) -> tuple[int, int, int]:
-    """Returns sizes and place of a record; those that are FULL from its zip64 field."""
+    """Returns the sizes and place of a record; takes values that are FULL from its zip64 field."""
     position = 0
     while position + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, position)
@@ -79,6 +79,6 @@ def _long(extra: bytes, packed: int, size: int, at: int) -> tuple[int, int, int]
 
 
 def check(right: object, message: str) -> None:
-    """Raises ValueError with a message where something is not right."""
+    """Raises ValueError with a message unless `right` is true."""
     if not right:
         raise ValueError(message)

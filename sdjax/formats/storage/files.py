@@ -34,8 +34,8 @@ from sdjax.runtime import room
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 SHARD_SIZE = 10 * 10**9  # bytes; diffusers' max_shard_size
-PICKLED = {"model": "pytorch_model"}  # what transformers calls its pickled files; diffusers' have the same stem
-LONGEST = 150  # letters of a name that a temporary one has: file systems take 255 bytes
+PICKLED = {"model": "pytorch_model"}  # transformers' stem of pickled files; diffusers' stem is the same as for others
+LONGEST = 150  # letters of a name that its temporary name keeps: file systems allow 255 bytes
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
@@ -78,16 +78,16 @@ class Weights:
         return self._files[name].shape(name)
 
     def dtype(self, name: str) -> str:
-        """Returns the type of a tensor in the words of the format: "F32", "F16", "BF16", "I64", ..."""
+        """Returns the type of a tensor in safetensors' notation: "F32", "F16", "BF16", "I64", ..."""
         return self._files[name].dtype(name)
 
     def read(self, name: str) -> np.ndarray:
-        """Returns a tensor, numpy, as TensorFile.read does."""
+        """Returns a tensor as a numpy array, see TensorFile.read."""
         return self._files[name].read(name)
 
 
 class Arrays:
-    """Arrays by name, to be read as Weights is."""
+    """Arrays by name, a Stored."""
 
     def __init__(self, path: str | pathlib.Path, arrays: Mapping[str, np.ndarray]):
         self.path = path
@@ -110,9 +110,9 @@ class Arrays:
 def open_weights(folder: str | pathlib.Path, stem: str, variant: str | None = None) -> Weights | Arrays:
     """Returns the Weights of `stem` in a folder: STEM.safetensors, or STEM.safetensors.index.json and its shards.
 
-    Where there are none, the same of STEM.bin (pytorch_model.bin of transformers).
-    variant: "fp16" and the like take STEM.fp16.safetensors; None takes the plain file, else the fp16 one.
-    Raises ValueError naming the file that is missing or damaged, or pickled and asks for anything but arrays.
+    Without these, it returns the Arrays of STEM.bin (transformers' pytorch_model.bin) or its shards.
+    variant: such as "fp16", for STEM.fp16.safetensors; None takes the plain file, else the fp16 one.
+    Raises ValueError naming a file that is missing or damaged, or a pickle that needs anything but plain values.
     """
     folder = pathlib.Path(folder)
     infixes = [f".{variant}"] if variant else ["", ".fp16"]
@@ -131,9 +131,9 @@ def open_weights(folder: str | pathlib.Path, stem: str, variant: str | None = No
 
 
 def arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Returns {name: array} of a file of torch.save with weights by name; what else it holds is left out.
+    """Returns {name: array} of a torch.save file with weights by name; ignores its other values.
 
-    Raises ValueError naming a file that is damaged, asks for anything but values, or holds no weights by name.
+    Raises ValueError naming a file that is damaged, needs anything but plain values, or has no weights by name.
     """
     value = pickles.read(path)
     if type(value) is not dict:
@@ -147,7 +147,7 @@ def _tensors(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _indexed(index: pathlib.Path, ending: str, read: Callable[[pathlib.Path], Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns {name: what `read` returns for it} of the shards of an index."""
+    """Returns {name: entry of read(shard)} for all names in an index."""
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise ValueError(f"{index}: no weight_map")
@@ -165,7 +165,7 @@ def _indexed(index: pathlib.Path, ending: str, read: Callable[[pathlib.Path], Ma
 
 
 def read_json(path: str | pathlib.Path) -> dict[str, Any]:
-    """Returns the JSON object of a file.  Raises ValueError naming a file that is missing or something else."""
+    """Returns the JSON object in a file.  Raises ValueError naming a file that is missing or not a JSON object."""
     path = pathlib.Path(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -182,7 +182,7 @@ def read_json(path: str | pathlib.Path) -> dict[str, Any]:
 
 
 class Tensor:
-    """A tensor to be written: its shape and type (a numpy name such as "float16"), and array(), which makes it."""
+    """A tensor to write: its shape, its type (a numpy name such as "float16"), and array(), which computes it."""
 
     def __init__(self, shape: Iterable[int], dtype: object, array: Callable[[], np.ndarray]):
         self.shape, self.dtype, self.array = tuple(shape), str(dtype), array
@@ -197,7 +197,7 @@ class Tensor:
 def write_safetensors(path: str | pathlib.Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes {name: Tensor} as one safetensors file, one tensor in memory at a time.  metadata: {str: str}.
 
-    Raises ValueError naming a tensor whose array has another shape or type than it announced.
+    Raises ValueError naming a tensor whose array has another shape or type than declared.
     """
     tensors = dict(sorted(tensors.items(), key=lambda item: (-np.dtype(_numpy(item[1].dtype)).itemsize, item[0])))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -207,7 +207,7 @@ def write_safetensors(path: str | pathlib.Path, tensors: Mapping[str, Tensor], m
         header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": ends}
         offset = ends[1]
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
+    text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8
     ask_room(path, 8 + len(text) + offset)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
@@ -223,7 +223,7 @@ def write_safetensors(path: str | pathlib.Path, tensors: Mapping[str, Tensor], m
 def write_weights(
     folder: str | pathlib.Path, stem: str, tensors: Mapping[str, Tensor], shard_size: int = SHARD_SIZE
 ) -> None:
-    """Writes {name: Tensor} as STEM.safetensors, or beyond `shard_size` bytes as numbered shards and their index."""
+    """Writes {name: Tensor} as STEM.safetensors; above `shard_size` bytes as numbered shards and their index."""
     folder = pathlib.Path(folder)
     shards = [{}]
     for name, tensor in tensors.items():
@@ -251,9 +251,9 @@ def write_json(path: str | pathlib.Path, value: object) -> None:
 
 @contextlib.contextmanager
 def new_file(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a temporary path beside `path`, which takes its place when the block ends well; else nothing changes.
+    """Yields a temporary path next to `path`; renames it to `path` if the block succeeds, else changes nothing.
 
-    Raises ValueError naming the path where the disk is full or the folder forbidden, and what the block raises.
+    Raises ValueError naming the path if the disk is full or the folder forbidden, and the block's own errors.
     """
     path = pathlib.Path(os.path.realpath(path))
     temporary = _temporary(path)
@@ -271,12 +271,12 @@ def new_file(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
 def new_folder(
     folder: str | pathlib.Path, mark: str, parts: Collection[str] = (), size: int = 0
 ) -> Iterator[pathlib.Path]:
-    """Yields a temporary folder beside `folder`; when the block ends well it takes its place, else nothing changes.
+    """Yields a temporary folder next to `folder`, which replaces it if the block succeeds; else nothing changes.
 
-    An old folder is replaced only when it is empty or holds the file `mark`; its entries not in `parts` are kept.
-    size: bytes that will be written, checked against the free space.  On Linux the two folders change places in one
-    system call; elsewhere the old one is moved away first, so that for an instant neither stands in the place.
-    Raises ValueError when the folder holds something else or the disk is too small.
+    An old folder is replaced only if it is empty or has the file `mark`; its entries that are not in `parts` are kept.
+    size: bytes to write, checked against the free space.  On Linux one system call swaps the two folders; elsewhere the
+    old one is moved away first, so for an instant there is none.
+    Raises ValueError if the folder has other content or the disk is too small.
     """
     folder = pathlib.Path(os.path.realpath(folder))
     if folder.exists() and not folder.is_dir():
@@ -298,23 +298,23 @@ def new_folder(
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise _explained(error, folder) from error
-    shutil.rmtree(temporary, ignore_errors=True)  # after the change of places: the old folder
+    shutil.rmtree(temporary, ignore_errors=True)  # now the old folder, after the swap
 
 
 def check_room(path: str | pathlib.Path, size: int) -> None:
-    """Raises NoRoom, a ValueError, where there are fewer than `size` bytes free beside `path`, whose folder exists."""
+    """Raises NoRoom, a ValueError, if the disk of `path` has fewer than `size` free bytes; its folder must exist."""
     if lack := _lack(path, size):
         raise room.NoRoom(f"{path}: {lack}")
 
 
 def ask_room(path: str | pathlib.Path, size: int) -> None:
-    """The same within new_file or new_folder, which name the path that they write: raises an OSError for them."""
+    """Like check_room, for use in new_file and new_folder: raises an OSError, and they add their path to it."""
     if lack := _lack(path, size):
         raise OSError(errno.ENOSPC, lack)
 
 
 def _lack(path: str | pathlib.Path, size: int) -> str:
-    """Returns what a disk lacks, "" where `size` bytes fit."""
+    """Returns a message about missing space, "" if `size` bytes fit."""
     free = shutil.disk_usage(pathlib.Path(path).parent).free
     if size <= free:
         return ""
@@ -323,28 +323,28 @@ def _lack(path: str | pathlib.Path, size: int) -> str:
 
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:
-    """Returns a free hidden name beside `path`, of this process alone.
+    """Returns an unused hidden name next to `path`, with this process's id.
 
-    Remains of processes of this machine that died while saving there are removed; links among them are not followed.
+    Removes the temporary files of this machine's dead processes; does not follow links among them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     stem = f".{path.name[:LONGEST]}.saving-"
     for remains in path.parent.glob(f"{glob.escape(stem)}*"):
         if not _running(remains.name.removeprefix(stem)):
-            with contextlib.suppress(OSError):  # what cannot be removed is in nobody's way
+            with contextlib.suppress(OSError):  # a leftover does no harm
                 shutil.rmtree(remains) if remains.is_dir() and not remains.is_symlink() else remains.unlink()
     return path.parent / f"{stem}{_host()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 def _host() -> str:
-    """Returns a short hash of this machine's name: others may write into the same folder."""
+    """Returns a short hash of this machine's name, since other machines may write into the same folder."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 
 
 def _running(owner: str) -> bool:
-    """Returns whether what is saved under the name HOST-PID-TOKEN may be going on; of other machines it may."""
+    """Returns whether the process of a name HOST-PID-TOKEN may still run; True for other machines."""
     host, _, rest = owner.partition("-")
-    number = rest.partition("-")[0] if rest else host  # older versions wrote the number alone
+    number = rest.partition("-")[0] if rest else host  # older versions wrote only the process id
     if rest and host != _host():
         return True
     try:
@@ -357,7 +357,7 @@ def _running(owner: str) -> bool:
 
 
 def _keep(old: pathlib.Path, new: pathlib.Path, parts: Collection[str]) -> None:
-    """Puts entries of the old folder that are no part of a model, such as README.md, into the new one as hard links."""
+    """Adds the old folder's entries outside `parts`, such as README.md, to the new folder as hard links."""
 
     def link(source, destination):
         try:
@@ -394,7 +394,7 @@ def _sync(path: pathlib.Path) -> None:
 
 
 def _explained(error: BaseException, path: pathlib.Path) -> BaseException:
-    """Returns the error to raise: a full disk or a forbidden folder becomes one line that names the destination."""
+    """Returns the error to raise; for a full disk or forbidden folder, one line that names the destination."""
     return room.explained(error, path, "what was there before is unchanged")
 
 
@@ -412,10 +412,10 @@ def locate(
 ) -> pathlib.Path:
     """Returns the local folder of a source: a folder, or a hub id "owner/name", fetched into the hub's cache.
 
-    patterns: of the files to fetch, a list of lists; each next list is fetched only while `needed(folder)` is false,
-    so that a second copy of the weights in another type does not travel.
-    The hub's address is huggingface_hub's (HF_ENDPOINT); with HF_HUB_OFFLINE=1 only its cache is asked.
-    Raises ValueError naming the source when it is neither.
+    patterns: lists of file patterns; each next list is fetched only while needed(folder) is false.  This avoids a
+    second copy of the weights in another type.
+    huggingface_hub's HF_ENDPOINT sets the hub's address; with HF_HUB_OFFLINE=1 only its cache is used.
+    Raises ValueError naming a source that is neither.
     """
     if os.path.isdir(source):
         return pathlib.Path(source)

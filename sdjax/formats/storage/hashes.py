@@ -1,11 +1,11 @@
 """SHA-256 of files, cached on disk by path, size and time, as in A1111.
 
     sha256("v1-5.safetensors")                       # reads 4 GB once per machine
-    autov2("cat.pt"), autov3("cat.safetensors")      # as A1111 and Civitai list them
+    autov2("cat.pt"), autov3("cat.safetensors")      # the hashes in A1111 and on Civitai
 
-They are kept in sdjax/hashes.json of the user's cache folder, XDG_CACHE_HOME or ~/.cache; SDJAX_HASHES, where set,
-names another file: {path: {"size": bytes, "time": ns, "sha256": {first byte: hash}}}.  What is damaged there counts
-as not there, and where nothing can be written, a hash is kept as long as the process lives.
+The cache is sdjax/hashes.json in the user's cache folder ($XDG_CACHE_HOME or ~/.cache), or the file $SDJAX_HASHES:
+{path: {"size": bytes, "time": ns, "sha256": {first byte: hash}}}.  Damaged entries are ignored.  If the file cannot be
+written, only this process remembers its hashes.
 Source: AUTOMATIC1111's stable-diffusion-webui 1.10, modules/hashes and modules/cache.
 """
 
@@ -22,26 +22,26 @@ from typing import Any
 
 from sdjax.formats.storage import files
 
-MOST = 10_000  # files whose hashes are kept
+MOST = 10_000  # most files in the cache
 HASH = re.compile("[0-9a-f]{64}")
 
 
 def sha256(path: str | Path, start: int = 0) -> str:
-    """Returns the SHA-256, 64 hex digits, of a file from byte `start` on.  Raises OSError where it cannot be read."""
+    """Returns the SHA-256, 64 hex digits, of a file from byte `start` on.  Raises OSError for an unreadable file."""
     path = os.path.realpath(path)
     state = os.stat(path)
     return _sha256(path, start, state.st_size, state.st_mtime_ns)
 
 
 def autov2(path: str | Path) -> str:
-    """Returns the first 10 hex digits of a file's SHA-256: of models, and of embeddings ("TI hashes")."""
+    """Returns the first 10 hex digits of a file's SHA-256, used for models and embeddings ("TI hashes")."""
     return sha256(path)[:10]
 
 
 def autov3(path: str | Path) -> str:
-    """Returns the 12 hex digits of "Lora hashes": of a safetensors file's tensors, without its header; else of all.
+    """Returns the 12 hex digits of "Lora hashes": of a safetensors file without its header, or of another file.
 
-    Source: kohya's sshs_model_hash, whose first digits A1111 and Civitai show.
+    Source: kohya's sshs_model_hash; A1111 and Civitai show its first digits.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -51,7 +51,7 @@ def autov3(path: str | Path) -> str:
 
 
 def of_folder(path: str | Path) -> str:
-    """Returns 12 hex digits that name a folder of weights: of the SHA-256 of the names and hashes of its files."""
+    """Returns 12 hex digits for a folder of weights, from the SHA-256 of its files' names and hashes."""
     files = sorted(file for file in Path(path).rglob("*") if file.is_file())
     lines = "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()[:12]
@@ -68,20 +68,20 @@ def _sha256(path: str, start: int, size: int, time: int) -> str:
         while part := file.read(1 << 20):
             total.update(part)
         after = os.fstat(file.fileno())
-    if (after.st_size, after.st_mtime_ns) == (size, time):  # else it changed while it was read
+    if (after.st_size, after.st_mtime_ns) == (size, time):  # otherwise it changed during reading
         with contextlib.suppress(OSError, ValueError):
             _keep(path, start, size, time, total.hexdigest())
     return total.hexdigest()
 
 
 def place() -> Path:
-    """Returns the file in which hashes are kept."""
+    """Returns the path of the cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("SDJAX_HASHES") or Path(cache) / "sdjax" / "hashes.json")
 
 
 def _read() -> dict[str, Any]:
-    """Returns what the file holds, {} where there is none or it is damaged."""
+    """Returns the content of the cache, {} if it is missing or damaged."""
     try:
         return files.read_json(place())
     except (OSError, ValueError):
@@ -89,7 +89,7 @@ def _read() -> dict[str, Any]:
 
 
 def _hashes(entry: Any, size: int, time: int) -> dict[str, str]:
-    """Returns {first byte: hash} of a file's entry, {} where that is damaged or of another size or time."""
+    """Returns {first byte: hash} from a file's entry, {} if it is damaged or has another size or time."""
     if not isinstance(entry, dict) or (entry.get("size"), entry.get("time")) != (size, time):
         return {}
     found = entry.get("sha256")
@@ -98,7 +98,7 @@ def _hashes(entry: Any, size: int, time: int) -> dict[str, str]:
 
 
 def _keep(path: str, start: int, size: int, time: int, found: str) -> None:
-    """Writes a hash beside the others, the newest last."""
+    """Adds a hash to the cache, the newest last, and drops the oldest beyond MOST files."""
     file = place()
     file.parent.mkdir(parents=True, exist_ok=True)
     with _alone(file.with_name(f".{file.name}.lock")), files.new_file(file) as temporary:
@@ -110,7 +110,7 @@ def _keep(path: str, start: int, size: int, time: int, found: str) -> None:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """A context that one thread of one process is in at a time."""
+    """Locks a file: one thread of one process at a time is in this context."""
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

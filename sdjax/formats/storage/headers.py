@@ -18,16 +18,16 @@ from sdjax.formats.storage.tensor_file import TensorFile
 
 
 def metadata(path: str | pathlib.Path) -> dict[str, str]:
-    """Returns {name: text}; raises ValueError where the file is damaged or of another kind."""
+    """Returns {name: text}; raises ValueError for a damaged file or another kind."""
     return dict(TensorFile(path).metadata)
 
 
 def tell(path: str | pathlib.Path, values: Mapping[str, str]) -> None:
-    """Writes the file again with this metadata in place of what it had; the tensors' bytes stay as they are."""
+    """Rewrites the file with this metadata; the tensors' bytes do not change."""
     header, begin = _header(path)
     whole = {**header, "__metadata__": dict(sorted(values.items()))}
     text = json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
+    text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8
     size = 8 + len(text) + os.path.getsize(path) - begin
     with files.new_file(path) as temporary, open(path, "rb") as old:
         files.ask_room(temporary, size)
@@ -35,7 +35,7 @@ def tell(path: str | pathlib.Path, values: Mapping[str, str]) -> None:
 
 
 def _copied(path, text, old, begin):
-    """Writes a header, and what an open file has from `begin` on."""
+    """Writes a header and an open file's bytes from `begin` on."""
     with open(path, "wb") as new:
         new.write(struct.pack("<Q", len(text)) + text)
         old.seek(begin)
@@ -43,7 +43,7 @@ def _copied(path, text, old, begin):
 
 
 def sha256(path: str | pathlib.Path) -> str:
-    """Returns the SHA-256 of the tensors' bytes, 64 hex digits, made anew; hashes.autov3 keeps what it made."""
+    """Returns the SHA-256 of the tensors' bytes, 64 hex digits, without the cache of hashes.autov3."""
     total, (_, begin) = hashlib.sha256(), _header(path)
     with open(path, "rb") as file:
         file.seek(begin)
@@ -53,7 +53,7 @@ def sha256(path: str | pathlib.Path) -> str:
 
 
 def _header(path) -> tuple[dict[str, Any], int]:
-    """Returns (the header, the first byte of the tensors) of a whole safetensors file."""
+    """Returns (the header, the first byte of the tensors) of an undamaged safetensors file."""
     TensorFile(path)  # raises for a damaged one
     with open(path, "rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))

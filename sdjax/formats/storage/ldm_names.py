@@ -3,7 +3,7 @@
     modules = unet_modules(config)      # {"down_blocks.0.resnets.0.conv1": "input_blocks.1.0.in_layers.2", ...}
     rename("down_blocks.0.resnets.0.conv1.weight", modules)     # "input_blocks.1.0.in_layers.2.weight"
 
-Each table holds {our module: LDM's module}, made from a network's config; ours are diffusers' and transformers' names.
+Each table is {our module: LDM's module} for a network's config; our names are diffusers' and transformers'.
 Source: CompVis latent-diffusion, openaimodel.py and model.py; OpenCLIP, transformer.py.
 """
 
@@ -29,7 +29,7 @@ OPEN_CLIP_LAYER = {
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
-    # One matrix of three blocks of rows; the names of its weight and bias have no dot.
+    # One matrix with three blocks of rows; the names of its weight and bias have no dot.
     "self_attn.q_proj.weight": "attn.in_proj_weight",
     "self_attn.k_proj.weight": "attn.in_proj_weight",
     "self_attn.v_proj.weight": "attn.in_proj_weight",
@@ -40,7 +40,7 @@ OPEN_CLIP_LAYER = {
 
 
 def rename(name: str, modules: Mapping[str, str]) -> str:
-    """Returns a weight's name with the longest leading module that a table knows replaced; else the name itself."""
+    """Returns a weight's name with its longest leading module that is in the table replaced, or the name itself."""
     parts = name.split(".")
     for end in range(len(parts), 0, -1):
         module = ".".join(parts[:end])
@@ -54,7 +54,7 @@ def _inside(table: Mapping[str, str], ours: str, theirs: str) -> dict[str, str]:
 
 
 def unet_modules(config: UNetConfig) -> dict[str, str]:
-    """Returns {our module: LDM's} of a UNet with this UNetConfig; LDM counts blocks on, whatever their level."""
+    """Returns {our module: LDM's} for this UNetConfig; LDM numbers blocks through all levels."""
     table = {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
@@ -90,12 +90,15 @@ def _layer(config: UNetConfig, block: str, i: int, theirs: str) -> dict[str, str
 
 
 def _attention(config: UNetConfig, ours: str, theirs: str) -> dict[str, str]:
-    """A transformer's insides have their names; attention without a text has one matrix for three of ours."""
+    """Returns {our module: LDM's} for an attention block.
+
+    A transformer's inner names are the same; attention without text has one matrix instead of our three.
+    """
     return {ours: theirs} if config.cross_attention_dim is not None else _inside(MAP_ATTENTION, ours, theirs)
 
 
 def vae_modules(config: VaeConfig) -> dict[str, str]:
-    """Returns {our module: LDM's} of an autoencoder with this VaeConfig; LDM counts up levels from the last."""
+    """Returns {our module: LDM's} for this VaeConfig; LDM numbers the up levels from the last."""
     levels, layers, table = len(config.block_out_channels), config.layers_per_block, {}
     for half in ("encoder", "decoder"):
         table[f"{half}.conv_norm_out"] = f"{half}.norm_out"
@@ -114,7 +117,7 @@ def vae_modules(config: VaeConfig) -> dict[str, str]:
 
 
 def open_clip_modules(config: TextConfig) -> dict[str, str]:
-    """Returns {our module: OpenCLIP's} of a text encoder with this TextConfig."""
+    """Returns {our module: OpenCLIP's} for a text encoder's TextConfig."""
     table = {
         "text_model.embeddings.token_embedding": "token_embedding",
         "text_model.embeddings.position_embedding.weight": "positional_embedding",
@@ -126,7 +129,7 @@ def open_clip_modules(config: TextConfig) -> dict[str, str]:
 
 
 def open_clip_vision_modules(config: ImageConfig) -> dict[str, str]:
-    """Returns {our module or weight: OpenCLIP's} of a vision tower with this ImageConfig."""
+    """Returns {our module or weight: OpenCLIP's} for a vision tower's ImageConfig."""
     table = {
         "vision_model.embeddings.patch_embedding": "conv1",
         "vision_model.embeddings.class_embedding": "class_embedding",

@@ -1,7 +1,7 @@
 """Converts between PyTorch weight files and parameter trees: same names, three leaf rules, a few older spellings.
 
-A Linen leaf's dotted path is its key in the file, but for the leaf's own name (kernel, scale and embedding become
-`weight`) and the axes of kernels.  Names are never parsed: all are generated from the network and looked up.
+A Linen leaf's dotted path is its key in the file, except for the leaf's own name (kernel, scale and embedding become
+`weight`) and the order of a kernel's axes.  Names are never parsed: all are generated from the network and looked up.
 
     params = read(open_weights(folder, "model"), network, "text_encoder", dtype="float16")
     tensors = write(params)                                # {name: Tensor}, the other way round
@@ -26,11 +26,11 @@ from sdjax.trees import Tree
 
 Network = Any  # a Linen module with `example()`, see families/family.py
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}  # all other leaves keep their name
-# Attention of maps to themselves before diffusers 0.15: the autoencoder's, and LDM-SR's UNet.
+# Self-attention of maps before diffusers 0.15, in the autoencoder and in LDM-SR's UNet.
 OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
-# Prefixes that some files have and others lack: transformers from 5.6 on writes none for towers that stand alone.
+# Optional prefixes: transformers 5.6 and later writes none for separate towers.
 PREFIXES = {"text_encoder": "text_model.", "image_encoder": "vision_model."}
-# Entries that are no weights of a part: positions counted out, and the other half of a CLIPModel.
+# Entries that are not weights of a part: position numbers, and the other half of a CLIPModel.
 IGNORED = {
     "text_encoder": ("text_model.embeddings.position_ids", "embeddings.position_ids"),
     "image_encoder": (
@@ -41,13 +41,13 @@ IGNORED = {
 
 
 def initialise(network: Network, key: Key[Array, ""]) -> Tree:
-    """Returns the parameters with which training a network from nothing begins."""
+    """Returns a network's initial parameters for training from scratch."""
     return dict(network.init(key, **network.example())["params"])
 
 
 def template(network: Network) -> Tree:
     """Returns the tree of shapes of a network's parameters; computes nothing."""
-    one = network.clone(dtype=jnp.float32)  # one template for all types of computation
+    one = network.clone(dtype=jnp.float32)  # one template for all types
     return _template(one)
 
 
@@ -59,7 +59,7 @@ def _template(network: Network) -> Tree:
 def random_parameters(network: Network, dtype: DTypeLike, seed: int = 0) -> Tree:
     """Returns parameters for measurements and tests: kernels and tables normal, scales 1, biases 0; no kernel is zero.
 
-    Kernels have variance 1 / inputs.  Each leaf depends on its name and the seed alone.
+    Kernels have variance 1 / inputs.  Each leaf depends only on its name and the seed.
     """
 
     def draw(name: str, leaf: jax.ShapeDtypeStruct) -> Float[Array, "..."]:
@@ -75,35 +75,36 @@ def random_parameters(network: Network, dtype: DTypeLike, seed: int = 0) -> Tree
         return jnp.asarray(values.astype(jnp.dtype(dtype)))
 
     like = trees.flatten(template(network))
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy draws without holding Python's lock
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy releases Python's lock here
         made = dict(zip(like, threads.map(draw, like, like.values()), strict=True))
     return trees.unflatten(made, template(network))
 
 
 def new_parameters(network: Network, dtype: DTypeLike, seed: int = 0) -> Tree:
-    """Returns the parameters with which training from nothing begins, of seed `seed`."""
+    """Returns a network's initial parameters for a seed, for training from scratch."""
     return trees.cast(jax.jit(initialise, static_argnums=0)(network, jax.random.key(seed)), dtype)
 
 
 def file_names(tree: Tree) -> dict[str, str]:
-    """Returns {name in a file: dotted name} of every leaf of a parameter tree."""
+    """Returns {name in a file: dotted name} for all leaves of a parameter tree."""
     return {".".join([*path[:-1], LEAVES.get(path[-1], path[-1])]): name for name, path in trees.names(tree).items()}
 
 
 def read(
     weights: Stored, network: Network, part: str | None, dtype: DTypeLike | None = None, zero: Collection[str] = ()
 ) -> Tree:
-    """Returns the parameters of a network from Weights, one tensor at a time, cast to `dtype` (None: as stored).
+    """Returns the parameters of a network from weights, read one tensor at a time.
 
+    dtype: type of the parameters; None keeps the stored types, but float64 becomes float32.
     zero: file names that may be missing and are then zeros.
-    Raises ValueError that names the file and up to ten missing, unexpected or misshapen weights and their number.
+    Raises ValueError naming the file and up to ten missing, unexpected or misshapen weights, with their number.
     """
     check_layers(weights, network.config)
     return read_tree(weights, template(network), dtype, part, zero)
 
 
 def check_layers(weights: Stored, config: Any) -> None:
-    """Raises ValueError, naming the file, for a config of more layers than weights: before their template is made."""
+    """Raises ValueError, naming the file, for a config with more layers than weights; runs before the template."""
     if config.layers > len(weights.names):
         raise ValueError(
             f"{weights.path}: does not fit its config.json: {config.layers} layers, {len(weights.names)} weights"
@@ -118,10 +119,10 @@ def read_tree(
     zero: Collection[str] = (),
     sizes: str = "its config.json",
 ) -> Tree:
-    """Returns a tree of the structure of `like`, whose leaves need shapes only, from Weights; otherwise as `read`.
+    """Returns a tree with the structure of `like` from weights; otherwise see `read`.
 
-    sizes: where those of `like` come from, for the message.
-    Raises ValueError that names the file and up to ten missing, unexpected or misshapen weights and their number.
+    like: its leaves need only shapes.  sizes: the source of these shapes, for the message.
+    Raises ValueError naming the file and up to ten missing, unexpected or misshapen weights, with their number.
     """
     shapes = trees.flatten(like)
     places = {leaf: name for name, leaf in file_names(like).items()}
@@ -146,7 +147,7 @@ def _listing(names: Sequence[str]) -> str:
 
 
 def _look_up(names: Iterable[str], places: Mapping[str, str], part: str | None) -> tuple[dict[str, str], list[str]]:
-    """Returns ({leaf: its name in this file}, names that nothing asks for)."""
+    """Returns ({leaf: its name in this file}, unexpected names)."""
     names = [name for name in names if not name.startswith(IGNORED.get(_kind(part), ()))]
     accepted = {spelling: leaf for leaf, name in places.items() for spelling in _spellings(name, part)}
     found, unexpected = {}, []
@@ -160,12 +161,12 @@ def _look_up(names: Iterable[str], places: Mapping[str, str], part: str | None) 
 
 
 def _kind(part: str | None) -> str:
-    """Returns a part's name without its number: text_encoder of text_encoder_2."""
+    """Returns a part's name without its number: text_encoder for text_encoder_2."""
     return (part or "").rstrip("0123456789").removesuffix("_")
 
 
 def _spellings(name: str, part: str | None) -> list[str]:
-    """Returns all names under which files hold a weight, today's first."""
+    """Returns all names of a weight in files, the current one first."""
     prefix = PREFIXES.get(_kind(part))
     if prefix:
         return [name, name.removeprefix(prefix)]
@@ -177,7 +178,7 @@ def _spellings(name: str, part: str | None) -> list[str]:
 
 
 def _misfit(weights: Stored, name: str, leaf: str, shape: tuple[int, ...]) -> str | None:
-    """Returns what is wrong with a tensor of the file, or None.  Convolutions of one position are linear layers."""
+    """Returns the mismatch of a tensor in the file, or None.  A 1 x 1 convolution fits a linear layer."""
     there, wanted = weights.shape(name), _file_shape(leaf, shape)
     if weights.dtype(name) not in TYPES.values():
         return f"{name} of type {weights.dtype(name)} instead of floating point"
@@ -214,7 +215,7 @@ def _cast(array: np.ndarray, dtype: DTypeLike, what: str) -> np.ndarray:
 
 
 def write(params: Tree, dtype: DTypeLike | None = None) -> dict[str, Tensor]:
-    """Returns {name in a file: Tensor} of a parameter tree; arrays are made one at a time when the file is written."""
+    """Returns {name in a file: Tensor} of a parameter tree; writing the file computes one array at a time."""
     flat = trees.flatten(params)
     return {name: _tensor(leaf, flat[leaf], dtype) for name, leaf in file_names(params).items()}
 

@@ -1,4 +1,4 @@
-"""The state of a reader of pickles: stack, memo, and what the file may still make and go through."""
+"""The state of the pickle reader: stack, memo, and the budgets for memory and work that a file has left."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -8,18 +8,18 @@ import numpy as np
 
 from sdjax.formats.storage.archives import check
 
-MADE = 2**25  # bytes that the values of a pickle may take, on top of REPEATS times the file's size
-ENTRY = 100  # bytes of an entry in the memo, or of a stack that MARK puts aside
-WALKED = 1_000_000  # values that steps go through; the largest files of weights hold 200,000
-REPEATS = 4  # tensors may lie on the same numbers; their sizes together: at most this often the file's
+MADE = 2**25  # most bytes of a pickle's values, on top of REPEATS times the file's size
+ENTRY = 100  # bytes of an entry in the memo, or of a stack that MARK saves
+WALKED = 1_000_000  # most values that steps visit; the largest weight files have 200,000
+REPEATS = 4  # tensors may share numbers; their total size is at most this multiple of the file's
 Storage = Callable[[np.dtype, str, int], np.ndarray]  # (type, key, count) -> numbers
 
 
 class Machine:
-    """The state of a run: the stack, the stacks that MARK put aside, the memo.
+    """The state of a run: the stack, the stacks that MARK saved, the memo.
 
-    left: how many bytes tensors may still have; room: how many all other values may take; walked: how many values its
-    steps went through.
+    left: bytes that tensors may still have.  room: bytes that all values may still take.  walked: values that steps
+    have visited.
     """
 
     def __init__(self, storage: Storage | None, left: int):
@@ -27,17 +27,20 @@ class Machine:
         self.storage, self.left, self.room, self.walked = storage, left, left + MADE, 0
 
     def spend(self, size: int) -> None:
-        """Takes bytes off those that the pickle's values may take."""
+        """Subtracts bytes from the room for values; raises ValueError if none is left."""
         self.room -= size
         check(self.room >= 0, f"its values take more than {REPEATS} times the file's size and {MADE} bytes")
 
     def walk(self, items: Iterable[Any]) -> None:
-        """Counts items that one step goes through, which a pickle may make it do again and again, and long keys."""
+        """Counts the items that a step visits, long keys more than once; raises ValueError above WALKED.
+
+        A pickle may make a step visit the same items many times.
+        """
         self.walked += sum(1 + len(one) // 256 if type(one) in (str, bytes) else 1 for one in items)
         check(self.walked <= WALKED, f"its steps go through more than {WALKED} values")
 
     def fill(self, value: Any, change: Callable[[], object]) -> None:
-        """Changes a list, dict or set, and counts by how much it grew."""
+        """Changes a list, dict or set, and subtracts its growth from the room."""
         before = sys.getsizeof(value)
         change()
         self.spend(sys.getsizeof(value) - before)
@@ -50,13 +53,13 @@ class Machine:
         return self.stack.pop()
 
     def take(self) -> list[Any]:
-        """Returns the list of values since the last MARK; the stack is again the one before it."""
+        """Returns the values since the last MARK and restores the stack before it."""
         check(self.marks, "the pickle has no MARK where it needs one")
         items, self.stack = self.stack, self.marks.pop()
         return items
 
     def top(self, kind: type | None = None) -> Any:
-        """Returns the last value, which stays; of one kind where a kind is given."""
+        """Returns the last value without removing it.  kind: its required type, or None."""
         check(self.stack, "the pickle looks at an empty stack")
         value = self.stack[-1]
         check(kind in (None, type(value)), f"the pickle fills a {type(value).__name__} as if it were something else")

@@ -15,14 +15,14 @@ import numpy as np
 
 from sdjax.formats.storage import files, pickles
 
-ROOT = "archive"  # the folder in the archive; torch's own name where it does not write to a path
+ROOT = "archive"  # folder in the archive; torch's own name if it does not write to a path
 VERSION = "3\n"  # of torch's archives, caffe2/serialize/versions.h
-ALIGNMENT = 64  # bytes at which torch lets numbers begin
+ALIGNMENT = 64  # torch starts numbers at multiples of this many bytes
 STORAGES = {kind.name: name.removeprefix("torch ") for name, kind in pickles.STORAGES.items() if name[:6] == "torch "}
 
 
 def write(path: str | Path, value: Any) -> None:
-    """Writes a value as torch.save does, whole or not at all; the same value gives the same bytes.
+    """Writes a value like torch.save, completely or not at all; equal values give equal bytes.
 
     value: dict, list, tuple, str, int, float, bool, None and numpy arrays, which become tensors.
     Raises TypeError for a value of another type.
@@ -43,8 +43,8 @@ def _archive(path, program, arrays):
 
 
 def _add(archive, name, content):
-    """Adds a record whose bytes begin at a multiple of ALIGNMENT."""
-    entry = zipfile.ZipInfo(f"{ROOT}/{name}")  # of 1980, so that equal values are equal files
+    """Adds a record whose bytes start at a multiple of ALIGNMENT."""
+    entry = zipfile.ZipInfo(f"{ROOT}/{name}")  # dated 1980, so that equal values give equal files
     begin = archive.fp.tell() + 30 + len(entry.filename) + 4
     room = -begin % ALIGNMENT
     entry.extra = struct.pack("<2sH", b"FB", room) + b"Z" * room  # torch's own padding
@@ -52,7 +52,7 @@ def _add(archive, name, content):
 
 
 def _pushed(value, arrays):
-    """Returns the steps of a pickle that push a value; tensors' numbers are added to `arrays`."""
+    """Returns the steps of a pickle that push a value; adds the tensors' numbers to `arrays`."""
     if isinstance(value, np.ndarray):
         return _tensor(value, arrays)
     if type(value) is dict:
@@ -82,7 +82,7 @@ def _plain(value):
 
 
 def _tensor(array, arrays):
-    """Returns the steps that make a tensor: a call of torch's own function on a storage of the archive."""
+    """Returns the steps that create a tensor: a call of torch's own function with a storage of the archive."""
     kind, size = STORAGES.get(array.dtype.name), array.shape
     if kind is None:
         raise TypeError(f"numbers of type {array.dtype.name}: expected one of {', '.join(STORAGES)}")

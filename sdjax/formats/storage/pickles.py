@@ -1,11 +1,11 @@
 """Reads files of torch.save (.pt, .ckpt, .bin) without torch and without executing code.
 
-    values = read("model.ckpt")                 # dicts, lists, numbers, words and numpy arrays
-    values["state_dict"]["betas"]               # read-only; a window on the file, so that only its use takes memory
+    values = read("model.ckpt")                 # dicts, lists, numbers, text and numpy arrays
+    values["state_dict"]["betas"]               # read-only, memory-mapped: takes memory only when it is used
 
 A pickle is a program for a stack machine.  This machine cannot import: a file may use only the names in GLOBALS, which
 map to functions of this module, number types or plain names.  Any other name is an error.  It reads both containers:
-the archive (torch 1.6 and later) and the older sequence of pickles with the numbers behind them.
+the archive (torch 1.6 and later) and the older sequence of pickles followed by the numbers.
 Source: the pickle protocol (PEP 3154, CPython's pickletools); torch/serialization.py for the containers.
 """
 
@@ -27,21 +27,21 @@ from sdjax.formats.storage.archives import check, records
 from sdjax.formats.storage.pickle_machine import ENTRY, REPEATS, Machine, Storage
 from sdjax.formats.storage.plain_values import STEPS, plain
 
-MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # torch/serialization.py: how the older container begins
-PICKLE_SIZE = 64 * 2**20  # bytes, tensors not counted; Stable Diffusion with its optimizer has fewer than 2**20
-INTEGER_BITS = 128  # MAGIC has 77
-LONG = 2**62  # no size, stride or offset is as long
-KEY = 2**60  # integer keys are below: Python's hashes repeat from 2**61 - 1 on, and many keys of one hash take forever
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # torch/serialization.py: the start of the older container
+PICKLE_SIZE = 64 * 2**20  # most bytes without tensors; Stable Diffusion with its optimizer has fewer than 2**20
+INTEGER_BITS = 128  # most bits of an integer; MAGIC has 77
+LONG = 2**62  # limit of sizes, strides and offsets
+KEY = 2**60  # limit of integer keys: Python's hashes repeat from 2**61 - 1 on, and many equal hashes take forever
 NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")  # numpy's types; never objects
 
 
 def read(path: str | os.PathLike[str]) -> Any:
-    """Returns what torch.save wrote, as dict, list, tuple, set, str, bytes, int, float, bool, None and numpy arrays.
+    """Returns the value of a torch.save file: dict, list, tuple, set, str, bytes, int, float, bool, None, numpy arrays.
 
-    Arrays are read-only windows on the file, shaped and strided as saved, of the file's types (bfloat16: ml_dtypes).
-    Parameters come as arrays, state dicts and ParameterDicts as plain dicts {name: array}, torch.Size as a tuple,
-    numpy's scalars as numbers; torch.float32 and lightning's callback classes as their dotted names, str.
-    Raises ValueError in one line, naming the file, where it is damaged, too large or asks for anything else.
+    Tensors become read-only, memory-mapped arrays with the saved shape, strides and type (bfloat16: ml_dtypes).
+    Parameters become arrays, state dicts and ParameterDicts plain dicts {name: array}, torch.Size a tuple, and numpy's
+    scalars numbers.  torch.float32 and Lightning's callback classes become their dotted names.
+    Raises ValueError in one line, naming the file, if it is damaged, too large or needs anything else.
     """
     if not os.path.isfile(path):
         raise ValueError(f"{path}: no such file")
@@ -49,7 +49,7 @@ def read(path: str | os.PathLike[str]) -> Any:
         with open(path, "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return plain(_read_archive(data) if data[:2] == b"PK" else _read_row(data))
-    except Exception as error:  # whatever a damaged file leads to, here or in a library
+    except Exception as error:  # a damaged file may raise any error, here or in a library
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{path}: cannot be read: {reason}") from None
 
@@ -58,7 +58,7 @@ def read(path: str | os.PathLike[str]) -> Any:
 
 
 def _read_archive(data: mmap.mmap) -> Any:
-    """Returns the value of the archive NAME/data.pkl, NAME/data/0, NAME/data/1, ..."""
+    """Returns the value of an archive with NAME/data.pkl, NAME/data/0, NAME/data/1, ..."""
     found = records(data)
     programs = [name for name in found if name.count("/") == 1 and name.endswith("/data.pkl")]
     check(len(programs) == 1, f"an archive with {len(programs)} files data.pkl; one is expected")
@@ -82,7 +82,7 @@ def _read_archive(data: mmap.mmap) -> Any:
 
 
 def _read_row(data: mmap.mmap) -> Any:
-    """Returns the value of the older container: pickles, the last naming storages, and per storage count, numbers."""
+    """Returns the value of the older container: pickles, the last of them listing storages; then each one's numbers."""
     head = io.BytesIO(data[:PICKLE_SIZE])
 
     def part(storage=None):
@@ -95,7 +95,7 @@ def _read_row(data: mmap.mmap) -> Any:
     begin, asked = head.tell(), {}
 
     def ask(kind, key, count):
-        """Learns the types of the storages, which stand only here; any window serves until their places are known."""
+        """Records the type of a storage, which only this pickle gives; returns a placeholder for its numbers."""
         check(asked.setdefault(key, (kind, count)) == (kind, count), f"storage {key!r} has two types or sizes")
         return np.ndarray((count,), kind, data)
 
@@ -106,7 +106,7 @@ def _read_row(data: mmap.mmap) -> Any:
 
 
 def _places(data: mmap.mmap, keys: Any, asked: dict[Any, tuple[np.dtype, int]], position: int) -> dict[str, int]:
-    """Returns {key: where its numbers begin} of storages that follow each other from a position on."""
+    """Returns {key: start of its numbers} for consecutive storages from a position on."""
     check(type(keys) is list and all(type(key) is str for key in keys), "a list of storages is expected")
     check(sorted(keys) == sorted(asked), "the storages are not those that the tensors name")
     places = {}
@@ -123,7 +123,7 @@ def _places(data: mmap.mmap, keys: Any, asked: dict[Any, tuple[np.dtype, int]], 
 
 
 def _tensor(storage, offset, size, stride, *_):
-    """Returns the window on a storage, its strides in numbers; gradients and hooks are left out."""
+    """Returns a view of a storage, with strides in numbers; ignores gradients and hooks."""
     window = type(storage) is np.ndarray and storage.ndim == 1 and not storage.flags.owndata
     check(window, "a tensor without a storage")
     _check_shape(size)
@@ -141,7 +141,7 @@ def _tensor(storage, offset, size, stride, *_):
 
 
 def _tensor_of_bytes(storage, offset, size, stride, grad, hooks, kind, *_):
-    """Returns the window on a storage of bytes: how torch saves float8."""
+    """Returns a view of a storage of bytes, torch's layout for float8."""
     check(type(kind) is str and kind in FLOAT8, f"numbers of type {kind!r}; expected one of {', '.join(FLOAT8)}")
     window = type(storage) is np.ndarray and storage.dtype == np.uint8 and not storage.flags.owndata
     check(window, "a tensor without a storage of bytes")
@@ -174,14 +174,14 @@ def _set(items=()):
 
 
 def _key(key):
-    """Returns a key of a dict; composed ones are errors, as hashing them walks through all that they hold."""
+    """Returns a key of a dict.  Tuples are errors, since hashing them visits all of their content."""
     right = type(key) in (str, bytes, float, bool, type(None)) or type(key) is int and abs(key) < KEY
     check(right, f"a key of a dict that is no text or number: {type(key).__name__}")
     return key
 
 
 def _parameters():
-    """Returns a new torch.nn.ParameterDict, which BUILD fills."""
+    """Returns a dict in place of a new torch.nn.ParameterDict, which BUILD fills."""
     return {}
 
 
@@ -190,7 +190,7 @@ def _array():
 
 
 def _blank(kind, shape, _):
-    """Returns the array with which numpy's pickles begin; BUILD gives it shape and numbers."""
+    """Returns the empty array at the start of numpy's pickles; BUILD gives it shape and numbers."""
     check(kind is _array and shape == (0,), "an array of another class than numpy's")
     return np.empty(0, np.int8)
 
@@ -211,13 +211,13 @@ def _no_bytes():
 
 
 def _encode(text, encoding):
-    """Returns the bytes of Latin-1 text: how protocol 2 holds bytes."""
+    """Returns the bytes of Latin-1 text, protocol 2's form of bytes."""
     check(type(text) is str and encoding == "latin1", "bytes that are not Latin-1")
     return text.encode("latin1")
 
 
 CALLS = {
-    "__builtin__ bytes": _no_bytes,  # of protocol 2, which knows others only as encoded text
+    "__builtin__ bytes": _no_bytes,  # empty bytes in protocol 2; it encodes others as text
     "__builtin__ set": _set,
     "_codecs encode": _encode,
     "builtins set": _set,
@@ -252,7 +252,7 @@ FLOAT8 = {
     "torch.float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
     "torch.float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
 }
-# Lightning keeps the state of its callbacks under their classes; nothing but these names comes of them.
+# Lightning stores its callbacks' state under their classes; the reader returns only these names.
 WORDS = (
     "lightning.pytorch.callbacks.model_checkpoint ModelCheckpoint",
     "pytorch_lightning.callbacks.early_stopping EarlyStopping",
@@ -274,9 +274,9 @@ GLOBALS = {**CALLS, **STORAGES, **{name: name.replace(" ", ".") for name in WORD
 
 
 def _run(file: io.BytesIO, storage: Storage | None, size: int) -> Any:
-    """Returns the value of the pickle that begins at the file's position, and leaves the position behind it.
+    """Returns the value of the pickle at the file's position and moves the position to its end.
 
-    storage: function (type, key, count) that returns numbers [count], or None where there are none to ask for.
+    storage: function (type, key, count) that returns numbers [count], or None if the pickle may not use storages.
     size: bytes of the whole file.
     """
     machine = Machine(storage, REPEATS * size)
@@ -352,12 +352,12 @@ def _stack_global(machine, _):
 
 def _reduce(machine, _):
     arguments, function = machine.pop(), machine.pop()
-    # Only the functions of CALLS ever come onto the stack.
+    # The stack never holds functions other than those of CALLS.
     check(type(function) is types.FunctionType, f"the pickle calls a value: {type(function).__name__}")
     check(type(arguments) is tuple, "a call without a tuple of arguments")
     machine.walk(arguments)
     for one in arguments:
-        if type(one) in (list, tuple):  # what a set or a dict is made of, or a shape
+        if type(one) in (list, tuple):  # the items of a set or dict, or a shape
             machine.walk(item[0] if type(item) in (list, tuple) and item else item for item in one)
     value = function(*arguments)
     if function in (_tensor, _tensor_of_bytes):
@@ -375,7 +375,7 @@ def _new(machine, _):
 
 
 def _build(machine, _):
-    """Fills an array or a ParameterDict; attributes that torch gives its dicts (_metadata) are left out."""
+    """Fills an array or a ParameterDict; ignores torch's attributes of dicts (_metadata)."""
     state, value = machine.pop(), machine.top()
     if type(value) is dict:
         check(type(state) is dict and type(state.get("_parameters", {})) is dict, "a dict's attributes are no dict")
@@ -397,7 +397,7 @@ PLAIN_TYPE = (("<", None, None, None), ("|", None, None, None))  # byte order, s
 
 
 def _array_state(version, shape, kind, fortran, raw) -> Any:
-    """Returns the state of a numpy array of plain numbers, all of whose bytes are there."""
+    """Returns the state of a numpy array after checking that it is plain numbers and complete."""
     _check_shape(shape)
     right = version == 1 and isinstance(kind, np.dtype) and type(fortran) is bool and type(raw) is bytes
     check(right and math.prod(shape) * kind.itemsize == len(raw), "an array whose numbers are not there")
@@ -405,9 +405,9 @@ def _array_state(version, shape, kind, fortran, raw) -> Any:
 
 
 def _persistent(machine, _):
-    """Pushes the storage that ("storage", type, key, device, count of numbers) names; the older format adds None.
+    """Pushes the storage of ("storage", type, key, device, count of numbers); the older format adds None.
 
-    The older format also hands out classes so, ("module", class, source file, source text): pushes the class.
+    The older format also has entries ("module", class, source file, source text), for which it pushes the class.
     """
     entry = machine.pop()
     if type(entry) is tuple and len(entry) == 4 and entry[0] == "module" and entry[1] is _parameters:
@@ -420,7 +420,7 @@ def _persistent(machine, _):
     machine.push(machine.storage(kind, key, count))
 
 
-# Steps that make a value of a size that their argument does not show.
+# Steps that create a value whose size does not follow from their argument.
 CONTAINERS = ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "TUPLE1", "TUPLE2", "TUPLE3", "TUPLE", "LIST", "DICT")
 STEP = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda machine, _: None),

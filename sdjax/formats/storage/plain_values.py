@@ -1,4 +1,4 @@
-"""What a reader of pickles gives back: trees of plain values, small enough to be walked through."""
+"""Checks the result of the pickle reader: a tree of plain values of limited size."""
 
 from typing import Any
 
@@ -6,16 +6,16 @@ import numpy as np
 
 from sdjax.formats.storage.archives import check
 
-STEPS = 500_000  # of the machine; also values that can be reached from the result
-DEPTH = 100  # of values within values
+STEPS = 500_000  # most steps of the machine, and most values in the result
+DEPTH = 100  # most levels of nested values
 LEAVES = (str, bytes, int, float, bool, type(None), np.ndarray)
 
 
 def plain(value: Any) -> Any:
-    """Returns the value where it is a tree of plain values, of at most STEPS nodes and DEPTH levels; never a cycle.
+    """Returns the value; raises ValueError unless it is a tree of plain values with few nodes and levels.
 
-    A value within itself, or lists that hold the same list twice over many levels, would keep a walk through it busy
-    for ever.
+    There are at most STEPS nodes and DEPTH levels: a value that contains itself, or nested lists that each contain the
+    same list twice, would make a walk endless.
     """
     known = {}
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from sdjax.runtime.guard import named
 
-# Numbers of 8 bits, which numpy lacks; all of their values are float32's.
+# 8-bit floats, which numpy lacks; float32 represents all of their values.
 FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 READ = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", *FLOAT8)
 
@@ -24,8 +24,8 @@ READ = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U
 class TensorFile:
     """The tensors of a safetensors file.  Only `read` takes memory.
 
-    path: the file; names: of all tensors; metadata: {str: str}, perhaps empty.
-    Opening raises ValueError in one line, naming the file, where it is damaged or of another kind.
+    path: the file.  names: of all tensors.  metadata: {str: str}, perhaps empty.
+    Opening raises ValueError in one line, naming the file, if it is damaged or of another kind.
     """
 
     def __init__(self, path: str | pathlib.Path):
@@ -42,13 +42,13 @@ class TensorFile:
         return tuple(self._handle.get_slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
-        """Returns the type of a tensor in the words of the format: "F32", "F16", "BF16", "F8_E4M3", "I64", ..."""
+        """Returns the type of a tensor in safetensors' notation: "F32", "F16", "BF16", "F8_E4M3", "I64", ..."""
         return self._handle.get_slice(name).get_dtype()
 
     def read(self, name: str) -> np.ndarray:
-        """Returns a tensor as in the file, float8 as float32.
+        """Returns a tensor as stored, but float8 as float32.
 
-        Raises ValueError for a type that is not read, such as F8_E8M0 (exponents alone: scales of other tensors).
+        Raises ValueError for unsupported types such as F8_E8M0 (exponents only, the scales of other tensors).
         """
         kind = self.dtype(name)
         if kind not in READ:

@@ -4,8 +4,8 @@
     change = kind.change(factors, weight)                       # D(W), for files and for sampling
     more = kind.run(factors, x, y, layer, drop)                 # the change of the layer's output, for training
 
-Factors have the axes of PyTorch's files: W [out in] or [out in height width], r is the rank.  delta.py has the
-contract; a new file here is a new kind, found by walking the package.
+Factors have the axes of PyTorch's files: W [out in] or [out in height width]; r is the rank.  delta.py defines the
+interface.  A new file here is a new kind, found by walking the package.
 """
 
 import functools
@@ -23,7 +23,7 @@ def known() -> tuple[Delta, ...]:
 
 
 def of(names: Iterable[str]) -> Delta:
-    """Returns the kind with factors of these names.  Raises ValueError if there is none."""
+    """Returns the kind with factors of these names.  Raises ValueError for unknown names."""
     names = frozenset(names)
     found = [kind for kind in known() if kind.matches(names)]
     if len(found) != 1:
@@ -32,7 +32,7 @@ def of(names: Iterable[str]) -> Delta:
 
 
 def named(algo: str) -> Delta:
-    """Returns the kind of a value of the setting `algo`, see `algorithms`."""
+    """Returns the kind for a value of the setting `algo`, see `algorithms`."""
     return next(kind for kind in known() if kind.name == algo)
 
 

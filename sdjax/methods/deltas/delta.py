@@ -1,4 +1,4 @@
-"""The contract of a kind of weight change."""
+"""The interface of a kind of weight change."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -9,18 +9,18 @@ from jaxtyping import Array, Float, Float32
 from sdjax.methods.deltas.layer import Draw, Drop, Layer
 
 Factors = Mapping[str, Any]  # {name: array} in a file's axes
-# Factors that any kind may have beside its own: the number in front, alpha as the file has it (which nothing computes
-# with), DoRA's magnitudes, and whether training began with a part of the base.
+# Factors that any kind may have besides its own: the scale, the file's alpha (kept only for writing), DoRA's
+# magnitudes, and the marks that training started with a part of the base.
 BESIDE = frozenset({"scale", "alpha", "outputs", "inputs", "pissa", "olora"})
 
 
 class Delta(Protocol):
-    """A class without settings with this class as its base.
+    """A class without settings; this class is its base.
 
     name: its value of the setting `algo`; "" if it occurs in files only.
     roles: the sets of names that its factors may have, without BESIDE.
     ranked: factors whose first axis is the rank.
-    multiplied: factors to scale when the change is made smaller; each gets a root of the scale.
+    multiplied: factors to scale when the change shrinks; each gets a root of the scale.
     """
 
     name: str = ""

@@ -15,7 +15,7 @@ from sdjax.methods import deltas
 from sdjax.methods.deltas.delta import Delta, Factors
 from sdjax.methods.deltas.layer import Draw, Drop, Layer
 
-AXES = ("outputs", "inputs")  # of W, by what the magnitudes count
+AXES = ("outputs", "inputs")  # axes of W that magnitudes may belong to
 
 
 class Dora(Delta):
@@ -35,7 +35,7 @@ class Dora(Delta):
         return {**inner, "outputs": jnp.sqrt(jnp.sum(jnp.square(weight.reshape(len(weight), -1)), 1))}
 
     def product(self, f: Factors) -> Float32[Array, "..."]:
-        """Returns D of the inner kind; that of W' would need W."""
+        """Returns D of the inner kind; the change to W' would need W."""
         kind, inner, _ = _inside(f)
         return kind.product(inner)
 
@@ -58,7 +58,7 @@ class Dora(Delta):
 
 
 def _inside(f):
-    """Returns (the kind inside, its factors, the axis that the magnitudes count)."""
+    """Returns (the inner kind, its factors, the axis of the magnitudes)."""
     inner = {name: value for name, value in f.items() if name not in AXES}
     return deltas.of(inner), inner, next(i for i, name in enumerate(AXES) if name in f)
 

@@ -46,13 +46,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Draw:
-    """Random numbers from the host, so that no shape compiles.  random: a numpy generator."""
+    """Random numbers from the host, so that shapes do not compile.  random: a numpy generator."""
 
     random: np.random.Generator
 
     def uniform(self, *shape: int) -> Float32[Array, "..."]:
-        """Returns numbers from -b to b, b = 1 / sqrt(inputs): torch's kaiming_uniform_(a=sqrt(5)), the default of
-        its layers.
+        """Returns numbers from -b to b, b = 1 / sqrt(inputs).
+
+        This is torch's kaiming_uniform_(a=sqrt(5)), the default of its layers.
         """
         bound = float(np.prod(shape[1:])) ** -0.5
         return jnp.asarray(self.random.uniform(-bound, bound, shape).astype(np.float32))

@@ -1,7 +1,7 @@
 """LoHa: D = a (A1 B1) * (A2 B2), entry by entry; a = alpha / r.
 
 A "hada_w1_a" [out r], B "hada_w1_b" [r in ...]; files may have middles "hada_t1" [r r height width], A then [r out].
-Source: Yeh et al. 2023 (arXiv 2309.14859), section 3; Hyeon-Woo et al. 2022 (FedPara); the start as LyCORIS has it.
+Source: Yeh et al. 2023 (arXiv 2309.14859), section 3; Hyeon-Woo et al. 2022 (FedPara); LyCORIS for the initial values.
 """
 
 import math

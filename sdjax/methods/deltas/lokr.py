@@ -1,6 +1,6 @@
-"""LoKr: D = a kron(W1, W2); either factor may itself be a product of rank r; a = alpha / r, 1 if both factors are
-whole.
+"""LoKr: D = a kron(W1, W2), where either factor may be a product of rank r.
 
+a = alpha / r, or 1 if both factors are whole.
 W1 "lokr_w1" [o1 i1] or "lokr_w1_a" [o1 r], "lokr_w1_b" [r i1]; W2 "lokr_w2" [o2 i2 ...] or "lokr_w2_a" [o2 r],
 "lokr_w2_b" [r i2 ...]; out = o1 o2, in = i1 i2.  Files may have a middle "lokr_t2" [r r height width].
 Source: Yeh et al. 2023 (arXiv 2309.14859), section 3; LyCORIS for the split of sizes and the initial values.
@@ -50,9 +50,7 @@ class Lokr(Delta):
     def run(
         self, f: Factors, x: Float[Array, "B *space in"], y: Float32[Array, "B *space out"], layer: Layer, drop: Drop
     ) -> Float32[Array, "B *space out"]:
-        """Returns kron(W1, W2) x without the product: W2 on each of i1 groups of channels, then W1 across the
-        groups.
-        """
+        """Returns kron(W1, W2) x without the product: W2 on each of i1 channel groups, then W1 across the groups."""
         one, other = _pair(f)
         inner = x.shape[-1] // one.shape[1]
         groups = jnp.moveaxis(x.reshape(*x.shape[:-1], one.shape[1], inner), -2, 1)  # [B i1 ... i2]
@@ -79,8 +77,8 @@ def _pair(f):
 def split(size: int, most: int) -> tuple[int, int]:
     """Returns (m, n) with m n = size and m <= n, as close to each other as possible with m or n at most `most`.
 
-    most < 0 sets no limit.  If `most` divides the size, it is one of the two.  LyCORIS splits sizes in this way, and so
-    its files have these shapes.
+    most < 0 sets no limit.  If `most` divides the size, it is one of the two.  LyCORIS splits sizes in this way, so its
+    files have these shapes.
     """
     if most > 0 and size % most == 0:
         return min(most, size // most), max(most, size // most)

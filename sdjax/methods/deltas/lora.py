@@ -1,7 +1,7 @@
-"""LoRA: D = a B A, and with a middle M for convolutions a B M A; a = alpha / r.
+"""LoRA: D = a B A, or a B M A with a middle M for convolutions; a = alpha / r.
 
 A "down" [r in ...], B "up" [out r ...], M "mid" [r r height width].
-Source: Hu et al. 2021 (arXiv 2106.09685), section 4.1; of convolutions: LyCORIS (LoCon), where A has the kernel's size
+Source: Hu et al. 2021 (arXiv 2106.09685), section 4.1; LyCORIS (LoCon) for convolutions, where A has the kernel's size
 and B is 1x1.  PiSSA: Meng et al. 2024 (arXiv 2404.02948); OLoRA: Büyükakyüz 2024 (arXiv 2406.01775).
 """
 
@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Float32
 from sdjax.methods.deltas.delta import Delta, Factors
 from sdjax.methods.deltas.layer import Draw, Drop, Layer
 
-BEGUN = ("pissa", "olora")  # of files: their training took a B0 A0 out of the base
+BEGUN = ("pissa", "olora")  # marks in files: training subtracted a B0 A0 from the base
 
 
 class Lora(Delta):
-    """Two low-rank factors beside the layer."""
+    """Two low-rank factors in parallel to the layer."""
 
     name = "lora"
     roles = (frozenset({"down", "up"}), frozenset({"down", "up", "mid"}))
@@ -29,10 +29,10 @@ class Lora(Delta):
         return super().matches(names) and not names & {"outputs", "inputs"}
 
     def start(self, weight: Float32[Array, "..."], rank: int, draw: Draw, settings: Any) -> dict[str, Array]:
-        """Returns A uniform as in torch's layers and B zero; for PiSSA A and B from the r largest singular values of W
-        / a.
+        """Returns A uniform as in torch's layers and B zero.
 
-        Training with PiSSA takes its initial product out of W: D = a (B A - B0 A0).
+        For PiSSA, A and B come from the r largest singular values of W / a.  Training with PiSSA subtracts the initial
+        product from W: D = a (B A - B0 A0).
         """
         out, *rest = weight.shape
         ones = (1,) * (len(rest) - 1)
@@ -51,7 +51,7 @@ class Lora(Delta):
         return f["scale"] * joined(f["up"].reshape(len(f["up"]), -1), f["down"], f.get("mid"), turned=True)
 
     def change(self, f: Factors, weight: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
-        """Returns a B A minus what training took out of W at the start."""
+        """Returns a B A minus the initial product that training subtracted from W."""
         return super().change(f, weight) - _begun(f, weight)
 
     def run(
@@ -65,7 +65,7 @@ class Lora(Delta):
 
 
 def _begun(f, weight):
-    """Returns what a file's training took out of W: PiSSA's largest singular values, OLoRA's a Q_r R_r, else 0."""
+    """Returns the part that a file's training subtracted from W: PiSSA's singular values, OLoRA's a Q_r R_r, else 0."""
     kind = next((kind for kind in BEGUN if kind in f), None)
     if kind is None:
         return 0
@@ -83,9 +83,9 @@ def _begun(f, weight):
 def joined(
     a: Float32[Array, "..."], b: Float32[Array, "r ..."], middle: Float32[Array, "..."] | None, turned: bool = False
 ) -> Float32[Array, "..."]:
-    """Returns A B [out n]; with a middle M [r s height width] the product over both of its ranks, [out in h w].
+    """Returns A B [out n]; with a middle M [r s height width], the product over both of its ranks, [out in h w].
 
-    b: [r in ...], whose axes after the first are flattened.  With a middle A is [r out]; `turned`: [out r].
+    b: [r in ...]; its axes after the first are flattened.  With a middle, A is [r out], or [out r] if `turned`.
     """
     b = b.reshape(len(b), -1)
     if middle is None:

@@ -1,6 +1,6 @@
 """OFT: W' = R W with R orthogonal and block-diagonal on the outputs, R = (I + Q)(I - Q)^-1, Q = P - P^T.
 
-P "oft_blocks" [blocks n n], out = blocks n.  "constraint": the largest norm of all Q together, if above 0.
+P "oft_blocks" [blocks n n], out = blocks n.  "constraint": the limit of the norm of all Q together, if above 0.
 "rescale" [out 1 ...]: a factor per output after R, in files.  A block computes W'_m = sum_n R_nm W_n.
 Source: Qiu et al. 2023 (arXiv 2306.07280), section 4; axes and constraint: LyCORIS' diag-oft and sd-scripts.
 """
@@ -49,7 +49,7 @@ class Oft(Delta):
         blocks, side, _ = f["oft_blocks"].shape
         rows, turn = y.reshape(*y.shape[:-1], blocks, side), _turn(f)
         moved = jnp.einsum("knm,...kn->...km", turn, rows, precision="highest")
-        moved = jnp.swapaxes(drop.channels(jnp.swapaxes(moved, -1, -2)), -1, -2)  # whole blocks are left out
+        moved = jnp.swapaxes(drop.channels(jnp.swapaxes(moved, -1, -2)), -1, -2)  # drops whole blocks
         return moved.reshape(y.shape)
 
     def size(self, f: Factors) -> Float32[Array, ""]:

@@ -1,4 +1,4 @@
-"""Relative changes, as E4T's offsets are: D = W * R elementwise, "relative" R [out in ...]."""
+"""Relative changes, such as E4T's offsets: D = W * R elementwise, "relative" R [out in ...]."""
 
 from jaxtyping import Array, Float32
 

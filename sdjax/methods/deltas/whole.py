@@ -1,6 +1,6 @@
-"""Whole changes from files: D itself ("diff"), or W' ("whole", Custom Diffusion), of weights and biases.
+"""Whole changes of weights and biases from files: D itself ("diff"), or W' ("whole", Custom Diffusion).
 
-Source: LyCORIS' full; Kumari et al. 2023 (Custom Diffusion), as diffusers writes it.
+Source: LyCORIS' full; Kumari et al. 2023 (Custom Diffusion), in diffusers' files.
 """
 
 from jaxtyping import Array, Float32
@@ -15,7 +15,7 @@ class Whole(Delta):
     multiplied = ("diff",)
 
     def product(self, f: Factors) -> Float32[Array, "..."]:
-        """Returns D of "diff"."""
+        """Returns D, the factor "diff"."""
         return f["scale"] * f["diff"]
 
     def change(self, f: Factors, weight: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:

@@ -1,9 +1,9 @@
-"""E4T's heads, one file each: they turn features of a picture and of the UNet into the offset of a word.
+"""E4T's heads, one file each: they compute the offset of a word from features of a picture and of the UNet.
 
     head = heads.of(trees.names(trained["head"]))     # Tokens(), found by the names of the weights
     head = heads.of(trees.names(trained["head"]), features="level")
 
-head.py has the contract; a new file here is a new head, found by walking the package.
+head.py defines the interface.  A new file here is a new head, found by walking the package.
 """
 
 import sys
@@ -19,7 +19,7 @@ def known() -> dict[str, type[Head]]:
 
 
 def of(names: Iterable[str], features: str = "all") -> Head:
-    """Returns the head that has weights of these dotted names; features: see Head.
+    """Returns the head whose weights have these dotted names; features: see Head.
 
     Raises ValueError if no head has such weights, and for features that the head cannot take.
     """

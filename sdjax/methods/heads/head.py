@@ -1,6 +1,6 @@
-"""The contract of a head of E4T's encoder: it computes the offset E [B C] of a word's embedding from features of a
-picture and of the UNet.
+"""The interface of a head of E4T's encoder.
 
+It computes the offset E [B C] of a word's embedding from features of a picture and of the UNet.
 Shapes: B batch, H W pixels, h w latent pixels, n features of a picture, D their width, C text width.
 """
 
@@ -15,7 +15,7 @@ from sdjax.trees import Tree
 
 
 class Head(Protocol):
-    """A frozen dataclass with this class as its base.
+    """A frozen dataclass; this class is its base.
 
     features: which UNet maps to pool: "all", or the last one of each "level".
     still: whether the domain word's embedding gets no gradient.
@@ -38,9 +38,7 @@ class Head(Protocol):
         return sd
 
     def see(self, network: Any, tower: Tree, pixels: Float[Array, "B H W 3"]) -> Float32[Array, "B n D"]:
-        """Returns the features that the head takes from the vision tower, float32 [B n D], of pixels [B H W 3] in
-        [-1, 1].
-        """
+        """Returns the head's features of pixels [B H W 3] in [-1, 1] from the vision tower, float32 [B n D]."""
         ...
 
     def maps(
@@ -56,7 +54,7 @@ class Head(Protocol):
         ...
 
     def penalised(self, move: Float[Array, "B C"], vector: Float[Array, "B C"]) -> Float[Array, "B C"]:
-        """Returns what the penalty squares: E, or v*, the word's resulting embedding."""
+        """Returns the vector that the penalty squares: E, or v*, the word's resulting embedding."""
         return move
 
 

@@ -1,9 +1,9 @@
-"""The paper's head: class tokens of every second layer of the vision tower, and maps of the pretrained UNet.
+"""The paper's head, from class tokens of every second layer of the vision tower and maps of the pretrained UNet.
 
     E = W [ LeakyReLU(mean_l (W_l c_l + b_l)), LeakyReLU(mean_hw m_k) for all k ] + b,    c_l: layers l = 2, 4, ...
 
-Source: Gal et al. 2023 (arXiv 2302.12228), section 4 and figure 2.  The paper leaves open, and we choose: one linear
-map per layer, which maps m_k to pool, W and b zero at the start.
+Source: Gal et al. 2023 (arXiv 2302.12228), section 4 and figure 2.  Our choices where the paper is open: one linear map
+per layer, the pooled maps m_k, and W and b that start at zero.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class Layers(Head):
         return {"clip": clip, "final": layer_shapes(width + inputs, sd.table(ENCODER).shape[1])}
 
     def create(self, sd: StableDiffusion, key: Key[Array, ""]) -> Tree:
-        """Returns the initial weights of pre-training; the last map is zero, and so is E."""
+        """Returns the initial weights for pre-training; the last linear map is zero, and therefore E."""
         like = self.shapes(sd)
         shape = like["clip"]["0"]["kernel"].shape
         kernels = jax.random.normal(key, (len(like["clip"]), *shape)) * shape[0] ** -0.5

@@ -1,11 +1,11 @@
-"""The head of the one public encoder: tokens of the vision tower's last layer, each next to the UNet's features.
+"""The head of the only public encoder: tokens of the vision tower's last layer, each joined with the UNet's features.
 
     u   = W_2 LeakyReLU(W_0 [mean_hw m_k for all k] + b_0) + b_2                    10880 -> 1280 -> 1280 for SD 1.4
     h_0 = post_layernorm(class token),  h_i = token 2i of the last layer, i = 1 ...          128 of 256 patches
     E   = W LeakyReLU(mean_i (W_i (F [h_i, u] + f) + b_i)) + b                    F: 2560 -> 1280, shared; 129 maps W_i
 
-The maps m_k come from the UNet as it is, with offsets and all trained weights, and gradients reach them.  The empty
-prompt and the domain word's embedding get no gradient.  The penalty squares v*, the whole embedding.
+The maps m_k come from the current UNet, with offsets and all trained weights, and get gradients.  The empty prompt and
+the domain word's embedding get none.  The penalty squares v*, the whole embedding.
 Source: the unofficial E4T of mkshing, e4t/encoder.py and tuning_e4t.py at commit a1d2593; tower tokens as in OpenCLIP
 2.16, which normalises only the class token.
 """
@@ -55,11 +55,11 @@ class Tokens(Head):
         }
 
     def prepared(self, sd: StableDiffusion) -> StableDiffusion:
-        """Returns sd without the pretrained copy of the UNet: this head takes maps of the UNet itself."""
+        """Returns sd without the pretrained copy of the UNet, since this head takes maps of the current UNet."""
         return with_seen(sd, unet=None, empty=None)
 
     def see(self, network: Any, tower: Tree, pixels: Float[Array, "B H W 3"]) -> Float32[Array, "B n D"]:
-        """Returns the normalised class token and every second one of the others."""
+        """Returns the normalised class token and every second other token."""
         side = network.config.image_size
         tokens = network.apply({"params": tower}, squashed_pixels(pixels, side), method="tokens")
         return jnp.concatenate([tokens[:, :1], tokens[:, 2::2]], axis=1).astype(jnp.float32)
@@ -67,7 +67,7 @@ class Tokens(Head):
     def maps(
         self, sd: StableDiffusion, z: Float[Array, "B h w c"], t: Num[Array, " B"]
     ) -> Sequence[Float[Array, "B h w D"]]:
-        """Returns the maps of the UNet as it is."""
+        """Returns the maps of the current UNet."""
         told = jax.lax.stop_gradient(sd.condition({ENCODER: seen_by(sd).nothing}).unet.context)
         _, maps = sd.call("unet", z, t, jnp.broadcast_to(told, (len(z), *told.shape[1:])), features_only=True)
         return maps

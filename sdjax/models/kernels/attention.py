@@ -1,9 +1,9 @@
-"""Attention, by the way that suits its shape and the platform that it is lowered for.
+"""Attention, with the implementation that suits its shape and platform.
 
     y = attend(q, k, v)        # [B N heads d], [B M heads d], [B M heads d] -> [B N heads d]
 
-Ways, one file each: attention_plain (all scores at once), attention_parts (some of them at a time), attention_cudnn
-(NVIDIA's fused kernel) and attention_splash (the one for TPUs).  docs/devices.md says which is taken where.
+Each implementation has its own file: attention_plain (all scores at once), attention_parts (some scores at a time),
+attention_cudnn (NVIDIA's fused kernel) and attention_splash (for TPUs).  docs/devices.md lists when each is used.
 """
 
 import functools
@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float
 
 from sdjax.models.kernels import attention_cudnn, attention_parts, attention_plain, attention_splash
 
-SCORES_AT_ONCE = 1 << 31  # bytes of scores from which on they are made in parts on every platform
-CACHED = 512 * 512  # scores of one head from which on a CPU is faster with parts
+SCORES_AT_ONCE = 1 << 31  # above this many bytes, scores are computed in parts on every platform
+CACHED = 512 * 512  # least number of scores per head for parts on a CPU, which are faster then
 
 Heads = Float[Array, "B _ heads d"] | jax.ShapeDtypeStruct
 
@@ -43,15 +43,15 @@ def attend(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _by_platform(default, others, *args):
-    """Returns the attention of the platform that is lowered for; layers of one shape share this function."""
+    """Returns the attention, lowered for each platform; layers of one shape share this function."""
     return lax.platform_dependent(*args, **dict(others), default=default) if others else default(*args)
 
 
 def way(platform: str, q: Heads, k: Heads) -> Callable:
-    """Returns the function that attends without a mask where it is lowered for "cpu", "cuda", "tpu" or another.
+    """Returns the function for attention without a mask on a platform: "cpu", "cuda", "tpu" or another.
 
-    q, k: arrays or their shapes, as `attend` takes them.  cuDNN is chosen only in a process that has a card for it,
-    since even its tracing asks the card; the TPU's kernel only where libtpu is installed.
+    q, k: arguments of `attend`, or their shapes.  cuDNN is chosen only if this process has a suitable GPU, since its
+    tracing needs one; the TPU's kernel only if libtpu is installed.
     """
     batch, length, heads, width = q.shape
     scores = length * k.shape[1]

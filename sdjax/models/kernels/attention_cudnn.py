@@ -19,9 +19,9 @@ def attend(
 
 
 def takes(dtype: DTypeLike, width: int) -> bool:
-    """Returns whether this process has CUDA devices whose kernel takes heads of `width` in a type.
+    """Returns whether this process has CUDA devices whose kernel supports heads of this width and type.
 
-    Source: jax/_src/cudnn/fused_attention_stablehlo.py; that the kernel needs Ampere is cuDNN's own rule.
+    Source: jax/_src/cudnn/fused_attention_stablehlo.py; cuDNN itself needs Ampere or later.
     """
     found = capability()
     if found is None or found < AMPERE or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
@@ -31,7 +31,7 @@ def takes(dtype: DTypeLike, width: int) -> bool:
 
 @functools.cache
 def capability() -> tuple[int, int] | None:
-    """Returns the least compute capability of this process's CUDA devices, (9, 0) for Hopper; None without any."""
+    """Returns the lowest compute capability of this process's CUDA devices, such as (9, 0) for Hopper, or None."""
     named = [str(getattr(device, "compute_capability", "")) for device in jax.local_devices()]
     matches = [re.fullmatch(r"(\d+)\.(\d+)", name) for name in named]
     found = [(int(one[1]), int(one[2])) for one in matches if one]

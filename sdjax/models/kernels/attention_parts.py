@@ -1,4 +1,4 @@
-"""Attention by one head and some queries at a time: scores that stay in a CPU's cache, or that fit at all."""
+"""Attention by one head and some queries at a time, so that scores stay in a CPU's cache or fit in memory."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ def attend(
 ) -> Float[Array, "B N heads d"]:
     """Returns attention of q [B N heads d] to k, v [B M heads d], by `rows` queries at a time.
 
-    The backward pass makes the scores again.
+    The backward pass computes the scores again.
     """
     batch, length, heads, size = q.shape
     q, k, v = (x.swapaxes(1, 2).reshape(batch * heads, -1, size) for x in (q, k, v))

@@ -1,7 +1,7 @@
 """Attention by Pallas' splash kernel: on a TPU scores stay on the chip, forward and backward.
 
-Blocks and limits are the best by the compiler's estimates for v5e, v5p and v6e; no TPU has run them.  Heads are not
-padded.
+Block sizes and limits are the best by the compiler's estimates for v5e, v5p and v6e; they have not run on a TPU.  Heads
+are not padded.
 """
 
 import functools
@@ -17,10 +17,10 @@ from jaxtyping import Array, Float
 
 from sdjax.models.kernels import divided
 
-LEAST = 1024  # positions; XLA is as fast with fewer, and with the 77 of a text
+LEAST = 1024  # least number of positions; with fewer, or a text's 77 tokens, XLA is as fast
 QUERIES, KEYS, INNER = 1024, 2048, 1024  # sizes of blocks; the kernel's own default is 128
-LANES, WIDEST = 128, 160  # of a vector unit; the widest head that was compiled
-ROWS, HEADS = (*divided.ROWS, "pictures"), "tensor"  # axes of a mesh that divide rows and heads
+LANES, WIDEST = 128, 160  # lanes of a vector unit; widest head that was compiled
+ROWS, HEADS = (*divided.ROWS, "pictures"), "tensor"  # mesh axes that divide rows and heads
 
 
 def attend(
@@ -28,7 +28,7 @@ def attend(
 ) -> Float[Array, "B N heads d"]:
     """Returns attention of q [B N heads d] to k, v [B M heads d]; tracing it imports Pallas.
 
-    On a mesh (jax.set_mesh) each device takes its own rows, since XLA does not divide such kernels.
+    On a mesh (jax.set_mesh) each device computes its own rows, since XLA does not divide such kernels.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = divided.free(mesh)
@@ -41,9 +41,9 @@ def attend(
 
 
 def takes(dtype: DTypeLike, rows: int, length: int, others: int, heads: int, width: int) -> bool:
-    """Returns whether the kernel is for attention of `length` positions to `others`, in an environment with libtpu.
+    """Returns whether the kernel supports attention of `length` positions to `others`, and libtpu is installed.
 
-    Not on a mesh that does not divide rows and heads, nor on several TPUs without one, as sampling on them is.
+    It does not support a mesh that cannot divide rows and heads evenly, or several TPUs without a mesh (sampling).
     """
     if not (min(length, others) >= LEAST and length % LANES == 0 == others % LANES and width <= WIDEST and _compiles()):
         return False
@@ -57,7 +57,7 @@ def takes(dtype: DTypeLike, rows: int, length: int, others: int, heads: int, wid
 
 @functools.cache
 def _compiles() -> bool:
-    """Returns whether this environment compiles for TPUs; elsewhere Pallas would be imported for nothing."""
+    """Returns whether this environment compiles for TPUs; otherwise importing Pallas would be useless."""
     return importlib.util.find_spec("libtpu") is not None
 
 
@@ -76,5 +76,5 @@ def _kernel(q, k, v):
 
 
 def _block(length, most):
-    """Returns the largest multiple of LANES up to `most` that divides a length, itself such a multiple."""
+    """Returns the largest multiple of LANES up to `most` that divides `length`, which is a multiple of LANES."""
     return max(size for size in range(LANES, most + 1, LANES) if length % size == 0)

@@ -1,11 +1,13 @@
-"""2-D convolution, by the way that suits its shape, type and the platform that it is lowered for.
+"""2-D convolution, with the implementation that suits its shape, type and platform.
 
     y = convolve(x, kernel, strides=1, pads=((1, 1), (1, 1)))        # [B h w in], [a b in out] -> [B h' w' out]
 
-On GPUs and TPUs that is XLA's own.  On a CPU a 3x3 kernel of stride 1 has four ways, one file each: XLA's
-(convolution_plain), one product of all neighbourhoods (convolution_im2col), Winograd's (convolution_winograd), and
-three products where the processor multiplies bfloat16 matrices by itself (convolution_rows).  Which one is taken where
-comes from benchmarks/convolutions.py.
+GPUs and TPUs use XLA's own.  On a CPU, a 3x3 convolution of stride 1 has four implementations, one file each:
+    convolution_plain      XLA's
+    convolution_im2col     one product of all neighbourhoods
+    convolution_winograd   Winograd's
+    convolution_rows       three products, for processors that multiply bfloat16 matrices
+benchmarks/convolutions.py is the source of the choice.
 """
 
 import functools
@@ -44,7 +46,7 @@ _plain = jax.jit(convolution_plain.convolve, static_argnums=(2, 3))
 def convolve_wide(
     x: Float[Array, "B h w in"], kernel: Float[Array, "a b in out"], strides: int = 1, pads: Pads = ((1, 1), (1, 1))
 ) -> Float32[Array, "B _ _ out"]:
-    """Returns `convolve` with its float32 sums as they are, where bfloat16's are rounded; gradients as `convolve`'s."""
+    """Returns the float32 sums of `convolve` before they are rounded to x's type; its gradients are convolve's."""
     return convolve(x, kernel, strides, pads) if x.dtype == jnp.float32 else _wide(strides, pads, x, kernel)
 
 
@@ -66,27 +68,27 @@ _wide.defvjp(lambda strides, pads, x, kernel: (_wide(strides, pads, x, kernel), 
 
 @jax.custom_vjp
 def _convolve3(x, kernel):
-    """Returns a 3x3 convolution of stride 1; on a CPU its gradients have ways of their own."""
+    """Returns a 3x3 convolution of stride 1; on a CPU its gradients have their own implementations."""
     return _lowered(fastest(x, kernel), convolution_plain.convolve, x, kernel)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _lowered(cpu, others, *args):
-    """Returns cpu(*args) where that is lowered for a CPU, others(*args) elsewhere; layers of a shape share it."""
+    """Returns cpu(*args) if lowered for a CPU, others(*args) otherwise; layers of a shape share this function."""
     return others(*args) if cpu is others else lax.platform_dependent(*args, cpu=cpu, default=others)
 
 
 def fastest(x: Float[Array, "B h w in"], kernel: Float[Array, "3 3 in out"]) -> Callable:
-    """Returns the way of a 3x3 convolution that a CPU runs fastest."""
+    """Returns the fastest implementation of a 3x3 convolution on a CPU."""
     positions, products = x.shape[1] * x.shape[2], x.shape[3] * kernel.shape[3]
-    pays = x.shape[0] * positions >= 1024  # else transforming the kernel takes longer than what it saves
+    pays = x.shape[0] * positions >= 1024  # otherwise transforming the kernel takes longer than it saves
     if x.dtype == jnp.float32 and pays and 256 <= positions <= 4096 and products >= 320 * 320:
         return convolution_winograd.convolve
     return differentiated(x, kernel)
 
 
 def differentiated(x: Float[Array, "B h w in"], kernel: Float[Array, "3 3 in out"] | jax.ShapeDtypeStruct) -> Callable:
-    """Returns the way of few operations that a CPU takes under a gradient, for the sake of compile time."""
+    """Returns the implementation for a CPU under a gradient: one with few operations, for short compile times."""
     height, width, size, features = x.shape[1], x.shape[2], *kernel.shape[2:]
     if x.dtype == jnp.bfloat16 and min(size, features) >= 64 and convolution_rows.matrix_unit():
         return convolution_rows.convolve
@@ -115,7 +117,7 @@ def _input_gradient(x, kernel, grad):
 
 @functools.cache
 def _turned(way):
-    """Returns the function of the input's gradient as a convolution: with the kernel turned by 180 degrees."""
+    """Returns the function of the input's gradient: a convolution with the kernel rotated by 180 degrees."""
     return lambda x, kernel, grad: way(grad, kernel[::-1, ::-1].swapaxes(2, 3))
 
 

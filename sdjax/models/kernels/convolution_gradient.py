@@ -1,4 +1,4 @@
-"""The gradient of a 3x3 kernel as one or three matrix products: on a CPU faster than XLA's own for large maps."""
+"""The gradient of a 3x3 kernel as one or three matrix products, on a CPU faster than XLA's own for large maps."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -10,8 +10,8 @@ from sdjax.models.kernels.precision import precision
 def kernel_gradient(x: Float[Array, "B h w in"], grad: Float[Array, "B h w out"]) -> Float[Array, "3 3 in out"]:
     """Returns the gradient of a 3x3 kernel [3 3 in out], the sum over b, h, w of x[h + i - 1, w + j - 1] grad[h, w].
 
-    x [B h w in], grad [B h w out].  XLA's own form is two to three times slower than one product of x shifted along h,
-    [B h w 3 in], with the gradient shifted along w, [B h w 3 out].
+    x: [B h w in].  grad: [B h w out].  One product of x shifted along h, [B h w 3 in], and the gradient shifted along
+    w, [B h w 3 out], is two to three times faster than XLA's own form.
     """
     height, width, size, features = *x.shape[1:], grad.shape[-1]
     grad = jnp.pad(grad, ((0, 0), (0, 0), (1, 1), (0, 0)))

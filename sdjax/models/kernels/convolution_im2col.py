@@ -1,4 +1,4 @@
-"""3x3 convolution as one matrix product of all neighbourhoods: fast on a CPU for small maps of many channels."""
+"""3x3 convolution as one matrix product of all neighbourhoods, fast on a CPU for small maps with many channels."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float

@@ -1,4 +1,4 @@
-"""Convolution as XLA does it."""
+"""XLA's own convolution."""
 
 from jax import lax
 from jaxtyping import Array, Float

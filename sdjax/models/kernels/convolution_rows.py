@@ -1,4 +1,4 @@
-"""3x3 convolution as three matrix products, one for each row of the kernel: for processors that multiply bfloat16."""
+"""3x3 convolution as three matrix products, one per row of the kernel, for processors that multiply bfloat16."""
 
 import functools
 from pathlib import Path
@@ -24,6 +24,6 @@ def convolve(x: Float[Array, "B h w in"], kernel: Float[Array, "3 3 in out"]) ->
 
 @functools.cache
 def matrix_unit() -> bool:
-    """Returns whether this processor multiplies matrices of bfloat16 by itself (AMX), which Linux says."""
+    """Returns whether this processor has instructions for bfloat16 matrix products (AMX), according to Linux."""
     path = Path("/proc/cpuinfo")
     return path.is_file() and "amx_bf16" in path.read_text()

@@ -1,4 +1,4 @@
-"""3x3 convolution with 16 products for every 2x2 outputs in place of 36.
+"""3x3 convolution with 16 products for every 2x2 outputs instead of 36.
 
     y = convolve(x, kernel)        # stride 1, one position of padding on every side
 
@@ -13,13 +13,13 @@ from jaxtyping import Array, Float
 def convolve(x: Float[Array, "B h w in"], kernel: Float[Array, "3 3 in out"]) -> Float[Array, "B h w out"]:
     """Returns the convolution of x [B h w in] with kernel [3 3 in out], [B h w out]: A^T ((G k G^T) * (B^T d B)) A.
 
-    Every 4x4 tile d of x, two positions from the next, gives 2x2 outputs.  The products are 16 matrix products over the
-    channels, one for each place in a tile: on a CPU they run faster apart than as one batch.
+    Every 4x4 tile d of x gives 2x2 outputs; tiles are two positions apart.  There are 16 matrix products over the
+    channels, one for each place in a tile; on a CPU they run faster separately than as one batch.
     """
     size, height, width = x.shape[0], *x.shape[1:3]
     down, across = -(-height // 2), -(-width // 2)
     x = jnp.pad(x, ((0, 0), (1, 2 * down - height + 1), (1, 2 * across - width + 1), (0, 0)))
-    x = lax.optimization_barrier(x)  # else what x is made of is computed again for every tile
+    x = lax.optimization_barrier(x)  # otherwise XLA recomputes x for every tile
     rows = _tile([x[:, i : i + 2 * down - 1 : 2] for i in range(4)])
     tiles = [_tile([row[:, :, j : j + 2 * across - 1 : 2] for j in range(4)]) for row in rows]
     kernels = [_kernel([row[j] for j in range(3)]) for row in _kernel([kernel[i] for i in range(3)])]

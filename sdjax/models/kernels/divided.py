@@ -1,4 +1,4 @@
-"""How a mesh (jax.set_mesh, jax.sharding.use_abstract_mesh) divides what kernels compute."""
+"""Division of kernels' arrays over a mesh (jax.set_mesh, jax.sharding.use_abstract_mesh)."""
 
 import jax
 from jax.sharding import AxisType, PartitionSpec
@@ -8,16 +8,16 @@ ROWS = ("data", "fsdp")  # axes that divide the rows of a batch
 
 
 def free(mesh: jax.sharding.AbstractMesh) -> dict[str, int]:
-    """Returns {axis: size} of a mesh's axes that XLA divides; where another is manual, arrays are parts already."""
+    """Returns {axis: size} of the mesh axes that XLA divides; along manual axes, arrays are already parts."""
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
     return {name: mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto}
 
 
 def by_rows(x: Num[Array, "B ..."]) -> Num[Array, "B ..."]:
-    """Returns x, which the mesh divides by its rows alone.
+    """Returns x, constrained so that the mesh divides only its rows.
 
-    Left to itself, XLA divides the channels of convolutions too where kernels are divided, and where a mesh has three
-    axes of 2 their sums are then wrong (JAX 0.10.2 on CPUs).
+    If kernels are divided, XLA would also divide the channels of convolutions.  On a mesh with three axes of 2, their
+    sums are then wrong (JAX 0.10.2 on CPUs).
     """
     axes = {name: size for name, size in free(jax.sharding.get_abstract_mesh()).items() if name in ROWS and size > 1}
     return jax.lax.with_sharding_constraint(x, PartitionSpec(tuple(axes))) if axes else x
