@@ -1,5 +1,7 @@
 """A run of four steps that is made in seconds, for tests that stop it: by signals, full disks, other processes."""
 
+import json
+
 import numpy as np
 from PIL import Image
 
@@ -19,7 +21,7 @@ def settings(folder):
         made = np.random.default_rng(i).integers(0, 255, (32, 32, 3), np.uint8)
         Image.fromarray(made).save(folder / f"{i}.png")
     data = Data(path=str(folder), word="<cat>", size=32, batch=1)
-    return Train(model="random:tiny", method=TextualInversion("<cat>"), steps=4, checkpoint=2, preview=0, data=data)
+    return Train(model="random:tiny", method=TextualInversion("<cat>"), steps=4, checkpoint=2, preview=0, log=1, data=data)
 
 
 def recipe(told, folder):
@@ -39,6 +41,12 @@ def weights(out):
     """Returns the numbers of a run's export, without the header, which tells the time."""
     data = next((out / "export").glob("*.safetensors")).read_bytes()
     return data[8 + int.from_bytes(data[:8], "little") :]
+
+
+def logged(out):
+    """Returns the steps whose loss a run's log has."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["step"] for line in lines if "loss" in line]
 
 
 def checkpoints(out):

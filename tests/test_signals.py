@@ -119,7 +119,7 @@ def test_a_run_that_is_stopped_between_steps(times, told, whole, tmp_path, monke
     assert end.value.code == 143 and small_runs.checkpoints(out) == [2, 3] and not (out / "export").exists()
     assert not (out / locks.FILE).exists()
     train(told, out)
-    assert small_runs.weights(out) == whole
+    assert small_runs.weights(out) == whole and small_runs.logged(out) == [1, 2, 3, 4]
 
 
 def test_a_signal_during_the_export(told, whole, tmp_path, monkeypatch, capsys):

@@ -126,24 +126,27 @@ def _steps(session, state, numbers, advance, asked, clock):
         loss = _finite(previous)  # one step late, so that the device never waits
         previous, files = (step, metrics), asked.now(_due(step, settings.log or 1))
         state, schedule, ending = _timed(settings, state, schedule, clock, step)
-        if asked.stopped(step):
+        stopped = asked.stopped(step)
+        if stopped:
             _finite(previous)
-            _stop(session, state, step)
+            session.save(state, wait=True)  # first, since whoever stops a run may not wait for what is due
         ending = ending or step == numbers.stop or STOP in files
         if _due(step, settings.validate, ending) and settings.data.validation:
             _finite(previous)
-            session.measure(step, state)  # first, since it may end the run
+            session.measure(step, state)  # before the others, since it may end the run
         last = ending or session.over
         wanted = _wanted(settings, step, last, files)
         if wanted or last:
             _finite(previous)  # actions wait for the device anyway; so they write nothing of a failed step
-        if SAVE in wanted:
+        if SAVE in wanted and not stopped:
             session.save(state)
         if "log" in wanted:
             session.told.metrics(step, {**metrics, **rates(settings.optim, float(np.asarray(schedule(step - 1))))})
         session.told.advance(step, loss)
         session.after(step, state, wanted)
-        _answered(session.told, step, asked, files)
+        _answered(session.told, step, asked, files - {STOP} if stopped else files)
+        if stopped:
+            _stop(session.told, step)
         if last:
             break
     return state
@@ -167,10 +170,9 @@ def _timed(settings, state, schedule, clock, step):
     return state, functools.partial(pace.rate, settings.optim, length=length), over
 
 
-def _stop(session, state, step):
-    """Ends the process after SIGTERM, with a checkpoint."""
-    session.save(state, wait=True)
-    session.told.event(step, "stopped")
+def _stop(told, step):
+    """Ends the process after SIGTERM."""
+    told.event(step, "stopped")
     processes.say(f"stopped after step {step}; rerun the command to resume")
     raise SystemExit(BEFORE_STOP)
 
