@@ -240,7 +240,7 @@ def plain_model(sd: StableDiffusion, levels: int = 32) -> StableDiffusion:
     z = sd.encode(seen_by(sd).concept[None])
     noise = jax.random.normal(jax.random.key(0), (levels, *z.shape[1:]))
     noisy = add_noise(sd.schedule, jnp.broadcast_to(z, noise.shape), noise, t)
-    move = jax.jit(lambda sd: encoder.offset(sd, noisy, t.astype(jnp.float32), Cond()))(sd).mean(0)
+    move = jax.jit(Encoder.offset)(encoder, sd, noisy, t.astype(jnp.float32), Cond()).mean(0)
     row = sd.embed(ENCODER, seen_by(sd).domain[None])[0] + encoder.strength * encoder.scale * move[None]  # [1 C]
     others = tuple(c for c in sd.conditioners if c is not encoder)
     own = {name: tree for name, tree in sd.reference.own.items() if name != E4T_OWN}
