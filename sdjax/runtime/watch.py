@@ -59,7 +59,7 @@ def _watched(reading: int, child: int) -> int:
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     reader.join(REST)
     if held and status == -signal.SIGABRT:
-        print(f"error: {LOST}", file=sys.stderr, flush=True)
+        print(f"\nerror: {LOST}", file=sys.stderr, flush=True)  # below the bar of the steps
         return 1
     if status != 1:  # with 1 the program has said it in its own line
         sys.stderr.write("".join(held))
