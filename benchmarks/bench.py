@@ -8,43 +8,19 @@ between runs; the first row of a shape compiles them.
 """
 
 import argparse
+import itertools
+import json
 import os
 import platform
 import re
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PICTURES = """
-import sys, time
-from sdjax import compiled, generate
-from sdjax.convert import pipeline
-compiled.keep()
-sd, count = pipeline.load(sys.argv[1]), int(sys.argv[2])
-make = lambda seed: generate.text2img(sd, ["a photo of a face"] * count, seeds=range(seed, seed + count), steps=20)
-start = time.perf_counter(); make(0); first = time.perf_counter() - start
-start = time.perf_counter(); make(count); seconds = time.perf_counter() - start
-print(f"{count / seconds:.2f} pictures/s ({first:.1f} s for the first call)")
-"""
-TRAINING = """
-import json, pathlib, statistics, sys, tempfile
-from PIL import Image
-from sdjax import compiled, config
-from sdjax.data import pocketland
-from sdjax.training.loop import train
-with tempfile.TemporaryDirectory() as out:
-    picture = f"{out}/picture.png"
-    Image.fromarray(pocketland.draw(pocketland.identity(0), pocketland.scene(0))).save(picture)
-    given = [one.replace("PICTURE", picture) for one in sys.argv[2:]]
-    compiled.keep(steps=config.load(sys.argv[1], given).steps)  # as train/run.py does
-    train(config.load(sys.argv[1], [*given, "steps=9", "log=1", "checkpoint=0", "preview=0"]), out)
-    lines = [json.loads(line) for line in pathlib.Path(out, "metrics.jsonl").read_text().splitlines()]
-times = [line["seconds"] for line in lines if "loss" in line]
-step = statistics.median(b - a for a, b in zip(times[1:], times[2:]))
-print(f"{step:.2f} s a step ({times[0]:.0f} s until the first)")
-"""
 RECIPES = {  # methods of the README: recipe, and settings that keep the row short
     "E4T, pre-training, 64 rows": ["configs/pocket/e4t.py", "data.count=512", "data.cache=''"],
     "E4T, one image, 16 rows": ["configs/pocket/tune.py", "data.path=PICTURE", "init=MODEL"],
@@ -55,14 +31,62 @@ RECIPES = {  # methods of the README: recipe, and settings that keep the row sho
 }
 
 
+def pictures(model, count):
+    """Prints the pictures a second of `count` at a time."""
+    from sdjax.formats import pipeline
+    from sdjax.runtime import compile_cache
+    from sdjax.sampling import generate
+
+    compile_cache.keep()
+    sd, count = pipeline.load(model), int(count)
+
+    def timed(first):
+        start = time.perf_counter()
+        generate.text2img(sd, ["a photo of a face"] * count, seeds=range(first, first + count), steps=20)
+        return time.perf_counter() - start
+
+    first, seconds = timed(0), timed(count)
+    print(f"{count / seconds:.2f} pictures/s ({first:.1f} s for the first call)")
+
+
+def training(recipe, *given):
+    """Prints the median seconds of a step of a recipe; PICTURE in its settings is a drawn face."""
+    from PIL import Image
+
+    from sdjax import settings
+    from sdjax.data import pocketland
+    from sdjax.runtime import compile_cache
+    from sdjax.training.loop import train
+
+    with tempfile.TemporaryDirectory() as out:
+        picture = f"{out}/picture.png"
+        Image.fromarray(pocketland.draw(pocketland.identity(0), pocketland.scene(0))).save(picture)
+        told = [one.replace("PICTURE", picture) for one in given]
+        compile_cache.keep(steps=settings.load(recipe, told).steps)  # as train/run.py does
+        train(settings.load(recipe, [*told, "steps=9", "log=1", "checkpoint=0", "preview=0"]), out)
+        lines = [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
+    times = [line["seconds"] for line in lines if "loss" in line]
+    step = statistics.median(later - earlier for earlier, later in itertools.pairwise(times[1:]))
+    print(f"{step:.2f} s a step ({times[0]:.0f} s until the first)")
+
+
 def rows(options):
     """Returns [(what, command, pattern of the line with the figure)]."""
     python = [sys.executable]
+    own = [*python, str(Path(__file__).resolve()), "--row"]
     timed = "import time; t = time.perf_counter(); import sdjax; print(f'{time.perf_counter() - t:.2f} s')"
     found = [
         ("import sdjax", [*python, "-c", timed], r".* s$"),
-        ("1 picture, 20 steps, guidance", [*python, "-c", PICTURES, options.model, "1"], r".*pictures/s.*"),
-        ("8 pictures, 20 steps, guidance", [*python, "-c", PICTURES, options.model, "8"], r".*pictures/s.*"),
+        (
+            "1 picture, 20 steps, guidance",
+            [*own, "pictures", options.model, "1"],
+            r".*pictures/s.*",
+        ),
+        (
+            "8 pictures, 20 steps, guidance",
+            [*own, "pictures", options.model, "8"],
+            r".*pictures/s.*",
+        ),
         (
             "training a UNet of pocket's size",
             [*python, "benchmarks/train_step.py", "channels=64,96,160", "attention=-cc", "batch=64"],
@@ -71,7 +95,7 @@ def rows(options):
     ]
     for what, (recipe, *settings) in RECIPES.items():
         given = [one.replace("MODEL", options.model) for one in ("model=MODEL", *settings)]
-        found.append((what, [*python, "-c", TRAINING, recipe, *given], r".*s a step.*"))
+        found.append((what, [*own, "training", recipe, *given], r".*s a step.*"))
     if options.full:
         found += [
             ("loading SD 1.5, float16", [*python, "benchmarks/load_memory.py"], r"peak.*"),
@@ -97,7 +121,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pocket", help="what sdjax.load takes")
     parser.add_argument("--full", action="store_true", help="also SD 1.5 in full size")
+    parser.add_argument("--row", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.row:
+        what, *given = options.row
+        {"pictures": pictures, "training": training}[what](*given)
+        return 0
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     print(f"{machine}, {time.strftime('%Y-%m-%d')}\n\n| what | figure | peak memory |\n| --- | --- | --- |", flush=True)
     failed = 0
