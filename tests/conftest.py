@@ -24,6 +24,7 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_captured_constants_warn_bytes", 1 << 20)  # weights are arguments of a program, not part of it
 LARGE = 4 << 30  # bytes
 gc.set_threshold(200_000, 20, 100)  # traced programs are many small objects that live on
 

@@ -21,7 +21,9 @@ def settings(folder):
         made = np.random.default_rng(i).integers(0, 255, (32, 32, 3), np.uint8)
         Image.fromarray(made).save(folder / f"{i}.png")
     data = Data(path=str(folder), word="<cat>", size=32, batch=1)
-    return Train(model="random:tiny", method=TextualInversion("<cat>"), steps=4, checkpoint=2, preview=0, log=1, data=data)
+    return Train(
+        model="random:tiny", method=TextualInversion("<cat>"), steps=4, checkpoint=2, preview=0, log=1, data=data
+    )
 
 
 def recipe(told, folder):

@@ -112,7 +112,8 @@ def ours(method, trained, frozen, batch, seed, task):
     """Returns our (loss, gradients) of a batch."""
     loss = default_loss(method, Train(method=method), task)
     key = jax.random.key(seed)
-    return jax.jit(jax.value_and_grad(lambda tree: loss(frozen, tree, batch, key, jnp.int32(0))[0]))(trained)
+    value = lambda tree, frozen, batch: loss(frozen, tree, batch, key, jnp.int32(0))[0]  # noqa: E731
+    return jax.jit(jax.value_and_grad(value))(trained, frozen, batch)
 
 
 def task_keys(batch, seed):

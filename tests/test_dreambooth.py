@@ -185,10 +185,10 @@ def test_lora_with_a_word_holds_on_to_the_class():
     trained, frozen = method.split(sd, jax.random.key(1))
     rows = batch(frozen, ["a photo of <new> face", "<new> in the snow"], class_ids=frozen.tokenize(CLASS))
     plain, kept = (default_loss(method, Train(method=method, preserve=strength)) for strength in (0.0, 1.0))
-    value = jax.jit(lambda tree: [one(frozen, tree, rows, jax.random.key(3), 0)[0] for one in (plain, kept)])
-    one, other = value(trained)
+    value = jax.jit(lambda tree, frozen: [one(frozen, tree, rows, jax.random.key(3), 0)[0] for one in (plain, kept)])
+    one, other = value(trained, frozen)
     assert float(other) == pytest.approx(float(one), rel=1e-6)
-    one, other = value(jax.tree.map(lambda x: x + 0.3, trained))
+    one, other = value(jax.tree.map(lambda x: x + 0.3, trained), frozen)
     assert float(other) > float(one) * 1.001
     tx, _ = optimizer(Optim(lr=1e-2, rates=(("rows", 0.0),)), 1)
     step = jax.jit(make_step(method, tx, jax.random.key(0), loss=kept))

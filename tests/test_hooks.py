@@ -58,19 +58,19 @@ def test_a_hook_replaces_the_core_of_attention_and_learns(sd, remat):
 
     seen = []
 
-    def loss(gain):
+    def loss(gain, sd):
         return jnp.square(sd.add(hooks=Replaced(gain, seen=seen)).denoise(z, t, cond)[0]).mean()
 
     learn = jax.jit(jax.value_and_grad(loss))
-    value, grad = learn(1.0)
+    value, grad = learn(1.0, sd)
     names = {name for name, *_ in seen}
     blocks = [name.removesuffix("/attn1") for name in names if name.endswith("/attn1")]
     assert blocks and names == {f"{block}/{one}" for block in blocks for one in ("attn1", "attn2")}
     heads = sd.networks["unet"].config.levels("attention_head_dim")
     assert all(len(q) == 4 and q[2] in heads and k == v for _, q, k, v in seen)
-    step = (learn(1.01)[0] - learn(0.99)[0]) / 0.02
+    step = (learn(1.01, sd)[0] - learn(0.99, sd)[0]) / 0.02
     assert abs(grad) > 1e-6 and np.isclose(grad, step, rtol=0.02)
-    plain = jax.jit(lambda: jnp.square(sd.denoise(z, t, cond)[0]).mean())()
+    plain = jax.jit(lambda sd: jnp.square(sd.denoise(z, t, cond)[0]).mean())(sd)
     assert not np.isclose(value, plain, rtol=1e-3)
 
 
@@ -89,14 +89,15 @@ def test_a_hook_reads_cond_and_learns(sd):
     z, t, cond = inputs(sd)
 
     @jax.jit
-    def predict(gain, tint):
+    def predict(gain, tint, sd):
         return sd.add(hooks=Tinted(gain)).denoise(z, t, cond.with_own(tint=tint))[0]
 
-    plain, same, tinted = predict(0.0, jnp.ones(2)), predict(1.0, jnp.zeros(2)), predict(1.0, jnp.array([0.0, 1.0]))
+    one = jnp.array([0.0, 1.0])
+    plain, same, tinted = predict(0.0, jnp.ones(2), sd), predict(1.0, jnp.zeros(2), sd), predict(1.0, one, sd)
     np.testing.assert_allclose(same, plain, atol=1e-6)
     np.testing.assert_allclose(tinted[0], plain[0], atol=1e-5)  # each row its own
     assert np.abs(tinted[1] - plain[1]).max() > 1e-3
-    grads = jax.jit(jax.grad(lambda *given: jnp.square(predict(*given)).sum(), (0, 1)))(1.0, jnp.array([0.0, 1.0]))
+    grads = jax.jit(jax.grad(lambda *given: jnp.square(predict(*given)).sum(), (0, 1)))(1.0, one, sd)
     assert abs(grads[0]) > 1e-4 and np.abs(grads[1]).min() > 1e-4
 
 
@@ -105,5 +106,5 @@ def test_with_guidance_cond_has_the_rows_of_the_call(sd):
     none = sd.condition(sd.tokenize([""] * 2)).with_own(tint=jnp.zeros(2))
     tinted, cond = sd.add(hooks=Tinted(1.0)), cond.with_own(tint=jnp.ones(2))
     guided = tinted.add(wrappers=Guidance(scale=1.0, negative=none))
-    found, wanted = (jax.jit(lambda one=one: one.denoise(z, t, cond)[0])() for one in (guided, tinted))
+    found, wanted = (jax.jit(lambda one: one.denoise(z, t, cond)[0])(one) for one in (guided, tinted))
     np.testing.assert_allclose(found, wanted, atol=1e-5)

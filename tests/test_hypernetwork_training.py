@@ -71,9 +71,8 @@ def test_gradients_of_a_step_are_torchs(name):
     trained, key = noised(trained, 0.1), jax.random.key(5)
     batch = torch_step.batch(sd, ["a photo of a face", "a cat in the snow"])
     loss = default_loss(method, Train(method=method))
-    value, grads = jax.jit(
-        jax.value_and_grad(lambda trained: loss(frozen, trained, batch, jax.random.clone(key), jnp.int32(0))[0])
-    )(trained)
+    ours = lambda trained, frozen: loss(frozen, trained, batch, jax.random.clone(key), jnp.int32(0))[0]  # noqa: E731
+    value, grads = jax.jit(jax.value_and_grad(ours))(trained, frozen)
     pairs, unet, seen = a1111(trained, method), torch_step.fresh(unet), torch_step.drawn(sd, batch, key)
     hang(unet, pairs, 1.0)
     prediction = unet(seen["z_t"], seen["t"], torch_step.context(text, batch["ids"]["text_encoder"])).sample

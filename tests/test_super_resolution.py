@@ -92,7 +92,9 @@ def test_the_codebook_is_that_of_diffusers(pipe):
 def test_the_gradient_passes_the_codebook(pipe):
     vae = AutoencoderKL(VaeConfig.from_json(config_of(pipe.vqvae)))
     params = {"params": tree(pipe.vqvae.state_dict(), parameters.template(vae))}
-    grad = jax.jit(jax.grad(lambda z: vae.apply(params, z, method="decode").sum()))(jnp.ones((1, 4, 4, 3)))
+    grad = jax.jit(jax.grad(lambda z, params: vae.apply(params, z, method="decode").sum()))(
+        jnp.ones((1, 4, 4, 3)), params
+    )
     assert float(jnp.abs(grad).max()) > 0
 
 

@@ -54,7 +54,7 @@ def test_training_reaches_what_the_task_adds(task, sd):
     trained, frozen = part.split(made)
     loss = default_loss(part, Train(method=part), task)
     batch = rows(made)
-    grads = jax.jit(jax.grad(lambda tree: loss(frozen, tree, batch, jax.random.key(3), 0)[0]))(trained)
+    grads = jax.jit(jax.grad(lambda tree, frozen: loss(frozen, tree, batch, jax.random.key(3), 0)[0]))(trained, frozen)
     kernel = trees.flatten(grads["unet"])["conv_in.kernel"]
     assert all(float(jnp.abs(kernel[:, :, i]).max()) > 0 for i in range(kernel.shape[2]))
     if task.name == "upscaling":
@@ -114,10 +114,12 @@ def test_output_preservation_pulls_back_to_what_the_model_said(sd):
     part = Full(("unet",), r"^conv_in\.kernel$", keep=True)
     trained, frozen = part.split(sd)
     plain, kept = (default_loss(part, Train(method=part, preserve=strength)) for strength in (0.0, 2.0))
-    value = jax.jit(lambda tree: [one(frozen, tree, rows(sd), jax.random.key(3), 0)[0] for one in (plain, kept)])
-    one, other = value(trained)
+    value = jax.jit(
+        lambda tree, frozen: [one(frozen, tree, rows(sd), jax.random.key(3), 0)[0] for one in (plain, kept)]
+    )
+    one, other = value(trained, frozen)
     assert float(other) == pytest.approx(float(one), rel=1e-6)
-    one, other = value(jax.tree.map(lambda x: 1.3 * x, trained))
+    one, other = value(jax.tree.map(lambda x: 1.3 * x, trained), frozen)
     assert float(other) > float(one) * 1.0001
     with pytest.raises(ValueError, match="preserve=1.0: expected 0, or a Full with keep=True"):
         from sdjax.training import checks

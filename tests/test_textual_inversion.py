@@ -44,9 +44,8 @@ def test_gradients_of_a_step_are_torchs():
     batch = torch_step.batch(frozen, ["a photo of <cat>", "<dog> and <cat>", "a photo of <dog>"])
     key = jax.random.key(3)
     loss = default_loss(method, Train(method=method))
-    value, grads = jax.jit(
-        jax.value_and_grad(lambda trained: loss(frozen, trained, batch, jax.random.clone(key), jnp.int32(0))[0])
-    )(trained)
+    ours = lambda trained, frozen: loss(frozen, trained, batch, jax.random.clone(key), jnp.int32(0))[0]  # noqa: E731
+    value, grads = jax.jit(jax.value_and_grad(ours))(trained, frozen)
     seen, text = torch_step.drawn(frozen, batch, key), torch_step.fresh(text)
     table = text.get_input_embeddings()
     grown = torch.nn.Embedding(len(table.weight) + 4, table.weight.shape[1])

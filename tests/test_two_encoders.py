@@ -87,10 +87,14 @@ def test_what_is_told_acts(sd):
     assert cond.unet.context.shape == (1, 16, 32 + 48) and cond.unet.pooled.shape == (1, 24)
     told = sd.family.told(sd, z, cond.unet)
     np.testing.assert_array_equal(told.size, [[32, 32, 0, 0, 32, 32]])
-    predict = jax.jit(lambda inputs: sd.call("unet", z, t, inputs.context, pooled=inputs.pooled, size=inputs.size)[0])
-    plain = predict(told)
+
+    @jax.jit
+    def predict(sd, told):
+        return sd.call("unet", z, t, told.context, pooled=told.pooled, size=told.size)[0]
+
+    plain = predict(sd, told)
     for other in (told.replace(pooled=-told.pooled), told.replace(size=2 * told.size)):
-        assert np.abs(predict(other) - plain).max() > 1e-3
+        assert np.abs(predict(sd, other) - plain).max() > 1e-3
 
 
 def test_long_and_weighed_prompts_have_one_pooled_text(sd):
