@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 from sdjax.models.kernels import attention, attention_cudnn, attention_parts, attention_plain
 from sdjax.models.unet import UNet, UNetConfig
@@ -119,6 +120,15 @@ def test_without_a_card_cudnn_is_not_even_traced():
     assert attention_cudnn.capability() is None
     q = jax.ShapeDtypeStruct((2, 4096, 8, 40), jnp.bfloat16)
     assert attention.way("cuda", q, q) is attention_plain.attend
+
+
+def test_scores_of_one_device_decide_whether_they_are_computed_in_parts():
+    """A batch of 256 chips is large, the rows of each are not."""
+    q, k = (jax.ShapeDtypeStruct((4096, length, 8, 40), jnp.bfloat16) for length in (1024, 77))
+    assert attention.way("", q, k) is attention.fitting
+    for kind, wanted in ((AxisType.Auto, attention_plain.attend), (AxisType.Manual, attention.fitting)):
+        with jax.sharding.use_abstract_mesh(AbstractMesh((16, 16), ("data", "fsdp"), axis_types=(kind,) * 2)):
+            assert attention.way("", q, k) is wanted
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

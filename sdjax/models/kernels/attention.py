@@ -13,9 +13,9 @@ import jax
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from sdjax.models.kernels import attention_cudnn, attention_parts, attention_plain, attention_splash
+from sdjax.models.kernels import attention_cudnn, attention_parts, attention_plain, attention_splash, divided
 
-SCORES_AT_ONCE = 1 << 31  # above this many bytes, scores are computed in parts on every platform
+SCORES_AT_ONCE = 1 << 31  # above this many bytes on a device, scores are computed in parts on every platform
 CACHED = 512 * 512  # least number of scores per head for parts on a CPU, which are faster then
 
 Heads = Float[Array, "B _ heads d"] | jax.ShapeDtypeStruct
@@ -59,6 +59,6 @@ def way(platform: str, q: Heads, k: Heads) -> Callable:
         return attention_cudnn.attend
     if platform == "tpu" and attention_splash.takes(q.dtype, batch, length, k.shape[1], heads, width):
         return attention_splash.attend
-    if 4 * batch * heads * scores > SCORES_AT_ONCE:
+    if 4 * divided.rows(batch) * heads * scores > SCORES_AT_ONCE:
         return cached if platform == "cpu" else fitting
     return cached if platform == "cpu" and scores >= CACHED else attention_plain.attend

@@ -1,5 +1,7 @@
 """Division of kernels' arrays over a mesh (jax.set_mesh, jax.sharding.use_abstract_mesh)."""
 
+import math
+
 import jax
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Num
@@ -11,6 +13,13 @@ def free(mesh: jax.sharding.AbstractMesh) -> dict[str, int]:
     """Returns {axis: size} of the mesh axes that XLA divides; along manual axes, arrays are already parts."""
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
     return {name: mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto}
+
+
+def rows(batch: int) -> int:
+    """Returns the rows of a batch on each device: all of them if the mesh does not divide them evenly."""
+    axes = free(jax.sharding.get_abstract_mesh())
+    parts = math.prod(size for name, size in axes.items() if name in ROWS)
+    return batch if batch % parts else batch // parts
 
 
 def by_rows(x: Num[Array, "B ..."]) -> Num[Array, "B ..."]:
