@@ -237,17 +237,24 @@ def test_memory_counts_what_stands_around_the_model(plain):
     assert memory.unet(joined, (64, 64), 2) > memory.unet(plain, (64, 64), 2)
 
 
+class Reader(Full):
+    """Somebody's own method that reads a condition."""
+
+    condition = True
+
+
 def test_settings_that_do_not_fit():
     canny = Data(condition="canny")
     for wrong, message in (
         (
             Train(method=ControlNet()),
-            "data.condition='': expected the condition that the ControlNet reads: canny, depth",
+            "data.condition='': expected the condition that the method reads: canny, depth",
         ),
-        (Train(method=Full(), data=canny), "data.condition='canny': expected '': only a ControlNet reads one"),
+        (Train(method=Full(), data=canny), "data.condition='canny': expected '': Full reads none, as ControlNet does"),
     ):
         with pytest.raises(ValueError, match=message):
             checks.alone(wrong)
+    checks.alone(Train(method=Reader(), data=canny))
     with pytest.raises(ValueError, match="order='grb': expected"):
         ControlNet("grb")
     with pytest.raises(ValueError, match="condition='cany': expected one of canny, depth, files"):

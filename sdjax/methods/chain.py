@@ -122,6 +122,11 @@ class Chain(Method):
         return any(part.pixels for part in self.parts)
 
     @property
+    def condition(self) -> bool:
+        """Whether a part reads condition pictures."""
+        return any(part.condition for part in self.parts)
+
+    @property
     def whole_batch(self) -> bool:
         """Whether a part needs all rows at once."""
         return any(part.whole_batch for part in self.parts)

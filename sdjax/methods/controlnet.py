@@ -38,6 +38,7 @@ class ControlNet(Method):
     """
 
     order: str = "rgb"
+    condition = True
     formats = ("controlnet",)
 
     def __post_init__(self):

@@ -32,6 +32,7 @@ class Method(Protocol):
     finish: finish(frozen, trained, data) -> (frozen, trained), after the last step.
     preview: preview(sd, batch) -> {label: pictures uint8 [B H W 3]}, instead of pictures of the run's prompts.
     pixels: whether batches hold pixels instead of moments.
+    condition: whether its model reads condition pictures, the setting data.condition.
     whole_batch: whether the loss needs all rows at once, so that gradients cannot be accumulated.
     words: the trained placeholders.  unwanted: placeholders for the negative prompt.
     formats: names of file formats (formats/adapters); a run writes the first that can hold the result.
@@ -45,6 +46,7 @@ class Method(Protocol):
     finish: Any = None
     preview: Any = None
     pixels: Any = False
+    condition: Any = False
     whole_batch: Any = False
     words: Any = ()
     unwanted: Any = ()

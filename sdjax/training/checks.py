@@ -17,7 +17,6 @@ from sdjax.data import batches, sources
 from sdjax.data.sources.source import Examples
 from sdjax.images import reading
 from sdjax.methods.chain import Chain
-from sdjax.methods.controlnet import ControlNet
 from sdjax.methods.full import Full
 from sdjax.methods.method import Method
 from sdjax.runtime import mesh
@@ -59,13 +58,13 @@ def alone(settings: Any) -> None:
     if settings.data.concept and method.look is None:
         raise SettingError("data.concept", settings.data.concept, "'': only E4T reads a picture")
     parts = _parts(method)
-    looks = any(isinstance(part, ControlNet) for part in parts)
-    if looks and not settings.data.condition:
+    if method.condition and not settings.data.condition:
         raise SettingError(
-            "data.condition", "", f"the condition that the ControlNet reads: {', '.join(conditions.known())}"
+            "data.condition", "", f"the condition that the method reads: {', '.join(conditions.known())}"
         )
-    if settings.data.condition and not looks:
-        raise SettingError("data.condition", settings.data.condition, "'': only a ControlNet reads one")
+    if settings.data.condition and not method.condition:
+        said = f"'': {type(method).__name__} reads none, as ControlNet does"
+        raise SettingError("data.condition", settings.data.condition, said)
     maker = settings.data.maker
     if settings.data.flip and maker is not None and not maker.mirrors:
         said = f"0 with data.condition={settings.data.condition!r}: its colours tell left from right"
