@@ -41,7 +41,7 @@ ifeq ($(filter $(ACCEL),cpu cuda tpu),)
 $(error ACCEL=$(ACCEL): expected cpu, cuda or tpu)
 endif
 
-.PHONY: help install demo ui test test-slow fuzz faults kills audit test-ui pocket train-encoder tune compare verify-pytorch bench \
+.PHONY: help install demo ui test test-slow fuzz faults kills audit test-ui page-figures pocket train-encoder tune compare verify-pytorch bench \
 	gpu aot test-tpu lint format clean
 
 help:
@@ -81,6 +81,9 @@ audit: $(CORE)
 
 test-ui: $(BROWSER)
 	$(PY) -m pytest tests/ui -n 0 $(ARGS)
+
+page-figures: $(BROWSER)
+	$(PY) -m pytest tests/ui/figures.py -n 0 $(ARGS)
 
 pocket: $(TEST)
 	$(PY) train/make_pocket.py $(ARGS)

@@ -18,7 +18,7 @@ from sdjax.conditions import files, openpose
 from sdjax.data import batches, pocketland
 from sdjax.data.batches import Data
 from sdjax.formats import pipeline
-from sdjax.methods import controlnet as methods
+from sdjax.methods import controlnet
 from sdjax.sampling import generate
 from sdjax.sampling.settings import ControlNet
 from sdjax.settings import SettingError, override
@@ -267,7 +267,7 @@ def test_a_condition_is_made_at_the_size_of_the_picture_that_is_made():
 def test_a_skeleton_is_not_mirrored_with_its_picture():
     """Its colours tell left from right."""
     assert not conditions.known()["openpose"].mirrors and conditions.known()["canny"].mirrors
-    train = Train(method=methods.ControlNet(), data=Data(condition="canny", flip=0.5))
+    train = Train(method=controlnet.ControlNet(), data=Data(condition="canny", flip=0.5))
     checks.alone(train)
     checks.alone(dataclasses.replace(train, data=Data(condition="openpose")))
     with pytest.raises(SettingError, match=r"data.flip=0.5: expected 0 with data.condition='openpose:score=0.1'"):

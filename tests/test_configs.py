@@ -30,7 +30,7 @@ def test_recipe_describes_itself(path):
     assert "optim.lr = " in text
     for meaning in (
         "A run's settings",
-        "data: Which pictures",
+        "data: Pictures and prompts",
         "optim: An optimizer's",
         "noise_offset: ",
         "templates: ",

@@ -132,7 +132,7 @@ def restless():
     sys.setswitchinterval(before)
 
 
-@pytest.mark.parametrize("count", [24, *(pytest.param(count, marks=pytest.mark.slow) for count in (60, 200))])
+@pytest.mark.parametrize("count", [8, *(pytest.param(count, marks=pytest.mark.slow) for count in (24, 60, 200))])
 def test_threads_make_the_pictures_that_one_makes(tmp_path, restless, count):
     """Two threads draw pictures of one Maker while a third attaches adapters; not all that is loaded has room."""
     random = np.random.default_rng(0)

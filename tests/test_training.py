@@ -412,7 +412,7 @@ def killed_and_resumed(out, kill, seconds):
     return ended(out, start(out))
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("kill", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_killed_run_ends_as_the_undisturbed_one(tmp_path, kill, undisturbed):
     assert killed_and_resumed(tmp_path / "run", kill, 0.3) == undisturbed
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
