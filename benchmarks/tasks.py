@@ -53,9 +53,11 @@ RUNS = {  # recipe: steps and other settings that differ from the recipe's for S
         *MUON,
         "data.path=pocketland",
         "optim.lr=6e-4",
-        'optim.rates=(("conv_in", 5.0),)',
+        'optim.rates=(("conv_in", 3.0),)',
+        "data.batch=16",
         "min_snr=1.0",
-        "steps=700",
+        "ema=0.998",
+        "steps=2400",
     ),  # fmt: skip
     "upscaler": (*MUON, "data.path=pocketland", "optim.lr=3e-3", "min_snr=1.0", "steps=400"),
     "vae": (*MUON, "optim.lr=3e-3", "steps=400", "ema=0.98", "data.crop=center", "optim.betas=(0.9, 0.99)"),
