@@ -44,6 +44,7 @@ def test_demo_leaves_pictures_times_and_a_model_for_pytorch(folder, tmp_path, mo
     assert "holds other files than a run's; choose another out=DIR" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_subject_does_not_replace_the_first(folder, tmp_path, monkeypatch):
     concept = tmp_path / "out" / "export" / "e4t" / "concept.png"
 

@@ -203,6 +203,7 @@ class Branches(struct.PyTreeNode):
         return out + (args[0] @ pair["A"] @ pair["B"]).astype(out.dtype)
 
 
+@pytest.mark.slow
 def test_a_side_branch_learns_on_the_upscaler_and_enlarges(sd):
     task = tasks.of(sd, "upscaling")
     upscaler = task.prepare(sd, jax.random.key(0))
