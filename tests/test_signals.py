@@ -1,10 +1,12 @@
 """SIGTERM and Ctrl-C, once and twice: what was whole stays so, one line, the right status, the same bits after."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -78,6 +80,20 @@ def handlers():
 def send(*numbers):
     for number in numbers:
         os.kill(os.getpid(), number)
+
+
+def test_a_signal_during_a_garbage_collection_is_not_lost(capsys):
+    def _xla_gc_callback(*_):
+        gc.callbacks.remove(_xla_gc_callback)
+        send(INT)
+
+    def work():
+        gc.callbacks.append(_xla_gc_callback)
+        gc.collect()
+        time.sleep(5)
+        return 0
+
+    assert signals.ended(work, "go on") == 130 and capsys.readouterr().err == "stopped; go on\n"
 
 
 def test_nothing_is_left_behind(handlers):

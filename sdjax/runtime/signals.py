@@ -11,8 +11,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
+SWALLOWS = "_xla_gc_callback"  # JAX's callback at garbage collections, where Python ignores exceptions
+AGAIN = 0.01  # seconds after which a signal that came there is sent again
 
 
 def ended(run: Callable[[], int], said: str) -> int:
@@ -24,7 +27,10 @@ def ended(run: Callable[[], int], said: str) -> int:
     """
     heard: list[int] = []
 
-    def hear(number: int, _: object) -> None:
+    def hear(number: int, frame: FrameType | None) -> None:
+        if _swallows(frame):
+            threading.Timer(AGAIN, os.kill, (os.getpid(), number)).start()
+            return
         heard.append(number)
         ending(said)
         raise KeyboardInterrupt
@@ -39,6 +45,13 @@ def ended(run: Callable[[], int], said: str) -> int:
     finally:
         for one, handler in before.items() if not heard else ():  # after a signal, the process is about to end
             signal.signal(one, signal.SIG_DFL if handler is None else handler)
+
+
+def _swallows(frame: FrameType | None) -> bool:
+    """Returns whether a signal's exception would be ignored where it came."""
+    while frame is not None and frame.f_code.co_name != SWALLOWS:
+        frame = frame.f_back
+    return frame is not None
 
 
 def ending(said: str) -> None:
