@@ -36,6 +36,7 @@ def _side(u: float, low: float = 3.0, high: float = 13.0) -> float:
 
 
 def beach(canvas: Canvas, u: Sequence[float]) -> None:
+    """Draws a beach; u: numbers in [0, 1) that vary it."""
     canvas.bands((110, 196, 250), (196, 232, 252), 0, 30)
     canvas.shape(ellipse(10 + 44 * u[0], 8 + 4 * u[1], 5, 5), (255, 226, 90), bright=True)
     horizon = 28 + 6 * u[2]
@@ -49,6 +50,7 @@ def beach(canvas: Canvas, u: Sequence[float]) -> None:
 
 
 def snow(canvas: Canvas, u: Sequence[float]) -> None:
+    """Draws a snowy field; u: numbers in [0, 1) that vary it."""
     canvas.bands((140, 166, 206), (196, 210, 232), 0, 44)
     _ground(canvas, (226, 234, 246), 40 + 4 * u[0], 2.5, u[1])
     _ground(canvas, (248, 251, 255), 50 + 3 * u[2], 2, u[3])
@@ -68,6 +70,7 @@ def snow(canvas: Canvas, u: Sequence[float]) -> None:
 
 
 def city(canvas: Canvas, u: Sequence[float]) -> None:
+    """Draws a city at night; u: numbers in [0, 1) that vary it."""
     canvas.bands((14, 14, 44), (62, 44, 92), 0, 64)
     canvas.shape(ellipse(10 + 44 * u[0], 8, 4, 4), (250, 244, 200), bright=True)
     for index, x in enumerate((-2, 9, 20, 33, 44, 54)):
@@ -82,6 +85,7 @@ def city(canvas: Canvas, u: Sequence[float]) -> None:
 
 
 def forest(canvas: Canvas, u: Sequence[float]) -> None:
+    """Draws a forest; u: numbers in [0, 1) that vary it."""
     canvas.bands((150, 196, 130), (84, 140, 78), 0, 64)
     for index, x in enumerate((4, 18, 32, 46, 60)):
         x, top = x + 6 * (u[index] - 0.5), 2 + 12 * u[index + 5]
@@ -92,6 +96,7 @@ def forest(canvas: Canvas, u: Sequence[float]) -> None:
 
 
 def space(canvas: Canvas, u: Sequence[float]) -> None:
+    """Draws space; u: numbers in [0, 1) that vary it."""
     canvas.bands((8, 6, 26), (26, 14, 52), 0, 64)
     for index in range(14):
         a, b = u[index % 12], u[(index * 7 + 2) % 12]
@@ -104,6 +109,7 @@ def space(canvas: Canvas, u: Sequence[float]) -> None:
 
 
 def desert(canvas: Canvas, u: Sequence[float]) -> None:
+    """Draws a desert; u: numbers in [0, 1) that vary it."""
     canvas.bands((246, 150, 84), (255, 214, 150), 0, 42)
     canvas.shape(ellipse(10 + 44 * u[0], 10 + 4 * u[1], 6, 6), (255, 246, 190), bright=True)
     _ground(canvas, (222, 150, 78), 40 + 4 * u[2], 3.5, u[3], 1.0)
@@ -118,6 +124,7 @@ def desert(canvas: Canvas, u: Sequence[float]) -> None:
 
 
 def meadow(canvas: Canvas, u: Sequence[float]) -> None:
+    """Draws a meadow; u: numbers in [0, 1) that vary it."""
     canvas.bands((126, 200, 255), (206, 236, 255), 0, 40)
     x = 8 + 48 * u[0]
     for dx, radius in ((-4.5, 3.2), (0, 4.4), (4.5, 3.2)):
@@ -133,6 +140,7 @@ def meadow(canvas: Canvas, u: Sequence[float]) -> None:
 
 
 def room(canvas: Canvas, u: Sequence[float]) -> None:
+    """Draws a room; u: numbers in [0, 1) that vary it."""
     canvas.bands((226, 204, 168), (214, 186, 146), 0, 50)
     x, y = _side(u[0], 5, 8), 6 + 6 * u[1]
     canvas.shape([(x - 9, y), (x + 9, y), (x + 9, y + 20), (x - 9, y + 20)], (250, 246, 236))
@@ -146,6 +154,7 @@ def room(canvas: Canvas, u: Sequence[float]) -> None:
 
 
 def mountains(canvas: Canvas, u: Sequence[float]) -> None:
+    """Draws mountains; u: numbers in [0, 1) that vary it."""
     canvas.bands((150, 168, 226), (232, 214, 236), 0, 50)
     for index, x in enumerate((32, 2 + 8 * u[0], 54 + 8 * u[1])):
         top, half = (20, 20) if index == 0 else (7 + 9 * u[index + 2], 22)
@@ -165,6 +174,7 @@ def mountains(canvas: Canvas, u: Sequence[float]) -> None:
 
 
 def underwater(canvas: Canvas, u: Sequence[float]) -> None:
+    """Draws the sea under water; u: numbers in [0, 1) that vary it."""
     canvas.bands((60, 196, 206), (6, 60, 116), 0, 64, 12)
     for index in range(2):
         x, y = _side(u[index], 7, 11), 12 + 14 * u[index + 2] + 18 * index

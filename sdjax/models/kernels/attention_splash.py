@@ -6,7 +6,6 @@ are not padded.
 
 import functools
 import importlib.util
-import math
 from typing import Any
 
 import jax
@@ -50,9 +49,8 @@ def takes(dtype: DTypeLike, rows: int, length: int, others: int, heads: int, wid
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty and jax.default_backend() == "tpu" and jax.device_count() > 1:
         return False
-    axes = divided.free(mesh)
-    parts = math.prod(size for name, size in axes.items() if name in ROWS)
-    return jnp.dtype(dtype) == jnp.bfloat16 and rows % parts == 0 and heads % axes.get(HEADS, 1) == 0
+    even = rows % divided.parts(ROWS) == 0 and heads % divided.parts((HEADS,)) == 0
+    return jnp.dtype(dtype) == jnp.bfloat16 and even
 
 
 @functools.cache

@@ -15,11 +15,15 @@ def free(mesh: jax.sharding.AbstractMesh) -> dict[str, int]:
     return {name: mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto}
 
 
+def parts(names: tuple[str, ...] = ROWS) -> int:
+    """Returns the number of parts that the mesh axes `names` divide an array's axis into."""
+    axes = free(jax.sharding.get_abstract_mesh())
+    return math.prod(size for name, size in axes.items() if name in names)
+
+
 def rows(batch: int) -> int:
     """Returns the rows of a batch on each device: all of them if the mesh does not divide them evenly."""
-    axes = free(jax.sharding.get_abstract_mesh())
-    parts = math.prod(size for name, size in axes.items() if name in ROWS)
-    return batch if batch % parts else batch // parts
+    return batch if batch % parts() else batch // parts()
 
 
 def by_rows(x: Num[Array, "B ..."]) -> Num[Array, "B ..."]:
