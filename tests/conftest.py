@@ -7,11 +7,10 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
-# Tiny models: compiling them is what takes time.  Later versions of XLA do not know the flag.
+# Tiny models: compiling them is what takes time.  Later versions of XLA may not know the flags.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-os.environ["XLA_FLAGS"] += (
-    " --xla_cpu_use_fusion_emitters=false" if importlib.metadata.version("jaxlib") < "0.11" else ""
-)
+if importlib.metadata.version("jaxlib") < "0.11":
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 import jax
 import pytest
