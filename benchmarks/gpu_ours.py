@@ -111,7 +111,8 @@ def pictures(options):
 
 
 def flagged(options):
-    """Measures text-to-image in a process with other XLA flags."""
+    """Measures text-to-image, and compiling it, in a process with other XLA flags."""
+    count = compiled()
     with phase("compile"):
         sd = pipeline.load(options.model, "bfloat16")
         for rows in (1, options.rows):
@@ -121,7 +122,7 @@ def flagged(options):
         for rows in (1, options.rows):
             seconds, speed = median(lambda rows=rows: draw(sd, rows, options)), options.steps
             figures = {"steps_s": speed / seconds, "peak_GB": peak(), "flags": FLAGS[options.job]}
-            say(f"text2img, batch {rows}, {name}", seconds=seconds, **figures)
+            say(f"text2img, batch {rows}, {name}", seconds=seconds, **figures, **count.figures())
 
 
 def draw(sd, rows, options, prompt=f"{WORD} photo", **more):
