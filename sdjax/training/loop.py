@@ -120,10 +120,11 @@ def _train(settings, out):
 def _steps(session, state, numbers, advance, asked, clock):
     """Trains for these steps, or until something ends the run; returns the last state."""
     settings, previous, schedule = session.settings, None, _schedule(session.settings, state, clock)
+    line = None  # of metrics that is due
     rows = session.data.of(mesh.rows(settings.parallel, settings.data.batch))
     for step, batch in zip((n + 1 for n in numbers), rows.iterate(numbers.start), strict=False):
         state, metrics = advance(state, session.place.batch(batch))
-        loss = _finite(previous)  # one step late, so that the device never waits
+        loss, line = _finite(previous), _logged(session, line)  # one step late, so that the device never waits
         previous, files = (step, metrics), asked.now(_due(step, settings.log or 1))
         state, schedule, ending = _timed(settings, state, schedule, clock, step)
         stopped = asked.stopped(step)
@@ -136,12 +137,13 @@ def _steps(session, state, numbers, advance, asked, clock):
             session.measure(step, state)  # before the others, since it may end the run
         last = ending or session.over
         wanted = _wanted(settings, step, last, files)
-        if wanted or last:
+        if "log" in wanted:
+            line = step, metrics, schedule(step - 1)
+        if wanted - {"log"} or last or stopped:
             _finite(previous)  # actions wait for the device anyway; so they write nothing of a failed step
+            line = _logged(session, line)
         if SAVE in wanted and not stopped:
             session.save(state)
-        if "log" in wanted:
-            session.told.metrics(step, {**metrics, **rates(settings.optim, float(np.asarray(schedule(step - 1))))})
         session.told.advance(step, loss)
         session.after(step, state, wanted)
         _answered(session.told, step, asked, files - {STOP} if stopped else files)
@@ -150,6 +152,13 @@ def _steps(session, state, numbers, advance, asked, clock):
         if last:
             break
     return state
+
+
+def _logged(session, line):
+    """Writes a line of metrics, (step, metrics, rate), if there is one."""
+    if line is not None:
+        step, metrics, now = line
+        session.told.metrics(step, {**metrics, **rates(session.settings.optim, float(np.asarray(now)))})
 
 
 def _schedule(settings, state, clock):
