@@ -82,18 +82,39 @@ def send(*numbers):
         os.kill(os.getpid(), number)
 
 
-def test_a_signal_during_a_garbage_collection_is_not_lost(capsys):
-    def _xla_gc_callback(*_):
-        gc.callbacks.remove(_xla_gc_callback)
+class Last:
+    def __init__(self):
+        self.self = self  # only the garbage collector finds it
+
+    def __del__(self):
         send(INT)
 
+
+def in_a_finalizer():
+    Last()
+    gc.collect()
+
+
+def in_a_callback():
+    def once(*_):
+        gc.callbacks.remove(once)
+        send(INT)
+
+    gc.callbacks.append(once)
+    gc.collect()
+
+
+@pytest.mark.parametrize("come", [in_a_finalizer, in_a_callback])
+def test_a_signal_where_python_ignores_exceptions_is_not_lost(come, capsys):
+    hook = sys.unraisablehook
+
     def work():
-        gc.callbacks.append(_xla_gc_callback)
-        gc.collect()
+        come()
         time.sleep(5)
         return 0
 
     assert signals.ended(work, "go on") == 130 and capsys.readouterr().err == "stopped; go on\n"
+    assert sys.unraisablehook is hook
 
 
 def test_nothing_is_left_behind(handlers):

@@ -12,10 +12,10 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
-SWALLOWS = "_xla_gc_callback"  # JAX's callback at garbage collections, where Python ignores exceptions
-AGAIN = 0.01  # seconds after which a signal that came there is sent again
+AGAIN = 0.01  # seconds after which a signal whose exception was ignored is sent again
 
 
 def ended(run: Callable[[], int], said: str) -> int:
@@ -27,31 +27,33 @@ def ended(run: Callable[[], int], said: str) -> int:
     """
     heard: list[int] = []
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        if _swallows(frame):
-            threading.Timer(AGAIN, os.kill, (os.getpid(), number)).start()
-            return
+    def hear(number: int, _: FrameType | None) -> None:
         heard.append(number)
         ending(said)
         raise KeyboardInterrupt
 
-    main = threading.current_thread() is threading.main_thread()
+    def ignored(about: Any) -> None:
+        """Python ignores exceptions in finalizers and callbacks of the garbage collector, this one too."""
+        if not heard or about.exc_type is not KeyboardInterrupt:
+            return hook(about)
+        for one in BOTH:
+            signal.signal(one, hear)
+        threading.Timer(AGAIN, os.kill, (os.getpid(), heard.pop())).start()
+
+    main, hook = threading.current_thread() is threading.main_thread(), sys.unraisablehook
     before = {one: signal.signal(one, hear) for one in BOTH} if main else {}
+    if main:
+        sys.unraisablehook = ignored
     try:
         return run()
     except KeyboardInterrupt as stop:
         print("; ".join(filter(None, ("stopped", str(stop), said))), file=sys.stderr, flush=True)
         return 128 + (heard[0] if heard else signal.SIGINT)
     finally:
+        if main:
+            sys.unraisablehook = hook
         for one, handler in before.items() if not heard else ():  # after a signal, the process is about to end
             signal.signal(one, signal.SIG_DFL if handler is None else handler)
-
-
-def _swallows(frame: FrameType | None) -> bool:
-    """Returns whether a signal's exception would be ignored where it came."""
-    while frame is not None and frame.f_code.co_name != SWALLOWS:
-        frame = frame.f_back
-    return frame is not None
 
 
 def ending(said: str) -> None:
