@@ -45,6 +45,18 @@ def serving(repositories, home):
         yield {"HF_ENDPOINT": address, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}, asked
 
 
+@contextlib.contextmanager
+def asking(repositories, home, monkeypatch):
+    """Makes this process ask such a hub, with an empty cache in `home`; yields the list of paths asked for."""
+    with serving(repositories, home) as (env, asked):
+        template = f"{env['HF_ENDPOINT']}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", env["HF_ENDPOINT"])
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield asked
+
+
 def files_of(folder):
     """Returns {name: bytes} of a folder's files."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hub_server import files_of, serving
+from hub_server import asking, files_of, serving
 from PIL import Image
 from port_folder import Port, photo
 from test_e4t_port import bare, relative, said, started
@@ -253,12 +253,7 @@ def test_a_tower_from_the_hub_serves_a_folder_without_one(port, hub_file, folder
     """The same head and offsets, the tower by vision= from OpenCLIP's file."""
     alone = port.write(tmp_path / "alone", tower=False)
     held = files_of(hub_file(tmp_path / "hub" / open_clip.WEIGHTS[2]).parent)
-    with serving({"laion/clip": held}, tmp_path / "home") as (env, _):
-        template = f"{env['HF_ENDPOINT']}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", env["HF_ENDPOINT"])
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "home"))
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with asking({"laion/clip": held}, tmp_path / "home", monkeypatch):
         config = pipeline.load("random:tiny", vision="laion/clip").networks["image_encoder"].config
     assert (config.hidden_size, config.num_attention_heads, config.hidden_act) == (128, 2, "gelu")
     sd = pipeline.load("random:tiny", vision=hub_file(tmp_path / "file" / "clip.bin", config=False))

@@ -95,20 +95,20 @@ def _cut(options):
 def _merge(options) -> Iterator[str]:
     """Merges adapters; yields lines to print."""
     named = [attach.split(text) for text in options.files]
-    paths = [attachable.locate(file) for file, _, _ in named]
+    paths = [attachable.given(file) for file, _, _ in named]
     sd, adapters = _fitting(paths, options.model)
     weighed = [(adapter, strength) for adapter, (_, strength, _) in zip(adapters, named, strict=True)]
     made = lora_tools.merged(weighed, sd, _cut(options))
     if len(paths) == 1:
         made = Adapter(made.edits, made.words, about=adapters[0].about)
-    yield from _written(made, sd, options, paths)
+    yield from _written(made, sd, options, [file for file, _, _ in named], paths)
 
 
 def _resize(options) -> Iterator[str]:
     """Changes an adapter's rank; yields lines to print."""
-    paths = [attachable.locate(options.files[0])]
+    paths = [attachable.given(options.files[0])]
     sd, (adapter,) = _fitting(paths, options.model)
-    yield from _written(lora_tools.resized(adapter, sd, _cut(options)), sd, options, paths)
+    yield from _written(lora_tools.resized(adapter, sd, _cut(options)), sd, options, options.files, paths)
 
 
 def _extract(options) -> Iterator[str]:
@@ -121,7 +121,7 @@ def _extract(options) -> Iterator[str]:
     made, others = lora_tools.extracted(base, tuned, cut)
     if others:
         yield f"left out: {len(others)} norms, biases and embeddings, which a LoRA cannot hold"
-    yield from _written(made, base, options, [])
+    yield from _written(made, base, options, [], [])
 
 
 def _fitting(paths, model) -> tuple[StableDiffusion, list[Adapter]]:
@@ -136,8 +136,10 @@ def _fitting(paths, model) -> tuple[StableDiffusion, list[Adapter]]:
     raise trouble
 
 
-def _written(made: Adapter, sd: StableDiffusion, options: Any, sources: Sequence[Path]) -> Iterator[str]:
-    """Writes an adapter; yields the line with its path."""
+def _written(
+    made: Adapter, sd: StableDiffusion, options: Any, sources: Sequence[str], paths: Sequence[Path]
+) -> Iterator[str]:
+    """Writes an adapter; yields the line with its path.  sources: what the user named, with their files' `paths`."""
     known = kinds.known()
     if options.format not in known or not known[options.format].holds(made):
         able = ", ".join(name for name, kind in known.items() if kind.holds(made))
@@ -148,10 +150,13 @@ def _written(made: Adapter, sd: StableDiffusion, options: Any, sources: Sequence
         raise SettingError("out", options.out, "a new path")
     folder = out.parent if single else out
     folder.mkdir(parents=True, exist_ok=True)
-    facts = Facts(title=out.stem, words=_triggers(sources, made))
+    facts = Facts(title=out.stem, words=_triggers(paths, made))
     told = about.metadata(made, facts, sd)
     if sources:
-        told["modelspec.merged_from"] = ", ".join(f"{attach.name_of(path)} ({autov3(path)})" for path in sources)
+        told["modelspec.merged_from"] = ", ".join(
+            f"{attach.name_of(source if attach.is_hub_id(source) else path)} ({autov3(path)})"
+            for source, path in zip(sources, paths, strict=True)
+        )
     path = known[options.format].write(_cast(made, options.dtype), folder, told)
     about.seal(path)
     about.card(path, told)

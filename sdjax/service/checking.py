@@ -37,7 +37,7 @@ def report(source: str | Path, model: str | None = None) -> tuple[list[str], lis
 
     Raises ValueError for a damaged file, or one that is not an adapter.
     """
-    path = attachable.locate(source)
+    path = attachable.given(source)
     file = adapter_file.of(path)
     kind = kinds.kind_of(file)
     if path.is_dir():

@@ -43,7 +43,7 @@ def of(sd: StableDiffusion, made: Task, named: dict[str, Path] | None = None) ->
             continue
         file, strength, word = attach.split(one)
         kind, path = attach.kind(file)
-        called = word or attach.name_of(path)
+        called = word or attach.name_of(file if attach.is_hub_id(file) else path)
         hashes[f"{kind.called} {called}"] = kind.digest(path)
         shown.append(f"{called}:{strength:g}")
     return names | ({"adapter": tuple(shown)} if shown else {}), hashes | of_adapters(named or {})

@@ -24,6 +24,7 @@ from flax import struct
 from sdjax import trees
 from sdjax.formats.adapters import adapter_file, attachable, embeddings, kinds
 from sdjax.formats.adapters.format import Format
+from sdjax.formats.adapters.kinds import is_hub_id
 from sdjax.methods import edits
 from sdjax.methods.adapter import Adapter
 from sdjax.stable_diffusion import StableDiffusion
@@ -69,7 +70,7 @@ def attach(
 ) -> StableDiffusion:
     """Returns sd with the adapter of a file, or of a folder from diffusers or PEFT; weights W + sum_i s_i D_i.
 
-    source: a file, or {file: s} for several, which sums their weights once instead of once per call.
+    source: a file, a folder or a hub id "owner/name"; {source: s} for several sums their weights once, not per call.
     strength: s, any number; 0 is off.  A file that is already attached gets the new strength.
     unet: another strength for the UNet's weights.
     word: the embedding's word in prompts; None is the file's own word, or else its name without the ending.  A word
@@ -83,7 +84,7 @@ def attach(
 
 
 def _attachment(sd, source, strength, unet=None, word=None, read=attachable.read):
-    path = attachable.locate(source)
+    path = attachable.given(source)
     about = path.stat()
     adapter = read(path, _taken(sd)[0], word)
     if adapter.only_words and strength != 1:
@@ -101,7 +102,8 @@ def detach(sd: StableDiffusion, source: str | pathlib.Path | None = None) -> Sta
     (base, items), path = _taken(sd), None
     if source is not None:
         path = pathlib.Path(source).resolve()
-        path = attachable.locate(source) if path.is_dir() else path  # the file may have been deleted
+        # Without `given`, the path of a file that may have been deleted.
+        path = attachable.given(source) if path.is_dir() or is_hub_id(source) else path
     left = tuple(item for item in items if path is not None and item.path != path)
     if len(left) == len(items):
         there = trees.listing(item.path for item in items)
@@ -168,8 +170,11 @@ def find(folder: Folder, name: str) -> pathlib.Path:
     return found[0]
 
 
-def name_of(path: pathlib.Path) -> str:
-    """Returns an adapter's name: the file name without ending, or the name of its folder."""
+def name_of(path: str | pathlib.Path) -> str:
+    """Returns an adapter's name: the file name without ending, or the name of its folder or hub repository."""
+    if is_hub_id(path):
+        return str(path).rpartition("/")[2]
+    path = pathlib.Path(path)
     if path.is_dir():
         return path.name
     return path.parent.name if path.name in kinds.folder_names() else path.stem
@@ -244,8 +249,8 @@ def split(text: str) -> tuple[str, float, str | None]:
 
 
 def kind(source: str | pathlib.Path) -> tuple[Format, pathlib.Path]:
-    """Returns (the kind of an adapter, its file)."""
-    path = attachable.locate(source)
+    """Returns (the kind of an adapter, its file); source: as in attach."""
+    path = attachable.given(source)
     return attachable.kind(path) or kinds.kind_of(adapter_file.of(path)), path
 
 

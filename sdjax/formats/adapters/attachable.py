@@ -11,12 +11,12 @@ import pathlib
 
 from sdjax.formats.adapters import adapter_file
 from sdjax.formats.adapters.format import Format
-from sdjax.formats.adapters.kinds import kind_of, locate, recognised
+from sdjax.formats.adapters.kinds import given, kind_of, locate, recognised
 from sdjax.methods.adapter import Adapter
 from sdjax.runtime.guard import named
 from sdjax.stable_diffusion import StableDiffusion
 
-__all__ = ["kind", "locate", "read"]
+__all__ = ["given", "kind", "locate", "read"]
 
 
 def read(path: pathlib.Path, sd: StableDiffusion, word: str | None = None) -> Adapter:

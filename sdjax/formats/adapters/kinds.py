@@ -14,10 +14,13 @@ from sdjax.formats.adapters import adapter_file
 from sdjax.formats.adapters.adapter_file import File
 from sdjax.formats.adapters.format import Format
 from sdjax.formats.storage import files
+from sdjax.formats.storage.files import HUB_ID
 from sdjax.methods.adapter import Adapter
 from sdjax.runtime.guard import named
 from sdjax.runtime.members import members
 from sdjax.stable_diffusion import StableDiffusion
+
+SETTINGS = ("adapter_config.json",)  # PEFT's file beside the weights
 
 
 def known() -> dict[str, Format]:
@@ -90,13 +93,36 @@ def kind_of(file: File) -> Format:
 
 
 def fetched(source: str) -> Path | None:
-    """Returns the folder of a hub id "owner/name" with a known format, or None.
+    """Returns the adapter file or adapter folder of a hub id "owner/name", or None if it has none with a usual name.
 
     Raises ValueError naming an id without a repository.
     """
-    patterns = [[name for kind in known().values() for name in kind.hub]]
-    folder = files.locate(source, patterns, lambda folder: True)
-    return folder if recognised(adapter_file.of(folder)) else None
+    names = [name for kind in known().values() for name in (*kind.hub, *kind.filling)]
+    folder = files.locate(source, [[*names, *SETTINGS]], lambda folder: True)
+    whole = folder.is_dir() and recognised(adapter_file.of(folder))  # without a matching file there is no folder
+    return chosen(folder) or (folder if whole else None)
+
+
+def given(source: str | Path) -> Path:
+    """Returns the absolute path of an adapter that a user names: a path, or a text "owner/name" fetched from the hub.
+
+    Never for names from prompts or files, which must not reach a host.
+    Raises ValueError for anything else.
+    """
+    if not is_hub_id(source):
+        return locate(source)
+    found = fetched(str(source))
+    if found is None:
+        there = ", ".join(folder_names())
+        raise ValueError(f"{source}: no such file, and the hub's repository has no adapter; expected {there} in it")
+    return found
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Returns whether a text, and not a path, means a repository on the hub; with a file's ending it means a file."""
+    if not isinstance(source, str) or not HUB_ID.fullmatch(source) or Path(source).exists():
+        return False
+    return not source.lower().endswith(endings())
 
 
 def opened(source: str | Path, sd: StableDiffusion) -> tuple[Format, Adapter]:
