@@ -11,12 +11,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from sdjax.formats import pipeline
-from sdjax.formats.adapters import e4t, embeddings
+from sdjax.formats.adapters import about, e4t, embeddings
 from sdjax.formats.adapters.learned_embeds import beside
 from sdjax.formats.models import controlnet
-from sdjax.formats.storage import files
+from sdjax.formats.storage import files, headers
 from sdjax.methods.e4t import Encoder, plain_model
 from sdjax.runtime import compile_cache, signals
 from sdjax.training import export
@@ -109,7 +110,10 @@ def _control(options, given):
         raise ValueError(f"{options.source}: of a ControlNet accepted are dtype, variant, not {', '.join(more)}")
     control = controlnet.load_control(options.source, None, variant=options.variant)
     yield f"read {options.source}, a ControlNet"
-    yield f"wrote {controlnet.save_control(control, options.destination, dtype=options.dtype)}"
+    told, picture = _described(options.source)
+    path = controlnet.save_control(control, options.destination, dtype=options.dtype, about=told)
+    yield from _cards(path, told, picture)
+    yield f"wrote {path}"
 
 
 def _model(options, given):
@@ -135,11 +139,27 @@ def _model(options, given):
     if form == "single-file" and sd.words:
         sd, words = embeddings.taken(sd)
     size = int(options.shard_size * 1e9)
-    path = pipeline.save(sd, options.destination, form, dtype=options.dtype, shard_size=size, extras=extras)
+    told, picture = _described(options.source)
+    saving = {"dtype": options.dtype, "shard_size": size, "extras": extras, "about": told}
+    path = pipeline.save(sd, options.destination, form, **saving)
+    yield from _cards(path, told, picture)
     for word, place in beside(path, words).items():
         written = embeddings.write(place, {word: words[word]}, sd.family)
         yield f"wrote {written}: the word {word} as an embedding; in A1111 its word is the file name, {place.stem}"
     yield f"wrote {path}"
+
+
+def _described(source):
+    """Returns (the metadata of a local source's training, its preview or None)."""
+    picture = Path(source) / headers.PREVIEW
+    return headers.described(source), picture if picture.is_file() else None
+
+
+def _cards(path, told, picture):
+    """Writes A1111's card beside a single file that describes its training, or a folder's preview; yields lines."""
+    if told or picture:
+        for one in about.card(path, told, picture):
+            yield f"wrote {one}"
 
 
 def _has_e4t(options):

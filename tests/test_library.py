@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from sdjax.formats.storage import headers
 from sdjax.formats.storage.hashes import autov3
 from sdjax.formats.storage.tensor_file import TensorFile
 from sdjax.sampling.settings import Interpolate, TextToImage
@@ -174,6 +175,24 @@ def test_a_package_holds_what_others_need_and_nothing_private(place, tmp_path):
     sharing.package(entry, found.described(entry), tmp_path / "ink.zip", [picture], private=True)
     with zipfile.ZipFile(tmp_path / "ink.zip") as archive:
         assert archive.read("ink.safetensors") == path.read_bytes() and b"my secret" in archive.read("pictures/00.png")
+
+
+def test_a_packaged_model_says_nothing_private(place, tmp_path):
+    """A folder's metadata.json is cleaned as a header is, and its preview shows prompts."""
+    model = place.models / "cat"
+    model.mkdir()
+    (model / "model_index.json").write_text("{}")
+    save_file({"a": np.zeros(1, np.float32)}, model / "model.safetensors")
+    (model / headers.NAME).write_text(json.dumps(METADATA))
+    Image.new("RGB", (4, 4)).save(model / headers.PREVIEW)
+    found = Library(place)
+    entry = found.find("model", "cat")
+    made = sharing.package(entry, found.described(entry), tmp_path / "cat.zip")
+    with zipfile.ZipFile(made) as archive:
+        assert json.loads(archive.read("cat/metadata.json")).keys() == {"ss_network_dim", "ss_learning_rate"}
+        assert "cat/preview.png" not in archive.namelist()
+    with zipfile.ZipFile(sharing.package(entry, {}, tmp_path / "cat.zip", private=True)) as archive:
+        assert json.loads(archive.read("cat/metadata.json")) == METADATA and "cat/preview.png" in archive.namelist()
 
 
 def test_the_trash_takes_a_file_with_what_lies_beside_it(place):

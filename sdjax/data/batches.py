@@ -330,6 +330,11 @@ def _divided(examples, data, size, sd):
     return examples, {shape: epoch[shape_of[epoch] == k] for k, shape in enumerate(shapes)}
 
 
+def sizes(data: Data, sd: StableDiffusion, source: Examples) -> dict[buckets.Shape, int]:
+    """Returns {(height, width) of batches: pictures of that size in an epoch of the source}."""
+    return {shape: len(numbers) for shape, numbers in _divided(source, data, side(data, sd), sd)[1].items()}
+
+
 def side(data: Data, sd: StableDiffusion) -> int:
     """Returns the side of a run's square pictures in pixels: data.size, or the model's.
 

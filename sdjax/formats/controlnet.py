@@ -42,12 +42,9 @@ class ControlNetFolder(Format):
         return Adapter(trees={KIND: control.params}, about={"config": control.network.config.to_json()})
 
     def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
-        """Writes config.json and diffusion_pytorch_model.safetensors into a folder; returns the folder.
-
-        about: ignored, since the folder has no place for it.
-        """
+        """Writes config.json, diffusion_pytorch_model.safetensors and metadata.json; returns the folder."""
         network = ControlNet(ControlNetConfig.from_json(adapter.about["config"]))
-        return controlnet.save_control(Control(adapter.trees[KIND], network), folder)
+        return controlnet.save_control(Control(adapter.trees[KIND], network), folder, about=about or {})
 
     def start(
         self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion

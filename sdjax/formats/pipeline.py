@@ -8,16 +8,17 @@ save(sd, "out.safetensors", "single-file")               # one checkpoint, for A
 
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.families.sd import Sd
 from sdjax.formats.adapters import e4t
 from sdjax.formats.models import autoencoder, folder, lpips, open_clip, presets, single_file
-from sdjax.formats.storage import files, parameters
+from sdjax.formats.storage import files, headers, parameters
 from sdjax.models.clip import ImageConfig, ImageEncoder
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
@@ -184,12 +185,14 @@ def save(
     dtype: str | None = None,
     shard_size: int = files.SHARD_SIZE,
     extras: Iterable[Callable[[StableDiffusion, pathlib.Path], object]] = (),
+    about: Mapping[str, str] = FrozenDict(),
 ) -> pathlib.Path:
     """Writes a folder that diffusers' from_pretrained loads bit for bit, completely or not at all; returns its path.
 
     format: "diffusers", or "single-file" for one checkpoint (single_file.write), without shards and extras.
     dtype: data type in the files; None keeps each weight's own.  shard_size: most bytes of weights per file.
     extras: functions (sd, folder) that add folders such as e4t/ before the new folder is renamed into place.
+    about: metadata for a single file's header or a folder's metadata.json.
     Replaces an old model at the destination and keeps files that are not part of a model, such as README.md.
     Merges hooks into weights if they allow it.
     Raises ValueError if other hooks, conditioners or ControlNets hold weights that the files would lack, or if the
@@ -204,5 +207,6 @@ def save(
         held = ", ".join(type(item).__name__ for item in (*sd.hooks, *sd.conditioners, *sd.wrappers))
         raise ValueError(f"{destination}: the model computes with {held} beside its weights; merge before saving")
     if format == "single-file":
-        return single_file.write(sd, destination, dtype)
-    return folder.write(sd, destination, dtype, shard_size, extras)
+        return single_file.write(sd, destination, dtype, about)
+    describe = lambda sd, place: headers.describe(place, about)  # noqa: E731
+    return folder.write(sd, destination, dtype, shard_size, [*extras, describe])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.formats.adapters import adapter_file
+from sdjax.formats.storage import headers
 from sdjax.formats.storage.hashes import autov3, sha256
 from sdjax.formats.storage.tensor_file import TensorFile
 from sdjax.service import provenance
@@ -60,8 +61,10 @@ def hashes(path: Path) -> dict[str, str]:
 
 
 def preview(path: Path) -> Path | None:
-    """Returns the preview picture that another tool left beside a file, or None."""
+    """Returns the preview picture in a model's folder, or the one that another tool left beside a file, or None."""
     stem = path.with_suffix("") if path.is_file() else path
+    if (own := path / headers.PREVIEW).is_file():
+        return own
     return next((found for end in PREVIEWS if (found := stem.parent / f"{stem.name}{end}").is_file()), None)
 
 
@@ -79,9 +82,10 @@ def whole_kind(names: Collection[str]) -> str | None:
 def _header(path: Path) -> tuple[dict[str, str], Collection[str]]:
     try:
         held = adapter_file.of(path)
+        metadata = headers.described(path) if path.is_dir() else held.metadata
     except (ValueError, OSError):
         return {}, ()
-    return held.metadata, held.names or ()
+    return metadata, held.names or ()
 
 
 def _base(metadata: dict[str, str], path: Path, names: Collection[str]) -> str:

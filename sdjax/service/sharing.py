@@ -49,9 +49,9 @@ def package(
     if len(pictures) > MOST_PICTURES:
         raise SettingError("pictures", len(pictures), f"at most {MOST_PICTURES}")
     with files.new_file(destination) as temporary, tempfile.TemporaryDirectory(dir=destination.parent) as folder:
-        files.ask_room(temporary, sum(path.stat().st_size for path, _ in _files(entry.path)))
+        files.ask_room(temporary, sum(path.stat().st_size for path, _ in _files(entry.path, private)))
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            for path, name in _files(entry.path):
+            for path, name in _files(entry.path, private):
                 archive.write(_shareable(path, Path(folder), private), name)
             shown = []
             for number, path in enumerate(pictures):
@@ -89,24 +89,29 @@ def _line(value: Any) -> str:
     return " ".join(str(value).split())[:500].replace("<", "&lt;")
 
 
-def _files(path: Path) -> list[tuple[Path, str]]:
-    """Returns [(file, name in the package)] of an entry."""
+def _files(path: Path, private: bool) -> list[tuple[Path, str]]:
+    """Returns [(file, name in the package)] of an entry; a folder's preview, which shows prompts, only if private."""
     if path.is_file():
         return [(path, path.name)]
     inside = sorted(one for one in path.rglob("*") if one.is_file() and not one.name.startswith("."))
+    inside = [one for one in inside if private or one != path / headers.PREVIEW]
     return [(one, f"{path.name}/{one.relative_to(path).as_posix()}") for one in inside]
 
 
 def _shareable(path: Path, folder: Path, private: bool) -> Path:
     """Returns a copy of a file without private metadata; its tensors, and so its AutoV3 hash, do not change."""
-    if private or path.suffix != ".safetensors":
+    if private or path.suffix != ".safetensors" and path.name != headers.NAME:
         return path
-    told = headers.metadata(path)
+    told = files.read_json(path) if path.name == headers.NAME else headers.metadata(path)
     if not set(PRIVATE) & told.keys():
         return path
-    made = folder / f"{secrets.token_hex(8)}.safetensors"
+    kept = {name: value for name, value in told.items() if name not in PRIVATE}
+    made = folder / f"{secrets.token_hex(8)}{path.suffix}"
+    if path.name == headers.NAME:
+        files.write_json(made, kept)
+        return made
     shutil.copyfile(path, made)
-    headers.tell(made, {name: value for name, value in told.items() if name not in PRIVATE})
+    headers.tell(made, kept)
     return made
 
 

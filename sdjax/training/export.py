@@ -70,7 +70,8 @@ def write(
     if method.finish is not None:
         frozen, tree = method.finish(frozen, tree, data)
     step = int(state["step"])
-    path, _ = run_folder.export(method, unrounded(frozen, told), tree, destination, **facts.told(told, folder, step))
+    said = facts.told(told, folder, step, frozen, tree)
+    path, _ = run_folder.export(method, unrounded(frozen, told), tree, destination, **said)
     return path, step
 
 

@@ -181,21 +181,23 @@ def export(
     adapter = method.adapter(frozen, trained)
     adapter = None if adapter is None else replace(adapter, family=frozen.family)
     held = [] if adapter is None else _held(method, adapter)
+    said = lambda one: {} if facts is None else about.metadata(one, facts, frozen, public)  # noqa: E731
     if adapter is None or not held:
-        path = pipeline.save(method.join(frozen, trained), destination)
-        return path, _use(path, method.words)
-    told = [{} if facts is None else about.metadata(one, facts, frozen, public) for _, one in held]
+        path = pipeline.save(method.join(frozen, trained), destination, about=said(Adapter()))
+        about.card(path, {}, picture)
+        return path, _use(path, method.words, facts)
+    told = [said(one) for _, one in held]
     if adapter.model is not None:
         ((kind, _),) = held
-        write = lambda sd, folder: kind.write(adapter, folder, told[0])  # noqa: E731
-        paths = [pipeline.save(adapter.model, destination, extras=[write])]
+        write = lambda sd, folder: kind.write(adapter, folder)  # noqa: E731
+        paths = [pipeline.save(adapter.model, destination, extras=[write], about=told[0])]
     else:
         destination.mkdir(parents=True, exist_ok=True)
         paths = [kind.write(one, destination, said) for (kind, one), said in zip(held, told, strict=True)]
-    for path, said in zip(paths, told, strict=True):
-        if facts is not None and path.is_file():
+    for path, texts in zip(paths, told, strict=True):
+        if facts is not None:
             about.seal(path)
-            about.card(path, said, picture)
+            about.card(path, texts, picture)
     lines = [line for path, (kind, one) in zip(paths, held, strict=True) for line in kind.use(path, one, model)]
     return paths[0], lines
 
@@ -228,9 +230,10 @@ def _by_kind(adapter, fitting):
     return [replace(adapter, edits=edits) for edits in groups.values()]
 
 
-def _use(path, words):
-    """Returns lines on the use of a model folder here, in diffusers and in A1111."""
-    quoted, prompt = shlex.quote(str(path)), f"a photo of {words[0]}" if words else "a photo of a face"
+def _use(path, words, facts):
+    """Returns lines on the use of a model folder here, in diffusers and in A1111; words: the placeholders in it."""
+    said = words or (facts.words if facts is not None else ())
+    quoted, prompt = shlex.quote(str(path)), f"a photo of {said[0]}" if said else "TEXT"
     pipe = files.read_json(path / INDEX)["_class_name"]
     program = PROGRAMS.get(pipe, "text2img.py")
     there = "; each word is a file beside it, and there the file's name" if words else ""

@@ -128,7 +128,7 @@ class Session:
 
     def _write(self, frozen, weights, step, place):
         """Writes an export; returns (path, lines that explain its use)."""
-        settings, about = self.settings, facts.told(self.settings, self.out, step)
+        settings, about = self.settings, facts.told(self.settings, self.out, step, frozen, weights)
         whole = unrounded(frozen, settings)
         return run_folder.export(settings.method, whole, weights, place, model=settings.model, **about)
 

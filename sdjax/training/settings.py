@@ -62,6 +62,7 @@ class Train:
     prompts: prompts of the previews; "[name]" is the word.
     prompts_file: a file of further preview prompts, one per line in kohya's syntax (training/prompt_lines.py).
     public: leave captions, folder names and the base model's name out of the export.
+    author, license, description: texts for the export's header and card.  dates: also write when the run ended.
     wandb: a Weights & Biases project to log to.
     """
 
@@ -106,6 +107,10 @@ class Train:
     patience: int = 0
     export_every: int = 0
     wandb: str = ""
+    author: str = ""
+    license: str = ""
+    description: str = ""
+    dates: bool = False
 
     def __post_init__(self):
         check(

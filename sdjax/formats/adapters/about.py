@@ -25,15 +25,16 @@ from sdjax.formats.storage.hashes import autov2
 from sdjax.methods.adapter import Adapter
 from sdjax.stable_diffusion import StableDiffusion
 
-OUTPUT, TRIGGER = "ss_output_name", "modelspec.trigger_phrase"
+OUTPUT, TRIGGER, DATE = "ss_output_name", "modelspec.trigger_phrase", "modelspec.date"
 # What a shared file leaves out: pictures, folders, sessions, times, base models; names of sd-scripts' train_network.py.
 PRIVATE = (
     "ss_tag_frequency", "ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_datasets", "ss_bucket_info", "ss_session_id",
     "ss_training_comment", "ss_training_started_at", "ss_training_finished_at", "ss_sd_model_name",
-    "ss_sd_model_hash", "ss_new_sd_model_hash", "ss_vae_name", "ss_vae_hash", "ss_new_vae_hash", OUTPUT,
+    "ss_sd_model_hash", "ss_new_sd_model_hash", "ss_vae_name", "ss_vae_hash", "ss_new_vae_hash", DATE, OUTPUT,
 )  # fmt: skip
 MOST_TAGS = 1000  # most tags that are written, since captions in sentences give a new tag for every picture
-KINDS = {"edits": "lora", "hook": "hypernetwork", "words": "textual-inversion"}  # ModelSpec's names of adapters
+# ModelSpec's names of adapters, by what these hold.
+KINDS = {"edits": "lora", "hook": "hypernetwork", "words": "textual-inversion", "controlnet": "controlnet"}
 A1111 = {"ss_steps": "step", "ss_sd_model_hash": "sd_checkpoint", "ss_sd_model_name": "sd_checkpoint_name"}
 CARD_VERSIONS = {"stable-diffusion-v1": "SD1", "stable-diffusion-v2": "SD2", "stable-diffusion-xl": "SDXL"}
 
@@ -46,7 +47,9 @@ class Facts:
     base_hash: the SHA-256 of the base model's file, 64 hex digits.
     size: (height, width) in pixels.  pictures: their number.  captions: {folder's name: {tag: count}}.
     folders: {folder's name: (repeats per epoch, pictures)}.
+    class_folders: likewise, of class pictures.
     settings: other ss_* names without the prefix, plain values: {"learning_rate": 1e-4, "seed": 0}.
+    author, license, description: the user's own texts.  condition: what a ControlNet reads.
     began, ended: seconds since 1970.
     """
 
@@ -58,7 +61,12 @@ class Facts:
     pictures: int = 0
     captions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     folders: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    class_folders: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    author: str = ""
+    license: str = ""
+    description: str = ""
+    condition: str = ""
     began: float | None = None
     ended: float | None = None
 
@@ -80,7 +88,9 @@ def metadata(adapter: Adapter, facts: Facts, sd: StableDiffusion, public: bool =
         "ss_resolution": str(tuple(reversed(facts.size))) if facts.size else "",  # "(width, height)"
         "ss_num_train_images": facts.pictures or "",
         "ss_tag_frequency": facts.captions,
-        "ss_dataset_dirs": {name: {"n_repeats": n, "img_count": m} for name, (n, m) in facts.folders.items()},
+        "ss_dataset_dirs": _folders(facts.folders),
+        "ss_reg_dataset_dirs": _folders(facts.class_folders),
+        "ss_zero_terminal_snr": sd.schedule.rescale_betas_zero_snr,
         "ss_training_started_at": "" if facts.began is None else facts.began,
         "ss_training_finished_at": "" if facts.ended is None else facts.ended,
         **{f"ss_{name}": value for name, value in facts.settings.items()},
@@ -88,6 +98,10 @@ def metadata(adapter: Adapter, facts: Facts, sd: StableDiffusion, public: bool =
     }
     left_out = set(PRIVATE) - {OUTPUT} if public else ()  # by OUTPUT the writer calls the file
     return {name: _text(value) for name, value in told.items() if value not in ("", {}, ()) and name not in left_out}
+
+
+def _folders(counts):
+    return {name: {"n_repeats": n, "img_count": m} for name, (n, m) in counts.items()}
 
 
 def _text(value):
@@ -122,7 +136,7 @@ def _version(shape):
 
 
 def _modelspec(adapter, facts, shape, sd):
-    kind = next((name for part, name in KINDS.items() if getattr(adapter, part)), None)
+    kind = next((name for part, name in KINDS.items() if {**vars(adapter), **adapter.trees}.get(part)), None)
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{shape}/{kind}" if kind else shape,
@@ -130,7 +144,11 @@ def _modelspec(adapter, facts, shape, sd):
         "modelspec.title": facts.title,
         "modelspec.resolution": "x".join(map(str, reversed(facts.size))) if facts.size else "",
         "modelspec.prediction_type": "v" if sd.schedule.prediction_type == "v_prediction" else "epsilon",
-        "modelspec.date": "" if facts.ended is None else _date(facts.ended),
+        DATE: "" if facts.ended is None else _date(facts.ended),
+        "modelspec.author": facts.author,
+        "modelspec.license": facts.license,
+        "modelspec.description": facts.description,
+        "modelspec.preprocessor": facts.condition,
         TRIGGER: ", ".join(facts.words),
         "modelspec.implementation_version": f"sdjax {__version__}",
     }
@@ -162,7 +180,7 @@ def seal(path: Path) -> None:
     Its first 12 digits are AutoV3, A1111's and Civitai's identity of the file, which does not depend on the header.
     Other files stay unchanged.
     """
-    if path.suffix != ".safetensors":
+    if path.suffix != ".safetensors" or path.is_dir():
         return
     found = headers.sha256(path)
     own = {"sshs_model_hash": found, "modelspec.hash_sha256": f"0x{found}"}
@@ -173,14 +191,16 @@ def card(path: Path, told: Mapping[str, str], picture: Path | None = None) -> li
     """Writes NAME.json and NAME.preview.png next to NAME.safetensors; returns the paths of the written files.
 
     The JSON has the fields of A1111's card: description, sd version, activation text, preferred weight, notes.
-    Existing files stay, since they may be a user's work.
+    Existing files stay, since they may be a user's work.  A model's folder gets its picture only, as preview.png.
     told: the result of `metadata`.  picture: a PNG to copy as the preview.
     """
+    if path.is_dir():
+        return [] if picture is None else [_copied(picture, path / headers.PREVIEW)]
     shape = told.get("modelspec.architecture", "")
     version = next((short for name, short in CARD_VERSIONS.items() if shape.startswith(name)), "Unknown")
     hashed = f"AutoV2 {autov2(path)}" if path.is_file() else ""
     values = {
-        "description": told.get("modelspec.title", ""),
+        "description": told.get("modelspec.description") or told.get("modelspec.title", ""),
         "sd version": version,
         "activation text": told.get(TRIGGER, ""),
         "preferred weight": 1.0,
@@ -193,7 +213,11 @@ def card(path: Path, told: Mapping[str, str], picture: Path | None = None) -> li
             files.write_json(temporary, values)
         written.append(places[0])
     if picture is not None and not places[1].exists():
-        with files.new_file(places[1]) as temporary:
-            shutil.copyfile(picture, temporary)
-        written.append(places[1])
+        written.append(_copied(picture, places[1]))
     return written
+
+
+def _copied(picture, path):
+    with files.new_file(path) as temporary:
+        shutil.copyfile(picture, temporary)
+    return path

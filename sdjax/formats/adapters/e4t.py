@@ -102,7 +102,7 @@ class E4TFolder(Format):
     def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
         """Writes e4t/ into a model's folder; the reference only if it differs from the adapter's model.
 
-        about: becomes "metadata" in config.json.
+        about: ignored; the model's own folder says it, in metadata.json.
         """
         folder, own = Path(folder) / "e4t", adapter.trees
         folder.mkdir()
@@ -114,8 +114,7 @@ class E4TFolder(Format):
             files.write_weights(folder, "reference", parameters.write(own["reference"]))
         if "concept" in own:
             Image.fromarray(to_pictures(own["concept"])).save(folder / "concept.png")
-        told = {"metadata": dict(about)} if about else {}
-        files.write_json(folder / "config.json", {**adapter.about["settings"], "reference": kept, **told})
+        files.write_json(folder / "config.json", {**adapter.about["settings"], "reference": kept})
         return folder
 
     def start(

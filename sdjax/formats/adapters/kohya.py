@@ -63,7 +63,8 @@ class Kohya(Format):
         for word, rows in adapter.words.items():
             tensors |= embeddings.bundle(word, rows, adapter.family)
         path = Path(folder) / f"{about.get('ss_output_name') or 'lora'}.safetensors"
-        return lora_tensors.write(path, tensors, {**_network(adapter), **lora_tensors.told(adapter), **about})
+        args = {"ss_network_args": _joined(_network(adapter), about)}
+        return lora_tensors.write(path, tensors, {**_network(adapter), **lora_tensors.told(adapter), **about, **args})
 
     def start(
         self, adapter: Adapter, method: Method, trained: Any, frozen: StableDiffusion
@@ -80,6 +81,12 @@ class Kohya(Format):
             there if thin else f'LyCORIS    create_lycoris_from_weights(1.0, "{path}", pipe.unet)',
             f"A1111      copy it to models/Lora/, then prompt <lora:{path.stem}:1>",
         ]
+
+
+def _joined(*told):
+    """Returns the entries ss_network_args of several metadata as one JSON text."""
+    found = [json.loads(one.get("ss_network_args", "{}")) for one in told]
+    return json.dumps({name: value for one in found for name, value in one.items()})
 
 
 def _network(adapter):

@@ -12,13 +12,15 @@ Source of the names: the ControlNet repository's cldm/cldm.py, and diffusers' Co
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jax.typing import DTypeLike
 
 from sdjax.formats.models import infer_config, presets, single_file
 from sdjax.formats.models.folder import WRITTEN_AS, read_config
-from sdjax.formats.storage import files, ldm_names, parameters
+from sdjax.formats.storage import files, headers, ldm_names, parameters
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.models.unet import UNetConfig
 from sdjax.runtime.guard import named
@@ -59,20 +61,28 @@ def _load(source: str | pathlib.Path, dtype: DTypeLike | None, variant: str | No
     return _control(files.open_weights(folder, STEM, variant), _config(folder), dtype)
 
 
-def save_control(control: Control, destination: str | pathlib.Path, *, dtype: DTypeLike | None = None) -> pathlib.Path:
+def save_control(
+    control: Control,
+    destination: str | pathlib.Path,
+    *,
+    dtype: DTypeLike | None = None,
+    about: Mapping[str, str] = FrozenDict(),
+) -> pathlib.Path:
     """Writes the folder that diffusers' ControlNetModel.from_pretrained loads; returns its path.
 
     A destination that ends in .safetensors becomes one file with the ControlNet repository's names, for A1111 and
     ComfyUI.
+    about: metadata of its training, as in pipeline.save.
     """
     tensors = parameters.write(control.params, dtype)
     if str(destination).endswith(".safetensors"):
-        return _write_original(tensors, control.network.config, pathlib.Path(destination))
-    size = sum(tensor.bytes for tensor in tensors.values())
-    with files.new_folder(destination, "config.json", ("config.json", f"{STEM}.safetensors"), size) as folder:
+        return _write_original(tensors, control.network.config, pathlib.Path(destination), about)
+    size, mark = sum(tensor.bytes for tensor in tensors.values()), "config.json"
+    with files.new_folder(destination, mark, (mark, f"{STEM}.safetensors", headers.NAME), size) as folder:
         files.write_weights(folder, STEM, tensors)
         config = {**control.network.config.to_json(), "_diffusers_version": WRITTEN_AS}
-        files.write_json(folder / "config.json", config)
+        files.write_json(folder / mark, config)
+        headers.describe(folder, about)
     return pathlib.Path(os.path.realpath(destination))
 
 
@@ -109,18 +119,21 @@ def _random(name: str, dtype: DTypeLike | None) -> Control:
 # ---- the original names --------------------------------------------------------------------------
 
 
-def _write_original(tensors: dict[str, files.Tensor], config: ControlNetConfig, path: pathlib.Path) -> pathlib.Path:
+def _write_original(
+    tensors: dict[str, files.Tensor], config: ControlNetConfig, path: pathlib.Path, about: Mapping[str, str]
+) -> pathlib.Path:
     """Writes one file with the ControlNet repository's names and the prefix control_model.; returns its path."""
     table = modules(config)
     renamed = {PREFIX + ldm_names.rename(name, table): tensor for name, tensor in tensors.items()}
-    metadata = {"format": "pt", NOTES: json.dumps(config.to_json())}
+    told = {"modelspec.title": path.stem, **about}
     if config.unet.cross_attention_dim in ARCHITECTURES:
         architecture = f"{ARCHITECTURES[config.unet.cross_attention_dim]}/controlnet"
-        metadata |= {"modelspec.sai_model_spec": "1.0.1", "modelspec.architecture": architecture,
-                     "modelspec.implementation": "https://github.com/lllyasviel/ControlNet",
-                     "modelspec.title": path.stem}  # fmt: skip
+        told |= {"modelspec.sai_model_spec": "1.0.1", "modelspec.architecture": architecture,
+                 "modelspec.implementation": "https://github.com/lllyasviel/ControlNet"}  # fmt: skip
+    metadata = {"format": "pt", NOTES: json.dumps(config.to_json()), **told, **headers.unsealed()}
     with files.new_file(path) as temporary:
         files.write_safetensors(temporary, renamed, metadata)
+        headers.seal_new(temporary)
     return path
 
 

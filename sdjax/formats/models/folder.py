@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from sdjax import families
 from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.families.family import Family, Part
-from sdjax.formats.storage import files, parameters
+from sdjax.formats.storage import files, headers, parameters
 from sdjax.models.clip import MEAN, STD
 from sdjax.runtime.guard import named
 from sdjax.stable_diffusion import StableDiffusion
@@ -33,7 +33,7 @@ CLIP = "clip"  # folder of the results of contrastive training
 PROJECTION = "projection"  # its file with the text projection and the temperature
 LOW_SCHEDULER = "low_res_scheduler"  # the noise schedule of an upscaler's small picture
 # A save replaces these entries and the parts' folders, and keeps all others (README.md, ...).
-ENTRIES = (INDEX, "scheduler", LOW_SCHEDULER, "feature_extractor", "safety_checker", "e4t", CLIP)
+ENTRIES = (INDEX, "scheduler", LOW_SCHEDULER, "feature_extractor", "safety_checker", "e4t", CLIP, headers.NAME)
 
 
 def _places() -> dict[str, str]:
@@ -49,7 +49,7 @@ def _tokenizers() -> list[str]:
 
 def patterns(kind: str, ending: str = "safetensors") -> list[str]:
     """Returns patterns of a model's hub files with one kind of weights ("" or ".fp16"), without single-file copies."""
-    small = [INDEX, "config.json", "*/config.json", "*/scheduler_config.json"]
+    small = [INDEX, headers.NAME, "config.json", "*/config.json", "*/scheduler_config.json"]
     small += [f"{place}/{name}" for place in _tokenizers() for name in ("*.json", "*.txt")]
     weights = []
     stems = [(f"{place}/", stem) for place, stem in _places().items()]

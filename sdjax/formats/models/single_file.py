@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import FrozenDict
 from jax.typing import DTypeLike
 from jaxtyping import Float64
 
@@ -28,7 +29,7 @@ from sdjax.families.ldm_sr import LdmSr
 from sdjax.families.sd import Sd
 from sdjax.formats.models import infer_config
 from sdjax.formats.models.folder import LOW_SCHEDULER
-from sdjax.formats.storage import files, ldm_names, parameters, pickles
+from sdjax.formats.storage import files, headers, ldm_names, parameters, pickles
 from sdjax.formats.storage.tensor_file import TensorFile
 from sdjax.models.clip import TextConfig, TextEncoder
 from sdjax.models.unet import UNet, UNetConfig
@@ -65,6 +66,7 @@ LDM_SR_BETAS: dict[str, Any] = {  # latent-diffusion, models/ldm/bsr_sr/config.y
 BASE_STEPS = 875_000  # global_step of 512-base-ema.ckpt, the model of 2.0 that predicts noise
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # modelspec.prediction_type
 NOTES = "sdjax"  # the key of our metadata
+OWN = ("modelspec.architecture", "modelspec.implementation", "modelspec.prediction_type")  # a file's own, in any case
 Whole = tuple[
     Family, dict[str, Any], dict[str, Tree], Schedule, dict[str, Tokenizer], Schedule | None
 ]  # what `read` returns
@@ -366,10 +368,16 @@ def _shown(network: UNet, params: Tree) -> str:
 # ---- writing -----------------------------------------------------------------------------------
 
 
-def write(sd: StableDiffusion, destination: str | pathlib.Path, dtype: DTypeLike | None = None) -> pathlib.Path:
+def write(
+    sd: StableDiffusion,
+    destination: str | pathlib.Path,
+    dtype: DTypeLike | None = None,
+    about: Mapping[str, str] = FrozenDict(),
+) -> pathlib.Path:
     """Writes unet, vae and text encoder as one .safetensors file that other tools load; returns its path.
 
     The file has no image encoder and nothing of E4T.  dtype: type of the weights; None keeps each.
+    about: metadata of its training; the architecture and the hash of the tensors are the file's own.
     Raises ValueError for another ending, for families without single files, and for words added to CLIP's vocabulary,
     which other tools refuse.
     """
@@ -389,9 +397,12 @@ def write(sd: StableDiffusion, destination: str | pathlib.Path, dtype: DTypeLike
         )
     for part, prefix in prefixes.items():
         tensors |= _renamed(parameters.write(sd.parts[part], dtype), sd.networks[part], prefix)
-    metadata = {"format": "pt", NOTES: json.dumps(_said(sd, usual)), **_modelspec(sd, path.stem)}
+    own = _modelspec(sd, path.stem)
+    told = {**own, **about, **{name: own[name] for name in OWN if name in own}}
+    metadata = {"format": "pt", NOTES: json.dumps(_said(sd, usual)), **dict(sorted(told.items())), **headers.unsealed()}
     with files.new_file(path) as temporary:
         files.write_safetensors(temporary, tensors, metadata)
+        headers.seal_new(temporary)
     return path
 
 
