@@ -22,9 +22,11 @@ from sdjax.formats.adapters.about import Facts
 from sdjax.formats.models import presets
 from sdjax.formats.storage import hashes, headers
 from sdjax.methods.adapter import Adapter
+from sdjax.methods.chain import Chain
 from sdjax.methods.lora import Lora
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.models.unet import UNet, UNetConfig
+from sdjax.service import descriptions
 from sdjax.training import facts, run_folder
 from sdjax.training.optim import Optim
 from sdjax.training.settings import Train
@@ -223,3 +225,18 @@ def test_buckets_are_listed_with_their_pictures(tmp_path):
     found = {tuple(one["resolution"]): one["count"] for one in told["bucket_info"]["buckets"].values()}
     assert sum(found.values()) == 3 and found[(32, 32)] == 1 and max(found, key=max)[0] > max(found, key=max)[1]
     assert (told["min_bucket_reso"], told["max_bucket_reso"]) == (min(map(min, found)), max(map(max, found)))
+
+
+def test_a_word_for_negative_prompts_is_no_trigger(tmp_path):
+    method, sd = TextualInversion("<flaws>", negative=True), pipeline.load("random:tiny")
+    trained, frozen = method.split(sd)
+    settings = Train(model="random:tiny", method=method, data=Data())
+    path, _ = run_folder.export(method, frozen, trained, tmp_path, **facts.told(settings, tmp_path, 1))
+    said, card = headers.metadata(path), json.loads(path.with_suffix(".json").read_text())
+    assert said["modelspec.is_negative_embedding"] == "true" and about.TRIGGER not in said
+    assert (card["activation text"], card["negative text"]) == ("", "<flaws>") and about.unwanted(said) == ("<flaws>",)
+    assert not descriptions.of("embedding", path)["words"]
+    both = Chain((method, TextualInversion("<cat>")))  # in one file with a word for prompts
+    told = about.metadata(Adapter(words={"<flaws>": 1, "<cat>": 1}), facts.of(Train(method=both), "x", 1), sd)
+    assert told[about.TRIGGER] == "<cat>" and about.unwanted(told) == ("<flaws>",)
+    assert "modelspec.is_negative_embedding" not in told

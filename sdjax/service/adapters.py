@@ -150,7 +150,8 @@ def _written(
         raise SettingError("out", options.out, "a new path")
     folder = out.parent if single else out
     folder.mkdir(parents=True, exist_ok=True)
-    facts = Facts(title=out.stem, words=_triggers(paths, made))
+    words, unwanted = _triggers(paths, made)
+    facts = Facts(title=out.stem, words=words, unwanted=unwanted)
     told = about.metadata(made, facts, sd)
     if sources:
         told["modelspec.merged_from"] = ", ".join(
@@ -165,13 +166,17 @@ def _written(
 
 
 def _triggers(paths, made):
-    """Returns the trigger words of the merged files: from their headers, otherwise from their embeddings."""
-    found = dict.fromkeys(made.words)
+    """Returns (trigger words, words for the negative prompt) of the merged files.
+
+    They come from the headers, other trigger words from the embeddings.
+    """
+    found, unwanted = dict.fromkeys(made.words), {}
     for path in paths:
         if path.suffix == ".safetensors":
-            said = headers.metadata(path).get(about.TRIGGER, "")
-            found |= dict.fromkeys(filter(None, (word.strip() for word in said.split(","))))
-    return tuple(found)
+            told = headers.metadata(path)
+            found |= dict.fromkeys(filter(None, (word.strip() for word in told.get(about.TRIGGER, "").split(","))))
+            unwanted |= dict.fromkeys(about.unwanted(told))
+    return tuple(word for word in found if word not in unwanted), tuple(unwanted)
 
 
 def _cast(adapter, dtype):

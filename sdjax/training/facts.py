@@ -48,11 +48,13 @@ def of(settings: Any, title: str, step: int, sd: StableDiffusion | None = None, 
     """Returns the Facts of a run's settings, and of its pictures if they still exist; see told."""
     data, model, method = settings.data, settings.model, settings.method
     words = tuple(method.words) or tuple(filter(None, (data.word,))) or settings.class_data.identifiers
+    unwanted = tuple(method.unwanted)
     seen, counted = _pictures(settings, step, sd)
     size = data.size or (batches.side(data, sd) if sd is not None else 0)
     return Facts(
         title=title,
-        words=words,
+        words=tuple(word for word in words if word not in unwanted),
+        unwanted=unwanted,
         base=_name(model),
         base_hash=hashes.sha256(model) if Path(model).is_file() else "",
         size=(size, size) if size else None,

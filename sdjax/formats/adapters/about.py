@@ -32,6 +32,7 @@ PRIVATE = (
     "ss_training_comment", "ss_training_started_at", "ss_training_finished_at", "ss_sd_model_name",
     "ss_sd_model_hash", "ss_new_sd_model_hash", "ss_vae_name", "ss_vae_hash", "ss_new_vae_hash", DATE, OUTPUT,
 )  # fmt: skip
+HINT, NEGATIVE = "modelspec.usage_hint", "in the negative prompt: "
 MOST_TAGS = 1000  # most tags that are written, since captions in sentences give a new tag for every picture
 # ModelSpec's names of adapters, by what these hold.
 KINDS = {"edits": "lora", "hook": "hypernetwork", "words": "textual-inversion", "controlnet": "controlnet"}
@@ -43,7 +44,7 @@ CARD_VERSIONS = {"stable-diffusion-v1": "SD1", "stable-diffusion-v2": "SD2", "st
 class Facts:
     """Facts about a run for the metadata; fields at their defaults are left out.
 
-    title: the file's name.  words: its words in prompts.  base: the base model's name, without a folder.
+    title: the file's name.  words: its words in prompts.  unwanted: those for the negative prompt.  base: the base model's name, without a folder.
     base_hash: the SHA-256 of the base model's file, 64 hex digits.
     size: (height, width) in pixels.  pictures: their number.  captions: {folder's name: {tag: count}}.
     folders: {folder's name: (repeats per epoch, pictures)}.
@@ -55,6 +56,7 @@ class Facts:
 
     title: str = ""
     words: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()
     base: str = ""
     base_hash: str = ""
     size: tuple[int, int] | None = None
@@ -137,6 +139,7 @@ def _version(shape):
 
 def _modelspec(adapter, facts, shape, sd):
     kind = next((name for part, name in KINDS.items() if {**vars(adapter), **adapter.trees}.get(part)), None)
+    wanted = set(adapter.words) - set(facts.unwanted)
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{shape}/{kind}" if kind else shape,
@@ -150,8 +153,16 @@ def _modelspec(adapter, facts, shape, sd):
         "modelspec.description": facts.description,
         "modelspec.preprocessor": facts.condition,
         TRIGGER: ", ".join(facts.words),
+        HINT: f"{NEGATIVE}{', '.join(facts.unwanted)}" if facts.unwanted else "",
+        "modelspec.is_negative_embedding": "true" if kind == KINDS["words"] and not wanted else "",
         "modelspec.implementation_version": f"sdjax {__version__}",
     }
+
+
+def unwanted(told: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns the words for the negative prompt of a file with this metadata."""
+    said = told.get(HINT, "")
+    return tuple(said.removeprefix(NEGATIVE).split(", ")) if said.startswith(NEGATIVE) else ()
 
 
 def _date(seconds):
@@ -204,7 +215,7 @@ def card(path: Path, told: Mapping[str, str], picture: Path | None = None) -> li
         "sd version": version,
         "activation text": told.get(TRIGGER, ""),
         "preferred weight": 1.0,
-        "negative text": "",
+        "negative text": ", ".join(unwanted(told)),
         "notes": ", ".join(filter(None, (hashed, told.get("modelspec.implementation_version", "")))),
     }
     places, written = (path.with_suffix(".json"), path.with_suffix(".preview.png")), []
