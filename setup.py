@@ -1,6 +1,10 @@
 """Installs sdjax: `pip install -e . -c constraints.txt`; `make demo` does that, `make test` with the extra `test`."""
 
+import shutil
+from pathlib import Path
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 CORE = [
     "jax>=0.10,<0.12",
@@ -29,6 +33,17 @@ CLIENTS = ["webuiapi>=0.9.17", "openai>=3"]  # of the APIs, which tests speak wi
 BROWSER = ["playwright>=1.50"]  # drives a Chromium that is there, in tests/ui alone
 TABLES = ["pyarrow>=20"]  # parquet lists of jobs; pictures in parquet, Arrow files and tar shards; s3:// and gs://
 
+
+class Build(build_py):
+    """Copies the recipes of configs/ into a built package as sdjax/configs/, where training/recipes.py finds them."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:  # which uses those of the checkout
+            place, unwanted = Path(self.build_lib, "sdjax", "configs"), shutil.ignore_patterns("__pycache__")
+            shutil.copytree("configs", place, dirs_exist_ok=True, ignore=unwanted)
+
+
 setup(
     name="sdjax",
     version="0.1.0",
@@ -37,6 +52,7 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["sdjax", "sdjax.*"]),
     package_data={"sdjax": ["pocket/**", "web/page/*.css", "web/page/*.html", "web/page/*.png"]},
+    cmdclass={"build_py": Build},
     install_requires=CORE,
     entry_points={"console_scripts": ["sdjax=sdjax.__main__:main"]},
     extras_require={

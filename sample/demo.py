@@ -7,9 +7,8 @@ The rows of the grid: the model without the image, with E4T's encoder alone, and
 """
 
 import sys
-from pathlib import Path
 
 from sdjax.service.demo import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__.splitlines()[0], Path(__file__).parents[1] / "configs"))
+    sys.exit(main(__doc__.splitlines()[0]))

@@ -3,7 +3,6 @@
 import functools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 TASKS = {
     "text2img": "Makes pictures from a prompt.",
@@ -18,7 +17,7 @@ HELP = """usage: sdjax COMMAND ...
 {}
 
     sdjax text2img --prompt "a photo of a face"
-    sdjax train configs/lora.py data.path=photos/cat data.word=cat
+    sdjax train lora data.path=photos/cat data.word=cat
     sdjax ui --models models --adapters adapters
 
 sdjax COMMAND --help lists the options of a command."""
@@ -27,7 +26,6 @@ TUNE = """usage: sdjax tune PHOTO [model=MODEL] [a.b=value ...] [out=DIR]
 {} MODEL is pocket or a model with an e4t/ folder.
 
     sdjax tune photo.png model=MODEL steps=10"""
-RECIPES = Path(__file__).parents[1] / "configs"  # of a checkout; an installed package has none
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,7 +65,7 @@ def _batch(rest: list[str]) -> int:
 
 
 def _train(rest: list[str]) -> int:
-    """Trains a recipe, such as configs/lora.py."""
+    """Trains a recipe, such as lora."""
     from sdjax.training.program import main as train
 
     return train(rest)
@@ -82,8 +80,8 @@ def _tune(rest: list[str]) -> int:
     photo, *more = rest
     # Pocket has a recipe of its own.
     model = next((one.partition("=")[2] for one in reversed(more) if one.startswith("model=")), "pocket")
-    recipe = RECIPES / ("pocket/tune.py" if model == "pocket" else "e4t_tune.py")
-    return _train([str(recipe), f"model={model}", f"init={model}", f"data.path={photo}", *more])
+    recipe = "pocket/tune" if model == "pocket" else "e4t_tune"
+    return _train([recipe, f"model={model}", f"init={model}", f"data.path={photo}", *more])
 
 
 def _convert(rest: list[str]) -> int:

@@ -19,6 +19,7 @@ import sdjax.settings
 from sdjax.diffusion import plan, samplers
 from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.service import adapters, batch, programs
+from sdjax.training import recipes
 from sdjax.training.loop import train
 from tests import doc_lists, prose
 
@@ -133,6 +134,8 @@ def of_sdjax(words, bias):
         adapters._parser().parse_args(words[1:])
     elif words[0] in programs.TASKS:
         drawing(words[0], words[1:])
+    elif words[0] in ("train", "cache", "class_images") and words[1:]:
+        sdjax.settings.load(recipes.find(words[1]), [word for word in words[2:] if "=" in word])
     else:
         given = {word.split("=")[0] for word in words if word.startswith("--")}
         assert not given or not given - options("sdjax", words[0])

@@ -30,8 +30,8 @@ def test_tuning_takes_the_recipe_of_the_model(monkeypatch):
     monkeypatch.setattr("sdjax.__main__._train", lambda given: seen.append(given) or 0)
     assert main(["tune", "me.png", "steps=3"]) == main(["tune", "me.png", "model=FOLDER"]) == 0
     own, others = seen
-    assert own == [str(ROOT / "configs/pocket/tune.py"), "model=pocket", "init=pocket", "data.path=me.png", "steps=3"]
-    assert others[0] == str(ROOT / "configs/e4t_tune.py") and "init=FOLDER" in others
+    assert own == ["pocket/tune", "model=pocket", "init=pocket", "data.path=me.png", "steps=3"]
+    assert others[0] == "e4t_tune" and "init=FOLDER" in others
 
 
 def test_importing_sdjax_imports_no_checker():

@@ -23,6 +23,7 @@ from sdjax.service.plots import Axis
 from sdjax.service.queue import Queue
 from sdjax.service.tokens import Tokens
 from sdjax.settings import SettingError
+from sdjax.training.recipes import known
 from tests.ui.files import write_lora
 
 KEY, RUN = "a" * 32, "b" * 32
@@ -191,7 +192,7 @@ def test_settings_of_recipes_say_what_they_mean():
     assert found["optim.lr"].value == 1e-4 and found["steps"].group == "" and found["data.flip"].help
     assert "min-SNR" in found["min_snr"].help and not {"model", "out", "data.path", "data.cache"} & found.keys()
     assert sum(bool(one.help) for one in found.values()) > 0.7 * len(found)
-    for recipe in teaching.recipes():
+    for recipe in known():
         assert recipes.declared(recipe) and recipes.about(recipe)
 
 

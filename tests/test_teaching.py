@@ -13,6 +13,7 @@ from sdjax.service.library import Library
 from sdjax.service.place import Place
 from sdjax.service.queue import DONE, FAILED, RUNNING, STOPPED, WAITING, Queue
 from sdjax.settings import SettingError
+from sdjax.training import recipes
 from tests.serving import wait_for
 from tests.ui.files import write_lora
 
@@ -44,7 +45,7 @@ def test_what_a_request_says_becomes_the_runs_settings(place):
     made = teaching._loaded(library, kept, KEY)
     assert made.optim.lr == 1e-3 and made.prompts == ("a [name]", "b") and steps == made.steps == 3000
     assert made.data.path == str(place.data / "cat") and made.out == str(place.run(KEY)) and made.model == "pocket"
-    assert {"full", "pocket/tune", "lora"} <= set(teaching.recipes())
+    assert {"full", "pocket/tune", "lora"} <= set(recipes.known())
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from sdjax.images import reading
 from sdjax.runtime import accelerator, compile_cache, locks, signals
 from sdjax.service import batch, maker
 from sdjax.settings import SettingError
+from sdjax.training import recipes
 
 LIST, NAME = "class_images.jsonl", re.compile(r"class-\d{5}")
 BATCH = 8  # pictures at once
@@ -92,7 +93,7 @@ def _write(path, text):
 def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
     """Draws the class pictures of a recipe; returns 0, 1 after printing an error, or 130 and 143 as batch.main."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="a Python file with config(), such as configs/dreambooth.py")
+    parser.add_argument("recipe", help="the run's recipe, such as dreambooth, or a Python file with config()")
     parser.add_argument("changes", nargs="*", metavar="a.b=value", help="the settings that the run will have")
     parser.add_argument("--batch", type=int, default=BATCH, help="pictures at once")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the pictures: steps=50")
@@ -106,7 +107,7 @@ def _main(given: argparse.Namespace) -> int:
         more = dict(text.partition("=")[::2] for text in given.set)
         compile_cache.keep()
         accelerator.check()
-        made, there = draw(settings.load(given.recipe, given.changes), more, given.batch)
+        made, there = draw(settings.load(recipes.find(given.recipe), given.changes), more, given.batch)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

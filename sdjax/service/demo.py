@@ -26,9 +26,9 @@ SMALL = 160  # text width of the embedded model and of `make pocket`'s
 SHOWN = 128  # least side of a picture in the grid, in pixels
 
 
-def parser(doc: str | None) -> flags.Parser:
-    """Returns the command line's parser; doc: the program's docstring."""
-    made = flags.Parser(doc)
+def parser(doc: str | None, prog: str | None = None) -> flags.Parser:
+    """Returns the command line's parser; doc: the program's docstring.  prog: its name in the usage."""
+    made = flags.Parser(doc, prog=prog)
     made.add_argument("--model", default="pocket", help="a model with an e4t/ folder; default: pocket")
     made.add_argument("--image", help="the input picture; default: a drawn face that the model has never seen")
     made.add_argument(
@@ -42,19 +42,19 @@ def parser(doc: str | None) -> flags.Parser:
     return made
 
 
-def main(doc: str | None, recipes: Path, arguments: Sequence[str] | None = None) -> int:
-    """Runs the demo; returns the exit status.  recipes: the folder of pocket/tune.py and e4t_tune.py."""
-    options = parser(doc).parse_args(arguments)
+def main(doc: str | None, arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Runs the demo; returns the exit status.  doc: its description.  prog: its name in the usage."""
+    options = parser(doc, prog).parse_args(arguments)
     try:
         with programs.one_line():
-            result = run(options, recipes)
+            result = run(options)
     except SystemExit as end:
         return end.code  # pyright: ignore[reportReturnType]  # one_line ends with a number
     print(f"\nlook at {result}")
     return 0
 
 
-def run(options: Any, recipes: Path) -> Path:
+def run(options: Any) -> Path:
     """Personalises the model, writes grid.png and timings.json, and returns the grid's path."""
     clock = _Clock()
     from sdjax import settings
@@ -63,6 +63,7 @@ def run(options: Any, recipes: Path) -> Path:
     from sdjax.images import reading
     from sdjax.runtime import accelerator, compile_cache
     from sdjax.sampling.latents import latent_shape
+    from sdjax.training import recipes
     from sdjax.training.loop import train
     from sdjax.training.run_folder import fresh
 
@@ -78,7 +79,7 @@ def run(options: Any, recipes: Path) -> Path:
     seen = e4t.personalise(base, pipeline.locate(options.model), picture)
     clock.lap("load")
     small = base.networks["unet"].config.cross_attention_dim == SMALL
-    recipe = recipes / ("pocket/tune.py" if small else "e4t_tune.py")
+    recipe = recipes.find("pocket/tune" if small else "e4t_tune")
     wanted = [f"model={options.model}", f"init={options.model}", f"data.path={path}", f"steps={options.steps}"]
     tuned = train(settings.load(recipe, wanted), fresh(out / "run"))
     clock.lap("tuning, compilation included")

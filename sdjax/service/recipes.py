@@ -15,6 +15,7 @@ from typing import Any
 from sdjax import settings
 from sdjax.service import teaching
 from sdjax.settings import SettingError
+from sdjax.training.recipes import known
 
 ABOUT = re.compile(r"(?:^|(?<=[.;\]]))\s+((?:[a-z]\w*)(?:, [a-z]\w*)*): ", re.MULTILINE)
 
@@ -35,7 +36,7 @@ class Declared:
 
 def declared(recipe: str) -> list[Declared]:
     """Returns the settings of a recipe that a request may set.  Raises SettingError for an unknown recipe."""
-    there = teaching.recipes()
+    there = known()
     if recipe not in there:
         raise SettingError("recipe", recipe, f"one of {', '.join(there)}")
     return [one for one in _walk(settings.load(there[recipe]), "") if teaching.may(one.name) and _is_plain(one.value)]
@@ -43,7 +44,7 @@ def declared(recipe: str) -> list[Declared]:
 
 def about(recipe: str) -> str:
     """Returns the first sentence of a recipe's docstring."""
-    text = settings.describe(teaching.recipes()[recipe]).split("\n\n")[0]
+    text = settings.describe(known()[recipe]).split("\n\n")[0]
     return " ".join(text.split())
 
 

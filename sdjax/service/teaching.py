@@ -27,9 +27,8 @@ from sdjax.service.library import Library, known
 from sdjax.service.place import Place
 from sdjax.service.queue import DONE, FAILED, STOPPED, STOPS, Job, Queue
 from sdjax.settings import UNSAID, SettingError, prefixed, shown
-from sdjax.training import asked
+from sdjax.training import asked, recipes
 
-RECIPES = Path(__file__).parents[2] / "configs"  # in a checkout; an installed package has no recipes
 EVERY = 0.3  # seconds between reads of a run's metrics
 OWN = (
     "out",
@@ -48,12 +47,6 @@ NAME = re.compile(r"[a-zA-Z_]\w*(\.\w+)*")
 SUBJECT = re.compile(r"[\w][\w -]{0,60}")
 TAIL = 1 << 16  # bytes read at a file's end
 ORDERS = {"sample": asked.SAMPLE, "save": asked.SAVE}  # files that a run watches for
-
-
-def recipes() -> dict[str, Path]:
-    """Returns {name: file} of the recipes."""
-    found = sorted(RECIPES.rglob("*.py"))
-    return {path.relative_to(RECIPES).with_suffix("").as_posix(): path for path in found if path.name != "__init__.py"}
 
 
 def order_of(library: Library, body: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
@@ -77,7 +70,7 @@ def _loaded(library: Library, order: Mapping[str, Any], key: str) -> Any:
     """Returns the settings of the run of an order."""
     from sdjax.settings import load
 
-    recipe, there = order.get("recipe"), recipes()
+    recipe, there = order.get("recipe"), recipes.known()
     if recipe not in there:
         raise SettingError("recipe", recipe, f"one of {', '.join(there)}")
     items = [f"out={library.place.run(key)}", *_pictures(library.place, order.get("data"))]

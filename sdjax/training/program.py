@@ -1,31 +1,47 @@
 """The training program: trains by a recipe and overrides, and writes a run's folder."""
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from sdjax.runtime import accelerator, compile_cache, guard, processes, signals, watch
 from sdjax.settings import SettingError, describe, load
+from sdjax.training import recipes
 
-USAGE = """usage: sdjax train RECIPE [a.b=value ...] [out=DIR]
+TRAIN = """usage: {prog} RECIPE [a.b=value ...] [out=DIR]
 
-Trains a recipe: a Python file with a function config(), such as configs/lora.py.  a.b=value overrides a setting.
-Rerun the command to resume from the newest checkpoint.
+Trains any method.  RECIPE is a Python file with a function config(), or one of
+{recipes}.
+a.b=value overrides any setting.  The run writes config.json, origin.json, metrics.jsonl, checkpoints/, samples/ and
+export/ to DIR.  The default DIR is the recipe's own, otherwise outputs/NAME of the recipe; {{picture}} in it stands for
+the picture's name.  Rerun the command to resume from the newest checkpoint.
 
-    sdjax train configs/lora.py data.path=photos/cat data.word=cat
-    sdjax train configs/lora.py --help      what the recipe does, and every setting"""
+    {prog} lora data.path=photos/cat data.word=cat optim.lr=1e-4
+    {prog} lora --help      what the recipe does, and every setting"""
+CACHE = """usage: {prog} RECIPE [a.b=value ...] data.cache=DIR
+
+Fills a run's cache before it trains: moments or pictures, and the text encoder's outputs.  RECIPE is a Python file
+with a function config(), or one of
+{recipes}.
+Use the recipe and settings of the run.  Rerun the command after any interruption: it computes what is missing or
+damaged.  For randomly drawn prompts (templates, shuffled captions) it covers `epochs` epochs, at least one; the run
+adds the others as it meets them.
+
+    {prog} lora data.path=photos/cat data.cache=cache
+    {prog} lora --help      what the recipe does, and every setting"""
 
 
-def main(arguments: Sequence[str], doc: str = USAGE) -> int:
-    """Runs one recipe; returns the exit status.  doc: the text of --help without a recipe."""
+def main(arguments: Sequence[str], prog: str = "sdjax train") -> int:
+    """Runs one recipe; returns the exit status.  prog: the program's name in its help."""
     said = "rerun the command to resume from the newest checkpoint"
-    return processes.ended(lambda: signals.ended(lambda: _run(arguments, doc, _train), said))
+    return processes.ended(lambda: signals.ended(lambda: _run(arguments, TRAIN, prog, _train), said))
 
 
-def fill(arguments: Sequence[str], doc: str) -> int:
-    """Fills the cache of one recipe; returns the exit status."""
+def fill(arguments: Sequence[str], prog: str = "sdjax cache") -> int:
+    """Fills the cache of one recipe; returns the exit status.  prog: the program's name in its help."""
     said = "rerun the command to compute the rest"
-    return processes.ended(lambda: signals.ended(lambda: _run(arguments, doc, _fill), said))
+    return processes.ended(lambda: signals.ended(lambda: _run(arguments, CACHE, prog, _fill), said))
 
 
 def _train(settings, recipe):
@@ -46,14 +62,15 @@ def _fill(settings, recipe):
     print(f"{settings.data.cache}: {data.fill(settings.epochs or 1)}")
 
 
-def _run(arguments, doc, act):
+def _run(arguments, doc, prog, act):
     """Calls act(settings, recipe) for one recipe; returns the exit status."""
     if not arguments or list(arguments) == ["--help"]:
-        print(doc)
+        print(doc.format(prog=prog, recipes=textwrap.fill(", ".join(recipes.known()), 118)))
         return 0
-    path, *overrides = arguments
+    name, *overrides = arguments
     watch.split()
     try:
+        path = recipes.find(name)
         if "--help" in overrides:
             print(describe(path))
             return 0
@@ -63,7 +80,7 @@ def _run(arguments, doc, act):
         accelerator.check()
         from sdjax.training import checks
 
-        act(checks.worded(settings), path)
+        act(checks.worded(settings), name)
         return 0
     except (ValueError, OSError, FloatingPointError) as error:  # errors of the input; others are bugs
         said, status = f"error: {guard.line(error)}", 1

@@ -13,6 +13,7 @@ from sdjax.sampling.settings import TASKS
 from sdjax.service import teaching, tools
 from sdjax.service.queue import RUNNING, Job
 from sdjax.settings import UNSAID, SettingError, nearest
+from sdjax.training.recipes import known
 from sdjax.web.services import Services, asks, body, schema
 
 KEYS = ("task", "settings", "count")
@@ -74,7 +75,7 @@ def router(services: Services) -> APIRouter:
     @routes.get("/settings")
     def settings() -> dict[str, Any]:
         """The settings of every task, as JSON schemas, and the recipes of training."""
-        return {"tasks": {task: schema(task) for task in TASKS}, "recipes": list(teaching.recipes())}
+        return {"tasks": {task: schema(task) for task in TASKS}, "recipes": list(known())}
 
     every: dict[str, Any] = {"task": {"enum": list(TASKS)}, "settings": {"oneOf": [schema(task) for task in TASKS]}}
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from sdjax.service import picture_sets, recipes, suggest, teaching, uploads
 from sdjax.service.queue import DONE, ENDED, FAILED, RUNNING, WAITING, Job
+from sdjax.training.recipes import known
 from sdjax.web.page import draft, marks, stage, words
 from sdjax.web.page.desk import QUIET, Desk
 from sdjax.web.page.marks import button, tag
@@ -85,7 +86,7 @@ def build(desk: Desk) -> None:
                                   placeholder="my cat", elem_id="teach-name")  # fmt: skip
                 model = gr.Dropdown([("The usual one", "")], value="", label="Model", info="The model that learns it.",
                                     elem_id="teach-model")  # fmt: skip
-                names = [(BY_ITSELF, ""), *((one, one) for one in teaching.recipes())]
+                names = [(BY_ITSELF, ""), *((one, one) for one in known())]
                 recipe = gr.Dropdown(names, value="", label="Method", elem_id="recipe",
                                      info="The suggestion depends on pictures, model and memory.")  # fmt: skip
                 changes = gr.State({})
