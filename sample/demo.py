@@ -1,9 +1,7 @@
-"""Personalizes the embedded model from one image in seconds and makes pictures of its subject.
+"""Personalizes the embedded model from one image in seconds; `sdjax demo` is the same program.
 
-    make demo                                    # a face that the model has never seen
-    python sample/demo.py --image photo.png      # your own picture
-
-The rows of the grid: the model without the image, with E4T's encoder alone, and after tuning.
+make demo                                    # a face that the model has never seen
+python sample/demo.py --image photo.png      # your own picture
 """
 
 import sys
@@ -11,4 +9,4 @@ import sys
 from sdjax.service.demo import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__.splitlines()[0]))
+    sys.exit(main(sys.argv[1:], "python sample/demo.py"))

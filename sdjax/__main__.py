@@ -84,6 +84,34 @@ def _tune(rest: list[str]) -> int:
     return _train([recipe, f"model={model}", f"init={model}", f"data.path={photo}", *more])
 
 
+def _demo(rest: list[str]) -> int:
+    """Personalizes the embedded model from one picture and draws a sheet of its subject."""
+    from sdjax.service.demo import main as demo
+
+    return demo(rest)
+
+
+def _cache(rest: list[str]) -> int:
+    """Fills a run's cache before it trains."""
+    from sdjax.training.program import fill
+
+    return fill(rest)
+
+
+def _class_images(rest: list[str]) -> int:
+    """Draws class pictures for a DreamBooth run."""
+    from sdjax.service.class_images import main as class_images
+
+    return class_images(rest)
+
+
+def _vocabulary(rest: list[str]) -> int:
+    """Lists a model's rare words, or builds the embedded model's vocabulary."""
+    from sdjax.service.vocabulary import main as vocabulary
+
+    return vocabulary(rest)
+
+
 def _convert(rest: list[str]) -> int:
     """Converts a model or exports a run."""
     from sdjax.convert import main as convert
@@ -119,6 +147,10 @@ OTHERS = {
     "batch": _batch,
     "train": _train,
     "tune": _tune,
+    "demo": _demo,
+    "cache": _cache,
+    "class_images": _class_images,
+    "vocabulary": _vocabulary,
     "convert": _convert,
     "adapters": _adapters,
     "ui": _ui,

@@ -140,20 +140,20 @@ def test_class_pictures_are_counted_and_made_once(run, tmp_path, monkeypatch, ca
     def drawn():
         return {path.name: path.read_bytes() for path in sorted(folder.glob("class-*.png"))}
 
-    assert class_images.main("", [*line, "class_data.count=5"]) == 0
+    assert class_images.main([*line, "class_data.count=5"]) == 0
     assert "3 class pictures made, 2 already existed" in capsys.readouterr().out
     first = drawn()
     assert len(first) == 3 and (folder / "class-00000.txt").read_text() == "dog, in a park"
     (folder / "class-00001.png").unlink()
-    assert class_images.main("", [*line, "class_data.count=5"]) == 0
+    assert class_images.main([*line, "class_data.count=5"]) == 0
     assert "1 class pictures made, 4 already existed" in capsys.readouterr().out
     assert drawn() == first  # the same picture again
     more = ['class_data.prompts=("a red dog",)', "class_data.count=5"]
-    assert class_images.main("", [*line, *more]) == 0
+    assert class_images.main([*line, *more]) == 0
     assert "3 class pictures made" in capsys.readouterr().out and drawn().keys() == first.keys() and drawn() != first
     settings = dataclasses.replace(run, class_data=dataclasses.replace(run.class_data, path=str(folder)))
     assert len(checks.class_pictures(settings, checks.pictures(settings))) == 5
-    assert class_images.main("", [*line, 'class_data.identifiers=("zwx",)']) == 1
+    assert class_images.main([*line, 'class_data.identifiers=("zwx",)']) == 1
     assert "error: class_data.identifiers=('zwx',): expected words that" in capsys.readouterr().err
     assert program.main is class_images.main
 

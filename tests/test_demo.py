@@ -31,7 +31,7 @@ def test_demo_leaves_pictures_times_and_a_model_for_pytorch(folder, tmp_path, mo
     out = tmp_path / "demo"
     monkeypatch.setattr(compile_cache, "keep", lambda **_: None)
     arguments = ["--model", str(folder), "--image", photo(tmp_path / "my photo.png"), "--steps", "1", "--out", str(out)]
-    assert demo.main("", arguments) == 0, capsys.readouterr().err
+    assert demo.main(arguments) == 0, capsys.readouterr().err
     with Image.open(out / "grid.png") as grid:
         assert grid.width > 9 * 32
     assert len(list(out.glob("*.json"))) == len(demo.PROMPTS) + 1
@@ -39,7 +39,7 @@ def test_demo_leaves_pictures_times_and_a_model_for_pytorch(folder, tmp_path, mo
     said = capsys.readouterr().out
     assert f"python -m sdjax.convert {out / 'run' / 'export'} DST" in said
     (out / "run" / "config.json").write_text("{}")
-    assert demo.main("", arguments) == 1
+    assert demo.main(arguments) == 1
     assert (out / "run" / "export").is_dir()
     assert "holds other files than a run's; choose another out=DIR" in capsys.readouterr().err
 

@@ -1,7 +1,10 @@
 """The program `sdjax`: one name for all programs."""
 
+import contextlib
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from programs import ROOT
@@ -11,11 +14,12 @@ from sdjax.service import programs
 
 
 def test_each_name_is_a_program(capsys):
-    for name in (*TASKS, "batch", "convert"):
+    for name in (*TASKS, "batch", "convert", "demo", "class_images"):
         with pytest.raises(SystemExit) as end:
             main([name, "--help"])
         assert end.value.code == 0 and "--" in capsys.readouterr().out
     assert main([]) == main(["--help"]) == main(["train"]) == main(["tune", "--help"]) == 0
+    assert main(["cache"]) == main(["vocabulary"]) == 0
     capsys.readouterr()
     assert main(["paint"]) == 2
     out, error = capsys.readouterr()
@@ -23,6 +27,23 @@ def test_each_name_is_a_program(capsys):
     names = error.strip().rpartition("one of ")[2].split(", ")
     assert set(names) == set(about()) and all(f"    {name} " in out for name in names)
     assert set(TASKS) == set(programs.TASKS)
+
+
+@pytest.mark.parametrize("path", ["train/run.py", "train/cache.py", "train/class_images.py", "train/vocabulary.py",
+                                  "sample/demo.py"])  # fmt: skip
+def test_a_program_of_the_checkout_has_the_same_help(path, capsys, monkeypatch):
+    """Except for its name."""
+
+    def told(run, *arguments):
+        with contextlib.suppress(SystemExit):
+            run(*arguments)
+        return " ".join(capsys.readouterr().out.split())
+
+    name = {"run": "train"}.get(Path(path).stem, Path(path).stem)
+    own = told(main, [name, "--help"])
+    monkeypatch.setattr(sys, "argv", [path, "--help"])
+    theirs = told(runpy.run_path, str(ROOT / path), None, "__main__")
+    assert f"sdjax {name}" in own and theirs.replace(f"python {path}", f"sdjax {name}") == own
 
 
 def test_tuning_takes_the_recipe_of_the_model(monkeypatch):

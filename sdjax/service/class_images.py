@@ -26,6 +26,14 @@ from sdjax.service import batch, maker
 from sdjax.settings import SettingError
 from sdjax.training import recipes
 
+DOC = """Draws class pictures for a DreamBooth run from the model that the run will train.
+
+    %(prog)s dreambooth data.path=photos/dog data.word="sks dog" class_data.path=dogs
+
+Use the recipe and settings of the run.  The program fills class_data.path up to class_data.count pictures (200).  Your
+own pictures there count; its own pictures from another model or prompt are replaced.  The prompts are
+class_data.prompts, otherwise the subject's prompts without class_data.identifiers.  Rerun the command after any
+interruption: it makes the missing pictures.  All devices of the machine share each batch."""
 LIST, NAME = "class_images.jsonl", re.compile(r"class-\d{5}")
 BATCH = 8  # pictures at once
 
@@ -90,9 +98,13 @@ def _write(path, text):
             temporary.write_text(text, encoding="utf-8")
 
 
-def main(doc: str | None, arguments: Sequence[str] | None = None) -> int:
-    """Draws the class pictures of a recipe; returns 0, 1 after printing an error, or 130 and 143 as batch.main."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str], prog: str = "sdjax class_images") -> int:
+    """Draws the class pictures of a recipe; returns 0, 1 after printing an error, or 130 and 143 as batch.main.
+
+    prog: the program's name in its help.
+    """
+    how = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=prog, description=DOC, formatter_class=how)
     parser.add_argument("recipe", help="the run's recipe, such as dreambooth, or a Python file with config()")
     parser.add_argument("changes", nargs="*", metavar="a.b=value", help="the settings that the run will have")
     parser.add_argument("--batch", type=int, default=BATCH, help="pictures at once")

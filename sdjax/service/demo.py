@@ -26,9 +26,9 @@ SMALL = 160  # text width of the embedded model and of `make pocket`'s
 SHOWN = 128  # least side of a picture in the grid, in pixels
 
 
-def parser(doc: str | None, prog: str | None = None) -> flags.Parser:
-    """Returns the command line's parser; doc: the program's docstring.  prog: its name in the usage."""
-    made = flags.Parser(doc, prog=prog)
+def parser(prog: str) -> flags.Parser:
+    """Returns the command line's parser.  prog: the program's name in its help."""
+    made = flags.Parser(__doc__, prog=prog)
     made.add_argument("--model", default="pocket", help="a model with an e4t/ folder; default: pocket")
     made.add_argument("--image", help="the input picture; default: a drawn face that the model has never seen")
     made.add_argument(
@@ -42,9 +42,9 @@ def parser(doc: str | None, prog: str | None = None) -> flags.Parser:
     return made
 
 
-def main(doc: str | None, arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Runs the demo; returns the exit status.  doc: its description.  prog: its name in the usage."""
-    options = parser(doc, prog).parse_args(arguments)
+def main(arguments: Sequence[str], prog: str = "sdjax demo") -> int:
+    """Runs the demo; returns the exit status.  prog: the program's name in its help."""
+    options = parser(prog).parse_args(arguments)
     try:
         with programs.one_line():
             result = run(options)
