@@ -150,6 +150,9 @@ def test_photoshop_plugin(client):
     made, before = (np.asarray(one).astype(int) for one in (image(got["images"][0]), Image.open(io.BytesIO(begin))))
     moved = np.abs(made - before).max(-1)
     assert moved[12:20, 12:20].max() > 10 and moved[:6].max() <= 1 and "mask" not in got["parameters"]
+    Image.fromarray(np.pad(mask, ((0, 32), (0, 16)))).save(larger := io.BytesIO(), "PNG")
+    photo = {"init_images": [b64(picture(4, (64, 48)))], "mask": b64(larger.getvalue())}
+    assert image(img2img(client, **(body | photo))["images"][0]).size == (48, 64)  # the size is the masked region's
     turned = img2img(client, **(body | {"inpainting_mask_invert": 1, "inpaint_full_res": False}))
     moved = np.abs(np.asarray(image(turned["images"][0])).astype(int) - before).max(-1)
     assert moved[12:20, 12:20].max() <= 1 and moved[:4].max() > 10

@@ -191,9 +191,12 @@ def test_each_row_keeps_its_own_size_and_is_painted_around_its_own_mask(tmp_path
     white_top(tmp_path / "n.png", 20)
     rows += [{"prompt": "a face", "image": "a.png", "mask": f"{name}.png", "margin": 2, "seed": 1} for name in "mn"]
     rows += [{"prompt": "a face", "image": "b.png", "mask": "m.png"}]  # another size than its picture
+    white_top(tmp_path / "o.png", 6, (64, 48))
+    smooth(tmp_path / "c.png", (64, 48))
+    rows += [{"prompt": "a face", "image": "c.png", "mask": "o.png", "margin": 2, "size": 32}]
     assert run(write(tmp_path, rows), tmp_path / "out") == 1
     made = pictures(tmp_path / "out")
-    assert [picture.shape[:2] for picture in made.values()] == [(32, 32), (32, 48), (32, 32), (32, 32)]
+    assert [picture.shape[:2] for picture in made.values()] == [(32, 32), (32, 48), (32, 32), (32, 32), (64, 48)]
     assert list(reasons(tmp_path / "out")) == [5]
     assert run(write(tmp_path, rows[3:4]), tmp_path / "alone") == 0
     assert np.abs(pictures(tmp_path / "alone")["000001.png"].astype(int) - made["000004.png"]).max() <= 1

@@ -11,7 +11,7 @@ from PIL import Image
 
 import sdjax
 from sdjax.images import resize
-from sdjax.sampling import denoising, generate, inpainting, settings
+from sdjax.sampling import control, denoising, generate, inpainting, job, settings
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
 
@@ -34,8 +34,8 @@ def make_both(sd, pipe, given, mask, strength):
         output_type="np", height=32, width=32,
     ).images  # fmt: skip
     how = dict(steps=10, guidance=5.0, negative_prompt=tiny.NEGATIVE, seeds=[4, 5], strength=strength)
-    job = generate.job(settings.Inpaint, tiny.PROMPTS, **how)
-    ours = inpainting.painted(sd, job, given, np.stack([mask] * 2) > 127)
+    asked = generate.job(settings.Inpaint, tiny.PROMPTS, **how)
+    ours = inpainting.painted(sd, asked, given, np.stack([mask] * 2) > 127)
     return ours, theirs
 
 
@@ -115,6 +115,29 @@ def test_margins_are_those_of_each_picture_and_keep_its_shape(plain, monkeypatch
     assert columns == pytest.approx(4 * rows, abs=3)  # the mask is 5 by 20
     with pytest.raises(ValueError, match="margin=-1: expected a whole number, 0 to 100000"):
         sdjax.inpaint(plain, ["a"], given[0], masks[0], margin=-1)
+
+
+def test_with_a_margin_the_size_is_the_crops_and_the_picture_keeps_its_own(plain, monkeypatch):
+    """As A1111's "only masked": the box has the aspect ratio of width and height, and is computed at that size."""
+    given, mask, seen = tiny.pictures(1, 200)[0][:160], np.zeros((160, 200), np.uint8), []
+    mask[60:70, 80:90] = 255
+
+    def white(sd, some, shown, hidden):
+        seen.append((shown, some.control[0].picture[0]))
+        return np.full_like(shown, 255)
+
+    monkeypatch.setattr(inpainting, "painted", white)
+    edges = control.Control(None, None).on(given)
+    files = dict(image="a.png", mask="m.png", control=("c",), control_image=("e.png",))
+    made = settings.ControlNet(prompt="a", size="64x32", margin=3, feather=0, resize="fill", **files)
+    made = inpainting.repainted(plain, job.Job((made,), control=edges), given, mask)[0]
+    shown, hint = seen[0]
+    assert shown.shape == (1, 32, 64, 3) and made.shape == given.shape
+    assert (made[60:70, 80:90] == 255).all()
+    np.testing.assert_array_equal(made[mask == 0], given[mask == 0])
+    near = Image.fromarray(given[57:73, 69:101]).resize((64, 32), Image.Resampling.LANCZOS)  # 16 by 32 around the mask
+    np.testing.assert_array_equal(shown[0], np.asarray(near))
+    np.testing.assert_array_equal(hint, shown[0])  # the ControlNet's picture is cropped too
 
 
 def test_the_painted_region_fades_in():

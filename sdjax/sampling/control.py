@@ -88,6 +88,18 @@ def applied(controls: Sequence[Control], made: settings.ControlNet, pictures: Se
     return [one.on(picture, *numbers, made.guess, how, maker) for one, picture, maker, *numbers in given]
 
 
+def near(control: Control, boxes: Sequence[tuple[slice, slice]], whole: resize.Size, size: resize.Size) -> Control:
+    """Returns a Control for crops of pictures: what its picture shows in `boxes` of `whole`, resized to `size`.
+
+    Source: sd-webui-controlnet, which crops the pictures of its units to the masked region too.
+    """
+    if control.picture is None:
+        return control
+    shown = resize.fitted(control.picture, len(boxes), whole, control.resize)
+    crops = [resize.fit(one[box], size, "fill") for one, box in zip(shown, boxes, strict=True)]
+    return dataclasses.replace(control, picture=crops)
+
+
 def taken(sd: StableDiffusion) -> tuple[StableDiffusion, list[Control]]:
     """Returns (sd without its ControlNet wrappers, these ControlNets as Controls)."""
     found = [one for one in sd.wrappers if isinstance(one, ControlNet)]

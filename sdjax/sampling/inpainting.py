@@ -8,6 +8,7 @@ step.  Source: the original inpainting checkpoints; Lugmayr et al. 2022 (RePaint
 Shapes: B batch, H W pixels, h w latent pixels, c latent channels.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,8 +18,9 @@ from jaxtyping import Array, Bool, Float32, UInt8
 
 from sdjax.diffusion.wrappers import KnownRegion
 from sdjax.images.resize import fit, fitted, pad
-from sdjax.sampling import settings
+from sdjax.sampling import control, settings
 from sdjax.sampling.denoising import late, run
+from sdjax.sampling.fields import Size
 from sdjax.sampling.job import Job, Pictures, job
 from sdjax.sampling.latents import decode, encode, latent_shape
 from sdjax.stable_diffusion import StableDiffusion
@@ -31,9 +33,9 @@ def inpaint(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, ma
     pictures: uint8 [H W 3], masks: uint8 [H W], 255 where to paint; one for all prompts or one per prompt.
     given: settings of settings.Inpaint, and arguments of job.job.
     strength: 1 starts from noise; less starts from the picture under the mask (see img2img).
-    size, resize: as in img2img; by default nothing is resized.
     margin: for small regions of large pictures.  None computes the whole picture.  A number of pixels crops to the mask
-    and that margin, computes the crop at the model's size and aspect ratio, and pastes it back.
+    and that margin, computes the crop at `size`, by default the model's, in its aspect ratio, and pastes it back.
+    size, resize: with a margin only the crop is resized, and the picture keeps its size; without one as in img2img.
     Raises ValueError for an empty mask, and for a model with another task.
     """
     return repainted(sd, job(settings.Inpaint, prompts, **given), pictures, masks)
@@ -42,25 +44,32 @@ def inpaint(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, ma
 def repainted(sd: StableDiffusion, job: Job, pictures: Any, masks: Any) -> Pictures:
     """Returns the pictures [B H W 3] of an inpainting job."""
     shared, count = job.settings, len(job.pictures)
-    pixels, holes = prepare(pictures, masks, count, *shared.target())
-    if shared.margin is None:
+    if not cropped(shared):
+        pixels, holes = prepare(pictures, masks, count, *shared.target())
         return paste(painted(sd, job, pixels, holes), pixels, holes, shared.feather)
-    size = tuple(side * sd.factor for side in latent_shape(sd)[:2])
+    pixels, holes = prepare(pictures, masks, count)
+    size = crop_size(sd, shared)
     boxes = [box(hole, shared.margin, size) for hole in holes]
     near, around = (
         [one[place] for one, place in zip(many, boxes, strict=True)] for many in (pixels, 255 * holes.astype(np.uint8))
     )
     shown, hidden = prepare(near, around, count, size, "fill")
     made = pixels.copy()
-    small = painted(sd, job, shown, hidden)
+    around_boxes = [control.near(one, boxes, pixels.shape[1:3], size) for one in job.control]
+    small = painted(sd, dataclasses.replace(job, control=around_boxes), shown, hidden)
     for whole, place, one in zip(made, boxes, small, strict=True):
         whole[place] = unfilled(one, whole[place].shape[:2])
     return paste(made, pixels, holes, shared.feather)
 
 
-def together(made: settings.Task) -> bool:
-    """Returns whether the masks of one call depend on each other: with a margin they do."""
+def cropped(made: settings.Task) -> bool:
+    """Returns whether only a crop around the mask is computed: with a margin."""
     return getattr(made, "margin", None) is not None
+
+
+def crop_size(sd: StableDiffusion, made: settings.Task) -> Size:
+    """Returns the size (height, width) in pixels at which a crop is computed: the settings' or the model's."""
+    return made.size or Size(*(side * sd.factor for side in latent_shape(sd)[:2]))
 
 
 def box(hole: Bool[np.ndarray, "H W"], margin: int, size: Sequence[int]) -> tuple[slice, slice]:

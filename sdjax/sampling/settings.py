@@ -83,7 +83,7 @@ class Sampling:
     size: Annotated[
         Size | None,
         Setting(
-            "size of the picture; default: the model's, or the given picture's",
+            "size of the picture, or with margin of the masked region; default: the model's, or the given picture's",
             "Size",
             "width height",
             unsaid=Size(512, 512),
@@ -317,7 +317,7 @@ class Masking:
         int | None,
         Interval(ge=0, le=100_000),
         Setting(
-            "paint only the masked region and at least this many pixels around it, at the model's size",
+            "paint only the masked region and at least this many pixels around it, at `size`; the rest keeps its size",
             "Margin",
             needs="mask",
         ),

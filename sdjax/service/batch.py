@@ -60,8 +60,9 @@ class Folder:
     def kind(self, request: Request) -> Any:
         """Returns what pictures of one call share beside their settings: sizes of their files, sometimes the mask."""
         made, given = request.settings, named_files(request)
-        sizes = [_read_or_none(_size, request, file) for file in given.values()] if not latents.sized(made) else []
-        around = inpainting.together(made)
+        around = inpainting.cropped(made)
+        kept = around or not latents.sized(made)
+        sizes = [_read_or_none(_size, request, file) for file in given.values()] if kept else []
         return sizes, _read_or_none(_digest, request, given["mask"]) if around else None
 
     def done(self, request: Request) -> bool:

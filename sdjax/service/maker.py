@@ -116,6 +116,8 @@ class Maker:
         elif upscaling.passes(made) > 1:
             height, width = wanted_shape(sd, made)[:2]
             size = height * sd.factor, width * sd.factor
+        elif inpainting.cropped(made):
+            size = inpainting.crop_size(sd, made)
         if not private:
             return records.public(records.of(made, size, more=more))
         names, hashes = provenance.of(sd, made, self._named(sd, made))
