@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 
+from sdjax.sampling.fields import make
+from sdjax.sampling.settings import TextToImage
 from sdjax.settings import SettingError
 from sdjax.web import a1111_words
 
@@ -12,7 +14,19 @@ def asked(**body):
     async def keep(*_):
         raise AssertionError("no picture is given")
 
-    return asyncio.run(a1111_words.of_body("txt2img", {"prompt": "a", "enable_hr": True, **body}, {}, keep))
+    names = ["None", "Lanczos", "Nearest", "x4 [0123456789]"]
+    return asyncio.run(a1111_words.of_body("txt2img", {"prompt": "a", "enable_hr": True, **body}, {}, keep, names))
+
+
+@pytest.mark.parametrize(
+    "name, method, noted",
+    [("None", "lanczos", 0), ("Lanczos", "lanczos", 0), ("Nearest", "nearest", 0), ("x4 [0123456789]", "lanczos", 1),
+     ("Latent", "latent", 0), ("Latent (bicubic antialiased)", "latent", 1)],
+)  # fmt: skip
+def test_every_listed_upscaler_enlarges(name, method, noted):
+    made = asked(hr_upscaler=name)
+    assert make(TextToImage, made.values | {"prompt": "a"}).hires_method == method and len(made.notes) == noted
+    assert all(repr(name) in note for note in made.notes)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,15 @@ def test_tiles_share_at_most_half_of_themselves(monkeypatch, tile):
     assert set(seen) == {(1, tile, tile, 4)}
 
 
+def test_nearest_repeats_the_pixels_of_the_first_pass(monkeypatch):
+    small, seen = tiny.pictures(2), []
+    monkeypatch.setattr(upscaling, "run", lambda sd, job, start, **_: start)
+    monkeypatch.setattr(upscaling, "decode", lambda sd, z: small)
+    monkeypatch.setattr(upscaling, "encode", lambda sd, shown, keys: seen.append(shown))
+    sdjax.hires(tiny.model(), ["a cat"] * 2, steps=1, hires_method="nearest", hires_strength=1.0, scale=2)
+    np.testing.assert_array_equal(seen[0], np.repeat(np.repeat(small, 2, 1), 2, 2))
+
+
 @pytest.mark.parametrize("method", ["latent", "lanczos"])
 def test_hires_is_the_first_pass_enlarged_and_painted_over(method):
     sd = tiny.model()
@@ -132,7 +141,7 @@ def test_options_that_do_not_fit(sd, options, message):
 
 def test_what_does_not_fit_hires():
     sd = tiny.model()
-    with pytest.raises(ValueError, match="hires_method='nearest': expected one of latent, lanczos"):
-        sdjax.hires(sd, ["a cat"], hires_method="nearest")
+    with pytest.raises(ValueError, match="hires_method='bicubic': expected one of latent, lanczos, nearest"):
+        sdjax.hires(sd, ["a cat"], hires_method="bicubic")
     with pytest.raises(ValueError, match="expected an upscaler"):
         sdjax.upscale(sd, ["a cat"], tiny.pictures(1, 12)[0])

@@ -49,6 +49,12 @@ def _scaled(picture: UInt8[np.ndarray, "H W *channels"], size: Size) -> UInt8[np
     return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), smooth))
 
 
+def nearest(pictures: UInt8[np.ndarray, "B H W 3"], size: Size) -> UInt8[np.ndarray, "B h w 3"]:
+    """Returns pictures [B H W 3] resized to `size` by repeating pixels."""
+    small = Image.Resampling.NEAREST
+    return np.stack([np.asarray(Image.fromarray(one).resize((size[1], size[0]), small)) for one in pictures])
+
+
 def pad(pictures: Shaped[np.ndarray, "B H W *channels"], multiple: int) -> Shaped[np.ndarray, "B h w *channels"]:
     """Returns pictures [B H W ...] padded to multiples of a number, by repeating the lower and right edges."""
     sides = [(0, -side % multiple) for side in pictures.shape[1:3]]

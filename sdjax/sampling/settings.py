@@ -348,7 +348,7 @@ class Hires:
     ] = None
     hires_method: Annotated[
         str,
-        Choice(latent="Latent", lanczos="Lanczos").rest("lanczos"),
+        Choice(latent="Latent", lanczos="Lanczos", nearest="Nearest").also(none="lanczos").rest("lanczos"),
         Setting("how to enlarge the first pass", "Hires upscaler", "hr_upscaler", always=True, needs="hires"),
     ] = "latent"
 

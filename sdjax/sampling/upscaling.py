@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.images.resize import fitted
+from sdjax.images.resize import fitted, nearest
 from sdjax.models.cond import Cond
 from sdjax.sampling import memory, settings, tiles
 from sdjax.sampling.denoising import late, run
@@ -96,8 +96,8 @@ def hires(sd: StableDiffusion, prompts: str | Sequence[str], *, scale: float = 2
     """Returns pictures uint8 [B H W 3]: sampled at `size`, enlarged `scale` times and repainted.
 
     So the model composes the picture at its training size.
-    given: settings of settings.TextToImage, and arguments of job.job.  hires_method: latent (bilinear, on latents) or
-    lanczos (on pictures).  hires_strength, hires_steps: strength and steps of the second pass.
+    given: settings of settings.TextToImage, and arguments of job.job.  hires_method: latent (bilinear, on latents),
+    lanczos or nearest (on pictures).  hires_strength, hires_steps: strength and steps of the second pass.
     In prompts [a:b:12] counts the steps of both passes and [a:b:1.5] means half of the second pass, as in A1111.
     Raises SettingError for a strength that leaves no step, and for settings and sizes that do not fit the model.
     Source: A1111's hires fix.
@@ -120,7 +120,9 @@ def redone(sd: StableDiffusion, job: Job) -> Pictures:
         z = jax.image.resize(z, (len(z), *large), "linear", antialias=False)
     else:
         pixels = tuple(side * sd.factor for side in large[:2])
-        z = encode(sd, fitted(list(decode(sd, z)), len(z), pixels), job.keys)
+        small = decode(sd, z)
+        exact = shared.hires_method == "nearest"
+        z = encode(sd, nearest(small, pixels) if exact else fitted(list(small), len(z), pixels), job.keys)
     return decode(sd, run(sd, second, second.start_noise(large), z=z, skipped=skipped, before=job))
 
 

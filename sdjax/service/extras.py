@@ -29,6 +29,11 @@ class Enlarging:
     model: str | None = None
 
 
+def names(library: Library) -> list[str]:
+    """Returns the names of all ways to enlarge: "None", the filters, the titles of upscaling models."""
+    return ["None", *FILTERS, *(library.title(one) for one in upscalers(library))]
+
+
 def upscalers(library: Library) -> list[Entry]:
     """Returns the upscaling models of the library."""
     return [one for one in library.entries("model") if one.path is not None and _enlarges(one.path)]

@@ -53,7 +53,7 @@ def router(services: Services) -> APIRouter:
     async def draw(kind: str, request: Request) -> Any:
         given = await body(request)
         try:
-            asked = await of_body(kind, given, options(), keep)
+            asked = await of_body(kind, given, options(), keep, extras.names(library))
             job = await services.put(asked.task, asked.values, asked.count, SOURCE)
         except (SettingError, ValueError) as error:
             raise HTTPException(422, services.said(error, spelled)) from None

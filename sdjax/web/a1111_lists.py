@@ -75,8 +75,7 @@ def router(services: Services) -> APIRouter:
     @routes.get("/upscalers")
     def upscalers() -> list[dict[str, Any]]:
         """Ways to enlarge a picture."""
-        names = ["None", *extras.FILTERS, *(library.title(one) for one in extras.upscalers(library))]
-        return [_upscaler(name) for name in names]
+        return [_upscaler(name) for name in extras.names(library)]
 
     @routes.get("/latent-upscale-modes")
     def modes() -> list[dict[str, Any]]:

@@ -41,10 +41,13 @@ class Asked:
     notes: list[str] = field(default_factory=list)
 
 
-async def of_body(kind: str, body: Mapping[str, Any], options: Mapping[str, Any], keep: Keep) -> Asked:
+async def of_body(
+    kind: str, body: Mapping[str, Any], options: Mapping[str, Any], keep: Keep, upscalers: Sequence[str] = ()
+) -> Asked:
     """Returns the contents of a body of "txt2img" or "img2img".
 
-    options: the server's.  keep: stores a picture of the body.  Raises SettingError for an invalid value.
+    options: the server's.  keep: stores a picture of the body.  upscalers: names that /upscalers lists.
+    Raises SettingError for an invalid value.
     """
     options = {**options, **_object(body, "override_settings")}
     units = _units(body)
@@ -55,7 +58,7 @@ async def of_body(kind: str, body: Mapping[str, Any], options: Mapping[str, Any]
     if kind == "img2img":
         await _begun(asked, body, keep, masked)
     else:
-        _twice(asked, body)
+        _twice(asked, body, upscalers)
     if units:
         await _controlled(asked, units, keep)
     asked.count = _count(body, "batch_size") * _count(body, "n_iter")
@@ -144,7 +147,7 @@ def _ours(one: Field) -> bool:
     return one.about.file or one.about.mine
 
 
-def _twice(asked: Asked, body: Mapping[str, Any]) -> None:
+def _twice(asked: Asked, body: Mapping[str, Any], upscalers: Sequence[str]) -> None:
     """Translates hires fix, whose strength is denoising_strength."""
     values = asked.values
     values.pop("strength", None)
@@ -158,6 +161,18 @@ def _twice(asked: Asked, body: Mapping[str, Any]) -> None:
         values["hires"] = _enlargement(asked, wanted)
     if values.get("hires_steps") in (0, None):
         values.pop("hires_steps", None)
+    _enlarger(asked, upscalers)
+
+
+def _enlarger(asked: Asked, upscalers: Sequence[str]) -> None:
+    """Replaces an upscaler that hires fix does not run, a listed model or a kind of Latent, by the nearest one."""
+    choices, name = fields(Hires)["hires_method"].choices, asked.values.get("hires_method")
+    if choices is None or not isinstance(name, str) or choices.ours(name) in choices:
+        return
+    if name in upscalers or name.startswith(choices["latent"]):
+        near = choices.near(name)
+        asked.values["hires_method"] = near
+        asked.notes.append(f"hr_upscaler {name!r} acts as {choices[near]} in hires fix")
 
 
 def _enlargement(asked: Asked, wanted: Sequence[Any]) -> float:
