@@ -143,7 +143,7 @@ def test_photoshop_plugin(client):
     begin = picture(4)
     body = {
         "init_images": [b64(begin, URL)], "mask": b64(written.getvalue(), URL),
-        "mask_blur": 4, "inpainting_fill": 1, "inpaint_full_res": True, "inpaint_full_res_padding": 4,
+        "mask_blur": 4, "inpainting_fill": 2, "inpaint_full_res": True, "inpaint_full_res_padding": 4,
         "inpainting_mask_invert": 0, "denoising_strength": 0.75, "styles": [], "alwayson_scripts": {}, "batch_size": 1,
     }  # fmt: skip
     got = img2img(client, **body)

@@ -140,6 +140,35 @@ def test_with_a_margin_the_size_is_the_crops_and_the_picture_keeps_its_own(plain
     np.testing.assert_array_equal(hint, shown[0])  # the ControlNet's picture is cropped too
 
 
+def test_the_masked_content_is_what_less_strength_starts_from(plain, monkeypatch):
+    given, holes = tiny.pictures(1), hole()[None] > 0
+    where = inpainting._any(holes, plain.factor)
+    seen = []
+    monkeypatch.setattr(
+        inpainting, "encode", lambda sd, shown, keys: seen.append(shown) or np.full((1, 16, 16, 4), 7.0)
+    )
+    made = {}
+    for content in settings.CONTENTS:
+        asked = generate.job(settings.Inpaint, ["a"], seeds=[5], image="a", mask="m", masked_content=content)
+        made[content] = np.asarray(inpainting.begun(plain, asked, given, holes))
+    noise = np.asarray(asked.start_noise((16, 16, 4)))
+    np.testing.assert_array_equal(made["original"], 7)
+    np.testing.assert_array_equal(made["fill"], 7)
+    np.testing.assert_array_equal(made["nothing"], np.where(where, 0, 7))
+    np.testing.assert_array_equal(made["noise"], np.where(where, noise, 7.0))
+    assert (seen[0] == given).all() and (seen[1] != given)[holes].any() and (seen[1] == given)[~holes].all()
+
+
+def test_a_filled_hole_has_the_colours_around_it():
+    picture, inside = np.zeros((80, 80, 3), np.uint8), np.zeros((80, 80), bool)
+    picture[:, :40, 0] = picture[:, 40:, 2] = 200
+    inside[30:50, 8:28] = True
+    made = inpainting.filled(np.where(inside[..., None], 255, picture).astype(np.uint8), inside)
+    np.testing.assert_array_equal(made[~inside], picture[~inside])
+    red, green, blue = made[inside].astype(int).T
+    assert red.min() > 150 and green.max() == 0 and blue.max() < 50
+
+
 def test_the_painted_region_fades_in():
     given, made = np.zeros((1, 20, 20, 3), np.uint8), np.full((1, 20, 20, 3), 250, np.uint8)
     holes = np.zeros((1, 20, 20), bool)

@@ -14,15 +14,15 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float32, UInt8
+from jaxtyping import Array, Bool, Float, Float32, UInt8
+from PIL import Image, ImageFilter
 
 from sdjax.diffusion.wrappers import KnownRegion
 from sdjax.images.resize import fit, fitted, pad
 from sdjax.sampling import control, settings
 from sdjax.sampling.denoising import late, run
-from sdjax.sampling.fields import Size
 from sdjax.sampling.job import Job, Pictures, job
-from sdjax.sampling.latents import decode, encode, latent_shape
+from sdjax.sampling.latents import decode, encode, latent_shape, size_of
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.inpainting import Inpainting
 
@@ -33,6 +33,7 @@ def inpaint(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, ma
     pictures: uint8 [H W 3], masks: uint8 [H W], 255 where to paint; one for all prompts or one per prompt.
     given: settings of settings.Inpaint, and arguments of job.job.
     strength: 1 starts from noise; less starts from the picture under the mask (see img2img).
+    masked_content: another start than the picture under the mask; see `begun`.
     margin: for small regions of large pictures.  None computes the whole picture.  A number of pixels crops to the mask
     and that margin, computes the crop at `size`, by default the model's, in its aspect ratio, and pastes it back.
     size, resize: with a margin only the crop is resized, and the picture keeps its size; without one as in img2img.
@@ -48,7 +49,7 @@ def repainted(sd: StableDiffusion, job: Job, pictures: Any, masks: Any) -> Pictu
         pixels, holes = prepare(pictures, masks, count, *shared.target())
         return paste(painted(sd, job, pixels, holes), pixels, holes, shared.feather)
     pixels, holes = prepare(pictures, masks, count)
-    size = crop_size(sd, shared)
+    size = size_of(sd, shared)
     boxes = [box(hole, shared.margin, size) for hole in holes]
     near, around = (
         [one[place] for one, place in zip(many, boxes, strict=True)] for many in (pixels, 255 * holes.astype(np.uint8))
@@ -65,11 +66,6 @@ def repainted(sd: StableDiffusion, job: Job, pictures: Any, masks: Any) -> Pictu
 def cropped(made: settings.Task) -> bool:
     """Returns whether only a crop around the mask is computed: with a margin."""
     return getattr(made, "margin", None) is not None
-
-
-def crop_size(sd: StableDiffusion, made: settings.Task) -> Size:
-    """Returns the size (height, width) in pixels at which a crop is computed: the settings' or the model's."""
-    return made.size or Size(*(side * sd.factor for side in latent_shape(sd)[:2]))
 
 
 def box(hole: Bool[np.ndarray, "H W"], margin: int, size: Sequence[int]) -> tuple[slice, slice]:
@@ -158,7 +154,7 @@ def painted(
     knows_masks = sd.networks["unet"].config.in_channels > sd.networks["vae"].config.latent_channels
     z, cond = None, None
     if skipped or not knows_masks:
-        z = encode(sd, whole, job.keys)
+        z = begun(sd, job, whole, hidden)
     if knows_masks:
         how = {"encode": lambda masked: encode(sd, masked, job.keys)}
         cond = Inpainting().given(sd, whole, hidden, how)
@@ -168,6 +164,42 @@ def painted(
     z = z if skipped else None
     made = decode(sd, run(sd, job, noise, z=z, skipped=skipped, cond=cond, region=region))
     return made[:, : pixels.shape[1], : pixels.shape[2]]
+
+
+def begun(
+    sd: StableDiffusion, job: Job, pixels: UInt8[np.ndarray, "B H W 3"], holes: Bool[np.ndarray, "B H W"]
+) -> Float[Array, "B h w c"]:
+    """Returns the latents [B h w c] that the masked content begins from.
+
+    original: those of the pictures.  fill: of the pictures with the holes `filled`.  noise: filled, and within the
+    holes the seeds' noise.  nothing: filled, and within the holes 0.
+    Source: A1111's inpainting_fill, modules/processing.py.
+    """
+    content = job.settings.masked_content
+    if content == "original":
+        return encode(sd, pixels, job.keys)
+    z = encode(sd, np.stack([filled(*one) for one in zip(pixels, holes, strict=True)]), job.keys)
+    mask = _any(holes, sd.factor)
+    if content == "noise":
+        return z * (1 - mask) + job.seeded_noise(z.shape[1:]) * mask
+    return z * (1 - mask) if content == "nothing" else z
+
+
+FILLS = (256, 64, 16, 16, 4, 4, 4, 4, 2, 2)  # radii of the blurs, in pixels; A1111's modules/masking.py, fill
+
+
+def filled(picture: UInt8[np.ndarray, "H W 3"], hole: Bool[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns a picture [H W 3] whose hole has the colours around it.
+
+    Blurs of the known part lie on each other, each finer than the one below, and the picture itself lies on top.
+    Source: A1111's masking.fill.
+    """
+    known = Image.fromarray(np.dstack([picture, np.where(hole, 0, 255).astype(np.uint8)]), "RGBA").convert("RGBa")
+    made = Image.new("RGBA", known.size)
+    blurs = {radius: known.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA") for radius in set(FILLS)}
+    for layer in (*(blurs[radius] for radius in FILLS), known.convert("RGBA")):
+        made.alpha_composite(layer)
+    return np.asarray(made.convert("RGB"))
 
 
 def _any(holes: Bool[np.ndarray, "B H W"], factor: int) -> Float32[Array, "B h w 1"]:

@@ -100,6 +100,11 @@ class Job:
         ]
         return jnp.concatenate(mixed)
 
+    def seeded_noise(self, shape: tuple[int, int, int]) -> Float[Array, "B h w c"]:
+        """Returns the start noise without variations."""
+        pictures = tuple(dataclasses.replace(one, variation=0.0) for one in self.pictures)
+        return dataclasses.replace(self, pictures=pictures).start_noise(shape)
+
     def step_noise(self, shape: Any, draws: Any) -> Any:
         """Returns the fresh noise of a plan's steps, see foreign_noise.steps; None if it is drawn from keys."""
         shared = self.settings

@@ -40,6 +40,11 @@ def wanted_shape(sd: StableDiffusion, made: Task) -> tuple[int, int, int]:
     return latent_shape(sd, made.size)
 
 
+def size_of(sd: StableDiffusion, made: Task) -> Size:
+    """Returns the size (height, width) in pixels of the settings or, by default, of the model."""
+    return made.size or Size(*(side * sd.factor for side in latent_shape(sd)[:2]))
+
+
 def sized(made: Task) -> bool:
     """Returns whether the settings have a picture size."""
     return made.size is not None

@@ -33,6 +33,9 @@ SCHEDULES = Choice(
 ).also(Uniform="normal")  # fmt: skip
 NOISES = Choice({"jax": "JAX", "torch-cpu": "CPU", "philox": "NV"}).also(GPU="philox")
 GRAMMARS = Choice(plain="plain", a1111="a1111", comfyui="comfyui")
+CONTENTS = Choice(
+    original="original", fill="fill", noise="latent noise", nothing="latent nothing"
+).also(**{"0": "fill", "1": "original", "2": "noise", "3": "nothing"})  # fmt: skip  # A1111's numbers
 FITS = Choice(crop="crop", fill="fill", stretch="stretch")
 
 
@@ -322,6 +325,17 @@ class Masking:
             needs="mask",
         ),
     ] = None
+
+    masked_content: Annotated[
+        str,
+        CONTENTS,
+        Setting(
+            "what a strength below 1 starts from under the mask: the picture, the colours around it, noise, nothing",
+            "Masked content",
+            "inpainting_fill",
+            needs="mask",
+        ),
+    ] = "original"
 
 
 @declared

@@ -24,7 +24,7 @@ from sdjax.images import reading
 from sdjax.runtime import replicas
 from sdjax.sampling import control, generate, inpainting, memory, settings, upscaling
 from sdjax.sampling.job import Job, Progress
-from sdjax.sampling.latents import latent_shape, wanted_shape
+from sdjax.sampling.latents import latent_shape, size_of, wanted_shape
 from sdjax.service import provenance, records
 from sdjax.service.request import Request, files_of, taken_apart, texts
 from sdjax.settings import SettingError
@@ -117,7 +117,7 @@ class Maker:
             height, width = wanted_shape(sd, made)[:2]
             size = height * sd.factor, width * sd.factor
         elif inpainting.cropped(made):
-            size = inpainting.crop_size(sd, made)
+            size = size_of(sd, made)
         if not private:
             return records.public(records.of(made, size, more=more))
         names, hashes = provenance.of(sd, made, self._named(sd, made))

@@ -206,13 +206,12 @@ async def _begun(asked: Asked, body: Mapping[str, Any], keep: Keep, masked: bool
     values.setdefault("strength", 0.75)
     values["resize"] = _one_of(RESIZE, body.get("resize_mode", 0), "resize_mode")
     if not masked:
-        values.pop("feather", None)
+        for name in ("feather", "masked_content"):
+            values.pop(name, None)
         return
     values["mask"] = await keep(body["mask"], "inverted mask" if body.get("inpainting_mask_invert") else "mask")
     if body.get("inpaint_full_res"):
         values["margin"] = body.get("inpaint_full_res_padding", 32)
-    if body.get("inpainting_fill", 1) != 1:
-        asked.notes.append("sdjax has no inpainting_fill: the masked part starts from the picture")
 
 
 def _units(body: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -255,8 +254,8 @@ async def _controlled(asked: Asked, units: list[dict[str, Any]], keep: Keep) -> 
     if begun is None:
         if resize != "crop":
             asked.notes.append("resize_mode of units acts as Crop and Resize where there is no init_image")
-        values.pop("strength", None)
-        values.pop("feather", None)
+        for name in ("strength", "feather", "masked_content"):
+            values.pop(name, None)
 
 
 def _maker(unit: Mapping[str, Any]) -> str:
