@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from programs import photo
+from tiny import pictures as tiny_pictures
 
 from sdjax import trees
 from sdjax.data import batches, cache, sources
@@ -21,7 +23,7 @@ from sdjax.formats import pipeline
 from sdjax.methods.full import Full
 from sdjax.methods.lora import Lora
 from sdjax.methods.textual_inversion import TextualInversion
-from sdjax.settings import load
+from sdjax.settings import SettingError, load
 from sdjax.training import program
 from sdjax.training.begin import begin
 from sdjax.training.settings import Train
@@ -271,6 +273,67 @@ def test_losses_are_the_same_with_and_without_what_is_kept(tmp_path, monkeypatch
     changed[len(MAGIC) + HEAD.size + 200] ^= 0x55
     path.write_bytes(changed)
     assert losses(folder, monkeypatch, few=0)[0] == first  # made anew
+
+
+def smooth(folder, count=3):
+    """Writes smooth pictures, of 48 x 48 pixels and without symmetry, with captions of two phrases; returns Data."""
+    folder.mkdir()
+    for i, one in enumerate(tiny_pictures(count, 48)):
+        Image.fromarray(one).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"a face, number {i}, red, blue")
+    return Data(path=str(folder), size=32, batch=4, shuffle=True)
+
+
+def moments_of(batch):
+    """Returns the moments of a batch of pixels."""
+    return np.asarray(jax.jit(lambda sd, pixels: sd.moments(pixels))(tiny(), batch["pixels"]))
+
+
+@pytest.mark.parametrize("flip", [0.5, 1.0])
+def test_flips_keep_the_moments_of_both_pictures(tmp_path, flip):
+    """The same pictures and prompts as without a cache, in the same steps."""
+    data = dataclasses.replace(smooth(tmp_path / "photos"), flip=flip)
+    plain = batches.build(dataclasses.replace(data, encode=False), tiny(), 0)
+    memory = batches.build(data, tiny(), 0)
+    files = batches.build(dataclasses.replace(data, cache=str(tmp_path / "cache")), tiny(), 0)
+    assert len(Store(tmp_path / "cache" / "moments.records")) == (6 if flip < 1 else 3)
+    for step in range(4):
+        np.testing.assert_allclose(memory[step]["moments"], moments_of(plain[step]), atol=1e-5)
+        same(files[step], memory[step])
+        same(memory[step]["ids"], plain[step]["ids"])
+    one, mirrored = (memory.source.stored(0, flag)["moments"] for flag in ((False, True) if flip < 1 else (True, True)))
+    assert np.abs(mirrored - one[:, ::-1]).max() > 0.01  # so moments cannot be mirrored instead
+
+
+def test_a_new_mask_encodes_no_picture_again(tmp_path, monkeypatch):
+    data = dataclasses.replace(smooth(tmp_path / "photos"), mask=True, flip=0.5, cache=str(tmp_path / "cache"))
+
+    def paint(side):
+        mask = np.zeros((48, 48), np.uint8)
+        mask[:, :side] = 255
+        Image.fromarray(mask).save(tmp_path / "photos" / "0.mask.png")
+
+    def shown():
+        made = batches.build(data, tiny(), 0)
+        plain = batches.build(dataclasses.replace(data, encode=False, cache=""), tiny(), 0)
+        for step in range(2):
+            np.testing.assert_array_equal(made[step]["mask"], plain[step]["mask"])
+            np.testing.assert_allclose(made[step]["moments"], moments_of(plain[step]), atol=1e-5)
+        return np.concatenate([made[step]["mask"] for step in range(2)])
+
+    paint(24)
+    before, size = shown(), (tmp_path / "cache" / "moments.records").stat().st_size
+    monkeypatch.setattr(Store, "put", None)  # nothing is encoded
+    paint(12)
+    assert (shown().mean((1, 2, 3)) < before.mean((1, 2, 3))).any()
+    assert (tmp_path / "cache" / "moments.records").stat().st_size == size
+
+
+def test_random_crops_are_encoded_as_they_come(tmp_path):
+    data = dataclasses.replace(smooth(tmp_path / "photos"), crop="random")
+    assert "pixels" in batches.build(data, tiny(), 0)[0]
+    with pytest.raises(SettingError, match="^cache='x': expected '' with crop='random', which cuts every picture anew"):
+        dataclasses.replace(data, cache="x")
 
 
 def test_prompts_are_kept_only_where_the_text_encoder_does_not_learn(tmp_path):

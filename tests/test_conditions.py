@@ -202,9 +202,12 @@ def test_files_are_cut_with_their_pictures(sd, tmp_path, elsewhere):
         Image.open(path / f"{i}.png").resize((96, 96), Image.Resampling.NEAREST).save(place / f"{i}{ending}")
     more = [f"condition_folder={place}"] if elsewhere else []
     data = override(Data(path=str(path), size=48, batch=3, flip=0.5, condition="files"), more)
-    batch = batches.build(data, sd, 0)[0]
+    batch = batches.build(override(data, ["encode=false"]), sd, 0)[0]
     assert len(batch["pixels"]) == 3
     np.testing.assert_allclose(batch["control"]["hint"], (batch["pixels"] + 1) / 2, atol=0.1)
+    kept = batches.build(override(data, [f"cache={tmp_path / 'cache'}"]), sd, 0)[0]
+    assert "moments" in kept and "pixels" not in kept
+    np.testing.assert_array_equal(kept["control"]["hint"], batch["control"]["hint"])  # mirrored with the moments
     (place / f"1{ending}").unlink()
     with pytest.raises(ValueError, match=r"1\.png \(1 of 3 pictures\): no file for data.condition='files'"):
         batches.build(data, sd, 0)

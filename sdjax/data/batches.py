@@ -64,9 +64,10 @@ class Data:
     shuffle: shuffle the comma-separated tags behind the first `keep`.  keep: number of tags that stay in front.
     tag_dropout: probability of dropping each of the other tags.
     prefix: text before every prompt that is not empty.  wildcards: replace {red|blue} by one of its texts.
-    encode: train on the autoencoder's moments; unchanging pictures are encoded once.
+    encode: train on the autoencoder's moments; each picture is encoded once, with flips also its mirror image, with
+    random crops at every step.
     cache: folder that stores moments, and text encoder outputs if the text encoder is frozen, for later runs; "" keeps
-    the moments of up to FEW pictures in memory and no text.
+    the moments of up to FEW pictures in memory and no text.  Needs crop=center.
     resident: keep all pictures, or their moments, on the device; a batch then sends only their numbers and its words.
     workers: processes that prepare the batches, and the pictures of `resident`; 0 uses threads of this process.
     concept: also give E4T's encoder a picture: the "same" one, or an "other" view of the subject if the source has one.
@@ -111,15 +112,12 @@ class Data:
         )  # fmt: skip
         if not isinstance(self.validation, str):
             settings.check(self, validation=settings.BELOW_1)
-        if self.cache and (not self.plain or self.mask):
-            raise SettingError("cache", self.cache, "'' unless crop=center, flip=0, mask=False: pictures stay as kept")
+        if self.cache and self.crop != "center":
+            raise SettingError("cache", self.cache, f"'' with crop={self.crop!r}, which cuts every picture anew")
         if self.buckets and self.concept and not self.squares:
             raise SettingError("buckets", self.buckets, f"0 with concept={self.concept!r}: encoders look at squares")
-        if self.resident and (not self.plain or self.mask or self.condition):
+        if self.resident and (self.crop != "center" or self.flip or self.mask or self.condition):
             raise SettingError("resident", True, "False unless crop=center, flip=0, mask=False and without a condition")
-        maker = self.maker
-        if self.cache and maker is not None and maker.endings:
-            raise SettingError("cache", self.cache, f"'' with condition={self.condition!r}: only pictures are kept")
 
     def looked_up(self) -> tuple[str, Source | None]:
         """Returns ("source", the source of `path`), whose settings are also available as data.NAME."""
@@ -135,11 +133,6 @@ class Data:
         """Whether all pictures are squares, in one size or several."""
         source = self.source or (sources.matching(self.path) if self.path else None)
         return not self.buckets or (source is not None and source.square)
-
-    @property
-    def plain(self) -> bool:
-        """Whether a picture never changes between steps."""
-        return self.crop == "center" and not self.flip
 
 
 @dataclass(frozen=True)
@@ -174,6 +167,7 @@ class Batches:
     ) -> None:
         self.data, self.size, self.seed = data, size, seed
         self.tokenizers, self.factor, self.maker = dict(sd.tokenizers), sd.factor, data.maker
+        self.drawn = self.maker is not None and not self.maker.endings  # a condition computed from the picture
         self.single = to_pixels(source.picture(0, size)) if len(source) == 1 else None
         self.texts: cache.Texts | None = None
         self.classes, others = classes
@@ -188,7 +182,7 @@ class Batches:
             self.tables, examples = resident.resident(*divided[0], sd, data)
             kept = [(examples, divided[0][1])]
         else:
-            kept = cache.kept(divided, sd, data, bool(data.concept or self.maker))
+            kept = cache.kept(divided, sd, data, bool(data.concept) or self.drawn)
         less = 0 if others is None else self.classes.rows_of(data.batch)
         counts = [(data.batch - less, 1.0), (less, self.classes.weight)]
         self.shares, first = [], 0
@@ -289,7 +283,7 @@ class Batches:
             whole = np.ones(np.broadcast_to(item["size"], 2), np.float32)  # class pictures have no mask
             example["mask"] = _shrink(item.get("mask", whole), self.factor)
         if self.maker is not None:
-            seen = item["condition"] if self.maker.endings else self.maker.make(item["picture"])
+            seen = self.maker.make(item["picture"]) if self.drawn else item["condition"]
             example["control"] = {"hint": seen.astype(np.float32) / 255}
         return example
 

@@ -6,6 +6,9 @@
 
 A picture's key is Examples.content and its shape.  The key of moments adds the autoencoder's weights and type; the key
 of a prompt is its ids and the text encoder's weights.  So nothing stale is used, and only new entries are computed.
+
+A run with flips keeps each picture twice, as it is and mirrored: an autoencoder's moments of a mirrored picture are not
+the mirrored moments.  Masks and conditions from files are read from the source at every step.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +28,9 @@ from sdjax.stable_diffusion import StableDiffusion, to_pixels
 FEW = 64  # most pictures whose moments a run keeps in memory without a folder
 BARS = {"picture": "pictures", "moments": "latents"}
 CHUNK, PIXELS = 64, 1 << 20  # most pictures, and most pixels, per call of the autoencoder
+MIRRORED = "mirrored"  # in the keys of mirrored pictures
 MANY = 4096  # beyond this number of pictures, one record marks a complete store and saves a look-up for each picture
-Key = Callable[[int], bytes]
+Key = Callable[[int, bool], bytes]  # of a picture's number and of whether it is mirrored
 Divided = tuple[Examples, Mapping[Shape, Sequence[int] | np.ndarray]]  # examples, {shape: numbers of an epoch}
 
 
@@ -34,12 +38,21 @@ class Kept(Examples):
     """Examples with pictures or moments from a store and everything else from the source.
 
     places: {"picture", "moments" or "row": (store, a function from a picture's number to its key)}.
-    count: number of stored pictures.
+    count: number of stored pictures.  flip: probability of the mirrored picture.
+    beside: whether the source has masks or conditions to read.
     """
 
-    def __init__(self, source: Examples, places: Mapping[str, tuple[Store | Memory, Key]], count: int) -> None:
+    def __init__(
+        self,
+        source: Examples,
+        places: Mapping[str, tuple[Store | Memory, Key]],
+        count: int,
+        flip: float = 0.0,
+        beside: bool = False,
+    ) -> None:
         self.source, self.places, self.count = source, places, count
-        self.remote = False  # stored arrays are local
+        self.flip, self.beside = flip, beside
+        self.remote = beside and source.remote  # stored arrays are local
 
     def __len__(self) -> int:
         return len(self.source)
@@ -51,6 +64,10 @@ class Kept(Examples):
     def picture(self, i: int, size: int | Shape) -> np.ndarray:
         """Returns picture i without random augmentation, uint8 [h w 3]."""
         return self.source.picture(i, size)
+
+    def view(self, i: int, size: int | Shape, mirrored: bool = False) -> dict[str, Any]:
+        """Returns the central crop of picture i with its mask and condition, mirrored or not."""
+        return self.source.view(i, size, mirrored)
 
     def caption(self, i: int, random: np.random.Generator) -> str:
         """Returns a caption of picture i."""
@@ -77,14 +94,18 @@ class Kept(Examples):
         return self.source.about()
 
     def example(self, i: int, size: int | Shape, random: np.random.Generator) -> dict[str, Any]:
-        """Returns {"caption"[, "picture"][, "moments"][, "row"]} of picture i."""
-        return {"caption": self.source.caption(i, random), **self.stored(i)}
+        """Returns {"caption", "mirrored"[, "picture"][, "moments"][, "row"][, "mask"][, "condition"]} of picture i."""
+        varies = self.flip or self.beside
+        mirrored = bool(varies and random.random(3)[2] < self.flip)  # the same numbers as without a cache (Pictures)
+        item = self.source.view(i, size, mirrored) if self.beside else {}
+        item = {name: item[name] for name in item.keys() - {"picture"}}
+        return {"caption": self.source.caption(i, random), "mirrored": mirrored, **item, **self.stored(i, mirrored)}
 
-    def stored(self, i: int) -> dict[str, Any]:
+    def stored(self, i: int, mirrored: bool = False) -> dict[str, Any]:
         """Returns {name: array} of picture i for the names in `places`.  Raises ValueError for a damaged record."""
         item = {}
         for name, (store, of) in self.places.items():
-            found = store.get(of(i))
+            found = store.get(of(i, mirrored))
             if found is None:
                 store.forget()
                 raise ValueError(f"{store.path}: the {name} of picture {i} are damaged; run again, they are made anew")
@@ -97,36 +118,41 @@ def kept(divided: Sequence[Divided], sd: StableDiffusion, data: Any, pictures: b
 
     data: a run's Data.  With data.encode the arrays are the autoencoder's moments, float32 [h w 2c], and with
     `pictures` also the decoded pictures.  Without data.encode they are the pictures only.
-    Examples stay unchanged if crops or flips are random, with masks, and with conditions from files.  Without
-    data.cache, data.encode keeps up to FEW pictures in memory; otherwise examples stay unchanged.
+    Examples stay unchanged if crops are random.  Without data.cache, data.encode keeps up to FEW pictures in memory;
+    otherwise examples stay unchanged.
     """
     few = data.encode and sum(len(examples) for examples, _ in divided) <= FEW
-    filed = data.maker is not None and data.maker.endings
-    if not data.plain or data.mask or filed or not (data.cache or few):
+    if data.crop != "center" or not (data.cache or few):
         return list(divided)
+    filed = data.maker is not None and bool(data.maker.endings)
     made = []
     for examples, shapes in divided:
-        wanted = Wanted(examples, shapes)
+        beside = filed or (data.mask and not made)  # class pictures, the second ones, have no masks
+        wanted = Wanted(examples, shapes, data.flip)
         places = {}
         if not data.encode or pictures:
             places["picture"] = _pictures(wanted, data.cache)
         if data.encode:
             places["moments"] = _moments(wanted, sd, data.cache)
-        made.append((Kept(examples, places, len(wanted)), shapes))
+        made.append((Kept(examples, places, len(wanted), data.flip, beside), shapes))
     return made
 
 
-def picture(examples: Examples, i: int, shape: Shape) -> np.ndarray:
-    """Returns picture i without random augmentation, uint8 [h w 3]."""
+def picture(examples: Examples, i: int, shape: Shape, mirrored: bool = False) -> np.ndarray:
+    """Returns picture i without random augmentation, mirrored or not, uint8 [h w 3]."""
     height, width = shape
-    return examples.picture(i, height if height == width else (height, width))
+    size = height if height == width else (height, width)
+    return examples.view(i, size, True)["picture"] if mirrored else examples.picture(i, size)
 
 
 class Wanted:
-    """The pictures to store, each once, by shape.  Takes 10 bytes per picture."""
+    """The pictures to store, each once, by shape, and mirrored if `flip` asks for it.  Takes 10 bytes per picture."""
 
-    def __init__(self, examples: Examples, shapes: Mapping[Shape, Sequence[int] | np.ndarray]) -> None:
+    def __init__(
+        self, examples: Examples, shapes: Mapping[Shape, Sequence[int] | np.ndarray], flip: float = 0.0
+    ) -> None:
         self.examples, self.shapes = examples, list(shapes)
+        self.variants = tuple(mirrored for mirrored in (False, True) if (flip if mirrored else flip < 1))
         self.numbers = [np.unique(np.asarray(numbers, np.int64)) for numbers in shapes.values()]
         self.which = np.zeros(len(examples), np.int16)
         for k, numbers in enumerate(self.numbers):
@@ -141,16 +167,17 @@ class Wanted:
 
     def key(self, what: str, *more: Any) -> Key:
         """Returns a function from a picture's number to the key of its arrays."""
-        return lambda i: key(what, self.examples.content(i), *self.shape(i), *more)
+        return lambda i, mirrored: key(what, self.examples.content(i), *self.shape(i), *more, *[MIRRORED] * mirrored)
 
     def all(self, what: str, *more: Any) -> bytes:
         """Returns the key of the record that marks all of them as stored."""
         counts = [[*shape, len(numbers)] for shape, numbers in zip(self.shapes, self.numbers, strict=True)]
-        return key(f"all {what}", self.examples.fingerprint(), counts, *more)
+        variants = [MIRRORED * mirrored for mirrored in self.variants if self.variants != (False,)]
+        return key(f"all {what}", self.examples.fingerprint(), counts, *more, *variants)
 
-    def picture(self, i: int) -> np.ndarray:
+    def picture(self, i: int, mirrored: bool) -> np.ndarray:
         """Returns picture i, cut to its shape."""
-        return picture(self.examples, i, self.shape(i))
+        return picture(self.examples, i, self.shape(i), mirrored)
 
 
 def _store(folder, name):
@@ -160,7 +187,7 @@ def _store(folder, name):
 def _fill(store, wanted, what, make, more=(), many=lambda shape: 1):
     """Computes missing arrays and returns wanted.key(what, *more).
 
-    make(*numbers): returns the arrays of these pictures.  more: plain values that also decide the arrays.
+    make(numbers, mirrored): returns the arrays of these pictures.  more: plain values that also decide the arrays.
     many(shape): number of pictures of a shape per call of make.
     """
     of, whole = wanted.key(what, *more), wanted.all(what, *more) if len(wanted) > MANY else b""
@@ -170,11 +197,12 @@ def _fill(store, wanted, what, make, more=(), many=lambda shape: 1):
         return of
     todo = []
     for shape, numbers in zip(wanted.shapes, wanted.numbers, strict=True):
-        new = np.fromiter((i for i in numbers.tolist() if of(i) not in store), np.int64)
-        todo += [new[k : k + many(shape)] for k in range(0, len(new), many(shape))]
-    for numbers in tqdm(todo, desc=BARS[what], unit="call", dynamic_ncols=True, disable=len(todo) < 2):
-        for i, arrays in zip(numbers.tolist(), make(*numbers.tolist()), strict=True):
-            store.put(of(i), arrays)
+        for mirrored in wanted.variants:
+            new = np.fromiter((i for i in numbers.tolist() if of(i, mirrored) not in store), np.int64)
+            todo += [(new[k : k + many(shape)], mirrored) for k in range(0, len(new), many(shape))]
+    for numbers, mirrored in tqdm(todo, desc=BARS[what], unit="call", dynamic_ncols=True, disable=len(todo) < 2):
+        for i, arrays in zip(numbers.tolist(), make(numbers.tolist(), mirrored), strict=True):
+            store.put(of(i, mirrored), arrays)
     if whole:
         store.put(whole, {"count": np.array([len(wanted)])})
     store.settle()
@@ -184,7 +212,11 @@ def _fill(store, wanted, what, make, more=(), many=lambda shape: 1):
 def _pictures(wanted, folder):
     """Returns (store, key of a number) for the decoded pictures."""
     store = _store(folder, "pictures")
-    return store, _fill(store, wanted, "picture", lambda i: [{"picture": wanted.picture(i)}])
+
+    def make(numbers, mirrored):
+        return [{"picture": wanted.picture(i, mirrored)} for i in numbers]
+
+    return store, _fill(store, wanted, "picture", make)
 
 
 def _moments(wanted, sd, folder):
@@ -195,8 +227,8 @@ def _moments(wanted, sd, folder):
     def many(shape):
         return max(1, min(CHUNK, PIXELS // (shape[0] * shape[1]), len(wanted)))
 
-    def make(*numbers):
-        block = np.stack([wanted.picture(i) for i in numbers])
+    def make(numbers, mirrored):
+        block = np.stack([wanted.picture(i, mirrored) for i in numbers])
         padded = np.concatenate([block, np.repeat(block[:1], many(wanted.shape(numbers[0])) - len(block), 0)])
         found = np.asarray(encode(sd, to_pixels(padded)), np.float32)
         return [{"moments": one} for one in found[: len(block)]]

@@ -68,7 +68,7 @@ def resident(
         arrays[shape] = {"moments": _moments(sd, pictures)} if data.encode else {}
         if not data.encode or data.concept:
             arrays[shape]["pictures"] = pictures
-    return Tables(arrays), Kept(examples, {"row": (rows, keys.__getitem__)}, len(keys))
+    return Tables(arrays), Kept(examples, {"row": (rows, lambda i, _: keys[i])}, len(keys))
 
 
 @jax.jit

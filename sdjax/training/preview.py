@@ -116,7 +116,9 @@ def data_sheet(data: Batches) -> np.ndarray:
     for step in sorted(first.values()):
         for row in range(min(many, data.data.batch)):
             item = data.seen(step * data.data.batch + row)
-            picture = item["picture"] if "picture" in item else item["share"].source.picture(item["i"], item["size"])
+            if "picture" not in item:
+                item = {**item["share"].source.view(item["i"], item["size"], item["mirrored"]), **item}
+            picture = item["picture"]
             if "mask" in item:
                 picture = np.round(picture * (0.25 + 0.75 * item["mask"][..., None])).astype(np.uint8)
             if data.maker is not None:

@@ -108,7 +108,11 @@ class Folder(Examples):
 
     def picture(self, i: int, size: Size) -> np.ndarray:
         """Returns the central crop of picture i, uint8 [h w 3]."""
-        return self.pictures.middle(i, size)["picture"]
+        return self.view(i, size)["picture"]
+
+    def view(self, i: int, size: Size, mirrored: bool = False) -> dict[str, Any]:
+        """Returns the central crop of picture i with the mask and condition that the run reads, mirrored or not."""
+        return self.pictures.view(i, size, mirrored)
 
     def caption(self, i: int, random: np.random.Generator) -> str:
         """Returns a prompt for picture i, with the word of its sub-folder if data.words has one."""

@@ -42,15 +42,19 @@ class Pictures:
         """Returns (height, width) of picture i, upright."""
         return reading.shape(self.item(i).path)
 
+    def view(self, i: int, size: Size, mirrored: bool = False) -> dict[str, Any]:
+        """Returns the central crop of picture i as `example` does, mirrored or not."""
+        return self._cut(i, size, flip=True) if mirrored else self.middle(i, size)
+
     def example(self, i: int, size: Size, random: np.random.Generator) -> dict[str, Any]:
         """Returns {"picture" uint8 [h w 3]} of picture i, cropped and mirrored by the settings.
 
         With data.mask also "mask" float32 [h w] in [0, 1]; for conditions from files also "condition" uint8 [h w 3].
         """
         x, y, mirror = random.random(3)
-        if self.crop == "center" and mirror >= self.flip:
-            return self.middle(i, size)
-        return self._cut(i, size, (x, y) if self.crop == "random" else (0.5, 0.5), mirror < self.flip)
+        if self.crop == "center":
+            return self.view(i, size, mirror < self.flip)
+        return self._cut(i, size, (x, y), mirror < self.flip)
 
     def check(self, i: int, size: int) -> None:
         """Decodes picture i with its mask and condition.  Raises ValueError naming an unusable file."""

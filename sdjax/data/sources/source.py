@@ -49,6 +49,11 @@ class Examples(Protocol):
         """
         return {"picture": self.picture(i, size), "caption": self.caption(i, random)}
 
+    def view(self, i: int, size: Size, mirrored: bool = False) -> dict[str, Any]:
+        """Returns what `example` returns of picture i but the caption: its central crop, mirrored or not."""
+        found = self.picture(i, size)
+        return {"picture": np.ascontiguousarray(found[:, ::-1]) if mirrored else found}
+
     def shapes(self) -> np.ndarray:
         """Returns (height, width) of all pictures, int [N 2]."""
         return np.array([self.shape(i) for i in range(len(self))], np.int64).reshape(-1, 2)
@@ -129,6 +134,10 @@ class Only(Examples):
     def picture(self, i: int, size: Size) -> np.ndarray:
         """Returns picture i, uint8 [h w 3]."""
         return self.examples.picture(self._number(i), size)
+
+    def view(self, i: int, size: Size, mirrored: bool = False) -> dict[str, Any]:
+        """Returns the central crop of picture i with its mask and condition, mirrored or not."""
+        return self.examples.view(self._number(i), size, mirrored)
 
     def caption(self, i: int, random: np.random.Generator) -> str:
         """Returns a caption of picture i."""
