@@ -29,7 +29,7 @@ class Fake:
         mean, std = jnp.split(moments, 2, axis=-1)
         return mean + std * jax.vmap(lambda k: jax.random.normal(k, (4, 4, 2)))(keys)
 
-    def condition(self, ids):
+    def condition(self, ids, skip=0):
         ids = ids["text_encoder"]
         return Cond(UNetInputs(jnp.ones((*ids.shape, 8)) * ids[..., None]))
 

@@ -62,7 +62,7 @@ def drawn(sd, batch, key, **settings):
         schedule: object = sd.schedule
         latents: object = sd.latents
 
-        def condition(self, ids):
+        def condition(self, ids, skip=0):
             return Cond()
 
         def denoise(self, z, t, cond, i=0):
@@ -77,9 +77,10 @@ def drawn(sd, batch, key, **settings):
     return {name: torch.tensor(np.array(x)).long() if name == "t" else to_torch(x) for name, x in seen.items()}
 
 
-def context(text, ids):
-    """Returns the text encoder's output of ids."""
-    return text(torch.tensor(np.array(ids)).long()).last_hidden_state
+def context(text, ids, skip=0):
+    """Returns the text encoder's output of ids without its last `skip` layers, as diffusers computes its clip_skip."""
+    hidden = text(torch.tensor(np.array(ids)).long(), output_hidden_states=True).hidden_states
+    return getattr(text, "text_model", text).final_layer_norm(hidden[-1 - skip])
 
 
 def fresh(module):

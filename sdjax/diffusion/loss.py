@@ -5,7 +5,7 @@
     loss, metrics = diffusion_loss(sd, batch, key, error=partial(huber, c=0.1), pyramid=0.3)
 
 The `loss` of a method passes other targets, errors, weightings or penalties here.
-`sd` provides: schedule, encode(pixels, keys), latents(moments, keys), condition(ids) and
+`sd` provides: schedule, encode(pixels, keys), latents(moments, keys), condition(ids, skip) and
 denoise(z, t, cond, i) -> (prediction, aux).
 All randomness of an example comes from fold_in(key, its index), so its loss does not depend on the batch, device or
 process.  Shapes: B batch, h w latent pixels, c latent channels.
@@ -44,6 +44,7 @@ def diffusion_loss(
     pyramid: float = 0.0,
     perturbation: float = 0.0,
     told: Cond = Cond(),  # noqa: B008 a frozen value
+    skip: int = 0,
 ) -> tuple[Array, dict[str, Array]]:
     """Returns (mean over the batch of weight * (weighting * error + penalty), metrics), all float32.
 
@@ -63,6 +64,7 @@ def diffusion_loss(
     encoder: [B L]}, "index" [B], "weight" [B] (1 if absent); everything else goes to the conditioners and wrappers in
     cond.own.
     told: the task's other inputs to the network, besides the prompts.
+    skip: number of the text encoder's last layers to skip, clip skip - 1.
     """
     k_latent, k_time, k_noise, k_offset = jax.random.split(key, 4)
     index, schedule = batch["index"], sd.schedule
@@ -82,7 +84,7 @@ def diffusion_loss(
         seen = noise + perturbation * training_noise.normal(more, z.shape[1:])
 
     own = {name: value for name, value in batch.items() if name not in LOSS_ALONE}
-    cond = told.over(conditioned(sd, batch)).with_own(**own)
+    cond = told.over(conditioned(sd, batch, skip)).with_own(**own)
     z_t = add_noise(schedule, z, seen, t)
     prediction, aux = sd.denoise(z_t, t, cond, i=0)
     wrong = error(schedule, t, prediction.astype(jnp.float32), target(schedule, z, noise, t))
@@ -107,16 +109,16 @@ def preservation(strength: float, before: Model) -> Callable:
     def regulariser(sd, batch, z_t, t, cond, prediction):
         ids = batch.get("class_ids", batch["ids"])
         if "class_ids" in batch:
-            prediction, _ = sd.denoise(z_t, t, sd.condition(ids).over(cond), i=0)
-        wanted, _ = before.denoise(z_t, t, before.condition(ids).over(cond), i=0)
+            prediction, _ = sd.denoise(z_t, t, sd.condition(ids, cond.skip).over(cond), i=0)
+        wanted, _ = before.denoise(z_t, t, before.condition(ids, cond.skip).over(cond), i=0)
         return strength * masked_mean((prediction - jax.lax.stop_gradient(wanted)) ** 2)
 
     return regulariser
 
 
-def conditioned(sd: Model, batch: Mapping[str, Any]) -> Cond:
+def conditioned(sd: Model, batch: Mapping[str, Any], skip: int = 0) -> Cond:
     """Returns the cond of a batch's prompts, from the cached UNet inputs batch["text"] if it has them."""
-    return Cond(UNetInputs(**batch["text"])) if "text" in batch else sd.condition(batch["ids"])
+    return Cond(UNetInputs(**batch["text"]), skip=skip) if "text" in batch else sd.condition(batch["ids"], skip)
 
 
 def latents(sd: Model, batch: Mapping[str, Any], keys: Key[Array, " B"]) -> Float32[Array, "B h w c"]:

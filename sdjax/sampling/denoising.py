@@ -184,10 +184,7 @@ def _texts(sd, job, before):
             raise SettingError("guidance", job.settings.guidance, "1", "LDM-SR reads no words to be guided by")
         return sd, Cond(), None
     shared, prompts, negative = job.settings, job.each("prompt"), job.each("negative_prompt")
-    layers = min(sd.networks[encoder].config.num_hidden_layers for encoder in sd.tokenizers)
-    if shared.clip_skip > layers:
-        raise SettingError("clip_skip", shared.clip_skip, f"1 to {layers}, the layers of the text encoder")
-    skip = shared.clip_skip - 1
+    skip = skipped(sd, shared.clip_skip)
     if shared.grammar != "plain":
         how = dict(steps=shared.steps, skip=skip, grammar=shared.grammar, weighting=shared.weighting)
         return conditioning.condition(sd, prompts, negative if guided(job) else None, before=_steps(before), **how)
@@ -197,6 +194,17 @@ def _texts(sd, job, before):
     if unwanted is not None and any(np.isin(unwanted.words[encoder]["ids"], ids).any() for encoder, ids in remade):
         cond = cond.replace(negative=unwanted)
     return sd, cond, unwanted
+
+
+def skipped(sd: StableDiffusion, clip_skip: int) -> int:
+    """Returns how many of the text encoders' last layers a clip skip leaves out.
+
+    Raises SettingError for a clip skip beyond the number of layers.
+    """
+    layers = min(sd.networks[encoder].config.num_hidden_layers for encoder in sd.tokenizers)
+    if clip_skip > layers:
+        raise SettingError("clip_skip", clip_skip, f"1 to {layers}, the layers of the text encoder")
+    return clip_skip - 1
 
 
 def encoded(sd: StableDiffusion, prompts: Sequence[str], made: Any) -> Cond:

@@ -58,7 +58,7 @@ def draw(run: Any, more: dict[str, Any] | None = None, rows: int = BATCH) -> tup
         for name, prompt, _ in jobs:  # before the pictures, so that each has a caption
             _write(folder / f"{name}.txt", prompt)
         _write(folder / LIST, "".join(json.dumps({"name": n, "prompt": p, "seed": s}) + "\n" for n, p, s in jobs))
-        usual = {"grammar": "plain", **(more or {}), "model": run.model}
+        usual = {"grammar": "plain", "clip_skip": run.clip_skip, **(more or {}), "model": run.model}
         made, failed, kept = batch.run(batch.Folder(maker.Maker(), folder), folder / LIST, usual, rows)
         if failed:
             raise ValueError(f"{folder}: {failed} of {lacking} pictures were not made; see errors.jsonl there")

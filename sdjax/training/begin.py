@@ -18,6 +18,7 @@ from sdjax.data.sources.source import Examples
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import kinds
 from sdjax.formats.storage.files import HUB_ID
+from sdjax.sampling.denoising import skipped
 from sdjax.settings import prefixed
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.task import Task
@@ -48,6 +49,8 @@ def begin(
     loaded = pipeline.load(settings.model, vision=settings.vision or None, perceptual=settings.perceptual or None)
     if loaded.conditioners:
         raise ValueError(f"model={settings.model!r}: was tuned on one picture; pass the model it came from")
+    if method.loss is None:
+        skipped(loaded, settings.clip_skip)
     task = task_of(settings, loaded)
     sd = task.prepare(loaded, trees.named_key(key, "task")) if method.loss is None else loaded
     opened = kinds.opened(_place(settings.init), sd) if settings.init else None
@@ -85,9 +88,10 @@ def _texts(settings, frozen, trained):
     """Returns the Texts that cache the text encoder's outputs; None without a cache or if the encoder trains."""
     if not settings.data.cache:
         return None
+    skip = settings.clip_skip - 1
 
     def inputs(joined, ids):
-        told = vars(joined.condition(ids).unet)
+        told = vars(joined.condition(ids, skip).unet)
         return {name: value for name, value in told.items() if value is not None}
 
     joined = settings.method.join(frozen, trained)
@@ -99,7 +103,8 @@ def _texts(settings, frozen, trained):
     hooks = joined.hooks if acts else ()  # hooks on the UNet only do not change texts
     types = [str(np.dtype(joined.networks[name].dtype)) for name in parts]
     encode = jax.jit(inputs)
-    return Texts(lambda ids: encode(joined, ids), settings.data.cache, f"{trees.digest((parts, hooks))} {types}")
+    which = f"{trees.digest((parts, hooks))} {types}" + f" skip {skip}" * bool(skip)
+    return Texts(lambda ids: encode(joined, ids), settings.data.cache, which)
 
 
 def shown(settings: Train, task: Task) -> Data:

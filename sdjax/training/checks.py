@@ -24,6 +24,10 @@ from sdjax.settings import SettingError, prefixed
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.training import prompt_lines
 
+OF_THE_LOSS = (  # settings of the diffusion loss
+    "min_snr", "debiased", "huber", "noise_offset", "pyramid", "perturbation", "preserve", "clip_skip", "task",
+    "data.mask", "class_data.path",
+)  # fmt: skip
 LARGE = 512  # size in pixels for decoding pictures while the run's size is unknown
 
 
@@ -47,10 +51,11 @@ def alone(settings: Any) -> None:
         trained = ", ".join(map(repr, words))
         raise SettingError("data.word", settings.data.word, f"the word that the method trains: {trained} ('' takes it)")
     if method.loss is not None:
-        for name in ("min_snr", "debiased", "huber", "noise_offset", "pyramid", "perturbation", "preserve", "task",
-                     "data.mask", "class_data.path"):  # fmt: skip
-            if value := operator.attrgetter(name)(settings):
-                raise SettingError(name, value, f"none: {type(method).__name__} has its own loss, which ignores it")
+        usual = type(settings)()
+        for get, name in ((operator.attrgetter(name), name) for name in OF_THE_LOSS):
+            if (value := get(settings)) != get(usual):
+                said = f"{get(usual)!r}: {type(method).__name__} has its own loss, which ignores it"
+                raise SettingError(name, value, said)
     if not settings.data.squares and method.look is not None:
         raise SettingError("data.buckets", settings.data.buckets, f"0: {type(method).__name__} reads square pictures")
     if settings.prompts_file:

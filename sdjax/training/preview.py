@@ -1,5 +1,6 @@
 """Pictures during training with fixed seeds, which show the progress of the run."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +43,21 @@ def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any) -> np.n
     A method with its own previews shows these, one row each.  With data.concept, each row is a subject and then a
     picture per prompt; likewise for a ControlNet's conditions.
     """
-    texts = prompts(settings)
+    texts, draw = prompts(settings), functools.partial(_pictures, clip_skip=settings.clip_skip)
     if method.preview is not None:
         rows = method.preview(sd, data[0])
         return grid.sheet(list(rows.values()), list(rows)) if rows else None
     if settings.data.condition:
         sd, (control,) = taken(sd)
         hints = [np.asarray(np.round(255 * hint), np.uint8) for hint in data[0]["control"]["hint"][:SEEDS]]
-        rows = [(hint, *_pictures(sd, texts, [0] * len(texts), control.on(hint), hint.shape[:2])) for hint in hints]
+        rows = [(hint, *draw(sd, texts, [0] * len(texts), control.on(hint), hint.shape[:2])) for hint in hints]
         return grid.sheet(rows, columns=("condition", *texts))
     if settings.data.concept:
         subjects = data[0]["concept"][:SEEDS]
-        rows = [(*to_pictures(x[None]), *_pictures(look(sd, x), texts, [0] * len(texts))) for x in subjects]
+        rows = [(*to_pictures(x[None]), *draw(look(sd, x), texts, [0] * len(texts))) for x in subjects]
         return grid.sheet(rows, columns=("subject", *texts))
     unwanted = ", ".join(method.unwanted)
-    rows = [list(_pictures(sd, [text] * SEEDS, range(SEEDS), unwanted=unwanted)) for text in texts]
+    rows = [list(draw(sd, [text] * SEEDS, range(SEEDS), unwanted=unwanted)) for text in texts]
     return grid.sheet(rows, texts, [f"seed {seed}" for seed in range(SEEDS)])
 
 
@@ -91,6 +92,7 @@ def lines(folder: Path, step: int, sd: StableDiffusion, settings: Any) -> dict[s
     made = {}
     for k, line in enumerate(prompt_lines.read(settings.prompts_file, settings.data.word)):
         given = {name: value for name, value in line.items() if name not in ("prompt", "seed")}
+        given = {"clip_skip": settings.clip_skip, **given}
         path = folder / f"{step:07d}-{k:02d}.png"
         try:
             picture = generate.text2img(sd, [line["prompt"]], seeds=[line["seed"]], **given)[0]
@@ -129,6 +131,6 @@ def data_sheet(data: Batches) -> np.ndarray:
     return grid.captioned(shown, said, COLUMNS)
 
 
-def _pictures(sd, prompts, seeds, control=(), size=None, unwanted=""):
-    how = {"steps": STEPS, "control": control, "size": size, "negative_prompt": unwanted}
+def _pictures(sd, prompts, seeds, control=(), size=None, unwanted="", clip_skip=1):
+    how = {"steps": STEPS, "control": control, "size": size, "negative_prompt": unwanted, "clip_skip": clip_skip}
     return generate.text2img(sd, list(prompts), seeds=seeds, **how)

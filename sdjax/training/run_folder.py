@@ -185,7 +185,7 @@ def export(
     if adapter is None or not held:
         path = pipeline.save(method.join(frozen, trained), destination, about=said(Adapter()))
         about.card(path, {}, picture)
-        return path, _use(path, method.words, facts)
+        return path, _use(path, method.words, facts) + _read_at(facts)
     told = [said(one) for _, one in held]
     if adapter.model is not None:
         ((kind, _),) = held
@@ -199,7 +199,13 @@ def export(
             about.seal(path)
             about.card(path, texts, picture)
     lines = [line for path, (kind, one) in zip(paths, held, strict=True) for line in kind.use(path, one, model)]
-    return paths[0], lines
+    return paths[0], lines + _read_at(facts)
+
+
+def _read_at(facts):
+    """Returns a line on a clip skip that the result needs everywhere."""
+    skip = 1 if facts is None else facts.clip_skip
+    return [f"everywhere with clip skip {skip}, as it was trained; here --clip-skip {skip}"] if skip > 1 else []
 
 
 def _held(method, adapter):

@@ -47,6 +47,8 @@ class Train:
     noise_offset: standard deviation of a constant per channel, added to the noise.
     pyramid: discount of coarser noise; 0 is off.  perturbation: standard deviation of input noise that is not in the
     network's target; 0 is off.
+    clip_skip: the text encoder's output is taken before its last clip_skip - 1 layers: 1 is the last layer, 2 the one
+    before it, as A1111 counts; previews use it too.
     preserve: weight of the untrained model's predictions, for the class prompts if class_data has identifiers,
     otherwise for the pictures' own prompts.  The method Full also needs keep=True.
     checkpoint: steps between checkpoints; 0 writes none except on SIGTERM.  keep: number of checkpoints to keep.
@@ -92,6 +94,7 @@ class Train:
     noise_offset: float = 0.0
     pyramid: float = 0.0
     perturbation: float = 0.0
+    clip_skip: int = 1
     preserve: float = 0.0
     checkpoint: int = 500
     keep: int = 3
@@ -117,7 +120,7 @@ class Train:
             self, steps=FROM_0, seed=SEED, ema=BELOW_1, fit=FITS, compute=TYPES, frozen=TYPES, remat=recompute.KINDS,
             min_snr=FROM_0, noise_offset=FROM_0, checkpoint=FROM_0, keep=FROM_1,
             log=FROM_0, preserve=FROM_0, huber=TO_1, huber_decay=errors.DECAYS, pyramid=BELOW_1, perturbation=FROM_0,
-            epochs=FROM_0, minutes=FROM_0, validate=FROM_1, patience=FROM_0, export_every=FROM_0,
+            clip_skip=FROM_1, epochs=FROM_0, minutes=FROM_0, validate=FROM_1, patience=FROM_0, export_every=FROM_0,
         )  # fmt: skip
         if self.preview is not None:
             check(self, preview=FROM_0)

@@ -49,6 +49,7 @@ class Facts:
     size: (height, width) in pixels.  pictures: their number.  captions: {folder's name: {tag: count}}.
     folders: {folder's name: (repeats per epoch, pictures)}.
     class_folders: likewise, of class pictures.
+    clip_skip: the layer of the text encoder that the run read, counted from the last one, 1.
     settings: other ss_* names without the prefix, plain values: {"learning_rate": 1e-4, "seed": 0}.
     author, license, description: the user's own texts.  condition: what a ControlNet reads.
     began, ended: seconds since 1970.
@@ -64,6 +65,7 @@ class Facts:
     captions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     folders: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     class_folders: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    clip_skip: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
     author: str = ""
     license: str = ""
@@ -93,6 +95,7 @@ def metadata(adapter: Adapter, facts: Facts, sd: StableDiffusion, public: bool =
         "ss_dataset_dirs": _folders(facts.folders),
         "ss_reg_dataset_dirs": _folders(facts.class_folders),
         "ss_zero_terminal_snr": sd.schedule.rescale_betas_zero_snr,
+        "ss_clip_skip": facts.clip_skip,
         "ss_training_started_at": "" if facts.began is None else facts.began,
         "ss_training_finished_at": "" if facts.ended is None else facts.ended,
         **{f"ss_{name}": value for name, value in facts.settings.items()},
@@ -147,6 +150,7 @@ def _modelspec(adapter, facts, shape, sd):
         "modelspec.title": facts.title,
         "modelspec.resolution": "x".join(map(str, reversed(facts.size))) if facts.size else "",
         "modelspec.prediction_type": "v" if sd.schedule.prediction_type == "v_prediction" else "epsilon",
+        "modelspec.encoder_layer": facts.clip_skip if facts.clip_skip > 1 else "",
         DATE: "" if facts.ended is None else _date(facts.ended),
         "modelspec.author": facts.author,
         "modelspec.license": facts.license,
