@@ -26,7 +26,7 @@ from sdjax.models.layers import Dense
 
 SIZE, STRENGTHS = 1e-3, (1.0, 0.95, 1.05)
 WIDE = np.array([0.0, 0.5, 1.0, 1.5, 2.0])  # strengths of the whole network
-BATCHES, ROWS = 256, 16  # of pictures there
+BATCHES, FILES, ROWS = 256, 768, 16  # there: batches, batches with a file each, pictures in one
 LORA = Lora(2, targets=r"^unet\..*attn[12]\.to_[qkv]$")  # the layers of E4T's offsets
 
 
@@ -192,10 +192,10 @@ def outputs(sd, z, t, number):
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_whole_network_of_bfloat16_moves_by_what_float32_moves(way):
-    """4,096 pictures and five strengths from 0 to 2; the errors of the means are a part of what is asked."""
-    sd, found = rough(), []
+    """Thousands of pictures and five strengths from 0 to 2; the errors of the means are a part of what is asked."""
+    sd, found, count = rough(), [], FILES if way == "lora in weights" else BATCHES
     exact = sd.with_parts(unet=trees.cast(sd.parts["unet"], jnp.float32))
-    for number in range(BATCHES):
+    for number in range(count):
         random, file = np.random.default_rng(number), number if way == "lora in weights" else 0
         pair = [WAYS["lora in weights" if way == "lora" else way](exact, s, file).bare for s in (0.0, 1.0)]
         made = [WAYS[way](sd.with_dtype("bfloat16"), float(s), file).bare for s in WIDE]
@@ -207,7 +207,7 @@ def test_a_whole_network_of_bfloat16_moves_by_what_float32_moves(way):
     *along, _ = np.array(found).T / np.mean(found, 0)[-1]  # [strengths] [batches]
     about = WIDE - WIDE.mean()
     for values in (along[2] - along[0], about @ np.array(along) / (about @ about)):  # effect, slope
-        mean, error = values.mean(), values.std(ddof=1) / BATCHES**0.5
+        mean, error = values.mean(), values.std(ddof=1) / count**0.5
         print(f"{way}: {mean:.4f} +- {error:.4f}")
         assert error < 0.02 and mean == pytest.approx(1, abs=0.05)
 
