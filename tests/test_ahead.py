@@ -4,9 +4,14 @@ import threading
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+from tiny import pictures
 
 import sdjax
+from sdjax.__main__ import main
 from sdjax.formats import pipeline
+from sdjax.runtime import compile_cache
 from sdjax.sampling import tiles
 from sdjax.service import programs, warm
 
@@ -66,6 +71,51 @@ def test_warm_compiles_all_that_a_picture_needs(compiled, capsys, tmp_path):
     assert len(list(tmp_path.glob("*.png"))) == 2 and compiled[before:] == []
 
 
+@pytest.mark.parametrize("task", ["img2img", "inpaint"])
+def test_warm_compiles_all_that_a_picture_from_a_picture_needs(task, compiled, capsys, tmp_path):
+    assert warm.main(["random:tiny", "--task", task, "--sizes", "24"]) == 0
+    before = len(compiled)
+    given = ["--model", "random:tiny", "--prompt", "a face", "--steps", "5", "--strength", "0.6", "--seed", "7"]
+    for name in warm.PICTURES[task]:
+        given += [f"--{name}", str(tmp_path / f"{name}.png")]
+        Image.fromarray(pictures(1, 24)[0] // 4 * 4).save(given[-1])
+    assert programs.main(task, None, [*given, "--out", str(tmp_path / "out")]) == 0
+    assert ("jit(_advance)", True) in compiled[:before] and compiled[before:] == []
+
+
+@pytest.fixture
+def cached(tmp_path):
+    """A function: the names of the programs in the cache of compiled programs, which is empty and takes all."""
+    usual = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+
+    def use(folder, least):
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+        compilation_cache.reset_cache()
+
+    use(str(tmp_path / "compiled"), 0.0)
+    yield lambda: {path.name for path in (tmp_path / "compiled").glob("jit_*-cache")}
+    use(*usual)
+
+
+def test_warm_compiles_all_that_a_run_needs(cached, monkeypatch, tmp_path, capsys):
+    """The run has another picture, and starts without the programs in memory."""
+    monkeypatch.setattr(compile_cache, "keep", lambda **_: None)
+    for name, picture in zip(("one", "two"), pictures(2), strict=True):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    given = ["model=random:tiny", "method.word=<new>", "steps=3", "preview=2", "data.batch=2", "data.size=32",
+             "checkpoint=0", f"out={tmp_path / 'run'}"]  # fmt: skip
+    assert warm.main(["textual_inversion", *given, f"data.path={tmp_path / 'one.png'}"]) == 0
+    assert "textual_inversion: " in capsys.readouterr().out and not (tmp_path / "run").exists()
+    before = cached()
+    jax.clear_caches()
+    assert main(["train", "textual_inversion", *given, f"data.path={tmp_path / 'two.png'}"]) == 0
+    assert any(name.startswith("jit_step-") for name in before)
+    assert not [name for name in cached() - before if name.startswith(("jit_step", "jit__"))]
+
+
 def test_warm_says_what_is_wrong_in_one_line(capsys):
     assert warm.main(["random:tiny", "--sizes", "13"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+    assert warm.main(["none.py"]) == warm.main(["lora"]) == 1
+    assert capsys.readouterr().err.count("\n") == 2

@@ -179,7 +179,7 @@ def test_a_signal_during_the_export(told, whole, tmp_path, monkeypatch, capsys):
 
 
 def test_a_signal_before_the_first_step(told, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sdjax.training.loop.begin", lambda *a, **how: send(TERM))
+    monkeypatch.setattr("sdjax.training.ready.begin", lambda *a, **how: send(TERM))
     said = "stopped; rerun the command to resume from the newest checkpoint"
     assert started(told, tmp_path / "run", capsys) == (143, [said])
     assert not (tmp_path / "run").exists()

@@ -15,7 +15,7 @@ import collections
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -36,7 +36,14 @@ RULES: Rules = (
     (r"(to_out\.0|out_proj|fc2|net\.2|conv2|linear_2)\.kernel$", "tensor,-"),
 )
 Step = Callable[..., tuple[Any, Any]]  # (state, frozen, batch, axis=None) -> (state, metrics)
-Run = Callable[[Any, Any, Any], tuple[Any, Any]]  # (state, frozen, batch) -> (state, metrics)
+
+
+class Run(Protocol):
+    """A compiled step; `lower` is jax.jit's, to compile it alone."""
+
+    def __call__(self, state: Any, frozen: Any, batch: Any, /) -> tuple[Any, Any]: ...
+
+    def lower(self, state: Any, frozen: Any, batch: Any, /) -> Any: ...
 
 
 class Place(NamedTuple):
@@ -276,4 +283,5 @@ def _pmap(step: Step) -> tuple[Place, Run]:
         state, metrics = mapped(state, frozen, rows)
         return state, first(metrics)
 
+    run.lower = mapped.lower  # pyright: ignore[reportFunctionMemberAccess]
     return Place(replicate, replicate, batch, first, first), run

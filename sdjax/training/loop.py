@@ -11,7 +11,6 @@ import contextlib
 import functools
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -22,15 +21,14 @@ from sdjax import trees
 from sdjax.runtime import locks, mesh, processes, room
 from sdjax.settings import SettingError, to_json
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.training import checks, fit, log, pace, run_folder
+from sdjax.training import checks, log, pace, run_folder
 from sdjax.training.asked import SAMPLE, SAVE, STOP, Asked
-from sdjax.training.begin import begin, task_of
 from sdjax.training.checkpoint import Checkpoints
-from sdjax.training.optim import check_rates, optimizer, rate, rates
+from sdjax.training.optim import rate, rates
 from sdjax.training.pace import Pace
+from sdjax.training.ready import ready
 from sdjax.training.session import EXPORT, Session
 from sdjax.training.settings import Train
-from sdjax.training.step import initial_state, of_run
 
 OUT_OF_MEMORY = "out of memory: a smaller data.batch, remat=True, compute=bfloat16 or fit=8GB helps"
 BEFORE_STOP = 143  # exit status after SIGTERM by the shells' convention: 128 + 15
@@ -73,45 +71,27 @@ def _check_shared(out, settings):
 def _train(settings, out):
     """Trains in a folder that process 0 has locked; see train."""
     began = time.monotonic()
-    checks.alone(settings)
-    settings = fit.typed(settings)
-    checks.microbatches(settings)
-    examples = processes.together(lambda: checks.pictures(settings))
-    processes.say(f"{mesh.described(settings.parallel)}; {settings.data.path}: {examples.about()}")
-    trained, frozen, data, base = processes.together(lambda: begin(settings, examples=examples))
-    if processes.several():  # different copies of an array would never be noticed
-        processes.agree("model, init or pictures", f"{base} {trees.digest(trained)}")
-    settings = _lasting(settings, data)
-    if settings.fit:
-        settings, chosen = fit.fitted(settings, trained, frozen, data.size, "pixels" in data[0])
-        frozen = frozen.with_dtype(settings.compute, remat=settings.remat)
-        processes.say(chosen)
-    if settings.data.buckets:
-        processes.say(f"buckets: {data.plan.about()}")
-    check_rates(settings.optim, trained)
-    tx, evaluate = optimizer(settings.optim, settings.steps, settings.minutes)
-    many, task = trees.count(trained), task_of(settings, frozen)
-    state = initial_state(trained, tx, settings.ema)
-    del trained  # the state owns it
-    step = of_run(settings, tx, evaluate, task)
-    if settings.fit and settings.parallel == "single":
-        frozen = fit.aside(step, state, frozen, data[0])
-    place, advance = mesh.compile(step, settings.parallel, settings.data.batch, settings.sharding)
-    checkpoints, state = _resumed(out, settings, state, base, run_folder.mark(examples))
-    state, fixed = place.state(state), place.frozen(frozen)
+    run, state = ready(settings)
+    settings, place, data, base = run.settings, run.place, run.data, run.base
+    many = trees.count(state["trained"])
+    checkpoints, state = _resumed(out, settings, state, base, run_folder.mark(run.examples))
+    state, fixed = place.state(state), place.frozen(run.frozen)
     start = int(place.gather(state["step"]))
     clock = Pace(settings.minutes, start / pace.length_of(state["opt"]), began) if settings.minutes else None
-    processes.say(f"{type(settings.method).__name__}: {many:,} numbers trained, {trees.count(frozen):,} frozen; "
+    processes.say(f"{type(settings.method).__name__}: {many:,} numbers trained, {trees.count(run.frozen):,} frozen; "
                   f"{'resumed at step ' + str(start) if start else 'from the start'}; in {out}")  # fmt: skip
     told = log.of_run(out, start, settings.steps, settings.wandb, to_json(settings))
     # Runs to its end, so that a SIGTERM leaves no incomplete checkpoint and no request for another export.
     with contextlib.closing(Asked(out)) as asked, contextlib.closing(checkpoints):
         with contextlib.closing(told):
             try:
-                session = Session(settings, out, start, frozen, data, task, place, evaluate, checkpoints, base, told)
+                session = Session(settings, out, start, run.frozen, data, run.task, place, run.evaluate, checkpoints,
+                                  base, told)  # fmt: skip
                 done = session.over or (clock is not None and clock.over)
                 numbers = range(start, start if done else settings.steps)
-                state = _steps(session, state, numbers, lambda state, rows: advance(state, fixed, rows), asked, clock)
+                state = _steps(
+                    session, state, numbers, lambda state, rows: run.advance(state, fixed, rows), asked, clock
+                )
             finally:
                 checkpoints.wait()
         return session.end(state)
@@ -202,11 +182,6 @@ def _answered(told, step, asked, files):
     for name in sorted(files):
         told.event(step, name)
     asked.done(files)
-
-
-def _lasting(settings, data):
-    """Returns the settings with `epochs` converted to steps."""
-    return replace(settings, steps=data.plan.batches(settings.epochs)) if settings.epochs else settings
 
 
 def _resumed(out, settings, state, base, pictures):

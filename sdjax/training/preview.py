@@ -37,27 +37,30 @@ def prompts(settings: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.replace(NAME, name) for text in wanted for name in names))
 
 
-def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any) -> np.ndarray | None:
+def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any, steps: int = STEPS) -> np.ndarray | None:
     """Returns a labelled sheet uint8 [height width 3], prompts by seeds; None if there are no pictures.
+
+    steps: of the sampler.
 
     A method with its own previews shows these, one row each.  With data.concept, each row is a subject and then a
     picture per prompt; likewise for a ControlNet's conditions.
     """
-    texts, draw = prompts(settings), functools.partial(_pictures, clip_skip=settings.clip_skip)
+    more = {"steps": steps, "clip_skip": settings.clip_skip}
+    texts, drawn = prompts(settings), functools.partial(_pictures, **more)
     if method.preview is not None:
         rows = method.preview(sd, data[0])
         return grid.sheet(list(rows.values()), list(rows)) if rows else None
     if settings.data.condition:
         sd, (control,) = taken(sd)
         hints = [np.asarray(np.round(255 * hint), np.uint8) for hint in data[0]["control"]["hint"][:SEEDS]]
-        rows = [(hint, *draw(sd, texts, [0] * len(texts), control.on(hint), hint.shape[:2])) for hint in hints]
+        rows = [(hint, *drawn(sd, texts, [0] * len(texts), control.on(hint), hint.shape[:2])) for hint in hints]
         return grid.sheet(rows, columns=("condition", *texts))
     if settings.data.concept:
         subjects = data[0]["concept"][:SEEDS]
-        rows = [(*to_pictures(x[None]), *draw(look(sd, x), texts, [0] * len(texts))) for x in subjects]
+        rows = [(*to_pictures(x[None]), *drawn(look(sd, x), texts, [0] * len(texts))) for x in subjects]
         return grid.sheet(rows, columns=("subject", *texts))
     unwanted = ", ".join(method.unwanted)
-    rows = [list(draw(sd, [text] * SEEDS, range(SEEDS), unwanted=unwanted)) for text in texts]
+    rows = [list(drawn(sd, [text] * SEEDS, range(SEEDS), unwanted=unwanted)) for text in texts]
     return grid.sheet(rows, texts, [f"seed {seed}" for seed in range(SEEDS)])
 
 
@@ -131,6 +134,6 @@ def data_sheet(data: Batches) -> np.ndarray:
     return grid.captioned(shown, said, COLUMNS)
 
 
-def _pictures(sd, prompts, seeds, control=(), size=None, unwanted="", clip_skip=1):
-    how = {"steps": STEPS, "control": control, "size": size, "negative_prompt": unwanted, "clip_skip": clip_skip}
+def _pictures(sd, prompts, seeds, control=(), size=None, unwanted="", **more):
+    how = {"control": control, "size": size, "negative_prompt": unwanted, **more}
     return generate.text2img(sd, list(prompts), seeds=seeds, **how)

@@ -2,6 +2,7 @@
 
 import sys
 import textwrap
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,16 @@ adds the others as it meets them.
     {prog} lora data.path=photos/cat data.cache=cache
     {prog} lora --help      what the recipe does, and every setting"""
 
+WARM = """usage: {prog} RECIPE [a.b=value ...]
+
+Compiles what a training run compiles, so that its first step does not wait.  It trains nothing.  RECIPE is a Python
+file with a function config(), or one of
+{recipes}.
+Use the recipe and settings of the run; E4T's photo may be another one.
+
+    {prog} lora data.path=photos/cat data.word=cat
+    {prog} pocket/tune data.path=photo.png"""
+
 
 def main(arguments: Sequence[str], prog: str = "sdjax train") -> int:
     """Runs one recipe; returns the exit status.  prog: the program's name in its help."""
@@ -42,6 +53,12 @@ def fill(arguments: Sequence[str], prog: str = "sdjax cache") -> int:
     """Fills the cache of one recipe; returns the exit status.  prog: the program's name in its help."""
     said = "rerun the command to compute the rest"
     return processes.ended(lambda: signals.ended(lambda: _run(arguments, CACHE, prog, _fill), said))
+
+
+def warm(arguments: Sequence[str], prog: str = "sdjax warm") -> int:
+    """Compiles the programs of one recipe; returns the exit status.  prog: the program's name in its help."""
+    said = "rerun the command to compile the rest"
+    return processes.ended(lambda: signals.ended(lambda: _run(arguments, WARM, prog, _warm), said))
 
 
 def _train(settings, recipe):
@@ -60,6 +77,15 @@ def _fill(settings, recipe):
 
     _, _, data, _ = begin(settings)
     print(f"{settings.data.cache}: {data.fill(settings.epochs or 1)}")
+
+
+def _warm(settings, recipe):
+    """Compiles the programs of these settings."""
+    from sdjax.training.warm import warm
+
+    start = time.monotonic()
+    warm(settings)
+    print(f"{recipe}: {time.monotonic() - start:.1f} s")
 
 
 def _run(arguments, doc, prog, act):
