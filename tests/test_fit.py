@@ -15,7 +15,9 @@ from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.methods.clip import Clip
 from sdjax.methods.full import Full
-from sdjax.training import fit
+from sdjax.methods.vae import Vae
+from sdjax.sampling import memory
+from sdjax.training import checks, fit
 from sdjax.training.begin import begin
 from sdjax.training.loop import train
 from sdjax.training.optim import Optim
@@ -69,6 +71,34 @@ def test_the_fastest_way_that_fits_is_taken(begun, monkeypatch):
     assert {made.optim.accumulate for made in fit._ways(whole)} == {1}
     prodigy = dataclasses.replace(settings, optim=Optim("prodigy", 1.0))
     assert {made.optim.kind for made in fit._ways(prodigy)} == {"prodigy"}
+
+
+def test_auto_takes_the_memory_that_is_free_and_that_the_run_holds(begun, monkeypatch):
+    trained, frozen, data, _ = begun
+    settings = fit.typed(dataclasses.replace(RUN, fit="auto"))
+    held = sum(x.nbytes for x in jax.tree.leaves((trained, frozen)) if isinstance(x, jax.Array))
+    needed = [fit.bytes_of(made, trained, frozen, data.size) / fit.SHARE for made in fit._ways(settings)]
+    monkeypatch.setattr(memory, "available", lambda: int(needed[0] - held) + 2)
+    made, said = fit.fitted(settings, trained, frozen, data.size)
+    assert (made.remat, made.optim) == (False, settings.optim)
+    assert said.startswith("fit=auto: rows in 1 x 4, ") and said.endswith(f" of {needed[0] / fit.GB:.1f} GB")
+    monkeypatch.setattr(memory, "available", lambda: int(needed[0] - held) - 2)
+    assert fit.fitted(settings, trained, frozen, data.size)[0] != made
+    monkeypatch.setattr(memory, "available", lambda: int(min(needed) - held) - 2)
+    with pytest.raises(
+        ValueError, match="^fit='auto': this run needs at least about .* GB of .* GB; expected a larger"
+    ):
+        fit.fitted(settings, trained, frozen, data.size)
+    monkeypatch.setattr(memory, "available", lambda: None)
+    with pytest.raises(ValueError, match="^fit='auto': this device does not tell its memory; expected a limit such"):
+        fit.fitted(settings, trained, frozen, data.size)
+
+
+@pytest.mark.parametrize("method", [Vae(), Clip()])
+def test_training_without_the_unet_is_refused(method):
+    run = dataclasses.replace(RUN, fit="8GB", method=method)
+    with pytest.raises(ValueError, match=f"^fit='8GB': it estimates .* not of {type(method).__name__}; expected ''"):
+        checks.alone(run)
 
 
 def test_weights_that_a_step_does_not_look_at_stay_on_the_host(begun):

@@ -5,7 +5,7 @@
     sdjax warm lora data.path=photos/cat data.word=cat            a training run
 
 Draws a step or two of each kind.  Other steps, prompts, seeds, guidance or adapter strengths need no new program.
-Further options are those of the task's program, such as --hires 2.  For a recipe's name or file, it compiles what
+The options of the task's program, such as --hires 2, work here too.  For a recipe's name or file, it compiles what
 a run with these settings compiles, and trains nothing.
 """
 

@@ -56,6 +56,10 @@ def alone(settings: Any) -> None:
             if (value := get(settings)) != get(usual):
                 said = f"{get(usual)!r}: {type(method).__name__} has its own loss, which ignores it"
                 raise SettingError(name, value, said)
+        if settings.fit:
+            wanted = "'', with compute, remat and optim.kind instead"
+            why = f"it estimates the memory of a UNet's training, not of {type(method).__name__}"
+            raise SettingError("fit", settings.fit, wanted, why)
     if not settings.data.squares and method.look is not None:
         raise SettingError("data.buckets", settings.data.buckets, f"0: {type(method).__name__} reads square pictures")
     if settings.prompts_file:

@@ -1,4 +1,4 @@
-"""Estimates a run's device memory and chooses settings below a limit: fit=8GB, 12GB, 16GB or 24GB.
+"""Estimates a run's device memory and chooses settings below a limit: fit=auto, 8GB, 12GB, 16GB or 24GB.
 
     settings = typed(settings)                                     # before the model is loaded
     settings, said = fitted(settings, trained, frozen)             # and after it
@@ -14,7 +14,8 @@ The estimate is the sum of:
 * activations.
 It is fitted to the compiler's numbers for Stable Diffusion 1.5 at 512 x 512 (docs/fit_memory.json, with the commands).
 Activations scale with the pixels and with the square root of the UNet's number of weights; the latter is our estimate
-for other models.  A GB is 2^30 bytes, as in the names of devices.
+for other models.  A GB is 2^30 bytes, as in the names of devices.  It describes steps of the UNet's diffusion loss;
+checks.alone refuses `fit` for methods with a loss of their own.
 """
 
 import math
@@ -26,12 +27,13 @@ import numpy as np
 
 from sdjax import trees
 from sdjax.models import recompute
-from sdjax.runtime import mesh
+from sdjax.runtime import mesh, processes
+from sdjax.sampling import memory
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.training.optim import MOMENTS
 
-GB = 1 << 30
+AUTO, GB = "auto", 1 << 30
 SHARE = 0.945  # usable share of the limit; the device itself needs the rest
 ROW = {False: 6.0e9, "products": 0.95e9, True: 0.55e9}  # bytes of activations per row, {remat: bytes}
 FIXED, PIXELS = 0.3e9, 0.7e9  # bytes of any step, and of a row whose pixels the autoencoder encodes
@@ -50,18 +52,32 @@ def fitted(settings: Any, trained: Any, frozen: StableDiffusion, size: int, pixe
     It takes the first candidate that fits, fastest first.  The recipe's optimizer comes first, keeping all activations,
     products, or blocks' inputs (models/recompute.py); then adafactor with the latter two.  Each has as few microbatches
     as possible.
-    Raises SettingError if none fits, with the bytes of the smallest candidate.
+    Raises SettingError if none fits, with the bytes of the smallest candidate, and for "auto" with unknown memory.
     """
-    limit, least = SHARE * GB * int(settings.fit.removesuffix("GB")), math.inf
+    whole, least = limit_of(settings.fit, trained, frozen), math.inf
+    limit, of = SHARE * whole, f" of {whole / GB:.1f} GB" if settings.fit == AUTO else ""
     for made in _ways(settings):
         needed = bytes_of(made, trained, frozen, size, pixels)
         if needed <= limit:
             n, rows = made.optim.accumulate, made.data.batch
             said = f"rows in {n} x {rows // n}, {made.optim.kind}, remat={made.remat}, compute and frozen in bfloat16"
-            return made, f"fit={settings.fit}: {said}; about {needed / GB:.1f} GB"
+            return made, f"fit={settings.fit}: {said}; about {needed / GB:.1f} GB{of}"
         least = min(least, needed)
     raise SettingError("fit", settings.fit, "a larger limit, fewer trained weights or smaller pictures",
-                       f"this run needs at least about {least / SHARE / GB:.1f} GB")  # fmt: skip
+                       f"this run needs at least about {least / SHARE / GB:.1f} GB{of}")  # fmt: skip
+
+
+def limit_of(fit: str, *held: Any) -> float:
+    """Returns the bytes of a limit; "auto": the first device's free bytes and those of the arrays in the trees `held`.
+
+    In several processes it is the first one's.  Raises SettingError if the device does not tell its memory.
+    """
+    if fit != AUTO:
+        return GB * int(fit.removesuffix("GB"))
+    free = processes.led(memory.available)
+    if free is None:
+        raise SettingError("fit", fit, "a limit such as 8GB", "this device does not tell its memory")
+    return free + sum({id(x): x.nbytes for x in jax.tree.leaves(held) if isinstance(x, jax.Array)}.values())
 
 
 def _ways(settings):

@@ -16,7 +16,7 @@ from sdjax.settings import BELOW_1, FROM_0, FROM_1, SEED, TO_1, SettingError, ch
 from sdjax.training.optim import Optim
 
 TYPES = ("float32", "bfloat16")  # float16 is none of them: its small gradients would become 0
-FITS = ("", "8GB", "12GB", "16GB", "24GB")
+FITS = ("", "auto", "8GB", "12GB", "16GB", "24GB")
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Train:
     compute: data type of the computation, "float32" or "bfloat16".  frozen: data type of the frozen weights.
     remat: recompute activations in the backward pass instead of storing them: True all inside a block; "products" all
     except the results of matrix products, convolutions and attention.
-    fit: 8GB, 12GB, 16GB or 24GB of device memory: chooses data types, remat and microbatches, and adafactor as the
-    optimizer if nothing else fits; prints the choice; "" is off.
+    fit: 8GB, 12GB, 16GB or 24GB of device memory, or "auto", the first device's free memory: chooses data types, remat
+    and microbatches, and adafactor as the optimizer if nothing else fits; prints the choice; "" is off.
     class_data: pictures of the subject's class, DreamBooth's prior.
     min_snr: gamma of min-SNR weighting; 0 is off.  debiased: weigh errors by 1 / sqrt(SNR).
     huber: c of the pseudo-Huber error; 0 uses the squared error.  huber_decay: how c changes with noise: exponential or
