@@ -14,8 +14,10 @@ from PIL import Image
 from programs import sample
 
 import sdjax
+from sdjax import convert
 from sdjax.diffusion import wrappers
 from sdjax.formats import pipeline
+from sdjax.formats.adapters import kinds
 from sdjax.formats.models import controlnet
 from sdjax.formats.storage import files, ldm_names, parameters
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
@@ -172,6 +174,9 @@ def test_files_in_both_namings_hold_the_same(sd, tmp_path):
         np.testing.assert_array_equal(theirs[name].numpy(), tensor.array())
     torch.save({"state_dict": tensors}, tmp_path / "x.pth")
     jax.tree.map(np.testing.assert_array_equal, sdjax.load_control(tmp_path / "x.pth").params, control.params)
+    assert kinds.opened(tmp_path / "x.pth", sd)[0].name == "controlnet"  # init=
+    assert convert.main([str(tmp_path / "x.pth"), str(tmp_path / "y.safetensors")]) == 0
+    jax.tree.map(np.testing.assert_array_equal, sdjax.load_control(tmp_path / "y.safetensors").params, control.params)
     jax.tree.map(np.testing.assert_array_equal, sdjax.load_control(folder).params, control.params)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -66,6 +67,28 @@ def test_kinds_are_told_by_what_a_file_holds(place):
         "pocket": "model", "sd.safetensors": "model", "sub/v.safetensors": "vae", "c.safetensors": "controlnet",
         "old.ckpt": "model", "x.vae.pt": "vae", "folder": "model", "net": "controlnet", "ink": "lora",
     }  # fmt: skip
+
+
+def test_kinds_of_pickles_are_told_by_what_they_hold(place):
+    """Not by their names: the usual autoencoder and ControlNets are .ckpt and .pth files, nested or not."""
+    one = torch.zeros(1)
+    files = {
+        "vae-ft-mse-840000-ema-pruned.ckpt": {"state_dict": {"decoder.conv_in.weight": one, "loss.logvar": one}},
+        "control_sd15_canny.pth": {"control_model.input_hint_block.0.weight": one, "model.diffusion_model.x": one},
+        "control_v11p.ckpt": {"state_dict": {"input_hint_block.0.weight": one}},
+        "sd.vae.pt": {"model.diffusion_model.input_blocks.0.0.weight": one},
+        "words.pt": {"string_to_param": {"*": one}},
+    }
+    for name, held in files.items():
+        torch.save(held, place.models / name)
+    found = Library(place)
+    wanted = {"vae-ft-mse-840000-ema-pruned.ckpt": "vae", "control_sd15_canny.pth": "controlnet",
+              "control_v11p.ckpt": "controlnet", "sd.vae.pt": "model"}  # fmt: skip
+    assert {one.name: one.kind for one in found.entries() if one.name != "pocket"} == wanted
+    found.save()
+    with pytest.MonkeyPatch.context() as patch:  # a later start asks the cache
+        patch.setattr(library, "_file_kind", lambda path: pytest.fail("read again"))
+        assert {one.name for one in Library(place).entries("controlnet")} == set(list(files)[1:3])
 
 
 def test_what_a_file_tells(place):

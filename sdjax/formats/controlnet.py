@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from sdjax.formats.adapters.adapter_file import File
 from sdjax.formats.adapters.format import Format
-from sdjax.formats.models import controlnet
+from sdjax.formats.models import controlnet, single_file
 from sdjax.methods.adapter import Adapter
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.sampling.control import Control
@@ -24,13 +24,14 @@ KIND = "controlnet"
 class ControlNetFolder(Format):
     """A ControlNet: diffusers' folder, or a single file with diffusers' or LDM's names."""
 
-    name = KIND
+    name, suffixes = KIND, controlnet.ENDINGS
 
     def matches(self, file: File) -> bool:
         """Returns whether a folder's config.json or a file's tensor names are a ControlNet's."""
         if file.path.is_dir():
             return controlnet.is_control(file.path)
-        return any(name.endswith(controlnet.MARKS) for name in file.names or ())
+        names = single_file.state_of(file.content) or () if file.names is None else file.names
+        return any(str(name).endswith(controlnet.MARKS) for name in names)
 
     def holds(self, adapter: Adapter) -> bool:
         """Returns whether the adapter is a ControlNet and nothing else."""

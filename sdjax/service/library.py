@@ -4,8 +4,8 @@
     library.find("model", "v1-5.safetensors [6ce0161689]").source       # what Maker loads
     library.described(entry)["words"]                                   # trigger words, from the file's own text
 
-A name from outside is only compared with the names in this list.  The header decides a file's kind, descriptions.py
-reads its metadata; both are cached by path, size and time.
+A name from outside is only compared with the names in this list.  The tensors' names decide a file's kind,
+descriptions.py reads its metadata; both are cached by path, size and time.
 """
 
 import contextlib
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdjax.formats.adapters import adapter_file, attach, attachable, kinds
+from sdjax.formats.adapters import attach, attachable, kinds
+from sdjax.formats.models import single_file
 from sdjax.formats.storage import files
 from sdjax.service import descriptions
 from sdjax.service.place import Place
@@ -24,7 +25,7 @@ from sdjax.settings import SettingError
 from sdjax.trees import listing
 
 WHOLE = ("model", "vae", "controlnet")
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
 WEIGHTS = (".safetensors", ".ckpt")  # kinds of whole models
 CLASSES = {"ControlNetModel": "controlnet", "AutoencoderKL": "vae"}  # of diffusers' config.json
 EVERY = 30.0  # seconds between searches for new files
@@ -108,9 +109,9 @@ class Library:
         for path in _visible(root):
             name = path.relative_to(root).as_posix()
             if path.is_dir():
-                kind = self._once(path, "kind", _folder_kind)
+                kind = self._once(path, "whole", _folder_kind)
             elif path.suffix.lower() in SUFFIXES and not (path.parent / "config.json").is_file():
-                kind = self._once(path, "kind", _file_kind)
+                kind = self._once(path, "whole", _file_kind)
             else:
                 continue
             if kind is not None:
@@ -245,14 +246,16 @@ def _folder_kind(path: Path) -> str | None:
 
 
 def _file_kind(path: Path) -> str | None:
-    """Returns the kind of a single file; that of a pickle from its name, since its header would need a full read."""
-    if path.suffix.lower() != ".safetensors":
-        return "vae" if ".vae." in path.name.lower() else "model" if path.suffix.lower() in WEIGHTS else None
+    """Returns the kind of a single file by its tensors' names, whose numbers are not read.
+
+    For a pickle that our reader refuses, the name of the file decides, so that loading it can say why.
+    """
     try:
-        names = adapter_file.of(path).names
+        return descriptions.whole_kind(single_file.open_file(path)[0].names)
     except (ValueError, OSError):
-        return None
-    return descriptions.whole_kind(names or ())
+        if path.suffix.lower() == ".safetensors":
+            return None
+        return "vae" if ".vae." in path.name.lower() else "model" if path.suffix.lower() in WEIGHTS else None
 
 
 def _adapter_kind(path: Path) -> str | None:

@@ -44,8 +44,8 @@ CARD_VERSIONS = {"stable-diffusion-v1": "SD1", "stable-diffusion-v2": "SD2", "st
 class Facts:
     """Facts about a run for the metadata; fields at their defaults are left out.
 
-    title: the file's name.  words: its words in prompts.  unwanted: those for the negative prompt.  base: the base model's name, without a folder.
-    base_hash: the SHA-256 of the base model's file, 64 hex digits.
+    title: the file's name.  words: its words in prompts.  unwanted: words for the negative prompt.
+    base: the base model's name, without a folder.  base_hash: the SHA-256 of its file, 64 hex digits.
     size: (height, width) in pixels.  pictures: their number.  captions: {folder's name: {tag: count}}.
     folders: {folder's name: (repeats per epoch, pictures)}.
     class_folders: likewise, of class pictures.

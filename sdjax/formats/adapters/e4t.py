@@ -102,7 +102,7 @@ class E4TFolder(Format):
     def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
         """Writes e4t/ into a model's folder; the reference only if it differs from the adapter's model.
 
-        about: ignored; the model's own folder says it, in metadata.json.
+        about: not written here; the model's folder holds it in metadata.json.
         """
         folder, own = Path(folder) / "e4t", adapter.trees
         folder.mkdir()

@@ -29,6 +29,7 @@ from sdjax.sampling.control import Control
 STEM = "diffusion_pytorch_model"
 PREFIX = "control_model."  # files of version 1.0 also contain the whole model
 CLASS = "ControlNetModel"
+ENDINGS = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")  # of single files
 MARKS = ("input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight")
 ARCHITECTURES = {768: "stable-diffusion-v1", 1024: "stable-diffusion-v2"}  # by context width; ModelSpec 1.0.1
 NOTES = "sdjax.controlnet"  # metadata key of the config, since the weights do not show all of it
@@ -87,12 +88,15 @@ def save_control(
 
 
 def is_control(source: str | pathlib.Path) -> bool:
-    """Returns whether a local source is a ControlNet, by a folder's config.json or a file's tensor names."""
+    """Returns whether a local source is a ControlNet, by a folder's config.json or a file's tensor names.
+
+    Raises ValueError for a file that cannot be read.
+    """
     path = pathlib.Path(source)
     if path.is_dir():
         config = path / "config.json"
         return config.is_file() and files.read_json(config).get("_class_name") == CLASS
-    if path.suffix != ".safetensors" or not path.is_file():
+    if path.suffix not in ENDINGS or not path.is_file():
         return False
     return any(name.endswith(MARKS) for name in single_file.open_file(path)[0].names)
 

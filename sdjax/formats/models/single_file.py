@@ -145,13 +145,18 @@ def open_file(path: str | pathlib.Path) -> tuple[files.Stored, dict[str, str], i
         safe = file.read(9)[8:] == b"{"
     if not safe:
         value = pickles.read(path)
-        state = value.get("state_dict", value) if type(value) is dict else None
-        if type(state) is not dict:
+        state = state_of(value)
+        if state is None:
             raise ValueError(f"{path}: holds no weights by name")
-        arrays = {name: array for name, array in state.items() if type(array) is np.ndarray}
-        return files.Arrays(path, arrays), {}, value.get("global_step")
+        return files.Arrays(path, state), {}, value.get("global_step")
     file = TensorFile(path)
     return file, file.metadata, None
+
+
+def state_of(value: Any) -> dict[str, np.ndarray] | None:
+    """Returns {name: array} of a pickled checkpoint's value, whether or not under "state_dict"; None for others."""
+    state = value.get("state_dict", value) if type(value) is dict else None
+    return {name: x for name, x in state.items() if type(x) is np.ndarray} if type(state) is dict else None
 
 
 @dataclasses.dataclass(frozen=True)
