@@ -5,6 +5,8 @@
     make compare ARGS="--images photos/cat --domain cat" pictures of your own: no judges of looks
     python benchmarks/compare.py --sweep "LoRA, 5" --with "steps=50 optim.lr=1e-3" --with "steps=100 optim.lr=3e-4"
 
+    make compare MODEL=FOLDER ARGS="--images photos/cat --domain cat --init E4T --judge openai/clip-vit-base-patch32"
+
 The people are held out: neither the model nor any choice of steps and rates has seen them; --sweep takes others.
 Writes OUT/SPLIT/grid-PERSON.png (a row for each prompt, a column for each way), table.md, table.json and people.json.
 --sweep also adds its rows to sweeps.json, which collects all sweeps (pocket's are in docs/sweeps.json).
@@ -12,10 +14,16 @@ OUT/SPLIT/made/ keeps the pictures of each person and way; a rerun makes the mis
 
 Identity is 1 for another drawing of the person and 0 for somebody else; prompts is the share of places, styles and
 accessories that the pictures show.  Seconds cover preparation and steps; compilation has its own column.  "processor"
-is the processor seconds of the same work.  Memory is the compiler's figure for one step.
+is the processor seconds of the same work.  Memory is the compiler's figure for one step.  CLIP-I and CLIP-T are the
+cosines of the judge, by default the model's own CLIP.
+
+The table is written after each way.  A way that cannot run is left out with a line, such as E4T for a model without
+its encoder.
 """
 
 import argparse
+import collections
+import dataclasses
 import functools
 import hashlib
 import json
@@ -27,28 +35,28 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
-import embedded
 import judges
 import pocket
 import subjects
 import ways
+from measures import by_clip, looks
 from published import added, published
 from subjects import Subject
 from tuning import Tuner
 
 from sdjax import settings
-from sdjax.data import pocketland
-from sdjax.formats import pipeline
+from sdjax.formats import judge, pipeline
 from sdjax.formats.storage import files
-from sdjax.images import grid, reading
-from sdjax.methods import clip
-from sdjax.runtime import compile_cache
+from sdjax.images import grid
+from sdjax.runtime import compile_cache, room
 from sdjax.sampling import generate
-from sdjax.stable_diffusion import StableDiffusion, to_pixels
+from sdjax.settings import SettingError
+from sdjax.stable_diffusion import StableDiffusion
 
-BASE = "base model"
-KINDS = ("context", "style", "accessory")
+BASE, E4T = "base model", "E4T, 1"
 AT_ONCE = 16  # pictures of a batch
+SIDE = 256  # most pixels of a picture in the figure
+OUT_OF_MEMORY = "out of memory; --with 'compute=bfloat16 frozen=bfloat16 remat=True' needs less"
 
 
 # ---- making --------------------------------------------------------------------------------------
@@ -70,7 +78,8 @@ def asked(options: argparse.Namespace) -> list[tuple[str, str, tuple[str, ...]]]
             (f"{options.sweep} {more}".strip(), options.sweep, tuple(more.split())) for more in options.more or [""]
         ]
     else:
-        chosen = [(name, name, ()) for name in ways.POCKET if not options.only or name in options.only]
+        more = tuple(setting for given in options.more or () for setting in given.split())
+        chosen = [(name, name, more) for name in ways.POCKET if not options.only or name in options.only]
     return [(BASE, "", ()), *chosen]
 
 
@@ -123,74 +132,85 @@ def held(path: Path, told: dict) -> tuple[np.ndarray, dict] | None:
         return (file["pictures"], json.loads(str(file["figures"]))) if same else None
 
 
-def everything(
-    options: argparse.Namespace, people: list[Subject], base: StableDiffusion
+def holds_encoder(model: str) -> bool:
+    """Returns whether a model holds E4T's encoder, as far as its name and folder tell."""
+    return model == "pocket" or not (Path(model).exists() or ":" in model) or (Path(model) / "e4t").is_dir()
+
+
+def tuned(
+    options: argparse.Namespace, people: list[Subject], base: StableDiffusion, label: str, name: str, more: tuple
 ) -> Iterator[tuple[Subject, str, np.ndarray, dict]]:
-    """Yields (subject, label, pictures, figures), one way after the other; each way compiles one step per domain."""
-    for label, name, more in asked(options):
-        tuners: dict[str, tuple] = {}
-        for subject in people:
-            if name and subject.domain not in tuners:
-                way = ways.of(options.model, subject.domain)[name]
-                tuners[subject.domain] = way, Tuner(functools.partial(way.settings, more=more), options.model)
-            way, tuner = tuners.get(subject.domain, (None, None))
-            for end, (made, figures) in made_of(subject, label, way, tuner, base, options).items():
-                yield subject, end, made, figures
+    """Yields (subject, label, pictures, figures) of a row; it compiles one step per domain.
+
+    name: the way, "" for the base model.  more: further settings.
+    """
+    if name == E4T and not options.init and not holds_encoder(options.model):
+        raise SettingError("init", "", f"a folder with E4T's encoder: {options.model} has none")
+    tuners: dict[str, tuple] = {}
+    for subject in people:
+        if name and subject.domain not in tuners:
+            way = ways.of(options.model, subject.domain)[name]
+            told = functools.partial(way.settings, more=more, init=options.init, vision=options.vision)
+            tuners[subject.domain] = way, Tuner(told, options.model)
+        way, tuner = tuners.get(subject.domain, (None, None))
+        for end, (made, figures) in made_of(subject, label, way, tuner, base, options).items():
+            yield subject, end, made, figures
 
 
 # ---- judging -------------------------------------------------------------------------------------
 
 
-def judged(judge, subject: Subject, made: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
-    """Returns figures of a drawn person's pictures: the similarities s, s0 and s1, and the share of prompts' words.
+@dataclasses.dataclass
+class Results:
+    """What is known so far.
 
-    s: to the person's first photo.  s0, s1: the same for drawings of somebody else and of the person.
+    rows: {label: figures of each person}.  columns: {person's number: {label: small pictures}}.  left: {label: why a
+    way is left out}.
     """
-    places = [*pocket.PLACES[: options.prompts]] * options.seeds
-    scenes = [pocketland.scene(pocket.SCENES + 20_000 + 8 * subject.number + k, *p) for k, p in enumerate(places)]
-    other = pocketland.identity(pocket.SPLITS[options.split] + 60_000 + subject.number)
-    own = judges.identity(judge, np.asarray(Image.open(subject.files[0]))[None])[0]
-    s, s1, s0 = (
-        float((judges.identity(judge, np.stack(some)) @ own).mean())
-        for some in (made, *([embedded.draw(p, scene) for scene in scenes] for p in (subject.who, other)))
-    )
-    seen = judges.classify(judge, made)
-    right = [seen[kind][i] == word for i, place in enumerate(places) for kind, word in zip(KINDS, place, strict=True)]
-    return {"s": s, "s0": s0, "s1": s1, "prompts": float(np.mean(right))}
+
+    rows: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
+    columns: dict[int, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    left: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def table(self) -> dict[str, dict]:
+        """The table's rows."""
+        return {label: summary(found) for label, found in self.rows.items()}
 
 
-def by_clip(sd: StableDiffusion, subject: Subject, made: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
-    """Returns {"clip-i", "clip-t"}, those that the model has the networks for.
-
-    CLIP-I: mean cosine between the pictures and the subject's own.  CLIP-T: mean cosine between the pictures and their
-    prompts, with subject.plain as the word.
-    """
-    if "image_encoder" not in sd.parts:
-        return {}
-    own = np.stack([np.asarray(reading.subject(path, made.shape[1])) for path in subject.files])
-    one, other = (np.asarray(clip.embed_images(sd, to_pixels(some))) for some in (made, own))
-    found = {"clip-i": float((one @ other.T).mean())}
-    if sd.reference.clip is not None:
-        ids = sd.tokenize(subject.texts(subject.plain, options.prompts) * options.seeds)[clip.ENCODER]
-        told = np.asarray(clip.embed_texts(sd, ids, sd.reference.clip["text_projection"]["kernel"]))
-        found["clip-t"] = float((one * told).sum(-1).mean())
-    return found
-
-
-def measured(
-    options: argparse.Namespace, people: list[Subject]
-) -> tuple[dict[str, list[dict]], dict[int, dict[str, np.ndarray]]]:
-    """Returns ({label: figures of each person}, {person's number: {label: pictures}})."""
+def measured(options: argparse.Namespace, people: list[Subject]) -> Iterator[Results]:
+    """Yields the results after each row; a way that raises ValueError is left out, with a line."""
     base = pipeline.load(options.model)
-    rows: dict[str, list[dict]] = {}
-    columns: dict[int, dict[str, np.ndarray]] = {}
-    for subject, label, made, figures in everything(options, people, base):
-        told = judged(judges.load(), subject, made, options) if subject.who else {}
-        rows.setdefault(label, []).append({**figures, **told, **by_clip(base, subject, made, options)})
-        columns.setdefault(subject.number, {})[label] = made
-        if len(rows[label]) == len(people):
-            print(f"{label}: {summary(rows[label])}", flush=True)
-    return rows, columns
+    clip, results = judge.load(options.judge) if options.judge else judge.of(base), Results()
+    for label, name, more in asked(options):
+        rows, columns = collections.defaultdict(list), collections.defaultdict(dict)
+        try:
+            with room.memory(OUT_OF_MEMORY):
+                for subject, end, made, figures in tuned(options, people, base, label, name, more):
+                    told = looks(judges.load(), subject, made, options) if subject.who else {}
+                    rows[end].append({**figures, **told, **by_clip(clip, subject, made, options)})
+                    columns[subject.number][end] = small(made[: options.prompts])
+        except ValueError as error:
+            if not name:
+                raise
+            results.left[label] = str(error)
+            print(f"{label}: left out: {error}", flush=True)
+            continue
+        for end, found in rows.items():
+            print(f"{end}: {summary(found)}", flush=True)
+        results.rows |= rows
+        for number, found in columns.items():
+            results.columns.setdefault(number, {}).update(found)
+        yield results
+
+
+def small(pictures: np.ndarray) -> np.ndarray:
+    """Returns pictures of the figure, at most SIDE pixels wide."""
+    width = pictures.shape[2]
+    if width <= SIDE:
+        return pictures
+    size = SIDE, round(pictures.shape[1] * SIDE / width)
+    return np.stack([np.asarray(Image.fromarray(picture).resize(size)) for picture in pictures])
 
 
 # ---- results -------------------------------------------------------------------------------------
@@ -238,13 +258,15 @@ def documented(
     return {"options": asked, "table": {name: rows[name] for name in order}}, sheet if whole else None
 
 
-def written(table: dict[str, dict], path: Path, options: argparse.Namespace) -> str:
+def written(results: Results, path: Path, options: argparse.Namespace) -> str:
     """Writes the table as JSON, with its options, and as Markdown; returns the Markdown."""
+    table = results.table
     path.with_suffix(".json").write_text(json.dumps({"options": asked_for(options), "table": table}, indent=1) + "\n")
     heads = list(dict.fromkeys(head for row in table.values() for head in row if not head.endswith("95 %")))
     lines = ["| way | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
     for name, row in table.items():
         lines.append(f"| {name} | " + " | ".join(cell(row, head) for head in heads) + " |")
+    lines += [f"\n{name}: left out: {why}" for name, why in results.left.items()]
     text = "\n".join(lines) + "\n"
     path.with_suffix(".md").write_text(text)
     return text
@@ -267,29 +289,43 @@ def figure(columns: dict[str, np.ndarray], subject: Subject, options: argparse.N
     return Image.fromarray(grid.sheet(rows, names, ["input", *columns], scale=max(1, 128 // width)))
 
 
-def compare(options: argparse.Namespace) -> int:
-    """Makes and judges the pictures and writes the results; returns the exit status."""
-    people = subjects_of(options)
-    rows, columns = measured(options, people)
-    table = {label: summary(found) for label, found in rows.items()}
+def shown(results: Results, people: list[Subject], options: argparse.Namespace) -> tuple[str, list[Image.Image]]:
+    """Writes what is known so far; returns the table and each person's figure."""
     place = options.out / options.split
-    sheets = [figure(columns[subject.number], subject, options) for subject in people]
+    place.mkdir(parents=True, exist_ok=True)
+    sheets = [figure(results.columns[subject.number], subject, options) for subject in people]
     for subject, sheet in zip(people, sheets, strict=True):
         sheet.save(place / f"grid-{subject.number}.png")
-    (place / "people.json").write_text(json.dumps(rows, indent=1))
+    (place / "people.json").write_text(json.dumps(results.rows, indent=1))
     if options.sweep:
-        rows = {label: {**row, "judged by": asked_for(options)} for label, row in table.items()}
+        rows = {label: {**row, "judged by": asked_for(options)} for label, row in results.table.items()}
         added(place / "sweeps.json", rows)
-    print(written(table, place / "table", options) + f"look at {place / 'grid-0.png'}")
+    return written(results, place / "table", options), sheets
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Makes and judges the pictures and writes the results after each row; returns the exit status."""
+    people = subjects_of(options)
+    text, sheets, results = "", [], Results()
+    for results in measured(options, people):
+        text, sheets = shown(results, people, options)
+    if results.left:
+        text = written(results, options.out / options.split / "table", options)  # with the last way left out
+    print(f"{text}look at {options.out / options.split / 'grid-0.png'}")
     if options.docs:
-        published(options.docs, "compare", *documented(options.docs, table, asked_for(options), sheets[0]))
+        published(options.docs, "compare", *documented(options.docs, results.table, asked_for(options), sheets[0]))
     return 0
 
 
-def main() -> int:
-    """Reads the command line and compares."""
+def read(arguments: list[str]) -> argparse.Namespace:
+    """Returns the options of a command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="pocket", help="a model; E4T needs an e4t/ folder in it")
+    parser.add_argument("--model", default="pocket", help="a model")
+    parser.add_argument("--init", default="", help="E4T's encoder; default: the model's own, in its folder e4t/")
+    parser.add_argument("--vision", default="", help="an image encoder for E4T, if neither model nor --init has one")
+    parser.add_argument(
+        "--judge", default="", help="a folder or hub id of a CLIPModel for CLIP-I and CLIP-T; default: the model's own"
+    )
     parser.add_argument("--images", help="a folder of pictures of one subject; default: drawn people, held out")
     parser.add_argument("--domain", default="face", help="what the pictures show")
     parser.add_argument("--protocol", help="the folder of DreamBooth's data set: its subjects, 25 prompts, 4 seeds")
@@ -298,7 +334,12 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, help="pictures of each prompt")
     parser.add_argument("--only", nargs="+", choices=ways.POCKET, help="only these ways")
     parser.add_argument("--sweep", choices=ways.POCKET, help="one way with other settings, on people of other seeds")
-    parser.add_argument("--with", dest="more", action="append", help="settings of a sweep, such as 'steps=50'")
+    parser.add_argument(
+        "--with",
+        dest="more",
+        action="append",
+        help="settings of every way, such as 'steps=50'; of a sweep, one row for each --with",
+    )
     parser.add_argument(
         "--marks", type=int, nargs="+", default=(), help="numbers of steps to judge after, instead of the last step"
     )
@@ -306,13 +347,18 @@ def main() -> int:
     parser.add_argument(
         "--docs", type=Path, help="also put the rows into compare.json and the first person into compare.webp here"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.prompts, people, seeds = (25, 0, 4) if options.protocol else (8, 8, 2) if options.full else (4, 2, 1)
     options.people, options.seeds = options.people or people, options.seeds or seeds
     own = options.images or options.protocol
     options.split = "own" if own else "validation" if options.sweep else "heldout"
+    return options
+
+
+def main() -> int:
+    """Reads the command line and compares; returns the exit status."""
+    options = read(sys.argv[1:])
     compile_cache.keep(steps=compile_cache.FEW)  # nine compiled steps; each runs a few hundred times
-    options.out.mkdir(parents=True, exist_ok=True)
     return compare(options)
 
 
@@ -321,3 +367,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except ValueError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped: the table has the finished ways; rerun the command to continue")

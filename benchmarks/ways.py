@@ -33,11 +33,15 @@ class Way:
     overrides: tuple[str, ...] = ()
     method: Any = None
 
-    def settings(self, model: str, path: str, more: tuple[str, ...] = ()) -> Train:
-        """Returns the settings of a run on the pictures below `path`."""
+    def settings(self, model: str, path: str, more: tuple[str, ...] = (), init: str = "", vision: str = "") -> Train:
+        """Returns the settings of a run on the pictures below `path`.
+
+        init, vision: E4T's encoder, if the model does not hold it, and its image encoder; other ways ignore them.
+        """
         quiet = [f"model={model}", f"data.path={path}", "checkpoint=0", "preview=0"]
         told = settings.load(CONFIGS / self.recipe, quiet)
-        told = replace(told, method=self.method or told.method, init=model if told.init else "")
+        encoder = {"init": init or model, "vision": vision} if told.init else {}
+        told = replace(told, method=self.method or told.method, **encoder)
         return settings.override(told, [*self.overrides, *more])
 
 
@@ -59,12 +63,13 @@ POCKET = {
 
 
 def of(model: str, domain: str) -> dict[str, Way]:
-    """Returns {name: Way} of a model, for subjects of a domain such as "face"."""
+    """Returns {name: Way} of a model, for subjects of a domain such as "face"; E4T takes its last word."""
     rare = f"{RARE} {domain}"
     called = lambda word: (f"data.word={word}", "data.templates=trigger")  # noqa: E731
     init = (f"method.init={domain}", f"data.templates={'face' if domain == 'face' else 'object'}")
     both = Chain((TextualInversion(NEW, init=domain), Full(("unet",), keep=True)))
-    e4t = ("pocket/tune.py", ()) if model == "pocket" else ("e4t_tune.py", (f"method.parts.0.domain={domain}",))
+    own = ("e4t_tune.py", (f"method.parts.0.domain={domain.split()[-1]}",))
+    e4t = ("pocket/tune.py", ()) if model == "pocket" else own
     ways = {
         "textual inversion, 1 picture": Way("textual_inversion.py", 1, NEW, init),
         "textual inversion, 5": Way("textual_inversion.py", 5, NEW, init),

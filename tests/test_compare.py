@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sdjax.formats import pipeline
 from sdjax.training.loop import train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -20,6 +21,7 @@ import curves
 import subjects
 import ways
 from published import added, published
+from test_likeness import clip_folder
 from tuning import Tuner
 
 
@@ -137,3 +139,65 @@ def test_the_protocol_of_dreambooth_is_read(tmp_path):
 def test_a_subject_without_pictures_is_told(tmp_path):
     with pytest.raises(ValueError, match="expected a folder cat2"):
         subjects.protocol(protocol(tmp_path, names=("vase",)))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Returns the folder of a model without an image encoder and without E4T, as a checkpoint of SD 1.x."""
+    sd = pipeline.load("random:tiny")
+    networks = sd.networks.copy({"image_encoder": None})
+    return pipeline.save(
+        sd.with_parts(image_encoder=None).replace(networks=networks), tmp_path_factory.mktemp("m") / "sd"
+    )
+
+
+def made(sd, word, subject, options):
+    """Returns noise in the place of a model's pictures."""
+    count = options.seeds * len(subject.texts(word, options.prompts))
+    return np.random.default_rng(count).integers(0, 256, (count, 16, 16, 3), np.uint8)
+
+
+def test_any_checkpoint_is_compared_and_a_way_that_cannot_run_is_left_out(plain, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "pictures", made)
+    (tmp_path / "set").mkdir()
+    given = ["--model", str(plain), "--protocol", protocol(tmp_path / "set"), "--only", "E4T, 1"]
+    judge = ["--judge", str(clip_folder(tmp_path / "clip")), "--out", str(tmp_path / "out")]
+    assert compare.compare(compare.read([*given, *judge])) == 0
+    table = json.loads((tmp_path / "out" / "own" / "table.json").read_text())["table"]
+    assert list(table) == [compare.BASE] and {"CLIP-I", "CLIP-T"} < set(table[compare.BASE])
+    text = (tmp_path / "out" / "own" / "table.md").read_text()
+    assert text in capsys.readouterr().out and "E4T, 1: left out: init='': expected a folder" in text
+    assert (tmp_path / "out" / "own" / "grid-1.png").is_file()
+
+
+def test_the_table_is_written_after_each_way(plain, tmp_path, monkeypatch):
+    def tuned(options, people, base, label, name, more):
+        if name == "LoRA, 5":
+            raise KeyboardInterrupt
+        if name == "DreamBooth, 1":
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        assert more == (("steps=1", "seed=3") if name else ())
+        for subject in people:
+            yield subject, label, made(None, "", subject, options), {"steps": 1}
+
+    monkeypatch.setattr(compare, "tuned", tuned)
+    (tmp_path / "set").mkdir()
+    chosen = ["DreamBooth, 1", "DreamBooth, 5", "LoRA, 5", "E4T, 1"]
+    given = ["--model", str(plain), "--protocol", protocol(tmp_path / "set"), "--out", str(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare(compare.read([*given, "--with", "steps=1 seed=3", "--only", *chosen]))
+    assert list(json.loads((tmp_path / "own" / "table.json").read_text())["table"]) == [compare.BASE, "DreamBooth, 5"]
+    assert "DreamBooth, 1: left out: out of memory" in (tmp_path / "own" / "table.md").read_text()
+
+
+def test_pictures_of_the_figure_are_small():
+    assert compare.small(np.zeros((2, 512, 768, 3), np.uint8)).shape == (2, 171, 256, 3)
+    assert compare.small(np.zeros((2, 64, 64, 3), np.uint8)).shape == (2, 64, 64, 3)
+
+
+def test_e4t_takes_the_encoder_that_is_given():
+    way = ways.of("model", "cat")["E4T, 1"]
+    told = way.settings("model", "photo.png", init="encoder", vision="clip")
+    assert (told.model, told.init, told.vision) == ("model", "encoder", "clip")
+    other = ways.of("model", "cat")["LoRA, 5"].settings("model", "photo.png", init="encoder", vision="clip")
+    assert (other.init, other.vision) == ("", "")

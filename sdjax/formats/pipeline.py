@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
+from sdjax import trees
 from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.families.sd import Sd
 from sdjax.formats.adapters import e4t
@@ -27,6 +28,7 @@ from sdjax.text.tokenizer import Tokenizer, byte_vocabulary
 POCKET = pathlib.Path(__file__).parents[1] / "pocket"
 DTYPES = ("float32", "float16", "bfloat16")  # of weights in files and of networks that sample
 FORMATS = ("diffusers", "single-file")
+VISION = open_clip.PATTERNS  # further hub files that may hold an image encoder
 HUGGING_FACE = ("model*.safetensors", "pytorch_model*.bin")  # transformers' weights
 
 
@@ -93,7 +95,7 @@ def load(
     if vae is not None:
         sd = autoencoder.put(sd, vae, dtype)
     if vision is not None:
-        network, params = _load_vision(vision, dtype, variant)
+        network, params = load_vision(vision, dtype, variant)
         # The text projection is useless with another image encoder.
         sd = sd.with_reference(clip=None).with_networks(image_encoder=network).with_parts(image_encoder=params)
     if perceptual is not None:
@@ -101,8 +103,10 @@ def load(
     return sd
 
 
-def _load_vision(source, dtype, variant):
-    """Returns (network, parameters) of an image encoder."""
+def load_vision(
+    source: str | pathlib.Path, dtype: str | None, variant: str | None = None
+) -> tuple[ImageEncoder, trees.Tree]:
+    """Returns (network, parameters) of an image encoder; arguments as `vision`, `dtype` and `variant` of load."""
     if str(source).startswith("random:"):
         name = str(source).removeprefix("random:")
         if name not in presets.TOWERS:
@@ -111,7 +115,7 @@ def _load_vision(source, dtype, variant):
         return network, parameters.random_parameters(network, dtype or "float32")
     if os.path.isfile(str(source).split(",")[0]) and open_clip.found(source) is None:
         raise ValueError(f"vision={source}: expected a folder or hub id with an image encoder, not a file")
-    place = pathlib.Path(source) if os.path.isfile(source) else locate(source, variant, open_clip.PATTERNS)
+    place = pathlib.Path(source) if os.path.isfile(source) else locate(source, variant, VISION)
     if (file := open_clip.found(place)) is not None and not any(map(any, map(place.glob, HUGGING_FACE))):
         return open_clip.read(file, dtype)
     if not (place / "config.json").is_file() and (place / "image_encoder").is_dir():

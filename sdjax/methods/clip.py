@@ -1,6 +1,7 @@
 """Contrastive text-image training of the text and image encoders.
 
-    Clip()      with batches of {"pixels", "ids"}; the loss is over the whole global batch
+    Clip()             with batches of {"pixels", "ids"}; the loss is over the whole global batch
+    Clip(parts=())     the text projection and the temperature alone, between encoders as they are
 
 The text projection and the temperature have no part in a diffusers model; sd.reference.clip holds them, and on disk the
 folder clip/.
@@ -20,9 +21,11 @@ from sdjax import trees
 from sdjax.methods.adapter import Adapter
 from sdjax.methods.method import Method
 from sdjax.models.clip import clip_pixels, pooled
+from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
 ENCODER = "text_encoder"  # the trained text encoder
+TOWERS = (ENCODER, "image_encoder")
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,19 @@ class Clip(Method):
     """Trains the text and image encoders, the text projection and the temperature, contrastively.
 
     The loss needs the whole batch at once.
+    parts: the encoders to train; the others stay as they are.
+    Source of frozen encoders: Zhai et al. 2022, "LiT" (arXiv 2111.07991).
     """
 
+    parts: tuple[str, ...] = TOWERS
     pixels = True
     whole_batch = True  # accumulation would change the loss, so the training loop refuses it
     formats = ()
+
+    def __post_init__(self):
+        for name in self.parts:
+            if name not in TOWERS:
+                raise SettingError("parts", name, " or ".join(TOWERS))
 
     def preview(self, sd: StableDiffusion, batch: dict[str, Any]) -> dict[str, Any]:
         """Returns {}: it has no previews."""
@@ -47,6 +58,7 @@ class Clip(Method):
     def split(self, sd: StableDiffusion, key: Array | None = None) -> tuple[dict[str, Any], StableDiffusion]:
         """Returns ({"text_encoder", "image_encoder", "text_projection" [C P], "logit_scale"}, sd without them).
 
+        Encoders that are not in `parts` stay in sd.
         Projection and temperature continue from the model's own; without them they start as in CLIP.
         Raises ValueError if the model has no image encoder.
         """
@@ -62,19 +74,15 @@ class Clip(Method):
             kernel = jax.ShapeDtypeStruct((width, out), jnp.float32)
             if key is not None:
                 kernel = jax.random.normal(key, kernel.shape) * width**-0.5  # CLIP's initialisation
-        trained = {
-            "text_encoder": trees.copy(sd.parts["text_encoder"], jnp.float32),
-            "image_encoder": trees.copy(sd.parts["image_encoder"], jnp.float32),
-            "text_projection": kernel,
-            "logit_scale": scale,
-        }
-        return trained, sd.with_reference(clip=None).with_parts(text_encoder={}, image_encoder={})
+        towers = {name: trees.copy(sd.parts[name], jnp.float32) for name in TOWERS if name in self.parts}
+        trained = {**towers, "text_projection": kernel, "logit_scale": scale}
+        return trained, sd.with_reference(clip=None).with_parts(**dict.fromkeys(towers, {}))
 
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with the trained encoders, projection and temperature."""
         held = {"text_projection": {"kernel": trained["text_projection"]}, "logit_scale": trained["logit_scale"]}
         return frozen.with_reference(clip=held).with_parts(
-            text_encoder=trained["text_encoder"], image_encoder=trained["image_encoder"]
+            **{name: trained[name] for name in TOWERS if name in trained}
         )
 
     def loss(

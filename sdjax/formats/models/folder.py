@@ -31,6 +31,7 @@ WRITTEN_AS = "0.42.1"  # diffusers version of our config.json files; without it,
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 CLIP = "clip"  # folder of the results of contrastive training
 PROJECTION = "projection"  # its file with the text projection and the temperature
+CLIP_TOKENIZER = ("vocab.json", "merges.txt", "tokenizer*.json", "special_tokens_map.json")  # beside a CLIPModel
 LOW_SCHEDULER = "low_res_scheduler"  # the noise schedule of an upscaler's small picture
 # A save replaces these entries and the parts' folders, and keeps all others (README.md, ...).
 ENTRIES = (INDEX, "scheduler", LOW_SCHEDULER, "feature_extractor", "safety_checker", "e4t", CLIP, headers.NAME)
@@ -51,6 +52,7 @@ def patterns(kind: str, ending: str = "safetensors") -> list[str]:
     """Returns patterns of a model's hub files with one kind of weights ("" or ".fp16"), without single-file copies."""
     small = [INDEX, headers.NAME, "config.json", "*/config.json", "*/scheduler_config.json"]
     small += [f"{place}/{name}" for place in _tokenizers() for name in ("*.json", "*.txt")]
+    small += CLIP_TOKENIZER
     weights = []
     stems = [(f"{place}/", stem) for place, stem in _places().items()]
     for folder, stem in [*stems, ("", "model"), ("e4t/", "*"), (f"{CLIP}/", PROJECTION)]:
