@@ -29,6 +29,21 @@ def test_every_listed_upscaler_enlarges(name, method, noted):
     assert all(repr(name) in note for note in made.notes)
 
 
+def test_the_second_pass_of_hires_fix_has_a_prompt_and_a_sampler_of_its_own():
+    body = dict(hr_prompt="b", hr_negative_prompt="c", hr_sampler_name="DPM++ 2M Karras", hr_cfg=3)
+    made = asked(**body, hr_checkpoint_name="Use same checkpoint")
+    assert not made.notes
+    one = make(TextToImage, made.values)
+    again = one.again()
+    assert (one.prompt, one.sampler) == ("a", "euler") and again.texts == ("b", "c")
+    assert (again.sampler, again.schedule, again.guidance) == ("dpmpp_2m", "karras", 3)
+    same = asked(hr_prompt="", hr_sampler_name="Use same sampler", hr_scheduler="Use same scheduler")
+    one = make(TextToImage, same.values)
+    assert one.again() == one
+    assert not any(name.startswith("hires") for name in asked(enable_hr=False, **body).values)
+    assert asked(hr_checkpoint_name="other").notes == ["sdjax does not have hr_checkpoint_name"]
+
+
 @pytest.mark.parametrize(
     "body, size, scale",
     [({"width": 512, "height": 512, "hr_resize_x": 0, "hr_resize_y": 768}, "512x512", 1.5),

@@ -92,6 +92,17 @@ def test_tiles_share_at_most_half_of_themselves(monkeypatch, tile):
     assert set(seen) == {(1, tile, tile, 4)}
 
 
+def test_the_second_pass_has_settings_of_its_own(monkeypatch):
+    own = dict(hires_prompt="b", hires_negative_prompt="c", hires_sampler="euler", hires_guidance=2.0, hires_steps=3)
+    seen = []
+    monkeypatch.setattr(upscaling, "run", lambda sd, job, start, **_: seen.append(job.settings) or start)
+    monkeypatch.setattr(upscaling, "decode", lambda sd, z: z)
+    sdjax.hires(tiny.model(), ["a"], steps=2, hires_strength=1.0, **own)
+    first, second = seen
+    assert (first.texts, first.sampler, first.guidance, first.steps) == (("a", ""), "ddim", 7.5, 2)
+    assert (second.texts, second.sampler, second.guidance, second.steps) == (("b", "c"), "euler", 2.0, 3)
+
+
 def test_nearest_repeats_the_pixels_of_the_first_pass(monkeypatch):
     small, seen = tiny.pictures(2), []
     monkeypatch.setattr(upscaling, "run", lambda sd, job, start, **_: start)

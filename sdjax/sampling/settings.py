@@ -24,6 +24,14 @@ SEEDS = Interval(ge=-(2**63), le=2**64 - 1)
 FIRST = {"negative": ("negative_prompt", 0), "noise": ("noise_source", 0), "skip": ("clip_skip", 1)}
 FIRST |= {"adapters": ("adapter", 0)}
 VARIED = ("variation_seed", "variation")
+AGAIN = (
+    "prompt",
+    "negative_prompt",
+    "steps",
+    "sampler",
+    "schedule",
+    "guidance",
+)  # what a second pass may have of its own
 SEEDED = ("seed", "variation_seed")  # -1 draws a random seed
 SAMPLERS = Choice({name: one.word for name, one in samplers.known().items()})
 SCHEDULES = Choice(
@@ -366,9 +374,69 @@ class Hires:
         Setting("how to enlarge the first pass", "Hires upscaler", "hr_upscaler", always=True, needs="hires"),
     ] = "latent"
 
+    hires_prompt: Annotated[
+        str | None,
+        Setting(
+            "prompt of the second pass; default: as in the first",
+            "Hires prompt",
+            "hr_prompt",
+            own=True,
+            needs="hires",
+            private=True,
+        ),
+    ] = None
+    hires_negative_prompt: Annotated[
+        str | None,
+        Setting(
+            "negative prompt of the second pass; default: as in the first",
+            "Hires negative prompt",
+            "hr_negative_prompt",
+            own=True,
+            needs="hires",
+            private=True,
+        ),
+    ] = None
+    hires_sampler: Annotated[
+        str | None,
+        SAMPLERS,
+        Setting(
+            "sampler of the second pass; default: as in the first", "Hires sampler", "hr_sampler_name", needs="hires"
+        ),
+    ] = None
+    hires_schedule: Annotated[
+        str | None,
+        SCHEDULES,
+        Setting(
+            "noise levels of the second pass; default: as in the first",
+            "Hires schedule type",
+            "hr_scheduler",
+            needs="hires",
+        ),
+    ] = None
+    hires_guidance: Annotated[
+        Finite | None,
+        Setting(
+            "guidance of the second pass; default: as in the first",
+            "Hires CFG Scale",
+            "hr_cfg",
+            needs="hires",
+            step=0.5,
+        ),
+    ] = None
+
     def again(self: Any) -> Any:
         """Returns the settings of the second pass."""
-        return dataclasses.replace(self, steps=self.hires_steps or self.steps)
+        own = {name: getattr(self, f"hires_{name}") for name in AGAIN}
+        return dataclasses.replace(self, **{name: value for name, value in own.items() if value is not None})
+
+    @property
+    def later_texts(self) -> tuple[str, str]:
+        """The prompts of both sides of guidance that only the second pass reads, "" for none."""
+        return self.hires_prompt or "", self.hires_negative_prompt or ""
+
+    def saying_later(self: Any, prompt: str) -> Any:
+        """Returns the settings with another prompt of the second pass, if it has one of its own."""
+        return dataclasses.replace(self, hires_prompt=prompt) if self.hires_prompt else self
 
 
 @declared

@@ -26,7 +26,7 @@ from sdjax.sampling import control, generate, inpainting, memory, settings, upsc
 from sdjax.sampling.job import Job, Progress
 from sdjax.sampling.latents import latent_shape, size_of, wanted_shape
 from sdjax.service import provenance, records
-from sdjax.service.request import Request, files_of, taken_apart, texts
+from sdjax.service.request import Request, bare, files_of, taken_apart, texts
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 
@@ -102,7 +102,7 @@ class Maker:
 
     def _suited(self, sd: StableDiffusion, made: settings.Task) -> settings.Task:
         """Returns a picture's settings for this model, its prompt without adapters."""
-        made = made.saying(taken_apart(made)[0])
+        made = bare(made)
         return upscaling.suited(sd, made) if isinstance(made, settings.Upscale) else made
 
     def record(self, request: Request, size: tuple[int, int], private: bool = True, **more: str) -> records.Record:

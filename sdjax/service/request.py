@@ -79,12 +79,29 @@ def taken_apart(settings: Task) -> tuple[str, tuple[Any, ...]]:
     if settings.naming != "a1111":
         return prompt, more
     text, own = grammars.adapters(prompt, tags)
+    later, _ = _later(settings)
+    if any(one not in own + more for one in grammars.adapters(later, tags)[1]):
+        raise SettingError("hires_prompt", later, "no adapters but those of the prompt, which act in both passes")
     return text, own + more
+
+
+def bare(settings: Any) -> Any:
+    """Returns the settings with prompts without adapter tags."""
+    made, (later, _) = settings.saying(taken_apart(settings)[0]), _later(settings)
+    if not later or settings.naming != "a1111":
+        return made
+    return made.saying_later(grammars.adapters(later, kinds.tags())[0])
 
 
 def texts(settings: Task) -> list[str]:
     """Returns the texts of a picture that may name embeddings."""
-    return [taken_apart(settings)[0], settings.texts[1]]
+    made = bare(settings)
+    return [*made.texts, *filter(None, _later(made))]
+
+
+def _later(settings: Task) -> tuple[str, str]:
+    """Returns the texts that only a second pass reads, "" for none."""
+    return getattr(settings, "later_texts", ("", ""))
 
 
 def named_files(request: Request) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 from sdjax import conditions
 from sdjax.conditions.condition import Condition
 from sdjax.sampling.fields import NOTHING, Field, Size, fields
-from sdjax.sampling.settings import NOISES, SAMPLERS, SCHEDULES, TASKS, Hires
+from sdjax.sampling.settings import NOISES, SAMPLERS, SCHEDULES, TASKS, Hires, Sampling
 from sdjax.service import records
 from sdjax.settings import SettingError
 
@@ -28,7 +28,9 @@ UNIT_RESIZE = {  # of ControlNet units, as numbers and as their texts
 }  # fmt: skip
 BALANCED, GUESS = (0, "Balanced"), (2, "ControlNet is more important")
 NO_NAME = ("", "None", "none", "Automatic", None)
-UNHEARD = ("restore_faces", "tiling", "refiner_checkpoint", "hr_prompt", "hr_negative_prompt", "hr_sampler_name")
+SAME = ("Use same sampler", "Use same scheduler")  # of hires fix
+UNHEARD = ("restore_faces", "tiling", "refiner_checkpoint", "hr_checkpoint_name")
+NOT_ASKED = (None, "", False, 0, "None", "Use same checkpoint")
 
 
 @dataclass
@@ -62,7 +64,7 @@ async def of_body(
     if units:
         await _controlled(asked, units, keep)
     asked.count = _count(body, "batch_size") * _count(body, "n_iter")
-    asked.notes += [f"sdjax does not have {name}" for name in UNHEARD if body.get(name) not in (None, "", False, 0)]
+    asked.notes += [f"sdjax does not have {name}" for name in UNHEARD if body.get(name) not in NOT_ASKED]
     known = fields(TASKS[task])
     asked.values = {name: value for name, value in asked.values.items() if name in known and value is not None}
     if _told_twice(asked.values):
@@ -161,6 +163,12 @@ def _twice(asked: Asked, body: Mapping[str, Any], upscalers: Sequence[str]) -> N
         values["hires"] = _enlargement(asked, wanted)
     if values.get("hires_steps") in (0, None):
         values.pop("hires_steps", None)
+    for name in ("hires_sampler", "hires_schedule"):
+        if values.get(name) in SAME:
+            values.pop(name)
+    old = Sampling.spelled({"sampler": values.get("hires_sampler")})
+    if "schedule" in old:  # a sampler's name from before 1.9
+        values |= {f"hires_{name}": value for name, value in old.items()}
     _enlarger(asked, upscalers)
 
 
