@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import types
 
 import diffusers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -20,11 +22,16 @@ from sdjax.formats import pipeline
 from sdjax.formats.adapters import kinds
 from sdjax.formats.models import controlnet
 from sdjax.formats.storage import files, ldm_names, parameters
+from sdjax.models.cond import Cond, UNetInputs
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.models.unet import UNetConfig
+from sdjax.sampling import control as of_control
 from sdjax.sampling import denoising, generate, inpainting, upscaling
 from sdjax.sampling.control import Control
+from sdjax.sampling.fields import make
+from sdjax.sampling.settings import ControlNet as Asked
 from sdjax.service import records
+from sdjax.settings import SettingError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
 
@@ -226,6 +233,36 @@ def test_pooled_residuals_equal_diffusers(controls):
         wanted, last = theirs(first(z), torch.tensor([17.0]), torch.from_numpy(context), first(hint), return_dict=False)
     for ours, one in zip((*maps, middle), (*wanted, last), strict=True):
         np.testing.assert_allclose(ours, one.permute(0, 2, 3, 1), atol=2e-5)
+
+
+def test_control_modes_are_those_of_each_unit(controls):
+    """As in A1111's extension: both others weaken fine maps, and only the last leaves out the negative side."""
+    made = make(Asked, dict(prompt="a", control=("a", "b", "c"), control_image=("d",) * 3,
+                                         control_mode=["Balanced", "My prompt is more important", 2]))  # fmt: skip
+    acting = of_control.applied([controls[0]] * 3, made, tiny.pictures(3))
+    assert [(one.guess, one.soft) for one in acting] == [(False, False), (False, True), (True, False)]
+    old = records.from_json('{"class": "Request", "task": "controlnet", "settings": {"guess": true}}')
+    assert old.settings == {"control_mode": ("control",)}
+    written = records.text(records.of(made))
+    assert records.parse(written).settings["control_mode"] == made.control_mode
+    with pytest.raises(SettingError, match="control_mode=.*one, or 2"):
+        make(Asked, dict(prompt="a", control=("a", "b"), control_image=("d",) * 2, control_mode=["prompt"] * 3))
+
+
+def test_a_soft_control_acts_less_on_fine_maps_of_all_rows(controls, monkeypatch):
+    seen = []
+    whole = wrappers.ControlNet(controls[0].params, "control", controls[0].network)
+    cond = Cond(UNetInputs(jnp.ones((2, 5, 32)))).with_own(control={"hint": jnp.ones((2, 16, 16, 3))})
+    sd = types.SimpleNamespace(hooks=())
+    z, t = jnp.ones((2, 8, 8, 4)), jnp.ones(2)
+    monkeypatch.setattr(
+        wrappers.hooks, "apply", lambda *_, **__: ([jnp.ones((2, 8, 8, 4))] * 3, jnp.ones((2, 2, 2, 4)))
+    )
+    for one in (whole, whole.replace(soft=True)):
+        one(sd, lambda z, t, cond: seen.append(cond.unet.residuals), z, t, cond)
+    maps, middle = seen[1]
+    np.testing.assert_allclose([float(one[0, 0, 0, 0]) for one in (*maps, middle)], wrappers.guess_scales(4))
+    assert all((one == 1).all() for one in (*seen[0][0], seen[0][1])) and (maps[0][0] == maps[0][1]).all()
 
 
 def test_guess_scales_are_those_of_torch():

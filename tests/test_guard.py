@@ -503,4 +503,4 @@ def test_the_documents_load_nothing(shared):
     assert "default-src 'none'" in got.headers["content-security-policy"] and b"<script" not in got.body
     described = ask(shared, "GET", "/openapi.json").json()
     held = json.dumps(described["paths"]["/api/jobs"]["post"])
-    assert "guess" in held and "dpmpp_2m" in held and "tokenizer" not in held
+    assert "control_mode" in held and "dpmpp_2m" in held and "tokenizer" not in held

@@ -12,7 +12,7 @@ from PIL import Image
 
 import sdjax
 from sdjax.images import resize
-from sdjax.sampling import control, denoising, generate, inpainting, job, settings
+from sdjax.sampling import choices, control, denoising, generate, inpainting, job, settings
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
 
@@ -150,7 +150,7 @@ def test_the_masked_content_is_what_less_strength_starts_from(monkeypatch):
         inpainting, "encode", lambda sd, shown, keys: seen.append(shown) or np.full((1, 16, 16, 4), 7.0)
     )
     made = {}
-    for content in settings.CONTENTS:
+    for content in choices.CONTENTS:
         asked = generate.job(settings.Inpaint, ["a"], seeds=[5], image="a", mask="m", masked_content=content)
         made[content] = np.asarray(inpainting.begun(sd, asked, given, holes))
     noise = np.asarray(asked.start_noise((16, 16, 4)))

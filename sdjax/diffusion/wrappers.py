@@ -140,6 +140,7 @@ class ControlNet(struct.PyTreeNode):
     cond.own[name] holds "hint", pictures [B H W 3] in [0, 1], and "weight" [B], 1 if absent.  The network does not run
     if all weights are 0.  Raises ValueError without a hint.
     guess: act only on rows with cond.own["positive"] [B] = 1, and less on fine maps (see guess_scales).
+    soft: act less on fine maps, on all rows (A1111's "My prompt is more important").
     network: the Linen module of params.
     """
 
@@ -147,6 +148,7 @@ class ControlNet(struct.PyTreeNode):
     name: str = struct.field(pytree_node=False, default="control")
     network: Any = struct.field(pytree_node=False, default=None)
     guess: bool = struct.field(pytree_node=False, default=False)
+    soft: bool = struct.field(pytree_node=False, default=False)
     rank: int = struct.field(pytree_node=False, default=CONTROLNET)
 
     def __call__(
@@ -160,7 +162,7 @@ class ControlNet(struct.PyTreeNode):
 
         def run(inputs):
             maps, middle = hooks.apply("controlnet", self.network, self.params, sd.hooks, *inputs, cond=cond)
-            scales = guess_scales(len(maps) + 1) if self.guess else np.ones(len(maps) + 1, np.float32)
+            scales = guess_scales(len(maps) + 1) if self.guess or self.soft else np.ones(len(maps) + 1, np.float32)
             *maps, middle = (
                 (weight.reshape(-1, 1, 1, 1) * scale).astype(x.dtype) * x
                 for x, scale in zip((*maps, middle), scales, strict=True)

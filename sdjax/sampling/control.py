@@ -34,6 +34,7 @@ class Control:
     picture: uint8 [H W 3], one for all prompts or one per prompt.  weight: factor of the network's output.
     start, end: the fractions of the steps, 0 to 1, between which it acts.
     guess: act only on the prompt's side of guidance, and less on fine maps; this also works without a prompt.
+    soft: act less on fine maps, on both sides of guidance.
     resize: how to bring the picture to the size of the result, see resize.fit.
     preprocess: a condition (sdjax.conditions) to compute from the resized picture; None: the picture is a condition.
     """
@@ -45,6 +46,7 @@ class Control:
     start: float = 0.0
     end: float = 1.0
     guess: bool = False
+    soft: bool = False
     resize: str = "crop"
     preprocess: Any = None
 
@@ -57,6 +59,7 @@ class Control:
         guess: bool = False,
         resize: str = "crop",
         preprocess: Any = None,
+        soft: bool = False,
     ) -> Self:
         """Returns the Control with a picture.
 
@@ -67,7 +70,7 @@ class Control:
             raise ValueError(f"control start={start}, end={end}: expected 0 <= start < end <= 1")
         preprocess = conditions.of(preprocess) if isinstance(preprocess, str) else preprocess
         values: dict[str, Any] = dict(picture=picture, weight=weight, start=start, end=end, guess=guess, resize=resize)
-        values["preprocess"] = preprocess
+        values |= {"preprocess": preprocess, "soft": soft}
         return dataclasses.replace(self, **values)
 
     def weights(self, steps: int) -> Float32[np.ndarray, " ROWS"]:
@@ -83,9 +86,13 @@ def applied(controls: Sequence[Control], made: settings.ControlNet, pictures: Se
     """Returns the Controls with their pictures, one each, from a picture's settings."""
     count = len(controls)
     each = [values * (count // len(values)) for values in (made.weight, made.start, made.end)]
+    modes = made.control_mode * (count // len(made.control_mode))
     makers = [maker if maker is not None and not maker.endings else None for maker in made.makers()]  # others: files
-    given, (_, how) = zip(controls, pictures, makers, *each, strict=True), made.target()
-    return [one.on(picture, *numbers, made.guess, how, maker) for one, picture, maker, *numbers in given]
+    given, (_, how) = zip(controls, pictures, makers, modes, *each, strict=True), made.target()
+    return [
+        one.on(picture, *numbers, mode == "control", how, maker, soft=mode == "prompt")
+        for one, picture, maker, mode, *numbers in given
+    ]
 
 
 def near(control: Control, boxes: Sequence[tuple[slice, slice]], whole: resize.Size, size: resize.Size) -> Control:
@@ -142,7 +149,7 @@ def with_controls(
             shown = np.stack([control.preprocess.make(one) for one in shown])
         hint = jnp.asarray(shown, jnp.float32) / 255
         cond = cond.with_own(**{name: {"hint": hint, "weight": jnp.zeros(count)}})
-        wrapper = ControlNet(control.params, name, control.network, control.guess)
+        wrapper = ControlNet(control.params, name, control.network, control.guess, control.soft)
         sd = sd.add(wrappers=wrapper, conditioners=Steps(control.weights(steps), name))
     if any(control.guess for control in controls):
         count = len(cond.unet.context)

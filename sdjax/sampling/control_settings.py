@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from sdjax import conditions
 from sdjax.conditions import depth
+from sdjax.sampling.choices import MODES
 from sdjax.sampling.fields import Finite, Setting, Share, declared
 from sdjax.settings import SettingError
 
@@ -56,15 +57,29 @@ class Controls:
             needs="preprocess",
         ),
     ] = depth.USUAL
-    guess: Annotated[
-        bool, Setting("act on the prompt's side of guidance only, for short prompts", "Guess", needs="control")
-    ] = False
+    control_mode: Annotated[
+        tuple[Annotated[str, MODES], ...],
+        Setting(
+            "what matters more: balanced; prompt weakens a ControlNet on fine maps; control does too and acts on the"
+            " prompt's side of guidance only, for short prompts; one for all",
+            "Control mode",
+            needs="control",
+        ),
+    ] = ("balanced",)
+
+    @staticmethod
+    def spelled(values: dict) -> dict:
+        """Returns the values with `guess`, as sdjax 0.2 called the mode for short prompts, as a control mode."""
+        if "guess" not in values:
+            return values
+        values = dict(values)
+        return {"control_mode": ("control" if values.pop("guess") is True else "balanced",), **values}
 
     def rule(self) -> None:
         count = len(self.control)
         if len(self.control_image) != count:
             raise SettingError("control_image", self.control_image, f"{count}, as many as ControlNets")
-        for name in ("weight", "start", "end", "preprocess"):
+        for name in ("weight", "start", "end", "preprocess", "control_mode"):
             if len(getattr(self, name)) not in (1, count or 1, 0 if name == "preprocess" else 1):
                 raise SettingError(name, getattr(self, name), f"one, or {count} as there are ControlNets")
         self.makers()

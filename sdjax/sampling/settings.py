@@ -13,9 +13,11 @@ from typing import Annotated, Any, ClassVar, Self
 
 from annotated_types import Interval
 
-from sdjax.diffusion import samplers
+from sdjax.sampling.choices import GRAMMARS, NOISES, SAMPLERS, SCHEDULES
 from sdjax.sampling.control_settings import Controls
-from sdjax.sampling.fields import LARGEST, SMALLEST, Choice, Finite, From0, Setting, Share, Size, Some, declared, fields
+from sdjax.sampling.fields import LARGEST, SMALLEST, Choice, Finite, From0, Setting, Share, Size, declared, fields
+from sdjax.sampling.given_settings import Fit, Masking, Picture, Start
+from sdjax.sampling.hires_settings import Hires
 from sdjax.settings import SettingError
 
 SEEDS = Interval(ge=-(2**63), le=2**64 - 1)
@@ -24,27 +26,7 @@ SEEDS = Interval(ge=-(2**63), le=2**64 - 1)
 FIRST = {"negative": ("negative_prompt", 0), "noise": ("noise_source", 0), "skip": ("clip_skip", 1)}
 FIRST |= {"adapters": ("adapter", 0)}
 VARIED = ("variation_seed", "variation")
-AGAIN = (
-    "prompt",
-    "negative_prompt",
-    "steps",
-    "sampler",
-    "schedule",
-    "guidance",
-)  # what a second pass may have of its own
 SEEDED = ("seed", "variation_seed")  # -1 draws a random seed
-SAMPLERS = Choice({name: one.word for name, one in samplers.known().items()})
-SCHEDULES = Choice(
-    normal="Normal", karras="Karras", exponential="Exponential", polyexponential="Polyexponential",
-    align_your_steps="Align Your Steps", sgm_uniform="SGM Uniform", simple="Simple", ddim_uniform="DDIM",
-    automatic="Automatic",
-).also(Uniform="normal")  # fmt: skip
-NOISES = Choice({"jax": "JAX", "torch-cpu": "CPU", "philox": "NV"}).also(GPU="philox")
-GRAMMARS = Choice(plain="plain", a1111="a1111", comfyui="comfyui")
-CONTENTS = Choice(
-    original="original", fill="fill", noise="latent noise", nothing="latent nothing"
-).also(**{"0": "fill", "1": "original", "2": "noise", "3": "nothing"})  # fmt: skip  # A1111's numbers
-FITS = Choice(crop="crop", fill="fill", stretch="stretch")
 
 
 @declared
@@ -271,172 +253,6 @@ class Guidance:
         if self.guidance_start >= self.guidance_end:
             why = f"guidance_start={self.guidance_start}"
             raise SettingError("guidance_end", self.guidance_end, "0 <= start < end <= 1", why)
-
-
-@declared
-class Picture:
-    image: Annotated[
-        str | None,
-        Setting(
-            "the picture to start from; in text2img: the subject, for a model with an E4T encoder",
-            "Image",
-            own=True,
-            file=True,
-            private=True,
-        ),
-    ] = None
-
-
-@declared
-class Fit:
-    resize: Annotated[str, FITS, Setting("how to fit the given picture to the size", "Resize", needs="image")] = "crop"
-
-    def target(self: Any) -> tuple[Size | None, str]:
-        """Returns (the size to resize given pictures to, or None for their own; the way to fit them)."""
-        return self.size, self.resize
-
-
-@declared
-class Start:
-    strength: Annotated[
-        float | None,
-        Interval(gt=0, le=1),
-        Setting(
-            "how much of the picture to repaint",
-            "Denoising strength",
-            "denoising_strength",
-            always=True,
-            needs="image",
-        ),
-    ] = None
-
-
-@declared
-class Masking:
-    mask: Annotated[
-        str | None,
-        Setting(
-            "a picture of the same size, white where to paint", "Mask", own=True, needs="image", file=True, private=True
-        ),
-    ] = None
-    feather: Annotated[
-        int,
-        Interval(ge=0, le=100_000),
-        Setting("width in pixels of the fade inside the mask", "Feather", "mask_blur", needs="mask"),
-    ] = 4
-    margin: Annotated[
-        int | None,
-        Interval(ge=0, le=100_000),
-        Setting(
-            "paint only the masked region and at least this many pixels around it, at `size`; the rest keeps its size",
-            "Margin",
-            needs="mask",
-        ),
-    ] = None
-
-    masked_content: Annotated[
-        str,
-        CONTENTS,
-        Setting(
-            "what a strength below 1 starts from under the mask: the picture, the colours around it, noise, nothing",
-            "Masked content",
-            "inpainting_fill",
-            needs="mask",
-        ),
-    ] = "original"
-
-
-@declared
-class Hires:
-    """A second pass at a larger size."""
-
-    hires: Annotated[
-        float | None,
-        Interval(gt=0, le=64),
-        Setting("scale factor of a second, larger pass (hires fix)", "Hires upscale", "hr_scale"),
-    ] = None
-    hires_strength: Annotated[
-        Some,
-        Setting(
-            "how much the second pass repaints", "Denoising strength", "denoising_strength", always=True, needs="hires"
-        ),
-    ] = 0.7
-    hires_steps: Annotated[
-        int | None,
-        Interval(ge=1),
-        Setting(
-            "steps of the second pass; default: as in the first", "Hires steps", "hr_second_pass_steps", needs="hires"
-        ),
-    ] = None
-    hires_method: Annotated[
-        str,
-        Choice(latent="Latent", lanczos="Lanczos", nearest="Nearest").also(none="lanczos").rest("lanczos"),
-        Setting("how to enlarge the first pass", "Hires upscaler", "hr_upscaler", always=True, needs="hires"),
-    ] = "latent"
-
-    hires_prompt: Annotated[
-        str | None,
-        Setting(
-            "prompt of the second pass; default: as in the first",
-            "Hires prompt",
-            "hr_prompt",
-            own=True,
-            needs="hires",
-            private=True,
-        ),
-    ] = None
-    hires_negative_prompt: Annotated[
-        str | None,
-        Setting(
-            "negative prompt of the second pass; default: as in the first",
-            "Hires negative prompt",
-            "hr_negative_prompt",
-            own=True,
-            needs="hires",
-            private=True,
-        ),
-    ] = None
-    hires_sampler: Annotated[
-        str | None,
-        SAMPLERS,
-        Setting(
-            "sampler of the second pass; default: as in the first", "Hires sampler", "hr_sampler_name", needs="hires"
-        ),
-    ] = None
-    hires_schedule: Annotated[
-        str | None,
-        SCHEDULES,
-        Setting(
-            "noise levels of the second pass; default: as in the first",
-            "Hires schedule type",
-            "hr_scheduler",
-            needs="hires",
-        ),
-    ] = None
-    hires_guidance: Annotated[
-        Finite | None,
-        Setting(
-            "guidance of the second pass; default: as in the first",
-            "Hires CFG Scale",
-            "hr_cfg",
-            needs="hires",
-            step=0.5,
-        ),
-    ] = None
-
-    def again(self: Any) -> Any:
-        """Returns the settings of the second pass."""
-        own = {name: getattr(self, f"hires_{name}") for name in AGAIN}
-        return dataclasses.replace(self, **{name: value for name, value in own.items() if value is not None})
-
-    @property
-    def later_texts(self) -> tuple[str, str]:
-        """The prompts of both sides of guidance that only the second pass reads, "" for none."""
-        return self.hires_prompt or "", self.hires_negative_prompt or ""
-
-    def saying_later(self: Any, prompt: str) -> Any:
-        """Returns the settings with another prompt of the second pass, if it has one of its own."""
-        return dataclasses.replace(self, hires_prompt=prompt) if self.hires_prompt else self
 
 
 @declared

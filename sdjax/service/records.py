@@ -27,6 +27,7 @@ import numpy as np
 from sdjax import __version__
 from sdjax.formats.adapters import kinds
 from sdjax.formats.storage.files import ask_room, new_file
+from sdjax.sampling.control_settings import Controls
 from sdjax.sampling.fields import Field, Size, acting, checked, fields, make
 from sdjax.sampling.settings import FIRST, NAMES, TASKS, VARIED, Sampling, Task
 from sdjax.settings import SettingError
@@ -203,7 +204,7 @@ def _texts(lines):
 
 def _read(one, value):
     """Returns the value of a key's text; an unknown name unchanged."""
-    if one.choices is not None:
+    if one.choices is not None and not one.several:
         return one.choices.ours(value)
     parts = value.split(" " if one.kind is float else ", ") if one.several else value
     try:
@@ -265,6 +266,7 @@ def from_json(data: str) -> Record:
     if task not in TASKS or not isinstance(settings, dict):
         raise ValueError(f"task={task!r}: expected one of {', '.join(TASKS)}")
     known = fields(TASKS[task])
+    settings = Controls.spelled(settings) if "control" in known else settings
     for name in settings:
         if name not in known:
             raise SettingError(name, settings[name], f"a setting of {task}", "unknown")

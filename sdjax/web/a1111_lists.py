@@ -14,8 +14,9 @@ from sdjax.conditions.canny import Canny
 from sdjax.conditions.condition import Condition
 from sdjax.diffusion import samplers
 from sdjax.images import reading, writing
+from sdjax.sampling.choices import SAMPLERS, SCHEDULES
 from sdjax.sampling.fields import fields
-from sdjax.sampling.settings import SAMPLERS, SCHEDULES, Hires
+from sdjax.sampling.hires_settings import Hires
 from sdjax.service import extras, uploads
 from sdjax.service.library import Entry
 from sdjax.settings import SettingError

@@ -11,8 +11,10 @@ from typing import Any
 
 from sdjax import conditions
 from sdjax.conditions.condition import Condition
+from sdjax.sampling.choices import MODES, NOISES, SAMPLERS, SCHEDULES
 from sdjax.sampling.fields import NOTHING, Field, Size, fields
-from sdjax.sampling.settings import NOISES, SAMPLERS, SCHEDULES, TASKS, Hires, Sampling
+from sdjax.sampling.hires_settings import Hires
+from sdjax.sampling.settings import TASKS, Sampling
 from sdjax.service import records
 from sdjax.settings import SettingError
 
@@ -26,7 +28,6 @@ UNIT_RESIZE = {  # of ControlNet units, as numbers and as their texts
     "Inner Fit (Scale to Fit)": "crop", "Outer Fit (Shrink to Fit)": "fill", "Scale to Fit (Inner Fit)": "crop",
     "Envelope (Outer Fit)": "fill",
 }  # fmt: skip
-BALANCED, GUESS = (0, "Balanced"), (2, "ControlNet is more important")
 NO_NAME = ("", "None", "none", "Automatic", None)
 SAME = ("Use same sampler", "Use same scheduler")  # of hires fix
 UNHEARD = ("restore_faces", "tiling", "refiner_checkpoint", "hr_checkpoint_name")
@@ -244,8 +245,6 @@ async def _controlled(asked: Asked, units: list[dict[str, Any]], keep: Keep) -> 
         if not given and begun is None:
             raise SettingError("controlnet image", given, "a picture in base64")
         pictures.append(await keep(given, "controlnet image") if given else begun)
-        if unit.get("control_mode", 0) not in (*BALANCED, *GUESS):
-            asked.notes.append(f"control_mode {unit['control_mode']!r} acts as Balanced")
     makers = [_maker(unit) for unit in units if unit.get("module") not in NO_NAME]
     if makers and len(makers) != len(units):
         raise SettingError("module", makers[0], "none, for pictures that a preprocessor made")
@@ -256,7 +255,7 @@ async def _controlled(asked: Asked, units: list[dict[str, Any]], keep: Keep) -> 
         "weight": [unit.get("weight", 1.0) for unit in units],
         "start": [unit.get("guidance_start", 0.0) for unit in units],
         "end": [unit.get("guidance_end", 1.0) for unit in units],
-        "guess": any(unit.get("control_mode", 0) in GUESS or unit.get("guessmode") for unit in units),
+        "control_mode": [_mode(unit) for unit in units],
     }
     resize = _one_of(UNIT_RESIZE, units[0].get("resize_mode", 1), "resize_mode")
     if begun is None:
@@ -264,6 +263,15 @@ async def _controlled(asked: Asked, units: list[dict[str, Any]], keep: Keep) -> 
             asked.notes.append("resize_mode of units acts as Crop and Resize where there is no init_image")
         for name in ("strength", "feather", "masked_content"):
             values.pop(name, None)
+
+
+def _mode(unit: Mapping[str, Any]) -> str:
+    """Returns a unit's control mode; `guessmode` is the older name of the one for short prompts."""
+    given = unit.get("control_mode", 2 if unit.get("guessmode") else 0)
+    mode = MODES.ours(given)
+    if isinstance(given, bool) or mode not in MODES:
+        raise SettingError("control_mode", given, f"0, 1, 2 or one of {', '.join(MODES.values())}")
+    return str(mode)
 
 
 def _maker(unit: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from sdjax.service import orders
 
 LABELS = {
     "prompt": "Describe the picture", "negative_prompt": "Leave out", "cfg": "Guidance", "hires": "Enlarge by",
-    "vae": "Autoencoder", "ensd": "Seed delta (ENSD)", "eta": "Fresh noise (eta)", "guess": "Guess mode",
+    "vae": "Autoencoder", "ensd": "Seed delta (ENSD)", "eta": "Fresh noise (eta)", "control_mode": "What matters more",
     "image": "Picture", "strength": "How much changes", "hires_strength": "How much the enlarged one changes",
 }  # fmt: skip
 HELP = {  # replaces help texts that are about the command line

@@ -8,15 +8,24 @@ from typing import Any
 import gradio as gr
 
 from sdjax import conditions
+from sdjax.sampling.choices import MODES
 from sdjax.service import uploads
 from sdjax.service.library import Library
 from sdjax.settings import SettingError
 from sdjax.web.page import marks
 from sdjax.web.page.desk import Desk
 
-NAMES = ("control", "control_image", "weight", "start", "end", "preprocess")  # settings that the units set
+NAMES = (
+    "control",
+    "control_image",
+    "weight",
+    "start",
+    "end",
+    "preprocess",
+    "control_mode",
+)  # settings that the units set
 COUNT = 3
-EACH = 6  # components of a unit
+EACH = 7  # components of a unit
 
 
 @dataclass
@@ -87,8 +96,11 @@ def build(desk: Desk) -> Units:
                                       elem_id=f"set-start-{number}", min_width=100)  # fmt: skip
                     end = gr.Slider(0, 1, 1, step=0.05, label="End", info="Fraction of the steps where it ends.",
                                     elem_id=f"set-end-{number}", min_width=100)  # fmt: skip
+                mode = gr.Dropdown([(label, name) for name, label in MODES.items()], value="balanced",
+                                   label="What matters more", elem_id=f"set-control_mode-{number}",
+                                   info="The prompt's choice weakens fine shapes.")  # fmt: skip
                 desk.on(look.click, _previewing(desk), [image, way], [shown], problem)
-                made += [model, image, weight, start, end, way]
+                made += [model, image, weight, start, end, way, mode]
     return Units(fold, made)
 
 
