@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from sdjax.runtime import accelerator
+
 ROOT = Path(__file__).parents[1]
 RECIPES = {  # methods of the README: recipe, and settings that keep the row short
     "E4T, pre-training, 64 rows": ["configs/pocket/e4t.py", "data.count=512", "data.cache=''"],
@@ -127,6 +129,7 @@ def main():
         what, *given = options.row
         {"pictures": pictures, "training": training}[what](*given)
         return 0
+    accelerator.check_apart()  # the rows' programs use the device
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     print(f"{machine}, {time.strftime('%Y-%m-%d')}\n\n| what | figure | peak memory |\n| --- | --- | --- |", flush=True)
     failed = 0
@@ -138,4 +141,7 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ValueError as error:
+        sys.exit(f"error: {error}")

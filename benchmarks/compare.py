@@ -48,7 +48,7 @@ from sdjax import settings
 from sdjax.formats import judge, pipeline
 from sdjax.formats.storage import files
 from sdjax.images import grid
-from sdjax.runtime import compile_cache, room
+from sdjax.runtime import accelerator, compile_cache, room
 from sdjax.sampling import generate
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
@@ -358,6 +358,7 @@ def read(arguments: list[str]) -> argparse.Namespace:
 def main() -> int:
     """Reads the command line and compares; returns the exit status."""
     options = read(sys.argv[1:])
+    accelerator.check()
     compile_cache.keep(steps=compile_cache.FEW)  # nine compiled steps; each runs a few hundred times
     return compare(options)
 

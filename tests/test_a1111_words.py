@@ -31,6 +31,7 @@ def test_every_listed_upscaler_enlarges(name, method, noted):
 
 def test_the_second_pass_of_hires_fix_has_a_prompt_and_a_sampler_of_its_own():
     body = dict(hr_prompt="b", hr_negative_prompt="c", hr_sampler_name="DPM++ 2M Karras", hr_cfg=3)
+    assert make(TextToImage, asked(tiling=True).values).seamless
     made = asked(**body, hr_checkpoint_name="Use same checkpoint")
     assert not made.notes
     one = make(TextToImage, made.values)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ import sdjax
 from sdjax import trees
 from sdjax.formats import pipeline
 from sdjax.models.conditioner import Conditioner
-from sdjax.sampling import denoising, generate
+from sdjax.sampling import denoising, generate, seamless, tiles
 from sdjax.sampling.settings import TextToImage
 
 PROMPTS = ["a photo of a face on the beach", "a mosaic of a cat"]
@@ -56,7 +57,6 @@ def pair(request, tmp_path_factory):
     indirect=["pair"],
 )  # fmt: skip
 def test_twenty_steps_give_the_picture_of_diffusers(pair, sampler):
-    import diffusers
 
     sd, pipe, _ = pair
     classes = {"ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler", "dpmpp_2m": "DPMSolverMultistepScheduler"}
@@ -71,6 +71,34 @@ def test_twenty_steps_give_the_picture_of_diffusers(pair, sampler):
         sd, PROMPTS, negative_prompt=["red hair", ""], guidance=5.0, steps=20, sampler=sampler, noise=noise
     )
     assert np.abs(ours.astype(int) - np.round(theirs * 255).astype(int)).max() <= 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
+@pytest.mark.parametrize("pair", ["epsilon"], indirect=True)
+def test_a_seamless_picture_is_that_of_diffusers_with_circular_convolutions(pair):
+    """As A1111's tiling sets them; a picture of tiles has no seam either."""
+    sd, pipe, _ = pair
+    layers = [one for net in (pipe.unet, pipe.vae) for one in net.modules() if isinstance(one, torch.nn.Conv2d)]
+    noise = np.random.default_rng(0).standard_normal((1, 16, 16, 4)).astype(np.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    try:
+        for one in layers:
+            one.padding_mode = "circular"
+        theirs = pipe("a cat", num_inference_steps=3, guidance_scale=1.0, output_type="np", height=32, width=32,
+                      latents=torch.from_numpy(noise.transpose(0, 3, 1, 2).copy())).images  # fmt: skip
+    finally:
+        for one in layers:
+            one.padding_mode = "zeros"
+    how = dict(guidance=1.0, steps=3, noise=noise)
+    ours = sdjax.text2img(sd, ["a cat"], seamless=True, **how)
+    assert np.abs(ours.astype(int) - np.round(theirs * 255).astype(int)).max() <= 1
+    assert np.abs(ours.astype(int) - sdjax.text2img(sd, ["a cat"], **how)).max() > 5
+    wrapping = seamless.of(sd, TextToImage(prompt="a", seamless=True))
+    whole, tiled = (np.asarray(tiles.decode(wrapping, jnp.asarray(noise), tile)) for tile in (None, 16))
+    plain = np.asarray(tiles.decode(sd, jnp.asarray(noise)))
+    edge = np.abs(tiled - whole)[:, :2].mean()
+    assert edge < 0.3 * np.abs(plain - whole)[:, :2].mean()
 
 
 def test_a_picture_depends_on_its_own_seed_only(sd):

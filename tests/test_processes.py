@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 
 import jax
 import programs
@@ -14,9 +15,13 @@ from jax._src.clusters import cloud_tpu_cluster, cluster
 
 from sdjax.methods.clip import Clip
 from sdjax.runtime import accelerator, processes, watch
+from sdjax.service import teaching, worker
+from sdjax.service.place import Place
+from sdjax.service.queue import FAILED
 from sdjax.settings import SettingError
 from sdjax.training.loop import train
 from sdjax.training.settings import Train
+from sdjax.web import server
 
 VARIABLES = (*processes.OWN, *processes.COUNTS, *processes.HOSTS, "SLURM_STEP_NODELIST", "KUBERNETES_SERVICE_HOST")
 SLURM = {
@@ -146,6 +151,30 @@ def test_a_run_that_would_fall_back_to_the_cpu_stops_in_one_line(said, monkeypat
     line = capsys.readouterr().err
     assert line.startswith(f"error: ACCEL='{said}': JAX finds no such device and would run on cpu; ")
     assert line.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_server_worker_and_benchmarks_stop_too(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("ACCEL", "cuda")
+    said = "ACCEL='cuda': JAX finds no such device"
+    with pytest.raises(ValueError, match=said):
+        accelerator.check_apart()
+    monkeypatch.setattr(accelerator, "check_apart", lambda: accelerator.check())
+    assert server.main(None, ["--out", str(tmp_path / "ui"), "--api-only"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+    failed = []
+    queue = types.SimpleNamespace(finish=lambda id, state, result, error: failed.append((state, error)))
+    drawing = types.SimpleNamespace(result=lambda job: {}, place=Place(tmp_path))
+    worker.run(queue, types.SimpleNamespace(id=1), drawing)
+    assert failed[0][0] == FAILED and said in failed[0][1]
+    monkeypatch.setattr(teaching, "_loaded", lambda *_: types.SimpleNamespace(steps=1))
+    job = types.SimpleNamespace(request={}, key="")
+    state, error = teaching._trained(Place(tmp_path), job, tmp_path)
+    assert state == FAILED and said in error
+    for name in ("bench", "compare"):
+        program = programs.load(f"benchmarks/{name}.py", monkeypatch)
+        monkeypatch.setattr(sys, "argv", [name, *(["--out", str(tmp_path)] if name == "compare" else [])])
+        with pytest.raises(ValueError, match=said):
+            program.main()
 
 
 def test_accel_names_what_there_is(monkeypatch):

@@ -107,7 +107,11 @@ class Conv(nn.Module):
         return product(add(y, parameter(self, "bias", zeros, (self.features,))) if self.use_bias else y)
 
     def pads(self) -> Pads:
-        """Returns the padding as pairs for height and width."""
+        """Returns the padding with zeros as pairs for height and width; a method, so that hooks can wrap it."""
+        return self.sides()
+
+    def sides(self) -> Pads:
+        """Returns the declared padding as pairs for height and width."""
         padding = self.kernel_size // 2 if self.padding is None else self.padding
         if isinstance(padding, int):
             return (padding, padding), (padding, padding)

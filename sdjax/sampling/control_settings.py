@@ -69,7 +69,7 @@ class Controls:
 
     @staticmethod
     def spelled(values: dict) -> dict:
-        """Returns the values with `guess`, as sdjax 0.2 called the mode for short prompts, as a control mode."""
+        """Returns the values with `guess`, the older name of the mode for short prompts, as a control mode."""
         if "guess" not in values:
             return values
         values = dict(values)

@@ -19,7 +19,7 @@ import numpy as np
 
 from sdjax.images.resize import fitted, pad
 from sdjax.models.cond import Cond
-from sdjax.sampling import settings, slerp, tiles
+from sdjax.sampling import seamless, settings, slerp, tiles
 from sdjax.sampling.denoising import encoded, late, run
 from sdjax.sampling.fields import make
 from sdjax.sampling.job import Job, Pictures, job
@@ -52,7 +52,7 @@ def img2img(sd: StableDiffusion, prompts: str | Sequence[str], pictures: Any, **
 
 def drawn(sd: StableDiffusion, job: Job) -> Pictures:
     """Returns the pictures [B H W 3] of a text-to-image job."""
-    shape = wanted_shape(sd, job.settings)
+    sd, shape = seamless.of(sd, job.settings), wanted_shape(sd, job.settings)
     with tiles.ahead(sd, len(job.pictures), shape):
         z = run(sd, job, job.start_noise(shape))
     return decode(sd, z)
@@ -60,7 +60,7 @@ def drawn(sd: StableDiffusion, job: Job) -> Pictures:
 
 def redrawn(sd: StableDiffusion, job: Job, pictures: Any) -> Pictures:
     """Returns the pictures [B H W 3] of an image-to-image job."""
-    skipped = late(job)
+    sd, skipped = seamless.of(sd, job.settings), late(job)
     pixels = fitted(pictures, len(job.pictures), *job.settings.target())
     z = encode(sd, pad(pixels, sd.factor), job.keys)
     _, h, w, c = z.shape
@@ -101,7 +101,7 @@ def between(
     """Returns the frames [frames H W 3] of an interpolation, `batch` at once; None is all."""
     if batch is not None and batch < 1:
         raise SettingError("batch", batch, "a whole number, 1 or more")
-    ends = way.ends()
+    sd, ends = seamless.of(sd, way), way.ends()
     (first, _), (last, _) = (end.texts for end in ends)
     if first != last and (sd.conditioners or not way.plain):
         raise ValueError(

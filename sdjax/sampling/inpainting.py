@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter
 
 from sdjax.diffusion.wrappers import KnownRegion
 from sdjax.images.resize import fit, fitted, pad
-from sdjax.sampling import control, settings
+from sdjax.sampling import control, seamless, settings
 from sdjax.sampling.denoising import late, run
 from sdjax.sampling.job import Job, Pictures, job
 from sdjax.sampling.latents import decode, encode, latent_shape, size_of
@@ -148,7 +148,7 @@ def painted(
     sd: StableDiffusion, job: Job, pixels: UInt8[np.ndarray, "B H W 3"], holes: Bool[np.ndarray, "B H W"]
 ) -> UInt8[np.ndarray, "B H W 3"]:
     """Returns the model's pictures [B H W 3], before pasting."""
-    skipped = late(job)  # 0 if it starts from noise only
+    sd, skipped = seamless.of(sd, job.settings), late(job)  # skipped: 0 if it starts from noise only
     whole, hidden = pad(pixels, sd.factor), pad(holes, sd.factor)
     latent_shape(sd, whole.shape[1:3])
     knows_masks = sd.networks["unet"].config.in_channels > sd.networks["vae"].config.latent_channels

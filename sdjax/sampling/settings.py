@@ -84,6 +84,10 @@ class Sampling:
         ),
     ] = None
 
+    seamless: Annotated[
+        bool, Setting("make a picture whose opposite edges meet, for tiles and textures", "Tiling", "tiling")
+    ] = False
+
     @staticmethod
     def spelled(values: dict) -> dict:
         """Splits A1111's labels from before 1.9, which end with the schedule ("DPM++ 2M Karras")."""
@@ -353,6 +357,11 @@ class Upscale(Task, Picture, Fit, Enlarging):
     asked = ("image",)
     guidance = 9.0
     steps = 75
+
+    def rule(self) -> None:
+        if self.seamless and self.tile is not None:
+            raise SettingError("seamless", True, "no tile", "the edges of tiles would meet")
+
     WORDLESS: ClassVar[dict[str, Any]] = {"guidance": 1.0, "noise_level": None}  # for LDM-SR, which reads neither
 
     def wordless(self) -> Self:

@@ -23,8 +23,10 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from sdjax.models import hooks
+from sdjax.models.kernels.convolution_plain import Pads
 from sdjax.models.layers import GroupNorm
 from sdjax.runtime import replicas
+from sdjax.sampling import seamless
 from sdjax.stable_diffusion import StableDiffusion
 
 AT_ONCE = 1 << 20  # most pixels without tiles; a full-size decoder needs about 3 GB for them
@@ -46,6 +48,10 @@ def decode(
     """
     if tile is None and _fits(z, sd.factor**2):
         return _rows(lambda part: _decode(sd, part), z, sd.factor**2)
+    plain, wraps = seamless.split(sd)
+    if wraps:
+        around = _around(OVERLAP, z)
+        return _inner(decode(plain, seamless.wrapped(z, around), tile or TILE), around, sd.factor)
     side = (tile or TILE) // sd.factor
     coarse = jax.lax.map(lambda row: _stage(sd, row[None], "decode", "coarse")[0], z / sd.scaling)
     return _shared(sd, coarse, "decode", side, min(OVERLAP, side // 2), 1, sd.factor)
@@ -76,10 +82,27 @@ def moments(sd: StableDiffusion, pixels: Float[Array, "B H W 3"], tile: int | No
     """Returns the latents' mean and log variance [B h w 2c] of pixels [B H W 3] in [-1, 1].  tile: as in decode."""
     if tile is None and _fits(pixels, 1):
         return _rows(lambda part: _moments(sd, part), pixels, 1)
+    plain, wraps = seamless.split(sd)
+    if wraps:
+        around = _around(OVERLAP, pixels[:, :: sd.factor, :: sd.factor])
+        wide = seamless.wrapped(pixels, tuple((first * sd.factor, last * sd.factor) for first, last in around))
+        return _inner(moments(plain, wide, tile or TILE), around, 1)
     side = (tile or TILE) // sd.factor
     overlap = min(OVERLAP, side // 2)
     fine = _shared(sd, pixels, "encode", side * sd.factor, overlap * sd.factor, sd.factor, 1)
     return jnp.concatenate(_stage(sd, jnp.asarray(fine), "encode", "coarse"), axis=-1)
+
+
+def _around(most: int, x: Float[Array, "B h w D"]) -> Pads:
+    """Returns the latent pixels that tiles of a seamless picture see beyond each edge: `most`, or the whole side."""
+    high, wide = (min(most, side) for side in x.shape[1:3])
+    return (high, high), (wide, wide)
+
+
+def _inner(x: Any, around: Pads, factor: int) -> Any:
+    """Returns x [B h w D] without `around` times `factor` positions at the edges."""
+    (top, bottom), (left, right) = ((first * factor, last * factor) for first, last in around)
+    return x[:, top : x.shape[1] - bottom, left : x.shape[2] - right]
 
 
 def _fits(x: Float[Array, "B h w D"] | jax.ShapeDtypeStruct, area: int) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 
 from sdjax.images.resize import fitted, nearest
 from sdjax.models.cond import Cond
-from sdjax.sampling import memory, settings, tiles
+from sdjax.sampling import memory, seamless, settings, tiles
 from sdjax.sampling.denoising import late, run
 from sdjax.sampling.job import Job, Pictures, job, picture_noise
 from sdjax.sampling.latents import decode, encode, wanted_shape
@@ -58,7 +58,7 @@ def super_resolve(sd: StableDiffusion, pictures: Any, **given: Any) -> Pictures:
 
 def enlarged(sd: StableDiffusion, job: Job, pictures: Any) -> Pictures:
     """Returns the pictures [B fH fW 3] of an upscaling job, for either kind of model."""
-    shared = job.settings
+    sd, shared = seamless.of(sd, job.settings), job.settings
     small = to_pixels(fitted(pictures, len(job.pictures), *shared.target()))
     if "text_encoder" not in sd.parts:
         return _enlarged(sd, job, small, Cond())
@@ -107,7 +107,7 @@ def hires(sd: StableDiffusion, prompts: str | Sequence[str], *, scale: float = 2
 
 def redone(sd: StableDiffusion, job: Job) -> Pictures:
     """Returns the pictures [B H W 3] of a job in two passes."""
-    shared = job.settings
+    sd, shared = seamless.of(sd, job.settings), job.settings
     second = dataclasses.replace(job, pictures=tuple(one.again() for one in job.pictures), noise=None)
     skipped = late(second, shared.hires_strength, "hires_strength")
     h, w, channels = wanted_shape(sd, shared)

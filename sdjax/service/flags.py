@@ -19,8 +19,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def flag(name: str) -> str:
-    """Returns a setting's name as a flag."""
-    return f"--{name.replace('_', '-')}"
+    """Returns a setting's name as a flag; that of a variable, such as ACCEL, as it is."""
+    return name if name.isupper() else f"--{name.replace('_', '-')}"
 
 
 def add(parser: argparse.ArgumentParser, tasks: Iterable[type], usual: dict[str, Any], lists: bool = False) -> None:

@@ -175,11 +175,12 @@ def _trained(place: Place, job: Job, folder: Path) -> tuple[str, str]:
     """Returns (how a run ended, its error)."""
     try:
         settings = _loaded(Library(place), job.request, job.key)
-        from sdjax.runtime import compile_cache
+        from sdjax.runtime import accelerator, compile_cache
         from sdjax.training import checks
         from sdjax.training.loop import train
 
         compile_cache.keep(steps=settings.steps)
+        accelerator.check()
         train(checks.worded(settings), folder)
     except SystemExit:
         return STOPPED, ""

@@ -68,10 +68,12 @@ def _drawing(place: Place, queue: Queue, stop: "Stop") -> Any:
 
 def run(queue: Queue, job: Job, drawing: Any) -> None:
     """Runs a picture job and writes the outcome to the queue; no error of a job stops the worker."""
+    from sdjax.runtime import accelerator
     from sdjax.service.batch import line
     from sdjax.settings import SettingError
 
     try:
+        accelerator.check()
         state, result = drawing.make(job)
     except Exception as error:
         said = str(error) if isinstance(error, SettingError) else line(error)

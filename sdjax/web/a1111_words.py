@@ -30,7 +30,7 @@ UNIT_RESIZE = {  # of ControlNet units, as numbers and as their texts
 }  # fmt: skip
 NO_NAME = ("", "None", "none", "Automatic", None)
 SAME = ("Use same sampler", "Use same scheduler")  # of hires fix
-UNHEARD = ("restore_faces", "tiling", "refiner_checkpoint", "hr_checkpoint_name")
+UNHEARD = ("restore_faces", "refiner_checkpoint", "hr_checkpoint_name")
 NOT_ASKED = (None, "", False, 0, "None", "Use same checkpoint")
 
 

@@ -24,7 +24,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from sdjax import __version__
 from sdjax.formats import pipeline
-from sdjax.runtime import locks, signals
+from sdjax.runtime import accelerator, locks, signals
 from sdjax.service import flags, worker
 from sdjax.service.library import Library
 from sdjax.service.place import Place, private
@@ -230,6 +230,8 @@ def serve(given: Any) -> None:
     auth = Auth(given.auth) if given.auth is not None else None
     with locks.held(place.root):
         place.made()
+        if not worker.taken(place):  # a worker of the last server may still have the device
+            accelerator.check_apart()
         app = create_app(place, (*LOCAL, given.host) if local else None, auth)
         with kept(app.state.services):
             mount_page(app, not given.api_only)
