@@ -14,7 +14,7 @@ from sdjax.formats import pipeline
 from sdjax.methods.chain import Chain
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
-from sdjax.training import checks, loop, preview, run_folder
+from sdjax.training import checks, loop, previewed, run_folder
 from sdjax.training.begin import begin
 from sdjax.training.settings import Train
 
@@ -210,7 +210,7 @@ def test_the_methods_word_alone_is_enough(tmp_path):
     settings = sdjax.settings.load(recipe, ["method.word=<cat>", "model=random:tiny", f"data.path={tmp_path}"])
     data = begin(settings)[2]
     assert data.data.word == "<cat>" and data.data.templates == "object"
-    assert preview.prompts(checks.worded(settings)) == ("a photo of <cat>",)
+    assert previewed.prompts(checks.worded(settings)) == ("a photo of <cat>",)
     with pytest.raises(ValueError, match="data.word='<dog>': expected the word that the method trains: '<cat>'"):
         begin(sdjax.settings.override(settings, ["data.word=<dog>"]))
 
@@ -220,12 +220,12 @@ def test_the_methods_word_alone_is_enough(tmp_path):
     [
         (dict(prompts=("a",), steps=100), 50),
         (dict(prompts=("a",), steps=3000), 300),
-        (dict(steps=3000), 0),
-        (dict(prompts=("a",), preview=0), 0),
+        (dict(steps=3), 50),
+        (dict(preview=0), 0),
         (dict(preview=7), 7),
     ],
 )
-def test_previews_come_where_a_recipe_has_prompts(changes, every):
+def test_previews_come_ten_times_a_run_and_at_least_50_steps_apart(changes, every):
     assert dataclasses.replace(RUN, **changes).previews == every
 
 

@@ -24,7 +24,7 @@ from sdjax.methods.chain import Chain
 from sdjax.methods.hypernetwork import Hypernetwork
 from sdjax.methods.textual_inversion import TextualInversion, concepts
 from sdjax.settings import SettingError
-from sdjax.training import preview, run_folder
+from sdjax.training import preview, previewed, run_folder
 from sdjax.training.begin import begin
 from sdjax.training.loop import train
 from sdjax.training.optim import Optim
@@ -94,7 +94,7 @@ def test_a_run_of_two_words(folder, tmp_path):
     data = Data(path=str(folder), words=(("cat", "<cat>"), ("dog", "<dog>")), templates="object", size=32, batch=2)
     method = concepts({"<cat>": "cat", "<dog>": "dog"})
     settings = Train(model="random:tiny", method=method, data=data, optim=Optim(lr=1e-2), steps=2, checkpoint=0, log=1)
-    assert preview.prompts(settings) == ("a photo of <cat>", "a photo of <dog>")
+    assert previewed.prompts(settings) == ("a photo of <cat>", "a photo of <dog>")
     train(settings, tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     told = [line for line in lines if "loss" in line][-1]
@@ -126,10 +126,10 @@ def test_a_known_word_stays_whatever_its_case():
 def test_words_for_the_negative_prompt():
     method = TextualInversion("<flaws>", negative=True)
     settings = Train(method=method, data=Data(word="<flaws>"))
-    assert method.unwanted == ("<flaws>",) and preview.prompts(settings) == ("a photo of a face",)
+    assert method.unwanted == ("<flaws>",) and previewed.prompts(settings) == ("a photo of a face",)
     both = Chain((TextualInversion("<cat>"), method))
     assert both.unwanted == ("<flaws>",)
-    assert preview.prompts(Train(method=both, data=Data(word="<cat>"))) == ("a photo of <cat>",)
+    assert previewed.prompts(Train(method=both, data=Data(word="<cat>"))) == ("a photo of <cat>",)
     seen = {}
 
     def text2img(sd, prompts, seeds, negative_prompt, **how):
@@ -138,7 +138,7 @@ def test_words_for_the_negative_prompt():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preview.generate, "text2img", text2img)
-        preview.sheet(both, None, None, Train(method=both, data=Data(word="<cat>")))
+        preview.sheet(both, sdjax.load("random:tiny"), None, Train(method=both, data=Data(word="<cat>")))
     assert seen == {"a photo of <cat>": "<flaws>"}
 
 

@@ -8,60 +8,49 @@ import numpy as np
 from PIL import Image
 
 from sdjax.data.batches import Batches
-from sdjax.data.prompts import NAME
 from sdjax.formats.storage import files
 from sdjax.images import grid
-from sdjax.methods.e4t import look
 from sdjax.methods.method import Method
+from sdjax.runtime import room
 from sdjax.sampling import generate
-from sdjax.sampling.control import taken
-from sdjax.stable_diffusion import StableDiffusion, to_pictures
-from sdjax.training import prompt_lines
+from sdjax.stable_diffusion import StableDiffusion
+from sdjax.training import previewed, prompt_lines
 
 SEEDS, STEPS = 4, 20
 MOST, COLUMNS, LOOKED_AT = 16, 4, 64  # pictures on the data sheet, pictures per row, steps searched for buckets
-
-
-def prompts(settings: Any) -> tuple[str, ...]:
-    """Returns a run's prompts with the subject's word for "[name]"; with several words, each prompt for each word.
-
-    Words for the negative prompt, method.unwanted, are left out.
-    """
-    method = settings.method
-    words = tuple(word for word in method.words if word not in method.unwanted)
-    if method.unwanted:
-        names = words or ("a face",)
-    else:
-        names = words if len(words) > 1 else (settings.data.word,)
-    wanted = settings.prompts or tuple(f"a photo of {name or 'a face'}" for name in names)
-    return tuple(dict.fromkeys(text.replace(NAME, name) for text in wanted for name in names))
+NO_CAPTION = "(no caption)"
+FULL = "out of memory; preview=0 draws none"
 
 
 def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any, steps: int = STEPS) -> np.ndarray | None:
     """Returns a labelled sheet uint8 [height width 3], prompts by seeds; None if there are no pictures.
 
     steps: of the sampler.
-
-    A method with its own previews shows these, one row each.  With data.concept, each row is a subject and then a
-    picture per prompt; likewise for a ControlNet's conditions.
+    A method with its own previews shows these, one row each.  Previews that start from pictures of the data
+    (previewed.starts) have a row for each: what is given, then a picture per prompt, or one of its own caption.
     """
-    more = {"steps": steps, "clip_skip": settings.clip_skip}
-    texts, drawn = prompts(settings), functools.partial(_pictures, **more)
     if method.preview is not None:
         rows = method.preview(sd, data[0])
         return grid.sheet(list(rows.values()), list(rows)) if rows else None
-    if settings.data.condition:
-        sd, (control,) = taken(sd)
-        hints = [np.asarray(np.round(255 * hint), np.uint8) for hint in data[0]["control"]["hint"][:SEEDS]]
-        rows = [(hint, *drawn(sd, texts, [0] * len(texts), control.on(hint), hint.shape[:2])) for hint in hints]
-        return grid.sheet(rows, columns=("condition", *texts))
-    if settings.data.concept:
-        subjects = data[0]["concept"][:SEEDS]
-        rows = [(*to_pictures(x[None]), *drawn(look(sd, x), texts, [0] * len(texts))) for x in subjects]
-        return grid.sheet(rows, columns=("subject", *texts))
-    unwanted = ", ".join(method.unwanted)
-    rows = [list(drawn(sd, [text] * SEEDS, range(SEEDS), unwanted=unwanted)) for text in texts]
-    return grid.sheet(rows, texts, [f"seed {seed}" for seed in range(SEEDS)])
+    texts, own = previewed.prompts(settings, data), not previewed.asked(settings)
+    how = {"steps": steps, "grammar": _grammar(settings), "negative_prompt": ", ".join(method.unwanted)}
+    how["clip_skip"] = settings.clip_skip
+    starts = previewed.starts(sd, data, settings)
+    if starts:
+        rows = []
+        for one in starts:
+            wanted = [one.caption] if own else list(texts)
+            rows.append([*one.shown.values(), *one.draw(wanted, seeds=[0] * len(wanted), **how)])
+        columns = (*starts[0].shown, *(("its caption",) if own else texts))
+        return grid.sheet(rows, [one.caption for one in starts] if own else (), columns)
+    seeds = range(SEEDS // len(texts) if own else SEEDS)
+    rows = [list(generate.text2img(sd, [text] * len(seeds), seeds=seeds, **how)) for text in texts]
+    return grid.sheet(rows, [text or NO_CAPTION for text in texts], [f"seed {seed}" for seed in seeds])
+
+
+def _grammar(settings):
+    """Returns the grammar of the previews' prompts: A1111's, as kohya reads them; captions are read as in training."""
+    return "a1111" if settings.prompts else "plain"
 
 
 def write(path: Path, method: Method, sd: StableDiffusion, data: Any, settings: Any) -> np.ndarray | None:
@@ -70,7 +59,8 @@ def write(path: Path, method: Method, sd: StableDiffusion, data: Any, settings: 
     Prints a line if a picture fails; the run continues.
     """
     try:
-        made = sheet(method, sd, data, settings)
+        with room.memory(FULL):
+            made = sheet(method, sd, data, settings)
     except ValueError as error:
         print(f"preview: no {path.name}: {error}")
         return None
@@ -87,18 +77,21 @@ def save(path: Path, picture: np.ndarray) -> None:
         Image.fromarray(picture).save(temporary, "PNG")
 
 
-def lines(folder: Path, step: int, sd: StableDiffusion, settings: Any) -> dict[str, np.ndarray]:
+def lines(folder: Path, step: int, sd: StableDiffusion, data: Any, settings: Any) -> dict[str, np.ndarray]:
     """Writes a PNG STEP-NN.png for each line of settings.prompts_file and returns {"NN": picture}.
 
-    Prints a line if a picture fails; the run continues.
+    Previews that start from pictures of the data take one after the other.  Prints a line if a picture fails; the run
+    continues.
     """
-    made = {}
+    made, starts = {}, previewed.starts(sd, data, settings)
+    draws = [one.draw for one in starts] or [functools.partial(generate.text2img, sd)]
     for k, line in enumerate(prompt_lines.read(settings.prompts_file, settings.data.word)):
         given = {name: value for name, value in line.items() if name not in ("prompt", "seed")}
         given = {"clip_skip": settings.clip_skip, **given}
         path = folder / f"{step:07d}-{k:02d}.png"
         try:
-            picture = generate.text2img(sd, [line["prompt"]], seeds=[line["seed"]], **given)[0]
+            with room.memory(FULL):
+                picture = draws[k % len(draws)]([line["prompt"]], seeds=[line["seed"]], **given)[0]
         except ValueError as error:
             print(f"preview: no {path.name}: {error}")
             continue
@@ -130,10 +123,5 @@ def data_sheet(data: Batches) -> np.ndarray:
                 hint = item["condition"] if data.maker.endings else data.maker.make(item["picture"])
                 picture = np.concatenate([picture, hint], axis=1)
             shown.append(picture)
-            said.append(item["caption"] or "(no caption)")
+            said.append(item["caption"] or NO_CAPTION)
     return grid.captioned(shown, said, COLUMNS)
-
-
-def _pictures(sd, prompts, seeds, control=(), size=None, unwanted="", **more):
-    how = {"control": control, "size": size, "negative_prompt": unwanted, **more}
-    return generate.text2img(sd, list(prompts), seeds=seeds, **how)

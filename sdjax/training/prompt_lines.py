@@ -4,7 +4,8 @@
     a photo of [name] on the beach --n blurry --w 512 --h 768 --d 42 --l 7.5 --s 28
 
 --n negative prompt, --w --h width and height, --d seed, --l guidance, --s steps, --ss sampler; "[name]" is the
-subject's word.  The defaults are the model's size, 20 steps, and the line's number from 0 as seed.
+subject's word.  Prompts have A1111's weights, (cat:1.2), and any length.  The defaults are the model's size, 20 steps,
+and the line's number from 0 as seed.
 
 Source: kohya-ss/sd-scripts, docs/train_network.md and library/train_util.py (sample prompts).
 """
@@ -43,7 +44,7 @@ def read(path: str | Path, word: str = "") -> list[dict[str, Any]]:
     found = []
     for k, (number, line) in enumerate(lines):
         try:
-            found.append({"seed": k, "steps": STEPS, **_settings(line, word)})
+            found.append({"seed": k, "steps": STEPS, "grammar": "a1111", **_settings(line, word)})
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     return found
@@ -54,6 +55,7 @@ def _settings(line, word):
     prompt, *parts = OPTION.split(f" {line} ")
     given: dict[str, Any] = {"prompt": prompt.strip().replace(NAME, word)}
     for letter, text in zip(parts[::2], parts[1::2], strict=True):
+        letter = letter.lower()  # as kohya reads them
         if letter not in OPTIONS:
             raise ValueError(f"--{letter}: expected one of {', '.join(f'--{name}' for name in OPTIONS)}")
         name, kind = OPTIONS[letter]

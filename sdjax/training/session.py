@@ -83,20 +83,18 @@ class Session:
                 processes.wait()
 
     def _show(self, step, state):
-        """Writes previews if the task makes pictures from prompts."""
-        if not self.task.words:
-            return
+        """Writes previews."""
         weights = self.learned(state)
         if not processes.first():
             return
-        seen = self.settings.method.join(self.frozen, weights).fold()
         folder, settings = self.out / "samples", self.settings
+        seen = settings.method.join(self.frozen, weights).fold(), self.data, settings
         if settings.prompts or not settings.prompts_file:
-            picture = preview.write(folder / f"{step:07d}.png", settings.method, seen, self.data, settings)
+            picture = preview.write(folder / f"{step:07d}.png", settings.method, *seen)
             if picture is not None:
                 self.told.picture(step, "samples", picture)
         if settings.prompts_file:
-            for name, picture in preview.lines(folder, step, seen, settings).items():
+            for name, picture in preview.lines(folder, step, *seen).items():
                 self.told.picture(step, f"samples/{name}", picture)
 
     def _export(self, step, state):

@@ -52,7 +52,7 @@ class Train:
     preserve: weight of the untrained model's predictions, for the class prompts if class_data has identifiers,
     otherwise for the pictures' own prompts.  The method Full also needs keep=True.
     checkpoint: steps between checkpoints; 0 writes none except on SIGTERM.  keep: number of checkpoints to keep.
-    preview: steps between previews; 0 is off, None is max(50, steps / 10) if there are prompts.
+    preview: steps between previews; 0 is off, None is max(50, steps / 10).
     log: steps between lines of metrics; 0 is off.
     epochs: length in passes over the pictures instead of `steps`; 0 uses `steps`.
     minutes: length in minutes from the start of training, compilation included, and at most `steps`.  The learning
@@ -61,7 +61,8 @@ class Train:
     best: export the weights with the smallest validation error.
     patience: stop after this many measurements without improvement; 0 is off.
     export_every: steps between exports to exports/STEP; 0 is off.
-    prompts: prompts of the previews; "[name]" is the word.
+    prompts: prompts of the previews, with A1111's weights; "[name]" is the word.  () takes "a photo of" the word that
+    the method trains, otherwise the first captions of the pictures.
     prompts_file: a file of further preview prompts, one per line in kohya's syntax (training/prompt_lines.py).
     public: leave captions, folder names and the base model's name out of the export.
     author, license, description: texts for the export's header and card.  dates: also write when the run ended.
@@ -139,6 +140,4 @@ class Train:
     @property
     def previews(self) -> int:
         """The interval of previews in steps, 0 for never."""
-        if self.preview is not None:
-            return self.preview
-        return max(50, self.steps // 10) if self.prompts or self.prompts_file else 0
+        return max(50, self.steps // 10) if self.preview is None else self.preview
