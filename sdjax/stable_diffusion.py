@@ -26,6 +26,7 @@ import sdjax.models.hooks
 from sdjax import trees
 from sdjax.models.cond import Cond
 from sdjax.models.reference import Reference
+from sdjax.text import conditioning
 from sdjax.trees import Tree
 
 TOKENS = "text_model.embeddings.token_embedding.embedding"
@@ -82,12 +83,15 @@ class StableDiffusion(struct.PyTreeNode):
         return self.call(encoder, embeddings, skip=skip)
 
     def condition(self, ids: Ids, skip: int = 0) -> Cond:
-        """Returns the Cond of prompts: the UNet's inputs, and the ids for conditioners."""
+        """Returns the Cond of prompts: the UNet's inputs, and the ids for conditioners.
+
+        ids: {text encoder: [B L]}, or [B n L] for texts of n chunks, which are encoded one by one and concatenated.
+        """
+        words = {encoder: conditioning.said(some) for encoder, some in ids.items()}
         encoded = {
-            encoder: self.family.encode(self, encoder, self.embed(encoder, some), some, skip)
-            for encoder, some in ids.items()
+            encoder: conditioning.encode(self, encoder, self.embed(encoder, some["ids"]), some, skip)
+            for encoder, some in words.items()
         }
-        words = {encoder: {"ids": some} for encoder, some in ids.items()}
         return Cond(self.family.inputs(encoded), words=words, skip=skip)
 
     def knows(self, word: str) -> bool:

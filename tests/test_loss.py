@@ -157,3 +157,17 @@ def test_noise_offset_is_constant_over_a_channel(batch):
 def test_gradient_flows_to_the_network(batch):
     grad = jax.grad(lambda w: diffusion_loss(Fake(predict=lambda z, t, cond: w * z), batch, jax.random.key(7))[0])(0.3)
     assert np.isfinite(float(grad)) and abs(float(grad)) > 1e-3
+
+
+def test_times_come_from_a_range(batch):
+    seen = []
+    sd = Fake(predict=lambda z, t, cond: seen.append(t) or z)
+    many = {name: jnp.concatenate([x] * 60) for name, x in {**batch, "ids": batch["ids"]["text_encoder"]}.items()}
+    many = {**many, "ids": {"text_encoder": many["ids"]}, "index": jnp.arange(360)}
+    for times in ((0.0, 1.0), (0.2, 0.8), (0.5, 0.5001)):
+        diffusion_loss(sd, many, jax.random.key(5), times=times)
+    whole, part, one = ((int(t.min()), int(t.max())) for t in seen)
+    assert whole[0] < 20 and whole[1] > 980 and part[0] in range(200, 215) and part[1] in range(785, 800)
+    assert one == (500, 500) and noise_schedule.bounds(Schedule(), (0.9999, 1.0)) == (999, 1000)
+    default, _ = diffusion_loss(sd, batch, jax.random.key(5))
+    assert float(default) == float(diffusion_loss(sd, batch, jax.random.key(5), times=(0.0, 1.0))[0])

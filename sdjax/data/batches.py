@@ -4,7 +4,7 @@
     for batch in data.iterate(start=400): ...
 
 A batch holds:
-    ids        {text encoder: int32 [B L]}
+    ids        {text encoder: int32 [B L]}, or [B chunks L]
     index      int32 [B], the example's number in the stream
     weight     float32 [B], the row's weight in the loss
     pixels     float32 [B H W 3] in [-1, 1]; H W is the size of the batch's bucket
@@ -12,7 +12,7 @@ A batch holds:
 and for the settings that need them:
     mask       float32 [B h w 1]
     concept    float32 [B H W 3] in [-1, 1], for E4T's encoder
-    class_ids  {text encoder: int32 [B L]} of the class prompts
+    class_ids  the same of the class prompts
     control    {"hint": float32 [B H W 3] in [0, 1]}, for a ControlNet
     text       cached UNet inputs
 
@@ -29,12 +29,13 @@ from typing import Any
 import numpy as np
 
 from sdjax import conditions, settings
-from sdjax.data import buckets, cache, resident, sources, splits, stream, tags
+from sdjax.data import buckets, cache, lengths, resident, sources, splits, stream, tags
 from sdjax.data.buckets import Plan
 from sdjax.data.classes import ClassData
 from sdjax.data.sources.source import Examples, Only, Source
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion, to_pixels
+from sdjax.text import conditioning
 
 CONCEPTS = ("", "same", "other")
 CROPS = ("center", "random")
@@ -64,6 +65,8 @@ class Data:
     shuffle: shuffle the comma-separated tags behind the first `keep`.  keep: number of tags that stay in front.
     tag_dropout: probability of dropping each of the other tags.
     prefix: text before every prompt that is not empty.  wildcards: replace {red|blue} by one of its texts.
+    chunks: read captions up to 1, 2 or 3 chunks of 75 tokens, divided as in sampling: kohya's max_token_length of 75,
+    150 and 225.  The rest of a longer caption is cut off.
     encode: train on the autoencoder's moments; each picture is encoded once, with flips also its mirror image, with
     random crops at every step.
     cache: folder that stores moments, and text encoder outputs if the text encoder is frozen, for later runs; "" keeps
@@ -95,6 +98,7 @@ class Data:
     tag_dropout: float = 0.0
     prefix: str = ""
     wildcards: bool = False
+    chunks: int = 1
     cache: str = ""
     encode: bool = True
     resident: bool = False
@@ -108,7 +112,7 @@ class Data:
         settings.check(
             self, concept=CONCEPTS, size=settings.FROM_0, buckets=settings.FROM_0, batch=settings.FROM_1,
             dropout=settings.TO_1, crop=CROPS, flip=settings.TO_1, keep=settings.FROM_0, tag_dropout=settings.TO_1,
-            workers=settings.FROM_0,
+            workers=settings.FROM_0, chunks=lengths.CHUNKS,
         )  # fmt: skip
         if not isinstance(self.validation, str):
             settings.check(self, validation=settings.BELOW_1)
@@ -216,10 +220,13 @@ class Batches:
 
     def mentions(self, tokens: dict[str, Any]) -> bool:
         """Returns whether one of the source's first MOST prompts has one of these ids {text encoder: [n]}."""
-        generators = ((i, np.random.default_rng((self.seed, i))) for i in range(min(len(self.source), MOST)))
-        captions = (tags.varied(self.source.caption(i, random), self.data, random) for i, random in generators)
-        said = (self.tokenize([caption]) for caption in captions)
+        said = (self.tokenize([caption]) for caption in self.captions())
         return any(np.isin(ids[encoder], tokens[encoder]).any() for ids in said for encoder in tokens)
+
+    def captions(self) -> Iterator[str]:
+        """Yields the source's first MOST prompts."""
+        generators = ((i, np.random.default_rng((self.seed, i))) for i in range(min(len(self.source), MOST)))
+        return (tags.varied(self.source.caption(i, random), self.data, random) for i, random in generators)
 
     def iterate(self, start: int = 0, threads: int = THREADS) -> Iterator[dict[str, Any]]:
         """Yields the batches of steps start, start + 1, ...; threads and data.workers decode ahead."""
@@ -297,8 +304,8 @@ class Batches:
         return {"concept": to_pixels(seen["picture"])}
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """Returns {text encoder: ids int32 [B L]} of prompts."""
-        return {encoder: tokenizer(prompts) for encoder, tokenizer in self.tokenizers.items()}
+        """Returns {text encoder: ids int32 [B L]} of prompts; [B chunks L] for several chunks."""
+        return conditioning.tokens(self.tokenizers, prompts, self.data.chunks)
 
     def _ids(self, caption):
         return {encoder: ids[0] for encoder, ids in self.tokenize([caption]).items()}

@@ -45,6 +45,7 @@ def diffusion_loss(
     perturbation: float = 0.0,
     told: Cond = Cond(),  # noqa: B008 a frozen value
     skip: int = 0,
+    times: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[Array, dict[str, Array]]:
     """Returns (mean over the batch of weight * (weighting * error + penalty), metrics), all float32.
 
@@ -65,10 +66,12 @@ def diffusion_loss(
     cond.own.
     told: the task's other inputs to the network, besides the prompts.
     skip: number of the text encoder's last layers to skip, clip skip - 1.
+    times: the range of the times t that are drawn, as shares of the schedule's; see noise_schedule.bounds.
     """
     k_latent, k_time, k_noise, k_offset = jax.random.split(key, 4)
     index, schedule = batch["index"], sd.schedule
-    draw_time = jax.vmap(lambda k: jax.random.randint(k, (), 0, schedule.num_train_timesteps))
+    first, end = noise_schedule.bounds(schedule, times)
+    draw_time = jax.vmap(lambda k: jax.random.randint(k, (), first, end))
     z = latents(sd, batch, trees.example_keys(k_latent, index))
     t = draw_time(trees.example_keys(k_time, index))
     noise = training_noise.normal(trees.example_keys(k_noise, index), z.shape[1:])

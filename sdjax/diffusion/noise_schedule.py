@@ -153,6 +153,24 @@ def _zero_terminal_snr(alphas_cumprod: Float64[np.ndarray, " T"]) -> Float64[np.
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
+def zero_snr(schedule: Schedule) -> Schedule:
+    """Returns the schedule with pure noise at the last time, and the spacing of sampling times that begins there.
+
+    Source: Lin et al. 2023, sections 3.1 and 3.3.
+    """
+    return dataclasses.replace(schedule, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+
+
+def bounds(schedule: Schedule, times: tuple[float, float]) -> tuple[int, int]:
+    """Returns (first, end) of the times in a range of shares: t = first ... end - 1; at least one time.
+
+    (0.0, 0.8) are the times below 0.8 T, the less noisy ones.
+    """
+    first, end = (round(share * schedule.num_train_timesteps) for share in times)
+    first = min(first, schedule.num_train_timesteps - 1)
+    return first, max(end, first + 1)
+
+
 def signal_noise(schedule: Schedule, t: Num[Array, "*t"]) -> tuple[Float32[Array, "*t"], Float32[Array, "*t"]]:
     """Returns (a, s) with z_t = a z + s noise, float32 of t's shape.
 

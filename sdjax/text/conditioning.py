@@ -181,6 +181,24 @@ def rows(
     return ids, weights
 
 
+def literal(tokenizer: Tokenizer, text: str) -> list[Chunk]:
+    """Returns the chunks of a text without a grammar, divided as A1111 divides a prompt; at least one chunk."""
+    return _a1111_chunks(tokenizer, [(text, 1.0)], tokenizer.length - 2)
+
+
+def tokens(tokenizers: Mapping[str, Tokenizer], texts: Sequence[str], count: int = 1) -> dict[str, Any]:
+    """Returns {text encoder: ids int32 [B L]} of literal texts for StableDiffusion.condition, cut off at L.
+
+    count: number of chunks; above 1 the ids are [B count L], cut off after that many chunks.
+    """
+    if count == 1:
+        return {encoder: tokenizer(texts) for encoder, tokenizer in tokenizers.items()}
+    return {
+        encoder: np.stack([rows(tokenizer, literal(tokenizer, text), count)[0] for text in texts])
+        for encoder, tokenizer in tokenizers.items()
+    }
+
+
 # ---- conditions --------------------------------------------------------------------------------
 
 
@@ -301,12 +319,21 @@ def reread(sd: TextModel, cond: Cond, rows: Mapping[str, Float[Array, "B N C"]])
     encoded = {}
     for encoder, words in cond.words.items():
         own = rows[encoder] if encoder in rows else sd.embed(encoder, words["ids"])
-        encoded[encoder] = _reencoded(sd, encoder, own, words, cond.skip)
+        encoded[encoder] = encode(sd, encoder, own, words, cond.skip)
     said = {name: value for name, value in vars(sd.family.inputs(encoded)).items() if value is not None}
     return cond.with_unet(**said)
 
 
-def _reencoded(sd, encoder, rows, words, skip):
+def said(ids: Int[Array, "B L"] | Int[Array, "B n L"]) -> dict[str, Any]:
+    """Returns the entry in Cond.words of ids [B L], or of the ids of n chunks [B n L], with weights of 1."""
+    if ids.ndim == 2:
+        return {"ids": ids}
+    return {"ids": ids.reshape(len(ids), -1), "weights": jnp.ones(ids.shape, jnp.float32)}
+
+
+def encode(
+    sd: TextModel, encoder: str, rows: Float[Array, "B N C"], words: Mapping[str, Any], skip: int
+) -> dict[str, Any]:
     """Returns the family's outputs for token rows [B N C]; words with weights are encoded chunk by chunk."""
     ids = words["ids"]
     if "weights" not in words:

@@ -15,11 +15,12 @@ from sdjax.data import batches
 from sdjax.data.batches import Data
 from sdjax.data.cache import Texts
 from sdjax.data.sources.source import Examples
+from sdjax.diffusion import noise_schedule
 from sdjax.formats import pipeline
 from sdjax.formats.adapters import kinds
 from sdjax.formats.storage.files import HUB_ID
 from sdjax.sampling.denoising import skipped
-from sdjax.settings import prefixed
+from sdjax.settings import SettingError, prefixed
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.task import Task
 from sdjax.tasks.text2img import TextToImage
@@ -51,6 +52,7 @@ def begin(
         raise ValueError(f"model={settings.model!r}: was tuned on one picture; pass the model it came from")
     if method.loss is None:
         skipped(loaded, settings.clip_skip)
+    loaded = _rescaled(loaded) if settings.zero_snr else loaded
     task = task_of(settings, loaded)
     sd = task.prepare(loaded, trees.named_key(key, "task")) if method.loss is None else loaded
     opened = kinds.opened(_place(settings.init), sd) if settings.init else None
@@ -76,6 +78,16 @@ def begin(
             frozen = method.look(frozen, trained, picture)
     started = ((trained, brought) if brought else trained) if settings.init else None
     return trained, frozen, data, trees.digest((model, started, picture))
+
+
+def _rescaled(sd):
+    """Returns sd with zero terminal SNR; raises SettingError if pure noise tells its network nothing."""
+    if sd.schedule.prediction_type == "epsilon":
+        said = (
+            "False with prediction_type=epsilon, which pure noise gives away; a model that predicts v, such as SD 2.1"
+        )
+        raise SettingError("zero_snr", True, said)
+    return sd.replace(schedule=noise_schedule.zero_snr(sd.schedule))
 
 
 def _brought(sd, kind, adapter):

@@ -25,8 +25,8 @@ from sdjax.stable_diffusion import StableDiffusion
 from sdjax.training import prompt_lines
 
 OF_THE_LOSS = (  # settings of the diffusion loss
-    "min_snr", "debiased", "huber", "noise_offset", "pyramid", "perturbation", "preserve", "clip_skip", "task",
-    "data.mask", "class_data.path",
+    "min_snr", "debiased", "huber", "noise_offset", "pyramid", "perturbation", "preserve", "clip_skip", "times",
+    "zero_snr", "task", "data.mask", "data.chunks", "class_data.path",
 )  # fmt: skip
 LARGE = 512  # size in pixels for decoding pictures while the run's size is unknown
 

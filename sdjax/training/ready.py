@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sdjax import trees
+from sdjax.data import lengths
 from sdjax.data.batches import Batches
 from sdjax.data.sources.source import Examples
 from sdjax.runtime import mesh, processes
@@ -60,6 +61,8 @@ def ready(settings: Train) -> tuple[Run, dict[str, Any]]:
         processes.say(chosen)
     if settings.data.buckets:
         processes.say(f"buckets: {data.plan.about()}")
+    if settings.method.loss is None and (cut := lengths.cut(data.captions(), frozen.tokenizers, settings.data.chunks)):
+        processes.say(cut)
     check_rates(settings.optim, trained)
     tx, evaluate = optimizer(settings.optim, settings.steps, settings.minutes)
     task, state = task_of(settings, frozen), initial_state(trained, tx, settings.ema)

@@ -47,6 +47,9 @@ class Train:
     noise_offset: standard deviation of a constant per channel, added to the noise.
     pyramid: discount of coarser noise; 0 is off.  perturbation: standard deviation of input noise that is not in the
     network's target; 0 is off.
+    times: the range of noise levels to train, as shares of the schedule's times: (0, 0.8) leaves out the noisiest.
+    zero_snr: rescale the model's noise schedule to pure noise at its last time, for models that predict v or x0; an
+    exported model keeps the schedule.
     clip_skip: the text encoder's output is taken before its last clip_skip - 1 layers: 1 is the last layer, 2 the one
     before it, as A1111 counts; previews use it too.
     preserve: weight of the untrained model's predictions, for the class prompts if class_data has identifiers,
@@ -95,6 +98,8 @@ class Train:
     noise_offset: float = 0.0
     pyramid: float = 0.0
     perturbation: float = 0.0
+    times: tuple[float, float] = (0.0, 1.0)
+    zero_snr: bool = False
     clip_skip: int = 1
     preserve: float = 0.0
     checkpoint: int = 500
@@ -132,6 +137,9 @@ class Train:
         for name in ("best", "patience"):
             if getattr(self, name) and not self.data.validation:
                 raise SettingError(name, getattr(self, name), "data.validation with it: the pictures to measure")
+        low, high = self.times
+        if not 0 <= low < high <= 1:
+            raise SettingError("times", self.times, "two rising shares from 0 to 1, such as (0, 0.8)")
         if self.minutes and self.optim.kind in ("prodigy", "schedule_free"):
             raise SettingError("minutes", self.minutes, f"0 with optim.kind={self.optim.kind}, which plans its length")
         if self.debiased and self.min_snr:

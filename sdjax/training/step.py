@@ -114,7 +114,7 @@ def default_loss(method: Method, settings: Any, task: Task = TextToImage(), rand
             sd, batch, key, step, error=error if settings.huber else errors.squared, weighting=weighting,
             regularisers=(preservation(kept, method.before(frozen)),) if kept else (), told=told,
             noise_offset=settings.noise_offset, pyramid=settings.pyramid, perturbation=settings.perturbation,
-            skip=settings.clip_skip - 1,
+            skip=settings.clip_skip - 1, times=settings.times,
         )  # fmt: skip
 
     return loss

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax import __version__
+from sdjax.diffusion.noise_schedule import bounds
 from sdjax.formats.storage import files, headers
 from sdjax.formats.storage.hashes import autov2
 from sdjax.methods.adapter import Adapter
@@ -50,6 +51,8 @@ class Facts:
     folders: {folder's name: (repeats per epoch, pictures)}.
     class_folders: likewise, of class pictures.
     clip_skip: the layer of the text encoder that the run read, counted from the last one, 1.
+    chunks: the number of chunks of tokens that the run read of a caption.
+    times: the range of noise levels that the run trained, as shares of the schedule's times.
     settings: other ss_* names without the prefix, plain values: {"learning_rate": 1e-4, "seed": 0}.
     author, license, description: the user's own texts.  condition: what a ControlNet reads.
     began, ended: seconds since 1970.
@@ -66,6 +69,8 @@ class Facts:
     folders: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     class_folders: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     clip_skip: int = 1
+    chunks: int = 1
+    times: tuple[float, float] = (0.0, 1.0)
     settings: Mapping[str, Any] = field(default_factory=dict)
     author: str = ""
     license: str = ""
@@ -96,6 +101,7 @@ def metadata(adapter: Adapter, facts: Facts, sd: StableDiffusion, public: bool =
         "ss_reg_dataset_dirs": _folders(facts.class_folders),
         "ss_zero_terminal_snr": sd.schedule.rescale_betas_zero_snr,
         "ss_clip_skip": facts.clip_skip,
+        "ss_max_token_length": _tokens(facts.chunks, sd),
         "ss_training_started_at": "" if facts.began is None else facts.began,
         "ss_training_finished_at": "" if facts.ended is None else facts.ended,
         **{f"ss_{name}": value for name, value in facts.settings.items()},
@@ -132,6 +138,12 @@ def architecture(sd: StableDiffusion) -> str:
     return f"stable-diffusion-v2-{'768-v' if sd.schedule.prediction_type == 'v_prediction' else '512'}"
 
 
+def _tokens(chunks, sd):
+    """Returns kohya's max_token_length, without begin and end: 150, 225; None for one chunk."""
+    rooms = [tokenizer.length - 2 for tokenizer in sd.tokenizers.values()]
+    return chunks * min(rooms) if chunks > 1 and rooms else None
+
+
 def _version(shape):
     """Returns kohya's name of a base model: sd_v1, sd_v2, sd_v2_v, sdxl_base_v1-0."""
     if "-xl-" in shape:
@@ -151,6 +163,7 @@ def _modelspec(adapter, facts, shape, sd):
         "modelspec.resolution": "x".join(map(str, reversed(facts.size))) if facts.size else "",
         "modelspec.prediction_type": "v" if sd.schedule.prediction_type == "v_prediction" else "epsilon",
         "modelspec.encoder_layer": facts.clip_skip if facts.clip_skip > 1 else "",
+        "modelspec.timestep_range": "" if facts.times == (0, 1) else "{},{}".format(*bounds(sd.schedule, facts.times)),
         DATE: "" if facts.ended is None else _date(facts.ended),
         "modelspec.author": facts.author,
         "modelspec.license": facts.license,
