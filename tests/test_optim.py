@@ -14,7 +14,8 @@ from optax.contrib import MuonDimensionNumbers, muon, scale_by_muon
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.methods.textual_inversion import TextualInversion
-from sdjax.training import loop, optim
+from sdjax.settings import SettingError, override
+from sdjax.training import loop, optim, schedules
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.muon import orthogonal
 from sdjax.training.optim import Optim
@@ -129,6 +130,12 @@ def test_weights_that_an_optimizer_evaluates_are_averaged_and_exported(monkeypat
                 safeguard_warmup=True,
             ),
         ),
+        (Optim("adopt", 1e-2, weight_decay=0.0, betas=(0.9, 0.9999)), lambda: contrib.adopt(1e-2)),
+        (Optim("ademamix", 1e-2), lambda: contrib.ademamix(1e-2, weight_decay=0.01)),
+        (
+            Optim("dadapt_adamw", 1.0, weight_decay=0.1, schedule="linear"),
+            lambda: contrib.dadapt_adamw(optax.linear_schedule(1.0, 0.0, 6), weight_decay=0.1),
+        ),
         (
             Optim("schedule_free", 1e-2, weight_decay=0.0, warmup=2),
             lambda: contrib.schedule_free_adamw(1e-2, warmup_steps=2),
@@ -141,6 +148,54 @@ def test_kinds_are_optaxs(settings, theirs):
     for name in SHAPES:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-5, atol=1e-9, err_msg=name)
         assert np.abs(ours[name]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "theirs"),
+    [
+        ("cosine_with_restarts", {"cycles": 3}, {"num_cycles": 3}),
+        ("cosine_with_restarts", {}, {}),
+        ("polynomial", {"power": 2.0, "end": 1e-4}, {"power": 2.0}),  # their last rate is 1e-7
+        ("cosine", {}, {}),
+        ("linear", {}, {}),
+    ],
+)
+def test_schedules_are_diffusers(name, settings, theirs):
+    """From the first step to behind the last, with a warmup."""
+    from diffusers.optimization import get_scheduler
+
+    ours = optim.rate(Optim(lr=1e-3, schedule=name, warmup=4, **settings), 23)
+    weights = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    there = get_scheduler(name, weights, num_warmup_steps=4, num_training_steps=23, **theirs)
+    for step in range(24):
+        assert float(ours(step)) == pytest.approx(there.get_last_lr()[0], rel=1e-5, abs=1e-10), step
+        weights.step()
+        there.step()
+
+
+def test_lists_of_rates_are_a1111s():
+    """By its words: "to have lr of 0.001 until step 100, 0.00001 until 1000, and 1e-5 until 10000"."""
+    text = "0.005:3, 1e-3:5,1e-5"
+    wanted = [5e-3] * 3 + [1e-3] * 2 + [1e-5] * 4
+    found = optim.rate(Optim(lr=text), 9)
+    np.testing.assert_allclose([float(found(step)) for step in range(9)], wanted, rtol=1e-6)
+    np.testing.assert_allclose([float(schedules.rate(Optim(lr=text), jnp.int32(n), 5)) for n in range(9)], wanted)
+    for same in ("0.005:3, 1e-3:5, 1e-5:-1", "0.005:3, 1e-3:5, 1e-5:10000,"):
+        assert schedules.listed(same) == schedules.listed(text)
+    assert float(optim.rate(Optim(lr="0.5"), 9)(7)) == 0.5
+    moved = after(optim.optimizer(Optim("sgd", lr="1:1, 0.5", clip=None, weight_decay=0.0), 2)[0], 2)["rows"]
+    np.testing.assert_allclose(moved, -gradients(0)["rows"] - 0.5 * gradients(1)["rows"], rtol=1e-5)
+    for wrong in ("fast", "", "1:2:3", "1e-3:100, 1e-4:50", "1e-3, 1e-4", "-1:5, 1", "nan", "1e-3:0, 1"):
+        with pytest.raises(SettingError, match="^lr=.*: expected a number from 0, or rates until rising steps"):
+            Optim(lr=wrong)
+    for more in ({"schedule": "cosine"}, {"warmup": 3}):
+        with pytest.raises(SettingError, match=f"^{next(iter(more))}=.* with a list of rates as lr"):
+            Optim(lr=text, **more)
+    for kind in ("prodigy", "schedule_free"):
+        with pytest.raises(SettingError, match=f"^lr=.*expected one number with kind={kind}"):
+            Optim(kind, lr=text)
+    assert override(Optim(), ["lr=0.005:100, 1e-3:1000"]).lr == "0.005:100, 1e-3:1000"
+    assert override(Optim(), ["lr=5"]).lr == 5.0 and type(override(Optim(), ["lr=5"]).lr) is float
 
 
 def test_lion_is_the_papers():

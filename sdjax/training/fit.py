@@ -31,7 +31,7 @@ from sdjax.runtime import mesh, processes
 from sdjax.sampling import memory
 from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.training.optim import MOMENTS
+from sdjax.training.optimizers import KINDS
 
 AUTO, GB = "auto", 1 << 30
 SHARE = 0.945  # usable share of the limit; the device itself needs the rest
@@ -85,8 +85,9 @@ def _ways(settings):
     rows, devices, own = settings.data.batch, mesh.count(settings.parallel), settings.optim
     parts = [n for n in range(own.accumulate, rows + 1) if rows % (n * devices) == 0]
     kinds = [(own.kind, remat) for remat in recompute.KINDS]
-    kinds += [("adafactor", remat) for remat in recompute.KINDS[1:] if own.kind not in ("adafactor", "prodigy")]
-    for kind, remat in kinds:  # prodigy's rate does not suit another optimizer
+    if own.kind != "adafactor" and not KINDS[own.kind].finds:  # the rate of one that finds it does not suit another
+        kinds += [("adafactor", remat) for remat in recompute.KINDS[1:]]
+    for kind, remat in kinds:
         for n in parts[:1] if settings.method.whole_batch else parts:
             yield replace(settings, optim=replace(own, kind=kind, accumulate=n), remat=remat)
 
@@ -110,7 +111,7 @@ def bytes_of(settings: Any, trained: Any, frozen: StableDiffusion, size: int, pi
     hold pixels, which the autoencoder encodes within the step.
     """
     numbers = trees.count(trained)
-    floats, parts = 1.0 + MOMENTS[settings.optim.kind] + (settings.ema > 0), settings.optim.accumulate > 1
+    floats, parts = 1.0 + KINDS[settings.optim.kind].moments + (settings.ema > 0), settings.optim.accumulate > 1
     beside = BESIDE[parts] if settings.compute == "bfloat16" else 4.0 * (1 + parts)
     unseen = set() if settings.parallel != "single" else {"image_encoder"} if pixels else {"image_encoder", "vae"}
     seen = {name: tree for name, tree in frozen.parts.items() if name not in unseen}

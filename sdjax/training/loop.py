@@ -21,7 +21,7 @@ from sdjax import trees
 from sdjax.runtime import locks, mesh, processes, room
 from sdjax.settings import SettingError, to_json
 from sdjax.stable_diffusion import StableDiffusion
-from sdjax.training import checks, log, pace, run_folder
+from sdjax.training import checks, log, pace, run_folder, schedules
 from sdjax.training.asked import SAMPLE, SAVE, STOP, Asked
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.optim import rate, rates
@@ -145,7 +145,7 @@ def _schedule(settings, state, clock):
     """Returns the function of the learning rate, whose length a clock changes."""
     if clock is None:
         return rate(settings.optim, settings.steps)
-    return functools.partial(pace.rate, settings.optim, length=pace.length_of(state["opt"]))
+    return functools.partial(schedules.rate, settings.optim, length=pace.length_of(state["opt"]))
 
 
 def _timed(settings, state, schedule, clock, step):
@@ -156,7 +156,7 @@ def _timed(settings, state, schedule, clock, step):
     if length is None:
         return state, schedule, over
     state = {**state, "opt": pace.with_length(state["opt"], length)}
-    return state, functools.partial(pace.rate, settings.optim, length=length), over
+    return state, functools.partial(schedules.rate, settings.optim, length=length), over
 
 
 def _stop(told, step):

@@ -13,19 +13,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
-from optax.contrib import prodigy, schedule_free, schedule_free_eval_params
+from optax.contrib import schedule_free, schedule_free_eval_params
 
 from sdjax import trees
 from sdjax.settings import ABOVE_0, FROM_0, FROM_1, TO_1, SettingError, check, check_pattern
-from sdjax.training import muon, pace
+from sdjax.training import muon, pace, schedules
 from sdjax.training.leafwise import leafwise
+from sdjax.training.optimizers import KINDS, NOTHING
 
-MOMENTS = {  # numbers that an optimizer keeps per trained number
-    "adamw": 2, "muon": 2, "adafactor": 0.01, "sgd": 0, "lion": 1, "prodigy": 4, "schedule_free": 2,
-}  # fmt: skip
-KINDS = tuple(MOMENTS)
-SCHEDULES = ("constant", "cosine", "linear")
-NOTHING = optax.identity()  # replaces transformations that are off, so that a run may resume with or without them
 Evaluate = Callable[[Any, Any], Any]  # (optimizer's state, trained) -> trained
 
 
@@ -36,19 +31,24 @@ class Optim:
     kind: adamw; muon (treats kernels as matrices, other weights like adamw; learns more in few steps); adafactor
     (factored second moments, no first; about 1/100 of AdamW's state); sgd; lion (one moment; use a third of AdamW's
     rate and three times its decay); prodigy (estimates the rate: set lr=1 and schedule=cosine); schedule_free (AdamW
-    that evaluates and exports an average instead of decaying the rate).
-    lr: the learning rate.
-    schedule: how the rate changes after `warmup` steps, down to `end` times lr at the last step.
+    that evaluates and exports an average instead of decaying the rate); adopt (AdamW that divides by the moment of
+    earlier steps; its authors use betas=(0.9, 0.9999)); ademamix (AdamW with a second, slower average of gradients);
+    dadapt_adamw (D-Adaptation, estimates the rate: set lr=1).
+    lr: the learning rate, or A1111's list of rates and the steps until which they hold: "0.005:100, 1e-3:1000, 1e-5".
+    schedule: how the rate changes after `warmup` steps, down to `end` times lr at the last step: constant, cosine,
+    linear, cosine_with_restarts (`cycles` times) or polynomial (of degree `power`; 1 is linear).
     clip: largest global norm of the gradient; None is off.  accumulate: microbatches per step.
     betas: decay of the moments; Lion's authors use (0.9, 0.99).  growth: growth factor of Prodigy's rate estimate.
     rates: (pattern, factor) pairs; weights with a matching dotted name learn at factor * lr.  The first match counts.
     """
 
     kind: str = "adamw"
-    lr: float = 1e-4
+    lr: float | str = 1e-4
     schedule: str = "constant"
     warmup: int = 0
     end: float = 0.0
+    cycles: int = 1
+    power: float = 1.0
     weight_decay: float = 0.01  # torch's AdamW default
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = 1.0
@@ -58,17 +58,14 @@ class Optim:
 
     def __post_init__(self):
         check(
-            self, kind=KINDS, schedule=SCHEDULES, lr=FROM_0, warmup=FROM_0, end=TO_1,
-            weight_decay=FROM_0, accumulate=FROM_1, growth=ABOVE_0,
+            self, kind=tuple(KINDS), schedule=tuple(schedules.FALLS), warmup=FROM_0, end=TO_1, cycles=FROM_1,
+            power=ABOVE_0, weight_decay=FROM_0, accumulate=FROM_1, growth=ABOVE_0,
         )  # fmt: skip
+        self._check_rate()
         if self.clip is not None:
             check(self, clip=ABOVE_0)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise SettingError("betas", self.betas, "two numbers from 0 to below 1")
-        if self.kind == "prodigy" and 0 < self.lr < 0.01:
-            raise SettingError(
-                "lr", self.lr, "about 1 with kind=prodigy", "it is a factor of the rate that Prodigy finds"
-            )
         if self.kind == "schedule_free" and (self.schedule != "constant" or not self.betas[0]):
             name, wanted = ("schedule", "'constant'") if self.betas[0] else ("betas", "a first number above 0")
             raise SettingError(name, getattr(self, name), f"{wanted} with kind=schedule_free")
@@ -77,17 +74,40 @@ class Optim:
                 raise SettingError("rates", self.rates, "factors from 0, as in (('to_k', 0.5),)")
             check_pattern("rates", pattern)
 
+    def _check_rate(self):
+        """Raises SettingError for a rate, or a list of rates, that does not fit."""
+        if isinstance(self.lr, str):
+            try:
+                schedules.listed(self.lr)
+            except ValueError:
+                raise SettingError(
+                    "lr", self.lr, "a number from 0, or rates until rising steps: '5e-3:100, 1e-3'"
+                ) from None
+            for name, usual in {"schedule": "constant", "warmup": 0}.items():
+                if getattr(self, name) != usual:
+                    raise SettingError(name, getattr(self, name), f"{usual!r} with a list of rates as lr")
+            if KINDS[self.kind].finds or self.kind == "schedule_free":
+                raise SettingError("lr", self.lr, f"one number with kind={self.kind}, which plans the rate")
+            return
+        check(self, lr=FROM_0)
+        if KINDS[self.kind].finds and 0 < self.lr < 0.01:
+            said = f"about 1 with kind={self.kind}"
+            raise SettingError("lr", self.lr, said, "it is a factor of the rate that the optimizer finds")
+
 
 def rate(optim: Optim, steps: int) -> optax.Schedule:
     """Returns the schedule step -> learning rate for a run of `steps` steps."""
+    lr, warmup = optim.lr, optim.warmup
+    if isinstance(lr, str) or optim.schedule not in ("constant", "cosine", "linear"):
+        return lambda count: schedules.rate(optim, count, steps)
     body = {
-        "constant": lambda n: optax.constant_schedule(optim.lr),
-        "cosine": lambda n: optax.cosine_decay_schedule(optim.lr, n, alpha=optim.end),
-        "linear": lambda n: optax.linear_schedule(optim.lr, optim.end * optim.lr, n),
-    }[optim.schedule](max(steps - optim.warmup, 1))
-    if not optim.warmup:
+        "constant": lambda n: optax.constant_schedule(lr),
+        "cosine": lambda n: optax.cosine_decay_schedule(lr, n, alpha=optim.end),
+        "linear": lambda n: optax.linear_schedule(lr, optim.end * lr, n),
+    }[optim.schedule](max(steps - warmup, 1))
+    if not warmup:
         return body
-    return optax.join_schedules([optax.linear_schedule(0.0, optim.lr, optim.warmup), body], [optim.warmup])
+    return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup), body], [warmup])
 
 
 def optimizer(optim: Optim, steps: int, minutes: float = 0.0) -> tuple[optax.GradientTransformation, Evaluate]:
@@ -99,13 +119,12 @@ def optimizer(optim: Optim, steps: int, minutes: float = 0.0) -> tuple[optax.Gra
     """
     schedule = rate(optim, steps)
     clip = clipped(optim.clip) if optim.clip else NOTHING
-    whole = optim.kind in ("muon", "prodigy")  # they need all weights together
-    parts = [clip, *(tx if whole or tx is NOTHING else leafwise(tx) for tx in _scaled(optim, schedule))]
+    kind = KINDS[optim.kind]
+    parts = [clip, *(tx if kind.together or tx is NOTHING else leafwise(tx) for tx in _scaled(optim, schedule))]
     shaped = {"adafactor": lambda tx: tx, "muon": muon.packed}.get(optim.kind, _as_vector)
     named = _by_name(optim.rates) if optim.rates else NOTHING
-    finds = optim.kind == "prodigy"  # its updates include the rate
     rated = pace.by_length(optim, steps) if minutes else leafwise(optax.scale_by_learning_rate(schedule))
-    tx = optax.chain(shaped(optax.chain(*parts)), named, NOTHING if finds else rated)
+    tx = optax.chain(shaped(optax.chain(*parts)), named, NOTHING if kind.finds else rated)
     if optim.kind == "schedule_free":
         return schedule_free(tx, schedule, optim.betas[0]), schedule_free_eval_params
     return tx, as_trained
@@ -143,20 +162,9 @@ def _sum(numbers):
 
 def _scaled(optim, schedule):
     """Returns the transformations from a gradient to an update, before the rate."""
-    b1, b2 = optim.betas
-    if optim.kind == "prodigy":
-        found = prodigy(
-            schedule, (b1, b2), estim_lr_coef=optim.growth, weight_decay=optim.weight_decay, safeguard_warmup=True
-        )
-        return [found]
-    scale = {
-        "adamw": lambda: optax.scale_by_adam(b1, b2),
-        "muon": lambda: muon.scale_by_muon(b1, optax.scale_by_adam(b1, b2)),
-        "adafactor": lambda: optax.scale_by_factored_rms(),
-        "sgd": lambda: NOTHING,
-        "lion": lambda: optax.scale_by_lion(b1, b2),
-        "schedule_free": lambda: optax.scale_by_rms(b2, eps_in_sqrt=False, bias_correction=True),  # Adam with b1 = 0
-    }[optim.kind]()
+    scale = KINDS[optim.kind].scale(optim, schedule)
+    if KINDS[optim.kind].finds:
+        return [scale]
     return [
         scale,
         optax.clip_by_block_rms(1.0) if optim.kind == "adafactor" else NOTHING,  # Shazeer and Stern 2018, 6: d = 1
@@ -191,7 +199,8 @@ def norm(tree: Any) -> Float[Array, ""]:
 def gradients(grads: Any, opt: Any) -> dict[str, Array]:
     """Returns the norms of a step's gradients for its metrics: of all and, for several groups, of each.
 
-    A group is a part of the trained tree, such as "unet".  With Prodigy also "found", its estimate d of the rate.
+    A group is a part of the trained tree, such as "unet".  With an optimizer that finds the
+    rate also "found", its estimate d of it.
     """
     groups = grads if isinstance(grads, dict) and len(grads) > 1 else {}
     apart = {f"gradient.{name}": norm(tree) for name, tree in groups.items() if isinstance(tree, dict) and tree}

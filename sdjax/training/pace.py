@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from sdjax.training import schedules
+
 LEAST = 1.0  # least seconds between two measurements
 EARLY = 10.0  # most seconds until the first one
 FEW = 4  # least number of steps, even after the time is over
@@ -31,22 +33,17 @@ class Paced(NamedTuple):
     length: Float[Array, ""]
 
 
-def rate(optim: Any, count: Any, length: Any) -> Float[Array, ""]:
-    """Returns the learning rate of step `count` of `length`, like optim.rate but for arrays."""
-    share = jnp.clip((count - optim.warmup) / jnp.maximum(length - optim.warmup, 1), 0, 1)
-    falls = {"constant": jnp.zeros_like, "linear": lambda x: x, "cosine": lambda x: 0.5 - 0.5 * jnp.cos(jnp.pi * x)}
-    body = optim.lr * (1 - (1 - optim.end) * falls[optim.schedule](share))
-    return jnp.where(count < optim.warmup, optim.lr * count / max(optim.warmup, 1), body)
-
-
 def by_length(optim: Any, steps: int) -> optax.GradientTransformation:
-    """Returns the transformation that multiplies updates by -rate(count, length); `steps`: the initial length."""
+    """Returns the transformation that multiplies updates by -schedules.rate(optim, count, length).
+
+    steps: the initial length.
+    """
 
     def init(params):
         return Paced(jnp.int32(0), jnp.float32(steps))
 
     def update(updates, state, params=None):
-        now = -rate(optim, state.taken, state.length)
+        now = -schedules.rate(optim, state.taken, state.length)
         return jax.tree.map(lambda x: (now * x).astype(x.dtype), updates), state._replace(taken=state.taken + 1)
 
     return optax.GradientTransformation(init, update)

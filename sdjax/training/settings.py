@@ -14,6 +14,7 @@ from sdjax.models import recompute
 from sdjax.runtime import mesh
 from sdjax.settings import BELOW_1, FROM_0, FROM_1, SEED, TO_1, SettingError, check, check_pattern
 from sdjax.training.optim import Optim
+from sdjax.training.optimizers import KINDS
 
 TYPES = ("float32", "bfloat16")  # float16 is none of them: its small gradients would become 0
 FITS = ("", "auto", "8GB", "12GB", "16GB", "24GB")
@@ -140,7 +141,7 @@ class Train:
         low, high = self.times
         if not 0 <= low < high <= 1:
             raise SettingError("times", self.times, "two rising shares from 0 to 1, such as (0, 0.8)")
-        if self.minutes and self.optim.kind in ("prodigy", "schedule_free"):
+        if self.minutes and (KINDS[self.optim.kind].finds or self.optim.kind == "schedule_free"):
             raise SettingError("minutes", self.minutes, f"0 with optim.kind={self.optim.kind}, which plans its length")
         if self.debiased and self.min_snr:
             raise SettingError("debiased", True, f"False with min_snr={self.min_snr}: only one weighting applies")
