@@ -123,6 +123,24 @@ def test_a_known_word_stays_whatever_its_case():
     assert all(bool((rows == 1.5).all()) for rows in method.join(frozen, moved).rows("<cat>").values())
 
 
+def test_norms_are_pulled_as_in_pivotal_tuning():
+    """cloneofsimo's lora: norm + min(1, 100 lr) (0.4 - norm) after every step, here at its lr of 5e-4."""
+    random = np.random.default_rng(4)
+    rows = random.standard_normal((3, 32)).astype(np.float32)
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    wanted = rows / lengths * (lengths + min(1, 100 * 5e-4) * (0.4 - lengths))
+    both = concepts({"<cat>": "cat", "<dog>": "dog"}, norm=0.4)
+    trained = {"0": {"rows": {"text_encoder": rows}}, "1": {"rows": {"text_encoder": np.zeros((1, 32), np.float32)}}}
+    pulled = both.project(trained)
+    np.testing.assert_allclose(pulled["0"]["rows"]["text_encoder"], wanted, rtol=1e-5)
+    assert not pulled["1"]["rows"]["text_encoder"].any()
+    at_once = TextualInversion(norm=0.4, pull=1.0).project(trained["0"])["rows"]["text_encoder"]
+    np.testing.assert_allclose(np.linalg.norm(at_once, axis=-1), 0.4, rtol=1e-5)
+    assert TextualInversion().project is None and concepts({"<cat>": "cat"}).project is None
+    with pytest.raises(SettingError, match="^norm=-1: expected a number from 0"):
+        TextualInversion(norm=-1)
+
+
 def test_words_for_the_negative_prompt():
     method = TextualInversion("<flaws>", negative=True)
     settings = Train(method=method, data=Data(word="<flaws>"))

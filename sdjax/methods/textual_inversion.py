@@ -7,7 +7,7 @@
 Source: Gal et al. 2022, "An Image is Worth One Word" (arXiv 2208.01618), section 3.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,10 @@ from sdjax import trees
 from sdjax.methods.adapter import Adapter
 from sdjax.methods.chain import Chain
 from sdjax.methods.method import Method, about
-from sdjax.settings import check
+from sdjax.settings import FROM_0, TO_1, check
 from sdjax.stable_diffusion import StableDiffusion
 
+LEAST = 1e-6  # a row of zeros has no direction to grow in
 LAYOUTS = ("diffusers", "diffusers-bin", "a1111")
 
 
@@ -34,6 +35,8 @@ class TextualInversion(Method):
     init: a word or phrase; its tokens' rows repeat in order.  "" is the table's mean row.  To start from a file, use
     the run's own `init=`.
     negative: use the word in negative prompts, in previews and in the printed usage; train it on flawed pictures.
+    norm: pull the norm of every row towards this after each step; 0 is off.  SD 1's table has about 0.4, and pivotal
+    tuning pulls to it.  pull: the share of the difference that a step removes.
     layout: diffusers (learned_embeds.safetensors), diffusers-bin (.bin) or a1111 (WORD.pt).
     """
 
@@ -41,11 +44,13 @@ class TextualInversion(Method):
     init: str = ""
     vectors: int = 1
     negative: bool = False
+    norm: float = 0.0
+    pull: float = 0.05  # cloneofsimo's lora, cli_lora_pti: min(1, 100 lr), at its lr of 5e-4
     layout: str = "diffusers"
     formats = ("embedding",)
 
     def __post_init__(self):
-        check(self, layout=LAYOUTS)
+        check(self, layout=LAYOUTS, norm=FROM_0, pull=TO_1)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -72,6 +77,20 @@ class TextualInversion(Method):
     def join(self, frozen: StableDiffusion, trained: Any, key: Array | None = None) -> StableDiffusion:
         """Returns sd with the trained rows for its word."""
         return frozen.with_rows(frozen.ids(self.word), trained["rows"])
+
+    @property
+    def project(self) -> Callable | None:
+        """After every step: pulls the norms of the rows; None without `norm`."""
+        return self._pulled if self.norm and self.pull else None
+
+    def _pulled(self, trained):
+        """Returns the rows with norms n + pull (norm - n) in place of n."""
+
+        def pulled(rows):
+            n = jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), LEAST)
+            return rows * (1 + self.pull * (self.norm / n - 1))
+
+        return jax.tree.map(pulled, trained)
 
     def measure(self, frozen: StableDiffusion, trained: Any) -> dict[str, Array]:
         """Returns {"norm WORD", "drift WORD"}: the mean norm of the rows, and of their difference from the start.
