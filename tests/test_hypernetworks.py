@@ -1,5 +1,6 @@
 """A1111's hypernetworks against its formula in float64, around the attention layers of diffusers' UNet."""
 
+import warnings
 from types import SimpleNamespace
 
 import jax
@@ -162,7 +163,7 @@ def test_activations_and_their_slopes_are_torchs(name):
     theirs = CLASSES["swish"] if name == "swish" else classes[name]
     x = np.linspace(-4, 4, 41, dtype=np.float32)
     there = torch.from_numpy(x).requires_grad_()
-    wanted = theirs()(there)
+    wanted = theirs().eval()(there)
     wanted.sum().backward()
     found, slope = jax.vmap(jax.value_and_grad(hypernetworks.ACTIVATIONS[name]))(x)
     np.testing.assert_allclose(found, wanted.detach(), atol=2e-6)
@@ -170,10 +171,27 @@ def test_activations_and_their_slopes_are_torchs(name):
     np.testing.assert_allclose(slope[smooth], there.grad[smooth], atol=5e-6)
 
 
+def test_activations_are_all_of_torchs_that_a_network_can_use():
+    """Those that A1111 builds without arguments, that have no weights, keep the shape and know one picture only."""
+
+    def fits(name):
+        try:
+            made = getattr(torch.nn, name)().eval()
+        except TypeError:
+            return False
+        x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+        with warnings.catch_warnings(action="ignore"):
+            whole, alone = made(x), made(x[:1])
+        return not list(made.parameters()) and whole.shape == x.shape and torch.equal(whole[:1], alone)
+
+    wanted = {name.lower() for name in torch.nn.modules.activation.__all__ if fits(name)}
+    assert wanted | {"swish"} == set(hypernetworks.ACTIVATIONS)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"activation_func": "rrelu"}, "activation_func='rrelu': expected linear or one of relu"),
+        ({"activation_func": "softmax"}, "activation_func='softmax': expected linear or one of relu"),
         ({"layer_structure": [1, 2, 2]}, r"layer_structure=\[1, 2, 2\]: expected numbers that begin and end with 1"),
         ({"layer_structure": [1, 2, 2, 1]}, "32 to_k: does not fit layer_structure: linear.1.bias"),
         ({32: ({},)}, "32: a pair of networks"),

@@ -22,9 +22,13 @@ from sdjax.models.layers import gelu
 from sdjax.trees import Tree
 
 # torch's activations by their lower-case names, with torch's default settings; swish is A1111's name for hardswish.
+# A1111 offers more, without use here: softmax, softmin and logsoftmax act over the batch, since it names no axis, so a
+# picture would depend on the others; glu halves the width; prelu has a weight that A1111 never trains; threshold and
+# multiheadattention need arguments.
 ACTIVATIONS = {
     "relu": jax.nn.relu,
     "leakyrelu": jax.nn.leaky_relu,
+    "rrelu": lambda x: jax.nn.leaky_relu(x, (1 / 8 + 1 / 3) / 2),  # the mean of its random slopes, as in torch's eval()
     "elu": jax.nn.elu,
     "swish": jax.nn.hard_swish,
     "hardswish": jax.nn.hard_swish,
