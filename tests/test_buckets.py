@@ -20,7 +20,7 @@ from PIL import Image
 from sdjax import trees
 from sdjax.data import batches
 from sdjax.data.batches import Data
-from sdjax.data.buckets import Plan, assign
+from sdjax.data.buckets import Plan, assign, spread
 from sdjax.formats import pipeline
 from sdjax.images import reading
 from sdjax.methods.full import Full
@@ -237,6 +237,17 @@ def test_masks_and_conditions_are_cut_with_their_pictures(run, tmp_path):
         batch, (h, w) = made[step], made.plan.at(step)[0]
         assert batch["pixels"].shape == (2, h, w, 3) and batch["mask"].shape[1] * w == batch["mask"].shape[2] * h
         np.testing.assert_allclose(batch["mask"].mean(), 0.5, atol=0.02)
+
+
+@pytest.mark.parametrize(("counts", "wanted"), [([3, 1, 4], [6, 2, 8]), ([1, 0, 99], [1, 1, 14])])
+def test_class_pictures_are_spread_over_the_subjects_shapes(counts, wanted):
+    sizes, shapes = np.array([(64 + i, 64) for i in range(16)])[::-1], [(64, 64), (48, 80), (80, 48)]
+    _, which = spread(sizes, shapes, counts)
+    assert [int((which == k).sum()) for k in range(3)] == wanted
+    ratios = [sizes[which == k, 0] / sizes[which == k, 1] for k in (1, 0, 2)]  # from wide to tall
+    assert ratios[0].max() < ratios[1].min() and ratios[1].max() < ratios[2].min()
+    with pytest.raises(ValueError, match="data.buckets=3: expected at most 2, the number of class pictures"):
+        spread(sizes[:2], shapes, counts)
 
 
 def test_what_buckets_do_not_go_with(run):

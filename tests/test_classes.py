@@ -79,6 +79,27 @@ def test_the_last_rows_of_every_batch_show_the_class(run):
     assert set(others) == {200, 201, 202, 203, 204} and others.count(200) == 2
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_rows_of_the_class_have_the_shape_of_the_subjects(run, tmp_path, cached):
+    """Pictures of two shapes and square class pictures; each is shown about equally often."""
+    for i in range(3):
+        Image.new("RGB", (64, 40) if i else (40, 64), (10 + i,) * 3).save(tmp_path / "dog" / f"{i}.png")
+    data = build(run, buckets=3, encode=False, cache=str(tmp_path / "cache") if cached else "")
+    stream, shown, others = data.iterate(start=7), [], []
+    for step in range(7, 67):
+        batch = next(stream)
+        if step < 12:
+            jax.tree.map(np.testing.assert_array_equal, data[step], batch)  # a function of the step
+        assert batch["pixels"].shape[:3] == (4, *data.plan.at(step)[0])
+        shown += greys(batch)[:3].tolist()
+        others += greys(batch)[3:].tolist()
+    assert len(data.plan.shapes) == 2 and set(shown) == {10, 11, 12}
+    assert all(abs(others.count(grey) - 12) <= 4 for grey in range(200, 205))
+    few = dataclasses.replace(run.class_data, path=str(tmp_path / "dog" / "0.png"))
+    with pytest.raises(ValueError, match="data.buckets=2: expected at most 1, the number of class pictures"):
+        build(dataclasses.replace(run, class_data=few), buckets=3)
+
+
 def test_rows_of_the_class_come_with_masks_and_caches(run, tmp_path):
     for place in (tmp_path / "dog").glob("*.png"):
         Image.new("L", (32, 32), 0).save(place.with_suffix(".mask.png"))

@@ -16,7 +16,8 @@ and for the settings that need them:
     control    {"hint": float32 [B H W 3] in [0, 1]}, for a ControlNet
     text       cached UNet inputs
 
-Class pictures are the last rows.  With the weights, the mean loss over the batch is mean(subject) + lambda mean(class).
+Class pictures are the last rows, in the shape of the batch's subjects.  With the weights, the mean loss over the batch
+is mean(subject) + lambda mean(class).
 """
 
 import copy
@@ -57,8 +58,9 @@ class Data:
     words: (sub-folder, word) pairs for several subjects in one run: (("cat", "<my-cat>"), ("dog", "<my-dog>")).
     templates: "captions" (from the pictures), a list of templates ("object", "style", "face" ...) or a template file.
     size: side of the square picture in pixels; 0 is the model's.
-    buckets: largest number of aspect ratios with about size^2 pixels, each compiled once; 0 uses squares.  Each picture
-    goes to the shape that crops least; none is enlarged.
+    buckets: largest number of aspect ratios with about size^2 pixels; 0 uses squares.  Each picture goes to the shape
+    that crops least; none is enlarged.  Only shapes that the pictures need are used, one for a folder of squares; each
+    compiles a program.
     batch: rows per step over all devices.
     crop: "center" or "random".  flip: probability of mirroring; 0 with "openpose".
     dropout: probability of the empty prompt, for guidance.
@@ -176,7 +178,8 @@ class Batches:
         self.texts: cache.Texts | None = None
         self.classes, others = classes
         self.rows: Sequence[int] = range(data.batch)
-        divided = [_divided(examples, data, size, sd) for examples in (source, others) if examples is not None]
+        shapes = _divided(source, data, size, sd)
+        divided = [(source, shapes), *([] if others is None else [(others, _beside(others, shapes))])]
         self.tables: resident.Tables | None = None
         if data.resident:
             if others is not None:
@@ -260,7 +263,8 @@ class Batches:
         random = np.random.default_rng((self.seed, position))
         step, row = divmod(position, self.data.batch)
         share = [share for share in self.shares if share.first <= row][-1]
-        (height, width), i = share.plan.picture(step, row - share.first)
+        (height, width), before = self.plan.at(step)
+        i = share.plan.shown((height, width), before, row - share.first)
         size = height if height == width else (height, width)
         item = share.source.example(i, size, random)
         dropped = random.random() < self.data.dropout
@@ -318,17 +322,19 @@ def _shrink(mask, factor):
 
 
 def _divided(examples, data, size, sd):
-    """Returns (examples, {shape: numbers of an epoch's pictures})."""
-    epoch = examples.epoch()
+    """Returns {shape: numbers of an epoch's pictures}."""
     if not data.buckets:
-        return examples, {(size, size): epoch}
+        return {(size, size): examples.epoch()}
     unit = sd.factor * 2 ** (len(sd.networks["unet"].config.block_out_channels) - 1)
-    epoch = np.asarray(epoch)
-    shown = np.unique(epoch)
-    shapes, which = buckets.assign(examples.shapes()[shown], size, unit, data.buckets)
-    shape_of = np.zeros(len(examples), np.int16)
-    shape_of[shown] = which
-    return examples, {shape: epoch[shape_of[epoch] == k] for k, shape in enumerate(shapes)}
+    return buckets.divided(examples, lambda sizes: buckets.assign(sizes, size, unit, data.buckets))
+
+
+def _beside(others, shapes):
+    """Returns {shape: numbers of an epoch's class pictures} for the subject's {shape: numbers}."""
+    if len(shapes) == 1:
+        return dict.fromkeys(shapes, others.epoch())
+    counts = [len(numbers) for numbers in shapes.values()]
+    return buckets.divided(others, lambda sizes: buckets.spread(sizes, list(shapes), counts))
 
 
 def sizes(data: Data, sd: StableDiffusion, source: Examples) -> dict[buckets.Shape, int]:
@@ -363,8 +369,6 @@ def build(
     source = sources.open(data) if source is None else source
     if others is None and classes.path:
         others = sources.open(classes.data(data))
-    if others is not None and data.buckets:
-        raise SettingError("data.buckets", data.buckets, "0 with class_data.path, whose pictures share the batches")
     numbers, apart = source.chosen(), _apart(data, source, seed)
     if len(apart):
         numbers = np.arange(len(source)) if numbers is None else np.asarray(numbers)

@@ -6,7 +6,7 @@
     plan.picture(step, row)                 # (shape, the picture in a row of the step's batch)
 
 Every shape compiles a program, so there are few.  A picture is scaled down to cover its bucket and cropped; it is never
-enlarged.
+enlarged.  Class pictures are cut to the shapes of the subject's pictures, so that all rows of a batch have one shape.
 
 A bucket passes over its pictures again and again, each time in another order.  The next pass fills an incomplete batch.
 An epoch shuffles the batches that are complete by its end.  Everything is a function of seed and step.
@@ -14,14 +14,16 @@ An epoch shuffles the batches that are complete by its end.  Everything is a fun
 
 import functools
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
+from sdjax.data.sources.source import Examples
 from sdjax.settings import SettingError
 
 Shape = tuple[int, int]  # height, width
+Assigned = tuple[Sequence[Shape], Int[np.ndarray, " N"]]  # shapes, the index of each picture's shape
 MANY, FINE = 4096, 512  # picture sizes before similar ones are grouped; steps of log(h / w) in a group (our choice)
 LONGEST = 3.0  # largest ratio of a bucket's longer side to its shorter one (our choice)
 
@@ -59,6 +61,35 @@ def assign(
         raise SettingError("data.buckets", most, "more of them, 0 for squares, or larger pictures", why)
     used, places = np.unique(np.array(chosen)[value[:, chosen].argmax(1)], return_inverse=True)
     return [(int(shapes[k, 0]), int(shapes[k, 1])) for k in used], places.ravel()[which]
+
+
+def divided(examples: Examples, assigned: Callable[[np.ndarray], Assigned]) -> dict[Shape, np.ndarray]:
+    """Returns {shape: numbers of an epoch's pictures}; assigned: the result for the sizes [N 2] of N pictures."""
+    epoch = np.asarray(examples.epoch())
+    shown = np.unique(epoch)
+    shapes, which = assigned(examples.shapes()[shown])
+    place = which[np.searchsorted(shown, epoch)]
+    return {shape: epoch[place == k] for k, shape in enumerate(shapes)}
+
+
+def spread(sizes: Sequence[Shape] | np.ndarray, shapes: Sequence[Shape], counts: Sequence[int]) -> Assigned:
+    """Returns (shapes, the index of each picture's shape) for N pictures of these (height, width).
+
+    The shapes share the pictures in proportion to `counts`, at least one each; the tallest shape gets the tallest
+    pictures.  Small pictures are enlarged.
+    Raises SettingError for fewer pictures than shapes.
+    """
+    many = len(shapes)
+    if len(sizes) < many:
+        wanted = f"at most {len(sizes)}, the number of class pictures: each shape needs one"
+        raise SettingError("data.buckets", many, wanted)
+    tall = [np.argsort([h / w for h, w in of], kind="stable") for of in (np.asarray(sizes).tolist(), shapes)]
+    ends = np.round(np.cumsum(np.asarray(counts)[tall[1]]) / np.sum(counts) * len(sizes)).astype(np.int64)
+    least = np.arange(1, many + 1)
+    ends = np.maximum.accumulate(np.clip(ends - least, 0, len(sizes) - many)) + least
+    which = np.empty(len(sizes), np.int64)
+    which[tall[0]] = np.repeat(tall[1], np.diff(ends, prepend=0))
+    return shapes, which
 
 
 def _alike(kinds, unit, longest):
@@ -131,12 +162,12 @@ class Plan:
     def picture(self, step: int, row: int) -> tuple[Shape, int]:
         """Returns (shape, number of the picture) for a row of a step's batch."""
         shape, before = self.at(step)
-        k = self.shapes.index(shape)
-        return shape, int(self.buckets[shape][self._shown(k, before * self.rows + row)])
+        return shape, self.shown(shape, before, row)
 
-    def _shown(self, k, place):
-        """Returns the picture, by its index in bucket k, at a place of that bucket's stream."""
-        return int(self.orders[k][place])
+    def shown(self, shape: Shape, before: int, row: int) -> int:
+        """Returns the number of the picture in a row of a shape's batch; before: earlier batches of that shape."""
+        order = self.orders[self.shapes.index(shape)]
+        return int(self.buckets[shape][int(order[before * self.rows + row])])
 
     def _before(self, epoch):
         """Returns the number of batches in the epochs before this one."""

@@ -26,10 +26,8 @@ TRAINED = [
 ]  # fmt: skip
 RUNS = {
     "lora": ["method.dropout=0.1"],
-    # No buckets: class pictures share the batches.
     "dreambooth": [
-        "data.buckets=0", "data.word=sks dog", "preserve=0", f"class_data.count={CLASSES}", "method.pattern=attn2",
-        "data.batch=4",
+        "data.word=sks dog", "preserve=0", f"class_data.count={CLASSES}", "method.pattern=attn2", "data.batch=4",
     ],
     "controlnet": ["data.dropout=0.5"],
 }  # fmt: skip

@@ -17,6 +17,8 @@ from sdjax.settings import SettingError
 
 EVERY = 0.5  # share of captions that name all attributes: from short captions a small model never learns the words
 
+ANY = 1 << 12  # side in pixels, above every run's: pictures are drawn at the size that is asked for
+
 # The only values that the drawn world accepts for these settings, and why.
 PLAIN = {
     "crop": ("center", "pictures are drawn square"),
@@ -89,9 +91,9 @@ class Drawn(Examples):
         return pocketland.example(i, self.source.views, self.source.cats, self.source.first)
 
     def shape(self, i: int) -> tuple[int, int]:
-        """Returns the size of picture i; all pictures of an identity have the size of its first one."""
+        """Returns the size of picture i, ANY without `large`; all pictures of an identity have that of its first."""
         if len(self) == self.first_large:
-            return pocketland.SIZE, pocketland.SIZE
+            return ANY, ANY
         side = self.largest if i - i % self.source.views >= self.first_large else self.largest // 2
         return side, side
 
