@@ -21,7 +21,7 @@ def config():
     """Returns the run's settings."""
     return Train(
         method=ControlNet(),
-        data=Data(condition="canny", dropout=0.5, batch=4),
+        data=Data(condition="canny", dropout=0.5, batch=4, buckets=3),
         optim=Optim(lr=1e-5),
         steps=10000,
     )

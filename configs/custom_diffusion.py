@@ -23,7 +23,7 @@ def config():
     """Returns the run's settings."""
     return Train(
         method=Chain((TextualInversion(word="<new>"), CustomDiffusion())),
-        data=Data(templates="trigger", batch=2, flip=0.5),
+        data=Data(templates="trigger", batch=2, flip=0.5, buckets=3),
         class_data=ClassData(identifiers=("<new>",)),
         optim=Optim(lr=1e-5),
         steps=500,

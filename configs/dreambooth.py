@@ -29,7 +29,7 @@ def config():
     """Returns the run's settings."""
     return Train(
         method=Full(("unet",), keep=True),
-        data=Data(word="sks", templates="trigger", batch=2),
+        data=Data(word="sks", templates="trigger", batch=2, buckets=3),
         class_data=ClassData(identifiers=("sks",)),
         optim=Optim(lr=5e-6),
         steps=800,

@@ -14,7 +14,7 @@ def config():
     """Returns the run's settings."""
     return Train(
         method=Full(("unet",)),
-        data=Data(batch=4, dropout=0.1),
+        data=Data(batch=4, dropout=0.1, buckets=3),
         optim=Optim(lr=1e-5, warmup=100),
         steps=1000,
         min_snr=5.0,

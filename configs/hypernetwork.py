@@ -17,7 +17,7 @@ def config():
     """Returns the run's settings."""
     return Train(
         method=Hypernetwork(),
-        data=Data(batch=4),
+        data=Data(batch=4, buckets=3),
         optim=Optim(lr=1e-5),
         steps=2000,
     )

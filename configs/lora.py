@@ -19,7 +19,7 @@ def config():
     """Returns the run's settings."""
     return Train(
         method=Lora(rank=16, alpha=16.0),
-        data=Data(batch=1),
+        data=Data(batch=1, buckets=3),
         optim=Optim(lr=1e-4, warmup=50),
         steps=1000,
         min_snr=5.0,

@@ -27,7 +27,7 @@ def config():
     """Returns the run's settings."""
     return Train(
         method=Chain((TextualInversion(word="<new>"), Lora(rank=16, alpha=16.0))),
-        data=Data(templates="trigger", batch=2),
+        data=Data(templates="trigger", batch=2, buckets=3),
         class_data=ClassData(identifiers=("<new>",)),
         optim=Optim(lr=1e-4, rates=(("rows", 5.0),)),
         steps=1000,

@@ -18,7 +18,7 @@ def config():
     """Returns the run's settings."""
     return Train(
         method=TextualInversion(word="<new>", init=""),
-        data=Data(templates="object", batch=4),
+        data=Data(templates="object", batch=4, buckets=3),
         optim=Optim(lr=5e-3, weight_decay=0.0),  # the learning rate of the original code and of A1111
         steps=3000,
         prompts=("a photo of [name]",),

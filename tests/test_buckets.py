@@ -26,6 +26,7 @@ from sdjax.images import reading
 from sdjax.methods.full import Full
 from sdjax.methods.method import Method
 from sdjax.runtime import mesh
+from sdjax.settings import load
 from sdjax.tasks.text2img import TextToImage
 from sdjax.training import optim
 from sdjax.training.begin import begin
@@ -248,6 +249,24 @@ def test_class_pictures_are_spread_over_the_subjects_shapes(counts, wanted):
     assert ratios[0].max() < ratios[1].min() and ratios[1].max() < ratios[2].min()
     with pytest.raises(ValueError, match="data.buckets=3: expected at most 2, the number of class pictures"):
         spread(sizes[:2], shapes, counts)
+
+
+@pytest.mark.parametrize("recipe", ["lora", "full", "dreambooth", "controlnet", "textual_inversion"])
+def test_recipes_cut_squares_as_squares_and_portraits_as_portraits(tmp_path, recipe):
+    def built(path, **changes):
+        data = load(ROOT / "configs" / f"{recipe}.py", [f"data.path={path}", "data.word=a cat", "data.size=32"]).data
+        return batches.build(dataclasses.replace(data, encode=False, **changes), pipeline.load("random:tiny"), 0)
+
+    for name, (width, height) in {"squares": (40, 40), "portraits": (40, 60)}.items():
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            Image.new("RGB", (width + i, height + i), (50 * i,) * 3).save(tmp_path / name / f"{i}.png")
+    for path in (tmp_path / "squares", "pocketland"):
+        ours, plain = built(path), built(path, buckets=0)
+        assert ours.squares and ours.plan.shapes == [(32, 32)]
+        jax.tree.map(np.testing.assert_array_equal, ours[3], plain[3])
+    portraits = built(tmp_path / "portraits")
+    assert portraits.plan.shapes == [(36, 28)] and not portraits.squares
 
 
 def test_what_buckets_do_not_go_with(run):

@@ -208,6 +208,11 @@ class Batches:
         """The plan of the subject's pictures in each batch."""
         return self.shares[0].plan
 
+    @property
+    def squares(self) -> bool:
+        """Whether all batches have the run's square shape."""
+        return self.plan.shapes == [(self.size, self.size)]
+
     def of(self, rows: Sequence[int]) -> "Batches":
         """Returns the same batches with these rows only, so that a process decodes its own rows."""
         return self._with(rows=rows)

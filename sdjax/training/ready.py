@@ -59,8 +59,9 @@ def ready(settings: Train) -> tuple[Run, dict[str, Any]]:
         settings, chosen = fit.fitted(settings, trained, frozen, data.size, "pixels" in data[0])
         frozen = frozen.with_dtype(settings.compute, remat=settings.remat)
         processes.say(chosen)
-    if settings.data.buckets:
-        processes.say(f"buckets: {data.plan.about()}")
+    if settings.data.buckets and not data.squares:
+        many = len(data.plan.shapes)
+        processes.say(f"buckets: {data.plan.about()}{'; each compiles a program' * (many > 1)}")
     if settings.method.loss is None and (cut := lengths.cut(data.captions(), frozen.tokenizers, settings.data.chunks)):
         processes.say(cut)
     check_rates(settings.optim, trained)
