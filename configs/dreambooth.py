@@ -3,8 +3,9 @@
     python train/run.py configs/dreambooth.py data.path=photos/dog data.word="sks dog"
 
 By default no class pictures are needed: for prompts without the identifier ("a dog"), the loss keeps the
-predictions from before training.  With class pictures, as in the paper:
+predictions from before training.  With class pictures, as in the paper, drawn when the run starts or before it:
 
+    python train/run.py configs/dreambooth.py data.path=photos/dog data.word="sks dog" class_data.draw=true preserve=0
     python train/class_images.py configs/dreambooth.py data.path=photos/dog data.word="sks dog" class_data.path=dogs
     python train/run.py configs/dreambooth.py data.path=photos/dog data.word="sks dog" class_data.path=dogs preserve=0
 

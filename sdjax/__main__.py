@@ -66,7 +66,7 @@ def _batch(rest: list[str]) -> int:
 
 def _train(rest: list[str]) -> int:
     """Trains a recipe, such as lora."""
-    from sdjax.training.program import main as train
+    from sdjax.service.train_program import main as train
 
     return train(rest)
 

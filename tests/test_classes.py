@@ -21,10 +21,11 @@ from sdjax.data.batches import Data
 from sdjax.data.classes import ClassData
 from sdjax.formats import pipeline
 from sdjax.methods.full import Full
-from sdjax.service import class_images
+from sdjax.methods.vae import Vae
+from sdjax.service import class_images, train_program
 from sdjax.text.rare import rare
 from sdjax.text.tokenizer import Tokenizer
-from sdjax.training import checks
+from sdjax.training import checks, run_folder
 from sdjax.training.loop import train
 from sdjax.training.settings import Train
 
@@ -177,6 +178,40 @@ def test_class_pictures_are_counted_and_made_once(run, tmp_path, monkeypatch, ca
     assert class_images.main([*line, 'class_data.identifiers=("zwx",)']) == 1
     assert "error: class_data.identifiers=('zwx',): expected words that" in capsys.readouterr().err
     assert program.main is class_images.main
+
+
+def test_a_run_draws_the_class_pictures_that_it_lacks(run, tmp_path, monkeypatch):
+    draw, out = class_images.draw, tmp_path / "out"
+    monkeypatch.setattr(class_images, "draw", lambda run: draw(run, {"steps": 1, "size": 16}))
+    asked = dataclasses.replace(run, class_data=dataclasses.replace(run.class_data, path="", draw=True, count=3))
+    with pytest.raises(ValueError, match="class_data.draw=True: expected class_data.path with it: only train/run.py"):
+        checks.class_pictures(asked, checks.pictures(asked))
+    settings = train_program.prepared(asked, out)
+    pictures = sorted((out / "class").glob("class-*.png"))
+    assert settings.class_data.path == str(out / "class") and len(pictures) == 3
+    first = [path.read_bytes() for path in pictures]
+    assert (out / "class" / "class-00000.txt").read_text() == "dog, in a park"
+    pictures[1].unlink()
+    assert train_program.prepared(asked, out) == settings  # goes on where it was
+    assert [path.read_bytes() for path in pictures] == first
+    assert build(settings, buckets=2)[0]["moments"].shape[0] == 4
+    run_folder.write_settings(out, settings, "base")
+    (out / "export").mkdir()
+    run_folder.check_folder(out.rename(tmp_path / "moved"), train_program.prepared(asked, tmp_path / "moved"), "base")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": Data(batch=1)}, "class_data.rows=1: expected data.batch=2 or more, not 1"),
+        ({"method": Vae()}, "class_data.path='.*class': expected none: Vae has its own loss"),
+    ],
+)
+def test_nothing_is_drawn_for_a_run_that_cannot_use_it(run, tmp_path, changes, message):
+    asked = dataclasses.replace(run, class_data=dataclasses.replace(run.class_data, path="", draw=True), **changes)
+    with pytest.raises(ValueError, match=message):
+        train_program.prepared(asked, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_rare_words_are_single_tokens_that_came_late():

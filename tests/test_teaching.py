@@ -48,6 +48,13 @@ def test_what_a_request_says_becomes_the_runs_settings(place):
     assert {"full", "pocket/tune", "lora"} <= set(recipes.known())
 
 
+def test_the_page_may_ask_for_class_pictures(place):
+    told = {"class_data.draw": True, "class_data.count": 20, "class_data.prompts": ["a photo of a cat"]}
+    kept, _ = teaching.order_of(Library(place), {"recipe": "dreambooth", "settings": told})
+    classes = teaching._loaded(Library(place), kept, KEY).class_data
+    assert (classes.draw, classes.count, classes.prompts, classes.path) == (True, 20, ("a photo of a cat",), "")
+
+
 @pytest.mark.parametrize(
     "order, said",
     [({"recipe": "none"}, "recipe"), ({"recipe": "full", "date": 1}, "date: unknown"), ({"recipe": 3}, "recipe"),

@@ -7,12 +7,12 @@ python train/run.py CONFIG --help        # what a recipe does, and every setting
 
 import sys
 
-from sdjax.training import program
+from sdjax.service import train_program
 
 
 def main(arguments):
     """Runs one recipe; returns the exit status."""
-    return program.main(arguments, "python train/run.py")
+    return train_program.main(arguments, "python train/run.py")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ PHOTO = "a photo of "  # before the class, in the prompt of a class picture with
 
 @dataclass(frozen=True)
 class ClassData:
-    """The class of a run's subjects, for prior preservation; off if path and identifiers are empty.
+    """The class of a run's subjects, for prior preservation; off if path and identifiers are empty and draw is False.
 
     path: a folder of class pictures that train together with the subject's; "" for none.  `python train/class_images.py
     RECIPE class_data.path=FOLDER` fills it from the model before training.
+    draw: draw the missing class pictures when the run starts, into `path`, or for "" into class/ of the run's folder.
     count: number of pictures to draw into it.
     prompts: prompts to draw them from, in turn; () removes the identifiers from the subject's prompts.
     rows: class rows per batch; 0 is half of data.batch.  weight: lambda, the factor of their mean loss.
@@ -30,6 +31,7 @@ class ClassData:
     """
 
     path: str = ""
+    draw: bool = False
     count: int = 200
     prompts: tuple[str, ...] = ()
     rows: int = 0
@@ -47,7 +49,8 @@ class ClassData:
             return 0
         rows = self.rows or batch // 2
         if not 0 < rows < batch:
-            raise SettingError("rows", self.rows, f"1 to {batch - 1} of data.batch={batch}, which holds both kinds")
+            wanted = f"1 to {batch - 1} of data.batch={batch}" if batch > 1 else f"data.batch=2 or more, not {batch}"
+            raise SettingError("rows", self.rows, f"{wanted}, which holds both kinds")
         return rows
 
     def prompt(self, text: str) -> str:

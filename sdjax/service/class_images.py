@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from sdjax import settings
 from sdjax.data import sources
 from sdjax.formats.storage import files
 from sdjax.images import reading
-from sdjax.runtime import accelerator, compile_cache, locks, signals
+from sdjax.runtime import accelerator, compile_cache, locks, processes, signals
 from sdjax.service import batch, maker
-from sdjax.settings import SettingError
-from sdjax.training import recipes
+from sdjax.settings import SettingError, prefixed
+from sdjax.training import checks, recipes
 
 DOC = """Draws class pictures for a DreamBooth run from the model that the run will train.
 
@@ -34,8 +35,30 @@ Use the recipe and settings of the run.  The program fills class_data.path up to
 own pictures there count; its own pictures from another model or prompt are replaced.  The prompts are
 class_data.prompts, otherwise the subject's prompts without class_data.identifiers.  Rerun the command after any
 interruption: it makes the missing pictures.  All devices of the machine share each batch."""
+FOLDER = "class"  # in a run's folder
 LIST, NAME = "class_images.jsonl", re.compile(r"class-\d{5}")
 BATCH = 8  # pictures at once
+
+
+def drawn(run: Any, out: Path) -> Any:
+    """Returns the settings of a run with class_data.path, a folder that now has class_data.count pictures.
+
+    out: the run's folder; class/ in it is the default of class_data.path.  One of several processes draws.
+    Raises ValueError for settings that do not fit before it draws, and what `draw` raises.
+    """
+    folder = Path(run.class_data.path or out / FOLDER)
+    made = replace(run, class_data=replace(run.class_data, path=str(folder)))
+    checks.alone(made)
+    with prefixed("class_data"):
+        made.class_data.rows_of(made.data.batch)
+    fresh, there = processes.led(lambda: _drawn(made, folder))
+    processes.say(f"{folder}: {fresh} class pictures made, {there} already existed")
+    return made
+
+
+def _drawn(run, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    return draw(run)
 
 
 def draw(run: Any, more: dict[str, Any] | None = None, rows: int = BATCH) -> tuple[int, int]:

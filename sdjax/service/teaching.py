@@ -176,12 +176,13 @@ def _trained(place: Place, job: Job, folder: Path) -> tuple[str, str]:
     try:
         settings = _loaded(Library(place), job.request, job.key)
         from sdjax.runtime import accelerator, compile_cache
+        from sdjax.service.train_program import prepared
         from sdjax.training import checks
         from sdjax.training.loop import train
 
         compile_cache.keep(steps=settings.steps)
         accelerator.check()
-        train(checks.worded(settings), folder)
+        train(prepared(checks.worded(settings), folder), folder)
     except SystemExit:
         return STOPPED, ""
     except Exception as error:  # the next job runs

@@ -119,6 +119,8 @@ def class_pictures(settings: Any, examples: Examples) -> Examples | None:
             "class_data.identifiers", classes.identifiers, "words of the subject's prompts, such as that of data.word",
             "no prompt contains one, so class and subject would share their prompts",
         )  # fmt: skip
+    if classes.draw and not classes.path:
+        raise SettingError("class_data.draw", True, "class_data.path with it: only train/run.py and the page draw")
     if not classes.path:
         return None
     with prefixed("class_data"):

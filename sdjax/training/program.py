@@ -1,10 +1,13 @@
 """The training program: trains by a recipe and overrides, and writes a run's folder."""
 
+import functools
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sdjax.runtime import accelerator, compile_cache, guard, processes, signals, watch
 from sdjax.settings import SettingError, describe, load
@@ -43,10 +46,18 @@ Use the recipe and settings of the run; E4T's photo may be another one.
     {prog} pocket/tune data.path=photo.png"""
 
 
-def main(arguments: Sequence[str], prog: str = "sdjax train") -> int:
-    """Runs one recipe; returns the exit status.  prog: the program's name in its help."""
+def main(
+    arguments: Sequence[str],
+    prog: str = "sdjax train",
+    prepare: Callable[[Any, Path], Any] = lambda settings, out: settings,
+) -> int:
+    """Runs one recipe; returns the exit status.  prog: the program's name in its help.
+
+    prepare: returns the settings to train with, for the recipe's and the run's folder.
+    """
     said = "rerun the command to resume from the newest checkpoint"
-    return processes.ended(lambda: signals.ended(lambda: _run(arguments, TRAIN, prog, _train), said))
+    act = functools.partial(_train, prepare=prepare)
+    return processes.ended(lambda: signals.ended(lambda: _run(arguments, TRAIN, prog, act), said))
 
 
 def fill(arguments: Sequence[str], prog: str = "sdjax cache") -> int:
@@ -61,12 +72,13 @@ def warm(arguments: Sequence[str], prog: str = "sdjax warm") -> int:
     return processes.ended(lambda: signals.ended(lambda: _run(arguments, WARM, prog, _warm), said))
 
 
-def _train(settings, recipe):
+def _train(settings, recipe, prepare):
     """Trains with the settings of a recipe."""
     from sdjax.training import run_folder
     from sdjax.training.loop import train
 
-    train(settings, processes.led(lambda: str(run_folder.place(settings, Path("outputs") / Path(recipe).stem))))
+    out = Path(processes.led(lambda: str(run_folder.place(settings, Path("outputs") / Path(recipe).stem))))
+    train(prepare(settings, out), out)
 
 
 def _fill(settings, recipe):
@@ -75,7 +87,8 @@ def _fill(settings, recipe):
         raise SettingError("data.cache", "", f"the folder that the run of {recipe} will use")
     from sdjax.training.begin import begin
 
-    _, _, data, _ = begin(settings)
+    there = replace(settings.class_data, draw=False)  # what a run will draw is not there yet
+    _, _, data, _ = begin(replace(settings, class_data=there))
     print(f"{settings.data.cache}: {data.fill(settings.epochs or 1)}")
 
 

@@ -141,7 +141,8 @@ def _learned(settings):
     kept = {name: leaf for name, leaf in named.items() if name.rpartition(".")[2] in ("class", "word", "path")}
     for name in ("data.source.class", "class_data.class"):  # follows from the path
         kept.pop(name, None)
-    if not kept.get("class_data.path"):
+    drawn = told["class_data"].get("draw", False)  # then the model and the prompts decide the pictures
+    if drawn or not kept.get("class_data.path"):
         kept.pop("class_data.path", None)
     return {name: os.path.realpath(leaf) if name.endswith(".path") else leaf for name, leaf in kept.items()}
 
