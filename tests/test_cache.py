@@ -14,7 +14,7 @@ from programs import photo
 from tiny import pictures as tiny_pictures
 
 from sdjax import trees
-from sdjax.data import batches, cache, sources
+from sdjax.data import batches, cache, sources, stream
 from sdjax.data.batches import Data
 from sdjax.data.sources import drawn
 from sdjax.data.sources.drawn import Pocketland
@@ -348,10 +348,27 @@ def test_prompts_are_kept_only_where_the_text_encoder_does_not_learn(tmp_path):
     assert not trees.depends(lambda tree: (tree["a"] * 2, jnp.ones(2))[1], {"a": jnp.ones(2)})
 
 
+def test_batches_of_other_processes_get_the_kept_texts(tmp_path, monkeypatch):
+    """The others are this one here; they encode nothing."""
+    data = dataclasses.replace(DATA, cache=str(tmp_path), workers=2, dropout=0.3)
+    made = begin(Train(model="random:tiny", method=Full(("unet",), "attn2"), data=data))[2]
+
+    def batched(example, first, count, threads, workers):
+        assert workers == 2 and "text" not in example(first)
+        return within(example, first, count, 0, 0)
+
+    within = stream.batched
+    alone = [made[step] for step in (1, 2)]
+    monkeypatch.setattr(stream, "batched", batched)
+    for one, other in zip(alone, made.iterate(1), strict=False):
+        assert one.keys() == other.keys() and "text" in one
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
 def test_the_program_fills_what_a_run_will_look_up(tmp_path, capsys):
     line = [str(ROOT / "configs/full.py"), "model=random:tiny", "data.path=pocketland", "data.count=6", "data.size=32",
             "data.batch=2", "epochs=1", f"data.cache={tmp_path}"]  # fmt: skip
-    assert program.fill(line, "") == 0
+    assert program.fill(line) == 0
     said = capsys.readouterr().out
     prompts = len(Store(tmp_path / "texts.records"))
     assert f"{tmp_path}: 6 pictures, {prompts} prompts" in said and 2 <= prompts <= 7
@@ -360,5 +377,5 @@ def test_the_program_fills_what_a_run_will_look_up(tmp_path, capsys):
     for step in range(3):
         assert "text" in data[step] and "text" in data.of(range(1))[step]
     assert [path.stat().st_size for path in sorted(tmp_path.glob("*.records"))] == sizes
-    assert program.fill(line[:-1], "") == 1
+    assert program.fill(line[:-1]) == 1
     assert "error: data.cache='': expected the folder" in capsys.readouterr().err

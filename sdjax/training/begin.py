@@ -70,8 +70,7 @@ def begin(
     if examples is not None:
         classes = settings.class_data if settings.preserve else replace(settings.class_data, identifiers=())
         data = batches.build(shown(settings, task), frozen, settings.seed, examples, classes, others)
-        reads = task.words and method.loss is None and not settings.data.workers  # other processes do not encode
-        data.texts = _texts(settings, frozen, trained) if reads else None
+        data.texts = _texts(settings, frozen, trained) if task.words and method.loss is None else None
         checks.said_word(method, frozen, data)
         if method.look is not None and data.single is not None:
             picture = data.single
