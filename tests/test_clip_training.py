@@ -87,3 +87,21 @@ def test_a_projection_that_does_not_fit(run, tmp_path):
     safetensors.numpy.save_file(values, str(tmp_path / "copy" / "clip" / "projection.safetensors"))
     with pytest.raises(ValueError, match="does not fit the encoders beside it: misshapen text_projection.weight"):
         pipeline.load(tmp_path / "copy")
+
+
+def test_a_projection_trains_between_encoders_as_they_are():
+    sd = pipeline.load("random:tiny")
+    method = Clip(parts=("image_encoder",))
+    trained, frozen = method.split(sd, jax.random.key(0))
+    assert set(trained) == {"image_encoder", "text_projection", "logit_scale"}
+    alone, frozen = Clip(parts=()).split(sd, jax.random.key(0))
+    assert set(alone) == {"text_projection", "logit_scale"}
+    assert trees.digest(frozen.parts) == trees.digest(sd.parts)
+    joined = Clip(parts=()).join(frozen, alone)
+    assert trees.digest(joined.parts) == trees.digest(sd.parts)
+    np.testing.assert_array_equal(joined.reference.clip["text_projection"]["kernel"], alone["text_projection"])
+    batch = {"pixels": jnp.zeros((2, 32, 32, 3)), "ids": sd.tokenize(["a face", "a cat"])}
+    loss = lambda tree: Clip(parts=()).loss(frozen, tree, batch, jax.random.key(0), jnp.int32(0))[0]  # noqa: E731
+    assert np.abs(jax.grad(loss)(alone)["text_projection"]).max() > 0
+    with pytest.raises(ValueError, match="parts='vae': expected text_encoder or image_encoder"):
+        Clip(parts=("vae",))

@@ -6,9 +6,14 @@ import torch
 import transformers
 from PIL import Image
 
+from sdjax.data import pocketland
 from sdjax.formats import judge, pipeline
 from sdjax.methods import likeness
 
+PLACES = (  # context, style, accessory
+    ("beach", "photo", "none"), ("forest", "pencil", "none"), ("snow", "watercolor", "none"), ("city", "neon", "none"),
+    ("meadow", "mosaic", "hat"), ("space", "comic", "none"), ("desert", "photo", "glasses"), ("room", "photo", "scarf"),
+)  # fmt: skip
 TEXTS = ["a photo of a face on the beach", "a mosaic of a cat"]
 
 
@@ -86,3 +91,14 @@ def test_a_source_without_a_clip_is_told(tmp_path):
     for source in ("random:sd15-less", str(tmp_path), str(tmp_path / "missing")):
         with pytest.raises(ValueError, match="^judge=.*expected a CLIPModel, or a model with an image encoder$"):
             judge.load(source)
+
+
+def test_pocket_finds_the_prompt_of_a_held_out_picture():
+    """Of eight prompts; by chance one of eight pictures is right."""
+    own = judge.load("pocket")
+    places = [pocketland.scene(700 + k, *kind) for k, kind in enumerate(PLACES)]
+    people = [pocketland.identity(pocketland.HELDOUT[0] + k) for k in range(20)]
+    made = [pocketland.draw(who, place) for who in people for place in places]
+    prompts = [pocketland.prompt({"context": c, "style": s, "accessory": a}, subject="a face") for c, s, a in PLACES]
+    right = (likeness.images(own, made) @ likeness.texts(own, prompts).T).argmax(1) == np.tile(np.arange(8), 20)
+    assert right.mean() > 0.75
