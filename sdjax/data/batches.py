@@ -351,7 +351,7 @@ def _beside(others, shapes):
 
 def sizes(data: Data, sd: StableDiffusion, source: Examples) -> dict[buckets.Shape, int]:
     """Returns {(height, width) of batches: pictures of that size in an epoch of the source}."""
-    return {shape: len(numbers) for shape, numbers in _divided(source, data, side(data, sd), sd)[1].items()}
+    return {shape: len(numbers) for shape, numbers in _divided(source, data, side(data, sd), sd).items()}
 
 
 def side(data: Data, sd: StableDiffusion) -> int:
