@@ -4,6 +4,8 @@ A model keeps its e4t/ folder.  A model tuned on a picture becomes plain: the of
 the word is a row of its token table.  A single file cannot hold words, so each becomes an embedding beside it.
 From a run's folder or checkpoint it writes what the run would have exported then.
 A ControlNet becomes a folder for diffusers, or one file for A1111 and ComfyUI.
+--adapter sums LoRA and other adapters into the weights.  --merge sums models: A (1 - w) + B w, with --minus
+A + (B - C) w.
 """
 
 import argparse
@@ -13,8 +15,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdjax.formats import pipeline
-from sdjax.formats.adapters import about, e4t, embeddings
+import jax
+
+from sdjax.formats import merging, pipeline
+from sdjax.formats.adapters import about, attach, attachable, e4t, embeddings
 from sdjax.formats.adapters.learned_embeds import beside
 from sdjax.formats.models import controlnet
 from sdjax.formats.storage import files, headers
@@ -24,6 +28,7 @@ from sdjax.training import export
 from sdjax.training.run_folder import run_of
 
 OF_RUNS = ("step", "weights", "recipe")
+MERGED = 0.5  # weight of the other model
 ABOUT = "Converts a model, a ControlNet or the result of a training run."
 
 
@@ -82,6 +87,15 @@ def _parser():
         "--prediction-type", help="prediction type of a single file: epsilon, v_prediction; default: detected"
     )
     parser.add_argument("--tokenizer", help="folder or hub id with CLIP's vocabulary, for a single file")
+    parser.add_argument(
+        "--adapter",
+        nargs="+",
+        action="extend",
+        metavar="FILE[:STRENGTH]",
+        help="sum adapters into the weights, and add words: a LoRA, an embedding; a file or hub id",
+    )
+    parser.add_argument("--merge", metavar="MODEL[:WEIGHT]", help="A (1 - w) + B w with this model as B; default: 0.5")
+    parser.add_argument("--minus", metavar="MODEL", help="A + (B - C) w with this model as C")
     parser.add_argument("--step", type=int, help="the run's checkpoint to export; default: the newest")
     parser.add_argument(
         "--weights", choices=export.WEIGHTS, help="the run's averaged or raw weights; default: as in its export"
@@ -126,8 +140,14 @@ def _model(options, given):
         raise ValueError(f"--shard-size {options.shard_size:g}: for a folder; {options.destination} is a single file")
     if "no_reference" in given and (form == "single-file" or not _has_e4t(options)):
         raise ValueError(f"--no-reference: for a folder from one with e4t/; {options.source} does not make one")
-    sd = pipeline.load(options.source, options.dtype, variant=options.variant, vision=options.vision, **single)
+    changes = bool(options.adapter or options.merge or options.minus)
+    dtype = None if changes else options.dtype  # sums are rounded once, when they are written
+    sd = pipeline.load(options.source, dtype, variant=options.variant, vision=options.vision, **single)
     yield f"read {options.source}"
+    told, picture = _described(options.source)
+    if changes:
+        sd, told = _summed(options, sd, told)
+        yield f"summed {told[about.MERGED]}"
     extras, words = [], {}
     if any(isinstance(conditioner, Encoder) for conditioner in sd.conditioners):
         sd = plain_model(sd)
@@ -139,7 +159,6 @@ def _model(options, given):
     if form == "single-file" and sd.words:
         sd, words = embeddings.taken(sd)
     size = int(options.shard_size * 1e9)
-    told, picture = _described(options.source)
     saving = {"dtype": options.dtype, "shard_size": size, "extras": extras, "about": told}
     path = pipeline.save(sd, options.destination, form, **saving)
     yield from _cards(path, told, picture)
@@ -147,6 +166,42 @@ def _model(options, given):
         written = embeddings.write(place, {word: words[word]}, sd.family)
         yield f"wrote {written}: the word {word} as an embedding; in A1111 its word is the file name, {place.stem}"
     yield f"wrote {path}"
+
+
+def _summed(options, sd, told):
+    """Returns (sd with the other models and the adapters of the command line, its metadata)."""
+    names, types = [_called(options.source)], sd.parts
+    if options.minus and not options.merge:
+        raise ValueError(f"--minus {options.minus}: expected --merge MODEL with it, whose difference is added")
+    if options.merge:
+        other, weight = _weighed(options.merge)
+        more = [pipeline.load(one, None) for one in (other, options.minus) if one]
+        sd = merging.merged(sd, more[0], weight, *more[1:])
+        names.append(f"{_called(other)}:{weight:g}")
+        names += [f"minus {_called(options.minus)}"] if options.minus else []
+    given = [(one, *attach.split(one)) for one in options.adapter or ()]
+    sd = attach.attach_all(sd, options.adapter or ())
+    names += [f"{word or attach.name_of(file)}:{strength:g}" for _, file, strength, word in given]
+    # With float32 sums in between, each weight keeps the type of its file.
+    parts = {part: jax.tree.map(lambda new, old: new.astype(old.dtype), sd.parts[part], types[part]) for part in types}
+    paths = [attachable.given(file) for _, file, _, _ in given]
+    words, unwanted = about.triggers(paths)
+    return sd.with_parts(**parts), about.merged(told, names, words, unwanted)
+
+
+def _weighed(text):
+    """Returns (model, weight) of "MODEL:0.3"; a built-in model such as random:tiny has a colon too."""
+    model, _, weight = text.rpartition(":")
+    try:
+        return (model, float(weight)) if model and not Path(text).exists() else (text, MERGED)
+    except ValueError:
+        return text, MERGED
+
+
+def _called(source):
+    """Returns a model's name: a file or folder without its place, or a hub id."""
+    path = Path(source)
+    return path.stem if path.is_file() else path.resolve().name if path.is_dir() else str(source)
 
 
 def _described(source):

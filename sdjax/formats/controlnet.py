@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from sdjax.formats.adapters.adapter_file import File
 from sdjax.formats.adapters.format import Format
-from sdjax.formats.models import controlnet, single_file
+from sdjax.formats.models import controlnet
+from sdjax.formats.storage import checkpoints
 from sdjax.methods.adapter import Adapter
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.sampling.control import Control
@@ -30,7 +31,7 @@ class ControlNetFolder(Format):
         """Returns whether a folder's config.json or a file's tensor names are a ControlNet's."""
         if file.path.is_dir():
             return controlnet.is_control(file.path)
-        names = single_file.state_of(file.content) or () if file.names is None else file.names
+        names = checkpoints.state_of(file.content) or () if file.names is None else file.names
         return any(str(name).endswith(controlnet.MARKS) for name in names)
 
     def holds(self, adapter: Adapter) -> bool:

@@ -23,7 +23,6 @@ from sdjax.formats import pipeline
 from sdjax.formats.adapters import about, attach, attachable, kinds, lora_tools
 from sdjax.formats.adapters.about import Facts
 from sdjax.formats.adapters.low_rank import Cut
-from sdjax.formats.storage import headers
 from sdjax.formats.storage.hashes import autov3
 from sdjax.methods.adapter import Adapter
 from sdjax.methods.edits import Factored
@@ -150,11 +149,11 @@ def _written(
         raise SettingError("out", options.out, "a new path")
     folder = out.parent if single else out
     folder.mkdir(parents=True, exist_ok=True)
-    words, unwanted = _triggers(paths, made)
+    words, unwanted = about.triggers(paths, made.words)
     facts = Facts(title=out.stem, words=words, unwanted=unwanted)
     told = about.metadata(made, facts, sd)
     if sources:
-        told["modelspec.merged_from"] = ", ".join(
+        told[about.MERGED] = ", ".join(
             f"{attach.name_of(source if attach.is_hub_id(source) else path)} ({autov3(path)})"
             for source, path in zip(sources, paths, strict=True)
         )
@@ -163,20 +162,6 @@ def _written(
     about.card(path, told)
     ranks = checking.ranks(made)
     yield f"wrote {path}, {checking.counted(made)}{f', rank {ranks}' if ranks else ''}"
-
-
-def _triggers(paths, made):
-    """Returns (trigger words, words for the negative prompt) of the merged files.
-
-    They come from the headers, other trigger words from the embeddings.
-    """
-    found, unwanted = dict.fromkeys(made.words), {}
-    for path in paths:
-        if path.suffix == ".safetensors":
-            told = headers.metadata(path)
-            found |= dict.fromkeys(filter(None, (word.strip() for word in told.get(about.TRIGGER, "").split(","))))
-            unwanted |= dict.fromkeys(about.unwanted(told))
-    return tuple(word for word in found if word not in unwanted), tuple(unwanted)
 
 
 def _cast(adapter, dtype):

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.formats.adapters import attach, attachable, kinds
-from sdjax.formats.models import single_file
-from sdjax.formats.storage import files
+from sdjax.formats.storage import checkpoints, files
 from sdjax.service import descriptions
 from sdjax.service.place import Place
 from sdjax.settings import SettingError
@@ -251,7 +250,7 @@ def _file_kind(path: Path) -> str | None:
     For a pickle that our reader refuses, the name of the file decides, so that loading it can say why.
     """
     try:
-        return descriptions.whole_kind(single_file.open_file(path)[0].names)
+        return descriptions.whole_kind(checkpoints.opened(path)[0].names)
     except (ValueError, OSError):
         if path.suffix.lower() == ".safetensors":
             return None

@@ -33,6 +33,7 @@ PRIVATE = (
     "ss_training_comment", "ss_training_started_at", "ss_training_finished_at", "ss_sd_model_name",
     "ss_sd_model_hash", "ss_new_sd_model_hash", "ss_vae_name", "ss_vae_hash", "ss_new_vae_hash", DATE, OUTPUT,
 )  # fmt: skip
+MERGED = "modelspec.merged_from"
 HINT, NEGATIVE = "modelspec.usage_hint", "in the negative prompt: "
 MOST_TAGS = 1000  # most tags that are written, since captions in sentences give a new tag for every picture
 # ModelSpec's names of adapters, by what these hold.
@@ -180,6 +181,28 @@ def unwanted(told: Mapping[str, str]) -> tuple[str, ...]:
     """Returns the words for the negative prompt of a file with this metadata."""
     said = told.get(HINT, "")
     return tuple(said.removeprefix(NEGATIVE).split(", ")) if said.startswith(NEGATIVE) else ()
+
+
+def triggers(paths: Iterable[Path], words: Iterable[str] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns (trigger words, words for the negative prompt) in the headers of files; words: further trigger words."""
+    found, others = dict.fromkeys(words), {}
+    for path in paths:
+        if path.suffix == ".safetensors":
+            told = headers.metadata(path)
+            found |= dict.fromkeys(filter(None, (word.strip() for word in told.get(TRIGGER, "").split(","))))
+            others |= dict.fromkeys(unwanted(told))
+    return tuple(word for word in found if word not in others), tuple(others)
+
+
+def merged(
+    told: Mapping[str, str], names: Iterable[str], words: Iterable[str], others: Iterable[str]
+) -> dict[str, str]:
+    """Returns a model's metadata after a sum with what has these names; words, others: see triggers."""
+    known = filter(None, (told.get(TRIGGER, ""), *words))
+    negative = dict.fromkeys((*unwanted(told), *others))
+    own = {MERGED: ", ".join(names), TRIGGER: ", ".join(known)}
+    own |= {HINT: f"{NEGATIVE}{', '.join(negative)}"} if negative else {}
+    return {**told, **{name: text for name, text in own.items() if text}}
 
 
 def _date(seconds):

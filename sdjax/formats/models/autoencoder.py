@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from sdjax.formats.models import infer_config, single_file
 from sdjax.formats.models.folder import read_config
-from sdjax.formats.storage import files, parameters
+from sdjax.formats.storage import checkpoints, files, parameters
 from sdjax.models.vae import AutoencoderKL, VaeConfig
 from sdjax.runtime.guard import named
 from sdjax.settings import SettingError
@@ -62,7 +62,7 @@ def _folder(folder: pathlib.Path) -> tuple[files.Stored, VaeConfig]:
 
 def _file(path: str | pathlib.Path, sd: StableDiffusion) -> tuple[files.Stored, VaeConfig]:
     """Returns (weights under the names of a whole checkpoint, VaeConfig) of a single file."""
-    weights = single_file.open_file(pathlib.Path(path))[0]
+    weights = checkpoints.opened(pathlib.Path(path))[0]
     prefix = single_file.VAE if any(name.startswith(single_file.VAE) for name in weights.names) else ""
     places = {name.removeprefix(prefix): name for name in weights.names if name.startswith(prefix)}
     places = {name: place for name, place in places.items() if name.startswith(MODULES)}

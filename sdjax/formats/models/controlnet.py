@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 
 from sdjax.formats.models import infer_config, presets, single_file
 from sdjax.formats.models.folder import WRITTEN_AS, read_config
-from sdjax.formats.storage import files, headers, ldm_names, parameters
+from sdjax.formats.storage import checkpoints, files, headers, ldm_names, parameters
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.models.unet import UNetConfig
 from sdjax.runtime.guard import named
@@ -52,7 +52,7 @@ def load_control(
 def _load(source: str | pathlib.Path, dtype: DTypeLike | None, variant: str | None) -> Control:
     path = pathlib.Path(source)
     if path.is_file():
-        weights, metadata, _ = single_file.open_file(path)
+        weights, metadata, _ = checkpoints.opened(path)
         if any("input_hint_block." in name for name in weights.names):
             return _control(*_original(weights, metadata), dtype)
         return _control(weights, _config(path.parent), dtype)
@@ -98,7 +98,7 @@ def is_control(source: str | pathlib.Path) -> bool:
         return config.is_file() and files.read_json(config).get("_class_name") == CLASS
     if path.suffix not in ENDINGS or not path.is_file():
         return False
-    return any(name.endswith(MARKS) for name in single_file.open_file(path)[0].names)
+    return any(name.endswith(MARKS) for name in checkpoints.opened(path)[0].names)
 
 
 def _control(weights: files.Stored, config: ControlNetConfig, dtype: DTypeLike | None) -> Control:

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from sdjax.formats.models import single_file
-from sdjax.formats.storage import files, parameters
+from sdjax.formats.storage import checkpoints, files, parameters
 from sdjax.models.critics import CONVS, Lpips
 from sdjax.runtime.guard import named
 from sdjax.trees import Tree
@@ -46,7 +45,7 @@ def _read(source: str | pathlib.Path, dtype: DTypeLike | None) -> Tree:
     for path in str(source).split(","):
         if not os.path.isfile(path):
             raise ValueError(f"perceptual={source}: {path}: no such file")
-        weights, _, _ = single_file.open_file(path)
+        weights, _, _ = checkpoints.opened(path)
         for name in weights.names:
             place = OTHER_NAMES.get(name, name)
             if place in found:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from sdjax.formats.models import infer_config, single_file
-from sdjax.formats.storage import files, ldm_names, parameters
+from sdjax.formats.storage import checkpoints, files, ldm_names, parameters
 from sdjax.models.clip import ImageConfig, ImageEncoder
 from sdjax.runtime.guard import named
 from sdjax.trees import Tree
@@ -63,7 +63,7 @@ def found(source: str | pathlib.Path) -> pathlib.Path | None:
         return next((path / name for name in WEIGHTS if (path / name).is_file()), None)
     if not path.is_file() or path.suffix not in (".bin", ".pt", ".safetensors"):
         return None
-    return path if PREFIX + MARK in single_file.open_file(path)[0].names else None
+    return path if PREFIX + MARK in checkpoints.opened(path)[0].names else None
 
 
 def read(path: pathlib.Path, dtype: DTypeLike | None = "float32") -> tuple[ImageEncoder, Tree]:
@@ -71,7 +71,7 @@ def read(path: pathlib.Path, dtype: DTypeLike | None = "float32") -> tuple[Image
 
     Raises ValueError in one line, naming the file, for a file without a tower and for an unsupported tower.
     """
-    weights = single_file.open_file(path)[0]
+    weights = checkpoints.opened(path)[0]
     beside = path.parent / CONFIG
     told = files.read_json(beside).get("model_cfg", {}) if beside.is_file() else {}
     with named(beside if told else path):

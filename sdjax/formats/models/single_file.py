@@ -29,8 +29,7 @@ from sdjax.families.ldm_sr import LdmSr
 from sdjax.families.sd import Sd
 from sdjax.formats.models import infer_config
 from sdjax.formats.models.folder import LOW_SCHEDULER
-from sdjax.formats.storage import files, headers, ldm_names, parameters, pickles
-from sdjax.formats.storage.tensor_file import TensorFile
+from sdjax.formats.storage import checkpoints, files, headers, ldm_names, parameters
 from sdjax.models.clip import TextConfig, TextEncoder
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import AutoencoderKL, VaeConfig
@@ -106,7 +105,7 @@ def _read(
     ema: bool,
     tokenizer: str | pathlib.Path | None,
 ) -> Whole:
-    weights, metadata, steps = open_file(path)
+    weights, metadata, steps = checkpoints.opened(path)
     notes = _notes(metadata)
     text = OPEN_CLIP_PREFIX if any(name.startswith(OPEN_CLIP_PREFIX) for name in weights.names) else CLIP_PREFIX
     if CODEBOOK in weights.names:
@@ -132,31 +131,6 @@ def _read(
     low = Schedule.from_json(notes[LOW_SCHEDULER]) if LOW_SCHEDULER in notes else None
     family, tokenizers = (LdmSr(), {}) if words is None else (Sd(), {ENCODER: words})
     return family, networks, params, schedule, tokenizers, low
-
-
-def open_file(path: str | pathlib.Path) -> tuple[files.Stored, dict[str, str], int | None]:
-    """Returns (weights, metadata, number of training steps or None) of a file with any ending.
-
-    weights: a TensorFile or Arrays.
-    Raises ValueError naming a damaged file or one without weights.
-    """
-    path = pathlib.Path(path)
-    with open(path, "rb") as file:
-        safe = file.read(9)[8:] == b"{"
-    if not safe:
-        value = pickles.read(path)
-        state = state_of(value)
-        if state is None:
-            raise ValueError(f"{path}: holds no weights by name")
-        return files.Arrays(path, state), {}, value.get("global_step")
-    file = TensorFile(path)
-    return file, file.metadata, None
-
-
-def state_of(value: Any) -> dict[str, np.ndarray] | None:
-    """Returns {name: array} of a pickled checkpoint's value, whether or not under "state_dict"; None for others."""
-    state = value.get("state_dict", value) if type(value) is dict else None
-    return {name: x for name, x in state.items() if type(x) is np.ndarray} if type(state) is dict else None
 
 
 @dataclasses.dataclass(frozen=True)
