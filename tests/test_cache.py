@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -334,6 +336,71 @@ def test_random_crops_are_encoded_as_they_come(tmp_path):
     assert "pixels" in batches.build(data, tiny(), 0)[0]
     with pytest.raises(SettingError, match="^cache='x': expected '' with crop='random', which cuts every picture anew"):
         dataclasses.replace(data, cache="x")
+
+
+class Two:
+    """Two processes of a run, as threads."""
+
+    def __init__(self, monkeypatch):
+        self.barrier, self.own, self.flags = threading.Barrier(2, timeout=120), threading.local(), [True, True]
+        for name in ("several", "place", "together", "every"):
+            monkeypatch.setattr(cache.processes, name, getattr(self, name))
+
+    def several(self):
+        return True
+
+    def place(self):
+        return self.own.place, 2
+
+    def together(self, act):
+        result = act()
+        self.barrier.wait()
+        return result
+
+    def every(self, flag):
+        self.flags[self.own.place] = flag
+        self.barrier.wait()
+        return all(self.flags)
+
+    def run(self, act):
+        """Returns the results of act(0) and act(1) in two threads."""
+
+        def one(place):
+            self.own.place = place
+            return act(place)
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(one, (0, 1)))
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_processes_divide_what_is_missing(tmp_path, monkeypatch, alike):
+    """Each computes a half for both; with folders of their own, each computes all."""
+    data, made, put = smooth(tmp_path / "photos", 5), {0: set(), 1: set()}, Store.put
+    plain = batches.build(data, tiny(), 0)
+    monkeypatch.setattr(cache, "PIXELS", 32 * 32)  # one picture at a time
+    monkeypatch.setattr(cache, "MANY", 2)
+    two = Two(monkeypatch)
+
+    def counted(self, name, arrays):
+        if "moments" in arrays:
+            made[two.own.place].add(name)
+        put(self, name, arrays)
+
+    def built(place):
+        cached = dataclasses.replace(data, cache=str(tmp_path / f"cache{'' if alike else place}"))
+        return batches.build(cached, tiny(), 0)
+
+    monkeypatch.setattr(Store, "put", counted)
+    for one in two.run(built):
+        for step in range(3):
+            same(one[step], plain[step])
+    assert [len(made[place]) for place in (0, 1)] == ([3, 2] if alike else [5, 5])
+    assert made[0].isdisjoint(made[1]) == alike
+    made[0].clear()
+    made[1].clear()
+    two.run(built)
+    assert not made[0] and not made[1]
 
 
 def test_prompts_are_kept_only_where_the_text_encoder_does_not_learn(tmp_path):

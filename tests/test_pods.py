@@ -161,10 +161,12 @@ def test_two_processes_train_as_one(pods, tmp_path, monkeypatch):
     """Two devices each, leaves that are divided; one checkpoint, read by one process, which goes on."""
     pods.PATIENCE = 280
     two, one = tmp_path / "two", tmp_path / "one"
-    started = pods.start(2, 2, ["parallel=mesh:data=2,fsdp=2", "checkpoint=1", *SMALL], two)
+    cache = f"data.cache={tmp_path / 'cache'}"  # which both fill
+    started = pods.start(2, 2, ["parallel=mesh:data=2,fsdp=2", "checkpoint=1", cache, *SMALL], two)
     pods.end(started, two)
     assert (two / "export" / "model_index.json").is_file() and not (two / "run.lock").exists()
     assert any(isinstance(told, list) and len(told) > 1 for told in pods.sums(two, 2).values())
+    assert (tmp_path / "cache" / "moments.records").stat().st_size > 10_000
     assert not any("error" in line for i in range(2) for line in pods.said(two, i))
     run = programs.load("train/run.py", monkeypatch)
     monkeypatch.setattr(mesh, "SHARD_FROM", mesh.SHARD_FROM)  # the recipe changes it

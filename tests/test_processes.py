@@ -225,6 +225,20 @@ watch.split()
     assert sorted(filter(None, run.stderr.splitlines())) == sorted(wanted.splitlines())
 
 
+def test_a_process_waits_for_the_others_outside_of_what_failed_inside(monkeypatch):
+    """So that the one that failed can say why: it is at the outer call, too."""
+    flags = []
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(processes, "every", lambda flag: flags.append(flag) or False)
+    with pytest.raises(SystemExit) as end:
+        processes.together(lambda: processes.together(lambda: 1))
+    assert end.value.code == processes.FAILED and flags == [True, False]
+    flags.clear()
+    with pytest.raises(ValueError, match="a reason"):
+        processes.together(lambda: processes.together(lambda: (_ for _ in ()).throw(ValueError("a reason"))))
+    assert flags == [False, False]
+
+
 def test_a_process_alone_is_not_split(monkeypatch, tmp_path):
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)

@@ -9,6 +9,8 @@ of a prompt is its ids and the text encoder's weights.  So nothing stale is used
 
 A run with flips keeps each picture twice, as it is and mirrored: an autoencoder's moments of a mirrored picture are not
 the mirrored moments.  Masks and conditions from files are read from the source at every step.
+
+Several processes of a run divide what is missing in a folder; each computes what it then still lacks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +25,7 @@ from sdjax import trees
 from sdjax.data.buckets import Shape
 from sdjax.data.sources.source import Examples
 from sdjax.data.store import Memory, Store, key
+from sdjax.runtime import processes
 from sdjax.stable_diffusion import StableDiffusion, to_pixels
 
 FEW = 64  # most pictures whose moments a run keeps in memory without a folder
@@ -191,18 +194,33 @@ def _fill(store, wanted, what, make, more=(), many=lambda shape: 1):
     many(shape): number of pictures of a shape per call of make.
     """
     of, whole = wanted.key(what, *more), wanted.all(what, *more) if len(wanted) > MANY else b""
+    shared = isinstance(store, Store) and processes.several()
+    done = bool(whole) and not store.damaged and whole in store
     if store.damaged:
         print(f"{store.path}: {store.damaged} damaged records; made anew")
-    elif whole and whole in store:
+    if processes.every(done) if shared else done:
         return of
-    todo = []
-    for shape, numbers in zip(wanted.shapes, wanted.numbers, strict=True):
-        for mirrored in wanted.variants:
-            new = np.fromiter((i for i in numbers.tolist() if of(i, mirrored) not in store), np.int64)
-            todo += [(new[k : k + many(shape)], mirrored) for k in range(0, len(new), many(shape))]
-    for numbers, mirrored in tqdm(todo, desc=BARS[what], unit="call", dynamic_ncols=True, disable=len(todo) < 2):
-        for i, arrays in zip(numbers.tolist(), make(numbers.tolist(), mirrored), strict=True):
-            store.put(of(i, mirrored), arrays)
+
+    def lacking():
+        """Returns [(numbers, mirrored)] for the calls of make."""
+        todo = []
+        for shape, numbers in zip(wanted.shapes, wanted.numbers, strict=True):
+            for mirrored in wanted.variants:
+                new = np.fromiter((i for i in numbers.tolist() if of(i, mirrored) not in store), np.int64)
+                todo += [(new[k : k + many(shape)], mirrored) for k in range(0, len(new), many(shape))]
+        return todo
+
+    def fill(todo):
+        for numbers, mirrored in tqdm(todo, desc=BARS[what], unit="call", dynamic_ncols=True, disable=len(todo) < 2):
+            for i, arrays in zip(numbers.tolist(), make(numbers.tolist(), mirrored), strict=True):
+                store.put(of(i, mirrored), arrays)
+
+    if shared:
+        place, count = processes.place()
+        todo = processes.together(lacking)  # none writes before all have looked
+        processes.together(lambda: fill(todo[place::count]))
+        store.look()
+    fill(lacking())  # all of it in one process, or if the processes have folders of their own
     if whole:
         store.put(whole, {"count": np.array([len(wanted)])})
     store.settle()

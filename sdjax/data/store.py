@@ -84,6 +84,10 @@ class Store:
         self.bad.add(place)  # so that `put` writes it again
         return None
 
+    def look(self) -> None:
+        """Reads the records that other processes have added."""
+        self._changed(lambda: None)
+
     def settle(self) -> None:
         """Writes the records' places to a file if there are more than MANY new ones."""
         if len(self.new) > MANY:

@@ -107,6 +107,13 @@ def first() -> bool:
     return not several() or jax.process_index() == 0
 
 
+def place() -> tuple[int, int]:
+    """Returns (the number of this process from 0, how many there are)."""
+    import jax
+
+    return (jax.process_index(), jax.process_count()) if several() else (0, 1)
+
+
 def say(text: str) -> None:
     """Prints a line, once for all processes."""
     if first():
@@ -114,7 +121,7 @@ def say(text: str) -> None:
 
 
 def together(act: Callable[[], Any]) -> Any:
-    """Calls act in each process and returns its result here; if one fails, all end.
+    """Calls act in each process and returns its result here; if one fails, all end.  act may call `together` itself.
 
     Raises act's error in this process, or SystemExit(1) if another process failed; that one reports the reason.
     """
@@ -124,6 +131,10 @@ def together(act: Callable[[], Any]) -> Any:
     try:
         result = act()
     except Exception as caught:
+        error = caught
+    except SystemExit as caught:  # of an inner `together`, whose failed process is in this one now
+        if caught.code != FAILED:
+            raise
         error = caught
     fine = every(error is None)
     if error is not None:
