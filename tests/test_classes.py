@@ -204,7 +204,7 @@ def test_a_run_draws_the_class_pictures_that_it_lacks(run, tmp_path, monkeypatch
     ("changes", "message"),
     [
         ({"data": Data(batch=1)}, "class_data.rows=1: expected data.batch=2 or more, not 1"),
-        ({"method": Vae()}, "class_data.path='.*class': expected '': Vae has its own loss"),
+        ({"method": Vae()}, "class_data.path='.*class': expected none: Vae has its own loss"),
     ],
 )
 def test_nothing_is_drawn_for_a_run_that_cannot_use_it(run, tmp_path, changes, message):

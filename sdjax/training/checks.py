@@ -54,7 +54,7 @@ def alone(settings: Any) -> None:
         usual = type(settings)()
         for get, name in ((operator.attrgetter(name), name) for name in OF_THE_LOSS):
             if (value := get(settings)) != get(usual):
-                said = f"{get(usual)!r}: {type(method).__name__} has its own loss, which ignores it"
+                said = f"{get(usual) or 'none'}: {type(method).__name__} has its own loss, which ignores it"
                 raise SettingError(name, value, said)
         if settings.fit:
             wanted = "'', with compute, remat and optim.kind instead"
