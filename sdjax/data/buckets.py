@@ -15,6 +15,7 @@ An epoch shuffles the batches that are complete by its end.  Everything is a fun
 import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -166,8 +167,8 @@ class Plan:
 
     def shown(self, shape: Shape, before: int, row: int) -> int:
         """Returns the number of the picture in a row of a shape's batch; before: earlier batches of that shape."""
-        order = self.orders[self.shapes.index(shape)]
-        return int(self.buckets[shape][int(order[before * self.rows + row])])
+        order: Any = self.orders[self.shapes.index(shape)]
+        return int(self.buckets[shape][order[before * self.rows + row]])
 
     def _before(self, epoch):
         """Returns the number of batches in the epochs before this one."""
