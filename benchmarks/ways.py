@@ -8,12 +8,8 @@ docs/log/2026-11.md tells which.  No choice used a held-out person.  Other model
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from sdjax import settings
-from sdjax.methods.chain import Chain
-from sdjax.methods.full import Full
-from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.training.settings import Train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -22,16 +18,12 @@ NEW, RARE = "<new>", "sks"
 
 @dataclass(frozen=True)
 class Way:
-    """A way: its recipe in configs/, the number of pictures, the subject's word in prompts, and further settings.
-
-    method: replaces the recipe's, if given.
-    """
+    """A way: its recipe in configs/, the number of pictures, the subject's word in prompts, and further settings."""
 
     recipe: str
     pictures: int
     word: str
     overrides: tuple[str, ...] = ()
-    method: Any = None
 
     def settings(self, model: str, path: str, more: tuple[str, ...] = (), init: str = "", vision: str = "") -> Train:
         """Returns the settings of a run on the pictures below `path`.
@@ -41,8 +33,7 @@ class Way:
         quiet = [f"model={model}", f"data.path={path}", "checkpoint=0", "preview=0"]
         told = settings.load(CONFIGS / self.recipe, quiet)
         encoder = {"init": init or model, "vision": vision} if told.init else {}
-        told = replace(told, method=self.method or told.method, **encoder)
-        return settings.override(told, [*self.overrides, *more])
+        return settings.override(replace(told, **encoder), [*self.overrides, *more])
 
 
 # min_snr: times of low noise, at which words hardly matter, count less.
@@ -67,7 +58,6 @@ def of(model: str, domain: str) -> dict[str, Way]:
     rare = f"{RARE} {domain}"
     called = lambda word: (f"data.word={word}", "data.templates=trigger")  # noqa: E731
     init = (f"method.init={domain}", f"data.templates={'face' if domain == 'face' else 'object'}")
-    both = Chain((TextualInversion(NEW, init=domain), Full(("unet",), keep=True)))
     own = ("e4t_tune.py", (f"method.parts.0.domain={domain.split()[-1]}",))
     e4t = ("pocket/tune.py", ()) if model == "pocket" else own
     ways = {
@@ -75,9 +65,7 @@ def of(model: str, domain: str) -> dict[str, Way]:
         "textual inversion, 5": Way("textual_inversion.py", 5, NEW, init),
         "DreamBooth, 1": Way("dreambooth.py", 1, rare, called(rare)),
         "DreamBooth, 5": Way("dreambooth.py", 5, rare, called(rare)),
-        "textual inversion + DreamBooth, 5": Way(
-            "pivotal.py", 5, NEW, ("optim.lr=5e-6", 'optim.rates=(("rows", 100.0),)'), both
-        ),
+        "textual inversion + DreamBooth, 5": Way("dreambooth_word.py", 5, NEW, (f"method.parts.0.init={domain}",)),
         "LoRA, 5": Way("lora.py", 5, rare, called(rare)),
         "hypernetwork, 5": Way("hypernetwork.py", 5, domain, called(domain)),
         "Custom Diffusion, 5": Way("custom_diffusion.py", 5, NEW, (f"method.parts.0.init={domain}",)),

@@ -8,8 +8,7 @@ optim.rates='(("rows", 0),)':
     python train/run.py configs/textual_inversion.py data.path=photos/dog method.init=dog out=outputs/word
     python train/run.py configs/pivotal.py data.path=photos/dog data.word="<new> dog" init=outputs/word/export
 
-To train the whole UNet instead of a LoRA, write a recipe with Full(("unet",), keep=True) as method.parts.1,
-optim.lr=5e-6 and optim.rates='(("rows", 100),)'.
+The whole UNet instead of a LoRA: configs/dreambooth_word.py.
 
 The learning rates follow cloneofsimo's pivotal tuning: 5e-4 for the word, 1e-4 for the LoRA.
 """

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import jax
+import jax.flatten_util
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,8 +28,10 @@ from sdjax.service import class_images, train_program
 from sdjax.text.rare import rare
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.training import checks, run_folder
+from sdjax.training.begin import begin, task_of
 from sdjax.training.loop import train
 from sdjax.training.settings import Train
+from sdjax.training.step import default_loss
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ClassData(identifiers=("sks",))
@@ -111,6 +115,27 @@ def test_rows_of_the_class_come_with_masks_and_caches(run, tmp_path):
     assert masks[:3].mean() == 0.5 and masks[3].min() == 1
     kept = build(run, cache=str(tmp_path / "cache"))[0]
     assert kept["moments"].shape[0] == 4 and "pixels" not in kept
+
+
+def test_a_lora_learns_from_both_kinds_of_rows(run):
+    """By the documented command: the gradient is the subject's and lambda times the class's."""
+    given = ["model=random:tiny", f"data.path={run.data.path}", "data.word=sks dog", "data.templates=trigger",
+             "data.batch=2", "data.size=32", f"class_data.path={run.class_data.path}", "class_data.count=5",
+             "class_data.weight=0.5", "class_data.identifiers=('sks',)", "method.targets=attn2"]  # fmt: skip
+    settings = sdjax.settings.load(ROOT / "configs/lora.py", given)
+    trained, frozen, data, _ = begin(settings)
+    trained = jax.tree.map(lambda leaf: leaf + 0.01, trained)  # the second matrices start at zero
+    loss = default_loss(settings.method, settings, task_of(settings, frozen))
+    value = lambda tree, base, batch: loss(base, tree, batch, jax.random.key(0), jnp.int32(0))[0]  # noqa: E731
+    gradient = jax.jit(jax.grad(value))
+    batch = data[0]
+    np.testing.assert_allclose(batch["weight"], [1 * 2, 0.5 * 2])
+    whole, subject, others = (
+        jax.flatten_util.ravel_pytree(gradient(trained, frozen, {**batch, "weight": np.float32(weight)}))[0]
+        for weight in (batch["weight"], [2, 0], [0, 2])
+    )
+    assert np.abs(subject).max() > 0 and np.abs(others).max() > 0
+    np.testing.assert_allclose(whole, subject + 0.5 * others, rtol=1e-3, atol=1e-4 * float(np.abs(whole).max()))
 
 
 def test_one_picture_and_a_class_are_stacked(run, tmp_path):

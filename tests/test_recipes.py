@@ -27,6 +27,7 @@ LEFT = {
     "controlnet": ["config.json", "diffusion_pytorch_model.safetensors"],
     "custom_diffusion": ["learned_embeds.safetensors", "pytorch_custom_diffusion_weights.safetensors"],
     "dreambooth": ["model_index.json", "unet/diffusion_pytorch_model.safetensors"],
+    "dreambooth_word": ["model_index.json", "unet/diffusion_pytorch_model.safetensors", "tokenizer/vocab.json"],
     "e4t_pretrain": ["model_index.json", "e4t/encoder.safetensors", "e4t/offsets.safetensors"],
     "e4t_tune": ["model_index.json", "e4t/encoder.safetensors", "e4t/concept.png"],
     "full": ["model_index.json", "unet/diffusion_pytorch_model.safetensors"],
