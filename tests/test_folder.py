@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 
-from sdjax import trees
+from sdjax import tasks, trees
 from sdjax.convert import main
 from sdjax.formats import pipeline
 from sdjax.formats.models import presets
@@ -378,6 +378,20 @@ def test_built_in_shapes_have_the_sizes_of_the_real_models(name, unet, text):
     assert trees.count(parameters.template(unet_network)) == unet
     assert trees.count(parameters.template(TextEncoder(TextConfig(**shape["text_encoder"])))) == text
     assert trees.count(parameters.template(AutoencoderKL(VaeConfig(**shape["vae"])))) == 83_653_863
+
+
+@pytest.mark.parametrize("name, task", [("sd15-inpainting", "inpainting"), ("x4", "upscaling"), ("sd21", "text2img")])
+def test_built_in_shapes_have_their_task(name, task):
+    """And the autoencoder of diffusers with the same options, without memory."""
+    sd = pipeline.shape(name)
+    assert tasks.of(sd, "").name == task
+    with torch.device("meta"):
+        options = {key: value for key, value in presets.SHAPES[name]["vae"].items() if key != "scaling_factor"}
+        blocks = len(options["block_out_channels"])
+        kinds = {"down_block_types": ("DownEncoderBlock2D",) * blocks, "up_block_types": ("UpDecoderBlock2D",) * blocks}
+        theirs = diffusers.AutoencoderKL(**options, **kinds)
+    assert trees.count(sd.parts["vae"]) == sum(x.numel() for x in theirs.parameters())
+    assert sd.factor == (4 if name == "x4" else 8)
 
 
 def test_random_models_are_the_same_every_time_and_compute_something():

@@ -258,23 +258,11 @@ def test_names_that_everyone_knows():
     assert single_file.averaged(f"{UNET}input_blocks.0.0.weight") == "model_ema.diffusion_modelinput_blocks00weight"
 
 
-UPSCALER = {
-    "in_channels": 7,
-    "sample_size": 128,
-    "cross_attention_dim": 1024,
-    "attention_head_dim": 8,
-    "block_out_channels": (256, 512, 512, 1024),
-    "down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
-    "up_block_types": (*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
-    "only_cross_attention": (True, True, True, False),
-    "num_class_embeds": 1000,
-    "use_linear_projection": True,
-}
 FULL = {
     "sd21": presets.SHAPES["sd21"]["unet"] | {"sample_size": 64},
-    "inpaint": presets.SHAPES["sd15"]["unet"] | {"in_channels": 9},
+    "inpaint": presets.SHAPES["sd15-inpainting"]["unet"],
     "depth": presets.SHAPES["sd21"]["unet"] | {"sample_size": 64, "in_channels": 5},
-    "upscaler": UPSCALER,
+    "upscaler": presets.SHAPES["x4"]["unet"],
 }
 
 

@@ -1,7 +1,8 @@
 """Built-in shapes: the sizes of real models, for measurements without their weights, and a tiny model for tests.
 
 Each entry holds options of the parts' config.json files, and of the tokenizer: `size` ids, `length` tokens.
-Source: the published config.json files of Stable Diffusion 1.5 and 2.1, OpenAI's ViT-L/14 and OpenCLIP's ViT-H/14.
+Source: the published config.json files of Stable Diffusion 1.5 and 2.1, 1.5's inpainting model and the x4 upscaler,
+OpenAI's ViT-L/14 and OpenCLIP's ViT-H/14.
 """
 
 SENTENCES = (
@@ -49,15 +50,28 @@ POCKET = {  # the embedded model, whose vocabulary is in the package
     "tokenizer": dict(folder="pocket/tokenizer"),
 }
 
+SD15 = {
+    "unet": dict(sample_size=64, cross_attention_dim=768),
+    "vae": dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512),
+    "text_encoder": dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768),
+    "schedule": dict(),
+    "tokenizer": dict(size=49408, length=77),
+}
+SD2 = {  # the text encoder of all models of Stable Diffusion 2
+    "text_encoder": dict(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_attention_heads=16,
+        num_hidden_layers=23,
+        hidden_act="gelu",
+    ),
+    "tokenizer": dict(size=49408, length=77, pad="!"),
+}
+
 SHAPES = {
-    "sd15": {
-        "unet": dict(sample_size=64, cross_attention_dim=768),
-        "vae": dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512),
-        "text_encoder": dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768),
-        "schedule": dict(),
-        "tokenizer": dict(size=49408, length=77),
-    },
+    "sd15": SD15,
     "sd21": {
+        **SD2,
         "unet": dict(
             sample_size=96,
             cross_attention_dim=1024,
@@ -66,15 +80,25 @@ SHAPES = {
             upcast_attention=True,
         ),
         "vae": dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=768),
-        "text_encoder": dict(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_attention_heads=16,
-            num_hidden_layers=23,
-            hidden_act="gelu",
-        ),
         "schedule": dict(prediction_type="v_prediction"),
-        "tokenizer": dict(size=49408, length=77, pad="!"),
+    },
+    "sd15-inpainting": {**SD15, "unet": {**SD15["unet"], "in_channels": 9}},
+    "x4": {  # the x4 upscaler
+        **SD2,
+        "unet": dict(
+            sample_size=128,
+            in_channels=7,
+            cross_attention_dim=1024,
+            attention_head_dim=8,
+            block_out_channels=(256, 512, 512, 1024),
+            down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
+            up_block_types=(*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
+            only_cross_attention=(True, True, True, False),
+            num_class_embeds=1000,
+            use_linear_projection=True,
+        ),
+        "vae": dict(block_out_channels=(128, 256, 512), layers_per_block=2, sample_size=256, scaling_factor=0.08333),
+        "schedule": dict(prediction_type="v_prediction", beta_start=1e-4, beta_end=0.02),
     },
     "pocket": POCKET,  # weights from nothing by "new:pocket"
     # The model of `make pocket`: pictures of twice the side, latents of the same size.
