@@ -162,8 +162,8 @@ def test_a_class_prompt_is_the_subjects_without_identifiers(text, wanted):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"path": "nowhere"}, "class_data.path='nowhere': python train/class_images.py RECIPE .* expected a folder"),
-        ({"count": 6}, "class_data.count=6: .*class_images.py.* expected at most 5, as "),
+        ({"path": "nowhere"}, "class_data.path='nowhere': python -m sdjax class_images RECIPE .* expected a folder"),
+        ({"count": 6}, "class_data.count=6: .*class_images.* expected at most 5, as "),
         ({"rows": 4}, "class_data.rows=4: expected 1 to 3 of data.batch=4"),
         ({"identifiers": ("zwx",)}, "class_data.identifiers=.'zwx',.: no prompt contains one"),
     ],

@@ -389,9 +389,9 @@ def test_with_the_way_up_too(plain):
 ROOT = Path(__file__).parents[1] / "configs"
 SMALL = ["model=random:tiny", "steps=2", "data.batch=2", "checkpoint=0", "preview=0", "data.size=32", "data.cache=''"]
 PIPES = {
-    "inpainting": (diffusers.StableDiffusionInpaintPipeline, 9, "python sample/inpaint.py --image FILE --mask FILE"),
-    "upscaler": (diffusers.StableDiffusionUpscalePipeline, 7, "python sample/upscale.py --image FILE"),
-    "vae": (diffusers.StableDiffusionPipeline, 4, "python sample/text2img.py"),
+    "inpainting": (diffusers.StableDiffusionInpaintPipeline, 9, "python -m sdjax inpaint --image FILE --mask FILE"),
+    "upscaler": (diffusers.StableDiffusionUpscalePipeline, 7, "python -m sdjax upscale --image FILE"),
+    "vae": (diffusers.StableDiffusionPipeline, 4, "python -m sdjax text2img"),
 }
 
 

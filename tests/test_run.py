@@ -242,7 +242,7 @@ def test_a_run_says_what_it_has_and_how_its_result_is_used(program, tmp_path, ca
     assert f"1 cpu; {folder}: 3 pictures, 1 caption; passed over: 1 .heic" in said
     path = tmp_path / "out" / "export" / "learned_embeds.safetensors"
     for line in (
-        f'python sample/text2img.py --model random:tiny --adapter {path} --prompt "a photo of <cat>"',
+        f'python -m sdjax text2img --model random:tiny --adapter {path} --prompt "a photo of <cat>"',
         f'pipe.load_textual_inversion("{path}"), then prompt <cat>',
         "copy it to embeddings/ under a name of your choice: the word there is the file's name",
     ):

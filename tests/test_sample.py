@@ -144,7 +144,7 @@ def test_what_a_file_cannot_say_is_asked_for(tmp_path, stubs, capsys):
         assert run("text2img", tmp_path / "out", "--from-image", str(tmp_path / f"{name}.png")) is None
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 3 and all(line.startswith("error: --from-image") for line in said)
-    assert "--model" in said[0] and "sample/img2img.py" in said[1] and "sample/interpolate.py" in said[2]
+    assert "--model" in said[0] and "sdjax img2img" in said[1] and "sdjax interpolate" in said[2]
     assert run("text2img", tmp_path / "out", "--from-image", str(tmp_path / "model.png"), "--model", "random:tiny")
     assert "was made with model 6ce0161689" in capsys.readouterr().err
     assert run("text2img", tmp_path / "out") is None

@@ -21,6 +21,7 @@ is mean(subject) + lambda mean(class).
 """
 
 import copy
+import functools
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -244,16 +245,11 @@ class Batches:
         maker = self._with(tables=None, texts=None) if workers else self  # device arrays stay in this process
         found = stream.batched(lambda q: maker._example(maker._position(q)), start * count, count, threads, workers)
         if workers and self.texts is not None:
-            found = map(self._told, found)
+            found = map(functools.partial(_told, self.texts), found)
         tables = self.tables
         if tables is None:
             return found
         return (tables(self.plan.at(start + n)[0], batch) for n, batch in enumerate(found))
-
-    def _told(self, batch):
-        """Returns a batch from another process with the text encoder's outputs, which this process has."""
-        rows = [self.texts({name: ids[i] for name, ids in batch["ids"].items()}) for i in range(len(batch["index"]))]
-        return {**batch, "text": {name: np.stack([row[name] for row in rows]) for name in rows[0]}}
 
     def _position(self, q):
         """Returns the place in the global stream of the q-th example that this process decodes."""
@@ -325,6 +321,12 @@ class Batches:
 
     def _ids(self, caption):
         return {encoder: ids[0] for encoder, ids in self.tokenize([caption]).items()}
+
+
+def _told(texts, batch):
+    """Returns a batch from another process with the text encoder's outputs, which this process has."""
+    rows = [texts({name: ids[i] for name, ids in batch["ids"].items()}) for i in range(len(batch["index"]))]
+    return {**batch, "text": {name: np.stack([row[name] for row in rows]) for name in rows[0]}}
 
 
 def _shrink(mask, factor):

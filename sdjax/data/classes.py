@@ -21,7 +21,7 @@ PHOTO = "a photo of "  # before the class, in the prompt of a class picture with
 class ClassData:
     """The class of a run's subjects, for prior preservation; off if path and identifiers are empty and draw is False.
 
-    path: a folder of class pictures that train together with the subject's; "" for none.  `python train/class_images.py
+    path: a folder of class pictures that train together with the subject's; "" for none.  `python -m sdjax class_images
     RECIPE class_data.path=FOLDER` fills it from the model before training.
     draw: draw the missing class pictures when the run starts, into `path`, or for "" into class/ of the run's folder.
     count: number of pictures to draw into it.

@@ -62,7 +62,7 @@ class ControlNetFolder(Format):
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
         """Returns lines on its use here, in diffusers and in A1111."""
         return [
-            f"here       python sample/controlnet.py --model {model} --control {path} --control-image FILE"
+            f"here       python -m sdjax controlnet --model {model} --control {path} --control-image FILE"
             " --preprocess canny --prompt TEXT",
             f'diffusers  ControlNetModel.from_pretrained("{path}")',
             f"A1111      python -m sdjax.convert {path} NAME.safetensors",

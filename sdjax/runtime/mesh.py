@@ -15,6 +15,7 @@ import collections
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -272,16 +273,26 @@ def _pmap(step: Step) -> tuple[Place, Run]:
     def batch(tree):
         return jax.tree.map(lambda x: np.asarray(x).reshape(count, -1, *np.shape(x)[1:]), tree)
 
-    def first(tree):
-        return jax.tree.map(lambda x: x[0], tree)
-
     mapped = jax.pmap(
         lambda state, frozen, rows: step(state, frozen, rows, axis=AXIS), axis_name=AXIS, donate_argnums=0
     )
 
-    def run(state, frozen, rows):
-        state, metrics = mapped(state, frozen, rows)
-        return state, first(metrics)
+    return Place(replicate, replicate, batch, _first, _first), _Mapped(mapped)
 
-    run.lower = mapped.lower  # pyright: ignore[reportFunctionMemberAccess]
-    return Place(replicate, replicate, batch, first, first), run
+
+@dataclass(frozen=True)
+class _Mapped:
+    """A step by pmap; its metrics, equal on all devices, are the first one's."""
+
+    mapped: Any
+
+    def __call__(self, state, frozen, batch):
+        state, metrics = self.mapped(state, frozen, batch)
+        return state, _first(metrics)
+
+    def lower(self, state, frozen, batch):
+        return self.mapped.lower(state, frozen, batch)
+
+
+def _first(tree):
+    return jax.tree.map(lambda x: x[0], tree)

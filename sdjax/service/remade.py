@@ -20,7 +20,7 @@ def values(path: str | Path, task: str) -> dict[str, Any]:
     record = records.read(path)
     if record.task not in ("text2img", task):
         raise SettingError(
-            "from_image", str(path), f"sample/{record.task}.py, with its files", f"was made by {record.task}"
+            "from_image", str(path), f"sdjax {record.task}, with its files", f"was made by {record.task}"
         )
     known, found = fields(TASKS[task]), {}
     for name, value in record.settings.items():

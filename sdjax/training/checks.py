@@ -125,7 +125,7 @@ def class_pictures(settings: Any, examples: Examples) -> Examples | None:
         return None
     with prefixed("class_data"):
         classes.rows_of(settings.data.batch)
-        draws = "python train/class_images.py RECIPE with the same settings draws what it lacks"
+        draws = "python -m sdjax class_images RECIPE with the same settings draws what it lacks"
         if not _pictures_in(classes.path):
             raise SettingError("path", classes.path, "a folder of pictures of the class", draws)
         others = sources.open(classes.data(settings.data))

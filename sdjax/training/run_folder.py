@@ -33,10 +33,10 @@ from sdjax.settings import CLASS, SettingError, prefixed, to_json
 from sdjax.stable_diffusion import StableDiffusion
 
 RUN = "Train"  # the class in a run's config.json
-PROGRAMS = {  # program for the models of a pipeline; text2img.py for others
-    "StableDiffusionInpaintPipeline": "inpaint.py --image FILE --mask FILE",
-    "StableDiffusionUpscalePipeline": "upscale.py --image FILE",
-    "LDMSuperResolutionPipeline": "upscale.py --image FILE",
+PROGRAMS = {  # program for the models of a pipeline; text2img for others
+    "StableDiffusionInpaintPipeline": "inpaint --image FILE --mask FILE",
+    "StableDiffusionUpscalePipeline": "upscale --image FILE",
+    "LDMSuperResolutionPipeline": "upscale --image FILE",
 }
 PICTURE = "{picture}"  # in `out`: replaced by the name of the run's picture
 
@@ -242,10 +242,10 @@ def _use(path, words, facts):
     said = words or (facts.words if facts is not None else ())
     quoted, prompt = shlex.quote(str(path)), f"a photo of {said[0]}" if said else "TEXT"
     pipe = files.read_json(path / INDEX)["_class_name"]
-    program = PROGRAMS.get(pipe, "text2img.py")
+    program = PROGRAMS.get(pipe, "text2img")
     there = "; each word is a file beside it, and there the file's name" if words else ""
     return [
-        f'here       python sample/{program} --model {quoted} --prompt "{prompt}"',
+        f'here       python -m sdjax {program} --model {quoted} --prompt "{prompt}"',
         f'diffusers  {pipe}.from_pretrained("{path}")',
         f"A1111      python -m sdjax.convert {quoted} NAME.safetensors{there}",
     ]

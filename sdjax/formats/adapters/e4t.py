@@ -143,11 +143,11 @@ class E4TFolder(Format):
         if "concept" not in adapter.trees:
             return [
                 f"here       make tune MODEL={path} IMAGE=photo.png",
-                f'           python sample/text2img.py --model {path} --image photo.png --prompt "a photo of {word}"',
+                f'           python -m sdjax text2img --model {path} --image photo.png --prompt "a photo of {word}"',
             ]
         quoted = shlex.quote(str(path))
         return [
-            f'here       python sample/text2img.py --model {quoted} --prompt "a photo of {word}"',
+            f'here       python -m sdjax text2img --model {quoted} --prompt "a photo of {word}"',
             f'diffusers  python -m sdjax.convert {quoted} DST; StableDiffusionPipeline.from_pretrained("DST"): {word}',
             f"A1111      python -m sdjax.convert {quoted} NAME.safetensors; the word is the name of the file beside it",
         ]

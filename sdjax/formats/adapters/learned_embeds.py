@@ -98,7 +98,7 @@ class LearnedEmbeds(Format):
         if len(rows) > 1:
             there = [_load(path, word, one, adapter.family) for one in rows]
         return [
-            f"here       python sample/text2img.py --model {model} --adapter {adapter_of} {said}",
+            f"here       python -m sdjax text2img --model {model} --adapter {adapter_of} {said}",
             *there,
             "A1111      copy it to embeddings/ under a name of your choice: the word there is the file's name",
         ]

@@ -70,7 +70,7 @@ class Trained(Format):
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
         """Returns lines on how to continue from the file, which needs the recipe's code."""
-        return [f"here       python train/run.py RECIPE init={path}", "elsewhere  only with the method's own code"]
+        return [f"here       python -m sdjax train RECIPE init={path}", "elsewhere  only with the method's own code"]
 
 
 def _named(tree):
