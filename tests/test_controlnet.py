@@ -25,11 +25,9 @@ from sdjax.formats.storage import files, ldm_names, parameters
 from sdjax.models.cond import Cond, UNetInputs
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.models.unet import UNetConfig
-from sdjax.sampling import control as of_control
-from sdjax.sampling import denoising, generate, inpainting, upscaling
-from sdjax.sampling.control import Control
+from sdjax.sampling import denoising, generate, inpainting, settings, upscaling
+from sdjax.sampling.control import Control, applied
 from sdjax.sampling.fields import make
-from sdjax.sampling.settings import ControlNet as Asked
 from sdjax.service import records
 from sdjax.settings import SettingError
 
@@ -237,16 +235,19 @@ def test_pooled_residuals_equal_diffusers(controls):
 
 def test_control_modes_are_those_of_each_unit(controls):
     """As in A1111's extension: both others weaken fine maps, and only the last leaves out the negative side."""
-    made = make(Asked, dict(prompt="a", control=("a", "b", "c"), control_image=("d",) * 3,
+    made = make(settings.ControlNet, dict(prompt="a", control=("a", "b", "c"), control_image=("d",) * 3,
                                          control_mode=["Balanced", "My prompt is more important", 2]))  # fmt: skip
-    acting = of_control.applied([controls[0]] * 3, made, tiny.pictures(3))
+    acting = applied([controls[0]] * 3, made, tiny.pictures(3))
     assert [(one.guess, one.soft) for one in acting] == [(False, False), (False, True), (True, False)]
     old = records.from_json('{"class": "Request", "task": "controlnet", "settings": {"guess": true}}')
     assert old.settings == {"control_mode": ("control",)}
     written = records.text(records.of(made))
     assert records.parse(written).settings["control_mode"] == made.control_mode
     with pytest.raises(SettingError, match="control_mode=.*one, or 2"):
-        make(Asked, dict(prompt="a", control=("a", "b"), control_image=("d",) * 2, control_mode=["prompt"] * 3))
+        make(
+            settings.ControlNet,
+            dict(prompt="a", control=("a", "b"), control_image=("d",) * 2, control_mode=["prompt"] * 3),
+        )
 
 
 def test_a_soft_control_acts_less_on_fine_maps_of_all_rows(controls, monkeypatch):

@@ -16,6 +16,7 @@ from sdjax.formats import pipeline
 from sdjax.formats.storage import hashes
 from sdjax.sampling import generate
 from sdjax.sampling.fields import Size, fields
+from sdjax.sampling.hires_settings import AGAIN
 from sdjax.sampling.settings import TASKS, ImageToImage, TextToImage
 from sdjax.service import maker, provenance, records
 from sdjax.service.records import Record, parse, public, read, save, text
@@ -70,7 +71,7 @@ WRITTEN = {
         },
         hires=2.0,
         hires_method="latent",
-        hires_steps=None,
+        **dict.fromkeys(f"hires_{name}" for name in AGAIN),
     ),
     "girl with an artist's beret, determined, ((eyeshadow)), intricate\nNegative prompt: ugly, fat, [blurry]\n"
     "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 965400086, Size: 512x512, Model hash: 45dee52b": a1111(
@@ -115,15 +116,18 @@ def test_the_text_is_a1111s():
     made = TextToImage(
         prompt="a cat", negative_prompt="dog", sampler="dpmpp_2m", schedule="karras", guidance=7.0, seed=1,
         grammar="a1111", noise_source="torch-cpu", clip_skip=2, hires=2.0, hires_strength=0.5,
+        seamless=True, hires_prompt="a, b", hires_sampler="euler", hires_guidance=3.0,
     )  # fmt: skip
     hashes = {"model": "6ce0161689", "lora ink": "012345"}
     head, version = text(records.of(made, (768, 512), {"model": "v1-5"}, hashes=hashes)).split(", Version: sdjax ")
     first, *words = head.replace('"ink: 012345"', "ink").split(", ")
     assert first == "a cat\nNegative prompt: dog\nSteps: 20" and version.count(".") == 2
     assert words[:5] == ["Sampler: DPM++ 2M", "Schedule type: Karras", "CFG scale: 7", "Seed: 1", "Size: 512x768"]
-    assert words[5:7] == ["Model hash: 6ce0161689", "Model: v1-5"] and words[-1] == "Lora hashes: ink"
+    assert words[5:8] == ["Tiling: True", "Model hash: 6ce0161689", "Model: v1-5"] and words[-1] == "Lora hashes: ink"
     more = {"Clip skip: 2", "RNG: CPU", "Denoising strength: 0.5", "Hires upscale: 2", "Hires upscaler: Latent"}
-    assert set(words[7:-1]) == more | {"Task: text2img"}
+    more |= {'Hires prompt: "a', 'b"', "Hires sampler: Euler", "Hires CFG Scale: 3"}
+    assert set(words[8:-1]) == more | {"Task: text2img"}
+    assert records.request(parse(text(records.of(made)))) == dataclasses.replace(made, size=None)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -139,15 +143,18 @@ def test_every_setting_survives_the_text_and_the_record(task):
 
 
 FITTED = {"preset", "hires", "hires_strength", "hires_steps", "hires_method", "guidance_start", "noise_level"}
+FITTED |= {"seamless", *(f"hires_{name}" for name in AGAIN)}  # not with tiles; with hires
 
 
 def other(one):
     """Returns a value of a setting that is not the usual one."""
-    if one.choices is not None:
+    if one.choices is not None and not one.several:
         return next(name for name in reversed(one.choices) if name not in (one.usual, one.unsaid))
     kinds = {bool: not one.usual, int: 7, float: 0.125, str: "a, b", Size: Size(64, 32)}
     if one.name == "preprocess":
         return ("canny:low=50,high=60",)
+    if one.name == "control_mode":
+        return ("prompt",)
     return ("a b" if one.kind is str else kinds[one.kind],) if one.several else kinds[one.kind]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from annotated_types import Interval
 
 from sdjax.sampling.choices import SAMPLERS, SCHEDULES
-from sdjax.sampling.fields import Choice, Finite, Setting, Some, declared
+from sdjax.sampling.fields import LARGEST, Choice, Setting, Some, declared
 
 AGAIN = (
     "prompt",
@@ -86,7 +86,8 @@ class Hires:
         ),
     ] = None
     hires_guidance: Annotated[
-        Finite | None,
+        float | None,
+        Interval(ge=-LARGEST, le=LARGEST),
         Setting(
             "guidance of the second pass; default: as in the first",
             "Hires CFG Scale",

@@ -6,9 +6,8 @@
     again = request(record)                       # the settings that make it again
 
 A record is a request as text: settings by name (sampling/settings.py), hashes of files, and keys of other programs.
-PNG files hold A1111's text under `parameters` and the exact record under `sdjax`; JPEG and WebP files hold them in
-EXIF's UserComment and ImageDescription.  Settings without a key in A1111 get keys of ours, which A1111 ignores.
-`public` removes what may be private.
+Files hold A1111's text and the exact record, see picture_texts.py.  Settings without a key in A1111 get keys of ours,
+which A1111 ignores.  `public` removes what may be private.
 
 Source: AUTOMATIC1111's stable-diffusion-webui 1.10: processing (the text), infotext_utils (its reading), hashes.
 """
@@ -17,7 +16,6 @@ import dataclasses
 import json
 import math
 import re
-import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,14 +28,12 @@ from sdjax.formats.storage.files import ask_room, new_file
 from sdjax.sampling.control_settings import Controls
 from sdjax.sampling.fields import Field, Size, acting, checked, fields, make
 from sdjax.sampling.settings import FIRST, NAMES, TASKS, VARIED, Sampling, Task
+from sdjax.service import foreign, picture_texts
 from sdjax.settings import SettingError
 
 HASH_OF = {"Model": ("Model hash", "model"), "VAE": ("VAE hash", "vae")}  # key: (key of its hash, name in `hashes`)
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-OWN = "sdjax"  # the PNG chunk of the exact record
 MOST_TEXT = 1 << 16  # characters
-DESCRIPTION, EXIF, USER_COMMENT = 0x010E, 0x8769, 0x9286  # EXIF 2.3; the third lies in the directory of the second
-ENCODINGS = {b"UNICODE\0": "utf-16-be", b"ASCII\0\0\0": "utf-8", b"\0" * 8: "utf-8"}
 OPEN = ("Frame",)  # keys of `more` that reveal no texts or files
 
 
@@ -323,42 +319,11 @@ def save(
             temporary.write_text(data + "\n", encoding="utf-8")
     with new_file(path) as temporary:
         ask_room(temporary, np.asarray(picture).nbytes)  # as it is at most, but for noise
-        image.save(temporary, kind, **_options(kind, text(record), data, quality))
-
-
-def _options(kind, written, data, quality):
-    """Returns the arguments of Pillow's save for a format."""
-    from PIL.PngImagePlugin import PngInfo
-
-    if kind == "PNG":
-        chunks = PngInfo()
-        chunks.add_text("parameters", written)
-        chunks.add_text(OWN, data)
-        return {"pnginfo": chunks}
-    lossless = {"lossless": True} if kind == "WEBP" and quality == 100 else {}
-    return {"exif": _exif(data, written), "quality": quality, **lossless}
-
-
-def _exif(description, comment):
-    """Returns an EXIF block with two texts in the layout of TIFF 6.0: a directory and its text, twice.
-
-    Not by Pillow, which writes the comment as type BYTE; readers expect UNDEFINED.
-    """
-    description, comment = description.encode("ascii") + b"\0", b"UNICODE\0" + comment.encode("utf-16-be")
-    filled = description + b"\0" * (len(description) % 2)  # directories start at even offsets
-    inner = 8 + 2 + 2 * 12 + 4 + len(filled)  # offset of the second directory
-    ascii_, long, undefined = 2, 4, 7  # types
-    first = struct.pack(">2sHIH", b"MM", 42, 8, 2)
-    first += struct.pack(">HHII", DESCRIPTION, ascii_, len(description), 38) + struct.pack(
-        ">HHII", EXIF, long, 1, inner
-    )
-    second = struct.pack(">HHHII", 1, USER_COMMENT, undefined, len(comment), inner + 2 + 12 + 4)
-    end = bytes(4)  # no further directory
-    return b"Exif\0\0" + first + end + filled + second + end + comment
+        image.save(temporary, kind, **picture_texts.options(kind, text(record), data, quality))
 
 
 def read(path: str | Path) -> Record:
-    """Returns the Record in a picture's file, ours or A1111's, or in the .json beside it.
+    """Returns the Record in a picture's file, ours, A1111's or another program's (foreign/), or in the .json beside it.
 
     Raises ValueError naming a file that is missing, not a picture, or without a record.
     """
@@ -366,12 +331,15 @@ def read(path: str | Path) -> Record:
     try:
         if path.suffix.lower() == ".json":
             return from_json(_within(path.read_text(encoding="utf-8")))
-        own, written = _held(path)
-        if own is not None:
-            return from_json(_within(own))
-        if written is None:
-            raise ValueError("no record; expected A1111's text in PNG or EXIF")
-        return parse(_within(written))
+        held = picture_texts.of(path)
+        if picture_texts.OWN in held:
+            return from_json(_within(held[picture_texts.OWN]))
+        written = held.get(picture_texts.A1111)
+        if written is not None and not written.lstrip().startswith("{"):
+            return parse(_within(written))
+        if (said := foreign.read(held, path.name)) is not None:
+            return _of_foreign(*said)
+        raise ValueError("no record; expected A1111's text in PNG or EXIF, or another program's")
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # damaged records raise many kinds of errors
@@ -379,10 +347,21 @@ def read(path: str | Path) -> Record:
         raise ValueError(f"{path}: {reason}") from None
 
 
+def _of_foreign(program: str, said: dict[str, Any]) -> Record:
+    """Returns the Record of what another program's picture says; what no setting accepts goes to `more`."""
+    known, settings, more = fields(TASKS["text2img"]), {}, {"Made by": program}
+    for name, value in said.items():
+        try:
+            settings[name] = _exact(known[name], value)
+        except SettingError:
+            more[known[name].about.word or name] = str(value)[:MOST_TEXT]
+    return Record("text2img", settings, {}, more)
+
+
 def own(path: Path) -> bool:
     """Returns whether a picture's file has a record of any version of sdjax."""
     try:
-        return _held(path)[0] is not None
+        return picture_texts.OWN in picture_texts.of(path)
     except (ValueError, OSError, SyntaxError):  # SyntaxError: Pillow, for a broken PNG
         return False
 
@@ -391,30 +370,3 @@ def _within(written):
     if len(written) > MOST_TEXT:
         raise ValueError(f"the record has {len(written)} characters; expected at most {MOST_TEXT}")
     return written
-
-
-def _held(path):
-    """Returns (our JSON, A1111's text) of a picture's file, None for a missing one; decodes no pixels."""
-    from PIL import Image
-
-    try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-            held = {name: value for name, value in image.info.items() if isinstance(value, str)}
-            exif = image.getexif()
-            described, comment = exif.get(DESCRIPTION, ""), exif.get_ifd(EXIF).get(USER_COMMENT)
-    except OSError:
-        raise
-    except Exception as error:  # Pillow raises many kinds of errors for damaged files
-        raise ValueError(f"cannot be read ({str(error) or type(error).__name__})") from None
-    own = described if isinstance(described, str) and described.startswith('{"class": "Re') else None
-    return held.get(OWN, own), held.get("parameters", _comment(comment))
-
-
-def _comment(comment):
-    """Returns the text of EXIF's UserComment: 8 bytes name the encoding, the text follows."""
-    if not isinstance(comment, bytes) or comment[:8] not in ENCODINGS:
-        return None
-    letters, encoding = comment[8:], ENCODINGS[comment[:8]]
-    if encoding == "utf-16-be" and letters[1::2].count(0) > letters[::2].count(0):
-        encoding = "utf-16-le"  # some programs write it in their machine's byte order
-    return letters.decode(encoding, "replace").lstrip("\ufeff").strip("\0") or None

@@ -56,7 +56,10 @@ def wire(desk: Desk, page: Any) -> None:
 
 
 def _nothing() -> Markup:
-    return marks.empty("See a picture's settings", "Drop a PNG, JPEG or WebP file of sdjax, A1111 or another program.")
+    return marks.empty(
+        "See a picture's settings",
+        "Drop a PNG, JPEG or WebP file of sdjax, A1111, ComfyUI, InvokeAI, NovelAI or Fooocus.",
+    )
 
 
 def _told(path: str | None) -> Markup:
