@@ -127,7 +127,7 @@ def test_the_text_is_a1111s():
     more = {"Clip skip: 2", "RNG: CPU", "Denoising strength: 0.5", "Hires upscale: 2", "Hires upscaler: Latent"}
     more |= {'Hires prompt: "a', 'b"', "Hires sampler: Euler", "Hires CFG Scale: 3"}
     assert set(words[8:-1]) == more | {"Task: text2img"}
-    assert records.request(parse(text(records.of(made)))) == dataclasses.replace(made, size=None)
+    assert records.request(parse(text(records.of(made)))) == dataclasses.replace(made, size=Size(512, 512))
 
 
 @pytest.mark.parametrize("task", TASKS)

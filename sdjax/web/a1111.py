@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from sdjax import __version__
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import TASKS
-from sdjax.service import extras, records, uploads
+from sdjax.service import extras, records, styles, uploads
 from sdjax.service.queue import CANCELLED, FAILED, HALF, STOPS, WAITING, Job
 from sdjax.settings import SettingError
 from sdjax.web.a1111_words import NO_NAME, Asked, of_body, spelled
@@ -53,7 +53,7 @@ def router(services: Services) -> APIRouter:
     async def draw(kind: str, request: Request) -> Any:
         given = await body(request)
         try:
-            asked = await of_body(kind, given, options(), keep, extras.names(library))
+            asked = await of_body(kind, given, options(), keep, extras.names(library), styles.of(services.place))
             job = await services.put(asked.task, asked.values, asked.count, SOURCE)
         except (SettingError, ValueError) as error:
             raise HTTPException(422, services.said(error, spelled)) from None
@@ -262,7 +262,7 @@ def _info(services: Services, job: Job, asked: Asked) -> dict[str, Any]:
         "extra_generation_params": {},
         "index_of_first_image": 0,
         "infotexts": texts,
-        "styles": [],
+        "styles": asked.styles,
         "job_timestamp": "0",
         "clip_skip": values.get("clip_skip", 1),
         "is_using_inpainting_conditioning": False,

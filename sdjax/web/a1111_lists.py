@@ -1,6 +1,7 @@
 """/sdapi/v1 and /controlnet: the lists of names that A1111's clients request first."""
 
 import base64
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from sdjax.images import reading, writing
 from sdjax.sampling.choices import SAMPLERS, SCHEDULES
 from sdjax.sampling.fields import fields
 from sdjax.sampling.hires_settings import Hires
-from sdjax.service import extras, uploads
+from sdjax.service import extras, styles, uploads
 from sdjax.service.library import Entry
 from sdjax.settings import SettingError
 from sdjax.web.a1111_words import MOST_UNITS, preprocessor
@@ -108,9 +109,12 @@ def router(services: Services) -> APIRouter:
         return []
 
     @routes.get("/prompt-styles")
-    def styles() -> list[Any]:
-        """Prompt styles; sdjax has none."""
-        return []
+    def prompt_styles() -> list[dict[str, str]]:
+        """Prompt styles, from styles.csv in the server's folder."""
+        try:
+            return [dataclasses.asdict(one) for one in styles.of(services.place).values()]
+        except ValueError as error:
+            raise HTTPException(422, services.said(error)) from None
 
     @routes.get("/scripts")
     def scripts() -> dict[str, Any]:

@@ -15,7 +15,8 @@ from sdjax.sampling.choices import MODES, NOISES, SAMPLERS, SCHEDULES
 from sdjax.sampling.fields import NOTHING, Field, Size, fields
 from sdjax.sampling.hires_settings import Hires
 from sdjax.sampling.settings import TASKS, Sampling
-from sdjax.service import records
+from sdjax.service import records, styles
+from sdjax.service.styles import Style
 from sdjax.settings import SettingError
 
 Keep = Callable[[object, str], Awaitable[str]]  # (base64, setting) -> the name of an upload
@@ -36,20 +37,30 @@ NOT_ASKED = (None, "", False, 0, "None", "Use same checkpoint")
 
 @dataclass
 class Asked:
-    """The contents of a body: task, settings, number of pictures, and notes on what sdjax ignores."""
+    """The contents of a body: task, settings, number of pictures, and notes on what sdjax ignores.
+
+    styles: names of the styles in the prompts.
+    """
 
     task: str
     values: dict[str, Any]
     count: int = 1
     notes: list[str] = field(default_factory=list)
+    styles: list[str] = field(default_factory=list)
 
 
 async def of_body(
-    kind: str, body: Mapping[str, Any], options: Mapping[str, Any], keep: Keep, upscalers: Sequence[str] = ()
+    kind: str,
+    body: Mapping[str, Any],
+    options: Mapping[str, Any],
+    keep: Keep,
+    upscalers: Sequence[str] = (),
+    known_styles: Mapping[str, Style] | None = None,
 ) -> Asked:
     """Returns the contents of a body of "txt2img" or "img2img".
 
     options: the server's.  keep: stores a picture of the body.  upscalers: names that /upscalers lists.
+    known_styles: {name: Style} that `styles` may name.
     Raises SettingError for an invalid value.
     """
     options = {**options, **_object(body, "override_settings")}
@@ -58,6 +69,7 @@ async def of_body(
     task = "controlnet" if units else "inpaint" if masked else "img2img" if kind == "img2img" else "text2img"
     asked = Asked(task, _usual(task) | _of_options(options) | _of_text(body, task))
     asked.values |= _named(task, body)
+    _styled(asked, body, known_styles or {})
     if kind == "img2img":
         await _begun(asked, body, keep, masked)
     else:
@@ -120,6 +132,19 @@ def _told_twice(values: Mapping[str, Any]) -> bool:
     head = str(sampler).rpartition(" ")[0]
     old = SAMPLERS.ours(sampler) not in SAMPLERS and SAMPLERS.ours(head) in SAMPLERS
     return old and SCHEDULES.ours(values.get("schedule")) == "automatic"
+
+
+def _styled(asked: Asked, body: Mapping[str, Any], known: Mapping[str, Style]) -> None:
+    """Puts the prompts, those of hires fix too, into the styles that a body names; notes unknown ones."""
+    given, values = body.get("styles"), asked.values
+    if not isinstance(given, list):
+        return
+    asked.styles = [name for name in given if isinstance(name, str) and name in known]
+    asked.notes += [f"styles has no {name!r}" for name in given if name not in asked.styles]
+    for before in ("", "hires_"):
+        names = f"{before}prompt", f"{before}negative_prompt"
+        texts = styles.applied([known[name] for name in asked.styles], *(str(values.get(name, "")) for name in names))
+        values |= {name: text for name, text in zip(names, texts, strict=True) if not before or name in values}
 
 
 def _of_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from sdjax.sampling.fields import fields
 from sdjax.sampling.settings import TASKS
-from sdjax.service import orders, records, uploads
+from sdjax.service import orders, records, styles, uploads
 from sdjax.service.library import WHOLE
 from sdjax.service.queue import WAITING, Job
 from sdjax.service.records import Record
@@ -45,6 +45,7 @@ class Pictures:
     controls: dict[str, Any]
     folds: dict[str, Any]
     image_fold: Any
+    styles: Any
     image: Any
     editor: Any
     mask: Any
@@ -55,16 +56,17 @@ class Pictures:
     @property
     def inputs(self) -> list[Any]:
         """The components that `read` reads."""
-        return [self.mode, self.count, self.image, self.editor, self.mask, *self.units.inputs, *self.controls.values()]
+        given = [self.styles, self.image, self.editor, self.mask]
+        return [self.mode, self.count, *given, *self.units.inputs, *self.controls.values()]
 
     @property
     def outputs(self) -> list[Any]:
         """The components that `fill` updates."""
-        return [self.mode, self.image, self.editor, *self.controls.values()]
+        return [self.mode, self.styles, self.image, self.editor, *self.controls.values()]
 
     def read(self, mode: str, count: Any, *given: Any) -> tuple[str, dict[str, Any], int]:
         """Returns (task, {setting: value} for orders, count) from the values of inputs; stores uploads."""
-        image, editor, mask, *rest = given
+        chosen, image, editor, mask, *rest = given
         of_units, values = rest[: len(self.units.inputs)], rest[len(self.units.inputs) :]
         found: dict[str, Any] = dict(zip(self.controls, values, strict=True))
         keep = self.desk.services.kept
@@ -76,7 +78,16 @@ class Pictures:
             found["mask"] = keep(Path(mask).read_bytes(), "mask")
         if mode == "controlnet":
             found |= self.units.read(of_units, keep)
+        found |= self._styled(chosen or [], found)
         return mode, form.values(mode, found), 1 if mode == "interpolate" else int(count or 1)
+
+    def _styled(self, chosen: list[str], found: Mapping[str, Any]) -> dict[str, str]:
+        known = styles.of(self.desk.services.place)
+        names = ("prompt", "negative_prompt")
+        texts = styles.applied(
+            [known[name] for name in chosen if name in known], *(found[name] or "" for name in names)
+        )
+        return dict(zip(names, texts, strict=True))
 
     def _painted(self, editor: Mapping[str, Any] | None) -> dict[str, Any]:
         if not editor or not editor.get("background"):
@@ -106,7 +117,8 @@ class Pictures:
         plain = image if image and task != "inpaint" else None
         painted = {"background": image, "layers": [], "composite": None} if image and task == "inpaint" else None
         kept = [plain if plain or whole else gr.skip(), gr.skip() if painted is None else painted]
-        return [task, *kept, *found]
+        said = whole or "prompt" in values  # a prompt that was made with styles holds them
+        return [task, [] if said else gr.skip(), *kept, *found]
 
     def ordered(self, job: Job, drawn: Mapping[str, Any] | None = None) -> list[Any]:
         """Returns updates of outputs for a job's order; drawn: values that replace the order's."""
@@ -143,6 +155,8 @@ def build(desk: Desk) -> None:
                 add("prompt", lines=3, max_lines=12, placeholder="a photo of a red house by the sea")
                 add("negative_prompt", lines=1, max_lines=6, placeholder="what should not be in it")
             counted = marks.area(elem_id="tokens")
+            chosen_styles = gr.Dropdown([], multiselect=True, visible=False, label="Styles", elem_id="styles",
+                                        info="Texts around the prompt, from styles.csv.")  # fmt: skip
             image_fold = gr.Accordion("A photo of the person or thing", open=False, visible=True, elem_id="image-fold")
             with image_fold:
                 image = gr.Image(type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
@@ -182,7 +196,8 @@ def build(desk: Desk) -> None:
             now = marks.area(elem_id="now")
             gallery = marks.area(elem_id="gallery")
             chosen = gr.State()
-    made = Pictures(desk, mode, count, controls, folds, image_fold, image, editor, mask, own_units, problem, chosen)
+    given = (chosen_styles, image, editor, mask)
+    made = Pictures(desk, mode, count, controls, folds, image_fold, *given, own_units, problem, chosen)
     desk.places[ID] = made
     queue = desk.services.queue
     desk.live(now, lambda: stage.now(queue, "pictures"))
@@ -248,8 +263,8 @@ def wire(desk: Desk, page: Any) -> None:
 
     outputs = [desk.tabs, *made.outputs, info.file, teach.files]
     desk.on(gallery.send, send, [teach.files], outputs, made.problem)
-    opened = gr.on([page.load], lambda: _opened(made), None, [*_listing(made), *_defaulted(made), *made.units.models],
-                   **QUIET)  # fmt: skip
+    filled = [made.styles, *_listing(made), *_defaulted(made), *made.units.models]
+    opened = gr.on([page.load], lambda: _opened(made), None, filled, **QUIET)
     draft.keep([made.mode, made.count, *made.controls.values()], opened)
 
 
@@ -395,7 +410,16 @@ def _opened(made: Pictures) -> list[Any]:
     lists = [gr.update(choices=listed(made.desk, name)) for name in NAMED]
     values = made.defaults()
     kept = [form.filled(known[name], values[name]) if name in values else gr.skip() for name in _names(made)]
-    return [*lists, *kept, *made.units.listed(library)]
+    return [_styles(made.desk), *lists, *kept, *made.units.listed(library)]
+
+
+def _styles(desk: Desk) -> Any:
+    """Returns the update of the list of styles, which is hidden without any."""
+    try:
+        names = list(styles.of(desk.services.place))
+    except ValueError:
+        names = []  # a job with styles reports it
+    return gr.update(choices=names, visible=bool(names))
 
 
 def listed(desk: Desk, name: str) -> list[tuple[str, str]]:
