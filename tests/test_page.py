@@ -103,9 +103,10 @@ def test_what_is_filled_in_is_read_again(desk):
     values = {"prompt": "a <b>", "steps": 33, "sampler": "dpmpp_2m", "schedule": "karras", "guidance": 4.5,
               "seed": 2**40, "size": "512x768", "eta": 0.25, "rescale": 0.5, "clip_skip": 2,
               "hires": 1.5, "hires_steps": 7}  # fmt: skip
-    mode, _, _, *updates = made.fill("text2img", values)
+    mode, chosen, _, _, *updates = made.fill("text2img", values)
     given = {name: one["value"] for name, one in zip(made.controls, updates, strict=True) if "value" in one}
     found = form.values(mode, given)
+    assert chosen == []  # the prompt of a record holds its styles
     assert {name: str(found[name]) for name in values} == {name: str(value) for name, value in values.items()}
 
 
@@ -137,12 +138,17 @@ def test_durations():
 
 def test_a_job_is_put_before_those_that_wait(desk):
     made, queue = desk[0].places["pictures"], desk[0].services.queue
-    given = ["text2img", 2, None, None, None, *(one.value for one in made.units.inputs)]
+    (desk[0].services.place.root / "styles.csv").write_text("name,prompt,negative_prompt\nink,ink of {prompt},grey\n")
+    given = ["text2img", 2, ["ink"], None, None, None, *(one.value for one in made.units.inputs)]
     given += ["a cat" if name == "prompt" else one.value for name, one in made.controls.items()]
     pictures._putting(made, False)(*given)
     pictures._putting(made, True)(*given)
     second, first = queue.newest(2)[::-1]
     assert [one.id for one in queue.waiting()] == [first.id, second.id] and first.count == 2
+    assert (
+        first.request["settings"] | {"prompt": "ink of a cat", "negative_prompt": "grey"} == first.request["settings"]
+    )
+    assert pictures._styles(desk[0])["choices"] == ["ink"]
     queue.clear()
 
 
@@ -219,6 +225,6 @@ def test_what_runs_shows_of_a_job_is_text(desk, state):
         (folder / "samples").mkdir(parents=True)
         (folder / "log.txt").write_text(text)
         (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 0.5, f"loss.{text}": 1.0}))
-        made = str(details._detail(job, place))
+        made = str(details._detail(job, desk[0].services.library))
         assert "<svg onload" not in made and "&lt;svg onload" in made
     desk[0].services.queue.clear()

@@ -70,10 +70,20 @@ def _loaded(library: Library, order: Mapping[str, Any], key: str) -> Any:
     """Returns the settings of the run of an order."""
     from sdjax.settings import load
 
+    recipe, items = overrides(library, order)
+    made = load(recipe, [f"out={library.place.run(key)}", *items])
+    if "data.condition" in order.get("settings", {}) and made.data.condition:
+        with prefixed("data"):
+            conditions.of(made.data.condition, public=True)
+    return made
+
+
+def overrides(library: Library, order: Mapping[str, Any]) -> tuple[Path, list[str]]:
+    """Returns (the recipe, its overrides a.b=value) of an order, but for the folder of the run."""
     recipe, there = order.get("recipe"), recipes.known()
     if recipe not in there:
         raise SettingError("recipe", recipe, f"one of {', '.join(there)}")
-    items = [f"out={library.place.run(key)}", *_pictures(library.place, order.get("data"))]
+    items = _pictures(library.place, order.get("data"))
     for name in ("model", "init"):
         if order.get(name) is not None:
             items.append(f"{name}={_named(library, name, order[name])}")
@@ -84,11 +94,7 @@ def _loaded(library: Library, order: Mapping[str, Any], key: str) -> Any:
         if not may(name):
             raise SettingError(name, value, "a setting of the recipe that names no file")
         items.append(f"{name}={_plain(name, value)}")
-    made = load(there[recipe], items)
-    if "data.condition" in settings and made.data.condition:
-        with prefixed("data"):
-            conditions.of(made.data.condition, public=True)
-    return made
+    return there[recipe], items
 
 
 def may(name: str) -> bool:

@@ -5,7 +5,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from sdjax.service import teaching
+from sdjax.service import commands, teaching
+from sdjax.service.library import Library
 from sdjax.service.place import Place
 from sdjax.service.queue import DONE, ENDED, FAILED, RUNNING, WAITING, Job, Queue
 from sdjax.web.jobs import progress
@@ -56,16 +57,16 @@ def _row(job: Job, on: bool) -> Markup:
 # ---- one job --------------------------------------------------------------------------------------------
 
 
-def detail(queue: Queue, place: Place, chosen: int | None) -> tuple[Hashable, Any]:
+def detail(queue: Queue, library: Library, chosen: int | None) -> tuple[Hashable, Any]:
     """Returns (key, function that makes it) for the details of a job, the newest for None."""
     job = queue.get(chosen) if chosen is not None else next(iter([*queue.waiting(), *queue.newest(1)]), None)
     if job is None:
         return None, lambda: Markup("")
-    seen = len(teaching.samples(place.run(job.key))) if job.kind == "training" else 0
-    return (job.id, job.changed, words.left(job), seen), lambda: _detail(job, place)
+    seen = len(teaching.samples(library.place.run(job.key))) if job.kind == "training" else 0
+    return (job.id, job.changed, words.left(job), seen), lambda: _detail(job, library)
 
 
-def _detail(job: Job, place: Place) -> Markup:
+def _detail(job: Job, library: Library) -> Markup:
     head = tag("h3", words.name(job)[:300])
     told = [f"Job {job.id}", words.phase(job), f"from {job.source}" if job.source not in ("", "page") else ""]
     if job.started and job.ended:
@@ -74,8 +75,8 @@ def _detail(job: Job, place: Place) -> Markup:
     line = tag("p", " · ".join(filter(None, told)), cls="dim")
     bar = marks.bar(progress(job) if job.phase in ("sampling", "training") else -1, words.phase(job))
     parts: list[Any] = [head, line, bar if job.state == RUNNING else None, marks.problem(job.error) or None, _acts(job)]
-    parts += _run(job, place) if job.kind == "training" else [_pictures(job)]
-    return tag("div", *parts, _settings(job), cls="detail")
+    parts += _run(job, library.place) if job.kind == "training" else [_pictures(job)]
+    return tag("div", *parts, _settings(job), _command(job, library), cls="detail")
 
 
 def _acts(job: Job) -> Markup:
@@ -139,6 +140,15 @@ def _settings(job: Job) -> Markup:
         tag("tr", tag("th", form.label(str(name))), tag("td", str(form.shown(value))[:2000])) for name, value in rows
     ]
     return _fold("Settings", tag("table", *body), True)
+
+
+def _command(job: Job, library: Library) -> Markup | None:
+    """Returns the command line that does the same, to copy."""
+    text = commands.of(library, job)
+    if not text:
+        return None
+    copy = button("Copy", "copy", title="Copy the command", text=text)
+    return _fold("Command", tag("div", tag("pre", text), tag("div", copy, cls="acts")))
 
 
 def _fold(title: str, inside: Markup, opened: bool = False) -> Markup:

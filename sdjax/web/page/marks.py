@@ -13,12 +13,16 @@ from markupsafe import Markup, escape
 
 VOID = ("img", "input", "br")
 # Runs in the browser once per gr.HTML: a click on an element with data-do triggers the component's event "act", or
-# "send" if the element has data-to.
+# "send" if the element has data-to; one on an element with data-do="copy" copies its data-text.
 CLICKS = """
 element.addEventListener('click', event => {
     const found = event.target.closest('[data-do]');
     if (!found || found.disabled) return;
     event.preventDefault();
+    if (found.dataset.do === 'copy') {
+        if (navigator.clipboard) navigator.clipboard.writeText(found.dataset.text);
+        return;
+    }
     if (found.dataset.to) trigger('send', {...found.dataset});
     else trigger('act', {...found.dataset});
 });

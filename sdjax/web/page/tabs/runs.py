@@ -14,7 +14,7 @@ ID, TITLE, ORDER = "runs", "Runs", 3
 
 def build(desk: Desk) -> None:
     """Makes the components."""
-    queue, place = desk.services.queue, desk.services.place
+    queue, library = desk.services.queue, desk.services.library
     with gr.Row(elem_classes="split"):
         with gr.Column(scale=4, min_width=320, elem_classes="side"):
             with gr.Row(elem_classes="bar-of-buttons", equal_height=True):
@@ -28,7 +28,7 @@ def build(desk: Desk) -> None:
     desk.places[ID] = chosen
     desk.places["detail"], desk.places["runs problem"] = detail, problem
     desk.live(jobs, lambda given: details.listed(queue, given), [chosen])
-    desk.live(detail, lambda given: details.detail(queue, place, given), [chosen])
+    desk.live(detail, lambda given: details.detail(queue, library, given), [chosen])
     desk.live(pause, lambda: (queue.paused, lambda: "Resume the queue" if queue.paused else "Pause the queue"))
 
     def act(given: Any, event: gr.EventData) -> list[Any]:
