@@ -100,8 +100,8 @@ class Job:
         ]
         return jnp.concatenate(mixed)
 
-    def seeded_noise(self, shape: tuple[int, int, int]) -> Float[Array, "B h w c"]:
-        """Returns the start noise without variations."""
+    def seeded_noise(self, shape: Any) -> Float[Array, "B h w c"]:
+        """Returns the start noise without variations; shape: (h, w, c)."""
         pictures = tuple(dataclasses.replace(one, variation=0.0) for one in self.pictures)
         return dataclasses.replace(self, pictures=pictures).start_noise(shape)
 

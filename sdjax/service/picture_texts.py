@@ -54,7 +54,7 @@ def of(path: Path) -> dict[str, str]:
 
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-            held = {name: value for name, value in image.info.items() if isinstance(value, str)}
+            held = {str(name): value for name, value in image.info.items() if isinstance(value, str)}
             exif = image.getexif()
             described, comment = exif.get(DESCRIPTION, ""), exif.get_ifd(EXIF).get(USER_COMMENT)
     except OSError:

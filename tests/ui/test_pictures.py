@@ -43,6 +43,26 @@ def test_generate(page, tmp_path):
     assert np.asarray(Image.open(io.BytesIO(data))).std() > 10
 
 
+def test_styles_are_chosen_and_the_command_is_copied(context, served):
+    table = served.out / "styles.csv"
+    table.write_text("name,prompt,negative_prompt\nink,an ink drawing of {prompt},\n")
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = opened(context, served)
+    prompt(page, "a small face")
+    page.locator("#styles input").click()
+    page.get_by_role("option", name="ink").click()
+    page.keyboard.press("Escape")
+    page.locator("#generate").click()
+    shown(page, "an ink drawing of a small face")
+    table.unlink()
+    go(page, "Runs")
+    page.locator("#detail summary", has_text="Command").click()
+    page.locator("#detail button", has_text="Copy").click()
+    text = page.locator("#detail pre").first.inner_text()
+    assert text.startswith("sdjax text2img --prompt 'an ink drawing of a small face'") and f"--steps {STEPS}" in text
+    wait_for(lambda: page.evaluate("navigator.clipboard.readText()") == text, 10)
+
+
 def test_two_in_the_queue_survive_a_reload_and_a_closed_tab(context, served):
     page = opened(context, served)
     prompt(page, "first of two faces")
