@@ -7,8 +7,7 @@ Other conditions: scribble, softedge, lines, depth (computed); openpose, segment
 model works as the base too.  Learning rate and prompt dropout are the original's.  At full size with batches of 4,
 the network starts to follow its pictures suddenly, after 3,000 to 7,000 steps; larger batches help.
 
-export/ is a folder for diffusers' ControlNetModel; `python -m sdjax.convert FOLDER NAME.safetensors` makes one file
-for A1111 and ComfyUI.
+export/ is a folder for diffusers' ControlNetModel; with save_model_as=single-file, one file for A1111 and ComfyUI.
 """
 
 from sdjax.data.batches import Data

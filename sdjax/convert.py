@@ -18,8 +18,7 @@ from pathlib import Path
 import jax
 
 from sdjax.formats import merging, pipeline
-from sdjax.formats.adapters import about, attach, attachable, e4t, embeddings
-from sdjax.formats.adapters.learned_embeds import beside
+from sdjax.formats.adapters import about, attach, attachable, e4t
 from sdjax.formats.models import controlnet
 from sdjax.formats.storage import files, headers
 from sdjax.methods.e4t import Encoder, plain_model
@@ -148,7 +147,7 @@ def _model(options, given):
     if changes:
         sd, told = _summed(options, sd, told)
         yield f"summed {told[about.MERGED]}"
-    extras, words = [], {}
+    extras = []
     if any(isinstance(conditioner, Encoder) for conditioner in sd.conditioners):
         sd = plain_model(sd)
     elif form == "single-file" and "image_encoder" in sd.parts:
@@ -156,15 +155,15 @@ def _model(options, given):
     elif not os.path.isfile(options.source) and not options.source.startswith(("random:", "new:")):
         place = pipeline.locate(options.source, options.variant)
         extras = e4t.carried(place, options.dtype, not options.no_reference)
-    if form == "single-file" and sd.words:
-        sd, words = embeddings.taken(sd)
-    size = int(options.shard_size * 1e9)
-    saving = {"dtype": options.dtype, "shard_size": size, "extras": extras, "about": told}
-    path = pipeline.save(sd, options.destination, form, **saving)
+    if form == "single-file":
+        path, words = pipeline.save_single(sd, options.destination, options.dtype, told)
+        for word, place in words.items():
+            yield f"wrote {place}: the word {word} as an embedding; in A1111 its word is the file name, {place.stem}"
+    else:
+        size = int(options.shard_size * 1e9)
+        saving = {"dtype": options.dtype, "shard_size": size, "extras": extras, "about": told}
+        path = pipeline.save(sd, options.destination, form, **saving)
     yield from _cards(path, told, picture)
-    for word, place in beside(path, words).items():
-        written = embeddings.write(place, {word: words[word]}, sd.family)
-        yield f"wrote {written}: the word {word} as an embedding; in A1111 its word is the file name, {place.stem}"
     yield f"wrote {path}"
 
 

@@ -45,8 +45,11 @@ class ControlNetFolder(Format):
 
     def write(self, adapter: Adapter, folder: Path, about: Mapping[str, str] | None = None) -> Path:
         """Writes config.json, diffusion_pytorch_model.safetensors and metadata.json; returns the folder."""
-        network = ControlNet(ControlNetConfig.from_json(adapter.about["config"]))
-        return controlnet.save_control(Control(adapter.trees[KIND], network), folder, about=about or {})
+        return controlnet.save_control(_control(adapter), folder, about=about or {})
+
+    def single(self, adapter: Adapter, path: Path, about: Mapping[str, str] | None = None) -> Path:
+        """Writes one file with the ControlNet repository's names, for A1111 and ComfyUI; returns its path."""
+        return controlnet.save_control(_control(adapter), path, about=about or {})
 
     def start(
         self, adapter: Adapter, method: Any, trained: Any, frozen: StableDiffusion
@@ -61,9 +64,19 @@ class ControlNetFolder(Format):
 
     def use(self, path: Path, adapter: Adapter, model: str) -> list[str]:
         """Returns lines on its use here, in diffusers and in A1111."""
-        return [
+        here = (
             f"here       python -m sdjax controlnet --model {model} --control {path} --control-image FILE"
-            " --preprocess canny --prompt TEXT",
+            " --preprocess canny --prompt TEXT"
+        )
+        if path.is_file():
+            return [here, "A1111      copy it to models/ControlNet/"]
+        return [
+            here,
             f'diffusers  ControlNetModel.from_pretrained("{path}")',
             f"A1111      python -m sdjax.convert {path} NAME.safetensors",
         ]
+
+
+def _control(adapter):
+    """Returns the Control of an adapter."""
+    return Control(adapter.trees[KIND], ControlNet(ControlNetConfig.from_json(adapter.about["config"])))

@@ -17,7 +17,8 @@ from flax.core import FrozenDict
 from sdjax import trees
 from sdjax.diffusion.noise_schedule import Schedule
 from sdjax.families.sd import Sd
-from sdjax.formats.adapters import e4t
+from sdjax.formats.adapters import e4t, embeddings
+from sdjax.formats.adapters.learned_embeds import beside
 from sdjax.formats.models import autoencoder, folder, lpips, open_clip, presets, single_file
 from sdjax.formats.storage import files, headers, parameters
 from sdjax.models.clip import ImageConfig, ImageEncoder
@@ -214,3 +215,19 @@ def save(
         return single_file.write(sd, destination, dtype, about)
     describe = lambda sd, place: headers.describe(place, about)  # noqa: E731
     return folder.write(sd, destination, dtype, shard_size, [*extras, describe])
+
+
+def save_single(
+    sd: StableDiffusion,
+    path: str | pathlib.Path,
+    dtype: str | None = None,
+    about: Mapping[str, str] = FrozenDict(),
+) -> tuple[pathlib.Path, dict[str, pathlib.Path]]:
+    """Writes one checkpoint for A1111 and ComfyUI; returns (its path, {word: the file of its embedding beside it}).
+
+    A single file holds no words, no image encoder and nothing of E4T.  about: see `save`, whose ValueErrors it raises.
+    """
+    sd, words = embeddings.taken(sd) if sd.words else (sd, {})
+    path = save(sd, path, "single-file", dtype=dtype, about=about)
+    places = beside(path, words)
+    return path, {word: embeddings.write(place, {word: words[word]}, sd.family) for word, place in places.items()}

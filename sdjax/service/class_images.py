@@ -26,6 +26,7 @@ from sdjax.runtime import accelerator, compile_cache, locks, processes, signals
 from sdjax.service import batch, maker
 from sdjax.settings import SettingError, prefixed
 from sdjax.training import checks, recipes
+from sdjax.training.base import LOADED
 
 DOC = """Draws class pictures for a DreamBooth run from the model that the run will train.
 
@@ -81,7 +82,9 @@ def draw(run: Any, more: dict[str, Any] | None = None, rows: int = BATCH) -> tup
         for name, prompt, _ in jobs:  # before the pictures, so that each has a caption
             _write(folder / f"{name}.txt", prompt)
         _write(folder / LIST, "".join(json.dumps({"name": n, "prompt": p, "seed": s}) + "\n" for n, p, s in jobs))
-        usual = {"grammar": "plain", "clip_skip": run.clip_skip, **(more or {}), "model": run.model}
+        own = {name: value for name in LOADED if (value := getattr(run, name))}
+        usual = {"grammar": "plain", "clip_skip": run.clip_skip, **(more or {}), **own}
+        usual |= {"model": run.model, "ema": run.model_ema}
         made, failed, kept = batch.run(batch.Folder(maker.Maker(), folder), folder / LIST, usual, rows)
         if failed:
             raise ValueError(f"{folder}: {failed} of {lacking} pictures were not made; see errors.jsonl there")

@@ -24,7 +24,7 @@ from sdjax.settings import SettingError, prefixed
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.task import Task
 from sdjax.tasks.text2img import TextToImage
-from sdjax.training import checks, run_folder
+from sdjax.training import base, checks, run_folder
 from sdjax.training.settings import Train
 
 
@@ -46,8 +46,7 @@ def begin(
     if examples is None and (pictures or method.look is not None or method.finish is not None):
         examples = checks.pictures(settings)
     others = None if examples is None else checks.class_pictures(settings, examples)
-    # In float32, since training starts from it for every setting of `frozen`.
-    loaded = pipeline.load(settings.model, vision=settings.vision or None, perceptual=settings.perceptual or None)
+    loaded = base.load(settings)  # in float32, since training starts from it for every setting of `frozen`
     if loaded.conditioners:
         raise ValueError(f"model={settings.model!r}: was tuned on one picture; pass the model it came from")
     if method.loss is None:
@@ -63,8 +62,8 @@ def begin(
         trained, frozen = method.split(sd, split if fresh and opened is None else None)
     if opened is not None:
         trained, frozen = run_folder.start(method, trained, frozen, settings.init, opened)
-        trained = run_folder.drawn(trained, method, sd, split)
-    model, frozen = _digest(settings, loaded), _rounded(frozen, settings.frozen)
+        trained = trees.cast(run_folder.drawn(trained, method, sd, split), "float32")  # a file may hold float16
+    model, frozen = base.digest(settings, loaded), _rounded(frozen, settings.frozen)
     del loaded, sd  # frees gigabytes if `frozen` was rounded
     data = picture = None
     if examples is not None:
@@ -134,17 +133,6 @@ def _place(init):
     if init != "pocket" and (Path(init).exists() or not HUB_ID.fullmatch(init)):
         return Path(init)
     return (None if init == "pocket" else kinds.fetched(init)) or pipeline.locate(init)
-
-
-def _digest(settings, sd):
-    """Returns the digest of the loaded model.
-
-    For a new model, its name replaces the weights: their last bits depend on the device.
-    """
-    new = settings.model.startswith("new:")
-    return trees.digest(
-        (settings.model, sd.parts["image_encoder"] if settings.vision else None, sd.reference) if new else sd
-    )
 
 
 def _rounded(frozen, dtype):

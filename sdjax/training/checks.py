@@ -15,6 +15,7 @@ from typing import Any
 from sdjax import conditions
 from sdjax.data import batches, sources
 from sdjax.data.sources.source import Examples
+from sdjax.formats import controlnet
 from sdjax.images import reading
 from sdjax.methods.chain import Chain
 from sdjax.methods.full import Full
@@ -23,6 +24,7 @@ from sdjax.runtime import mesh
 from sdjax.settings import SettingError, prefixed
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.training import prompt_lines
+from sdjax.training.settings import FORMS
 
 OF_THE_LOSS = (  # settings of the diffusion loss
     "min_snr", "debiased", "huber", "noise_offset", "pyramid", "perturbation", "preserve", "clip_skip", "times",
@@ -62,6 +64,9 @@ def alone(settings: Any) -> None:
             raise SettingError("fit", settings.fit, wanted, why)
     if not settings.data.squares and method.look is not None:
         raise SettingError("data.buckets", settings.data.buckets, f"0: {type(method).__name__} reads square pictures")
+    if settings.save_model_as != FORMS[0] and not set(method.formats) <= {controlnet.KIND}:
+        said = f"{FORMS[0]}: {type(method).__name__} exports another file than a whole model or a ControlNet"
+        raise SettingError("save_model_as", settings.save_model_as, said)
     if settings.prompts_file:
         prompt_lines.read(settings.prompts_file)
     if settings.data.concept and method.look is None:

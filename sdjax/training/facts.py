@@ -31,7 +31,7 @@ LOOKED_THROUGH = 1000  # most captions whose tags are counted
 def told(
     settings: Any, out: str | Path, step: int, sd: StableDiffusion | None = None, trained: Any = None
 ) -> dict[str, Any]:
-    """Returns run.export's arguments facts, public and picture for a run in the folder `out`, at a step.
+    """Returns run.export's arguments facts, public, picture, form and dtype for a run in the folder `out`, at a step.
 
     settings: Train.  picture: the newest preview; None for a public run, since previews show prompts.
     sd: the model, for the sizes of pictures.  trained: the trained tree, for the rates of its parts.
@@ -41,6 +41,8 @@ def told(
         "facts": of(settings, Path(out).resolve().name, step, sd, trained),
         "public": settings.public,
         "picture": previews[-1] if previews and not settings.public else None,
+        "form": settings.save_model_as,
+        "dtype": settings.save_precision,
     }
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from sdjax.data import sources
 from sdjax.data.sources.source import Examples
@@ -31,6 +33,7 @@ from sdjax.methods.method import Method
 from sdjax.runtime import locks
 from sdjax.settings import CLASS, SettingError, prefixed, to_json
 from sdjax.stable_diffusion import StableDiffusion
+from sdjax.training.settings import FORMS
 
 RUN = "Train"  # the class in a run's config.json
 PROGRAMS = {  # program for the models of a pipeline; text2img for others
@@ -38,6 +41,7 @@ PROGRAMS = {  # program for the models of a pipeline; text2img for others
     "StableDiffusionUpscalePipeline": "upscale --image FILE",
     "LDMSuperResolutionPipeline": "upscale --image FILE",
 }
+FOLDER, SINGLE, _ = FORMS  # of a whole model or a ControlNet
 PICTURE = "{picture}"  # in `out`: replaced by the name of the run's picture
 
 
@@ -169,6 +173,8 @@ def export(
     public: bool = False,
     picture: Path | None = None,
     model: str = "MODEL",
+    form: str = FOLDER,
+    dtype: str = "float32",
 ) -> tuple[Path, list[str]]:
     """Writes the result of training; returns (path, lines that explain its use).
 
@@ -177,16 +183,24 @@ def export(
     facts: for the header of the file and the card next to it, see facts.py; None for no card.  public: without captions
     and names.  picture: a PNG for the card.
     model: name of the base model in the lines.
+    form: save_model_as of a run, for a whole model or a ControlNet.  dtype: data type of the numbers in the files;
+    words and single numbers stay float32.
+    Raises ValueError for values beyond `dtype`.
     """
-    destination = Path(destination)
+    destination, narrow = Path(destination), None if dtype == "float32" else dtype
     adapter = method.adapter(frozen, trained)
     adapter = None if adapter is None else replace(adapter, family=frozen.family)
     held = [] if adapter is None else _held(method, adapter)
+    name = facts.title if facts is not None and facts.title else "model"
     said = lambda one: {} if facts is None else about.metadata(one, facts, frozen, public)  # noqa: E731
     if adapter is None or not held:
-        path = pipeline.save(method.join(frozen, trained), destination, about=said(Adapter()))
-        about.card(path, {}, picture)
-        return path, _use(path, method.words, facts) + _read_at(facts)
+        whole = said(Adapter())
+        paths = _whole(method.join(frozen, trained), destination, name, form, narrow, whole)
+        for path in paths if facts is not None else ():
+            about.card(path, whole, picture)
+        return paths[0], _use(paths, method.words, facts) + _read_at(facts)
+    if narrow is not None:
+        adapter, held = narrowed((adapter, held), narrow)
     told = [said(one) for _, one in held]
     if adapter.model is not None:
         ((kind, _),) = held
@@ -194,7 +208,7 @@ def export(
         paths = [pipeline.save(adapter.model, destination, extras=[write], about=told[0])]
     else:
         destination.mkdir(parents=True, exist_ok=True)
-        paths = [kind.write(one, destination, said) for (kind, one), said in zip(held, told, strict=True)]
+        paths = [_written(*pair, destination, name, texts, form) for pair, texts in zip(held, told, strict=True)]
     for path, texts in zip(paths, told, strict=True):
         if facts is not None:
             about.seal(path)
@@ -207,6 +221,43 @@ def _read_at(facts):
     """Returns a line on a clip skip that the result needs everywhere."""
     skip = 1 if facts is None else facts.clip_skip
     return [f"everywhere with clip skip {skip}, as it was trained; here --clip-skip {skip}"] if skip > 1 else []
+
+
+def _written(kind, adapter, destination, name, told, form):
+    """Writes an adapter in one format or, for a ControlNet, in those of `form`; returns the path of the first."""
+    written = [] if form == SINGLE else [kind.write(adapter, destination, told)]
+    if form != FOLDER:
+        written.append(kind.single(adapter, destination / f"{name}.safetensors", told))
+    return written[0]
+
+
+def _whole(sd, destination, name, form, dtype, told):
+    """Writes a whole model in the formats of `form`; returns their paths, the folder first."""
+    paths = []
+    if form != SINGLE:
+        paths.append(pipeline.save(sd, destination, dtype=dtype, about=told))
+    if form != FOLDER:
+        destination.mkdir(parents=True, exist_ok=True)
+        paths.append(pipeline.save_single(sd, destination / f"{name}.safetensors", dtype, told)[0])
+    return paths
+
+
+def narrowed(tree: Any, dtype: str) -> Any:
+    """Returns a tree with its floats as numpy arrays of `dtype`; numbers of one value stay, such as LoRA's alpha.
+
+    Raises ValueError for values beyond `dtype`.
+    """
+
+    def change(x):
+        if not np.ndim(x) or not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        try:
+            with np.errstate(over="raise"):
+                return np.asarray(x).astype(jnp.dtype(dtype))
+        except FloatingPointError:
+            raise SettingError("save_precision", dtype, "float32", "trained weights are too large for it") from None
+
+    return jax.tree.map(change, tree)
 
 
 def _held(method, adapter):
@@ -237,18 +288,20 @@ def _by_kind(adapter, fitting):
     return [replace(adapter, edits=edits) for edits in groups.values()]
 
 
-def _use(path, words, facts):
-    """Returns lines on the use of a model folder here, in diffusers and in A1111; words: the placeholders in it."""
-    said = words or (facts.words if facts is not None else ())
-    quoted, prompt = shlex.quote(str(path)), f"a photo of {said[0]}" if said else "TEXT"
-    pipe = files.read_json(path / INDEX)["_class_name"]
-    program = PROGRAMS.get(pipe, "text2img")
-    there = "; each word is a file beside it, and there the file's name" if words else ""
-    return [
-        f'here       python -m sdjax {program} --model {quoted} --prompt "{prompt}"',
-        f'diffusers  {pipe}.from_pretrained("{path}")',
-        f"A1111      python -m sdjax.convert {quoted} NAME.safetensors{there}",
-    ]
+def _use(paths, words, facts):
+    """Returns lines on the use of a model's folder and single file; words: the placeholders in the folder."""
+    quoted, said = shlex.quote(str(paths[0])), words or (facts.words if facts is not None else ())
+    prompt, program, lines = f"a photo of {said[0]}" if said else "TEXT", "text2img", []
+    if paths[0].is_dir():
+        pipe = files.read_json(paths[0] / INDEX)["_class_name"]
+        program = PROGRAMS.get(pipe, program)
+        lines.append(f'diffusers  {pipe}.from_pretrained("{paths[0]}")')
+    there = f"python -m sdjax.convert {quoted} NAME.safetensors"
+    if paths[-1].is_file():
+        there = f"copy {paths[-1]} to models/Stable-diffusion/"
+    beside = "; each word is a file beside it, and there the file's name" if words else ""
+    here = f'here       python -m sdjax {program} --model {quoted} --prompt "{prompt}"'
+    return [here, *lines, f"A1111      {there}{beside}"]
 
 
 def start(

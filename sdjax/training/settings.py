@@ -17,6 +17,9 @@ from sdjax.training.optim import Optim
 from sdjax.training.optimizers import KINDS
 
 TYPES = ("float32", "bfloat16")  # float16 is none of them: its small gradients would become 0
+PREDICTIONS = ("epsilon", "v_prediction")
+FORMS = ("diffusers", "single-file", "both")
+DTYPES = ("float32", "float16", "bfloat16")  # of exported numbers
 FITS = ("", "auto", "8GB", "12GB", "16GB", "24GB")
 
 
@@ -25,6 +28,9 @@ class Train:
     """A run's settings.
 
     model: "pocket", a diffusers folder, a single file, a hub id or a random shape such as "random:tiny".
+    vae: another autoencoder: a file, a diffusers folder or a hub id.
+    tokenizer, prediction_type, model_ema: for a single file: a folder with CLIP's vocab.json and merges.txt; epsilon or
+    v_prediction, by default detected; whether to train its averaged weights (EMA), of a file that has both.
     vision: a folder or hub id with an image encoder, for a model without one.
     perceptual: the files of LPIPS, for autoencoders.
     task: text2img, inpainting or upscaling; "" takes the model's own.  Another task adds input channels to the UNet.
@@ -65,6 +71,10 @@ class Train:
     best: export the weights with the smallest validation error.
     patience: stop after this many measurements without improvement; 0 is off.
     export_every: steps between exports to exports/STEP; 0 is off.
+    save_model_as: how exports hold a whole model or a ControlNet: diffusers (a folder), single-file (for A1111 and
+    ComfyUI) or both.
+    save_precision: data type of the numbers in exported files: float32, float16 or bfloat16.  float16 halves a file, as
+    kohya's fp16; training continues from it in float32.
     prompts: prompts of the previews, with A1111's weights; "[name]" is the word.  () takes "a photo of" the word that
     the method trains, otherwise the first captions of the pictures.
     prompts_file: a file of further preview prompts, one per line in kohya's syntax (training/prompt_lines.py).
@@ -74,6 +84,10 @@ class Train:
     """
 
     model: str = "pocket"
+    vae: str = ""
+    tokenizer: str = ""
+    prediction_type: str = ""
+    model_ema: bool = False
     vision: str = ""
     perceptual: str = ""
     method: Any = field(default_factory=Full)
@@ -116,6 +130,8 @@ class Train:
     best: bool = False
     patience: int = 0
     export_every: int = 0
+    save_model_as: str = "diffusers"
+    save_precision: str = "float32"
     wandb: str = ""
     author: str = ""
     license: str = ""
@@ -128,6 +144,7 @@ class Train:
             min_snr=FROM_0, noise_offset=FROM_0, checkpoint=FROM_0, keep=FROM_1,
             log=FROM_0, preserve=FROM_0, huber=TO_1, huber_decay=errors.DECAYS, pyramid=BELOW_1, perturbation=FROM_0,
             clip_skip=FROM_1, epochs=FROM_0, minutes=FROM_0, validate=FROM_1, patience=FROM_0, export_every=FROM_0,
+            prediction_type=("", *PREDICTIONS), save_model_as=FORMS, save_precision=DTYPES,
         )  # fmt: skip
         if self.preview is not None:
             check(self, preview=FROM_0)

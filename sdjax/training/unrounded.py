@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import trees
-from sdjax.formats import pipeline
 from sdjax.stable_diffusion import TOKENS, StableDiffusion
+from sdjax.training import base
 
 
 def unrounded(frozen: StableDiffusion, settings: Any) -> StableDiffusion:
@@ -22,7 +22,7 @@ def unrounded(frozen: StableDiffusion, settings: Any) -> StableDiffusion:
     if dtype == jnp.float32:
         return frozen
     with jax.default_device(jax.devices("cpu")[0]):  # the device may be full
-        loaded = pipeline.load(settings.model, vision=settings.vision or None)
+        loaded = base.load(settings, perceptual=False)
     wide = [x for x in map(np.asarray, jax.tree.leaves(loaded)) if x.dtype == np.float32]
     found = {_mark(x.astype(dtype)): x for x in wide}
     for encoder in loaded.tokenizers:

@@ -59,11 +59,11 @@ class CustomDiffusion(Format):
         path, tensors = Path(folder) / NAME, {}
         for name, edit in adapter.edits["unet"].items():
             attention, projection, kind = _taken_apart(name)
-            weight = np.asarray(edit.factors["whole"], np.float32)
+            weight = np.asarray(edit.factors["whole"])
             tensors[f"{attention}.processor.{projection}.{KINDS[kind]}"] = weight
         for attention in sorted({name.partition(".attn2.")[0] for name in adapter.edits["unet"]}):
             tensors[f"{attention}.attn1.processor"] = np.zeros(0, np.float32)
-        lazy = {n: files.Tensor(x.shape, "float32", lambda x=x: np.ascontiguousarray(x)) for n, x in tensors.items()}
+        lazy = {n: files.Tensor(x.shape, x.dtype.name, lambda x=x: np.ascontiguousarray(x)) for n, x in tensors.items()}
         with files.new_file(path) as temporary:
             files.write_safetensors(temporary, lazy, {"format": "pt", **about})
         for word, place in _places(path, adapter.words).items():

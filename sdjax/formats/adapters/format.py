@@ -67,6 +67,13 @@ class Format(Protocol):
         """
         raise ValueError(f"{folder}: sdjax reads the format {self.name} but does not write it")
 
+    def single(self, adapter: Adapter, path: Path, about: Mapping[str, str] | None = None) -> Path:
+        """Writes an adapter whose `write` makes a folder as one file for A1111 and ComfyUI; returns its path.
+
+        about: as in `write`.
+        """
+        raise ValueError(f"{path}: sdjax does not write the format {self.name} as one file")
+
     def brings(self, adapter: Adapter, sd: StableDiffusion) -> StableDiffusion:
         """Returns sd with the additional parts of a file, for training to start from."""
         return sd
