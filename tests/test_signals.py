@@ -163,6 +163,7 @@ def test_a_signal_during_the_export(told, whole, tmp_path, monkeypatch, capsys):
     """Ctrl-C gives the export up, SIGTERM, once or twice, lets it end: the run is over."""
     out, export = tmp_path / "run", run_folder.export
     with monkeypatch.context() as patch:
+        patch.setattr(session.Session, "rehearse", lambda *a: None)
         patch.setattr(files, "write_safetensors", lambda *a: send(INT))
         assert started(told, out, capsys) == (
             130, ["stopped; rerun the command to resume from the newest checkpoint"],

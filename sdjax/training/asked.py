@@ -5,10 +5,11 @@
     touch outputs/cat/stop              # a checkpoint and the export, then the end; rerun the command to resume
 
 The run removes a file after acting on it, and removes old ones when it starts.  Several processes act at the same step:
-SIGTERM to one of them stops all; process 0 looks for files at logged steps.
+SIGTERM to one of them stops all; process 0 looks for files, and at its clock, at logged steps.
 """
 
 import signal
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,12 +18,18 @@ from jax.experimental import multihost_utils
 from sdjax.runtime import processes
 
 SAMPLE, SAVE, STOP = "sample-now", "save-now", "stop"
+LATE = "late"  # in the place of a file's name: the last checkpoint is older than wanted
 
 
 class Asked:
-    """Remembers SIGTERMs until the step ends, and looks for files; `close` restores the signal's handler."""
+    """Remembers SIGTERMs until the step ends, and looks for files and the clock; `close` restores the signal's handler.
 
-    def __init__(self, folder: Path) -> None:
+    minutes: longest time between checkpoints; 0 is any.
+    """
+
+    def __init__(self, folder: Path, minutes: float = 0.0) -> None:
+        self.minutes = minutes
+        self.saved()
         self.terminated, self.files = False, {name: folder / name for name in (SAMPLE, SAVE, STOP)}
         self.done(self.files)
         self.before = None
@@ -41,11 +48,16 @@ class Asked:
         return multihost_utils.reached_preemption_sync_point(step) if processes.several() else self.terminated
 
     def now(self, together: bool = True) -> set[str]:
-        """Returns the names of the existing files; together: whether all processes ask at this step."""
+        """Returns the names of the existing files, and LATE; together: whether all processes ask at this step."""
         return set(processes.led(self._there)) if together or not processes.several() else set()
 
     def _there(self):
-        return [name for name, path in self.files.items() if path.exists()]
+        late = 0 < self.minutes <= (time.monotonic() - self.last) / 60
+        return [name for name, path in self.files.items() if path.exists()] + [LATE] * late
+
+    def saved(self) -> None:
+        """Starts the time until the next checkpoint."""
+        self.last = time.monotonic()
 
     def done(self, names: Iterable[str]) -> None:
         """Removes the files with these names."""

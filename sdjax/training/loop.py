@@ -22,7 +22,7 @@ from sdjax.runtime import locks, mesh, processes, room
 from sdjax.settings import SettingError, to_json
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.training import checks, log, pace, run_folder, schedules
-from sdjax.training.asked import SAMPLE, SAVE, STOP, Asked
+from sdjax.training.asked import LATE, SAMPLE, SAVE, STOP, Asked
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.optim import rate, rates
 from sdjax.training.pace import Pace
@@ -82,11 +82,14 @@ def _train(settings, out):
                   f"{'resumed at step ' + str(start) if start else 'from the start'}; in {out}")  # fmt: skip
     told = log.of_run(out, start, settings.steps, settings.wandb, to_json(settings))
     # Runs to its end, so that a SIGTERM leaves no incomplete checkpoint and no request for another export.
-    with contextlib.closing(Asked(out)) as asked, contextlib.closing(checkpoints):
+    minutes = settings.checkpoint_minutes if settings.checkpoint else 0.0
+    with contextlib.closing(Asked(out, minutes)) as asked, contextlib.closing(checkpoints):
         with contextlib.closing(told):
             try:
                 session = Session(settings, out, start, run.frozen, data, run.task, place, run.evaluate, checkpoints,
                                   base, told)  # fmt: skip
+                if not start:
+                    session.rehearse(state)
                 done = session.over or (clock is not None and clock.over)
                 numbers = range(start, start if done else settings.steps)
                 state = _steps(
@@ -122,11 +125,13 @@ def _steps(session, state, numbers, advance, asked, clock):
         if wanted - {"log"} or last or stopped:
             _finite(previous)  # actions wait for the device anyway; so they write nothing of a failed step
             line = _logged(session, line)
-        if SAVE in wanted and not stopped:
-            session.save(state)
+        if SAVE in wanted:
+            asked.saved()
+            if not stopped:
+                session.save(state)
         session.told.advance(step, loss)
         session.after(step, state, wanted)
-        _answered(session.told, step, asked, files - {STOP} if stopped else files)
+        _answered(session.told, step, asked, files - ({STOP, LATE} if stopped else {LATE}))
         if stopped:
             _stop(session.told, step)
         if last:
@@ -169,7 +174,7 @@ def _stop(told, step):
 def _wanted(settings, step, last, files):
     """Returns the names of the actions that are due after a step or requested by files."""
     due = {
-        SAVE: _due(step, settings.checkpoint, last) or files & {SAVE, STOP},
+        SAVE: _due(step, settings.checkpoint, last) or files & {SAVE, STOP, LATE},
         SAMPLE: _due(step, settings.previews) or SAMPLE in files,
         EXPORT: _due(step, settings.export_every) or SAVE in files,
         "log": _due(step, settings.log, last),

@@ -1,5 +1,6 @@
 """The actions of a run between its steps: checkpoints, exports, previews, validation."""
 
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from sdjax.training.unrounded import unrounded
 from sdjax.training.validation import FILE, Validation
 
 EXPORT = "export"
+SMALL = 1 << 28  # most bytes of trained weights for a trial export
 
 
 @dataclass
@@ -70,6 +72,18 @@ class Session:
             return self.place.whole(state["ema"])
         opt = None if self.evaluate is as_trained else self.place.whole(state["opt"])  # larger than the trained weights
         return self.evaluate(opt, self.place.whole(state["trained"]))
+
+    def rehearse(self, state: dict[str, Any]) -> None:
+        """Writes an export and removes it, so that a run does not fail at its end; only of up to SMALL bytes."""
+        weights = self.learned(state)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights) if hasattr(leaf, "nbytes"))
+        if self.settings.method.formats and size <= SMALL:
+            processes.together(lambda: self._rehearsed(weights) if processes.first() else None)
+
+    def _rehearsed(self, weights):
+        method, about = self.settings.method, facts.told(self.settings, self.out, 0)
+        with tempfile.TemporaryDirectory(prefix="trial-", dir=self.out) as folder:
+            run_folder.export(method, self.frozen, weights, Path(folder) / EXPORT, **about)
 
     def save(self, state: dict[str, Any], wait: bool = False) -> None:
         """Writes a checkpoint."""

@@ -62,6 +62,8 @@ class Train:
     preserve: weight of the untrained model's predictions, for the class prompts if class_data has identifiers,
     otherwise for the pictures' own prompts.  The method Full also needs keep=True.
     checkpoint: steps between checkpoints; 0 writes none except on SIGTERM.  keep: number of checkpoints to keep.
+    checkpoint_minutes: a checkpoint also when the last one is this old, for slow steps; 0 is off.  Several processes
+    look at logged steps.
     preview: steps between previews; 0 is off, None is max(50, steps / 10).
     log: steps between lines of metrics; 0 is off.
     epochs: length in passes over the pictures instead of `steps`; 0 uses `steps`.
@@ -118,6 +120,7 @@ class Train:
     clip_skip: int = 1
     preserve: float = 0.0
     checkpoint: int = 500
+    checkpoint_minutes: float = 30.0
     keep: int = 3
     log: int = 10
     preview: int | None = None
@@ -141,7 +144,8 @@ class Train:
     def __post_init__(self):
         check(
             self, steps=FROM_0, seed=SEED, ema=BELOW_1, fit=FITS, compute=TYPES, frozen=TYPES, remat=recompute.KINDS,
-            min_snr=FROM_0, noise_offset=FROM_0, checkpoint=FROM_0, keep=FROM_1,
+            min_snr=FROM_0, noise_offset=FROM_0, checkpoint=FROM_0,
+            checkpoint_minutes=FROM_0, keep=FROM_1,
             log=FROM_0, preserve=FROM_0, huber=TO_1, huber_decay=errors.DECAYS, pyramid=BELOW_1, perturbation=FROM_0,
             clip_skip=FROM_1, epochs=FROM_0, minutes=FROM_0, validate=FROM_1, patience=FROM_0, export_every=FROM_0,
             prediction_type=("", *PREDICTIONS), save_model_as=FORMS, save_precision=DTYPES,
