@@ -13,13 +13,15 @@ from sdjax.data import batches
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.formats import pipeline
+from sdjax.images import reading
 from sdjax.methods.controlnet import ControlNet
 from sdjax.methods.e4t import E4T
 from sdjax.methods.full import Full
 from sdjax.methods.lora import Lora
 from sdjax.methods.seen import seen_by
+from sdjax.settings import SettingError
 from sdjax.stable_diffusion import to_pictures
-from sdjax.training import preview, previewed
+from sdjax.training import checks, preview, previewed
 from sdjax.training.settings import Train
 
 DRAWN = Data(path="pocketland", size=32, batch=2, source=Pocketland(count=4))
@@ -65,7 +67,7 @@ def test_without_prompts_a_run_shows_its_first_captions(plain, tmp_path, caption
     assert previewed.prompts(asked, made) == (f"{data.word} here",)
 
 
-def test_captions_make_a_sheet_of_four_pictures_as_the_training_reads_them(plain, tmp_path, monkeypatch):
+def test_captions_make_a_small_sheet_as_the_training_reads_them(plain, tmp_path, monkeypatch):
     seen = []
 
     def text2img(sd, prompts, seeds, grammar, **how):
@@ -76,7 +78,7 @@ def test_captions_make_a_sheet_of_four_pictures_as_the_training_reads_them(plain
     data = Data(path=folder(tmp_path / "photos", "miku (idol)", "a dog"), size=32, batch=1)
     made = batches.build(data, plain, 0)
     preview.sheet(Full(), plain, made, dataclasses.replace(RUN, data=data))
-    assert seen == [(text, seed, "plain") for text in ("miku (idol)", "a dog") for seed in (0, 1)]
+    assert seen == [(text, 0, "plain") for text in ("miku (idol)", "a dog")]
     seen.clear()
     preview.sheet(Full(), plain, made, dataclasses.replace(RUN, data=data, prompts=("(a cat:1.2)",)))
     assert seen == [("(a cat:1.2)", seed, "a1111") for seed in range(4)]
@@ -135,3 +137,22 @@ def test_lines_give_a_controlnet_its_conditions_and_e4t_its_subjects(plain, tmp_
         np.testing.assert_allclose(seen[-2:], given, atol=0.01)
         assert (seen[-2] != seen[-1]).any()
     assert "preview: no" not in capsys.readouterr().out
+
+
+def test_a_line_names_a_condition_as_in_kohyas_files(plain, tmp_path, monkeypatch):
+    edges, place, seen = tmp_path / "my edges.png", tmp_path / "prompts.txt", []
+    photo(edges)
+    place.write_text(f"a face --cn {edges} --s 1\n")
+    told = dataclasses.replace(DRAWN, condition="canny")
+    run = dataclasses.replace(RUN, method=ControlNet(), data=told, prompts_file=str(place))
+    checks.alone(run)
+    trained, frozen = ControlNet().split(plain, jax.random.key(1))
+    made = np.zeros((1, 32, 32, 3), np.uint8)
+    monkeypatch.setattr(preview.generate, "text2img", lambda sd, *_, control, **how: (seen.append(control), made)[1])
+    preview.lines(tmp_path, 1, ControlNet().join(frozen, trained), batches.build(told, frozen, 0), run)
+    np.testing.assert_array_equal(seen[0].picture, reading.picture(edges))
+    with pytest.raises(SettingError, match="expected lines without --cn: Full reads no condition"):
+        checks.alone(dataclasses.replace(RUN, prompts_file=str(place)))
+    place.write_text("a face --cn none.png\n")
+    with pytest.raises(ValueError, match="prompts.txt, line 1: none.png: no such file"):
+        checks.alone(run)

@@ -220,12 +220,14 @@ def test_the_methods_word_alone_is_enough(tmp_path):
     [
         (dict(prompts=("a",), steps=100), 50),
         (dict(prompts=("a",), steps=3000), 300),
-        (dict(steps=3), 50),
+        (dict(prompts_file="prompts.txt", steps=3000), 300),
+        (dict(steps=3), 100),
+        (dict(steps=3000), 750),
         (dict(preview=0), 0),
         (dict(preview=7), 7),
     ],
 )
-def test_previews_come_ten_times_a_run_and_at_least_50_steps_apart(changes, every):
+def test_previews_come_ten_times_a_run_and_four_times_if_nobody_asked(changes, every):
     assert dataclasses.replace(RUN, **changes).previews == every
 
 

@@ -16,7 +16,7 @@ from sdjax.sampling import generate
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.training import previewed, prompt_lines
 
-SEEDS, STEPS = 4, 20
+SEEDS, UNASKED, STEPS = 4, 2, 20  # pictures of each prompt; of all prompts together that nobody asked for
 MOST, COLUMNS, LOOKED_AT = 16, 4, 64  # pictures on the data sheet, pictures per row, steps searched for buckets
 NO_CAPTION = "(no caption)"
 FULL = "out of memory; preview=0 draws none"
@@ -43,7 +43,7 @@ def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any, steps: 
             rows.append([*one.shown.values(), *one.draw(wanted, seeds=[0] * len(wanted), **how)])
         columns = (*starts[0].shown, *(("its caption",) if own else texts))
         return grid.sheet(rows, [one.caption for one in starts] if own else (), columns)
-    seeds = range(SEEDS // len(texts) if own else SEEDS)
+    seeds = range(SEEDS if settings.prompts else max(1, UNASKED // len(texts)))
     rows = [list(generate.text2img(sd, [text] * len(seeds), seeds=seeds, **how)) for text in texts]
     return grid.sheet(rows, [text or NO_CAPTION for text in texts], [f"seed {seed}" for seed in seeds])
 

@@ -108,8 +108,13 @@ def _way(told, sd):
 def _conditions(sd, batch):
     sd, (control,) = taken(sd)
     for hint in np.asarray(np.round(255 * batch["control"]["hint"]), np.uint8):
-        draw = functools.partial(generate.text2img, sd, control=control.on(hint), size=hint.shape[:2])
-        yield {"condition": hint}, draw
+        yield {"condition": hint}, functools.partial(_controlled, sd, control, hint)
+
+
+def _controlled(sd, control, hint, prompts, control_image=None, size=None, **given):
+    """Returns the pictures of a ControlNet.  control_image: a condition in place of the hint, uint8 [H W 3]."""
+    control = control.on(hint if control_image is None else control_image)
+    return generate.text2img(sd, prompts, control=control, size=size or hint.shape[:2], **given)
 
 
 def _subjects(sd, batch):

@@ -3,9 +3,9 @@
     # comments and empty lines are skipped
     a photo of [name] on the beach --n blurry --w 512 --h 768 --d 42 --l 7.5 --s 28
 
---n negative prompt, --w --h width and height, --d seed, --l guidance, --s steps, --ss sampler; "[name]" is the
-subject's word.  Prompts have A1111's weights, (cat:1.2), and any length.  The defaults are the model's size, 20 steps,
-and the line's number from 0 as seed.
+--n negative prompt, --w --h width and height, --d seed, --l guidance, --s steps, --ss sampler, --cn a ControlNet's
+condition, a picture file; "[name]" is the subject's word.  Prompts have A1111's weights, (cat:1.2), and any length.  The
+defaults are the model's size, 20 steps, and the line's number from 0 as seed.
 
 Source: kohya-ss/sd-scripts, docs/train_network.md and library/train_util.py (sample prompts).
 """
@@ -15,22 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.data.prompts import NAME
+from sdjax.images import reading
 from sdjax.sampling.fields import make
 from sdjax.sampling.settings import TextToImage
 from sdjax.settings import SettingError
 
+CONTROL = "control_image"
 OPTIONS = {  # kohya's letter: our setting and its type
     "n": ("negative_prompt", str), "w": ("width", int), "h": ("height", int), "d": ("seed", int),
-    "l": ("guidance", float), "s": ("steps", int), "ss": ("sampler", str),
+    "l": ("guidance", float), "s": ("steps", int), "ss": ("sampler", str), "cn": (CONTROL, str),
 }  # fmt: skip
 OPTION = re.compile(r"\s--(\w+)(?=\s|$)")
 STEPS = 20
 
 
 def read(path: str | Path, word: str = "") -> list[dict[str, Any]]:
-    """Returns {name: value} of sampling.settings.TextToImage for each line.
+    """Returns {name: value} of sampling.settings.TextToImage for each line; CONTROL is a picture uint8 [H W 3].
 
-    Raises ValueError naming file and line of an unreadable line.
+    Raises ValueError naming file and line of an unreadable line or picture.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -67,5 +69,6 @@ def _settings(line, word):
     if any(sides):
         width, height = (side or other for side, other in (sides, sides[::-1]))
         given["size"] = f"{width}x{height}"
+    control = {CONTROL: reading.picture(given.pop(CONTROL))} if CONTROL in given else {}
     made = make(TextToImage, given)
-    return {name: getattr(made, name) for name in given}
+    return {name: getattr(made, name) for name in given} | control

@@ -64,7 +64,8 @@ class Train:
     checkpoint: steps between checkpoints; 0 writes none except on SIGTERM.  keep: number of checkpoints to keep.
     checkpoint_minutes: a checkpoint also when the last one is this old, for slow steps; 0 is off.  Several processes
     look at logged steps.
-    preview: steps between previews; 0 is off, None is max(50, steps / 10).
+    preview: steps between previews; 0 is off, None is max(50, steps / 10) with prompts or prompts_file and
+    max(100, steps / 4) without.
     log: steps between lines of metrics; 0 is off.
     epochs: length in passes over the pictures instead of `steps`; 0 uses `steps`.
     minutes: length in minutes from the start of training, compilation included, and at most `steps`.  The learning
@@ -170,4 +171,7 @@ class Train:
     @property
     def previews(self) -> int:
         """The interval of previews in steps, 0 for never."""
-        return max(50, self.steps // 10) if self.preview is None else self.preview
+        if self.preview is not None:
+            return self.preview
+        asked = self.prompts or self.prompts_file
+        return max(50, self.steps // 10) if asked else max(100, self.steps // 4)
