@@ -24,8 +24,9 @@ from sdjax.methods.lora import Lora
 from sdjax.methods.method import Method
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.settings import SettingError
-from sdjax.training import checks, run_folder
+from sdjax.training import checks, export, run_folder
 from sdjax.training.begin import begin
+from sdjax.training.loop import train
 from sdjax.training.settings import Train
 
 
@@ -146,3 +147,16 @@ def test_numbers_beyond_the_precision_are_said(plain, tmp_path):
         run_folder.export(method, frozen, trained, tmp_path, dtype="float16")
     run = dataclasses.replace(Train(), save_precision="bfloat16")
     assert run.save_precision == "bfloat16"
+
+
+def test_a_run_and_its_checkpoints_are_exported_alike(tmp_path):
+    photo(tmp_path / "a.png")
+    data = Data(path=str(tmp_path / "a.png"), size=32, batch=1, word="a cat", templates="object")
+    told = {"save_model_as": "single-file", "save_precision": "float16"}
+    method = Full(("unet",), "attn2")
+    train(Train(model="random:tiny", method=method, data=data, steps=1, preview=0, **told), tmp_path / "cat")
+    written = tmp_path / "cat" / "export" / "cat.safetensors"
+    path, _ = export.write(tmp_path / "cat", tmp_path / "again")
+    assert path.name == written.name and path.read_bytes() == written.read_bytes()
+    assert [one.name for one in written.parent.iterdir()] == [written.name]
+    assert {x.dtype.name for x in tensors(path).values()} - {"int64"} == {"float16"}

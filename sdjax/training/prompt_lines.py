@@ -4,8 +4,8 @@
     a photo of [name] on the beach --n blurry --w 512 --h 768 --d 42 --l 7.5 --s 28
 
 --n negative prompt, --w --h width and height, --d seed, --l guidance, --s steps, --ss sampler, --cn a ControlNet's
-condition, a picture file; "[name]" is the subject's word.  Prompts have A1111's weights, (cat:1.2), and any length.  The
-defaults are the model's size, 20 steps, and the line's number from 0 as seed.
+condition, a picture file; "[name]" is the subject's word.  Prompts have A1111's weights, (cat:1.2), and any length.
+The defaults are the model's size, 20 steps, and the line's number from 0 as seed.
 
 Source: kohya-ss/sd-scripts, docs/train_network.md and library/train_util.py (sample prompts).
 """
