@@ -109,7 +109,7 @@ def test_no_name_leads_out_of_a_folder(shared, name):
     [
         {"out": "x"}, {"data.path": "/etc"}, {"model": "x"}, {"init": "/etc/passwd"}, {"data.cache": "x"},
         {"vision": "x"}, {"wandb": "me"}, {"data.templates": "/etc/passwd"}, {"data.word": "../x"},
-        {"data.word": "a/b"},
+        {"data.word": "a/b"}, {"vae": "x"}, {"tokenizer": "x"}, {"save_model_as": "both"},
         {"data.source.path": "x"}, {"perceptual": "x"}, {"data.templates": "README.md"}, {"a b": 1}, {"seed": {}},
         {"class_data.path": "x"}, {"data.validation": "/etc"}, {"data.templates": "~/x"},
         {"data.templates": "x\\y"}, {"nothing": 1}, {"steps": "many"},
