@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import json
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from test_folder import TEXTS
 
 import sdjax
 from sdjax import trees
+from sdjax.formats.adapters import embedding_pixels, embeddings
 from sdjax.formats.adapters.attach import Folder, attach_all, attach_found, detach, find_embeddings, split
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.sampling.settings import TextToImage
@@ -46,11 +48,31 @@ def picture(rows, path):
     Image.new("RGB", (8, 8)).save(path, pnginfo=info)
 
 
+def pixels(rows, path):
+    """Writes a picture as A1111 does, but without a text: the embedding is in the columns on both sides."""
+    data = zlib.compress(json.dumps({**A1111, "string_to_param": {"*": {"TORCHTENSOR": rows.tolist()}}}).encode())
+    height, state = 64, 0
+    size = 3 * height * (len(data) // (3 * height) + 1)
+    data = np.resize(np.frombuffer(data, np.uint8), size)  # again from the start where it is too short
+    numbers = np.zeros(size, np.uint8)
+    for i in range(size):
+        state = (1664525 * state + 1013904223) % 2**32
+        numbers[i] = state % 255 & 15
+    style = np.random.default_rng(0).integers(0, 16, (2, size), np.uint8) << 4  # any drawing in the high bits
+    halves = zip((data & 15, data >> 4), style, strict=True)
+    sides = [((half ^ numbers) | one).reshape(height, -1, 3) for half, one in halves]
+    black = np.zeros((height, 1, 3), np.uint8)
+    middle = np.full((height, 20, 3), (200, 17, 9), np.uint8)
+    middle[:, 5] = 16  # a column of the picture that looks black, too
+    Image.fromarray(np.concatenate([sides[0], black, middle, black, sides[1]], 1)).save(path)
+
+
 save = safetensors.torch.save_file
 LAYOUTS = {
     "A1111": (f"{WORD}.pt", lambda rows, path: torch.save({**A1111, "string_to_param": {"*": rows}}, path)),
     "original": (f"{WORD}.pt", lambda rows, path: torch.save(original(rows), path)),
     "picture": (f"{WORD}.png", picture),
+    "pixels": (f"{WORD}.png", pixels),
     "diffusers": ("learned_embeds.safetensors", lambda rows, path: save({WORD: rows}, path)),
     "diffusers, pickled": ("learned_embeds.bin", lambda rows, path: torch.save({WORD: rows}, path)),
     "bare": (f"{WORD}.bin", torch.save),
@@ -221,6 +243,23 @@ def test_what_is_no_embedding_for_this_model(state, message, tmp_path):
     save(state, tmp_path / "<x>.safetensors")
     with pytest.raises(ValueError, match=message):
         sdjax.attach(made("sd1")[1], tmp_path / "<x>.safetensors")
+
+
+def test_a_pictures_pixels(tmp_path):
+    """The sequence is that of A1111's own test; pictures that hold nothing, and a stream that is too long."""
+    assert embedding_pixels.sequence(12).tolist() == [253, 242, 127, 44, 157, 27, 239, 133, 38, 79, 167, 4]
+    path = tmp_path / "x.png"
+    pixels(ROWS, path)
+    whole = np.array(Image.open(path))
+    black = np.zeros((40, 40, 3), np.uint8)
+    for other in (black, np.full_like(black, 255), np.where(np.arange(40)[:, None] % 9, 90, black), whole[:, ::-1]):
+        Image.fromarray(other.astype(np.uint8)).save(path)
+        assert embeddings.from_picture(path) is None
+    Image.fromarray(whole).save(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedding_pixels, "MOST", 100)
+        with pytest.raises(ValueError, match="x.png: its pixels cannot be read: .* more than 100 bytes"):
+            embeddings.from_picture(path)
 
 
 def test_words_that_are_there_and_strengths(tmp_path):

@@ -510,7 +510,7 @@ def test_lokr_of_two_whole_factors_has_scale_one(alpha, tmp_path):
         ({f"unet.{KEY}.diff_b": (32,)}, "a difference for .*to_k.bias, which this model has not"),
         ({f"unet.{KEY}.oft_R.weight": (4, 28)}, "BOFT and PEFT's OFT: not supported; LoRA, DoRA, LoHa"),
         ({f"unet.{KEY}.on_input": (1,), f"unet.{KEY}.weight": (32,)}, "IA3: not supported"),
-        ({"unet:0:up": (4, 32), "unet:0:down": (32, 4)}, "cloneofsimo's LoRA by position: not supported"),
+        ({"unet:0:up": (4, 32), "unet:0:down": (32, 4)}, "LoRA by position: the metadata 'unet' has no list; expected"),
         ({"conv_in.weight": (32, 4, 3, 3), "conv_in.bias": (32,)}, "an embedding file holds one tensor, not 2"),
         ({f"unet.{KEY}.lora_A.weight": (0, 32), f"unet.{KEY}.lora_B.weight": (32, 0)}, "a rank is at least 1"),
         ({f"unet.{KEY}.lora_A.weight": (4,), f"unet.{KEY}.lora_B.weight": (32, 4)}, r"down \[4\]: expected a matrix"),

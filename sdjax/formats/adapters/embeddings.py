@@ -9,7 +9,7 @@ read({"<cat-toy>": rows}, Path("learned_embeds.safetensors"), sd.family)  # {"<c
 {"clip_l": rows, "clip_g": rows}            SDXL's two text encoders, of SD 1 clip_l alone; the word is the file's name
 {"bundle_emb.WORD.string_to_param.*": rows} beside the tensors of a LoRA; also "bundle_emb.WORD.clip_l" and clip_g
 a bare array                                the word is the file's name
-a picture (PNG) with the text sd-ti-embedding, A1111's; the word is the file's name
+a picture (PNG) with the text sd-ti-embedding, or the same in its pixels, A1111's; the word is the file's name
 """
 
 import base64
@@ -120,21 +120,24 @@ def _rows(rows, path):
 
 
 def from_picture(path: pathlib.Path) -> Any:
-    """Returns the embedding in a picture's text `sd-ti-embedding`, A1111's base64 of JSON with tensors as nested lists.
+    """Returns the embedding in a picture, A1111's JSON with tensors as nested lists, or None for another picture.
 
-    Returns None for a picture without that text.
-    Raises ValueError for unreadable text, and Pillow's errors for a file that is not a picture.
+    It is in the text `sd-ti-embedding`, in base64, and in the pixels, which are read if there is no such text.
+    Raises ValueError for unreadable content, and Pillow's errors for a file that is not a picture.
     """
     from PIL import Image
 
+    from sdjax.formats.adapters import embedding_pixels
+
     with Image.open(path) as picture:
         text = getattr(picture, "text", {}).get("sd-ti-embedding")
-    if text is None:
-        return None
-    try:
-        return json.loads(base64.b64decode(text, validate=True), object_hook=_tensor)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: sd-ti-embedding cannot be read: {str(error).splitlines()[0]}") from None
+        try:
+            if text is None:
+                return embedding_pixels.read(picture, _tensor)
+            return json.loads(base64.b64decode(text, validate=True), object_hook=_tensor)
+        except (ValueError, TypeError, RecursionError) as error:
+            where = "its pixels" if text is None else "sd-ti-embedding"
+            raise ValueError(f"{path}: {where} cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def _tensor(values):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdjax.formats.adapters import adapter_file, embeddings, lora, lora_start, lora_tensors, peft_settings
+from sdjax.formats.adapters import adapter_file, embeddings, lora, lora_pti, lora_start, lora_tensors, peft_settings
 from sdjax.formats.adapters.adapter_file import File
 from sdjax.formats.adapters.format import Format
 from sdjax.formats.storage import hashes
@@ -32,6 +32,9 @@ class Kohya(Format):
     def read(self, file: File, sd: StableDiffusion) -> Adapter:
         """Returns the edits of a file, and the words bundled with it."""
         words, tensors = embeddings.bundled(file.content, file.path, sd.family)
+        tensors, learned = lora_pti.named(tensors, file.metadata, sd, file.path)
+        for word, rows in learned.items():
+            words |= embeddings.read({word: rows}, file.path, sd.family)
         tensors = {name: value for name, value in tensors.items() if type(value) is not dict}  # of Custom Diffusion
         settings = peft_settings.of_file(file.path, tensors, file.metadata)
         return Adapter(lora.read(tensors, sd, settings, file.path), words)

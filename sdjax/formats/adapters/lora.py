@@ -21,7 +21,7 @@ import numpy as np
 from flax.core import FrozenDict
 
 from sdjax import trees
-from sdjax.formats.adapters import peft_settings
+from sdjax.formats.adapters import lora_pti, peft_settings
 from sdjax.formats.adapters.lora_names import spellings
 from sdjax.formats.storage import parameters
 from sdjax.methods import deltas, edits
@@ -54,14 +54,13 @@ UNSUPPORTED = {  # kind: pattern in a tensor's name
     "GLoRA": re.compile(r"\.[ab][12]\.weight$"),
     "changes of norms": re.compile(r"\.[wb]_norm$"),
     "LoRA with biases": re.compile(r"\.lora_(B|up)\.bias$"),
-    "cloneofsimo's LoRA by position": re.compile(r":\d+:(up|down)$"),
 }
 
 
 def recognised(names: Iterable[str]) -> bool:
     """Returns whether any of a file's tensors has the name of LoRA or a relative, supported or not."""
     ends = tuple(SUFFIXES)
-    return any(_unnamed(name)[0].endswith(ends) or _unsupported(name) for name in names)
+    return any(_unnamed(name)[0].endswith(ends) or _unsupported(name) or lora_pti.recognised(name) for name in names)
 
 
 def _unsupported(name):
