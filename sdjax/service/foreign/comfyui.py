@@ -1,7 +1,7 @@
 """ComfyUI's graph of nodes in a picture.
 
 PNG chunks `prompt`, {id: {"class_type", "inputs"}} with links [id, output], and `workflow`, the page's form of it,
-whose values have no names.  Its noise is that of PyTorch's CPU generator.
+whose values have no names.  PyTorch's CPU generator draws its noise.
 """
 
 from collections.abc import Iterator, Mapping
