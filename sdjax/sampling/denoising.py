@@ -186,7 +186,7 @@ def _texts(sd, job, before):
     shared, prompts, negative = job.settings, job.each("prompt"), job.each("negative_prompt")
     skip = skipped(sd, shared.clip_skip)
     if shared.grammar != "plain":
-        how = dict(steps=shared.steps, skip=skip, grammar=shared.grammar, weighting=shared.weighting)
+        how: dict[str, Any] = dict(steps=shared.steps, skip=skip, grammar=shared.grammar, weighting=shared.weighting)
         return conditioning.condition(sd, prompts, negative if guided(job) else None, before=_steps(before), **how)
     cond = encoded(sd, prompts, shared)
     unwanted = encoded(sd, negative, shared) if guided(job) else None
