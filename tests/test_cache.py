@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from programs import photo
-from tiny import pictures as tiny_pictures
+from tiny import pictures
 
 from sdjax import trees
 from sdjax.data import batches, cache, sources, stream
@@ -280,7 +280,7 @@ def test_losses_are_the_same_with_and_without_what_is_kept(tmp_path, monkeypatch
 def smooth(folder, count=3):
     """Writes smooth pictures, of 48 x 48 pixels and without symmetry, with captions of two phrases; returns Data."""
     folder.mkdir()
-    for i, one in enumerate(tiny_pictures(count, 48)):
+    for i, one in enumerate(pictures(count, 48)):
         Image.fromarray(one).save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(f"a face, number {i}, red, blue")
     return Data(path=str(folder), size=32, batch=4, shuffle=True)
