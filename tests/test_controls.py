@@ -161,8 +161,9 @@ def test_lines_of_a_prompts_file_are_kohyas(tmp_path):
                     "a cat --w 64 --ss euler_a\n")  # fmt: skip
     one, other = prompt_lines.read(path, "<cat>")
     assert one == {"prompt": "a photo of <cat>, 1--2", "negative_prompt": "blurry, dark", "size": (768, 512),
-                   "steps": 28, "guidance": 7.5, "seed": 42}  # fmt: skip
-    assert other == {"prompt": "a cat", "size": (64, 64), "steps": 20, "seed": 1, "sampler": "euler_a"}
+                   "steps": 28, "guidance": 7.5, "seed": 42, "grammar": "a1111"}  # fmt: skip
+    wanted = {"prompt": "a cat", "size": (64, 64), "steps": 20, "seed": 1, "sampler": "euler_a", "grammar": "a1111"}
+    assert other == wanted
     for text, message in (
         ("a --x 3", "line 1: --x: expected one of --n, --w"),
         ("a\nb --s many", "line 2: --s many: expected a number"),
