@@ -41,7 +41,9 @@ def commands():
         for one in re.findall(r"^ {4}(\S.*)$|`([^`\n]+)`", text, re.MULTILINE)
         for one in one
     ]
-    found = [one for one in dict.fromkeys(found) if START.match(one) and not one.startswith(ELSEWHERE)]
+    named = r"sdjax \S+"  # a program's name, no command
+    found = [one for one in dict.fromkeys(found) if START.match(one) and not re.fullmatch(named, one)]
+    found = [one for one in found if not one.startswith(ELSEWHERE)]
     return [line for one in found for line in (made(one) if one.startswith("make") else [one])]
 
 
