@@ -356,7 +356,8 @@ def test_a_preview_shows_conditions_and_what_follows_them(trained):
 
     sd = control.taken(trained[1])[0]
     data = batches.build(DATA, sd, 0)
-    sheet = preview.sheet(ControlNet(), trained[1], data, dataclasses.replace(RUN, prompts=("a face", "a cat")))
+    made = preview.sheet(ControlNet(), trained[1], data, dataclasses.replace(RUN, prompts=("a face", "a cat")))
+    sheet = made.sheet
     assert sheet.shape[0] > 4 * 32 and sheet.shape[1] > 3 * 32
 
 

@@ -73,6 +73,9 @@ def alone(settings: Any) -> None:
             raise SettingError("prompts_file", settings.prompts_file, said)
     elif settings.prompts_file:
         prompt_lines.read(settings.prompts_file)
+    others = (method.loss, method.preview, settings.data.condition or None, settings.data.concept or None)
+    if settings.judge and any(one is not None for one in others):
+        raise SettingError("judge", settings.judge, "'': the previews are not pictures of prompts alone")
     if settings.data.concept and method.look is None:
         raise SettingError("data.concept", settings.data.concept, "'': only E4T reads a picture")
     parts = _parts(method)

@@ -21,7 +21,7 @@ from sdjax.methods.method import Method
 from sdjax.runtime import members
 from sdjax.runtime.guard import named
 from sdjax.settings import CLASS, from_json, names
-from sdjax.training import facts, optim, run_folder, validation
+from sdjax.training import facts, judged, optim, run_folder
 from sdjax.training.begin import begin
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.optim import Optim
@@ -42,7 +42,7 @@ def write(
 ) -> tuple[Path, int]:
     """Writes the export of a run at a checkpoint; returns (path, step).
 
-    source: RUN or RUN/checkpoints/STEP.  step: the checkpoint; None is the best one of a run with best=True, otherwise
+    source: RUN or RUN/checkpoints/STEP.  step: the checkpoint; None is the best one of a run with `best`, otherwise
     the newest complete one.
     told: the run's settings, if already read.
     weights: "ema" or "raw"; None is the moving average if the run has one.
@@ -60,7 +60,7 @@ def write(
         raise ValueError(f"weights='ema': {folder} kept no moving average (ema=0); accepted is raw")
     method = told.method
     step = asked if step is None else step
-    if step is None and told.best and (best := validation.best(validation.history(folder / validation.FILE))):
+    if step is None and told.best and (best := judged.best_of(folder, told.best)):
         step = best[0]
     wanted = _checkpoints(folder, step)
     with named(folder / "config.json", "cannot be started again"):

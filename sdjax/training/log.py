@@ -19,6 +19,7 @@ from sdjax.formats.storage import files
 from sdjax.runtime import processes
 
 MEAN = 50  # number of losses whose mean the bar shows
+SHOWN = ("validation", "clip-i", "clip-t")  # the bar shows the last values of these metrics
 WANDB_ID = "wandb.id"  # a file in the run's folder
 INSTALL = "pip install -e '.[logging]'"
 
@@ -132,6 +133,7 @@ class Log:
         if folder and _torn(folder / "metrics.jsonl"):
             self.file.write("\n")
         self.boards, self.losses = boards, collections.deque(maxlen=MEAN)
+        self.last: dict[str, str] = {}
         self.bar = tqdm(
             total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, mininterval=0.5, disable=not folder
         )
@@ -145,6 +147,7 @@ class Log:
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes the metrics of a step, {name: number}, to the file and the boards."""
         values = {name: float(f"{float(value):.7g}") for name, value in values.items()}
+        self.last |= {name: f"{values[name]:.4g}" for name in SHOWN if name in values}
         seconds = round(time.monotonic() - self.began, 3)
         self.file.write(json.dumps({"step": step, **values, "seconds": seconds}) + "\n")
         for board in self.boards:
@@ -159,7 +162,7 @@ class Log:
         """Moves the bar to a step.  loss: added to the last MEAN losses; the bar shows their mean."""
         if loss is not None:
             self.losses.append(loss)
-            self.bar.set_postfix(loss=f"{np.mean(self.losses):.4g}", refresh=False)
+            self.bar.set_postfix({"loss": f"{np.mean(self.losses):.4g}", **self.last}, refresh=False)
         self.bar.update(step - self.bar.n)
 
     def close(self) -> None:

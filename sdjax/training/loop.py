@@ -118,6 +118,9 @@ def _steps(session, state, numbers, advance, asked, clock):
         if _due(step, settings.validate, ending) and settings.data.validation:
             _finite(previous)
             session.measure(step, state)  # before the others, since it may end the run
+        if settings.judge and (_due(step, settings.previews, ending) or SAMPLE in files):
+            _finite(previous)
+            session.show(step, state)  # likewise
         last = ending or session.over
         wanted = _wanted(settings, step, last, files)
         if "log" in wanted:
@@ -175,7 +178,7 @@ def _wanted(settings, step, last, files):
     """Returns the names of the actions that are due after a step or requested by files."""
     due = {
         SAVE: _due(step, settings.checkpoint, last) or files & {SAVE, STOP, LATE},
-        SAMPLE: _due(step, settings.previews) or SAMPLE in files,
+        SAMPLE: not settings.judge and (_due(step, settings.previews) or SAMPLE in files),
         EXPORT: _due(step, settings.export_every) or SAVE in files,
         "log": _due(step, settings.log, last),
     }

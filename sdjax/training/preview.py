@@ -1,8 +1,9 @@
 """Pictures during training with fixed seeds, which show the progress of the run."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -22,8 +23,16 @@ NO_CAPTION = "(no caption)"
 FULL = "out of memory; preview=0 draws none"
 
 
-def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any, steps: int = STEPS) -> np.ndarray | None:
-    """Returns a labelled sheet uint8 [height width 3], prompts by seeds; None if there are no pictures.
+class Preview(NamedTuple):
+    """A sheet uint8 [height width 3]; its pictures uint8 [H W 3] and their prompts, where prompts alone make them."""
+
+    sheet: np.ndarray
+    pictures: Sequence[np.ndarray] = ()
+    prompts: Sequence[str] = ()
+
+
+def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any, steps: int = STEPS) -> Preview | None:
+    """Returns the Preview of a run, prompts by seeds; None if there are no pictures.
 
     steps: of the sampler.
     A method with its own previews shows these, one row each.  Previews that start from pictures of the data
@@ -31,7 +40,7 @@ def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any, steps: 
     """
     if method.preview is not None:
         rows = method.preview(sd, data[0])
-        return grid.sheet(list(rows.values()), list(rows)) if rows else None
+        return Preview(grid.sheet(list(rows.values()), list(rows))) if rows else None
     texts, own = previewed.prompts(settings, data), not previewed.asked(settings)
     how = {"steps": steps, "grammar": _grammar(settings), "negative_prompt": ", ".join(method.unwanted)}
     how["clip_skip"] = settings.clip_skip
@@ -42,10 +51,11 @@ def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any, steps: 
             wanted = [one.caption] if own else list(texts)
             rows.append([*one.shown.values(), *one.draw(wanted, seeds=[0] * len(wanted), **how)])
         columns = (*starts[0].shown, *(("its caption",) if own else texts))
-        return grid.sheet(rows, [one.caption for one in starts] if own else (), columns)
+        return Preview(grid.sheet(rows, [one.caption for one in starts] if own else (), columns))
     seeds = range(SEEDS if settings.prompts else max(1, UNASKED // len(texts)))
     rows = [list(generate.text2img(sd, [text] * len(seeds), seeds=seeds, **how)) for text in texts]
-    return grid.sheet(rows, [text or NO_CAPTION for text in texts], [f"seed {seed}" for seed in seeds])
+    shown = grid.sheet(rows, [text or NO_CAPTION for text in texts], [f"seed {seed}" for seed in seeds])
+    return Preview(shown, [one for row in rows for one in row], [text for text in texts for _ in seeds])
 
 
 def _grammar(settings):
@@ -53,8 +63,8 @@ def _grammar(settings):
     return "a1111" if settings.prompts else "plain"
 
 
-def write(path: Path, method: Method, sd: StableDiffusion, data: Any, settings: Any) -> np.ndarray | None:
-    """Writes the sheet as a PNG and returns it; None if there are no pictures.
+def write(path: Path, method: Method, sd: StableDiffusion, data: Any, settings: Any) -> Preview | None:
+    """Writes the sheet as a PNG and returns the Preview; None if there are no pictures.
 
     Prints a line if a picture fails; the run continues.
     """
@@ -65,7 +75,7 @@ def write(path: Path, method: Method, sd: StableDiffusion, data: Any, settings: 
         print(f"preview: no {path.name}: {error}")
         return None
     if made is not None:
-        save(path, made)
+        save(path, made.sheet)
     return made
 
 
@@ -77,8 +87,8 @@ def save(path: Path, picture: np.ndarray) -> None:
         Image.fromarray(picture).save(temporary, "PNG")
 
 
-def lines(folder: Path, step: int, sd: StableDiffusion, data: Any, settings: Any) -> dict[str, np.ndarray]:
-    """Writes a PNG STEP-NN.png for each line of settings.prompts_file and returns {"NN": picture}.
+def lines(folder: Path, step: int, sd: StableDiffusion, data: Any, settings: Any) -> dict[str, tuple[np.ndarray, str]]:
+    """Writes a PNG STEP-NN.png for each line of settings.prompts_file and returns {"NN": (picture, prompt)}.
 
     Previews that start from pictures of the data take one after the other.  Prints a line if a picture fails; the run
     continues.
@@ -96,7 +106,7 @@ def lines(folder: Path, step: int, sd: StableDiffusion, data: Any, settings: Any
             print(f"preview: no {path.name}: {error}")
             continue
         save(path, picture)
-        made[f"{k:02d}"] = picture
+        made[f"{k:02d}"] = picture, line["prompt"]
     return made
 
 

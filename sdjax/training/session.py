@@ -12,12 +12,14 @@ from sdjax.data import batches
 from sdjax.data.batches import Batches
 from sdjax.runtime import processes
 from sdjax.runtime.mesh import Place
+from sdjax.settings import SettingError
 from sdjax.stable_diffusion import StableDiffusion
 from sdjax.tasks.task import Task
-from sdjax.training import facts, preview, run_folder
+from sdjax.training import facts, judged, preview, run_folder
 from sdjax.training.asked import SAMPLE
 from sdjax.training.begin import shown
 from sdjax.training.checkpoint import Checkpoints
+from sdjax.training.judged import Judged
 from sdjax.training.log import Log
 from sdjax.training.optim import Evaluate, as_trained
 from sdjax.training.settings import Train
@@ -47,6 +49,7 @@ class Session:
     base: str
     told: Log
     validation: Validation | None = field(init=False, default=None)
+    judged: Judged | None = field(init=False, default=None)
 
     def __post_init__(self):
         place = self.out / "samples" / "data.png"
@@ -58,13 +61,22 @@ class Session:
         if held_out is not None:
             place = self.out / FILE
             self.validation = Validation(self.settings, self.task, self.frozen, held_out, place, self.start)
-            self._keep_best()
+        if self.settings.judge:
+            if not self.task.words:
+                raise SettingError("judge", self.settings.judge, "'': the task has no previews of prompts alone")
+            self.judged = Judged(self.settings, self.data, self.out / judged.FILE, self.start)
+        self._keep_best()
+
+    @property
+    def ranking(self) -> Validation | Judged | None:
+        """The measurements that `best` and `patience` follow."""
+        return self.judged if isinstance(self.settings.best, str) else self.validation
 
     @property
     def over(self) -> bool:
-        """Whether `patience` measurements passed without a new smallest validation error."""
+        """Whether `patience` measurements passed without a new best one."""
         waits = self.settings.patience
-        return bool(waits) and self.validation is not None and self.validation.waited >= waits
+        return bool(waits) and self.ranking is not None and self.ranking.waited >= waits
 
     def learned(self, state: dict[str, Any]) -> Any:
         """Returns the weights to preview and export: the moving average, or else the optimizer's `evaluate`."""
@@ -91,25 +103,38 @@ class Session:
 
     def after(self, step: int, state: dict[str, Any], wanted: set[str]) -> None:
         """Runs the wanted actions after a step: SAMPLE, EXPORT."""
-        for name, act in ((SAMPLE, self._show), (EXPORT, self._export)):
+        for name, act in ((SAMPLE, self.show), (EXPORT, self._export)):
             if name in wanted:
                 act(step, state)
                 processes.wait()
 
-    def _show(self, step, state):
-        """Writes previews."""
+    def show(self, step: int, state: dict[str, Any]) -> None:
+        """Writes previews; with a judge it measures them."""
         weights = self.learned(state)
-        if not processes.first():
+        figures = processes.led(lambda: self._drawn(step, weights))
+        if not figures or self.judged is None:
             return
+        self.judged.add(step, figures)
+        self.told.metrics(step, figures)
+        if self.ranking is self.judged and self._ranked(step):
+            self._keep_best()
+            self.save(state)
+
+    def _drawn(self, step, weights):
+        """Writes previews; returns the judge's figures, {} without a judge or pictures."""
         folder, settings = self.out / "samples", self.settings
         seen = settings.method.join(self.frozen, weights).fold(), self.data, settings
+        pictures, prompts = [], []
         if settings.prompts or not settings.prompts_file:
-            picture = preview.write(folder / f"{step:07d}.png", settings.method, *seen)
-            if picture is not None:
-                self.told.picture(step, "samples", picture)
+            made = preview.write(folder / f"{step:07d}.png", settings.method, *seen)
+            if made is not None:
+                self.told.picture(step, "samples", made.sheet)
+                pictures, prompts = [*made.pictures], [*made.prompts]
         if settings.prompts_file:
-            for name, picture in preview.lines(folder, step, *seen).items():
+            for name, (picture, prompt) in preview.lines(folder, step, *seen).items():
                 self.told.picture(step, f"samples/{name}", picture)
+                pictures, prompts = [*pictures, picture], [*prompts, prompt]
+        return self.judged(pictures, prompts) if self.judged is not None and pictures else {}
 
     def _export(self, step, state):
         """Writes the current export to exports/STEP."""
@@ -120,11 +145,10 @@ class Session:
         self._write(frozen, weights, step, self.out / "exports" / f"{step:07d}")
 
     def measure(self, step: int, state: dict[str, Any]) -> None:
-        """Measures the validation error; with `best` it keeps the state of the smallest one."""
+        """Measures the validation error; with best=True it keeps the state of the smallest one."""
         assert self.validation is not None
         self.told.metrics(step, {"validation": self.validation(step, self.learned(state))})
-        best = self.validation.best
-        if self.settings.best and best is not None and best[0] == step:
+        if self.ranking is self.validation and self._ranked(step):
             self._keep_best()
             self.save(state)
         processes.wait()
@@ -149,23 +173,33 @@ class Session:
         finish = self.settings.method.finish
         return (self.frozen, weights) if finish is None else finish(self.frozen, weights, self.data)
 
+    def _found(self):
+        """Returns (step, value) of the best measurement, None without `best` or a measurement."""
+        return self.ranking.best if self.settings.best and self.ranking is not None else None
+
+    def _ranked(self, step):
+        """Returns whether a step is the best one so far."""
+        best = self._found()
+        return best is not None and best[0] == step
+
     def _keep_best(self):
         """Marks the checkpoint of the best step as kept."""
-        best = self.validation.best if self.settings.best and self.validation is not None else None
+        best = self._found()
         if best is not None:
             self.checkpoints.kept.clear()
             self.checkpoints.kept.add(best[0])
 
     def _best(self, state):
         """Returns the state of the best step, or the given state if it is the best or nothing was measured."""
-        best = self.validation.best if self.settings.best and self.validation is not None else None
+        best = self._found()
         if best is None or best[0] == self._step(state):
             return state
         self.checkpoints.wait()
         found = self.checkpoints.restore(self.place.gather(state), self.base, [best[0]])
         if found is None:
             raise ValueError(f"{self.out}: checkpoint {best[0]}, the best, cannot be read; best=False exports the last")
-        processes.say(f"best: step {best[0]}, validation {best[1]:.6g}")
+        said = f"{self.settings.best} {-best[1]:.6g}" if self.ranking is self.judged else f"validation {best[1]:.6g}"
+        processes.say(f"best: step {best[0]}, {said}")
         return self.place.state(jax.tree.map(jnp.asarray, found))
 
     def _step(self, state):

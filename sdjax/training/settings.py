@@ -20,6 +20,7 @@ TYPES = ("float32", "bfloat16")  # float16 is none of them: its small gradients 
 PREDICTIONS = ("epsilon", "v_prediction")
 FORMS = ("diffusers", "single-file", "both")
 DTYPES = ("float32", "float16", "bfloat16")  # of exported numbers
+BESTS = (False, True, "clip-i", "clip-t", "clip")
 FITS = ("", "auto", "8GB", "12GB", "16GB", "24GB")
 
 
@@ -64,14 +65,17 @@ class Train:
     checkpoint: steps between checkpoints; 0 writes none except on SIGTERM.  keep: number of checkpoints to keep.
     checkpoint_minutes: a checkpoint also when the last one is this old, for slow steps; 0 is off.  Several processes
     look at logged steps.
-    preview: steps between previews; 0 is off, None is max(50, steps / 10) with prompts or prompts_file and
+    preview: steps between previews; 0 is off, None is max(50, steps / 10) with prompts, prompts_file or a judge, and
     max(100, steps / 4) without.
     log: steps between lines of metrics; 0 is off.
     epochs: length in passes over the pictures instead of `steps`; 0 uses `steps`.
     minutes: length in minutes from the start of training, compilation included, and at most `steps`.  The learning
     rate's schedule follows the clock, so such a run is not reproducible.  0 uses `steps`.
     validate: steps between measurements of the error on data.validation, at fixed noise and times.
-    best: export the weights with the smallest validation error.
+    judge: a CLIP that measures each preview: a folder or hub id of a CLIPModel, or "pocket"; "" is off.  metrics.jsonl
+    gets clip-i, the likeness to the training pictures, and clip-t, the likeness to the prompts.
+    best: export the weights with the smallest validation error (True), or with the largest clip-i, clip-t or their sum,
+    clip, of the judge.
     patience: stop after this many measurements without improvement; 0 is off.
     export_every: steps between exports to exports/STEP; 0 is off.
     save_model_as: how exports hold a whole model or a ControlNet: diffusers (a folder), single-file (for A1111 and
@@ -131,7 +135,8 @@ class Train:
     epochs: float = 0.0
     minutes: float = 0.0
     validate: int = 100
-    best: bool = False
+    judge: str = ""
+    best: bool | str = False
     patience: int = 0
     export_every: int = 0
     save_model_as: str = "diffusers"
@@ -149,7 +154,7 @@ class Train:
             checkpoint_minutes=FROM_0, keep=FROM_1,
             log=FROM_0, preserve=FROM_0, huber=TO_1, huber_decay=errors.DECAYS, pyramid=BELOW_1, perturbation=FROM_0,
             clip_skip=FROM_1, epochs=FROM_0, minutes=FROM_0, validate=FROM_1, patience=FROM_0, export_every=FROM_0,
-            prediction_type=("", *PREDICTIONS), save_model_as=FORMS, save_precision=DTYPES,
+            prediction_type=("", *PREDICTIONS), save_model_as=FORMS, save_precision=DTYPES, best=BESTS,
         )  # fmt: skip
         if self.preview is not None:
             check(self, preview=FROM_0)
@@ -157,12 +162,17 @@ class Train:
             check_pattern("sharding", pattern)
             if not mesh.divides(dimensions):
                 raise SettingError("sharding", dimensions, "an axis (data, fsdp, tensor), or -, for each dimension")
+        ranked = isinstance(self.best, str)
+        if ranked and not self.judge:
+            raise SettingError("best", self.best, "judge with it: the CLIP that measures the previews")
         for name in ("best", "patience"):
-            if getattr(self, name) and not self.data.validation:
+            if getattr(self, name) and not self.data.validation and not ranked:
                 raise SettingError(name, getattr(self, name), "data.validation with it: the pictures to measure")
         low, high = self.times
         if not 0 <= low < high <= 1:
             raise SettingError("times", self.times, "two rising shares from 0 to 1, such as (0, 0.8)")
+        if self.judge and self.preview == 0:
+            raise SettingError("preview", 0, "1 or more with a judge, which measures the previews")
         if self.minutes and (KINDS[self.optim.kind].finds or self.optim.kind == "schedule_free"):
             raise SettingError("minutes", self.minutes, f"0 with optim.kind={self.optim.kind}, which plans its length")
         if self.debiased and self.min_snr:
@@ -173,5 +183,5 @@ class Train:
         """The interval of previews in steps, 0 for never."""
         if self.preview is not None:
             return self.preview
-        asked = self.prompts or self.prompts_file
+        asked = self.prompts or self.prompts_file or self.judge
         return max(50, self.steps // 10) if asked else max(100, self.steps // 4)

@@ -71,7 +71,7 @@ class Validation:
     @property
     def waited(self) -> int:
         """The number of values after the best one."""
-        return len(self.values) - 1 - self.values.index(self.best) if self.best else 0
+        return waited(self.values)
 
 
 def history(place: Path) -> list[tuple[int, float]]:
@@ -83,3 +83,9 @@ def history(place: Path) -> list[tuple[int, float]]:
 def best(values: list[tuple[int, float]]) -> tuple[int, float] | None:
     """Returns the first pair with the smallest value; None for no pairs."""
     return min(values, key=lambda pair: pair[1], default=None)
+
+
+def waited(values: list[tuple[int, float]]) -> int:
+    """Returns the number of pairs after the best one, 0 for no pairs."""
+    found = best(values)
+    return len(values) - 1 - values.index(found) if found else 0

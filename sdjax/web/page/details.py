@@ -17,6 +17,7 @@ MOST = 100  # most jobs in the list
 TAIL = 6000  # characters of a log
 PLOTS = (  # title, names of metrics in it; a prefix ends with "."
     ("Loss", ("loss", "error")), ("Validation", ("validation",)), ("Rate", ("rate",)), ("Identity", ("identity",)),
+    ("CLIP-I", ("clip-i",)), ("CLIP-T", ("clip-t",)),
 )  # fmt: skip
 
 
