@@ -10,7 +10,7 @@ of a prompt is its ids and the text encoder's weights.  So nothing stale is used
 A run with flips keeps each picture twice, as it is and mirrored: an autoencoder's moments of a mirrored picture are not
 the mirrored moments.  Masks and conditions from files are read from the source at every step.
 
-Several processes of a run divide what is missing in a folder; each computes what it then still lacks.
+Several processes of a run divide the missing entries of a shared folder.  A process with its own folder fills that.
 """
 
 from collections.abc import Callable, Mapping, Sequence
