@@ -48,11 +48,11 @@ def read(picture: Image.Image, hook: Callable[[dict[str, Any]], Any]) -> Any:
 def _blocks(pixels: UInt8[np.ndarray, "H W 3"]) -> tuple[UInt8[np.ndarray, "..."], UInt8[np.ndarray, "..."]] | None:
     """Returns the low bits of the blocks left of the first black column and right of the last one; None without."""
     seen = (pixels > 0).any(2)
-    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    rows, columns = np.flatnonzero(np.any(seen, axis=1)), np.flatnonzero(np.any(seen, axis=0))
     if not len(rows):
         return None
     inside = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] & HALF  # within a black frame
-    black = np.flatnonzero(~inside.any((0, 2)))
+    black = np.flatnonzero(~np.any(inside, axis=(0, 2)))
     if len(black) < 2:
         return None
     left, right = inside[:, : black[0]], inside[:, black[-1] + 1 :]
