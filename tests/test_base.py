@@ -106,4 +106,5 @@ def test_class_pictures_come_from_the_same_model(places, tmp_path, monkeypatch):
     told = dataclasses.replace(told, class_data=dataclasses.replace(told.class_data, path=str(tmp_path / "dogs"),
                                                                     prompts=("a dog",), count=1))  # fmt: skip
     class_images.draw(told)
-    assert seen == {"grammar": "plain", "model": str(places[0]), "vae": str(places[1]), "ema": False}
+    wanted = {"grammar": "plain", "clip_skip": 1, "model": str(places[0]), "vae": str(places[1]), "ema": False}
+    assert seen == wanted

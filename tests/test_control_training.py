@@ -261,8 +261,6 @@ def test_settings_that_do_not_fit():
         Data(condition="cany")
     with pytest.raises(ValueError, match=r"condition='canny:lo=3': expected canny:low=VALUE, high=VALUE"):
         Data(condition="canny:lo=3")
-    with pytest.raises(ValueError, match="cache='x': expected '' with condition='files'"):
-        Data(condition="files", cache="x")
 
 
 # ---- runs ----------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ def test_sizes_are_those_of_a_models_attention():
     ("settings", "message"),
     [
         ({"layer_structure": (1, 2, 2)}, "layer_structure=.*: expected numbers above 0 that begin and end with 1"),
-        ({"activation": "rrelu"}, "activation='rrelu': expected one of linear, relu"),
+        ({"activation": "glu"}, "activation='glu': expected one of linear, relu"),
         ({"dropout": (0, 0.3)}, "dropout=.*: expected 3 rates below 1"),
         ({"weight_init": "Zeros"}, "weight_init='Zeros': expected one of Normal"),
         (

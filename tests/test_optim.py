@@ -15,7 +15,7 @@ from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.methods.textual_inversion import TextualInversion
 from sdjax.settings import SettingError, override
-from sdjax.training import loop, optim, schedules
+from sdjax.training import loop, optim, ready, schedules
 from sdjax.training.checkpoint import Checkpoints
 from sdjax.training.muon import orthogonal
 from sdjax.training.optim import Optim
@@ -97,7 +97,7 @@ def test_weights_that_an_optimizer_evaluates_are_averaged_and_exported(monkeypat
     from optax.contrib import schedule_free_adamw, schedule_free_eval_params
 
     tx = schedule_free_adamw(1e-2)
-    monkeypatch.setattr(loop, "optimizer", lambda settings, steps, minutes: (tx, schedule_free_eval_params))
+    monkeypatch.setattr(ready, "optimizer", lambda settings, steps, minutes: (tx, schedule_free_eval_params))
     data = Data(path="pocketland", size=32, batch=2, source=Pocketland(count=8), word="<new>")
     run = Train(
         model="random:tiny", method=TextualInversion("<new>", "face"), data=data, steps=3, checkpoint=3, ema=0.5

@@ -89,7 +89,7 @@ def test_lines_have_weights_and_any_length(plain, tmp_path):
     text, place = "a (red:1.5) cat, " + ", ".join(["a long text"] * 9), tmp_path / "prompts.txt"
     place.write_text(f"{text} --S 1 --D 3\n")
     run = dataclasses.replace(RUN, prompts_file=str(place))
-    (made,) = preview.lines(tmp_path, 1, plain, batches.build(DRAWN, plain, 0), run).values()
+    ((made, _),) = preview.lines(tmp_path, 1, plain, batches.build(DRAWN, plain, 0), run).values()
     np.testing.assert_array_equal(made, sdjax.text2img(plain, [text], seeds=[3], steps=1, grammar="a1111")[0])
     assert (made != sdjax.text2img(plain, [text], seeds=[3], steps=1)[0]).any()
 
@@ -104,7 +104,7 @@ def test_inpainting_fills_a_hole_in_pictures_of_the_run(plain):
         same = (made == picture).all(-1)
         assert same[:8].all() and same[:, :8].all() and not same[8:-8, 8:-8].all()
     page = preview.sheet(Full(), sd, data, RUN)
-    assert page is not None and page.shape[0] > 2 * 32
+    assert page is not None and page.sheet.shape[0] > 2 * 32
 
 
 def test_an_upscaler_enlarges_pictures_of_the_run(plain, tmp_path):
@@ -115,7 +115,7 @@ def test_an_upscaler_enlarges_pictures_of_the_run(plain, tmp_path):
     place = tmp_path / "prompts.txt"
     place.write_text("a face --s 1 --w 64 --h 32\n")
     made = preview.lines(tmp_path, 1, sd, data, dataclasses.replace(RUN, prompts_file=str(place)))
-    assert [picture.shape for picture in made.values()] == [(32, 64, 3)]
+    assert [picture.shape for picture, _ in made.values()] == [(32, 64, 3)]
 
 
 def test_lines_give_a_controlnet_its_conditions_and_e4t_its_subjects(plain, tmp_path, capsys, monkeypatch):

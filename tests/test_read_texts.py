@@ -15,6 +15,7 @@ from sdjax.data import lengths
 from sdjax.data.batches import Data
 from sdjax.data.sources.drawn import Pocketland
 from sdjax.diffusion.loss import conditioned
+from sdjax.formats import pipeline
 from sdjax.methods.clip import Clip
 from sdjax.methods.full import Full
 from sdjax.methods.lora import Lora
@@ -88,8 +89,9 @@ def test_previews_and_files_have_the_runs_clip_skip(tmp_path, monkeypatch):
         model="random:tiny", method=Lora(rank=2), data=Data(path=str(tmp_path / "photos"), size=32, templates="none"),
         clip_skip=2, prompts=("a cat",), prompts_file=str(tmp_path / "lines.txt"),
     )  # fmt: skip
-    preview.sheet(run.method, None, None, run)
-    preview.lines(tmp_path / "samples", 1, None, run)
+    sd = pipeline.load("random:tiny")
+    preview.sheet(run.method, sd, None, run)
+    preview.lines(tmp_path / "samples", 1, sd, None, run)
     assert drawn == [2, 2]
     said, lines = exported(run, tmp_path / "two")
     assert (said["ss_clip_skip"], said["modelspec.encoder_layer"]) == ("2", "2")

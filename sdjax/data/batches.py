@@ -125,6 +125,7 @@ class Data:
             raise SettingError("buckets", self.buckets, f"0 with concept={self.concept!r}: encoders look at squares")
         if self.resident and (self.crop != "center" or self.flip or self.mask or self.condition):
             raise SettingError("resident", True, "False unless crop=center, flip=0, mask=False and without a condition")
+        _ = self.maker  # raises for an unknown condition
 
     def looked_up(self) -> tuple[str, Source | None]:
         """Returns ("source", the source of `path`), whose settings are also available as data.NAME."""

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from sdjax.sampling.fields import fields
-from sdjax.sampling.latents import latent_shape
+from sdjax.sampling.latents import size_of
 from sdjax.sampling.settings import TASKS
 from sdjax.service import flags, programs
 from sdjax.training import recipes
@@ -100,7 +100,7 @@ def _draw_pictures(task, given, made_by):
     settings = {name: value for name, value in given.items() if name in fields(TASKS[task])}
     (request,) = programs.asked(task, settings, 1)
     sd, _ = made_by.base(request)
-    height, width = (sd.factor * side for side in latent_shape(sd, request.settings.size)[:2])
+    height, width = size_of(sd, request.settings)
     for name in PICTURES[task]:
         picture = np.full((height, width, 3), 128, np.uint8)
         if name == "mask":

@@ -98,7 +98,7 @@ def _text_place(name):
 
 
 def _fits(walk, held, sd, part):
-    """Returns whether the sides of all factors are those of the layers."""
+    """Returns whether the factors have the sizes of the layers."""
     kernels = trees.flatten(sd.parts[part])
     sides = ((held[i, "down"].shape[-1], len(held[i, "up"])) for i in range(len(walk)))
     shapes = (kernels[f"{module}.kernel"].shape for module in walk)
