@@ -221,3 +221,16 @@ def test_rounding_by_chance_keeps_numbers_of_the_type():
     near = edits.dithered(wide * 1.001, jnp.bfloat16).astype(jnp.float32)
     assert float(((near - wide) * wide).sum() / (wide * wide).sum()) == pytest.approx(1e-3, rel=0.02)
     assert float(jnp.max(jnp.abs(near / wide - 1.001))) < 2**-7
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_rounding_by_chance_gives_small_layers_the_whole_change_on_average(number):
+    """Over many files, in each layer: the chances of a layer must not be those of all files."""
+    random = np.random.default_rng(number)
+    weight = jnp.asarray(random.standard_normal((32, 32), np.float32), jnp.bfloat16).astype(jnp.float32)
+    up, down = random.standard_normal((1000, 32, 2), np.float32), random.standard_normal((1000, 2, 32), np.float32)
+    changes = up @ down
+    changes *= SIZE * np.linalg.norm(weight) / np.linalg.norm(changes, axis=(1, 2), keepdims=True)
+    rounded = jax.vmap(lambda change: edits.dithered(weight + change, jnp.bfloat16))(jnp.asarray(changes))
+    moved = np.asarray(rounded, np.float32) - np.asarray(weight)
+    assert (moved * changes).sum() / (changes**2).sum() == pytest.approx(1, abs=0.012)

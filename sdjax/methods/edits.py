@@ -6,7 +6,6 @@ A merged weight is W + sum_i s_i D_i(W); every D_i takes the unmerged W, so the 
 """
 
 import functools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -86,19 +85,19 @@ def dithered(x: Float32[Array, "*shape"], dtype: DTypeLike) -> Float[Array, "*sh
     """Returns x in a narrower type, rounded up or down at random so that the expected value is x.
 
     Rounding to the nearest value would lose changes below half a unit in W's last place.  Values of the narrower type
-    do not change.  The random number is a hash of the element's position, the same in every call (our choice: murmur3's
-    finaliser).
+    do not change.  The random number is a hash of the element's position and of x, the same in every call (our choice:
+    murmur3's finaliser).  Of the position alone it would be the same in all layers of a shape, and in all files.
     """
     near = x.astype(dtype)
     rest = x - near.astype(jnp.float32)
     other = jnp.nextafter(near, jnp.where(rest < 0, -jnp.inf, jnp.inf).astype(dtype))
     step = jnp.abs(other.astype(jnp.float32) - near.astype(jnp.float32))
-    return jnp.where(_chance(x.shape) * step < jnp.abs(rest), other, near)
+    return jnp.where(_chance(x) * step < jnp.abs(rest), other, near)
 
 
-def _chance(shape):
-    """Returns pseudo-random numbers in [0, 1), one per entry."""
-    bits = jax.lax.iota(jnp.uint32, math.prod(shape))
+def _chance(x):
+    """Returns pseudo-random numbers in [0, 1), one per entry of float32 x."""
+    bits = jax.lax.iota(jnp.uint32, x.size) ^ jax.lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
-    return ((bits ^ (bits >> 16)) >> 8).astype(jnp.float32).reshape(shape) / 2**24
+    return ((bits ^ (bits >> 16)) >> 8).astype(jnp.float32).reshape(x.shape) / 2**24
