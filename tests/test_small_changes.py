@@ -26,7 +26,7 @@ from sdjax.models.layers import Dense
 
 SIZE, STRENGTHS = 1e-3, (1.0, 0.95, 1.05)
 WIDE = np.array([0.0, 0.5, 1.0, 1.5, 2.0])  # strengths of the whole network
-BATCHES, FILES, ROWS = 256, 768, 16  # there: batches, batches with a file each, pictures in one
+BATCHES, FILES, ROWS = 256, 1100, 16  # there: batches, batches with a file each, pictures in one
 LORA = Lora(2, targets=r"^unet\..*attn[12]\.to_[qkv]$")  # the layers of E4T's offsets
 
 
