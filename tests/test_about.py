@@ -209,6 +209,14 @@ def test_a_rate_of_a_part_that_does_not_train_is_none(pictures, tmp_path):
     assert said["ss_resolution"] == "(32, 32)"  # the model's
 
 
+def test_the_rates_of_the_parts_of_a_list_are_its_first_times_their_factors(pictures):
+    method, optim = Lora(rank=2, text_encoder=True), Optim(lr="1e-3:5, 1e-4", rates=(("text_encoder", 0.5),))
+    trained, frozen = method.split(pipeline.load("random:tiny"))
+    settings = Train(model="random:tiny", method=method, data=Data(path=str(pictures)), optim=optim)
+    told = facts.of(settings, "ink", 1, frozen, trained).settings
+    assert (told["learning_rate"], told["unet_lr"], told["text_encoder_lr"]) == (optim.lr, 1e-3, 5e-4)
+
+
 def test_dates_are_written_if_asked_and_never_in_public(pictures, tmp_path):
     said = lora_run(pictures, tmp_path, dates=True)
     assert said["modelspec.date"][:2] == "20" and float(said["ss_training_finished_at"]) > 1.7e9

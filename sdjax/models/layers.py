@@ -34,7 +34,7 @@ def parameter(module: nn.Module, name: str, start: Callable, shape: tuple[int, .
     """Returns a layer's parameter, as it is given, or float32 from its initialiser `start`.
 
     Linen's `param` traces the initialiser to compare the shape of a given parameter; that took half of the time to
-    trace a network.
+    trace sampling.
     Raises ValueError for a given parameter of another shape.
     """
     if not module.has_variable("params", name):

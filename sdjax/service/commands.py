@@ -21,14 +21,8 @@ def of(library: Library, job: Job) -> str:
             recipe, items = teaching.overrides(library, job.request)  # the run's folder is the program's own choice
             return shlex.join(["sdjax", "train", str(recipe), *items])
         return shlex.join(["sdjax", str(job.request["task"]), *_pictures(library, job.request)])
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OSError,
-    ):  # a model is gone, or a request is not one of ours
-        return ""
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        return ""  # a model is gone, or a request is not one of ours
 
 
 def _pictures(library: Library, order: Mapping[str, Any]) -> list[str]:

@@ -67,12 +67,10 @@ def alone(settings: Any) -> None:
     if settings.save_model_as != FORMS[0] and not set(method.formats) <= {controlnet.KIND}:
         said = f"{FORMS[0]}: {type(method).__name__} exports another file than a whole model or a ControlNet"
         raise SettingError("save_model_as", settings.save_model_as, said)
-    if settings.prompts_file and not method.condition:
-        if any(prompt_lines.CONTROL in line for line in prompt_lines.read(settings.prompts_file)):
-            said = f"lines without --cn: {type(method).__name__} reads no condition"
-            raise SettingError("prompts_file", settings.prompts_file, said)
-    elif settings.prompts_file:
-        prompt_lines.read(settings.prompts_file)
+    lines = prompt_lines.read(settings.prompts_file) if settings.prompts_file else []
+    if not method.condition and any(prompt_lines.CONTROL in line for line in lines):
+        said = f"lines without --cn: {type(method).__name__} reads no condition"
+        raise SettingError("prompts_file", settings.prompts_file, said)
     others = (method.loss, method.preview, settings.data.condition or None, settings.data.concept or None)
     if settings.judge and any(one is not None for one in others):
         raise SettingError("judge", settings.judge, "'': the previews are not pictures of prompts alone")

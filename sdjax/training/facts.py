@@ -8,7 +8,6 @@ Source: sd-scripts' train_network.py for the names of its ss_* and for what each
 
 import collections
 import math
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from sdjax.formats.storage.files import HUB_ID
 from sdjax.methods.chain import Chain
 from sdjax.methods.lora import Lora
 from sdjax.stable_diffusion import StableDiffusion
+from sdjax.training import schedules
+from sdjax.training.optim import factor_of
 
 LOOKED_THROUGH = 1000  # most captions whose tags are counted
 
@@ -119,15 +120,18 @@ def _training(settings: Any, step: int) -> dict[str, Any]:
 
 
 def _rates(optim: Any, trained: Any) -> dict[str, Any]:
-    """Returns the rates of UNet and text encoder, each the commonest of its trained weights; None if none trains."""
+    """Returns the rates of UNet and text encoder, each the commonest of its trained weights; None if none trains.
+
+    Of a list of rates it is the first one.
+    """
     if trained is None:
         return {}
     found: dict[str, Any] = {part: collections.Counter() for part in ("unet", "text_encoder")}
+    lr = schedules.listed(optim.lr).rates[0] if isinstance(optim.lr, str) else optim.lr
     for name in trees.flatten(trained):
         part = next((word for word in name.split(".") if not word.isdecimal()), "")  # a Chain numbers its parts
         if part in found:
-            factor = next((factor for pattern, factor in optim.rates if re.search(pattern, name)), 1)
-            found[part][optim.lr * factor] += 1
+            found[part][lr * factor_of(optim, name)] += 1
     common = {part: rates.most_common(1)[0][0] if rates else None for part, rates in found.items()}
     return {"unet_lr": common["unet"], "text_encoder_lr": common["text_encoder"]}
 

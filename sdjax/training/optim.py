@@ -3,6 +3,7 @@
 tx, evaluate = optimizer(Optim(lr=1e-4, schedule="cosine", warmup=100), steps=1000)
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -97,14 +98,18 @@ class Optim:
 
 def rate(optim: Optim, steps: int) -> optax.Schedule:
     """Returns the schedule step -> learning rate for a run of `steps` steps."""
-    lr, warmup = optim.lr, optim.warmup
-    if isinstance(lr, str) or optim.schedule not in ("constant", "cosine", "linear"):
-        return lambda count: schedules.rate(optim, count, steps)
-    body = {
-        "constant": lambda n: optax.constant_schedule(lr),
-        "cosine": lambda n: optax.cosine_decay_schedule(lr, n, alpha=optim.end),
-        "linear": lambda n: optax.linear_schedule(lr, optim.end * lr, n),
-    }[optim.schedule](max(steps - warmup, 1))
+    lr, warmup, length = optim.lr, optim.warmup, max(steps - optim.warmup, 1)
+    own = functools.partial(schedules.rate, optim, length=steps)
+    if isinstance(lr, str):
+        return own
+    bodies = {
+        "constant": optax.constant_schedule(lr),
+        "cosine": optax.cosine_decay_schedule(lr, length, alpha=optim.end),
+        "linear": optax.linear_schedule(lr, optim.end * lr, length),
+    }
+    if optim.schedule not in bodies:
+        return own
+    body = bodies[optim.schedule]
     if not warmup:
         return body
     return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup), body], [warmup])
@@ -122,7 +127,7 @@ def optimizer(optim: Optim, steps: int, minutes: float = 0.0) -> tuple[optax.Gra
     kind = KINDS[optim.kind]
     parts = [clip, *(tx if kind.together or tx is NOTHING else leafwise(tx) for tx in _scaled(optim, schedule))]
     shaped = {"adafactor": lambda tx: tx, "muon": muon.packed}.get(optim.kind, _as_vector)
-    named = _by_name(optim.rates) if optim.rates else NOTHING
+    named = _by_name(optim) if optim.rates else NOTHING
     rated = pace.by_length(optim, steps) if minutes else leafwise(optax.scale_by_learning_rate(schedule))
     tx = optax.chain(shaped(optax.chain(*parts)), named, NOTHING if kind.finds else rated)
     if optim.kind == "schedule_free":
@@ -199,8 +204,8 @@ def norm(tree: Any) -> Float[Array, ""]:
 def gradients(grads: Any, opt: Any) -> dict[str, Array]:
     """Returns the norms of a step's gradients for its metrics: of all and, for several groups, of each.
 
-    A group is a part of the trained tree, such as "unet".  With an optimizer that finds the
-    rate also "found", its estimate d of it.
+    A group is a part of the trained tree, such as "unet".  With an optimizer that finds the rate also "found", its
+    estimate d of it.
     """
     groups = grads if isinstance(grads, dict) and len(grads) > 1 else {}
     apart = {f"gradient.{name}": norm(tree) for name, tree in groups.items() if isinstance(tree, dict) and tree}
@@ -226,14 +231,16 @@ def _as_vector(inner):
     )
 
 
-def _by_name(rates):
-    """Returns a transformation that multiplies each update by the factor of the first pattern that its name matches."""
+def factor_of(optim: Optim, name: str) -> float:
+    """Returns the factor of a weight's rate: of the first pattern of `rates` that its dotted name matches, or 1."""
+    return next((value for pattern, value in optim.rates if re.search(pattern, name)), 1.0)
 
-    def factor(name):
-        return next((value for pattern, value in rates if re.search(pattern, name)), 1.0)
+
+def _by_name(optim):
+    """Returns a transformation that multiplies each update by factor_of its name."""
 
     def update(updates, state, params=None):
-        return trees.map_names(lambda name, x: factor(name) * x, updates), state
+        return trees.map_names(lambda name, x: factor_of(optim, name) * x, updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 

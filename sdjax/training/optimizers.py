@@ -30,9 +30,12 @@ class Kind(NamedTuple):
 
 
 def _prodigy(o, rate):
-    return contrib.prodigy(
-        rate, o.betas, estim_lr_coef=o.growth, weight_decay=o.weight_decay, safeguard_warmup=True
-    )  # fmt: skip
+    own = {"estim_lr_coef": o.growth, "weight_decay": o.weight_decay, "safeguard_warmup": True}
+    return contrib.prodigy(rate, o.betas, **own)
+
+
+def _dadapt(o, rate):
+    return contrib.dadapt_adamw(rate, o.betas, weight_decay=o.weight_decay)
 
 
 KINDS = {
@@ -45,10 +48,7 @@ KINDS = {
     # Adam with b1 = 0: the average is around it.
     "schedule_free": Kind(2, lambda o, rate: optax.scale_by_rms(o.betas[1], eps_in_sqrt=False, bias_correction=True)),
     "adopt": Kind(2, lambda o, rate: contrib.scale_by_adopt(*o.betas)),
-    "ademamix": Kind(
-        3, lambda o, rate: contrib.scale_by_ademamix(*o.betas, alpha=5.0)
-    ),  # optax.contrib.ademamix's alpha
-    "dadapt_adamw": Kind(
-        3, lambda o, rate: contrib.dadapt_adamw(rate, o.betas, weight_decay=o.weight_decay), finds=True, together=True
-    ),
+    # The alpha of optax.contrib.ademamix.
+    "ademamix": Kind(3, lambda o, rate: contrib.scale_by_ademamix(*o.betas, alpha=5.0)),
+    "dadapt_adamw": Kind(3, _dadapt, finds=True, together=True),
 }

@@ -42,8 +42,8 @@ def sheet(method: Method, sd: StableDiffusion, data: Any, settings: Any, steps: 
         rows = method.preview(sd, data[0])
         return Preview(grid.sheet(list(rows.values()), list(rows))) if rows else None
     texts, own = previewed.prompts(settings, data), not previewed.asked(settings)
-    how = {"steps": steps, "grammar": _grammar(settings), "negative_prompt": ", ".join(method.unwanted)}
-    how["clip_skip"] = settings.clip_skip
+    how = {"steps": steps, "clip_skip": settings.clip_skip, "grammar": _grammar(settings)}
+    how["negative_prompt"] = ", ".join(method.unwanted)
     starts = previewed.starts(sd, data, settings)
     if starts:
         rows = []
@@ -110,18 +110,24 @@ def lines(folder: Path, step: int, sd: StableDiffusion, data: Any, settings: Any
     return made
 
 
+def first_steps(data: Batches) -> list[int]:
+    """Returns the first step of each size of pictures, of the run's first LOOKED_AT steps."""
+    found: dict[Any, int] = {}
+    for step in range(LOOKED_AT):
+        found.setdefault(data.plan.at(step)[0], step)
+    return sorted(found.values())
+
+
 def data_sheet(data: Batches) -> np.ndarray:
     """Returns a sheet of up to MOST pictures as the network sees them, from the first batch of each bucket.
 
     Pictures are cut, scaled and mirrored as in training, and dim outside a mask.  A ControlNet's condition is next to
     each, and its caption below.
     """
-    first = {}
-    for step in range(LOOKED_AT):
-        first.setdefault(data.plan.at(step)[0], step)
+    first = first_steps(data)
     many = max(1, MOST // len(first))
     shown, said = [], []
-    for step in sorted(first.values()):
+    for step in first:
         for row in range(min(many, data.data.batch)):
             item = data.seen(step * data.data.batch + row)
             if "picture" not in item:

@@ -150,9 +150,8 @@ class Train:
     def __post_init__(self):
         check(
             self, steps=FROM_0, seed=SEED, ema=BELOW_1, fit=FITS, compute=TYPES, frozen=TYPES, remat=recompute.KINDS,
-            min_snr=FROM_0, noise_offset=FROM_0, checkpoint=FROM_0,
-            checkpoint_minutes=FROM_0, keep=FROM_1,
-            log=FROM_0, preserve=FROM_0, huber=TO_1, huber_decay=errors.DECAYS, pyramid=BELOW_1, perturbation=FROM_0,
+            min_snr=FROM_0, noise_offset=FROM_0, checkpoint=FROM_0, checkpoint_minutes=FROM_0, keep=FROM_1, log=FROM_0,
+            preserve=FROM_0, huber=TO_1, huber_decay=errors.DECAYS, pyramid=BELOW_1, perturbation=FROM_0,
             clip_skip=FROM_1, epochs=FROM_0, minutes=FROM_0, validate=FROM_1, patience=FROM_0, export_every=FROM_0,
             prediction_type=("", *PREDICTIONS), save_model_as=FORMS, save_precision=DTYPES, best=BESTS,
         )  # fmt: skip

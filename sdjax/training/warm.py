@@ -11,8 +11,7 @@ from sdjax.data import batches
 from sdjax.runtime import mesh
 from sdjax.training import checks, preview
 from sdjax.training.begin import shown
-from sdjax.training.preview import LOOKED_AT
-from sdjax.training.ready import Run, ready
+from sdjax.training.ready import ready
 from sdjax.training.settings import Train
 from sdjax.training.validation import Validation
 
@@ -27,21 +26,13 @@ def warm(settings: Train) -> None:
     settings, place = run.settings, run.place
     state, fixed = place.state(state), place.frozen(run.frozen)
     rows = run.data.of(mesh.rows(settings.parallel, settings.data.batch))
-    for step in _first(run):
+    for step in preview.first_steps(run.data):
         run.advance.lower(state, fixed, place.batch(rows[step])).compile()
     learned = place.whole(state["trained"])
     held_out = batches.held_out(shown(settings, run.task), run.frozen, settings.seed)
     if held_out is not None:
         measured = Validation(settings, run.task, run.frozen, held_out, Path()).measured
         measured.lower(run.frozen, learned, held_out[0]).compile()
-    if settings.previews and run.task.words:
+    if settings.previews:
         seen = settings.method.join(run.frozen, learned).fold()
         preview.sheet(settings.method, seen, run.data, settings, steps=1)  # of any steps it is one program
-
-
-def _first(run: Run) -> list[int]:
-    """Returns the first step of each size of pictures."""
-    found: dict[object, int] = {}
-    for step in range(LOOKED_AT):
-        found.setdefault(run.data.plan.at(step)[0], step)
-    return sorted(found.values())

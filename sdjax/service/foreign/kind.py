@@ -13,6 +13,7 @@ SAMPLED = {  # samplers of other programs, {their name: ours}
     "kdpm_2_a": "dpm2_a", "dpmpp_2s_ancestral": "dpmpp_2s_a", "uni_pc": "unipc", "uni_pc_bh2": "unipc", "plms": "pndm",
     "dpmsolver++": "dpmpp_2m", "ddim_v3": "ddim",
 }  # fmt: skip
+SCHEDULED = ("normal", "karras", "exponential", "sgm_uniform", "simple", "ddim_uniform")  # with the same names there
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,3 @@ def sampled(sampler: Any, schedule: Any = None) -> dict[str, Any]:
     ours = SAMPLED.get(name, name)
     found = {"sampler": ours if ours in SAMPLERS else sampler}
     return found | ({"schedule": schedule} if isinstance(schedule, str) and schedule in SCHEDULED else {})
-
-
-SCHEDULED = ("normal", "karras", "exponential", "sgm_uniform", "simple", "ddim_uniform")  # with the same names there

@@ -15,17 +15,10 @@ from sdjax.settings import SettingError
 from sdjax.web.page import marks
 from sdjax.web.page.desk import Desk
 
-NAMES = (
-    "control",
-    "control_image",
-    "weight",
-    "start",
-    "end",
-    "preprocess",
-    "control_mode",
-)  # settings that the units set
+# Settings that the units set.
+NAMES = ("control", "control_image", "weight", "start", "end", "preprocess", "control_mode")
 COUNT = 3
-EACH = 7  # components of a unit
+EACH = len(NAMES)  # components of a unit
 
 
 @dataclass
